@@ -1,0 +1,31 @@
+PYTHON ?= python
+
+.PHONY: check format lint types layers test slow golden quick-data
+
+check: lint types layers test  ## all that CI runs, in the current environment
+
+format:
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+lint:
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+types:
+	$(PYTHON) -m mypy
+
+layers:
+	lint-imports
+
+test:
+	$(PYTHON) -m pytest
+
+slow:  ## minutes long: downloads the default model and trains it
+	$(PYTHON) -m pytest -m slow
+
+golden:  ## rewrite the golden files; say in the commit why they moved
+	SFT_WRITE_GOLDEN=1 $(PYTHON) -m pytest tests/golden tests/unit
+
+quick-data:  ## rewrite the rows of the preset `quick`
+	$(PYTHON) presets/quick/generate.py

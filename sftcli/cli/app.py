@@ -1,0 +1,64 @@
+"""The ``sft`` program: its commands, and the way from an error to an exit code."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from sftcli import __version__
+from sftcli.cli import evaluate, generate, inspect, prepare, train
+from sftcli.cli.errors_view import guarded
+
+app = typer.Typer(
+    name="sft",
+    help="Fine-tune causal language models on instruction-response pairs.",
+    epilog=(
+        "First run: [bold]sft train[/], then [bold]sft generate[/] \"Please ship 40 crates of walnuts to Ms Okafor"
+        ' in Lagos."[/], then [bold]sft eval[/].'
+    ),
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("prepare")(prepare.prepare)
+app.command("train")(train.train)
+app.command("resume")(train.resume)
+app.command("generate")(generate.generate)
+app.command("eval")(evaluate.evaluate)
+app.command("presets")(inspect.presets)
+app.command("env")(inspect.env)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"sft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Fine-tune causal language models on instruction-response pairs."""
+
+
+def main() -> None:
+    """Run ``sft`` with the process's arguments and end the process with its exit code."""
+    arguments = sys.argv[1:]
+    sys.exit(guarded(lambda: _run(arguments), command=_command_name(arguments), json="--json" in arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        app(arguments, prog_name="sft")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def _command_name(arguments: list[str]) -> str:
+    return f"sft {arguments[0]}" if arguments and not arguments[0].startswith("-") else "sft"

@@ -1,0 +1,256 @@
+"""Events as lines of plain text, and the views that need no terminal."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, assert_never
+
+from sftcli.cli.measures import TrainingMeasures
+from sftcli.cli.text import (
+    clean,
+    count,
+    duration,
+    loss_text,
+    norm_text,
+    percent,
+    rate_text,
+    redact,
+    short_count,
+    writable,
+)
+from sftcli.events import (
+    CheckpointSaved,
+    DataPrepared,
+    Ending,
+    FitEnded,
+    FitStarted,
+    HeldoutDone,
+    ModelLoaded,
+    ModelSaved,
+    Notice,
+    Progressed,
+    RunStarted,
+    StepDone,
+    TextDelta,
+    Warned,
+)
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from sftcli.events import Event
+
+LINE_SECONDS = 60.0  # a log that says nothing for longer looks dead
+TASK_QUIET_SECONDS = 10.0  # work that is over by then needs no line
+
+STOP_TEXT = "stopping after this step; press Ctrl-C again to quit now"
+
+
+def run_line(event: RunStarted) -> str:
+    """Return ``run quick-1 in runs/quick-1``."""
+    return f"run {clean(event.run)} in {clean(event.path)}"
+
+
+def data_line(event: DataPrepared) -> str:
+    """Return what became of the rows, in one line."""
+    parts = [f"{count(event.kept)} of {count(event.rows)} rows kept"]
+    if event.rejected:
+        reasons = ", ".join(
+            f"{count(rows)} {clean(reason)}" for reason, rows in sorted(event.rejected.items())
+        )
+        parts[0] += f" (rejected: {reasons})"
+    parts.append(f"{count(event.train_examples)} train, {count(event.heldout_examples)} held-out")
+    share = event.response_tokens / event.train_tokens if event.train_tokens else 0.0
+    parts.append(f"{short_count(event.train_tokens)} tokens, {percent(share)} of them trained")
+    cached = " (from cache)" if event.cached else ""
+    return f"data {clean(event.source)} [{clean(event.schema)}]{cached}: " + "; ".join(parts)
+
+
+def model_line(event: ModelLoaded) -> str:
+    """Return which model is where, in one line."""
+    trainable = "" if event.trainable == event.parameters else f", {short_count(event.trainable)} trained"
+    size = f"{short_count(event.parameters)} parameters{trainable}"
+    return f"model {clean(event.name)}: {size}, on {clean(event.device)} in {clean(event.precision)}"
+
+
+def heldout_line(event: HeldoutDone) -> str:
+    """Return one evaluation."""
+    return f"step {event.step}  held-out loss {loss_text(event.loss)}  ({duration(event.seconds)})"
+
+
+def end_line(event: FitEnded, seconds: float) -> str:
+    """Return how training ended."""
+    verb = "finished" if event.ending is Ending.FINISHED else "stopped"
+    return f"training {verb} at step {event.step} after {duration(seconds)}"
+
+
+def step_line(measures: TrainingMeasures, step: StepDone) -> str:
+    """Return one training step as ``step 20/90  loss 1.234  lr 2.0e-04  grad 1.9  512 tok/s  eta 1m20s``.
+
+    The speed is in response tokens.
+    """
+    remaining = measures.remaining_seconds
+    parts = [
+        f"step {step.step}/{measures.last_step}",
+        f"loss {loss_text(step.loss)}",
+        f"lr {rate_text(step.learning_rate)}",
+        f"grad {norm_text(step.grad_norm)}",
+        f"{count(measures.response_tokens_per_second)} tok/s",
+        f"eta {duration(remaining) if remaining is not None else '?'}",
+    ]
+    return "  ".join(parts) + ("" if step.applied else "  skipped")
+
+
+def progress_line(event: Progressed) -> str:
+    """Return ``tokenizing 1,200/5,000 rows``."""
+    total = f"/{count(event.total)}" if event.total else ""
+    return f"{clean(event.task)} {count(event.done)}{total} {clean(event.unit)}"
+
+
+def write_line(stream: "TextIO", text: str) -> None:
+    """Write one line and flush it. A stream that is closed or broken is let go: progress never ends the work."""
+    try:
+        stream.write(writable(redact(text), stream.encoding) + "\n")
+        stream.flush()
+    except (OSError, ValueError):
+        pass
+
+
+@dataclass(slots=True)
+class PlainView:
+    """One line per event worth a line, for logs: no carriage returns, no escapes, nothing that moves.
+
+    Args:
+        stream: Where the lines go.
+        get_time: A monotonic clock in seconds.
+        every_steps: Steps between two lines; slow steps get a line a minute all the same.
+    """
+
+    stream: "TextIO"
+    get_time: Callable[[], float]
+    every_steps: int
+    measures: TrainingMeasures = field(default_factory=TrainingMeasures)
+    _line_time: float = 0.0
+    _fit_time: float = 0.0
+    _tasks: dict[str, float] = field(default_factory=dict)  # running task -> when it may say something next
+    _loud_tasks: set[str] = field(default_factory=set)
+
+    def open(self) -> None:
+        """Do nothing: there is nothing to prepare."""
+
+    def close(self) -> None:
+        """Do nothing: every line is out already."""
+
+    def show_stopping(self) -> None:
+        """Say that a stop was asked for."""
+        self._write(STOP_TEXT)
+
+    def __call__(self, event: "Event", /) -> None:  # noqa: C901 - one flat case per event
+        """Write the lines of an event."""
+        match event:
+            case Notice():
+                self._write(clean(event.text))
+            case Warned():
+                self._write(f"warning: {clean(event.text)}")
+            case RunStarted():
+                self._write(run_line(event))
+            case Progressed():
+                self._progress(event)
+            case DataPrepared():
+                self._write(data_line(event))
+            case ModelLoaded():
+                self._write(model_line(event))
+            case FitStarted():
+                self._start(event)
+            case StepDone():
+                self._step(event)
+            case HeldoutDone():
+                self.measures.add_heldout(event)
+                self._write(heldout_line(event))
+            case CheckpointSaved():
+                self.measures.add_checkpoint(event)
+                self._write(f"saved {clean(event.path)}  ({duration(event.seconds)})")
+            case FitEnded():
+                self._write(end_line(event, self.get_time() - self._fit_time))
+            case ModelSaved():
+                self._write(f"saved {clean(event.path)}")
+            case TextDelta():
+                pass  # a result; it belongs to stdout
+            case _:
+                assert_never(event)
+
+    def _write(self, text: str) -> None:
+        write_line(self.stream, text)
+
+    def _start(self, event: FitStarted) -> None:
+        self.measures.start(event)
+        self._fit_time = self._line_time = self.get_time()
+        begin = "training" if event.step == 0 else f"training goes on after step {event.step}"
+        self._write(f"{begin}, {count(event.last_step)} steps")
+
+    def _step(self, event: StepDone) -> None:
+        is_first = self.measures.last is None
+        self.measures.add_step(event)
+        now = self.get_time()
+        on_turn = is_first or event.step % self.every_steps == 0 or event.step == self.measures.last_step
+        if on_turn or not event.applied or now - self._line_time >= LINE_SECONDS:
+            self._line_time = now
+            self._write(step_line(self.measures, event))
+
+    def _progress(self, event: Progressed) -> None:
+        now = self.get_time()
+        due = self._tasks.setdefault(event.task, now + TASK_QUIET_SECONDS)
+        is_over = event.total > 0 and event.done >= event.total
+        if now >= due or (is_over and event.task in self._loud_tasks):
+            self._loud_tasks.add(event.task)
+            self._tasks[event.task] = now + LINE_SECONDS / 2
+            self._write(progress_line(event))
+        if is_over:
+            self._tasks.pop(event.task)
+            self._loud_tasks.discard(event.task)
+
+
+@dataclass(slots=True)
+class SilentView:
+    """Warnings only, on stderr: for ``--quiet`` and ``--json``."""
+
+    stream: "TextIO"
+
+    def open(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def show_stopping(self) -> None:
+        """Say that a stop was asked for: a person pressed a key and waits for an answer."""
+        write_line(self.stream, STOP_TEXT)
+
+    def __call__(self, event: "Event", /) -> None:
+        """Write warnings, drop the rest."""
+        if isinstance(event, Warned):
+            write_line(self.stream, f"warning: {clean(event.text)}")
+
+
+@dataclass(slots=True)
+class TextWriter:
+    """Writes generated text to a stream as it comes: made harmless on a terminal, untouched into a file or pipe.
+
+    Raises:
+        BrokenPipeError: The reader is gone. This is a result, so it must not be lost in silence.
+    """
+
+    stream: "TextIO"
+    raw: bool
+
+    def __call__(self, event: "Event", /) -> None:
+        """Write the text of a ``TextDelta``, drop the rest."""
+        if isinstance(event, TextDelta):
+            text = event.text if self.raw else clean(event.text, keep="\n\t")
+            self.stream.write(writable(text, self.stream.encoding))
+            self.stream.flush()
+
+
+def stdout_text_writer(*, raw: bool = False) -> TextWriter:
+    """Return a writer of generated text to stdout; ``raw`` leaves control characters alone on a terminal too."""
+    return TextWriter(stream=sys.stdout, raw=raw or not sys.stdout.isatty())

@@ -1,0 +1,249 @@
+"""The picture of a running command as rows of styled text, for any width. Knows no terminal, no clock, no lock.
+
+From 58 columns on, values stand in columns, so that a number that changes moves nothing else. Below, they follow one
+another and the last ones go first. Below 40 there is one line.
+"""
+
+from dataclasses import dataclass
+from math import isfinite
+
+from sftcli.cli.measures import TrainingMeasures
+from sftcli.cli.text import (
+    Signs,
+    clean,
+    count,
+    duration,
+    loss_text,
+    norm_text,
+    percent,
+    rate_text,
+    size,
+    sparkline,
+)
+from sftcli.events import HeldoutDone, Progressed
+
+LABEL_COLUMNS = 10
+CELL_COLUMNS = 18
+MAX_BAR_COLUMNS = 60
+MAX_CURVE_COLUMNS = 44
+MAX_CELLS = 4
+MIN_GRID_COLUMNS = 58
+MIN_ROWS_COLUMNS = 40
+
+Span = tuple[str, str]  # text, Rich style
+Row = list[Span]
+
+LABEL, UNIT, VALUE, BAR, REST, GOOD, BAD, NOTE = (
+    "dim",
+    "dim",
+    "bold",
+    "cyan",
+    "dim",
+    "green",
+    "bold red",
+    "yellow",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A piece of work other than training, and for how many seconds it has run."""
+
+    event: Progressed
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """All that a panel shows besides the measures.
+
+    ``note`` is a sentence that asks for attention; ``final`` freezes the panel as the record of a run that ended.
+    """
+
+    elapsed_seconds: float = 0.0
+    since_step_seconds: float = 0.0  # since the last step ended
+    checkpoint_age_seconds: float = 0.0
+    is_training: bool = False
+    final: bool = False
+    note: str = ""
+    tasks: tuple[Task, ...] = ()
+
+
+def build_panel(measures: TrainingMeasures, frame: Frame, *, columns: int, signs: Signs) -> list[Row]:
+    """Return the rows of a panel, each at most ``columns`` wide."""
+    if columns < MIN_ROWS_COLUMNS:
+        rows = [_one_line(measures, frame)] if frame.is_training else []
+    else:
+        rows = _training_rows(measures, frame, columns, signs) if frame.is_training else []
+    rows += [_task_row(task, columns, signs) for task in frame.tasks]
+    if frame.note:
+        rows.append([(frame.note, NOTE)])
+    return [_crop(row, columns, signs) for row in rows]
+
+
+def row_width(row: Row) -> int:
+    """Return how many columns a row takes, for text without wide characters."""
+    return sum(len(text) for text, _ in row)
+
+
+def _training_rows(measures: TrainingMeasures, frame: Frame, columns: int, signs: Signs) -> list[Row]:
+    rows = [_bar_row(measures, frame, columns, signs)]
+    if measures.last is None:
+        return rows + _heldout_rows(measures, columns)
+    step = measures.last
+    loss_style = VALUE if isfinite(step.loss) else BAD
+    loss_row = _cells(
+        "loss",
+        [
+            ((loss_text(step.loss), loss_style), "now"),
+            ((loss_text(measures.smooth_loss), VALUE), "smoothed"),
+        ],
+        columns,
+    )[0]
+    room = min(columns - row_width(loss_row) - 1, MAX_CURVE_COLUMNS)
+    if room >= 6:
+        loss_row.append((" " + sparkline(measures.losses.points, room - 1, signs.levels), BAR))
+    norm_style = VALUE if isfinite(step.grad_norm) else BAD
+    update = [
+        ((rate_text(step.learning_rate), VALUE), "lr"),
+        ((norm_text(step.grad_norm), norm_style), "grad norm"),
+        ((f"{step.epoch:.2f}", VALUE), "epochs"),
+        ((duration(measures.step_seconds), VALUE), "a step"),
+    ]
+    if measures.skipped_steps:
+        update.insert(0, ((count(measures.skipped_steps), BAD), "skipped"))
+    speed = [
+        ((count(measures.response_tokens_per_second), VALUE), "response"),
+        ((percent(measures.padding_fraction), VALUE), "padding"),
+        ((count(measures.tokens_per_second), VALUE), "all"),
+    ]
+    if step.peak_memory_bytes:
+        speed.append(((size(step.peak_memory_bytes), VALUE), "memory"))
+    rows += [loss_row, *_heldout_rows(measures, columns)]
+    rows += _cells("update", update, columns) + _cells("tokens/s", speed, columns)
+    if measures.checkpoint is not None:
+        age = f"{duration(frame.checkpoint_age_seconds)} ago"
+        rows.append(
+            [*_label("saved"), ("step ", UNIT), (count(measures.checkpoint.step), VALUE), (f", {age}", UNIT)]
+        )
+    return rows
+
+
+def _heldout_rows(measures: TrainingMeasures, columns: int) -> list[Row]:
+    last, best, first = measures.last_heldout, measures.best_heldout, measures.first_heldout
+    if last is None or first is None:
+        return []
+    style = BAD if not isfinite(last.loss) else GOOD if last is best and last is not first else VALUE
+    cells = [((loss_text(last.loss), style), _at("last", last))]
+    if last is not first:
+        if best is not None:
+            cells.append(((loss_text(best.loss), VALUE), _at("best", best)))
+        cells.append(((loss_text(first.loss), VALUE), _at("first", first)))
+    return _cells("held-out", cells, columns)[:1]
+
+
+def _at(name: str, event: HeldoutDone) -> str:
+    return f"{name} @{event.step}"
+
+
+def _bar_row(measures: TrainingMeasures, frame: Frame, columns: int, signs: Signs) -> Row:
+    total = count(measures.last_step)
+    steps = f"{count(measures.step):>{len(total)}}/{total}  "
+    done = f"{percent(measures.fraction):>4}  "
+    time = f"{_time_left(measures, frame):<14}"
+    used = LABEL_COLUMNS + 2 + len(done) + len(time)
+    if columns - used - len(steps) < 8:
+        steps = ""
+    bar = min(MAX_BAR_COLUMNS, columns - used - len(steps))
+    return [
+        *_label("train"),
+        *_bar(measures.fraction, bar, signs),
+        ("  " + steps, VALUE),
+        (done, ""),
+        (time, UNIT),
+    ]
+
+
+def _time_left(measures: TrainingMeasures, frame: Frame) -> str:
+    if frame.final:
+        return f"in {duration(frame.elapsed_seconds)}"
+    remaining = measures.remaining_seconds
+    if remaining is None:
+        return f"started {duration(frame.elapsed_seconds)}"
+    return f"{duration(max(0.0, remaining - frame.since_step_seconds))} left"
+
+
+def _bar(fraction: float, columns: int, signs: Signs) -> Row:
+    full = round(max(0.0, min(1.0, fraction)) * columns)
+    return [(signs.bar * full, BAR), (signs.rest * (columns - full), REST)]
+
+
+def _task_row(task: Task, columns: int, signs: Signs) -> Row:
+    event = task.event
+    label = clean(event.task)
+    amount = size if event.unit == "bytes" else count
+    unit = "" if event.unit == "bytes" else f" {clean(event.unit)}"
+    if event.total <= 0:
+        return [(f"{label:<{LABEL_COLUMNS - 1}} ", LABEL), (amount(event.done), VALUE), (unit, UNIT)]
+    numbers = f"  {amount(event.done)}/{amount(event.total)}"
+    left = task.seconds * (event.total - event.done) / event.done if event.done else 0.0
+    time = f"  {duration(left)} left" if task.seconds >= 2 and event.done else ""
+    label_columns = max(LABEL_COLUMNS, min(len(label) + 2, columns // 3))
+    used = label_columns + len(numbers) + len(unit)
+    bar = max(0, min(MAX_BAR_COLUMNS, columns - used - 14))
+    shown = label if len(label) < label_columns else label[: label_columns - 2] + signs.ellipsis[:1]
+    return [
+        (f"{shown:<{label_columns}}", LABEL),
+        *_bar(event.done / event.total, bar if bar >= 4 else 0, signs),
+        (numbers, VALUE),
+        (unit, UNIT),
+        (time, UNIT),
+    ]
+
+
+def _one_line(measures: TrainingMeasures, frame: Frame) -> Row:
+    loss = f" loss {loss_text(measures.last.loss)}" if measures.last else ""
+    return [
+        (f"{measures.step}/{measures.last_step}", VALUE),
+        (loss, ""),
+        (f" {_time_left(measures, frame)}", UNIT),
+    ]
+
+
+def _label(text: str) -> Row:
+    return [(f"{text:<{LABEL_COLUMNS}}", LABEL)]
+
+
+def _cells(label: str, cells: list[tuple[Span, str]], columns: int) -> list[Row]:
+    """Lay ``(value, unit)`` cells out as rows under one label: in columns where there is room, else what fits."""
+    if columns < MIN_GRID_COLUMNS:
+        row = _label(label)
+        for (value, style), unit in cells:
+            gap = "  " if len(row) > 1 else ""
+            if row_width(row) + len(gap) + len(value) + 1 + len(unit) > columns:
+                break
+            row += [(gap + value, style), (f" {unit}", UNIT)]
+        return [row]
+    per_row = min(MAX_CELLS, (columns - LABEL_COLUMNS) // CELL_COLUMNS)
+    rows = []
+    for start in range(0, len(cells), per_row):
+        row = _label(label if start == 0 else "")
+        for (value, style), unit in cells[start : start + per_row]:
+            row += [(value, style), (f" {unit}".ljust(CELL_COLUMNS - len(value)), UNIT)]
+        rows.append(row)
+    return rows
+
+
+def _crop(row: Row, columns: int, signs: Signs) -> Row:
+    """Return ``row`` without what goes beyond ``columns`` and without blanks at its end."""
+    cropped: Row = []
+    for text, style in row:
+        room = columns - row_width(cropped)
+        cropped.append((text if len(text) <= room else text[: max(0, room - 1)] + signs.ellipsis[:1], style))
+        if len(text) > room:
+            break
+    while cropped and not cropped[-1][0].strip():
+        cropped.pop()
+    if cropped:
+        cropped[-1] = (cropped[-1][0].rstrip(), cropped[-1][1])
+    return cropped

@@ -1,0 +1,55 @@
+"""From flags to resolved settings, the same way for every command."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sftcli.config.sources import Override, Resolved
+
+DEFAULT_PRESET = "quick"
+
+
+def choose_preset(preset: str | None, config: str | None, data: Sequence[str] | None) -> str | None:
+    """Return the preset to start from: ``quick`` when the user named neither a preset, nor a file, nor data."""
+    return DEFAULT_PRESET if preset is None and config is None and not data else preset
+
+
+def resolve_flags(
+    *,
+    preset: str | None,
+    config: str | None,
+    sets: Sequence[str] | None,
+    flags: Mapping[str, tuple[str, object]],
+    data: Sequence[str] | None = None,
+    heldout: Sequence[str] | None = None,
+) -> "Resolved":
+    """Resolve the settings of a command.
+
+    Args:
+        preset: Name of a preset.
+        config: Path of a settings file.
+        sets: Arguments of ``--set``.
+        flags: Settings key -> (flag, value); a value of None was not given.
+        data: Sources to train on. They replace the held-out sources too: those belong to the rows they came with.
+        heldout: Sources to hold out.
+    """
+    from sftcli.config.sources import Override, parse_set, resolve
+
+    overrides: list[Override] = []
+    if data:
+        overrides.append(Override(key="data.sources", value=list(data), origin="--data"))
+        overrides.append(Override(key="data.heldout_sources", value=list(heldout or ()), origin="--data"))
+    elif heldout:
+        overrides.append(Override(key="data.heldout_sources", value=list(heldout), origin="--heldout"))
+    overrides += [
+        Override(key=key, value=value, origin=flag) for key, (flag, value) in flags.items() if value is not None
+    ]
+    overrides += [parse_set(text) for text in sets or ()]
+    return resolve(
+        preset=preset,
+        config_file=None if config is None else Path(config),
+        overrides=overrides,
+        environ=os.environ,
+    )

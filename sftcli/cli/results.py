@@ -1,0 +1,95 @@
+"""What a command leaves on the screen when it is done: results on stdout, remarks and next commands on stderr."""
+
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from sftcli.cli import options, tables
+from sftcli.cli.text import count, duration, loss_text, percent
+
+if TYPE_CHECKING:
+    from sftcli.config.sources import Row
+    from sftcli.services.evaluate import EvalReport, Score
+    from sftcli.services.generate import Completion
+    from sftcli.services.prepare import PrepareOutcome
+    from sftcli.services.train import TrainOutcome
+
+SHOWN_MISSES = 3
+
+
+def show_settings(rows: Iterable["Row"], output: options.Output) -> None:
+    """Print settings with their origins."""
+    listed = [(row.key, row.value, row.origin) for row in rows]
+    if output.json:
+        tables.show_result_json({"settings": {key: {"value": value, "from": where} for key, value, where in listed}})
+    else:
+        tables.out(output.color).print(tables.settings_table(listed))
+
+
+def show_pairs(pairs: Mapping[str, str], output: options.Output) -> None:
+    """Print names and values."""
+    if output.json:
+        tables.show_result_json(pairs)
+    else:
+        tables.out(output.color).print(tables.key_value_table(list(pairs.items())))
+
+
+def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
+    """Print how a run ended: the path of the final model on stdout, losses and next commands on stderr."""
+    if not output.quiet:
+        err = tables.err(output.color)
+        if outcome.first_heldout_loss is not None and outcome.last_heldout_loss is not None:
+            before, after = loss_text(outcome.first_heldout_loss), loss_text(outcome.last_heldout_loss)
+            tables.show_text(f"held-out loss {before} before, {after} after, in {duration(outcome.seconds)}", err)
+        if outcome.final is None:
+            tables.show_text(f"stopped at step {outcome.step} of {outcome.last_step}", err)
+            if outcome.step:
+                tables.show_text(f"go on with: sft resume {shlex.quote(outcome.run)}", err)
+        else:
+            tables.show_text(f'next: sft generate "your prompt", or sft eval {shlex.quote(outcome.run)}', err)
+    if outcome.final is not None:
+        tables.show_text(outcome.final, tables.out(output.color))
+
+
+def show_prepared(outcome: "PrepareOutcome", output: options.Output) -> None:
+    """Print the audit on stderr, the rows that were asked for and the folder of the prepared data on stdout."""
+    out, err = tables.out(output.color), tables.err(output.color)
+    if not output.quiet:
+        err.print(tables.key_value_table(outcome.audit_rows()))
+    for row in outcome.shown:
+        err.print(tables.token_line(row))
+    tables.show_text(outcome.folder, out)
+
+
+def show_completion(completion: "Completion", output: options.Output) -> None:
+    """End the streamed answer with a line end; say so where the token budget cut it."""
+    tables.show_text("", tables.out(output.color))
+    if completion.finish == "length" and not output.quiet:
+        hint = f"cut after {completion.new_tokens} tokens; --max-new-tokens allows more"
+        tables.show_text(hint, tables.err(output.color))
+
+
+def show_scores(report: "EvalReport", output: options.Output) -> None:
+    """Print the scores of base and tuned side by side, and a few rows that the tuned model got wrong."""
+    base, tuned = report.base, report.tuned
+    out, err = tables.out(output.color), tables.err(output.color)
+    rows = [
+        ("held-out loss (nats/token)", base and base.loss, tuned.loss, True),
+        ("perplexity", base and base.perplexity, tuned.perplexity, True),
+        ("exact match (%)", base and 100 * base.match_fraction, 100 * tuned.match_fraction, False),
+    ]
+    names = (base.model if base else "base", tuned.model)
+    out.print(tables.comparison_table(rows, names=names))
+    if output.quiet:
+        return
+    tables.show_text(
+        f"{count(report.rows)} held-out rows, {count(tuned.response_tokens)} response tokens; "
+        f"{_matches(tuned)} answered exactly right" + (f", {_matches(base)} by {base.model}" if base else ""),
+        err,
+    )
+    for miss in report.misses[:SHOWN_MISSES]:
+        tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}", err)
+
+
+def _matches(score: "Score") -> str:
+    return f"{score.matched} of {score.answered} ({percent(score.match_fraction)})"

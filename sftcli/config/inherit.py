@@ -1,0 +1,60 @@
+"""What happens to inherited values when a later source says something that they do not go with.
+
+Precedence decides between values of one key. It does not help where a preset's value of one key makes no sense
+next to the user's value of another: the held-out rows of a preset say nothing about the user's own data.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from sftcli.config.layers import Entry, Fields, Layer, merged
+
+# A key set in a later source ends the values that earlier sources gave to these.
+_ENDS: Mapping[str, Sequence[str]] = {
+    "model.name": ("model.revision", "model.tokenizer"),
+    "data.sources": ("data.heldout_sources",),
+    "data.heldout_fraction": ("data.heldout_sources",),
+    "training.warmup_fraction": ("training.warmup_steps",),
+}
+_BATCH, _MICRO_BATCH = "training.batch_size", "training.micro_batch_size"
+_STEPS, _WARMUP = "training.max_steps", "training.warmup_steps"
+
+
+def settle(layers: Sequence[Layer], fields: Fields) -> Sequence[Layer]:
+    """Return ``layers`` without inherited values that a later source has made meaningless.
+
+    What users wrote themselves is not changed to make it fit: that is a conflict, and validation refuses it.
+    """
+    settled = [_without(layer, _ended_by(layers[index + 1 :])) for index, layer in enumerate(layers)]
+    winners = merged(settled)
+    if _is_outgrown(settled, _WARMUP, winners.get(_STEPS), fields):
+        settled = [_without(layer, {_WARMUP}) for layer in settled]
+    batch = winners.get(_BATCH)
+    if batch is not None and _is_outgrown(settled, _MICRO_BATCH, batch, fields):
+        lowered = replace(batch, key=_MICRO_BATCH, origin=f"limited by {batch.origin}")
+        settled.append(Layer(entries={_MICRO_BATCH: lowered}))
+    return settled
+
+
+def _ended_by(later: Sequence[Layer]) -> set[str]:
+    return {ended for key in merged(later) for ended in _ENDS.get(key, ())}
+
+
+def _without(layer: Layer, keys: set[str]) -> Layer:
+    return replace(layer, entries={key: entry for key, entry in layer.entries.items() if key not in keys})
+
+
+def _is_outgrown(layers: Sequence[Layer], key: str, limit: Entry | None, fields: Fields) -> bool:
+    """Tell whether ``key`` is inherited and above ``limit``, the value of another key from a later source."""
+    holders = [index for index, layer in enumerate(layers) if key in layer.entries]
+    limiters = [
+        index for index, layer in enumerate(layers) if limit is not None and limit.key in layer.entries
+    ]
+    if limit is None or (holders and (not layers[holders[-1]].is_preset or holders[-1] >= limiters[-1])):
+        return False
+    value: object = layers[holders[-1]].entries[key].value if holders else fields[key].default
+    return (
+        isinstance(value, int | float)
+        and isinstance(limit.value, int | float)
+        and value > limit.value >= 1  # a limit that is itself wrong is reported as such
+    )

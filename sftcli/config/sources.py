@@ -1,0 +1,242 @@
+"""From presets, files, environment and command line to one set of validated settings that knows its origins.
+
+Precedence, the last wins: defaults, preset, ``--config`` file, environment, flags and ``--set``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from sftcli.config.fields import leaf_fields, value_from_text
+from sftcli.config.inherit import settle
+from sftcli.config.layers import (
+    Entry,
+    Layer,
+    Override,
+    Problem,
+    document_layer,
+    environment_layer,
+    merged,
+    override_layer,
+)
+from sftcli.config.presets import preset_names, read_preset
+from sftcli.config.schema import (
+    CheckpointSettings,
+    DataSettings,
+    ModelSettings,
+    RunSettings,
+    SamplingSettings,
+    TrainingSettings,
+)
+from sftcli.config.toml_file import read_toml
+from sftcli.config.validation import conflict, usage_error, wrong_value
+from sftcli.errors import Location, NotFoundError, UsageError
+
+__all__ = ["FIELDS", "Override", "Resolved", "Row", "Settings", "parse_set", "resolve", "to_toml"]
+
+DEFAULT_ORIGIN = "default"
+SET_ORIGIN = "--set"
+
+_layers: ContextVar[Sequence[Layer]] = ContextVar("layers", default=())
+
+
+class _LayerSource(PydanticBaseSettingsSource):
+    """One layer as pydantic-settings wants to see a source."""
+
+    def __init__(self, settings_cls: type[BaseSettings], layer: Layer) -> None:
+        super().__init__(settings_cls)
+        self._layer = layer
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[object, str, bool]:  # noqa: ARG002
+        """Return nothing: the whole layer is handed over at once."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, object]:
+        """Return the layer as nested tables."""
+        tables: dict[str, dict[str, object]] = {}
+        for key, entry in self._layer.entries.items():
+            section, _, name = key.partition(".")
+            tables.setdefault(section, {})[name] = entry.value
+        return dict(tables)
+
+
+class Settings(BaseSettings):
+    """All settings of a run. Made by ``resolve``; made directly, it reads neither environment nor files."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    run: RunSettings = RunSettings()
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    training: TrainingSettings = TrainingSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    sampling: SamplingSettings = SamplingSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take the layers of the current ``resolve``, the strongest first, in place of the process's environment."""
+        return (init_settings, *(_LayerSource(settings_cls, layer) for layer in reversed(_layers.get())))
+
+
+FIELDS: Mapping[str, FieldInfo] = leaf_fields(Settings)
+"""Every settings key with its description, bounds and default, in the order of the schema."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One settings key as ``--print-config`` shows it; an unset value is ``None``."""
+
+    key: str
+    value: object
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """Validated settings, and for every key where its value was set.
+
+    An origin is ``default``, ``preset quick``, ``my.toml:12``, an environment variable, a flag or ``--set``; or
+    ``limited by`` one of them, for an inherited value that was lowered to fit.
+    """
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every key once, in the order of the schema."""
+        for key, value in _values(self.settings):
+            yield Row(key=key, value=value, origin=self.origins[key])
+
+
+def parse_set(text: str) -> Override:
+    """Read the argument of ``--set``, such as ``training.learning_rate=1e-4``.
+
+    The value is read as TOML and, where it is none, as plain text; ``none`` unsets an optional key.
+
+    Raises:
+        UsageError: There is no ``=``. Whether the key exists is for ``resolve`` to say.
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise UsageError(
+            f"--set {text!r} has no key and value",
+            hint="Write it as --set KEY=VALUE, such as --set training.learning_rate=1e-4.",
+            location=Location(key=SET_ORIGIN),
+        )
+    return Override(key=key, value=value_from_text(FIELDS.get(key), value), origin=SET_ORIGIN)
+
+
+def resolve(
+    *, preset: str | None, config_file: Path | None, overrides: Sequence[Override], environ: Mapping[str, str]
+) -> Resolved:
+    """Merge all sources and validate the result.
+
+    Raises:
+        UsageError: Anything is wrong; all of it is listed in the message.
+        NotFoundError: There is no ``config_file``.
+    """
+    layers, problems = _read(preset, config_file, overrides, environ)
+    layers = settle(layers, FIELDS)
+    winners = merged(layers)
+    settings = _validated(layers, winners, problems)
+    if problems or settings is None:
+        raise usage_error(problems)
+    origins = {key: winners[key].origin if key in winners else DEFAULT_ORIGIN for key in FIELDS}
+    return Resolved(settings=settings, origins=origins)
+
+
+def _read(
+    preset: str | None, config_file: Path | None, overrides: Sequence[Override], environ: Mapping[str, str]
+) -> tuple[Sequence[Layer], list[Problem]]:
+    layers: list[Layer] = []
+    problems: list[Problem] = []
+
+    def add(layer: Layer, found: Sequence[Problem]) -> None:
+        layers.append(layer)
+        problems.extend(found)
+
+    try:
+        for link in read_preset(preset).chain if preset is not None else ():
+            add(*document_layer(link.document, FIELDS, preset=link.name))
+    except UsageError as error:
+        problems.append(Problem(text=error.message, location=error.location, hint=error.hint))
+    try:
+        if config_file is not None:
+            _refuse_preset_as_file(config_file)
+            add(*document_layer(read_toml(config_file), FIELDS))
+    except UsageError as error:
+        problems.append(Problem(text=error.message, location=error.location, hint=error.hint))
+    add(*environment_layer(environ, FIELDS))
+    add(*override_layer(overrides, FIELDS))
+    return layers, problems
+
+
+def _refuse_preset_as_file(config_file: Path) -> None:
+    name = str(config_file)
+    if name in preset_names() and not config_file.exists():
+        raise NotFoundError(
+            f"{name}: no such file", hint=f"For the preset: --preset {name}.", location=Location(file=name)
+        )
+
+
+def _validated(
+    layers: Sequence[Layer], winners: Mapping[str, Entry], problems: list[Problem]
+) -> Settings | None:
+    """Return the settings, or ``None`` with ``problems`` extended."""
+    token = _layers.set(layers)
+    try:
+        return Settings()
+    except ValidationError as invalid:
+        for error in invalid.errors(include_url=False):
+            key = ".".join(str(part) for part in error["loc"][:2])
+            if key in FIELDS:
+                problems.append(wrong_value(error, key, winners[key], FIELDS[key]))
+            elif not problems:  # a misspelled key may be all that makes two others contradict each other
+                problems.append(conflict(error, winners, FIELDS))
+        return None
+    finally:
+        _layers.reset(token)
+
+
+def _values(settings: Settings) -> Iterator[tuple[str, object]]:
+    for key in FIELDS:
+        value: object = settings
+        for name in key.split("."):
+            assert isinstance(value, BaseModel)
+            value = getattr(value, name)
+        yield key, value
+
+
+def to_toml(settings: Settings, origins: Mapping[str, str] | None = None) -> str:
+    """Write settings as a file that gives equal settings when it is read by ``--config`` alone.
+
+    Args:
+        settings: What to write; keys that are unset are left out, which is the same.
+        origins: Where each value was set, written behind it as a comment.
+    """
+    lines: list[str] = []
+    for section, values in settings.model_dump(mode="json", exclude_none=True).items():
+        lines += ["", f"[{section}]"]
+        for name, value in values.items():
+            comment = f"  # {shown_origin(origins[f'{section}.{name}'])}" if origins else ""
+            lines.append(tomli_w.dumps({name: value}).rstrip("\n") + comment)
+    return "\n".join(lines[1:]) + "\n"
+
+
+def shown_origin(origin: str) -> str:
+    """Return ``origin`` as it can stand in a comment: a file's name may hold line breaks."""
+    return "".join(char if char.isprintable() else "?" for char in origin)

@@ -1,0 +1,193 @@
+"""Prepared examples on disk: memory-mapped Arrow files and a manifest, whole or absent.
+
+PREPARED/
+  train.arrow     one row an example: input_ids, loss_mask, path, line
+  heldout.arrow   the same
+  manifest.json   format, what it was made of, counts, audit, and size and hash of both files; written last
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from sftcli.data.records import Origin
+from sftcli.data.render import Example
+from sftcli.errors import DataError, StorageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TRAIN, HELDOUT = "train", "heldout"
+ROWS_PER_CHUNK = 1024
+
+
+class ExampleTable:
+    """The examples of one split, read from a memory-mapped file as they are asked for."""
+
+    def __init__(self, table: "pa.Table") -> None:
+        self._chunks = table.to_batches()
+        self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks)])
+        self.num_tokens: Sequence[int] = [
+            length for chunk in self._chunks for length in chunk["input_ids"].value_lengths().to_pylist()
+        ]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int, /) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        chunk_index = int(np.searchsorted(self._starts, index, side="right")) - 1
+        chunk, row = self._chunks[chunk_index], index - int(self._starts[chunk_index])
+        return Example(
+            input_ids=chunk["input_ids"][row].values.to_numpy(),
+            loss_mask=chunk["loss_mask"][row].values.to_numpy(zero_copy_only=False),
+            origin=Origin(path=chunk["path"][row].as_py(), line=chunk["line"][row].as_py()),
+        )
+
+
+class PreparedDataset:
+    """Training and held-out examples, and what is known about them."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, object], tables: Mapping[str, ExampleTable]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.train = tables[TRAIN]
+        self.heldout = tables[HELDOUT]
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the content: the hash of both files."""
+        files = self.manifest["files"]
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def about(self) -> Mapping[str, object]:
+        """What the writer was told to keep: sources, settings, audit."""
+        about = self.manifest["about"]
+        assert isinstance(about, dict)
+        return about
+
+
+class PreparedWriter:
+    """Writes a prepared data set beside its final name and renames it once it is whole.
+
+    Use as a context manager; leaving it without ``finish`` removes what was written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import pyarrow as pa
+
+        self.folder = folder
+        self.staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+        self._schema = pa.schema(
+            {
+                "input_ids": pa.list_(pa.int32()),
+                "loss_mask": pa.list_(pa.bool_()),
+                "path": pa.string(),
+                "line": pa.int64(),
+            }
+        )
+        self._pending: dict[str, list[Example]] = {TRAIN: [], HELDOUT: []}
+        try:
+            self.staging.mkdir(parents=True)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write prepared data under {folder.parent}: {error.strerror}",
+                hint="set SFT_CACHE_DIR to a folder that can be written",
+            ) from error
+        self._writers = {
+            split: pa.ipc.new_file(str(self.staging / f"{split}.arrow"), self._schema) for split in self._pending
+        }
+
+    def add(self, split: str, example: Example) -> None:
+        """Add one example to ``train`` or ``heldout``."""
+        pending = self._pending[split]
+        pending.append(example)
+        if len(pending) >= ROWS_PER_CHUNK:
+            self._flush(split)
+
+    def finish(self, about: Mapping[str, object]) -> PreparedDataset:
+        """Write the manifest, make the data set real, and open it."""
+        files = {}
+        for split, writer in self._writers.items():
+            self._flush(split)
+            writer.close()
+            path = self.staging / f"{split}.arrow"
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        manifest = {"format": FORMAT_VERSION, "files": files, "about": about}
+        with (self.staging / MANIFEST).open("w", encoding="utf-8") as text:
+            json.dump(manifest, text, indent=2, ensure_ascii=False)
+            text.flush()
+            os.fsync(text.fileno())
+        try:
+            self.staging.rename(self.folder)
+        except OSError:
+            if not (self.folder / MANIFEST).is_file():
+                raise
+            shutil.rmtree(self.staging)  # another process has prepared the same data meanwhile
+        return open_prepared(self.folder)
+
+    def _flush(self, split: str) -> None:
+        import pyarrow as pa
+
+        rows = self._pending[split]
+        if not rows:
+            return
+        lengths = np.array([0, *(len(row.input_ids) for row in rows)], dtype=np.int32).cumsum(dtype=np.int32)
+        columns = [
+            pa.ListArray.from_arrays(lengths, np.concatenate([row.input_ids for row in rows]).astype(np.int32)),
+            pa.ListArray.from_arrays(lengths, pa.array(np.concatenate([row.loss_mask for row in rows]))),
+            pa.array([row.origin.path for row in rows], pa.string()),
+            pa.array([row.origin.line for row in rows], pa.int64()),
+        ]
+        self._writers[split].write_batch(pa.record_batch(columns, schema=self._schema))
+        rows.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+
+def open_prepared(folder: Path) -> PreparedDataset:
+    """Open a prepared data set after checking both files against the manifest.
+
+    Raises:
+        DataError: It is incomplete or was changed.
+    """
+    import pyarrow as pa
+
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} is not a prepared data set: its {MANIFEST} cannot be read") from error
+    if manifest.get("format") != FORMAT_VERSION:
+        raise DataError(f"{folder} was prepared in format {manifest.get('format')}, this version reads {FORMAT_VERSION}")
+    tables = {}
+    for split in (TRAIN, HELDOUT):
+        path = folder / f"{split}.arrow"
+        if not path.is_file() or _sha256(path) != manifest["files"][path.name]["sha256"]:
+            raise DataError(f"{path} is missing or was changed since it was prepared")
+        tables[split] = ExampleTable(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+    return PreparedDataset(folder, manifest, tables)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,188 @@
+"""What the user names as data: ``NAME[:ROWS][@split][#config]`` to files, standard input, or a hub data set.
+
+A path that exists wins as a whole, whatever signs it holds; only then are suffixes taken off, from the right.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from sftcli.errors import DataError, Location, NotFoundError, UsageError, did_you_mean
+
+FORMATS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+COMPRESSIONS = (".gz", ".zst")
+STDIN = "-"
+_PRESET = "preset:"
+_OPTION = re.compile(r"(?P<name>.+)(?P<mark>[:@#])(?P<value>[^:@#/\\]+)", re.DOTALL)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
+_OWN_FILES = {"dataset_info.json", "dataset_dict.json", "state.json"}  # of `datasets`, beside its rows
+
+
+class Kind(StrEnum):
+    """Where rows come from."""
+
+    FILES = "files"
+    STDIN = "standard input"
+    HUB = "hub"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One source of rows, found but not yet opened."""
+
+    text: str  # as the user wrote it
+    name: str  # without options
+    kind: Kind
+    files: tuple[Path, ...] = ()  # empty unless `kind` is files
+    skipped: tuple[str, ...] = ()  # names in the folder that hold no rows this program can read
+    rows: int | None = None  # size of the sample; all rows when None
+    split: str | None = None
+    config: str | None = None
+
+    @property
+    def is_rereadable(self) -> bool:
+        """Whether reading twice gives the same rows twice; not so for a pipe."""
+        return self.kind is Kind.HUB or bool(self.files and all(path.is_file() for path in self.files))
+
+
+def parse_source(text: str) -> Source:
+    """Return the source that ``text`` names.
+
+    Raises:
+        UsageError: An option is not one, or does not fit the source.
+        NotFoundError: It can only be a local path, and nothing is there.
+        DataError: The file or folder holds nothing of a known kind.
+    """
+    rest, options = text, dict[str, str]()
+    while not _is_here(rest) and (match := _OPTION.fullmatch(rest)) and rest != _preset_part(match):
+        if match["mark"] in options:
+            raise UsageError(f"{text!r} has two options {match['mark']!r}", hint=_GRAMMAR)
+        options[match["mark"]] = match["value"]
+        rest = match["name"]
+    rows, split, config = _row_count(options.get(":"), text), options.get("@"), options.get("#")
+    if rest == STDIN:
+        _no_hub_options(options, text)
+        return Source(text=text, name=rest, kind=Kind.STDIN, rows=rows)
+    if path := _local_path(rest):
+        _no_hub_options(options, text)
+        files, skipped = _row_files(path, rest)
+        return Source(text=text, name=rest, kind=Kind.FILES, files=files, skipped=skipped, rows=rows)
+    if not rest or not _is_hub_name(rest):
+        raise NotFoundError(
+            f"no file or folder {rest or text!r}", hint=near_files(rest), location=Location(file=rest)
+        )
+    return Source(text=text, name=rest, kind=Kind.HUB, rows=rows, split=split, config=config)
+
+
+_GRAMMAR = "write a source as NAME[:ROWS][@split][#config], such as data.jsonl:5000 or Open-Orca/OpenOrca:50000@train"
+
+
+def _preset_part(match: re.Match[str]) -> str:
+    """Return the whole text where its only sign is the one in ``preset:``."""
+    return match.string if f"{match['name']}{match['mark']}" == _PRESET else ""
+
+
+def _is_here(name: str) -> bool:
+    if name == STDIN:
+        return True
+    try:
+        return bool(name) and Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, holds a NUL, or an unknown user's home
+        return False
+
+
+def _local_path(name: str) -> Path | None:
+    if name.startswith(_PRESET) and not _is_here(name):
+        from sftcli.config.presets import preset_file
+
+        return preset_file(name)
+    return Path(name).expanduser() if _is_here(name) else None
+
+
+def _row_count(value: str | None, text: str) -> int | None:
+    if value is None:
+        return None
+    if re.fullmatch(r"[0-9]{1,3}(_?[0-9]{3})*|[0-9]{1,12}", value) and int(value) > 0:
+        return int(value)
+    raise UsageError(f"{text!r}: {value!r} is not a number of rows above 0", hint=_GRAMMAR)
+
+
+def _no_hub_options(options: dict[str, str], text: str) -> None:
+    for mark, what in (("@", "split"), ("#", "config")):
+        if mark in options:
+            raise UsageError(
+                f"{text!r}: the {what} {options[mark]!r} is for hub data sets, and this is a local source",
+                hint=f"leave out {mark}{options[mark]} and name the file that is meant",
+            )
+
+
+def _is_hub_name(name: str) -> bool:
+    return bool(_HUB_NAME.fullmatch(name)) and row_format(Path(name)) is None and Path(name).suffix != ".txt"
+
+
+def row_format(path: Path) -> str | None:
+    """Return how rows are written in a file of this name, or None where the name does not say."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        known = FORMATS.get(suffixes[-2]) if len(suffixes) > 1 else None
+        return known if known in ("json", "csv", "tsv") else None
+    return FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def _row_files(path: Path, name: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Return the files with rows that ``path`` stands for, and the names that were passed over."""
+    if not path.is_dir():
+        # Pipes and files without a suffix can be anything: they are read as JSON, which says what is wrong.
+        if row_format(path) or not path.suffix or not path.is_file():
+            return (path,), ()
+        raise DataError(f"{name}: {_unreadable(path)}", hint=_other_hint(path), location=Location(file=name))
+    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    files = [
+        entry for entry in inside if entry.is_file() and row_format(entry) and entry.name not in _OWN_FILES
+    ]
+    if not files:
+        folders = [entry for entry in inside if entry.is_dir()]
+        hint = (
+            f"name one of its folders, such as {folders[0]}" if folders else f"known are {', '.join(FORMATS)}"
+        )
+        raise DataError(
+            f"{name}: the folder holds no file with rows", hint=hint, location=Location(file=name)
+        )
+    skipped = [entry.name for entry in inside if entry not in files and entry.name not in _OWN_FILES]
+    return tuple(files), tuple(skipped)
+
+
+def _unreadable(path: Path) -> str:
+    suffix = "".join(path.suffixes[-2:]) if path.suffix in COMPRESSIONS else path.suffix
+    return f"rows cannot be read from a {suffix} file"
+
+
+def _other_hint(path: Path) -> str:
+    if path.suffix == ".txt":
+        return (
+            'where a row begins is not known in plain text: write JSON lines, {"text": "..."} for each piece'
+        )
+    return f"known are {', '.join(FORMATS)}, the text ones also with {' and '.join(COMPRESSIONS)}"
+
+
+def near_files(name: str) -> str:
+    """Return "did you mean 'x'?" for a mistyped path, from the names in its folder; empty when none is near."""
+    path = Path(name).expanduser()
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return f"there is no folder {str(path.parent)!r} either"
+    guess = did_you_mean(path.name, names)
+    if guess and path.parent != Path():
+        return guess.replace("'", f"'{path.parent}/", 1)
+    return guess

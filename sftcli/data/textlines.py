@@ -1,0 +1,143 @@
+r"""Bytes of a text file to checked lines: decompression, UTF-8, NUL, a byte order mark, lines without end.
+
+Lines end at ``\n`` and nowhere else, so text may hold U+2028 and its kin. Every fault is a `DataError` with its place.
+"""
+
+import gzip
+from collections.abc import Callable, Iterator
+from io import BufferedReader, BytesIO
+from pathlib import Path
+from typing import Protocol, cast
+
+from sftcli.errors import DataError, Location
+
+MAX_LINE_BYTES = 64 * 2**20
+BOM = b"\xef\xbb\xbf"
+
+Note = Callable[[str], None]
+"""Receives one line that a person wants to read about a source."""
+
+
+class ByteStream(Protocol):
+    """A buffered binary stream that may not be seekable: a file, a pipe, a decompressor."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to ``size`` bytes, fewer only at the end."""
+        ...
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Return one line with its end, or its first ``size`` bytes."""
+        ...
+
+    def peek(self, size: int = 0, /) -> bytes:
+        """Return at least one byte without moving on, none only at the end."""
+        ...
+
+    def close(self) -> None:
+        """Release the file."""
+        ...
+
+
+def data_error(message: str, name: str, line: int, column: int | None = None, *, hint: str = "") -> DataError:
+    """Return an error whose message begins with the place it was found at."""
+    place = Location(file=name, line=line, column=column)
+    return DataError(f"{place}: {message}", hint=hint, location=place)
+
+
+def open_bytes(path: Path) -> ByteStream:
+    """Open a file for reading, decompressing it where its name ends in ``.gz`` or ``.zst``."""
+    if path.suffix == ".gz":
+        return cast("ByteStream", gzip.open(path, "rb"))
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 2**20)
+    return path.open("rb", buffering=2**20)
+
+
+def bytes_stream(data: bytes) -> ByteStream:
+    """Return a stream over ``data``."""
+    return BufferedReader(cast("BufferedReader", BytesIO(data)))
+
+
+def skip_bom(stream: ByteStream, name: str, note: Note) -> int:
+    """Move past a byte order mark at the start of ``stream`` and return its length in bytes.
+
+    Raises:
+        DataError: The mark is that of UTF-16 or the first characters are.
+    """
+    head = stream.peek(4)[:4]
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
+        raise data_error("the file is UTF-16, expected UTF-8", name, 1, hint=_convert_hint("utf-16", name))
+    if head[:3] != BOM:
+        return 0
+    stream.read(3)
+    note(f"{name}: starts with a byte order mark, which is left out")
+    return 3
+
+
+def text_lines(stream: ByteStream, name: str, *, line: int = 1, offset: int = 0) -> Iterator[tuple[int, str]]:
+    """Yield each line with its number and its end, as text.
+
+    Args:
+        stream: Where to read on.
+        name: The file's name in messages.
+        line: Number of the first line, 1-based.
+        offset: Bytes of the file before ``stream``'s position.
+    """
+    while data := stream.readline(MAX_LINE_BYTES + 1):
+        if len(data) > MAX_LINE_BYTES:
+            raise data_error(
+                f"the line is longer than {MAX_LINE_BYTES // 2**20} MB",
+                name,
+                line,
+                hint="write one row per line, with line ends between the rows",
+            )
+        yield line, decode(data, name, line=line, offset=offset)
+        offset += len(data)
+        line += 1
+
+
+def decode(data: bytes, name: str, *, line: int, offset: int) -> str:
+    """Return ``data`` as text; it starts at ``line`` and at byte ``offset`` of the file.
+
+    Raises:
+        DataError: It is not UTF-8, or it holds a NUL.
+    """
+    if b"\0" in data:
+        position = data.index(b"\0")
+        raise data_error(
+            f"a NUL byte stands at byte {offset + position} of the file",
+            name,
+            line + data.count(b"\n", 0, position),
+            hint=f"remove it, for example: tr -d '\\000' < {name} > clean",
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        position = error.start
+    bad = data[position]
+    encoding = "cp1252" if 0x80 <= bad <= 0x9F else "latin1"
+    raise data_error(
+        f"byte 0x{bad:02x} at byte {offset + position} of the file is not UTF-8",
+        name,
+        line + data.count(b"\n", 0, position),
+        hint=f"looks like {_ENCODING_NAMES[encoding]}: {_convert_hint(encoding, name)}",
+    )
+
+
+_ENCODING_NAMES = {"cp1252": "Windows-1252", "latin1": "Latin-1"}
+
+
+def _convert_hint(encoding: str, name: str) -> str:
+    return f"iconv -f {encoding} -t utf-8 {name} > utf8-{Path(name).name}"
+
+
+def excerpt(text: str, column: int, *, width: int = 72) -> str:
+    """Return the part of a line around the 1-based ``column`` with a caret below it, on two lines of their own."""
+    line = text.rstrip("\r\n")
+    start = max(0, min(column - 1 - width // 2, len(line) - width))
+    shown = "".join(
+        character if character.isprintable() else "·" for character in line[start : start + width]
+    )
+    return f"\n  {shown}\n  {' ' * (column - 1 - start)}^"

@@ -1,0 +1,198 @@
+"""What happens during a command, as values. Services and the trainer emit them; views and logs receive them.
+
+The order of a training run is::
+
+    Notice* DataPrepared ModelLoaded HeldoutDone? FitStarted
+        (StepDone HeldoutDone? CheckpointSaved?)* FitEnded HeldoutDone? ModelSaved?
+
+with ``Notice`` and ``Warned`` allowed anywhere. Events hold plain numbers and strings only, so a receiver can neither
+change a run nor keep its memory alive.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class Ending(StrEnum):
+    """Why training ended."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """One line that a person wants to read: what is being done, or what was decided and why."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned:
+    """Something the user should know that does not stop the command."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted:
+    """A run folder was made or opened. Everything that follows belongs to it."""
+
+    run: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progressed:
+    """A long piece of work other than training moved on: reading, rendering, downloading, evaluating, generating.
+
+    ``total`` is 0 while it is not known. The last event of a task has ``done == total``.
+    """
+
+    task: str
+    done: int
+    total: int
+    unit: str = "rows"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPrepared:
+    """Rows were read, rendered and checked, or found in the cache (``cached``)."""
+
+    source: str  # names of the sources
+    schema: str  # detected formats
+    rows: int
+    kept: int
+    rejected: dict[str, int]  # reason -> rows
+    train_examples: int
+    heldout_examples: int
+    train_tokens: int
+    response_tokens: int  # of the training examples
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoaded:
+    """A model is in memory."""
+
+    name: str
+    parameters: int
+    trainable: int
+    device: str
+    precision: str  # what the matrix products run in: "bf16" or "fp32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitStarted:
+    """Training starts, or goes on, at ``step`` finished steps."""
+
+    step: int
+    last_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDone:
+    """One optimizer step was taken, or skipped because its loss or gradient was not finite (``applied`` is false)."""
+
+    step: int  # steps finished so far; the first is 1
+    loss: float  # nats per response token over the global batch
+    grad_norm: float  # before clipping
+    learning_rate: float
+    applied: bool
+    epoch: float  # passes over the training examples so far
+    response_tokens: int
+    tokens: int  # fed to the model, padding excluded
+    padding_tokens: int
+    seconds: float  # wall time of this step, data wait included
+    peak_memory_bytes: int  # 0 where the machine cannot tell
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldoutDone:
+    """The held-out examples were scored. ``loss`` is nats per response token; ``step`` is finished steps."""
+
+    step: int
+    loss: float
+    response_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSaved:
+    """A checkpoint is complete on disk: it survives a crash from now on."""
+
+    step: int
+    path: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitEnded:
+    """Training ended at ``step``."""
+
+    step: int
+    ending: Ending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSaved:
+    """The final model folder is complete on disk."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDelta:
+    """A piece of generated text, as it becomes known."""
+
+    text: str
+
+
+Event = (
+    Notice
+    | Warned
+    | RunStarted
+    | Progressed
+    | DataPrepared
+    | ModelLoaded
+    | FitStarted
+    | StepDone
+    | HeldoutDone
+    | CheckpointSaved
+    | FitEnded
+    | ModelSaved
+    | TextDelta
+)
+
+
+class EventSink(Protocol):
+    """Receives every event once, in order, on the thread that runs the service. Must not block and must not raise."""
+
+    def __call__(self, event: Event, /) -> None: ...
+
+
+class StopFlag(Protocol):
+    """Tells whether the user has asked to stop."""
+
+    def requested(self) -> bool:
+        """Return true once a stop was asked for; never turns false again."""
+        ...
+
+
+class NeverStop:
+    """The flag of a caller who cannot be interrupted, such as a test or a notebook."""
+
+    def requested(self) -> bool:
+        """Return false."""
+        return False
+
+
+def fan_out(*sinks: EventSink) -> EventSink:
+    """Return a sink that hands each event to every one of ``sinks``, in this order."""
+
+    def emit(event: Event, /) -> None:
+        for sink in sinks:
+            sink(event)
+
+    return emit

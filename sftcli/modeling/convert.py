@@ -1,0 +1,175 @@
+"""Turn a GGUF file into a Hugging Face folder in the cache, once. Heavy libraries load only while it converts."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from sftcli.errors import DataError
+from sftcli.events import EventSink, Notice, Warned
+from sftcli.modeling.cache import cache_folder, scratch_folder, whole_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SOURCE_FILE = "source.json"
+_FORMAT = 1
+_GGUF_MAGIC = b"GGUF"
+_CONFIG_NOISE = ("_model_name_or_path", "_name_or_path")
+_TOKENIZER_NOISE = ("backend", "is_local", "local_files_only", "name_or_path")
+_GENERATION_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
+
+
+def models_folder() -> Path:
+    """Return the folder of the cache that holds converted models."""
+    return cache_folder() / "models"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as lower-case hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, str]:
+    """Return the Hugging Face folder made of ``gguf`` and the file's SHA-256; convert it where the cache lacks it.
+
+    Args:
+        gguf: The file.
+        prefix: Start of the folder's name in the cache; the start of the hash follows.
+        emit: Told before a conversion and when a broken folder is made anew.
+
+    Raises:
+        DataError: The file is not GGUF, is damaged, or holds an architecture that transformers does not convert.
+    """
+    with gguf.open("rb") as file:
+        if file.read(4) != _GGUF_MAGIC:
+            raise DataError(f"{gguf} is not a GGUF file", hint="name a .gguf file or a Hugging Face folder")
+    digest = file_sha256(gguf)
+    folder = models_folder() / f"{prefix}-{digest[: 8 if prefix != 'gguf' else 16]}"
+    if (origin := read_source(folder, emit)) is not None and origin == digest:
+        return folder, digest
+    size = gguf.stat().st_size / 1e6
+    emit(Notice(text=f"converting {gguf.name} ({size:.0f} MB) to a bfloat16 model folder, once"))
+    with whole_folder(folder) as fresh:
+        _convert(gguf, fresh)
+        _write_source(fresh, gguf.name, digest)
+    return folder, digest
+
+
+def read_source(folder: Path, emit: EventSink) -> str | None:
+    """Return the hash of the GGUF file that ``folder`` was made of, or None where it is missing or broken."""
+    try:
+        source = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+        files, digest = source["files"], source["gguf_sha256"]
+        damaged = [name for name, size in files.items() if (folder / name).stat().st_size != size]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if folder.is_dir():
+            emit(Warned(text=f"the cached model {folder} is incomplete ({error}); it is made anew"))
+        return None
+    if damaged or source.get("format") != _FORMAT or not isinstance(digest, str):
+        what = f"{damaged[0]} has another size" if damaged else "it has another format"
+        emit(Warned(text=f"the cached model {folder} is damaged ({what}); it is made anew"))
+        return None
+    return digest
+
+
+def _write_source(folder: Path, name: str, digest: str) -> None:
+    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    source = {"format": _FORMAT, "gguf": name, "gguf_sha256": digest, "dtype": "bfloat16", "files": files}
+    (folder / SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from sftcli.modeling.load import quiet_libraries
+
+    quiet_libraries()
+    with scratch_folder(folder.parent) as alone:  # so that transformers sees no other file beside it
+        name = "model.gguf"
+        _link(gguf, alone / name)
+        try:
+            pre_tokenizer = _check_metadata(alone / name)
+            loaded: object = AutoModelForCausalLM.from_pretrained(
+                alone,
+                gguf_file=name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                alone, gguf_file=name, trust_remote_code=False, local_files_only=True
+            )
+        except (
+            ValueError,
+            KeyError,
+            IndexError,
+            TypeError,
+            NotImplementedError,
+            RuntimeError,
+            OverflowError,
+        ) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise DataError(
+                f"{gguf} cannot be converted: {reason}",
+                hint="the file may be cut off, or its architecture unknown to transformers; name a Hugging Face folder",
+            ) from error
+        model, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
+        if missing := sorted(info["missing_keys"]):
+            raise DataError(f"{gguf} lacks {len(missing)} tensors of the model, for example {missing[0]}")
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    _clean(folder, context_tokens=int(model.config.max_position_embeddings))
+    if pre_tokenizer == "smollm":
+        _split_digits(folder / "tokenizer.json")
+
+
+def _link(gguf: Path, place: Path) -> None:
+    try:
+        place.symlink_to(gguf.resolve())
+    except OSError:
+        shutil.copyfile(gguf, place)
+
+
+def _check_metadata(gguf: Path) -> str:
+    """Return how the tokenizer cuts text into words ("" where the file does not say)."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    return str(field.contents()) if field is not None else ""
+
+
+def _clean(folder: Path, *, context_tokens: int) -> None:
+    """Remove what only says how the folder came to be, and name classes that older readers know as well."""
+    _edit(folder / "config.json", drop=_CONFIG_NOISE)
+    _edit(folder / "generation_config.json", keep=_GENERATION_KEYS)
+    tokenizer_class = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_tokens}
+    _edit(folder / "tokenizer_config.json", drop=_TOKENIZER_NOISE, change=tokenizer_class)
+
+
+def _edit(
+    path: Path,
+    *,
+    drop: tuple[str, ...] = (),
+    keep: tuple[str, ...] | None = None,
+    change: dict[str, object] | None = None,
+) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in content.items() if key not in drop and (keep is None or key in keep)}
+    path.write_text(json.dumps(kept | (change or {}), indent=2) + "\n", encoding="utf-8")
+
+
+def _split_digits(path: Path) -> None:
+    """Cut numbers into single digits, as SmolLM2 was trained: the conversion of transformers forgets this step.
+
+    Without it "  5" becomes other tokens than those the model has seen.
+    """
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    digits = {"type": "Digits", "individual_digits": True}
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, tokenizer["pre_tokenizer"]]}
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")

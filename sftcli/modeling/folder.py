@@ -1,0 +1,143 @@
+"""What a model folder must hold, told from its files alone: nothing heavy is imported and no tensor is read."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sftcli.errors import ConsentError, DataError, NotFoundError, UsageError
+
+UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+CONVERT_HINT = (
+    "convert it to safetensors on a machine where you trust the file: "
+    "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+)
+_HEADER_LIMIT_BYTES = 100_000_000  # the limit of safetensors itself
+_BLOCKS = 64
+_BLOCK_BYTES = 64 * 1024
+_INDEX = "model.safetensors.index.json"
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise unless ``folder`` holds a configuration and whole safetensors weights.
+
+    Raises:
+        UsageError: It is a LoRA adapter.
+        NotFoundError: It is empty, has no configuration or no weights, or a part of the weights is missing.
+        ConsentError: Its weights are pickle files.
+        DataError: A file is damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise _no_config(folder)
+    for path in weight_files(folder):
+        check_safetensors(path)
+
+
+def _no_config(folder: Path) -> UsageError | NotFoundError:
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = read_json(adapter).get("base_model_name_or_path")
+        of = f" of {base}" if isinstance(base, str) and not Path(base).is_absolute() else ""
+        return UsageError(
+            f"{folder} is a LoRA adapter{of}, not a model",
+            hint="merge it into its base model, and name the merged folder",
+        )
+    if not any(folder.iterdir()):
+        return NotFoundError(
+            f"the folder {folder} is empty", hint="name a folder that holds config.json and weights"
+        )
+    below = sorted(folder.glob("*/config.json"))
+    hint = f"did you mean {below[0].parent}?" if below else "name a folder that holds config.json and weights"
+    return NotFoundError(f"{folder} holds no model: config.json is missing", hint=hint)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model folder, by its index where it has one.
+
+    Raises:
+        NotFoundError: There are no weights.
+        ConsentError: There are pickle weights only.
+        DataError: The index is damaged or names a file elsewhere.
+    """
+    index = folder / _INDEX
+    if index.is_file():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise DataError(f"{index} has no weight_map")
+        names = sorted({str(name) for name in shards.values()})
+        if outside := [name for name in names if Path(name).name != name]:
+            raise DataError(f"{index} names a file outside of its folder: {outside[0]!r}")
+        return [folder / name for name in names]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    unsafe = sorted(path.name for path in folder.iterdir() if path.suffix in UNSAFE_SUFFIXES)
+    if unsafe:
+        raise ConsentError(
+            f"{folder / unsafe[0]} is a pickle file, which can run code when it is opened, and was refused",
+            hint=CONVERT_HINT,
+        )
+    raise NotFoundError(
+        f"{folder} holds no weights: model.safetensors is missing", hint="get the folder again"
+    )
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise unless the header of a safetensors file is sound and agrees with the size of the file.
+
+    Raises:
+        NotFoundError: It does not exist.
+        DataError: It is damaged, cut off, or something else.
+    """
+    again = "get the file again"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or not 2 <= length <= min(_HEADER_LIMIT_BYTES, size - 8):
+                raise DataError(f"{path} is not a safetensors file, or is cut off", hint=again)
+            header = json.loads(file.read(length))
+        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"{path} does not exist", hint="the model folder is incomplete; get it again"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise DataError(f"{path} has a damaged header: {error}", hint=again) from error
+    if size != (expected := 8 + length + max(ends, default=0)):
+        raise DataError(f"{path} is {size} bytes long, its header says {expected}", hint=again)
+
+
+def fingerprint(folder: Path) -> str:
+    """Return ``sha256:`` and a hash of the configuration and of 64 blocks spread over each weight file.
+
+    Reading gigabytes at every start would cost seconds; training changes nearly every weight, so blocks tell.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in weight_files(folder):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for index in range(_BLOCKS):
+                file.seek(max(size - _BLOCK_BYTES, 0) * index // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK_BYTES))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        NotFoundError: It does not exist.
+        DataError: It holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"{path} does not exist", hint="name a folder in the Hugging Face format"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} does not hold a JSON object")
+    return content

@@ -1,0 +1,200 @@
+"""Fetch a model repository from the hub into its own cache, without ever waiting on a server that is silent."""
+
+import json
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
+
+from sftcli.errors import ConsentError, NetworkError, NotFoundError, OutputError, SftError
+from sftcli.events import EventSink, Notice, Progressed
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SECRET = re.compile(r"hf_\w+|(?<=//)[^/@\s]+@")
+_TRUE = {"1", "true", "yes", "on"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long to wait for a server before it counts as unreachable."""
+
+    answer_seconds: float = 9.0  # from the start to the first answer
+    file_seconds: float = (
+        30.0  # from the answer to the first byte of a file; 0 counts it in ``answer_seconds``
+    )
+    stall_seconds: float = 60.0  # between two signs of progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A repository at one commit in the hub's cache. The folder is read only for us."""
+
+    folder: Path
+    commit: str
+
+
+def is_offline() -> bool:
+    """Tell whether the environment forbids the hub."""
+    return any(
+        os.environ.get(name, "").lower() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def is_commit(revision: str | None) -> bool:
+    """Tell whether ``revision`` is a full commit, which never moves."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def cached_snapshot(repo: str, revision: str | None) -> Snapshot | None:
+    """Return the repository as the hub's cache has it, without any request. It may lack files."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for probe in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        found = try_to_load_from_cache(repo, probe, revision=revision)
+        if isinstance(found, str):
+            folder = Path(found).parent
+            return Snapshot(folder=folder, commit=folder.name)
+    return None
+
+
+def fetch_snapshot(
+    repo: str, *, revision: str | None, emit: EventSink, patience: Patience, weights: bool = True
+) -> Snapshot:
+    """Download the configuration, the tokenizer and, with ``weights``, the safetensors files of ``repo``.
+
+    Raises:
+        NetworkError: The hub is not reachable, or went silent for longer than ``patience`` allows.
+        NotFoundError: There is no such repository or revision, or it holds no weights.
+        ConsentError: Access needs approval or a login, or the weights are pickle files.
+        OutputError: The hub's cache is not writable.
+    """
+    if is_offline():
+        raise NetworkError("the hub was not asked, because HF_HUB_OFFLINE is set", hint=_elsewhere(repo))
+    request = json.dumps({"repo": repo, "revision": revision, "weights": weights})
+    total = 0
+    deadline = time.monotonic() + patience.answer_seconds
+    with _worker(request) as (lines, stderr):
+        while True:
+            line = _next_line(lines, deadline - time.monotonic())
+            match line.get("kind"):
+                case "answer":
+                    total = _number(line, "total")
+                    deadline = max(deadline, time.monotonic() + patience.file_seconds)
+                    emit(Notice(text=f"downloading {repo} ({total / 1e6:.0f} MB) from the hub, once"))
+                case "progress":
+                    deadline = time.monotonic() + patience.stall_seconds
+                    done = min(_number(line, "done"), total)
+                    emit(Progressed(task=f"download {repo}", done=done, total=total, unit="bytes"))
+                case "done":
+                    emit(Progressed(task=f"download {repo}", done=total, total=total, unit="bytes"))
+                    folder = Path(str(line["folder"]))
+                    return Snapshot(folder=folder, commit=folder.name)
+                case "failed":
+                    raise _failure(repo, revision, str(line["reason"]), redact(str(line["text"])))
+                case "ended":
+                    raise NetworkError(f"the download of {repo} ended early: {_last_line(stderr)}")
+                case _:
+                    raise NetworkError(
+                        f"the hub sent nothing for too long ({_endpoint()})", hint=_elsewhere(repo)
+                    )
+
+
+def redact(text: str) -> str:
+    """Return ``text`` without hub tokens and without the user part of addresses."""
+    return _SECRET.sub("[hidden]", text)
+
+
+@contextmanager
+def _worker(request: str) -> Iterator[tuple["queue.Queue[str]", IO[bytes]]]:
+    script = str(Path(__file__).with_name("hub_worker.py"))
+    with TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-P", script, request],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8",
+        )  # fmt: skip
+        lines: queue.Queue[str] = queue.Queue()
+        reader = threading.Thread(target=_pass_on, args=(process, lines), daemon=True)
+        reader.start()
+        try:
+            yield lines, stderr
+        finally:
+            process.kill()
+            process.wait()
+            reader.join()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def _pass_on(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:
+    for line in process.stdout or ():
+        lines.put(line)
+    lines.put('{"kind": "ended"}')
+
+
+def _next_line(lines: "queue.Queue[str]", seconds: float) -> dict[str, object]:
+    try:
+        line = json.loads(lines.get(timeout=max(seconds, 0.001)))
+    except queue.Empty:
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def _number(line: dict[str, object], key: str) -> int:
+    value = line.get(key)
+    return value if isinstance(value, int) else 0
+
+
+def _last_line(stderr: IO[bytes]) -> str:
+    stderr.seek(0)
+    lines = stderr.read().decode("utf-8", "replace").strip().splitlines()
+    return redact(lines[-1]) if lines else "no message"
+
+
+def _failure(repo: str, revision: str | None, reason: str, text: str) -> SftError:
+    match reason:
+        case "gated":
+            return ConsentError(
+                f"access to {repo} needs approval or a login",
+                hint=f"ask for access at {_endpoint()}/{repo}, then run: hf auth login",
+            )
+        case "missing":
+            return NotFoundError(
+                f"there is no model {repo!r} on the hub, or it is private",
+                hint="check the spelling; for a private model run: hf auth login",
+            )
+        case "revision":
+            return NotFoundError(
+                f"{repo} has no revision {revision!r}", hint="use a branch, a tag or a full commit"
+            )
+        case "unsafe":
+            return ConsentError(
+                f"{repo} has only pickle weights (.bin, .pt), which can run code when opened",
+                hint="use a revision or a model with safetensors weights",
+            )
+        case "no-weights":
+            return NotFoundError(
+                f"{repo} has no model.safetensors", hint="name a model that has safetensors weights"
+            )
+        case "storage":
+            return OutputError(
+                f"the hub's cache cannot be written: {text}", hint="set HF_HOME to another folder"
+            )
+        case _:
+            return NetworkError(f"the hub cannot be reached ({_endpoint()}): {text}", hint=_elsewhere(repo))
+
+
+def _endpoint() -> str:
+    return redact(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).rstrip("/")
+
+
+def _elsewhere(repo: str) -> str:
+    return f"on a connected machine run `hf download {repo} --local-dir FOLDER`, copy FOLDER here, and name the folder"

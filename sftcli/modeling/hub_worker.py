@@ -1,0 +1,137 @@
+"""Download one repository of the hub in a process of its own, so that a caller can end it at any moment.
+
+Run by path with one JSON argument ``{"repo", "revision", "weights"}``; imports nothing of this package. Writes JSON lines:
+``answer`` (the hub knows the repository), ``progress``, then ``done`` or ``failed``. A token never appears in them.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+_TRIES = 3
+_BUSY = (408, 429, 500, 502, 503, 504)
+_INDEX = "model.safetensors.index.json"
+_UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_TEXT = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+
+
+def wanted_files(names: list[str], *, weights: bool) -> list[str]:
+    """Return the files of a repository that a model folder needs: configuration, tokenizer, safetensors, no code."""
+    top = [name for name in names if "/" not in name or name.startswith("additional_chat_templates/")]
+    text = [name for name in top if name.endswith(_TEXT) and not name.endswith(".bin.index.json")]
+    if not weights:
+        return [name for name in text if name != _INDEX]
+    shards = [name for name in top if name.startswith("model") and name.endswith(".safetensors")]
+    if _INDEX in names:
+        return text + [name for name in shards if "-of-" in name]
+    return text + [name for name in shards if name == "model.safetensors"]
+
+
+def main(request: dict[str, object]) -> None:
+    """Answer one request on standard output."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    repo, revision = str(request["repo"]), request["revision"]
+    name = revision if isinstance(revision, str) else None
+    try:
+        _download(repo, name, weights=bool(request["weights"]))
+    except Exception as error:  # noqa: BLE001 - the parent decides what each kind means
+        _say(kind="failed", reason=_reason(error), text=f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _download(repo: str, revision: str | None, *, weights: bool) -> None:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.file_download import repo_folder_name
+
+    info = _model_info(repo, revision)
+    siblings = info.siblings or []
+    names = [file.rfilename for file in siblings]
+    files = wanted_files(names, weights=weights)
+    if weights and not any(name.endswith(".safetensors") for name in files):
+        unsafe = any(name.endswith(_UNSAFE) for name in names)
+        _say(kind="failed", reason="unsafe" if unsafe else "no-weights", text="")
+        return
+    if info.gated:
+        _check_access(repo, revision, files[0])
+    _say(kind="answer", total=sum(file.size or 0 for file in siblings if file.rfilename in files))
+    folder_name = repo_folder_name(repo_id=repo, repo_type="model")
+    threading.Thread(
+        target=_report_growth, args=(Path(constants.HF_HUB_CACHE, folder_name, "blobs"),), daemon=True
+    ).start()
+    folder = snapshot_download(repo, revision=revision, allow_patterns=files)
+    _say(kind="done", folder=folder)
+
+
+def _model_info(repo: str, revision: str | None) -> "ModelInfo":
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for attempt in range(_TRIES):
+        try:
+            return HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=10)
+        except HfHubHTTPError as error:
+            if error.response.status_code not in _BUSY or attempt == _TRIES - 1:
+                raise
+            pause = error.response.headers.get("Retry-After", "")
+            time.sleep(float(pause) if pause.isdigit() else 2.0**attempt)
+    raise AssertionError("the last try returns or raises")
+
+
+def _check_access(repo: str, revision: str | None, file: str) -> None:
+    """Raise for a gated repository before anything else: otherwise the fault only shows inside the download."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    get_hf_file_metadata(hf_hub_url(repo, file, revision=revision), timeout=10)
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    if isinstance(error, errors.GatedRepoError):
+        return "gated"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "revision"
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return "missing"
+    if status in (401, 403):
+        return "gated"
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return "storage"
+    return "unreachable"
+
+
+def _report_growth(blobs: Path) -> None:
+    before = last = _size(blobs)
+    while True:
+        time.sleep(0.5)
+        size = _size(blobs)
+        if size != last:
+            last = size
+            _say(kind="progress", done=max(size - before, 0))
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for file in folder.glob("*"):
+        try:
+            total += file.stat().st_size
+        except FileNotFoundError:  # renamed when it was complete
+            continue
+    return total
+
+
+def _say(**line: object) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,112 @@
+"""The machine: which device and precision to use, memory, random state. The only module that asks what hardware is there."""
+
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sftcli.errors import ResourceError
+
+Clock = Callable[[], float]  # seconds; only differences mean something
+monotonic: Clock = time.monotonic
+
+
+def choose_device() -> torch.device:
+    """Return the accelerator that is there, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Tell whether bfloat16 matrix products run in hardware on ``device``."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return _cpu_has_bf16()
+    return False
+
+
+def _cpu_has_bf16() -> bool:
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(bool(getattr(torch.cpu, probe)()) for probe in probes if hasattr(torch.cpu, probe))
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of matrix products for the setting ``precision``: auto, bf16 or fp32.
+
+    Raises:
+        ResourceError: bf16 was asked for on a CUDA device that cannot do it.
+    """
+    if precision == "fp32":
+        return torch.float32
+    if precision == "bf16":
+        if device.type == "cuda" and not has_fast_bf16(device):
+            raise ResourceError(
+                f"{torch.cuda.get_device_name(device)} has no bfloat16 matrix products",
+                hint="pass --set training.precision=fp32",
+            )
+        return torch.bfloat16
+    return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return "bf16" or "fp32"."""
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory used so far: the device's on CUDA, else the process's. 0 where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RngState:
+    """The state of every random generator that training can draw from, as plain tensors.
+
+    ``python`` and ``numpy`` are int64 words of the Mersenne twister followed by its position; ``torch`` and ``device``
+    are the byte states of torch's generators (``device`` is empty without CUDA).
+    """
+
+    python: torch.Tensor
+    numpy: torch.Tensor
+    torch: torch.Tensor
+    device: torch.Tensor
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that training can draw from."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)  # seeds CUDA too
+
+
+def capture_rng() -> RngState:
+    """Copy the state of every generator."""
+    _, words, position, *_ = np.random.get_state(legacy=True)
+    return RngState(
+        python=torch.tensor(random.getstate()[1], dtype=torch.int64),
+        numpy=torch.tensor([*words.tolist(), position], dtype=torch.int64),
+        torch=torch.get_rng_state(),
+        device=torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0, dtype=torch.uint8),
+    )
+
+
+def restore_rng(state: RngState) -> None:
+    """Put every generator back to ``state``."""
+    random.setstate((3, tuple(state.python.tolist()), None))
+    *words, position = state.numpy.tolist()
+    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, 0, 0.0))
+    torch.set_rng_state(state.torch)
+    if state.device.numel() and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state.device)

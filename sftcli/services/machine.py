@@ -1,0 +1,29 @@
+"""What this machine and installation are: the facts that a bug report needs."""
+
+import os
+import platform
+from importlib import metadata
+
+import torch
+
+from sftcli import __version__
+from sftcli.modeling.cache import cache_folder
+from sftcli.runtime import choose_device, choose_dtype, dtype_name
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "pyarrow", "safetensors", "typer", "rich", "pydantic")
+
+
+def describe_machine() -> dict[str, str]:
+    """Return names and values, without host or user names."""
+    device = choose_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "sft": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "device": f"{device} ({name})",
+        "precision": dtype_name(choose_dtype("auto", device)),
+        "cpu threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
+        "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "cache": str(cache_folder()),
+    } | {library: metadata.version(library) for library in LIBRARIES}

@@ -1,0 +1,74 @@
+"""What a user may name where a model to ask or score is wanted: a run, a checkpoint, a folder, or any model name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sftcli.events import EventSink, ModelLoaded, Notice
+from sftcli.modeling.load import count_parameters, load_model, quiet_libraries
+from sftcli.modeling.locate import locate_model
+from sftcli.runtime import choose_device, choose_dtype, dtype_name
+from sftcli.services.run_folder import RunFolder, newest_run
+from sftcli.training.checkpoint import list_checkpoints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChoice:
+    """A model folder, and the run that made it where it comes from one."""
+
+    name: str
+    folder: Path
+    run: RunFolder | None
+
+
+def choose_model(reference: str | None, *, root: Path, emit: EventSink) -> ModelChoice:
+    """Return what ``reference`` names: by default the newest finished run's final model.
+
+    A run (by name or path) means its final model, or its newest checkpoint while it is unfinished. Else ``reference`` is
+    the folder of a model or checkpoint, or a model name as ``train`` takes it.
+
+    Raises:
+        NotFoundError: Nothing is there.
+    """
+    if reference is None:
+        run = newest_run(root, finished=True)
+        emit(Notice(text=f"using {run.final}"))
+        return ModelChoice(name=run.name, folder=run.final, run=run)
+    for path in (root / reference, Path(reference)):
+        if (path / "run.json").is_file():
+            run = RunFolder(path)
+            return ModelChoice(name=run.name, folder=_newest_model(run), run=run)
+        if (path / "config.json").is_file():
+            return ModelChoice(name=reference, folder=path, run=_owner(path))
+    located = locate_model(reference, revision=None, emit=emit)
+    return ModelChoice(name=located.name, folder=located.folder, run=None)
+
+
+def load_for_inference(choice: ModelChoice, *, precision: str, emit: EventSink) -> "PreTrainedModel":
+    """Load a model for generating or scoring."""
+    quiet_libraries()
+    device = choose_device()
+    dtype = choose_dtype(precision, device)
+    model = load_model(choice.folder, dtype=dtype, device=device)
+    model.eval()
+    total, _ = count_parameters(model)
+    emit(
+        ModelLoaded(name=choice.name, parameters=total, trainable=0, device=str(device), precision=dtype_name(dtype))
+    )
+    return model
+
+
+def _newest_model(run: RunFolder) -> Path:
+    checkpoints = list_checkpoints(run.checkpoints)
+    return run.final if run.is_finished or not checkpoints else checkpoints[-1]
+
+
+def _owner(path: Path) -> RunFolder | None:
+    """Return the run that a model folder lies in: RUN/final or RUN/checkpoints/STEP."""
+    for parent in list(path.resolve().parents)[:2]:
+        if (parent / "run.json").is_file():
+            return RunFolder(parent)
+    return None

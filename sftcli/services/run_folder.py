@@ -1,0 +1,265 @@
+"""A run's folder: the only place that knows the names of files inside it.
+
+runs/NAME/
+  run.json          what was started: version, command, model, time
+  config.toml       the resolved settings; alone they reproduce the run
+  origins.json      where each setting came from
+  data.json         what was prepared: fingerprint and audit
+  events.jsonl      every event, one JSON object a line
+  training.log      the same story for people
+  checkpoints/      full states
+  final/            the tuned model, a Hugging Face folder
+"""
+
+import dataclasses
+import json
+import math
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TextIO
+
+from sftcli.config.schema import RunSettings
+from sftcli.errors import NotFoundError, OutputError, did_you_mean
+from sftcli.events import (
+    CheckpointSaved,
+    DataPrepared,
+    Ending,
+    Event,
+    FitEnded,
+    FitStarted,
+    HeldoutDone,
+    ModelLoaded,
+    ModelSaved,
+    Notice,
+    Progressed,
+    StepDone,
+    TextDelta,
+    Warned,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.path.name
+
+    @property
+    def about(self) -> Path:
+        """``run.json``."""
+        return self.path / "run.json"
+
+    @property
+    def config(self) -> Path:
+        """``config.toml``."""
+        return self.path / "config.toml"
+
+    @property
+    def origins(self) -> Path:
+        """``origins.json``."""
+        return self.path / "origins.json"
+
+    @property
+    def data(self) -> Path:
+        """``data.json``."""
+        return self.path / "data.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def final(self) -> Path:
+        """Folder of the tuned model."""
+        return self.path / "final"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the tuned model is there."""
+        return (self.final / "config.json").is_file()
+
+    def read_about(self) -> dict[str, object]:
+        """Return what ``run.json`` holds."""
+        about = json.loads(self.about.read_text(encoding="utf-8"))
+        assert isinstance(about, dict)
+        return about
+
+
+def create_run(settings: RunSettings, *, label: str) -> RunFolder:
+    """Make the folder of a new run, named ``settings.name`` or after ``label`` and the time.
+
+    Raises:
+        OutputError: The name is taken, or the folder cannot be made.
+    """
+    root = Path(settings.root)
+    stamp = datetime.now(tz=UTC).strftime("%Y%m%d-%H%M%S")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if settings.name is not None:
+            (root / settings.name).mkdir()
+            return RunFolder(root / settings.name)
+        for attempt in range(1, 100):
+            folder = root / (f"{label}-{stamp}" if attempt == 1 else f"{label}-{stamp}-{attempt}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return RunFolder(folder)
+    except FileExistsError as error:
+        if settings.name is not None and (root / settings.name / "run.json").is_file():
+            hint = f"go on with it: sft resume {settings.name}, or choose another name with --run"
+        else:
+            hint = "choose another name with --run"
+        raise OutputError(f"{error.filename} exists already", hint=hint) from error
+    except OSError as error:
+        raise OutputError(
+            f"cannot create the run folder under {root}: {error.strerror}", hint="choose another --set run.root=DIR"
+        ) from error
+    raise OutputError(f"no free name for a run under {root}", hint="pass --run NAME")
+
+
+def list_runs(root: Path) -> list[RunFolder]:
+    """Return the runs under ``root``, newest first by the time written in them."""
+    runs = [RunFolder(path.parent) for path in root.glob("*/run.json")]
+    return sorted(runs, key=lambda run: (str(run.read_about().get("started_at", "")), run.name), reverse=True)
+
+
+def find_run(name: str, root: Path) -> RunFolder:
+    """Return the run called ``name`` under ``root``, or the run folder at the path ``name``.
+
+    Raises:
+        NotFoundError: There is none; names the nearest.
+    """
+    for path in (root / name, Path(name)):
+        if (path / "run.json").is_file():
+            return RunFolder(path)
+    names = [run.name for run in list_runs(root)]
+    known = f"runs there: {', '.join(names[:12])}" if names else f"there are no runs under {root} yet"
+    raise NotFoundError(f"no run {name!r} under {root}", hint=did_you_mean(name, names) or known)
+
+
+def newest_run(root: Path, *, finished: bool) -> RunFolder:
+    """Return the newest run that is finished, or that is not.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    for run in list_runs(root):
+        if run.is_finished == finished:
+            return run
+    if finished:
+        raise NotFoundError(f"no finished run under {root}", hint="train one first: sft train")
+    raise NotFoundError(f"no unfinished run under {root}", hint="start one: sft train")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text``, whole or not at all."""
+    staging = path.with_name(f".{path.name}.tmp")
+    with staging.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(path)
+
+
+class RunLog:
+    """The sink that keeps ``events.jsonl`` and ``training.log``. Unlike a view it may fail the run.
+
+    Args:
+        run: Whose logs.
+        every_steps: How often a step is written to ``training.log``; ``events.jsonl`` has every step.
+        after_step: On resume, the step that training goes on from: later steps in the log are cut off, so that the log
+            holds each step once.
+    """
+
+    def __init__(self, run: RunFolder, *, every_steps: int, after_step: int | None = None) -> None:
+        self.every_steps = every_steps
+        self.last_step = 0
+        events = run.path / "events.jsonl"
+        if after_step is not None and events.exists():
+            write_text(events, "".join(_lines_up_to(events, after_step)))
+        self._events: TextIO = events.open("a", encoding="utf-8")
+        self._text: TextIO = (run.path / "training.log").open("a", encoding="utf-8")
+
+    def __call__(self, event: Event, /) -> None:
+        """Write ``event`` to both files."""
+        if isinstance(event, Progressed | TextDelta):
+            return
+        record = {"event": type(event).__name__, "time": datetime.now(tz=UTC).isoformat(timespec="milliseconds")}
+        fields = {name: _finite(value) for name, value in dataclasses.asdict(event).items()}
+        self._events.write(json.dumps(record | fields, ensure_ascii=False, allow_nan=False) + "\n")
+        self._events.flush()
+        if isinstance(event, FitStarted):
+            self.last_step = event.last_step
+        line = self._line(event)
+        if line:
+            self._text.write(line + "\n")
+            self._text.flush()
+
+    def _line(self, event: Event) -> str:
+        match event:
+            case StepDone():
+                if event.step % self.every_steps and event.step != self.last_step:
+                    return ""
+                return f"step={event.step} loss={event.loss:.4f} lr={event.learning_rate:.3e}"
+            case HeldoutDone():
+                return f"step={event.step} heldout_loss={event.loss:.4f}"
+            case ModelLoaded():
+                return f"Model: {event.parameters / 1e6:.1f}M parameters"
+            case DataPrepared():
+                return f"Loading instruction dataset: {event.source}\nTraining examples: {event.train_examples}"
+            case FitStarted():
+                onward = f", going on from step {event.step}" if event.step else ""
+                return f"Starting SFT for {event.last_step} steps{onward}"
+            case CheckpointSaved():
+                return f"Saved checkpoint: {event.path}"
+            case FitEnded(ending=Ending.STOPPED):
+                return f"Stopped at step {event.step}"
+            case ModelSaved():
+                return f"SFT complete. Final checkpoint: {event.path}"
+            case Notice():
+                return event.text
+            case Warned():
+                return f"warning: {event.text}"
+            case _:
+                return ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._events.close()
+        self._text.close()
+
+
+def _finite(value: object) -> object:
+    """JSON has no NaN: a number that is not finite becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """Return the whole lines of an event log, without events of steps after ``step`` and without a torn last line."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # torn by a crash
+        if not (isinstance(event.get("step"), int) and event["step"] > step) and event["event"] != "FitEnded":
+            kept.append(line + "\n")
+    return kept

@@ -1,0 +1,149 @@
+"""Response-only loss: sums in nats, never means, so that micro-batches, held-out sets and processes add up exactly.
+
+The loss of a global batch is ``sum(nll over response tokens) / number of response tokens``; the division is done once,
+by the caller who knows the number.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch.nn import functional
+
+from sftcli.data.batch import IGNORED, Batch
+from sftcli.events import StopFlag
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BatchLoss = Callable[[Batch], torch.Tensor]  # -> scalar float32, summed over response tokens
+
+MAX_CHUNK_LOGITS = 2**25  # logits alive at once: 128 MB in float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitTransform:
+    """What a model does between its head and its softmax: ``softcap * tanh(scale * x / softcap)``."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+class HeadNllSum(torch.autograd.Function):
+    """Head and cross-entropy in chunks, with the gradients made in the forward pass.
+
+    Logits exist for one chunk of positions at a time, so memory does not grow with vocabulary times batch. The
+    gradients of a chunk are at hand as soon as its logits are, and are kept instead of them.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        transform: LogitTransform,
+    ) -> torch.Tensor:
+        """Return the summed negative log-likelihood of ``targets`` (N,) given ``hidden`` (N, D); ``weight`` is (V, D)."""
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
+        nll_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
+        rows = max(1, MAX_CHUNK_LOGITS // weight.shape[0])
+        for begin in range(0, len(targets), rows):
+            chunk, wanted = hidden[begin : begin + rows], targets[begin : begin + rows]
+            with torch.enable_grad():
+                raw = functional.linear(chunk, weight, bias).detach().requires_grad_()
+                nll = functional.cross_entropy(transform(raw.float()), wanted, reduction="sum")
+            nll_sum += nll.detach()
+            if grad_hidden is None and grad_weight is None:
+                continue
+            (grad_raw,) = torch.autograd.grad(nll, raw)
+            if grad_hidden is not None:
+                torch.mm(grad_raw, weight, out=grad_hidden[begin : begin + rows])
+            if grad_weight is not None:
+                grad_weight += grad_raw.t() @ chunk
+            if grad_bias is not None:
+                grad_bias += grad_raw.sum(0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.weight_dtype = weight.dtype  # type: ignore[attr-defined]
+        return nll_sum
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, grad_nll: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Scale the gradients that the forward pass kept."""
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors  # type: ignore[attr-defined]
+        dtype = ctx.weight_dtype  # type: ignore[attr-defined]
+        return (
+            None if grad_hidden is None else grad_hidden * grad_nll.to(grad_hidden.dtype),
+            None if grad_weight is None else (grad_weight.mul_(grad_nll)).to(dtype),
+            None if grad_bias is None else (grad_bias.mul_(grad_nll)).to(dtype),
+            None,
+            None,
+        )
+
+
+def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
+    """Return the negative log-likelihood in nats, summed over the response tokens of ``batch``; float32 scalar.
+
+    The head runs on response positions only.
+    """
+    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # (B, T, D)
+    wanted = batch.targets != IGNORED
+    head = cast("torch.nn.Linear", model.get_output_embeddings())
+    nll: torch.Tensor = HeadNllSum.apply(
+        hidden[wanted], head.weight, getattr(head, "bias", None), batch.targets[wanted], logit_transform(model)
+    )
+    return nll
+
+
+def plain_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
+    """Return the same as ``response_nll_sum`` from the model's own logits, at the cost of logits of the whole batch."""
+    logits = model(input_ids=batch.input_ids, use_cache=False).logits
+    return functional.cross_entropy(
+        logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def logit_transform(model: "PreTrainedModel") -> LogitTransform:
+    """Read from the model's config what it does to logits (Gemma 2 caps, Cohere multiplies, Granite divides)."""
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return LogitTransform(scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NllSum:
+    """Negative log-likelihood in nats, summed over ``response_tokens``."""
+
+    nll: float
+    response_tokens: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per response token."""
+        return self.nll / self.response_tokens
+
+
+@torch.no_grad()
+def heldout_nll(batch_loss: BatchLoss, batches: Iterable[Batch], *, stop: StopFlag) -> NllSum | None:
+    """Sum the loss over ``batches``; None when ``stop`` was set before the end."""
+    nll, tokens = 0.0, 0
+    for batch in batches:
+        if stop.requested():
+            return None
+        nll += batch_loss(batch).item()
+        tokens += batch.response_tokens
+    return NllSum(nll=nll, response_tokens=tokens)

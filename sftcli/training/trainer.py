@@ -1,0 +1,252 @@
+"""The loop. It takes steps, emits events and hands snapshots to a store; it knows no files, no terminal and no model class."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from sftcli.config.schema import CheckpointSettings, TrainingSettings
+from sftcli.data.batch import Batch
+from sftcli.errors import DivergedError
+from sftcli.events import (
+    CheckpointSaved,
+    Ending,
+    EventSink,
+    FitEnded,
+    FitStarted,
+    HeldoutDone,
+    StepDone,
+    StopFlag,
+    Warned,
+)
+from sftcli.runtime import Clock, RngState, capture_rng, monotonic, peak_memory_bytes, restore_rng
+from sftcli.training.loss import BatchLoss, NllSum
+from sftcli.training.optim import (
+    MasterWeights,
+    clip_grad_norm,
+    learning_rate_at,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainState:
+    """Counters of a run. The data position follows from ``step`` (see ``BatchPlan``)."""
+
+    step: int = 0  # optimizer steps finished, skipped ones included
+    bad_steps: int = 0  # skipped ones in a row, up to now
+    tokens: int = 0  # fed to the model, padding excluded
+    response_tokens: int = 0
+    first_heldout_loss: float | None = None
+    last_heldout_loss: float | None = None
+    best_heldout_loss: float | None = None
+    best_step: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything that a run needs to go on bit for bit, taken between two steps."""
+
+    state: TrainState
+    weights: Mapping[str, torch.Tensor]  # float32 masters by parameter name
+    optimizer: Mapping[str, torch.Tensor]
+    rng: RngState
+
+
+class CheckpointStore(Protocol):
+    """Keeps snapshots."""
+
+    def save(self, snapshot: Snapshot, /) -> str:
+        """Make the snapshot durable and return where it is; it survives a crash once this returns."""
+        ...
+
+
+class StepPlan(Protocol):
+    """Says which micro-batches make which step."""
+
+    def window(self, step: int, /) -> Sequence[Batch]:
+        """Return the micro-batches of the step after ``step`` finished ones; each has a response token."""
+        ...
+
+    def epoch(self, step: int, /) -> float:
+        """Return the passes over the data after ``step`` finished steps."""
+        ...
+
+
+HeldoutLoss = Callable[[StopFlag], NllSum | None]  # None when it was told to stop
+
+
+class Trainer:
+    """Takes optimizer steps from a plan of micro-batches."""
+
+    def __init__(
+        self,
+        *,
+        settings: TrainingSettings,
+        checkpoint: CheckpointSettings,
+        weights: MasterWeights,
+        optimizer: torch.optim.Optimizer,
+        batch_loss: BatchLoss,
+        plan: StepPlan,
+        heldout_loss: HeldoutLoss | None,
+        store: CheckpointStore,
+        emit: EventSink,
+        device: torch.device,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.settings = settings
+        self.checkpoint = checkpoint
+        self.weights = weights
+        self.optimizer = optimizer
+        self.batch_loss = batch_loss
+        self.plan = plan
+        self.heldout_loss = heldout_loss
+        self.store = store
+        self.emit = emit
+        self.device = device
+        self.clock = clock
+        self.state = TrainState()
+        self._saved_step = -1
+
+    def fit(self, stop: StopFlag) -> Ending:
+        """Take steps until the budget is spent or ``stop`` is set.
+
+        Held-out loss is measured before the first step and after the last. On return, a checkpoint of the last step is
+        in the store; a stop before the first step leaves none.
+
+        Raises:
+            DivergedError: ``max_bad_steps`` steps in a row gave no finite loss or gradient.
+        """
+        last_step = self.settings.max_steps
+        if self.state.step == 0:
+            self.measure_heldout(stop)
+        self.emit(FitStarted(step=self.state.step, last_step=last_step))
+        while self.state.step < last_step and not stop.requested():
+            self.emit(self.take_step())
+            if self._is_due(self.settings.eval_every_steps) and not stop.requested():
+                self.measure_heldout(stop)
+            if self._is_due(self.checkpoint.every_steps):
+                self.save()
+        if self.state.step and self._saved_step != self.state.step:
+            self.save()
+        ending = Ending.FINISHED if self.state.step >= last_step else Ending.STOPPED
+        self.emit(FitEnded(step=self.state.step, ending=ending))
+        return ending
+
+    def take_step(self) -> StepDone:
+        """Update once from the mean loss over every response token of the global batch."""
+        begin = self.clock()
+        window = self.plan.window(self.state.step)
+        response_tokens = sum(batch.response_tokens for batch in window)
+        self.weights.model.train()
+        nll_sum = torch.zeros((), device=self.device)
+        for batch in window:
+            nll = self.batch_loss(batch.to(self.device))
+            (nll / response_tokens).backward()  # type: ignore[no-untyped-call]
+            nll_sum += nll.detach()
+        grad_norm = clip_grad_norm(self.weights.masters.values(), self.settings.max_grad_norm).item()
+        loss = nll_sum.item() / response_tokens
+        learning_rate = learning_rate_at(self.state.step, self.settings)
+        applied = math.isfinite(loss) and math.isfinite(grad_norm)
+        if applied:
+            set_learning_rate(self.optimizer, learning_rate)
+            self.optimizer.step()
+            self.weights.publish()
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = sum(batch.tokens for batch in window)
+        self.state = replace(
+            self.state,
+            step=self.state.step + 1,
+            bad_steps=0 if applied else self.state.bad_steps + 1,
+            tokens=self.state.tokens + tokens,
+            response_tokens=self.state.response_tokens + response_tokens,
+        )
+        if not applied:
+            self._tell_bad_step(loss, grad_norm, window)
+        return StepDone(
+            step=self.state.step,
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            applied=applied,
+            epoch=self.plan.epoch(self.state.step),
+            response_tokens=response_tokens,
+            tokens=tokens,
+            padding_tokens=sum(batch.padding_tokens for batch in window),
+            seconds=self.clock() - begin,
+            peak_memory_bytes=peak_memory_bytes(self.device),
+        )
+
+    def measure_heldout(self, stop: StopFlag) -> None:
+        """Score the held-out examples, unless there are none or ``stop`` is set meanwhile."""
+        if self.heldout_loss is None:
+            return
+        begin = self.clock()
+        self.weights.model.eval()
+        scored = self.heldout_loss(stop)
+        if scored is None:
+            return
+        best = self.state.best_heldout_loss
+        improved = best is None or scored.loss < best
+        first = self.state.first_heldout_loss
+        self.state = replace(
+            self.state,
+            first_heldout_loss=scored.loss if first is None else first,
+            last_heldout_loss=scored.loss,
+            best_heldout_loss=scored.loss if improved else best,
+            best_step=self.state.step if improved else self.state.best_step,
+        )
+        self.emit(
+            HeldoutDone(
+                step=self.state.step,
+                loss=scored.loss,
+                response_tokens=scored.response_tokens,
+                seconds=self.clock() - begin,
+            )
+        )
+
+    def save(self) -> None:
+        """Hand a snapshot to the store."""
+        begin = self.clock()
+        path = self.store.save(self.snapshot())
+        self._saved_step = self.state.step
+        self.emit(CheckpointSaved(step=self.state.step, path=path, seconds=self.clock() - begin))
+
+    def snapshot(self) -> Snapshot:
+        """Return the full state. Its tensors are the live ones: write them out before the next step."""
+        return Snapshot(
+            state=self.state,
+            weights={name: master.detach() for name, master in self.weights.masters.items()},
+            optimizer=optimizer_tensors(self.optimizer, self.weights.masters),
+            rng=capture_rng(),
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to ``snapshot``: the next step is the one that would have followed it."""
+        self.weights.restore(snapshot.weights)
+        restore_optimizer(self.optimizer, self.weights.masters, snapshot.optimizer)
+        restore_rng(snapshot.rng)
+        self.state = snapshot.state
+        self._saved_step = snapshot.state.step
+
+    def _is_due(self, every_steps: int) -> bool:
+        """True every ``every_steps`` steps and at the last step; ``every_steps`` 0 means at the last step only."""
+        step = self.state.step
+        return step == self.settings.max_steps or (every_steps > 0 and step % every_steps == 0)
+
+    def _tell_bad_step(self, loss: float, grad_norm: float, window: Sequence[Batch]) -> None:
+        step, ids = self.state.step, sorted(index for batch in window for index in batch.example_ids)
+        what = "loss" if not math.isfinite(loss) else "gradient norm"
+        value = loss if not math.isfinite(loss) else grad_norm
+        shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+        text = f"step {step} skipped: its {what} is {value}; weights are unchanged; training examples {shown}"
+        self.emit(Warned(text=text))
+        if self.state.bad_steps >= self.settings.max_bad_steps:
+            raise DivergedError(
+                f"{self.state.bad_steps} steps in a row gave no finite loss or gradient, the last one at step {step}",
+                hint="lower training.learning_rate, or look at the training examples named above",
+            )

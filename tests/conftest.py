@@ -1,0 +1,16 @@
+import os
+
+os.environ.update(COLUMNS="100", NO_COLOR="1", TERM="dumb", HF_HUB_OFFLINE="1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test out of the user's cache, and without the user's settings."""
+    for name in [name for name in os.environ if name.startswith("SFT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))

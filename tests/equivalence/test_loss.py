@@ -1,0 +1,76 @@
+"""The loss is what it says: transformers' own, however it is cut into batches and chunks."""
+
+import pytest
+import torch
+
+from sftcli.data.batch import IGNORED, batches_in_order_of_length, collate
+from sftcli.events import NeverStop
+from sftcli.training import loss as loss_module
+from sftcli.training.loss import LogitTransform, HeadNllSum, heldout_nll, plain_nll_sum, response_nll_sum
+from tests.support.training import PAD_ID, random_examples, tiny_llama
+
+
+def a_batch(count: int = 6):
+    examples = random_examples(count)
+    return collate(examples, example_ids=range(count), pad_id=PAD_ID)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_loss_of_a_batch_equals_transformers_own(tie: bool):
+    model, batch = tiny_llama(tie=tie), a_batch()
+    labels = torch.full_like(batch.input_ids, IGNORED)
+    labels[:, 1:] = batch.targets[:, :-1]
+    own = model(input_ids=batch.input_ids, labels=labels).loss
+    ours = response_nll_sum(model, batch) / batch.response_tokens
+    assert ours.item() == pytest.approx(own.item(), abs=1e-4)
+
+
+def test_padding_changes_no_loss():
+    model, examples = tiny_llama(), random_examples(6)
+    together = response_nll_sum(model, collate(examples, example_ids=range(6), pad_id=PAD_ID))
+    apart = sum(
+        response_nll_sum(model, collate([example], example_ids=[0], pad_id=PAD_ID)) for example in examples
+    )
+    assert together.item() == pytest.approx(apart.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("max_chunk_logits", [514, 514 * 3, 2**25])
+def test_chunked_loss_and_gradients_equal_plain_ones(monkeypatch: pytest.MonkeyPatch, max_chunk_logits: int):
+    monkeypatch.setattr(loss_module, "MAX_CHUNK_LOGITS", max_chunk_logits)
+    batch = a_batch()
+    lean, plain = tiny_llama(), tiny_llama()
+    ours, theirs = response_nll_sum(lean, batch), plain_nll_sum(plain, batch)
+    (ours / batch.response_tokens).backward()
+    (theirs / batch.response_tokens).backward()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    for (name, left), (_, right) in zip(lean.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(left.grad, right.grad, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("transform", [LogitTransform(scale=0.25), LogitTransform(scale=1.5, softcap=5.0)])
+def test_scaled_and_capped_logits_have_the_gradients_of_autograd(transform: LogitTransform):
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(shape, generator=generator) for shape in ((7, 8), (11, 8), (11,))]
+    hidden, weight, bias = (value.clone().requires_grad_() for value in values)
+    hidden2, weight2, bias2 = (value.clone().requires_grad_() for value in values)
+    targets = torch.randint(11, (7,), generator=generator)
+    HeadNllSum.apply(hidden, weight, bias, targets, transform).backward()
+    logits = transform(torch.nn.functional.linear(hidden2, weight2, bias2))
+    torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+    for ours, theirs in ((hidden, hidden2), (weight, weight2), (bias, bias2)):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 40, 10_000])
+def test_heldout_loss_does_not_depend_on_the_batch_size(max_batch_tokens: int):
+    model, examples = tiny_llama(), random_examples(15)
+    batches = batches_in_order_of_length(
+        examples, rows=range(15), max_batch_tokens=max_batch_tokens, pad_id=PAD_ID
+    )
+    scored = heldout_nll(lambda batch: response_nll_sum(model, batch), batches, stop=NeverStop())
+    one_by_one = [
+        plain_nll_sum(model, collate([example], example_ids=[0], pad_id=PAD_ID)).item() for example in examples
+    ]
+    assert scored is not None
+    assert scored.response_tokens == sum(int(example.loss_mask[1:].sum()) for example in examples)
+    assert scored.nll == pytest.approx(sum(one_by_one), rel=1e-6)

@@ -1,0 +1,187 @@
+"""Laws of the trainer: cutting, stopping and resuming a run change nothing about where it ends."""
+
+import pytest
+import torch
+
+from sftcli.config.schema import CheckpointSettings, TrainingSettings
+from sftcli.data.batch import BatchPlan, collate
+from sftcli.errors import DivergedError
+from sftcli.events import Ending, HeldoutDone, NeverStop, StepDone, Warned
+from sftcli.training.checkpoint import DirectoryCheckpointStore, list_checkpoints, read_snapshot
+from sftcli.training.optim import MasterWeights, make_optimizer
+from tests.support.recording import MemoryStore, RecordingSink, StopAfter
+from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama
+
+
+def settings(**changes) -> TrainingSettings:
+    values = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2}
+    return TrainingSettings(**(values | changes))
+
+
+class FixedPlan:
+    """One global batch of eight examples cut into micro-batches of the given sizes."""
+
+    def __init__(self, sizes):
+        self.sizes = sizes
+
+    def window(self, step):
+        examples, batches, begin = random_examples(8), [], 0
+        for size in self.sizes:
+            ids = range(begin, begin + size)
+            batches.append(collate([examples[i] for i in ids], example_ids=ids, pad_id=PAD_ID))
+            begin += size
+        return batches
+
+    def epoch(self, step):
+        return float(step)
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (5, 2, 1), (1,) * 8])
+def test_one_step_does_not_depend_on_how_the_batch_is_cut(sizes):
+    ends = []
+    for cut in ((8,), sizes):
+        # AdamW's first step is the sign of the gradient where epsilon is smaller than it; a larger one keeps it smooth.
+        once = settings(max_steps=1, warmup_steps=0, learning_rate=1e-3, epsilon=1e-4)
+        trainer = build_trainer(settings=once, store=MemoryStore(), emit=RecordingSink())
+        trainer.plan = FixedPlan(cut)
+        trainer.fit(NeverStop())
+        ends.append(trainer.snapshot().weights)
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(tensor, ends[1][name], atol=1e-6, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop_at: int, dtype: torch.dtype):
+    def trainer(store, sink):
+        return build_trainer(
+            settings=settings(),
+            store=store,
+            emit=sink,
+            model=tiny_llama(dropout=0.2),
+            heldout=random_examples(5, seed=1),
+            dtype=dtype,
+        )
+
+    torch.manual_seed(0)
+    whole_store, whole_sink = MemoryStore(), RecordingSink()
+    assert trainer(whole_store, whole_sink).fit(NeverStop()) is Ending.FINISHED
+
+    torch.manual_seed(0)
+    disk = DirectoryCheckpointStore(tmp_path, keep_last=2, write_model_files=lambda folder: None, fingerprints={})
+    first_sink, second_sink, second_store = RecordingSink(), RecordingSink(), MemoryStore()
+    first = trainer(disk, first_sink)
+    first.heldout_loss = None
+    assert first.fit(StopAfter(stop_at)) is Ending.STOPPED
+
+    torch.manual_seed(123)  # the resumed process starts from other random numbers
+    second = trainer(second_store, second_sink)
+    second.restore(read_snapshot(list_checkpoints(tmp_path)[-1]))
+    assert second.fit(NeverStop()) is Ending.FINISHED
+
+    whole, resumed = whole_store.snapshots[6], second_store.snapshots[6]
+    for part in ("weights", "optimizer"):
+        for name, tensor in getattr(whole, part).items():
+            assert torch.equal(tensor, getattr(resumed, part)[name]), name
+    losses = [event.loss for event in first_sink.of(StepDone) + second_sink.of(StepDone)]
+    assert losses == [event.loss for event in whole_sink.of(StepDone)]
+
+
+def test_resume_with_other_random_state_differs_so_the_law_above_can_fail(tmp_path):
+    ends = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        store = MemoryStore()
+        build_trainer(settings=settings(), store=store, emit=RecordingSink(), model=tiny_llama(dropout=0.2)).fit(NeverStop())
+        ends.append(store.snapshots[6].weights)
+    assert any(not torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
+def test_every_example_comes_once_an_epoch_in_an_order_of_the_seed():
+    examples = random_examples(10)
+    plan = BatchPlan(examples, batch_size=4, micro_batch_size=4, pad_id=PAD_ID, seed=7)
+    seen = [index for step in range(5) for index in plan.example_ids(step)]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+    # The order is part of what a seed means: it must be the same on every machine and in every release.
+    assert seen[:10] == [4, 5, 9, 8, 1, 7, 6, 0, 2, 3]
+
+
+def test_window_holds_the_examples_of_its_step_and_no_others():
+    plan = BatchPlan(random_examples(10), batch_size=6, micro_batch_size=4, pad_id=PAD_ID, seed=0)
+    window = plan.window(1)
+    assert [len(batch.example_ids) for batch in window] == [4, 2]
+    assert sorted(index for batch in window for index in batch.example_ids) == sorted(plan.example_ids(1))
+
+
+def test_update_that_pure_bfloat16_loses_is_kept_by_the_masters():
+    model = tiny_llama()
+    trainer = build_trainer(
+        settings=settings(learning_rate=1e-5, warmup_steps=0, max_steps=4),
+        store=MemoryStore(),
+        emit=RecordingSink(),
+        model=model,
+        dtype=torch.bfloat16,
+    )
+    name = "model.norm.weight"  # near 1, where bfloat16 numbers stand 0.0078 apart
+    before = trainer.weights.masters[name].detach().clone()
+    trainer.fit(NeverStop())
+    assert (trainer.weights.masters[name] != before).all()
+    assert torch.equal(before.bfloat16(), (before.bfloat16() - 1e-5).bfloat16())
+
+
+def test_nonfinite_step_is_skipped_named_and_leaves_the_weights():
+    sink = RecordingSink()
+    trainer = build_trainer(settings=settings(max_steps=3), store=MemoryStore(), emit=sink)
+    whole_loss = trainer.batch_loss
+
+    def poisoned(batch):
+        return whole_loss(batch) * (float("nan") if trainer.state.step == 1 else 1.0)
+
+    trainer.batch_loss = poisoned
+    trainer.take_step()
+    before = trainer.snapshot().weights["model.norm.weight"].clone()
+    skipped = trainer.take_step()
+    assert not skipped.applied
+    assert torch.equal(before, trainer.snapshot().weights["model.norm.weight"])
+    (warning,) = sink.of(Warned)
+    assert "step 2 skipped" in warning.text
+    assert "examples" in warning.text
+    assert trainer.take_step().applied
+
+
+def test_three_nonfinite_steps_in_a_row_end_the_run():
+    trainer = build_trainer(settings=settings(), store=MemoryStore(), emit=RecordingSink())
+    whole_loss = trainer.batch_loss
+    trainer.batch_loss = lambda batch: whole_loss(batch) * float("inf")
+    with pytest.raises(DivergedError, match="3 steps in a row"):
+        trainer.fit(NeverStop())
+    assert trainer.state.step == 3
+
+
+def test_heldout_loss_is_measured_before_during_and_after():
+    sink = RecordingSink()
+    build_trainer(
+        settings=settings(eval_every_steps=4), store=MemoryStore(), emit=sink, heldout=random_examples(4, seed=9)
+    ).fit(NeverStop())
+    assert [event.step for event in sink.of(HeldoutDone)] == [0, 4, 6]
+
+
+def test_checkpoints_are_saved_when_due_and_old_ones_go(tmp_path):
+    store = DirectoryCheckpointStore(tmp_path, keep_last=2, write_model_files=lambda folder: None, fingerprints={})
+    build_trainer(
+        settings=settings(max_steps=5),
+        store=store,
+        emit=RecordingSink(),
+        checkpoint=CheckpointSettings(every_steps=2, keep_last=2),
+    ).fit(NeverStop())
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000004", "step-00000005"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
+
+
+def test_weight_decay_applies_to_matrices_only():
+    weights = MasterWeights(tiny_llama(), compute_dtype=torch.float32)
+    decayed, undecayed = make_optimizer(weights.masters, settings(weight_decay=0.1)).param_groups
+    assert all(parameter.ndim == 2 for parameter in decayed["params"])
+    assert all(parameter.ndim == 1 for parameter in undecayed["params"])
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.1, 0.0)

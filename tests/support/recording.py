@@ -1,0 +1,45 @@
+"""Sinks, stores and flags that remember, for tests of the trainer."""
+
+from dataclasses import dataclass, field, replace
+
+from sftcli.events import Event
+from sftcli.training.trainer import Snapshot
+
+
+@dataclass
+class RecordingSink:
+    """Keeps every event."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def __call__(self, event: Event, /) -> None:
+        self.events.append(event)
+
+    def of(self, kind: type) -> list:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@dataclass
+class MemoryStore:
+    """Keeps copies of snapshots by step."""
+
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)
+
+    def save(self, snapshot: Snapshot, /) -> str:
+        self.snapshots[snapshot.state.step] = replace(
+            snapshot,
+            weights={name: tensor.clone() for name, tensor in snapshot.weights.items()},
+            optimizer={name: tensor.clone() for name, tensor in snapshot.optimizer.items()},
+        )
+        return f"memory:{snapshot.state.step}"
+
+
+@dataclass
+class StopAfter:
+    """A stop flag that is raised once it was asked ``questions`` times."""
+
+    questions: int
+
+    def requested(self) -> bool:
+        self.questions -= 1
+        return self.questions < 0
