@@ -22,9 +22,9 @@ KEYS = ("quantity", "unit", "item", "customer", "city")
 SEED = 20
 TRAIN_ROWS = 1400
 HELDOUT_ROWS = 120
-INVENTED = 0.25  # of the names in training rows; they must be copied letter by letter
+INVENTED = 0.15  # of the names in training rows; they must be copied letter by letter
 KINDS = ("dry", "wet", "jar", "thing", "flat", "worn")
-KIND_WEIGHTS = (24, 12, 10, 40, 7, 7)
+KIND_WEIGHTS = (20, 9, 8, 52, 6, 5)
 ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen"
@@ -171,7 +171,7 @@ def _goods(
     if kind == "thing" and rng.random() < 0.25:
         brand_or_adjective = _name(rng, vocabulary, vocabulary.adjective)
         item = f"{brand_or_adjective} {item}"
-    loose = kind == "thing" and value > 1 and (number == "a couple of" or rng.random() < 0.8)
+    loose = kind == "thing" and value > 1 and (number == "a couple of" or rng.random() < 0.85)
     if loose:
         return f"{number} {item}", number, item, None
     one, many = rng.choice(vocabulary.units[kind])

@@ -12,10 +12,7 @@ from sftcli.cli.errors_view import guarded
 app = typer.Typer(
     name="sft",
     help="Fine-tune causal language models on instruction-response pairs.",
-    epilog=(
-        "First run: [bold]sft train[/], then [bold]sft generate[/] \"Please ship 40 crates of walnuts to Ms Okafor"
-        ' in Lagos."[/], then [bold]sft eval[/].'
-    ),
+    epilog='First run: sft train. Then: sft generate "Please ship 40 crates of walnuts to Ms Okafor in Lagos." and sft eval.',
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

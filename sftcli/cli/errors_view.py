@@ -1,27 +1,154 @@
-"""Errors as a person or a script reads them."""
+"""Errors as a person or a script reads them, and the way from an exception to an exit code."""
 
+import io
 import os
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from errno import ENOSPC
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
+from sftcli.cli.excerpt import source_excerpt
 from sftcli.cli.options import Color, use_color
+from sftcli.cli.signals import INTERRUPTED_EXIT_CODE, CommandStopped
 from sftcli.cli.text import clean, redact, writable
+from sftcli.errors import SftError, StorageError, UsageError
 
 if TYPE_CHECKING:
-    from sftcli.errors import Location, SftError
+    from sftcli.errors import Location
 
 BUG_EXIT_CODE = 1
+BROKEN_PIPE_EXIT_CODE = 141
 
-_MAX_SOURCE_BYTES = 64 * 1024 * 1024
-_EXCERPT_COLUMNS = 72
 _RED, _CYAN, _DIM, _BOLD, _RESET = "\x1b[1;31m", "\x1b[36m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
 
 
-def show_error(error: "SftError", *, command: str, json: bool = False, color: Color = Color.AUTO) -> None:
+def guarded(run: Callable[[], object], *, command: str, json: bool = False, color: Color = Color.AUTO) -> int:
+    """Call ``run`` and return the exit code of the process; whatever was raised has been shown.
+
+    Args:
+        run: The command; an ``int`` that it returns is the exit code, anything else is 0.
+        command: Its name, such as ``sft train``.
+        json: Whether the failure goes to stdout as a JSON object.
+        color: When to colour.
+    """
+    make_streams_safe()
+    try:
+        code = run()
+        sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001 - the one place where every way out becomes an exit code
+        ending = _Ending(command=command, json=json, color=color)
+        with suppress(OSError, ValueError):  # there is nowhere left to say it
+            ending.show(error)
+            return ending.code
+        _let_go_of_stdout()
+        return ending.code
+    return code if isinstance(code, int) else 0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Ending:
+    """Shows what a command raised; ``code`` is the exit code, also when showing it failed."""
+
+    command: str
+    json: bool
+    color: Color
+    code: int = BUG_EXIT_CODE
+
+    def show(self, error: BaseException) -> None:
+        """Show ``error`` and set ``code``."""
+        match error:
+            case CommandStopped():
+                self.code = error.exit_code
+                self._say_stopped(str(error))
+            case SftError():
+                self._show(error)
+            case SystemExit():
+                self._leave(error)
+            case KeyboardInterrupt() | typer.Abort():
+                self.code = INTERRUPTED_EXIT_CODE
+                self._say_stopped("interrupted")
+            case BrokenPipeError():
+                self._leave_pipe()
+            case OSError(errno=number) if number == ENOSPC:
+                _drop_unwritable_stdout()
+                where = f" for {error.filename}" if error.filename else ""
+                self._show(StorageError(f"no space left{where}", hint="free some space and run it again"))
+            case _ if (usage := _usage_error(error)) is not None:
+                self._show(usage)
+            case _:
+                show_crash(error, command=self.command, json=self.json, color=self.color)
+
+    def _show(self, error: SftError) -> None:
+        self.code = error.exit_code
+        show_error(error, command=self.command, json=self.json, color=self.color)
+
+    def _say_stopped(self, message: str) -> None:
+        if self.json:
+            write_error_json(self.code, "stopped", message, "")
+        else:
+            sys.stderr.write(f"{message}\n")
+
+    def _leave(self, error: SystemExit) -> None:
+        if isinstance(error.__context__, BrokenPipeError):  # Typer makes 1 of it
+            self._leave_pipe()
+        else:
+            self.code = error.code if isinstance(error.code, int) else int(error.code is not None)
+
+    def _leave_pipe(self) -> None:
+        self.code = BROKEN_PIPE_EXIT_CODE
+        _let_go_of_stdout()
+
+
+def _usage_error(error: BaseException) -> UsageError | None:
+    """Return what Typer found wrong with the arguments, as an error of ours.
+
+    Typer's own classes for it are private; its public ``BadParameter`` shares their methods.
+    """
+    tell = getattr(error, "format_message", None)
+    if not callable(tell):
+        return None
+    path = getattr(getattr(error, "ctx", None), "command_path", "sft")
+    return UsageError(str(tell()).rstrip("."), hint=f"see `{path} --help`")
+
+
+def make_streams_safe() -> None:
+    """Make stdout and stderr take every character in every locale, and exist.
+
+    Closed by the caller, stdout becomes a pipe that nobody reads, so that a lost result is noticed; stderr is let go.
+    """
+    if sys.stdout is None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        sys.stdout = open(writer, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - lives as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_unwritable_stdout() -> None:
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _let_go_of_stdout()
+
+
+def _let_go_of_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter does not complain about it at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show_error(error: SftError, *, command: str, json: bool = False, color: Color = Color.AUTO) -> None:
     """Show an expected error: what, where, and what to do, on stderr; or one JSON object on stdout."""
     hint = error.hint or (f"see `{command} --help`" if error.kind == "usage" else "")
     if json:
@@ -76,36 +203,17 @@ def _is_told(location: "Location", message: str) -> bool:
 
 
 def _excerpt(location: "Location", *, colored: bool) -> list[str]:
-    """Return the line of the file that is at fault with a caret under the column, if both are known."""
-    if location.file is None or location.line is None or location.column is None:
+    found = source_excerpt(location)
+    if found is None:
         return []
-    source = _read_line(Path(location.file), location.line)
-    if source is None or location.column > len(source) + 1:
-        return []
-    start = max(0, location.column - 1 - _EXCERPT_COLUMNS // 2)
-    shown = source[start : start + _EXCERPT_COLUMNS]
-    before = clean(shown[: location.column - 1 - start])
-    number = str(location.line)
-    blank = " " * len(number)
+    number, text, blanks = found
+    margin = " " * len(number)
     bar = _paint("|", _DIM, colored=colored)
     return [
-        f"{blank} {bar}",
-        f"{_paint(number, _DIM, colored=colored)} {bar} {clean(shown)}",
-        f"{blank} {bar} {' ' * len(before)}{_paint('^', _RED, colored=colored)}",
+        f"{margin} {bar}",
+        f"{_paint(number, _DIM, colored=colored)} {bar} {text}".rstrip(),
+        f"{margin} {bar} {blanks}{_paint('^', _RED, colored=colored)}",
     ]
-
-
-def _read_line(path: Path, line: int) -> str | None:
-    try:
-        if not path.is_file() or path.stat().st_size > _MAX_SOURCE_BYTES:
-            return None
-        with path.open("rb") as file:
-            for number, text in enumerate(file, start=1):
-                if number == line:
-                    return text.decode("utf-8-sig" if number == 1 else "utf-8", "replace").rstrip("\r\n")
-    except OSError:
-        pass  # the error itself is shown either way
-    return None
 
 
 def write_error_json(

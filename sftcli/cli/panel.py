@@ -1,7 +1,7 @@
 """The picture of a running command as rows of styled text, for any width. Knows no terminal, no clock, no lock.
 
 From 58 columns on, values stand in columns, so that a number that changes moves nothing else. Below, they follow one
-another and the last ones go first. Below 40 there is one line.
+another and the last ones go first. Below 36 there is one line.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ MAX_BAR_COLUMNS = 60
 MAX_CURVE_COLUMNS = 44
 MAX_CELLS = 4
 MIN_GRID_COLUMNS = 58
-MIN_ROWS_COLUMNS = 40
+MIN_ROWS_COLUMNS = 36
 
 Span = tuple[str, str]  # text, Rich style
 Row = list[Span]
@@ -92,14 +92,14 @@ def _training_rows(measures: TrainingMeasures, frame: Frame, columns: int, signs
         return rows + _heldout_rows(measures, columns)
     step = measures.last
     loss_style = VALUE if isfinite(step.loss) else BAD
-    loss_row = _cells(
-        "loss",
-        [
-            ((loss_text(step.loss), loss_style), "now"),
-            ((loss_text(measures.smooth_loss), VALUE), "smoothed"),
-        ],
-        columns,
-    )[0]
+    losses = [
+        ((loss_text(step.loss), loss_style), "now"),
+        ((loss_text(measures.smooth_loss), VALUE), "smoothed"),
+    ]
+    if measures.skipped_steps:
+        losses.append(((count(measures.skipped_steps), BAD), "skipped"))
+    loss_rows = _cells("loss", losses, columns)
+    loss_row = loss_rows[0]
     room = min(columns - row_width(loss_row) - 1, MAX_CURVE_COLUMNS)
     if room >= 6:
         loss_row.append((" " + sparkline(measures.losses.points, room - 1, signs.levels), BAR))
@@ -110,8 +110,6 @@ def _training_rows(measures: TrainingMeasures, frame: Frame, columns: int, signs
         ((f"{step.epoch:.2f}", VALUE), "epochs"),
         ((duration(measures.step_seconds), VALUE), "a step"),
     ]
-    if measures.skipped_steps:
-        update.insert(0, ((count(measures.skipped_steps), BAD), "skipped"))
     speed = [
         ((count(measures.response_tokens_per_second), VALUE), "response"),
         ((percent(measures.padding_fraction), VALUE), "padding"),
@@ -119,12 +117,12 @@ def _training_rows(measures: TrainingMeasures, frame: Frame, columns: int, signs
     ]
     if step.peak_memory_bytes:
         speed.append(((size(step.peak_memory_bytes), VALUE), "memory"))
-    rows += [loss_row, *_heldout_rows(measures, columns)]
+    rows += [*loss_rows, *_heldout_rows(measures, columns)]
     rows += _cells("update", update, columns) + _cells("tokens/s", speed, columns)
     if measures.checkpoint is not None:
-        age = f"{duration(frame.checkpoint_age_seconds)} ago"
+        age = "" if frame.final else f", {duration(frame.checkpoint_age_seconds)} ago"
         rows.append(
-            [*_label("saved"), ("step ", UNIT), (count(measures.checkpoint.step), VALUE), (f", {age}", UNIT)]
+            [*_label("saved"), ("step ", UNIT), (count(measures.checkpoint.step), VALUE), (age, UNIT)]
         )
     return rows
 
@@ -190,7 +188,9 @@ def _task_row(task: Task, columns: int, signs: Signs) -> Row:
     time = f"  {duration(left)} left" if task.seconds >= 2 and event.done else ""
     label_columns = max(LABEL_COLUMNS, min(len(label) + 2, columns // 3))
     used = label_columns + len(numbers) + len(unit)
-    bar = max(0, min(MAX_BAR_COLUMNS, columns - used - 14))
+    if columns < MIN_GRID_COLUMNS:
+        time = ""
+    bar = max(0, min(MAX_BAR_COLUMNS, columns - used - (14 if columns >= MIN_GRID_COLUMNS else 0)))
     shown = label if len(label) < label_columns else label[: label_columns - 2] + signs.ellipsis[:1]
     return [
         (f"{shown:<{label_columns}}", LABEL),

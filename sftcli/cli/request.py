@@ -32,7 +32,7 @@ def resolve_flags(
         config: Path of a settings file.
         sets: Arguments of ``--set``.
         flags: Settings key -> (flag, value); a value of None was not given.
-        data: Sources to train on. They replace the held-out sources too: those belong to the rows they came with.
+        data: Sources to train on.
         heldout: Sources to hold out.
     """
     from sftcli.config.sources import Override, parse_set, resolve
@@ -40,8 +40,7 @@ def resolve_flags(
     overrides: list[Override] = []
     if data:
         overrides.append(Override(key="data.sources", value=list(data), origin="--data"))
-        overrides.append(Override(key="data.heldout_sources", value=list(heldout or ()), origin="--data"))
-    elif heldout:
+    if heldout:
         overrides.append(Override(key="data.heldout_sources", value=list(heldout), origin="--heldout"))
     overrides += [
         Override(key=key, value=value, origin=flag) for key, (flag, value) in flags.items() if value is not None

@@ -24,6 +24,14 @@ STOP_SIGNALS = frozenset(
 )
 
 
+class CommandStopped(Exception):  # noqa: N818 - the user's will, not a fault
+    """A command ended before its end because of a signal; ``exit_code`` tells which."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 @dataclass(slots=True)
 class SignalStop:
     """The stop flag of a command, raised by a signal. It remembers which one came first."""

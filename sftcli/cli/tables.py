@@ -1,28 +1,195 @@
-"""Results: the consoles they go to, the tables they are shown as, and their form as JSON."""
+"""Results as tables, the consoles they go to, and results as JSON.
+
+Tables have no borders. Where one does not fit it is stacked, name over values; off a terminal it is as wide as it needs
+to be, so that ``grep`` and ``cut`` see whole lines.
+"""
 
 import json
-import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from sftcli.cli.grid import comparison_table, key_value_table, settings_table
-from sftcli.cli.options import Color, Output, use_color
-from sftcli.cli.text import clean, count, duration, writable
+from sftcli.cli.options import Color, use_color
+from sftcli.cli.text import clean, redact, writable
 
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from sftcli.config.sources import Row
-    from sftcli.services.evaluate import EvalReport
-    from sftcli.services.generate import Completion
-    from sftcli.services.train import TrainOutcome
+    from rich.console import ConsoleOptions, RenderResult
 
+Align = Literal["left", "right"]
+
+_GAP = 2
 _OFF_TERMINAL_COLUMNS = 10_000  # nothing is cut or wrapped in a file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Text of a table and its Rich style. The text may come from outside; it is made harmless when it is drawn."""
+
+    text: str
+    style: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """A table without borders.
+
+    Args:
+        rows: Equally long rows.
+        header: Column names; empty for none.
+        aligns: One per column; short means left.
+    """
+
+    rows: Sequence[Sequence[Cell]]
+    header: Sequence[str] = ()
+    aligns: Sequence[Align] = ()
+
+    def __rich_console__(self, console: Console, options: "ConsoleOptions") -> "RenderResult":
+        """Draw in columns where they fit, else stacked."""
+        names = [Cell(text=name, style="dim") for name in self.header]
+        table = [names, *self.rows] if names else list(self.rows)
+        if not table:
+            return
+        drawn = [[_draw(cell, console.encoding) for cell in row] for row in table]
+        widths = [max(cell_len(row[i].plain) for row in drawn) for i in range(len(drawn[0]))]
+        if self._fits(widths, options.max_width):
+            for row in drawn:
+                yield self._line(row, widths, options.max_width)
+        else:
+            yield from self._stacked(drawn, has_header=bool(names))
+
+    def _fits(self, widths: Sequence[int], columns: int) -> bool:
+        """Return whether all but the last column fit with room for the last one, which may wrap."""
+        fixed = sum(widths[:-1]) + _GAP * (len(widths) - 1)
+        is_prose = len(widths) == 2 and not self.header
+        last = min(widths[-1], 24) if is_prose else widths[-1]
+        return fixed + last <= columns
+
+    def _line(self, row: Sequence[Text], widths: Sequence[int], columns: int) -> Text:
+        indent = sum(widths[:-1]) + _GAP * (len(widths) - 1)
+        parts = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            blank = " " * (width - cell_len(cell.plain))
+            is_right = index < len(self.aligns) and self.aligns[index] == "right"
+            is_last = index == len(row) - 1
+            if is_last and indent + width > columns:
+                parts.append(_hang(cell, indent, columns))
+            elif is_right:
+                parts.append(Text(blank) + cell)
+            else:
+                parts.append(cell if is_last else cell + Text(blank))
+        line = Text(" " * _GAP).join(parts)
+        line.rstrip()
+        return line
+
+    def _stacked(self, drawn: Sequence[Sequence[Text]], *, has_header: bool) -> "RenderResult":
+        names = drawn[0] if has_header else None
+        for row in drawn[1:] if has_header else drawn:
+            yield row[0]
+            for index, cell in enumerate(row[1:], start=1):
+                if not cell.plain:
+                    continue
+                name = names[index] + Text(" ") if names is not None else Text("")
+                yield Text("  ") + name + cell
+
+
+def _draw(cell: Cell, encoding: str) -> Text:
+    return Text(writable(redact(clean(cell.text)), encoding), style=cell.style, overflow="fold")
+
+
+def _hang(cell: Text, indent: int, columns: int) -> Text:
+    """Return ``cell`` folded at ``columns``, its later lines under its first."""
+    room = max(8, columns - indent)
+    lines, current = [], ""
+    for word in cell.plain.split(" "):
+        joined = f"{current} {word}" if current else word
+        if cell_len(joined) <= room:
+            current = joined
+            continue
+        if current:
+            lines.append(current)
+        while cell_len(word) > room:
+            lines.append(word[:room])
+            word = word[room:]
+        current = word
+    lines.append(current)
+    return Text(("\n" + " " * indent).join(lines), style=cell.style)
+
+
+def key_value_table(rows: Sequence[tuple[str, object]]) -> Grid:
+    """Return names and values, two columns. ``None`` shows as a dash."""
+    return Grid(
+        rows=[
+            [Cell(text=name, style="dim"), Cell(text="-" if value is None else str(value))]
+            for name, value in rows
+        ]
+    )
+
+
+def settings_table(rows: Sequence[tuple[str, object, str]]) -> Grid:
+    """Return settings as key, value, origin; what is not a default stands out."""
+    return Grid(
+        header=("setting", "value", "from"),
+        rows=[
+            [
+                Cell(text=key),
+                Cell(text=_setting(value), style="" if origin == "default" else "bold"),
+                Cell(text=origin, style="dim" if origin == "default" else "cyan"),
+            ]
+            for key, value, origin in rows
+        ],
+    )
+
+
+def comparison_table(
+    rows: Sequence[tuple[str, float | None, float | None, bool]],
+    *,
+    digits: int = 3,
+    names: tuple[str, str] = ("base", "tuned"),
+) -> Grid:
+    """Return metrics of two models side by side with the difference, green where the second is better.
+
+    Args:
+        rows: ``(metric, first, second, lower_is_better)``; ``None`` where a value was not measured.
+        digits: Digits after the point.
+        names: Column names of the two models.
+    """
+    body = []
+    for metric, first, second, lower_is_better in rows:
+        difference, style = "-", ""
+        if first is not None and second is not None and isfinite(first) and isfinite(second):
+            change = second - first
+            difference = f"{change:+.{digits}f}"
+            if round(change, digits):
+                style = "green" if (change < 0) == lower_is_better else "red"
+        values = [Cell(text=_number(value, digits)) for value in (first, second)]
+        body.append([Cell(text=metric), *values, Cell(text=difference, style=style)])
+    return Grid(
+        header=("metric", *names, "difference"), aligns=("left", "right", "right", "right"), rows=body
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if isfinite(value) else "not finite"
+
+
+def _setting(value: object) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(_setting(item) for item in value) or "none"
+    return str(value)
 
 
 def out(color: Color = Color.AUTO) -> Console:
@@ -53,84 +220,13 @@ def make_console(stream: "TextIO", color: Color = Color.AUTO) -> Console:
     )
 
 
-def show_settings(rows: "Iterable[Row]", output: Output) -> None:
-    """Print settings with where each was set; as JSON, ``{"settings": {key: {"value", "origin"}}}``."""
-    listed = list(rows)
-    if output.json:
-        show_result({"settings": {row.key: {"value": row.value, "origin": row.origin} for row in listed}})
-    else:
-        out(output.color).print(settings_table([(row.key, row.value, row.origin) for row in listed]))
-
-
-def show_pairs(pairs: Mapping[str, object], output: Output) -> None:
-    """Print names and values; as JSON, one object of them."""
-    if output.json:
-        show_result(pairs)
-    else:
-        out(output.color).print(key_value_table(list(pairs.items())))
-
-
-def show_training(outcome: "TrainOutcome", output: Output) -> None:
-    """Print the folder of the final model on stdout, and what became of the run and what to do next on stderr."""
-    talk = err(output.color)
-    first, last = outcome.first_heldout_loss, outcome.last_heldout_loss
-    if not output.quiet and first is not None and last is not None:
-        talk.print(comparison_table([("held-out loss", first, last, True)], names=("before", "after")))
-    if outcome.final is None:
-        command = shlex.join(["sft", "resume", outcome.path])
-        show_text(f"stopped at step {outcome.step} of {outcome.last_step}; go on with: {command}", talk)
-        return
-    show_text(outcome.final, out(output.color))
-    if not output.quiet:
-        show_text(f"next: {shlex.join(['sft', 'eval', outcome.path])}", talk)
-
-
-def show_completion(completion: "Completion", output: Output) -> None:
-    """End the line of an answer that was streamed to stdout, and say on stderr what it took."""
-    if not completion.text.endswith("\n"):
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-    if output.quiet:
-        return
-    speed = count(completion.new_tokens / completion.seconds) if completion.seconds > 0 else "?"
-    line = f"{count(completion.new_tokens)} tokens in {duration(completion.seconds)} ({speed} tok/s)"
-    if completion.finish == "length":
-        line += "; cut at --max-new-tokens"
-    err(output.color).print(Text(line, style="dim"))
-
-
-def show_scores(report: "EvalReport", output: Output) -> None:
-    """Print the scores of a model beside those of the base, and the rows that it got wrong."""
-    base, tuned = report.base, report.tuned
-    rows = [
-        ("held-out loss", base.loss if base else None, tuned.loss, True),
-        ("perplexity", base.perplexity if base else None, tuned.perplexity, True),
-        ("exact answers (%)", 100 * base.match_fraction if base else None, 100 * tuned.match_fraction, False),
-    ]
-    console = out(output.color)
-    console.print(comparison_table(rows))
-    answered = f"{count(tuned.matched)} of {count(tuned.answered)} answered exactly"
-    console.print(
-        Text(f"{count(report.rows)} rows, {count(tuned.response_tokens)} response tokens; {answered}")
-    )
-    for miss in report.misses:
-        console.print(Text(""))
-        pairs = [
-            ("row", miss.origin),
-            ("prompt", miss.prompt),
-            ("expected", miss.expected),
-            ("answer", miss.answer),
-        ]
-        console.print(key_value_table(pairs))
-
-
 def show_text(text: str, console: Console) -> None:
     """Print text of one or more lines, made harmless, without wrapping it."""
     safe = writable(clean(text, keep="\n\t"), console.encoding)
     console.print(Text(safe), soft_wrap=True)
 
 
-def show_result(result: Mapping[str, object]) -> None:
+def show_result_json(result: Mapping[str, object]) -> None:
     """Print ``result`` as the one JSON object of a command, with ``ok``; numbers that are not finite become null.
 
     Only ASCII is written: it is safe in every encoding and on every terminal.

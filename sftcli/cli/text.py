@@ -71,10 +71,12 @@ def redact(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as ``0.4s``, ``12s``, ``1m20s``, ``2h05m`` or ``3d04h``; never negative."""
+    """Return a time as ``0.04s``, ``1.5s``, ``12s``, ``1m20s``, ``2h05m`` or ``3d04h``; never negative."""
     if not isfinite(seconds):
         return "?"
     seconds = max(0.0, seconds)
+    if seconds < 0.995:
+        return f"{seconds:.2f}s"
     if seconds < 9.95:
         return f"{seconds:.1f}s"
     whole = round(seconds)

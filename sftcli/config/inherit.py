@@ -6,6 +6,7 @@ next to the user's value of another: the held-out rows of a preset say nothing a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 from sftcli.config.layers import Entry, Fields, Layer, merged
 
@@ -14,6 +15,7 @@ _ENDS: Mapping[str, Sequence[str]] = {
     "model.name": ("model.revision", "model.tokenizer"),
     "data.sources": ("data.heldout_sources",),
     "data.heldout_fraction": ("data.heldout_sources",),
+    "training.epochs": ("training.max_steps",),
     "training.warmup_fraction": ("training.warmup_steps",),
 }
 _BATCH, _MICRO_BATCH = "training.batch_size", "training.micro_batch_size"
@@ -53,8 +55,9 @@ def _is_outgrown(layers: Sequence[Layer], key: str, limit: Entry | None, fields:
     if limit is None or (holders and (not layers[holders[-1]].is_preset or holders[-1] >= limiters[-1])):
         return False
     value: object = layers[holders[-1]].entries[key].value if holders else fields[key].default
-    return (
-        isinstance(value, int | float)
-        and isinstance(limit.value, int | float)
-        and value > limit.value >= 1  # a limit that is itself wrong is reported as such
-    )
+    # A limit that is itself wrong is left for validation to report, and only it.
+    return _is_whole(limit.value) and _is_whole(value) and value > limit.value >= 1
+
+
+def _is_whole(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0

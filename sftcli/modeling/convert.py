@@ -3,11 +3,13 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sftcli.errors import DataError
-from sftcli.events import EventSink, Notice, Warned
+from sftcli.events import EventSink, Notice, Progressed, Warned
 from sftcli.modeling.cache import cache_folder, scratch_folder, whole_folder
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 SOURCE_FILE = "source.json"
 _FORMAT = 1
 _GGUF_MAGIC = b"GGUF"
+_GGUF_STRING = 8  # the type of a value that is text
 _CONFIG_NOISE = ("_model_name_or_path", "_name_or_path")
 _TOKENIZER_NOISE = ("backend", "is_local", "local_files_only", "name_or_path")
 _GENERATION_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
@@ -53,7 +56,7 @@ def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, s
     size = gguf.stat().st_size / 1e6
     emit(Notice(text=f"converting {gguf.name} ({size:.0f} MB) to a bfloat16 model folder, once"))
     with whole_folder(folder) as fresh:
-        _convert(gguf, fresh)
+        _convert(gguf, fresh, emit)
         _write_source(fresh, gguf.name, digest)
     return folder, digest
 
@@ -81,18 +84,18 @@ def _write_source(folder: Path, name: str, digest: str) -> None:
     (folder / SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert(gguf: Path, folder: Path, emit: EventSink) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from sftcli.modeling.load import quiet_libraries
 
     quiet_libraries()
-    with scratch_folder(folder.parent) as alone:  # so that transformers sees no other file beside it
+    # alone in a folder, so that transformers sees no other file beside it
+    with scratch_folder(folder.parent) as alone, _progress_as_events(f"convert {gguf.name}", emit):
         name = "model.gguf"
         _link(gguf, alone / name)
         try:
-            pre_tokenizer = _check_metadata(alone / name)
             loaded: object = AutoModelForCausalLM.from_pretrained(
                 alone,
                 gguf_file=name,
@@ -125,7 +128,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     _clean(folder, context_tokens=int(model.config.max_position_embeddings))
-    if pre_tokenizer == "smollm":
+    if _pre_tokenizer(gguf) == "smollm":
         _split_digits(folder / "tokenizer.json")
 
 
@@ -136,12 +139,37 @@ def _link(gguf: Path, place: Path) -> None:
         shutil.copyfile(gguf, place)
 
 
-def _check_metadata(gguf: Path) -> str:
-    """Return how the tokenizer cuts text into words ("" where the file does not say)."""
-    from gguf import GGUFReader
+@contextmanager
+def _progress_as_events(task: str, emit: EventSink) -> Iterator[None]:
+    """Report the tensors that transformers converts as events; its own bar ignores the switch for bars."""
+    from transformers import modeling_gguf_pytorch_utils as module
 
-    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
-    return str(field.contents()) if field is not None else ""
+    def follow(tensors: Sequence[object], **_options: object) -> Iterator[object]:
+        for done, tensor in enumerate(tensors, start=1):
+            yield tensor
+            emit(Progressed(task=task, done=done, total=len(tensors), unit="tensors"))
+
+    names = vars(module)
+    theirs = names["tqdm"]
+    names["tqdm"] = follow
+    try:
+        yield
+    finally:
+        names["tqdm"] = theirs
+
+
+def _pre_tokenizer(gguf: Path) -> str:
+    """Return how the file says that text is cut into words, or "".
+
+    The whole metadata takes seconds to parse; this key stands before the long lists.
+    """
+    with gguf.open("rb") as file:
+        head = file.read(1 << 20)
+    key = b"tokenizer.ggml.pre"
+    marker = len(key).to_bytes(8, "little") + key + _GGUF_STRING.to_bytes(4, "little")
+    _, found, rest = head.partition(marker)
+    length = int.from_bytes(rest[:8], "little")
+    return rest[8 : 8 + length].decode("utf-8", "replace") if found and length < 100 else ""
 
 
 def _clean(folder: Path, *, context_tokens: int) -> None:

@@ -54,12 +54,22 @@ def is_commit(revision: str | None) -> bool:
     return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
+def hub_cache() -> Path:
+    """Return where the hub's own tools keep what they downloaded."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if chosen := os.environ.get(name):
+            return Path(chosen).expanduser()
+    if home := os.environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+
+
 def cached_snapshot(repo: str, revision: str | None) -> Snapshot | None:
     """Return the repository as the hub's cache has it, without any request. It may lack files."""
     from huggingface_hub import try_to_load_from_cache
 
     for probe in ("config.json", "tokenizer_config.json", "tokenizer.json"):
-        found = try_to_load_from_cache(repo, probe, revision=revision)
+        found = try_to_load_from_cache(repo, probe, cache_dir=hub_cache(), revision=revision)
         if isinstance(found, str):
             folder = Path(found).parent
             return Snapshot(folder=folder, commit=folder.name)
@@ -79,7 +89,7 @@ def fetch_snapshot(
     """
     if is_offline():
         raise NetworkError("the hub was not asked, because HF_HUB_OFFLINE is set", hint=_elsewhere(repo))
-    request = json.dumps({"repo": repo, "revision": revision, "weights": weights})
+    request = json.dumps({"repo": repo, "revision": revision, "weights": weights, "cache": str(hub_cache())})
     total = 0
     deadline = time.monotonic() + patience.answer_seconds
     with _worker(request) as (lines, stderr):

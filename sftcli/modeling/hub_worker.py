@@ -1,6 +1,6 @@
 """Download one repository of the hub in a process of its own, so that a caller can end it at any moment.
 
-Run by path with one JSON argument ``{"repo", "revision", "weights"}``; imports nothing of this package. Writes JSON lines:
+Run by path with one JSON argument ``{"repo", "revision", "weights", "cache"}``; imports nothing of this package. Writes JSON lines:
 ``answer`` (the hub knows the repository), ``progress``, then ``done`` or ``failed``. A token never appears in them.
 """
 
@@ -41,13 +41,13 @@ def main(request: dict[str, object]) -> None:
     repo, revision = str(request["repo"]), request["revision"]
     name = revision if isinstance(revision, str) else None
     try:
-        _download(repo, name, weights=bool(request["weights"]))
+        _download(repo, name, Path(str(request["cache"])), weights=bool(request["weights"]))
     except Exception as error:  # noqa: BLE001 - the parent decides what each kind means
         _say(kind="failed", reason=_reason(error), text=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def _download(repo: str, revision: str | None, *, weights: bool) -> None:
-    from huggingface_hub import constants, snapshot_download
+def _download(repo: str, revision: str | None, cache: Path, *, weights: bool) -> None:
+    from huggingface_hub import snapshot_download
     from huggingface_hub.file_download import repo_folder_name
 
     info = _model_info(repo, revision)
@@ -62,10 +62,8 @@ def _download(repo: str, revision: str | None, *, weights: bool) -> None:
         _check_access(repo, revision, files[0])
     _say(kind="answer", total=sum(file.size or 0 for file in siblings if file.rfilename in files))
     folder_name = repo_folder_name(repo_id=repo, repo_type="model")
-    threading.Thread(
-        target=_report_growth, args=(Path(constants.HF_HUB_CACHE, folder_name, "blobs"),), daemon=True
-    ).start()
-    folder = snapshot_download(repo, revision=revision, allow_patterns=files)
+    threading.Thread(target=_report_growth, args=(cache / folder_name / "blobs",), daemon=True).start()
+    folder = snapshot_download(repo, revision=revision, cache_dir=cache, allow_patterns=files)
     _say(kind="done", folder=folder)
 
 

@@ -1,11 +1,13 @@
 """Token-level decoding: prompts in, answers out, with a key-value cache. Knows nothing about text."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import DynamicCache
 
 from sftcli.config.schema import SamplingSettings
 from sftcli.events import StopFlag
@@ -44,7 +46,7 @@ def decode(
     input_ids, attention_mask = _pad_left(prompts, pad_id=pad_id, device=device)
     generators = [torch.Generator(device).manual_seed(settings.seed + row) for row in range(len(prompts))]
     position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    cache = None
+    cache = {_cache_argument(model): DynamicCache(config=model.config)}
     new_ids: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
     is_padded = bool((attention_mask == 0).any())
@@ -53,11 +55,10 @@ def decode(
             input_ids=input_ids,
             attention_mask=attention_mask if is_padded else None,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **cache,  # filled in place
         )
-        cache = output.past_key_values
         chosen = _choose(output.logits[:, -1], settings, generators)
         for row, token in enumerate(chosen.tolist()):
             if row not in running:
@@ -74,6 +75,11 @@ def decode(
         position_ids = position_ids[:, -1:] + 1
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(prompts), 1)], dim=1)
     return [Answer(ids=tuple(ids), stopped=row not in running) for row, ids in enumerate(new_ids)]
+
+
+def _cache_argument(model: "PreTrainedModel") -> str:
+    """Return what this release of transformers calls the cache: ``cache``, or ``past_key_values`` in older ones."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _pad_left(

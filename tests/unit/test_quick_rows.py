@@ -87,7 +87,9 @@ def test_completion_is_one_line_of_compact_json_with_fixed_keys(split: str) -> N
         assert type(answer["quantity"]) is int
         assert answer["quantity"] > 0
         assert isinstance(answer["item"], str)
-        assert all(answer[key] is None or isinstance(answer[key], str) for key in ("unit", "customer", "city"))
+        assert all(
+            answer[key] is None or isinstance(answer[key], str) for key in ("unit", "customer", "city")
+        )
 
 
 @pytest.mark.parametrize("split", SPLITS)

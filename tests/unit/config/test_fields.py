@@ -63,7 +63,7 @@ def test_what_a_field_accepts_is_said_in_words(name, words):
         ("count", "many", "many"),
         ("count", "true", True),
         ("count", "5\nown = 1", "5\nown = 1"),
-        ("count", "1" * 5000, "1" * 5000),
+        ("count", "1" * 5000, float("inf")),
         ("share", "1e-4", 1e-4),
         ("share", ".5", 0.5),
         ("maybe", "3", 3),

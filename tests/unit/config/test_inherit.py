@@ -39,6 +39,12 @@ def test_another_model_does_not_keep_the_revision_and_tokenizer_of_the_first(res
     assert (model.name, model.revision, model.tokenizer) == ("b", None, None)
 
 
+def test_epochs_replace_the_inherited_number_of_steps(resolved):
+    result = resolved(preset="quick", sets=["training.epochs=2"])
+    assert result.settings.training.max_steps == 0
+    assert result.origins["training.max_steps"] == "default"
+
+
 def test_a_share_of_warm_up_replaces_the_inherited_number_of_steps(resolved):
     training = resolved(preset="quick", sets=["training.warmup_fraction=0.5"]).settings.training
     assert training.warmup_steps is None

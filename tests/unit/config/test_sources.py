@@ -228,7 +228,7 @@ def wrong_numbers():
         yield from ((key, value) for value in values)
 
 
-@pytest.mark.parametrize(("key", "text"), wrong_numbers())
+@pytest.mark.parametrize(("key", "text"), list(wrong_numbers()))
 def test_a_wrong_number_is_refused_with_its_key_its_source_and_what_is_allowed(key, text):
     name = environment_name(key)
     error = refusal(environ={name: text})
@@ -329,12 +329,12 @@ def test_a_broken_file_is_told_together_with_the_rest(config):
     assert "SFT_QQQ" in error.message
 
 
-def test_a_missing_file_is_not_found(config):
+def test_a_missing_file_is_not_found():
     with pytest.raises(NotFoundError, match=r"no\.toml: no such file"):
         resolved(file=Path("no.toml"))
 
 
-def test_a_preset_given_as_a_file_is_answered_with_the_flag_for_presets(config):
+def test_a_preset_given_as_a_file_is_answered_with_the_flag_for_presets():
     with pytest.raises(NotFoundError) as caught:
         resolved(file=Path("local"))
     assert "--preset local" in caught.value.hint

@@ -1,0 +1,32 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_model import build_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Sixty question/answer rows, each with words of its own."""
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        json.dumps({"question": f"What is {number} plus {number}?", "answer": f"It is {2 * number}."})
+        for number in range(60)
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def flags(tiny_model: Path, tmp_path: Path) -> list[str]:
+    """Flags of a short training on the tiny model."""
+    return [
+        "--model", str(tiny_model), "--max-steps", "4", "--set", f"run.root={tmp_path / 'runs'}",
+        "--set", "training.batch_size=8", "--set", "data.heldout_fraction=0.2", "--set", "training.learning_rate=1e-2",
+    ]  # fmt: skip
