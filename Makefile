@@ -25,7 +25,7 @@ slow:  ## minutes long: downloads the default model and trains it
 	$(PYTHON) -m pytest -m slow
 
 golden:  ## rewrite the golden files; say in the commit why they moved
-	SFT_WRITE_GOLDEN=1 $(PYTHON) -m pytest tests/golden tests/unit
+	WRITE_GOLDEN=1 $(PYTHON) -m pytest tests/golden tests/unit
 
 quick-data:  ## rewrite the rows of the preset `quick`
 	$(PYTHON) presets/quick/generate.py

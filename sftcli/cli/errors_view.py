@@ -22,6 +22,8 @@ from sftcli.cli.text import clean, redact, writable
 from sftcli.errors import SftError, StorageError, UsageError
 
 if TYPE_CHECKING:
+    from typing import TextIO
+
     from sftcli.errors import Location
 
 BUG_EXIT_CODE = 1
@@ -40,17 +42,18 @@ def guarded(run: Callable[[], object], *, command: str, json: bool = False, colo
         color: When to colour.
     """
     make_streams_safe()
+    ending = _Ending(command=command, json=json, color=color)
     try:
         code = run()
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 - the one place where every way out becomes an exit code
-        ending = _Ending(command=command, json=json, color=color)
-        with suppress(OSError, ValueError):  # there is nowhere left to say it
+        with suppress(OSError, ValueError):  # there may be nowhere left to say it
             ending.show(error)
-            return ending.code
-        _let_go_of_stdout()
-        return ending.code
-    return code if isinstance(code, int) else 0
+    else:
+        ending.code = code if isinstance(code, int) else 0
+    for stream in (sys.stdout, sys.stderr):
+        _drop_if_unwritable(stream)
+    return ending.code
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,7 +81,7 @@ class _Ending:
             case BrokenPipeError():
                 self._leave_pipe()
             case OSError(errno=number) if number == ENOSPC:
-                _drop_unwritable_stdout()
+                _drop_if_unwritable(sys.stdout)
                 where = f" for {error.filename}" if error.filename else ""
                 self._show(StorageError(f"no space left{where}", hint="free some space and run it again"))
             case _ if (usage := _usage_error(error)) is not None:
@@ -104,7 +107,7 @@ class _Ending:
 
     def _leave_pipe(self) -> None:
         self.code = BROKEN_PIPE_EXIT_CODE
-        _let_go_of_stdout()
+        _let_go_of(sys.stdout)
 
 
 def _usage_error(error: BaseException) -> UsageError | None:
@@ -135,17 +138,17 @@ def make_streams_safe() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _drop_unwritable_stdout() -> None:
+def _drop_if_unwritable(stream: "TextIO") -> None:
+    """Flush ``stream``, and let go of it where that fails: the interpreter would complain at exit and end with 120."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except (OSError, ValueError):
-        _let_go_of_stdout()
+        _let_go_of(stream)
 
 
-def _let_go_of_stdout() -> None:
-    """Point stdout at nothing, so that the interpreter does not complain about it at exit."""
+def _let_go_of(stream: "TextIO") -> None:
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def show_error(error: SftError, *, command: str, json: bool = False, color: Color = Color.AUTO) -> None:
@@ -159,7 +162,8 @@ def show_error(error: SftError, *, command: str, json: bool = False, color: Colo
     place = str(error.location)
     if place and not _is_told(error.location, error.message):
         lines.append(f"{_paint('  -->', _CYAN, colored=colored)} {clean(place)}")
-    lines += _excerpt(error.location, colored=colored)
+    if "\n" not in error.message:  # else the message brings its own excerpt
+        lines += _excerpt(error.location, colored=colored)
     if hint:
         lines.append(f"{_paint('help:', _BOLD, colored=colored)} {clean(hint, keep=chr(10))}")
     _write(lines)

@@ -16,6 +16,7 @@ from sftcli.cli.text import (
     rate_text,
     redact,
     short_count,
+    whole_duration,
     writable,
 )
 from sftcli.events import (
@@ -96,7 +97,7 @@ def step_line(measures: TrainingMeasures, step: StepDone) -> str:
         f"lr {rate_text(step.learning_rate)}",
         f"grad {norm_text(step.grad_norm)}",
         f"{count(measures.response_tokens_per_second)} tok/s",
-        f"eta {duration(remaining) if remaining is not None else '?'}",
+        f"eta {whole_duration(remaining) if remaining is not None else '?'}",
     ]
     return "  ".join(parts) + ("" if step.applied else "  skipped")
 

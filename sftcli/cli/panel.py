@@ -19,6 +19,7 @@ from sftcli.cli.text import (
     rate_text,
     size,
     sparkline,
+    whole_duration,
 )
 from sftcli.events import HeldoutDone, Progressed
 
@@ -120,7 +121,7 @@ def _training_rows(measures: TrainingMeasures, frame: Frame, columns: int, signs
     rows += [*loss_rows, *_heldout_rows(measures, columns)]
     rows += _cells("update", update, columns) + _cells("tokens/s", speed, columns)
     if measures.checkpoint is not None:
-        age = "" if frame.final else f", {duration(frame.checkpoint_age_seconds)} ago"
+        age = "" if frame.final else f", {whole_duration(frame.checkpoint_age_seconds)} ago"
         rows.append(
             [*_label("saved"), ("step ", UNIT), (count(measures.checkpoint.step), VALUE), (age, UNIT)]
         )
@@ -167,8 +168,8 @@ def _time_left(measures: TrainingMeasures, frame: Frame) -> str:
         return f"in {duration(frame.elapsed_seconds)}"
     remaining = measures.remaining_seconds
     if remaining is None:
-        return f"started {duration(frame.elapsed_seconds)}"
-    return f"{duration(max(0.0, remaining - frame.since_step_seconds))} left"
+        return f"started {whole_duration(frame.elapsed_seconds)}"
+    return f"{whole_duration(max(0.0, remaining - frame.since_step_seconds))} left"
 
 
 def _bar(fraction: float, columns: int, signs: Signs) -> Row:
@@ -185,7 +186,7 @@ def _task_row(task: Task, columns: int, signs: Signs) -> Row:
         return [(f"{label:<{LABEL_COLUMNS - 1}} ", LABEL), (amount(event.done), VALUE), (unit, UNIT)]
     numbers = f"  {amount(event.done)}/{amount(event.total)}"
     left = task.seconds * (event.total - event.done) / event.done if event.done else 0.0
-    time = f"  {duration(left)} left" if task.seconds >= 2 and event.done else ""
+    time = f"  {whole_duration(left)} left" if task.seconds >= 2 and event.done else ""
     label_columns = max(LABEL_COLUMNS, min(len(label) + 2, columns // 3))
     used = label_columns + len(numbers) + len(unit)
     if columns < MIN_GRID_COLUMNS:
@@ -239,9 +240,10 @@ def _crop(row: Row, columns: int, signs: Signs) -> Row:
     cropped: Row = []
     for text, style in row:
         room = columns - row_width(cropped)
-        cropped.append((text if len(text) <= room else text[: max(0, room - 1)] + signs.ellipsis[:1], style))
         if len(text) > room:
+            cropped.append((text[: room - 1] + signs.ellipsis[:1] if room else "", style))
             break
+        cropped.append((text, style))
     while cropped and not cropped[-1][0].strip():
         cropped.pop()
     if cropped:

@@ -6,12 +6,12 @@ from threading import Event as ThreadEvent
 from threading import RLock, Thread
 from typing import TYPE_CHECKING, assert_never
 
-from rich.live import Live
 from rich.text import Text
 
 from sftcli.cli.lines import STOP_TEXT, data_line, end_line, model_line, run_line
 from sftcli.cli.measures import TrainingMeasures
 from sftcli.cli.panel import Frame, Row, Task, build_panel
+from sftcli.cli.region import Region
 from sftcli.cli.text import clean, redact, signs, writable
 from sftcli.events import (
     CheckpointSaved,
@@ -66,7 +66,7 @@ class LiveView:
     _in_line: bool = False  # generated text stands in front of the cursor: drawing would wipe it
     _dead: bool = False
     _drawn: object = None
-    _live: Live | None = None
+    _region: Region | None = None
     _lock: RLock = field(default_factory=RLock)
     _done: ThreadEvent = field(default_factory=ThreadEvent)
 
@@ -89,7 +89,7 @@ class LiveView:
         """Say that a stop was asked for; called from the thread that watches signals."""
         with self._lock:
             self._note = STOP_TEXT
-            if self._live is None:
+            if self._region is None:
                 self._print(STOP_TEXT)
             else:
                 self.refresh()
@@ -99,7 +99,7 @@ class LiveView:
         with self._lock:
             rows = self._rows()
             key = (rows, self.console.size)
-            if self._dead or self._in_line or key == self._drawn or not (rows or self._live):
+            if self._dead or self._in_line or key == self._drawn or not (rows or self._region):
                 return
             self._drawn = key
             self._guard(lambda: self._draw(rows))
@@ -181,30 +181,23 @@ class LiveView:
         return (self.get_time() if self._fit_end_time is None else self._fit_end_time) - self._fit_time
 
     def _draw(self, rows: list[Row]) -> None:
-        if self._live is None:
-            self._live = Live(
-                console=self.console,
-                auto_refresh=False,
-                transient=True,
-                redirect_stdout=self.redirect_stdout,
-            )
-            self._live.start()
-        lines = [Text.assemble(*((self._safe(text), style) for text, style in row)) for row in rows]
-        block = Text("\n", no_wrap=True, overflow="crop", end="").join(lines)
-        block.no_wrap, block.overflow = True, "crop"
-        self._live.update(block, refresh=True)
+        if self._region is None:
+            self._region = Region(self.console, redirect_stdout=self.redirect_stdout)
+            self._region.start()
+        self._region.update(
+            [Text.assemble(*((self._safe(text), style) for text, style in row)) for row in rows]
+        )
 
     def _hide(self) -> None:
         """Take the panel off the screen, or leave it there for good where it records a run."""
-        live = self._live
-        if live is None:
+        region = self._region
+        if region is None:
             return
         keep = self._fit_end_time is not None
         if keep:
             self.refresh()
-        live.transient = not keep
-        self._live, self._drawn = None, None
-        self._guard(live.stop)
+        self._region, self._drawn = None, None
+        self._guard(lambda: region.stop(keep=keep))
 
     def _print(self, text: str, *, prefix: str = "") -> None:
         if self._dead:

@@ -12,6 +12,8 @@ from math import isfinite
 
 MASK = "***"
 
+_MAX_CURVE = 1e30  # sums of larger values could overflow
+
 _SECRETS = re.compile(
     r"hf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)|(?<=[Bb]earer )\S{8,}"
 )
@@ -72,14 +74,17 @@ def redact(text: str) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time as ``0.04s``, ``1.5s``, ``12s``, ``1m20s``, ``2h05m`` or ``3d04h``; never negative."""
+    if not isfinite(seconds) or seconds >= 9.95:
+        return whole_duration(seconds)
+    seconds = max(0.0, seconds)
+    return f"{seconds:.2f}s" if seconds < 0.995 else f"{seconds:.1f}s"
+
+
+def whole_duration(seconds: float) -> str:
+    """Return a time like ``duration`` but in whole seconds, for times that move on the screen."""
     if not isfinite(seconds):
         return "?"
-    seconds = max(0.0, seconds)
-    if seconds < 0.995:
-        return f"{seconds:.2f}s"
-    if seconds < 9.95:
-        return f"{seconds:.1f}s"
-    whole = round(seconds)
+    whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:
@@ -140,7 +145,7 @@ def percent(fraction: float) -> str:
 
 def sparkline(values: Sequence[float], width: int, levels: str) -> str:
     """Return ``values`` as a curve of at most ``width`` characters; values that are not finite are left out."""
-    finite = [value for value in values if isfinite(value)]
+    finite = [max(-_MAX_CURVE, min(_MAX_CURVE, value)) for value in values if isfinite(value)]
     if not finite or width < 1:
         return ""
     columns = min(width, len(finite))

@@ -10,6 +10,8 @@ from typing import Annotated, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from sftcli.errors import UsageError
+
 Text = Annotated[str, Field(min_length=1)]
 
 RUN_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -68,11 +70,6 @@ class ModelSettings(Section):
         description="Alias, hub name, folder, or .gguf file of the model to start from.",
     )
     revision: str | None = Field(None, min_length=1, description="Hub commit, tag or branch of the model.")
-    tokenizer: str | None = Field(
-        None,
-        min_length=1,
-        description="Hub name or folder of the tokenizer, where it is not the model's own.",
-    )
 
 
 class DataSettings(Section):
@@ -88,7 +85,7 @@ class DataSettings(Section):
         0.02, ge=0, le=0.5, description="Share of rows held out when there are no held-out sources."
     )
     heldout_max_rows: int = Field(
-        512, ge=1, description="Most held-out rows that are scored during training, spread evenly over them."
+        512, ge=1, description="Most rows that are held out when there are no held-out sources."
     )
     max_tokens: int = Field(
         512, ge=8, description="Longest row in tokens, prompt included; longer rows are dropped and counted."
@@ -138,12 +135,21 @@ class TrainingSettings(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the row order, the split and dropout.")
 
     def for_rows(self, num_rows: int) -> Self:
-        """Return these settings with ``max_steps`` filled in for that many training rows."""
+        """Return these settings with ``max_steps`` filled in for that many training rows.
+
+        Raises:
+            UsageError: There are fewer steps than ``warmup_steps``.
+        """
         if self.max_steps:
             return self
-        return self.model_copy(
-            update={"max_steps": max(1, math.ceil(self.epochs * num_rows / self.batch_size))}
-        )
+        steps = max(1, math.ceil(self.epochs * num_rows / self.batch_size))
+        if self.warmup_steps is not None and self.warmup_steps > steps:
+            raise UsageError(
+                f"training.warmup_steps is {self.warmup_steps}, but {self.epochs:g} epochs of {num_rows} rows are "
+                f"{steps} steps",
+                hint="lower training.warmup_steps, or use training.warmup_fraction",
+            )
+        return self.model_copy(update={"max_steps": steps})
 
     @property
     def num_warmup_steps(self) -> int:

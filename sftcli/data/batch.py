@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from sftcli.data.render import Example
+from sftcli.data.example import Example
 
 IGNORED = -100  # the target of a position without loss; what torch's cross-entropy ignores by default
 

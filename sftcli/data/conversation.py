@@ -1,85 +1,205 @@
-"""What a row becomes before any tokenizer sees it: a conversation, a piece of plain text, or a reason why neither.
+"""Rows to conversations. The front of this stage: formats, messages and the reasons for rejecting a row come from here.
 
-These types are all there is in this module. ``schemas`` finds out which format the rows of a source have, ``convert``
-makes these values from them, ``render`` turns them into tokens and may reject a row too.
+``schemas`` finds the format of a source, ``turns`` reads lists of turns; here each format's columns become turns.
+Contents stay byte for byte as they are in the row.
 """
 
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal
+from collections.abc import Callable, Mapping
 
-from sftcli.data.records import Origin
+from sftcli.config.schema import TrainOn
+from sftcli.data.messages import (
+    Conversation,
+    Message,
+    PlainText,
+    Rejected,
+    RejectReason,
+    Role,
+    RowFault,
+    wrong_type,
+)
+from sftcli.data.records import Origin, RawRecord
+from sftcli.data.schemas import DETECTION_ROWS, Schema, agreed_format, detect_schema, parse_renames, renamed
+from sftcli.data.shapes import (
+    ANSWER_COLUMNS,
+    CHAT_COLUMNS,
+    PROMPT_COLUMNS,
+    SHAPES,
+    SYSTEM_COLUMNS,
+    Format,
+    mixed_shapes,
+)
+from sftcli.data.toolcalls import tool_list
+from sftcli.data.turns import (
+    build_conversation,
+    is_transcript,
+    read_transcript,
+    read_turns,
+    turns_or_text,
+)
 
-Role = Literal["system", "user", "assistant", "tool"]
+__all__ = [
+    "DETECTION_ROWS",
+    "Conversation",
+    "Format",
+    "Message",
+    "PlainText",
+    "RejectReason",
+    "Rejected",
+    "Role",
+    "Schema",
+    "detect_schema",
+    "parse_renames",
+    "to_conversations",
+]
+
+Fields = Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One turn. ``content`` is byte for byte what the row holds.
+def to_conversations(
+    record: RawRecord, schema: Schema, *, train_on: TrainOn
+) -> tuple[Conversation | PlainText | Rejected, ...]:
+    """Return what a row becomes: one value, several for a row with several instances, each with the row's origin.
 
-    ``tool_calls`` is JSON text of the OpenAI list, empty where the turn makes none. Its ``arguments`` are objects, also
-    where the row had them as JSON text: that is what chat templates expect.
+    Raises:
+        DataError: The row is of another format than ``schema``: the file is mixed.
     """
-
-    role: Role
-    content: str
-    trained: bool = False
-    tool_calls: str = ""
-    name: str = ""  # of the tool that a tool turn answers for, where the row gives it
-    tool_call_id: str = ""  # of the call that a tool turn answers, where the row gives it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
-    """A row as messages. ``tools`` is JSON text of the OpenAI tool list, empty where there is none.
-
-    There is at least one trained assistant turn, and the last turn is the assistant's: ``num_cut`` turns that stood
-    behind it were cut off, because nothing answers them.
-    """
-
-    messages: tuple[Message, ...]
-    origin: Origin
-    tools: str = ""
-    num_cut: int = 0
+    fields, origin = renamed(record.fields, schema.renames), record.origin
+    if agreed_format(schema.format, fields) is None:
+        raise mixed_shapes(schema.format, schema.columns, schema.first, fields, origin)
+    try:
+        _check_columns(fields, schema.format)
+        if schema.format is Format.TEXT:
+            return (_plain_text(fields, origin),)
+        rows = _instances(fields) if schema.format is Format.INSTANCES else (fields,)
+    except RowFault as fault:
+        return (Rejected(origin=origin, reason=fault.reason, detail=fault.detail),)
+    return tuple(_convert(row, schema.format, origin, train_on) for row in rows)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlainText:
-    """A row of running text without turns, for the pretraining share."""
-
-    text: str
-    origin: Origin
-
-
-class RejectReason(StrEnum):
-    """Why a row is not trained on. The values are a published interface: the audit counts rows by them."""
-
-    # found by `convert`
-    EMPTY_ANSWER = "empty-answer"
-    EMPTY_PROMPT = "empty-prompt"
-    EMPTY_TEXT = "empty-text"
-    MISSING_FIELD = "missing-field"
-    WRONG_TYPE = "wrong-type"
-    UNKNOWN_ROLE = "unknown-role"
-    ROLE_ORDER = "role-order"
-    NOTHING_TRAINED = "nothing-trained"
-    # found by `render`
-    TOO_LONG = "too-long"
-    TEMPLATE_REFUSED = "template-refused"
-    TEMPLATE_REWRITES = "template-rewrites"
-    TEMPLATE_DROPS = "template-drops"
-    SPAN_UNPROVABLE = "span-unprovable"
-    NO_STOP_TOKEN = "no-stop-token"
-    CONTROL_TOKEN = "control-token"
+def _check_columns(fields: Fields, format_: Format) -> None:
+    # A Dolly row without its context is complete.
+    shape = SHAPES[Format.ALPACA if format_ is Format.DOLLY else format_]
+    if not shape.is_met_by(fields):
+        lacking = next(names for names in shape.needed if not any(name in fields for name in names))
+        raise RowFault(RejectReason.MISSING_FIELD, f'there is no column "{lacking[0]}"')
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
-    """A row that is left out. ``detail`` says what was found in it, for a line behind ``origin``."""
+def _convert(fields: Fields, format_: Format, origin: Origin, train_on: TrainOn) -> Conversation | Rejected:
+    try:
+        return build_conversation(
+            _TURNS[format_](fields),
+            system=_system(fields),
+            tools=tool_list(fields),
+            origin=origin,
+            train_on=train_on,
+        )
+    except RowFault as fault:
+        return Rejected(origin=origin, reason=fault.reason, detail=fault.detail)
 
-    origin: Origin
-    reason: RejectReason
-    detail: str
 
-    def __str__(self) -> str:
-        return f"{self.origin}: {self.detail}"
+def _plain_text(fields: Fields, origin: Origin) -> PlainText:
+    text = _text(fields, "text")
+    if not text.strip():
+        raise RowFault(RejectReason.EMPTY_TEXT, "the text is empty or blank")
+    return PlainText(text=text, origin=origin)
+
+
+def _instances(fields: Fields) -> tuple[Fields, ...]:
+    """Return an Alpaca row for each instance of a row."""
+    instances = fields["instances"]
+    if not isinstance(instances, list) or not instances:
+        raise wrong_type('"instances"', instances, "a list with at least one object")
+    if stranger := next((item for item in instances if not isinstance(item, dict)), None):
+        raise wrong_type('an item of "instances"', stranger, "an object with input and output")
+    outer = {name: value for name, value in fields.items() if name != "instances"}
+    return tuple({**outer, **instance} for instance in instances)
+
+
+def _text(fields: Fields, name: str) -> str:
+    value = fields.get(name)
+    if isinstance(value, str):
+        return value
+    if name not in fields:
+        raise RowFault(RejectReason.MISSING_FIELD, f'there is no column "{name}"')
+    raise wrong_type(f'"{name}"', value)
+
+
+def _optional_text(fields: Fields, name: str) -> str:
+    return "" if fields.get(name) is None else _text(fields, name)
+
+
+def _system(fields: Fields) -> str:
+    column = next((name for name in SYSTEM_COLUMNS if fields.get(name) is not None), "")
+    return _text(fields, column) if column else ""
+
+
+def _first(fields: Fields, names: tuple[str, ...]) -> str:
+    """Return the first of ``names`` that has a value, else the first that is a column, else the first."""
+    filled = (name for name in names if fields.get(name) is not None)
+    return next(filled, None) or next((name for name in names if name in fields), names[0])
+
+
+def _pair(user: str, answer: str) -> list[Message]:
+    return [Message(role="user", content=user), Message(role="assistant", content=answer, trained=True)]
+
+
+def _two_columns(prompt: str, answer: str) -> Callable[[Fields], list[Message]]:
+    """Return the reader of a format with a prompt and an answer, each a text or turns."""
+
+    def read(fields: Fields) -> list[Message]:
+        return [
+            *turns_or_text(fields[prompt], prompt, "user"),
+            *turns_or_text(fields[answer], answer, "assistant"),
+        ]
+
+    return read
+
+
+def _instruction(fields: Fields) -> list[Message]:
+    """Read Alpaca and Dolly: what the instruction is about follows it behind an empty line."""
+    instruction = _text(fields, "instruction")
+    about = _optional_text(fields, _first(fields, ("input", "context")))
+    parts = [part for part in (instruction, about) if part.strip()]
+    return _pair("\n\n".join(parts), _text(fields, _first(fields, ANSWER_COLUMNS)))
+
+
+def _chat(fields: Fields) -> list[Message]:
+    column = _first(fields, CHAT_COLUMNS)
+    return read_turns(fields[column], column)
+
+
+def _preference(fields: Fields) -> list[Message]:
+    """Read the chosen side. Where it is a whole dialogue, the columns with the prompt only repeat its start."""
+    chosen = _dialogue(fields["chosen"], "chosen", "assistant")
+    if any(turn.role == "user" for turn in chosen):
+        return chosen
+    column = _first(fields, PROMPT_COLUMNS)
+    if column not in fields:
+        raise RowFault(RejectReason.MISSING_FIELD, "there is no column with a prompt")
+    prompt = _dialogue(fields[column], column, "user")
+    if prompt and prompt[-1].role == "assistant" and not (prompt[-1].content or prompt[-1].tool_calls):
+        prompt.pop()  # a transcript ends in "Assistant:", where the answer is to follow
+    return [*prompt, *chosen]
+
+
+def _dialogue(value: object, column: str, role: Role) -> list[Message]:
+    if isinstance(value, str) and is_transcript(value):
+        return read_transcript(value)
+    if isinstance(value, str) and column in CHAT_COLUMNS:
+        return read_turns(value, column)
+    return turns_or_text(value, column, role)
+
+
+_TURNS: Mapping[Format, Callable[[Fields], list[Message]]] = {
+    Format.ALPACA: _instruction,
+    Format.DOLLY: _instruction,
+    Format.INSTANCES: _instruction,
+    Format.MESSAGES: _chat,
+    Format.SHAREGPT: _chat,
+    Format.PREFERENCE: _preference,
+    Format.OPENORCA: _two_columns("question", "response"),
+    Format.PROMPT_COMPLETION: _two_columns("prompt", "completion"),
+    Format.PROMPT_RESPONSE: _two_columns("prompt", "response"),
+    Format.QUESTION_ANSWER: _two_columns("question", "answer"),
+    Format.INPUT_OUTPUT: _two_columns("input", "output"),
+}

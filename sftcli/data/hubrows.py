@@ -136,7 +136,7 @@ def _hub_fault(name: str, fault: Exception) -> Exception:
             f"access to the data set {name} needs approval or a login",
             hint=f"ask for access at https://huggingface.co/datasets/{name}, then run: hf auth login",
         )
-    near = near_files(name)
+    near = guess if (guess := near_files(name)).endswith("?") else ""
     if isinstance(fault, errors.RepositoryNotFoundError | errors.HFValidationError):
         return NotFoundError(
             f"no file {name!r}, and the hub has no data set of that name, or it is private",
@@ -145,7 +145,7 @@ def _hub_fault(name: str, fault: Exception) -> Exception:
     elsewhere = f"on a connected machine run: hf download --repo-type dataset {name} --local-dir FOLDER"
     return NetworkError(
         f"no file {name!r}, and no hub data set could be reached under that name: {_first_line(fault)}",
-        hint=f"{near + ' ' if near else ''}{elsewhere}, copy FOLDER here and name the folder with its files",
+        hint=f"{near and near + ' otherwise '}{elsewhere}, copy FOLDER here and name the folder with its files",
     )
 
 

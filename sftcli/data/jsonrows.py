@@ -152,7 +152,6 @@ def _line_fault(
             "one JSON object over several lines, expected one object per line or an array of objects",
             name,
             line,
-            column,
             hint=f"take the rows out of it, for example: jq -c '.data[]' {name} > rows.jsonl",
         )
     return data_error(f"broken JSON: {error.msg}" + excerpt(text, column), name, line, column)

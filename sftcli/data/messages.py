@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from sftcli.data.jsonrows import json_type
 from sftcli.data.records import Origin
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -82,3 +83,17 @@ class Rejected:
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.detail}"
+
+
+class RowFault(Exception):  # noqa: N818 - not an error of the program: it becomes a rejected row
+    """A row cannot be trained on."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def wrong_type(name: str, value: object, expected: str = "text") -> RowFault:
+    """Return the fault of a value of the wrong type; ``name`` is a column or a turn's key."""
+    return RowFault(RejectReason.WRONG_TYPE, f"{name} is {json_type(value)}, expected {expected}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from sftcli.data.records import Origin
-from sftcli.data.render import Example
+from sftcli.data.example import Example
 from sftcli.errors import DataError, StorageError
 
 if TYPE_CHECKING:

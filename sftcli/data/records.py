@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from gzip import BadGzipFile
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import cast
 
@@ -165,7 +166,10 @@ def _stdin_rows(note: Note) -> Iterator[Row]:
         raise UsageError(
             "standard input is a terminal", hint="pipe rows into it: cat rows.jsonl | sft prepare -"
         )
-    return json_rows(cast("ByteStream", sys.stdin.buffer), "stdin", note)
+    stream = sys.stdin.buffer
+    if not hasattr(stream, "peek"):  # put there by a caller, such as a test runner
+        stream = BufferedReader(cast("RawIOBase", stream))
+    return json_rows(cast("ByteStream", stream), "stdin", note)
 
 
 def _file_rows(path: Path, note: Note) -> Iterator[Row]:

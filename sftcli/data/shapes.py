@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from enum import StrEnum
+from functools import lru_cache
 
 from sftcli.data.records import Origin
 from sftcli.errors import DataError, Location
@@ -56,7 +57,7 @@ _SIDES = (*SYSTEM_COLUMNS, *TOOL_COLUMNS)
 
 # The first shape that a row meets is its format: columns that no other format reads decide before common ones.
 SHAPES: Mapping[Format, Shape] = {
-    Format.PREFERENCE: Shape((("chosen",),), (*PROMPT_COLUMNS, "rejected", *_SIDES)),
+    Format.PREFERENCE: Shape((("chosen",),), (*PROMPT_COLUMNS, *_SIDES)),
     Format.MESSAGES: Shape((CHAT_COLUMNS,), _SIDES),
     Format.SHAREGPT: Shape((CHAT_COLUMNS,), _SIDES),
     Format.INSTANCES: Shape((("instruction",), ("instances",)), SYSTEM_COLUMNS),
@@ -85,10 +86,15 @@ def known_columns(format_: Format) -> frozenset[str]:
 
 def find_format(fields: Mapping[str, object]) -> Format | None:
     """Return the format of one row, None when it is of no known one."""
-    found = next((format_ for format_, shape in SHAPES.items() if shape.is_met_by(fields)), None)
+    found = _format_of_columns(tuple(fields))
     if found is Format.MESSAGES and _speaks_sharegpt(fields):
         return Format.SHAREGPT
     return found
+
+
+@lru_cache(maxsize=1024)
+def _format_of_columns(columns: tuple[str, ...]) -> Format | None:
+    return next((format_ for format_, shape in SHAPES.items() if shape.is_met_by(columns)), None)
 
 
 def _speaks_sharegpt(fields: Mapping[str, object]) -> bool:

@@ -5,7 +5,7 @@ Lines end at ``\n`` and nowhere else, so text may hold U+2028 and its kin. Every
 
 import gzip
 from collections.abc import Callable, Iterator
-from io import BufferedReader, BytesIO
+from io import BufferedReader
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -52,12 +52,7 @@ def open_bytes(path: Path) -> ByteStream:
         import pyarrow
 
         return BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 2**20)
-    return path.open("rb", buffering=2**20)
-
-
-def bytes_stream(data: bytes) -> ByteStream:
-    """Return a stream over ``data``."""
-    return BufferedReader(cast("BufferedReader", BytesIO(data)))
+    return path.open("rb")
 
 
 def skip_bom(stream: ByteStream, name: str, note: Note) -> int:

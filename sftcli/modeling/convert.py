@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ _GGUF_MAGIC = b"GGUF"
 _GGUF_STRING = 8  # the type of a value that is text
 _CONFIG_NOISE = ("_model_name_or_path", "_name_or_path")
 _TOKENIZER_NOISE = ("backend", "is_local", "local_files_only", "name_or_path")
+_CONVERSION_ERRORS = (
+    ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError, struct.error,
+)  # fmt: skip
 _GENERATION_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
 
 
@@ -108,15 +112,7 @@ def _convert(gguf: Path, folder: Path, emit: EventSink) -> None:
             tokenizer = AutoTokenizer.from_pretrained(
                 alone, gguf_file=name, trust_remote_code=False, local_files_only=True
             )
-        except (
-            ValueError,
-            KeyError,
-            IndexError,
-            TypeError,
-            NotImplementedError,
-            RuntimeError,
-            OverflowError,
-        ) as error:
+        except _CONVERSION_ERRORS as error:
             reason = " ".join(str(error).split())[:300]
             raise DataError(
                 f"{gguf} cannot be converted: {reason}",

@@ -81,6 +81,7 @@ def load_model(
     _refuse_code(folder)
     model, info = _from_pretrained(folder, dtype, attention)
     _refuse_partial(folder, info)
+    _train_every_embedding(model)
     try:
         torch.nn.Module.to(model, device)
     except torch.OutOfMemoryError as error:
@@ -89,7 +90,8 @@ def load_model(
             hint="choose a smaller model or a larger device",
         ) from error
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        newer = getattr(model, "activation_checkpointing_enable", None)  # the older name is deprecated
+        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return model
 
 
@@ -186,6 +188,16 @@ def _from_pretrained(
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, AttributeError) as error:
         raise DataError(f"{folder} cannot be loaded: {_first_line(error)}") from error
     return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+
+
+def _train_every_embedding(model: PreTrainedModel) -> None:
+    """Let the padding token's embedding learn: where it is the stop token as well, as in SmolLM2, it stands in every row.
+
+    torch leaves the gradient of ``padding_idx`` out. Real padding has no loss and gives no gradient anyway.
+    """
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, torch.nn.Embedding):
+        embedding.padding_idx = None
 
 
 def _refuse_code(folder: Path) -> None:

@@ -201,7 +201,9 @@ class _Dict:
 class _Namespace(Namespace):
     """Jinja's namespace, closed to private names."""
 
-    def __init__(*args: object, **kwargs: object) -> None:  # ``self`` stays free as a name that a template may set
+    def __init__(
+        *args: object, **kwargs: object
+    ) -> None:  # ``self`` stays free as a name that a template may set
         attributes = dict(*args[1:], **kwargs)  # type: ignore[call-overload]
         for name in attributes:
             _check_name(name)

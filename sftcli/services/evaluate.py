@@ -11,7 +11,7 @@ import numpy as np
 from sftcli.config.schema import SamplingSettings
 from sftcli.config.sources import Override, Settings, resolve
 from sftcli.data.batch import ExampleSource, batches_in_order_of_length, collate
-from sftcli.data.render import Example
+from sftcli.data.example import Example
 from sftcli.errors import DataError, StoppedError, UsageError
 from sftcli.events import EventSink, Progressed, StopFlag
 from sftcli.modeling.locate import locate_model

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from sftcli import __version__
@@ -193,7 +192,7 @@ def _build_trainer(
         optimizer=make_optimizer(weights.masters, settings.training),
         batch_loss=batch_loss,
         plan=plan,
-        heldout_loss=_heldout_loss(prepared, settings.data.heldout_max_rows, batch_loss, device),
+        heldout_loss=_heldout_loss(prepared, batch_loss, device),
         store=store,
         emit=emit,
         device=device,
@@ -207,19 +206,18 @@ def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:
 
 
 def _heldout_loss(
-    prepared: PreparedData, max_rows: int, batch_loss: BatchLoss, device: torch.device
+    prepared: PreparedData, batch_loss: BatchLoss, device: torch.device
 ) -> HeldoutLoss | None:
     heldout = prepared.dataset.heldout
     if not len(heldout):
         return None
-    rows = np.linspace(0, len(heldout) - 1, num=min(max_rows, len(heldout))).round().astype(int).tolist()
 
     def measure(stop: StopFlag) -> NllSum | None:
         return heldout_nll(batch_loss, batches(), stop=stop)
 
     def batches() -> Iterator[Batch]:
         for batch in batches_in_order_of_length(
-            heldout, rows=rows, max_batch_tokens=HELDOUT_BATCH_TOKENS, pad_id=prepared.tokenizer.pad_id
+            heldout, rows=range(len(heldout)), max_batch_tokens=HELDOUT_BATCH_TOKENS, pad_id=prepared.tokenizer.pad_id
         ):
             yield batch.to(device)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -38,3 +39,9 @@ def build_tiny_model(folder: Path, *, seed: int = 0, tie: bool = True, dropout: 
         model = LlamaForCausalLM(tiny_config(tie=tie, dropout=dropout))
     model.save_pretrained(folder)
     return build_tiny_tokenizer(folder)
+
+
+def same_weights(found: Path, original: Path) -> bool:
+    """Tell whether the folder ``found`` holds the tensors of ``original``, rounded to bfloat16."""
+    ours, theirs = load_file(found / "model.safetensors"), load_file(original / "model.safetensors")
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k].bfloat16()) for k in ours)

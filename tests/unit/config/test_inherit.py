@@ -33,10 +33,10 @@ def test_own_held_out_rows_stay_with_own_data(resolved):
     assert resolved(preset="quick", file=file).settings.data.heldout_sources == ("b.jsonl",)
 
 
-def test_another_model_does_not_keep_the_revision_and_tokenizer_of_the_first(resolved):
-    file = '[model]\nname = "a"\nrevision = "abc"\ntokenizer = "t"\n'
+def test_another_model_does_not_keep_the_revision_of_the_first(resolved):
+    file = '[model]\nname = "a"\nrevision = "abc"\n'
     model = resolved(file=file, environ={"SFT_MODEL__NAME": "b"}).settings.model
-    assert (model.name, model.revision, model.tokenizer) == ("b", None, None)
+    assert (model.name, model.revision) == ("b", None)
 
 
 def test_epochs_replace_the_inherited_number_of_steps(resolved):

@@ -1,0 +1,109 @@
+"""A row as tokens, why it has none, and what rendering asks of a tokenizer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sftcli.data.conversation import Rejected
+from sftcli.data.records import Origin
+
+Reading = Literal["template", "answer", "text"]
+
+
+class RowFlag(StrEnum):
+    """What was noticed about a row that is kept. The values are a published interface: the audit counts rows by them."""
+
+    CONTROL_TEXT = "control-text"  # a content holds the text of a control token; it stays text
+    STRIPPED = "stripped"  # the template takes white space from the ends of contents; so it is trained
+    NORMALIZED = "normalized"  # the tokenizer brings answers to a Unicode normal form; so it is trained
+    THOUGHT_DROPPED = "thought-dropped"  # the template leaves the thinking out of a turn that is not trained
+    LEAD_TRAINED = "lead-trained"  # the template writes something between the prompt and an answer; it is trained
+    STOP_APPENDED = "stop-appended"  # the template ends the last answer with no control token; one was put there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A row as the model sees it: ``input_ids`` (n,) int32 and ``loss_mask`` (n,) bool, true where there is loss.
+
+    ``num_trained_turns`` is 0 for plain text. ``flags`` are known only as long as the example was not stored.
+    """
+
+    input_ids: npt.NDArray[np.int32]
+    loss_mask: npt.NDArray[np.bool_]
+    origin: Origin
+    num_trained_turns: int = 0
+    flags: frozenset[RowFlag] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TooLong(Rejected):
+    """A row with more tokens than are allowed."""
+
+    num_tokens: int
+
+
+class ChatTokenizer(Protocol):
+    """What rendering needs: a template, three readings of text, and which tokens mean something to the model.
+
+    ``template`` reads text as the tokenizer reads any; ``answer`` leaves control tokens text; ``text`` leaves markup
+    such as ``<think>`` text too.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+
+    @property
+    def control_texts(self) -> Mapping[str, int]:
+        """Text -> id of control and markup tokens."""
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Tokens that no content may become."""
+
+    @property
+    def markup_ids(self) -> frozenset[int]:
+        """Tokens that only templates and answers may write."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens at which generation stops."""
+
+    @property
+    def eos_text(self) -> str:
+        """The stop token for texts that bring none."""
+
+    @property
+    def text_prefix(self) -> str:
+        """Control tokens that stand in front of plain text."""
+
+    @property
+    def prefix_space(self) -> Literal["never", "first", "always"]:
+        """When text gets a space in front: not at all, at the start, or behind every control token too."""
+
+    def mentions(self, text: str) -> bool:
+        """Tell whether the template's source holds ``text``."""
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[object] | None,
+        add_generation_prompt: bool,
+    ) -> str:
+        """Return the template's text; raises a ``DataError`` with the template's message where it refuses."""
+
+    def encode_many(
+        self, texts: Sequence[str], *, reading: Reading, continued: bool = False
+    ) -> list[list[int]]:
+        """Return ids of each text; ``continued`` texts stand in the middle of others."""
+
+    def decode_many(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Return the text of each row as it reads in the middle of a text, control tokens included."""
+
+    def normalize(self, text: str) -> str:
+        """Return the text in the normal form in which it is tokenized."""

@@ -1,0 +1,84 @@
+"""What is proved about every row before it is trained on. Each proof looks at what was made, not at how.
+
+P1  the template agrees: its rendering of the real conversation is the text that was tokenized.
+P2  generation agrees: what would ask for an answer is exactly what stands before it, as text and as ids.
+P3  the span is whole: the trained ids of a turn read as its text and end in a token at which generation stops.
+P4  nothing leaked: no control token stands where a content stands.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sftcli.data.conversation import RejectReason
+from sftcli.data.pieces import RowFaultError
+
+CONTEXT_CHARS = 30  # of a text that is quoted in a reason
+
+
+def text_fault(rendered: str, expected: str) -> RowFaultError:
+    """Return why P1 does not hold, from the first place where the two texts differ."""
+    same = next(
+        (i for i, (a, b) in enumerate(zip(rendered, expected, strict=False)) if a != b),
+        min(len(rendered), len(expected)),
+    )
+    given, made = expected[same : same + CONTEXT_CHARS], rendered[same : same + CONTEXT_CHARS]
+    return RowFaultError(
+        RejectReason.TEMPLATE_REWRITES, f"the template writes {made!r} where the conversation has {given!r}"
+    )
+
+
+def prove_prompt(prompt: str, text: str, *, turn: int) -> None:
+    """P2 as text: ``prompt``, the real rendering that asks for ``turn``, is how the row's ``text`` begins.
+
+    As ids it holds because the row is cut where the prompt ends.
+
+    Raises:
+        RowFaultError: It is not.
+    """
+    if not text.startswith(prompt):
+        raise RowFaultError(
+            RejectReason.SPAN_UNPROVABLE,
+            f"turn {turn + 1} is asked for by {prompt[-CONTEXT_CHARS:]!r}, which is not what stands before it",
+        )
+
+
+def prove_span(
+    ids: Sequence[int], decoded: str, expected: str, *, contents: Sequence[str], stop_ids: frozenset[int], turn: int
+) -> None:
+    """P3: the trained ``ids`` of ``turn`` read ``decoded`` and should read ``expected`` and hold ``contents``.
+
+    Raises:
+        RowFaultError: They do not, or they do not end in a stop token.
+    """
+    if not ids or ids[-1] not in stop_ids:
+        raise RowFaultError(RejectReason.NO_STOP_TOKEN, f"the trained tokens of turn {turn + 1} end in no stop token")
+    if decoded != expected:
+        same = next((i for i, (a, b) in enumerate(zip(decoded, expected, strict=False)) if a != b), len(decoded))
+        raise RowFaultError(
+            RejectReason.SPAN_UNPROVABLE,
+            f"the tokens of turn {turn + 1} read {decoded[same : same + CONTEXT_CHARS]!r}"
+            f" where its text is {expected[same : same + CONTEXT_CHARS]!r}",
+        )
+    place = 0
+    for content in contents:
+        place = decoded.find(content, place)
+        if place < 0:
+            raise RowFaultError(
+                RejectReason.SPAN_UNPROVABLE, f"the trained tokens of turn {turn + 1} do not hold its whole content"
+            )
+        place += len(content)
+
+
+def prove_no_leak(
+    ids: npt.NDArray[np.int32], places: npt.NDArray[np.bool_], forbidden: npt.NDArray[np.bool_]
+) -> None:
+    """P4: none of ``ids`` (n,) that stand at ``places`` (n,) is ``forbidden`` (vocabulary,).
+
+    Raises:
+        RowFaultError: One is.
+    """
+    leaked = ids[places & forbidden[ids]]
+    if len(leaked):
+        raise RowFaultError(RejectReason.CONTROL_TOKEN, f"a content became the control token with id {leaked[0]}")

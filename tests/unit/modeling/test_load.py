@@ -1,0 +1,285 @@
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
+from sftcli.modeling.load import (
+    copy_tokenizer,
+    count_parameters,
+    load_model,
+    quiet_libraries,
+    save_model_folder,
+    write_model_files,
+)
+from tests.support.tiny_model import build_tiny_model
+
+REPO = Path(__file__).parents[3]
+CPU = torch.device("cpu")
+
+
+def _load(folder: Path, dtype: torch.dtype = torch.float32, **options: object):
+    return load_model(folder, dtype=dtype, device=CPU, **options)
+
+
+def _edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _rewrite(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+# Loading
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_tensor_is_loaded_in_the_dtype_that_is_asked_for(
+    tmp_path: Path, tie: bool, dtype: torch.dtype
+) -> None:
+    stored = load_file(build_tiny_model(tmp_path, tie=tie) / "model.safetensors")
+    model = _load(tmp_path, dtype)
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor.to(dtype)) for name, tensor in stored.items())
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert not model.training
+
+
+def test_a_tied_tensor_counts_once(tmp_path: Path) -> None:
+    embedding = 514 * 32
+    tied, _ = count_parameters(_load(build_tiny_model(tmp_path / "tied")))
+    untied, _ = count_parameters(_load(build_tiny_model(tmp_path / "untied", tie=False)))
+    assert untied - tied == embedding
+
+
+def test_frozen_tensors_do_not_count_as_trainable(tiny: Path) -> None:
+    model = _load(tiny)
+    model.get_input_embeddings().weight.requires_grad_(False)
+    total, trainable = count_parameters(model)
+    assert total - trainable == 514 * 32
+
+
+def test_the_attention_is_the_one_that_is_asked_for(tiny: Path) -> None:
+    assert _load(tiny, attention="eager").config._attn_implementation == "eager"
+    assert _load(tiny).config._attn_implementation == "sdpa"
+
+
+def test_attention_that_is_not_installed_is_a_usage_error(tiny: Path) -> None:
+    with pytest.raises(UsageError, match="attention 'flash_attention_2' cannot be used here"):
+        _load(tiny, attention="flash_attention_2")
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny: Path) -> None:
+    gradients, passes = [], []
+    for enabled in (False, True):
+        model = _load(tiny, gradient_checkpointing=enabled).train()
+        model.model.layers[0].mlp.register_forward_pre_hook(
+            lambda *_, enabled=enabled: passes.append(enabled)
+        )
+        model(input_ids=torch.arange(12)[None], use_cache=False).logits.square().mean().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert passes == [False, True, True]
+    assert all(torch.equal(plain, saved) for plain, saved in zip(*gradients, strict=True))
+
+
+def test_missing_tensors_are_named_three_at_most(tiny: Path) -> None:
+    _rewrite(
+        tiny, lambda tensors: [tensors.pop(n) for n in list(tensors) if "layers.1.mlp" in n or "norm" in n]
+    )
+    with pytest.raises(
+        MismatchError, match=r"lack tensors that .*config\.json asks for: .* and 5 more"
+    ) as caught:
+        _load(tiny)
+    assert caught.value.message.count("model.layers") == 3
+
+
+def test_tensors_without_a_place_are_named(tiny: Path) -> None:
+    _rewrite(tiny, lambda tensors: tensors.update({"model.layers.7.extra.weight": torch.zeros(2)}))
+    with pytest.raises(MismatchError, match=r"has no place for: model\.layers\.7\.extra\.weight"):
+        _load(tiny)
+
+
+def test_other_shapes_are_named_both_ways(tiny: Path) -> None:
+    _edit(tiny / "config.json", intermediate_size=48)
+    with pytest.raises(MismatchError) as caught:
+        _load(tiny)
+    assert "model.layers.0.mlp.down_proj.weight is (32, 64) instead of (32, 48)" in caught.value.message
+
+
+def test_a_model_that_brings_code_is_refused_and_the_code_not_run(tiny: Path) -> None:
+    canary = tiny / "canary"
+    (tiny / "own.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    _edit(tiny / "config.json", auto_map={"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config"})
+    with pytest.raises(ConsentError, match=r"config\.json asks to run code"):
+        _load(tiny)
+    assert not canary.exists()
+
+
+def test_a_model_of_unknown_kind_that_wants_code_is_refused(tiny: Path) -> None:
+    _edit(tiny / "config.json", model_type="own", auto_map={"AutoModelForCausalLM": "own/repo--own.Model"})
+    with pytest.raises(ConsentError, match=r"config\.json asks to run code"):
+        _load(tiny)
+
+
+def test_a_known_model_that_lists_code_without_bringing_it_loads_as_the_library_class(tiny: Path) -> None:
+    _edit(tiny / "config.json", auto_map={"AutoModelForCausalLM": "own/repo--own.Model"})
+    assert type(_load(tiny)).__name__ == "LlamaForCausalLM"
+
+
+def test_a_model_of_unknown_kind_is_a_data_error(tiny: Path) -> None:
+    _edit(tiny / "config.json", model_type="no-such-kind")
+    with pytest.raises(DataError, match="cannot be loaded"):
+        _load(tiny)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": 3}', "{}"])
+def test_a_damaged_configuration_is_a_data_error(tiny: Path, content: str) -> None:
+    (tiny / "config.json").write_text(content)
+    with pytest.raises(DataError):
+        _load(tiny)
+
+
+def test_a_folder_without_configuration_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(NotFoundError, match=r"config\.json is missing"):
+        _load(tmp_path)
+
+
+def test_pickle_weights_are_never_opened(tiny: Path) -> None:
+    (tiny / "model.safetensors").rename(tiny / "pytorch_model.bin")
+    with pytest.raises(ConsentError, match="pickle file"):
+        _load(tiny)
+
+
+def test_loading_and_saving_write_nothing_to_the_terminal(tiny: Path) -> None:
+    program = (
+        "import torch; from pathlib import Path; from sftcli.modeling.load import *;"
+        f"source = Path({str(tiny)!r}); cpu = torch.device('cpu');"
+        "model = load_model(source, dtype=torch.float32, device=cpu);"
+        "save_model_folder(model, source=source, folder=source.parent / 'out', stop_ids={2});"
+        "import warnings; warnings.warn('from a library')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPO
+    )
+    assert (run.stdout, run.stderr) == ("", "")
+
+
+def test_quiet_libraries_still_reach_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    quiet_libraries()
+    with caplog.at_level(logging.WARNING), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=False)
+        quiet_libraries()
+        logging.getLogger("transformers.anything").warning("told")
+        warnings.warn("warned", UserWarning, stacklevel=1)
+    assert "told" in caplog.text
+    assert "warned" in caplog.text
+
+
+# Saving
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_saved_model_opens_with_plain_transformers_and_answers_alike(tmp_path: Path, tie: bool) -> None:
+    source = build_tiny_model(tmp_path / "source", tie=tie)
+    model = _load(source)
+    save_model_folder(model, source=source, folder=tmp_path / "final", stop_ids={2})
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "final")
+    messages = [{"role": "user", "content": "Name the ferry."}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")[
+        "input_ids"
+    ]
+    asked = {"do_sample": False, "max_new_tokens": 8}
+    assert torch.equal(opened.generate(ids, **asked), model.generate(ids, **asked))
+
+
+def test_a_saved_model_loads_again_whole(tiny: Path, tmp_path: Path) -> None:
+    model = _load(tiny)
+    save_model_folder(model, source=tiny, folder=tmp_path / "final")
+    again = _load(tmp_path / "final").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("stored", "asked", "written"), [
+    ("float32", None, torch.float32),
+    ("bfloat16", None, torch.bfloat16),
+    ("float32", torch.bfloat16, torch.bfloat16),
+])  # fmt: skip
+def test_weights_are_saved_as_the_source_stores_them_unless_told(
+    tiny: Path, tmp_path: Path, stored: str, asked: torch.dtype | None, written: torch.dtype
+) -> None:
+    _edit(tiny / "config.json", dtype=stored)
+    model = _load(tiny)
+    save_model_folder(model, source=tiny, folder=tmp_path / "final", dtype=asked)
+    tensors = load_file(tmp_path / "final" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {written}
+    assert json.loads((tmp_path / "final" / "config.json").read_text())["dtype"] == str(written).split(".")[1]
+    assert model.dtype == torch.float32
+
+
+def test_a_saved_folder_holds_these_files_and_no_word_of_this_machine(tiny: Path, tmp_path: Path) -> None:
+    _edit(tiny / "config.json", _name_or_path=str(tiny))
+    _edit(tiny / "tokenizer_config.json", name_or_path=str(tiny), is_local=True)
+    save_model_folder(_load(tiny), source=tiny, folder=tmp_path / "final")
+    files = sorted((tmp_path / "final").iterdir())
+    assert [file.name for file in files] == [
+        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
+    ]  # fmt: skip
+    assert not [file.name for file in files if str(tmp_path).encode() in file.read_bytes()]
+    assert {file.stat().st_mode & 0o777 for file in files} == {files[1].stat().st_mode & 0o777}
+
+
+@pytest.mark.parametrize(("stored", "trained", "written"), [
+    (2, set(), 2), (2, {2}, 2), (0, {2}, [0, 2]), ([0, 5], {2, 5}, [0, 5, 2]), (None, {2}, 2),
+])  # fmt: skip
+def test_the_saved_stop_tokens_include_those_that_were_trained(
+    tiny: Path, tmp_path: Path, stored: object, trained: set[int], written: object
+) -> None:
+    _edit(tiny / "generation_config.json", eos_token_id=stored)
+    save_model_folder(_load(tiny), source=tiny, folder=tmp_path / "final", stop_ids=trained)
+    assert json.loads((tmp_path / "final" / "generation_config.json").read_text())["eos_token_id"] == written
+
+
+def test_sampling_settings_that_contradict_each_other_do_not_stop_a_save(tiny: Path, tmp_path: Path) -> None:
+    model = _load(tiny)
+    model.generation_config.temperature = 0.5  # without do_sample, transformers refuses to write this
+    save_model_folder(model, source=tiny, folder=tmp_path / "final")
+    assert json.loads((tmp_path / "final" / "generation_config.json").read_text())["temperature"] == 0.5
+    assert model.generation_config.temperature == 0.5
+
+
+def test_an_older_folder_is_replaced_whole(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "model-00001-of-00002.safetensors").write_bytes(b"old")
+    save_model_folder(_load(tiny), source=tiny, folder=tmp_path / "final")
+    assert not (tmp_path / "final" / "model-00001-of-00002.safetensors").exists()
+
+
+def test_the_files_beside_the_weights_of_a_checkpoint_make_it_a_model(tiny: Path, tmp_path: Path) -> None:
+    model = _load(tiny, torch.bfloat16)
+    write_model_files(model, tmp_path, source=tiny, stop_ids={2})
+    masters = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+    save_file(masters, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.float32
+    assert len(AutoTokenizer.from_pretrained(tmp_path)) == 514
+
+
+def test_every_chat_template_is_copied(tiny: Path, tmp_path: Path) -> None:
+    (tiny / "additional_chat_templates").mkdir()
+    (tiny / "additional_chat_templates" / "tools.jinja").write_text("x")
+    (tmp_path / "to").mkdir()
+    copy_tokenizer(tiny, tmp_path / "to")
+    assert (tmp_path / "to" / "additional_chat_templates" / "tools.jinja").read_text() == "x"
