@@ -1,6 +1,7 @@
 """The ``sft`` program: its commands, and the way from an error to an exit code."""
 
 import sys
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -46,15 +47,10 @@ def _options(
 def main() -> None:
     """Run ``sft`` with the process's arguments and end the process with its exit code."""
     arguments = sys.argv[1:]
-    sys.exit(guarded(lambda: _run(arguments), command=_command_name(arguments), json="--json" in arguments))
-
-
-def _run(arguments: list[str]) -> int:
-    try:
-        app(arguments, prog_name="sft")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    return 0
+    command = _command_name(arguments)
+    # In its own standalone mode Typer would print boxes for errors and turn a broken pipe into exit code 1.
+    run = partial(app, arguments, prog_name="sft", standalone_mode=False)
+    sys.exit(guarded(run, command=command, json="--json" in arguments))
 
 
 def _command_name(arguments: list[str]) -> str:

@@ -85,13 +85,18 @@ class _Ending:
                 where = f" for {error.filename}" if error.filename else ""
                 self._show(StorageError(f"no space left{where}", hint="free some space and run it again"))
             case _ if (usage := _usage_error(error)) is not None:
-                self._show(usage)
+                self._show_usage(usage)
             case _:
                 show_crash(error, command=self.command, json=self.json, color=self.color)
 
     def _show(self, error: SftError) -> None:
         self.code = error.exit_code
         show_error(error, command=self.command, json=self.json, color=self.color)
+
+    def _show_usage(self, error: UsageError) -> None:
+        self.code = error.exit_code
+        if error.message:  # else Typer has shown the help of a command that was given no arguments
+            self._show(error)
 
     def _say_stopped(self, message: str) -> None:
         if self.json:

@@ -74,9 +74,9 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
     base, tuned = report.base, report.tuned
     out, err = tables.out(output.color), tables.err(output.color)
     rows = [
-        ("held-out loss (nats/token)", base and base.loss, tuned.loss, True),
-        ("perplexity", base and base.perplexity, tuned.perplexity, True),
-        ("exact match (%)", base and 100 * base.match_fraction, 100 * tuned.match_fraction, False),
+        ("held-out loss (nats/token)", base.loss if base else None, tuned.loss, True),
+        ("perplexity", base.perplexity if base else None, tuned.perplexity, True),
+        ("exact match (%)", 100 * base.match_fraction if base else None, 100 * tuned.match_fraction, False),
     ]
     names = (base.model if base else "base", tuned.model)
     out.print(tables.comparison_table(rows, names=names))

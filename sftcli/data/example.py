@@ -21,8 +21,12 @@ class RowFlag(StrEnum):
     STRIPPED = "stripped"  # the template takes white space from the ends of contents; so it is trained
     NORMALIZED = "normalized"  # the tokenizer brings answers to a Unicode normal form; so it is trained
     THOUGHT_DROPPED = "thought-dropped"  # the template leaves the thinking out of a turn that is not trained
-    LEAD_TRAINED = "lead-trained"  # the template writes something between the prompt and an answer; it is trained
-    STOP_APPENDED = "stop-appended"  # the template ends the last answer with no control token; one was put there
+    LEAD_TRAINED = (
+        "lead-trained"  # the template writes something between the prompt and an answer; it is trained
+    )
+    STOP_APPENDED = (
+        "stop-appended"  # the template ends the last answer with no control token; one was put there
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -168,7 +168,11 @@ class _Cutter:
     def _check_closed(self) -> None:
         if self.turn is None:
             return
-        what = f"ends in {self.passed!r}, at which generation does not stop" if self.passed else "ends in no stop token"
+        what = (
+            f"ends in {self.passed!r}, at which generation does not stop"
+            if self.passed
+            else "ends in no stop token"
+        )
         raise RowFaultError(RejectReason.NO_STOP_TOKEN, f"turn {self.turn + 1} {what}")
 
     def _add_swallowed(self, space: str) -> None:

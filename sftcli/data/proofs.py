@@ -19,10 +19,7 @@ CONTEXT_CHARS = 30  # of a text that is quoted in a reason
 
 def text_fault(rendered: str, expected: str) -> RowFaultError:
     """Return why P1 does not hold, from the first place where the two texts differ."""
-    same = next(
-        (i for i, (a, b) in enumerate(zip(rendered, expected, strict=False)) if a != b),
-        min(len(rendered), len(expected)),
-    )
+    same = _first_difference(rendered, expected)
     given, made = expected[same : same + CONTEXT_CHARS], rendered[same : same + CONTEXT_CHARS]
     return RowFaultError(
         RejectReason.TEMPLATE_REWRITES, f"the template writes {made!r} where the conversation has {given!r}"
@@ -45,28 +42,47 @@ def prove_prompt(prompt: str, text: str, *, turn: int) -> None:
 
 
 def prove_span(
-    ids: Sequence[int], decoded: str, expected: str, *, contents: Sequence[str], stop_ids: frozenset[int], turn: int
+    ids: Sequence[int],
+    decoded: str,
+    behind: str,
+    *,
+    contents: Sequence[str],
+    stop_ids: frozenset[int],
+    turn: int,
 ) -> None:
-    """P3: the trained ``ids`` of ``turn`` read ``decoded`` and should read ``expected`` and hold ``contents``.
+    """P3: the trained ``ids`` of ``turn`` are its contents and its stop token, and nothing is missing or too much.
+
+    Args:
+        ids: The trained tokens.
+        decoded: How they read.
+        behind: The row's text from where generation would start; ``decoded`` is how it begins.
+        contents: Stand inside ``decoded`` in this order.
+        stop_ids: ``ids`` end in one of them and hold no other.
+        turn: For the message, from 0.
 
     Raises:
-        RowFaultError: They do not, or they do not end in a stop token.
+        RowFaultError: It is not so.
     """
     if not ids or ids[-1] not in stop_ids:
-        raise RowFaultError(RejectReason.NO_STOP_TOKEN, f"the trained tokens of turn {turn + 1} end in no stop token")
-    if decoded != expected:
-        same = next((i for i, (a, b) in enumerate(zip(decoded, expected, strict=False)) if a != b), len(decoded))
+        raise RowFaultError(
+            RejectReason.NO_STOP_TOKEN, f"the trained tokens of turn {turn + 1} end in no stop token"
+        )
+    if not stop_ids.isdisjoint(ids[:-1]):
+        raise RowFaultError(RejectReason.SPAN_UNPROVABLE, f"turn {turn + 1} goes on behind a stop token")
+    if not behind.startswith(decoded):
+        same = _first_difference(decoded, behind)
         raise RowFaultError(
             RejectReason.SPAN_UNPROVABLE,
             f"the tokens of turn {turn + 1} read {decoded[same : same + CONTEXT_CHARS]!r}"
-            f" where its text is {expected[same : same + CONTEXT_CHARS]!r}",
+            f" where its text is {behind[same : same + CONTEXT_CHARS]!r}",
         )
     place = 0
     for content in contents:
         place = decoded.find(content, place)
         if place < 0:
             raise RowFaultError(
-                RejectReason.SPAN_UNPROVABLE, f"the trained tokens of turn {turn + 1} do not hold its whole content"
+                RejectReason.SPAN_UNPROVABLE,
+                f"the trained tokens of turn {turn + 1} do not hold its whole content",
             )
         place += len(content)
 
@@ -81,4 +97,12 @@ def prove_no_leak(
     """
     leaked = ids[places & forbidden[ids]]
     if len(leaked):
-        raise RowFaultError(RejectReason.CONTROL_TOKEN, f"a content became the control token with id {leaked[0]}")
+        raise RowFaultError(
+            RejectReason.CONTROL_TOKEN, f"a content became the control token with id {leaked[0]}"
+        )
+
+
+def _first_difference(left: str, right: str) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
+    )

@@ -4,26 +4,22 @@ The method is in ``skeleton``, the proofs in ``proofs``. A row that cannot be pr
 is guessed and nothing disappears.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from sftcli.data.conversation import Conversation, Message, PlainText, Rejected, RejectReason
+from sftcli.data.draft import Draft, Drafter
 from sftcli.data.example import ChatTokenizer, Example, Reading, RowFlag, TooLong
-from sftcli.data.pieces import ControlFinder, Piece, RowFaultError
-from sftcli.data.proofs import prove_no_leak, prove_prompt, prove_span, text_fault
-from sftcli.data.records import Origin
-from sftcli.data.shape import Shape, take_apart
-from sftcli.data.skeleton import Skeleton, build_skeleton, fill
+from sftcli.data.pieces import RowFaultError
+from sftcli.data.proofs import prove_no_leak, prove_span
 from sftcli.errors import DataError
 
-__all__ = ["ChatTokenizer", "Example", "Renderer", "RowFlag", "TooLong", "encode_prompt", "render_example"]
+__all__ = ["ChatTokenizer", "Example", "Renderer", "RowFlag", "TooLong", "encode_prompt"]
 
 ROWS_PER_BATCH = 256
 CHARS_PER_BATCH = 2_000_000
-SKELETONS_KEPT = 2048
 
 
 class Renderer:
@@ -37,11 +33,11 @@ class Renderer:
     def __init__(self, tokenizer: ChatTokenizer, *, max_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
-        self._drafter = _Drafter(tokenizer)
-        forbidden = np.zeros((2, tokenizer.vocab_size), dtype=np.bool_)
-        forbidden[:, list(tokenizer.control_ids)] = True
-        forbidden[0, list(tokenizer.markup_ids)] = True
-        self._forbidden_in_text, self._forbidden_in_answers = forbidden
+        self._drafter = Drafter(tokenizer)
+        self._forbidden_in_answers = np.zeros(tokenizer.vocab_size, dtype=np.bool_)
+        self._forbidden_in_answers[list(tokenizer.control_ids)] = True
+        self._forbidden = self._forbidden_in_answers.copy()
+        self._forbidden[list(tokenizer.markup_ids)] = True
 
     def render_all(self, rows: Iterable[Conversation | PlainText]) -> Iterator[Example | Rejected]:
         """Yield an example or a rejection for every row, in order.
@@ -51,40 +47,33 @@ class Renderer:
         for batch in _batches(rows):
             yield from self._render_batch(batch)
 
+    def render_example(self, row: Conversation | PlainText) -> Example | Rejected:
+        """Return the example of one row, or why there is none."""
+        return self._render_batch([row])[0]
+
     def _render_batch(self, rows: Sequence[Conversation | PlainText]) -> list[Example | Rejected]:
-        results: list[Example | Rejected | None] = [None] * len(rows)
-        drafts: list[tuple[int, _Draft]] = []
-        for index, row in enumerate(rows):
+        results: list[Example | Rejected | Draft] = []
+        for row in rows:
             try:
-                drafts.append((index, self._drafter.draft(row)))
+                results.append(self._drafter.draft(row))
             except RowFaultError as fault:
-                results[index] = Rejected(origin=row.origin, reason=fault.reason, detail=fault.detail)
-        self._encode([draft for _, draft in drafts])
-        spans = [ids for _, draft in drafts for ids in draft.span_ids()]
-        decoded = iter(self._tokenizer.decode_many(spans))
-        for index, draft in drafts:
-            results[index] = self._finish(draft, [next(decoded) for _ in draft.spans])
-        return [result for result in results if result is not None]
+                results.append(Rejected(origin=row.origin, reason=fault.reason, detail=fault.detail))
+        drafts = [result for result in results if isinstance(result, Draft)]
+        _encode(drafts, self._tokenizer)
+        decoded = iter(
+            self._tokenizer.decode_many([draft.span_ids(span) for draft in drafts for span in draft.spans])
+        )
+        return [
+            self._finish(result, [next(decoded) for _ in result.spans])
+            if isinstance(result, Draft)
+            else result
+            for result in results
+        ]
 
-    def _encode(self, drafts: Sequence["_Draft"]) -> None:
-        """Give every piece of every draft its ids, with one call for all pieces that are read alike."""
-        queues: dict[tuple[Reading, bool], list[tuple[_Draft, int]]] = {}
-        for draft in drafts:
-            for index, piece in enumerate(draft.pieces):
-                if piece.ids is None:
-                    queues.setdefault((draft.reading(piece), piece.continued), []).append((draft, index))
-                else:
-                    draft.ids[index] = piece.ids
-        for (reading, continued), queue in queues.items():
-            texts = [draft.piece_texts[index] for draft, index in queue]
-            rows = self._tokenizer.encode_many(texts, reading=reading, continued=continued)
-            for (draft, index), ids in zip(queue, rows, strict=True):
-                draft.ids[index] = ids
-
-    def _finish(self, draft: "_Draft", decoded: Sequence[str]) -> Example | Rejected:
+    def _finish(self, draft: Draft, decoded: Sequence[str]) -> Example | Rejected:
         """Prove what was made of a row, and return it."""
         ids = np.array([token for part in draft.ids for token in part], dtype=np.int32)
-        lengths = [len(part) for part in draft.ids]
+        lengths = np.array([len(part) for part in draft.ids])
         loss_mask = np.repeat([piece.turn is not None for piece in draft.pieces], lengths)
         try:
             self._prove_no_leak(draft, ids, lengths)
@@ -98,28 +87,35 @@ class Renderer:
                 detail=f"{len(ids)} tokens, {self._max_tokens} are allowed",
                 num_tokens=len(ids),
             )
-        turns = 0 if draft.skeleton is None else len(draft.spans)
         return Example(
-            input_ids=ids, loss_mask=loss_mask, origin=draft.origin, num_trained_turns=turns, flags=frozenset(flags)
+            input_ids=ids,
+            loss_mask=loss_mask,
+            origin=draft.origin,
+            num_trained_turns=draft.num_turns,
+            flags=flags,
         )
 
-    def _prove_no_leak(self, draft: "_Draft", ids: "np.ndarray[tuple[int], np.dtype[np.int32]]", lengths: list[int]) -> None:
+    def _prove_no_leak(
+        self, draft: Draft, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]
+    ) -> None:
         answers = np.repeat([piece.ids is None and piece.is_answer for piece in draft.pieces], lengths)
-        texts = np.repeat([piece.ids is None and not piece.is_answer for piece in draft.pieces], lengths)
+        others = np.repeat([piece.ids is None and not piece.is_answer for piece in draft.pieces], lengths)
         prove_no_leak(ids, answers, self._forbidden_in_answers)
-        prove_no_leak(ids, texts, self._forbidden_in_text)
+        prove_no_leak(ids, others, self._forbidden)
 
-    def _prove_spans(self, draft: "_Draft", decoded: Sequence[str]) -> set[RowFlag]:
-        flags = set(draft.flags)
+    def _prove_spans(self, draft: Draft, decoded: Sequence[str]) -> frozenset[RowFlag]:
+        flags = draft.flags
         for span, text in zip(draft.spans, decoded, strict=True):
-            expected, contents = span.text, span.contents
-            if text != expected and text == (normal := self._tokenizer.normalize(expected)):
-                expected, contents = normal, [self._tokenizer.normalize(content) for content in contents]
-                flags.add(RowFlag.NORMALIZED)
+            behind, contents = span.behind, span.contents
+            if not behind.startswith(text):
+                normal = self._tokenizer.normalize(behind)
+                if normal != behind and normal.startswith(text):
+                    behind, contents = normal, [self._tokenizer.normalize(content) for content in contents]
+                    flags |= {RowFlag.NORMALIZED}
             prove_span(
-                draft.ids_between(span.begin, span.end),
+                draft.span_ids(span),
                 text,
-                expected,
+                behind,
                 contents=contents,
                 stop_ids=self._tokenizer.stop_ids,
                 turn=span.turn,
@@ -127,12 +123,44 @@ class Renderer:
         return flags
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Trained pieces ``begin`` to ``end`` of a row, what they should read, and the contents that should be inside."""
+def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], *, tools: str = "") -> list[int]:
+    """Return the ids that ask for an answer to ``messages``, as training has them before an answer.
 
-    turn: int
-    begin: int
-    end: int
-    text: str
-    contents: list[str]
+    Raises:
+        DataError: The template refuses the messages, or their control tokens cannot be told from the template's.
+    """
+    try:
+        draft = Drafter(tokenizer).draft_prompt(tuple(messages), tools=tools)
+    except RowFaultError as fault:
+        raise DataError(f"the prompt cannot be rendered: {fault.detail}") from fault
+    _encode([draft], tokenizer)
+    return [token for part in draft.ids for token in part]
+
+
+def _encode(drafts: Sequence[Draft], tokenizer: ChatTokenizer) -> None:
+    """Give every piece of every draft its ids, with one call for all pieces that are read alike."""
+    queues: dict[tuple[Reading, bool], list[tuple[Draft, int]]] = {}
+    for draft in drafts:
+        for index, piece in enumerate(draft.pieces):
+            if piece.ids is None:
+                queues.setdefault((draft.reading(piece), piece.continued), []).append((draft, index))
+    for (reading, continued), queue in queues.items():
+        texts = [draft.piece_text(index) for draft, index in queue]
+        rows = tokenizer.encode_many(texts, reading=reading, continued=continued)
+        for (draft, index), ids in zip(queue, rows, strict=True):
+            draft.ids[index] = ids
+
+
+def _batches(rows: Iterable[Conversation | PlainText]) -> Iterator[list[Conversation | PlainText]]:
+    """Yield ``rows`` in lists of limited length and size."""
+    batch: list[Conversation | PlainText] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        texts = [row.text] if isinstance(row, PlainText) else [message.content for message in row.messages]
+        size += sum(map(len, texts))
+        if len(batch) >= ROWS_PER_BATCH or size >= CHARS_PER_BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

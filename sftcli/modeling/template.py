@@ -4,30 +4,16 @@ A template comes from a model's folder or a file, so it runs in Jinja's sandbox,
 and with limits on loops, time and output. What a well-behaved template gives is what transformers gives, byte for byte.
 """
 
-import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
-from jinja2.utils import Namespace
+from jinja2 import TemplateError
 
 from sftcli.errors import DataError, UsageError
+from sftcli.modeling.sandbox import MAX_SECONDS, Budget, TemplateEnvironment, budget
 
-FIXED_DATE = date(2025, 1, 1)
-MAX_ITERATIONS = 1_000_000
-MAX_SECONDS = 10.0
 MIN_OUTPUT_CHARS = 1_000_000
 OUTPUT_PER_INPUT = 20
-MAX_COUNT = 1_000_000  # widths, repetitions and powers that a template may ask for
-ITERATIONS_PER_LOOK = 64
 
 # What a sandboxed template can raise by itself; anything else is a fault of this program.
 _TEMPLATE_FAULTS = (
@@ -48,25 +34,6 @@ class TemplateRefusedError(DataError):
     kind = "template-refused"
 
 
-@dataclass(slots=True)
-class _Budget:
-    """What one rendering may still use."""
-
-    iterations: int
-    output_chars: int
-    deadline: float
-
-    def spend(self) -> None:
-        self.iterations -= 1
-        if self.iterations < 0:
-            raise SecurityError(f"the template loops more than {MAX_ITERATIONS} times")
-        if self.iterations % ITERATIONS_PER_LOOK == 0 and monotonic() > self.deadline:
-            raise SecurityError(f"the template runs longer than {MAX_SECONDS:.0f} seconds")
-
-
-_budget: ContextVar[_Budget] = ContextVar("_budget")
-
-
 class ChatTemplate:
     """A compiled template.
 
@@ -82,7 +49,7 @@ class ChatTemplate:
         self.source = source
         self.name = name
         try:
-            self._template = _Environment().from_string(source)
+            self._template = TemplateEnvironment().from_string(source)
         except (TemplateError, RecursionError) as error:
             raise DataError(
                 f"the chat template {name} is not valid Jinja: {error}",
@@ -114,12 +81,11 @@ class ChatTemplate:
             TemplateRefusedError: The template raised, or went over a limit.
         """
         size = sum(len(value) for message in messages for value in message.values() if isinstance(value, str))
-        budget = _Budget(
-            iterations=MAX_ITERATIONS,
+        limits = Budget(
             output_chars=MIN_OUTPUT_CHARS + OUTPUT_PER_INPUT * size,
             deadline=monotonic() + MAX_SECONDS,
         )
-        token = _budget.set(budget)
+        token = budget.set(limits)
         try:
             return self._template.render(
                 **variables,
@@ -132,86 +98,7 @@ class ChatTemplate:
             message = str(error) or type(error).__name__
             raise TemplateRefusedError(message) from error
         finally:
-            _budget.reset(token)
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja as transformers sets it up, with a budget on everything that can repeat."""
-
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
-
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-        self.filters["tojson"] = _tojson
-        self.filters = {name: _guarded(name, made) for name, made in self.filters.items()}
-        self.filters["_counted"] = _counted
-        self.filters["_sized"] = _sized
-        self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = FIXED_DATE.strftime
-        self.globals["dict"] = _Dict()
-        self.globals["namespace"] = _Namespace
-        self.concat = _concat  # type: ignore[assignment]
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        for loop in tree.find_all(nodes.For):
-            loop.iter = _filtered(loop.iter, "_counted")
-        for parent in list(tree.find_all(nodes.Node)):
-            for field, value in parent.iter_fields():
-                if isinstance(value, nodes.Concat) and not isinstance(parent, nodes.Filter):
-                    setattr(parent, field, _filtered(value, "_sized"))
-        return tree
-
-    def call(self, context: Context, obj: object, /, *args: object, **kwargs: object) -> object:  # type: ignore[override]
-        _budget.get().spend()
-        for value in (*args, *kwargs.values()):
-            _check_count(value)
-        if isinstance(owner := getattr(obj, "__self__", None), str):
-            _check_widths(owner)
-        return _sized(super().call(context, obj, *args, **kwargs))
-
-    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
-        if operator in ("*", "**"):
-            _check_repetition(operator, left, right)
-        elif operator == "%":
-            _check_widths(left)
-        return _sized(super().call_binop(context, operator, left, right))
-
-
-class _Generation(Extension):
-    """Accepts ``{% generation %}`` blocks, which mark answers for other tools and render as their content."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja declares it so)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Dict:
-    """``dict`` without its attributes."""
-
-    def __call__(self, *args: object, **kwargs: object) -> dict[object, object]:
-        return dict(*args, **kwargs)  # type: ignore[call-overload, no-any-return]
-
-    def fromkeys(self, keys: Iterable[object], value: object = None) -> dict[object, object]:
-        return dict.fromkeys(keys, value)
-
-
-class _Namespace(Namespace):
-    """Jinja's namespace, closed to private names."""
-
-    def __init__(
-        *args: object, **kwargs: object
-    ) -> None:  # ``self`` stays free as a name that a template may set
-        attributes = dict(*args[1:], **kwargs)  # type: ignore[call-overload]
-        for name in attributes:
-            _check_name(name)
-        Namespace.__init__(args[0], attributes)  # type: ignore[arg-type]
-
-    def __setitem__(self, name: str, value: object) -> None:
-        _check_name(name)
-        super().__setitem__(name, value)
+            budget.reset(token)
 
 
 def read_template(text: str, *, builtins: Mapping[str, str], read: Callable[[str], str]) -> ChatTemplate:
@@ -230,87 +117,3 @@ def read_template(text: str, *, builtins: Mapping[str, str], read: Callable[[str
             hint=f"built in are {', '.join(sorted(builtins))}; a file holds Jinja text",
         ) from error
     return ChatTemplate(source, name=text)
-
-
-def _filtered(value: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
-
-
-def _counted(values: Iterable[object]) -> Iterator[object]:
-    """Yield ``values``, each paid for."""
-    budget = _budget.get()
-    for value in values:
-        budget.spend()
-        yield value
-
-
-def _sized(value: object) -> object:
-    """Return ``value`` where it is no longer than the whole output may be."""
-    if isinstance(value, str | list | tuple) and len(value) > _budget.get().output_chars:
-        raise SecurityError("the template builds a value larger than its output may be")
-    return value
-
-
-def _concat(pieces: Iterable[str]) -> str:
-    limit = _budget.get().output_chars
-    kept, size = [], 0
-    for piece in pieces:
-        kept.append(piece)
-        size += len(piece)
-        if size > limit:
-            raise SecurityError(f"the template gives more than {limit} characters")
-    return "".join(kept)
-
-
-def _check_repetition(operator: str, left: object, right: object) -> None:
-    for count, value in ((left, right), (right, left)):
-        if isinstance(count, int) and isinstance(value, str | list | tuple):
-            _check_count(count * max(len(value), 1))
-    if operator == "**" and isinstance(right, int | float) and abs(right) > 64:  # noqa: PLR2004
-        raise SecurityError("the template raises to a power that is too large")
-
-
-def _check_widths(text: object) -> None:
-    if isinstance(text, str) and re.search(r"[%{][^%{}]*([0-9]{6}|\*)", text):
-        raise SecurityError("the template formats with a width that is too large")
-
-
-def _check_count(value: object) -> None:
-    if isinstance(value, int) and abs(value) > MAX_COUNT:
-        raise SecurityError(f"the template asks for {value} of something, more than {MAX_COUNT}")
-
-
-def _check_name(name: object) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"the template stores the private name {name!r}")
-
-
-def _guarded(name: str, wrapped: Callable[..., object]) -> Callable[..., object]:
-    """Return the filter ``wrapped``, with limits on its numbers and its result."""
-
-    def checked(*args: object, **kwargs: object) -> object:
-        for value in (*args, *kwargs.values()):
-            _check_count(value)
-        if name == "format":
-            _check_widths(args[0])
-        return _sized(wrapped(*args, **kwargs))
-
-    if hasattr(wrapped, "jinja_pass_arg"):  # how Jinja knows that a filter wants its context
-        checked.jinja_pass_arg = wrapped.jinja_pass_arg  # type: ignore[attr-defined]
-    return checked
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )

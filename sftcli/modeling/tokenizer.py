@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import re
-import secrets
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +18,11 @@ from typing import Literal
 
 from tokenizers import AddedToken, Tokenizer
 
-from sftcli.errors import DataError, UsageError
+from sftcli.errors import UsageError
+from sftcli.modeling.blinded_tokenizer import blinded_tokenizer
 from sftcli.modeling.builtin_templates import BUILTIN_TEMPLATES, NEEDED_TOKENS, STOP_TOKENS
-from sftcli.modeling.template import FIXED_DATE, ChatTemplate, read_template
+from sftcli.modeling.sandbox import FIXED_DATE
+from sftcli.modeling.template import ChatTemplate, read_template
 from sftcli.modeling.tokenizer_files import DEFAULT_TEMPLATE, TokenizerFiles, read_tokenizer_files
 
 Reading = Literal["template", "answer", "text"]
@@ -197,23 +198,11 @@ class HFChatTokenizer:
 
     @functools.cache  # noqa: B019 (one tokenizer lives as long as its command)
     def _reader(self, *, masked: bool, continued: bool) -> Tokenizer:
-        """Return a tokenizer that does not know markup (``masked``) and puts no space in front (``continued``)."""
         if not masked and not continued:
             return self._tokenizer
-        content = json.loads(self._tokenizer.to_str())
-        if masked:
-            _hide_tokens(content, self.markup_ids)
-        if continued:
-            for part in ("normalizer", "pre_tokenizer"):
-                content[part] = _without_prefix_space(content[part])
-        reader = Tokenizer.from_str(json.dumps(content))
-        for token, entry in self._tokenizer.get_added_tokens_decoder().items():
-            if token not in self.markup_ids and reader.token_to_id(entry.content) != token:
-                raise DataError(
-                    f"the tokenizer's added tokens are not in the order of their ids: {entry.content!r}",
-                    hint="save the tokenizer again with transformers",
-                )
-        return reader
+        return blinded_tokenizer(
+            self._tokenizer, hidden=self.markup_ids if masked else frozenset(), prefix_space=not continued
+        )
 
 
 def load_chat_tokenizer(
@@ -290,39 +279,3 @@ def _check_needed_tokens(files: TokenizerFiles, template: str) -> None:
             f"the template {template!r} needs the tokens {' and '.join(missing)}, which this tokenizer lacks",
             hint="choose alpaca or modern-llm, which need none",
         )
-
-
-def _hide_tokens(content: dict[str, object], ids: frozenset[int]) -> None:
-    """Make a serialised tokenizer blind for added tokens without moving the ids of the others."""
-    added, model = content["added_tokens"], content["model"]
-    assert isinstance(added, list)
-    assert isinstance(model, dict)
-    vocab = model["vocab"]
-    known = set(vocab) if isinstance(vocab, dict) else {entry[0] for entry in vocab}
-    kept = []
-    for entry in added:
-        if entry["id"] not in ids:
-            kept.append(entry)
-        elif (
-            entry["content"] not in known
-        ):  # its place in the list is its id: keep the place, take away the name
-            kept.append({**entry, "content": f"\U000f0000{secrets.token_hex(16)}"})
-    content["added_tokens"] = kept
-
-
-def _without_prefix_space(part: object) -> object:
-    """Return a serialised normalizer or pre-tokenizer that puts no space in front of a text."""
-    if not isinstance(part, dict):
-        return part
-    match part.get("type"):
-        case "Prepend":
-            return None
-        case "Metaspace":
-            return {**part, "prepend_scheme": "never"}
-        case "ByteLevel":
-            return {**part, "add_prefix_space": False}
-        case "Sequence":
-            key = "normalizers" if "normalizers" in part else "pretokenizers"
-            inner = [_without_prefix_space(child) for child in part[key]]
-            return {**part, key: [child for child in inner if child is not None]}
-    return part

@@ -46,7 +46,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     content = path.read_bytes()
     try:
         tokenizer = Tokenizer.from_str(content.decode())
-    except Exception as error:  # noqa: BLE001 (the library raises bare exceptions)
+    except Exception as error:
         raise DataError(f"{path} is not a tokenizer: {error}", hint="fetch the model again") from error
     tokenizer.no_truncation()  # a saved limit would cut rows without a word
     tokenizer.no_padding()

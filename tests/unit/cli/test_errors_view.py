@@ -188,3 +188,13 @@ def test_wrong_arguments_are_told_like_every_other_error(as_json: bool, capsys: 
     else:
         assert captured.err.startswith("error: No such option")
         assert "--preset" in captured.err
+
+
+def test_a_program_without_arguments_shows_its_help_and_no_error(capsys: Captured) -> None:
+    app = typer.Typer(no_args_is_help=True)
+    app.command("one")(lambda: None)
+    app.command("two")(lambda: None)
+    assert guarded(lambda: app([], prog_name="sft", standalone_mode=False), command="sft") == 2
+    captured = capsys.readouterr()
+    assert "Usage: sft" in captured.out
+    assert captured.err == ""

@@ -1,0 +1,237 @@
+"""A row on its way to tokens: its text is proved (P1, P2) and cut into pieces, which wait for their ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sftcli.data.conversation import Conversation, Message, PlainText, RejectReason
+from sftcli.data.example import ChatTokenizer, Reading, RowFlag
+from sftcli.data.pieces import ControlFinder, Piece, RowFaultError
+from sftcli.data.proofs import prove_prompt, text_fault
+from sftcli.data.records import Origin
+from sftcli.data.shape import Shape, take_apart
+from sftcli.data.skeleton import Skeleton, Span, build_skeleton, fill, render
+from sftcli.errors import DataError
+
+SKELETONS_KEPT = 4096
+NOWHERE = Origin(path="", line=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedSpan:
+    """Pieces ``begin`` to ``end`` are trained. ``behind`` is the row's text from where generation would start."""
+
+    turn: int
+    begin: int
+    end: int
+    behind: str
+    contents: Sequence[str]
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """A row as pieces. ``ids`` has an entry for each; those of pieces with contents are filled in later."""
+
+    origin: Origin
+    pieces: Sequence[Piece]
+    texts: Sequence[str]
+    spans: Sequence[TrainedSpan]
+    num_turns: int
+    has_markup: bool  # in a content
+    flags: frozenset[RowFlag]
+    ids: list[Sequence[int]]
+
+    def reading(self, piece: Piece) -> Reading:
+        """Return how the text of ``piece`` is to be tokenized."""
+        return "text" if self.has_markup and not piece.is_answer else "answer"
+
+    def piece_text(self, index: int) -> str:
+        """Return the text of a piece."""
+        return fill(self.pieces[index].parts, self.texts)
+
+    def span_ids(self, span: TrainedSpan) -> list[int]:
+        """Return the ids of a span."""
+        return [token for part in self.ids[span.begin : span.end] for token in part]
+
+
+class Drafter:
+    """Makes drafts, and keeps what it learned about shapes for the next rows."""
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._controls = ControlFinder(tokenizer.control_texts)
+        self._thinks = tokenizer.mentions("</think>")
+        self._skeletons: dict[tuple[Shape, bool], Skeleton | RowFaultError] = {}
+
+    def draft(self, row: Conversation | PlainText) -> Draft:
+        """Return ``row`` as text that the template agrees with, in pieces.
+
+        Raises:
+            RowFaultError: The row cannot be trained on.
+        """
+        if isinstance(row, PlainText):
+            return self._draft_text(row)
+        shape, texts = take_apart(row, thinks=self._thinks)
+        skeleton = self._skeleton(shape, asks=False)
+        rendered = self._render(shape, texts, asks=False)
+        filled = _agreeing(skeleton, texts, rendered)
+        spans = [
+            self._prove_prompt(shape, texts, filled, rendered, skeleton, span) for span in skeleton.spans
+        ]
+        return self._finish(row.origin, skeleton, texts, filled, spans)
+
+    def draft_prompt(self, messages: tuple[Message, ...], *, tools: str) -> Draft:
+        """Return ``messages`` followed by a generation prompt.
+
+        Raises:
+            RowFaultError: The template refuses them, or rewrites them while they hold control texts.
+        """
+        asked = tuple(replace(message, trained=False) for message in messages)
+        shape, texts = take_apart(
+            Conversation(messages=asked, origin=NOWHERE, tools=tools), thinks=self._thinks
+        )
+        rendered = self._render(shape, texts, asks=True)
+        try:
+            skeleton = self._skeleton(shape, asks=True)
+            filled = _agreeing(skeleton, texts, rendered)
+        except RowFaultError:
+            if any(self._controls.search(text) for text in (*texts, *shape.literals())):
+                raise
+            # The template writes history in its own way; without control texts its rendering can be read as it is.
+            (ids,) = self._tokenizer.encode_many([rendered], reading="template")
+            piece = Piece(parts=(rendered,), ids=tuple(ids), turn=None)
+            return _draft(NOWHERE, [piece], [], [], has_markup=False, flags=frozenset())
+        return self._finish(NOWHERE, skeleton, texts, filled, [])
+
+    def _draft_text(self, row: PlainText) -> Draft:
+        if not row.text.strip():
+            raise RowFaultError(RejectReason.EMPTY_TEXT, "the text is empty")
+        _check_encodable(row.text)
+        stop = self._tokenizer.eos_text
+        prefix, ending = self._tokenizer.encode_many([self._tokenizer.text_prefix, stop], reading="template")
+        pieces = [
+            Piece(parts=(), ids=tuple(prefix), turn=None),
+            Piece(
+                parts=(0,),
+                ids=None,
+                turn=0,
+                continued=bool(prefix) and self._tokenizer.prefix_space == "first",
+            ),
+            Piece(parts=(), ids=tuple(ending), turn=0),
+        ]
+        span = TrainedSpan(turn=0, begin=1, end=3, behind=row.text + stop, contents=[row.text])
+        found = self._controls.ids_in(row.text)
+        flags = frozenset({RowFlag.CONTROL_TEXT} if found else ())
+        draft = _draft(row.origin, pieces, [row.text], [span], has_markup=bool(found), flags=flags)
+        draft.num_turns = 0
+        return draft
+
+    def _skeleton(self, shape: Shape, *, asks: bool) -> Skeleton:
+        known = self._skeletons.get((shape, asks))
+        if known is None:
+            try:
+                known = build_skeleton(shape, self._tokenizer, self._controls, asks=asks)
+            except RowFaultError as fault:
+                known = fault
+            if len(self._skeletons) >= SKELETONS_KEPT:
+                del self._skeletons[next(iter(self._skeletons))]
+            self._skeletons[shape, asks] = known
+        if isinstance(known, RowFaultError):
+            raise RowFaultError(known.reason, known.detail)
+        return known
+
+    def _render(self, shape: Shape, texts: Sequence[str], *, asks: bool) -> str:
+        try:
+            rendered = render(shape, texts, self._tokenizer, asks=asks)
+        except DataError as error:
+            raise RowFaultError(RejectReason.TEMPLATE_REFUSED, error.message) from error
+        _check_encodable(rendered)
+        return rendered
+
+    def _prove_prompt(
+        self,
+        shape: Shape,
+        texts: Sequence[str],
+        filled: Sequence[str],
+        rendered: str,
+        skeleton: Skeleton,
+        span: Span,
+    ) -> TrainedSpan:
+        """Prove P2 for one turn: on the real conversation for the first and the last, by the shape in between."""
+        prompt = fill(span.prompt, filled)
+        if span in (skeleton.spans[0], skeleton.spans[-1]):
+            try:
+                prompt = render(shape, texts, self._tokenizer, num_turns=span.turn, asks=True)
+            except DataError as error:
+                raise RowFaultError(RejectReason.SPAN_UNPROVABLE, error.message) from error
+        prove_prompt(prompt, rendered, turn=span.turn)
+        behind = rendered[len(prompt) :]
+        if skeleton.stop_appended and span is skeleton.spans[-1]:
+            behind += self._tokenizer.eos_text
+        contents = [filled[slot] for slot in span.slots]
+        if not any(content.strip() for content in contents):
+            raise RowFaultError(RejectReason.EMPTY_ANSWER, f"turn {span.turn + 1} is empty")
+        return TrainedSpan(turn=span.turn, begin=span.begin, end=span.end, behind=behind, contents=contents)
+
+    def _finish(
+        self,
+        origin: Origin,
+        skeleton: Skeleton,
+        texts: Sequence[str],
+        filled: Sequence[str],
+        spans: Sequence[TrainedSpan],
+    ) -> Draft:
+        flags, markup = set[RowFlag](), False
+        for slot, text in zip(skeleton.slots, filled, strict=True):
+            if found := self._controls.ids_in(text):
+                markup = markup or not found.isdisjoint(self._tokenizer.markup_ids)
+                if slot.role != "assistant" or not found.isdisjoint(self._tokenizer.control_ids):
+                    flags.add(RowFlag.CONTROL_TEXT)
+        if any(len(new) < len(old) for new, old in zip(filled, texts, strict=True)):
+            flags.add(RowFlag.STRIPPED)
+        if skeleton.drops_thought:
+            flags.add(RowFlag.THOUGHT_DROPPED)
+        if skeleton.has_lead:
+            flags.add(RowFlag.LEAD_TRAINED)
+        if skeleton.stop_appended:
+            flags.add(RowFlag.STOP_APPENDED)
+        return _draft(origin, skeleton.pieces, filled, spans, has_markup=markup, flags=frozenset(flags))
+
+
+def _draft(
+    origin: Origin,
+    pieces: Sequence[Piece],
+    texts: Sequence[str],
+    spans: Sequence[TrainedSpan],
+    *,
+    has_markup: bool,
+    flags: frozenset[RowFlag],
+) -> Draft:
+    return Draft(
+        origin=origin,
+        pieces=pieces,
+        texts=texts,
+        spans=spans,
+        num_turns=len(spans),
+        has_markup=has_markup,
+        flags=flags,
+        ids=[piece.ids or () for piece in pieces],
+    )
+
+
+def _agreeing(skeleton: Skeleton, texts: Sequence[str], rendered: str) -> Sequence[str]:
+    """Prove P1: return what stands in the slots so that the text is the real rendering."""
+    for filled in skeleton.fillings(texts):
+        if fill(skeleton.parts, filled) == rendered:
+            return filled
+    raise text_fault(rendered, fill(skeleton.parts, texts))
+
+
+def _check_encodable(text: str) -> None:
+    """See that ``text`` is Unicode text, which JSON can break with half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        broken = text[error.start : error.start + 1]
+        raise RowFaultError(
+            RejectReason.SPAN_UNPROVABLE, f"the text holds the lone surrogate {broken!a}"
+        ) from error
