@@ -1,7 +1,7 @@
 """What a command leaves on the screen when it is done: results on stdout, remarks and next commands on stderr."""
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from sftcli.cli import options, tables
@@ -9,6 +9,7 @@ from sftcli.cli.text import count, duration, loss_text, percent
 
 if TYPE_CHECKING:
     from sftcli.config.sources import Row
+    from sftcli.data.audit import AuditSummary
     from sftcli.services.evaluate import EvalReport, Score
     from sftcli.services.generate import Completion
     from sftcli.services.prepare import PrepareOutcome
@@ -52,13 +53,30 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
 
 
 def show_prepared(outcome: "PrepareOutcome", output: options.Output) -> None:
-    """Print the audit on stderr, the rows that were asked for and the folder of the prepared data on stdout."""
+    """Print the audit and the rows that were asked for on stderr, the folder of the prepared data on stdout."""
     out, err = tables.out(output.color), tables.err(output.color)
     if not output.quiet:
-        err.print(tables.key_value_table(outcome.audit_rows()))
+        for split, audit in outcome.data.audit.items():
+            if audit.rows:
+                err.print(tables.key_value_table(list(_audit_rows(split, audit))))
+                for note in audit.notes:
+                    tables.show_text(f"note: {note}", err)
     for row in outcome.shown:
-        err.print(tables.token_line(row))
+        err.print(tables.token_line([(token.text, token.trained) for token in row]))
     tables.show_text(outcome.folder, out)
+
+
+def _audit_rows(split: str, audit: "AuditSummary") -> Iterator[tuple[str, object]]:
+    """Yield names and values of an audit, the ones that need a look last."""
+    yield "rows", f"{count(audit.rows)} {split}, {count(audit.kept)} kept"
+    share = audit.response_tokens / audit.tokens if audit.tokens else 0.0
+    yield "tokens", f"{count(audit.tokens)}, {count(audit.response_tokens)} of them trained ({percent(share)})"
+    lengths = ", ".join(f"{p} % up to {count(length)}" for p, length in audit.length_percentiles.items())
+    yield "length", f"{lengths}, longest {count(audit.longest_tokens)} ({audit.longest_row})"
+    for reason, rows in audit.rejected.items():
+        yield f"rejected: {reason}", f"{count(rows)}, such as {audit.rejected_rows[reason][0]}"
+    if "too-long" in audit.rejected:
+        yield "to keep 99 %", f"--set data.max_tokens={audit.max_tokens_for_99_percent}"
 
 
 def show_completion(completion: "Completion", output: options.Output) -> None:

@@ -7,6 +7,15 @@ Contents stay byte for byte as they are in the row.
 from collections.abc import Callable, Mapping
 
 from sftcli.config.schema import TrainOn
+from sftcli.data.formats import (
+    ANSWER_COLUMNS,
+    CHAT_COLUMNS,
+    PROMPT_COLUMNS,
+    SHAPES,
+    SYSTEM_COLUMNS,
+    Format,
+    mixed_shapes,
+)
 from sftcli.data.messages import (
     Conversation,
     Message,
@@ -19,15 +28,6 @@ from sftcli.data.messages import (
 )
 from sftcli.data.records import Origin, RawRecord
 from sftcli.data.schemas import DETECTION_ROWS, Schema, agreed_format, detect_schema, parse_renames, renamed
-from sftcli.data.shapes import (
-    ANSWER_COLUMNS,
-    CHAT_COLUMNS,
-    PROMPT_COLUMNS,
-    SHAPES,
-    SYSTEM_COLUMNS,
-    Format,
-    mixed_shapes,
-)
 from sftcli.data.toolcalls import tool_list
 from sftcli.data.turns import (
     build_conversation,

@@ -188,12 +188,7 @@ class Drafter:
                     flags.add(RowFlag.CONTROL_TEXT)
         if any(len(new) < len(old) for new, old in zip(filled, texts, strict=True)):
             flags.add(RowFlag.STRIPPED)
-        if skeleton.drops_thought:
-            flags.add(RowFlag.THOUGHT_DROPPED)
-        if skeleton.has_lead:
-            flags.add(RowFlag.LEAD_TRAINED)
-        if skeleton.stop_appended:
-            flags.add(RowFlag.STOP_APPENDED)
+        flags |= skeleton.flags
         return _draft(origin, skeleton.pieces, filled, spans, has_markup=markup, flags=frozenset(flags))
 
 

@@ -55,7 +55,7 @@ def load_split(source: Source, note: Note) -> Split:
 
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(source.name, source.config)
+        loaded = _load(source) if fault is None else _load_cached(source)
     except ValueError as error:
         raise UsageError(
             f"{source.text!r}: {_first_line(error)}", hint="choose the config with NAME#config"
@@ -117,6 +117,25 @@ def _ask_hub(name: str) -> Exception | None:
         return answers.get(timeout=ANSWER_SECONDS)
     except queue.Empty:
         return TimeoutError(f"no answer in {ANSWER_SECONDS:.0f} seconds")
+
+
+def _load(source: Source) -> object:
+    import datasets
+
+    return datasets.load_dataset(source.name, source.config)
+
+
+def _load_cached(source: Source) -> object:
+    """Return what an earlier download left. `load_dataset` would do the same, after half a minute of vain requests."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    return Cache(
+        repo_id=source.name,
+        dataset_name=source.name.split("/")[-1],
+        config_name=source.config,
+        version="auto",
+        hash="auto",
+    ).as_dataset()
 
 
 def _is_cached(name: str) -> bool:

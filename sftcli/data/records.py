@@ -6,20 +6,16 @@ know one kind of storage each. What the columns mean is not known here.
 
 import hashlib
 import heapq
-import secrets
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from gzip import BadGzipFile
-from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import cast
 
 from sftcli.data.jsonrows import Row, json_rows
 from sftcli.data.sources import COMPRESSIONS, Kind, Source, parse_source, row_format
 from sftcli.data.tablerows import arrow_rows, csv_rows, parquet_rows
-from sftcli.data.textlines import ByteStream, Note, open_bytes
+from sftcli.data.textlines import Note, open_bytes
 from sftcli.errors import DataError, Location, StorageError, UsageError
 
 __all__ = ["Origin", "RawRecord", "Source", "fingerprint_source", "parse_source", "read_records"]
@@ -52,8 +48,8 @@ def read_records(source: Source, *, seed: int, note: Note = _no_note) -> Iterato
     """Yield the rows of ``source`` in their order.
 
     With ``source.rows`` it is a sample without replacement. Which rows are in it depends on ``seed`` and on how many
-    there are, and on nothing else; a smaller sample of the same seed is part of a larger one. Files are then read twice,
-    a pipe once with the sample held in memory.
+    there are, and on nothing else; a smaller sample of the same seed is part of a larger one. The
+    source is then read twice.
 
     Args:
         source: What to read.
@@ -81,27 +77,26 @@ def read_records(source: Source, *, seed: int, note: Note = _no_note) -> Iterato
 
 
 def fingerprint_source(source: Source) -> str:
-    """Return a hash that changes when the rows of ``source`` may have changed; for a pipe it is never the same twice.
+    """Return a hash that changes when the rows of ``source``, or the names of their files, have changed.
 
     Raises:
         StorageError: A file cannot be read.
+        NetworkError, NotFoundError, ConsentError: The hub does not give the data set.
     """
     digest = hashlib.blake2b(source.text.encode("utf-8", "surrogateescape"), digest_size=16)
-    if not source.is_rereadable:
-        digest.update(secrets.token_bytes(16))
-    elif source.kind is Kind.HUB:
+    if source.kind is Kind.HUB:
         from sftcli.data.hubrows import load_split
 
         for file in load_split(source, _no_note).cache_files:
             path = Path(file["filename"])
             digest.update(f"{path}\0{path.stat().st_size}\0".encode())
-    for path in source.files if source.is_rereadable else ():
-        digest.update(f"{path}\0".encode("utf-8", "surrogateescape"))
+    for path in source.files:
+        digest.update(f"{source.label(path)}\0".encode("utf-8", "surrogateescape"))
         try:
             with path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         except OSError as error:
-            raise _unreadable(path, error) from None
+            raise _unreadable(source.label(path), error) from None
     return digest.hexdigest()
 
 
@@ -109,31 +104,30 @@ def _sample(
     read: Callable[[], Iterator[RawRecord]], source: Source, size: int, seed: int
 ) -> Iterator[RawRecord]:
     """Return the rows whose hashes of seed and index are smallest: the same on every machine, in any Python."""
-    holds_rows = not source.is_rereadable
     key = seed.to_bytes(8, "big", signed=True)
-    heap: list[tuple[int, int, RawRecord | None]] = []  # the largest hash first; both numbers are negated
+    heap: list[
+        tuple[int, int]
+    ] = []  # hash and index of the sample so far, negated: the largest hash is on top
     total = 0
-    for index, record in enumerate(read()):
+    for index, _ in enumerate(read()):
         total += 1
         rank = hashlib.blake2b(index.to_bytes(8, "big"), digest_size=8, key=key).digest()
-        entry = (-int.from_bytes(rank, "big"), -index, record if holds_rows else None)
+        entry = (-int.from_bytes(rank, "big"), -index)
         if len(heap) < size:
             heapq.heappush(heap, entry)
-        elif entry[:2] > heap[0][:2]:
-            heapq.heapreplace(heap, entry)
+        else:
+            heapq.heappushpop(heap, entry)
     if 0 < total < size:
         raise UsageError(
             f"{source.text!r} asks for {size} rows, and there are {total}",
             hint=f"leave out :{size} to take all",
         )
-    if holds_rows:
-        return iter([record for _, _, record in sorted(heap, key=lambda entry: -entry[1]) if record])
-    chosen = {-index for _, index, _ in heap}
+    chosen = {-index for _, index in heap}
     return (record for index, record in enumerate(read()) if index in chosen)
 
 
 def _reader(source: Source, note: Note) -> Callable[[], Iterator[RawRecord]]:
-    """Return a function that reads all rows; each call starts anew where the source allows it."""
+    """Return a function that reads all rows, each time from the start. Notes come the first time only."""
     if source.kind is Kind.HUB:
         from sftcli.data.hubrows import load_split, split_rows
 
@@ -148,10 +142,9 @@ def _reader(source: Source, note: Note) -> Callable[[], Iterator[RawRecord]]:
             note(text)
 
     def read_files() -> Iterator[RawRecord]:
-        if source.kind is Kind.STDIN:
-            yield from _as_records(_stdin_rows(note_once), "stdin")
         for path in source.files:
-            yield from _as_records(_file_rows(path, note_once), str(path))
+            name = source.label(path)
+            yield from _as_records(_file_rows(path, name, note_once), name)
 
     return read_files
 
@@ -161,38 +154,26 @@ def _as_records(rows: Iterable[Row], name: str) -> Iterator[RawRecord]:
         yield RawRecord(fields=fields, origin=Origin(path=name, line=line))
 
 
-def _stdin_rows(note: Note) -> Iterator[Row]:
-    if sys.stdin.isatty():
-        raise UsageError(
-            "standard input is a terminal", hint="pipe rows into it: cat rows.jsonl | sft prepare -"
-        )
-    stream = sys.stdin.buffer
-    if not hasattr(stream, "peek"):  # put there by a caller, such as a test runner
-        stream = BufferedReader(cast("RawIOBase", stream))
-    return json_rows(cast("ByteStream", stream), "stdin", note)
-
-
-def _file_rows(path: Path, note: Note) -> Iterator[Row]:
+def _file_rows(path: Path, name: str, note: Note) -> Iterator[Row]:
     """Yield the rows of one file, and fail if it is not the same file at the end as at the start."""
     try:
         before = _identity(path)
-        yield from _rows_by_format(path, note)
+        yield from _rows_by_format(path, name, note)
         after = _identity(path)
     except (EOFError, BadGzipFile, zlib.error) as error:
-        raise _damaged(path, error) from None
+        raise _damaged(path, name, error) from None
     except OSError as error:
         # The zstd decompressor raises it too, without a number.
-        raise _damaged(path, error) if error.errno is None else _unreadable(path, error) from None
+        raise _damaged(path, name, error) if error.errno is None else _unreadable(name, error) from None
     if before != after:
         raise DataError(
-            f"{path}: the file changed while it was read",
+            f"{name}: the file changed while it was read",
             hint="wait until it is written, then run again",
-            location=Location(file=str(path)),
+            location=Location(file=name),
         )
 
 
-def _rows_by_format(path: Path, note: Note) -> Iterator[Row]:
-    name = str(path)
+def _rows_by_format(path: Path, name: str, note: Note) -> Iterator[Row]:
     kind = row_format(path)
     if kind == "parquet":
         yield from parquet_rows(path, name)
@@ -209,21 +190,19 @@ def _rows_by_format(path: Path, note: Note) -> Iterator[Row]:
             stream.close()
 
 
-def _identity(path: Path) -> tuple[int, ...]:
+def _identity(path: Path) -> tuple[int, int, int]:
     stat = path.stat()
-    return (stat.st_size, stat.st_mtime_ns, stat.st_ino) if path.is_file() else ()
+    return (stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
+def _damaged(path: Path, name: str, error: Exception) -> DataError:
     kind = path.suffix if path.suffix in COMPRESSIONS else "compressed"
     return DataError(
-        f"{path}: not a whole {kind} file: {error}",
+        f"{name}: not a whole {kind} file: {error}",
         hint="it is cut off or damaged: copy or download it again",
-        location=Location(file=str(path)),
+        location=Location(file=name),
     )
 
 
-def _unreadable(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"{path}: cannot be read: {error.strerror or error}", location=Location(file=str(path))
-    )
+def _unreadable(name: str, error: OSError) -> StorageError:
+    return StorageError(f"{name}: cannot be read: {error.strerror or error}", location=Location(file=name))

@@ -6,8 +6,7 @@ Each row is matched alone, and all must agree: a guess would train on the wrong 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sftcli.data.records import Origin, RawRecord
-from sftcli.data.shapes import (
+from sftcli.data.formats import (
     CHAT_COLUMNS,
     SHAPES,
     TURN_KEYS,
@@ -18,6 +17,7 @@ from sftcli.data.shapes import (
     mixed_shapes,
     unknown_shape,
 )
+from sftcli.data.records import Origin, RawRecord
 from sftcli.errors import UsageError, did_you_mean
 
 DETECTION_ROWS = 200

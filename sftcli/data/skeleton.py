@@ -11,13 +11,13 @@ so no token can straddle a cut, and ids and mask are born piece by piece::
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sftcli.data.conversation import RejectReason
-from sftcli.data.example import ChatTokenizer
+from sftcli.data.example import ChatTokenizer, RowFlag
 from sftcli.data.markers import Markers
 from sftcli.data.pieces import ControlFinder, Piece, RowFaultError, cut_into_pieces
-from sftcli.data.shape import Shape, Slot
+from sftcli.data.shape import Shape, Slot, TurnShape
 from sftcli.data.stripping import PADDING, Kept, find_kept, strip
 from sftcli.errors import DataError
 
@@ -45,8 +45,7 @@ class Skeleton:
     spans: tuple[Span, ...]
     stop_appended: bool
     kept: tuple[Kept, ...]  # for each slot
-    drops_thought: bool
-    has_lead: bool
+    flags: frozenset[RowFlag]
 
     def fillings(self, texts: Sequence[str]) -> Iterator[list[str]]:
         """Yield what may stand in the slots for ``texts``: first as they are, then as templates change them."""
@@ -111,8 +110,19 @@ def build_skeleton(
         spans=spans,
         stop_appended=stop_appended,
         kept=_find_kept(shape, parts, markers, tokenizer, asks=asks),
-        drops_thought=len({part for part in parts if isinstance(part, int)}) < len(slots),
-        has_lead=any(_has_lead(pieces[span.begin]) for span in spans),
+        flags=frozenset(
+            flag
+            for flag, is_so in {
+                RowFlag.THOUGHT_DROPPED: len({part for part in parts if isinstance(part, int)}) < len(slots),
+                RowFlag.TOOLS_DROPPED: shape.tools
+                and _ignores_tools(shape, rendering, markers, tokenizer, asks=asks),
+                RowFlag.LEAD_TRAINED: any(
+                    _has_lead(pieces[span.begin], shape.turns[span.turn]) for span in spans
+                ),
+                RowFlag.STOP_APPENDED: stop_appended,
+            }.items()
+            if is_so
+        ),
     )
 
 
@@ -139,9 +149,24 @@ def _span(turn: int, prompt: tuple[str | int, ...], pieces: Sequence[Piece], slo
     )
 
 
-def _has_lead(piece: Piece) -> bool:
-    """Tell whether a turn's first piece starts with more than white space of the template's."""
-    return isinstance(piece.parts[0], str) and bool(piece.parts[0].strip())
+def _ignores_tools(
+    shape: Shape, rendering: str, markers: Markers, tokenizer: ChatTokenizer, *, asks: bool
+) -> bool:
+    try:
+        return rendering == render(replace(shape, tools=""), markers.texts, tokenizer, asks=asks)
+    except DataError:
+        return False
+
+
+def _has_lead(piece: Piece, turn: TurnShape) -> bool:
+    """Tell whether a turn's first piece starts with more than white space that is not the turn's own."""
+    is_own = turn.content[0] is not None and bool(turn.content[0])  # its thinking starts with a tag
+    return (
+        not is_own
+        and isinstance(piece.parts[0], str)
+        and bool(piece.parts[0].strip())
+        and not turn.tool_calls
+    )
 
 
 def _check_places(parts: Sequence[str | int], slots: Sequence[Slot]) -> None:

@@ -1,14 +1,21 @@
 """What the user names as data: ``NAME[:ROWS][@split][#config]`` to files, standard input, or a hub data set.
 
-A path that exists wins as a whole, whatever signs it holds; only then are suffixes taken off, from the right.
+A path that exists wins as a whole, whatever signs it holds; only then are suffixes taken off, from the right. What can be
+read only once, standard input or a pipe, is copied to a temporary file first, since rows are read more than once.
 """
 
+import atexit
+import os
 import re
+import shutil
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from tempfile import mkstemp
+from typing import IO
 
-from sftcli.errors import DataError, Location, NotFoundError, UsageError, did_you_mean
+from sftcli.errors import DataError, Location, NotFoundError, StorageError, UsageError, did_you_mean
 
 FORMATS = {
     ".json": "json",
@@ -32,7 +39,7 @@ class Kind(StrEnum):
     """Where rows come from."""
 
     FILES = "files"
-    STDIN = "standard input"
+    PIPE = "pipe"  # read once, into a temporary file that lives as long as the process
     HUB = "hub"
 
 
@@ -43,16 +50,15 @@ class Source:
     text: str  # as the user wrote it
     name: str  # without options
     kind: Kind
-    files: tuple[Path, ...] = ()  # empty unless `kind` is files
+    files: tuple[Path, ...] = ()  # empty for the hub
     skipped: tuple[str, ...] = ()  # names in the folder that hold no rows this program can read
     rows: int | None = None  # size of the sample; all rows when None
     split: str | None = None
     config: str | None = None
 
-    @property
-    def is_rereadable(self) -> bool:
-        """Whether reading twice gives the same rows twice; not so for a pipe."""
-        return self.kind is Kind.HUB or bool(self.files and all(path.is_file() for path in self.files))
+    def label(self, path: Path) -> str:
+        """Return the name of one of the files in messages and origins."""
+        return self.name if self.kind is Kind.PIPE else str(path)
 
 
 def parse_source(text: str) -> Source:
@@ -62,6 +68,7 @@ def parse_source(text: str) -> Source:
         UsageError: An option is not one, or does not fit the source.
         NotFoundError: It can only be a local path, and nothing is there.
         DataError: The file or folder holds nothing of a known kind.
+        StorageError: A pipe cannot be read or copied.
     """
     rest, options = text, dict[str, str]()
     while not _is_here(rest) and (match := _OPTION.fullmatch(rest)) and rest != _preset_part(match):
@@ -72,9 +79,11 @@ def parse_source(text: str) -> Source:
     rows, split, config = _row_count(options.get(":"), text), options.get("@"), options.get("#")
     if rest == STDIN:
         _no_hub_options(options, text)
-        return Source(text=text, name=rest, kind=Kind.STDIN, rows=rows)
+        return Source(text=text, name="stdin", kind=Kind.PIPE, files=(_stdin_copy(),), rows=rows)
     if path := _local_path(rest):
         _no_hub_options(options, text)
+        if not path.is_file() and not path.is_dir():
+            return Source(text=text, name=rest, kind=Kind.PIPE, files=(_pipe_copy(path),), rows=rows)
         files, skipped = _row_files(path, rest)
         return Source(text=text, name=rest, kind=Kind.FILES, files=files, skipped=skipped, rows=rows)
     if not rest or not _is_hub_name(rest):
@@ -107,6 +116,39 @@ def _local_path(name: str) -> Path | None:
 
         return preset_file(name)
     return Path(name).expanduser() if _is_here(name) else None
+
+
+def _stdin_copy() -> Path:
+    if sys.stdin.isatty():
+        raise UsageError(
+            "standard input is a terminal", hint="pipe rows into it: cat rows.jsonl | sft prepare -"
+        )
+    return _copy(sys.stdin.buffer, "")
+
+
+def _pipe_copy(path: Path) -> Path:
+    try:
+        with path.open("rb") as stream:
+            return _copy(stream, "".join(path.suffixes[-2:]))
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be read: {error.strerror}", location=Location(file=str(path))
+        ) from None
+
+
+def _copy(stream: IO[bytes], suffix: str) -> Path:
+    handle, name = mkstemp(prefix="sft-", suffix=suffix)
+    path = Path(name)
+    atexit.register(path.unlink, missing_ok=True)
+    try:
+        with os.fdopen(handle, "wb") as copy:
+            shutil.copyfileobj(stream, copy, 2**20)
+    except OSError as error:
+        raise StorageError(
+            f"rows from a pipe cannot be kept in {path.parent}: {error.strerror}",
+            hint="set TMPDIR to a folder with more room",
+        ) from None
+    return path
 
 
 def _row_count(value: str | None, text: str) -> int | None:
@@ -142,8 +184,8 @@ def row_format(path: Path) -> str | None:
 def _row_files(path: Path, name: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """Return the files with rows that ``path`` stands for, and the names that were passed over."""
     if not path.is_dir():
-        # Pipes and files without a suffix can be anything: they are read as JSON, which says what is wrong.
-        if row_format(path) or not path.suffix or not path.is_file():
+        # A file without a suffix can be anything: it is read as JSON, which says what is wrong.
+        if row_format(path) or not path.suffix:
             return (path,), ()
         raise DataError(f"{name}: {_unreadable(path)}", hint=_other_hint(path), location=Location(file=name))
     inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))

@@ -6,8 +6,8 @@ Keys keep their order and numbers their value, because a chat template writes th
 import json
 from collections.abc import Mapping
 
+from sftcli.data.formats import TOOL_COLUMNS
 from sftcli.data.messages import RejectReason, RowFault, wrong_type
-from sftcli.data.shapes import TOOL_COLUMNS
 
 
 def dump_calls(value: object, where: str) -> str:

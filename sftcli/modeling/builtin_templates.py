@@ -27,7 +27,7 @@ ALPACA = """\
 {{- '### Input:\\n' + message['content'] + '\\n\\n' }}
 {%- else %}
 {{- '### Response:\\n' + message['content'] + eos_token }}
-{{- '\\n\\n' if not loop.last }}
+{{- '\\n\\n' if add_generation_prompt or not loop.last }}
 {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -41,7 +41,7 @@ MODERN_LLM = """\
 {%- for message in messages %}
 {%- if message['role'] == 'assistant' %}
 {{- 'Response: ' + message['content'] + eos_token }}
-{{- '\\n\\n' if not loop.last }}
+{{- '\\n\\n' if add_generation_prompt or not loop.last }}
 {%- elif message['role'] == 'user' %}
 {{- 'Instruction: ' + message['content'] + '\\n\\n' }}
 {%- else %}

@@ -5,7 +5,7 @@ Jinja's own sandbox keeps a template from files and from Python's insides, but l
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import date
@@ -24,6 +24,7 @@ MAX_ITERATIONS = 1_000_000
 MAX_SECONDS = 10.0
 MAX_COUNT = 1_000_000  # widths, repetitions and numbers that a template may ask for
 MAX_POWER = 64
+MAX_BITS = 4096  # of a number
 ITERATIONS_PER_LOOK = 64
 
 
@@ -58,15 +59,17 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.filters = {name: _guarded(name, made) for name, made in self.filters.items()}
         self.filters["_counted"] = _counted
         self.filters["_sized"] = _sized
+        del self.globals["lipsum"]  # random text, and as much of it as is asked for
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = FIXED_DATE.strftime
         self.globals["dict"] = _Dict()
         self.globals["namespace"] = _Namespace
-        self.concat = _concat  # type: ignore[assignment]
+        self.concat = _concat  # type: ignore[method-assign]
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all(nodes.For):
+            assert isinstance(loop.iter, nodes.Expr)
             loop.iter = _filtered(loop.iter, "_counted")
         for parent in list(tree.find_all(nodes.Node)):
             for field, value in parent.iter_fields():
@@ -74,15 +77,18 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
                     setattr(parent, field, _filtered(value, "_sized"))
         return tree
 
-    def call(self, context: Context, obj: object, /, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+    def call(self, context: Context, obj: object, /, *args: object, **kwargs: object) -> object:
+        """Call a function of the template, which recursion can repeat without a loop."""
         budget.get().spend()
         for value in (*args, *kwargs.values()):
             _check_count(value)
-        if isinstance(owner := getattr(obj, "__self__", None), str):
+        owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
+        if isinstance(owner, str):
             _check_widths(owner)
         return _sized(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
+        """Apply one of the operators that can make something large from something small."""
         if operator in ("*", "**"):
             _check_repetition(operator, left, right)
         elif operator == "%":
@@ -103,8 +109,8 @@ class _Generation(Extension):
 class _Dict:
     """``dict`` without its attributes."""
 
-    def __call__(self, *args: object, **kwargs: object) -> dict[object, object]:
-        return dict(*args, **kwargs)  # type: ignore[call-overload, no-any-return]
+    def __call__(self, *args: Mapping[str, object], **kwargs: object) -> dict[str, object]:
+        return dict(*args, **kwargs)
 
     def fromkeys(self, keys: Iterable[object], value: object = None) -> dict[object, object]:
         return dict.fromkeys(keys, value)
@@ -113,13 +119,11 @@ class _Dict:
 class _Namespace(Namespace):
     """Jinja's namespace, closed to private names."""
 
-    def __init__(
-        *args: object, **kwargs: object
-    ) -> None:  # ``self`` stays free as a name that a template may set
-        attributes = dict(*args[1:], **kwargs)  # type: ignore[call-overload]
+    def __init__(self, /, *args: Mapping[str, object], **kwargs: object) -> None:
+        attributes = dict(*args, **kwargs)
         for name in attributes:
             _check_name(name)
-        Namespace.__init__(args[0], attributes)  # type: ignore[arg-type]
+        super().__init__(attributes)
 
     def __setitem__(self, name: str, value: object) -> None:
         _check_name(name)
@@ -140,7 +144,11 @@ def _counted(values: Iterable[object]) -> Iterator[object]:
 
 def _sized(value: object) -> object:
     """Return ``value`` where it is no longer than the whole output may be."""
-    if isinstance(value, str | list | tuple) and len(value) > budget.get().output_chars:
+    if isinstance(value, int):
+        too_large = value.bit_length() > MAX_BITS
+    else:
+        too_large = isinstance(value, str | list | tuple) and len(value) > budget.get().output_chars
+    if too_large:
         raise SecurityError("the template builds a value larger than its output may be")
     return value
 

@@ -63,8 +63,9 @@ class HFChatTokenizer:
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.stop_ids = _find_stop_ids(files, stop_texts)
         self.eos_text = files.named.get("eos_token") or str(self._tokenizer.id_to_token(min(self.stop_ids)))
-        self.eos_id: int = self._tokenizer.token_to_id(self.eos_text)
-        self.pad_id: int = self._tokenizer.token_to_id(files.named.get("pad_token", self.eos_text))
+        self.eos_id = next(iter(self._tokenizer.encode(self.eos_text, add_special_tokens=False).ids))
+        pad_id = self._tokenizer.token_to_id(files.named.get("pad_token", ""))
+        self.pad_id = self.eos_id if pad_id is None else pad_id  # no matter which: masks never go by it
         self.text_prefix = self._find_text_prefix()
         self.prefix_space: PrefixSpace = self._find_prefix_space()
         self.fingerprint = self._find_fingerprint(files)
@@ -173,7 +174,7 @@ class HFChatTokenizer:
         body = self._tokenizer.encode("a", add_special_tokens=False).ids
         whole = self._tokenizer.encode("a", add_special_tokens=True).ids
         return (
-            "".join(self._tokenizer.id_to_token(token) for token in whole[: whole.index(body[0])])
+            "".join(str(self._tokenizer.id_to_token(token)) for token in whole[: whole.index(body[0])])
             if body
             else ""
         )

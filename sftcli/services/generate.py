@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sftcli.config.schema import SamplingSettings
 from sftcli.data.conversation import Message
+from sftcli.data.render import encode_prompt
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, StopFlag, TextDelta
 from sftcli.modeling.sampling import decode
@@ -48,7 +49,7 @@ def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) ->
         raise UsageError("the prompt is empty", hint='pass one: sft generate "your prompt", or - to read standard input')
     choice = choose_model(request.checkpoint, root=request.root, emit=emit)
     tokenizer = load_chat_tokenizer(choice.folder)
-    prompt_ids = encode_prompt(tokenizer, request.prompt, system=request.system)
+    prompt_ids = encode_prompt(tokenizer, _messages(request))
     model = load_for_inference(choice, precision=request.precision, emit=emit)
     begin = monotonic()
     stream = TextStream(tokenizer, emit)
@@ -72,11 +73,9 @@ def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) ->
     )
 
 
-def encode_prompt(tokenizer: HFChatTokenizer, prompt: str, *, system: str) -> list[int]:
-    """Return the ids that ask for an answer to ``prompt``, rendered as training rendered its prompts."""
-    messages = [Message(role="system", content=system)] if system else []
-    messages.append(Message(role="user", content=prompt))
-    return tokenizer.encode_generation_prompt(messages)
+def _messages(request: GenerateRequest) -> list[Message]:
+    system = [Message(role="system", content=request.system)] if request.system else []
+    return [*system, Message(role="user", content=request.prompt)]
 
 
 class TextStream:

@@ -4,14 +4,16 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import cast
 
+from sftcli import __version__
 from sftcli.config.schema import DataSettings
 from sftcli.config.sources import Settings
-from sftcli.data.audit import SupervisionAudit
+from sftcli.data.audit import AuditSummary, SupervisionAudit
 from sftcli.data.conversation import (
     DETECTION_ROWS,
     Conversation,
@@ -22,8 +24,10 @@ from sftcli.data.conversation import (
 )
 from sftcli.data.prepared import FORMAT_VERSION, HELDOUT, TRAIN, PreparedDataset, PreparedWriter, open_prepared
 from sftcli.data.records import RawRecord, Source, fingerprint_source, parse_source, read_records
+from sftcli.data.example import Example
 from sftcli.data.render import Renderer
 from sftcli.data.split import choose_heldout, split_key
+from sftcli.data.tokenview import TokenView, describe_tokens
 from sftcli.errors import DataError, StoppedError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
@@ -41,7 +45,28 @@ class PreparedData:
 
     dataset: PreparedDataset
     tokenizer: HFChatTokenizer
-    event: DataPrepared
+
+    @property
+    def audit(self) -> Mapping[str, AuditSummary]:
+        """What became of the rows, for ``train`` and ``heldout``."""
+        stored = cast("dict[str, dict[str, object]]", self.dataset.about["audit"])
+        return {split: AuditSummary.from_json(values) for split, values in stored.items()}
+
+    def describe(self, *, cached: bool) -> DataPrepared:
+        """Return the counts as an event."""
+        audit = self.audit
+        return DataPrepared(
+            source=", ".join(cast("list[str]", self.dataset.about["sources"])),
+            schema="; ".join(dict.fromkeys(cast("dict[str, str]", self.dataset.about["schemas"]).values())),
+            rows=sum(part.rows for part in audit.values()),
+            kept=sum(part.kept for part in audit.values()),
+            rejected=dict(sum((Counter(part.rejected) for part in audit.values()), Counter[str]())),
+            train_examples=len(self.dataset.train),
+            heldout_examples=len(self.dataset.heldout),
+            train_tokens=audit[TRAIN].tokens,
+            response_tokens=audit[TRAIN].response_tokens,
+            cached=cached,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +92,7 @@ class PrepareOutcome:
     def to_json(self) -> dict[str, object]:
         """Return the outcome as plain values."""
         shown = [[asdict(token) for token in row] for row in self.shown]
-        return {"folder": self.folder, "cached": self.data.event.cached, **self.data.dataset.about, "shown": shown}
+        return {"folder": self.folder, **self.data.dataset.about, "shown": shown}
 
 
 def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> PrepareOutcome:
@@ -107,9 +132,10 @@ def prepare_data(
     )
     folder = cache_folder() / "prepared" / job.key()
     dataset = _open_cached(folder, emit)
-    event = job.event(dataset or job.run(folder), cached=dataset is not None)
-    emit(event)
-    return PreparedData(dataset=dataset or open_prepared(folder), tokenizer=tokenizer, event=event)
+    is_cached = dataset is not None
+    prepared = PreparedData(dataset=dataset or job.run(folder), tokenizer=tokenizer)
+    emit(prepared.describe(cached=is_cached))
+    return prepared
 
 
 def _open_cached(folder: Path, emit: EventSink) -> PreparedDataset | None:
@@ -149,20 +175,70 @@ class _Job:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def run(self, folder: Path) -> PreparedDataset:
-        """Prepare and store."""
-        audits = {split: SupervisionAudit() for split in (TRAIN, HELDOUT)}
+        """Read, convert, split, render and store."""
+        renderer = Renderer(self.tokenizer, max_tokens=self.data.max_tokens)
+        audits = {split: SupervisionAudit(self.data.max_tokens) for split in (TRAIN, HELDOUT)}
+        for note in self.tokenizer.notes:
+            audits[TRAIN].note(note)
         schemas: dict[str, str] = {}
         with PreparedWriter(folder) as writer:
-            for split, rows in self._rows(schemas):
-                audit = audits[split]
-                for result in self._renderer.render_all(rows):
-                    audit.add(result)
+            for split, rows in self._split_rows(schemas):
+                for result in _render(rows, renderer):
+                    audits[split].add(result)
                     if isinstance(result, Example):
                         writer.add(split, result)
-            about = {
-                "sources": [source.text for source in (*self.train, *self.heldout)],
-                "schemas": schemas,
-                "template": self.tokenizer.template_name,
-                "audit": {split: audit.summary().to_json() for split, audit in audits.items()},
-            }
-            return writer.finish(about)
+            return writer.finish(
+                {
+                    "sources": [source.text for source in (*self.train, *self.heldout)],
+                    "schemas": schemas,
+                    "template": self.tokenizer.template_name,
+                    "audit": {split: audit.summary().to_json() for split, audit in audits.items()},
+                }
+            )
+
+    def _split_rows(self, schemas: dict[str, str]) -> Iterator[tuple[str, list[Row]]]:
+        """Yield chunks of rows with the split that they belong to; fill in the format of each source."""
+        chosen = self._choose_heldout() if not self.heldout else frozenset()
+        for source in self.train:
+            for chunk in self._chunks(source, schemas):
+                held = [isinstance(row, Conversation) and split_key(row) in chosen for row in chunk]
+                yield TRAIN, [row for row, is_held in zip(chunk, held, strict=True) if not is_held]
+                yield HELDOUT, [row for row, is_held in zip(chunk, held, strict=True) if is_held]
+        for source in self.heldout:
+            for chunk in self._chunks(source, schemas):
+                yield HELDOUT, chunk
+
+    def _choose_heldout(self) -> frozenset[bytes]:
+        """Return the prompts that are held out; takes a pass of its own over the rows."""
+        if not self.data.heldout_fraction:
+            return frozenset()
+        rows = chain.from_iterable(self._read(source, {}) for source in self.train)
+        counts = Counter(split_key(row) for row in rows if isinstance(row, Conversation))
+        return choose_heldout(
+            counts, fraction=self.data.heldout_fraction, max_rows=self.data.heldout_max_rows, seed=self.seed
+        )
+
+    def _chunks(self, source: Source, schemas: dict[str, str]) -> Iterator[list[Row]]:
+        rows, done = self._read(source, schemas), 0
+        while chunk := list(islice(rows, CHUNK_ROWS)):
+            if self.stop.requested():
+                raise StoppedError
+            yield chunk
+            done += len(chunk)
+            self.emit(Progressed(task=f"preparing {source.name}", done=done, total=0))
+        self.emit(Progressed(task=f"preparing {source.name}", done=done, total=done))
+
+    def _read(self, source: Source, schemas: dict[str, str]) -> Iterator[Row]:
+        records = read_records(source, seed=self.seed, note=lambda text: self.emit(Notice(text=text)))
+        first = list(islice(records, DETECTION_ROWS))
+        schema = detect_schema(first)
+        schemas[source.text] = str(schema)
+        for record in chain(first, records):
+            yield from to_conversations(record, schema, train_on=self.data.train_on)
+
+def _render(rows: Iterable[Row], renderer: Renderer) -> Iterator[Example | Rejected]:
+    """Render what can be rendered; rows that were rejected before pass through, in order."""
+    rows = list(rows)
+    rendered = renderer.render_all(row for row in rows if not isinstance(row, Rejected))
+    for row in rows:
+        yield row if isinstance(row, Rejected) else next(rendered)

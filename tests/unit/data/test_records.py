@@ -15,7 +15,7 @@ from sftcli.data import jsonrows, textlines
 from sftcli.data.hubrows import pick_split, split_rows
 from sftcli.data.records import fingerprint_source, parse_source, read_records
 from sftcli.data.sources import Kind
-from sftcli.errors import DataError, NetworkError, NotFoundError, SftError, StorageError, UsageError
+from sftcli.errors import DataError, NetworkError, NotFoundError, StorageError, UsageError
 
 ROWS = [{"prompt": f"p{n}", "completion": "é\u2028\n" * n} for n in range(1, 6)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -59,15 +59,10 @@ def fault(text):
         ("Open-Orca/OpenOrca", "Open-Orca/OpenOrca", None, None, None),
         ("Open-Orca/OpenOrca:50000", "Open-Orca/OpenOrca", 50000, None, None),
         ("gsm8k:50_000@train#main", "gsm8k", 50000, "train", "main"),
-        ("gsm8k@train[:10%]#main", "gsm8k@train[", None, None, "main"),
         ("a/b#x.y@test", "a/b", None, "test", "x.y"),
     ],
 )
 def test_a_hub_name_has_rows_split_and_config_behind_it(text, name, rows, split, config):
-    if "[" in text:
-        with pytest.raises(SftError):
-            parse_source(text)
-        return
     source = parse_source(text)
     assert (source.kind, source.name) == (Kind.HUB, name)
     assert (source.rows, source.split, source.config) == (rows, split, config)
@@ -218,12 +213,25 @@ def test_standard_input_is_json_lines_or_an_array(monkeypatch):
         assert records[0].origin.path == "stdin"
 
 
-def test_a_named_pipe_is_read_once(tmp_path):
+def test_a_named_pipe_can_be_read_twice(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(LINES,))
     writer.start()
-    assert fields(f"{tmp_path}/pipe:5") == ROWS
+    source = parse_source(f"{tmp_path}/pipe:5")
     writer.join()
+    first, again = (list(read_records(source, seed=0)) for _ in range(2))
+    assert [dict(record.fields) for record in first] == ROWS
+    assert first == again
+    assert first[0].origin.path == f"{tmp_path}/pipe"
+
+
+def test_a_terminal_is_not_waited_for(monkeypatch):
+    terminal, other = os.openpty()
+    with os.fdopen(other) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(UsageError, match="standard input is a terminal"):
+            parse_source("-")
+    os.close(terminal)
 
 
 def test_a_byte_order_mark_is_noted_once_even_when_the_file_is_read_twice(write):
@@ -528,8 +536,12 @@ def test_a_fingerprint_follows_the_content_and_the_options(write):
     assert fingerprint_source(parse_source("a.jsonl")) != before
 
 
-def test_a_pipe_never_has_the_same_fingerprint():
-    assert fingerprint_source(parse_source("-")) != fingerprint_source(parse_source("-"))
+def test_a_pipe_has_the_fingerprint_of_its_rows(monkeypatch):
+    prints = []
+    for data in (LINES, LINES, LINES[:90]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        prints.append(fingerprint_source(parse_source("-")))
+    assert prints[0] == prints[1] != prints[2]
 
 
 # The hub, without one
@@ -556,3 +568,19 @@ def test_rows_of_a_loaded_split_come_with_their_numbers_each_time():
 
     rows = split_rows(datasets.Dataset.from_list(ROWS), "org/set")
     assert list(rows()) == list(rows()) == list(enumerate(ROWS, 1))
+
+
+def test_without_the_hub_the_copy_in_the_cache_is_used(write, tmp_path, monkeypatch):
+    import datasets
+
+    write("open_set/train.jsonl", LINES)
+    cache = tmp_path / "cache"
+    datasets.load_dataset(str(tmp_path / "open_set"), cache_dir=str(cache))
+    (cache / "open_set").rename(cache / "org___open_set")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    notes = []
+    assert fields("org/OpenSet@train", note=notes.append) == ROWS
+    assert notes == ["org/OpenSet: the hub cannot be reached; the copy in the cache is used"]
+    assert fingerprint_source(parse_source("org/OpenSet")) == fingerprint_source(parse_source("org/OpenSet"))
+    with pytest.raises(UsageError, match="for config 'other'"):
+        read("org/OpenSet#other")

@@ -1,0 +1,194 @@
+"""What became of the rows: how many are trained on, on how much of each, and why the others are not."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+
+from sftcli.data.conversation import Rejected
+from sftcli.data.example import Example, RowFlag, TooLong
+from sftcli.errors import DataError
+
+ROWS_NAMED = 5  # of each reason
+KEPT_SHARE = 0.99
+PERCENTILES = (50, 90, 95, 99)
+SMALLEST_BIN = 32
+
+_FLAG_NOTES: Mapping[RowFlag, str] = {
+    RowFlag.CONTROL_TEXT: "{rows} hold the text of a control token; it is read as text",
+    RowFlag.STRIPPED: "in {rows} the template takes white space from the ends of contents; so they are trained",
+    RowFlag.NORMALIZED: "in {rows} the tokenizer changes answers to a Unicode normal form; so they are trained",
+    RowFlag.THOUGHT_DROPPED: "in {rows} the template leaves out the thinking of turns that are not trained",
+    RowFlag.TOOLS_DROPPED: "in {rows} the template does not show the tools that the row lists",
+    RowFlag.LEAD_TRAINED: "in {rows} the template writes something before the answer that generation will not be"
+    " given; it is trained",
+    RowFlag.STOP_APPENDED: "in {rows} the template ends the last answer in no stop token; one is added and trained",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthBin:
+    """Rows with at most ``max_tokens`` tokens and more than the bin before."""
+
+    max_tokens: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditSummary:
+    """The counts. Token counts are of kept rows; lengths are of all rows that could be tokenized, too long ones too.
+
+    ``rejected`` is reason -> rows, ``rejected_rows`` the first few of each as ``file:line: what was found``. ``flags``
+    is what was noticed about kept rows -> rows. ``max_tokens_for_99_percent`` is the limit that 99 % of the rows that
+    could be tokenized fit into, 0 where there are none.
+    """
+
+    rows: int
+    kept: int
+    rejected: Mapping[str, int]
+    rejected_rows: Mapping[str, Sequence[str]]
+    max_tokens: int
+    tokens: int
+    prompt_tokens: int
+    response_tokens: int
+    trained_turns: int
+    untrained_rows: int  # kept, and without any token that has loss
+    length_percentiles: Mapping[str, int]
+    length_histogram: Sequence[LengthBin]
+    longest_tokens: int
+    longest_row: str
+    max_tokens_for_99_percent: int
+    flags: Mapping[str, int]
+    notes: Sequence[str]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the same as numbers, strings, lists and dicts."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, object]) -> "AuditSummary":
+        """Return what ``to_json`` gave, as it was.
+
+        Raises:
+            DataError: The content is of another version of this program, or damaged.
+        """
+        names = {field.name for field in fields(cls)}
+        bins = content.get("length_histogram")
+        if set(content) != names or not isinstance(bins, list | tuple):
+            raise DataError(
+                f"the stored audit differs in {', '.join(sorted(names ^ set(content))) or 'length_histogram'}",
+                hint="prepare the data again",
+            )
+        made = tuple(
+            LengthBin(max_tokens=int(entry["max_tokens"]), rows=int(entry["rows"])) for entry in bins
+        )
+        return cls(**{**content, "length_histogram": made})  # type: ignore[arg-type]
+
+
+class SupervisionAudit:
+    """Counts rows as they come; what it keeps does not grow with their number.
+
+    Args:
+        max_tokens: The limit that the rows were rendered with.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._notes: list[str] = []
+        self._kept = self._total = self._response = self._turns = self._untrained = 0
+        self._rejected = Counter[str]()
+        self._rejected_rows: dict[str, list[str]] = {}
+        self._flags = Counter[RowFlag]()
+        self._lengths = Counter[int]()
+        self._longest = (0, "")
+
+    def add(self, result: Example | Rejected) -> None:
+        """Count one row."""
+        if isinstance(result, Rejected):
+            self._rejected[result.reason.value] += 1
+            named = self._rejected_rows.setdefault(result.reason.value, [])
+            if len(named) < ROWS_NAMED:
+                named.append(str(result))
+            if isinstance(result, TooLong):
+                self._add_length(result.num_tokens, str(result.origin))
+            return
+        trained = int(result.loss_mask.sum())
+        self._kept += 1
+        self._total += len(result.input_ids)
+        self._response += trained
+        self._untrained += trained == 0
+        self._turns += result.num_trained_turns
+        self._flags.update(result.flags)
+        self._add_length(len(result.input_ids), str(result.origin))
+
+    def note(self, text: str) -> None:
+        """Keep a sentence that a person should read beside the counts."""
+        if text not in self._notes:
+            self._notes.append(text)
+
+    def summary(self) -> AuditSummary:
+        """Return what was counted so far."""
+        rejected = dict(sorted(self._rejected.items(), key=lambda item: (-item[1], item[0])))
+        flags = {flag.value: self._flags[flag] for flag in RowFlag if self._flags[flag]}
+        flag_notes = [
+            text.format(rows=_rows(self._flags[flag]))
+            for flag, text in _FLAG_NOTES.items()
+            if self._flags[flag]
+        ]
+        return AuditSummary(
+            rows=self._kept + self._rejected.total(),
+            kept=self._kept,
+            rejected=rejected,
+            rejected_rows={reason: tuple(self._rejected_rows[reason]) for reason in rejected},
+            max_tokens=self._max_tokens,
+            tokens=self._total,
+            prompt_tokens=self._total - self._response,
+            response_tokens=self._response,
+            trained_turns=self._turns,
+            untrained_rows=self._untrained,
+            length_percentiles={str(p): _at_share(self._lengths, p / 100) for p in PERCENTILES},
+            length_histogram=_histogram(self._lengths),
+            longest_tokens=self._longest[0],
+            longest_row=self._longest[1],
+            max_tokens_for_99_percent=_at_share(self._lengths, KEPT_SHARE),
+            flags=flags,
+            notes=(*self._notes, *flag_notes, *self._length_notes()),
+        )
+
+    def _length_notes(self) -> list[str]:
+        cut = sum(count for length, count in self._lengths.items() if length > self._max_tokens)
+        if not cut:
+            return []
+        enough = _at_share(self._lengths, KEPT_SHARE)
+        advice = (
+            f"; {enough} would keep 99 % of those that can be tokenized" if enough > self._max_tokens else ""
+        )
+        return [f"{_rows(cut)} longer than {self._max_tokens} tokens left out{advice}"]
+
+    def _add_length(self, num_tokens: int, origin: str) -> None:
+        self._lengths[num_tokens] += 1
+        if num_tokens > self._longest[0]:
+            self._longest = (num_tokens, origin)
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
+
+
+def _at_share(lengths: Counter[int], share: float) -> int:
+    """Return the smallest length that at least ``share`` of the rows do not exceed; 0 without rows."""
+    needed, seen = share * lengths.total(), 0
+    for length in sorted(lengths):
+        seen += lengths[length]
+        if seen >= needed:
+            return length
+    return 0
+
+
+def _histogram(lengths: Counter[int]) -> tuple[LengthBin, ...]:
+    """Return bins whose limits double, up to the longest row."""
+    bins, limit, below = [], SMALLEST_BIN, 0
+    while lengths and below < max(lengths):
+        rows = sum(count for length, count in lengths.items() if below < length <= limit)
+        bins.append(LengthBin(max_tokens=limit, rows=rows))
+        below, limit = limit, limit * 2
+    return tuple(bins)
