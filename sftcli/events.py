@@ -169,7 +169,9 @@ Event = (
 class EventSink(Protocol):
     """Receives every event once, in order, on the thread that runs the service. Must not block and must not raise."""
 
-    def __call__(self, event: Event, /) -> None: ...
+    def __call__(self, event: Event, /) -> None:
+        """Take one event."""
+        ...
 
 
 class StopFlag(Protocol):

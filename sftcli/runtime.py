@@ -6,14 +6,21 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sftcli.errors import ResourceError
 
 Clock = Callable[[], float]  # seconds; only differences mean something
 monotonic: Clock = time.monotonic
+
+_CPU_PROBES = (
+    "_is_amx_tile_supported",
+    "_is_avx512_bf16_supported",
+)  # instruction sets with bfloat16 products
 
 
 def choose_device() -> torch.device:
@@ -28,15 +35,10 @@ def choose_device() -> torch.device:
 def has_fast_bf16(device: torch.device) -> bool:
     """Tell whether bfloat16 matrix products run in hardware on ``device``."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return _cpu_has_bf16()
+        return any(getattr(torch.cpu, probe)() for probe in _CPU_PROBES if hasattr(torch.cpu, probe))
     return False
-
-
-def _cpu_has_bf16() -> bool:
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(bool(getattr(torch.cpu, probe)()) for probe in probes if hasattr(torch.cpu, probe))
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -78,22 +80,22 @@ class RngState:
     are the byte states of torch's generators (``device`` is empty without CUDA).
     """
 
-    python: torch.Tensor
-    numpy: torch.Tensor
-    torch: torch.Tensor
-    device: torch.Tensor
+    python: Tensor
+    numpy: Tensor
+    torch: Tensor
+    device: Tensor
 
 
 def seed_everything(seed: int) -> None:
     """Seed every generator that training can draw from."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed)
     torch.manual_seed(seed)  # seeds CUDA too
 
 
 def capture_rng() -> RngState:
     """Copy the state of every generator."""
-    _, words, position, *_ = np.random.get_state(legacy=True)
+    _, words, position, *_ = cast("tuple[str, np.ndarray, int, int, float]", np.random.get_state(legacy=True))
     return RngState(
         python=torch.tensor(random.getstate()[1], dtype=torch.int64),
         numpy=torch.tensor([*words.tolist(), position], dtype=torch.int64),

@@ -30,7 +30,6 @@ def evaluate(
     """Score a model on its held-out rows beside the model it started from: loss and exact answers.
 
     Examples:
-
       sft eval
 
       sft eval my-run --data test.jsonl --no-base

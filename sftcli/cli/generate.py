@@ -33,7 +33,6 @@ def generate(
     """Answer a prompt with the newest run's final model, or with any other.
 
     Examples:
-
       sft generate "Please ship 40 crates of walnuts to Ms Okafor in Lagos."
 
       sft generate "Tell me a story." --checkpoint smollm2-135m --temperature 0.7

@@ -15,7 +15,6 @@ def presets(
     """List the presets, or show the settings of one.
 
     Examples:
-
       sft presets
 
       sft presets gpu
@@ -35,7 +34,6 @@ def env(json: options.Json = False, color: options.ColorChoice = options.Color.A
     """Show versions, device and folders: what a bug report needs.
 
     Examples:
-
       sft env
 
       sft env --json

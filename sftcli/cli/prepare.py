@@ -11,7 +11,8 @@ from sftcli.cli.session import session
 
 def prepare(
     sources: Annotated[
-        list[str] | None, typer.Argument(metavar="DATA...", help="Files, folders or hub names, each SOURCE[:ROWS].")
+        list[str] | None,
+        typer.Argument(metavar="DATA...", help="Files, folders or hub names, each SOURCE[:ROWS]."),
     ] = None,
     preset: options.Preset = None,
     config: options.Config = None,
@@ -28,7 +29,6 @@ def prepare(
     """Read, check and tokenise instruction data, and say what is trained and what is not.
 
     Examples:
-
       sft prepare rows.jsonl --show 2
 
       sft prepare tatsu-lab/alpaca:5000 --model smollm2-135m

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sftcli.config.sources import Override, Resolved
+    from sftcli.config.sources import Resolved
 
 DEFAULT_PRESET = "quick"
 
@@ -43,7 +43,9 @@ def resolve_flags(
     if heldout:
         overrides.append(Override(key="data.heldout_sources", value=list(heldout), origin="--heldout"))
     overrides += [
-        Override(key=key, value=value, origin=flag) for key, (flag, value) in flags.items() if value is not None
+        Override(key=key, value=value, origin=flag)
+        for key, (flag, value) in flags.items()
+        if value is not None
     ]
     overrides += [parse_set(text) for text in sets or ()]
     return resolve(

@@ -22,7 +22,9 @@ def show_settings(rows: Iterable["Row"], output: options.Output) -> None:
     """Print settings with their origins."""
     listed = [(row.key, row.value, row.origin) for row in rows]
     if output.json:
-        tables.show_result_json({"settings": {key: {"value": value, "from": where} for key, value, where in listed}})
+        tables.show_result_json(
+            {"settings": {key: {"value": value, "from": where} for key, value, where in listed}}
+        )
     else:
         tables.out(output.color).print(tables.settings_table(listed))
 
@@ -41,7 +43,9 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
         err = tables.err(output.color)
         if outcome.first_heldout_loss is not None and outcome.last_heldout_loss is not None:
             before, after = loss_text(outcome.first_heldout_loss), loss_text(outcome.last_heldout_loss)
-            tables.show_text(f"held-out loss {before} before, {after} after, in {duration(outcome.seconds)}", err)
+            tables.show_text(
+                f"held-out loss {before} before, {after} after, in {duration(outcome.seconds)}", err
+            )
         if outcome.final is None:
             tables.show_text(f"stopped at step {outcome.step} of {outcome.last_step}", err)
             if outcome.step:
@@ -70,7 +74,10 @@ def _audit_rows(split: str, audit: "AuditSummary") -> Iterator[tuple[str, object
     """Yield names and values of an audit, the ones that need a look last."""
     yield "rows", f"{count(audit.rows)} {split}, {count(audit.kept)} kept"
     share = audit.response_tokens / audit.tokens if audit.tokens else 0.0
-    yield "tokens", f"{count(audit.tokens)}, {count(audit.response_tokens)} of them trained ({percent(share)})"
+    yield (
+        "tokens",
+        f"{count(audit.tokens)}, {count(audit.response_tokens)} of them trained ({percent(share)})",
+    )
     lengths = ", ".join(f"{p} % up to {count(length)}" for p, length in audit.length_percentiles.items())
     yield "length", f"{lengths}, longest {count(audit.longest_tokens)} ({audit.longest_row})"
     for reason, rows in audit.rejected.items():

@@ -42,7 +42,6 @@ def train(
     """Fine-tune a model. Without arguments it runs the preset `quick`.
 
     Examples:
-
       sft train --data rows.jsonl --max-steps 200
 
       sft train --preset gpu --set training.learning_rate=2e-5
@@ -79,7 +78,8 @@ def resume(
         str | None, typer.Argument(help="Run to go on with, by name or path; the newest unfinished one.")
     ] = None,
     step: Annotated[
-        int | None, typer.Option("--checkpoint", metavar="STEP", help="Go on from the checkpoint of this step.")
+        int | None,
+        typer.Option("--checkpoint", metavar="STEP", help="Go on from the checkpoint of this step."),
     ] = None,
     runs: options.RunsRoot = Path("runs"),
     json: options.Json = False,
@@ -90,7 +90,6 @@ def resume(
     """Go on with a stopped run as if it had never stopped.
 
     Examples:
-
       sft resume
 
       sft resume my-run --checkpoint 200

@@ -18,13 +18,17 @@ NOWHERE = Origin(path="", line=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedSpan:
-    """Pieces ``begin`` to ``end`` are trained. ``behind`` is the row's text from where generation would start."""
+    """Pieces ``begin`` to ``end`` are trained.
+
+    ``behind`` is the row's text from where generation would start; the tokenizer may put a space in front of it.
+    """
 
     turn: int
     begin: int
     end: int
     behind: str
     contents: Sequence[str]
+    may_gain_space: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,7 +122,14 @@ class Drafter:
             ),
             Piece(parts=(), ids=tuple(ending), turn=0),
         ]
-        span = TrainedSpan(turn=0, begin=1, end=3, behind=row.text + stop, contents=[row.text])
+        span = TrainedSpan(
+            turn=0,
+            begin=1,
+            end=3,
+            behind=row.text + stop,
+            contents=[row.text],
+            may_gain_space=self._may_gain_space(pieces[1]),
+        )
         found = self._controls.ids_in(row.text)
         flags = frozenset({RowFlag.CONTROL_TEXT} if found else ())
         draft = _draft(row.origin, pieces, [row.text], [span], has_markup=bool(found), flags=flags)
@@ -170,7 +181,17 @@ class Drafter:
         contents = [filled[slot] for slot in span.slots]
         if not any(content.strip() for content in contents):
             raise RowFaultError(RejectReason.EMPTY_ANSWER, f"turn {span.turn + 1} is empty")
-        return TrainedSpan(turn=span.turn, begin=span.begin, end=span.end, behind=behind, contents=contents)
+        return TrainedSpan(
+            turn=span.turn,
+            begin=span.begin,
+            end=span.end,
+            behind=behind,
+            contents=contents,
+            may_gain_space=self._may_gain_space(skeleton.pieces[span.begin]),
+        )
+
+    def _may_gain_space(self, piece: Piece) -> bool:
+        return self._tokenizer.prefix_space != "never" and not piece.continued
 
     def _finish(
         self,

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from sftcli.data.records import Origin
 from sftcli.data.example import Example
+from sftcli.data.records import Origin
 from sftcli.errors import DataError, StorageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ class ExampleTable:
 class PreparedDataset:
     """Training and held-out examples, and what is known about them."""
 
-    def __init__(self, folder: Path, manifest: Mapping[str, object], tables: Mapping[str, ExampleTable]) -> None:
+    def __init__(
+        self, folder: Path, manifest: Mapping[str, object], tables: Mapping[str, ExampleTable]
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.train = tables[TRAIN]
@@ -107,7 +109,8 @@ class PreparedWriter:
                 hint="set SFT_CACHE_DIR to a folder that can be written",
             ) from error
         self._writers = {
-            split: pa.ipc.new_file(str(self.staging / f"{split}.arrow"), self._schema) for split in self._pending
+            split: pa.ipc.new_file(str(self.staging / f"{split}.arrow"), self._schema)
+            for split in self._pending
         }
 
     def add(self, split: str, example: Example) -> None:
@@ -148,7 +151,9 @@ class PreparedWriter:
             return
         lengths = np.array([0, *(len(row.input_ids) for row in rows)], dtype=np.int32).cumsum(dtype=np.int32)
         columns = [
-            pa.ListArray.from_arrays(lengths, np.concatenate([row.input_ids for row in rows]).astype(np.int32)),
+            pa.ListArray.from_arrays(
+                lengths, np.concatenate([row.input_ids for row in rows]).astype(np.int32)
+            ),
             pa.ListArray.from_arrays(lengths, pa.array(np.concatenate([row.loss_mask for row in rows]))),
             pa.array([row.origin.path for row in rows], pa.string()),
             pa.array([row.origin.line for row in rows], pa.int64()),
@@ -178,7 +183,9 @@ def open_prepared(folder: Path) -> PreparedDataset:
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} is not a prepared data set: its {MANIFEST} cannot be read") from error
     if manifest.get("format") != FORMAT_VERSION:
-        raise DataError(f"{folder} was prepared in format {manifest.get('format')}, this version reads {FORMAT_VERSION}")
+        raise DataError(
+            f"{folder} was prepared in format {manifest.get('format')}, this version reads {FORMAT_VERSION}"
+        )
     tables = {}
     for split in (TRAIN, HELDOUT):
         path = folder / f"{split}.arrow"

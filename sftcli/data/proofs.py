@@ -14,12 +14,12 @@ import numpy.typing as npt
 from sftcli.data.conversation import RejectReason
 from sftcli.data.pieces import RowFaultError
 
-CONTEXT_CHARS = 30  # of a text that is quoted in a reason
+CONTEXT_CHARS = 40  # of a text that is quoted in a reason
 
 
 def text_fault(rendered: str, expected: str) -> RowFaultError:
     """Return why P1 does not hold, from the first place where the two texts differ."""
-    same = _first_difference(rendered, expected)
+    same = first_difference(rendered, expected)
     given, made = expected[same : same + CONTEXT_CHARS], rendered[same : same + CONTEXT_CHARS]
     return RowFaultError(
         RejectReason.TEMPLATE_REWRITES, f"the template writes {made!r} where the conversation has {given!r}"
@@ -70,7 +70,7 @@ def prove_span(
     if not stop_ids.isdisjoint(ids[:-1]):
         raise RowFaultError(RejectReason.SPAN_UNPROVABLE, f"turn {turn + 1} goes on behind a stop token")
     if not behind.startswith(decoded):
-        same = _first_difference(decoded, behind)
+        same = first_difference(decoded, behind)
         raise RowFaultError(
             RejectReason.SPAN_UNPROVABLE,
             f"the tokens of turn {turn + 1} read {decoded[same : same + CONTEXT_CHARS]!r}"
@@ -102,7 +102,8 @@ def prove_no_leak(
         )
 
 
-def _first_difference(left: str, right: str) -> int:
+def first_difference(left: str, right: str) -> int:
+    """Return the first place where two texts differ, or the length of the shorter one."""
     return next(
         (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
     )

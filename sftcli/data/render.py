@@ -107,6 +107,8 @@ class Renderer:
         flags = draft.flags
         for span, text in zip(draft.spans, decoded, strict=True):
             behind, contents = span.behind, span.contents
+            if span.may_gain_space and text.startswith(" ") and not behind.startswith(text):
+                text = text[1:]
             if not behind.startswith(text):
                 normal = self._tokenizer.normalize(behind)
                 if normal != behind and normal.startswith(text):

@@ -17,6 +17,7 @@ from sftcli.data.conversation import RejectReason
 from sftcli.data.example import ChatTokenizer, RowFlag
 from sftcli.data.markers import Markers
 from sftcli.data.pieces import ControlFinder, Piece, RowFaultError, cut_into_pieces
+from sftcli.data.proofs import CONTEXT_CHARS, first_difference
 from sftcli.data.shape import Shape, Slot, TurnShape
 from sftcli.data.stripping import PADDING, Kept, find_kept, strip
 from sftcli.errors import DataError
@@ -224,15 +225,9 @@ def _slot_ends(parts: Sequence[str | int], markers: Markers) -> list[tuple[int, 
 
 
 def _prompt_differs(number: int, prompt: str, rendering: str, markers: Markers) -> str:
-    same = next(
-        (i for i, (a, b) in enumerate(zip(prompt, rendering, strict=False)) if a != b),
-        min(len(prompt), len(rendering)),
-    )
-    start = max(0, same - 20)
-    asked, shown = (
-        fill(markers.split(text[start : same + 30]), ["..."] * len(markers.texts))
-        for text in (prompt, rendering)
-    )
+    asked, shown = (fill(markers.split(text), ["..."] * len(markers.texts)) for text in (prompt, rendering))
+    start = max(0, first_difference(asked, shown) - CONTEXT_CHARS // 2)
+    asked, shown = asked[start : start + CONTEXT_CHARS], shown[start : start + CONTEXT_CHARS]
     return f"generation is asked for turn {number + 1} by {asked!r}, but the conversation shows {shown!r}"
 
 

@@ -110,7 +110,9 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     """
     choice = choose_model(request.checkpoint, root=request.root, emit=emit)
     settings = _settings_of(choice, request.data)
-    prepared = prepare_data(settings.data, model_folder=choice.folder, seed=settings.training.seed, emit=emit, stop=stop)
+    prepared = prepare_data(
+        settings.data, model_folder=choice.folder, seed=settings.training.seed, emit=emit, stop=stop
+    )
     heldout = prepared.dataset.heldout
     if not len(heldout):
         raise DataError("no row is held out, so there is nothing to score", hint="name rows with --data FILE")
@@ -135,11 +137,15 @@ def _settings_of(choice: ModelChoice, data: tuple[str, ...]) -> Settings:
         overrides.append(Override(key="data.sources", value=[], origin="--data"))
         overrides.append(Override(key="data.heldout_sources", value=list(data), origin="--data"))
     elif choice.run is None:
-        raise UsageError(f"{choice.name} was not made by a run that holds rows out", hint="name rows with --data FILE")
+        raise UsageError(
+            f"{choice.name} was not made by a run that holds rows out", hint="name rows with --data FILE"
+        )
     return resolve(preset=None, config_file=config, overrides=overrides, environ={}).settings
 
 
-def _base_of(choice: ModelChoice, settings: Settings, request: EvalRequest, emit: EventSink) -> ModelChoice | None:
+def _base_of(
+    choice: ModelChoice, settings: Settings, request: EvalRequest, emit: EventSink
+) -> ModelChoice | None:
     if not request.with_base:
         return None
     if request.base is not None:
@@ -172,7 +178,7 @@ class _Job:
 
 def _spread(count: int, most: int) -> list[int]:
     """Return at most ``most`` of ``count`` row numbers, evenly spread."""
-    return np.linspace(0, count - 1, num=min(most, count)).round().astype(int).tolist()
+    return [round(row) for row in np.linspace(0, count - 1, num=min(most, count))]
 
 
 def _question(example: Example) -> _Question:
@@ -181,7 +187,9 @@ def _question(example: Example) -> _Question:
     gaps = np.flatnonzero(np.diff(trained) > 1)
     begin, end = int(trained[gaps[-1] + 1 if len(gaps) else 0]), int(trained[-1]) + 1
     ids = example.input_ids.tolist()
-    return _Question(prompt_ids=tuple(ids[:begin]), answer_ids=tuple(ids[begin:end]), origin=str(example.origin))
+    return _Question(
+        prompt_ids=tuple(ids[:begin]), answer_ids=tuple(ids[begin:end]), origin=str(example.origin)
+    )
 
 
 def _score(job: _Job, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> tuple[Score, tuple[Miss, ...]]:

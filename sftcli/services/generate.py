@@ -46,7 +46,9 @@ def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) ->
         NotFoundError: The checkpoint is not there.
     """
     if not request.prompt.strip():
-        raise UsageError("the prompt is empty", hint='pass one: sft generate "your prompt", or - to read standard input')
+        raise UsageError(
+            "the prompt is empty", hint='pass one: sft generate "your prompt", or - to read standard input'
+        )
     choice = choose_model(request.checkpoint, root=request.root, emit=emit)
     tokenizer = load_chat_tokenizer(choice.folder)
     prompt_ids = encode_prompt(tokenizer, _messages(request))

@@ -10,7 +10,17 @@ from sftcli import __version__
 from sftcli.modeling.cache import cache_folder
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "pyarrow", "safetensors", "typer", "rich", "pydantic")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "pyarrow",
+    "safetensors",
+    "typer",
+    "rich",
+    "pydantic",
+)
 
 
 def describe_machine() -> dict[str, str]:

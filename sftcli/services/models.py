@@ -48,15 +48,16 @@ def choose_model(reference: str | None, *, root: Path, emit: EventSink) -> Model
 
 
 def load_for_inference(choice: ModelChoice, *, precision: str, emit: EventSink) -> "PreTrainedModel":
-    """Load a model for generating or scoring."""
+    """Load a model for generating or scoring, in evaluation mode."""
     quiet_libraries()
     device = choose_device()
     dtype = choose_dtype(precision, device)
     model = load_model(choice.folder, dtype=dtype, device=device)
-    model.eval()
     total, _ = count_parameters(model)
     emit(
-        ModelLoaded(name=choice.name, parameters=total, trainable=0, device=str(device), precision=dtype_name(dtype))
+        ModelLoaded(
+            name=choice.name, parameters=total, trainable=0, device=str(device), precision=dtype_name(dtype)
+        )
     )
     return model
 

@@ -22,9 +22,16 @@ from sftcli.data.conversation import (
     detect_schema,
     to_conversations,
 )
-from sftcli.data.prepared import FORMAT_VERSION, HELDOUT, TRAIN, PreparedDataset, PreparedWriter, open_prepared
-from sftcli.data.records import RawRecord, Source, fingerprint_source, parse_source, read_records
 from sftcli.data.example import Example
+from sftcli.data.prepared import (
+    FORMAT_VERSION,
+    HELDOUT,
+    TRAIN,
+    PreparedDataset,
+    PreparedWriter,
+    open_prepared,
+)
+from sftcli.data.records import Source, fingerprint_source, parse_source, read_records
 from sftcli.data.render import Renderer
 from sftcli.data.split import choose_heldout, split_key
 from sftcli.data.tokenview import TokenView, describe_tokens
@@ -45,6 +52,7 @@ class PreparedData:
 
     dataset: PreparedDataset
     tokenizer: HFChatTokenizer
+    is_cached: bool  # they were prepared before
 
     @property
     def audit(self) -> Mapping[str, AuditSummary]:
@@ -52,7 +60,7 @@ class PreparedData:
         stored = cast("dict[str, dict[str, object]]", self.dataset.about["audit"])
         return {split: AuditSummary.from_json(values) for split, values in stored.items()}
 
-    def describe(self, *, cached: bool) -> DataPrepared:
+    def describe(self) -> DataPrepared:
         """Return the counts as an event."""
         audit = self.audit
         return DataPrepared(
@@ -65,7 +73,7 @@ class PreparedData:
             heldout_examples=len(self.dataset.heldout),
             train_tokens=audit[TRAIN].tokens,
             response_tokens=audit[TRAIN].response_tokens,
-            cached=cached,
+            cached=self.is_cached,
         )
 
 
@@ -92,14 +100,16 @@ class PrepareOutcome:
     def to_json(self) -> dict[str, object]:
         """Return the outcome as plain values."""
         shown = [[asdict(token) for token in row] for row in self.shown]
-        return {"folder": self.folder, **self.data.dataset.about, "shown": shown}
+        return {"folder": self.folder, "cached": self.data.is_cached, **self.data.dataset.about, "shown": shown}
 
 
 def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> PrepareOutcome:
     """Prepare data as ``train`` would, and show what became of it."""
     settings = request.settings
     located = locate_model(settings.model.name, revision=settings.model.revision, emit=emit)
-    data = prepare_data(settings.data, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop)
+    data = prepare_data(
+        settings.data, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
+    )
     train = data.dataset.train
     shown = [describe_tokens(train[row], data.tokenizer) for row in range(min(request.show, len(train)))]
     return PrepareOutcome(data=data, shown=tuple(map(tuple, shown)))
@@ -118,7 +128,8 @@ def prepare_data(
     """
     if not data.sources and not data.heldout_sources:
         raise UsageError(
-            "there is no data to train on", hint="name a file or a hub data set: --data rows.jsonl, or use a preset"
+            "there is no data to train on",
+            hint="name a file or a hub data set: --data rows.jsonl, or use a preset",
         )
     tokenizer = load_chat_tokenizer(model_folder)
     job = _Job(
@@ -132,9 +143,10 @@ def prepare_data(
     )
     folder = cache_folder() / "prepared" / job.key()
     dataset = _open_cached(folder, emit)
-    is_cached = dataset is not None
-    prepared = PreparedData(dataset=dataset or job.run(folder), tokenizer=tokenizer)
-    emit(prepared.describe(cached=is_cached))
+    prepared = PreparedData(
+        dataset=dataset or job.run(folder), tokenizer=tokenizer, is_cached=dataset is not None
+    )
+    emit(prepared.describe())
     return prepared
 
 
@@ -235,6 +247,7 @@ class _Job:
         schemas[source.text] = str(schema)
         for record in chain(first, records):
             yield from to_conversations(record, schema, train_on=self.data.train_on)
+
 
 def _render(rows: Iterable[Row], renderer: Renderer) -> Iterator[Example | Rejected]:
     """Render what can be rendered; rows that were rejected before pass through, in order."""

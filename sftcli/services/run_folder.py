@@ -121,7 +121,8 @@ def create_run(settings: RunSettings, *, label: str) -> RunFolder:
         raise OutputError(f"{error.filename} exists already", hint=hint) from error
     except OSError as error:
         raise OutputError(
-            f"cannot create the run folder under {root}: {error.strerror}", hint="choose another --set run.root=DIR"
+            f"cannot create the run folder under {root}: {error.strerror}",
+            hint="choose another --set run.root=DIR",
         ) from error
     raise OutputError(f"no free name for a run under {root}", hint="pass --run NAME")
 
@@ -198,7 +199,10 @@ class RunLog:
         """Write ``event`` to both files."""
         if isinstance(event, Progressed | TextDelta):
             return
-        record = {"event": type(event).__name__, "time": datetime.now(tz=UTC).isoformat(timespec="milliseconds")}
+        record = {
+            "event": type(event).__name__,
+            "time": datetime.now(tz=UTC).isoformat(timespec="milliseconds"),
+        }
         fields = {name: _finite(value) for name, value in dataclasses.asdict(event).items()}
         self._events.write(json.dumps(record | fields, ensure_ascii=False, allow_nan=False) + "\n")
         self._events.flush()
@@ -209,7 +213,7 @@ class RunLog:
             self._text.write(line + "\n")
             self._text.flush()
 
-    def _line(self, event: Event) -> str:
+    def _line(self, event: Event) -> str:  # noqa: C901 - one flat case per event
         match event:
             case StepDone():
                 if event.step % self.every_steps and event.step != self.last_step:
@@ -220,7 +224,9 @@ class RunLog:
             case ModelLoaded():
                 return f"Model: {event.parameters / 1e6:.1f}M parameters"
             case DataPrepared():
-                return f"Loading instruction dataset: {event.source}\nTraining examples: {event.train_examples}"
+                return (
+                    f"Loading instruction dataset: {event.source}\nTraining examples: {event.train_examples}"
+                )
             case FitStarted():
                 onward = f", going on from step {event.step}" if event.step else ""
                 return f"Starting SFT for {event.last_step} steps{onward}"

@@ -16,7 +16,6 @@ from sftcli.config.sources import Resolved, Settings, resolve, to_toml
 from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
 from sftcli.errors import DataError, MismatchError, NotFoundError
 from sftcli.events import (
-    DataPrepared,
     Ending,
     EventSink,
     ModelLoaded,
@@ -26,7 +25,13 @@ from sftcli.events import (
     StopFlag,
     fan_out,
 )
-from sftcli.modeling.load import count_parameters, load_model, quiet_libraries, save_model_folder, write_model_files
+from sftcli.modeling.load import (
+    count_parameters,
+    load_model,
+    quiet_libraries,
+    save_model_folder,
+    write_model_files,
+)
 from sftcli.modeling.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name, monotonic, seed_everything
 from sftcli.services.prepare import PreparedData, prepare_data
@@ -135,10 +140,14 @@ def _train(
     emit(RunStarted(run=run.name, path=str(run.path)))
     quiet_libraries()
     located = locate_model(settings.model.name, revision=settings.model.revision, emit=emit)
-    prepared = prepare_data(settings.data, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop)
+    prepared = prepare_data(
+        settings.data, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
+    )
     if not len(prepared.dataset.train):
         raise DataError("no row is left to train on", hint="sft prepare says why each row was rejected")
-    settings = settings.model_copy(update={"training": settings.training.for_rows(len(prepared.dataset.train))})
+    settings = settings.model_copy(
+        update={"training": settings.training.for_rows(len(prepared.dataset.train))}
+    )
     write_json(run.data, {"fingerprint": prepared.dataset.fingerprint, **prepared.dataset.about})
     emit(Notice(text=f"Loading pretrained model from {located.folder}"))
     seed_everything(settings.training.seed)
@@ -167,7 +176,11 @@ def _build_trainer(
     total, trainable = count_parameters(model)
     emit(
         ModelLoaded(
-            name=located.name, parameters=total, trainable=trainable, device=str(device), precision=dtype_name(dtype)
+            name=located.name,
+            parameters=total,
+            trainable=trainable,
+            device=str(device),
+            precision=dtype_name(dtype),
         )
     )
     pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
@@ -205,9 +218,7 @@ def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:
     return collate([examples[shortest]], example_ids=[shortest], pad_id=pad_id)
 
 
-def _heldout_loss(
-    prepared: PreparedData, batch_loss: BatchLoss, device: torch.device
-) -> HeldoutLoss | None:
+def _heldout_loss(prepared: PreparedData, batch_loss: BatchLoss, device: torch.device) -> HeldoutLoss | None:
     heldout = prepared.dataset.heldout
     if not len(heldout):
         return None
@@ -217,7 +228,10 @@ def _heldout_loss(
 
     def batches() -> Iterator[Batch]:
         for batch in batches_in_order_of_length(
-            heldout, rows=range(len(heldout)), max_batch_tokens=HELDOUT_BATCH_TOKENS, pad_id=prepared.tokenizer.pad_id
+            heldout,
+            rows=range(len(heldout)),
+            max_batch_tokens=HELDOUT_BATCH_TOKENS,
+            pad_id=prepared.tokenizer.pad_id,
         ):
             yield batch.to(device)
 

@@ -90,7 +90,9 @@ class DirectoryCheckpointStore:
             _sync_file(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         manifest = folder / MANIFEST
-        manifest.write_text(json.dumps({"format": FORMAT_VERSION, "files": files}, indent=2), encoding="utf-8")
+        manifest.write_text(
+            json.dumps({"format": FORMAT_VERSION, "files": files}, indent=2), encoding="utf-8"
+        )
         _sync_file(manifest)
         _sync_folder(folder)
 
@@ -99,7 +101,11 @@ def list_checkpoints(root: Path) -> list[Path]:
     """Return the complete checkpoints under ``root``, lowest step first; unfinished ones are left out."""
     if not root.is_dir():
         return []
-    found = [path for path in root.iterdir() if re.fullmatch(PREFIX + r"\d+", path.name) and (path / MANIFEST).is_file()]
+    found = [
+        path
+        for path in root.iterdir()
+        if re.fullmatch(PREFIX + r"\d+", path.name) and (path / MANIFEST).is_file()
+    ]
     return sorted(found, key=step_of)
 
 
@@ -152,7 +158,9 @@ def read_fingerprints(folder: Path) -> dict[str, str]:
 
 def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     # transformers opens a safetensors file only when its metadata names the framework.
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"}
+    )
 
 
 def _sha256(path: Path) -> str:

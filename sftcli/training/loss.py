@@ -30,6 +30,7 @@ class LogitTransform:
     softcap: float | None = None
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return what the softmax gets."""
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -45,7 +46,7 @@ class HeadNllSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: torch.autograd.function.FunctionCtx,
         hidden: torch.Tensor,
         weight: torch.Tensor,
@@ -57,7 +58,9 @@ class HeadNllSum(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
         nll_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
+        grad_weight = (
+            torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
+        )
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
         rows = max(1, MAX_CHUNK_LOGITS // weight.shape[0])
         for begin in range(0, len(targets), rows):
@@ -66,7 +69,7 @@ class HeadNllSum(torch.autograd.Function):
                 raw = functional.linear(chunk, weight, bias).detach().requires_grad_()
                 nll = functional.cross_entropy(transform(raw.float()), wanted, reduction="sum")
             nll_sum += nll.detach()
-            if grad_hidden is None and grad_weight is None:
+            if not (needs_hidden or needs_weight or needs_bias):
                 continue
             (grad_raw,) = torch.autograd.grad(nll, raw)
             if grad_hidden is not None:
@@ -75,12 +78,12 @@ class HeadNllSum(torch.autograd.Function):
                 grad_weight += grad_raw.t() @ chunk
             if grad_bias is not None:
                 grad_bias += grad_raw.sum(0)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)  # type: ignore[arg-type]
         ctx.weight_dtype = weight.dtype  # type: ignore[attr-defined]
         return nll_sum
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: torch.autograd.function.FunctionCtx, grad_nll: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients that the forward pass kept."""
@@ -102,9 +105,13 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
     """
     hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # (B, T, D)
     wanted = batch.targets != IGNORED
-    head = cast("torch.nn.Linear", model.get_output_embeddings())
-    nll: torch.Tensor = HeadNllSum.apply(
-        hidden[wanted], head.weight, getattr(head, "bias", None), batch.targets[wanted], logit_transform(model)
+    head = cast("torch.nn.Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    nll: torch.Tensor = HeadNllSum.apply(  # type: ignore[no-untyped-call]
+        hidden[wanted],
+        head.weight,
+        getattr(head, "bias", None),
+        batch.targets[wanted],
+        logit_transform(model),
     )
     return nll
 
@@ -120,7 +127,9 @@ def plain_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
 def logit_transform(model: "PreTrainedModel") -> LogitTransform:
     """Read from the model's config what it does to logits (Gemma 2 caps, Cohere multiplies, Granite divides)."""
     config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+        getattr(config, "logits_scaling", None) or 1.0
+    )
     return LogitTransform(scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
 
 

@@ -47,7 +47,7 @@ class MasterWeights:
             else:
                 master.grad += gradient
 
-        parameter.register_post_accumulate_grad_hook(collect)
+        parameter.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
         self._copies.append((parameter, master))
         return master
 
@@ -66,7 +66,9 @@ class MasterWeights:
         self.publish()
 
 
-def make_optimizer(masters: Mapping[str, torch.nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:
+def make_optimizer(
+    masters: Mapping[str, torch.nn.Parameter], settings: TrainingSettings
+) -> torch.optim.AdamW:
     """Return AdamW over ``masters``; weight decay applies to matrices, not to gains and biases."""
     decayed = [master for master in masters.values() if master.ndim >= 2]
     undecayed = [master for master in masters.values() if master.ndim < 2]

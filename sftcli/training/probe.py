@@ -22,7 +22,7 @@ def choose_batch_loss(model: "PreTrainedModel", batch: Batch, *, emit: EventSink
     It goes round the model's own forward pass behind the last hidden state. On ``batch``, one short row, both must
     agree; otherwise the model does something there that is not known, and its own logits are used.
     """
-    model.eval()
+    model.train(False)
     plain = plain_nll_sum(model, batch)
     try:
         lean = response_nll_sum(model, batch)
@@ -31,5 +31,9 @@ def choose_batch_loss(model: "PreTrainedModel", batch: Batch, *, emit: EventSink
         agree = False
     if agree:
         return lambda part: response_nll_sum(model, part)
-    emit(Warned(text=f"{type(model).__name__} has an unknown head: logits of whole batches are kept, which costs memory"))
+    emit(
+        Warned(
+            text=f"{type(model).__name__} has an unknown head: logits of whole batches are kept, which costs memory"
+        )
+    )
     return lambda part: plain_nll_sum(model, part)

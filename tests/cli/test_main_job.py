@@ -74,7 +74,9 @@ def test_settings_in_the_run_folder_reproduce_the_run(run, tmp_path):
     out, _ = sft("train", "--config", run / "config.toml", "--run", "second")
     again = tmp_path / "runs" / "second"
     assert out == f"{again / 'final'}\n"
-    losses = [[event["loss"] for event in events_of(path) if event["event"] == "StepDone"] for path in (run, again)]
+    losses = [
+        [event["loss"] for event in events_of(path) if event["event"] == "StepDone"] for path in (run, again)
+    ]
     assert losses[0] == losses[1]
 
 
@@ -85,7 +87,10 @@ def test_generate_answers_with_the_newest_run_as_plain_transformers_would(run, t
     out, _ = sft("generate", prompt, "--runs", tmp_path / "runs", "--max-new-tokens", "8")
     model, tokenizer = (kind.from_pretrained(run / "final") for kind in (AutoModelForCausalLM, AutoTokenizer))
     ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        [{"role": "user", "content": prompt}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
     )
     answer = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
     assert out.rstrip("\n") == tokenizer.decode(answer, skip_special_tokens=True).rstrip("\n")

@@ -26,7 +26,11 @@ def start(*arguments: str) -> tuple[int, set[str]]:
     reader, writer = os.pipe()
     script = f"import os; os.dup2({writer}, 3)\n" + PROGRAM
     subprocess.run(
-        [sys.executable, "-c", script, *arguments], pass_fds=[writer], check=True, capture_output=True, timeout=60
+        [sys.executable, "-c", script, *arguments],
+        pass_fds=[writer],
+        check=True,
+        capture_output=True,
+        timeout=60,
     )
     os.close(writer)
     with os.fdopen(reader) as file:

@@ -6,7 +6,7 @@ import torch
 from sftcli.data.batch import IGNORED, batches_in_order_of_length, collate
 from sftcli.events import NeverStop
 from sftcli.training import loss as loss_module
-from sftcli.training.loss import LogitTransform, HeadNllSum, heldout_nll, plain_nll_sum, response_nll_sum
+from sftcli.training.loss import HeadNllSum, LogitTransform, heldout_nll, plain_nll_sum, response_nll_sum
 from tests.support.training import PAD_ID, random_examples, tiny_llama
 
 
@@ -69,7 +69,8 @@ def test_heldout_loss_does_not_depend_on_the_batch_size(max_batch_tokens: int):
     )
     scored = heldout_nll(lambda batch: response_nll_sum(model, batch), batches, stop=NeverStop())
     one_by_one = [
-        plain_nll_sum(model, collate([example], example_ids=[0], pad_id=PAD_ID)).item() for example in examples
+        plain_nll_sum(model, collate([example], example_ids=[0], pad_id=PAD_ID)).item()
+        for example in examples
     ]
     assert scored is not None
     assert scored.response_tokens == sum(int(example.loss_mask[1:].sum()) for example in examples)

@@ -35,7 +35,9 @@ def test_greedy_answer_equals_transformers_own(prompt: list[int]):
     assert list(ours.ids) == [token for token in theirs[0, len(prompt) :].tolist() if token != 2]
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.8, "top_p": 0.7, "top_k": 40}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.8, "top_p": 0.7, "top_k": 40}]
+)
 def test_an_answer_does_not_depend_on_the_other_rows_of_its_batch(settings):
     together = run(PROMPTS, **settings)
     (alone,) = run(PROMPTS[:1], **settings)

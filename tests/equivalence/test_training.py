@@ -14,7 +14,13 @@ from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_
 
 
 def settings(**changes) -> TrainingSettings:
-    values = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2}
+    values = {
+        "max_steps": 6,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+    }
     return TrainingSettings(**(values | changes))
 
 
@@ -68,7 +74,9 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop_at:
     assert trainer(whole_store, whole_sink).fit(NeverStop()) is Ending.FINISHED
 
     torch.manual_seed(0)
-    disk = DirectoryCheckpointStore(tmp_path, keep_last=2, write_model_files=lambda folder: None, fingerprints={})
+    disk = DirectoryCheckpointStore(
+        tmp_path, keep_last=2, write_model_files=lambda folder: None, fingerprints={}
+    )
     first_sink, second_sink, second_store = RecordingSink(), RecordingSink(), MemoryStore()
     first = trainer(disk, first_sink)
     first.heldout_loss = None
@@ -92,7 +100,9 @@ def test_resume_with_other_random_state_differs_so_the_law_above_can_fail(tmp_pa
     for seed in (0, 1):
         torch.manual_seed(seed)
         store = MemoryStore()
-        build_trainer(settings=settings(), store=store, emit=RecordingSink(), model=tiny_llama(dropout=0.2)).fit(NeverStop())
+        build_trainer(
+            settings=settings(), store=store, emit=RecordingSink(), model=tiny_llama(dropout=0.2)
+        ).fit(NeverStop())
         ends.append(store.snapshots[6].weights)
     assert any(not torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
 
@@ -162,13 +172,18 @@ def test_three_nonfinite_steps_in_a_row_end_the_run():
 def test_heldout_loss_is_measured_before_during_and_after():
     sink = RecordingSink()
     build_trainer(
-        settings=settings(eval_every_steps=4), store=MemoryStore(), emit=sink, heldout=random_examples(4, seed=9)
+        settings=settings(eval_every_steps=4),
+        store=MemoryStore(),
+        emit=sink,
+        heldout=random_examples(4, seed=9),
     ).fit(NeverStop())
     assert [event.step for event in sink.of(HeldoutDone)] == [0, 4, 6]
 
 
 def test_checkpoints_are_saved_when_due_and_old_ones_go(tmp_path):
-    store = DirectoryCheckpointStore(tmp_path, keep_last=2, write_model_files=lambda folder: None, fingerprints={})
+    store = DirectoryCheckpointStore(
+        tmp_path, keep_last=2, write_model_files=lambda folder: None, fingerprints={}
+    )
     build_trainer(
         settings=settings(max_steps=5),
         store=store,

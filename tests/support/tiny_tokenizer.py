@@ -41,10 +41,15 @@ class Family:
 FAMILIES = {
     "chatml": Family("<|im_start|>", "<|im_end|>", (), "<|im_end|>"),
     "llama3": Family(
-        "<|begin|>", "<|eot_id|>", ("<|begin|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<|eot_id|>"
+        "<|begin|>",
+        "<|eot_id|>",
+        ("<|begin|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        "<|eot_id|>",
     ),
     "mistral": Family("<s>", "</s>", ("<s>", "</s>", "[INST]", "[/INST]"), "</s>"),
-    "gemma": Family("<bos>", "<eos>", ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), "<end_of_turn>"),
+    "gemma": Family(
+        "<bos>", "<eos>", ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), "<end_of_turn>"
+    ),
     "qwen3": Family("<|endoftext|>", "<|im_end|>", (), "<|im_end|>"),
 }
 
@@ -76,7 +81,9 @@ def build_tiny_tokenizer(
     tokenizer.train_from_iterator(_SENTENCES * 3, trainer)
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in PLAIN_ADDED_TOKENS])
     named = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
-    return save_tokenizer(folder, tokenizer, named=named, stop_token=stop_token or eos_token, template=template)
+    return save_tokenizer(
+        folder, tokenizer, named=named, stop_token=stop_token or eos_token, template=template
+    )
 
 
 def build_family_tokenizer(folder: Path, name: str) -> Path:

@@ -8,8 +8,8 @@ from transformers import LlamaForCausalLM
 
 from sftcli.config.schema import CheckpointSettings, TrainingSettings
 from sftcli.data.batch import BatchPlan, batches_in_order_of_length
-from sftcli.data.records import Origin
 from sftcli.data.example import Example
+from sftcli.data.records import Origin
 from sftcli.events import EventSink
 from sftcli.training.loss import heldout_nll, response_nll_sum
 from sftcli.training.optim import MasterWeights, make_optimizer

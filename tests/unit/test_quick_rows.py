@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 PRESET = Path(__file__).resolve().parents[2] / "presets" / "quick"
-KEYS = ["quantity", "unit", "item", "customer", "city"]
+KEYS = ["quantity", "item", "customer", "city"]
 SPLITS = ("train", "heldout")
 Rows = list[dict[str, str]]
 
@@ -55,7 +55,7 @@ def skeleton(row: dict[str, str]) -> str:
     """The sentence of a row with a mark in place of each value of its answer and of every number."""
     text = row["prompt"].lower()
     answer = json.loads(row["completion"])
-    for key in ("customer", "city", "item", "unit"):
+    for key in ("customer", "city", "item"):
         if answer[key] is not None:
             text = text.replace(answer[key].lower(), f"<{key}>")
     number = generator().number_word(answer["quantity"]) if answer["quantity"] <= 100 else "hundred"
@@ -87,16 +87,14 @@ def test_completion_is_one_line_of_compact_json_with_fixed_keys(split: str) -> N
         assert type(answer["quantity"]) is int
         assert answer["quantity"] > 0
         assert isinstance(answer["item"], str)
-        assert all(
-            answer[key] is None or isinstance(answer[key], str) for key in ("unit", "customer", "city")
-        )
+        assert all(answer[key] is None or isinstance(answer[key], str) for key in ("customer", "city"))
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_text_value_stands_in_the_sentence(split: str) -> None:
     for row in committed(split):
         answer = json.loads(row["completion"])
-        for key in ("item", "unit", "customer", "city"):
+        for key in ("item", "customer", "city"):
             if answer[key] is not None:
                 assert answer[key].lower() in row["prompt"].lower(), row
 
