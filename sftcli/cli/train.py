@@ -11,6 +11,7 @@ import typer
 from sftcli.cli import options, results, tables
 from sftcli.cli.request import choose_preset, resolve_flags
 from sftcli.cli.session import session
+from sftcli.events import Notice
 
 if TYPE_CHECKING:
     from sftcli.services.train import TrainOutcome
@@ -65,6 +66,7 @@ def train(
         results.show_settings(resolved.rows(), output)
         return
     with session(output, every_steps=resolved.settings.training.log_every_steps) as (emit, stop):
+        emit(Notice(text="loading torch and transformers"))
         from sftcli.services.train import TrainRequest, run_training
 
         label = chosen or Path(config or "run").stem
