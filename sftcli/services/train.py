@@ -52,7 +52,7 @@ from sftcli.training.checkpoint import (
     step_of,
 )
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
-from sftcli.training.optim import MasterWeights, make_optimizer
+from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from sftcli.training.probe import choose_batch_loss
 from sftcli.training.trainer import HeldoutLoss, Trainer
 
@@ -172,6 +172,8 @@ def _build_trainer(
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
     model = load_model(located.folder, dtype=torch.float32, device=device)
+    if not settings.training.train_embeddings:
+        freeze_embeddings(model)
     weights = MasterWeights(model, compute_dtype=dtype)
     total, trainable = count_parameters(model)
     emit(
