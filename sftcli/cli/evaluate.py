@@ -13,6 +13,7 @@ def evaluate(
     checkpoint: Annotated[
         str | None, typer.Argument(help="Run, checkpoint, folder or model name; the newest finished run.")
     ] = None,
+    tokenizer: options.Tokenizer = None,
     data: options.Data = None,
     base: Annotated[
         str | None,
@@ -40,6 +41,7 @@ def evaluate(
 
         request = EvalRequest(
             checkpoint=checkpoint,
+            tokenizer=tokenizer,
             data=tuple(data or ()),
             base=base,
             with_base=not no_base,

@@ -17,6 +17,7 @@ from sftcli.events import fan_out
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
     checkpoint: options.Checkpoint = None,
+    tokenizer: options.Tokenizer = None,
     system: Annotated[
         str, typer.Option("--system", metavar="TEXT", help="System message to put before the prompt.")
     ] = "",
@@ -62,6 +63,7 @@ def generate(
                 root=runs,
                 precision=sampling.training.precision,
                 checkpoint=checkpoint,
+                tokenizer=tokenizer,
                 system=system,
             ),
             emit,

@@ -116,7 +116,16 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="Alias, hub name, folder or .gguf file of a model.",
+        help="Alias, hub name, folder, .gguf or .pt file of a model.",
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="NAME_OR_DIR",
+        help="Tokenizer of a .pt model, which holds none; gpt2 by default.",
         rich_help_panel=INPUT_PANEL,
     ),
 ]

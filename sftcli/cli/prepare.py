@@ -19,6 +19,7 @@ def prepare(
     sets: options.Set = None,
     heldout: options.Heldout = None,
     model: options.Model = None,
+    tokenizer: options.Tokenizer = None,
     show: Annotated[
         int, typer.Option("--show", metavar="N", min=0, help="Show the first N rows as the model sees them.")
     ] = 0,
@@ -40,7 +41,7 @@ def prepare(
         sets=sets,
         data=sources,
         heldout=heldout,
-        flags={"model.name": ("--model", model)},
+        flags={"model.name": ("--model", model), "model.tokenizer": ("--tokenizer", tokenizer)},
     )
     with session(output) as (emit, stop):
         from sftcli.services.prepare import PrepareRequest, run_prepare

@@ -26,6 +26,7 @@ def train(
     data: options.Data = None,
     heldout: options.Heldout = None,
     model: options.Model = None,
+    tokenizer: options.Tokenizer = None,
     run: options.RunName = None,
     print_config: Annotated[
         bool,
@@ -59,6 +60,7 @@ def train(
             "training.max_steps": ("--max-steps", max_steps),
             "training.seed": ("--seed", seed),
             "model.name": ("--model", model),
+            "model.tokenizer": ("--tokenizer", tokenizer),
             "run.name": ("--run", run),
         },
     )

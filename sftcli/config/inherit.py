@@ -12,7 +12,7 @@ from sftcli.config.layers import Entry, Fields, Layer, merged
 
 # A key set in a later source ends the values that earlier sources gave to these.
 _ENDS: Mapping[str, Sequence[str]] = {
-    "model.name": ("model.revision",),
+    "model.name": ("model.revision", "model.tokenizer"),
     "data.sources": ("data.heldout_sources",),
     "data.heldout_fraction": ("data.heldout_sources",),
     "training.epochs": ("training.max_steps",),

@@ -67,9 +67,14 @@ class ModelSettings(Section):
     name: str = Field(
         "smollm2-135m",
         min_length=1,
-        description="Alias, hub name, folder, or .gguf file of the model to start from.",
+        description="Alias, hub name, folder, .gguf or .pt file of the model to start from.",
     )
     revision: str | None = Field(None, min_length=1, description="Hub commit, tag or branch of the model.")
+    tokenizer: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder or hub name of the tokenizer of a .pt model; unset takes `gpt2`. Others bring their own.",
+    )
 
 
 class DataSettings(Section):

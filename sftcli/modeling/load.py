@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from sftcli.errors import ConsentError, DataError, MismatchError, ResourceError, UsageError
 from sftcli.modeling.cache import whole_folder
 from sftcli.modeling.folder import check_model_folder, read_json
+from sftcli.modeling.modern_lm import register
 
 _SHOWN = 3
 _TOKENIZER_FILES = (
@@ -172,6 +173,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 def _from_pretrained(
     folder: Path, dtype: torch.dtype, attention: str
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
+    register()
     try:
         loaded: object = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -17,6 +17,7 @@ from sftcli.modeling.alias import ALIAS, HUB_NAME, resolve_alias
 from sftcli.modeling.convert import converted_gguf
 from sftcli.modeling.folder import CONVERT_HINT, UNSAFE_SUFFIXES, check_model_folder, fingerprint
 from sftcli.modeling.hub import Patience, Snapshot, cached_snapshot, fetch_snapshot, is_commit, is_offline
+from sftcli.modeling.pt_convert import converted_pt
 from sftcli.suggest import did_you_mean
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -37,12 +38,15 @@ class LocatedModel:
     revision: str
 
 
-def locate_model(name: str, *, revision: str | None, emit: EventSink) -> LocatedModel:
+def locate_model(
+    name: str, *, revision: str | None, emit: EventSink, tokenizer: str | None = None
+) -> LocatedModel:
     """Return the folder of the model called ``name``; download or convert it first where that is needed.
 
     Args:
-        name: The alias, a folder, a .gguf file, or OWNER/NAME on the hub. What exists as a path is a path.
+        name: The alias, a folder, a .gguf or .pt file, or OWNER/NAME on the hub. What exists as a path is a path.
         revision: A branch, tag or commit of the hub, or the ``revision`` of an earlier ``LocatedModel``.
+        tokenizer: Folder or hub name of the tokenizer of a .pt file, which holds none; no other model takes it.
         emit: Gets one line that says where the model is from, and one before each slow step.
 
     Raises:
@@ -53,7 +57,16 @@ def locate_model(name: str, *, revision: str | None, emit: EventSink) -> Located
         MismatchError: The weights are no longer those of ``revision``.
         DataError: A file is damaged.
     """
-    located = _locate(name.strip(), revision, emit)
+    name = name.strip()
+    if _is_pt_file(name):
+        located = _from_pt(Path(name).expanduser(), name, revision, tokenizer, emit)
+    elif tokenizer is not None:
+        raise UsageError(
+            f"a tokenizer can be named for .pt files only, and {name} brings its own",
+            hint="leave --tokenizer out",
+        )
+    else:
+        located = _locate(name, revision, emit)
     emit(Notice(text=f"model {located.name}: from {located.how}"))
     return located
 
@@ -93,6 +106,25 @@ def _from_path(path: Path, name: str, revision: str | None, emit: EventSink) -> 
             hint="put the old weights back, or start a new run",
         )
     return located
+
+
+def _is_pt_file(name: str) -> bool:
+    path = Path(name).expanduser()
+    return path.suffix == ".pt" and path.is_file()
+
+
+def _from_pt(
+    path: Path, name: str, revision: str | None, tokenizer: str | None, emit: EventSink
+) -> LocatedModel:
+    if revision is not None and not revision.startswith(_PREFIX):
+        raise UsageError(f"a revision ({revision}) applies to models of the hub, and {name} is a path")
+    folder, digest = converted_pt(path, tokenizer=tokenizer, emit=emit)
+    if revision not in (None, _PREFIX + digest):
+        raise MismatchError(
+            f"the weights of {name} have changed: they were {revision}, they are {_PREFIX}{digest}",
+            hint="put the old weights back, or start a new run",
+        )
+    return LocatedModel(folder=folder, name=name, how=f"{path} by way of {folder}", revision=_PREFIX + digest)
 
 
 def _not_a_model(path: Path) -> SftError:

@@ -6,7 +6,7 @@ on than the keys of the same tokens.
 """
 
 import dataclasses
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class ModernLMConfig(PreTrainedConfig):
         swiglu_multiplier: float = 2.0,
         use_gqa: bool = False,
         gqa_groups: int | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         self.vocab_size = vocab_size
         self.d_model = d_model
@@ -229,9 +229,7 @@ class ModernBlock(GradientCheckpointingLayer):
         return out
 
 
-def _visible(
-    positions: Tensor, attention_mask: Tensor | None, *, rows: int, past: int, sinks: int
-) -> Tensor | None:
+def _visible(positions: Tensor, attention_mask: Tensor | None, *, past: int, sinks: int) -> Tensor | None:
     """Return which keys each query sees, (B or 1, 1, T, sinks + past + T), or None where plain causality says it all.
 
     Documents in one row are told by positions that do not go on by one; they see the sinks and themselves.
@@ -251,7 +249,7 @@ def _visible(
         # A padded query sees itself, so that no row of scores is empty.
         seen = seen & (attention_mask[:, None, :].bool() | (place[None, :] == queries[:, None])[None])
     seen = seen[:, None]
-    return functional.pad(seen, (sinks, 0), value=True) if sinks else seen.expand(-1, -1, -1, -1)
+    return functional.pad(seen, (sinks, 0), value=True) if sinks else seen
 
 
 class ModernLMPreTrainedModel(PreTrainedModel):
@@ -304,7 +302,7 @@ class ModernLMModel(ModernLMPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         cache: Cache | None = None,
-        **_unused: Any,
+        **_unused: object,
     ) -> BaseModelOutputWithPast:
         """Run the decoder; ``attention_mask`` is (B, keys), ``position_ids`` (B or 1, T) restart at each document."""
         x = self.token_embed(input_ids) if inputs_embeds is None else inputs_embeds
@@ -317,7 +315,7 @@ class ModernLMModel(ModernLMPreTrainedModel):
         if position_ids is None:
             position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
         sinks = cast("ModernLMConfig", self.config).sinks
-        mask = _visible(position_ids, attention_mask, rows=x.shape[0], past=past, sinks=sinks)
+        mask = _visible(position_ids, attention_mask, past=past, sinks=sinks)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, position_ids, mask, cache)
@@ -346,7 +344,7 @@ class ModernLMForCausalLM(ModernLMPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
-        **_unused: Any,
+        **_unused: object,
     ) -> CausalLMOutputWithPast:
         """Return logits (B, T, V), and the mean loss where ``labels`` (not shifted, -100 ignored) are given."""
         output = self.model(

@@ -45,6 +45,7 @@ class EvalRequest:
     with_base: bool
     max_rows: int
     root: Path
+    tokenizer: str | None = None  # of a .pt file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +109,7 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     Raises:
         DataError: No row is held out.
     """
-    choice = choose_model(request.checkpoint, root=request.root, emit=emit)
+    choice = choose_model(request.checkpoint, tokenizer=request.tokenizer, root=request.root, emit=emit)
     settings = _settings_of(choice, request.data)
     prepared = prepare_data(
         settings.data, model_folder=choice.folder, seed=settings.training.seed, emit=emit, stop=stop
@@ -149,10 +150,20 @@ def _base_of(
     if not request.with_base:
         return None
     if request.base is not None:
-        return choose_model(request.base, root=request.root, emit=emit)
+        return choose_model(
+            request.base,
+            tokenizer=request.tokenizer if request.base.endswith(".pt") else None,
+            root=request.root,
+            emit=emit,
+        )
     if choice.run is None:
         return None
-    located = locate_model(settings.model.name, revision=settings.model.revision, emit=emit)
+    located = locate_model(
+        settings.model.name,
+        revision=settings.model.revision,
+        tokenizer=settings.model.tokenizer,
+        emit=emit,
+    )
     return ModelChoice(name=located.name, folder=located.folder, run=None)
 
 

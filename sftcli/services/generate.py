@@ -23,6 +23,7 @@ class GenerateRequest:
     root: Path
     precision: str
     checkpoint: str | None = None
+    tokenizer: str | None = None  # of a .pt file
     system: str = ""
 
 
@@ -49,7 +50,7 @@ def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) ->
         raise UsageError(
             "the prompt is empty", hint='pass one: sft generate "your prompt", or - to read standard input'
         )
-    choice = choose_model(request.checkpoint, root=request.root, emit=emit)
+    choice = choose_model(request.checkpoint, tokenizer=request.tokenizer, root=request.root, emit=emit)
     tokenizer = load_chat_tokenizer(choice.folder)
     prompt_ids = encode_prompt(tokenizer, _messages(request))
     model = load_for_inference(choice, precision=request.precision, emit=emit)

@@ -24,7 +24,9 @@ class ModelChoice:
     run: RunFolder | None
 
 
-def choose_model(reference: str | None, *, root: Path, emit: EventSink) -> ModelChoice:
+def choose_model(
+    reference: str | None, *, root: Path, emit: EventSink, tokenizer: str | None = None
+) -> ModelChoice:
     """Return what ``reference`` names: by default the newest finished run's final model.
 
     A run (by name or path) means its final model, or its newest checkpoint while it is unfinished. Else ``reference`` is
@@ -43,7 +45,7 @@ def choose_model(reference: str | None, *, root: Path, emit: EventSink) -> Model
             return ModelChoice(name=run.name, folder=_newest_model(run), run=run)
         if (path / "config.json").is_file():
             return ModelChoice(name=reference, folder=path, run=_owner(path))
-    located = locate_model(reference, revision=None, emit=emit)
+    located = locate_model(reference, revision=None, tokenizer=tokenizer, emit=emit)
     return ModelChoice(name=located.name, folder=located.folder, run=None)
 
 

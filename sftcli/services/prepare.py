@@ -111,7 +111,12 @@ class PrepareOutcome:
 def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> PrepareOutcome:
     """Prepare data as ``train`` would, and show what became of it."""
     settings = request.settings
-    located = locate_model(settings.model.name, revision=settings.model.revision, emit=emit)
+    located = locate_model(
+        settings.model.name,
+        revision=settings.model.revision,
+        tokenizer=settings.model.tokenizer,
+        emit=emit,
+    )
     data = prepare_data(
         settings.data, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
     )

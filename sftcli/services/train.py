@@ -35,6 +35,7 @@ from sftcli.modeling.load import (
 from sftcli.modeling.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name, monotonic, seed_everything
 from sftcli.services.prepare import PreparedData, prepare_data
+from sftcli.services.pt_output import PtWritingStore, write_final_pt
 from sftcli.services.run_folder import (
     RunFolder,
     RunLog,
@@ -139,7 +140,12 @@ def _train(
     begin = monotonic()
     emit(RunStarted(run=run.name, path=str(run.path)))
     quiet_libraries()
-    located = locate_model(settings.model.name, revision=settings.model.revision, emit=emit)
+    located = locate_model(
+        settings.model.name,
+        revision=settings.model.revision,
+        tokenizer=settings.model.tokenizer,
+        emit=emit,
+    )
     prepared = prepare_data(
         settings.data, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
     )
@@ -157,6 +163,7 @@ def _train(
         trainer.restore(read_snapshot(checkpoint))
     ending = trainer.fit(stop)
     if ending is Ending.FINISHED:
+        write_final_pt(model, run, settings, trainer.snapshot(), emit)
         save_model_folder(
             model, source=located.folder, folder=run.final, stop_ids=prepared.tokenizer.stop_ids
         )
@@ -187,11 +194,16 @@ def _build_trainer(
     )
     pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
     batch_loss = choose_batch_loss(model, _probe_batch(examples, pad_id).to(device), emit=emit)
-    store = DirectoryCheckpointStore(
-        run.checkpoints,
-        keep_last=settings.checkpoint.keep_last,
-        write_model_files=partial(write_model_files, model, source=located.folder),
-        fingerprints=_fingerprints(located, prepared),
+    store = PtWritingStore(
+        model,
+        run,
+        settings,
+        DirectoryCheckpointStore(
+            run.checkpoints,
+            keep_last=settings.checkpoint.keep_last,
+            write_model_files=partial(write_model_files, model, source=located.folder),
+            fingerprints=_fingerprints(located, prepared),
+        ),
     )
     plan = BatchPlan(
         examples,

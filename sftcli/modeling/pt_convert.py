@@ -1,0 +1,93 @@
+"""Turn a ``.pt`` file of the Modern LLM pipeline and a tokenizer into a model folder in the cache, once."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from sftcli.errors import MismatchError
+from sftcli.events import EventSink, Notice
+from sftcli.modeling.builtin_templates import MODERN_LLM
+from sftcli.modeling.cache import whole_folder
+from sftcli.modeling.convert import SOURCE_FILE, file_sha256, models_folder
+from sftcli.modeling.hub import Patience, cached_snapshot, fetch_snapshot
+from sftcli.modeling.tokenizer import load_chat_tokenizer
+
+DEFAULT_TOKENIZER = "gpt2"
+_FORMAT = 1
+
+
+def converted_pt(path: Path, *, tokenizer: str | None, emit: EventSink) -> tuple[Path, str]:
+    """Return the model folder made of ``path``, and the file's SHA-256; convert it where the cache lacks it.
+
+    Args:
+        path: The file.
+        tokenizer: A folder or a hub name; None takes ``gpt2``.
+        emit: Told before a conversion.
+
+    Raises:
+        DataError, MismatchError: The file is damaged or does not fit its configuration, or the tokenizer has more
+            tokens than the model.
+        NotFoundError, NetworkError: The tokenizer is not there.
+    """
+    digest = file_sha256(path)
+    source = _tokenizer_folder(tokenizer or DEFAULT_TOKENIZER, emit)
+    key = hashlib.sha256(f"{_FORMAT}:{digest}:{_tokenizer_hash(source)}".encode()).hexdigest()
+    folder = models_folder() / f"modern-lm-{key[:16]}"
+    if _is_whole(folder, digest):
+        return folder, digest
+    _convert(path, folder, source, digest, emit)
+    return folder, digest
+
+
+def _convert(path: Path, folder: Path, source: Path, digest: str, emit: EventSink) -> None:
+    from sftcli.modeling.load import copy_tokenizer
+    from sftcli.modeling.pt_checkpoint import read_pt, write_model_folder
+
+    checkpoint = read_pt(path)
+    emit(Notice(text=f"converting {path.name} to a model folder, once"))
+    with whole_folder(folder) as fresh:
+        write_model_folder(checkpoint, fresh)
+        copy_tokenizer(source, fresh)
+        (fresh / "chat_template.jinja").write_text(MODERN_LLM, encoding="utf-8")
+        chat = load_chat_tokenizer(fresh)
+        rows = checkpoint.config["vocab_size"]
+        assert isinstance(rows, int)
+        if chat.vocab_size > rows:
+            raise MismatchError(
+                f"the tokenizer {source} has {chat.vocab_size} tokens, and {path} has room for {rows}",
+                hint="name the tokenizer that the model was trained with: --tokenizer NAME_OR_DIR",
+            )
+        generation = {"eos_token_id": sorted(chat.stop_ids), "pad_token_id": chat.pad_id}
+        (fresh / "generation_config.json").write_text(
+            json.dumps(generation, indent=2) + "\n", encoding="utf-8"
+        )
+        files = {file.name: file.stat().st_size for file in sorted(fresh.iterdir()) if file.is_file()}
+        about = {"format": _FORMAT, "pt": path.name, "pt_sha256": digest, "files": files}
+        (fresh / SOURCE_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_whole(folder: Path, digest: str) -> bool:
+    try:
+        about = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+        sizes = all((folder / name).stat().st_size == size for name, size in about["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return sizes and about.get("pt_sha256") == digest
+
+
+def _tokenizer_folder(name: str, emit: EventSink) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    cached = cached_snapshot(name, None)
+    if cached is not None and (cached.folder / "tokenizer.json").is_file():
+        return cached.folder
+    return fetch_snapshot(name, revision=None, emit=emit, patience=Patience(), weights=False).folder
+
+
+def _tokenizer_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"")
+        digest.update(b"\0")
+    return digest.hexdigest()

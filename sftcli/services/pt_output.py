@@ -1,0 +1,73 @@
+"""What a run of a Modern LLM checkpoint writes beside its own checkpoints: files that the original program loads."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sftcli.config.sources import Settings
+from sftcli.events import EventSink, Notice
+from sftcli.modeling.modern_lm import ModernLMForCausalLM
+from sftcli.modeling.pt_checkpoint import write_pt
+from sftcli.services.run_folder import RunFolder
+from sftcli.training.optim import learning_rate_at
+from sftcli.training.trainer import CheckpointStore, Snapshot
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class PtWritingStore:
+    """A checkpoint store that writes ``RUN-sft_stepN.pt`` too, where the model is of the kind that has such files."""
+
+    def __init__(
+        self, model: "PreTrainedModel", run: RunFolder, settings: Settings, store: CheckpointStore
+    ) -> None:
+        self.model = model
+        self.run = run
+        self.settings = settings
+        self.store = store
+
+    def save(self, snapshot: Snapshot, /) -> str:
+        """Save as the inner store does, then write the file."""
+        path = self.store.save(snapshot)
+        if isinstance(self.model, ModernLMForCausalLM):
+            name = f"{pt_name(self.run)}_step{snapshot.state.step}.pt"
+            _write(self.model, self.run, self.run.path / name, self.settings, snapshot)
+        return path
+
+
+def write_final_pt(
+    model: "PreTrainedModel", run: RunFolder, settings: Settings, snapshot: Snapshot, emit: EventSink
+) -> None:
+    """Write ``RUN-sft_final.pt`` where the model is of the kind that has such files."""
+    if isinstance(model, ModernLMForCausalLM):
+        path = run.path / f"{pt_name(run)}_final.pt"
+        _write(model, run, path, settings, snapshot)
+        emit(Notice(text=f"wrote {path}"))
+
+
+def pt_name(run: RunFolder) -> str:
+    """Return the pipeline's name of a run: it ends in ``-sft``."""
+    return run.name if run.name.endswith("-sft") else f"{run.name}-sft"
+
+
+def _write(
+    model: ModernLMForCausalLM, run: RunFolder, path: Path, settings: Settings, snapshot: Snapshot
+) -> None:
+    training = settings.training
+    group = {
+        "lr": learning_rate_at(max(0, snapshot.state.step - 1), training),
+        "betas": (training.beta1, training.beta2),
+        "eps": training.epsilon,
+        "weight_decay": training.weight_decay,
+    }
+    named = dict(model.named_parameters())
+    weights = {name: snapshot.weights.get(name, parameter) for name, parameter in named.items()}
+    write_pt(
+        path,
+        config=model.config,
+        weights=weights,
+        optimizer=snapshot.optimizer,
+        group=group,
+        step=snapshot.state.step,
+        run_name=pt_name(run),
+    )
