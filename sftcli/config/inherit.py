@@ -27,7 +27,7 @@ def settle(layers: Sequence[Layer], fields: Fields) -> Sequence[Layer]:
 
     What users wrote themselves is not changed to make it fit: that is a conflict, and validation refuses it.
     """
-    settled = [_without(layer, _ended_by(layers[index + 1 :])) for index, layer in enumerate(layers)]
+    settled = [_without(layer, _ended_by(layer, layers[index + 1 :])) for index, layer in enumerate(layers)]
     winners = merged(settled)
     if _is_outgrown(settled, _WARMUP, winners.get(_STEPS), fields):
         settled = [_without(layer, {_WARMUP}) for layer in settled]
@@ -38,8 +38,10 @@ def settle(layers: Sequence[Layer], fields: Fields) -> Sequence[Layer]:
     return settled
 
 
-def _ended_by(later: Sequence[Layer]) -> set[str]:
-    return {ended for key in merged(later) for ended in _ENDS.get(key, ())}
+def _ended_by(layer: Layer, later: Sequence[Layer]) -> set[str]:
+    ended = {ended for key in merged(later) for ended in _ENDS.get(key, ())}
+    # A source that names a tokenizer and no model does not say whose tokenizer it is: the later model's.
+    return ended if "model.name" in layer.entries else ended - {"model.tokenizer"}
 
 
 def _without(layer: Layer, keys: set[str]) -> Layer:

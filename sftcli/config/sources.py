@@ -25,6 +25,7 @@ from sftcli.config.layers import (
     merged,
     override_layer,
 )
+from sftcli.config.pipeline_json import read_pipeline_json
 from sftcli.config.presets import preset_names, read_preset
 from sftcli.config.schema import (
     CheckpointSettings,
@@ -34,7 +35,7 @@ from sftcli.config.schema import (
     SamplingSettings,
     TrainingSettings,
 )
-from sftcli.config.toml_file import read_toml
+from sftcli.config.toml_file import TomlDocument, read_toml
 from sftcli.config.validation import conflict, usage_error, wrong_value
 from sftcli.errors import Location, NotFoundError, UsageError
 
@@ -114,6 +115,7 @@ class Resolved:
 
     settings: Settings
     origins: Mapping[str, str]
+    notices: Sequence[str] = ()  # what a person should know about the sources
 
     def rows(self) -> Iterator[Row]:
         """Yield every key once, in the order of the schema."""
@@ -149,18 +151,23 @@ def resolve(
         UsageError: Anything is wrong; all of it is listed in the message.
         NotFoundError: There is no ``config_file``.
     """
-    layers, problems = _read(preset, config_file, overrides, environ)
+    notices: list[str] = []
+    layers, problems = _read(preset, config_file, overrides, environ, notices)
     layers = settle(layers, FIELDS)
     winners = merged(layers)
     settings = _validated(layers, winners, problems)
     if problems or settings is None:
         raise usage_error(problems)
     origins = {key: winners[key].origin if key in winners else DEFAULT_ORIGIN for key in FIELDS}
-    return Resolved(settings=settings, origins=origins)
+    return Resolved(settings=settings, origins=origins, notices=notices)
 
 
 def _read(
-    preset: str | None, config_file: Path | None, overrides: Sequence[Override], environ: Mapping[str, str]
+    preset: str | None,
+    config_file: Path | None,
+    overrides: Sequence[Override],
+    environ: Mapping[str, str],
+    notices: list[str],
 ) -> tuple[Sequence[Layer], list[Problem]]:
     layers: list[Layer] = []
     problems: list[Problem] = []
@@ -177,12 +184,21 @@ def _read(
     try:
         if config_file is not None:
             _refuse_preset_as_file(config_file)
-            add(*document_layer(read_toml(config_file), FIELDS))
+            add(*document_layer(_read_config(config_file, notices), FIELDS))
     except UsageError as error:
         problems.append(Problem(text=error.message, location=error.location, hint=error.hint))
     add(*environment_layer(environ, FIELDS))
     add(*override_layer(overrides, FIELDS))
     return layers, problems
+
+
+def _read_config(config_file: Path, notices: list[str]) -> TomlDocument:
+    if config_file.suffix != ".json":
+        return read_toml(config_file)
+    document, ignored = read_pipeline_json(config_file)
+    if ignored:
+        notices.append(f"{config_file}: keys of other stages are ignored: {', '.join(ignored)}")
+    return document
 
 
 def _refuse_preset_as_file(config_file: Path) -> None:

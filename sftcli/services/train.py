@@ -113,7 +113,10 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
         },
     )
     with RunLog(run, every_steps=settings.training.log_every_steps) as log:
-        return _train(run, settings, fan_out(log, emit), stop)
+        both = fan_out(log, emit)
+        for text in request.resolved.notices:
+            both(Notice(text=text))
+        return _train(run, settings, both, stop)
 
 
 def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> TrainOutcome:

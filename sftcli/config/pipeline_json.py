@@ -1,0 +1,89 @@
+"""The JSON configuration of the Modern LLM pipeline, of which the SFT stage's part is read."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from sftcli.config.toml_file import TomlDocument
+from sftcli.errors import Location, NotFoundError, StorageError, UsageError
+
+_KEYS = {
+    "sft_max_steps": "training.max_steps",
+    "sft_lr": "training.learning_rate",
+    "sft_batch_size": "training.batch_size",
+    "sft_micro_batch_size": "training.micro_batch_size",
+    "sft_dataset": "data.sources",
+    "sft_datasets": "data.sources",
+    "run_name": "run.name",
+    "tokenizer_name": "model.tokenizer",
+    "max_seq_len": "data.max_tokens",
+    "save_every": "checkpoint.every_steps",
+    "eval_every": "training.eval_every_steps",
+    "log_every": "training.log_every_steps",
+    "seed": "training.seed",
+    "mixed_precision": "training.precision",
+    "output_dir": "run.root",
+}
+# The checkpoint says these itself.
+_MODEL_KEYS = frozenset(
+    {
+        "vocab_size", "d_model", "n_layers", "n_heads", "ffn_hidden_size", "rmsnorm_eps", "dropout",
+        "initializer_range", "rope_theta", "rope_scaling", "use_rope", "use_attention_sinks", "num_attention_sinks",
+        "use_swiglu", "swiglu_multiplier", "use_gqa", "gqa_groups", "use_moe", "moe_config", "tie_embeddings",
+    }
+)  # fmt: skip
+_PRECISION = {"bf16": "bf16", "no": "fp32", "fp32": "fp32", True: "auto", False: "fp32", None: "auto"}
+
+
+def read_pipeline_json(path: Path) -> tuple[TomlDocument, tuple[str, ...]]:
+    """Return the settings in a pipeline's configuration, and the keys of other stages, which mean nothing here.
+
+    Raises:
+        NotFoundError: There is no such file.
+        UsageError: It is not a JSON object, or names both ``sft_dataset`` and ``sft_datasets`` differently.
+    """
+    name = str(path)
+    location = Location(file=name)
+    content = _read(path, location)
+    one, several = content.get("sft_dataset"), content.get("sft_datasets")
+    tables: dict[str, dict[str, object]] = {}
+    for key, value in content.items():
+        if key not in _KEYS or (key == "sft_dataset" and several) or (key == "sft_datasets" and not several):
+            continue
+        section, _, field = _KEYS[key].partition(".")
+        tables.setdefault(section, {})[field] = _converted(key, value, name)
+    if one and several and one not in several:
+        raise UsageError(
+            f"{name}: sft_dataset is {one!r}, which is not among sft_datasets",
+            hint="keep one of the two keys",
+            location=location,
+        )
+    ignored = tuple(key for key in content if key not in _KEYS and key not in _MODEL_KEYS)
+    return TomlDocument(name=name, tables=tables, places={}), ignored
+
+
+def _read(path: Path, location: Location) -> Mapping[str, object]:
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise NotFoundError(f"{path}: no such file", location=location) from None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror or error}", location=location) from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not JSON: {error}", location=location) from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: holds no JSON object", location=location)
+    return content
+
+
+def _converted(key: str, value: object, name: str) -> object:
+    if key == "sft_dataset":
+        return [value]
+    if key == "mixed_precision":
+        if not isinstance(value, str | bool | None) or value not in _PRECISION:
+            raise UsageError(
+                f"{name}: mixed_precision is {value!r} but must be one of bf16, fp32 or no",
+                location=Location(file=name),
+            )
+        return _PRECISION[value]
+    return value
