@@ -77,6 +77,14 @@ class HFChatTokenizer:
         return self._template(None).name
 
     @property
+    def template_source(self) -> str:
+        """The template as it can stand in a model folder: other programs do not know ``text_prefix``."""
+        source = self._template(None).source
+        if "text_prefix" not in source:
+            return source
+        return f"{{%- set text_prefix = {json.dumps(self.text_prefix)} %}}{source}"
+
+    @property
     def template_hash(self) -> str:
         """SHA-256 of the template sources."""
         sources = {name: template.source for name, template in sorted(self._templates.items())}

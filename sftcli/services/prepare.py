@@ -20,6 +20,7 @@ from sftcli.data.conversation import (
     PlainText,
     Rejected,
     detect_schema,
+    parse_renames,
     to_conversations,
 )
 from sftcli.data.example import Example
@@ -136,7 +137,7 @@ def prepare_data(
             "there is no data to train on",
             hint="name a file or a hub data set: --data rows.jsonl, or use a preset",
         )
-    tokenizer = load_chat_tokenizer(model_folder)
+    tokenizer = load_chat_tokenizer(model_folder, template=data.template)
     job = _Job(
         train=tuple(map(parse_source, data.sources)),
         heldout=tuple(map(parse_source, data.heldout_sources)),
@@ -248,7 +249,7 @@ class _Job:
     def _read(self, source: Source, schemas: dict[str, str]) -> Iterator[Row]:
         records = read_records(source, seed=self.seed, note=lambda text: self.emit(Notice(text=text)))
         first = list(islice(records, DETECTION_ROWS))
-        schema = detect_schema(first)
+        schema = detect_schema(first, renames=parse_renames(self.data.renames))
         schemas[source.text] = str(schema)
         for record in chain(first, records):
             yield from to_conversations(record, schema, train_on=self.data.train_on)

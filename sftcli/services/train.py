@@ -158,7 +158,11 @@ def _train(
     ending = trainer.fit(stop)
     if ending is Ending.FINISHED:
         save_model_folder(
-            model, source=located.folder, folder=run.final, stop_ids=prepared.tokenizer.stop_ids
+            model,
+            source=located.folder,
+            folder=run.final,
+            stop_ids=prepared.tokenizer.stop_ids,
+            template=_chosen_template(settings, prepared),
         )
         emit(ModelSaved(path=str(run.final)))
     state = trainer.state
@@ -190,7 +194,13 @@ def _build_trainer(
     store = DirectoryCheckpointStore(
         run.checkpoints,
         keep_last=settings.checkpoint.keep_last,
-        write_model_files=partial(write_model_files, model, source=located.folder),
+        write_model_files=partial(
+            write_model_files,
+            model,
+            source=located.folder,
+            stop_ids=prepared.tokenizer.stop_ids,
+            template=_chosen_template(settings, prepared),
+        ),
         fingerprints=_fingerprints(located, prepared),
     )
     plan = BatchPlan(
@@ -213,6 +223,11 @@ def _build_trainer(
         device=device,
     )
     return trainer, model
+
+
+def _chosen_template(settings: Settings, prepared: PreparedData) -> str | None:
+    """Return the template that the model's folders must bring, None where it is the one they have."""
+    return None if settings.data.template is None else prepared.tokenizer.template_source
 
 
 def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:
