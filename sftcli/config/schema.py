@@ -95,6 +95,9 @@ class DataSettings(Section):
         min_length=1,
         description="Chat template: chatml, alpaca, modern-llm or a file of Jinja text; unset takes the tokenizer's own.",
     )
+    allow_leak: bool = Field(
+        False, description="Whether held-out sources may hold rows that are trained on too."
+    )
     max_tokens: int = Field(
         512, ge=8, description="Longest row in tokens, prompt included; longer rows are dropped and counted."
     )

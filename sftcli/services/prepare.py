@@ -34,9 +34,9 @@ from sftcli.data.prepared import (
 )
 from sftcli.data.records import Source, fingerprint_source, parse_source, read_records
 from sftcli.data.render import Renderer
-from sftcli.data.split import choose_heldout, split_key
+from sftcli.data.split import choose_heldout, find_overlap, split_key
 from sftcli.data.tokenview import TokenView, describe_tokens
-from sftcli.errors import DataError, StoppedError, UsageError
+from sftcli.errors import DataError, Location, StoppedError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.locate import locate_model
@@ -184,8 +184,7 @@ class _Job:
         parts = {
             "format": FORMAT_VERSION,
             "version": __version__,
-            "train": [fingerprint_source(source) for source in self.train],
-            "heldout": [fingerprint_source(source) for source in self.heldout],
+            "sources": self._fingerprints(),
             "data": self.data.model_dump(mode="json"),
             "tokenizer": self.tokenizer.fingerprint,
             "seed": self.seed,
@@ -199,12 +198,15 @@ class _Job:
         for note in self.tokenizer.notes:
             audits[TRAIN].note(note)
         schemas: dict[str, str] = {}
+        prints = self._fingerprints()
         with PreparedWriter(folder) as writer:
             for split, rows in self._split_rows(schemas):
                 for result in _render(rows, renderer):
                     audits[split].add(result)
                     if isinstance(result, Example):
                         writer.add(split, result)
+            self._check_overlap(audits[HELDOUT])
+            self._check_unchanged(prints)
             return writer.finish(
                 {
                     "sources": [source.text for source in (*self.train, *self.heldout)],
@@ -213,6 +215,42 @@ class _Job:
                     "audit": {split: audit.summary().to_json() for split, audit in audits.items()},
                 }
             )
+
+    def _fingerprints(self) -> list[list[str]]:
+        return [[fingerprint_source(source) for source in side] for side in (self.train, self.heldout)]
+
+    def _check_unchanged(self, before: list[list[str]]) -> None:
+        """Refuse rows of a file that changed between two of the passes over it."""
+        for side, prints in zip((self.train, self.heldout), before, strict=True):
+            for source, known in zip(side, prints, strict=True):
+                if fingerprint_source(source) != known:
+                    raise DataError(
+                        f"{source.name}: changed while it was prepared; nothing was kept",
+                        hint="wait until it is written, then run again",
+                        location=Location(file=source.name),
+                    )
+
+    def _check_overlap(self, audit: SupervisionAudit) -> None:
+        """Refuse held-out rows that are trained on; only the same prompt is worth a note."""
+        if not (self.train and self.heldout):
+            return
+        found = find_overlap(self._conversations(self.train), self._conversations(self.heldout))
+        if found.same_prompt:
+            train, held = found.examples[0]
+            audit.note(
+                f"of {found.heldout_rows} held-out rows, {found.same_prompt} have a prompt that is trained on too,"
+                f" such as {held} and {train}; {found.same_row} are equal in all turns"
+            )
+        if found.same_row and not self.data.allow_leak:
+            raise DataError(
+                f"{found.same_row} of {found.heldout_rows} held-out rows are trained on too",
+                hint="take them out of one side, or allow it: --set data.allow_leak=true",
+            )
+
+    def _conversations(self, sources: Sequence[Source]) -> Iterator[Conversation]:
+        for row in chain.from_iterable(self._read(source, {}) for source in sources):
+            if isinstance(row, Conversation):
+                yield row
 
     def _split_rows(self, schemas: dict[str, str]) -> Iterator[tuple[str, list[Row]]]:
         """Yield chunks of rows with the split that they belong to; fill in the format of each source."""
