@@ -29,6 +29,7 @@ Reading = Literal["template", "answer", "text"]
 PrefixSpace = Literal["never", "first", "always"]
 
 TOOL_TEMPLATE = "tool_use"
+OWN_TEMPLATE = "the model's own"
 # What names itself a control token, flagged so or not; other bracketed tokens are markup.
 _CONTROL_LOOK = re.compile(r"<[|\uff5c].*[|\uff5c]>")
 _NORMAL_FORMS: tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFKC", "NFD", "NFKD")
@@ -77,8 +78,10 @@ class HFChatTokenizer:
         return self._template(None).name
 
     @property
-    def template_source(self) -> str:
-        """The template as it can stand in a model folder: other programs do not know ``text_prefix``."""
+    def chosen_template(self) -> str | None:
+        """The template that was chosen in place of the model's own, as others can read it: without ``text_prefix``."""
+        if self.template_name == OWN_TEMPLATE:
+            return None
         source = self._template(None).source
         if "text_prefix" not in source:
             return source
@@ -242,7 +245,7 @@ def load_chat_tokenizer(
             f"the tokenizer in {folder} has no chat template",
             hint=f"choose one with --template: {', '.join(sorted(BUILTIN_TEMPLATES))}, or a file of Jinja text",
         )
-    own = {name: ChatTemplate(source, name="the model's own") for name, source in files.templates.items()}
+    own = {name: ChatTemplate(source, name=OWN_TEMPLATE) for name, source in files.templates.items()}
     return HFChatTokenizer(files, own, stop_tokens)
 
 

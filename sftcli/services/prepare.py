@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -33,7 +33,7 @@ from sftcli.data.prepared import (
     open_prepared,
 )
 from sftcli.data.records import Source, fingerprint_source, parse_source, read_records
-from sftcli.data.render import Renderer
+from sftcli.data.render import Renderer, render_rows
 from sftcli.data.split import choose_heldout, find_overlap, split_key
 from sftcli.data.tokenview import TokenView, describe_tokens
 from sftcli.errors import DataError, Location, StoppedError, UsageError
@@ -201,7 +201,7 @@ class _Job:
         prints = self._fingerprints()
         with PreparedWriter(folder) as writer:
             for split, rows in self._split_rows(schemas):
-                for result in _render(rows, renderer):
+                for result in render_rows(rows, renderer):
                     audits[split].add(result)
                     if isinstance(result, Example):
                         writer.add(split, result)
@@ -291,11 +291,3 @@ class _Job:
         schemas[source.text] = str(schema)
         for record in chain(first, records):
             yield from to_conversations(record, schema, train_on=self.data.train_on)
-
-
-def _render(rows: Iterable[Row], renderer: Renderer) -> Iterator[Example | Rejected]:
-    """Render what can be rendered; rows that were rejected before pass through, in order."""
-    rows = list(rows)
-    rendered = renderer.render_all(row for row in rows if not isinstance(row, Rejected))
-    for row in rows:
-        yield row if isinstance(row, Rejected) else next(rendered)

@@ -162,7 +162,7 @@ def _train(
             source=located.folder,
             folder=run.final,
             stop_ids=prepared.tokenizer.stop_ids,
-            template=_chosen_template(settings, prepared),
+            template=prepared.tokenizer.chosen_template,
         )
         emit(ModelSaved(path=str(run.final)))
     state = trainer.state
@@ -199,7 +199,7 @@ def _build_trainer(
             model,
             source=located.folder,
             stop_ids=prepared.tokenizer.stop_ids,
-            template=_chosen_template(settings, prepared),
+            template=prepared.tokenizer.chosen_template,
         ),
         fingerprints=_fingerprints(located, prepared),
     )
@@ -223,11 +223,6 @@ def _build_trainer(
         device=device,
     )
     return trainer, model
-
-
-def _chosen_template(settings: Settings, prepared: PreparedData) -> str | None:
-    """Return the template that the model's folders must bring, None where it is the one they have."""
-    return None if settings.data.template is None else prepared.tokenizer.template_source
 
 
 def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from sftcli.config.schema import DataSettings
+from sftcli.errors import DataError
+from sftcli.events import Event, NeverStop, Progressed
+from sftcli.services.prepare import prepare_data
 from tests.cli.test_data_flags import sft  # noqa: F401
 
 
@@ -64,3 +68,18 @@ def test_prepared_data_says_the_same_from_the_cache(sft, rows, tiny_model):  # n
     first = json.loads(sft("prepare", rows, "--model", tiny_model, "--json")[1])
     again = json.loads(sft("prepare", rows, "--model", tiny_model, "--json")[1])
     assert again == first | {"cached": True}
+
+
+def test_file_that_changes_while_it_is_prepared_is_refused_and_nothing_is_kept(rows, tiny_model, monkeypatch):
+    monkeypatch.setenv("SFT_CACHE_DIR", str(rows.parent / "cache"))
+
+    def append(event: Event, /) -> None:
+        if isinstance(event, Progressed):
+            with rows.open("a", encoding="utf-8") as file:
+                file.write('{"question": "late?", "answer": "yes"}\n')
+
+    with pytest.raises(DataError, match="changed while it was"):
+        prepare_data(
+            DataSettings(sources=(str(rows),)), model_folder=tiny_model, seed=0, emit=append, stop=NeverStop()
+        )
+    assert list((rows.parent / "cache/prepared").glob("*")) == []
