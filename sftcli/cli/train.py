@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli import options, results, tables
-from sftcli.cli.request import choose_preset, resolve_flags
+from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
 from sftcli.events import Notice
 
@@ -27,6 +27,10 @@ def train(
     heldout: options.Heldout = None,
     model: options.Model = None,
     tokenizer: options.Tokenizer = None,
+    renames: options.Map = None,
+    template: options.Template = None,
+    train_on: options.TrainOn = None,
+    max_tokens: options.MaxTokens = None,
     run: options.RunName = None,
     print_config: Annotated[
         bool,
@@ -61,6 +65,7 @@ def train(
             "training.seed": ("--seed", seed),
             "model.name": ("--model", model),
             "model.tokenizer": ("--tokenizer", tokenizer),
+            **data_flags(renames=renames, template=template, train_on=train_on, max_tokens=max_tokens),
             "run.name": ("--run", run),
         },
     )

@@ -32,7 +32,14 @@ _MODEL_KEYS = frozenset(
         "use_swiglu", "swiglu_multiplier", "use_gqa", "gqa_groups", "use_moe", "moe_config", "tie_embeddings",
     }
 )  # fmt: skip
-_PRECISION = {"bf16": "bf16", "no": "fp32", "fp32": "fp32", True: "auto", False: "fp32", None: "auto"}
+_PRECISION: Mapping[object, str] = {
+    "bf16": "bf16",
+    "no": "fp32",
+    "fp32": "fp32",
+    True: "auto",
+    False: "fp32",
+    None: "auto",
+}
 
 
 def read_pipeline_json(path: Path) -> tuple[TomlDocument, tuple[str, ...]]:
@@ -52,7 +59,7 @@ def read_pipeline_json(path: Path) -> tuple[TomlDocument, tuple[str, ...]]:
             continue
         section, _, field = _KEYS[key].partition(".")
         tables.setdefault(section, {})[field] = _converted(key, value, name)
-    if one and several and one not in several:
+    if one and isinstance(several, list) and several and one not in several:
         raise UsageError(
             f"{name}: sft_dataset is {one!r}, which is not among sft_datasets",
             hint="keep one of the two keys",

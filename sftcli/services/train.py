@@ -168,7 +168,11 @@ def _train(
     if ending is Ending.FINISHED:
         write_final_pt(model, run, settings, trainer.snapshot(), emit)
         save_model_folder(
-            model, source=located.folder, folder=run.final, stop_ids=prepared.tokenizer.stop_ids
+            model,
+            source=located.folder,
+            folder=run.final,
+            stop_ids=prepared.tokenizer.stop_ids,
+            template=prepared.tokenizer.chosen_template,
         )
         emit(ModelSaved(path=str(run.final)))
     state = trainer.state
@@ -197,17 +201,19 @@ def _build_trainer(
     )
     pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
     batch_loss = choose_batch_loss(model, _probe_batch(examples, pad_id).to(device), emit=emit)
-    store = PtWritingStore(
-        model,
-        run,
-        settings,
-        DirectoryCheckpointStore(
-            run.checkpoints,
-            keep_last=settings.checkpoint.keep_last,
-            write_model_files=partial(write_model_files, model, source=located.folder),
-            fingerprints=_fingerprints(located, prepared),
+    folders = DirectoryCheckpointStore(
+        run.checkpoints,
+        keep_last=settings.checkpoint.keep_last,
+        write_model_files=partial(
+            write_model_files,
+            model,
+            source=located.folder,
+            stop_ids=prepared.tokenizer.stop_ids,
+            template=prepared.tokenizer.chosen_template,
         ),
+        fingerprints=_fingerprints(located, prepared),
     )
+    store = PtWritingStore(model, run, settings, folders)
     plan = BatchPlan(
         examples,
         batch_size=settings.training.batch_size,
