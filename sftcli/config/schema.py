@@ -175,7 +175,13 @@ class CheckpointSettings(Section):
     """When the full state is saved, and how much of it is kept."""
 
     every_steps: int = Field(2000, ge=0, description="How often a checkpoint is saved; 0 only at the end.")
-    keep_last: int = Field(2, ge=1, description="Checkpoints that are kept; older ones are deleted.")
+    keep_last: int = Field(2, ge=1, description="Newest checkpoints that are kept; older ones are deleted.")
+    keep_best: bool = Field(
+        True, description="Keep the checkpoint with the lowest held-out loss as well, if that step was saved."
+    )
+    keep_every_steps: int = Field(
+        0, ge=0, description="Checkpoints of every so many steps are never deleted; 0 for none."
+    )
 
 
 class SamplingSettings(Section):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from sftcli import storage
 from sftcli.errors import ConsentError, DataError, MismatchError, ResourceError, UsageError
 from sftcli.modeling.cache import whole_folder
 from sftcli.modeling.folder import check_model_folder, read_json
@@ -161,9 +162,11 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the tokenizer files and chat templates of a model folder; paths of this machine are left out."""
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            storage.copy_file(source / name, folder / name)
     if (source / _TEMPLATE_FOLDER).is_dir():
-        shutil.copytree(source / _TEMPLATE_FOLDER, folder / _TEMPLATE_FOLDER, dirs_exist_ok=True)
+        storage.make_folders(folder / _TEMPLATE_FOLDER)
+        for template in sorted((source / _TEMPLATE_FOLDER).glob("*.jinja")):
+            storage.copy_file(template, folder / _TEMPLATE_FOLDER / template.name)
     path = folder / "tokenizer_config.json"
     if path.is_file() and any(key in (content := read_json(path)) for key in _MACHINE_KEYS):
         _write_json(path, _without_machine(content))
@@ -266,4 +269,5 @@ def _without_machine(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    storage.write_file(path, [text.encode("utf-8")])

@@ -14,12 +14,12 @@ runs/NAME/
 import dataclasses
 import json
 import math
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import BinaryIO, Self
 
+from sftcli import storage
 from sftcli.config.schema import RunSettings
 from sftcli.errors import NotFoundError, OutputError, did_you_mean
 from sftcli.events import (
@@ -102,14 +102,14 @@ def create_run(settings: RunSettings, *, label: str) -> RunFolder:
     root = Path(settings.root)
     stamp = datetime.now(tz=UTC).strftime("%Y%m%d-%H%M%S")
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        storage.make_folders(root)
         if settings.name is not None:
-            (root / settings.name).mkdir()
+            storage.disk.make_folder(root / settings.name)
             return RunFolder(root / settings.name)
         for attempt in range(1, 100):
             folder = root / (f"{label}-{stamp}" if attempt == 1 else f"{label}-{stamp}-{attempt}")
             try:
-                folder.mkdir()
+                storage.disk.make_folder(folder)
             except FileExistsError:
                 continue
             return RunFolder(folder)
@@ -168,12 +168,7 @@ def write_json(path: Path, value: object) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text``, whole or not at all."""
-    staging = path.with_name(f".{path.name}.tmp")
-    with staging.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)
+    storage.replace_file(path, text.encode("utf-8"))
 
 
 class RunLog:
@@ -192,8 +187,8 @@ class RunLog:
         events = run.path / "events.jsonl"
         if after_step is not None and events.exists():
             write_text(events, "".join(_lines_up_to(events, after_step)))
-        self._events: TextIO = events.open("a", encoding="utf-8")
-        self._text: TextIO = (run.path / "training.log").open("a", encoding="utf-8")
+        self._events: BinaryIO = storage.disk.append(events)
+        self._text: BinaryIO = storage.disk.append(run.path / "training.log")
 
     def __call__(self, event: Event, /) -> None:
         """Write ``event`` to both files."""
@@ -204,14 +199,12 @@ class RunLog:
             "time": datetime.now(tz=UTC).isoformat(timespec="milliseconds"),
         }
         fields = {name: _finite(value) for name, value in dataclasses.asdict(event).items()}
-        self._events.write(json.dumps(record | fields, ensure_ascii=False, allow_nan=False) + "\n")
-        self._events.flush()
+        storage.append_line(self._events, json.dumps(record | fields, ensure_ascii=False, allow_nan=False))
         if isinstance(event, FitStarted):
             self.last_step = event.last_step
         line = self._line(event)
         if line:
-            self._text.write(line + "\n")
-            self._text.flush()
+            storage.append_line(self._text, line)
 
     def _line(self, event: Event) -> str:  # noqa: C901 - one flat case per event
         match event:

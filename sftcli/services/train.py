@@ -44,8 +44,8 @@ from sftcli.services.run_folder import (
     write_json,
     write_text,
 )
-from sftcli.training.checkpoint import (
-    DirectoryCheckpointStore,
+from sftcli.training.checkpoint import DirectoryCheckpointStore
+from sftcli.training.checkpoint_files import (
     list_checkpoints,
     read_fingerprints,
     read_snapshot,
@@ -187,7 +187,7 @@ def _build_trainer(
     batch_loss = choose_batch_loss(model, _probe_batch(examples, pad_id).to(device), emit=emit)
     store = DirectoryCheckpointStore(
         run.checkpoints,
-        keep_last=settings.checkpoint.keep_last,
+        settings=settings.checkpoint,
         write_model_files=partial(write_model_files, model, source=located.folder),
         fingerprints=_fingerprints(located, prepared),
     )

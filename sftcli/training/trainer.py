@@ -9,7 +9,7 @@ import torch
 
 from sftcli.config.schema import CheckpointSettings, TrainingSettings
 from sftcli.data.batch import Batch
-from sftcli.errors import DivergedError
+from sftcli.errors import DivergedError, UnsavedError
 from sftcli.events import (
     CheckpointSaved,
     Ending,
@@ -111,6 +111,7 @@ class Trainer:
         self.clock = clock
         self.state = TrainState()
         self._saved_step = -1
+        self._is_save_missing = False  # the last one failed
 
     def fit(self, stop: StopFlag) -> Ending:
         """Take steps until the budget is spent or ``stop`` is set.
@@ -130,7 +131,7 @@ class Trainer:
             if self._is_due(self.settings.eval_every_steps) and not stop.requested():
                 self.measure_heldout(stop)
             if self._is_due(self.checkpoint.every_steps):
-                self.save()
+                self._save_or_warn()
         if self.state.step and self._saved_step != self.state.step:
             self.save()
         ending = Ending.FINISHED if self.state.step >= last_step else Ending.STOPPED
@@ -212,9 +213,28 @@ class Trainer:
     def save(self) -> None:
         """Hand a snapshot to the store."""
         begin = self.clock()
+        self._refuse_nonfinite_weights()
         path = self.store.save(self.snapshot())
-        self._saved_step = self.state.step
+        self._saved_step, self._is_save_missing = self.state.step, False
         self.emit(CheckpointSaved(step=self.state.step, path=path, seconds=self.clock() - begin))
+
+    def _save_or_warn(self) -> None:
+        """Save; let one save in a row fail for a reason that may pass."""
+        try:
+            self.save()
+        except UnsavedError as error:
+            if self._is_save_missing:
+                raise
+            self._is_save_missing = True
+            self.emit(Warned(text=f"{error.message}; training goes on and saves again when next due"))
+
+    def _refuse_nonfinite_weights(self) -> None:
+        for name, master in self.weights.masters.items():
+            if not torch.isfinite(master).all():
+                raise DivergedError(
+                    f"step {self.state.step} is not saved: {name} holds numbers that are not finite",
+                    hint="earlier checkpoints are intact; lower training.learning_rate",
+                )
 
     def snapshot(self) -> Snapshot:
         """Return the full state. Its tensors are the live ones: write them out before the next step."""

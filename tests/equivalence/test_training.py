@@ -7,7 +7,8 @@ from sftcli.config.schema import CheckpointSettings, TrainingSettings
 from sftcli.data.batch import BatchPlan, collate
 from sftcli.errors import DivergedError
 from sftcli.events import Ending, HeldoutDone, NeverStop, StepDone, Warned
-from sftcli.training.checkpoint import DirectoryCheckpointStore, list_checkpoints, read_snapshot
+from sftcli.training.checkpoint import DirectoryCheckpointStore
+from sftcli.training.checkpoint_files import list_checkpoints, read_snapshot
 from sftcli.training.optim import MasterWeights, make_optimizer
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
 from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama
@@ -75,7 +76,10 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop_at:
 
     torch.manual_seed(0)
     disk = DirectoryCheckpointStore(
-        tmp_path, keep_last=2, write_model_files=lambda folder: None, fingerprints={}
+        tmp_path,
+        settings=CheckpointSettings(keep_last=2),
+        write_model_files=lambda folder: None,
+        fingerprints={},
     )
     first_sink, second_sink, second_store = RecordingSink(), RecordingSink(), MemoryStore()
     first = trainer(disk, first_sink)
@@ -182,7 +186,10 @@ def test_heldout_loss_is_measured_before_during_and_after():
 
 def test_checkpoints_are_saved_when_due_and_old_ones_go(tmp_path):
     store = DirectoryCheckpointStore(
-        tmp_path, keep_last=2, write_model_files=lambda folder: None, fingerprints={}
+        tmp_path,
+        settings=CheckpointSettings(keep_last=2),
+        write_model_files=lambda folder: None,
+        fingerprints={},
     )
     build_trainer(
         settings=settings(max_steps=5),
