@@ -1,7 +1,7 @@
 """A run's folder: the only place that knows the names of files inside it.
 
 runs/NAME/
-  run.json          what was started: version, command, model, time
+  run.json          what was started: version, command, time, and each resume
   config.toml       the resolved settings; alone they reproduce the run
   origins.json      where each setting came from
   data.json         what was prepared: fingerprint and audit
@@ -21,7 +21,7 @@ from typing import BinaryIO, Self
 
 from sftcli import storage
 from sftcli.config.schema import RunSettings
-from sftcli.errors import NotFoundError, OutputError, did_you_mean
+from sftcli.errors import NotFoundError, OutputError, UsageError, did_you_mean
 from sftcli.events import (
     CheckpointSaved,
     DataPrepared,
@@ -127,6 +127,36 @@ def create_run(settings: RunSettings, *, label: str) -> RunFolder:
     raise OutputError(f"no free name for a run under {root}", hint="pass --run NAME")
 
 
+def existing_run(settings: RunSettings) -> RunFolder | None:
+    """Return the run called ``settings.name`` where it is there, even if it was killed before anything was in it.
+
+    Raises:
+        UsageError: The settings give no name.
+        OutputError: A folder of that name is no run.
+    """
+    if settings.name is None:
+        raise UsageError("--resume auto needs to know which run", hint="name it: --run NAME")
+    path = Path(settings.root) / settings.name
+    if not path.exists():
+        return None
+    strange = (
+        []
+        if (path / "run.json").is_file()
+        else [child.name for child in path.iterdir() if not _is_ours(child)]
+    )
+    if strange:
+        raise OutputError(
+            f"{path} exists and is not a run: it holds {strange[0]}", hint="choose another --run NAME"
+        )
+    return RunFolder(path)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name in {"config.toml", "origins.json"} or path.name.startswith(
+        (".lock", ".run.json", ".config", ".origins")
+    )
+
+
 def list_runs(root: Path) -> list[RunFolder]:
     """Return the runs under ``root``, newest first by the time written in them."""
     runs = [RunFolder(path.parent) for path in root.glob("*/run.json")]
@@ -147,14 +177,14 @@ def find_run(name: str, root: Path) -> RunFolder:
     raise NotFoundError(f"no run {name!r} under {root}", hint=did_you_mean(name, names) or known)
 
 
-def newest_run(root: Path, *, finished: bool) -> RunFolder:
-    """Return the newest run that is finished, or that is not.
+def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
+    """Return the newest run, of those that are finished or not where ``finished`` says so.
 
     Raises:
         NotFoundError: There is none.
     """
     for run in list_runs(root):
-        if run.is_finished == finished:
+        if finished is None or run.is_finished == finished:
             return run
     if finished:
         raise NotFoundError(f"no finished run under {root}", hint="train one first: sft train")
@@ -178,7 +208,7 @@ class RunLog:
         run: Whose logs.
         every_steps: How often a step is written to ``training.log``; ``events.jsonl`` has every step.
         after_step: On resume, the step that training goes on from: later steps in the log are cut off, so that the log
-            holds each step once.
+            holds each step once. -1 starts an empty log.
     """
 
     def __init__(self, run: RunFolder, *, every_steps: int, after_step: int | None = None) -> None:
@@ -187,6 +217,7 @@ class RunLog:
         events = run.path / "events.jsonl"
         if after_step is not None and events.exists():
             write_text(events, "".join(_lines_up_to(events, after_step)))
+        _end_torn_line(run.path / "training.log")
         self._events: BinaryIO = storage.disk.append(events)
         self._text: BinaryIO = storage.disk.append(run.path / "training.log")
 
@@ -251,9 +282,17 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _end_torn_line(path: Path) -> None:
+    """Cut off a last line that a crash left without its end."""
+    if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        storage.disk.truncate(path, content.rfind(b"\n") + 1)
+
+
 def _lines_up_to(path: Path, step: int) -> list[str]:
     """Return the whole lines of an event log, without events of steps after ``step`` and without a torn last line."""
-    kept = []
+    kept: list[str] = []
+    if step < 0:
+        return kept
     for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
         try:
             event = json.loads(line)

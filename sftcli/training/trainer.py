@@ -43,6 +43,7 @@ class TrainState:
     response_tokens: int = 0
     first_heldout_loss: float | None = None
     last_heldout_loss: float | None = None
+    last_heldout_step: int = -1  # of ``last_heldout_loss``
     best_heldout_loss: float | None = None
     best_step: int = 0
 
@@ -117,24 +118,26 @@ class Trainer:
         """Take steps until the budget is spent or ``stop`` is set.
 
         Held-out loss is measured before the first step and after the last. On return, a checkpoint of the last step is
-        in the store; a stop before the first step leaves none.
+        in the store; a stop before the first step leaves none. A held-out loss that a stop cut off is measured when the run
+        goes on, before its next step.
 
         Raises:
             DivergedError: ``max_bad_steps`` steps in a row gave no finite loss or gradient.
         """
         last_step = self.settings.max_steps
-        if self.state.step == 0:
+        if self._owes_heldout():
             self.measure_heldout(stop)
         self.emit(FitStarted(step=self.state.step, last_step=last_step))
         while self.state.step < last_step and not stop.requested():
             self.emit(self.take_step())
             if self._is_due(self.settings.eval_every_steps) and not stop.requested():
                 self.measure_heldout(stop)
-            if self._is_due(self.checkpoint.every_steps):
+            if self._is_due(self.checkpoint.every_steps) or stop.save_requested():
                 self._save_or_warn()
         if self.state.step and self._saved_step != self.state.step:
             self.save()
-        ending = Ending.FINISHED if self.state.step >= last_step else Ending.STOPPED
+        is_done = self.state.step >= last_step and not self._owes_heldout()
+        ending = Ending.FINISHED if is_done else Ending.STOPPED
         self.emit(FitEnded(step=self.state.step, ending=ending))
         return ending
 
@@ -198,6 +201,7 @@ class Trainer:
             self.state,
             first_heldout_loss=scored.loss if first is None else first,
             last_heldout_loss=scored.loss,
+            last_heldout_step=self.state.step,
             best_heldout_loss=scored.loss if improved else best,
             best_step=self.state.step if improved else self.state.best_step,
         )
@@ -257,6 +261,10 @@ class Trainer:
         """True every ``every_steps`` steps and at the last step; ``every_steps`` 0 means at the last step only."""
         step = self.state.step
         return step == self.settings.max_steps or (every_steps > 0 and step % every_steps == 0)
+
+    def _owes_heldout(self) -> bool:
+        is_due = self.state.step == 0 or self._is_due(self.settings.eval_every_steps)
+        return self.heldout_loss is not None and is_due and self.state.last_heldout_step != self.state.step
 
     def _tell_bad_step(self, loss: float, grad_norm: float, window: Sequence[Batch]) -> None:
         step, ids = self.state.step, sorted(index for batch in window for index in batch.example_ids)
