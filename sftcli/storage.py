@@ -90,7 +90,7 @@ def write_file(path: Path, parts: "Iterable[bytes | memoryview]") -> dict[str, i
 
 def replace_file(path: Path, content: bytes) -> None:
     """Put ``content`` in the place of the file ``path``, whole or not at all."""
-    staging = path.with_name(f".{path.name}.tmp")
+    staging = path.with_name(f"{TEMPORARY}{path.name}")
     write_file(staging, [content])
     disk.rename(staging, path)
     disk.sync(path.parent)

@@ -152,9 +152,7 @@ def existing_run(settings: RunSettings) -> RunFolder | None:
 
 
 def _is_ours(path: Path) -> bool:
-    return path.name in {"config.toml", "origins.json"} or path.name.startswith(
-        (".lock", ".run.json", ".config", ".origins")
-    )
+    return path.name in {"config.toml", "origins.json"} or path.name.startswith((".lock", storage.TEMPORARY))
 
 
 def list_runs(root: Path) -> list[RunFolder]:
