@@ -4,6 +4,7 @@ A section is passed whole to the part that needs it. Names carry their units. Fi
 """
 
 import math
+import re
 from enum import StrEnum
 from typing import Annotated, Self, get_args
 
@@ -58,6 +59,17 @@ class Section(BaseModel):
             (int in kinds or float in kinds) and (is_bool or isinstance(value, str))
         ):
             raise PydanticCustomError("wrong_type", "wrong type")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _holds_no_password(cls, value: object) -> object:
+        """Refuse an address with a user name or password: settings are written to disk and shown."""
+        texts = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(text, str) and re.search(r"://[^/\s]*@", text) for text in texts):
+            raise ValueError(
+                "an address must not hold a user name or password; use `hf auth login` or HF_TOKEN"
+            )
         return value
 
 

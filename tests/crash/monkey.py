@@ -24,7 +24,7 @@ from pathlib import Path
 from sftcli.training.checkpoint_files import list_checkpoints, newest_good, step_of
 from tests.support.tiny_model import build_tiny_model
 
-STEPS = 24
+STEPS = 80
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Monkey:
         ]  # fmt: skip
         for value in (
             f"run.root={self.root / 'runs'}", "training.batch_size=8", "training.learning_rate=1e-2",
-            "data.heldout_fraction=0.2", "training.eval_every_steps=5", "checkpoint.every_steps=3",
+            "data.heldout_fraction=0.2", "training.eval_every_steps=10", "checkpoint.every_steps=4",
         ):  # fmt: skip
             argv += ["--set", value]
         child = os.fork()
