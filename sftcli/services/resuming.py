@@ -107,7 +107,7 @@ def clear_leftovers(run: RunFolder, emit: EventSink) -> None:
         emit(Notice(text=f"removed {', '.join(unfinished)}: left half written when a save was killed"))
 
 
-def set_aside_later(run: RunFolder, checkpoint: Path, emit: EventSink) -> None:
+def _set_aside_later(run: RunFolder, checkpoint: Path, emit: EventSink) -> None:
     """Take checkpoints after ``checkpoint`` out of the way; they are deleted once the first new one is safe."""
     for later in list_checkpoints(run.checkpoints):
         if step_of(later) > step_of(checkpoint):
@@ -155,7 +155,7 @@ def compare(checkpoint: Path, now: Mapping[str, str]) -> dict[str, tuple[str, st
 def record_resume(
     run: RunFolder, checkpoint: Path, changes: Mapping[str, tuple[str, str]], emit: EventSink
 ) -> None:
-    """Write into ``run.json`` from where the run goes on and what changed, and tell the changes."""
+    """Write into ``run.json`` from where the run goes on and what changed, tell it, and put later checkpoints aside."""
     about = run.read_about()
     before = about.get("resumed")
     entry = {
@@ -166,6 +166,7 @@ def record_resume(
     write_json(run.about, about | {"resumed": [*(before if isinstance(before, list) else []), entry]})
     for key, (old, new) in changes.items():
         emit(Notice(text=f"{key} was {old}, is {new} from here on"))
+    _set_aside_later(run, checkpoint, emit)
 
 
 def check_space(run: RunFolder, parameters_bytes: int, settings: CheckpointSettings, emit: EventSink) -> None:

@@ -38,6 +38,7 @@ from sftcli.events import (
     TextDelta,
     Warned,
 )
+from sftcli.services.log_repair import end_torn_line, lines_up_to
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,6 +104,9 @@ def create_run(settings: RunSettings, *, label: str) -> RunFolder:
     stamp = datetime.now(tz=UTC).strftime("%Y%m%d-%H%M%S")
     try:
         storage.make_folders(root)
+    except OSError as error:
+        raise _cannot_create(root, error) from error
+    try:
         if settings.name is not None:
             storage.disk.make_folder(root / settings.name)
             return RunFolder(root / settings.name)
@@ -120,11 +124,15 @@ def create_run(settings: RunSettings, *, label: str) -> RunFolder:
             hint = "choose another name with --run"
         raise OutputError(f"{error.filename} exists already", hint=hint) from error
     except OSError as error:
-        raise OutputError(
-            f"cannot create the run folder under {root}: {error.strerror}",
-            hint="choose another --set run.root=DIR",
-        ) from error
+        raise _cannot_create(root, error) from error
     raise OutputError(f"no free name for a run under {root}", hint="pass --run NAME")
+
+
+def _cannot_create(root: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot create the run folder under {root}: {error.filename}: {error.strerror}",
+        hint="choose another --set run.root=DIR",
+    )
 
 
 def existing_run(settings: RunSettings) -> RunFolder | None:
@@ -214,8 +222,8 @@ class RunLog:
         self.last_step = 0
         events = run.path / "events.jsonl"
         if after_step is not None and events.exists():
-            write_text(events, "".join(_lines_up_to(events, after_step)))
-        _end_torn_line(run.path / "training.log")
+            write_text(events, "".join(lines_up_to(events, after_step)))
+        end_torn_line(run.path / "training.log")
         self._events: BinaryIO = storage.disk.append(events)
         self._text: BinaryIO = storage.disk.append(run.path / "training.log")
 
@@ -278,24 +286,3 @@ class RunLog:
 def _finite(value: object) -> object:
     """JSON has no NaN: a number that is not finite becomes null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _end_torn_line(path: Path) -> None:
-    """Cut off a last line that a crash left without its end."""
-    if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-        storage.disk.truncate(path, content.rfind(b"\n") + 1)
-
-
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    """Return the whole lines of an event log, without events of steps after ``step`` and without a torn last line."""
-    kept: list[str] = []
-    if step < 0:
-        return kept
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # torn by a crash
-        if not (isinstance(event.get("step"), int) and event["step"] > step) and event["event"] != "FitEnded":
-            kept.append(line + "\n")
-    return kept

@@ -34,6 +34,7 @@ from sftcli.modeling.load import (
 from sftcli.modeling.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name, monotonic, seed_everything
 from sftcli.services.lock import RunLock
+from sftcli.services.memory import memory_errors
 from sftcli.services.prepare import PreparedData, prepare_data
 from sftcli.services.resuming import (
     check_space,
@@ -43,7 +44,6 @@ from sftcli.services.resuming import (
     fingerprints,
     parameters_bytes,
     record_resume,
-    set_aside_later,
 )
 from sftcli.services.run_folder import (
     RunFolder,
@@ -157,7 +157,6 @@ def _train(
     if checkpoint is not None:
         changes = compare(checkpoint, fingerprints(settings, located, prepared))
         record_resume(run, checkpoint, changes, emit)
-        set_aside_later(run, checkpoint, emit)
     check_space(run, parameters_bytes(located.folder), settings.checkpoint, emit)
     write_json(run.data, {"fingerprint": prepared.dataset.fingerprint, **prepared.dataset.about})
     emit(Notice(text=f"Loading pretrained model from {located.folder}"))
@@ -165,7 +164,8 @@ def _train(
     trainer, model = build_trainer(run, settings, located, prepared, emit, check_owner=lock.check)
     if checkpoint is not None:
         trainer.restore(read_snapshot(checkpoint))
-    ending = trainer.fit(stop)
+    with memory_errors(settings.training, resume_command=f"sft resume {run.name}"):
+        ending = trainer.fit(stop)
     if ending is Ending.STOPPED and not trainer.state.step:
         raise StoppedError
     if ending is Ending.FINISHED:
@@ -182,7 +182,7 @@ def _train(
 def find_materials(
     settings: Settings, emit: EventSink, stop: StopFlag
 ) -> tuple[LocatedModel, PreparedData, Settings]:
-    """Find the model, prepare the data, and fill in the settings that depend on the number of rows."""
+    """Find model and data, and fill in the settings that depend on the number of rows."""
     quiet_libraries()
     located = locate_model(settings.model.name, revision=settings.model.revision, emit=emit)
     if stop.requested():

@@ -235,3 +235,72 @@ def test_no_checkpoint_yet_is_said(tmp_path):
     with pytest.raises(NotFoundError, match="has no checkpoint yet"):
         choose_checkpoint(RunFolder(tmp_path), None, RecordingSink())
     assert storage.sweep(tmp_path) == []
+
+
+@pytest.mark.parametrize("root", ["rows.jsonl", "rows.jsonl/deeper"])
+def test_root_that_is_a_file_is_refused_before_anything_else(place, root):
+    resolved = settings_of(Path(), Path("no such model"), f"run.root={root}")
+    with pytest.raises(OutputError, match="cannot create the run folder under rows") as caught:
+        train(resolved, StopAtStep(NEVER))
+    assert caught.value.exit_code == 73
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/x", "a\0b", "", ".", "..", "a/b", "-x", ".hidden", "x" * 65, "a b"]
+)
+def test_name_of_a_run_cannot_leave_the_folder_of_runs(place, name):
+    from sftcli.config.sources import Override, resolve
+    from sftcli.errors import UsageError
+
+    with pytest.raises(UsageError):
+        resolve(
+            preset=None,
+            config_file=None,
+            environ={},
+            overrides=(Override(key="run.name", value=name, origin="--run"),),
+        )
+
+
+@pytest.mark.parametrize("fault", ["once", "twice"])
+def test_save_that_fails_once_is_a_warning_and_twice_in_a_row_an_error(place, monkeypatch, fault):
+    import errno
+
+    from tests.support.faulty_disk import CountingDisk
+
+    class Away(CountingDisk):
+        def create(self, path):
+            failing = ("step-00000003",) if fault == "once" else ("step-00000003", "step-00000006")
+            if any(step in str(path) for step in failing):
+                raise OSError(errno.EACCES, "Permission denied", str(path))
+            return super().create(path)
+
+    monkeypatch.setattr(storage, "disk", Away())
+    flag = StopAtStep(NEVER)
+    resolved = settings_of(Path(), Path("model"), "run.name=flaky")
+    if fault == "once":
+        assert train(resolved, flag).ending is Ending.FINISHED
+        assert "could not save the checkpoint of step 3" in texts(flag.events, Warned)
+        assert "training goes on" in texts(flag.events, Warned)
+    else:
+        with pytest.raises(StorageError, match="could not save the checkpoint of step 6"):
+            train(resolved, flag)
+
+
+def test_weights_that_are_not_finite_are_not_saved():
+    import torch
+
+    from sftcli.config.schema import TrainingSettings
+    from sftcli.errors import DivergedError
+    from tests.support.recording import MemoryStore
+    from tests.support.training import build_trainer
+
+    store = MemoryStore()
+    trainer = build_trainer(
+        settings=TrainingSettings(max_steps=2, warmup_steps=0), store=store, emit=RecordingSink()
+    )
+    trainer.take_step()
+    with torch.no_grad():
+        trainer.weights.masters["model.norm.weight"][0] = float("nan")
+    with pytest.raises(DivergedError, match=r"step 1 is not saved: model\.norm\.weight"):
+        trainer.save()
+    assert store.snapshots == {}
