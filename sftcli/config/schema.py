@@ -188,6 +188,9 @@ class CheckpointSettings(Section):
 
     every_steps: int = Field(2000, ge=0, description="How often a checkpoint is saved; 0 only at the end.")
     keep_last: int = Field(2, ge=1, description="Newest checkpoints that are kept; older ones are deleted.")
+    in_background: bool = Field(
+        True, description="Write checkpoints while training goes on; takes memory for a copy of the state."
+    )
     keep_best: bool = Field(
         True, description="Keep the checkpoint with the lowest held-out loss as well, if that step was saved."
     )

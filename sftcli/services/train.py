@@ -166,7 +166,7 @@ def _train(
         trainer.restore(read_snapshot(checkpoint))
     with memory_errors(settings.training, resume_command=f"sft resume {run.name}"):
         ending = trainer.fit(stop)
-    if ending is Ending.STOPPED and not trainer.state.step:
+    if not trainer.state.step:
         raise StoppedError
     if ending is Ending.FINISHED:
         lock.check()

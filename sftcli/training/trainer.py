@@ -1,6 +1,7 @@
 """The loop. It takes steps, emits events and hands snapshots to a store; it knows no files, no terminal and no model class."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -9,9 +10,8 @@ import torch
 
 from sftcli.config.schema import CheckpointSettings, TrainingSettings
 from sftcli.data.batch import Batch
-from sftcli.errors import DivergedError, UnsavedError
+from sftcli.errors import DivergedError
 from sftcli.events import (
-    CheckpointSaved,
     Ending,
     EventSink,
     FitEnded,
@@ -22,6 +22,7 @@ from sftcli.events import (
     Warned,
 )
 from sftcli.runtime import Clock, RngState, capture_rng, monotonic, peak_memory_bytes, restore_rng
+from sftcli.training.background import Saver
 from sftcli.training.loss import BatchLoss, NllSum
 from sftcli.training.optim import (
     MasterWeights,
@@ -56,6 +57,12 @@ class Snapshot:
     weights: Mapping[str, torch.Tensor]  # float32 masters by parameter name
     optimizer: Mapping[str, torch.Tensor]
     rng: RngState
+
+    def copied(self) -> "Snapshot":
+        """Return a copy in the CPU's memory that the next step does not change."""
+        parts = (self.weights, self.optimizer)
+        weights, optimizer = ({k: v.to("cpu", copy=True) for k, v in part.items()} for part in parts)
+        return replace(self, weights=weights, optimizer=optimizer)
 
 
 class CheckpointStore(Protocol):
@@ -111,8 +118,7 @@ class Trainer:
         self.device = device
         self.clock = clock
         self.state = TrainState()
-        self._saved_step = -1
-        self._is_save_missing = False  # the last one failed
+        self._saver = Saver(emit, clock)
 
     def fit(self, stop: StopFlag) -> Ending:
         """Take steps until the budget is spent or ``stop`` is set.
@@ -128,18 +134,28 @@ class Trainer:
         if self._owes_heldout():
             self.measure_heldout(stop)
         self.emit(FitStarted(step=self.state.step, last_step=last_step))
-        while self.state.step < last_step and not stop.requested():
-            self.emit(self.take_step())
-            if self._is_due(self.settings.eval_every_steps) and not stop.requested():
-                self.measure_heldout(stop)
-            if self._is_due(self.checkpoint.every_steps) or stop.save_requested():
-                self._save_or_warn()
-        if self.state.step and self._saved_step != self.state.step:
+        try:
+            self._take_steps(last_step, stop)
+        finally:
+            if not isinstance(
+                sys.exception(), KeyboardInterrupt
+            ):  # who is in a hurry does not wait for a save
+                self._saver.finish(wait=True)
+        if self.state.step and self._saver.saved_step != self.state.step:
             self.save()
         is_done = self.state.step >= last_step and not self._owes_heldout()
         ending = Ending.FINISHED if is_done else Ending.STOPPED
         self.emit(FitEnded(step=self.state.step, ending=ending))
         return ending
+
+    def _take_steps(self, last_step: int, stop: StopFlag) -> None:
+        while self.state.step < last_step and not stop.requested():
+            self.emit(self.take_step())
+            self._saver.finish(wait=False)
+            if self._is_due(self.settings.eval_every_steps) and not stop.requested():
+                self.measure_heldout(stop)
+            if self._is_due(self.checkpoint.every_steps) or stop.save_requested():
+                self._save_and_go_on()
 
     def take_step(self) -> StepDone:
         """Update once from the mean loss over every response token of the global batch."""
@@ -215,22 +231,19 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Hand a snapshot to the store."""
-        begin = self.clock()
+        """Hand a snapshot to the store and wait until it is durable."""
         self._refuse_nonfinite_weights()
-        path = self.store.save(self.snapshot())
-        self._saved_step, self._is_save_missing = self.state.step, False
-        self.emit(CheckpointSaved(step=self.state.step, path=path, seconds=self.clock() - begin))
+        snapshot = self.snapshot()
+        self._saver.save_now(self.state.step, lambda: self.store.save(snapshot), is_last=True)
 
-    def _save_or_warn(self) -> None:
-        """Save; let one save in a row fail for a reason that may pass."""
-        try:
-            self.save()
-        except UnsavedError as error:
-            if self._is_save_missing:
-                raise
-            self._is_save_missing = True
-            self.emit(Warned(text=f"{error.message}; training goes on and saves again when next due"))
+    def _save_and_go_on(self) -> None:
+        self._refuse_nonfinite_weights()
+        snapshot, step = self.snapshot(), self.state.step
+        if self.checkpoint.in_background:
+            copy = snapshot.copied()
+            self._saver.begin(step, lambda: self.store.save(copy))
+        else:
+            self._saver.save_now(step, lambda: self.store.save(snapshot), is_last=False)
 
     def _refuse_nonfinite_weights(self) -> None:
         for name, master in self.weights.masters.items():
@@ -255,7 +268,7 @@ class Trainer:
         restore_optimizer(self.optimizer, self.weights.masters, snapshot.optimizer)
         restore_rng(snapshot.rng)
         self.state = snapshot.state
-        self._saved_step = snapshot.state.step
+        self._saver.saved_step = snapshot.state.step
 
     def _is_due(self, every_steps: int) -> bool:
         """True every ``every_steps`` steps and at the last step; ``every_steps`` 0 means at the last step only."""

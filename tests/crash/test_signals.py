@@ -31,12 +31,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(place: Path, name: str):
+    """Saves are in the foreground, so that a test says at which operation of one a signal comes."""
     return settings_of(
         place,
         place / "model",
         f"run.name={name}",
         f"training.max_steps={STEPS}",
         "training.eval_every_steps=2",
+        "checkpoint.in_background=false",
     )
 
 
