@@ -130,6 +130,11 @@ class TrainingSettings(Section):
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay of the first moment.")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW decay of the second moment.")
     epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon.")
+    train_embeddings: bool = Field(
+        True,
+        description="Whether token embeddings and the output head are trained. Frozen, steps are faster and tokens that "
+        "the rows never use stay as they were.",
+    )
     max_grad_norm: float = Field(
         1.0, gt=0, description="Gradients are scaled down to this norm where they exceed it."
     )

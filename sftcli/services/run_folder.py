@@ -21,7 +21,7 @@ from typing import BinaryIO, Self
 
 from sftcli import storage
 from sftcli.config.schema import RunSettings
-from sftcli.errors import NotFoundError, OutputError, UsageError, did_you_mean
+from sftcli.errors import NotFoundError, OutputError, UsageError
 from sftcli.events import (
     CheckpointSaved,
     DataPrepared,
@@ -39,6 +39,7 @@ from sftcli.events import (
     Warned,
 )
 from sftcli.services.log_repair import end_torn_line, lines_up_to
+from sftcli.suggest import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

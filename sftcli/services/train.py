@@ -1,16 +1,13 @@
 """Train and resume: builds the parts, runs the trainer, leaves a run folder behind."""
 
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli import __version__
 from sftcli.config.sources import Resolved, Settings, to_toml
 from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
 from sftcli.errors import DataError, StoppedError
@@ -34,6 +31,7 @@ from sftcli.modeling.load import (
 from sftcli.modeling.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name, monotonic, seed_everything
 from sftcli.services.lock import RunLock
+from sftcli.services.machine import facts_of_start
 from sftcli.services.memory import memory_errors
 from sftcli.services.prepare import PreparedData, prepare_data
 from sftcli.services.resuming import (
@@ -60,7 +58,7 @@ from sftcli.training.checkpoint_files import (
     step_of,
 )
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
-from sftcli.training.optim import MasterWeights, make_optimizer
+from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from sftcli.training.probe import choose_batch_loss
 from sftcli.training.trainer import HeldoutLoss, Trainer
 
@@ -114,16 +112,7 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
             return continue_run(run, settings, choose_checkpoint(run, None, emit), emit, stop, lock)
         write_text(run.config, to_toml(settings))
         write_json(run.origins, dict(request.resolved.origins))
-        write_json(
-            run.about,
-            {
-                "started_at": datetime.now(tz=UTC).isoformat(timespec="microseconds"),
-                "command": request.command,
-                "version": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-        )
+        write_json(run.about, facts_of_start(request.command))
         with RunLog(run, every_steps=settings.training.log_every_steps, after_step=-1) as log:
             return _train(run, settings, fan_out(log, emit), stop, lock)
 
@@ -211,6 +200,8 @@ def build_trainer(
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
     model = load_model(located.folder, dtype=torch.float32, device=device)
+    if not settings.training.train_embeddings:
+        freeze_embeddings(model)
     weights = MasterWeights(model, compute_dtype=dtype)
     total, trainable = count_parameters(model)
     emit(

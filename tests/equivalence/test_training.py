@@ -11,7 +11,7 @@ from sftcli.errors import DivergedError
 from sftcli.events import CheckpointSaved, Ending, HeldoutDone, NeverStop, StepDone, Warned
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import list_checkpoints, read_snapshot
-from sftcli.training.optim import MasterWeights, make_optimizer
+from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
 from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama
 
@@ -276,3 +276,21 @@ def test_background_save_holds_the_state_of_its_step_and_not_a_later_one():
             assert torch.equal(tensor, ends[1][step].weights[name])
         for name, tensor in ends[0][step].optimizer.items():
             assert torch.equal(tensor, ends[1][step].optimizer[name])
+
+
+def test_frozen_embeddings_stay_and_are_part_of_the_checkpoint(tmp_path):
+    model = tiny_llama()
+    freeze_embeddings(model)
+    before = model.model.embed_tokens.weight.detach().clone()
+    store = DirectoryCheckpointStore(
+        tmp_path,
+        settings=CheckpointSettings(keep_last=1),
+        write_model_files=lambda folder: None,
+        fingerprints={},
+    )
+    trainer = build_trainer(settings=settings(), store=store, emit=RecordingSink(), model=model)
+    trainer.fit(NeverStop())
+    assert torch.equal(model.model.embed_tokens.weight, before)
+    saved = read_snapshot(list_checkpoints(tmp_path)[-1]).weights
+    assert torch.equal(saved["model.embed_tokens.weight"], before)
+    assert not any("embed" in name for name in trainer.snapshot().optimizer)
