@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli import options, results, tables
-from sftcli.cli.request import choose_preset, resolve_flags
+from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
 from sftcli.events import Notice
 
@@ -33,6 +33,10 @@ def train(
     data: options.Data = None,
     heldout: options.Heldout = None,
     model: options.Model = None,
+    renames: options.Map = None,
+    template: options.Template = None,
+    train_on: options.TrainOn = None,
+    max_tokens: options.MaxTokens = None,
     run: options.RunName = None,
     on_existing: Annotated[
         Resume | None,
@@ -74,6 +78,7 @@ def train(
             "training.max_steps": ("--max-steps", max_steps),
             "training.seed": ("--seed", seed),
             "model.name": ("--model", model),
+            **data_flags(renames=renames, template=template, train_on=train_on, max_tokens=max_tokens),
             "run.name": ("--run", run),
         },
     )

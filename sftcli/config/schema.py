@@ -99,6 +99,17 @@ class DataSettings(Section):
     heldout_max_rows: int = Field(
         512, ge=1, description="Most rows that are held out when there are no held-out sources."
     )
+    renames: tuple[Text, ...] = Field(
+        (), description="Columns of other names, each OURS=THEIRS, such as prompt=question."
+    )
+    template: str | None = Field(
+        None,
+        min_length=1,
+        description="Chat template: chatml, alpaca, modern-llm or a file of Jinja text; unset takes the tokenizer's own.",
+    )
+    allow_leak: bool = Field(
+        False, description="Whether held-out sources may hold rows that are trained on too."
+    )
     max_tokens: int = Field(
         512, ge=8, description="Longest row in tokens, prompt included; longer rows are dropped and counted."
     )

@@ -160,7 +160,11 @@ def _train(
     if ending is Ending.FINISHED:
         lock.check()
         save_model_folder(
-            model, source=located.folder, folder=run.final, stop_ids=prepared.tokenizer.stop_ids
+            model,
+            source=located.folder,
+            folder=run.final,
+            stop_ids=prepared.tokenizer.stop_ids,
+            template=prepared.tokenizer.chosen_template,
         )
         emit(ModelSaved(path=str(run.final)))
     state = trainer.state
@@ -171,7 +175,7 @@ def _train(
 def find_materials(
     settings: Settings, emit: EventSink, stop: StopFlag
 ) -> tuple[LocatedModel, PreparedData, Settings]:
-    """Find model and data, and fill in the settings that depend on the number of rows."""
+    """Find model and data; fill in the settings that depend on the rows."""
     quiet_libraries()
     located = locate_model(settings.model.name, revision=settings.model.revision, emit=emit)
     if stop.requested():
@@ -181,8 +185,6 @@ def find_materials(
     )
     if not len(prepared.dataset.train):
         raise DataError("no row is left to train on", hint="sft prepare says why each row was rejected")
-    if stop.requested():
-        raise StoppedError
     training = settings.training.for_rows(len(prepared.dataset.train))
     return located, prepared, settings.model_copy(update={"training": training})
 
@@ -218,7 +220,13 @@ def build_trainer(
     store = DirectoryCheckpointStore(
         run.checkpoints,
         settings=settings.checkpoint,
-        write_model_files=partial(write_model_files, model, source=located.folder),
+        write_model_files=partial(
+            write_model_files,
+            model,
+            source=located.folder,
+            stop_ids=prepared.tokenizer.stop_ids,
+            template=prepared.tokenizer.chosen_template,
+        ),
         fingerprints=fingerprints(settings, located, prepared),
         resume_command=f"sft resume {run.name}",
         check_owner=check_owner,
