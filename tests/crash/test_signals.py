@@ -100,7 +100,7 @@ def test_signal_at_every_look_for_one_saves_what_there_is_and_the_run_goes_on(pl
             assert code == 143
             assert [step_of(path) for path in saved[-1:]] == ([steps] if steps else [])
         assert_goes_on_to_the_same_end(place, name)
-    assert total >= 12
+    assert total >= 11
     assert len(phases) >= 6
 
 
