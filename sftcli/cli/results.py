@@ -1,7 +1,7 @@
 """What a command leaves on the screen when it is done: results on stdout, remarks and next commands on stderr."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sftcli.cli import options, tables
@@ -92,6 +92,18 @@ def show_completion(completion: "Completion", output: options.Output) -> None:
     if completion.finish == "length" and not output.quiet:
         hint = f"cut after {completion.new_tokens} tokens; --max-new-tokens allows more"
         tables.show_text(hint, tables.err(output.color))
+
+
+def show_completions(
+    completions: Sequence["Completion"], *, samples: int, with_base: bool, output: options.Output
+) -> None:
+    """Print several answers, each under a line that says whose it is."""
+    out = tables.out(output.color)
+    for number, completion in enumerate(completions):
+        whose = ("base" if number < samples else "tuned") if with_base else "sample"
+        place = f" {number % samples + 1}" if samples > 1 else ""
+        cut = "" if completion.finish == "stop" else f" (cut after {completion.new_tokens} tokens)"
+        tables.show_text(f"[{whose}{place}]{cut}\n{completion.text}\n", out)
 
 
 def show_scores(report: "EvalReport", output: options.Output) -> None:

@@ -232,7 +232,6 @@ def _answer(
             # An answer that is longer than the longest right one is wrong already.
             settings=job.sampling.model_copy(update={"max_new_tokens": longest, "temperature": 0.0}),
             stop_ids=job.tokenizer.stop_ids,
-            pad_id=job.tokenizer.pad_id,
             stop=stop,
         )
         if stop.requested():

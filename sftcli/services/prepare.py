@@ -100,7 +100,12 @@ class PrepareOutcome:
     def to_json(self) -> dict[str, object]:
         """Return the outcome as plain values."""
         shown = [[asdict(token) for token in row] for row in self.shown]
-        return {"folder": self.folder, "cached": self.data.is_cached, **self.data.dataset.about, "shown": shown}
+        return {
+            "folder": self.folder,
+            "cached": self.data.is_cached,
+            **self.data.dataset.about,
+            "shown": shown,
+        }
 
 
 def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> PrepareOutcome:
@@ -204,6 +209,7 @@ class _Job:
                     "sources": [source.text for source in (*self.train, *self.heldout)],
                     "schemas": schemas,
                     "template": self.tokenizer.template_name,
+                    "tokenizer": self.tokenizer.fingerprint,
                     "audit": {split: audit.summary().to_json() for split, audit in audits.items()},
                 }
             )
