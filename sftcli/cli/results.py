@@ -10,9 +10,10 @@ from sftcli.cli.text import count, duration, loss_text, percent
 if TYPE_CHECKING:
     from sftcli.config.sources import Row
     from sftcli.data.audit import AuditSummary
-    from sftcli.services.evaluate import EvalReport, Score
+    from sftcli.services.evaluate import EvalReport
     from sftcli.services.generate import Completion
     from sftcli.services.prepare import PrepareOutcome
+    from sftcli.services.scores import Score
     from sftcli.services.train import TrainOutcome
 
 SHOWN_MISSES = 3
@@ -110,10 +111,11 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
     """Print the scores of base and tuned side by side, and a few rows that the tuned model got wrong."""
     base, tuned = report.base, report.tuned
     out, err = tables.out(output.color), tables.err(output.color)
+    measured = base.measures() if base else {}
     rows = [
-        ("held-out loss (nats/token)", base.loss if base else None, tuned.loss, True),
-        ("perplexity", base.perplexity if base else None, tuned.perplexity, True),
-        ("exact match (%)", 100 * base.match_fraction if base else None, 100 * tuned.match_fraction, False),
+        (label, measured.get(label, (None, False))[0], value, lower_is_better)
+        for label, (value, lower_is_better) in tuned.measures().items()
+        if value is not None
     ]
     names = (base.model if base else "base", tuned.model)
     out.print(tables.comparison_table(rows, names=names))
@@ -124,6 +126,14 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
         f"{_matches(tuned)} answered exactly right" + (f", {_matches(base)} by {base.model}" if base else ""),
         err,
     )
+    for name, difference in (("loss", report.loss_difference), ("exact match", report.match_difference)):
+        if difference is not None:
+            bounds = f"{difference.low:+.3f} to {difference.high:+.3f}"
+            tables.show_text(f"{name}: {difference.value:+.3f} against the base, 95% interval {bounds}", err)
+    if report.verdict is not None:
+        verdict = report.verdict
+        advice = f": {verdict.advice}" if verdict.advice else ""
+        tables.show_text(f"{verdict.kind} ({verdict.reason}){advice}", err)
     for miss in report.misses[:SHOWN_MISSES]:
         tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}", err)
 
