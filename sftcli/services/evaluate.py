@@ -15,19 +15,23 @@ from sftcli.modeling.locate import locate_model
 from sftcli.services.intervals import Interval
 from sftcli.services.models import ModelChoice, choose_model
 from sftcli.services.prepare import PreparedData, prepare_data
+from sftcli.services.report import write_report
 from sftcli.services.run_folder import RunFolder, write_json
 from sftcli.services.scores import (
     Miss,
+    Sample,
     Score,
     ScoringJob,
     loss_difference,
     match_difference,
     question_of,
+    samples_of,
     score_model,
 )
 from sftcli.services.text_metrics import TrainingSpans, has_reference_metrics
 from sftcli.services.verdict import Verdict, judge
 
+KEPT_SAMPLES = 8
 MAX_TRAINING_TOKENS = 2_000_000  # looked through for copied answers
 
 
@@ -59,6 +63,7 @@ class EvalReport:
     loss_difference: Interval | None  # tuned minus base, nats per response token
     match_difference: Interval | None  # tuned minus base, fraction
     verdict: Verdict | None  # of the run that made the model
+    samples: tuple[Sample, ...]
     misses: tuple[Miss, ...]
 
     def to_json(self) -> dict[str, object]:
@@ -105,10 +110,12 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
         loss_difference=None if base_score is None else loss_difference(base_score, tuned),
         match_difference=None if base_score is None else match_difference(base_score, tuned),
         verdict=None if choice.run is None else _verdict(choice.run),
+        samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
         misses=tuned.misses,
     )
     if choice.run is not None and not request.data:
         write_json(choice.run.evaluation, report.to_json())
+        write_report([choice.run], choice.run.report)
     return report
 
 

@@ -108,6 +108,16 @@ class Miss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A held-out row with the answers of both models."""
+
+    prompt: str
+    expected: str
+    base: str | None
+    tuned: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeldoutQuestion:
     """A held-out row cut where its last answer starts."""
 
@@ -136,6 +146,7 @@ class Scored:
     score: Score
     rows: tuple[RowScore, ...]
     matches: tuple[bool, ...]
+    texts: tuple[str, ...]
     misses: tuple[Miss, ...]
 
 
@@ -172,7 +183,9 @@ def score_model(job: ScoringJob, choice: ModelChoice, emit: EventSink, stop: Sto
         for answer, text, question in zip(answers, texts, job.questions, strict=True)
     )
     score = _summary(job, choice.name, rows, answers, texts, matches, seconds=monotonic() - begin)
-    return Scored(score=score, rows=rows, matches=matches, misses=_misses(job, texts, matches))
+    return Scored(
+        score=score, rows=rows, matches=matches, texts=tuple(texts), misses=_misses(job, texts, matches)
+    )
 
 
 def loss_difference(first: Scored, second: Scored) -> Interval:
@@ -185,6 +198,19 @@ def loss_difference(first: Scored, second: Scored) -> Interval:
 def match_difference(first: Scored, second: Scored) -> Interval:
     """Return how many more answers of ``second`` are right, as a fraction."""
     return paired_difference(first.matches, second.matches, [1] * len(first.matches))
+
+
+def samples_of(job: ScoringJob, base: Scored | None, tuned: Scored, *, most: int) -> tuple[Sample, ...]:
+    """Return the first ``most`` questions with their answers."""
+    return tuple(
+        Sample(
+            prompt=job.tokenizer.decode(question.prompt_ids, skip_special=True),
+            expected=question.expected,
+            base=None if base is None else base.texts[index],
+            tuned=tuned.texts[index],
+        )
+        for index, question in enumerate(job.questions[:most])
+    )
 
 
 def _batches(job: ScoringJob) -> Iterator[Batch]:

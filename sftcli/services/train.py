@@ -35,6 +35,7 @@ from sftcli.modeling.load import (
 from sftcli.modeling.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name, monotonic, seed_everything
 from sftcli.services.prepare import PreparedData, prepare_data
+from sftcli.services.report import write_report
 from sftcli.services.run_folder import (
     RunFolder,
     RunLog,
@@ -161,6 +162,8 @@ def _train(
             model, source=located.folder, folder=run.final, stop_ids=prepared.tokenizer.stop_ids
         )
         emit(ModelSaved(path=str(run.final)))
+    if trainer.state.step:
+        write_report([run], run.report)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
     return _outcome(run, settings, ending, state.step, losses, seconds=monotonic() - begin)

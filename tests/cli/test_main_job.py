@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from sftcli.cli.app import app
 
 CONTENTS = {
-    "checkpoints", "config.toml", "data.json", "events.jsonl", "final", "origins.json", "run.json", "training.log",
+    "checkpoints", "config.toml", "data.json", "events.jsonl", "final", "origins.json", "report.html", "run.json", "training.log",
 }  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def test_eval_numbers_do_not_depend_on_the_batch_size(run, tmp_path):
             for name, value in reports[0][model].items():
                 if name not in {"seconds", "sources"}:
                     assert report[model][name] == (
-                        value if isinstance(value, str) or value is None else pytest.approx(value, abs=1e-6)
+                        value if isinstance(value, str) or value is None else pytest.approx(value, rel=1e-6, abs=1e-6)
                     )
 
 
