@@ -47,7 +47,7 @@ def draw(title: str, series: Sequence[Series], *, x_label: str, y_label: str, id
         axes = figure.add_subplot()
         for one in series:
             style = {"line": "-", "faint": "-", "dots": "o--"}[one.kind]
-            alpha, width = (0.35, 1.0) if one.kind == "faint" else (1.0, 1.8)
+            alpha, width = (0.4, 1.0) if one.kind == "faint" else (1.0, 1.8)
             axes.plot(
                 one.x, one.y, style, color=_SERIES[one.color % len(_SERIES)], alpha=alpha, linewidth=width,
                 markersize=5, label=one.name if one.kind != "faint" else None,

@@ -34,7 +34,7 @@ MEASURES = (
     ("answers that loop (%)", "looping_fraction", 100.0, 1),
     ("memorized answers (%)", "memorized_fraction", 100.0, 1),
 )
-SMOOTHING = 0.9  # share of the past in the smoothed loss
+SMOOTHING = 0.7  # share of the past in the smoothed loss
 
 
 def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
@@ -93,7 +93,7 @@ def _facts(
 ) -> list[tuple[str, str]]:
     facts = []
     for model in _of(events, "ModelLoaded")[-1:]:
-        facts.append(("model", f"{model['name']}, {int(str(model['parameters'])) / 1e6:.1f} M parameters"))
+        facts.append(("model", f"{model['name']}, {int(str(model['parameters'])):,} parameters"))
         facts.append(("machine", f"{model['device']}, {model['precision']}"))
     for data in _of(events, "DataPrepared")[-1:]:
         facts.append(("data", f"{data['source']} ({data['schema']})"))
@@ -104,7 +104,7 @@ def _facts(
         facts.append(
             (
                 "steps",
-                f"{steps[-1]['step']} in {seconds / 60:.1f} min, {tokens / max(seconds, 1e-9):,.0f} tokens/s",
+                f"{steps[-1]['step']} in {seconds:,.0f} s, {tokens / max(seconds, 1e-9):,.0f} tokens/s",
             )
         )
         facts.append(("peak memory", f"{max(_numbers(steps, 'peak_memory_bytes')) / 1e9:.2f} GB"))

@@ -183,7 +183,9 @@ def test_eval_numbers_do_not_depend_on_the_batch_size(run, tmp_path):
             for name, value in reports[0][model].items():
                 if name not in {"seconds", "sources"}:
                     assert report[model][name] == (
-                        value if isinstance(value, str) or value is None else pytest.approx(value, rel=1e-6, abs=1e-6)
+                        value
+                        if isinstance(value, str) or value is None
+                        else pytest.approx(value, rel=1e-6, abs=1e-6)
                     )
 
 
