@@ -19,12 +19,7 @@ program, 75 is "stopped on request, saved, run again", 128 + n is a signal.
 """
 
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+from typing import ClassVar
 
 STOPPED_EXIT_CODE = 75
 
@@ -147,9 +142,3 @@ class StoppedError(SftError):
 
     def __init__(self) -> None:
         super().__init__("stopped before the end; nothing was kept")
-
-
-def did_you_mean(word: str, known: "Iterable[str]") -> str:
-    """Return "did you mean 'x'?" for the nearest of ``known``, or an empty string when none is near."""
-    match = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean {match[0]!r}?" if match else ""

@@ -1,5 +1,6 @@
 """The ``sft`` program: its commands, and the way from an error to an exit code."""
 
+import os
 import sys
 from functools import partial
 from typing import Annotated
@@ -48,6 +49,9 @@ def _options(
 
 def main() -> None:
     """Run ``sft`` with the process's arguments and end the process with its exit code."""
+    # Threads that wait for each other must sleep, not spin: on a machine that does other work too, spinning made training
+    # two times slower, and without other work it gains nothing. Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:]
     command = _command_name(arguments)
     # In its own standalone mode Typer would print boxes for errors and turn a broken pipe into exit code 1.

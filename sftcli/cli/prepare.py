@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from sftcli.cli import options, results, tables
-from sftcli.cli.request import choose_preset, resolve_flags
+from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
 
 
@@ -19,6 +19,10 @@ def prepare(
     sets: options.Set = None,
     heldout: options.Heldout = None,
     model: options.Model = None,
+    renames: options.Map = None,
+    template: options.Template = None,
+    train_on: options.TrainOn = None,
+    max_tokens: options.MaxTokens = None,
     show: Annotated[
         int, typer.Option("--show", metavar="N", min=0, help="Show the first N rows as the model sees them.")
     ] = 0,
@@ -40,7 +44,10 @@ def prepare(
         sets=sets,
         data=sources,
         heldout=heldout,
-        flags={"model.name": ("--model", model)},
+        flags={
+            "model.name": ("--model", model),
+            **data_flags(renames=renames, template=template, train_on=train_on, max_tokens=max_tokens),
+        },
     )
     with session(output) as (emit, stop):
         from sftcli.services.prepare import PrepareRequest, run_prepare

@@ -16,6 +16,18 @@ def choose_preset(preset: str | None, config: str | None, data: Sequence[str] | 
     return DEFAULT_PRESET if preset is None and config is None and not data else preset
 
 
+def data_flags(
+    *, renames: list[str] | None, template: str | None, train_on: str | None, max_tokens: int | None
+) -> Mapping[str, tuple[str, object]]:
+    """Return the flags that say how rows are read, as ``resolve_flags`` takes them."""
+    return {
+        "data.renames": ("--map", renames or None),
+        "data.template": ("--template", template),
+        "data.train_on": ("--train-on", train_on),
+        "data.max_tokens": ("--max-tokens", max_tokens),
+    }
+
+
 def resolve_flags(
     *,
     preset: str | None,

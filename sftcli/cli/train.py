@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli import options, results, tables
-from sftcli.cli.request import choose_preset, resolve_flags
+from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
+from sftcli.events import Notice
 
 if TYPE_CHECKING:
     from sftcli.services.train import TrainOutcome
@@ -25,6 +26,10 @@ def train(
     data: options.Data = None,
     heldout: options.Heldout = None,
     model: options.Model = None,
+    renames: options.Map = None,
+    template: options.Template = None,
+    train_on: options.TrainOn = None,
+    max_tokens: options.MaxTokens = None,
     run: options.RunName = None,
     print_config: Annotated[
         bool,
@@ -58,6 +63,7 @@ def train(
             "training.max_steps": ("--max-steps", max_steps),
             "training.seed": ("--seed", seed),
             "model.name": ("--model", model),
+            **data_flags(renames=renames, template=template, train_on=train_on, max_tokens=max_tokens),
             "run.name": ("--run", run),
         },
     )
@@ -65,6 +71,7 @@ def train(
         results.show_settings(resolved.rows(), output)
         return
     with session(output, every_steps=resolved.settings.training.log_every_steps) as (emit, stop):
+        emit(Notice(text="loading torch and transformers"))
         from sftcli.services.train import TrainRequest, run_training
 
         label = chosen or Path(config or "run").stem

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from sftcli.config.fields import value_from_text
-from sftcli.config.suggest import did_you_mean, nearest, question
 from sftcli.config.toml_file import TomlDocument, dotted
 from sftcli.errors import Location
+from sftcli.suggest import aside, did_you_mean, nearest, question
 
 ENVIRONMENT_PREFIX = "SFT_"
 NON_SETTING_VARIABLES = frozenset(
@@ -124,10 +124,10 @@ def environment_layer(environ: Mapping[str, str], fields: Fields) -> tuple[Layer
 
 def _suggest_variable(name: str, fields: Fields) -> str:
     known = (*map(environment_name, fields), *sorted(NON_SETTING_VARIABLES))
-    if suggestion := did_you_mean(name.upper(), known):
+    if suggestion := aside(did_you_mean(name.upper(), known)):
         return suggestion
     keys = nearest(name.removeprefix(ENVIRONMENT_PREFIX).lower(), fields)  # finds one without its section
-    return question([environment_name(key) for key in keys])
+    return aside(question([environment_name(key) for key in keys]))
 
 
 def environment_name(key: str) -> str:
@@ -159,5 +159,5 @@ def _unknown(entry: Entry, fields: Fields) -> Problem:
         text = f"{key!r} belongs in a preset; name the preset with --preset"
     else:
         near = sections if isinstance(entry.value, dict) else fields
-        text = f"unknown key {key!r}{did_you_mean(key, near)}"
+        text = f"unknown key {key!r}{aside(did_you_mean(key, near))}"
     return Problem(text=f"{entry.where}: {text}", location=entry.location, hint=KEYS_HINT)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.config.suggest import did_you_mean
 from sftcli.config.toml_file import TomlDocument, read_toml
 from sftcli.errors import Location, NotFoundError, UsageError
+from sftcli.suggest import aside, did_you_mean
 
 REFERENCE_PREFIX = "preset:"
 _PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
@@ -61,7 +61,7 @@ def _read(name: str, folder: Path, extended_by: tuple[str, ...]) -> Preset:
     names = sorted(path.stem for path in folder.glob("*.toml"))
     if name not in names:
         raise UsageError(
-            f"no preset {name!r}{did_you_mean(name, names)}",
+            f"no preset {name!r}{aside(did_you_mean(name, names))}",
             hint=f"Presets are {', '.join(names)}.",
             location=Location(key="preset"),
         )
@@ -120,6 +120,7 @@ def preset_file(reference: str) -> Path:
             f"{REFERENCE_PREFIX}{file.relative_to(folder).as_posix()}" for file in folder.rglob("*.jsonl")
         ]
         raise NotFoundError(
-            f"no file {reference!r} among the presets{did_you_mean(reference, known)}", location=location
+            f"no file {reference!r} among the presets{aside(did_you_mean(reference, known))}",
+            location=location,
         )
     return path

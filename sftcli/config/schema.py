@@ -87,6 +87,17 @@ class DataSettings(Section):
     heldout_max_rows: int = Field(
         512, ge=1, description="Most rows that are held out when there are no held-out sources."
     )
+    renames: tuple[Text, ...] = Field(
+        (), description="Columns of other names, each OURS=THEIRS, such as prompt=question."
+    )
+    template: str | None = Field(
+        None,
+        min_length=1,
+        description="Chat template: chatml, alpaca, modern-llm or a file of Jinja text; unset takes the tokenizer's own.",
+    )
+    allow_leak: bool = Field(
+        False, description="Whether held-out sources may hold rows that are trained on too."
+    )
     max_tokens: int = Field(
         512, ge=8, description="Longest row in tokens, prompt included; longer rows are dropped and counted."
     )
@@ -118,6 +129,11 @@ class TrainingSettings(Section):
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay of the first moment.")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW decay of the second moment.")
     epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon.")
+    train_embeddings: bool = Field(
+        True,
+        description="Whether token embeddings and the output head are trained. Frozen, steps are faster and tokens that "
+        "the rows never use stay as they were.",
+    )
     max_grad_norm: float = Field(
         1.0, gt=0, description="Gradients are scaled down to this norm where they exceed it."
     )

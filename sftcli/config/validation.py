@@ -7,8 +7,8 @@ from pydantic_core import ErrorDetails
 
 from sftcli.config.fields import allowed, choices, shown
 from sftcli.config.layers import Entry, Fields, Problem
-from sftcli.config.suggest import did_you_mean
 from sftcli.errors import Location, UsageError
+from sftcli.suggest import aside, did_you_mean
 
 _MAX_PROBLEMS = 5  # listed in one message
 _VALUE_ERROR = "Value error, "  # what pydantic writes before the text of a ValueError
@@ -22,7 +22,7 @@ def wrong_value(error: ErrorDetails, key: str, entry: Entry, field: FieldInfo) -
         text = f"{entry.where}: {name} {error['msg'].removeprefix(_VALUE_ERROR)}"
         return Problem(text=text, location=entry.location)
     expected = allowed(field) if name == key else "text that is not empty"
-    suggestion = did_you_mean(value, choices(field)) if isinstance(value, str) and value else ""
+    suggestion = aside(did_you_mean(value, choices(field))) if isinstance(value, str) and value else ""
     text = f"{entry.where}: {name} is {shown(value)} but must be {expected}{suggestion}"
     return Problem(text=text, location=entry.location)
 

@@ -14,7 +14,7 @@ PERCENTILES = (50, 90, 95, 99)
 SMALLEST_BIN = 32
 
 _FLAG_NOTES: Mapping[RowFlag, str] = {
-    RowFlag.CONTROL_TEXT: "{rows} hold the text of a control token; it is read as text",
+    RowFlag.CONTROL_TEXT: "in {rows} a content holds the text of a control token; it stays text",
     RowFlag.STRIPPED: "in {rows} the template takes white space from the ends of contents; so they are trained",
     RowFlag.NORMALIZED: "in {rows} the tokenizer changes answers to a Unicode normal form; so they are trained",
     RowFlag.THOUGHT_DROPPED: "in {rows} the template leaves out the thinking of turns that are not trained",

@@ -11,7 +11,8 @@ from sftcli.data.jsonrows import Row
 from sftcli.data.sources import Source, near_files
 from sftcli.data.tablerows import numbered
 from sftcli.data.textlines import Note
-from sftcli.errors import ConsentError, DataError, NetworkError, NotFoundError, UsageError, did_you_mean
+from sftcli.errors import ConsentError, DataError, NetworkError, NotFoundError, UsageError
+from sftcli.suggest import did_you_mean
 
 ANSWER_SECONDS = 9.0
 _BATCH_ROWS = 1024

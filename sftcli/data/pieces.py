@@ -8,6 +8,8 @@ from sftcli.data.conversation import RejectReason
 from sftcli.data.example import ChatTokenizer
 from sftcli.data.shape import Slot
 
+CONTEXT_CHARS = 40  # of a text that is quoted in a fault
+
 
 class RowFaultError(Exception):
     """A row, or every row of a shape, cannot be trained on."""
@@ -16,6 +18,13 @@ class RowFaultError(Exception):
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+
+
+def first_difference(left: str, right: str) -> int:
+    """Return the first place where two texts differ, or the length of the shorter one."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
+    )
 
 
 class ControlFinder:

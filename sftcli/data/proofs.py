@@ -12,9 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sftcli.data.conversation import RejectReason
-from sftcli.data.pieces import RowFaultError
-
-CONTEXT_CHARS = 40  # of a text that is quoted in a reason
+from sftcli.data.pieces import CONTEXT_CHARS, RowFaultError, first_difference
 
 
 def text_fault(rendered: str, expected: str) -> RowFaultError:
@@ -100,10 +98,3 @@ def prove_no_leak(
         raise RowFaultError(
             RejectReason.CONTROL_TOKEN, f"a content became the control token with id {leaked[0]}"
         )
-
-
-def first_difference(left: str, right: str) -> int:
-    """Return the first place where two texts differ, or the length of the shorter one."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
-    )

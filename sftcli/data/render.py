@@ -16,7 +16,7 @@ from sftcli.data.pieces import RowFaultError
 from sftcli.data.proofs import prove_no_leak, prove_span
 from sftcli.errors import DataError
 
-__all__ = ["ChatTokenizer", "Example", "Renderer", "RowFlag", "TooLong", "encode_prompt"]
+__all__ = ["ChatTokenizer", "Example", "Renderer", "RowFlag", "TooLong", "encode_prompt", "render_rows"]
 
 ROWS_PER_BATCH = 256
 CHARS_PER_BATCH = 2_000_000
@@ -123,6 +123,16 @@ class Renderer:
                 turn=span.turn,
             )
         return flags
+
+
+def render_rows(
+    rows: Iterable[Conversation | PlainText | Rejected], renderer: Renderer
+) -> Iterator[Example | Rejected]:
+    """Render what can be rendered; rows that were rejected before pass through, in order."""
+    rows = list(rows)
+    rendered = renderer.render_all(row for row in rows if not isinstance(row, Rejected))
+    for row in rows:
+        yield row if isinstance(row, Rejected) else next(rendered)
 
 
 def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], *, tools: str = "") -> list[int]:

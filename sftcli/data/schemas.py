@@ -18,7 +18,8 @@ from sftcli.data.formats import (
     unknown_shape,
 )
 from sftcli.data.records import Origin, RawRecord
-from sftcli.errors import UsageError, did_you_mean
+from sftcli.errors import UsageError
+from sftcli.suggest import did_you_mean
 
 DETECTION_ROWS = 200
 

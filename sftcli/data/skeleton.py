@@ -16,8 +16,14 @@ from dataclasses import dataclass, replace
 from sftcli.data.conversation import RejectReason
 from sftcli.data.example import ChatTokenizer, RowFlag
 from sftcli.data.markers import Markers
-from sftcli.data.pieces import ControlFinder, Piece, RowFaultError, cut_into_pieces
-from sftcli.data.proofs import CONTEXT_CHARS, first_difference
+from sftcli.data.pieces import (
+    CONTEXT_CHARS,
+    ControlFinder,
+    Piece,
+    RowFaultError,
+    cut_into_pieces,
+    first_difference,
+)
 from sftcli.data.shape import Shape, Slot, TurnShape
 from sftcli.data.stripping import PADDING, Kept, find_kept, strip
 from sftcli.errors import DataError

@@ -15,7 +15,8 @@ from pathlib import Path
 from tempfile import mkstemp
 from typing import IO
 
-from sftcli.errors import DataError, Location, NotFoundError, StorageError, UsageError, did_you_mean
+from sftcli.errors import DataError, Location, NotFoundError, StorageError, UsageError
+from sftcli.suggest import did_you_mean
 
 FORMATS = {
     ".json": "json",

@@ -20,7 +20,7 @@ from sftcli.data.jsonrows import json_type
 from sftcli.data.messages import Conversation, Message, RejectReason, Role, RowFault, wrong_type
 from sftcli.data.records import Origin
 from sftcli.data.toolcalls import dump_calls, json_in
-from sftcli.errors import did_you_mean
+from sftcli.suggest import did_you_mean
 
 _CALLS = ("function_call", "tool_call")
 ROLES: Mapping[str, Role] = {

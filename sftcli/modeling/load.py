@@ -101,6 +101,7 @@ def write_model_files(
     *,
     source: Path,
     stop_ids: Iterable[int] = (),
+    template: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write what a model folder holds beside its weights: configuration, generation settings, tokenizer, template.
@@ -110,6 +111,7 @@ def write_model_files(
         folder: Exists already.
         source: The model folder that the tokenizer files are copied from.
         stop_ids: Tokens that end an answer; added to those of the model.
+        template: Jinja text to write in place of the templates of ``source``.
         dtype: What the configuration says that the weights are.
     """
     config = json.loads(model.config.to_json_string(use_diff=True))
@@ -121,6 +123,10 @@ def write_model_files(
             folder / "generation_config.json", _generation_settings(model.generation_config, stop_ids)
         )
     copy_tokenizer(source, folder)
+    if template is not None:
+        # A template for tools beside it would go before it in rows that list some.
+        shutil.rmtree(folder / _TEMPLATE_FOLDER, ignore_errors=True)
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def save_model_folder(
@@ -129,6 +135,7 @@ def save_model_folder(
     source: Path,
     folder: Path,
     stop_ids: Iterable[int] = (),
+    template: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write ``model`` to ``folder`` so that it is there whole or not at all; an older folder is replaced.
@@ -138,6 +145,7 @@ def save_model_folder(
         source: The folder that the model was loaded from; its tokenizer files are copied.
         folder: Where to.
         stop_ids: Tokens that end an answer; added to those of the model.
+        template: Jinja text to write in place of the templates of ``source``.
         dtype: Of the weights written; None takes that of ``source``.
 
     Raises:
@@ -152,7 +160,7 @@ def save_model_folder(
             model.save_pretrained(fresh, state_dict=_cast(model.state_dict(), dtype), max_shard_size="5GB")
         finally:
             model.generation_config, model.config.dtype = settings, stored
-        write_model_files(model, fresh, source=source, stop_ids=stop_ids, dtype=dtype)
+        write_model_files(model, fresh, source=source, stop_ids=stop_ids, template=template, dtype=dtype)
         for weights in fresh.glob("*.safetensors"):
             shutil.copymode(fresh / "config.json", weights)  # safetensors makes files that others cannot read
 

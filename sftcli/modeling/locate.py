@@ -11,13 +11,13 @@ from sftcli.errors import (
     NotFoundError,
     SftError,
     UsageError,
-    did_you_mean,
 )
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.alias import ALIAS, HUB_NAME, resolve_alias
 from sftcli.modeling.convert import converted_gguf
 from sftcli.modeling.folder import CONVERT_HINT, UNSAFE_SUFFIXES, check_model_folder, fingerprint
 from sftcli.modeling.hub import Patience, Snapshot, cached_snapshot, fetch_snapshot, is_commit, is_offline
+from sftcli.suggest import did_you_mean
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PREFIX = "sha256:"

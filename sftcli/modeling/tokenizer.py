@@ -29,6 +29,7 @@ Reading = Literal["template", "answer", "text"]
 PrefixSpace = Literal["never", "first", "always"]
 
 TOOL_TEMPLATE = "tool_use"
+OWN_TEMPLATE = "the model's own"
 # What names itself a control token, flagged so or not; other bracketed tokens are markup.
 _CONTROL_LOOK = re.compile(r"<[|\uff5c].*[|\uff5c]>")
 _NORMAL_FORMS: tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFKC", "NFD", "NFKD")
@@ -75,6 +76,16 @@ class HFChatTokenizer:
     def template_name(self) -> str:
         """A built-in name, a file name, or "the model's own"."""
         return self._template(None).name
+
+    @property
+    def chosen_template(self) -> str | None:
+        """The template that was chosen in place of the model's own, as others can read it: without ``text_prefix``."""
+        if self.template_name == OWN_TEMPLATE:
+            return None
+        source = self._template(None).source
+        if "text_prefix" not in source:
+            return source
+        return f"{{%- set text_prefix = {json.dumps(self.text_prefix)} %}}{source}"
 
     @property
     def template_hash(self) -> str:
@@ -234,7 +245,7 @@ def load_chat_tokenizer(
             f"the tokenizer in {folder} has no chat template",
             hint=f"choose one with --template: {', '.join(sorted(BUILTIN_TEMPLATES))}, or a file of Jinja text",
         )
-    own = {name: ChatTemplate(source, name="the model's own") for name, source in files.templates.items()}
+    own = {name: ChatTemplate(source, name=OWN_TEMPLATE) for name, source in files.templates.items()}
     return HFChatTokenizer(files, own, stop_tokens)
 
 

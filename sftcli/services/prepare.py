@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from sftcli.data.conversation import (
     PlainText,
     Rejected,
     detect_schema,
+    parse_renames,
     to_conversations,
 )
 from sftcli.data.example import Example
@@ -32,10 +33,10 @@ from sftcli.data.prepared import (
     open_prepared,
 )
 from sftcli.data.records import Source, fingerprint_source, parse_source, read_records
-from sftcli.data.render import Renderer
-from sftcli.data.split import choose_heldout, split_key
+from sftcli.data.render import Renderer, render_rows
+from sftcli.data.split import choose_heldout, find_overlap, split_key
 from sftcli.data.tokenview import TokenView, describe_tokens
-from sftcli.errors import DataError, StoppedError, UsageError
+from sftcli.errors import DataError, Location, StoppedError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.locate import locate_model
@@ -136,7 +137,7 @@ def prepare_data(
             "there is no data to train on",
             hint="name a file or a hub data set: --data rows.jsonl, or use a preset",
         )
-    tokenizer = load_chat_tokenizer(model_folder)
+    tokenizer = load_chat_tokenizer(model_folder, template=data.template)
     job = _Job(
         train=tuple(map(parse_source, data.sources)),
         heldout=tuple(map(parse_source, data.heldout_sources)),
@@ -183,8 +184,7 @@ class _Job:
         parts = {
             "format": FORMAT_VERSION,
             "version": __version__,
-            "train": [fingerprint_source(source) for source in self.train],
-            "heldout": [fingerprint_source(source) for source in self.heldout],
+            "sources": self._fingerprints(),
             "data": self.data.model_dump(mode="json"),
             "tokenizer": self.tokenizer.fingerprint,
             "seed": self.seed,
@@ -198,12 +198,15 @@ class _Job:
         for note in self.tokenizer.notes:
             audits[TRAIN].note(note)
         schemas: dict[str, str] = {}
+        prints = self._fingerprints()
         with PreparedWriter(folder) as writer:
             for split, rows in self._split_rows(schemas):
-                for result in _render(rows, renderer):
+                for result in render_rows(rows, renderer):
                     audits[split].add(result)
                     if isinstance(result, Example):
                         writer.add(split, result)
+            self._check_overlap(audits[HELDOUT])
+            self._check_unchanged(prints)
             return writer.finish(
                 {
                     "sources": [source.text for source in (*self.train, *self.heldout)],
@@ -213,6 +216,42 @@ class _Job:
                     "audit": {split: audit.summary().to_json() for split, audit in audits.items()},
                 }
             )
+
+    def _fingerprints(self) -> list[list[str]]:
+        return [[fingerprint_source(source) for source in side] for side in (self.train, self.heldout)]
+
+    def _check_unchanged(self, before: list[list[str]]) -> None:
+        """Refuse rows of a file that changed between two of the passes over it."""
+        for side, prints in zip((self.train, self.heldout), before, strict=True):
+            for source, known in zip(side, prints, strict=True):
+                if fingerprint_source(source) != known:
+                    raise DataError(
+                        f"{source.name}: changed while it was prepared; nothing was kept",
+                        hint="wait until it is written, then run again",
+                        location=Location(file=source.name),
+                    )
+
+    def _check_overlap(self, audit: SupervisionAudit) -> None:
+        """Refuse held-out rows that are trained on; only the same prompt is worth a note."""
+        if not (self.train and self.heldout):
+            return
+        found = find_overlap(self._conversations(self.train), self._conversations(self.heldout))
+        if found.same_prompt:
+            train, held = found.examples[0]
+            audit.note(
+                f"of {found.heldout_rows} held-out rows, {found.same_prompt} have a prompt that is trained on too,"
+                f" such as {held} and {train}; {found.same_row} are equal in all turns"
+            )
+        if found.same_row and not self.data.allow_leak:
+            raise DataError(
+                f"{found.same_row} of {found.heldout_rows} held-out rows are trained on too",
+                hint="take them out of one side, or allow it: --set data.allow_leak=true",
+            )
+
+    def _conversations(self, sources: Sequence[Source]) -> Iterator[Conversation]:
+        for row in chain.from_iterable(self._read(source, {}) for source in sources):
+            if isinstance(row, Conversation):
+                yield row
 
     def _split_rows(self, schemas: dict[str, str]) -> Iterator[tuple[str, list[Row]]]:
         """Yield chunks of rows with the split that they belong to; fill in the format of each source."""
@@ -249,15 +288,7 @@ class _Job:
     def _read(self, source: Source, schemas: dict[str, str]) -> Iterator[Row]:
         records = read_records(source, seed=self.seed, note=lambda text: self.emit(Notice(text=text)))
         first = list(islice(records, DETECTION_ROWS))
-        schema = detect_schema(first)
+        schema = detect_schema(first, renames=parse_renames(self.data.renames))
         schemas[source.text] = str(schema)
         for record in chain(first, records):
             yield from to_conversations(record, schema, train_on=self.data.train_on)
-
-
-def _render(rows: Iterable[Row], renderer: Renderer) -> Iterator[Example | Rejected]:
-    """Render what can be rendered; rows that were rejected before pass through, in order."""
-    rows = list(rows)
-    rendered = renderer.render_all(row for row in rows if not isinstance(row, Rejected))
-    for row in rows:
-        yield row if isinstance(row, Rejected) else next(rendered)

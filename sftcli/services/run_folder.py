@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from sftcli.config.schema import RunSettings
-from sftcli.errors import NotFoundError, OutputError, did_you_mean
+from sftcli.errors import NotFoundError, OutputError
 from sftcli.events import (
     CheckpointSaved,
     DataPrepared,
@@ -40,6 +40,7 @@ from sftcli.events import (
     TextDelta,
     Warned,
 )
+from sftcli.suggest import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ from sftcli.training.checkpoint import (
     step_of,
 )
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
-from sftcli.training.optim import MasterWeights, make_optimizer
+from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from sftcli.training.probe import choose_batch_loss
 from sftcli.training.trainer import HeldoutLoss, Trainer
 
@@ -159,7 +159,11 @@ def _train(
     ending = trainer.fit(stop)
     if ending is Ending.FINISHED:
         save_model_folder(
-            model, source=located.folder, folder=run.final, stop_ids=prepared.tokenizer.stop_ids
+            model,
+            source=located.folder,
+            folder=run.final,
+            stop_ids=prepared.tokenizer.stop_ids,
+            template=prepared.tokenizer.chosen_template,
         )
         emit(ModelSaved(path=str(run.final)))
     if trainer.state.step:
@@ -175,6 +179,8 @@ def _build_trainer(
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
     model = load_model(located.folder, dtype=torch.float32, device=device)
+    if not settings.training.train_embeddings:
+        freeze_embeddings(model)
     weights = MasterWeights(model, compute_dtype=dtype)
     total, trainable = count_parameters(model)
     emit(
@@ -191,7 +197,13 @@ def _build_trainer(
     store = DirectoryCheckpointStore(
         run.checkpoints,
         keep_last=settings.checkpoint.keep_last,
-        write_model_files=partial(write_model_files, model, source=located.folder),
+        write_model_files=partial(
+            write_model_files,
+            model,
+            source=located.folder,
+            stop_ids=prepared.tokenizer.stop_ids,
+            template=prepared.tokenizer.chosen_template,
+        ),
         fingerprints=_fingerprints(located, prepared),
     )
     plan = BatchPlan(

@@ -6,10 +6,25 @@ an update is smaller than the spacing of bfloat16 numbers and would be rounded a
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
 from sftcli.config.schema import Schedule, TrainingSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def freeze_embeddings(model: "PreTrainedModel") -> None:
+    """Leave token embeddings and output head as they are.
+
+    AdamW scales every gradient to about the same step, also the tiny ones that the softmax sends to each token that a
+    batch does not use: over a short run on few rows they add up and push rare tokens down.
+    """
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):  # type: ignore[no-untyped-call]
+        if layer is not None:
+            layer.requires_grad_(False)
 
 
 class MasterWeights:
@@ -57,6 +72,12 @@ class MasterWeights:
             copies, masters = zip(*self._copies, strict=True)
             with torch.no_grad():
                 torch._foreach_copy_(list(copies), list(masters))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return every weight of the model by name: the masters, and what is frozen as it is."""
+        return {
+            name: self.masters.get(name, weight).detach() for name, weight in self.model.named_parameters()
+        }
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Set the masters to ``tensors``, by name, and publish them."""

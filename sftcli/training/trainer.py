@@ -52,7 +52,7 @@ class Snapshot:
     """Everything that a run needs to go on bit for bit, taken between two steps."""
 
     state: TrainState
-    weights: Mapping[str, torch.Tensor]  # float32 masters by parameter name
+    weights: Mapping[str, torch.Tensor]  # by parameter name: float32 masters, frozen ones as they are
     optimizer: Mapping[str, torch.Tensor]
     rng: RngState
 
@@ -220,7 +220,7 @@ class Trainer:
         """Return the full state. Its tensors are the live ones: write them out before the next step."""
         return Snapshot(
             state=self.state,
-            weights={name: master.detach() for name, master in self.weights.masters.items()},
+            weights=self.weights.tensors(),
             optimizer=optimizer_tensors(self.optimizer, self.weights.masters),
             rng=capture_rng(),
         )

@@ -8,7 +8,7 @@ from sftcli.data.batch import BatchPlan, collate
 from sftcli.errors import DivergedError
 from sftcli.events import Ending, HeldoutDone, NeverStop, StepDone, Warned
 from sftcli.training.checkpoint import DirectoryCheckpointStore, list_checkpoints, read_snapshot
-from sftcli.training.optim import MasterWeights, make_optimizer
+from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
 from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama
 
@@ -200,3 +200,18 @@ def test_weight_decay_applies_to_matrices_only():
     assert all(parameter.ndim == 2 for parameter in decayed["params"])
     assert all(parameter.ndim == 1 for parameter in undecayed["params"])
     assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.1, 0.0)
+
+
+def test_frozen_embeddings_stay_and_are_part_of_the_checkpoint(tmp_path):
+    model = tiny_llama()
+    freeze_embeddings(model)
+    before = model.model.embed_tokens.weight.detach().clone()
+    store = DirectoryCheckpointStore(
+        tmp_path, keep_last=1, write_model_files=lambda folder: None, fingerprints={}
+    )
+    trainer = build_trainer(settings=settings(), store=store, emit=RecordingSink(), model=model)
+    trainer.fit(NeverStop())
+    assert torch.equal(model.model.embed_tokens.weight, before)
+    saved = read_snapshot(list_checkpoints(tmp_path)[-1]).weights
+    assert torch.equal(saved["model.embed_tokens.weight"], before)
+    assert not any("embed" in name for name in trainer.snapshot().optimizer)

@@ -86,7 +86,7 @@ def test_later_set_beats_earlier_set():
 
 def test_a_key_of_one_source_leaves_the_other_keys_of_its_section(config):
     result = resolved(preset="quick", file=config("training.max_steps = 77"))
-    assert result.settings.training.learning_rate == 2e-4
+    assert result.settings.training.learning_rate == 3e-4
 
 
 def test_settings_made_directly_read_no_environment(monkeypatch):
@@ -395,7 +395,7 @@ def test_written_settings_show_origins_as_comments():
     result = resolved(preset="quick", environ={"SFT_TRAINING__SEED": "3"})
     lines = to_toml(result.settings, result.origins).splitlines()
     assert "seed = 3  # SFT_TRAINING__SEED" in lines
-    assert "batch_size = 16  # preset quick" in lines
+    assert "batch_size = 8  # preset quick" in lines
     assert "keep_last = 2  # default" in lines
 
 

@@ -80,7 +80,7 @@ def test_every_trained_turn_is_trained_and_no_other(family: str):
     assert last.removeprefix("<think>\n\n</think>\n\n").strip().startswith("b<")
 
 
-@pytest.mark.parametrize("family", (*FAMILIES, *METASPACE))
+@pytest.mark.parametrize("family", [*FAMILIES, *METASPACE])
 def test_the_ids_of_the_prompt_are_what_generation_is_given(family: str):
     tokenizer = family_tokenizer(family)
     example = kept(tokenizer, conversation(user("One question"), answer("An answer")))
@@ -92,7 +92,7 @@ def test_the_ids_of_the_prompt_are_what_generation_is_given(family: str):
     assert example.input_ids[:begin].tolist() == encode_prompt(tokenizer, [user("One question")])
 
 
-@pytest.mark.parametrize("family", (*FAMILIES, *METASPACE))
+@pytest.mark.parametrize("family", [*FAMILIES, *METASPACE])
 def test_a_row_has_the_ids_of_its_whole_text_where_no_token_could_straddle_a_cut(family: str):
     tokenizer = family_tokenizer(family)
     row = conversation(
@@ -291,7 +291,7 @@ def test_a_row_is_too_long_by_one_token_only_above_the_limit():
     assert str(result) == f"rows.jsonl:7: {length} tokens, {length - 1} are allowed"
 
 
-@pytest.mark.parametrize("family", ("chatml", *METASPACE))
+@pytest.mark.parametrize("family", ["chatml", *METASPACE])
 def test_plain_text_is_trained_whole_with_a_stop_token(family: str):
     tokenizer = family_tokenizer(family)
     example = kept(tokenizer, PlainText(text="The ferry <|im_end|></s> leaves.", origin=ORIGIN))
@@ -367,13 +367,13 @@ def conversations(draw: st.DrawFn) -> Conversation:
     messages: list[Message] = [system(draw(TEXT))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
         messages.append(user(draw(TEXT)))
-        for _ in range(draw(st.sampled_from([1, 1, 1, 2]))):
-            messages.append(answer(draw(TEXT.filter(str.strip)), trained=draw(st.booleans())))
+        answers = draw(st.lists(st.tuples(TEXT.filter(str.strip), st.booleans()), min_size=1, max_size=2))
+        messages += [answer(text, trained=trained) for text, trained in answers]
     messages[-1] = dataclasses.replace(messages[-1], trained=True)
     return conversation(*messages)
 
 
-@pytest.mark.parametrize("family", (*FAMILIES, *METASPACE))
+@pytest.mark.parametrize("family", [*FAMILIES, *METASPACE])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(row=conversations())
 def test_trained_tokens_read_as_the_answers_and_no_content_becomes_a_control_token(

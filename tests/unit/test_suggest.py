@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from sftcli.config.presets import preset_names
 from sftcli.config.sources import FIELDS
-from sftcli.config.suggest import did_you_mean, edit_distance, nearest
+from sftcli.suggest import did_you_mean, edit_distance, nearest
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz_.0123456789"
 
@@ -48,12 +48,12 @@ def test_a_swap_of_neighbours_is_one_edit():
 
 
 def test_equally_near_names_are_all_suggested():
-    assert did_you_mean("training.beta3", FIELDS) == " (did you mean 'training.beta1' or 'training.beta2'?)"
+    assert did_you_mean("training.beta3", FIELDS) == "did you mean 'training.beta1' or 'training.beta2'?"
 
 
 def test_a_key_without_its_section_is_found_in_its_section():
-    assert did_you_mean("learning_rate", FIELDS) == " (did you mean 'training.learning_rate'?)"
-    assert did_you_mean("seed", FIELDS) == " (did you mean 'training.seed' or 'sampling.seed'?)"
+    assert did_you_mean("learning_rate", FIELDS) == "did you mean 'training.learning_rate'?"
+    assert did_you_mean("seed", FIELDS) == "did you mean 'training.seed' or 'sampling.seed'?"
 
 
 def test_a_word_that_resembles_nothing_gets_no_suggestion():

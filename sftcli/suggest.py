@@ -39,10 +39,15 @@ def _nearest(word: str, spellings: Mapping[str, str]) -> Sequence[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return " (did you mean 'x' or 'y'?)" with the names nearest to ``word``, or an empty string."""
+    """Return "did you mean 'x' or 'y'?" with the names nearest to ``word``, or an empty string."""
     return question(nearest(word, known))
 
 
 def question(names: Sequence[str]) -> str:
-    """Return " (did you mean 'x' or 'y'?)", or an empty string when there are no names."""
-    return f" (did you mean {' or '.join(map(repr, names))}?)" if names else ""
+    """Return "did you mean 'x' or 'y'?", or an empty string when there are no names."""
+    return f"did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
+def aside(text: str) -> str:
+    """Return ``text`` in brackets behind a space, or nothing."""
+    return f" ({text})" if text else ""

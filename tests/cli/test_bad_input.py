@@ -1,0 +1,135 @@
+"""Bad input gets one message that says where and what to do, a published exit code, and no traceback."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sftcli.cli import app
+
+
+@pytest.fixture
+def sft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Run the program in an empty folder; return exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["sft", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            app.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return end.value.code, out, err
+
+    return run
+
+
+def write(name: str, text: str) -> str:
+    Path(name).write_text(text, encoding="utf-8")
+    return name
+
+
+def test_missing_file_names_it_and_the_nearest(sft, rows):
+    code, out, err = sft("prepare", "row.jsonl")
+    assert (code, out) == (66, "")
+    assert "row.jsonl" in err
+    assert "rows.jsonl" in err
+
+
+def test_broken_line_is_named_with_a_caret(sft, tiny_model):
+    broken = write("broken.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion" "b"}\n')
+    code, _, err = sft("prepare", broken, "--model", tiny_model)
+    assert code == 65
+    assert "broken.jsonl:2" in err
+    assert "^" in err
+
+
+def test_mixed_formats_are_named_with_both_places(sft, tiny_model):
+    mixed = write("mixed.jsonl", '{"prompt": "a", "completion": "b"}\n{"question": "a", "answer": "b"}\n')
+    code, _, err = sft("prepare", mixed, "--model", tiny_model)
+    assert code == 65
+    assert "mixed.jsonl:1" in err
+    assert "mixed.jsonl:2" in err
+
+
+def test_file_without_a_row_to_train_on_is_refused(sft, tiny_model):
+    empty = write("empty.jsonl", '{"prompt": "a", "completion": ""}\n')
+    code, _, err = sft("train", "--data", empty, "--model", tiny_model)
+    assert code == 65
+    assert "no row is left to train on" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["train", "--preset", "qick"], "'quick'"),
+        (["train", "--set", "training.learning_rte=1"], "'training.learning_rate'"),
+        (["trian"], "train"),
+        (["train", "--max-step", "3"], "--max-steps"),
+    ],
+)
+def test_typing_error_gets_the_nearest_name(sft, arguments, word):
+    code, out, err = sft(*arguments)
+    assert (code, out) == (2, "")
+    assert word in err
+
+
+def test_unknown_key_in_a_file_is_named_with_its_line(sft):
+    config = write("my.toml", "[training]\nmax_steps = 3\nlearning_rte = 1e-4\n")
+    code, _, err = sft("train", "--config", config)
+    assert code == 2
+    assert "my.toml:3" in err
+
+
+def test_settings_without_data_say_how_to_name_some(sft, tiny_model):
+    code, _, err = sft("train", "--config", write("my.toml", f"[model]\nname = '{tiny_model}'\n"))
+    assert code == 2
+    assert "--data" in err
+
+
+def test_unknown_model_is_an_input_that_is_not_there(sft, rows):
+    code, _, err = sft("train", "--data", rows, "--model", "smollm2-135n")
+    assert code == 66
+    assert "smollm2-135m" in err
+
+
+def test_taken_run_name_says_how_to_go_on(sft, rows, tiny_model):
+    Path("runs/mine").mkdir(parents=True)
+    code, _, err = sft("train", "--data", rows, "--model", tiny_model, "--run", "mine")
+    assert code == 73
+    assert "--run" in err
+
+
+@pytest.mark.parametrize("arguments", [["resume"], ["resume", "exp1"], ["generate", "hello"], ["eval"]])
+def test_command_that_needs_a_run_says_that_there_is_none(sft, arguments):
+    code, out, err = sft(*arguments)
+    assert (code, out) == (66, "")
+    assert "run" in err
+
+
+def test_misspelled_run_gets_the_nearest(sft):
+    Path("runs/exp01").mkdir(parents=True)
+    Path("runs/exp01/run.json").write_text("{}", encoding="utf-8")
+    code, _, err = sft("resume", "exp1")
+    assert code == 66
+    assert "'exp01'" in err
+
+
+def test_empty_prompt_is_refused(sft, tiny_model):
+    code, _, err = sft("generate", "  ", "--checkpoint", tiny_model)
+    assert code == 2
+    assert "empty" in err
+
+
+def test_model_without_a_run_needs_rows_to_be_scored_on(sft, tiny_model):
+    code, _, err = sft("eval", tiny_model)
+    assert code == 2
+    assert "--data" in err
+
+
+def test_failure_as_json_is_one_object_on_stdout(sft):
+    code, out, _ = sft("train", "--preset", "qick", "--json")
+    failure = json.loads(out)
+    assert code == failure["exit_code"] == 2
+    assert failure["ok"] is False
+    assert "quick" in failure["error"]["message"] + failure["error"]["hint"]
