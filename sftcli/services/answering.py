@@ -16,6 +16,7 @@ from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.runtime import monotonic
 from sftcli.services.answer_text import AnswerText
 from sftcli.services.models import ModelChoice, load_for_inference
+from sftcli.services.prepare import ends_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -149,9 +150,9 @@ def disagreements(choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFCh
             f"the template puts token {_ids(tail)} behind an answer, which is no stop token "
             f"({_ids(tokenizer.stop_ids)} are); answers may run on"
         )
-    trained = _trained_fingerprint(choice)
-    if trained and trained != tokenizer.fingerprint:
-        found.append("tokenizer, template or stop tokens are not those that the model was trained with")
+    trained = _ends_in_training(choice)
+    if trained is not None and trained != ends_of(tokenizer):
+        found.append("the template or the stop tokens are not those that the model was trained with")
     return found
 
 
@@ -165,10 +166,11 @@ def _ids_behind_an_answer(tokenizer: HFChatTokenizer) -> list[int]:
     return tokenizer.encode(text.rpartition(mark)[2].strip())[:1]
 
 
-def _trained_fingerprint(choice: ModelChoice) -> str:
+def _ends_in_training(choice: ModelChoice) -> object:
+    """Return what ``ends_of`` was in training, or None where that is not known."""
     if choice.run is None or not choice.run.data.is_file():
-        return ""
-    return str(json.loads(choice.run.data.read_text(encoding="utf-8")).get("tokenizer", ""))
+        return None
+    return json.loads(choice.run.data.read_text(encoding="utf-8")).get("ends")
 
 
 def _ids(ids: "Sequence[int] | set[int] | frozenset[int]") -> str:

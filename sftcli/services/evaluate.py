@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sftcli.config.sources import Override, Settings, resolve
-from sftcli.errors import DataError, ThresholdError, UsageError, did_you_mean
+from sftcli.errors import DataError, ThresholdError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.modeling.locate import locate_model
 from sftcli.services.intervals import Interval
@@ -30,6 +30,7 @@ from sftcli.services.scores import (
 )
 from sftcli.services.text_metrics import TrainingSpans, has_reference_metrics
 from sftcli.services.verdict import Verdict, judge
+from sftcli.suggest import did_you_mean
 
 KEPT_SAMPLES = 8
 MAX_TRAINING_TOKENS = 2_000_000  # looked through for copied answers

@@ -121,6 +121,11 @@ def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> Pre
     return PrepareOutcome(data=data, shown=tuple(map(tuple, shown)))
 
 
+def ends_of(tokenizer: HFChatTokenizer) -> dict[str, object]:
+    """Return what must be the same when a model is asked: its template and the tokens that end an answer."""
+    return {"template": tokenizer.template_hash, "stop_ids": sorted(tokenizer.stop_ids)}
+
+
 def prepare_data(
     data: DataSettings, *, model_folder: Path, seed: int, emit: EventSink, stop: StopFlag
 ) -> PreparedData:
@@ -212,7 +217,7 @@ class _Job:
                     "sources": [source.text for source in (*self.train, *self.heldout)],
                     "schemas": schemas,
                     "template": self.tokenizer.template_name,
-                    "tokenizer": self.tokenizer.fingerprint,
+                    "ends": ends_of(self.tokenizer),
                     "audit": {split: audit.summary().to_json() for split, audit in audits.items()},
                 }
             )

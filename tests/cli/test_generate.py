@@ -130,3 +130,12 @@ def test_pieces_of_text_hold_whole_characters_only():
 )
 def test_combinations_that_mean_nothing_are_refused(arguments):
     assert invoke("generate", *arguments).exception.exit_code == 2
+
+
+def test_a_template_that_is_not_that_of_training_is_warned_about(rows, flags, tmp_path, tiny_model):
+    assert invoke("train", "--data", rows, "--run", "first", *flags).exit_code == 0
+    ask = ("generate", "hello", "-c", "first", "--runs", tmp_path / "runs", "--max-new-tokens", 2)
+    assert "warning" not in invoke(*ask).stderr
+    template = tmp_path / "runs" / "first" / "final" / "chat_template.jinja"
+    template.write_text(template.read_text(encoding="utf-8") + "{# changed #}", encoding="utf-8")
+    assert "not those that the model was trained with" in invoke(*ask).stderr
