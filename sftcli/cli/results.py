@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sftcli.services.evaluate import EvalReport
     from sftcli.services.generate import Completion
     from sftcli.services.prepare import PrepareOutcome
-    from sftcli.services.scores import Score
+    from sftcli.services.score import Score
     from sftcli.services.train import TrainOutcome
 
 SHOWN_MISSES = 3

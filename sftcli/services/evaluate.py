@@ -17,10 +17,8 @@ from sftcli.services.models import ModelChoice, choose_model
 from sftcli.services.prepare import PreparedData, prepare_data
 from sftcli.services.report import write_report
 from sftcli.services.run_folder import RunFolder, write_json
+from sftcli.services.score import Miss, Sample, Score
 from sftcli.services.scores import (
-    Miss,
-    Sample,
-    Score,
     ScoringJob,
     loss_difference,
     match_difference,
