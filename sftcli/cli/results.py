@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sftcli.cli import options, tables
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from sftcli.services.evaluate import EvalReport
     from sftcli.services.generate import Completion
     from sftcli.services.prepare import PrepareOutcome
+    from sftcli.services.resume import VerifyOutcome
     from sftcli.services.score import Score
     from sftcli.services.train import TrainOutcome
 
@@ -55,6 +57,18 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
             tables.show_text(f'next: sft generate "your prompt", or sft eval {shlex.quote(outcome.run)}', err)
     if outcome.final is not None:
         tables.show_text(outcome.final, tables.out(output.color))
+
+
+def show_verified(outcome: "VerifyOutcome", output: options.Output) -> None:
+    """Print what a replay has proved."""
+    if output.json:
+        tables.show_result_json(asdict(outcome))
+    else:
+        text = (
+            f"{outcome.run}: steps {outcome.first + 1} to {outcome.second} replayed; "
+            f"all {count(outcome.tensors)} tensors are equal bit for bit"
+        )
+        tables.show_text(text, tables.out(output.color))
 
 
 def show_prepared(outcome: "PrepareOutcome", output: options.Output) -> None:

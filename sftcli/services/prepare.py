@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import cast
 
-from sftcli import __version__
+from sftcli import __version__, storage
 from sftcli.config.schema import DataSettings
 from sftcli.config.sources import Settings
 from sftcli.data.audit import AuditSummary, SupervisionAudit
@@ -174,7 +173,7 @@ def _open_cached(folder: Path, emit: EventSink) -> PreparedDataset | None:
         return open_prepared(folder)
     except DataError as error:
         emit(Warned(text=f"{error.message}; preparing it again"))
-        shutil.rmtree(folder)
+        storage.discard(folder)
         return None
 
 

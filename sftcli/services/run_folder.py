@@ -1,7 +1,7 @@
 """A run's folder: the only place that knows the names of files inside it.
 
 runs/NAME/
-  run.json          what was started: version, command, model, time
+  run.json          what was started: version, command, time, and each resume
   config.toml       the resolved settings; alone they reproduce the run
   origins.json      where each setting came from
   data.json         what was prepared: fingerprint and audit
@@ -16,14 +16,14 @@ runs/NAME/
 import dataclasses
 import json
 import math
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import BinaryIO, Self
 
+from sftcli import storage
 from sftcli.config.schema import RunSettings
-from sftcli.errors import NotFoundError, OutputError
+from sftcli.errors import NotFoundError, OutputError, UsageError
 from sftcli.events import (
     CheckpointSaved,
     DataPrepared,
@@ -40,6 +40,7 @@ from sftcli.events import (
     TextDelta,
     Warned,
 )
+from sftcli.services.log_repair import end_torn_line, lines_up_to
 from sftcli.suggest import did_you_mean
 
 
@@ -125,14 +126,17 @@ def create_run(settings: RunSettings, *, label: str) -> RunFolder:
     root = Path(settings.root)
     stamp = datetime.now(tz=UTC).strftime("%Y%m%d-%H%M%S")
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        storage.make_folders(root)
+    except OSError as error:
+        raise _cannot_create(root, error) from error
+    try:
         if settings.name is not None:
-            (root / settings.name).mkdir()
+            storage.disk.make_folder(root / settings.name)
             return RunFolder(root / settings.name)
         for attempt in range(1, 100):
             folder = root / (f"{label}-{stamp}" if attempt == 1 else f"{label}-{stamp}-{attempt}")
             try:
-                folder.mkdir()
+                storage.disk.make_folder(folder)
             except FileExistsError:
                 continue
             return RunFolder(folder)
@@ -143,11 +147,43 @@ def create_run(settings: RunSettings, *, label: str) -> RunFolder:
             hint = "choose another name with --run"
         raise OutputError(f"{error.filename} exists already", hint=hint) from error
     except OSError as error:
-        raise OutputError(
-            f"cannot create the run folder under {root}: {error.strerror}",
-            hint="choose another --set run.root=DIR",
-        ) from error
+        raise _cannot_create(root, error) from error
     raise OutputError(f"no free name for a run under {root}", hint="pass --run NAME")
+
+
+def _cannot_create(root: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot create the run folder under {root}: {error.filename}: {error.strerror}",
+        hint="choose another --set run.root=DIR",
+    )
+
+
+def existing_run(settings: RunSettings) -> RunFolder | None:
+    """Return the run called ``settings.name`` where it is there, even if it was killed before anything was in it.
+
+    Raises:
+        UsageError: The settings give no name.
+        OutputError: A folder of that name is no run.
+    """
+    if settings.name is None:
+        raise UsageError("--resume auto needs to know which run", hint="name it: --run NAME")
+    path = Path(settings.root) / settings.name
+    if not path.exists():
+        return None
+    strange = (
+        []
+        if (path / "run.json").is_file()
+        else [child.name for child in path.iterdir() if not _is_ours(child)]
+    )
+    if strange:
+        raise OutputError(
+            f"{path} exists and is not a run: it holds {strange[0]}", hint="choose another --run NAME"
+        )
+    return RunFolder(path)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name in {"config.toml", "origins.json"} or path.name.startswith((".lock", storage.TEMPORARY))
 
 
 def list_runs(root: Path) -> list[RunFolder]:
@@ -170,14 +206,14 @@ def find_run(name: str, root: Path) -> RunFolder:
     raise NotFoundError(f"no run {name!r} under {root}", hint=did_you_mean(name, names) or known)
 
 
-def newest_run(root: Path, *, finished: bool) -> RunFolder:
-    """Return the newest run that is finished, or that is not.
+def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
+    """Return the newest run, of those that are finished or not where ``finished`` says so.
 
     Raises:
         NotFoundError: There is none.
     """
     for run in list_runs(root):
-        if run.is_finished == finished:
+        if finished is None or run.is_finished == finished:
             return run
     if finished:
         raise NotFoundError(f"no finished run under {root}", hint="train one first: sft train")
@@ -191,12 +227,7 @@ def write_json(path: Path, value: object) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text``, whole or not at all."""
-    staging = path.with_name(f".{path.name}.tmp")
-    with staging.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)
+    storage.replace_file(path, text.encode("utf-8"))
 
 
 class RunLog:
@@ -206,7 +237,7 @@ class RunLog:
         run: Whose logs.
         every_steps: How often a step is written to ``training.log``; ``events.jsonl`` has every step.
         after_step: On resume, the step that training goes on from: later steps in the log are cut off, so that the log
-            holds each step once.
+            holds each step once. -1 starts an empty log.
     """
 
     def __init__(self, run: RunFolder, *, every_steps: int, after_step: int | None = None) -> None:
@@ -214,9 +245,10 @@ class RunLog:
         self.last_step = 0
         events = run.path / "events.jsonl"
         if after_step is not None and events.exists():
-            write_text(events, "".join(_lines_up_to(events, after_step)))
-        self._events: TextIO = events.open("a", encoding="utf-8")
-        self._text: TextIO = (run.path / "training.log").open("a", encoding="utf-8")
+            write_text(events, "".join(lines_up_to(events, after_step)))
+        end_torn_line(run.path / "training.log")
+        self._events: BinaryIO = storage.disk.append(events)
+        self._text: BinaryIO = storage.disk.append(run.path / "training.log")
 
     def __call__(self, event: Event, /) -> None:
         """Write ``event`` to both files."""
@@ -227,14 +259,12 @@ class RunLog:
             "time": datetime.now(tz=UTC).isoformat(timespec="milliseconds"),
         }
         fields = {name: _finite(value) for name, value in dataclasses.asdict(event).items()}
-        self._events.write(json.dumps(record | fields, ensure_ascii=False, allow_nan=False) + "\n")
-        self._events.flush()
+        storage.append_line(self._events, json.dumps(record | fields, ensure_ascii=False, allow_nan=False))
         if isinstance(event, FitStarted):
             self.last_step = event.last_step
         line = self._line(event)
         if line:
-            self._text.write(line + "\n")
-            self._text.flush()
+            storage.append_line(self._text, line)
 
     def _line(self, event: Event) -> str:  # noqa: C901 - one flat case per event
         match event:
@@ -279,16 +309,3 @@ class RunLog:
 def _finite(value: object) -> object:
     """JSON has no NaN: a number that is not finite becomes null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    """Return the whole lines of an event log, without events of steps after ``step`` and without a torn last line."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # torn by a crash
-        if not (isinstance(event.get("step"), int) and event["step"] > step) and event["event"] != "FitEnded":
-            kept.append(line + "\n")
-    return kept

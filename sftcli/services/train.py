@@ -1,20 +1,16 @@
 """Train and resume: builds the parts, runs the trainer, leaves a run folder behind."""
 
-import hashlib
-import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli import __version__
-from sftcli.config.sources import Resolved, Settings, resolve, to_toml
+from sftcli.config.sources import Resolved, Settings, to_toml
 from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
-from sftcli.errors import DataError, MismatchError, NotFoundError
+from sftcli.errors import DataError, StoppedError
 from sftcli.events import (
     Ending,
     EventSink,
@@ -34,21 +30,31 @@ from sftcli.modeling.load import (
 )
 from sftcli.modeling.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name, monotonic, seed_everything
+from sftcli.services.lock import RunLock
+from sftcli.services.machine import facts_of_start
+from sftcli.services.memory import memory_errors
 from sftcli.services.prepare import PreparedData, prepare_data
 from sftcli.services.report import write_report
+from sftcli.services.resuming import (
+    check_space,
+    choose_checkpoint,
+    clear_leftovers,
+    compare,
+    fingerprints,
+    parameters_bytes,
+    record_resume,
+)
 from sftcli.services.run_folder import (
     RunFolder,
     RunLog,
     create_run,
-    find_run,
-    newest_run,
+    existing_run,
     write_json,
     write_text,
 )
-from sftcli.training.checkpoint import (
-    DirectoryCheckpointStore,
+from sftcli.training.checkpoint import DirectoryCheckpointStore
+from sftcli.training.checkpoint_files import (
     list_checkpoints,
-    read_fingerprints,
     read_snapshot,
     step_of,
 )
@@ -70,15 +76,7 @@ class TrainRequest:
     resolved: Resolved
     label: str
     command: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResumeRequest:
-    """Go on with ``run``, or the newest unfinished one under ``root``; from ``step``, or the newest checkpoint."""
-
-    root: Path
-    run: str | None = None
-    step: int | None = None
+    auto: bool = False  # go on with the run of this name where there is one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,67 +95,71 @@ class TrainOutcome:
 
 
 def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> TrainOutcome:
-    """Start a new run and train it to its end, or until ``stop`` is set."""
-    settings = request.resolved.settings
-    run = create_run(settings.run, label=request.label)
-    write_text(run.config, to_toml(settings))
-    write_json(run.origins, dict(request.resolved.origins))
-    write_json(
-        run.about,
-        {
-            "started_at": datetime.now(tz=UTC).isoformat(timespec="microseconds"),
-            "command": request.command,
-            "version": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    )
-    with RunLog(run, every_steps=settings.training.log_every_steps) as log:
-        return _train(run, settings, fan_out(log, emit), stop)
-
-
-def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> TrainOutcome:
-    """Go on with a run as if it had never stopped. A finished run is left as it is.
+    """Start a new run and train it to its end, or until ``stop`` is set; with ``auto`` go on with it if it exists.
 
     Raises:
-        NotFoundError: No such run, or it has no checkpoint.
-        MismatchError: Data or model are not what the run was started with.
+        OutputError: The run exists and ``auto`` is not set, or another process trains it.
+        StoppedError: ``stop`` was set before the first step.
     """
-    root = request.root
-    run = newest_run(root, finished=False) if request.run is None else find_run(request.run, root)
-    settings = resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings
-    checkpoint = _find_checkpoint(run, request.step)
-    if run.is_finished and request.step is None:
-        emit(Notice(text=f"{run.name} is complete already: step {step_of(checkpoint)}"))
-        return _outcome(run, settings, Ending.FINISHED, step_of(checkpoint), (None, None), seconds=0.0)
+    settings = request.resolved.settings
+    run = existing_run(settings.run) if request.auto else None
+    if run is None:
+        run = create_run(settings.run, label=request.label)
+    elif run.is_finished:
+        return complete_already(run, settings, choose_checkpoint(run, None, emit), emit)
+    with RunLock(run.path, emit) as lock:
+        clear_leftovers(run, emit)
+        if run.about.is_file() and list_checkpoints(run.checkpoints):
+            return continue_run(run, settings, choose_checkpoint(run, None, emit), emit, stop, lock)
+        write_text(run.config, to_toml(settings))
+        write_json(run.origins, dict(request.resolved.origins))
+        write_json(run.about, facts_of_start(request.command))
+        with RunLog(run, every_steps=settings.training.log_every_steps, after_step=-1) as log:
+            return _train(run, settings, fan_out(log, emit), stop, lock)
+
+
+def complete_already(run: RunFolder, settings: Settings, checkpoint: Path, emit: EventSink) -> TrainOutcome:
+    """Say that a finished run is left as it is."""
+    emit(Notice(text=f"{run.name} is complete already: step {step_of(checkpoint)}"))
+    return _outcome(run, settings, Ending.FINISHED, step_of(checkpoint), (None, None), seconds=0.0)
+
+
+def continue_run(
+    run: RunFolder, settings: Settings, checkpoint: Path, emit: EventSink, stop: StopFlag, lock: RunLock
+) -> TrainOutcome:
+    """Train on from ``checkpoint``, which verifies. The caller holds the lock."""
     with RunLog(run, every_steps=settings.training.log_every_steps, after_step=step_of(checkpoint)) as log:
-        return _train(run, settings, fan_out(log, emit), stop, checkpoint=checkpoint)
+        return _train(run, settings, fan_out(log, emit), stop, lock, checkpoint=checkpoint)
 
 
 def _train(
-    run: RunFolder, settings: Settings, emit: EventSink, stop: StopFlag, *, checkpoint: Path | None = None
+    run: RunFolder,
+    settings: Settings,
+    emit: EventSink,
+    stop: StopFlag,
+    lock: RunLock,
+    *,
+    checkpoint: Path | None = None,
 ) -> TrainOutcome:
     begin = monotonic()
     emit(RunStarted(run=run.name, path=str(run.path)))
-    quiet_libraries()
-    located = locate_model(settings.model.name, revision=settings.model.revision, emit=emit)
-    prepared = prepare_data(
-        settings.data, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
-    )
-    if not len(prepared.dataset.train):
-        raise DataError("no row is left to train on", hint="sft prepare says why each row was rejected")
-    settings = settings.model_copy(
-        update={"training": settings.training.for_rows(len(prepared.dataset.train))}
-    )
+    located, prepared, settings = find_materials(settings, emit, stop)
+    if checkpoint is not None:
+        changes = compare(checkpoint, fingerprints(settings, located, prepared))
+        record_resume(run, checkpoint, changes, emit)
+    check_space(run, parameters_bytes(located.folder), settings.checkpoint, emit)
     write_json(run.data, {"fingerprint": prepared.dataset.fingerprint, **prepared.dataset.about})
     emit(Notice(text=f"Loading pretrained model from {located.folder}"))
     seed_everything(settings.training.seed)
-    trainer, model = _build_trainer(run, settings, located, prepared, emit)
+    trainer, model = build_trainer(run, settings, located, prepared, emit, check_owner=lock.check)
     if checkpoint is not None:
-        _compare_fingerprints(checkpoint, _fingerprints(located, prepared))
         trainer.restore(read_snapshot(checkpoint))
-    ending = trainer.fit(stop)
+    with memory_errors(settings.training, resume_command=f"sft resume {run.name}"):
+        ending = trainer.fit(stop)
+    if not trainer.state.step:
+        raise StoppedError
     if ending is Ending.FINISHED:
+        lock.check()
         save_model_folder(
             model,
             source=located.folder,
@@ -173,9 +175,33 @@ def _train(
     return _outcome(run, settings, ending, state.step, losses, seconds=monotonic() - begin)
 
 
-def _build_trainer(
-    run: RunFolder, settings: Settings, located: LocatedModel, prepared: PreparedData, emit: EventSink
+def find_materials(
+    settings: Settings, emit: EventSink, stop: StopFlag
+) -> tuple[LocatedModel, PreparedData, Settings]:
+    """Find model and data; fill in the settings that depend on the rows."""
+    quiet_libraries()
+    located = locate_model(settings.model.name, revision=settings.model.revision, emit=emit)
+    if stop.requested():
+        raise StoppedError
+    prepared = prepare_data(
+        settings.data, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
+    )
+    if not len(prepared.dataset.train):
+        raise DataError("no row is left to train on", hint="sft prepare says why each row was rejected")
+    training = settings.training.for_rows(len(prepared.dataset.train))
+    return located, prepared, settings.model_copy(update={"training": training})
+
+
+def build_trainer(
+    run: RunFolder,
+    settings: Settings,
+    located: LocatedModel,
+    prepared: PreparedData,
+    emit: EventSink,
+    *,
+    check_owner: Callable[[], None],
 ) -> "tuple[Trainer, PreTrainedModel]":
+    """Load the model and put the parts of a run together."""
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
     model = load_model(located.folder, dtype=torch.float32, device=device)
@@ -196,7 +222,7 @@ def _build_trainer(
     batch_loss = choose_batch_loss(model, _probe_batch(examples, pad_id).to(device), emit=emit)
     store = DirectoryCheckpointStore(
         run.checkpoints,
-        keep_last=settings.checkpoint.keep_last,
+        settings=settings.checkpoint,
         write_model_files=partial(
             write_model_files,
             model,
@@ -204,7 +230,9 @@ def _build_trainer(
             stop_ids=prepared.tokenizer.stop_ids,
             template=prepared.tokenizer.chosen_template,
         ),
-        fingerprints=_fingerprints(located, prepared),
+        fingerprints=fingerprints(settings, located, prepared),
+        resume_command=f"sft resume {run.name}",
+        check_owner=check_owner,
     )
     plan = BatchPlan(
         examples,
@@ -251,34 +279,6 @@ def _heldout_loss(prepared: PreparedData, batch_loss: BatchLoss, device: torch.d
             yield batch.to(device)
 
     return measure
-
-
-def _fingerprints(located: LocatedModel, prepared: PreparedData) -> dict[str, str]:
-    config = (located.folder / "config.json").read_bytes()
-    return {"data": prepared.dataset.fingerprint, "model config": hashlib.sha256(config).hexdigest()}
-
-
-def _compare_fingerprints(checkpoint: Path, now: dict[str, str]) -> None:
-    then = read_fingerprints(checkpoint)
-    changed = [name for name in now if then.get(name) != now[name]]
-    if changed:
-        raise MismatchError(
-            f"{checkpoint} was made with another {' and another '.join(changed)}",
-            hint="put the data back as it was, or start a new run: sft train",
-        )
-
-
-def _find_checkpoint(run: RunFolder, step: int | None) -> Path:
-    found = list_checkpoints(run.checkpoints)
-    if not found:
-        raise NotFoundError(f"run {run.name} has no checkpoint yet", hint="start it again: sft train")
-    if step is None:
-        return found[-1]
-    for checkpoint in found:
-        if step_of(checkpoint) == step:
-            return checkpoint
-    steps = ", ".join(str(step_of(checkpoint)) for checkpoint in found)
-    raise NotFoundError(f"run {run.name} has no checkpoint of step {step}", hint=f"it has: {steps}")
 
 
 def _outcome(
