@@ -222,6 +222,37 @@ TopK = Annotated[
         rich_help_panel=SAMPLING_PANEL,
     ),
 ]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p",
+        metavar="P",
+        min=0.0,
+        max=1.0,
+        help="Leave out tokens with less than this share of the most likely one's probability.",
+        rich_help_panel=SAMPLING_PANEL,
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--repetition-penalty",
+        metavar="X",
+        min=0.1,
+        max=10.0,
+        help="Above 1 makes tokens less likely that are there already.",
+        rich_help_panel=SAMPLING_PANEL,
+    ),
+]
+StopText = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop",
+        metavar="TEXT",
+        help="End the answer before this text. Repeatable.",
+        rich_help_panel=SAMPLING_PANEL,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(

@@ -222,6 +222,19 @@ class SamplingSettings(Section):
     temperature: float = Field(0.0, ge=0, le=5, description="0 always takes the most likely token.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the smallest set with this probability.")
     top_k: int = Field(0, ge=0, description="Sample from this many most likely tokens; 0 for all.")
+    min_p: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Leave out tokens with less than this share of the most likely one's probability.",
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        ge=0.1,
+        le=10,
+        description="Above 1 makes tokens less likely that the prompt or answer already holds.",
+    )
+    stop: tuple[Text, ...] = Field((), description="Texts that end an answer; they are not part of it.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of sampling.")
 
 

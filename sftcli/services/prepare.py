@@ -39,6 +39,7 @@ from sftcli.errors import DataError, Location, StoppedError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.locate import locate_model
+from sftcli.modeling.template import TemplateRefusedError
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 
 CHUNK_ROWS = 1024  # rows rendered together, and between two looks at the stop flag
@@ -118,6 +119,16 @@ def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> Pre
     train = data.dataset.train
     shown = [describe_tokens(train[row], data.tokenizer) for row in range(min(request.show, len(train)))]
     return PrepareOutcome(data=data, shown=tuple(map(tuple, shown)))
+
+
+def ends_of(tokenizer: HFChatTokenizer) -> dict[str, object]:
+    """Return what must be the same when a model is asked: how its template writes a turn, and which tokens end an answer."""
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    try:
+        text = tokenizer.render(turns, tools=None, add_generation_prompt=False)
+    except TemplateRefusedError as error:
+        text = str(error)
+    return {"template": text, "stop_ids": sorted(tokenizer.stop_ids)}
 
 
 def prepare_data(
@@ -211,6 +222,7 @@ class _Job:
                     "sources": [source.text for source in (*self.train, *self.heldout)],
                     "schemas": schemas,
                     "template": self.tokenizer.template_name,
+                    "ends": ends_of(self.tokenizer),
                     "audit": {split: audit.summary().to_json() for split, audit in audits.items()},
                 }
             )

@@ -9,6 +9,8 @@ runs/NAME/
   training.log      the same story for people
   checkpoints/      full states
   final/            the tuned model, a Hugging Face folder
+  eval.json         scores on the held-out rows, once `eval` has run
+  report.html       all of it on one page
 """
 
 import dataclasses
@@ -84,6 +86,16 @@ class RunFolder:
         return self.path / "final"
 
     @property
+    def evaluation(self) -> Path:
+        """``eval.json``."""
+        return self.path / "eval.json"
+
+    @property
+    def report(self) -> Path:
+        """``report.html``."""
+        return self.path / "report.html"
+
+    @property
     def is_finished(self) -> bool:
         """Whether the tuned model is there."""
         return (self.final / "config.json").is_file()
@@ -93,6 +105,16 @@ class RunFolder:
         about = json.loads(self.about.read_text(encoding="utf-8"))
         assert isinstance(about, dict)
         return about
+
+    def read_events(self) -> list[dict[str, object]]:
+        """Return the events logged so far; a line torn by a crash is left out."""
+        events = []
+        for line in (self.path / "events.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                continue
+        return events
 
 
 def create_run(settings: RunSettings, *, label: str) -> RunFolder:

@@ -34,6 +34,7 @@ from sftcli.services.lock import RunLock
 from sftcli.services.machine import facts_of_start
 from sftcli.services.memory import memory_errors
 from sftcli.services.prepare import PreparedData, prepare_data
+from sftcli.services.report import write_report
 from sftcli.services.resuming import (
     check_space,
     choose_checkpoint,
@@ -167,6 +168,8 @@ def _train(
             template=prepared.tokenizer.chosen_template,
         )
         emit(ModelSaved(path=str(run.final)))
+    if trainer.state.step:
+        write_report([run], run.report)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
     return _outcome(run, settings, ending, state.step, losses, seconds=monotonic() - begin)
