@@ -14,7 +14,7 @@ from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.modeling.locate import locate_model
 from sftcli.services.intervals import Interval
 from sftcli.services.models import ModelChoice, choose_model
-from sftcli.services.prepare import PreparedData, prepare_data
+from sftcli.services.prepare import PreparedData, find_sources, prepare_data
 from sftcli.services.report import write_report
 from sftcli.services.run_folder import RunFolder, write_json
 from sftcli.services.score import Miss, Sample, Score
@@ -82,7 +82,12 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     choice = choose_model(request.checkpoint, root=request.root, emit=emit)
     settings = _settings_of(choice, request.data)
     prepared = prepare_data(
-        settings.data, model_folder=choice.folder, seed=settings.training.seed, emit=emit, stop=stop
+        settings.data,
+        find_sources(settings.data),
+        model_folder=choice.folder,
+        seed=settings.training.seed,
+        emit=emit,
+        stop=stop,
     )
     heldout = prepared.dataset.heldout
     if not len(heldout):

@@ -48,6 +48,14 @@ Row = Conversation | PlainText | Rejected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where rows are, found but not yet read."""
+
+    train: tuple[Source, ...]
+    heldout: tuple[Source, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedData:
     """Examples, and the tokenizer that made them."""
 
@@ -112,9 +120,10 @@ class PrepareOutcome:
 def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> PrepareOutcome:
     """Prepare data as ``train`` would, and show what became of it."""
     settings = request.settings
+    sources = find_sources(settings.data)
     located = locate_model(settings.model.name, revision=settings.model.revision, emit=emit)
     data = prepare_data(
-        settings.data, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
+        settings.data, sources, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
     )
     train = data.dataset.train
     shown = [describe_tokens(train[row], data.tokenizer) for row in range(min(request.show, len(train)))]
@@ -131,26 +140,43 @@ def ends_of(tokenizer: HFChatTokenizer) -> dict[str, object]:
     return {"template": text, "stop_ids": sorted(tokenizer.stop_ids)}
 
 
-def prepare_data(
-    data: DataSettings, *, model_folder: Path, seed: int, emit: EventSink, stop: StopFlag
-) -> PreparedData:
-    """Return the examples of ``data`` as the model in ``model_folder`` will see them, from the cache where possible.
+def find_sources(data: DataSettings) -> Sources:
+    """Find what ``data`` names: fast, so that a slip of the finger is told before a model is fetched for nothing.
 
     Raises:
         UsageError: No source was named.
-        DataError: A file cannot be read, or its format is not known.
-        NotFoundError, NetworkError: A source is not there.
-        StoppedError: ``stop`` was set.
+        NotFoundError: A file is not there.
     """
     if not data.sources and not data.heldout_sources:
         raise UsageError(
             "there is no data to train on",
             hint="name a file or a hub data set: --data rows.jsonl, or use a preset",
         )
+    return Sources(
+        train=tuple(map(parse_source, data.sources)), heldout=tuple(map(parse_source, data.heldout_sources))
+    )
+
+
+def prepare_data(
+    data: DataSettings,
+    sources: Sources,
+    *,
+    model_folder: Path,
+    seed: int,
+    emit: EventSink,
+    stop: StopFlag,
+) -> PreparedData:
+    """Return the examples of ``data`` as the model in ``model_folder`` will see them, from the cache where possible.
+
+    Raises:
+        DataError: A file cannot be read, or its format is not known.
+        NotFoundError, NetworkError: A source is not there.
+        StoppedError: ``stop`` was set.
+    """
     tokenizer = load_chat_tokenizer(model_folder, template=data.template)
     job = _Job(
-        train=tuple(map(parse_source, data.sources)),
-        heldout=tuple(map(parse_source, data.heldout_sources)),
+        train=sources.train,
+        heldout=sources.heldout,
         data=data,
         tokenizer=tokenizer,
         seed=seed,

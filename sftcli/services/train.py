@@ -19,6 +19,7 @@ from sftcli.events import (
     Notice,
     RunStarted,
     StopFlag,
+    Warned,
     fan_out,
 )
 from sftcli.modeling.load import (
@@ -33,7 +34,7 @@ from sftcli.runtime import choose_device, choose_dtype, dtype_name, monotonic, s
 from sftcli.services.lock import RunLock
 from sftcli.services.machine import facts_of_start
 from sftcli.services.memory import memory_errors
-from sftcli.services.prepare import PreparedData, prepare_data
+from sftcli.services.prepare import PreparedData, find_sources, prepare_data
 from sftcli.services.report import write_report
 from sftcli.services.resuming import (
     check_space,
@@ -168,11 +169,17 @@ def _train(
             template=prepared.tokenizer.chosen_template,
         )
         emit(ModelSaved(path=str(run.final)))
-    if trainer.state.step:
-        write_report([run], run.report)
+    _report(run, emit)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
     return _outcome(run, settings, ending, state.step, losses, seconds=monotonic() - begin)
+
+
+def _report(run: RunFolder, emit: EventSink) -> None:
+    try:
+        write_report([run], run.report)
+    except Exception as error:  # noqa: BLE001 - a page about the run must not take the run down
+        emit(Warned(text=f"no report was written: {error}"))
 
 
 def find_materials(
@@ -180,11 +187,12 @@ def find_materials(
 ) -> tuple[LocatedModel, PreparedData, Settings]:
     """Find model and data; fill in the settings that depend on the rows."""
     quiet_libraries()
+    sources = find_sources(settings.data)
     located = locate_model(settings.model.name, revision=settings.model.revision, emit=emit)
     if stop.requested():
         raise StoppedError
     prepared = prepare_data(
-        settings.data, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
+        settings.data, sources, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
     )
     if not len(prepared.dataset.train):
         raise DataError("no row is left to train on", hint="sft prepare says why each row was rejected")
