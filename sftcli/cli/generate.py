@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sftcli.cli import options, results, tables
+from sftcli.cli import options, results, sampling_options, tables
 from sftcli.cli.chat import chat as run_chat
 from sftcli.cli.lines import stdout_text_writer
 from sftcli.cli.request import resolve_flags
@@ -48,13 +48,13 @@ def generate(
     system: Annotated[
         str, typer.Option("--system", metavar="TEXT", help="System message to put before the prompt.")
     ] = "",
-    max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    stop_text: options.StopText = None,
+    max_new_tokens: sampling_options.MaxNewTokens = None,
+    temperature: sampling_options.Temperature = None,
+    top_p: sampling_options.TopP = None,
+    top_k: sampling_options.TopK = None,
+    min_p: sampling_options.MinP = None,
+    repetition_penalty: sampling_options.RepetitionPenalty = None,
+    stop_text: sampling_options.StopText = None,
     seed: options.Seed = None,
     runs: options.RunsRoot = Path("runs"),
     json: options.Json = False,

@@ -16,7 +16,7 @@ from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.runtime import monotonic
 from sftcli.services.answer_text import AnswerText
 from sftcli.services.models import ModelChoice, load_for_inference
-from sftcli.services.prepare import ends_of
+from sftcli.services.preparation import ends_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,6 +7,7 @@ from pathlib import Path
 from sftcli.config.sources import Override, resolve
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Notice, StopFlag
+from sftcli.services.building import build_trainer
 from sftcli.services.lock import RunLock
 from sftcli.services.resuming import (
     choose_checkpoint,
@@ -19,7 +20,6 @@ from sftcli.services.resuming import (
 from sftcli.services.run_folder import find_run, newest_run
 from sftcli.services.train import (
     TrainOutcome,
-    build_trainer,
     complete_already,
     continue_run,
     find_materials,
