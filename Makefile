@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test slow golden quick-data
+.PHONY: check format lint types layers test slow crash crash-slice golden quick-data
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -23,6 +23,14 @@ test:
 
 slow:  ## minutes long: downloads the default model and trains it
 	$(PYTHON) -m pytest -m slow
+
+crash:  ## kill -9 a real training 200 times at random moments; every end must equal the undisturbed one
+	$(PYTHON) -m pytest -q tests/crash -m crash
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.monkey --rounds 200
+
+crash-slice:  ## the part of it that CI runs, under 3 minutes
+	$(PYTHON) -m pytest -q tests/crash -m "crash and not slow"
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.monkey --rounds 40 --max-seconds 110
 
 golden:  ## rewrite the golden files; say in the commit why they moved
 	WRITE_GOLDEN=1 $(PYTHON) -m pytest tests/golden tests/unit

@@ -120,6 +120,10 @@ class StorageError(SftError):
     kind = "storage"
 
 
+class UnsavedError(StorageError):
+    """A checkpoint could not be written, but the disk is not full: training may go on and try again when next due."""
+
+
 class ConsentError(SftError):
     """A safety opt-in or a login is needed."""
 

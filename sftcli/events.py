@@ -181,11 +181,19 @@ class StopFlag(Protocol):
         """Return true once a stop was asked for; never turns false again."""
         ...
 
+    def save_requested(self) -> bool:
+        """Return true, once for each time that a checkpoint was asked for without a stop."""
+        ...
+
 
 class NeverStop:
     """The flag of a caller who cannot be interrupted, such as a test or a notebook."""
 
     def requested(self) -> bool:
+        """Return false."""
+        return False
+
+    def save_requested(self) -> bool:
         """Return false."""
         return False
 

@@ -23,21 +23,41 @@ def evaluate(
     max_rows: Annotated[
         int, typer.Option("--max-rows", metavar="N", min=1, help="Most rows to answer by generation.")
     ] = 200,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", metavar="N", min=1, help="Rows scored at once; numbers do not depend on it."
+        ),
+    ] = None,
+    fail_above: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-above", metavar="METRIC=VALUE", help="Exit with 3 if the number is larger. Repeatable."
+        ),
+    ] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-under", metavar="METRIC=VALUE", help="Exit with 3 if the number is smaller. Repeatable."
+        ),
+    ] = None,
     runs: options.RunsRoot = Path("runs"),
     json: options.Json = False,
     quiet: options.Quiet = False,
     color: options.ColorChoice = options.Color.AUTO,
 ) -> None:
-    """Score a model on its held-out rows beside the model it started from: loss and exact answers.
+    """Score a model on its held-out rows beside the model it started from: loss, answers, repetition, copying.
 
     Examples:
       sft eval
 
       sft eval my-run --data test.jsonl --no-base
+
+      sft eval --fail-above loss=1.0 --fail-under match_fraction=0.5
     """
     output = options.Output(json=json, quiet=quiet, color=color)
     with session(output) as (emit, stop):
-        from sftcli.services.evaluate import EvalRequest, run_evaluation
+        from sftcli.services.evaluate import EvalRequest, check_limits, run_evaluation
 
         request = EvalRequest(
             checkpoint=checkpoint,
@@ -47,9 +67,13 @@ def evaluate(
             with_base=not no_base,
             max_rows=max_rows,
             root=runs,
+            batch_size=batch_size,
         )
         report = run_evaluation(request, emit, stop)
+    if not output.json:
+        results.show_scores(report, output)
+    check_limits(
+        report, fail_above or (), fail_under or ()
+    )  # first, for --json prints one object, also on failure
     if output.json:
         tables.show_result_json(report.to_json())
-    else:
-        results.show_scores(report, output)

@@ -3,44 +3,71 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sftcli.cli import options, results, tables
+from sftcli.cli import options, results, sampling_options, tables
+from sftcli.cli.chat import chat as run_chat
 from sftcli.cli.lines import stdout_text_writer
 from sftcli.cli.request import resolve_flags
 from sftcli.cli.session import session
+from sftcli.errors import UsageError
 from sftcli.events import fan_out
+
+if TYPE_CHECKING:
+    from sftcli.services.generate import GenerateRequest
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to ask; - reads it from standard input.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", metavar="IN", help="Answer every line of this .jsonl or .txt file."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="OUT", help="Where the answers to --file go; resumes after a kill."
+        ),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk with the model, turn by turn.")] = False,
+    base: Annotated[
+        bool, typer.Option("--base", help="Show the answer of the model before training too.")
+    ] = False,
+    samples: Annotated[
+        int, typer.Option("--samples", "-n", metavar="N", min=1, help="Answers per prompt.")
+    ] = 1,
     checkpoint: options.Checkpoint = None,
     tokenizer: options.Tokenizer = None,
     system: Annotated[
         str, typer.Option("--system", metavar="TEXT", help="System message to put before the prompt.")
     ] = "",
-    max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
+    max_new_tokens: sampling_options.MaxNewTokens = None,
+    temperature: sampling_options.Temperature = None,
+    top_p: sampling_options.TopP = None,
+    top_k: sampling_options.TopK = None,
+    min_p: sampling_options.MinP = None,
+    repetition_penalty: sampling_options.RepetitionPenalty = None,
+    stop_text: sampling_options.StopText = None,
     seed: options.Seed = None,
     runs: options.RunsRoot = Path("runs"),
     json: options.Json = False,
     quiet: options.Quiet = False,
     color: options.ColorChoice = options.Color.AUTO,
 ) -> None:
-    """Answer a prompt with the newest run's final model, or with any other.
+    """Answer a prompt, a file of prompts, or a person, with the newest run's final model or with any other.
 
     Examples:
-      sft generate "Please ship 40 crates of walnuts to Ms Okafor in Lagos."
+      sft generate "Please ship 40 crates of walnuts to Ms Okafor in Lagos." --base
 
-      sft generate "Tell me a story." --checkpoint smollm2-135m --temperature 0.7
+      sft generate --file prompts.jsonl --out answers.jsonl --checkpoint smollm2-135m --temperature 0.7
+
+      sft generate --chat
     """
     output = options.Output(json=json, quiet=quiet, color=color)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    sampling = resolve_flags(
+    _check_kind(prompt, file, out, chat=chat, base=base, samples=samples, json=json)
+    settings = resolve_flags(
         preset=None,
         config=None,
         sets=None,
@@ -49,29 +76,98 @@ def generate(
             "sampling.temperature": ("--temperature", temperature),
             "sampling.top_p": ("--top-p", top_p),
             "sampling.top_k": ("--top-k", top_k),
+            "sampling.min_p": ("--min-p", min_p),
+            "sampling.repetition_penalty": ("--repetition-penalty", repetition_penalty),
+            "sampling.stop": ("--stop", stop_text or None),
             "sampling.seed": ("--seed", seed),
         },
     ).settings
+    from sftcli.services.generate import GenerateRequest
+
+    request = GenerateRequest(
+        prompt=_read_prompt(prompt),
+        sampling=settings.sampling,
+        root=runs,
+        precision=settings.training.precision,
+        checkpoint=checkpoint,
+        system=system,
+        samples=samples,
+        with_base=base,
+        tokenizer=tokenizer,
+    )
+    if chat:
+        run_chat(request, output)
+    elif file is not None and out is not None:
+        _answer_file(request, file, out, output)
+    else:
+        _answer_prompt(request, output)
+
+
+def _check_kind(
+    prompt: str | None,
+    file: Path | None,
+    out: Path | None,
+    *,
+    chat: bool,
+    base: bool,
+    samples: int,
+    json: bool,
+) -> None:
+    """Refuse combinations that mean nothing.
+
+    Raises:
+        UsageError: There is not exactly one thing to answer, or a flag does not go with it.
+    """
+    if sum((prompt is not None, file is not None, chat)) != 1:
+        raise UsageError(
+            "there must be one thing to answer: a prompt, --file or --chat",
+            hint='sft generate "your prompt", or sft generate --file prompts.jsonl --out answers.jsonl',
+        )
+    if (file is None) != (out is None):
+        raise UsageError("--file and --out go together", hint="pass both")
+    if chat and (base or samples > 1 or json):
+        raise UsageError(
+            "--chat talks with one model, once a turn", hint="leave out --base, --samples and --json"
+        )
+
+
+def _read_prompt(prompt: str | None) -> str:
+    if prompt != "-":
+        return prompt or ""
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", hint="pass the prompt as an argument")
+    return sys.stdin.read()
+
+
+def _answer_prompt(request: "GenerateRequest", output: options.Output) -> None:
     with session(output) as (view, stop):
-        from sftcli.services.generate import GenerateRequest, run_generation
+        from sftcli.services.generate import run_generation
 
         emit = view if output.json else fan_out(view, stdout_text_writer())
-        completion = run_generation(
-            GenerateRequest(
-                prompt=text,
-                sampling=sampling.sampling,
-                root=runs,
-                precision=sampling.training.precision,
-                checkpoint=checkpoint,
-                tokenizer=tokenizer,
-                system=system,
-            ),
-            emit,
-            stop,
-        )
+        completions = run_generation(request, emit, stop)
     if output.json:
-        tables.show_result_json(asdict(completion))
+        told = [asdict(completion) for completion in completions]
+        tables.show_result_json(told[0] if request.is_single else {"completions": told})
+    elif request.is_single:
+        results.show_completion(completions[0], output)
     else:
-        results.show_completion(completion, output)
+        results.show_completions(
+            completions, samples=request.samples, with_base=request.with_base, output=output
+        )
     if stop.requested():
+        raise typer.Exit(stop.exit_code)
+
+
+def _answer_file(request: "GenerateRequest", source: Path, out: Path, output: options.Output) -> None:
+    with session(output) as (view, stop):
+        from sftcli.services.generate_file import run_file_generation
+
+        outcome = run_file_generation(request, source, out, view, stop)
+    if output.json:
+        tables.show_result_json(asdict(outcome))
+    elif outcome.is_whole:
+        tables.show_text(outcome.out, tables.out(output.color))
+    else:
+        tables.show_text("stopped; the same command goes on where it was", tables.err(output.color))
+    if not outcome.is_whole:
         raise typer.Exit(stop.exit_code)

@@ -15,7 +15,6 @@ import typer
 SETTINGS_PANEL = "Settings"
 INPUT_PANEL = "Model and data"
 RUN_PANEL = "Run"
-SAMPLING_PANEL = "Sampling"
 OUTPUT_PANEL = "Output"
 
 MIN_LIVE_COLUMNS = 40
@@ -188,48 +187,6 @@ RunName = Annotated[
 RunsRoot = Annotated[
     Path,
     typer.Option("--runs", metavar="DIR", help="Folder that holds run folders.", rich_help_panel=RUN_PANEL),
-]
-MaxNewTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-new-tokens",
-        metavar="N",
-        min=1,
-        help="Longest answer in tokens.",
-        rich_help_panel=SAMPLING_PANEL,
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature",
-        metavar="T",
-        min=0.0,
-        max=5.0,
-        help="0 always takes the most likely token.",
-        rich_help_panel=SAMPLING_PANEL,
-    ),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p",
-        metavar="P",
-        min=0.0,
-        max=1.0,
-        help="Sample from the smallest set of tokens with this probability.",
-        rich_help_panel=SAMPLING_PANEL,
-    ),
-]
-TopK = Annotated[
-    int | None,
-    typer.Option(
-        "--top-k",
-        metavar="K",
-        min=0,
-        help="Sample from this many most likely tokens; 0 for all.",
-        rich_help_panel=SAMPLING_PANEL,
-    ),
 ]
 Json = Annotated[
     bool,

@@ -1,7 +1,8 @@
 """What a command leaves on the screen when it is done: results on stdout, remarks and next commands on stderr."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sftcli.cli import options, tables
@@ -10,9 +11,11 @@ from sftcli.cli.text import count, duration, loss_text, percent
 if TYPE_CHECKING:
     from sftcli.config.sources import Row
     from sftcli.data.audit import AuditSummary
-    from sftcli.services.evaluate import EvalReport, Score
+    from sftcli.services.evaluate import EvalReport
     from sftcli.services.generate import Completion
     from sftcli.services.prepare import PrepareOutcome
+    from sftcli.services.resume import VerifyOutcome
+    from sftcli.services.score import Score
     from sftcli.services.train import TrainOutcome
 
 SHOWN_MISSES = 3
@@ -56,6 +59,18 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
         tables.show_text(outcome.final, tables.out(output.color))
 
 
+def show_verified(outcome: "VerifyOutcome", output: options.Output) -> None:
+    """Print what a replay has proved."""
+    if output.json:
+        tables.show_result_json(asdict(outcome))
+    else:
+        text = (
+            f"{outcome.run}: steps {outcome.first + 1} to {outcome.second} replayed; "
+            f"all {count(outcome.tensors)} tensors are equal bit for bit"
+        )
+        tables.show_text(text, tables.out(output.color))
+
+
 def show_prepared(outcome: "PrepareOutcome", output: options.Output) -> None:
     """Print the audit and the rows that were asked for on stderr, the folder of the prepared data on stdout."""
     out, err = tables.out(output.color), tables.err(output.color)
@@ -94,14 +109,27 @@ def show_completion(completion: "Completion", output: options.Output) -> None:
         tables.show_text(hint, tables.err(output.color))
 
 
+def show_completions(
+    completions: Sequence["Completion"], *, samples: int, with_base: bool, output: options.Output
+) -> None:
+    """Print several answers, each under a line that says whose it is."""
+    out = tables.out(output.color)
+    for number, completion in enumerate(completions):
+        whose = ("base" if number < samples else "tuned") if with_base else "sample"
+        place = f" {number % samples + 1}" if samples > 1 else ""
+        cut = "" if completion.finish == "stop" else f" (cut after {completion.new_tokens} tokens)"
+        tables.show_text(f"[{whose}{place}]{cut}\n{completion.text}\n", out)
+
+
 def show_scores(report: "EvalReport", output: options.Output) -> None:
     """Print the scores of base and tuned side by side, and a few rows that the tuned model got wrong."""
     base, tuned = report.base, report.tuned
     out, err = tables.out(output.color), tables.err(output.color)
+    measured = base.measures() if base else {}
     rows = [
-        ("held-out loss (nats/token)", base.loss if base else None, tuned.loss, True),
-        ("perplexity", base.perplexity if base else None, tuned.perplexity, True),
-        ("exact match (%)", 100 * base.match_fraction if base else None, 100 * tuned.match_fraction, False),
+        (label, measured.get(label, (None, False))[0], value, lower_is_better)
+        for label, (value, lower_is_better) in tuned.measures().items()
+        if value is not None
     ]
     names = (base.model if base else "base", tuned.model)
     out.print(tables.comparison_table(rows, names=names))
@@ -112,6 +140,14 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
         f"{_matches(tuned)} answered exactly right" + (f", {_matches(base)} by {base.model}" if base else ""),
         err,
     )
+    for name, difference in (("loss", report.loss_difference), ("exact match", report.match_difference)):
+        if difference is not None:
+            bounds = f"{difference.low:+.3f} to {difference.high:+.3f}"
+            tables.show_text(f"{name}: {difference.value:+.3f} against the base, 95% interval {bounds}", err)
+    if report.verdict is not None:
+        verdict = report.verdict
+        advice = f": {verdict.advice}" if verdict.advice else ""
+        tables.show_text(f"{verdict.kind} ({verdict.reason}){advice}", err)
     for miss in report.misses[:SHOWN_MISSES]:
         tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}", err)
 

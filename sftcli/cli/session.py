@@ -58,7 +58,8 @@ def session(output: Output, *, every_steps: int = 10) -> Iterator[tuple["EventSi
         except StoppedError as error:
             raise CommandStopped(error.message, stop.exit_code) from error
         except KeyboardInterrupt as error:
-            raise CommandStopped("interrupted", INTERRUPTED_EXIT_CODE) from error
+            code = stop.exit_code if stop.requested() else INTERRUPTED_EXIT_CODE
+            raise CommandStopped("interrupted", code) from error
         finally:
             view.close()
 

@@ -2,9 +2,10 @@
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from socket import socketpair
 from threading import Thread, current_thread, main_thread
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ STOP_SIGNALS = frozenset(
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     if name in signal.Signals.__members__
 )
+SAVE_SIGNALS = frozenset(signal.Signals[name] for name in ("SIGUSR2",) if name in signal.Signals.__members__)
+# Twice one of these is an order to end at once. SIGUSR1 is not: a scheduler sends SIGTERM after it while the save runs.
+_IMPATIENT = frozenset(STOP_SIGNALS - {signal.Signals.__members__.get("SIGUSR1")})
 
 
 class CommandStopped(Exception):  # noqa: N818 - the user's will, not a fault
@@ -37,10 +41,9 @@ class SignalStop:
     """The stop flag of a command, raised by a signal. It remembers which one came first."""
 
     signal_number: int | None = None
-    _interrupts: int = 0  # SIGINTs that the handler has seen
-    _interrupts_received: int = (
-        0  # SIGINTs that the process has received; several may reach the handler as one
-    )
+    _saves: int = 0  # asked for and not yet handed on
+    _handled: Counter[int] = field(default_factory=Counter)
+    _received: Counter[int] = field(default_factory=Counter)  # several may reach the handler as one
 
     def requested(self) -> bool:
         """Return true once a signal came."""
@@ -57,24 +60,31 @@ class SignalStop:
         """Note a signal.
 
         Raises:
-            KeyboardInterrupt: It is the second SIGINT.
+            KeyboardInterrupt: It is the second SIGINT, SIGTERM or SIGHUP.
         """
+        if number in SAVE_SIGNALS:
+            self._saves += 1
+            return
         if self.signal_number is None:
             self.signal_number = number
-        if number == signal.SIGINT:
-            self._interrupts += 1
-            if max(self._interrupts, self._interrupts_received) >= 2:
+        if number in _IMPATIENT:
+            self._handled[number] += 1
+            if max(self._handled[number], self._received[number]) >= 2:
                 raise KeyboardInterrupt
+
+    def save_requested(self) -> bool:
+        """Return true once for any number of SIGUSR2 that came since the last question."""
+        asked, self._saves = self._saves > 0, 0
+        return asked
 
     def count_received(self, number: int) -> None:
         """Count a signal when it arrives, which may be long before its handler can run."""
-        if number == signal.SIGINT:
-            self._interrupts_received += 1
+        self._received[number] += 1
 
 
 @contextmanager
 def stop_on_signals(stop: SignalStop, show_stopping: Callable[[], None]) -> Iterator[None]:
-    """Let SIGINT, SIGTERM, SIGHUP and SIGUSR1 raise ``stop`` instead of ending the process.
+    """Let SIGINT, SIGTERM, SIGHUP and SIGUSR1 raise ``stop``, and SIGUSR2 ask it for a save, instead of ending the process.
 
     Python runs a handler only between two instructions of the main thread, and one backward pass may take seconds. So a
     second thread is told of the signal by the interpreter itself and calls ``show_stopping`` at once, once. It is an
@@ -89,7 +99,9 @@ def stop_on_signals(stop: SignalStop, show_stopping: Callable[[], None]) -> Iter
     watcher.start()
     old_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     # A signal that was ignored from outside, as by nohup, stays ignored.
-    taken = {number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
+    taken = {
+        number for number in STOP_SIGNALS | SAVE_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
+    }
     old = {number: signal.signal(number, stop.handle) for number in taken}
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: _leave_to_parent(taken))

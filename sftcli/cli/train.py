@@ -3,6 +3,7 @@
 import shlex
 import sys
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,12 @@ from sftcli.events import Notice
 
 if TYPE_CHECKING:
     from sftcli.services.train import TrainOutcome
+
+
+class Resume(StrEnum):
+    """What to do when the run exists."""
+
+    AUTO = "auto"
 
 
 def train(
@@ -32,6 +39,14 @@ def train(
     train_on: options.TrainOn = None,
     max_tokens: options.MaxTokens = None,
     run: options.RunName = None,
+    on_existing: Annotated[
+        Resume | None,
+        typer.Option(
+            "--resume",
+            help="`auto` goes on with the run that --run names where it exists, and starts it otherwise.",
+            rich_help_panel=options.SETTINGS_PANEL,
+        ),
+    ] = None,
     print_config: Annotated[
         bool,
         typer.Option(
@@ -77,7 +92,12 @@ def train(
         from sftcli.services.train import TrainRequest, run_training
 
         label = chosen or Path(config or "run").stem
-        request = TrainRequest(resolved=resolved, label=label, command=shlex.join(["sft", *sys.argv[1:]]))
+        request = TrainRequest(
+            resolved=resolved,
+            label=label,
+            command=shlex.join(["sft", *sys.argv[1:]]),
+            auto=on_existing is Resume.AUTO,
+        )
         outcome = run_training(request, emit, stop)
     _show(outcome, output, stop.exit_code)
 
@@ -90,6 +110,17 @@ def resume(
         int | None,
         typer.Option("--checkpoint", metavar="STEP", help="Go on from the checkpoint of this step."),
     ] = None,
+    sets: options.Set = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Only replay the steps between two checkpoints and compare the result bit for bit; write nothing.",
+        ),
+    ] = False,
+    break_lock: Annotated[
+        bool, typer.Option("--break-lock", help="Take the run over from a process that is certainly dead.")
+    ] = False,
     runs: options.RunsRoot = Path("runs"),
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -102,13 +133,23 @@ def resume(
       sft resume
 
       sft resume my-run --checkpoint 200
+
+      sft resume my-run --verify
     """
     output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color)
     with session(output, every_steps=10) as (emit, stop):
-        from sftcli.services.train import ResumeRequest, resume_training
+        from sftcli.config.sources import parse_set
+        from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
 
-        outcome = resume_training(ResumeRequest(root=runs, run=run, step=step), emit, stop)
-    _show(outcome, output, stop.exit_code)
+        request = ResumeRequest(
+            root=runs, run=run, step=step, overrides=tuple(map(parse_set, sets or ())), break_lock=break_lock
+        )
+        proved = verify_resume(request, emit, stop) if verify else None
+        outcome = None if verify else resume_training(request, emit, stop)
+    if proved is not None:
+        results.show_verified(proved, output)
+    if outcome is not None:
+        _show(outcome, output, stop.exit_code)
 
 
 def _show(outcome: "TrainOutcome", output: options.Output, stop_code: int) -> None:

@@ -4,6 +4,7 @@ A section is passed whole to the part that needs it. Names carry their units. Fi
 """
 
 import math
+import re
 from enum import StrEnum
 from typing import Annotated, Self, get_args
 
@@ -58,6 +59,17 @@ class Section(BaseModel):
             (int in kinds or float in kinds) and (is_bool or isinstance(value, str))
         ):
             raise PydanticCustomError("wrong_type", "wrong type")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _holds_no_password(cls, value: object) -> object:
+        """Refuse an address with a user name or password: settings are written to disk and shown."""
+        texts = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(text, str) and re.search(r"://[^/\s]*@", text) for text in texts):
+            raise ValueError(
+                "an address must not hold a user name or password; use `hf auth login` or HF_TOKEN"
+            )
         return value
 
 
@@ -196,7 +208,16 @@ class CheckpointSettings(Section):
     """When the full state is saved, and how much of it is kept."""
 
     every_steps: int = Field(2000, ge=0, description="How often a checkpoint is saved; 0 only at the end.")
-    keep_last: int = Field(2, ge=1, description="Checkpoints that are kept; older ones are deleted.")
+    keep_last: int = Field(2, ge=1, description="Newest checkpoints that are kept; older ones are deleted.")
+    in_background: bool = Field(
+        True, description="Write checkpoints while training goes on; takes memory for a copy of the state."
+    )
+    keep_best: bool = Field(
+        True, description="Keep the checkpoint with the lowest held-out loss as well, if that step was saved."
+    )
+    keep_every_steps: int = Field(
+        0, ge=0, description="Checkpoints of every so many steps are never deleted; 0 for none."
+    )
 
 
 class SamplingSettings(Section):
@@ -206,6 +227,19 @@ class SamplingSettings(Section):
     temperature: float = Field(0.0, ge=0, le=5, description="0 always takes the most likely token.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the smallest set with this probability.")
     top_k: int = Field(0, ge=0, description="Sample from this many most likely tokens; 0 for all.")
+    min_p: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Leave out tokens with less than this share of the most likely one's probability.",
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        ge=0.1,
+        le=10,
+        description="Above 1 makes tokens less likely that the prompt or answer already holds.",
+    )
+    stop: tuple[Text, ...] = Field((), description="Texts that end an answer; they are not part of it.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of sampling.")
 
 

@@ -8,9 +8,7 @@ PREPARED/
 
 import hashlib
 import json
-import os
 import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from sftcli import storage
 from sftcli.data.example import Example
 from sftcli.data.records import Origin
 from sftcli.errors import DataError, StorageError
@@ -91,7 +90,7 @@ class PreparedWriter:
         import pyarrow as pa
 
         self.folder = folder
-        self.staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+        self.staging = folder.with_name(f"{storage.TEMPORARY}{folder.name}-{secrets.token_hex(4)}")
         self._schema = pa.schema(
             {
                 "input_ids": pa.list_(pa.int32()),
@@ -102,7 +101,8 @@ class PreparedWriter:
         )
         self._pending: dict[str, list[Example]] = {TRAIN: [], HELDOUT: []}
         try:
-            self.staging.mkdir(parents=True)
+            storage.make_folders(folder.parent, mode=0o700)
+            storage.disk.make_folder(self.staging)
         except OSError as error:
             raise StorageError(
                 f"cannot write prepared data under {folder.parent}: {error.strerror}",
@@ -127,20 +127,19 @@ class PreparedWriter:
             self._flush(split)
             writer.close()
             path = self.staging / f"{split}.arrow"
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            storage.disk.sync(path)
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
         manifest = {"format": FORMAT_VERSION, "files": files, "about": about}
-        with (self.staging / MANIFEST).open("w", encoding="utf-8") as text:
-            json.dump(manifest, text, indent=2, ensure_ascii=False)
-            text.flush()
-            os.fsync(text.fileno())
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        storage.write_file(self.staging / MANIFEST, [text.encode("utf-8")])
+        storage.disk.sync(self.staging)
         try:
-            self.staging.rename(self.folder)
+            storage.disk.rename(self.staging, self.folder)
+            storage.disk.sync(self.folder.parent)
         except OSError:
             if not (self.folder / MANIFEST).is_file():
                 raise
-            shutil.rmtree(self.staging)  # another process has prepared the same data meanwhile
+            storage.try_remove_tree(self.staging)  # another process has prepared the same data meanwhile
         return open_prepared(self.folder)
 
     def _flush(self, split: str) -> None:
@@ -167,7 +166,7 @@ class PreparedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.staging, ignore_errors=True)
+        storage.try_remove_tree(self.staging)
 
 
 def open_prepared(folder: Path) -> PreparedDataset:
@@ -189,12 +188,7 @@ def open_prepared(folder: Path) -> PreparedDataset:
     tables = {}
     for split in (TRAIN, HELDOUT):
         path = folder / f"{split}.arrow"
-        if not path.is_file() or _sha256(path) != manifest["files"][path.name]["sha256"]:
+        if not path.is_file() or storage.file_sha256(path) != manifest["files"][path.name]["sha256"]:
             raise DataError(f"{path} is missing or was changed since it was prepared")
         tables[split] = ExampleTable(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
     return PreparedDataset(folder, manifest, tables)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from sftcli.data.example import ChatTokenizer, Example
 
-MAX_TOKENS_PER_CHARACTER = 4  # a character has at most four bytes
+MAX_GROUP_TOKENS = 32  # a token may end one character and begin the next, so that a group goes on
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenView:
-    """A token, or the few tokens that one character is made of.
+    """A token, or the few tokens that a character, or characters with a token in common, are made of.
 
     ``is_control`` is true for control and markup tokens, ``is_stop`` for a trained token at which generation stops.
     """
@@ -49,4 +49,4 @@ def describe_tokens(example: Example, tokenizer: ChatTokenizer) -> list[TokenVie
 
 def _may_grow(begin: int, end: int, trained: list[bool]) -> bool:
     """Tell whether the tokens from ``begin`` may take one more: few enough, and with loss alike."""
-    return end < len(trained) and end - begin < MAX_TOKENS_PER_CHARACTER and trained[end] == trained[begin]
+    return end < len(trained) and end - begin < MAX_GROUP_TOKENS and trained[end] == trained[begin]

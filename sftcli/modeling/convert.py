@@ -1,6 +1,5 @@
 """Turn a GGUF file into a Hugging Face folder in the cache, once. Heavy libraries load only while it converts."""
 
-import hashlib
 import json
 import shutil
 import struct
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from sftcli import storage
 from sftcli.errors import DataError
 from sftcli.events import EventSink, Notice, Progressed, Warned
 from sftcli.modeling.cache import cache_folder, scratch_folder, whole_folder
@@ -33,12 +33,6 @@ def models_folder() -> Path:
     return cache_folder() / "models"
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as lower-case hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, str]:
     """Return the Hugging Face folder made of ``gguf`` and the file's SHA-256; convert it where the cache lacks it.
 
@@ -53,7 +47,7 @@ def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, s
     with gguf.open("rb") as file:
         if file.read(4) != _GGUF_MAGIC:
             raise DataError(f"{gguf} is not a GGUF file", hint="name a .gguf file or a Hugging Face folder")
-    digest = file_sha256(gguf)
+    digest = storage.file_sha256(gguf)
     folder = models_folder() / f"{prefix}-{digest[: 8 if prefix != 'gguf' else 16]}"
     if (origin := read_source(folder, emit)) is not None and origin == digest:
         return folder, digest
@@ -85,7 +79,7 @@ def read_source(folder: Path, emit: EventSink) -> str | None:
 def _write_source(folder: Path, name: str, digest: str) -> None:
     files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     source = {"format": _FORMAT, "gguf": name, "gguf_sha256": digest, "dtype": "bfloat16", "files": files}
-    (folder / SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+    storage.write_file(folder / SOURCE_FILE, [(json.dumps(source, indent=2) + "\n").encode()])
 
 
 def _convert(gguf: Path, folder: Path, emit: EventSink) -> None:
@@ -185,7 +179,7 @@ def _edit(
 ) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     kept = {key: value for key, value in content.items() if key not in drop and (keep is None or key in keep)}
-    path.write_text(json.dumps(kept | (change or {}), indent=2) + "\n", encoding="utf-8")
+    storage.write_file(path, [(json.dumps(kept | (change or {}), indent=2) + "\n").encode()])
 
 
 def _split_digits(path: Path) -> None:
@@ -196,4 +190,4 @@ def _split_digits(path: Path) -> None:
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     digits = {"type": "Digits", "individual_digits": True}
     tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, tokenizer["pre_tokenizer"]]}
-    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    storage.write_file(path, [json.dumps(tokenizer, ensure_ascii=False).encode()])

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from sftcli import storage
 from sftcli.errors import ConsentError, DataError, MismatchError, ResourceError, UsageError
 from sftcli.modeling.cache import whole_folder
 from sftcli.modeling.folder import check_model_folder, read_json
@@ -126,8 +127,8 @@ def write_model_files(
     copy_tokenizer(source, folder)
     if template is not None:
         # A template for tools beside it would go before it in rows that list some.
-        shutil.rmtree(folder / _TEMPLATE_FOLDER, ignore_errors=True)
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        storage.try_remove_tree(folder / _TEMPLATE_FOLDER)
+        storage.write_file(folder / "chat_template.jinja", [template.encode("utf-8")])
 
 
 def save_model_folder(
@@ -170,9 +171,11 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the tokenizer files and chat templates of a model folder; paths of this machine are left out."""
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            storage.copy_file(source / name, folder / name)
     if (source / _TEMPLATE_FOLDER).is_dir():
-        shutil.copytree(source / _TEMPLATE_FOLDER, folder / _TEMPLATE_FOLDER, dirs_exist_ok=True)
+        storage.make_folders(folder / _TEMPLATE_FOLDER)
+        for template in sorted((source / _TEMPLATE_FOLDER).glob("*.jinja")):
+            storage.copy_file(template, folder / _TEMPLATE_FOLDER / template.name)
     path = folder / "tokenizer_config.json"
     if path.is_file() and any(key in (content := read_json(path)) for key in _MACHINE_KEYS):
         _write_json(path, _without_machine(content))
@@ -276,4 +279,5 @@ def _without_machine(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    storage.write_file(path, [text.encode("utf-8")])

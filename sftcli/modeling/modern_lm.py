@@ -6,7 +6,7 @@ on than the keys of the same tokens.
 """
 
 import dataclasses
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers import initialization as init
@@ -24,90 +23,14 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-MODEL_TYPE = "modern-lm"
+from sftcli.modeling.modern_config import MODEL_TYPE, ModernLMConfig
+
 # Newer releases of transformers call the field "cache", older ones "past_key_values".
 _CACHE_FIELD = next(
     field.name
     for field in dataclasses.fields(BaseModelOutputWithPast)
     if field.name in ("cache", "past_key_values")
 )
-
-
-class ModernLMConfig(PreTrainedConfig):
-    """The configuration in a ``.pt`` file, under the same names.
-
-    ``rope_theta`` and ``rope_scaling`` are called ``rotary_base`` and ``rotary_scale``: transformers gives the
-    original names another meaning.
-    """
-
-    model_type = MODEL_TYPE
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
-    attribute_map: ClassVar[dict[str, str]] = {
-        "hidden_size": "d_model",
-        "num_hidden_layers": "n_layers",
-        "num_attention_heads": "n_heads",
-        "intermediate_size": "ffn_hidden_size",
-        "max_position_embeddings": "max_seq_len",
-    }
-
-    def __init__(
-        self,
-        *,
-        vocab_size: int = 50257,
-        d_model: int = 768,
-        n_layers: int = 12,
-        n_heads: int = 12,
-        ffn_hidden_size: int = 3072,
-        max_seq_len: int = 1024,
-        rmsnorm_eps: float = 1e-5,
-        dropout: float = 0.0,
-        initializer_range: float = 0.02,
-        rotary_base: float = 10000.0,
-        rotary_scale: float | None = None,
-        use_rope: bool = True,
-        use_attention_sinks: bool = True,
-        num_attention_sinks: int = 2,
-        use_swiglu: bool = True,
-        swiglu_multiplier: float = 2.0,
-        use_gqa: bool = False,
-        gqa_groups: int | None = None,
-        **kwargs: object,
-    ) -> None:
-        self.vocab_size = vocab_size
-        self.d_model = d_model
-        self.n_layers = n_layers
-        self.n_heads = n_heads
-        self.ffn_hidden_size = ffn_hidden_size
-        self.max_seq_len = max_seq_len
-        self.rmsnorm_eps = rmsnorm_eps
-        self.dropout = dropout
-        self.initializer_range = initializer_range
-        self.rotary_base = rotary_base
-        self.rotary_scale = rotary_scale
-        self.use_rope = use_rope
-        self.use_attention_sinks = use_attention_sinks
-        self.num_attention_sinks = num_attention_sinks
-        self.use_swiglu = use_swiglu
-        self.swiglu_multiplier = swiglu_multiplier
-        self.use_gqa = use_gqa
-        self.gqa_groups = gqa_groups
-        kwargs.setdefault("tie_word_embeddings", True)
-        super().__init__(**kwargs)
-
-    @property
-    def head_dim(self) -> int:
-        """Width of a head."""
-        return self.d_model // self.n_heads
-
-    @property
-    def num_key_value_heads(self) -> int:
-        """Heads of keys and values."""
-        return self.gqa_groups if self.use_gqa and self.gqa_groups else self.n_heads
-
-    @property
-    def sinks(self) -> int:
-        """Sinks that every query sees."""
-        return self.num_attention_sinks if self.use_attention_sinks else 0
 
 
 class ModernRMSNorm(nn.Module):
@@ -180,7 +103,8 @@ class ModernAttention(nn.Module):
         return projected
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # type: ignore[no-untyped-call]
+        return heads
 
     def _with_sinks(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         states = self.sink_states[None]
@@ -210,7 +134,7 @@ class ModernFeedForward(nn.Module):
         return mapped
 
 
-class ModernBlock(GradientCheckpointingLayer):
+class ModernBlock(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
     """Attention and feed-forward, each behind its norm, with dropout on what is added."""
 
     def __init__(self, config: ModernLMConfig, layer: int) -> None:
@@ -252,13 +176,13 @@ def _visible(positions: Tensor, attention_mask: Tensor | None, *, past: int, sin
     return functional.pad(seen, (sinks, 0), value=True) if sinks else seen
 
 
-class ModernLMPreTrainedModel(PreTrainedModel):
+class ModernLMPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """What both classes share."""
 
     config_class = ModernLMConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["ModernBlock"]
+    _no_split_modules = ["ModernBlock"]  # noqa: RUF012 - as the base class has it
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -273,7 +197,7 @@ class ModernLMPreTrainedModel(PreTrainedModel):
             init.normal_(module.sink_states, mean=0.0, std=spread)
 
 
-class ModernLMModel(ModernLMPreTrainedModel):
+class ModernLMModel(ModernLMPreTrainedModel):  # type: ignore[no-untyped-call]
     """Embedding, blocks and the last norm."""
 
     def __init__(self, config: ModernLMConfig) -> None:
@@ -319,13 +243,13 @@ class ModernLMModel(ModernLMPreTrainedModel):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, position_ids, mask, cache)
-        return BaseModelOutputWithPast(last_hidden_state=self.final_norm(x), **{_CACHE_FIELD: cache})
+        return BaseModelOutputWithPast(last_hidden_state=self.final_norm(x), **{_CACHE_FIELD: cache})  # type: ignore[arg-type]
 
 
 class ModernLMForCausalLM(ModernLMPreTrainedModel, GenerationMixin):
     """The decoder and its head."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.token_embed.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.token_embed.weight"}  # noqa: RUF012 - as the base class has it
 
     def __init__(self, config: ModernLMConfig) -> None:
         super().__init__(config)

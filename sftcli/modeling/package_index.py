@@ -12,8 +12,8 @@ from pathlib import Path
 
 from sftcli.errors import DataError, NetworkError
 from sftcli.events import EventSink, Notice, Progressed
-from sftcli.modeling.convert import file_sha256
 from sftcli.modeling.hub import redact
+from sftcli.storage import file_sha256
 
 _STALL_SECONDS = 200.0  # more than the waiting time that pip's configuration gives slow mirrors
 _POLL_SECONDS = 0.5

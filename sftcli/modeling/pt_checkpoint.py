@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from sftcli.errors import DataError, MismatchError, StorageError
-from sftcli.modeling.modern_lm import ModernLMConfig, ModernLMForCausalLM, register
+from sftcli.modeling.modern_config import ModernLMConfig
+from sftcli.modeling.modern_lm import ModernLMForCausalLM, register
 from sftcli.suggest import did_you_mean
 
 _REQUIRED = ("vocab_size", "d_model", "n_layers", "n_heads", "ffn_hidden_size", "max_seq_len")

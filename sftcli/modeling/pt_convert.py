@@ -4,13 +4,14 @@ import hashlib
 import json
 from pathlib import Path
 
-from sftcli.errors import MismatchError
+from sftcli.errors import MismatchError, SftError
 from sftcli.events import EventSink, Notice
 from sftcli.modeling.builtin_templates import MODERN_LLM
 from sftcli.modeling.cache import whole_folder
-from sftcli.modeling.convert import SOURCE_FILE, file_sha256, models_folder
+from sftcli.modeling.convert import SOURCE_FILE, models_folder
 from sftcli.modeling.hub import Patience, cached_snapshot, fetch_snapshot
 from sftcli.modeling.tokenizer import load_chat_tokenizer
+from sftcli.storage import file_sha256
 
 DEFAULT_TOKENIZER = "gpt2"
 _FORMAT = 1
@@ -30,7 +31,13 @@ def converted_pt(path: Path, *, tokenizer: str | None, emit: EventSink) -> tuple
         NotFoundError, NetworkError: The tokenizer is not there.
     """
     digest = file_sha256(path)
-    source = _tokenizer_folder(tokenizer or DEFAULT_TOKENIZER, emit)
+    try:
+        source = _tokenizer_folder(tokenizer or DEFAULT_TOKENIZER, emit)
+    except SftError:
+        from sftcli.modeling.pt_checkpoint import read_pt
+
+        read_pt(path)  # what is wrong with the file itself comes first
+        raise
     key = hashlib.sha256(f"{_FORMAT}:{digest}:{_tokenizer_hash(source)}".encode()).hexdigest()
     folder = models_folder() / f"modern-lm-{key[:16]}"
     if _is_whole(folder, digest):

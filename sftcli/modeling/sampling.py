@@ -1,21 +1,25 @@
 """Token-level decoding: prompts in, answers out, with a key-value cache. Knows nothing about text."""
 
-import inspect
+from collections import deque
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import DynamicCache
 
 from sftcli.config.schema import SamplingSettings
 from sftcli.events import StopFlag
+from sftcli.modeling.choosing import RowChooser, choose
+from sftcli.modeling.slots import LoneRow, Rows, SlotRows, has_plain_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OnToken = Callable[[int, int], None]  # (row, token id), each as soon as it is known
+IsOver = Callable[[int, Sequence[int]], bool]  # (row, its tokens so far) -> whether the answer ends here
+
+MAX_ROWS = 32  # rows decoded together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,18 @@ class Answer:
     stopped: bool
 
 
+OnAnswer = Callable[[int, Answer], None]  # (row, its answer), each as soon as it is complete
+
+
+@dataclass(slots=True)
+class _Running:
+    """A row that is being decoded."""
+
+    index: int
+    chooser: RowChooser
+    ids: list[int] = field(default_factory=list)
+
+
 @torch.inference_mode()
 def decode(
     model: "PreTrainedModel",
@@ -33,87 +49,86 @@ def decode(
     *,
     settings: SamplingSettings,
     stop_ids: AbstractSet[int],
-    pad_id: int,
     stop: StopFlag,
+    max_rows: int = MAX_ROWS,
+    seeds: Sequence[Sequence[int]] | None = None,
     on_token: OnToken | None = None,
+    on_answer: OnAnswer | None = None,
+    is_over: IsOver | None = None,
 ) -> list[Answer]:
-    """Continue every prompt until a stop token, ``max_new_tokens``, or ``stop``.
+    """Continue every prompt until a stop token, ``is_over``, ``max_new_tokens``, or ``stop``.
 
-    Each row samples from a generator of its own, seeded by ``settings.seed`` and its number, so a row's answer does not
-    depend on which rows it shares a batch with.
+    Prompts are started in the order given; at most ``max_rows`` run together, and the next one takes the place of each
+    that ends. Each row samples from a generator of its own, seeded by ``settings.seed`` and its entry of ``seeds`` (its
+    number by default), so a row's answer does not depend on which rows it shares a batch with. Rows cut by ``stop`` are
+    returned as they are, but not given to ``on_answer``.
     """
-    device = model.device
-    input_ids, attention_mask = _pad_left(prompts, pad_id=pad_id, device=device)
-    generators = [torch.Generator(device).manual_seed(settings.seed + row) for row in range(len(prompts))]
-    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    cache = {_cache_argument(model): DynamicCache(config=model.config)}
-    new_ids: list[list[int]] = [[] for _ in prompts]
-    running = set(range(len(prompts)))
-    is_padded = bool((attention_mask == 0).any())
-    for _ in range(settings.max_new_tokens):
-        output = model(
-            input_ids=input_ids,
-            attention_mask=attention_mask if is_padded else None,
-            position_ids=position_ids,
-            use_cache=True,
-            logits_to_keep=1,
-            **cache,  # filled in place
+    rows = make_rows(model, min(max_rows, len(prompts)))
+    waiting = deque(range(len(prompts)))
+    running: list[_Running] = []
+    answers = _Answers(len(prompts), settings.max_new_tokens, stop_ids, on_token, on_answer, is_over)
+
+    def admit() -> None:
+        index = waiting.popleft()
+        logits = rows.admit(prompts[index])
+        seed = (settings.seed, *(seeds[index] if seeds is not None else (index,)))
+        chooser = RowChooser(
+            settings, seed=seed, prompt=prompts[index], vocab_size=logits.shape[-1], device=logits.device
         )
-        chosen = _choose(output.logits[:, -1], settings, generators)
-        for row, token in enumerate(chosen.tolist()):
-            if row not in running:
-                continue
-            if token in stop_ids:
-                running.discard(row)
-                continue
-            new_ids[row].append(token)
-            if on_token is not None:
-                on_token(row, token)
-        if not running or stop.requested():
-            break
-        input_ids = chosen[:, None]
-        position_ids = position_ids[:, -1:] + 1
-        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(prompts), 1)], dim=1)
-    return [Answer(ids=tuple(ids), stopped=row not in running) for row, ids in enumerate(new_ids)]
+        running.append(_Running(index, chooser))
+        end_rows(choose(logits, [chooser]).tolist(), first=len(running) - 1)
+
+    def end_rows(chosen: list[int], *, first: int) -> None:
+        """Give the rows from ``first`` on their tokens, and drop those that end."""
+        ended = [place for place, token in enumerate(chosen, first) if answers.take(running[place], token)]
+        for place in reversed(ended):
+            rows.remove(place)
+            running[place] = running[-1]
+            running.pop()
+
+    while (waiting or running) and not stop.requested():
+        if waiting and len(running) < rows.capacity:
+            admit()
+        else:
+            last = torch.tensor([row.ids[-1] for row in running], device=model.device)
+            end_rows(choose(rows.step(last), [row.chooser for row in running]).tolist(), first=0)
+    return answers.answers
 
 
-def _cache_argument(model: "PreTrainedModel") -> str:
-    """Return what this release of transformers calls the cache: ``cache``, or ``past_key_values`` in older ones."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+class _Answers:
+    """Takes tokens as they come and tells when a row ends."""
+
+    def __init__(
+        self,
+        count: int,
+        max_new_tokens: int,
+        stop_ids: AbstractSet[int],
+        on_token: OnToken | None,
+        on_answer: OnAnswer | None,
+        is_over: IsOver | None,
+    ) -> None:
+        self.answers = [Answer(ids=(), stopped=False)] * count
+        self._max_new_tokens = max_new_tokens
+        self._stop_ids = stop_ids
+        self._on_token = on_token
+        self._on_answer = on_answer
+        self._is_over = is_over
+
+    def take(self, row: _Running, token: int) -> bool:
+        """Add a token to a row; return whether the row ends with it."""
+        stopped = token in self._stop_ids
+        if not stopped:
+            row.ids.append(token)
+            if self._on_token is not None:
+                self._on_token(row.index, token)
+            stopped = self._is_over is not None and self._is_over(row.index, row.ids)
+        self.answers[row.index] = Answer(ids=tuple(row.ids), stopped=stopped)
+        ended = stopped or len(row.ids) >= self._max_new_tokens
+        if ended and self._on_answer is not None:
+            self._on_answer(row.index, self.answers[row.index])
+        return ended
 
 
-def _pad_left(
-    prompts: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and mask, (B, T) int64: prompts end in the last column, so that new tokens follow all of them."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor(
-        [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
-    )
-    return ids, mask
-
-
-def _choose(
-    logits: torch.Tensor, settings: SamplingSettings, generators: Sequence[torch.Generator]
-) -> torch.Tensor:
-    """Return the next token of every row, (B,) int64, from ``logits`` (B, V)."""
-    if settings.temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = logits.float() / settings.temperature
-    if settings.top_k:
-        smallest_kept = logits.topk(min(settings.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
-    if settings.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(dim=-1)
-        outside = (
-            probabilities.cumsum(dim=-1) - probabilities >= settings.top_p
-        )  # the most likely one always stays
-        logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
-    probabilities = logits.softmax(dim=-1)
-    rows = [
-        torch.multinomial(row, 1, generator=generator)
-        for row, generator in zip(probabilities, generators, strict=True)
-    ]
-    return torch.cat(rows)
+def make_rows(model: "PreTrainedModel", count: int) -> Rows:
+    """Return the way to decode ``count`` rows of ``model`` together."""
+    return SlotRows(model, max(1, count)) if has_plain_cache(model) else LoneRow(model)

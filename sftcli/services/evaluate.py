@@ -1,33 +1,37 @@
 """Score a model on held-out rows, beside the model it came from."""
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftcli.config.schema import SamplingSettings
 from sftcli.config.sources import Override, Settings, resolve
-from sftcli.data.batch import ExampleSource, batches_in_order_of_length, collate
-from sftcli.data.example import Example
-from sftcli.errors import DataError, StoppedError, UsageError
-from sftcli.events import EventSink, Progressed, StopFlag
+from sftcli.errors import DataError, ThresholdError, UsageError
+from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.modeling.locate import locate_model
-from sftcli.modeling.sampling import decode
-from sftcli.modeling.tokenizer import HFChatTokenizer
-from sftcli.runtime import monotonic
-from sftcli.services.models import ModelChoice, choose_model, load_for_inference
-from sftcli.services.prepare import prepare_data
-from sftcli.training.loss import heldout_nll
-from sftcli.training.probe import choose_batch_loss
+from sftcli.services.intervals import Interval
+from sftcli.services.models import ModelChoice, choose_model
+from sftcli.services.prepare import PreparedData, find_sources, prepare_data
+from sftcli.services.report import write_report
+from sftcli.services.run_folder import RunFolder, write_json
+from sftcli.services.score import Miss, Sample, Score
+from sftcli.services.scores import (
+    ScoringJob,
+    loss_difference,
+    match_difference,
+    question_of,
+    samples_of,
+    score_model,
+)
+from sftcli.services.text_metrics import TrainingSpans, has_reference_metrics
+from sftcli.services.verdict import Verdict, judge
+from sftcli.suggest import did_you_mean
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-SCORING_TOKENS = 4096  # positions scored at once; results do not depend on it
-GENERATION_ROWS = 16
+KEPT_SAMPLES = 8
+MAX_TRAINING_TOKENS = 2_000_000  # looked through for copied answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,61 +49,28 @@ class EvalRequest:
     with_base: bool
     max_rows: int
     root: Path
+    batch_size: int | None = None  # rows at once; numbers do not depend on it
     tokenizer: str | None = None  # of a .pt file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """How one model did. ``loss`` is nats per response token; ``matched`` of ``answered`` rows were exactly right."""
-
-    model: str
-    loss: float
-    response_tokens: int
-    matched: int
-    answered: int
-    seconds: float
-
-    def to_json(self) -> dict[str, object]:
-        """Return the score with what follows from it."""
-        return asdict(self) | {"perplexity": self.perplexity, "match_fraction": self.match_fraction}
-
-    @property
-    def perplexity(self) -> float:
-        """``exp(loss)``."""
-        return math.exp(self.loss)
-
-    @property
-    def match_fraction(self) -> float:
-        """Share of answered rows that are exactly right."""
-        return self.matched / self.answered
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Miss:
-    """A held-out row that the tuned model got wrong."""
-
-    prompt: str
-    expected: str
-    answer: str
-    origin: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
-    """Scores of the tuned model and, where one was named, of the base."""
+    """Scores of the tuned model and, where one was named, of the base, with the difference over the same rows."""
 
     rows: int
     tuned: Score
     base: Score | None
+    loss_difference: Interval | None  # tuned minus base, nats per response token
+    match_difference: Interval | None  # tuned minus base, fraction
+    verdict: Verdict | None  # of the run that made the model
+    samples: tuple[Sample, ...]
     misses: tuple[Miss, ...]
 
     def to_json(self) -> dict[str, object]:
         """Return the report as plain values."""
-        return {
-            "rows": self.rows,
+        return asdict(self) | {
             "tuned": self.tuned.to_json(),
             "base": None if self.base is None else self.base.to_json(),
-            "misses": [asdict(miss) for miss in self.misses],
         }
 
 
@@ -112,22 +83,109 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     choice = choose_model(request.checkpoint, tokenizer=request.tokenizer, root=request.root, emit=emit)
     settings = _settings_of(choice, request.data)
     prepared = prepare_data(
-        settings.data, model_folder=choice.folder, seed=settings.training.seed, emit=emit, stop=stop
+        settings.data,
+        find_sources(settings.data),
+        model_folder=choice.folder,
+        seed=settings.training.seed,
+        emit=emit,
+        stop=stop,
     )
     heldout = prepared.dataset.heldout
     if not len(heldout):
         raise DataError("no row is held out, so there is nothing to score", hint="name rows with --data FILE")
-    job = _Job(
+    if not has_reference_metrics():
+        emit(Notice(text='ROUGE-L and chrF are left out; they need: pip install "sftcli[eval]"'))
+    job = ScoringJob(
         heldout=heldout,
-        questions=[_question(heldout[row]) for row in _spread(len(heldout), request.max_rows)],
+        questions=[
+            question_of(heldout[row], prepared.tokenizer) for row in _spread(len(heldout), request.max_rows)
+        ],
         tokenizer=prepared.tokenizer,
-        precision=settings.training.precision,
         sampling=settings.sampling,
+        batch_rows=request.batch_size,
+        training=TrainingSpans(_training_answers(prepared, emit)),
     )
     base = _base_of(choice, settings, request, emit)
-    base_score = None if base is None else _score(job, base, emit, stop)[0]
-    tuned_score, misses = _score(job, choice, emit, stop)
-    return EvalReport(rows=len(heldout), tuned=tuned_score, base=base_score, misses=misses)
+    base_score = None if base is None else score_model(job, base, emit, stop)
+    tuned = score_model(job, choice, emit, stop)
+    report = EvalReport(
+        rows=len(heldout),
+        tuned=tuned.score,
+        base=None if base_score is None else base_score.score,
+        loss_difference=None if base_score is None else loss_difference(base_score, tuned),
+        match_difference=None if base_score is None else match_difference(base_score, tuned),
+        verdict=None if choice.run is None else _verdict(choice.run),
+        samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
+        misses=tuned.misses,
+    )
+    if choice.run is not None and not request.data:
+        write_json(choice.run.evaluation, report.to_json())
+        write_report([choice.run], choice.run.report)
+    return report
+
+
+def check_limits(report: EvalReport, above: Sequence[str], under: Sequence[str]) -> None:
+    """Compare numbers of the tuned model with limits, each ``METRIC=VALUE``.
+
+    Raises:
+        UsageError: A limit cannot be read, or there is no such number.
+        ThresholdError: A number is above, or under, its limit.
+    """
+    numbers = {
+        name: float(value)
+        for name, value in report.tuned.to_json().items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    broken = []
+    for limits, word, is_broken in ((above, "above", operator.gt), (under, "under", operator.lt)):
+        for limit in limits:
+            name, value = _read_limit(limit, numbers, f"--fail-{word}")
+            if is_broken(numbers[name], value) or math.isnan(numbers[name]):
+                broken.append(f"{name} is {numbers[name]:.6g}, {word} {value:g}")
+    if broken:
+        raise ThresholdError("; ".join(broken))
+
+
+def _read_limit(limit: str, numbers: Mapping[str, float], flag: str) -> tuple[str, float]:
+    name, _, text = limit.partition("=")
+    try:
+        value = float(text)
+    except ValueError:
+        raise UsageError(f"{flag} {limit}: not METRIC=VALUE", hint=f"such as {flag} loss=1.5") from None
+    if name not in numbers:
+        raise UsageError(
+            f"{flag} {limit}: there is no number {name!r}",
+            hint=did_you_mean(name, numbers) or f"there are {', '.join(sorted(numbers))}",
+        )
+    return name, value
+
+
+def _verdict(run: RunFolder) -> Verdict:
+    events = run.read_events()
+    train = [
+        float(str(event["loss"]))
+        for event in events
+        if event["event"] == "StepDone" and event["loss"] is not None
+    ]
+    heldout = [
+        float(str(event["loss"]))
+        for event in events
+        if event["event"] == "HeldoutDone" and event["loss"] is not None
+    ]
+    return judge(train, heldout)
+
+
+def _training_answers(prepared: PreparedData, emit: EventSink) -> list[list[int]]:
+    """Return the trained tokens of training rows, at most ``MAX_TRAINING_TOKENS`` of them."""
+    rows, tokens = [], 0
+    for index in range(len(prepared.dataset.train)):
+        example = prepared.dataset.train[index]
+        rows.append(example.input_ids[example.loss_mask].tolist())
+        tokens += len(rows[-1])
+        if tokens >= MAX_TRAINING_TOKENS:
+            emit(Notice(text=f"memorization is looked for in the first {index + 1} training rows"))
+            break
+    return rows
 
 
 def _settings_of(choice: ModelChoice, data: tuple[str, ...]) -> Settings:
@@ -150,109 +208,15 @@ def _base_of(
     if not request.with_base:
         return None
     if request.base is not None:
-        return choose_model(
-            request.base,
-            tokenizer=request.tokenizer if request.base.endswith(".pt") else None,
-            root=request.root,
-            emit=emit,
-        )
+        return choose_model(request.base, root=request.root, emit=emit)
     if choice.run is None:
         return None
     located = locate_model(
-        settings.model.name,
-        revision=settings.model.revision,
-        tokenizer=settings.model.tokenizer,
-        emit=emit,
+        settings.model.name, revision=settings.model.revision, tokenizer=settings.model.tokenizer, emit=emit
     )
     return ModelChoice(name=located.name, folder=located.folder, run=None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Question:
-    """A held-out row cut where its last answer starts."""
-
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]  # the stop token included
-    origin: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """What every model is scored on."""
-
-    heldout: ExampleSource
-    questions: Sequence[_Question]
-    tokenizer: HFChatTokenizer
-    precision: str
-    sampling: SamplingSettings
 
 
 def _spread(count: int, most: int) -> list[int]:
     """Return at most ``most`` of ``count`` row numbers, evenly spread."""
     return [round(row) for row in np.linspace(0, count - 1, num=min(most, count))]
-
-
-def _question(example: Example) -> _Question:
-    """Cut ``example`` before its last run of trained tokens."""
-    trained = np.flatnonzero(example.loss_mask)
-    gaps = np.flatnonzero(np.diff(trained) > 1)
-    begin, end = int(trained[gaps[-1] + 1 if len(gaps) else 0]), int(trained[-1]) + 1
-    ids = example.input_ids.tolist()
-    return _Question(
-        prompt_ids=tuple(ids[:begin]), answer_ids=tuple(ids[begin:end]), origin=str(example.origin)
-    )
-
-
-def _score(job: _Job, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> tuple[Score, tuple[Miss, ...]]:
-    begin = monotonic()
-    model = load_for_inference(choice, precision=job.precision, emit=emit)
-    pad_id = job.tokenizer.pad_id
-    first = collate([job.heldout[0]], example_ids=[0], pad_id=pad_id).to(model.device)
-    batch_loss = choose_batch_loss(model, first, emit=emit)
-    batches = batches_in_order_of_length(
-        job.heldout, rows=range(len(job.heldout)), max_batch_tokens=SCORING_TOKENS, pad_id=pad_id
-    )
-    nll = heldout_nll(batch_loss, (batch.to(model.device) for batch in batches), stop=stop)
-    if nll is None:
-        raise StoppedError
-    misses, answered = _answer(job, model, choice.name, emit, stop)
-    score = Score(
-        model=choice.name,
-        loss=nll.loss,
-        response_tokens=nll.response_tokens,
-        matched=answered - len(misses),
-        answered=answered,
-        seconds=monotonic() - begin,
-    )
-    return score, misses
-
-
-def _answer(
-    job: _Job, model: "PreTrainedModel", name: str, emit: EventSink, stop: StopFlag
-) -> tuple[tuple[Miss, ...], int]:
-    """Answer every question greedily; return the wrong ones and how many were asked."""
-    order = sorted(range(len(job.questions)), key=lambda index: len(job.questions[index].prompt_ids))
-    misses: dict[int, Miss] = {}
-    for done in range(0, len(order), GENERATION_ROWS):
-        part = order[done : done + GENERATION_ROWS]
-        asked = [job.questions[index] for index in part]
-        longest = max(len(question.answer_ids) for question in asked)
-        answers = decode(
-            model,
-            [question.prompt_ids for question in asked],
-            # An answer that is longer than the longest right one is wrong already.
-            settings=job.sampling.model_copy(update={"max_new_tokens": longest, "temperature": 0.0}),
-            stop_ids=job.tokenizer.stop_ids,
-            pad_id=job.tokenizer.pad_id,
-            stop=stop,
-        )
-        if stop.requested():
-            raise StoppedError
-        for index, question, answer in zip(part, asked, answers, strict=True):
-            expected = job.tokenizer.decode(question.answer_ids, skip_special=True).strip()
-            text = job.tokenizer.decode(answer.ids, skip_special=False).strip()
-            if not answer.stopped or text != expected:
-                prompt = job.tokenizer.decode(question.prompt_ids, skip_special=True)
-                misses[index] = Miss(prompt=prompt, expected=expected, answer=text, origin=question.origin)
-        emit(Progressed(task=f"answering ({name})", done=done + len(part), total=len(order)))
-    return tuple(misses[index] for index in sorted(misses)), len(order)

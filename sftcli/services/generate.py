@@ -1,46 +1,68 @@
-"""Answer a prompt with the template and stop tokens that the model was trained with."""
+"""Answer one prompt with the newest run's model or any other, once or several times, alone or beside its base."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.schema import SamplingSettings
+from sftcli.config.sources import resolve
 from sftcli.data.conversation import Message
-from sftcli.data.render import encode_prompt
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, StopFlag, TextDelta
-from sftcli.modeling.sampling import decode
-from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
-from sftcli.runtime import monotonic
-from sftcli.services.models import choose_model, load_for_inference
+from sftcli.modeling.locate import locate_model
+from sftcli.services.answering import Answerer, Completion, open_answerer
+from sftcli.services.models import ModelChoice, choose_model
+
+__all__ = [
+    "Completion",
+    "GenerateRequest",
+    "base_choice",
+    "model_choices",
+    "open_answerers",
+    "run_generation",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
-    """One prompt. ``checkpoint`` as in ``choose_model``; ``system`` empty leaves the template's own."""
+    """One prompt. ``checkpoint`` as in ``choose_model``; ``system`` empty leaves the template's own.
+
+    ``with_base`` asks the model that the run started from as well, before the tuned one. ``tokenizer`` is a folder whose
+    tokenizer is used instead of the model's.
+    """
 
     prompt: str
     sampling: SamplingSettings
     root: Path
     precision: str
     checkpoint: str | None = None
-    tokenizer: str | None = None  # of a .pt file
     system: str = ""
+    samples: int = 1
+    with_base: bool = False
+    tokenizer: str | None = (
+        None  # of a .pt file, which holds none; for other models a folder that replaces theirs
+    )
+
+    @property
+    def is_pt(self) -> bool:
+        """Whether a ``.pt`` file is asked."""
+        return self.checkpoint is not None and self.checkpoint.endswith(".pt")
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """Folder of the tokenizer to use instead of the model's own."""
+        return None if self.tokenizer is None or self.is_pt else Path(self.tokenizer)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one answer."""
+        return self.samples == 1 and not self.with_base
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """An answer. ``finish`` is "stop" at a stop token, "length" where the token budget ran out."""
+def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) -> list[Completion]:
+    """Answer ``request.prompt``: every sample of the base, if it is asked, then every sample of the model.
 
-    text: str
-    model: str
-    prompt_tokens: int
-    new_tokens: int
-    finish: str
-    seconds: float
-
-
-def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) -> Completion:
-    """Answer ``request.prompt``; the text is emitted piece by piece as it becomes known.
+    The text of a single answer is emitted piece by piece as it becomes known.
 
     Raises:
         UsageError: The prompt is empty.
@@ -50,58 +72,56 @@ def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) ->
         raise UsageError(
             "the prompt is empty", hint='pass one: sft generate "your prompt", or - to read standard input'
         )
-    choice = choose_model(request.checkpoint, tokenizer=request.tokenizer, root=request.root, emit=emit)
-    tokenizer = load_chat_tokenizer(choice.folder)
-    prompt_ids = encode_prompt(tokenizer, _messages(request))
-    model = load_for_inference(choice, precision=request.precision, emit=emit)
-    begin = monotonic()
-    stream = TextStream(tokenizer, emit)
-    (answer,) = decode(
-        model,
-        [prompt_ids],
-        settings=request.sampling,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-        stop=stop,
-        on_token=lambda _row, token: stream.push(token),
+    completions = []
+    for answerer in open_answerers(request, emit):
+        messages = messages_of(request.prompt, system=request.system)
+        completions += answerer.answer(
+            [answerer.question(messages, seed=(sample,)) for sample in range(request.samples)],
+            request.sampling,
+            stop,
+            on_text=(lambda _question, piece: emit(TextDelta(text=piece))) if request.is_single else None,
+        )
+    return completions
+
+
+def messages_of(prompt: str, *, system: str) -> list[Message]:
+    """Return the messages of a one-turn prompt."""
+    opening = [Message(role="system", content=system)] if system else []
+    return [*opening, Message(role="user", content=prompt)]
+
+
+def open_answerers(request: GenerateRequest, emit: EventSink) -> Iterator[Answerer]:
+    """Load each model of a request when it is its turn: the base first, if it is asked."""
+    for choice in model_choices(request, emit):
+        yield open_answerer(
+            choice, precision=request.precision, tokenizer_folder=request.tokenizer_folder, emit=emit
+        )
+
+
+def model_choices(request: GenerateRequest, emit: EventSink) -> list[ModelChoice]:
+    """Return the models of a request, the tuned one last."""
+    choice = choose_model(
+        request.checkpoint,
+        tokenizer=request.tokenizer if request.is_pt else None,
+        root=request.root,
+        emit=emit,
     )
-    stream.close()
-    return Completion(
-        text=tokenizer.decode(answer.ids, skip_special=False),
-        model=str(choice.folder),
-        prompt_tokens=len(prompt_ids),
-        new_tokens=len(answer.ids),
-        finish="stop" if answer.stopped else "length",
-        seconds=monotonic() - begin,
+    return [base_choice(choice, emit), choice] if request.with_base else [choice]
+
+
+def base_choice(choice: ModelChoice, emit: EventSink) -> ModelChoice:
+    """Return the model that the run of ``choice`` started from.
+
+    Raises:
+        UsageError: No run made this model.
+    """
+    if choice.run is None:
+        raise UsageError(
+            f"{choice.name} was not made by a run, so its base is not known",
+            hint="ask each model by itself, with --checkpoint",
+        )
+    settings = resolve(preset=None, config_file=choice.run.config, overrides=(), environ={}).settings
+    located = locate_model(
+        settings.model.name, revision=settings.model.revision, tokenizer=settings.model.tokenizer, emit=emit
     )
-
-
-def _messages(request: GenerateRequest) -> list[Message]:
-    system = [Message(role="system", content=request.system)] if request.system else []
-    return [*system, Message(role="user", content=request.prompt)]
-
-
-class TextStream:
-    """Turns tokens into text as they come, and holds back a character until all of its bytes are there."""
-
-    def __init__(self, tokenizer: HFChatTokenizer, emit: EventSink) -> None:
-        self.tokenizer = tokenizer
-        self.emit = emit
-        self.ids: list[int] = []
-        self.shown = 0  # characters emitted
-
-    def push(self, token: int) -> None:
-        """Add a token; emit what is certain."""
-        self.ids.append(token)
-        text = self.tokenizer.decode(self.ids, skip_special=False)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._emit_from(text)
-
-    def close(self) -> None:
-        """Emit what was held back."""
-        self._emit_from(self.tokenizer.decode(self.ids, skip_special=False))
-
-    def _emit_from(self, text: str) -> None:
-        if len(text) > self.shown:
-            self.emit(TextDelta(text=text[self.shown :]))
-            self.shown = len(text)
+    return ModelChoice(name=located.name, folder=located.folder, run=None)

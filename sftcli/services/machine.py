@@ -2,6 +2,7 @@
 
 import os
 import platform
+from datetime import UTC, datetime
 from importlib import metadata
 
 import torch
@@ -37,3 +38,14 @@ def describe_machine() -> dict[str, str]:
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "cache": str(cache_folder()),
     } | {library: metadata.version(library) for library in LIBRARIES}
+
+
+def facts_of_start(command: str) -> dict[str, object]:
+    """Return what ``run.json`` says about the start of a run."""
+    return {
+        "started_at": datetime.now(tz=UTC).isoformat(timespec="microseconds"),
+        "command": command,
+        "version": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,7 +1,7 @@
 """What a run of a Modern LLM checkpoint writes beside its own checkpoints: files that the original program loads."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sftcli.config.sources import Settings
 from sftcli.events import EventSink, Notice
@@ -13,6 +13,8 @@ from sftcli.training.trainer import CheckpointStore, Snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from sftcli.modeling.modern_config import ModernLMConfig
 
 
 class PtWritingStore:
@@ -64,7 +66,7 @@ def _write(
     weights = {name: snapshot.weights.get(name, parameter) for name, parameter in named.items()}
     write_pt(
         path,
-        config=model.config,
+        config=cast("ModernLMConfig", model.config),
         weights=weights,
         optimizer=snapshot.optimizer,
         group=group,

@@ -1,7 +1,7 @@
 """A run's folder: the only place that knows the names of files inside it.
 
 runs/NAME/
-  run.json          what was started: version, command, model, time
+  run.json          what was started: version, command, time, and each resume
   config.toml       the resolved settings; alone they reproduce the run
   origins.json      where each setting came from
   data.json         what was prepared: fingerprint and audit
@@ -9,35 +9,18 @@ runs/NAME/
   training.log      the same story for people
   checkpoints/      full states
   final/            the tuned model, a Hugging Face folder
+  eval.json         scores on the held-out rows, once `eval` has run
+  report.html       all of it on one page
 """
 
 import dataclasses
 import json
-import math
-import os
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TextIO
 
+from sftcli import storage
 from sftcli.config.schema import RunSettings
-from sftcli.errors import NotFoundError, OutputError
-from sftcli.events import (
-    CheckpointSaved,
-    DataPrepared,
-    Ending,
-    Event,
-    FitEnded,
-    FitStarted,
-    HeldoutDone,
-    ModelLoaded,
-    ModelSaved,
-    Notice,
-    Progressed,
-    StepDone,
-    TextDelta,
-    Warned,
-)
+from sftcli.errors import NotFoundError, OutputError, UsageError
 from sftcli.suggest import did_you_mean
 
 
@@ -83,6 +66,16 @@ class RunFolder:
         return self.path / "final"
 
     @property
+    def evaluation(self) -> Path:
+        """``eval.json``."""
+        return self.path / "eval.json"
+
+    @property
+    def report(self) -> Path:
+        """``report.html``."""
+        return self.path / "report.html"
+
+    @property
     def is_finished(self) -> bool:
         """Whether the tuned model is there."""
         return (self.final / "config.json").is_file()
@@ -92,6 +85,16 @@ class RunFolder:
         about = json.loads(self.about.read_text(encoding="utf-8"))
         assert isinstance(about, dict)
         return about
+
+    def read_events(self) -> list[dict[str, object]]:
+        """Return the events logged so far; a line torn by a crash is left out."""
+        events = []
+        for line in (self.path / "events.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                continue
+        return events
 
 
 def create_run(settings: RunSettings, *, label: str) -> RunFolder:
@@ -103,14 +106,17 @@ def create_run(settings: RunSettings, *, label: str) -> RunFolder:
     root = Path(settings.root)
     stamp = datetime.now(tz=UTC).strftime("%Y%m%d-%H%M%S")
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        storage.make_folders(root)
+    except OSError as error:
+        raise _cannot_create(root, error) from error
+    try:
         if settings.name is not None:
-            (root / settings.name).mkdir()
+            storage.disk.make_folder(root / settings.name)
             return RunFolder(root / settings.name)
         for attempt in range(1, 100):
             folder = root / (f"{label}-{stamp}" if attempt == 1 else f"{label}-{stamp}-{attempt}")
             try:
-                folder.mkdir()
+                storage.disk.make_folder(folder)
             except FileExistsError:
                 continue
             return RunFolder(folder)
@@ -121,11 +127,43 @@ def create_run(settings: RunSettings, *, label: str) -> RunFolder:
             hint = "choose another name with --run"
         raise OutputError(f"{error.filename} exists already", hint=hint) from error
     except OSError as error:
-        raise OutputError(
-            f"cannot create the run folder under {root}: {error.strerror}",
-            hint="choose another --set run.root=DIR",
-        ) from error
+        raise _cannot_create(root, error) from error
     raise OutputError(f"no free name for a run under {root}", hint="pass --run NAME")
+
+
+def _cannot_create(root: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot create the run folder under {root}: {error.filename}: {error.strerror}",
+        hint="choose another --set run.root=DIR",
+    )
+
+
+def existing_run(settings: RunSettings) -> RunFolder | None:
+    """Return the run called ``settings.name`` where it is there, even if it was killed before anything was in it.
+
+    Raises:
+        UsageError: The settings give no name.
+        OutputError: A folder of that name is no run.
+    """
+    if settings.name is None:
+        raise UsageError("--resume auto needs to know which run", hint="name it: --run NAME")
+    path = Path(settings.root) / settings.name
+    if not path.exists():
+        return None
+    strange = (
+        []
+        if (path / "run.json").is_file()
+        else [child.name for child in path.iterdir() if not _is_ours(child)]
+    )
+    if strange:
+        raise OutputError(
+            f"{path} exists and is not a run: it holds {strange[0]}", hint="choose another --run NAME"
+        )
+    return RunFolder(path)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name in {"config.toml", "origins.json"} or path.name.startswith((".lock", storage.TEMPORARY))
 
 
 def list_runs(root: Path) -> list[RunFolder]:
@@ -148,14 +186,14 @@ def find_run(name: str, root: Path) -> RunFolder:
     raise NotFoundError(f"no run {name!r} under {root}", hint=did_you_mean(name, names) or known)
 
 
-def newest_run(root: Path, *, finished: bool) -> RunFolder:
-    """Return the newest run that is finished, or that is not.
+def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
+    """Return the newest run, of those that are finished or not where ``finished`` says so.
 
     Raises:
         NotFoundError: There is none.
     """
     for run in list_runs(root):
-        if run.is_finished == finished:
+        if finished is None or run.is_finished == finished:
             return run
     if finished:
         raise NotFoundError(f"no finished run under {root}", hint="train one first: sft train")
@@ -169,104 +207,4 @@ def write_json(path: Path, value: object) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text``, whole or not at all."""
-    staging = path.with_name(f".{path.name}.tmp")
-    with staging.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)
-
-
-class RunLog:
-    """The sink that keeps ``events.jsonl`` and ``training.log``. Unlike a view it may fail the run.
-
-    Args:
-        run: Whose logs.
-        every_steps: How often a step is written to ``training.log``; ``events.jsonl`` has every step.
-        after_step: On resume, the step that training goes on from: later steps in the log are cut off, so that the log
-            holds each step once.
-    """
-
-    def __init__(self, run: RunFolder, *, every_steps: int, after_step: int | None = None) -> None:
-        self.every_steps = every_steps
-        self.last_step = 0
-        events = run.path / "events.jsonl"
-        if after_step is not None and events.exists():
-            write_text(events, "".join(_lines_up_to(events, after_step)))
-        self._events: TextIO = events.open("a", encoding="utf-8")
-        self._text: TextIO = (run.path / "training.log").open("a", encoding="utf-8")
-
-    def __call__(self, event: Event, /) -> None:
-        """Write ``event`` to both files."""
-        if isinstance(event, Progressed | TextDelta):
-            return
-        record = {
-            "event": type(event).__name__,
-            "time": datetime.now(tz=UTC).isoformat(timespec="milliseconds"),
-        }
-        fields = {name: _finite(value) for name, value in dataclasses.asdict(event).items()}
-        self._events.write(json.dumps(record | fields, ensure_ascii=False, allow_nan=False) + "\n")
-        self._events.flush()
-        if isinstance(event, FitStarted):
-            self.last_step = event.last_step
-        line = self._line(event)
-        if line:
-            self._text.write(line + "\n")
-            self._text.flush()
-
-    def _line(self, event: Event) -> str:  # noqa: C901 - one flat case per event
-        match event:
-            case StepDone():
-                if event.step % self.every_steps and event.step != self.last_step:
-                    return ""
-                return f"step={event.step} loss={event.loss:.4f} lr={event.learning_rate:.3e}"
-            case HeldoutDone():
-                return f"step={event.step} heldout_loss={event.loss:.4f}"
-            case ModelLoaded():
-                return f"Model: {event.parameters / 1e6:.1f}M parameters"
-            case DataPrepared():
-                return (
-                    f"Loading instruction dataset: {event.source}\nTraining examples: {event.train_examples}"
-                )
-            case FitStarted():
-                onward = f", going on from step {event.step}" if event.step else ""
-                return f"Starting SFT for {event.last_step} steps{onward}"
-            case CheckpointSaved():
-                return f"Saved checkpoint: {event.path}"
-            case FitEnded(ending=Ending.STOPPED):
-                return f"Stopped at step {event.step}"
-            case ModelSaved():
-                return f"SFT complete. Final checkpoint: {event.path}"
-            case Notice():
-                return event.text
-            case Warned():
-                return f"warning: {event.text}"
-            case _:
-                return ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._events.close()
-        self._text.close()
-
-
-def _finite(value: object) -> object:
-    """JSON has no NaN: a number that is not finite becomes null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    """Return the whole lines of an event log, without events of steps after ``step`` and without a torn last line."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # torn by a crash
-        if not (isinstance(event.get("step"), int) and event["step"] > step) and event["event"] != "FitEnded":
-            kept.append(line + "\n")
-    return kept
+    storage.replace_file(path, text.encode("utf-8"))

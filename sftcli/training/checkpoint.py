@@ -1,30 +1,41 @@
-"""Checkpoints on disk: whole or absent.
+"""Checkpoints on disk: whole or absent, and never gone before a newer one is proved.
 
-A checkpoint is staged beside its final name, each file is flushed to the disk, the manifest with sizes and hashes is written
+A checkpoint is staged beside its final name, each file is written and synced, the manifest with sizes and hashes comes
 last, and one rename makes it real. It opens as a Hugging Face model folder as well: ``model.safetensors`` holds the
 float32 masters, and the model's config and tokenizer lie beside them.
 """
 
-import hashlib
 import json
-import os
-import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
+from sftcli import storage
+from sftcli.config.schema import CheckpointSettings
+from sftcli.errors import StorageError, UnsavedError
+from sftcli.training.checkpoint_files import (
+    FORMAT_VERSION,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    PREFIX,
+    RNG,
+    STATE,
+    list_checkpoints,
+    manifest_bytes,
+    read_best_step,
+    step_of,
+    verify,
+)
+from sftcli.training.tensor_file import tensor_file_bytes, tensor_file_parts
+from sftcli.training.trainer import Snapshot
 
-from sftcli.errors import DataError, NotFoundError, StorageError
-from sftcli.runtime import RngState
-from sftcli.training.trainer import Snapshot, TrainState
-
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-PREFIX = "step-"
+ATTEMPTS = 3
+PAUSE_SECONDS = 0.5  # before the second attempt; doubles
 
 
 class DirectoryCheckpointStore:
@@ -32,150 +43,139 @@ class DirectoryCheckpointStore:
 
     Args:
         root: Folder of the checkpoints; made when the first one is saved.
-        keep_last: How many are kept; older ones go once the newest is verified.
+        settings: Which checkpoints are kept.
         write_model_files: Writes the model's config and tokenizer into the folder it is given.
         fingerprints: What the run was made of (data, settings), by name; stored, and compared by who resumes.
+        resume_command: Named where the user has to act.
+        check_owner: Raises when this run was taken over; asked before a checkpoint is published.
+        pause: Waits that many seconds.
     """
 
     def __init__(
         self,
         root: Path,
         *,
-        keep_last: int,
+        settings: CheckpointSettings,
         write_model_files: Callable[[Path], None],
         fingerprints: Mapping[str, str],
+        resume_command: str = "sft resume",
+        check_owner: Callable[[], None] = lambda: None,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.root = root
-        self.keep_last = keep_last
+        self.settings = settings
         self.write_model_files = write_model_files
         self.fingerprints = dict(fingerprints)
+        self.resume_command = resume_command
+        self.check_owner = check_owner
+        self.pause = pause
 
     def save(self, snapshot: Snapshot) -> str:
-        """Write ``snapshot``, verify it, then delete what is older than the last ``keep_last``.
+        """Write ``snapshot``, verify it, then delete what the settings do not keep.
+
+        A fault that may pass, as of a network drive, is tried again into a new folder.
 
         Raises:
-            StorageError: The disk is full or writing failed; earlier checkpoints are intact.
+            StorageError: The disk is full; earlier checkpoints are intact.
+            UnsavedError: Writing failed for another reason, ``ATTEMPTS`` times if that could help.
         """
+        attempt = 1
+        while (final := self._try_save(snapshot, is_last=attempt == ATTEMPTS)) is None:
+            self.pause(PAUSE_SECONDS * 2 ** (attempt - 1))
+            attempt += 1
+        self._prune(final)
+        return str(final)
+
+    def _try_save(self, snapshot: Snapshot, *, is_last: bool) -> Path | None:
+        """Return the new checkpoint, or None when trying again may help."""
+        try:
+            return self._save_once(snapshot)
+        except OSError as error:
+            if error.errno in storage.FULL_DISK:
+                raise self._full(snapshot) from error
+            if is_last or error.errno not in storage.PASSING:
+                raise self._unsaved(snapshot, error) from error
+            return None
+
+    def _save_once(self, snapshot: Snapshot) -> Path:
         name = f"{PREFIX}{snapshot.state.step:08d}"
         final = self.root / name
-        staging = self.root / f".tmp-{name}-{secrets.token_hex(4)}"
+        staging = self.root / f"{storage.TEMPORARY}{name}-{secrets.token_hex(4)}"
         try:
-            staging.mkdir(parents=True)
+            storage.make_folders(self.root)
+            storage.disk.make_folder(staging)
             self._write(staging, snapshot)
-            if final.exists():  # a resumed run that saves the step it started from
-                shutil.rmtree(final)
-            staging.rename(final)
-            _sync_folder(self.root)
-        except OSError as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise StorageError(
-                f"could not save the checkpoint of step {snapshot.state.step} to {final}: {error.strerror or error}",
-                hint="free space or choose another run.root, then run: sft resume",
-            ) from error
-        verify(final)
-        for old in list_checkpoints(self.root)[: -self.keep_last]:
-            shutil.rmtree(old)
-        return str(final)
+            self.check_owner()
+            if final.exists():  # what a damaged or abandoned run left under this name
+                storage.disk.rename(final, self.root / f"{storage.TRASH}{name}-{secrets.token_hex(4)}")
+            storage.disk.rename(staging, final)
+            storage.disk.sync(self.root)
+        except OSError:
+            storage.try_remove_tree(staging)
+            raise
+        return final
 
     def _write(self, folder: Path, snapshot: Snapshot) -> None:
         self.write_model_files(folder)
-        _save_tensors(snapshot.weights, folder / "model.safetensors")
-        _save_tensors(snapshot.optimizer, folder / "optimizer.safetensors")
+        files: dict[str, Mapping[str, object]] = {
+            path.name: {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
+            for path in sorted(folder.iterdir())
+            if path.is_file()
+        }
         rng = {field: getattr(snapshot.rng, field) for field in ("python", "numpy", "torch", "device")}
-        _save_tensors(rng, folder / "rng.safetensors")
+        for name, tensors in ((MODEL, snapshot.weights), (OPTIMIZER, snapshot.optimizer), (RNG, rng)):
+            files[name] = storage.write_file(folder / name, tensor_file_parts(tensors))
         state = {"format": FORMAT_VERSION, "state": asdict(snapshot.state), "fingerprints": self.fingerprints}
-        (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-        files = {}
-        for path in sorted(folder.iterdir()):
-            _sync_file(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        manifest = folder / MANIFEST
-        manifest.write_text(
-            json.dumps({"format": FORMAT_VERSION, "files": files}, indent=2), encoding="utf-8"
+        files[STATE] = storage.write_file(folder / STATE, [json.dumps(state, indent=2).encode()])
+        storage.disk.sync(folder)
+        storage.write_file(folder / MANIFEST, [manifest_bytes(snapshot.state.step, files)])
+        storage.disk.sync(folder)
+
+    def _prune(self, newest: Path) -> None:
+        """Delete what the settings do not keep, once ``newest`` reads back as it was written."""
+        verify(newest)
+        found = list_checkpoints(self.root)
+        kept = set(found[-self.settings.keep_last :]) | {newest}
+        if every := self.settings.keep_every_steps:
+            kept |= {checkpoint for checkpoint in found if step_of(checkpoint) % every == 0}
+        if self.settings.keep_best:
+            kept |= set(
+                [checkpoint for checkpoint in found if read_best_step(checkpoint) == step_of(checkpoint)][-1:]
+            )
+        for old in found:
+            if old not in kept:
+                with suppress(
+                    OSError
+                ):  # an old checkpoint too many does no harm, and the next save tries again
+                    storage.discard(old)
+        for trash in self.root.glob(f"{storage.TRASH}*"):
+            storage.try_remove_tree(trash)
+
+    def _full(self, snapshot: Snapshot) -> StorageError:
+        need, free = snapshot_bytes(snapshot), shutil.disk_usage(self.root).free
+        return StorageError(
+            f"disk full while saving step {snapshot.state.step} to {self.root}: "
+            f"need {gigabytes(need)}, free {gigabytes(free)}. {self._intact()}",
+            hint=f"free space, then run: {self.resume_command}",
         )
-        _sync_file(manifest)
-        _sync_folder(folder)
+
+    def _unsaved(self, snapshot: Snapshot, error: OSError) -> UnsavedError:
+        return UnsavedError(
+            f"could not save the checkpoint of step {snapshot.state.step} to {self.root}: "
+            f"{error.strerror or error}. {self._intact()}",
+            hint=f"see to the drive, then run: {self.resume_command}",
+        )
+
+    def _intact(self) -> str:
+        found = list_checkpoints(self.root)
+        return f"Step {step_of(found[-1])} is intact" if found else "No earlier checkpoint exists"
 
 
-def list_checkpoints(root: Path) -> list[Path]:
-    """Return the complete checkpoints under ``root``, lowest step first; unfinished ones are left out."""
-    if not root.is_dir():
-        return []
-    found = [
-        path
-        for path in root.iterdir()
-        if re.fullmatch(PREFIX + r"\d+", path.name) and (path / MANIFEST).is_file()
-    ]
-    return sorted(found, key=step_of)
+def snapshot_bytes(snapshot: Snapshot) -> int:
+    """Return about how much disk a checkpoint of ``snapshot`` takes."""
+    return tensor_file_bytes(snapshot.weights) + tensor_file_bytes(snapshot.optimizer)
 
 
-def step_of(folder: Path) -> int:
-    """Return the step that a checkpoint's name says."""
-    return int(folder.name.removeprefix(PREFIX))
-
-
-def verify(folder: Path) -> None:
-    """Compare every file of a checkpoint with its manifest.
-
-    Raises:
-        DataError: A file is missing, has another size, or another hash.
-    """
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    for name, wanted in manifest["files"].items():
-        path = folder / Path(name).name  # a manifest is input: no name may lead out of the folder
-        if not path.is_file():
-            raise DataError(f"checkpoint {folder} lacks {name}")
-        if path.stat().st_size != wanted["bytes"]:
-            raise DataError(f"{path} has {path.stat().st_size} bytes, its manifest says {wanted['bytes']}")
-        if _sha256(path) != wanted["sha256"]:
-            raise DataError(f"{path} was changed after it was saved: its sha256 is not the manifest's")
-
-
-def read_snapshot(folder: Path) -> Snapshot:
-    """Read a checkpoint back, on the CPU.
-
-    Raises:
-        NotFoundError: ``folder`` is no complete checkpoint.
-        DataError: Its content does not verify.
-    """
-    if not (folder / MANIFEST).is_file():
-        raise NotFoundError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}")
-    verify(folder)
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return Snapshot(
-        state=TrainState(**state["state"]),
-        weights=load_file(folder / "model.safetensors"),
-        optimizer=load_file(folder / "optimizer.safetensors"),
-        rng=RngState(**load_file(folder / "rng.safetensors")),
-    )
-
-
-def read_fingerprints(folder: Path) -> dict[str, str]:
-    """Return the fingerprints stored in a checkpoint."""
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return dict(state["fingerprints"])
-
-
-def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    # transformers opens a safetensors file only when its metadata names the framework.
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"}
-    )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def gigabytes(count: int) -> str:
+    """Return a size for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,6 +1,7 @@
 """The loop. It takes steps, emits events and hands snapshots to a store; it knows no files, no terminal and no model class."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -11,7 +12,6 @@ from sftcli.config.schema import CheckpointSettings, TrainingSettings
 from sftcli.data.batch import Batch
 from sftcli.errors import DivergedError
 from sftcli.events import (
-    CheckpointSaved,
     Ending,
     EventSink,
     FitEnded,
@@ -22,6 +22,7 @@ from sftcli.events import (
     Warned,
 )
 from sftcli.runtime import Clock, RngState, capture_rng, monotonic, peak_memory_bytes, restore_rng
+from sftcli.training.background import Saver
 from sftcli.training.loss import BatchLoss, NllSum
 from sftcli.training.optim import (
     MasterWeights,
@@ -43,6 +44,7 @@ class TrainState:
     response_tokens: int = 0
     first_heldout_loss: float | None = None
     last_heldout_loss: float | None = None
+    last_heldout_step: int = -1  # of ``last_heldout_loss``
     best_heldout_loss: float | None = None
     best_step: int = 0
 
@@ -55,6 +57,12 @@ class Snapshot:
     weights: Mapping[str, torch.Tensor]  # by parameter name: float32 masters, frozen ones as they are
     optimizer: Mapping[str, torch.Tensor]
     rng: RngState
+
+    def copied(self) -> "Snapshot":
+        """Return a copy in the CPU's memory that the next step does not change."""
+        parts = (self.weights, self.optimizer)
+        weights, optimizer = ({k: v.to("cpu", copy=True) for k, v in part.items()} for part in parts)
+        return replace(self, weights=weights, optimizer=optimizer)
 
 
 class CheckpointStore(Protocol):
@@ -110,32 +118,44 @@ class Trainer:
         self.device = device
         self.clock = clock
         self.state = TrainState()
-        self._saved_step = -1
+        self._saver = Saver(emit, clock)
 
     def fit(self, stop: StopFlag) -> Ending:
         """Take steps until the budget is spent or ``stop`` is set.
 
         Held-out loss is measured before the first step and after the last. On return, a checkpoint of the last step is
-        in the store; a stop before the first step leaves none.
+        in the store; a stop before the first step leaves none. A held-out loss that a stop cut off is measured when the run
+        goes on, before its next step.
 
         Raises:
             DivergedError: ``max_bad_steps`` steps in a row gave no finite loss or gradient.
         """
         last_step = self.settings.max_steps
-        if self.state.step == 0:
+        if self._owes_heldout():
             self.measure_heldout(stop)
         self.emit(FitStarted(step=self.state.step, last_step=last_step))
-        while self.state.step < last_step and not stop.requested():
-            self.emit(self.take_step())
-            if self._is_due(self.settings.eval_every_steps) and not stop.requested():
-                self.measure_heldout(stop)
-            if self._is_due(self.checkpoint.every_steps):
-                self.save()
-        if self.state.step and self._saved_step != self.state.step:
+        try:
+            self._take_steps(last_step, stop)
+        finally:
+            if not isinstance(
+                sys.exception(), KeyboardInterrupt
+            ):  # who is in a hurry does not wait for a save
+                self._saver.finish(wait=True)
+        if self.state.step and self._saver.saved_step != self.state.step:
             self.save()
-        ending = Ending.FINISHED if self.state.step >= last_step else Ending.STOPPED
+        is_done = self.state.step >= last_step and not self._owes_heldout()
+        ending = Ending.FINISHED if is_done else Ending.STOPPED
         self.emit(FitEnded(step=self.state.step, ending=ending))
         return ending
+
+    def _take_steps(self, last_step: int, stop: StopFlag) -> None:
+        while self.state.step < last_step and not stop.requested():
+            self.emit(self.take_step())
+            self._saver.finish(wait=False)
+            if self._is_due(self.settings.eval_every_steps) and not stop.requested():
+                self.measure_heldout(stop)
+            if self._is_due(self.checkpoint.every_steps) or stop.save_requested():
+                self._save_and_go_on()
 
     def take_step(self) -> StepDone:
         """Update once from the mean loss over every response token of the global batch."""
@@ -197,6 +217,7 @@ class Trainer:
             self.state,
             first_heldout_loss=scored.loss if first is None else first,
             last_heldout_loss=scored.loss,
+            last_heldout_step=self.state.step,
             best_heldout_loss=scored.loss if improved else best,
             best_step=self.state.step if improved else self.state.best_step,
         )
@@ -210,11 +231,27 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Hand a snapshot to the store."""
-        begin = self.clock()
-        path = self.store.save(self.snapshot())
-        self._saved_step = self.state.step
-        self.emit(CheckpointSaved(step=self.state.step, path=path, seconds=self.clock() - begin))
+        """Hand a snapshot to the store and wait until it is durable."""
+        self._refuse_nonfinite_weights()
+        snapshot = self.snapshot()
+        self._saver.save_now(self.state.step, lambda: self.store.save(snapshot), is_last=True)
+
+    def _save_and_go_on(self) -> None:
+        self._refuse_nonfinite_weights()
+        snapshot, step = self.snapshot(), self.state.step
+        if self.checkpoint.in_background:
+            copy = snapshot.copied()
+            self._saver.begin(step, lambda: self.store.save(copy))
+        else:
+            self._saver.save_now(step, lambda: self.store.save(snapshot), is_last=False)
+
+    def _refuse_nonfinite_weights(self) -> None:
+        for name, master in self.weights.masters.items():
+            if not torch.isfinite(master).all():
+                raise DivergedError(
+                    f"step {self.state.step} is not saved: {name} holds numbers that are not finite",
+                    hint="earlier checkpoints are intact; lower training.learning_rate",
+                )
 
     def snapshot(self) -> Snapshot:
         """Return the full state. Its tensors are the live ones: write them out before the next step."""
@@ -231,12 +268,16 @@ class Trainer:
         restore_optimizer(self.optimizer, self.weights.masters, snapshot.optimizer)
         restore_rng(snapshot.rng)
         self.state = snapshot.state
-        self._saved_step = snapshot.state.step
+        self._saver.saved_step = snapshot.state.step
 
     def _is_due(self, every_steps: int) -> bool:
         """True every ``every_steps`` steps and at the last step; ``every_steps`` 0 means at the last step only."""
         step = self.state.step
         return step == self.settings.max_steps or (every_steps > 0 and step % every_steps == 0)
+
+    def _owes_heldout(self) -> bool:
+        is_due = self.state.step == 0 or self._is_due(self.settings.eval_every_steps)
+        return self.heldout_loss is not None and is_due and self.state.last_heldout_step != self.state.step
 
     def _tell_bad_step(self, loss: float, grad_norm: float, window: Sequence[Batch]) -> None:
         step, ids = self.state.step, sorted(index for batch in window for index in batch.example_ids)

@@ -8,7 +8,7 @@ import pytest
 from sftcli.config.schema import DataSettings
 from sftcli.errors import DataError
 from sftcli.events import Event, NeverStop, Progressed
-from sftcli.services.prepare import prepare_data
+from sftcli.services.prepare import find_sources, prepare_data
 from tests.cli.test_data_flags import sft  # noqa: F401
 
 
@@ -78,8 +78,7 @@ def test_file_that_changes_while_it_is_prepared_is_refused_and_nothing_is_kept(r
             with rows.open("a", encoding="utf-8") as file:
                 file.write('{"question": "late?", "answer": "yes"}\n')
 
+    data = DataSettings(sources=(str(rows),))
     with pytest.raises(DataError, match="changed while it was"):
-        prepare_data(
-            DataSettings(sources=(str(rows),)), model_folder=tiny_model, seed=0, emit=append, stop=NeverStop()
-        )
+        prepare_data(data, find_sources(data), model_folder=tiny_model, seed=0, emit=append, stop=NeverStop())
     assert list((rows.parent / "cache/prepared").glob("*")) == []

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from sftcli.cli.app import app
 
 CONTENTS = {
-    "checkpoints", "config.toml", "data.json", "events.jsonl", "final", "origins.json", "run.json", "training.log",
+    "checkpoints", "config.toml", "data.json", "events.jsonl", "final", "origins.json", "report.html", "run.json", "training.log",
 }  # fmt: skip
 
 
@@ -171,3 +171,26 @@ def test_interrupted_run_saves_exits_130_and_resumes_to_the_same_weights(rows, f
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
     steps = [event["step"] for event in events_of(cut) if event["event"] == "StepDone"]
     assert steps == list(range(1, 61))
+
+
+def test_eval_numbers_do_not_depend_on_the_batch_size(run, tmp_path):
+    reports = [
+        json.loads(sft("eval", "first", "--runs", tmp_path / "runs", "--json", "--batch-size", size)[0])
+        for size in (1, 7, 32)
+    ]
+    for report in reports[1:]:
+        for model in ("tuned", "base"):
+            for name, value in reports[0][model].items():
+                if name not in {"seconds", "sources"}:
+                    assert report[model][name] == (
+                        value
+                        if isinstance(value, str) or value is None
+                        else pytest.approx(value, rel=1e-6, abs=1e-6)
+                    )
+
+
+def test_eval_fails_with_3_where_a_limit_is_not_met(run, tmp_path):
+    flags = ["eval", "first", "--runs", str(tmp_path / "runs"), "--no-base"]
+    assert CliRunner().invoke(app, [*flags, "--fail-above", "loss=0.001"]).exception.exit_code == 3
+    assert CliRunner().invoke(app, [*flags, "--fail-under", "loss=0.001"]).exit_code == 0
+    assert "loss" in CliRunner().invoke(app, [*flags, "--fail-under", "los=1"]).exception.hint

@@ -7,7 +7,7 @@ from sftcli.config.schema import SamplingSettings
 from sftcli.events import NeverStop
 from sftcli.modeling.sampling import decode
 from tests.support.recording import StopAfter
-from tests.support.training import PAD_ID, tiny_llama
+from tests.support.training import tiny_llama
 
 PROMPTS = [[5, 9, 33], [7], [100, 200, 300, 301, 302], [11, 12]]
 
@@ -19,7 +19,6 @@ def run(prompts, *, stop_ids=frozenset({2}), stop=None, on_token=None, **setting
         prompts,
         settings=chosen,
         stop_ids=stop_ids,
-        pad_id=PAD_ID,
         stop=stop or NeverStop(),
         on_token=on_token,
     )
@@ -71,4 +70,40 @@ def test_tokens_are_handed_on_as_they_come():
 
 def test_decoding_ends_early_when_told_to():
     (answer,) = run([PROMPTS[0]], stop_ids=frozenset(), stop=StopAfter(2))
-    assert len(answer.ids) == 3
+    assert 0 < len(answer.ids) < 12
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 3, 16])
+def test_answers_do_not_depend_on_how_many_rows_run_together(max_rows: int):
+    prompts = [*PROMPTS, [7, 8, 9], [400], [5, 9, 33, 34]]
+    stop_ids = frozenset(range(100, 110))  # answers of many lengths, so that rows leave and others enter
+    model = tiny_llama().eval()
+    answers = [
+        decode(model, prompts, settings=SamplingSettings(max_new_tokens=200, temperature=1.0), stop_ids=stop_ids,
+               stop=NeverStop(), max_rows=rows)
+        for rows in (1, max_rows)
+    ]  # fmt: skip
+    assert answers[0] == answers[1]
+    assert len({len(answer.ids) for answer in answers[0]}) > 3
+
+
+def test_min_p_of_one_is_greedy():
+    assert run(PROMPTS, temperature=1.0, min_p=1.0) == run(PROMPTS)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_repetition_penalty_equals_transformers_own(prompt: list[int]):
+    theirs = tiny_llama().eval().generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False,
+        eos_token_id=2, pad_token_id=2, repetition_penalty=1.5,
+    )  # fmt: skip
+    (ours,) = run([prompt], repetition_penalty=1.5)
+    assert list(ours.ids) == [token for token in theirs[0, len(prompt) :].tolist() if token != 2]
+
+
+def test_a_caller_can_end_an_answer():
+    (answer,) = decode(
+        tiny_llama().eval(), [PROMPTS[0]], settings=SamplingSettings(max_new_tokens=12), stop_ids=frozenset(),
+        stop=NeverStop(), is_over=lambda _row, ids: len(ids) == 3,
+    )  # fmt: skip
+    assert (len(answer.ids), answer.stopped) == (3, True)

@@ -1,13 +1,16 @@
 """Laws of the trainer: cutting, stopping and resuming a run change nothing about where it ends."""
 
+import threading
+
 import pytest
 import torch
 
 from sftcli.config.schema import CheckpointSettings, TrainingSettings
 from sftcli.data.batch import BatchPlan, collate
 from sftcli.errors import DivergedError
-from sftcli.events import Ending, HeldoutDone, NeverStop, StepDone, Warned
-from sftcli.training.checkpoint import DirectoryCheckpointStore, list_checkpoints, read_snapshot
+from sftcli.events import CheckpointSaved, Ending, HeldoutDone, NeverStop, StepDone, Warned
+from sftcli.training.checkpoint import DirectoryCheckpointStore
+from sftcli.training.checkpoint_files import list_checkpoints, read_snapshot
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
 from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama
@@ -75,7 +78,10 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop_at:
 
     torch.manual_seed(0)
     disk = DirectoryCheckpointStore(
-        tmp_path, keep_last=2, write_model_files=lambda folder: None, fingerprints={}
+        tmp_path,
+        settings=CheckpointSettings(keep_last=2),
+        write_model_files=lambda folder: None,
+        fingerprints={},
     )
     first_sink, second_sink, second_store = RecordingSink(), RecordingSink(), MemoryStore()
     first = trainer(disk, first_sink)
@@ -182,7 +188,10 @@ def test_heldout_loss_is_measured_before_during_and_after():
 
 def test_checkpoints_are_saved_when_due_and_old_ones_go(tmp_path):
     store = DirectoryCheckpointStore(
-        tmp_path, keep_last=2, write_model_files=lambda folder: None, fingerprints={}
+        tmp_path,
+        settings=CheckpointSettings(keep_last=2),
+        write_model_files=lambda folder: None,
+        fingerprints={},
     )
     build_trainer(
         settings=settings(max_steps=5),
@@ -202,12 +211,82 @@ def test_weight_decay_applies_to_matrices_only():
     assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.1, 0.0)
 
 
+class GatedStore(MemoryStore):
+    """A store whose disk is slow: a save is durable when the gate is opened."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = threading.Event()
+
+    def save(self, snapshot):
+        assert self.gate.wait(timeout=30)
+        return super().save(snapshot)
+
+
+def test_background_save_is_announced_when_it_is_durable_and_not_before():
+    store, steps_meanwhile = GatedStore(), []
+
+    class Sink(RecordingSink):
+        def __call__(self, event):
+            super().__call__(event)
+            if isinstance(event, CheckpointSaved):
+                assert event.step in store.snapshots
+            if isinstance(event, StepDone) and not store.gate.is_set():
+                assert self.of(CheckpointSaved) == []
+                if event.step > 2:
+                    steps_meanwhile.append(event.step)
+                if event.step == 5:
+                    store.gate.set()
+
+    sink = Sink()
+    checkpoint = CheckpointSettings(every_steps=0, in_background=True)
+    trainer = build_trainer(settings=settings(), store=store, emit=sink, checkpoint=checkpoint)
+    stop = SaveOnce(after=2, sink=sink)
+    assert trainer.fit(stop) is Ending.FINISHED
+    assert steps_meanwhile == [3, 4, 5]
+    assert [event.step for event in sink.of(CheckpointSaved)] == [2, 6]
+
+
+class SaveOnce(NeverStop):
+    """Asks for a save once a step is done."""
+
+    def __init__(self, after, sink):
+        self.after, self.sink, self.is_done = after, sink, False
+
+    def save_requested(self):
+        due = len(self.sink.of(StepDone)) == self.after and not self.is_done
+        self.is_done |= due
+        return due
+
+
+def test_background_save_holds_the_state_of_its_step_and_not_a_later_one():
+    ends = []
+    for background in (False, True):
+        store = MemoryStore()
+        build_trainer(
+            settings=settings(),
+            store=store,
+            emit=RecordingSink(),
+            model=tiny_llama(dropout=0.0),
+            checkpoint=CheckpointSettings(every_steps=1, in_background=background),
+        ).fit(NeverStop())
+        ends.append(store.snapshots)
+    for step in range(1, 7):
+        for name, tensor in ends[0][step].weights.items():
+            assert torch.equal(tensor, ends[1][step].weights[name])
+        for name, tensor in ends[0][step].optimizer.items():
+            assert torch.equal(tensor, ends[1][step].optimizer[name])
+
+
 def test_frozen_embeddings_stay_and_are_part_of_the_checkpoint(tmp_path):
     model = tiny_llama()
     freeze_embeddings(model)
     before = model.model.embed_tokens.weight.detach().clone()
     store = DirectoryCheckpointStore(
-        tmp_path, keep_last=1, write_model_files=lambda folder: None, fingerprints={}
+        tmp_path,
+        settings=CheckpointSettings(keep_last=1),
+        write_model_files=lambda folder: None,
+        fingerprints={},
     )
     trainer = build_trainer(settings=settings(), store=store, emit=RecordingSink(), model=model)
     trainer.fit(NeverStop())

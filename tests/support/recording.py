@@ -43,3 +43,6 @@ class StopAfter:
     def requested(self) -> bool:
         self.questions -= 1
         return self.questions < 0
+
+    def save_requested(self) -> bool:
+        return False

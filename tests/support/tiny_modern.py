@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from sftcli.modeling.modern_lm import ModernLMConfig, ModernLMForCausalLM
+from sftcli.modeling.modern_config import ModernLMConfig
+from sftcli.modeling.modern_lm import ModernLMForCausalLM
 from sftcli.modeling.pt_checkpoint import write_pt
 
 

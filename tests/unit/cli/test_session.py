@@ -108,8 +108,8 @@ def test_the_user_is_answered_before_the_handler_can_run() -> None:
 def test_the_user_is_answered_once() -> None:
     answers: list[int] = []
     with stop_on_signals(SignalStop(), lambda: answers.append(1)):
-        for _ in range(3):
-            signal.raise_signal(signal.SIGTERM)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.raise_signal(number)
     assert answers == [1]
 
 

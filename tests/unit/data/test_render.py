@@ -395,7 +395,7 @@ def test_trained_tokens_read_as_the_answers_and_no_content_becomes_a_control_tok
         (text,) = tokenizer.decode_many([ids[begin : end - 1]])
         given_text = content.strip() if RowFlag.STRIPPED in result.flags else content
         assert given_text in text
-        lead = text[: text.index(given_text)] if given_text in text else text
+        lead = text[: text.rindex(given_text)]
         assert lead.strip() in ("", "<think>\n\n</think>")
     blank = tuple(
         dataclasses.replace(message, content="x" if message.content else "") for message in row.messages

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sftcli.data.example import Example
@@ -36,6 +36,7 @@ def test_a_control_token_in_a_content_is_shown_as_text():
     assert [view.text for view in views if view.is_control].count("<|im_end|>") == 3
 
 
+@example(prompt="", text="\U0004363c÷")  # one token ends the first character and begins the second
 @settings(max_examples=50, deadline=None)
 @given(
     prompt=st.text(st.characters(exclude_categories=["Cs"])),
@@ -43,12 +44,12 @@ def test_a_control_token_in_a_content_is_shown_as_text():
 )
 def test_the_views_hold_every_token_in_order_and_their_texts_are_the_row(prompt: str, text: str):
     tokenizer = family_tokenizer("chatml")
-    example = render(prompt, f"x{text}")
-    views = describe_tokens(example, tokenizer)
-    assert [token for view in views for token in view.ids] == example.input_ids.tolist()
-    assert [view.trained for view in views for _ in view.ids] == example.loss_mask.tolist()
+    row = render(prompt, f"x{text}")
+    views = describe_tokens(row, tokenizer)
+    assert [token for view in views for token in view.ids] == row.input_ids.tolist()
+    assert [view.trained for view in views for _ in view.ids] == row.loss_mask.tolist()
     assert "".join(view.text for view in views) == tokenizer.decode(
-        example.input_ids.tolist(), skip_special=False
+        row.input_ids.tolist(), skip_special=False
     )
 
 

@@ -1,0 +1,76 @@
+"""The next token of every row from its logits: penalties, filters, and a draw that no other row can move."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sftcli.config.schema import SamplingSettings
+
+
+class RowChooser:
+    """Chooses tokens for one row. It owns the row's generator and remembers which tokens the row holds."""
+
+    def __init__(
+        self,
+        settings: SamplingSettings,
+        *,
+        seed: Sequence[int],
+        prompt: Sequence[int],
+        vocab_size: int,
+        device: torch.device,
+    ) -> None:
+        self.settings = settings
+        self.generator = torch.Generator(device)
+        if settings.temperature:
+            state = np.random.SeedSequence(list(seed)).generate_state(2, np.uint32)
+            self.generator.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+        self.seen: torch.Tensor | None = None  # (V,) bool; kept only where repetition is penalized
+        if settings.repetition_penalty != 1:
+            self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+            self.seen[torch.tensor(list(prompt), dtype=torch.int64, device=device)] = True
+
+
+def choose(logits: torch.Tensor, choosers: Sequence[RowChooser]) -> torch.Tensor:
+    """Return the next token of every row, (B,) int64, from ``logits`` (B, V). The rows share one set of settings."""
+    settings = choosers[0].settings
+    if settings.repetition_penalty != 1:
+        logits = _penalized(logits.float(), choosers, settings.repetition_penalty)
+    if settings.temperature == 0:
+        chosen = logits.argmax(dim=-1)
+    else:
+        probabilities = _filtered(logits.float() / settings.temperature, settings).softmax(dim=-1)
+        chosen = torch.cat(
+            [
+                torch.multinomial(row, 1, generator=chooser.generator)
+                for row, chooser in zip(probabilities, choosers, strict=True)
+            ]
+        )
+    for token, chooser in zip(chosen, choosers, strict=True):
+        if chooser.seen is not None:
+            chooser.seen[token] = True
+    return chosen
+
+
+def _penalized(logits: torch.Tensor, choosers: Sequence[RowChooser], penalty: float) -> torch.Tensor:
+    """Make tokens that a row holds less likely (Keskar et al. 2019, arXiv:1909.05858, as transformers has it)."""
+    seen = torch.stack([chooser.seen for chooser in choosers if chooser.seen is not None])
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def _filtered(logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+    """Return ``logits`` (B, V) with what top-k, top-p and min-p leave out at minus infinity, in this order."""
+    if settings.top_k:
+        smallest_kept = logits.topk(min(settings.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+    if settings.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(dim=-1)
+        # The most likely token always stays.
+        outside = probabilities.cumsum(dim=-1) - probabilities >= settings.top_p
+        logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+    if settings.min_p:
+        probabilities = logits.softmax(dim=-1)
+        least = probabilities.amax(dim=-1, keepdim=True) * settings.min_p
+        logits = logits.masked_fill(probabilities < least, -torch.inf)
+    return logits

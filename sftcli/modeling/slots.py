@@ -1,0 +1,257 @@
+"""Key-value caches that rows enter and leave one by one.
+
+Each row has a slot with a length of its own, and new keys are written in place behind it. Nothing is padded on the left,
+nothing is copied per token, and a slot that becomes free is filled again while its neighbours go on::
+
+    slot 0   k k k k k k .  .        length 6
+    slot 1   k k .  .  .  . .  .     length 2
+    slot 2   k k k k .  . .  .       length 4
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+GROWTH = 128  # positions that a slot grows by, at least
+
+
+class Rows(Protocol):
+    """Rows that are decoded together; the caller keeps their order in step with ``admit`` and ``remove``."""
+
+    @property
+    def capacity(self) -> int:
+        """The most rows at once."""
+
+    def admit(self, prompt: Sequence[int]) -> torch.Tensor:
+        """Take a prompt as the last row; return the logits of its next token, (1, V)."""
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Take the next token of every row, (B,) int64; return the logits of those after them, (B, V)."""
+
+    def remove(self, row: int) -> None:
+        """Drop ``row``; the last row takes its place."""
+
+
+class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer, (slots, heads, positions, head size), of which the first ``width`` positions count."""
+
+    is_compileable = False
+    is_sliding = False
+
+    def __init__(self, state: "SlotState") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.state = state
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Make room for every slot, in the shape and type of what comes first."""
+        shapes = [
+            (self.state.num_slots, t.shape[1], self.state.room, t.shape[3])
+            for t in (key_states, value_states)
+        ]
+        self.keys, self.values = (
+            tensor.new_zeros(shape) for tensor, shape in zip((key_states, value_states), shapes, strict=True)
+        )
+        self.is_initialized = True
+
+    def fill(self, slot: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write the keys and values of a whole prompt, (1, heads, n, head size)."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        count = keys.shape[2]
+        self._tensors()[0][slot, :, :count] = keys[0]
+        self._tensors()[1][slot, :, :count] = values[0]
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        *args: object,  # noqa: ARG002 - theirs
+        **kwargs: object,  # noqa: ARG002 - theirs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write one position of every row, (B, heads, 1, head size); return all that the rows hold."""
+        keys, values = self._tensors()
+        state, rows = self.state, key_states.shape[0]
+        keys[state.slots[:rows], :, state.lengths[:rows]] = key_states[:, :, 0]
+        values[state.slots[:rows], :, state.lengths[:rows]] = value_states[:, :, 0]
+        return keys[:rows, :, : state.width], values[:rows, :, : state.width]
+
+    def grow(self) -> None:
+        """Make ``state.room`` positions per slot out of fewer."""
+        if self.is_initialized:
+            self.keys, self.values = (
+                torch.nn.functional.pad(tensor, (0, 0, 0, self.state.room - tensor.shape[2]))
+                for tensor in self._tensors()
+            )
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Copy the first ``count`` positions of a slot to another."""
+        for tensor in self._tensors():
+            tensor[target, :, :count] = tensor[source, :, :count]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 - theirs
+        """Return how many keys a mask must cover and where they start."""
+        return self.state.width, 0
+
+    def get_seq_length(self) -> int:
+        """Return the width before the step that is under way."""
+        return self.state.width - 1
+
+    def get_max_length(self) -> int:
+        """Return that there is no maximum."""
+        return -1
+
+    def _tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+
+class SlotState:
+    """Which slots are in use and how long their rows are; shared by the layers of a cache."""
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        self.num_slots = num_slots
+        self.size = 0  # rows in use: slots 0 to size - 1
+        self.room = GROWTH  # positions that a slot has
+        self.width = 0  # of the longest row, the token of the present step included
+        self.counts: list[int] = []  # positions of every row, on the host
+        self.lengths = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.slots = torch.arange(num_slots, device=device)
+        self.positions = torch.arange(GROWTH, device=device)
+
+    def mask(self) -> torch.Tensor | None:
+        """Return (B, 1, 1, width), true where a row may look, or None where all rows look at everything."""
+        if all(count + 1 == self.width for count in self.counts):
+            return None
+        return (self.positions[: self.width] <= self.lengths[: self.size, None])[:, None, None]
+
+
+class SlotRows:
+    """Rows of a model with plain attention layers, decoded together whatever their lengths."""
+
+    def __init__(self, model: "PreTrainedModel", num_slots: int) -> None:
+        self.model = model
+        self.cache_argument = cache_argument(model)
+        self.state = SlotState(num_slots, model.device)
+        self.layers = [SlotLayer(self.state) for _ in DynamicCache(config=model.config).layers]
+        self.cache = Cache(layers=list(self.layers))
+
+    @property
+    def capacity(self) -> int:
+        """The most rows at once."""
+        return self.state.num_slots
+
+    def admit(self, prompt: Sequence[int]) -> torch.Tensor:
+        """Read a prompt by itself, so that its numbers do not depend on other rows, and put it into a free slot."""
+        cache, logits = _read_prompt(self.model, self.cache_argument, prompt)
+        state = self.state
+        self._make_room(len(prompt) + 1)
+        for layer, read in zip(self.layers, cache.layers, strict=True):
+            assert isinstance(read, DynamicLayer)
+            assert read.keys is not None
+            assert read.values is not None
+            layer.fill(state.size, read.keys, read.values)
+        state.lengths[state.size] = len(prompt)
+        state.counts.append(len(prompt))
+        state.size += 1
+        return logits
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Take one token a row."""
+        state = self.state
+        state.width = max(state.counts) + 1
+        self._make_room(state.width)
+        logits = self.forward(tokens)
+        state.lengths[: state.size] += 1
+        state.counts = [count + 1 for count in state.counts]
+        return logits
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Run the model on one token a row; (B,) -> (B, V)."""
+        mask = self.state.mask()
+        output = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=mask,
+            position_ids=self.state.lengths[: self.state.size, None],
+            use_cache=True,
+            **{self.cache_argument: self.cache},
+        )
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+    def remove(self, row: int) -> None:
+        """Free the slot of ``row``; the last row moves there."""
+        state, last = self.state, self.state.size - 1
+        if row != last:
+            for layer in self.layers:
+                layer.copy(last, row, state.counts[last])
+            state.lengths[row] = state.lengths[last].clone()
+            state.counts[row] = state.counts[last]
+        state.counts.pop()
+        state.size = last
+
+    def _make_room(self, positions: int) -> None:
+        state = self.state
+        if positions <= state.room:
+            return
+        state.room = max(positions, 2 * state.room)
+        state.positions = torch.arange(state.room, device=state.lengths.device)
+        for layer in self.layers:
+            layer.grow()
+
+
+class LoneRow:
+    """One row at a time, with the model's own cache: for models whose layers keep something other than all keys."""
+
+    capacity = 1
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self.model = model
+        self.cache_argument = cache_argument(model)
+        self.cache: DynamicCache | None = None
+
+    def admit(self, prompt: Sequence[int]) -> torch.Tensor:
+        """Read a prompt."""
+        self.cache, logits = _read_prompt(self.model, self.cache_argument, prompt)
+        return logits
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Take one token."""
+        output = self.model(input_ids=tokens[:, None], use_cache=True, **{self.cache_argument: self.cache})
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+    def remove(self, row: int) -> None:  # noqa: ARG002 - there is only one
+        """Forget the row."""
+        self.cache = None
+
+
+def has_plain_cache(model: "PreTrainedModel") -> bool:
+    """Tell whether every layer keeps all keys and values of the past and nothing else."""
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def cache_argument(model: "PreTrainedModel") -> str:
+    """Return what this release of transformers calls the cache: ``cache``, or ``past_key_values`` in older ones."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def _read_prompt(
+    model: "PreTrainedModel", argument: str, prompt: Sequence[int]
+) -> tuple[DynamicCache, torch.Tensor]:
+    cache = DynamicCache(config=model.config)
+    output = model(
+        input_ids=torch.tensor([list(prompt)], device=model.device),
+        use_cache=True,
+        logits_to_keep=1,
+        **{argument: cache},
+    )
+    return cache, output.logits[:, -1]

@@ -1,0 +1,129 @@
+"""Builds a trainer from settings, model and data: the one place where the parts of training meet."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from sftcli.config.sources import Settings
+from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
+from sftcli.events import (
+    EventSink,
+    ModelLoaded,
+    StopFlag,
+)
+from sftcli.modeling.load import (
+    count_parameters,
+    load_model,
+    write_model_files,
+)
+from sftcli.modeling.locate import LocatedModel
+from sftcli.runtime import choose_device, choose_dtype, dtype_name
+from sftcli.services.prepare import PreparedData
+from sftcli.services.pt_output import PtWritingStore
+from sftcli.services.resuming import (
+    fingerprints,
+)
+from sftcli.services.run_folder import (
+    RunFolder,
+)
+from sftcli.training.checkpoint import DirectoryCheckpointStore
+from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
+from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
+from sftcli.training.probe import choose_batch_loss
+from sftcli.training.trainer import HeldoutLoss, Trainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HELDOUT_BATCH_TOKENS = 4096  # positions scored at once; results do not depend on it
+
+
+def build_trainer(
+    run: RunFolder,
+    settings: Settings,
+    located: LocatedModel,
+    prepared: PreparedData,
+    emit: EventSink,
+    *,
+    check_owner: Callable[[], None],
+) -> "tuple[Trainer, PreTrainedModel]":
+    """Load the model and put the parts of a run together."""
+    device = choose_device()
+    dtype = choose_dtype(settings.training.precision, device)
+    model = load_model(located.folder, dtype=torch.float32, device=device)
+    if not settings.training.train_embeddings:
+        freeze_embeddings(model)
+    weights = MasterWeights(model, compute_dtype=dtype)
+    total, trainable = count_parameters(model)
+    emit(
+        ModelLoaded(
+            name=located.name,
+            parameters=total,
+            trainable=trainable,
+            device=str(device),
+            precision=dtype_name(dtype),
+        )
+    )
+    pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
+    batch_loss = choose_batch_loss(model, _probe_batch(examples, pad_id).to(device), emit=emit)
+    store = DirectoryCheckpointStore(
+        run.checkpoints,
+        settings=settings.checkpoint,
+        write_model_files=partial(
+            write_model_files,
+            model,
+            source=located.folder,
+            stop_ids=prepared.tokenizer.stop_ids,
+            template=prepared.tokenizer.chosen_template,
+        ),
+        fingerprints=fingerprints(settings, located, prepared),
+        resume_command=f"sft resume {run.name}",
+        check_owner=check_owner,
+    )
+    plan = BatchPlan(
+        examples,
+        batch_size=settings.training.batch_size,
+        micro_batch_size=settings.training.micro_batch_size,
+        pad_id=pad_id,
+        seed=settings.training.seed,
+    )
+    trainer = Trainer(
+        settings=settings.training,
+        checkpoint=settings.checkpoint,
+        weights=weights,
+        optimizer=make_optimizer(weights.masters, settings.training),
+        batch_loss=batch_loss,
+        plan=plan,
+        heldout_loss=_heldout_loss(prepared, batch_loss, device),
+        store=PtWritingStore(model, run, settings, store),
+        emit=emit,
+        device=device,
+    )
+    return trainer, model
+
+
+def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:
+    shortest = min(range(len(examples)), key=lambda index: examples.num_tokens[index])
+    return collate([examples[shortest]], example_ids=[shortest], pad_id=pad_id)
+
+
+def _heldout_loss(prepared: PreparedData, batch_loss: BatchLoss, device: torch.device) -> HeldoutLoss | None:
+    heldout = prepared.dataset.heldout
+    if not len(heldout):
+        return None
+
+    def measure(stop: StopFlag) -> NllSum | None:
+        return heldout_nll(batch_loss, batches(), stop=stop)
+
+    def batches() -> Iterator[Batch]:
+        for batch in batches_in_order_of_length(
+            heldout,
+            rows=range(len(heldout)),
+            max_batch_tokens=HELDOUT_BATCH_TOKENS,
+            pad_id=prepared.tokenizer.pad_id,
+        ):
+            yield batch.to(device)
+
+    return measure

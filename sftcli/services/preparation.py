@@ -1,0 +1,178 @@
+"""One preparation that has to be done: read, convert, split, render, prove, count, store."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+from sftcli import __version__
+from sftcli.config.schema import DataSettings
+from sftcli.data.audit import SupervisionAudit
+from sftcli.data.conversation import (
+    DETECTION_ROWS,
+    Conversation,
+    PlainText,
+    Rejected,
+    detect_schema,
+    parse_renames,
+    to_conversations,
+)
+from sftcli.data.example import Example
+from sftcli.data.prepared import (
+    FORMAT_VERSION,
+    HELDOUT,
+    TRAIN,
+    PreparedDataset,
+    PreparedWriter,
+)
+from sftcli.data.records import Source, fingerprint_source, read_records
+from sftcli.data.render import Renderer, render_rows
+from sftcli.data.split import choose_heldout, find_overlap, split_key
+from sftcli.errors import DataError, Location, StoppedError
+from sftcli.events import EventSink, Notice, Progressed, StopFlag
+from sftcli.modeling.template import TemplateRefusedError
+from sftcli.modeling.tokenizer import HFChatTokenizer
+
+CHUNK_ROWS = 1024  # rows rendered together, and between two looks at the stop flag
+
+Row = Conversation | PlainText | Rejected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """One preparation that has to be done."""
+
+    train: Sequence[Source]
+    heldout: Sequence[Source]
+    data: DataSettings
+    tokenizer: HFChatTokenizer
+    seed: int
+    emit: EventSink
+    stop: StopFlag
+
+    def key(self) -> str:
+        """Return a hash of all that decides the outcome: rows, settings, tokenizer, template, format, program."""
+        parts = {
+            "format": FORMAT_VERSION,
+            "version": __version__,
+            "sources": self._fingerprints(),
+            "data": self.data.model_dump(mode="json"),
+            "tokenizer": self.tokenizer.fingerprint,
+            "seed": self.seed,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def run(self, folder: Path) -> PreparedDataset:
+        """Read, convert, split, render and store."""
+        renderer = Renderer(self.tokenizer, max_tokens=self.data.max_tokens)
+        audits = {split: SupervisionAudit(self.data.max_tokens) for split in (TRAIN, HELDOUT)}
+        for note in self.tokenizer.notes:
+            audits[TRAIN].note(note)
+        schemas: dict[str, str] = {}
+        prints = self._fingerprints()
+        with PreparedWriter(folder) as writer:
+            for split, rows in self._split_rows(schemas):
+                for result in render_rows(rows, renderer):
+                    audits[split].add(result)
+                    if isinstance(result, Example):
+                        writer.add(split, result)
+            self._check_overlap(audits[HELDOUT])
+            self._check_unchanged(prints)
+            return writer.finish(
+                {
+                    "sources": [source.text for source in (*self.train, *self.heldout)],
+                    "schemas": schemas,
+                    "template": self.tokenizer.template_name,
+                    "ends": ends_of(self.tokenizer),
+                    "audit": {split: audit.summary().to_json() for split, audit in audits.items()},
+                }
+            )
+
+    def _fingerprints(self) -> list[list[str]]:
+        return [[fingerprint_source(source) for source in side] for side in (self.train, self.heldout)]
+
+    def _check_unchanged(self, before: list[list[str]]) -> None:
+        """Refuse rows of a file that changed between two of the passes over it."""
+        for side, prints in zip((self.train, self.heldout), before, strict=True):
+            for source, known in zip(side, prints, strict=True):
+                if fingerprint_source(source) != known:
+                    raise DataError(
+                        f"{source.name}: changed while it was prepared; nothing was kept",
+                        hint="wait until it is written, then run again",
+                        location=Location(file=source.name),
+                    )
+
+    def _check_overlap(self, audit: SupervisionAudit) -> None:
+        """Refuse held-out rows that are trained on; only the same prompt is worth a note."""
+        if not (self.train and self.heldout):
+            return
+        found = find_overlap(self._conversations(self.train), self._conversations(self.heldout))
+        if found.same_prompt:
+            train, held = found.examples[0]
+            audit.note(
+                f"of {found.heldout_rows} held-out rows, {found.same_prompt} have a prompt that is trained on too,"
+                f" such as {held} and {train}; {found.same_row} are equal in all turns"
+            )
+        if found.same_row and not self.data.allow_leak:
+            raise DataError(
+                f"{found.same_row} of {found.heldout_rows} held-out rows are trained on too",
+                hint="take them out of one side, or allow it: --set data.allow_leak=true",
+            )
+
+    def _conversations(self, sources: Sequence[Source]) -> Iterator[Conversation]:
+        for row in chain.from_iterable(self._read(source, {}) for source in sources):
+            if isinstance(row, Conversation):
+                yield row
+
+    def _split_rows(self, schemas: dict[str, str]) -> Iterator[tuple[str, list[Row]]]:
+        """Yield chunks of rows with the split that they belong to; fill in the format of each source."""
+        chosen = self._choose_heldout() if not self.heldout else frozenset()
+        for source in self.train:
+            for chunk in self._chunks(source, schemas):
+                held = [isinstance(row, Conversation) and split_key(row) in chosen for row in chunk]
+                yield TRAIN, [row for row, is_held in zip(chunk, held, strict=True) if not is_held]
+                yield HELDOUT, [row for row, is_held in zip(chunk, held, strict=True) if is_held]
+        for source in self.heldout:
+            for chunk in self._chunks(source, schemas):
+                yield HELDOUT, chunk
+
+    def _choose_heldout(self) -> frozenset[bytes]:
+        """Return the prompts that are held out; takes a pass of its own over the rows."""
+        if not self.data.heldout_fraction:
+            return frozenset()
+        rows = chain.from_iterable(self._read(source, {}) for source in self.train)
+        counts = Counter(split_key(row) for row in rows if isinstance(row, Conversation))
+        return choose_heldout(
+            counts, fraction=self.data.heldout_fraction, max_rows=self.data.heldout_max_rows, seed=self.seed
+        )
+
+    def _chunks(self, source: Source, schemas: dict[str, str]) -> Iterator[list[Row]]:
+        rows, done = self._read(source, schemas), 0
+        while chunk := list(islice(rows, CHUNK_ROWS)):
+            if self.stop.requested():
+                raise StoppedError
+            yield chunk
+            done += len(chunk)
+            self.emit(Progressed(task=f"preparing {source.name}", done=done, total=0))
+        self.emit(Progressed(task=f"preparing {source.name}", done=done, total=done))
+
+    def _read(self, source: Source, schemas: dict[str, str]) -> Iterator[Row]:
+        records = read_records(source, seed=self.seed, note=lambda text: self.emit(Notice(text=text)))
+        first = list(islice(records, DETECTION_ROWS))
+        schema = detect_schema(first, renames=parse_renames(self.data.renames))
+        schemas[source.text] = str(schema)
+        for record in chain(first, records):
+            yield from to_conversations(record, schema, train_on=self.data.train_on)
+
+
+def ends_of(tokenizer: HFChatTokenizer) -> dict[str, object]:
+    """Return what must be the same when a model is asked: how its template writes a turn, and which tokens end an answer."""
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    try:
+        text = tokenizer.render(turns, tools=None, add_generation_prompt=False)
+    except TemplateRefusedError as error:
+        text = str(error)
+    return {"template": text, "stop_ids": sorted(tokenizer.stop_ids)}

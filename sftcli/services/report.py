@@ -1,0 +1,211 @@
+"""One HTML page about a run, or several on one page: what was trained, on what, how it went, and what came out.
+
+The page is one file. It loads nothing, runs no script, and follows the reader's light or dark setting. It is made from
+the run folder alone: no model is needed.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from sftcli.config.sources import resolve
+from sftcli.errors import OutputError
+from sftcli.services.charts import Series, draw
+from sftcli.services.run_folder import RunFolder, write_text
+from sftcli.services.verdict import judge
+
+Fields = Mapping[str, object]
+
+MEASURES = (
+    ("held-out loss (nats/token)", "loss", 1.0, 3),
+    ("perplexity", "perplexity", 1.0, 2),
+    ("bits per byte", "bits_per_byte", 1.0, 3),
+    ("token accuracy (%)", "token_accuracy", 100.0, 1),
+    ("exact match (%)", "match_fraction", 100.0, 1),
+    ("ROUGE-L", "rouge_l", 1.0, 1),
+    ("chrF", "chrf", 1.0, 1),
+    ("valid JSON (%)", "json_fraction", 100.0, 1),
+    ("answer length (tokens)", "mean_answer_tokens", 1.0, 1),
+    ("distinct 2-grams (%)", "distinct_2", 100.0, 1),
+    ("answers that loop (%)", "looping_fraction", 100.0, 1),
+    ("memorized answers (%)", "memorized_fraction", 100.0, 1),
+)
+SMOOTHING = 0.7  # share of the past in the smoothed loss
+
+
+def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
+    """Write the page about ``runs`` to ``out``, whole or not at all.
+
+    Raises:
+        OutputError: The place cannot be written.
+    """
+    source = files("sftcli.services").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    pages = [_describe(run) for run in runs]
+    page = environment.from_string(source).render(
+        runs=pages, charts=_charts(runs), title=", ".join(run.name for run in runs)
+    )
+    try:
+        write_text(out, page)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out") from error
+    return out
+
+
+def _describe(run: RunFolder) -> dict[str, object]:
+    """Return what the page says about one run."""
+    events = run.read_events()
+    steps = _of(events, "StepDone")
+    heldout = [event for event in _of(events, "HeldoutDone") if event["loss"] is not None]
+    verdict = judge(_numbers(steps, "loss"), _numbers(heldout, "loss"))
+    evaluation = _read(run.evaluation)
+    return {
+        "name": run.name,
+        "about": run.read_about(),
+        "facts": _facts(events, steps, heldout),
+        "verdict": verdict,
+        "audits": [(split, audit) for split, audit in _audits(run) if audit.get("rows")],
+        "rows": resolve(preset=None, config_file=run.config, overrides=(), environ={}).rows(),
+        "evaluation": evaluation,
+        "measures": _measures(evaluation) if evaluation else [],
+        "loss_difference": evaluation.get("loss_difference") if evaluation else None,
+        "samples": evaluation.get("samples", []) if evaluation else [],
+        "base": _name(evaluation, "base"),
+        "tuned": _name(evaluation, "tuned"),
+        "warnings": [event["text"] for event in _of(events, "Warned")],
+        "commands": [
+            str(run.read_about().get("command", "")),
+            f"sft train --config {run.name}/config.toml",
+            f"sft eval {run.name}",
+            f'sft generate "your prompt" --checkpoint {run.name}',
+        ],
+    }
+
+
+def _facts(
+    events: Sequence[Fields], steps: Sequence[Fields], heldout: Sequence[Fields]
+) -> list[tuple[str, str]]:
+    facts = []
+    for model in _of(events, "ModelLoaded")[-1:]:
+        facts.append(("model", f"{model['name']}, {int(str(model['parameters'])):,} parameters"))
+        facts.append(("machine", f"{model['device']}, {model['precision']}"))
+    for data in _of(events, "DataPrepared")[-1:]:
+        facts.append(("data", f"{data['source']} ({data['schema']})"))
+        facts.append(("rows", f"{data['train_examples']:,} to train, {data['heldout_examples']:,} held out"))
+    if steps:
+        seconds = sum(_numbers(steps, "seconds"))
+        tokens = sum(_numbers(steps, "tokens"))
+        facts.append(
+            (
+                "steps",
+                f"{steps[-1]['step']} in {seconds:,.0f} s, {tokens / max(seconds, 1e-9):,.0f} tokens/s",
+            )
+        )
+        facts.append(("peak memory", f"{max(_numbers(steps, 'peak_memory_bytes')) / 1e9:.2f} GB"))
+    if heldout:
+        facts.append(
+            (
+                "held-out loss",
+                f"{_numbers(heldout, 'loss')[0]:.3f} before, {_numbers(heldout, 'loss')[-1]:.3f} after",
+            )
+        )
+    return facts
+
+
+def _charts(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
+    """Return titles and SVG of the charts, every run a colour."""
+    loss: list[Series] = []
+    rate: list[Series] = []
+    speed: list[Series] = []
+    memory: list[Series] = []
+    for number, run in enumerate(runs):
+        events = run.read_events()
+        steps = [event for event in _of(events, "StepDone") if event["loss"] is not None]
+        heldout = [event for event in _of(events, "HeldoutDone") if event["loss"] is not None]
+        x, losses = _numbers(steps, "step"), _numbers(steps, "loss")
+        name = f"{run.name}: " if len(runs) > 1 else ""
+        color = 2 * number
+        loss.append(Series(name="", x=x, y=losses, color=color, kind="faint"))
+        loss.append(Series(name=f"{name}training", x=x, y=_smoothed(losses), color=color))
+        if heldout:
+            loss.append(
+                Series(
+                    name=f"{name}held out",
+                    x=_numbers(heldout, "step"),
+                    y=_numbers(heldout, "loss"),
+                    color=color + 1,
+                    kind="dots",
+                )
+            )
+        rate.append(Series(name=run.name, x=x, y=_numbers(steps, "learning_rate"), color=color))
+        per_second = [
+            t / max(s, 1e-9)
+            for t, s in zip(_numbers(steps, "tokens"), _numbers(steps, "seconds"), strict=True)
+        ]
+        speed.append(Series(name=run.name, x=x, y=per_second, color=color))
+        memory.append(
+            Series(name=run.name, x=x, y=[b / 1e9 for b in _numbers(steps, "peak_memory_bytes")], color=color)
+        )
+    if not any(series.x for series in loss):
+        return []
+    plan = (
+        ("Loss", loss, "nats per token"),
+        ("Learning rate", rate, "rate"),
+        ("Throughput", speed, "tokens per second"),
+        ("Peak memory", memory, "GB"),
+    )
+    return [
+        (title, draw(title, series, x_label="step", y_label=unit, identity=f"c{place}"))
+        for place, (title, series, unit) in enumerate(plan)
+    ]
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Return an exponential average, corrected for its start."""
+    total = weight = 0.0
+    smooth = []
+    for value in values:
+        total, weight = SMOOTHING * total + value, SMOOTHING * weight + 1
+        smooth.append(total / weight)
+    return smooth
+
+
+def _measures(evaluation: Fields) -> list[tuple[str, str, str]]:
+    def text(model: object, key: str, scale: float, digits: int) -> str:
+        value = model.get(key) if isinstance(model, dict) else None
+        return f"{float(value) * scale:.{digits}f}" if isinstance(value, int | float) else "-"
+
+    base, tuned = evaluation["base"], evaluation["tuned"]
+    return [
+        (label, text(base, key, scale, digits), text(tuned, key, scale, digits))
+        for label, key, scale, digits in MEASURES
+    ]
+
+
+def _name(evaluation: Fields | None, which: str) -> str:
+    model = evaluation.get(which) if evaluation else None
+    return str(model["model"]) if isinstance(model, dict) else ""
+
+
+def _audits(run: RunFolder) -> list[tuple[str, Fields]]:
+    audit = (_read(run.data) or {}).get("audit")
+    return list(audit.items()) if isinstance(audit, dict) else []
+
+
+def _read(path: Path) -> dict[str, object] | None:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _of(events: Sequence[Fields], kind: str) -> list[Fields]:
+    return [event for event in events if event.get("event") == kind]
+
+
+def _numbers(events: Sequence[Fields], key: str) -> list[float]:
+    values = [event.get(key) for event in events]
+    return [float(value) if isinstance(value, int | float) else math.nan for value in values]

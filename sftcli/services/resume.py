@@ -1,0 +1,91 @@
+"""Go on with a run, or prove that going on with it would give what it has given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftcli.config.sources import Override, resolve
+from sftcli.errors import StoppedError
+from sftcli.events import EventSink, Notice, StopFlag
+from sftcli.services.building import build_trainer
+from sftcli.services.lock import RunLock
+from sftcli.services.resuming import (
+    choose_checkpoint,
+    clear_leftovers,
+    compare,
+    count_equal,
+    fingerprints,
+    pair_to_verify,
+)
+from sftcli.services.run_folder import find_run, newest_run
+from sftcli.services.train import (
+    TrainOutcome,
+    complete_already,
+    continue_run,
+    find_materials,
+)
+from sftcli.training.checkpoint_files import read_snapshot, step_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeRequest:
+    """Go on with ``run``, or the newest unfinished one under ``root``; from ``step``, or the newest checkpoint."""
+
+    root: Path
+    run: str | None = None
+    step: int | None = None
+    overrides: Sequence[Override] = ()
+    break_lock: bool = False  # the user says that whoever holds the lock is dead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOutcome:
+    """Steps after ``first`` were replayed up to ``second``, and ``tensors`` tensors were equal bit for bit."""
+
+    run: str
+    first: int
+    second: int
+    tensors: int
+
+
+def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> TrainOutcome:
+    """Go on with a run as if it had never stopped. A finished run is left as it is.
+
+    Raises:
+        NotFoundError: No such run, or it has no checkpoint.
+        DataError: No checkpoint is whole, or the one asked for is not.
+        MismatchError: Settings, data, tokenizer or model are not what the run was started with.
+        OutputError: Another process trains it.
+    """
+    root = request.root
+    run = newest_run(root, finished=False) if request.run is None else find_run(request.run, root)
+    settings = resolve(preset=None, config_file=run.config, overrides=request.overrides, environ={}).settings
+    if run.is_finished and request.step is None:
+        return complete_already(run, settings, choose_checkpoint(run, None, emit), emit)
+    with RunLock(run.path, emit, break_lock=request.break_lock) as lock:
+        clear_leftovers(run, emit)
+        checkpoint = choose_checkpoint(run, request.step, emit)
+        return continue_run(run, settings, checkpoint, emit, stop, lock)
+
+
+def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> VerifyOutcome:
+    """Replay the steps between two checkpoints of a run and compare where they end. Writes nothing.
+
+    Raises:
+        NotFoundError: The run has no two checkpoints.
+        MismatchError: The replay ended elsewhere.
+    """
+    run = newest_run(request.root) if request.run is None else find_run(request.run, request.root)
+    settings = resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings
+    first, second = pair_to_verify(run, request.step)
+    emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.name}"))
+    located, prepared, settings = find_materials(settings, emit, stop)
+    trainer, _ = build_trainer(run, settings, located, prepared, emit, check_owner=lambda: None)
+    compare(first, fingerprints(settings, located, prepared))
+    trainer.restore(read_snapshot(first))
+    while trainer.state.step < step_of(second):
+        if stop.requested():
+            raise StoppedError
+        emit(trainer.take_step())
+    compared = count_equal(trainer.snapshot(), read_snapshot(second), name=second.name)
+    return VerifyOutcome(run=run.name, first=step_of(first), second=step_of(second), tensors=compared)

@@ -1,0 +1,109 @@
+"""The two logs of a run: every event for programs, and the same story for people."""
+
+import dataclasses
+import json
+import math
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from sftcli import storage
+from sftcli.events import (
+    CheckpointSaved,
+    DataPrepared,
+    Ending,
+    Event,
+    FitEnded,
+    FitStarted,
+    HeldoutDone,
+    ModelLoaded,
+    ModelSaved,
+    Notice,
+    Progressed,
+    StepDone,
+    TextDelta,
+    Warned,
+)
+from sftcli.services.log_repair import end_torn_line, lines_up_to
+from sftcli.services.run_folder import RunFolder, write_text
+
+
+class RunLog:
+    """The sink that keeps ``events.jsonl`` and ``training.log``. Unlike a view it may fail the run.
+
+    Args:
+        run: Whose logs.
+        every_steps: How often a step is written to ``training.log``; ``events.jsonl`` has every step.
+        after_step: On resume, the step that training goes on from: later steps in the log are cut off, so that the log
+            holds each step once. -1 starts an empty log.
+    """
+
+    def __init__(self, run: RunFolder, *, every_steps: int, after_step: int | None = None) -> None:
+        self.every_steps = every_steps
+        self.last_step = 0
+        events = run.path / "events.jsonl"
+        if after_step is not None and events.exists():
+            write_text(events, "".join(lines_up_to(events, after_step)))
+        end_torn_line(run.path / "training.log")
+        self._events: BinaryIO = storage.disk.append(events)
+        self._text: BinaryIO = storage.disk.append(run.path / "training.log")
+
+    def __call__(self, event: Event, /) -> None:
+        """Write ``event`` to both files."""
+        if isinstance(event, Progressed | TextDelta):
+            return
+        record = {
+            "event": type(event).__name__,
+            "time": datetime.now(tz=UTC).isoformat(timespec="milliseconds"),
+        }
+        fields = {name: _finite(value) for name, value in dataclasses.asdict(event).items()}
+        storage.append_line(self._events, json.dumps(record | fields, ensure_ascii=False, allow_nan=False))
+        if isinstance(event, FitStarted):
+            self.last_step = event.last_step
+        line = self._line(event)
+        if line:
+            storage.append_line(self._text, line)
+
+    def _line(self, event: Event) -> str:  # noqa: C901 - one flat case per event
+        match event:
+            case StepDone():
+                if event.step % self.every_steps and event.step != self.last_step:
+                    return ""
+                return f"step={event.step} loss={event.loss:.4f} lr={event.learning_rate:.3e}"
+            case HeldoutDone():
+                return f"step={event.step} heldout_loss={event.loss:.4f}"
+            case ModelLoaded():
+                return f"Model: {event.parameters / 1e6:.1f}M parameters"
+            case DataPrepared():
+                return (
+                    f"Loading instruction dataset: {event.source}\nTraining examples: {event.train_examples}"
+                )
+            case FitStarted():
+                onward = f", going on from step {event.step}" if event.step else ""
+                return f"Starting SFT for {event.last_step} steps{onward}"
+            case CheckpointSaved():
+                return f"Saved checkpoint: {event.path}"
+            case FitEnded(ending=Ending.STOPPED):
+                return f"Stopped at step {event.step}"
+            case ModelSaved():
+                return f"SFT complete. Final checkpoint: {event.path}"
+            case Notice():
+                return event.text
+            case Warned():
+                return f"warning: {event.text}"
+            case _:
+                return ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._events.close()
+        self._text.close()
+
+
+def _finite(value: object) -> object:
+    """JSON has no NaN: a number that is not finite becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,98 @@
+"""What generated answers are like: beside the expected ones, in themselves, and beside the training rows.
+
+ROUGE-L comes from ``rouge-score`` and chrF from ``sacrebleu``, the implementations that papers report; both belong to the
+extra ``eval``. Everything else needs nothing.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+
+import numpy as np
+
+LOOP_REPEATS = 4  # as many equal pieces in a row are a loop
+MAX_LOOP_TOKENS = 32
+
+
+def has_reference_metrics() -> bool:
+    """Tell whether the libraries of the extra ``eval`` are installed."""
+    return find_spec("rouge_score") is not None and find_spec("sacrebleu") is not None
+
+
+def rouge_l(answers: Sequence[str], expected: Sequence[str]) -> float:
+    """Return the mean ROUGE-L F-measure, 0 to 100."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"])
+    return 100 * float(
+        np.mean(
+            [
+                scorer.score(want, answer)["rougeL"].fmeasure
+                for answer, want in zip(answers, expected, strict=True)
+            ]
+        )
+    )
+
+
+def chrf(answers: Sequence[str], expected: Sequence[str]) -> float:
+    """Return the corpus chrF2, 0 to 100."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    return float(CHRF().corpus_score(list(answers), [list(expected)]).score)
+
+
+def json_fraction(answers: Sequence[str], expected: Sequence[str]) -> float | None:
+    """Return the share of answers that are JSON where JSON is expected; None where it is expected nowhere."""
+    asked = [answer for answer, want in zip(answers, expected, strict=True) if _is_json(want)]
+    return sum(map(_is_json, asked)) / len(asked) if asked else None
+
+
+def distinct_fraction(answers: Iterable[Sequence[int]], n: int) -> float:
+    """Return distinct n-grams over all n-grams of the answers (Li et al. 2016, arXiv:1510.03055)."""
+    grams = Counter(gram for ids in answers for gram in _grams(ids, n))
+    return len(grams) / grams.total() if grams else 1.0
+
+
+def has_loop(ids: Sequence[int]) -> bool:
+    """Tell whether the answer ends in a piece of up to 32 tokens said four times in a row."""
+    return any(
+        len(ids) >= size * LOOP_REPEATS
+        and all(ids[-size * (k + 1) : len(ids) - size * k] == ids[-size:] for k in range(1, LOOP_REPEATS))
+        for size in range(1, MAX_LOOP_TOKENS + 1)
+    )
+
+
+class TrainingSpans:
+    """The spans of tokens that training answers hold, found by length."""
+
+    def __init__(self, rows: Sequence[Sequence[int]]) -> None:
+        self._rows = rows
+        self._by_length: dict[int, set[tuple[int, ...]]] = {}
+
+    def longest_copied(self, ids: Sequence[int]) -> int:
+        """Return the length of the longest span of ``ids`` that stands in a training answer."""
+        low, high = 0, len(ids)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if any(gram in self._spans(middle) for gram in _grams(ids, middle)):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _spans(self, length: int) -> set[tuple[int, ...]]:
+        if length not in self._by_length:
+            self._by_length[length] = {gram for row in self._rows for gram in _grams(row, length)}
+        return self._by_length[length]
+
+
+def _grams(ids: Sequence[int], n: int) -> Iterable[tuple[int, ...]]:
+    return (tuple(ids[i : i + n]) for i in range(len(ids) - n + 1))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except ValueError:
+        return False

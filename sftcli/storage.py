@@ -1,0 +1,242 @@
+"""Everything that changes a disk: files and folders that are whole or absent, and the few operations they are made of.
+
+All writers of this program go through ``disk``, so a test can stop the machine, or fail it, at each operation.
+"""
+
+import errno
+import hashlib
+import os
+import secrets
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from sftcli.errors import OutputError, SftError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+PASSING = frozenset(
+    {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT}
+)  # network drives recover from these
+TEMPORARY, TRASH = ".tmp-", ".trash-"
+_STALE_SECONDS = 24 * 3600
+
+
+class Disk:
+    """The operations that change a disk, each one a moment at which a machine can stop."""
+
+    def make_folder(self, path: Path, *, mode: int = 0o777) -> None:
+        """Make ``path``; its parent exists."""
+        path.mkdir(mode=mode)
+
+    def create(self, path: Path) -> BinaryIO:
+        """Open ``path`` for writing, empty, unbuffered."""
+        return path.open("wb", buffering=0)
+
+    def append(self, path: Path) -> BinaryIO:
+        """Open ``path`` for writing at its end, unbuffered."""
+        return path.open("ab", buffering=0)
+
+    def write(self, file: BinaryIO, data: bytes | memoryview) -> None:
+        """Write all of ``data``."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+
+    def truncate(self, path: Path, size: int) -> None:
+        """Cut ``path`` to its first ``size`` bytes."""
+        os.truncate(path, size)
+
+    def sync(self, path: Path) -> None:
+        """Make the content of a file, or the names in a folder, survive a loss of power."""
+        if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+            return  # a system that cannot sync folders
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give ``source`` the name ``target``; a file of that name is replaced in the same moment."""
+        source.replace(target)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file or a link."""
+        path.unlink()
+
+    def remove_folder(self, path: Path) -> None:
+        """Remove an empty folder."""
+        path.rmdir()
+
+
+disk = Disk()
+
+
+def write_file(path: Path, parts: "Iterable[bytes | memoryview]") -> dict[str, int | str]:
+    """Write and sync a new file; return its size and hash as ``bytes`` and ``sha256``, taken on the way to the disk."""
+    digest, size = hashlib.sha256(), 0
+    with disk.create(path) as file:
+        for part in parts:
+            disk.write(file, part)
+            digest.update(part)
+            size += len(part)
+    disk.sync(path)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put ``content`` in the place of the file ``path``, whole or not at all."""
+    staging = path.with_name(f"{TEMPORARY}{path.name}")
+    write_file(staging, [content])
+    disk.rename(staging, path)
+    disk.sync(path.parent)
+
+
+def append_line(file: BinaryIO, line: str) -> None:
+    """Write ``line`` and its end at once, so that a crash tears at most the last line."""
+    disk.write(file, (line + "\n").encode("utf-8"))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy and sync one file."""
+    write_file(target, [source.read_bytes()])
+
+
+def make_folders(path: Path, *, mode: int = 0o777) -> None:
+    """Make ``path`` and its parents where they are missing."""
+    for folder in reversed([path, *path.parents]):
+        if not folder.is_dir():
+            try:
+                disk.make_folder(folder, mode=mode)
+            except FileExistsError:
+                if not folder.is_dir():
+                    raise
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, a link, or a folder with all it holds; links are not followed. What is gone already is no error."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            for child in sorted(path.iterdir()):
+                remove_tree(child)
+            disk.remove_folder(path)
+        else:
+            disk.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def try_remove_tree(path: Path) -> None:
+    """Remove what can be removed; leftovers are found by the next sweep."""
+    try:
+        remove_tree(path)
+    except OSError:
+        return
+
+
+def discard(path: Path) -> None:
+    """Remove a folder so that no moment shows a half of it under its name: rename it, then delete."""
+    trash = path.with_name(f"{TRASH}{path.name}-{secrets.token_hex(4)}")
+    disk.rename(path, trash)
+    disk.sync(path.parent)
+    try_remove_tree(trash)
+
+
+def sweep(folder: Path, *, older_than_seconds: float = _STALE_SECONDS) -> list[str]:
+    """Remove what killed processes left in ``folder``; return the names."""
+    removed = []
+    for pattern in (TEMPORARY, TRASH):
+        for leftover in sorted(folder.glob(f"{pattern}*")):
+            try:
+                age = time.time() - leftover.lstat().st_mtime
+            except FileNotFoundError:
+                continue
+            if not older_than_seconds or age > older_than_seconds:
+                try_remove_tree(leftover)
+                removed.append(leftover.name)
+    return removed
+
+
+@contextmanager
+def scratch_folder(parent: Path, *, hint: str) -> "Iterator[Path]":
+    """Yield a new private folder in ``parent`` that is gone afterwards, whatever happens.
+
+    Leftovers of processes that were killed more than a day ago are removed as well.
+
+    Raises:
+        StorageError: The disk ran full inside the block.
+        OutputError: ``parent`` is not writable.
+    """
+    with storage_errors(parent, hint):
+        make_folders(parent, mode=0o700)
+        sweep(parent)
+        scratch = parent / f"{TEMPORARY}{secrets.token_hex(6)}"
+        disk.make_folder(scratch, mode=0o700)
+        try:
+            yield scratch
+        finally:
+            try_remove_tree(scratch)
+
+
+@contextmanager
+def whole_folder(target: Path, *, hint: str) -> "Iterator[Path]":
+    """Yield a folder beside ``target`` to write in, and put it in the place of ``target`` when the block succeeds.
+
+    Content is synced before it gets its name, so a crash leaves the old folder, no folder or the whole new one. When two
+    processes make the same folder, the last one wins.
+    """
+    with scratch_folder(target.parent, hint=hint) as scratch:
+        fresh = scratch / "new"
+        disk.make_folder(fresh)
+        yield fresh
+        sync_tree(fresh)
+        for attempt in range(5):
+            if target.exists():
+                disk.rename(target, scratch / f"old-{attempt}")
+            try:
+                disk.rename(fresh, target)
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:  # otherwise another process was faster
+                    raise
+            else:
+                break
+        disk.sync(target.parent)
+
+
+@contextmanager
+def storage_errors(folder: Path, hint: str) -> "Iterator[None]":
+    """Turn a failed write below ``folder`` into an error that says what to do."""
+    try:
+        yield
+    except SftError:
+        raise
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise StorageError(
+                f"the disk that holds {folder} is full", hint=f"make room, or {hint}"
+            ) from error
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS} and _is_below(error.filename, folder):
+            raise OutputError(f"cannot write to {folder}: {error.strerror}", hint=hint) from error
+        raise
+
+
+def _is_below(name: object, folder: Path) -> bool:
+    return name is None or (isinstance(name, str) and Path(name).is_relative_to(folder))
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file and folder below ``folder`` survive a loss of power."""
+    for place, _, files in os.walk(folder):
+        for name in sorted(files):
+            disk.sync(Path(place, name))
+        disk.sync(Path(place))

@@ -1,0 +1,63 @@
+"""Saving without making steps wait for a disk, and telling of it only when it is durable."""
+
+from collections.abc import Callable
+from threading import Thread
+
+from sftcli.errors import UnsavedError
+from sftcli.events import CheckpointSaved, EventSink, Warned
+from sftcli.runtime import Clock
+
+
+class Saver:
+    """Runs one save at a time, on a thread where that is asked for, and emits ``CheckpointSaved`` once it has returned.
+
+    Faults and events come on the caller's thread. One save in a row may fail for a reason that may pass.
+    """
+
+    def __init__(self, emit: EventSink, clock: Clock) -> None:
+        self.emit = emit
+        self.clock = clock
+        self.saved_step = -1  # of the last durable snapshot
+        self._has_failed = False  # the last one
+        self._thread: Thread | None = None
+        self._result: CheckpointSaved | BaseException | None = None
+
+    def begin(self, step: int, save: Callable[[], str]) -> None:
+        """Start ``save`` on a thread, after the one before."""
+        self.finish(wait=True)
+        # A daemon: who quits at once does not wait, and a half-written checkpoint is ignored like that of a kill.
+        self._thread = Thread(target=self._run, args=(step, save), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def save_now(self, step: int, save: Callable[[], str], *, is_last: bool) -> None:
+        """Save here and now, after the one before; a fault of the last one is always raised."""
+        self.finish(wait=True)
+        self._run(step, save)
+        self._tell(is_last=is_last)
+
+    def finish(self, *, wait: bool) -> None:
+        """Tell how the save that was begun has ended, if it has; ``wait`` for it."""
+        if self._thread is not None and (wait or not self._thread.is_alive()):
+            self._thread.join()
+            self._thread = None
+            self._tell(is_last=False)
+
+    def _run(self, step: int, save: Callable[[], str]) -> None:
+        begin = self.clock()
+        try:
+            path = save()
+        except Exception as error:  # noqa: BLE001 - raised again by ``_tell``
+            self._result = error
+        else:
+            self._result = CheckpointSaved(step=step, path=path, seconds=self.clock() - begin)
+
+    def _tell(self, *, is_last: bool) -> None:
+        result, self._result = self._result, None
+        if isinstance(result, UnsavedError) and not (self._has_failed or is_last):
+            self._has_failed = True
+            self.emit(Warned(text=f"{result.message}; training goes on and saves again when next due"))
+        elif isinstance(result, BaseException):
+            raise result
+        elif result is not None:
+            self.saved_step, self._has_failed = result.step, False
+            self.emit(result)

@@ -1,0 +1,156 @@
+"""What is inside a checkpoint folder: reading it, and telling whether it is as it was written."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sftcli import storage
+from sftcli.errors import DataError, NotFoundError
+from sftcli.runtime import RngState
+from sftcli.training.trainer import Snapshot, TrainState
+
+FORMAT_VERSION = 1
+MANIFEST, STATE = "manifest.json", "state.json"
+MODEL, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
+PREFIX = "step-"
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return the checkpoints under ``root``, lowest step first; unfinished ones are left out.
+
+    The order is that of the steps in the names: times are reset by copies, and clocks jump.
+    """
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if re.fullmatch(PREFIX + r"\d+", path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """Return the step that a checkpoint's name says."""
+    return int(folder.name.removeprefix(PREFIX))
+
+
+def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint under ``root`` that verifies; ``warn`` is told what is wrong with newer ones.
+
+    Raises:
+        DataError: There are checkpoints and none of them verifies.
+    """
+    found = list_checkpoints(root)
+    faults = []
+    for checkpoint in reversed(found):
+        try:
+            verify(checkpoint)
+        except (DataError, NotFoundError) as error:
+            faults.append(error.message)
+            continue
+        for fault in faults:
+            warn(f"{fault}; going on from step {step_of(checkpoint)} instead")
+        return checkpoint
+    if not found:
+        return None
+    raise DataError(
+        f"no checkpoint under {root} is whole: {'; '.join(faults)}", hint="start the run again: sft train"
+    )
+
+
+def verify(folder: Path) -> None:
+    """Compare every file of a checkpoint with its manifest.
+
+    Raises:
+        NotFoundError: A file is missing.
+        DataError: A file has another size or another hash, or the manifest cannot be read.
+    """
+    for name, wanted in read_manifest(folder).items():
+        path = folder / name
+        if not path.is_file():
+            raise NotFoundError(f"checkpoint {folder} lacks {name}")
+        size = path.stat().st_size
+        if size != wanted.get("bytes"):
+            raise DataError(f"{path} has {size} bytes, its manifest says {wanted.get('bytes')}")
+        if storage.file_sha256(path) != wanted.get("sha256"):
+            raise DataError(f"{path} was changed after it was saved: its sha256 is not the manifest's")
+
+
+def manifest_bytes(step: int, files: Mapping[str, Mapping[str, object]]) -> bytes:
+    """Return a manifest that holds its own hash: damage to it is told from damage to what it lists."""
+    content: dict[str, object] = {"format": FORMAT_VERSION, "step": step, "files": files}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": digest}, indent=2).encode()
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, object]]:
+    """Return size and hash of each file of a checkpoint, by name.
+
+    Raises:
+        NotFoundError: ``folder`` is no complete checkpoint.
+        DataError: The manifest is damaged, or names a file outside of the folder.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise NotFoundError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}")
+    try:
+        content = json.loads(path.read_bytes())
+        files = content["files"]
+        is_intact = path.read_bytes() == manifest_bytes(content["step"], files)
+        whole = (
+            is_intact
+            and {MODEL, OPTIMIZER, RNG, STATE} <= set(files)
+            and all(isinstance(file, dict) for file in files.values())
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not whole:
+        raise DataError(f"{path} was changed after it was saved, or does not list all files of a checkpoint")
+    for name in files:
+        if name != Path(name).name or name in {"", ".", ".."}:  # a manifest is input
+            raise DataError(f"{path} names {name!r}, which is outside of the checkpoint")
+    return dict(files)
+
+
+def read_snapshot(folder: Path) -> Snapshot:
+    """Read a checkpoint back, on the CPU.
+
+    Raises:
+        NotFoundError: ``folder`` is no complete checkpoint.
+        DataError: Its content does not verify.
+    """
+    verify(folder)
+    state = _read_state(folder)
+    try:
+        return Snapshot(
+            state=TrainState(**state["state"]),  # type: ignore[arg-type]
+            weights=load_file(folder / MODEL),
+            optimizer=load_file(folder / OPTIMIZER),
+            rng=RngState(**load_file(folder / RNG)),
+        )
+    except (TypeError, SafetensorError) as error:
+        raise DataError(f"{folder} was written in another format: {error}") from error
+
+
+def read_fingerprints(folder: Path) -> dict[str, str]:
+    """Return the fingerprints stored in a checkpoint."""
+    return {name: str(value) for name, value in _read_state(folder)["fingerprints"].items()}
+
+
+def read_best_step(folder: Path) -> int:
+    """Return the step of the lowest held-out loss up to a checkpoint; 0 where it cannot be told."""
+    try:
+        return int(str(_read_state(folder)["state"].get("best_step", 0)))
+    except (DataError, ValueError):
+        return 0
+
+
+def _read_state(folder: Path) -> dict[str, dict[str, object]]:
+    path = folder / STATE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {"state": dict(content["state"]), "fingerprints": dict(content["fingerprints"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error

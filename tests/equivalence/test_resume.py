@@ -1,0 +1,111 @@
+"""The law of resuming: a run that is stopped after any step and resumed leaves what an uninterrupted one leaves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sftcli.errors import NotFoundError, StoppedError
+from sftcli.events import Ending
+from sftcli.runtime import RngState
+from sftcli.services import train as train_service
+from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
+from sftcli.training.checkpoint_files import list_checkpoints, step_of
+from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
+from tests.support.tiny_model import build_tiny_model
+
+STEPS = 10
+NEVER = STEPS + 1
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory):
+    """A folder with rows, a tiny model with dropout and an uninterrupted run, with a cache of its own."""
+    folder = tmp_path_factory.mktemp("law")
+    write_rows(folder / "rows.jsonl")
+    build_tiny_model(folder / "model", dropout=0.2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFT_CACHE_DIR", str(folder / "cache"))
+        outcome = train(settings_of(folder, folder / "model", "run.name=whole"), StopAtStep(NEVER))
+    assert (outcome.ending, outcome.step) == (Ending.FINISHED, STEPS)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _shared_cache(place, monkeypatch):
+    monkeypatch.setenv("SFT_CACHE_DIR", str(place / "cache"))
+
+
+def stop_and_resume(place: Path, stop_at: int) -> Path:
+    """Stop a run after step ``stop_at`` and go on with it from another random state."""
+    name = f"cut-{stop_at}"
+    resolved = settings_of(place, place / "model", f"run.name={name}")
+    if stop_at == 0:
+        with pytest.raises(StoppedError):
+            train(resolved, StopAtStep(0))
+        with pytest.raises(NotFoundError, match="no checkpoint yet"):
+            resume_training(
+                ResumeRequest(root=place / "runs", run=name), StopAtStep(NEVER), StopAtStep(NEVER)
+            )
+        train(resolved, StopAtStep(NEVER), auto=True)
+    else:
+        train(resolved, StopAtStep(stop_at))
+        torch.manual_seed(12345)
+        flag = StopAtStep(NEVER)
+        outcome = resume_training(ResumeRequest(root=place / "runs", run=name), flag, flag)
+        assert (outcome.ending, outcome.step) == (Ending.FINISHED, STEPS)
+    return place / "runs" / name
+
+
+@pytest.mark.parametrize("stop_at", range(STEPS + 1))
+def test_stopped_after_any_step_and_resumed_equals_uninterrupted_bit_for_bit(place, stop_at):
+    whole, cut = place / "runs" / "whole", stop_and_resume(place, stop_at)
+    assert tensors_of(cut, STEPS) == tensors_of(whole, STEPS)
+    assert (cut / "final" / "model.safetensors").read_bytes() == (
+        whole / "final" / "model.safetensors"
+    ).read_bytes()
+    assert numbers_of(cut) == numbers_of(whole)
+    assert [event["step"] for event in numbers_of(cut) if event["event"] == "StepDone"] == list(
+        range(1, STEPS + 1)
+    )
+
+
+def test_law_fails_when_one_random_generator_is_not_restored(place, monkeypatch):
+    def forget_torch(folder):
+        whole = read(folder)
+        rng = whole.rng
+        forgotten = RngState(
+            python=rng.python, numpy=rng.numpy, torch=torch.get_rng_state(), device=rng.device
+        )
+        return type(whole)(state=whole.state, weights=whole.weights, optimizer=whole.optimizer, rng=forgotten)
+
+    read = train_service.read_snapshot
+    monkeypatch.setattr(train_service, "read_snapshot", forget_torch)
+    name = "forgetful"
+    train(settings_of(place, place / "model", f"run.name={name}"), StopAtStep(4))
+    torch.manual_seed(12345)
+    flag = StopAtStep(NEVER)
+    resume_training(ResumeRequest(root=place / "runs", run=name), flag, flag)
+    run, whole = place / "runs" / name, place / "runs" / "whole"
+    assert tensors_of(run, STEPS)["model.safetensors"] != tensors_of(whole, STEPS)["model.safetensors"]
+    assert numbers_of(run) != numbers_of(whole)
+
+
+def test_resume_from_an_older_checkpoint_takes_the_later_ones_out_and_ends_the_same(place):
+    name = "older"
+    train(settings_of(place, place / "model", f"run.name={name}"), StopAtStep(7))
+    run, flag = place / "runs" / name, StopAtStep(NEVER)
+    assert [step_of(path) for path in list_checkpoints(run / "checkpoints")] == [6, 7]
+    resume_training(ResumeRequest(root=place / "runs", run=name, step=6), flag, flag)
+    assert tensors_of(run, STEPS) == tensors_of(place / "runs" / "whole", STEPS)
+    assert numbers_of(run) == numbers_of(place / "runs" / "whole")
+
+
+def test_verify_replays_between_two_checkpoints_and_writes_nothing(place):
+    run = place / "runs" / "whole"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    flag = StopAtStep(NEVER)
+    proved = verify_resume(ResumeRequest(root=place / "runs", run="whole"), flag, flag)
+    assert (proved.first, proved.second) == (9, 10)
+    assert proved.tensors > 50
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before

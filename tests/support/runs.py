@@ -1,0 +1,69 @@
+"""Whole runs of the service on the tiny model, in this process."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sftcli.config.sources import Resolved, parse_set, resolve
+from sftcli.events import Event, StepDone
+from sftcli.services.train import TrainOutcome, TrainRequest, run_training
+
+CLOCKS = {"time", "seconds", "peak_memory_bytes"}
+
+
+@dataclass
+class StopAtStep:
+    """A stop flag that is raised when step ``step`` is done, and the sink that watches for it."""
+
+    step: int
+    is_raised: bool = False
+    events: list[Event] = field(default_factory=list)
+
+    def __call__(self, event: Event, /) -> None:
+        self.events.append(event)
+        self.is_raised |= isinstance(event, StepDone) and event.step >= self.step
+
+    def requested(self) -> bool:
+        return self.is_raised or self.step == 0
+
+    def save_requested(self) -> bool:
+        return False
+
+
+def write_rows(path: Path, count: int = 25) -> Path:
+    lines = [
+        json.dumps({"question": f"What is {n} plus {n}?", "answer": f"It is {2 * n}."}) for n in range(count)
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def settings_of(folder: Path, model: Path, *changes: str) -> Resolved:
+    """Two epochs of 20 rows in steps of 4: ten steps, shuffled."""
+    rows = folder / "rows.jsonl"
+    sets = (
+        f"run.root={folder / 'runs'}", f"model.name={model}", "training.epochs=2", "training.batch_size=4",
+        "training.micro_batch_size=3", "training.learning_rate=1e-2", "training.eval_every_steps=4",
+        "data.heldout_fraction=0.2", "checkpoint.every_steps=3", *changes,
+    )  # fmt: skip
+    data = parse_set(f"data.sources={rows}")
+    return resolve(preset=None, config_file=None, overrides=(data, *map(parse_set, sets)), environ={})
+
+
+def train(resolved: Resolved, flag, *, auto: bool = False) -> TrainOutcome:
+    return run_training(
+        TrainRequest(resolved=resolved, label="run", command="sft train", auto=auto), flag, flag
+    )
+
+
+def numbers_of(run: Path) -> list[dict[str, object]]:
+    """Return the events of steps and held-out losses, without what a clock or the machine decides."""
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = [event for event in events if event["event"] in {"StepDone", "HeldoutDone"}]
+    return [{key: value for key, value in event.items() if key not in CLOCKS} for event in kept]
+
+
+def tensors_of(run: Path, step: int) -> dict[str, bytes]:
+    """Return the bytes of weights, optimizer and random state of a checkpoint."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}

@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from sftcli.config.schema import TrainingSettings
+from sftcli.errors import ResourceError
+from sftcli.services.memory import memory_errors
+
+SETTINGS = TrainingSettings(micro_batch_size=4)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), MemoryError()])
+def test_out_of_memory_names_what_was_tried_and_the_cheapest_way_out_first(error):
+    with (
+        pytest.raises(ResourceError, match="micro-batches of 4 rows") as caught,
+        memory_errors(SETTINGS, resume_command="sft resume x"),
+    ):
+        raise error
+    assert caught.value.exit_code == 71
+    assert caught.value.hint.index("micro_batch_size") < caught.value.hint.index("max_tokens")
+
+
+def test_real_failure_to_allocate_on_the_cpu_is_one():
+    with pytest.raises(ResourceError), memory_errors(SETTINGS, resume_command="sft resume x"):
+        torch.empty(2**58, dtype=torch.uint8)
+
+
+def test_other_faults_pass():
+    with pytest.raises(RuntimeError, match="shape"), memory_errors(SETTINGS, resume_command="sft resume x"):
+        raise RuntimeError("shape")
