@@ -82,8 +82,16 @@ def test_pickle_weights_are_refused_with_a_way_to_convert_them(
 
 
 def test_a_pickle_file_named_directly_is_refused(tmp_path: Path, sink: RecordingSink) -> None:
-    (tmp_path / "model.pt").write_bytes(b"\x80\x04.")
+    (tmp_path / "model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(ConsentError, match="pickle file"):
+        locate_model(str(tmp_path / "model.bin"), revision=None, emit=sink)
+
+
+def test_a_damaged_pt_file_is_told_before_its_tokenizer_is_looked_for(
+    tmp_path: Path, sink: RecordingSink
+) -> None:
+    (tmp_path / "model.pt").write_bytes(b"\x80\x04.")
+    with pytest.raises(DataError, match=r"model\.pt"):
         locate_model(str(tmp_path / "model.pt"), revision=None, emit=sink)
 
 
