@@ -24,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from sftcli.modeling.modern_config import MODEL_TYPE, ModernLMConfig
+from sftcli.modeling.visibility import visible_keys
 
 # Newer releases of transformers call the field "cache", older ones "past_key_values".
 _CACHE_FIELD = next(
@@ -153,29 +154,6 @@ class ModernBlock(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
         return out
 
 
-def _visible(positions: Tensor, attention_mask: Tensor | None, *, past: int, sinks: int) -> Tensor | None:
-    """Return which keys each query sees, (B or 1, 1, T, sinks + past + T), or None where plain causality says it all.
-
-    Documents in one row are told by positions that do not go on by one; they see the sinks and themselves.
-    """
-    width = positions.shape[1]
-    packed = past == 0 and bool((positions.diff(dim=1) != 1).any())
-    if attention_mask is None and not packed and not sinks and (past == 0 or width == 1):
-        return None
-    place = torch.arange(past + width, device=positions.device)
-    queries = place[past:]
-    seen = (place[None, :] <= queries[:, None])[None]
-    if packed:
-        starts = functional.pad(positions.diff(dim=1) != 1, (1, 0))
-        document = starts.cumsum(dim=1)
-        seen = seen & (document[:, :, None] == document[:, None, :])
-    if attention_mask is not None:
-        # A padded query sees itself, so that no row of scores is empty.
-        seen = seen & (attention_mask[:, None, :].bool() | (place[None, :] == queries[:, None])[None])
-    seen = seen[:, None]
-    return functional.pad(seen, (sinks, 0), value=True) if sinks else seen
-
-
 class ModernLMPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """What both classes share."""
 
@@ -239,7 +217,7 @@ class ModernLMModel(ModernLMPreTrainedModel):  # type: ignore[no-untyped-call]
         if position_ids is None:
             position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
         sinks = cast("ModernLMConfig", self.config).sinks
-        mask = _visible(position_ids, attention_mask, past=past, sinks=sinks)
+        mask = visible_keys(position_ids, attention_mask, past=past, sinks=sinks)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, position_ids, mask, cache)

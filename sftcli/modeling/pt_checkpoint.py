@@ -5,14 +5,15 @@ The only module that may call ``torch.load``, and only with ``weights_only=True`
 
 import json
 import os
-import pickle
 import secrets
 import shutil
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # the error alone: nothing here reads a pickle by itself
 
 import torch
 from safetensors.torch import save_file
@@ -84,8 +85,10 @@ def read_pt(path: Path) -> PtCheckpoint:
 
 def _load(path: Path) -> Mapping[str, object]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the file's age; what is wrong with it is told below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
         raise DataError(
             f"{path} holds more than tensors and plain values, or is damaged; it was not opened, because that could run code",
             hint=_AGAIN,

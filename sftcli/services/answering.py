@@ -137,7 +137,7 @@ def open_answerer(
 def disagreements(choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFChatTokenizer) -> list[str]:
     """Return what does not fit together: template, stop tokens, the model's own, and those of training."""
     found = []
-    known = model.config.get_text_config().eos_token_id
+    known = getattr(model.config.get_text_config(), "eos_token_id", None)
     ends = set(known if isinstance(known, list) else [] if known is None else [known])
     if ends and not ends & tokenizer.stop_ids:
         found.append(

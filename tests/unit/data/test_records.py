@@ -157,9 +157,9 @@ CSV = 'prompt,completion\np1,"a ""b"", c"\r\n\n"p\n2",\n'
         ("rows.json", json.dumps(ROWS), 1),
         ("pretty.json", json.dumps(ROWS, indent=2), 2),
         ("array.jsonl", b"\n" + json.dumps(ROWS).encode() + b"\n\n", 2),
-        ("rows.jsonl.gz", gzip.compress(LINES), 1),
+        ("rows.jsonl.gz", gzip.compress(LINES, mtime=0), 1),
         ("rows.jsonl.zst", zstd(LINES[:70]) + zstd(LINES[70:]), 1),
-        ("rows.json.gz", gzip.compress(json.dumps(ROWS).encode()), 1),
+        ("rows.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0), 1),
         ("rows.parquet", parquet_bytes(), 1),
         ("rows.arrow", arrow_bytes(ipc.new_file), 1),
         ("stream.arrow", arrow_bytes(ipc.new_stream), 1),
@@ -174,7 +174,11 @@ def test_the_same_rows_come_out_of_every_kind_of_file(write, name, data, first_l
 
 @pytest.mark.parametrize(
     ("name", "data"),
-    [("rows.csv", CSV), ("rows.tsv", CSV.replace(",", "\t")), ("rows.csv.gz", gzip.compress(CSV.encode()))],
+    [
+        ("rows.csv", CSV),
+        ("rows.tsv", CSV.replace(",", "\t")),
+        ("rows.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
+    ],
 )
 def test_tables_of_text_keep_quotes_and_line_ends_and_know_their_lines(write, name, data):
     write(name, data)
@@ -418,7 +422,7 @@ def test_more_rows_than_there_are_is_refused(write):
         ("a.parquet.gz", "PK", "a.parquet.gz: rows cannot be read from a .parquet.gz file"),
         (
             "a.jsonl.gz",
-            gzip.compress(LINES)[:-20],
+            gzip.compress(LINES, mtime=0)[:-20],
             "a.jsonl.gz: not a whole .gz file: Compressed file ended before the end-of-stream marker was reached",
         ),
         ("b.jsonl.gz", LINES, "b.jsonl.gz: not a whole .gz file: Not a gzipped file (b'{\"')"),
