@@ -1,6 +1,7 @@
 """Builds a trainer from settings, model and data: the one place where the parts of training meet."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -8,26 +9,13 @@ import torch
 
 from sftcli.config.sources import Settings
 from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
-from sftcli.events import (
-    EventSink,
-    ModelLoaded,
-    StopFlag,
-)
-from sftcli.modeling.load import (
-    count_parameters,
-    load_model,
-    write_model_files,
-)
+from sftcli.events import EventSink, ModelLoaded, StopFlag
+from sftcli.modeling.load import count_parameters, load_model, write_model_files
 from sftcli.modeling.locate import LocatedModel
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
-from sftcli.services.resuming import (
-    fingerprints,
-)
-from sftcli.services.run_folder import (
-    RunFolder,
-)
+from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
@@ -40,16 +28,21 @@ if TYPE_CHECKING:
 HELDOUT_BATCH_TOKENS = 4096  # positions scored at once; results do not depend on it
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Materials:
+    """What a run is made of. ``fingerprints`` identify it by content; making them reads all weights."""
+
+    settings: Settings  # complete: those that depend on the rows are filled in
+    located: LocatedModel
+    prepared: PreparedData
+    fingerprints: Mapping[str, str]
+
+
 def build_trainer(
-    run: RunFolder,
-    settings: Settings,
-    located: LocatedModel,
-    prepared: PreparedData,
-    emit: EventSink,
-    *,
-    check_owner: Callable[[], None],
+    run: RunFolder, materials: Materials, emit: EventSink, *, check_owner: Callable[[], None]
 ) -> "tuple[Trainer, PreTrainedModel]":
     """Load the model and put the parts of a run together."""
+    settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
     model = load_model(located.folder, dtype=torch.float32, device=device)
@@ -78,7 +71,7 @@ def build_trainer(
             stop_ids=prepared.tokenizer.stop_ids,
             template=prepared.tokenizer.chosen_template,
         ),
-        fingerprints=fingerprints(settings, located, prepared),
+        fingerprints=materials.fingerprints,
         resume_command=f"sft resume {run.name}",
         check_owner=check_owner,
     )

@@ -11,9 +11,8 @@ import numpy as np
 from sftcli.config.sources import Override, Settings, resolve
 from sftcli.errors import DataError, ThresholdError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
-from sftcli.modeling.locate import locate_model
 from sftcli.services.intervals import Interval
-from sftcli.services.models import ModelChoice, choose_model
+from sftcli.services.models import ModelChoice, choose_base, choose_model
 from sftcli.services.prepare import PreparedData, find_sources, prepare_data
 from sftcli.services.report import write_report
 from sftcli.services.run_folder import RunFolder, write_json
@@ -211,10 +210,7 @@ def _base_of(
         return choose_model(request.base, root=request.root, emit=emit)
     if choice.run is None:
         return None
-    located = locate_model(
-        settings.model.name, revision=settings.model.revision, tokenizer=settings.model.tokenizer, emit=emit
-    )
-    return ModelChoice(name=located.name, folder=located.folder, run=None)
+    return choose_base(settings.model, emit)
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -9,9 +9,8 @@ from sftcli.config.sources import resolve
 from sftcli.data.conversation import Message
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, StopFlag, TextDelta
-from sftcli.modeling.locate import locate_model
 from sftcli.services.answering import Answerer, Completion, open_answerer
-from sftcli.services.models import ModelChoice, choose_model
+from sftcli.services.models import ModelChoice, choose_base, choose_model
 
 __all__ = [
     "Completion",
@@ -121,7 +120,4 @@ def base_choice(choice: ModelChoice, emit: EventSink) -> ModelChoice:
             hint="ask each model by itself, with --checkpoint",
         )
     settings = resolve(preset=None, config_file=choice.run.config, overrides=(), environ={}).settings
-    located = locate_model(
-        settings.model.name, revision=settings.model.revision, tokenizer=settings.model.tokenizer, emit=emit
-    )
-    return ModelChoice(name=located.name, folder=located.folder, run=None)
+    return choose_base(settings.model, emit)

@@ -10,18 +10,14 @@ from sftcli import storage
 from sftcli.config.schema import DataSettings
 from sftcli.config.sources import Settings
 from sftcli.data.audit import AuditSummary
-from sftcli.data.prepared import (
-    TRAIN,
-    PreparedDataset,
-    open_prepared,
-)
+from sftcli.data.prepared import TRAIN, PreparedDataset, open_prepared
 from sftcli.data.records import Source, parse_source
 from sftcli.data.tokenview import TokenView, describe_tokens
 from sftcli.errors import DataError, UsageError
 from sftcli.events import DataPrepared, EventSink, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
-from sftcli.modeling.locate import locate_model
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
+from sftcli.services.models import locate_base
 from sftcli.services.preparation import Preparation
 
 
@@ -99,9 +95,7 @@ def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> Pre
     """Prepare data as ``train`` would, and show what became of it."""
     settings = request.settings
     sources = find_sources(settings.data)
-    located = locate_model(
-        settings.model.name, revision=settings.model.revision, tokenizer=settings.model.tokenizer, emit=emit
-    )
+    located = locate_base(settings.model, emit)
     data = prepare_data(
         settings.data, sources, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
     )

@@ -14,7 +14,6 @@ from sftcli.services.resuming import (
     clear_leftovers,
     compare,
     count_equal,
-    fingerprints,
     pair_to_verify,
 )
 from sftcli.services.run_folder import find_run, newest_run
@@ -79,9 +78,9 @@ def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> Ve
     settings = resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings
     first, second = pair_to_verify(run, request.step)
     emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.name}"))
-    located, prepared, settings = find_materials(settings, emit, stop)
-    trainer, _ = build_trainer(run, settings, located, prepared, emit, check_owner=lambda: None)
-    compare(first, fingerprints(settings, located, prepared))
+    materials = find_materials(settings, emit, stop)
+    compare(first, materials.fingerprints)
+    trainer, _ = build_trainer(run, materials, emit, check_owner=lambda: None)
     trainer.restore(read_snapshot(first))
     while trainer.state.step < step_of(second):
         if stop.requested():

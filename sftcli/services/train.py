@@ -15,17 +15,14 @@ from sftcli.events import (
     Warned,
     fan_out,
 )
-from sftcli.modeling.load import (
-    quiet_libraries,
-    save_model_folder,
-)
-from sftcli.modeling.locate import LocatedModel, locate_model
+from sftcli.modeling.load import quiet_libraries, save_model_folder
 from sftcli.runtime import monotonic, seed_everything
-from sftcli.services.building import build_trainer
+from sftcli.services.building import Materials, build_trainer
 from sftcli.services.lock import RunLock
 from sftcli.services.machine import facts_of_start
 from sftcli.services.memory import memory_errors
-from sftcli.services.prepare import PreparedData, find_sources, prepare_data
+from sftcli.services.models import locate_base
+from sftcli.services.prepare import find_sources, prepare_data
 from sftcli.services.pt_output import write_final_pt
 from sftcli.services.report import write_report
 from sftcli.services.resuming import (
@@ -45,13 +42,7 @@ from sftcli.services.run_folder import (
     write_text,
 )
 from sftcli.services.run_log import RunLog
-from sftcli.training.checkpoint_files import (
-    list_checkpoints,
-    read_snapshot,
-    step_of,
-)
-
-HELDOUT_BATCH_TOKENS = 4096  # positions scored at once; results do not depend on it
+from sftcli.training.checkpoint_files import list_checkpoints, read_snapshot, step_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,15 +122,15 @@ def _train(
 ) -> TrainOutcome:
     begin = monotonic()
     emit(RunStarted(run=run.name, path=str(run.path)))
-    located, prepared, settings = find_materials(settings, emit, stop)
+    materials = find_materials(settings, emit, stop)
+    located, prepared, settings = materials.located, materials.prepared, materials.settings
     if checkpoint is not None:
-        changes = compare(checkpoint, fingerprints(settings, located, prepared))
-        record_resume(run, checkpoint, changes, emit)
+        record_resume(run, checkpoint, compare(checkpoint, materials.fingerprints), emit)
     check_space(run, parameters_bytes(located.folder), settings.checkpoint, emit)
     write_json(run.data, {"fingerprint": prepared.dataset.fingerprint, **prepared.dataset.about})
     emit(Notice(text=f"Loading pretrained model from {located.folder}"))
     seed_everything(settings.training.seed)
-    trainer, model = build_trainer(run, settings, located, prepared, emit, check_owner=lock.check)
+    trainer, model = build_trainer(run, materials, emit, check_owner=lock.check)
     if checkpoint is not None:
         trainer.restore(read_snapshot(checkpoint))
     with memory_errors(settings.training, resume_command=f"sft resume {run.name}"):
@@ -170,15 +161,11 @@ def _report(run: RunFolder, emit: EventSink) -> None:
         emit(Warned(text=f"no report was written: {error}"))
 
 
-def find_materials(
-    settings: Settings, emit: EventSink, stop: StopFlag
-) -> tuple[LocatedModel, PreparedData, Settings]:
+def find_materials(settings: Settings, emit: EventSink, stop: StopFlag) -> Materials:
     """Find model and data; fill in the settings that depend on the rows."""
     quiet_libraries()
     sources = find_sources(settings.data)
-    located = locate_model(
-        settings.model.name, revision=settings.model.revision, tokenizer=settings.model.tokenizer, emit=emit
-    )
+    located = locate_base(settings.model, emit)
     if stop.requested():
         raise StoppedError
     prepared = prepare_data(
@@ -187,7 +174,13 @@ def find_materials(
     if not len(prepared.dataset.train):
         raise DataError("no row is left to train on", hint="sft prepare says why each row was rejected")
     training = settings.training.for_rows(len(prepared.dataset.train))
-    return located, prepared, settings.model_copy(update={"training": training})
+    settings = settings.model_copy(update={"training": training})
+    return Materials(
+        settings=settings,
+        located=located,
+        prepared=prepared,
+        fingerprints=fingerprints(settings, located, prepared),
+    )
 
 
 def _outcome(
