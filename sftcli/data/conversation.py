@@ -6,7 +6,7 @@ Contents stay byte for byte as they are in the row.
 
 from collections.abc import Callable, Mapping
 
-from sftcli.config.schema import TrainOn
+from sftcli.config.data_settings import TrainOn
 from sftcli.data.formats import (
     ANSWER_COLUMNS,
     CHAT_COLUMNS,

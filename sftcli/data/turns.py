@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sftcli.config.schema import TrainOn
+from sftcli.config.data_settings import TrainOn
 from sftcli.data.jsonrows import json_type
 from sftcli.data.messages import Conversation, Message, RejectReason, Role, RowFault, wrong_type
 from sftcli.data.records import Origin

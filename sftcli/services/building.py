@@ -20,7 +20,8 @@ from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from sftcli.training.probe import choose_batch_loss
-from sftcli.training.trainer import HeldoutLoss, Trainer
+from sftcli.training.state import HeldoutLoss
+from sftcli.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from sftcli.config.schema import TrainingSettings
+from sftcli.config.training_settings import TrainingSettings
 from sftcli.errors import ResourceError
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch raises a plain RuntimeError on the CPU, with this name in it

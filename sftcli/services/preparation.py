@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from sftcli import __version__
-from sftcli.config.schema import DataSettings
+from sftcli.config.data_settings import DataSettings
 from sftcli.data.audit import SupervisionAudit
 from sftcli.data.conversation import (
     DETECTION_ROWS,

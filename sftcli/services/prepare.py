@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from sftcli import storage
-from sftcli.config.schema import DataSettings
+from sftcli.config.data_settings import DataSettings
 from sftcli.config.sources import Settings
 from sftcli.data.audit import AuditSummary
 from sftcli.data.prepared import TRAIN, PreparedDataset, open_prepared

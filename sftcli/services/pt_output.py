@@ -9,7 +9,7 @@ from sftcli.modeling.modern_lm import ModernLMForCausalLM
 from sftcli.modeling.pt_checkpoint import write_pt
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.optim import learning_rate_at
-from sftcli.training.trainer import CheckpointStore, Snapshot
+from sftcli.training.state import CheckpointStore, Snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -26,7 +26,7 @@ from sftcli.training.checkpoint_files import (
     step_of,
     verify,
 )
-from sftcli.training.trainer import Snapshot
+from sftcli.training.state import Snapshot
 
 # Keys that move no weight: they may differ from what a run was started with.
 CHANGEABLE = frozenset(

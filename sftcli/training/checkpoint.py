@@ -31,8 +31,8 @@ from sftcli.training.checkpoint_files import (
     step_of,
     verify,
 )
+from sftcli.training.state import Snapshot
 from sftcli.training.tensor_file import tensor_file_bytes, tensor_file_parts
-from sftcli.training.trainer import Snapshot
 
 ATTEMPTS = 3
 PAUSE_SECONDS = 0.5  # before the second attempt; doubles

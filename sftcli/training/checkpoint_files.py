@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
 from sftcli.runtime import RngState
-from sftcli.training.trainer import Snapshot, TrainState
+from sftcli.training.state import Snapshot, TrainState
 
 FORMAT_VERSION = 1
 MANIFEST, STATE = "manifest.json", "state.json"

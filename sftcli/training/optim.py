@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.schema import Schedule, TrainingSettings
+from sftcli.config.training_settings import Schedule, TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

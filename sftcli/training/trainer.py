@@ -2,13 +2,13 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from sftcli.config.schema import CheckpointSettings, TrainingSettings
+from sftcli.config.schema import CheckpointSettings
+from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import Batch
 from sftcli.errors import DivergedError
 from sftcli.events import (
@@ -21,9 +21,9 @@ from sftcli.events import (
     StopFlag,
     Warned,
 )
-from sftcli.runtime import Clock, RngState, capture_rng, monotonic, peak_memory_bytes, restore_rng
+from sftcli.runtime import Clock, capture_rng, monotonic, peak_memory_bytes, restore_rng
 from sftcli.training.background import Saver
-from sftcli.training.loss import BatchLoss, NllSum
+from sftcli.training.loss import BatchLoss
 from sftcli.training.optim import (
     MasterWeights,
     clip_grad_norm,
@@ -32,60 +32,7 @@ from sftcli.training.optim import (
     restore_optimizer,
     set_learning_rate,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainState:
-    """Counters of a run. The data position follows from ``step`` (see ``BatchPlan``)."""
-
-    step: int = 0  # optimizer steps finished, skipped ones included
-    bad_steps: int = 0  # skipped ones in a row, up to now
-    tokens: int = 0  # fed to the model, padding excluded
-    response_tokens: int = 0
-    first_heldout_loss: float | None = None
-    last_heldout_loss: float | None = None
-    last_heldout_step: int = -1  # of ``last_heldout_loss``
-    best_heldout_loss: float | None = None
-    best_step: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """Everything that a run needs to go on bit for bit, taken between two steps."""
-
-    state: TrainState
-    weights: Mapping[str, torch.Tensor]  # by parameter name: float32 masters, frozen ones as they are
-    optimizer: Mapping[str, torch.Tensor]
-    rng: RngState
-
-    def copied(self) -> "Snapshot":
-        """Return a copy in the CPU's memory that the next step does not change."""
-        parts = (self.weights, self.optimizer)
-        weights, optimizer = ({k: v.to("cpu", copy=True) for k, v in part.items()} for part in parts)
-        return replace(self, weights=weights, optimizer=optimizer)
-
-
-class CheckpointStore(Protocol):
-    """Keeps snapshots."""
-
-    def save(self, snapshot: Snapshot, /) -> str:
-        """Make the snapshot durable and return where it is; it survives a crash once this returns."""
-        ...
-
-
-class StepPlan(Protocol):
-    """Says which micro-batches make which step."""
-
-    def window(self, step: int, /) -> Sequence[Batch]:
-        """Return the micro-batches of the step after ``step`` finished ones; each has a response token."""
-        ...
-
-    def epoch(self, step: int, /) -> float:
-        """Return the passes over the data after ``step`` finished steps."""
-        ...
-
-
-HeldoutLoss = Callable[[StopFlag], NllSum | None]  # None when it was told to stop
+from sftcli.training.state import CheckpointStore, HeldoutLoss, Snapshot, StepPlan, TrainState
 
 
 class Trainer:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sftcli.config.schema import DataSettings
+from sftcli.config.data_settings import DataSettings
 from sftcli.errors import DataError
 from sftcli.events import Event, NeverStop, Progressed
 from sftcli.services.prepare import find_sources, prepare_data

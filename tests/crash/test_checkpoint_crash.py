@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from sftcli import storage
-from sftcli.config.schema import CheckpointSettings, TrainingSettings
+from sftcli.config.schema import CheckpointSettings
+from sftcli.config.training_settings import TrainingSettings
 from sftcli.errors import DataError, NotFoundError, StorageError, UnsavedError
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import (
@@ -25,7 +26,7 @@ from sftcli.training.checkpoint_files import (
     step_of,
     verify,
 )
-from sftcli.training.trainer import Snapshot, TrainState
+from sftcli.training.state import Snapshot, TrainState
 from tests.support.faulty_disk import CountingDisk, FailingDisk, KillingDisk, LossyDisk, PowerLost
 from tests.support.forked import run_forked
 from tests.support.recording import MemoryStore, RecordingSink

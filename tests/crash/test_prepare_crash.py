@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sftcli import storage
-from sftcli.config.schema import DataSettings
+from sftcli.config.data_settings import DataSettings
 from sftcli.data.example import Example
 from sftcli.data.prepared import HELDOUT, TRAIN, PreparedWriter, open_prepared
 from sftcli.data.records import Origin

@@ -5,7 +5,8 @@ import threading
 import pytest
 import torch
 
-from sftcli.config.schema import CheckpointSettings, TrainingSettings
+from sftcli.config.schema import CheckpointSettings
+from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import BatchPlan, collate
 from sftcli.errors import DivergedError
 from sftcli.events import CheckpointSaved, Ending, HeldoutDone, NeverStop, StepDone, Warned

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from sftcli.events import Event
-from sftcli.training.trainer import Snapshot
+from sftcli.training.state import Snapshot
 
 
 @dataclass

@@ -6,14 +6,16 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from sftcli.config.schema import CheckpointSettings, TrainingSettings
+from sftcli.config.schema import CheckpointSettings
+from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import BatchPlan, batches_in_order_of_length
 from sftcli.data.example import Example
 from sftcli.data.records import Origin
 from sftcli.events import EventSink
 from sftcli.training.loss import heldout_nll, response_nll_sum
 from sftcli.training.optim import MasterWeights, make_optimizer
-from sftcli.training.trainer import CheckpointStore, Trainer
+from sftcli.training.state import CheckpointStore
+from sftcli.training.trainer import Trainer
 from tests.support.tiny_model import tiny_config
 
 PAD_ID = 2

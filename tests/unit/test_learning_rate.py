@@ -1,6 +1,6 @@
 import pytest
 
-from sftcli.config.schema import TrainingSettings
+from sftcli.config.training_settings import TrainingSettings
 from sftcli.training.optim import learning_rate_at
 
 

@@ -2,8 +2,9 @@ import pytest
 from pydantic import ValidationError
 
 from sftcli.config.fields import kinds
-from sftcli.config.schema import Section, TrainingSettings
+from sftcli.config.section import Section
 from sftcli.config.sources import FIELDS
+from sftcli.config.training_settings import TrainingSettings
 
 
 class Flags(Section):

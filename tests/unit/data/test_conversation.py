@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftcli.config.schema import TrainOn
+from sftcli.config.data_settings import TrainOn
 from sftcli.data.conversation import (
     Conversation,
     Format,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sftcli.config.schema import TrainingSettings
+from sftcli.config.training_settings import TrainingSettings
 from sftcli.errors import ResourceError
 from sftcli.services.memory import memory_errors
 

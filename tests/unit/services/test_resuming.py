@@ -289,7 +289,7 @@ def test_save_that_fails_once_is_a_warning_and_twice_in_a_row_an_error(place, mo
 def test_weights_that_are_not_finite_are_not_saved():
     import torch
 
-    from sftcli.config.schema import TrainingSettings
+    from sftcli.config.training_settings import TrainingSettings
     from sftcli.errors import DivergedError
     from tests.support.recording import MemoryStore
     from tests.support.training import build_trainer

@@ -1,0 +1,107 @@
+"""The settings of the optimizer's steps."""
+
+import math
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from sftcli.config.section import Section
+from sftcli.errors import UsageError
+
+
+class Precision(StrEnum):
+    """What the matrix products run in. Weights, optimizer and gradient sums are float32 in either case."""
+
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+class Schedule(StrEnum):
+    """How the learning rate moves after warm-up."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+
+
+class TrainingSettings(Section):
+    """How the weights are updated. Numbers that are not said otherwise are those of the source recipe."""
+
+    max_steps: int = Field(0, ge=0, description="Optimizer steps; 0 takes `epochs` passes over the rows.")
+    epochs: float = Field(3.0, gt=0, description="Passes over the rows when `max_steps` is 0.")
+    batch_size: int = Field(32, ge=1, description="Rows in the global batch of one optimizer step.")
+    micro_batch_size: int = Field(
+        8, ge=1, description="Most rows in one forward and backward pass; a global batch is cut into these."
+    )
+    learning_rate: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
+    schedule: Schedule = Field(
+        Schedule.COSINE, description="How the learning rate goes to 0 after warm-up, or stays constant."
+    )
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Steps of linear warm-up; unset takes `warmup_fraction` of `max_steps`."
+    )
+    warmup_fraction: float = Field(
+        0.03, ge=0, le=1, description="Share of `max_steps` spent in warm-up when `warmup_steps` is unset."
+    )
+    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay, on matrices only.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay of the first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW decay of the second moment.")
+    epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon.")
+    train_embeddings: bool = Field(
+        True,
+        description="Whether token embeddings and the output head are trained. Frozen, steps are faster and tokens that "
+        "the rows never use stay as they were.",
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="Gradients are scaled down to this norm where they exceed it."
+    )
+    precision: Precision = Field(
+        Precision.AUTO,
+        description="bf16 or fp32 matrix products; auto takes bf16 where the machine is fast at it.",
+    )
+    max_bad_steps: int = Field(
+        3, ge=1, description="Non-finite steps in a row that end the run; each is skipped before the update."
+    )
+    log_every_steps: int = Field(10, ge=1, description="How often a line goes to `training.log`.")
+    eval_every_steps: int = Field(
+        200, ge=0, description="How often held-out loss is measured; 0 only before and after training."
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the row order, the split and dropout.")
+
+    def for_rows(self, num_rows: int) -> Self:
+        """Return these settings with ``max_steps`` filled in for that many training rows.
+
+        Raises:
+            UsageError: There are fewer steps than ``warmup_steps``.
+        """
+        if self.max_steps:
+            return self
+        steps = max(1, math.ceil(self.epochs * num_rows / self.batch_size))
+        if self.warmup_steps is not None and self.warmup_steps > steps:
+            raise UsageError(
+                f"training.warmup_steps is {self.warmup_steps}, but {self.epochs:g} epochs of {num_rows} rows are "
+                f"{steps} steps",
+                hint="lower training.warmup_steps, or use training.warmup_fraction",
+            )
+        return self.model_copy(update={"max_steps": steps})
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """Steps of linear warm-up that apply; ``max_steps`` must be known."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return round(self.max_steps * self.warmup_fraction)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size ({self.micro_batch_size}) is larger than batch_size ({self.batch_size})"
+            )
+        if self.max_steps and self.num_warmup_steps > self.max_steps:
+            raise ValueError(
+                f"warmup_steps ({self.num_warmup_steps}) is more than max_steps ({self.max_steps})"
+            )
+        return self

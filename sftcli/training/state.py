@@ -1,0 +1,66 @@
+"""What the loop hands around: the state of a run, and what it asks of a plan, a store and a scorer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from sftcli.data.batch import Batch
+from sftcli.events import StopFlag
+from sftcli.runtime import RngState
+from sftcli.training.loss import NllSum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainState:
+    """Counters of a run. The data position follows from ``step`` (see ``BatchPlan``)."""
+
+    step: int = 0  # optimizer steps finished, skipped ones included
+    bad_steps: int = 0  # skipped ones in a row, up to now
+    tokens: int = 0  # fed to the model, padding excluded
+    response_tokens: int = 0
+    first_heldout_loss: float | None = None
+    last_heldout_loss: float | None = None
+    last_heldout_step: int = -1  # of ``last_heldout_loss``
+    best_heldout_loss: float | None = None
+    best_step: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything that a run needs to go on bit for bit, taken between two steps."""
+
+    state: TrainState
+    weights: Mapping[str, torch.Tensor]  # by parameter name: float32 masters, frozen ones as they are
+    optimizer: Mapping[str, torch.Tensor]
+    rng: RngState
+
+    def copied(self) -> "Snapshot":
+        """Return a copy in the CPU's memory that the next step does not change."""
+        parts = (self.weights, self.optimizer)
+        weights, optimizer = ({k: v.to("cpu", copy=True) for k, v in part.items()} for part in parts)
+        return replace(self, weights=weights, optimizer=optimizer)
+
+
+class CheckpointStore(Protocol):
+    """Keeps snapshots."""
+
+    def save(self, snapshot: Snapshot, /) -> str:
+        """Make the snapshot durable and return where it is; it survives a crash once this returns."""
+        ...
+
+
+class StepPlan(Protocol):
+    """Says which micro-batches make which step."""
+
+    def window(self, step: int, /) -> Sequence[Batch]:
+        """Return the micro-batches of the step after ``step`` finished ones; each has a response token."""
+        ...
+
+    def epoch(self, step: int, /) -> float:
+        """Return the passes over the data after ``step`` finished steps."""
+        ...
+
+
+HeldoutLoss = Callable[[StopFlag], NllSum | None]  # None when it was told to stop
