@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sftcli.cli import options, results, tables
+from sftcli.cli import complete, options, results, tables
 from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
 from sftcli.events import Notice
@@ -104,7 +104,11 @@ def train(
 
 def resume(
     run: Annotated[
-        str | None, typer.Argument(help="Run to go on with, by name or path; the newest unfinished one.")
+        str | None,
+        typer.Argument(
+            help="Run to go on with, by name or path; the newest unfinished one.",
+            autocompletion=complete.runs,
+        ),
     ] = None,
     step: Annotated[
         int | None,
