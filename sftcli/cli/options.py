@@ -30,6 +30,13 @@ class OutputMode(StrEnum):
     PLAIN = "plain"
     JSON = "json"
     QUIET = "quiet"
+    EVENTS = "events"
+
+
+class LogFormat(StrEnum):
+    """What progress on stderr is written as where a person does not read it."""
+
+    JSONL = "jsonl"
 
 
 class Color(StrEnum):
@@ -48,6 +55,7 @@ class Output:
     quiet: bool = False
     verbose: bool = False
     color: Color = Color.AUTO
+    log_format: LogFormat | None = None
 
 
 Preset = Annotated[
@@ -216,6 +224,14 @@ Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", help="Print a line for every step.", rich_help_panel=OUTPUT_PANEL),
 ]
+LogFormatChoice = Annotated[
+    LogFormat | None,
+    typer.Option(
+        "--log-format",
+        help="`jsonl` writes every event to stderr as a line of JSON, for a program that watches.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
 ColorChoice = Annotated[
     Color,
     typer.Option(
@@ -240,6 +256,8 @@ def choose_output(
         environment: Stands in for ``os.environ``.
     """
     env = os.environ if environment is None else environment
+    if output.log_format is LogFormat.JSONL:
+        return OutputMode.EVENTS
     if output.json:
         return OutputMode.JSON
     if output.quiet:
