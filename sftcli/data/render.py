@@ -5,21 +5,24 @@ is guessed and nothing disappears.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from sftcli.data.conversation import Conversation, Message, PlainText, Rejected, RejectReason
-from sftcli.data.draft import Draft, Drafter
+from sftcli.data.cutting import Made, answer_that_fits, beginnings, cut_answer, cut_behind
+from sftcli.data.draft import Draft, Drafter, TrainedSpan
 from sftcli.data.example import ChatTokenizer, Example, Reading, RowFlag, TooLong
 from sftcli.data.pieces import RowFaultError
-from sftcli.data.proofs import prove_no_leak, prove_span
+from sftcli.data.proofs import find_contents, prove_cut_span, prove_no_leak, prove_span
 from sftcli.errors import DataError
 
 __all__ = ["ChatTokenizer", "Example", "Renderer", "RowFlag", "TooLong", "encode_prompt", "render_rows"]
 
 ROWS_PER_BATCH = 256
 CHARS_PER_BATCH = 2_000_000
+TOKENS_PER_CHARACTER = 4
 
 
 class Renderer:
@@ -28,11 +31,13 @@ class Renderer:
     Args:
         tokenizer: Gives template and tokens.
         max_tokens: Rows with more tokens are rejected.
+        cuts: Whether they are cut instead, where something to train on is left.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, *, max_tokens: int) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, *, max_tokens: int, cuts: bool = False) -> None:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
+        self._cuts = cuts
         self._drafter = Drafter(tokenizer)
         self._forbidden_in_answers = np.zeros(tokenizer.vocab_size, dtype=np.bool_)
         self._forbidden_in_answers[list(tokenizer.control_ids)] = True
@@ -52,7 +57,14 @@ class Renderer:
         return self._render_batch([row])[0]
 
     def _render_batch(self, rows: Sequence[Conversation | PlainText]) -> list[Example | Rejected]:
-        results: list[Example | Rejected | Draft] = []
+        made = self._make(rows)
+        return [
+            self._fit(row, result) if isinstance(result, Made) else result
+            for row, result in zip(rows, made, strict=True)
+        ]
+
+    def _make(self, rows: Sequence[Conversation | PlainText]) -> list[Made | Rejected]:
+        results: list[Rejected | Draft] = []
         for row in rows:
             try:
                 results.append(self._drafter.draft(row))
@@ -70,8 +82,8 @@ class Renderer:
             for result in results
         ]
 
-    def _finish(self, draft: Draft, decoded: Sequence[str]) -> Example | Rejected:
-        """Prove what was made of a row, and return it."""
+    def _finish(self, draft: Draft, decoded: Sequence[str]) -> Made | Rejected:
+        """Prove what was made of a row, and return it, however long it is."""
         ids = np.array([token for part in draft.ids for token in part], dtype=np.int32)
         lengths = np.array([len(part) for part in draft.ids])
         loss_mask = np.repeat([piece.turn is not None for piece in draft.pieces], lengths)
@@ -80,20 +92,65 @@ class Renderer:
             flags = self._prove_spans(draft, decoded)
         except RowFaultError as fault:
             return Rejected(origin=draft.origin, reason=fault.reason, detail=fault.detail)
-        if len(ids) > self._max_tokens:
-            return TooLong(
-                origin=draft.origin,
-                reason=RejectReason.TOO_LONG,
-                detail=f"{len(ids)} tokens, {self._max_tokens} are allowed",
-                num_tokens=len(ids),
-            )
-        return Example(
+        example = Example(
             input_ids=ids,
             loss_mask=loss_mask,
             origin=draft.origin,
             num_trained_turns=draft.num_turns,
             flags=flags,
         )
+        return Made(draft=draft, example=example)
+
+    def _fit(self, row: Conversation | PlainText, made: Made) -> Example | Rejected:
+        """Return what is made of a row as the policy for long rows has it."""
+        num_tokens = len(made.example.input_ids)
+        if num_tokens <= self._max_tokens:
+            return made.example
+        detail = f"{num_tokens} tokens, {self._max_tokens} are allowed"
+        if self._cuts:
+            try:
+                shorter = self._cut(row, made)
+            except RowFaultError as fault:
+                return Rejected(origin=row.origin, reason=fault.reason, detail=fault.detail)
+            if shorter is not None:
+                return shorter
+            detail += ", and what comes before the answer leaves no room for it"
+        return TooLong(origin=row.origin, reason=RejectReason.TOO_LONG, detail=detail, num_tokens=num_tokens)
+
+    def _cut(self, row: Conversation | PlainText, whole: Made) -> Example | None:
+        """Return the beginning of a row that fits: of all that can be proved, the one with the most turns."""
+        shortest = whole
+        ends_trained = isinstance(row, Conversation) and whole.draft.spans[-1].turn == len(row.messages) - 1
+        if ends_trained and (example := cut_behind(whole, max_tokens=self._max_tokens)):
+            return example
+        for beginning in beginnings(row, whole, max_tokens=self._max_tokens):
+            (made,) = self._make([beginning])
+            if isinstance(made, Rejected):
+                continue
+            lost = len(whole.example.input_ids) - len(made.example.input_ids)
+            flagged = replace(made.example, num_cut=lost, flags=made.example.flags | {RowFlag.CUT_TURNS})
+            shortest = Made(draft=made.draft, example=flagged)
+            if example := cut_behind(shortest, max_tokens=self._max_tokens):
+                return example
+        return self._cut_answer(shortest)
+
+    def _cut_answer(self, made: Made) -> Example | None:
+        """Return the example with the end of its first trained turn cut off, and prove P3 for what is left."""
+        span, ids = made.draft.spans[0], answer_that_fits(made, max_tokens=self._max_tokens)
+        text, behind, contents, flags = self._read(span, *self._tokenizer.decode_many([ids]))
+        for _ in range(TOKENS_PER_CHARACTER):
+            if not behind.startswith(text):  # the last token is the beginning of a character
+                ids = ids[:-1]
+                text, behind, contents, flags = self._read(span, *self._tokenizer.decode_many([ids]))
+        begin, end = find_contents(behind, contents)
+        if not text[begin:].strip():
+            return None
+        prove_cut_span(
+            ids, text, behind, contents=contents, stop_ids=self._tokenizer.stop_ids, turn=span.turn
+        )
+        flag = RowFlag.CUT_STOP if len(text) >= end else RowFlag.CUT_ANSWER
+        example = cut_answer(made, ids, flag)
+        return replace(example, flags=example.flags | flags)
 
     def _prove_no_leak(
         self, draft: Draft, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]
@@ -105,15 +162,9 @@ class Renderer:
 
     def _prove_spans(self, draft: Draft, decoded: Sequence[str]) -> frozenset[RowFlag]:
         flags = draft.flags
-        for span, text in zip(draft.spans, decoded, strict=True):
-            behind, contents = span.behind, span.contents
-            if span.may_gain_space and text.startswith(" ") and not behind.startswith(text):
-                text = text[1:]
-            if not behind.startswith(text):
-                normal = self._tokenizer.normalize(behind)
-                if normal != behind and normal.startswith(text):
-                    behind, contents = normal, [self._tokenizer.normalize(content) for content in contents]
-                    flags |= {RowFlag.NORMALIZED}
+        for span, plain in zip(draft.spans, decoded, strict=True):
+            text, behind, contents, noticed = self._read(span, plain)
+            flags |= noticed
             prove_span(
                 draft.span_ids(span),
                 text,
@@ -123,6 +174,18 @@ class Renderer:
                 turn=span.turn,
             )
         return flags
+
+    def _read(self, span: TrainedSpan, text: str) -> tuple[str, str, Sequence[str], frozenset[RowFlag]]:
+        """Return decoded ``text``, and what it is to be compared with: the text behind the prompt, and the contents."""
+        behind, contents = span.behind, span.contents
+        if span.may_gain_space and text.startswith(" ") and not behind.startswith(text):
+            text = text[1:]
+        if not behind.startswith(text):
+            normal = self._tokenizer.normalize(behind)
+            if normal != behind and normal.startswith(text):
+                contents = [self._tokenizer.normalize(content) for content in contents]
+                return text, normal, contents, frozenset({RowFlag.NORMALIZED})
+        return text, behind, contents, frozenset()
 
 
 def render_rows(

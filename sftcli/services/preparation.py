@@ -3,19 +3,20 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
 from sftcli import __version__
-from sftcli.config.data_settings import DataSettings
+from sftcli.config.data_settings import DataSettings, Overlong
 from sftcli.data.audit import SupervisionAudit
 from sftcli.data.conversation import (
     DETECTION_ROWS,
     Conversation,
     PlainText,
     Rejected,
+    RejectReason,
     detect_schema,
     parse_renames,
     to_conversations,
@@ -67,7 +68,11 @@ class Preparation:
 
     def run(self, folder: Path) -> PreparedDataset:
         """Read, convert, split, render and store."""
-        renderer = Renderer(self.tokenizer, max_tokens=self.data.max_tokens)
+        renderer = Renderer(
+            self.tokenizer,
+            max_tokens=self.data.max_tokens,
+            cuts=self.data.overlong is Overlong.TRUNCATE,
+        )
         audits = {split: SupervisionAudit(self.data.max_tokens) for split in (TRAIN, HELDOUT)}
         for note in self.tokenizer.notes:
             audits[TRAIN].note(note)
@@ -79,6 +84,7 @@ class Preparation:
                     audits[split].add(result)
                     if isinstance(result, Example):
                         writer.add(split, result)
+            self._check_lengths(audits)
             self._check_overlap(audits[HELDOUT])
             self._check_unchanged(prints)
             return writer.finish(
@@ -104,6 +110,24 @@ class Preparation:
                         hint="wait until it is written, then run again",
                         location=Location(file=source.name),
                     )
+
+    def _check_lengths(self, audits: Mapping[str, SupervisionAudit]) -> None:
+        """Refuse rows that are too long, where that is wanted."""
+        if self.data.overlong is not Overlong.ERROR:
+            return
+        for audit in audits.values():
+            summary = audit.summary()
+            count = summary.rejected.get(RejectReason.TOO_LONG, 0)
+            if count:
+                named = summary.rejected_rows[RejectReason.TOO_LONG]
+                more = f", and {count - len(named)} more" if count > len(named) else ""
+                raise DataError(
+                    f"{count} of {summary.rows} rows are longer than {self.data.max_tokens} tokens: "
+                    + "; ".join(named)
+                    + more,
+                    hint=f"--max-tokens {summary.max_tokens_for_99_percent} keeps 99 % of them; "
+                    "--overlong drop leaves them out, --overlong truncate cuts them",
+                )
 
     def _check_overlap(self, audit: SupervisionAudit) -> None:
         """Refuse held-out rows that are trained on; only the same prompt is worth a note."""
