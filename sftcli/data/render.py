@@ -91,6 +91,7 @@ class Renderer:
             input_ids=ids,
             loss_mask=loss_mask,
             origin=draft.origin,
+            kind="conversation" if draft.num_turns else "text",
             num_trained_turns=draft.num_turns,
             flags=flags,
         )

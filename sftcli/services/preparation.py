@@ -24,6 +24,7 @@ from sftcli.data.example import Example
 from sftcli.data.prepared import (
     FORMAT_VERSION,
     HELDOUT,
+    TEXT,
     TRAIN,
     PreparedDataset,
     PreparedWriter,
@@ -35,6 +36,7 @@ from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag
 from sftcli.modeling.template import TemplateRefusedError
 from sftcli.modeling.tokenizer import HFChatTokenizer
+from sftcli.services.plain_text import PlainTextShare
 
 CHUNK_ROWS = 1024  # rows rendered together, and between two looks at the stop flag
 
@@ -47,6 +49,7 @@ class Preparation:
 
     train: Sequence[Source]
     heldout: Sequence[Source]
+    text: Sequence[Source]
     data: DataSettings
     tokenizer: HFChatTokenizer
     seed: int
@@ -68,7 +71,8 @@ class Preparation:
     def run(self, folder: Path) -> PreparedDataset:
         """Read, convert, split, render and store."""
         renderer = Renderer(self.tokenizer, max_tokens=self.data.max_tokens)
-        audits = {split: SupervisionAudit(self.data.max_tokens) for split in (TRAIN, HELDOUT)}
+        splits = (TRAIN, HELDOUT, TEXT) if self.text else (TRAIN, HELDOUT)
+        audits = {split: SupervisionAudit(self.data.max_tokens) for split in splits}
         for note in self.tokenizer.notes:
             audits[TRAIN].note(note)
         schemas: dict[str, str] = {}
@@ -79,11 +83,13 @@ class Preparation:
                     audits[split].add(result)
                     if isinstance(result, Example):
                         writer.add(split, result)
+            if self.text:
+                self._add_text(writer, audits[TEXT], schemas)
             self._check_overlap(audits[HELDOUT])
             self._check_unchanged(prints)
             return writer.finish(
                 {
-                    "sources": [source.text for source in (*self.train, *self.heldout)],
+                    "sources": [source.text for source in (*self.train, *self.heldout, *self.text)],
                     "schemas": schemas,
                     "template": self.tokenizer.template_name,
                     "ends": ends_of(self.tokenizer),
@@ -92,11 +98,22 @@ class Preparation:
             )
 
     def _fingerprints(self) -> list[list[str]]:
-        return [[fingerprint_source(source) for source in side] for side in (self.train, self.heldout)]
+        return [[fingerprint_source(source) for source in side] for side in self._sides()]
+
+    def _sides(self) -> tuple[Sequence[Source], ...]:
+        return self.train, self.heldout, self.text
+
+    def _add_text(self, writer: PreparedWriter, audit: SupervisionAudit, schemas: dict[str, str]) -> None:
+        share = PlainTextShare(self.tokenizer, max_tokens=self.data.max_tokens, audit=audit)
+        for source in self.text:
+            for chunk in self._chunks(source, schemas):
+                for example in share.take(chunk):
+                    writer.add(TEXT, example)
+        share.note_cuts()
 
     def _check_unchanged(self, before: list[list[str]]) -> None:
         """Refuse rows of a file that changed between two of the passes over it."""
-        for side, prints in zip((self.train, self.heldout), before, strict=True):
+        for side, prints in zip(self._sides(), before, strict=True):
             for source, known in zip(side, prints, strict=True):
                 if fingerprint_source(source) != known:
                     raise DataError(
