@@ -5,6 +5,8 @@ is guessed and nothing disappears.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -42,33 +44,45 @@ class Renderer:
     def render_all(self, rows: Iterable[Conversation | PlainText]) -> Iterator[Example | Rejected]:
         """Yield an example or a rejection for every row, in order.
 
-        Rows are tokenized many at a time; memory does not grow with their number.
+        Rows are tokenized many at a time, in a thread of its own: the tokenizer works on all cores without Python's
+        lock, meanwhile the next rows are drafted and the last ones proved. Memory does not grow with their number.
         """
-        for batch in _batches(rows):
-            yield from self._render_batch(batch)
+        with ThreadPoolExecutor(1) as background:
+            running: Future[_Batch] | None = None
+            for rows_of_batch in _batches(rows):
+                following = background.submit(self._tokenize, self._draft_batch(rows_of_batch))
+                if running:
+                    yield from self._finish_batch(running.result())
+                running = following
+            if running:
+                yield from self._finish_batch(running.result())
 
     def render_example(self, row: Conversation | PlainText) -> Example | Rejected:
         """Return the example of one row, or why there is none."""
-        return self._render_batch([row])[0]
+        return next(self._finish_batch(self._tokenize(self._draft_batch([row]))))
 
-    def _render_batch(self, rows: Sequence[Conversation | PlainText]) -> list[Example | Rejected]:
-        results: list[Example | Rejected | Draft] = []
+    def _draft_batch(self, rows: Sequence[Conversation | PlainText]) -> "_Batch":
+        results: list[Rejected | Draft] = []
         for row in rows:
             try:
                 results.append(self._drafter.draft(row))
             except RowFaultError as fault:
                 results.append(Rejected(origin=row.origin, reason=fault.reason, detail=fault.detail))
-        drafts = [result for result in results if isinstance(result, Draft)]
+        return _Batch(results=results)
+
+    def _tokenize(self, batch: "_Batch") -> "_Batch":
+        drafts = [result for result in batch.results if isinstance(result, Draft)]
         _encode(drafts, self._tokenizer)
-        decoded = iter(
-            self._tokenizer.decode_many([draft.span_ids(span) for draft in drafts for span in draft.spans])
-        )
-        return [
-            self._finish(result, [next(decoded) for _ in result.spans])
-            if isinstance(result, Draft)
-            else result
-            for result in results
-        ]
+        spans = [draft.span_ids(span) for draft in drafts for span in draft.spans]
+        return replace(batch, decoded=self._tokenizer.decode_many(spans))
+
+    def _finish_batch(self, batch: "_Batch") -> Iterator[Example | Rejected]:
+        decoded = iter(batch.decoded)
+        for result in batch.results:
+            if isinstance(result, Draft):
+                yield self._finish(result, [next(decoded) for _ in result.spans])
+            else:
+                yield result
 
     def _finish(self, draft: Draft, decoded: Sequence[str]) -> Example | Rejected:
         """Prove what was made of a row, and return it."""
@@ -124,6 +138,14 @@ class Renderer:
                 turn=span.turn,
             )
         return flags
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """Rows on their way; ``decoded`` is how the trained spans of all drafts read."""
+
+    results: Sequence[Rejected | Draft]
+    decoded: Sequence[str] = ()
 
 
 def render_rows(

@@ -89,6 +89,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         """Apply one of the operators that can make something large from something small."""
+        if type(left) is str and type(right) is str and operator == "+":  # nearly all there is, and often
+            return _sized(left + right)
         if operator in ("*", "**"):
             _check_repetition(operator, left, right)
         elif operator == "%":
