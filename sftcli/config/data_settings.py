@@ -14,6 +14,14 @@ class TrainOn(StrEnum):
     LAST = "last"
 
 
+class Overlong(StrEnum):
+    """What happens to a row with more than ``max_tokens`` tokens."""
+
+    DROP = "drop"
+    TRUNCATE = "truncate"
+    ERROR = "error"
+
+
 class DataSettings(Section):
     """Which rows are trained on and how they are rendered."""
 
@@ -45,7 +53,13 @@ class DataSettings(Section):
         False, description="Whether held-out sources may hold rows that are trained on too."
     )
     max_tokens: int = Field(
-        512, ge=8, description="Longest row in tokens, prompt included; longer rows are dropped and counted."
+        512,
+        ge=8,
+        description="Longest row in tokens, prompt included; `overlong` says what becomes of longer ones.",
+    )
+    overlong: Overlong = Field(
+        Overlong.DROP,
+        description="Longer rows are dropped, truncated to the turns that fit or to the start of an answer, or an error.",
     )
     train_on: TrainOn = Field(
         TrainOn.ALL, description="Which assistant turns have loss: all of them, or the last."

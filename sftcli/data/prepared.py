@@ -104,7 +104,7 @@ class PreparedWriter:
                 "kind": pa.string(),
             }
         )
-        self._pending: dict[str, list[Example]] = {split: [] for split in SPLITS}
+        self._pending: dict[str, list[tuple[Example, int]]] = {split: [] for split in SPLITS}
         try:
             storage.make_folders(folder.parent, mode=0o700)
             storage.disk.make_folder(self.staging)
@@ -118,10 +118,10 @@ class PreparedWriter:
             for split in self._pending
         }
 
-    def add(self, split: str, example: Example) -> None:
-        """Add one example to ``train``, ``heldout`` or ``text``."""
+    def add(self, split: str, example: Example, *, times: int = 1) -> None:
+        """Add one example to ``train``, ``heldout`` or ``text``, as often as ``times`` says."""
         pending = self._pending[split]
-        pending.append(example)
+        pending.append((example, times))
         if len(pending) >= ROWS_PER_CHUNK:
             self._flush(split)
 
@@ -148,11 +148,15 @@ class PreparedWriter:
         return open_prepared(self.folder)
 
     def _flush(self, split: str) -> None:
+        pending = self._pending[split]
+        # Copies stand behind a whole chunk, so that whoever looks at the first rows sees different ones.
+        for round_ in range(max((times for _, times in pending), default=0)):
+            self._write(split, [example for example, times in pending if times > round_])
+        pending.clear()
+
+    def _write(self, split: str, rows: Sequence[Example]) -> None:
         import pyarrow as pa
 
-        rows = self._pending[split]
-        if not rows:
-            return
         lengths = np.array([0, *(len(row.input_ids) for row in rows)], dtype=np.int32).cumsum(dtype=np.int32)
         columns = [
             pa.ListArray.from_arrays(
@@ -164,7 +168,6 @@ class PreparedWriter:
             pa.array([row.kind for row in rows], pa.string()),
         ]
         self._writers[split].write_batch(pa.record_batch(columns, schema=self._schema))
-        rows.clear()
 
     def __enter__(self) -> Self:
         return self

@@ -146,7 +146,9 @@ def _counted(values: Iterable[object]) -> Iterator[object]:
 
 def _sized(value: object) -> object:
     """Return ``value`` where it is no longer than the whole output may be."""
-    if isinstance(value, int):
+    if type(value) is str:  # first, because it is nearly all there is
+        too_large = len(value) > budget.get().output_chars
+    elif isinstance(value, int):
         too_large = value.bit_length() > MAX_BITS
     else:
         too_large = isinstance(value, str | list | tuple) and len(value) > budget.get().output_chars

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from sftcli.data.audit import SupervisionAudit
 from sftcli.data.conversation import Conversation, PlainText, Rejected
 from sftcli.data.example import Example
-from sftcli.data.render import Renderer, render_rows
+from sftcli.data.render import Renderer
 from sftcli.data.running_text import NO_LIMIT, cut_text
 from sftcli.errors import DataError, Location
 from sftcli.modeling.tokenizer import HFChatTokenizer
@@ -32,7 +32,7 @@ class PlainTextShare:
         Raises:
             DataError: One of them is a conversation.
         """
-        for result in render_rows(map(_plain, rows), self._renderer):
+        for result in self._renderer.render_all(map(_plain, rows)):
             self._texts += 1
             if not isinstance(result, Example):
                 self._audit.add(result)

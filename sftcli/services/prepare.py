@@ -122,9 +122,15 @@ def find_sources(data: DataSettings) -> Sources:
             f"data.text_fraction is {data.text_fraction}, and there is no plain text to take it from",
             hint="name some: --set data.text_sources=texts.jsonl, rows with a column text",
         )
+    heldout = tuple(map(parse_source, data.heldout_sources))
+    if repeated := next((source for source in heldout if source.times > 1), None):
+        raise UsageError(
+            f"{repeated.text!r}: held-out rows are scored once, they cannot be repeated",
+            hint=f"leave out x{repeated.times}",
+        )
     return Sources(
         train=tuple(map(parse_source, data.sources)),
-        heldout=tuple(map(parse_source, data.heldout_sources)),
+        heldout=heldout,
         text=tuple(map(parse_source, data.text_sources)),
     )
 
