@@ -61,6 +61,11 @@ class TrainingSettings(Section):
         Precision.AUTO,
         description="bf16 or fp32 matrix products; auto takes bf16 where the machine is fast at it.",
     )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Keep only each layer's input for the backward pass and compute the rest again: less memory, about a "
+        "third more time.",
+    )
     max_bad_steps: int = Field(
         3, ge=1, description="Non-finite steps in a row that end the run; each is skipped before the update."
     )

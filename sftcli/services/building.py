@@ -46,7 +46,12 @@ def build_trainer(
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
-    model = load_model(located.folder, dtype=torch.float32, device=device)
+    model = load_model(
+        located.folder,
+        dtype=torch.float32,
+        device=device,
+        gradient_checkpointing=settings.training.gradient_checkpointing,
+    )
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
     weights = MasterWeights(model, compute_dtype=dtype)

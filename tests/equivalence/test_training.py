@@ -10,11 +10,14 @@ from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import BatchPlan, collate
 from sftcli.errors import DivergedError
 from sftcli.events import CheckpointSaved, Ending, HeldoutDone, NeverStop, StepDone, Warned
+from sftcli.modeling.load import load_model
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import list_checkpoints, read_snapshot
+from sftcli.training.loss import response_nll_sum
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
-from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama
+from tests.support.tiny_model import build_tiny_model
+from tests.support.training import CPU, PAD_ID, build_trainer, random_examples, tiny_llama
 
 
 def settings(**changes) -> TrainingSettings:
@@ -295,3 +298,24 @@ def test_frozen_embeddings_stay_and_are_part_of_the_checkpoint(tmp_path):
     saved = read_snapshot(list_checkpoints(tmp_path)[-1]).weights
     assert torch.equal(saved["model.embed_tokens.weight"], before)
     assert not any("embed" in name for name in trainer.snapshot().optimizer)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_and_is_off_when_scoring(tmp_path):
+    folder = build_tiny_model(tmp_path / "model")
+    batch = FixedPlan((8,)).window(0)[0]
+    gradients, kept = [], []
+    for checkpointing in (False, True):
+        model = load_model(
+            folder, dtype=torch.float32, device=CPU, gradient_checkpointing=checkpointing
+        ).train()
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, saved=saved: saved.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            nll = response_nll_sum(model, batch)
+        nll.backward()
+        kept.append(sum(saved))
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    assert kept[1] < kept[0] / 2
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
