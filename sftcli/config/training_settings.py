@@ -24,6 +24,16 @@ class Schedule(StrEnum):
     COSINE = "cosine"
     LINEAR = "linear"
     CONSTANT = "constant"
+    WSD = "wsd"  # warm-up, stable, decay
+
+
+class OptimizerName(StrEnum):
+    """How gradients become updates. The 8-bit ones need the extra ``8bit``, the paged one a CUDA device too."""
+
+    ADAMW = "adamw"
+    ADAFACTOR = "adafactor"
+    ADAMW_8BIT = "adamw_8bit"
+    PAGED_ADAMW_8BIT = "paged_adamw_8bit"
 
 
 class TrainingSettings(Section):
@@ -37,7 +47,15 @@ class TrainingSettings(Section):
     )
     learning_rate: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
     schedule: Schedule = Field(
-        Schedule.COSINE, description="How the learning rate goes to 0 after warm-up, or stays constant."
+        Schedule.COSINE,
+        description="How the learning rate falls after warm-up: cosine, linear, constant (not at all), or wsd (constant, "
+        "then down over the last `decay_fraction`).",
+    )
+    min_learning_rate_fraction: float = Field(
+        0.0, ge=0, le=1, description="Share of the peak that the learning rate ends at."
+    )
+    decay_fraction: float = Field(
+        0.2, gt=0, le=1, description="Share of `max_steps` in which the schedule wsd falls."
     )
     warmup_steps: int | None = Field(
         None, ge=0, description="Steps of linear warm-up; unset takes `warmup_fraction` of `max_steps`."
@@ -45,7 +63,11 @@ class TrainingSettings(Section):
     warmup_fraction: float = Field(
         0.03, ge=0, le=1, description="Share of `max_steps` spent in warm-up when `warmup_steps` is unset."
     )
-    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay, on matrices only.")
+    optimizer: OptimizerName = Field(
+        OptimizerName.ADAMW,
+        description="adamw, or one that keeps less state: adafactor, adamw_8bit, paged_adamw_8bit.",
+    )
+    weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay, on matrices only.")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay of the first moment.")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW decay of the second moment.")
     epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon.")

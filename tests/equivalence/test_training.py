@@ -8,13 +8,14 @@ import torch
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import BatchPlan, collate
-from sftcli.errors import DivergedError
+from sftcli.errors import DivergedError, UsageError
 from sftcli.events import CheckpointSaved, Ending, HeldoutDone, NeverStop, StepDone, Warned
 from sftcli.modeling.load import load_model
+from sftcli.training import lean_optimizers
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import list_checkpoints, read_snapshot
 from sftcli.training.loss import response_nll_sum
-from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
+from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer, optimizer_tensors
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
 from tests.support.tiny_model import build_tiny_model
 from tests.support.training import CPU, PAD_ID, build_trainer, random_examples, tiny_llama
@@ -103,6 +104,70 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop_at:
             assert torch.equal(tensor, getattr(resumed, part)[name]), name
     losses = [event.loss for event in first_sink.of(StepDone) + second_sink.of(StepDone)]
     assert losses == [event.loss for event in whole_sink.of(StepDone)]
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw_8bit"])
+@pytest.mark.parametrize("stop_at", [1, 4])
+def test_every_optimizer_goes_on_bit_for_bit(tmp_path, optimizer: str, stop_at: int):
+    if optimizer == "adamw_8bit":
+        pytest.importorskip("bitsandbytes", reason="the extra 8bit is not installed")
+
+    def trainer(store):
+        return build_trainer(settings=settings(optimizer=optimizer), store=store, emit=RecordingSink())
+
+    whole, disk, rest = MemoryStore(), checkpoints_under(tmp_path), MemoryStore()
+    trainer(whole).fit(NeverStop())
+    trainer(disk).fit(StopAfter(stop_at))
+    second = trainer(rest)
+    second.restore(read_snapshot(list_checkpoints(tmp_path)[-1]))
+    second.fit(NeverStop())
+    for part in ("weights", "optimizer"):
+        expected, found = getattr(whole.snapshots[6], part), getattr(rest.snapshots[6], part)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert not all(
+        torch.equal(tensor, tiny_llama().get_parameter(name))
+        for name, tensor in whole.snapshots[6].weights.items()
+    )
+
+
+def checkpoints_under(folder):
+    return DirectoryCheckpointStore(
+        folder,
+        settings=CheckpointSettings(keep_last=2),
+        write_model_files=lambda folder: None,
+        fingerprints={},
+    )
+
+
+@pytest.mark.parametrize(("optimizer", "share"), [("adafactor", 0.1), ("adamw_8bit", 0.35)])
+def test_lean_optimizers_keep_less_state_than_adamw(optimizer: str, share: float):
+    if optimizer == "adamw_8bit":
+        pytest.importorskip("bitsandbytes", reason="the extra 8bit is not installed")
+    sizes = []
+    for name in ("adamw", optimizer):
+        weight = torch.nn.Parameter(torch.randn(256, 256))
+        weight.grad = torch.randn(256, 256)
+        made = make_optimizer({"weight": weight}, settings(optimizer=name))
+        made.step()
+        state = optimizer_tensors(made, {"weight": weight})
+        sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
+    assert sizes[1] < share * sizes[0]
+
+
+def test_paged_optimizer_without_cuda_is_refused_with_another():
+    weights = MasterWeights(tiny_llama(), compute_dtype=torch.float32)
+    with pytest.raises(UsageError, match="needs a CUDA device") as caught:
+        make_optimizer(weights.masters, settings(optimizer="paged_adamw_8bit"))
+    assert "adafactor" in caught.value.hint
+
+
+def test_optimizer_that_is_not_installed_is_refused_with_the_command_that_brings_it(monkeypatch):
+    monkeypatch.setattr(lean_optimizers, "find_spec", lambda name: None)
+    weights = MasterWeights(tiny_llama(), compute_dtype=torch.float32)
+    with pytest.raises(UsageError, match="needs bitsandbytes") as caught:
+        make_optimizer(weights.masters, settings(optimizer="adamw_8bit"))
+    assert "sftcli[8bit]" in caught.value.hint
 
 
 def test_resume_with_other_random_state_differs_so_the_law_above_can_fail(tmp_path):
