@@ -83,6 +83,11 @@ class TrainingSettings(Section):
         Precision.AUTO,
         description="bf16 or fp32 matrix products; auto takes bf16 where the machine is fast at it.",
     )
+    neftune_alpha: float = Field(
+        0.0,
+        ge=0,
+        description="Strength of the noise on embeddings in training (NEFTune; 5 is usual); 0 for none.",
+    )
     gradient_checkpointing: bool = Field(
         False,
         description="Keep only each layer's input for the backward pass and compute the rest again: less memory, about a "
@@ -94,6 +99,15 @@ class TrainingSettings(Section):
     log_every_steps: int = Field(10, ge=1, description="How often a line goes to `training.log`.")
     eval_every_steps: int = Field(
         200, ge=0, description="How often held-out loss is measured; 0 only before and after training."
+    )
+    early_stopping_evals: int = Field(
+        0,
+        ge=0,
+        description="End after so many evaluations in a row without a lower held-out loss, and make the best checkpoint "
+        "the final model; 0 trains to the end and keeps the last.",
+    )
+    early_stopping_improvement: float = Field(
+        0.001, ge=0, description="Nats per token by which held-out loss must fall to count as lower."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the row order, the split and dropout.")
 
@@ -126,6 +140,10 @@ class TrainingSettings(Section):
         if self.micro_batch_size > self.batch_size:
             raise ValueError(
                 f"micro_batch_size ({self.micro_batch_size}) is larger than batch_size ({self.batch_size})"
+            )
+        if self.early_stopping_evals and not self.eval_every_steps:
+            raise ValueError(
+                f"early_stopping_evals ({self.early_stopping_evals}) needs evaluations: eval_every_steps is 0"
             )
         if self.max_steps and self.num_warmup_steps > self.max_steps:
             raise ValueError(

@@ -9,12 +9,13 @@ from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import BatchPlan, collate
 from sftcli.errors import DivergedError, UsageError
-from sftcli.events import CheckpointSaved, Ending, HeldoutDone, NeverStop, StepDone, Warned
+from sftcli.events import CheckpointSaved, Ending, FitEnded, HeldoutDone, NeverStop, StepDone, Warned
 from sftcli.modeling.load import load_model
 from sftcli.training import lean_optimizers
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import list_checkpoints, read_snapshot
-from sftcli.training.loss import response_nll_sum
+from sftcli.training.loss import NllSum, response_nll_sum
+from sftcli.training.neftune import add_embedding_noise
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer, optimizer_tensors
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
 from tests.support.tiny_model import build_tiny_model
@@ -218,6 +219,7 @@ def test_update_that_pure_bfloat16_loses_is_kept_by_the_masters():
 def test_nonfinite_step_is_skipped_named_and_leaves_the_weights():
     sink = RecordingSink()
     trainer = build_trainer(settings=settings(max_steps=3), store=MemoryStore(), emit=sink)
+    trainer.name_row = "random:{}".format
     whole_loss = trainer.batch_loss
 
     def poisoned(batch):
@@ -231,7 +233,8 @@ def test_nonfinite_step_is_skipped_named_and_leaves_the_weights():
     assert torch.equal(before, trainer.snapshot().weights["model.norm.weight"])
     (warning,) = sink.of(Warned)
     assert "step 2 skipped" in warning.text
-    assert "examples" in warning.text
+    assert "training rows random:" in warning.text
+    assert "more" not in warning.text  # there are eight
     assert trainer.take_step().applied
 
 
@@ -278,6 +281,75 @@ def test_weight_decay_applies_to_matrices_only():
     assert all(parameter.ndim == 2 for parameter in decayed["params"])
     assert all(parameter.ndim == 1 for parameter in undecayed["params"])
     assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.1, 0.0)
+
+
+def test_run_ends_when_heldout_loss_falls_no_more_and_each_best_state_is_saved():
+    losses = iter([3.0, 2.0, 1.5, 1.4995, 1.6, 1.0])
+    store, sink = MemoryStore(), RecordingSink()
+    trainer = early_trainer(store, sink, losses)
+    assert trainer.fit(NeverStop()) is Ending.PLATEAU
+    assert trainer.state.step == 4
+    assert trainer.state.best_step == 3
+    assert {1, 2, 3} <= set(store.snapshots)
+    assert sink.of(FitEnded)[0].ending is Ending.PLATEAU
+
+
+def test_patience_goes_on_where_it_was_when_a_run_is_resumed():
+    store = MemoryStore()
+    first = early_trainer(store, RecordingSink(), iter([3.0, 2.0, 2.1]))
+    first.fit(StopAfter(4))
+    assert first.state.stale_evals == 1
+    second = early_trainer(MemoryStore(), RecordingSink(), iter([2.2, 1.0, 1.0]))
+    second.restore(store.snapshots[first.state.step])
+    assert second.fit(NeverStop()) is Ending.PLATEAU
+    assert second.state.step == first.state.step + 1
+
+
+def early_trainer(store, sink, losses):
+    early = settings(max_steps=9, eval_every_steps=1, early_stopping_evals=2)
+    trainer = build_trainer(settings=early, store=store, emit=sink, heldout=random_examples(2, seed=1))
+    trainer.heldout_loss = lambda stop: NllSum(nll=next(losses), response_tokens=1)
+    return trainer
+
+
+def test_noise_on_embeddings_moves_training_and_never_scoring():
+    losses = []
+    for alpha in (0.0, 5.0):
+        model = tiny_llama()
+        if alpha:
+            add_embedding_noise(model, alpha)
+        sink = RecordingSink()
+        torch.manual_seed(0)
+        build_trainer(
+            settings=settings(max_steps=1, warmup_steps=0),
+            store=MemoryStore(),
+            emit=sink,
+            model=model,
+            heldout=random_examples(3, seed=1),
+        ).fit(NeverStop())
+        losses.append((sink.of(HeldoutDone)[0].loss, sink.of(StepDone)[0].loss))
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][1] != losses[1][1]
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=0.05)
+
+
+def test_noise_on_embeddings_goes_on_bit_for_bit(tmp_path):
+    def trainer(store):
+        model = tiny_llama()
+        add_embedding_noise(model, 5.0)
+        return build_trainer(settings=settings(), store=store, emit=RecordingSink(), model=model)
+
+    torch.manual_seed(0)
+    whole, rest = MemoryStore(), MemoryStore()
+    trainer(whole).fit(NeverStop())
+    torch.manual_seed(0)
+    trainer(checkpoints_under(tmp_path)).fit(StopAfter(3))
+    torch.manual_seed(9)
+    second = trainer(rest)
+    second.restore(read_snapshot(list_checkpoints(tmp_path)[-1]))
+    second.fit(NeverStop())
+    for name, tensor in whole.snapshots[6].weights.items():
+        assert torch.equal(tensor, rest.snapshots[6].weights[name])
 
 
 class GatedStore(MemoryStore):
