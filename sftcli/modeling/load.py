@@ -41,7 +41,7 @@ def quiet_libraries() -> None:
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.captureWarnings(capture=True)
-    for name in ("transformers", "huggingface_hub", "accelerate", "gguf", "py.warnings"):
+    for name in ("transformers", "huggingface_hub", "accelerate", "gguf", "bitsandbytes", "py.warnings"):
         logger = logging.getLogger(name)
         for handler in [*logger.handlers]:
             if type(handler) is logging.StreamHandler:
@@ -77,6 +77,7 @@ def load_model(
         DataError: A file is damaged, or the model is of a kind that transformers does not know.
         MismatchError: Tensors are missing, left over, or have other shapes than the configuration says.
         ResourceError: The device's memory is too small.
+        UsageError: Gradient checkpointing is asked for and the model's code knows none.
     """
     quiet_libraries()
     check_model_folder(folder)
@@ -92,9 +93,23 @@ def load_model(
             hint="choose a smaller model or a larger device",
         ) from error
     if gradient_checkpointing:
-        newer = getattr(model, "activation_checkpointing_enable", None)  # the older name is deprecated
-        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        checkpoint_activations(model)
     return model
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep only the input of each layer for the backward pass and compute the rest again there.
+
+    Raises:
+        UsageError: The model's code cannot do that.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UsageError(
+            f"{type(model).__name__} knows no gradient checkpointing",
+            hint="leave training.gradient_checkpointing false",
+        )
+    newer = getattr(model, "activation_checkpointing_enable", None)  # the older name is deprecated
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def write_model_files(
