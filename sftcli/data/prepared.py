@@ -113,10 +113,11 @@ class PreparedWriter:
                 f"cannot write prepared data under {folder.parent}: {error.strerror}",
                 hint="set SFT_CACHE_DIR to a folder that can be written",
             ) from error
-        self._writers = {
-            split: pa.ipc.new_file(str(self.staging / f"{split}.arrow"), self._schema)
+        self._sinks = {
+            split: storage.FileSink(storage.disk.create(self.staging / f"{split}.arrow"))
             for split in self._pending
         }
+        self._writers = {split: pa.ipc.new_file(sink, self._schema) for split, sink in self._sinks.items()}
 
     def add(self, split: str, example: Example, *, times: int = 1) -> None:
         """Add one example to ``train``, ``heldout`` or ``text``, as often as ``times`` says."""
@@ -131,6 +132,7 @@ class PreparedWriter:
         for split, writer in self._writers.items():
             self._flush(split)
             writer.close()
+            self._sinks[split].close()
             path = self.staging / f"{split}.arrow"
             storage.disk.sync(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
@@ -175,6 +177,8 @@ class PreparedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for sink in self._sinks.values():
+            sink.close()
         storage.try_remove_tree(self.staging)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -174,12 +173,17 @@ def save_model_folder(
         settings, stored = model.generation_config, model.config.dtype
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # theirs may fail validation
         try:
-            model.save_pretrained(fresh, state_dict=_cast(model.state_dict(), dtype), max_shard_size="5GB")
+            tensors = _cast(model.state_dict(), dtype)
+            storage.disk.let_library_write(
+                fresh, lambda: model.save_pretrained(fresh, state_dict=tensors, max_shard_size="5GB")
+            )
         finally:
             model.generation_config, model.config.dtype = settings, stored
         write_model_files(model, fresh, source=source, stop_ids=stop_ids, template=template, dtype=dtype)
         for weights in fresh.glob("*.safetensors"):
-            shutil.copymode(fresh / "config.json", weights)  # safetensors makes files that others cannot read
+            storage.disk.copy_mode(
+                fresh / "config.json", weights
+            )  # safetensors makes files that others cannot read
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
