@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sftcli import __version__
-from sftcli.cli import evaluate, generate, inspect, prepare, report, train
+from sftcli.cli import evaluate, export, generate, inspect, prepare, report, train
 from sftcli.cli.errors_view import guarded
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("train")(train.train)
 app.command("resume")(train.resume)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("presets")(inspect.presets)
 app.command("env")(inspect.env)
