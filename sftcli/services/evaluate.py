@@ -12,7 +12,7 @@ from sftcli.config.sources import Override, Settings, resolve
 from sftcli.errors import DataError, ThresholdError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.services.intervals import Interval
-from sftcli.services.models import ModelChoice, choose_base, choose_model
+from sftcli.services.models import ModelChoice, base_of, choose_model
 from sftcli.services.prepare import PreparedData, find_sources, prepare_data
 from sftcli.services.report import write_report
 from sftcli.services.run_folder import RunFolder, write_json
@@ -84,7 +84,7 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     prepared = prepare_data(
         settings.data,
         find_sources(settings.data),
-        model_folder=choice.folder,
+        model_folder=choice.tokenizer_folder,
         seed=settings.training.seed,
         emit=emit,
         stop=stop,
@@ -208,9 +208,7 @@ def _base_of(
         return None
     if request.base is not None:
         return choose_model(request.base, root=request.root, emit=emit)
-    if choice.run is None:
-        return None
-    return choose_base(settings.model, emit)
+    return base_of(choice, None if choice.run is None else settings.model, emit)
 
 
 def _spread(count: int, most: int) -> list[int]:

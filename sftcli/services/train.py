@@ -16,8 +16,10 @@ from sftcli.events import (
     fan_out,
 )
 from sftcli.modeling.load import quiet_libraries, save_model_folder
+from sftcli.modeling.locate import LocatedModel
 from sftcli.runtime import monotonic, seed_everything
-from sftcli.services.building import Materials, build_trainer
+from sftcli.services.adapters import adapter_bytes, check_machine
+from sftcli.services.building import Built, Materials, build_trainer
 from sftcli.services.finishing import take_best
 from sftcli.services.lock import RunLock
 from sftcli.services.machine import facts_of_start
@@ -128,11 +130,12 @@ def _train(
     located, prepared, settings = materials.located, materials.prepared, materials.settings
     if checkpoint is not None:
         record_resume(run, checkpoint, compare(checkpoint, materials.fingerprints), emit)
-    check_space(run, parameters_bytes(located.folder), settings.checkpoint, emit)
+    check_space(run, _trained_bytes(settings, located), settings.checkpoint, emit)
     write_json(run.data, {"fingerprint": prepared.dataset.fingerprint, **prepared.dataset.about})
     emit(Notice(text=f"Loading pretrained model from {located.folder}"))
     seed_everything(settings.training.seed)
-    trainer, model = build_trainer(run, materials, emit, check_owner=lock.check)
+    built = build_trainer(run, materials, emit, check_owner=lock.check)
+    trainer = built.trainer
     if checkpoint is not None:
         trainer.restore(read_snapshot(checkpoint))
     with memory_errors(settings.training, resume_command=f"sft resume {run.name}"):
@@ -143,19 +146,34 @@ def _train(
     if ending is not Ending.STOPPED:
         lock.check()
         take_best(trainer, run, settings.training, emit)
-        write_final_pt(model, run, settings, trainer.snapshot(), emit)
-        save_model_folder(
-            model,
-            source=located.folder,
-            folder=run.final,
-            stop_ids=prepared.tokenizer.stop_ids,
-            template=prepared.tokenizer.chosen_template,
-        )
-        emit(ModelSaved(path=str(run.final)))
+        _save_final(run, materials, built, emit)
     _report(run, emit)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
     return _outcome(run, settings, ending, ended_at, losses, seconds=monotonic() - begin)
+
+
+def _trained_bytes(settings: Settings, located: LocatedModel) -> int:
+    """Return the float32 size of what trains, and so of the weights in a checkpoint."""
+    if settings.adapter.is_on:
+        return adapter_bytes(located.folder, settings.adapter)
+    return parameters_bytes(located.folder)
+
+
+def _save_final(run: RunFolder, materials: Materials, built: Built, emit: EventSink) -> None:
+    snapshot = built.trainer.snapshot()
+    if built.adapter is not None:
+        built.adapter.save(run.final, snapshot)
+    else:
+        write_final_pt(built.model, run, materials.settings, snapshot, emit)
+        save_model_folder(
+            built.model,
+            source=materials.located.folder,
+            folder=run.final,
+            stop_ids=materials.prepared.tokenizer.stop_ids,
+            template=materials.prepared.tokenizer.chosen_template,
+        )
+    emit(ModelSaved(path=str(run.final)))
 
 
 def _report(run: RunFolder, emit: EventSink) -> None:
@@ -168,6 +186,7 @@ def _report(run: RunFolder, emit: EventSink) -> None:
 def find_materials(settings: Settings, emit: EventSink, stop: StopFlag) -> Materials:
     """Find model and data; fill in the settings that depend on the rows."""
     quiet_libraries()
+    check_machine(settings.adapter)
     sources = find_sources(settings.data)
     located = locate_base(settings.model, emit)
     if stop.requested():
