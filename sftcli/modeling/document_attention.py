@@ -26,20 +26,22 @@ def attend_by_document(model: PreTrainedModel) -> bool:
 
     Returns false, and changes nothing, where it does not use torch's attention through transformers' interface.
     """
-    if _attention(model) != _PLAIN:
+    if attention_of(model) != _PLAIN:
         return False
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _mask)
     model.set_attn_implementation(NAME)
-    return _attention(model) == NAME
+    return attention_of(model) == NAME
 
 
 def attend_as_before(model: PreTrainedModel) -> None:
     """Undo ``attend_by_document``."""
-    model.set_attn_implementation(_PLAIN)
+    if attention_of(model) == NAME:
+        model.set_attn_implementation(_PLAIN)
 
 
-def _attention(model: PreTrainedModel) -> str:
+def attention_of(model: PreTrainedModel) -> str:
+    """Return what transformers calls the attention that ``model`` uses."""
     return str(model.config._attn_implementation)
 
 

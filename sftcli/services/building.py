@@ -19,6 +19,7 @@ from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
+from sftcli.training.packing import choose_packing
 from sftcli.training.probe import choose_batch_loss
 from sftcli.training.state import HeldoutLoss
 from sftcli.training.trainer import Trainer
@@ -76,12 +77,14 @@ def build_trainer(
         resume_command=f"sft resume {run.name}",
         check_owner=check_owner,
     )
+    packing = choose_packing(model, examples, settings=settings.training, pad_id=pad_id, emit=emit)
     plan = BatchPlan(
         examples,
         batch_size=settings.training.batch_size,
         micro_batch_size=settings.training.micro_batch_size,
         pad_id=pad_id,
         seed=settings.training.seed,
+        packing=packing,
     )
     trainer = Trainer(
         settings=settings.training,
