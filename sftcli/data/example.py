@@ -42,6 +42,7 @@ class Example:
     origin: Origin
     num_trained_turns: int = 0
     flags: frozenset[RowFlag] = frozenset()
+    score: float | None = None  # what the row was told to be by its source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,14 @@
 """Prepared examples on disk: memory-mapped Arrow files and a manifest, whole or absent.
 
 PREPARED/
-  train.arrow     one row an example: input_ids, loss_mask, path, line
+  train.arrow     one row an example: input_ids, loss_mask, path, line, score
   heldout.arrow   the same
   manifest.json   format, what it was made of, counts, audit, and size and hash of both files; written last
 """
 
 import hashlib
 import json
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from sftcli.errors import DataError, StorageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 TRAIN, HELDOUT = "train", "heldout"
 ROWS_PER_CHUNK = 1024
@@ -39,6 +40,12 @@ class ExampleTable:
         self.num_tokens: Sequence[int] = [
             length for chunk in self._chunks for length in chunk["input_ids"].value_lengths().to_pylist()
         ]
+
+    @property
+    def scores(self) -> Sequence[float]:
+        """Score of every example; NaN where there is none."""
+        columns = [chunk["score"].to_pylist() for chunk in self._chunks]
+        return [math.nan if score is None else score for column in columns for score in column]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -97,6 +104,7 @@ class PreparedWriter:
                 "loss_mask": pa.list_(pa.bool_()),
                 "path": pa.string(),
                 "line": pa.int64(),
+                "score": pa.float64(),
             }
         )
         self._pending: dict[str, list[Example]] = {TRAIN: [], HELDOUT: []}
@@ -156,6 +164,7 @@ class PreparedWriter:
             pa.ListArray.from_arrays(lengths, pa.array(np.concatenate([row.loss_mask for row in rows]))),
             pa.array([row.origin.path for row in rows], pa.string()),
             pa.array([row.origin.line for row in rows], pa.int64()),
+            pa.array([row.score for row in rows], pa.float64()),
         ]
         self._writers[split].write_batch(pa.record_batch(columns, schema=self._schema))
         rows.clear()

@@ -1,14 +1,16 @@
 """Builds a trainer from settings, model and data: the one place where the parts of training meet."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from sftcli.config.data_settings import RowOrder
 from sftcli.config.sources import Settings
 from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
+from sftcli.data.prepared import ExampleTable
 from sftcli.events import EventSink, ModelLoaded, StopFlag
 from sftcli.modeling.load import count_parameters, load_model, write_model_files
 from sftcli.modeling.locate import LocatedModel
@@ -84,6 +86,7 @@ def build_trainer(
         micro_batch_size=settings.training.micro_batch_size,
         pad_id=pad_id,
         seed=settings.training.seed,
+        keys=_order_keys(prepared.dataset.train, settings.data.order),
         packing=packing,
     )
     trainer = Trainer(
@@ -99,6 +102,12 @@ def build_trainer(
         device=device,
     )
     return trainer, model
+
+
+def _order_keys(examples: ExampleTable, order: RowOrder) -> Sequence[float] | None:
+    return {RowOrder.SHUFFLED: None, RowOrder.LENGTH: examples.num_tokens, RowOrder.SCORE: examples.scores}[
+        order
+    ]
 
 
 def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:

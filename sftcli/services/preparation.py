@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -30,12 +30,14 @@ from sftcli.data.prepared import (
 )
 from sftcli.data.records import Source, fingerprint_source, read_records
 from sftcli.data.render import Renderer, render_rows
+from sftcli.data.score import with_score
 from sftcli.data.split import choose_heldout, find_overlap, split_key
 from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag
 from sftcli.modeling.template import TemplateRefusedError
 from sftcli.modeling.tokenizer import HFChatTokenizer
 
+ORDER_ONLY = ("order",)  # settings that change when a row is trained on, not the row
 CHUNK_ROWS = 1024  # rows rendered together, and between two looks at the stop flag
 
 Row = Conversation | PlainText | Rejected
@@ -59,7 +61,7 @@ class Preparation:
             "format": FORMAT_VERSION,
             "version": __version__,
             "sources": self._fingerprints(),
-            "data": self.data.model_dump(mode="json"),
+            "data": self.data.model_dump(mode="json", exclude=set(ORDER_ONLY)),
             "tokenizer": self.tokenizer.fingerprint,
             "seed": self.seed,
         }
@@ -75,10 +77,11 @@ class Preparation:
         prints = self._fingerprints()
         with PreparedWriter(folder) as writer:
             for split, rows in self._split_rows(schemas):
-                for result in render_rows(rows, renderer):
+                for row, result in zip(rows, render_rows(rows, renderer), strict=True):
                     audits[split].add(result)
                     if isinstance(result, Example):
-                        writer.add(split, result)
+                        score = row.score if isinstance(row, Conversation) else None
+                        writer.add(split, replace(result, score=score))
             self._check_overlap(audits[HELDOUT])
             self._check_unchanged(prints)
             return writer.finish(
@@ -164,8 +167,10 @@ class Preparation:
         first = list(islice(records, DETECTION_ROWS))
         schema = detect_schema(first, renames=parse_renames(self.data.renames))
         schemas[source.text] = str(schema)
+        column = self.data.score_column if source in self.train else None
         for record in chain(first, records):
-            yield from to_conversations(record, schema, train_on=self.data.train_on)
+            for row in to_conversations(record, schema, train_on=self.data.train_on):
+                yield with_score(row, record, column)
 
 
 def ends_of(tokenizer: HFChatTokenizer) -> dict[str, object]:
