@@ -105,9 +105,9 @@ def build_trainer(
 
 
 def _order_keys(examples: ExampleTable, order: RowOrder) -> Sequence[float] | None:
-    return {RowOrder.SHUFFLED: None, RowOrder.LENGTH: examples.num_tokens, RowOrder.SCORE: examples.scores}[
-        order
-    ]
+    if order is RowOrder.SHUFFLED:
+        return None
+    return examples.num_tokens if order is RowOrder.LENGTH else examples.scores
 
 
 def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:
