@@ -1,9 +1,10 @@
 """Prepared examples on disk: memory-mapped Arrow files and a manifest, whole or absent.
 
 PREPARED/
-  train.arrow     one row an example: input_ids, loss_mask, path, line, score
+  train.arrow     one row an example: input_ids, loss_mask, path, line, kind, score
   heldout.arrow   the same
-  manifest.json   format, what it was made of, counts, audit, and size and hash of both files; written last
+  text.arrow      the same, of plain text that is mixed into training; often without rows
+  manifest.json   format, what it was made of, counts, audit, and size and hash of these files; written last
 """
 
 import hashlib
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
-TRAIN, HELDOUT = "train", "heldout"
+TRAIN, HELDOUT, TEXT = "train", "heldout", "text"
+SPLITS = (TRAIN, HELDOUT, TEXT)
 ROWS_PER_CHUNK = 1024
 
 
@@ -59,11 +61,12 @@ class ExampleTable:
             input_ids=chunk["input_ids"][row].values.to_numpy(),
             loss_mask=chunk["loss_mask"][row].values.to_numpy(zero_copy_only=False),
             origin=Origin(path=chunk["path"][row].as_py(), line=chunk["line"][row].as_py()),
+            kind=chunk["kind"][row].as_py(),
         )
 
 
 class PreparedDataset:
-    """Training and held-out examples, and what is known about them."""
+    """Training and held-out examples, plain text to mix in, and what is known about them."""
 
     def __init__(
         self, folder: Path, manifest: Mapping[str, object], tables: Mapping[str, ExampleTable]
@@ -72,10 +75,11 @@ class PreparedDataset:
         self.manifest = manifest
         self.train = tables[TRAIN]
         self.heldout = tables[HELDOUT]
+        self.text = tables[TEXT]
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the content: the hash of both files."""
+        """Identity of the content: the hash of all files."""
         files = self.manifest["files"]
         return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
@@ -104,10 +108,11 @@ class PreparedWriter:
                 "loss_mask": pa.list_(pa.bool_()),
                 "path": pa.string(),
                 "line": pa.int64(),
+                "kind": pa.string(),
                 "score": pa.float64(),
             }
         )
-        self._pending: dict[str, list[Example]] = {TRAIN: [], HELDOUT: []}
+        self._pending: dict[str, list[tuple[Example, int]]] = {split: [] for split in SPLITS}
         try:
             storage.make_folders(folder.parent, mode=0o700)
             storage.disk.make_folder(self.staging)
@@ -121,10 +126,10 @@ class PreparedWriter:
             for split in self._pending
         }
 
-    def add(self, split: str, example: Example) -> None:
-        """Add one example to ``train`` or ``heldout``."""
+    def add(self, split: str, example: Example, *, times: int = 1) -> None:
+        """Add one example to ``train``, ``heldout`` or ``text``, as often as ``times`` says."""
         pending = self._pending[split]
-        pending.append(example)
+        pending.append((example, times))
         if len(pending) >= ROWS_PER_CHUNK:
             self._flush(split)
 
@@ -151,11 +156,15 @@ class PreparedWriter:
         return open_prepared(self.folder)
 
     def _flush(self, split: str) -> None:
+        pending = self._pending[split]
+        # Copies stand behind a whole chunk, so that whoever looks at the first rows sees different ones.
+        for round_ in range(max((times for _, times in pending), default=0)):
+            self._write(split, [example for example, times in pending if times > round_])
+        pending.clear()
+
+    def _write(self, split: str, rows: Sequence[Example]) -> None:
         import pyarrow as pa
 
-        rows = self._pending[split]
-        if not rows:
-            return
         lengths = np.array([0, *(len(row.input_ids) for row in rows)], dtype=np.int32).cumsum(dtype=np.int32)
         columns = [
             pa.ListArray.from_arrays(
@@ -164,10 +173,10 @@ class PreparedWriter:
             pa.ListArray.from_arrays(lengths, pa.array(np.concatenate([row.loss_mask for row in rows]))),
             pa.array([row.origin.path for row in rows], pa.string()),
             pa.array([row.origin.line for row in rows], pa.int64()),
+            pa.array([row.kind for row in rows], pa.string()),
             pa.array([row.score for row in rows], pa.float64()),
         ]
         self._writers[split].write_batch(pa.record_batch(columns, schema=self._schema))
-        rows.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -179,7 +188,7 @@ class PreparedWriter:
 
 
 def open_prepared(folder: Path) -> PreparedDataset:
-    """Open a prepared data set after checking both files against the manifest.
+    """Open a prepared data set after checking its files against the manifest.
 
     Raises:
         DataError: It is incomplete or was changed.
@@ -195,7 +204,7 @@ def open_prepared(folder: Path) -> PreparedDataset:
             f"{folder} was prepared in format {manifest.get('format')}, this version reads {FORMAT_VERSION}"
         )
     tables = {}
-    for split in (TRAIN, HELDOUT):
+    for split in SPLITS:
         path = folder / f"{split}.arrow"
         if not path.is_file() or storage.file_sha256(path) != manifest["files"][path.name]["sha256"]:
             raise DataError(f"{path} is missing or was changed since it was prepared")
