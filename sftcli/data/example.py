@@ -76,6 +76,10 @@ class ChatTokenizer(Protocol):
         """One more than the largest id."""
 
     @property
+    def max_chars_per_token(self) -> int:
+        """No token stands for more characters of a text; 0 where that is not known."""
+
+    @property
     def control_texts(self) -> Mapping[str, int]:
         """Text -> id of control and markup tokens."""
 

@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -113,28 +114,37 @@ class PreparedWriter:
             }
         )
         self._pending: dict[str, list[tuple[Example, int]]] = {split: [] for split in SPLITS}
-        try:
+        with self._storage_errors():
             storage.make_folders(folder.parent, mode=0o700)
             storage.disk.make_folder(self.staging)
-        except OSError as error:
-            raise StorageError(
-                f"cannot write prepared data under {folder.parent}: {error.strerror}",
-                hint="set SFT_CACHE_DIR to a folder that can be written",
-            ) from error
-        self._writers = {
-            split: pa.ipc.new_file(str(self.staging / f"{split}.arrow"), self._schema)
-            for split in self._pending
-        }
+            self._writers = {
+                split: pa.ipc.new_file(str(self.staging / f"{split}.arrow"), self._schema)
+                for split in self._pending
+            }
 
     def add(self, split: str, example: Example, *, times: int = 1) -> None:
-        """Add one example to ``train``, ``heldout`` or ``text``, as often as ``times`` says."""
+        """Add one example to ``train``, ``heldout`` or ``text``, as often as ``times`` says.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
         pending = self._pending[split]
         pending.append((example, times))
         if len(pending) >= ROWS_PER_CHUNK:
-            self._flush(split)
+            with self._storage_errors():
+                self._flush(split)
 
     def finish(self, about: Mapping[str, object]) -> PreparedDataset:
-        """Write the manifest, make the data set real, and open it."""
+        """Write the manifest, make the data set real, and open it.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        with self._storage_errors():
+            self._publish(about)
+        return open_prepared(self.folder)
+
+    def _publish(self, about: Mapping[str, object]) -> None:
         files = {}
         for split, writer in self._writers.items():
             self._flush(split)
@@ -153,7 +163,18 @@ class PreparedWriter:
             if not (self.folder / MANIFEST).is_file():
                 raise
             storage.try_remove_tree(self.staging)  # another process has prepared the same data meanwhile
-        return open_prepared(self.folder)
+
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            storage.try_remove_tree(self.staging)
+            is_full = error.errno in storage.FULL_DISK
+            raise StorageError(
+                f"cannot write prepared data to {self.folder.parent}: {error.strerror or error}",
+                hint=f"{'free some space there, or ' if is_full else ''}set SFT_CACHE_DIR to another folder",
+            ) from error
 
     def _flush(self, split: str) -> None:
         pending = self._pending[split]
