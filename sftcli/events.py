@@ -104,11 +104,15 @@ class StepDone:
     learning_rate: float
     applied: bool
     epoch: float  # passes over the training examples so far
-    response_tokens: int
+    response_tokens: int  # those with loss; on a step of running text nearly all
     tokens: int  # fed to the model, padding excluded
     padding_tokens: int
     seconds: float  # wall time of this step, data wait included
     peak_memory_bytes: int  # 0 where the machine cannot tell
+    text_tokens: int = 0  # those of running text: a step has only such, or none
+    examples: int = 0  # in the global batch
+    rows: int = 0  # that the examples were put into; fewer where they are packed
+    passes: int = 0  # forward and backward passes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

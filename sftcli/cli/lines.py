@@ -101,7 +101,7 @@ def step_line(measures: TrainingMeasures, step: StepDone) -> str:
         f"{count(measures.response_tokens_per_second)} tok/s",
         f"eta {whole_duration(remaining) if remaining is not None else '?'}",
     ]
-    return "  ".join(parts) + ("" if step.applied else "  skipped")
+    return "  ".join(parts) + ("  text" if step.text_tokens else "") + ("" if step.applied else "  skipped")
 
 
 def progress_line(event: Progressed) -> str:

@@ -1,8 +1,9 @@
 """The settings of the rows: where they come from and how they are rendered."""
 
 from enum import StrEnum
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sftcli.config.section import Section, Text
 
@@ -12,6 +13,14 @@ class TrainOn(StrEnum):
 
     ALL = "all"
     LAST = "last"
+
+
+class RowOrder(StrEnum):
+    """In which order an epoch goes through the rows."""
+
+    SHUFFLED = "shuffled"
+    LENGTH = "length"
+    SCORE = "score"
 
 
 class Overlong(StrEnum):
@@ -64,3 +73,22 @@ class DataSettings(Section):
     train_on: TrainOn = Field(
         TrainOn.ALL, description="Which assistant turns have loss: all of them, or the last."
     )
+    order: RowOrder = Field(
+        RowOrder.SHUFFLED,
+        description="Order of the rows in each epoch: shuffled, or a curriculum from the shortest row (length) or the lowest "
+        "value of `score_column` (score) on.",
+    )
+    score_column: str | None = Field(
+        None,
+        min_length=1,
+        description="Column with a number that says how hard a row is, for the order `score`.",
+    )
+
+    @model_validator(mode="after")
+    def _score_is_used(self) -> Self:
+        if (self.order is RowOrder.SCORE) != (self.score_column is not None):
+            found = f'"{self.score_column}"' if self.score_column else "unset"
+            raise ValueError(
+                f"score_column is {found} and order is {self.order}; each of them needs the other"
+            )
+        return self

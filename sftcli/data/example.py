@@ -51,6 +51,7 @@ class Example:
     num_trained_turns: int = 0
     num_cut: int = 0
     flags: frozenset[RowFlag] = frozenset()
+    score: float | None = None  # what the row was told to be by its source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,10 @@ class ChatTokenizer(Protocol):
     @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
+
+    @property
+    def max_chars_per_token(self) -> int:
+        """No token stands for more characters of a text; 0 where that is not known."""
 
     @property
     def control_texts(self) -> Mapping[str, int]:

@@ -1,15 +1,17 @@
 """Builds a trainer from settings, model and data: the one place where the parts of training meet."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from sftcli.config.data_settings import RowOrder
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
 from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
+from sftcli.data.prepared import ExampleTable
 from sftcli.events import EventSink, ModelLoaded, StopFlag
 from sftcli.modeling.load import count_parameters, load_model, write_model_files
 from sftcli.modeling.locate import LocatedModel
@@ -23,6 +25,7 @@ from sftcli.training.checkpoint_files import ADAPTER, MODEL
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.neftune import add_embedding_noise
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
+from sftcli.training.packing import choose_packing
 from sftcli.training.probe import choose_batch_loss
 from sftcli.training.state import HeldoutLoss
 from sftcli.training.trainer import Trainer
@@ -91,12 +94,15 @@ def build_trainer(
         resume_command=f"sft resume {run.name}",
         check_owner=check_owner,
     )
+    packing = choose_packing(model, examples, settings=settings.training, pad_id=pad_id, emit=emit)
     plan = BatchPlan(
         examples,
         batch_size=settings.training.batch_size,
         micro_batch_size=settings.training.micro_batch_size,
         pad_id=pad_id,
         seed=settings.training.seed,
+        keys=_order_keys(prepared.dataset.train, settings.data.order),
+        packing=packing,
     )
     trainer = Trainer(
         settings=settings.training,
@@ -149,6 +155,12 @@ def _kept(settings: Settings) -> CheckpointSettings:
     """Return which checkpoints are kept: early stopping needs the best one."""
     keep_best = settings.checkpoint.keep_best or settings.training.early_stopping_evals > 0
     return settings.checkpoint.model_copy(update={"keep_best": keep_best})
+
+
+def _order_keys(examples: ExampleTable, order: RowOrder) -> Sequence[float] | None:
+    if order is RowOrder.SHUFFLED:
+        return None
+    return examples.num_tokens if order is RowOrder.LENGTH else examples.scores
 
 
 def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:

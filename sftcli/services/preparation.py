@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from sftcli.data.prepared import (
 )
 from sftcli.data.records import Source, fingerprint_source, read_records
 from sftcli.data.render import Renderer, Row
+from sftcli.data.score import with_score
 from sftcli.data.split import choose_heldout, find_overlap, split_key
 from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag
@@ -38,6 +39,7 @@ from sftcli.modeling.template import TemplateRefusedError
 from sftcli.modeling.tokenizer import HFChatTokenizer
 from sftcli.services.plain_text import PlainTextShare
 
+ORDER_ONLY = ("order", "text_fraction")  # settings that change when a row is trained on, not the row
 CHUNK_ROWS = 1024  # rows rendered together, and between two looks at the stop flag
 
 Place = tuple[str, int]  # the split of a row, and how many times an epoch has it
@@ -62,7 +64,7 @@ class Preparation:
             "format": FORMAT_VERSION,
             "version": __version__,
             "sources": self._fingerprints(),
-            "data": self.data.model_dump(mode="json"),
+            "data": self.data.model_dump(mode="json", exclude=set(ORDER_ONLY)),
             "tokenizer": self.tokenizer.fingerprint,
             "seed": self.seed,
         }
@@ -203,8 +205,10 @@ class Preparation:
         first = list(islice(records, DETECTION_ROWS))
         schema = detect_schema(first, renames=parse_renames(self.data.renames))
         schemas[source.text] = str(schema)
+        column = self.data.score_column if source in self.train else None
         for record in chain(first, records):
-            yield from to_conversations(record, schema, train_on=self.data.train_on)
+            for row in to_conversations(record, schema, train_on=self.data.train_on):
+                yield with_score(row, record, column)
 
 
 def _repetition(source: Source) -> str:
@@ -214,16 +218,17 @@ def _repetition(source: Source) -> str:
 def _rendered(
     rows: Iterator[tuple[Place, Row]], renderer: Renderer
 ) -> Iterator[tuple[Place, Example | Rejected]]:
-    """Render ``rows``, which the renderer reads ahead, and hand on where each belongs."""
-    places = deque[Place]()
+    """Render ``rows``, which the renderer reads ahead, and hand on where each belongs and what its score is."""
+    places = deque[tuple[Place, float | None]]()
 
     def without_places() -> Iterator[Row]:
         for place, row in rows:
-            places.append(place)
+            places.append((place, row.score if isinstance(row, Conversation) else None))
             yield row
 
     for result in renderer.render_all(without_places()):
-        yield places.popleft(), result
+        place, score = places.popleft()
+        yield place, replace(result, score=score) if isinstance(result, Example) else result
 
 
 def ends_of(tokenizer: HFChatTokenizer) -> dict[str, object]:

@@ -13,7 +13,7 @@ from sftcli.data.audit import AuditSummary
 from sftcli.data.prepared import TEXT, TRAIN, PreparedDataset, open_prepared
 from sftcli.data.records import Source, parse_source
 from sftcli.data.tokenview import TokenView, describe_tokens
-from sftcli.errors import DataError, UsageError
+from sftcli.errors import DataError, OutputError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
@@ -100,6 +100,7 @@ def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> Pre
     data = prepare_data(
         settings.data, sources, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
     )
+    require_rows(data)
     train = data.dataset.train
     shown = [describe_tokens(train[row], data.tokenizer) for row in range(min(request.show, len(train)))]
     return PrepareOutcome(data=data, shown=tuple(map(tuple, shown)))
@@ -143,8 +144,11 @@ def prepare_data(
     seed: int,
     emit: EventSink,
     stop: StopFlag,
+    fallback: Path | None = None,
 ) -> PreparedData:
     """Return the examples of ``data`` as the model in ``model_folder`` will see them, from the cache where possible.
+
+    Where there is no cache folder that can be written to, they go to ``fallback``.
 
     Raises:
         DataError: A file cannot be read, or its format is not known.
@@ -162,7 +166,7 @@ def prepare_data(
         emit=emit,
         stop=stop,
     )
-    folder = cache_folder() / "prepared" / job.key()
+    folder = _store(fallback, emit) / job.key()
     dataset = _open_cached(folder, emit)
     prepared = PreparedData(
         dataset=dataset or job.run(folder), tokenizer=tokenizer, is_cached=dataset is not None
@@ -171,6 +175,34 @@ def prepare_data(
     if sources.text and not data.text_fraction:
         emit(Notice(text="data.text_fraction is 0: the plain text is prepared, and none is trained on"))
     return prepared
+
+
+def require_rows(prepared: PreparedData) -> None:
+    """See that there is something to train on.
+
+    Raises:
+        DataError: All rows were rejected; the first of each reason is named.
+    """
+    audit = prepared.audit[TRAIN]
+    if audit.kept or not audit.rows:
+        return
+    found = "; ".join(
+        f"{reason} {count}, {audit.rejected_rows[reason][0]}" for reason, count in audit.rejected.items()
+    )
+    raise DataError(
+        f"no row is left to train on: {audit.rows} of {audit.rows} were rejected ({found})",
+        hint="mend these rows, or read others of their columns with --map",
+    )
+
+
+def _store(fallback: Path | None, emit: EventSink) -> Path:
+    try:
+        return cache_folder() / "prepared"
+    except OutputError as error:
+        if fallback is None:
+            raise
+        emit(Warned(text=f"{error.message}; prepared data goes to {fallback}; {error.hint}"))
+        return fallback
 
 
 def _open_cached(folder: Path, emit: EventSink) -> PreparedDataset | None:

@@ -64,7 +64,8 @@ class RunLog:
             case StepDone():
                 if event.step % self.every_steps and event.step != self.last_step:
                     return ""
-                return f"step={event.step} loss={event.loss:.4f} lr={event.learning_rate:.3e}"
+                what = " text" if event.text_tokens else ""
+                return f"step={event.step} loss={event.loss:.4f} lr={event.learning_rate:.3e}{what}"
             case HeldoutDone():
                 return f"step={event.step} heldout_loss={event.loss:.4f}"
             case ModelLoaded():

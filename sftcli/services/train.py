@@ -25,7 +25,7 @@ from sftcli.services.lock import RunLock
 from sftcli.services.machine import facts_of_start
 from sftcli.services.memory import memory_errors
 from sftcli.services.models import locate_base
-from sftcli.services.prepare import find_sources, prepare_data
+from sftcli.services.prepare import find_sources, prepare_data, require_rows
 from sftcli.services.pt_output import write_final_pt
 from sftcli.services.report import write_report
 from sftcli.services.resuming import (
@@ -126,7 +126,7 @@ def _train(
 ) -> TrainOutcome:
     begin = monotonic()
     emit(RunStarted(run=run.name, path=str(run.path)))
-    materials = find_materials(settings, emit, stop)
+    materials = find_materials(settings, emit, stop, fallback=run.path / "cache")
     located, prepared, settings = materials.located, materials.prepared, materials.settings
     if checkpoint is not None:
         record_resume(run, checkpoint, compare(checkpoint, materials.fingerprints), emit)
@@ -183,8 +183,10 @@ def _report(run: RunFolder, emit: EventSink) -> None:
         emit(Warned(text=f"no report was written: {error}"))
 
 
-def find_materials(settings: Settings, emit: EventSink, stop: StopFlag) -> Materials:
-    """Find model and data; fill in the settings that depend on the rows."""
+def find_materials(
+    settings: Settings, emit: EventSink, stop: StopFlag, *, fallback: Path | None = None
+) -> Materials:
+    """Find model and data; fill in the settings that depend on the rows. ``fallback`` stands in for the cache."""
     quiet_libraries()
     check_machine(settings.adapter)
     sources = find_sources(settings.data)
@@ -192,10 +194,17 @@ def find_materials(settings: Settings, emit: EventSink, stop: StopFlag) -> Mater
     if stop.requested():
         raise StoppedError
     prepared = prepare_data(
-        settings.data, sources, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
+        settings.data,
+        sources,
+        model_folder=located.folder,
+        seed=settings.training.seed,
+        emit=emit,
+        stop=stop,
+        fallback=fallback,
     )
+    require_rows(prepared)
     if not len(prepared.dataset.train):
-        raise DataError("no row is left to train on", hint="sft prepare says why each row was rejected")
+        raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
     if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):
         raise UsageError(
             "training.early_stopping_evals needs held-out rows, and there are none",

@@ -138,12 +138,14 @@ class Trainer:
             self.weights.publish()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(batch.tokens for batch in window)
+        text_tokens = sum(batch.tokens for batch in window if batch.is_text)
         self.state = replace(
             self.state,
             step=self.state.step + 1,
             bad_steps=0 if applied else self.state.bad_steps + 1,
             tokens=self.state.tokens + tokens,
-            response_tokens=self.state.response_tokens + response_tokens,
+            response_tokens=self.state.response_tokens + (0 if text_tokens else response_tokens),
+            text_tokens=self.state.text_tokens + text_tokens,
         )
         if not applied:
             self._tell_bad_step(loss, grad_norm, window)
@@ -157,6 +159,10 @@ class Trainer:
             response_tokens=response_tokens,
             tokens=tokens,
             padding_tokens=sum(batch.padding_tokens for batch in window),
+            text_tokens=text_tokens,
+            examples=sum(len(batch.example_ids) for batch in window),
+            rows=sum(len(batch.input_ids) for batch in window),
+            passes=len(window),
             seconds=self.clock() - begin,
             peak_memory_bytes=peak_memory_bytes(self.device),
         )

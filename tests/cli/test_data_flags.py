@@ -3,29 +3,9 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from sftcli.cli import app
 from sftcli.data.conversation import Message
 from sftcli.data.render import encode_prompt
 from sftcli.modeling.tokenizer import load_chat_tokenizer
-
-
-@pytest.fixture
-def sft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Run the program in an empty folder with a cache of its own; return exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["sft", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            app.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return end.value.code or 0, out, err
-
-    return run
 
 
 def test_mapped_columns_are_read_as_prompt_and_completion(sft, tiny_model):
