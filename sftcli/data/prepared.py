@@ -121,7 +121,9 @@ class PreparedWriter:
                 split: storage.FileSink(storage.disk.create(self.staging / f"{split}.arrow"))
                 for split in self._pending
             }
-        self._writers = {split: pa.ipc.new_file(sink, self._schema) for split, sink in self._sinks.items()}
+            self._writers = {
+                split: pa.ipc.new_file(sink, self._schema) for split, sink in self._sinks.items()
+            }
 
     def add(self, split: str, example: Example, *, times: int = 1) -> None:
         """Add one example to ``train``, ``heldout`` or ``text``, as often as ``times`` says.

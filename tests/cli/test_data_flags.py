@@ -44,6 +44,6 @@ def test_only_the_last_turn_is_trained_when_asked_for(sft, tiny_model):
 
 
 def test_longest_row_is_a_flag_and_longer_ones_are_counted(sft, rows, tiny_model):
-    _, out, _ = sft("prepare", rows, "--model", tiny_model, "--max-tokens", "8", "--json")
-    audit = json.loads(out)["audit"]
-    assert sum(part["rejected"].get("too-long", 0) for part in audit.values()) == 60
+    code, out, _ = sft("prepare", rows, "--model", tiny_model, "--max-tokens", "8", "--json")
+    assert code == 65
+    assert "(too-long 59, " in json.loads(out)["error"]["message"]
