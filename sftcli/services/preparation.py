@@ -21,6 +21,7 @@ from sftcli.data.conversation import (
     parse_renames,
     to_conversations,
 )
+from sftcli.data.duplicates import DuplicateFinder
 from sftcli.data.example import Example
 from sftcli.data.prepared import (
     FORMAT_VERSION,
@@ -76,14 +77,20 @@ class Preparation:
         audits = {split: SupervisionAudit(self.data.max_tokens) for split in (TRAIN, HELDOUT)}
         for note in self.tokenizer.notes:
             audits[TRAIN].note(note)
+        duplicates = DuplicateFinder()
         schemas: dict[str, str] = {}
         prints = self._fingerprints()
         with PreparedWriter(folder) as writer:
-            for split, rows in self._split_rows(schemas):
-                for result in render_rows(rows, renderer):
-                    audits[split].add(result)
-                    if isinstance(result, Example):
+            for split, source, rows in self._split_rows(schemas):
+                kept = list[Conversation | PlainText]()
+                for row, result in zip(rows, render_rows(rows, renderer), strict=True):
+                    audits[split].add(result, source=source)
+                    if isinstance(result, Example) and not isinstance(row, Rejected):
                         writer.add(split, result)
+                        kept.append(row)
+                duplicates.add(kept, heldout=split == HELDOUT)
+            for audit, found in zip(audits.values(), duplicates.find(), strict=True):
+                audit.add_duplicates(found)
             self._check_lengths(audits)
             self._check_overlap(audits[HELDOUT])
             self._check_unchanged(prints)
@@ -134,6 +141,7 @@ class Preparation:
         if not (self.train and self.heldout):
             return
         found = find_overlap(self._conversations(self.train), self._conversations(self.heldout))
+        audit.add_shared_prompts(found.same_prompt)
         if found.same_prompt:
             train, held = found.examples[0]
             audit.note(
@@ -143,7 +151,7 @@ class Preparation:
         if found.same_row and not self.data.allow_leak:
             raise DataError(
                 f"{found.same_row} of {found.heldout_rows} held-out rows are trained on too",
-                hint="take them out of one side, or allow it: --set data.allow_leak=true",
+                hint="take them out of one side, or allow it: --allow-leak",
             )
 
     def _conversations(self, sources: Sequence[Source]) -> Iterator[Conversation]:
@@ -151,17 +159,21 @@ class Preparation:
             if isinstance(row, Conversation):
                 yield row
 
-    def _split_rows(self, schemas: dict[str, str]) -> Iterator[tuple[str, list[Row]]]:
-        """Yield chunks of rows with the split that they belong to; fill in the format of each source."""
+    def _split_rows(self, schemas: dict[str, str]) -> Iterator[tuple[str, str, list[Row]]]:
+        """Yield split, source and a chunk of its rows; fill in the format of each source."""
         chosen = self._choose_heldout() if not self.heldout else frozenset()
         for source in self.train:
             for chunk in self._chunks(source, schemas):
                 held = [isinstance(row, Conversation) and split_key(row) in chosen for row in chunk]
-                yield TRAIN, [row for row, is_held in zip(chunk, held, strict=True) if not is_held]
-                yield HELDOUT, [row for row, is_held in zip(chunk, held, strict=True) if is_held]
+                yield (
+                    TRAIN,
+                    source.text,
+                    [row for row, is_held in zip(chunk, held, strict=True) if not is_held],
+                )
+                yield HELDOUT, source.text, [row for row, is_held in zip(chunk, held, strict=True) if is_held]
         for source in self.heldout:
             for chunk in self._chunks(source, schemas):
-                yield HELDOUT, chunk
+                yield HELDOUT, source.text, chunk
 
     def _choose_heldout(self) -> frozenset[bytes]:
         """Return the prompts that are held out; takes a pass of its own over the rows."""
