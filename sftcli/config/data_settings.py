@@ -37,6 +37,10 @@ class DataSettings(Section):
     heldout_max_rows: int = Field(
         512, ge=1, description="Most rows that are held out when there are no held-out sources."
     )
+    text_sources: tuple[Text, ...] = Field(
+        (), description="Sources of plain text, rows with a column `text`, mixed into training."
+    )
+    text_fraction: float = Field(0.0, ge=0, le=0.2, description="Share of plain text in training.")
     renames: tuple[Text, ...] = Field(
         (), description="Columns of other names, each OURS=THEIRS, such as prompt=question."
     )

@@ -163,7 +163,7 @@ class SupervisionAudit:
 
     def note(self, text: str) -> None:
         """Keep a sentence that a person should read beside the counts."""
-        if text not in self._notes:
+        if text and text not in self._notes:
             self._notes.append(text)
 
     def summary(self) -> AuditSummary:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sftcli.data.conversation import Conversation, PlainText
+from sftcli.data.conversation import Conversation, PlainText, Rejected
 from sftcli.data.records import Origin
 from sftcli.data.split import digest_texts, normalize, turn_texts
 
@@ -21,6 +21,7 @@ HASHES = 64
 SEED = 1
 WINDOW_BYTES = 16  # from the start of a word: about three words
 EXAMPLES = 5
+ROWS_PER_CHUNK = 1024
 _GAP = b"\0" * WINDOW_BYTES
 _ROWS_COMPARED = 1 << 16
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], dtype=np.uint64)
@@ -42,40 +43,56 @@ class Duplicates:
     trained_examples: tuple[tuple[Origin, Origin], ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chunk:
+    """Some rows: (rows, 3) of path, line and whether it is held out, (rows,) hashes, and (rows, HASHES) signatures."""
+
+    places: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.uint64]
+    signatures: npt.NDArray[np.uint16]
+
+
 class DuplicateFinder:
     """Takes rows as they come, and finds the duplicates among them when all are there."""
 
     def __init__(self) -> None:
         self._paths: dict[str, int] = {}
-        self._places: list[npt.NDArray[np.int64]] = []  # (rows, 3): path, line, is held out
-        self._keys: list[npt.NDArray[np.uint64]] = []  # (rows,)
-        self._signatures: list[npt.NDArray[np.uint16]] = []  # (rows, HASHES)
+        self._waiting: list[tuple[bytes, bytes]] = []  # hash and text of the last rows
+        self._places: list[tuple[int, int, bool]] = []  # of the last rows: path, line, is held out
+        self._done: list[_Chunk] = []
 
-    def add(self, rows: Sequence[Conversation | PlainText], *, heldout: bool) -> None:
-        """Take some rows of one split."""
-        if not rows:
+    def add(self, row: Conversation | PlainText | Rejected, *, heldout: bool) -> None:
+        """Take one row that is kept."""
+        if isinstance(row, Rejected):
             return
-        keys, texts = zip(*map(_key_and_text, rows), strict=True)
-        self._keys.append(np.frombuffer(b"".join(keys), dtype="<u8"))
-        self._signatures.append(_signatures(texts))
-        self._places.append(
-            np.array(
-                [
-                    (self._paths.setdefault(row.origin.path, len(self._paths)), row.origin.line, heldout)
-                    for row in rows
-                ],
-                dtype=np.int64,
+        self._waiting.append(_key_and_text(row))
+        path = self._paths.setdefault(row.origin.path, len(self._paths))
+        self._places.append((path, row.origin.line, heldout))
+        if len(self._waiting) >= ROWS_PER_CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        keys, texts = zip(*self._waiting, strict=True)
+        self._done.append(
+            _Chunk(
+                places=np.array(self._places, dtype=np.int64),
+                keys=np.frombuffer(b"".join(keys), dtype="<u8"),
+                signatures=_signatures(texts),
             )
         )
+        self._waiting, self._places = [], []
 
     def find(self) -> tuple[Duplicates, Duplicates]:
         """Return the duplicates among the training rows and among the held-out rows."""
-        if not self._keys:
+        self._flush()
+        if not self._done:
             return Duplicates(), Duplicates()
-        places, keys = np.concatenate(self._places), np.concatenate(self._keys)
+        places = np.concatenate([chunk.places for chunk in self._done])
         heldout = places[:, 2].astype(bool)
-        equal = _earlier(keys)
-        near = _near_pairs(np.concatenate(self._signatures))
+        equal = _earlier(np.concatenate([chunk.keys for chunk in self._done]))
+        near = _near_pairs(np.concatenate([chunk.signatures for chunk in self._done]))
         train, held = (self._among(places, side, equal, near) for side in (~heldout, heldout))
         across = np.concatenate([equal, near])
         across = across[heldout[across[:, 0]] != heldout[across[:, 1]]]

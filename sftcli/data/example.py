@@ -12,6 +12,7 @@ from sftcli.data.conversation import Rejected
 from sftcli.data.records import Origin
 
 Reading = Literal["template", "answer", "text"]
+Kind = Literal["conversation", "text"]
 
 
 class RowFlag(StrEnum):
@@ -41,12 +42,15 @@ class RowFlag(StrEnum):
 class Example:
     """A row as the model sees it: ``input_ids`` (n,) int32 and ``loss_mask`` (n,) bool, true where there is loss.
 
-    ``num_trained_turns`` is 0 for plain text. ``num_cut`` tokens were left out at the end for the row's length.
+    Of kind ``text`` it is a piece of running text, and every token behind its first has loss. ``num_cut`` tokens were left
+    out at the end for the row's length. ``num_trained_turns``, 0 for text, ``num_cut`` and ``flags`` are known only as
+    long as the example was not stored.
     """
 
     input_ids: npt.NDArray[np.int32]
     loss_mask: npt.NDArray[np.bool_]
     origin: Origin
+    kind: Kind = "conversation"
     num_trained_turns: int = 0
     num_cut: int = 0
     flags: frozenset[RowFlag] = frozenset()

@@ -130,15 +130,15 @@ def find_contents(text: str, contents: Sequence[str]) -> tuple[int, int]:
 
 
 def prove_no_leak(
-    ids: npt.NDArray[np.int32], places: npt.NDArray[np.bool_], forbidden: npt.NDArray[np.bool_]
+    ids: npt.NDArray[np.int32], places: npt.NDArray[np.uint8], forbidden: npt.NDArray[np.uint8]
 ) -> None:
-    """P4: none of ``ids`` (n,) that stand at ``places`` (n,) is ``forbidden`` (vocabulary,).
+    """P4: none of ``ids`` (n,) is at one of ``places`` (n,) for which it is ``forbidden`` (vocabulary,); both are flags.
 
     Raises:
         RowFaultError: One is.
     """
-    leaked = ids[places & forbidden[ids]]
-    if len(leaked):
+    leaks = (places & forbidden[ids]) != 0
+    if leaks.any():
         raise RowFaultError(
-            RejectReason.CONTROL_TOKEN, f"a content became the control token with id {leaked[0]}"
+            RejectReason.CONTROL_TOKEN, f"a content became the control token with id {ids[leaks][0]}"
         )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -14,7 +14,6 @@ from sftcli.data.audit import SupervisionAudit
 from sftcli.data.conversation import (
     DETECTION_ROWS,
     Conversation,
-    PlainText,
     Rejected,
     RejectReason,
     detect_schema,
@@ -26,21 +25,23 @@ from sftcli.data.example import Example
 from sftcli.data.prepared import (
     FORMAT_VERSION,
     HELDOUT,
+    TEXT,
     TRAIN,
     PreparedDataset,
     PreparedWriter,
 )
 from sftcli.data.records import Source, fingerprint_source, read_records
-from sftcli.data.render import Renderer, render_rows
+from sftcli.data.render import Renderer, Row
 from sftcli.data.split import choose_heldout, find_overlap, split_key
 from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag
 from sftcli.modeling.template import TemplateRefusedError
 from sftcli.modeling.tokenizer import HFChatTokenizer
+from sftcli.services.plain_text import PlainTextShare
 
 CHUNK_ROWS = 1024  # rows rendered together, and between two looks at the stop flag
 
-Row = Conversation | PlainText | Rejected
+Place = tuple[str, int, str]  # the split of a row, how many times an epoch has it, and its source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,7 @@ class Preparation:
 
     train: Sequence[Source]
     heldout: Sequence[Source]
+    text: Sequence[Source]
     data: DataSettings
     tokenizer: HFChatTokenizer
     seed: int
@@ -74,29 +76,29 @@ class Preparation:
             max_tokens=self.data.max_tokens,
             cuts=self.data.overlong is Overlong.TRUNCATE,
         )
-        audits = {split: SupervisionAudit(self.data.max_tokens) for split in (TRAIN, HELDOUT)}
-        for note in self.tokenizer.notes:
+        splits = (TRAIN, HELDOUT, TEXT) if self.text else (TRAIN, HELDOUT)
+        audits = {split: SupervisionAudit(self.data.max_tokens) for split in splits}
+        for note in (*self.tokenizer.notes, *map(_repetition, self.train)):
             audits[TRAIN].note(note)
         duplicates = DuplicateFinder()
         schemas: dict[str, str] = {}
         prints = self._fingerprints()
         with PreparedWriter(folder) as writer:
-            for split, source, rows in self._split_rows(schemas):
-                kept = list[Conversation | PlainText]()
-                for row, result in zip(rows, render_rows(rows, renderer), strict=True):
-                    audits[split].add(result, source=source)
-                    if isinstance(result, Example) and not isinstance(row, Rejected):
-                        writer.add(split, result)
-                        kept.append(row)
-                duplicates.add(kept, heldout=split == HELDOUT)
-            for audit, found in zip(audits.values(), duplicates.find(), strict=True):
-                audit.add_duplicates(found)
+            for (split, times, source), row, result in _rendered(self._split_rows(schemas), renderer):
+                audits[split].add(result, source=source)
+                if isinstance(result, Example):
+                    writer.add(split, result, times=times)
+                    duplicates.add(row, heldout=split == HELDOUT)
+            for split, found in zip((TRAIN, HELDOUT), duplicates.find(), strict=True):
+                audits[split].add_duplicates(found)
+            if self.text:
+                self._add_text(writer, audits[TEXT], schemas)
             self._check_lengths(audits)
             self._check_overlap(audits[HELDOUT])
             self._check_unchanged(prints)
             return writer.finish(
                 {
-                    "sources": [source.text for source in (*self.train, *self.heldout)],
+                    "sources": [source.text for source in (*self.train, *self.heldout, *self.text)],
                     "schemas": schemas,
                     "template": self.tokenizer.template_name,
                     "ends": ends_of(self.tokenizer),
@@ -105,11 +107,22 @@ class Preparation:
             )
 
     def _fingerprints(self) -> list[list[str]]:
-        return [[fingerprint_source(source) for source in side] for side in (self.train, self.heldout)]
+        return [[fingerprint_source(source) for source in side] for side in self._sides()]
+
+    def _sides(self) -> tuple[Sequence[Source], ...]:
+        return self.train, self.heldout, self.text
+
+    def _add_text(self, writer: PreparedWriter, audit: SupervisionAudit, schemas: dict[str, str]) -> None:
+        share = PlainTextShare(self.tokenizer, max_tokens=self.data.max_tokens, audit=audit)
+        for source in self.text:
+            for chunk in self._chunks(source, schemas):
+                for example in share.take(chunk):
+                    writer.add(TEXT, example, times=source.times)
+        share.note_cuts()
 
     def _check_unchanged(self, before: list[list[str]]) -> None:
         """Refuse rows of a file that changed between two of the passes over it."""
-        for side, prints in zip((self.train, self.heldout), before, strict=True):
+        for side, prints in zip(self._sides(), before, strict=True):
             for source, known in zip(side, prints, strict=True):
                 if fingerprint_source(source) != known:
                     raise DataError(
@@ -159,21 +172,17 @@ class Preparation:
             if isinstance(row, Conversation):
                 yield row
 
-    def _split_rows(self, schemas: dict[str, str]) -> Iterator[tuple[str, str, list[Row]]]:
-        """Yield split, source and a chunk of its rows; fill in the format of each source."""
+    def _split_rows(self, schemas: dict[str, str]) -> Iterator[tuple[Place, Row]]:
+        """Yield rows with the split that they belong to; fill in the format of each source."""
         chosen = self._choose_heldout() if not self.heldout else frozenset()
         for source in self.train:
-            for chunk in self._chunks(source, schemas):
-                held = [isinstance(row, Conversation) and split_key(row) in chosen for row in chunk]
-                yield (
-                    TRAIN,
-                    source.text,
-                    [row for row, is_held in zip(chunk, held, strict=True) if not is_held],
-                )
-                yield HELDOUT, source.text, [row for row, is_held in zip(chunk, held, strict=True) if is_held]
+            kept, held = (TRAIN, source.times, source.text), (HELDOUT, 1, source.text)
+            for row in chain.from_iterable(self._chunks(source, schemas)):
+                is_held = isinstance(row, Conversation) and bool(chosen) and split_key(row) in chosen
+                yield held if is_held else kept, row
         for source in self.heldout:
-            for chunk in self._chunks(source, schemas):
-                yield HELDOUT, source.text, chunk
+            for row in chain.from_iterable(self._chunks(source, schemas)):
+                yield (HELDOUT, 1, source.text), row
 
     def _choose_heldout(self) -> frozenset[bytes]:
         """Return the prompts that are held out; takes a pass of its own over the rows."""
@@ -202,6 +211,26 @@ class Preparation:
         schemas[source.text] = str(schema)
         for record in chain(first, records):
             yield from to_conversations(record, schema, train_on=self.data.train_on)
+
+
+def _repetition(source: Source) -> str:
+    return f"{source.name}: an epoch has each row {source.times} times" if source.times > 1 else ""
+
+
+def _rendered(
+    rows: Iterator[tuple[Place, Row]], renderer: Renderer
+) -> Iterator[tuple[Place, Row, Example | Rejected]]:
+    """Render ``rows``, which the renderer reads ahead, and hand each on with where it belongs."""
+    waiting = deque[tuple[Place, Row]]()
+
+    def without_places() -> Iterator[Row]:
+        for place, row in rows:
+            waiting.append((place, row))
+            yield row
+
+    for result in renderer.render_all(without_places()):
+        place, row = waiting.popleft()
+        yield place, row, result
 
 
 def ends_of(tokenizer: HFChatTokenizer) -> dict[str, object]:

@@ -1,4 +1,5 @@
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -36,13 +37,21 @@ def rows_of(texts: list[str]) -> list[Conversation]:
     return [row(line, user(text), answer("It is so.")) for line, text in enumerate(texts, 1)]
 
 
-def found(
-    train: list[Conversation | PlainText], heldout: list[Conversation | PlainText] = ()
-) -> tuple[Duplicates, Duplicates]:
+def finder_of(
+    train: Sequence[Conversation | PlainText], heldout: Sequence[Conversation] = ()
+) -> DuplicateFinder:
     finder = DuplicateFinder()
-    finder.add(train, heldout=False)
-    finder.add(heldout, heldout=True)
-    return finder.find()
+    for row in train:
+        finder.add(row, heldout=False)
+    for row in heldout:
+        finder.add(row, heldout=True)
+    return finder
+
+
+def found(
+    train: Sequence[Conversation | PlainText], heldout: Sequence[Conversation] = ()
+) -> tuple[Duplicates, Duplicates]:
+    return finder_of(train, heldout).find()
 
 
 def lines(pairs: tuple[tuple[Origin, Origin], ...]) -> list[tuple[int, int]]:
@@ -108,14 +117,12 @@ def test_plain_texts_count_too():
     assert found(texts)[0].exact == 1
 
 
-def test_it_does_not_matter_how_rows_arrive():
+def test_it_does_not_matter_how_many_rows_are_looked_at_together(monkeypatch: pytest.MonkeyPatch):
     rows = rows_of([text_of(seed % 40) for seed in range(100)])
-    together, alone = DuplicateFinder(), DuplicateFinder()
-    together.add(rows, heldout=False)
-    for single in rows:
-        alone.add([single], heldout=False)
-    assert together.find() == alone.find()
-    assert together.find()[0].exact == 60
+    together = found(rows)
+    monkeypatch.setattr("sftcli.data.duplicates.ROWS_PER_CHUNK", 7)
+    assert found(rows) == together
+    assert together[0].exact == 60
 
 
 def test_many_equal_rows_cost_no_more_than_others():
