@@ -5,7 +5,7 @@ The order of a training run is::
     Notice* DataPrepared ModelLoaded HeldoutDone? FitStarted
         (StepDone HeldoutDone? CheckpointSaved?)* FitEnded HeldoutDone? ModelSaved?
 
-with ``Notice`` and ``Warned`` allowed anywhere. Events hold plain numbers and strings only, so a receiver can neither
+with ``Notice`` and ``Warned`` allowed anywhere, and ``MemoryEased`` before a step. Events hold plain numbers and strings only, so a receiver can neither
 change a run nor keep its memory alive.
 """
 
@@ -110,6 +110,17 @@ class StepDone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEased:
+    """Memory ran out in step ``step``, which is taken again, as all later ones, in a way that needs less of it."""
+
+    step: int
+    micro_batch_size: int  # rows
+    micro_batches: int  # of a global batch
+    gradient_checkpointing: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeldoutDone:
     """The held-out examples were scored. ``loss`` is nats per response token; ``step`` is finished steps."""
 
@@ -159,6 +170,7 @@ Event = (
     | ModelLoaded
     | FitStarted
     | StepDone
+    | MemoryEased
     | HeldoutDone
     | CheckpointSaved
     | FitEnded

@@ -26,6 +26,7 @@ from sftcli.events import (
     FitEnded,
     FitStarted,
     HeldoutDone,
+    MemoryEased,
     ModelLoaded,
     ModelSaved,
     Notice,
@@ -151,7 +152,7 @@ class PlainView:
     def __call__(self, event: "Event", /) -> None:  # noqa: C901 - one flat case per event
         """Write the lines of an event."""
         match event:
-            case Notice():
+            case Notice() | MemoryEased():
                 self._write(clean(event.text))
             case Warned():
                 self._write(f"warning: {clean(event.text)}")

@@ -19,6 +19,7 @@ from sftcli.events import (
     FitEnded,
     FitStarted,
     HeldoutDone,
+    MemoryEased,
     ModelLoaded,
     ModelSaved,
     Notice,
@@ -111,7 +112,7 @@ class LiveView:
 
     def _take(self, event: "Event") -> None:  # noqa: C901 - one flat case per event
         match event:
-            case Notice():
+            case Notice() | MemoryEased():
                 self._print(event.text)
             case Warned():
                 self._print(event.text, prefix="warning: ")

@@ -9,9 +9,10 @@ import torch
 
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
+from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
 from sftcli.events import EventSink, ModelLoaded, StopFlag
-from sftcli.modeling.load import count_parameters, load_model, write_model_files
+from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model, write_model_files
 from sftcli.modeling.locate import LocatedModel
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.prepare import PreparedData
@@ -19,6 +20,7 @@ from sftcli.services.pt_output import PtWritingStore
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
+from sftcli.training.memory import MemoryLadder
 from sftcli.training.neftune import add_embedding_noise
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from sftcli.training.probe import choose_batch_loss
@@ -85,12 +87,11 @@ def build_trainer(
         resume_command=f"sft resume {run.name}",
         check_owner=check_owner,
     )
-    plan = BatchPlan(
-        examples,
-        batch_size=settings.training.batch_size,
+    ladder = MemoryLadder(
         micro_batch_size=settings.training.micro_batch_size,
-        pad_id=pad_id,
-        seed=settings.training.seed,
+        batch_size=settings.training.batch_size,
+        make_plan=partial(_plan, examples, settings.training, pad_id),
+        checkpoint_activations=_checkpointing(model, settings.training),
     )
     trainer = Trainer(
         settings=settings.training,
@@ -98,7 +99,7 @@ def build_trainer(
         weights=weights,
         optimizer=make_optimizer(weights.masters, settings.training),
         batch_loss=batch_loss,
-        plan=plan,
+        ladder=ladder,
         heldout_loss=_heldout_loss(prepared, batch_loss, device),
         store=PtWritingStore(model, run, settings, store),
         emit=emit,
@@ -106,6 +107,24 @@ def build_trainer(
         name_row=lambda index: str(examples[index].origin),
     )
     return trainer, model
+
+
+def _plan(
+    examples: ExampleSource, settings: TrainingSettings, pad_id: int, micro_batch_size: int
+) -> BatchPlan:
+    return BatchPlan(
+        examples,
+        batch_size=settings.batch_size,
+        micro_batch_size=micro_batch_size,
+        pad_id=pad_id,
+        seed=settings.seed,
+    )
+
+
+def _checkpointing(model: "PreTrainedModel", settings: TrainingSettings) -> Callable[[], None] | None:
+    """Return what turns gradient checkpointing on where it is off and the model knows it."""
+    is_known = model.supports_gradient_checkpointing and not settings.gradient_checkpointing
+    return partial(checkpoint_activations, model) if is_known else None
 
 
 def _kept(settings: Settings) -> CheckpointSettings:

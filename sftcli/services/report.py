@@ -78,7 +78,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "samples": evaluation.get("samples", []) if evaluation else [],
         "base": _name(evaluation, "base"),
         "tuned": _name(evaluation, "tuned"),
-        "warnings": [event["text"] for event in _of(events, "Warned")],
+        "warnings": [event["text"] for event in events if event["event"] in {"Warned", "MemoryEased"}],
         "commands": [
             str(run.read_about().get("command", "")),
             f"sft train --config {run.name}/config.toml",

@@ -16,6 +16,7 @@ from sftcli.events import (
     FitEnded,
     FitStarted,
     HeldoutDone,
+    MemoryEased,
     ModelLoaded,
     ModelSaved,
     Notice,
@@ -89,7 +90,7 @@ class RunLog:
                 return f"Stopped at step {event.step}"
             case ModelSaved():
                 return f"SFT complete. Final checkpoint: {event.path}"
-            case Notice():
+            case Notice() | MemoryEased():
                 return event.text
             case Warned():
                 return f"warning: {event.text}"

@@ -134,7 +134,7 @@ def _train(
     trainer, model = build_trainer(run, materials, emit, check_owner=lock.check)
     if checkpoint is not None:
         trainer.restore(read_snapshot(checkpoint))
-    with memory_errors(settings.training, resume_command=f"sft resume {run.name}"):
+    with memory_errors(trainer.tried, resume_command=f"sft resume {run.name}"):
         ending = trainer.fit(stop)
     if not trainer.state.step:
         raise StoppedError

@@ -13,6 +13,7 @@ from sftcli.events import (
     FitEnded,
     FitStarted,
     HeldoutDone,
+    MemoryEased,
     ModelLoaded,
     ModelSaved,
     Notice,
@@ -69,6 +70,14 @@ def run_events(last_step: int = 60) -> Iterator[Event]:
     yield FitStarted(step=0, last_step=last_step)
     for step in range(1, last_step + 1):
         bad = step == 7
+        if step == 5:
+            yield MemoryEased(
+                step=5,
+                micro_batch_size=4,
+                micro_batches=8,
+                gradient_checkpointing=False,
+                text="step 5 ran out of memory: micro-batches of 4 rows, 8 a step from here on; the global batch stays",
+            )
         yield step_done(step, loss=math.nan if bad else None, applied=not bad)
         if bad:
             yield Warned(text=f"step 7 was skipped: {HOSTILE}")
