@@ -10,7 +10,7 @@ from sftcli.errors import ResourceError
 from sftcli.events import Ending, MemoryEased, NeverStop, StepDone
 from sftcli.services import train as train_service
 from sftcli.services.resume import ResumeRequest, resume_training
-from sftcli.training.checkpoint_files import list_checkpoints
+from sftcli.training.checkpoint_names import list_checkpoints
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model

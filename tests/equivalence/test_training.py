@@ -13,7 +13,8 @@ from sftcli.events import CheckpointSaved, Ending, FitEnded, HeldoutDone, NeverS
 from sftcli.modeling.load import load_model
 from sftcli.training import lean_optimizers
 from sftcli.training.checkpoint import DirectoryCheckpointStore
-from sftcli.training.checkpoint_files import list_checkpoints, read_snapshot
+from sftcli.training.checkpoint_files import read_snapshot
+from sftcli.training.checkpoint_names import list_checkpoints
 from sftcli.training.loss import NllSum, response_nll_sum
 from sftcli.training.neftune import add_embedding_noise
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer, optimizer_tensors
