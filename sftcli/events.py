@@ -5,8 +5,9 @@ The order of a training run is::
     Notice* DataPrepared ModelLoaded HeldoutDone? FitStarted
         (StepDone HeldoutDone? CheckpointSaved?)* FitEnded HeldoutDone? ModelSaved?
 
-with ``Notice`` and ``Warned`` allowed anywhere, and ``MemoryEased`` before a step. Events hold plain numbers and strings
-only, so a receiver can neither change a run nor keep its memory alive.
+with ``Notice`` and ``Warned`` allowed anywhere, ``MemoryEased`` before a step, and ``Judged`` behind a ``StepDone`` or
+``HeldoutDone``. Events hold plain numbers and strings only, so a receiver can neither change a run nor keep its memory
+alive.
 """
 
 import math
@@ -123,6 +124,16 @@ class MemoryEased:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The curves up to ``step`` give reason to say something about the fit."""
+
+    step: int
+    kind: str  # overfitting, underfitting, degrading, plateau or spike
+    reason: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeldoutDone:
     """The held-out examples were scored. ``loss`` is nats per response token; ``step`` is finished steps."""
 
@@ -173,6 +184,7 @@ Event = (
     | FitStarted
     | StepDone
     | MemoryEased
+    | Judged
     | HeldoutDone
     | CheckpointSaved
     | FitEnded

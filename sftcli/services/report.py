@@ -78,6 +78,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "samples": evaluation.get("samples", []) if evaluation else [],
         "base": _name(evaluation, "base"),
         "tuned": _name(evaluation, "tuned"),
+        "judgements": _of(events, "Judged"),
         "warnings": [event["text"] for event in events if event["event"] in {"Warned", "MemoryEased"}],
         "commands": [
             str(run.read_about().get("command", "")),

@@ -43,6 +43,8 @@ from sftcli.training.optim import (
 from sftcli.training.state import CheckpointStore, HeldoutLoss, Snapshot, StepPlan, TrainState
 from sftcli.training.stopping import has_plateaued, is_new_best, with_heldout
 
+SHOWN_ROWS = 8
+
 
 class Trainer:
     """Takes optimizer steps from a plan of micro-batches."""
@@ -271,15 +273,23 @@ class Trainer:
         is_due = self.state.step == 0 or self._is_due(self.settings.eval_every_steps)
         return self.heldout_loss is not None and is_due and self.state.last_heldout_step != self.state.step
 
+    def name_rows(self, step: int) -> str:
+        """Return in words which rows made step ``step``, counted from 1."""
+        return self._named(self.plan.window(step - 1))
+
+    def _named(self, window: Sequence[Batch]) -> str:
+        ids = sorted(index for batch in window for index in batch.example_ids)
+        more = f" and {len(ids) - SHOWN_ROWS} more" if len(ids) > SHOWN_ROWS else ""
+        return ", ".join(map(self.name_row, ids[:SHOWN_ROWS])) + more
+
     def _tell_bad_step(self, loss: float, grad_norm: float, window: Sequence[Batch]) -> None:
-        step, ids = self.state.step, sorted(index for batch in window for index in batch.example_ids)
+        step, rows = self.state.step, self._named(window)
         what = "loss" if not math.isfinite(loss) else "gradient norm"
         value = loss if not math.isfinite(loss) else grad_norm
-        shown = ", ".join(map(self.name_row, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        text = f"step {step} skipped: its {what} is {value}; weights are unchanged; training rows {shown}"
+        text = f"step {step} skipped: its {what} is {value}; weights are unchanged; training rows {rows}"
         self.emit(Warned(text=text))
         if self.state.bad_steps >= self.settings.max_bad_steps:
             raise DivergedError(
                 f"{self.state.bad_steps} steps in a row gave no finite loss or gradient, the last one at step {step}",
-                hint="lower training.learning_rate, or look at the training examples named above",
+                hint="lower training.learning_rate, or look at the training rows named above",
             )

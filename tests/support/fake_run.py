@@ -13,6 +13,7 @@ from sftcli.events import (
     FitEnded,
     FitStarted,
     HeldoutDone,
+    Judged,
     MemoryEased,
     ModelLoaded,
     ModelSaved,
@@ -81,6 +82,13 @@ def run_events(last_step: int = 60) -> Iterator[Event]:
         yield step_done(step, loss=math.nan if bad else None, applied=not bad)
         if bad:
             yield Warned(text=f"step 7 was skipped: {HOSTILE}")
+        if step == 45:
+            yield Judged(
+                step=45,
+                kind="spike",
+                reason="loss jumped to 9.1 from about 0.7; rows rows.jsonl:3, rows.jsonl:9",
+                advice="look at these rows; where it comes back, lower the learning rate",
+            )
         if step % 20 == 0:
             yield HeldoutDone(
                 step=step, loss=0.6 + 1.7 * math.exp(-step / 20), response_tokens=400, seconds=4.0
