@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sftcli.services.resume import VerifyOutcome
     from sftcli.services.score import Score
     from sftcli.services.train import TrainOutcome
+    from sftcli.services.verdict import Verdict
 
 SHOWN_MISSES = 3
 
@@ -49,6 +50,8 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
             tables.show_text(
                 f"held-out loss {before} before, {after} after, in {duration(outcome.seconds)}", err
             )
+        if outcome.verdict is not None and outcome.verdict.kind != "unknown":
+            tables.show_text(_verdict_text(outcome.verdict), err)
         if outcome.ending == "plateau":
             tables.show_text(
                 f"ended early, at step {outcome.step} of {outcome.last_step}: held-out loss fell no more", err
@@ -149,11 +152,14 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
             bounds = f"{difference.low:+.3f} to {difference.high:+.3f}"
             tables.show_text(f"{name}: {difference.value:+.3f} against the base, 95% interval {bounds}", err)
     if report.verdict is not None:
-        verdict = report.verdict
-        advice = f": {verdict.advice}" if verdict.advice else ""
-        tables.show_text(f"{verdict.kind} ({verdict.reason}){advice}", err)
+        tables.show_text(_verdict_text(report.verdict), err)
     for miss in report.misses[:SHOWN_MISSES]:
         tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}", err)
+
+
+def _verdict_text(verdict: "Verdict") -> str:
+    advice = f": {verdict.advice}" if verdict.advice else ""
+    return f"{verdict.kind} ({verdict.reason}){advice}"
 
 
 def _matches(score: "Score") -> str:

@@ -145,6 +145,12 @@ class Packing:
     row_tokens: int
     rows: int = 1
 
+    def shrunk(self, share: float, *, longest: int) -> "Packing":
+        """Return the packing with about ``share`` of the tokens; an example of ``longest`` tokens still fits."""
+        if self.rows > 1:
+            return replace(self, rows=max(1, int(self.rows * share)))
+        return replace(self, row_tokens=max(longest, int(self.row_tokens * share)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextShare:

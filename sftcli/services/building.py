@@ -10,10 +10,11 @@ import torch
 from sftcli.config.data_settings import RowOrder
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
-from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
+from sftcli.config.training_settings import TrainingSettings
+from sftcli.data.batch import Batch, BatchPlan, ExampleSource, Packing, batches_in_order_of_length, collate
 from sftcli.data.prepared import ExampleTable
 from sftcli.events import EventSink, ModelLoaded, StopFlag
-from sftcli.modeling.load import count_parameters, load_model, write_model_files
+from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model, write_model_files
 from sftcli.modeling.locate import LocatedModel
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.adapters import AdapterFiles, adapter_files, load_with_adapter
@@ -23,6 +24,7 @@ from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import ADAPTER, MODEL
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
+from sftcli.training.memory import MemoryLadder
 from sftcli.training.neftune import add_embedding_noise
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from sftcli.training.packing import choose_packing
@@ -95,14 +97,11 @@ def build_trainer(
         check_owner=check_owner,
     )
     packing = choose_packing(model, examples, settings=settings.training, pad_id=pad_id, emit=emit)
-    plan = BatchPlan(
-        examples,
-        batch_size=settings.training.batch_size,
+    ladder = MemoryLadder(
         micro_batch_size=settings.training.micro_batch_size,
-        pad_id=pad_id,
-        seed=settings.training.seed,
-        keys=_order_keys(prepared.dataset.train, settings.data.order),
-        packing=packing,
+        batch_size=settings.training.batch_size,
+        make_plan=partial(_plan, materials, packing),
+        checkpoint_activations=_checkpointing(model, settings.training),
     )
     trainer = Trainer(
         settings=settings.training,
@@ -110,7 +109,7 @@ def build_trainer(
         weights=weights,
         optimizer=make_optimizer(weights.masters, settings.training),
         batch_loss=batch_loss,
-        plan=plan,
+        ladder=ladder,
         heldout_loss=_heldout_loss(prepared, batch_loss, device),
         store=store if adapter is not None else PtWritingStore(model, run, settings, store),
         emit=emit,
@@ -149,6 +148,28 @@ def _load(
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
     return model, MasterWeights(model, compute_dtype=dtype), None
+
+
+def _plan(materials: Materials, packing: Packing | None, micro_batch_size: int) -> BatchPlan:
+    settings, dataset = materials.settings, materials.prepared.dataset
+    if packing is not None:
+        share = micro_batch_size / settings.training.micro_batch_size
+        packing = packing.shrunk(share, longest=max(dataset.train.num_tokens))
+    return BatchPlan(
+        dataset.train,
+        batch_size=settings.training.batch_size,
+        micro_batch_size=micro_batch_size,
+        pad_id=materials.prepared.tokenizer.pad_id,
+        seed=settings.training.seed,
+        keys=_order_keys(dataset.train, settings.data.order),
+        packing=packing,
+    )
+
+
+def _checkpointing(model: "PreTrainedModel", settings: TrainingSettings) -> Callable[[], None] | None:
+    """Return what turns gradient checkpointing on where it is off and the model knows it."""
+    is_known = model.supports_gradient_checkpointing and not settings.gradient_checkpointing
+    return partial(checkpoint_activations, model) if is_known else None
 
 
 def _kept(settings: Settings) -> CheckpointSettings:
