@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sftcli.cli import options, results, tables
+from sftcli.cli import adapter_options, options, results, tables
 from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
 from sftcli.events import Notice
@@ -38,6 +38,9 @@ def train(
     template: options.Template = None,
     train_on: options.TrainOn = None,
     max_tokens: options.MaxTokens = None,
+    lora: adapter_options.Lora = False,
+    adapter: adapter_options.Adapter = None,
+    rank: adapter_options.Rank = None,
     run: options.RunName = None,
     on_existing: Annotated[
         Resume | None,
@@ -66,6 +69,8 @@ def train(
       sft train --data rows.jsonl --max-steps 200
 
       sft train --preset gpu --set training.learning_rate=2e-5
+
+      sft train --data rows.jsonl --lora --rank 32
     """
     output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color)
     chosen = choose_preset(preset, config, data)
@@ -81,6 +86,7 @@ def train(
             "model.name": ("--model", model),
             "model.tokenizer": ("--tokenizer", tokenizer),
             **data_flags(renames=renames, template=template, train_on=train_on, max_tokens=max_tokens),
+            **adapter_options.adapter_flags(lora=lora, adapter=adapter, rank=rank),
             "run.name": ("--run", run),
         },
     )
