@@ -56,9 +56,12 @@ class AdapterSettings(Section):
         return self.kind is not AdapterKind.NONE
 
     @model_validator(mode="after")
-    def _quantized_models_need_an_adapter(self) -> Self:
-        if self.quantize is not Quantize.NONE and not self.is_on:
+    def _shape_belongs_to_an_adapter(self) -> Self:
+        changed = [
+            name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default
+        ]
+        if changed and not self.is_on:
             raise ValueError(
-                "quantize needs an adapter, because 4-bit weights cannot be trained; set kind to lora"
+                f"{changed[0]} is set, but kind is none: there is no adapter; set kind to lora (--lora)"
             )
         return self

@@ -85,6 +85,7 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
         StoppedError: ``stop`` was set before the first step.
     """
     settings = request.resolved.settings
+    check_machine(settings.adapter)  # before there is a folder
     run = existing_run(settings.run) if request.auto else None
     if run is None:
         run = create_run(settings.run, label=request.label)
