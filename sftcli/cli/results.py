@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sftcli.services.prepare import PrepareOutcome
     from sftcli.services.resume import VerifyOutcome
     from sftcli.services.score import Score
+    from sftcli.services.tasks import TasksReport
     from sftcli.services.train import TrainOutcome
 
 SHOWN_MISSES = 3
@@ -150,6 +151,18 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
         tables.show_text(f"{verdict.kind} ({verdict.reason}){advice}", err)
     for miss in report.misses[:SHOWN_MISSES]:
         tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}", err)
+
+
+def show_tasks(report: "TasksReport", output: options.Output) -> None:
+    """Print the numbers of tasks, base and tuned side by side; standard errors stand in the JSON alone."""
+    rows = [
+        (f"{task}/{metric}", report.base_tasks.get(task, {}).get(metric), value, "perplexity" in metric)
+        for task, values in report.tasks.items()
+        for metric, value in values.items()
+        if "_stderr" not in metric
+    ]
+    names = (report.base_model or "base", report.model)
+    tables.out(output.color).print(tables.comparison_table(rows, names=names))
 
 
 def _matches(score: "Score") -> str:
