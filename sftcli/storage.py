@@ -5,6 +5,7 @@ All writers of this program go through ``disk``, so a test can stop the machine,
 
 import errno
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -13,10 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from sftcli.disk import Disk
 from sftcli.errors import OutputError, SftError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import IO
 
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PASSING = frozenset(
@@ -24,54 +27,6 @@ PASSING = frozenset(
 )  # network drives recover from these
 TEMPORARY, TRASH = ".tmp-", ".trash-"
 _STALE_SECONDS = 24 * 3600
-
-
-class Disk:
-    """The operations that change a disk, each one a moment at which a machine can stop."""
-
-    def make_folder(self, path: Path, *, mode: int = 0o777) -> None:
-        """Make ``path``; its parent exists."""
-        path.mkdir(mode=mode)
-
-    def create(self, path: Path) -> BinaryIO:
-        """Open ``path`` for writing, empty, unbuffered."""
-        return path.open("wb", buffering=0)
-
-    def append(self, path: Path) -> BinaryIO:
-        """Open ``path`` for writing at its end, unbuffered."""
-        return path.open("ab", buffering=0)
-
-    def write(self, file: BinaryIO, data: bytes | memoryview) -> None:
-        """Write all of ``data``."""
-        rest = memoryview(data)
-        while rest:
-            rest = rest[file.write(rest) :]
-
-    def truncate(self, path: Path, size: int) -> None:
-        """Cut ``path`` to its first ``size`` bytes."""
-        os.truncate(path, size)
-
-    def sync(self, path: Path) -> None:
-        """Make the content of a file, or the names in a folder, survive a loss of power."""
-        if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
-            return  # a system that cannot sync folders
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    def rename(self, source: Path, target: Path) -> None:
-        """Give ``source`` the name ``target``; a file of that name is replaced in the same moment."""
-        source.replace(target)
-
-    def unlink(self, path: Path) -> None:
-        """Remove a file or a link."""
-        path.unlink()
-
-    def remove_folder(self, path: Path) -> None:
-        """Remove an empty folder."""
-        path.rmdir()
 
 
 disk = Disk()
@@ -102,9 +57,43 @@ def append_line(file: BinaryIO, line: str) -> None:
     disk.write(file, (line + "\n").encode("utf-8"))
 
 
+class FileSink(io.RawIOBase):
+    """A file to hand to a library that writes into what it is given; each of its writes is one of ``disk``."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self.file = file
+
+    def writable(self) -> bool:
+        """Return true."""
+        return True
+
+    def write(self, data: object, /) -> int:
+        """Write all of ``data``, which is bytes or a buffer of them."""
+        view = memoryview(data).cast("B")  # type: ignore[arg-type]
+        disk.write(self.file, view)
+        return len(view)
+
+    def tell(self) -> int:
+        """Return how much was written."""
+        return self.file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+        super().close()
+
+
+def chunks(file: "IO[bytes]") -> "Iterator[bytes]":
+    """Yield the rest of a file a megabyte at a time."""
+    while chunk := file.read(1 << 20):
+        yield chunk
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy and sync one file."""
-    write_file(target, [source.read_bytes()])
+    with source.open("rb") as file:
+        write_file(target, chunks(file))
 
 
 def make_folders(path: Path, *, mode: int = 0o777) -> None:

@@ -38,6 +38,7 @@ def train(
     template: options.Template = None,
     train_on: options.TrainOn = None,
     max_tokens: options.MaxTokens = None,
+    overlong: options.Overlong = None,
     run: options.RunName = None,
     on_existing: Annotated[
         Resume | None,
@@ -81,7 +82,13 @@ def train(
             "training.seed": ("--seed", seed),
             "model.name": ("--model", model),
             "model.tokenizer": ("--tokenizer", tokenizer),
-            **data_flags(renames=renames, template=template, train_on=train_on, max_tokens=max_tokens),
+            **data_flags(
+                renames=renames,
+                template=template,
+                train_on=train_on,
+                max_tokens=max_tokens,
+                overlong=overlong,
+            ),
             "run.name": ("--run", run),
         },
     )

@@ -24,7 +24,8 @@ from sftcli.runtime import dtype_name
 from sftcli.services.model_card import model_card
 from sftcli.services.models import ModelChoice, choose_model
 from sftcli.services.pt_output import export_pt
-from sftcli.training.checkpoint_files import STATE, list_checkpoints, read_snapshot
+from sftcli.training.checkpoint_files import STATE, read_snapshot
+from sftcli.training.checkpoint_names import list_checkpoints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sftcli.config.sources import Settings, resolve
+from sftcli.config.training_settings import OptimizerName
 from sftcli.events import EventSink, Notice
 from sftcli.modeling.modern_lm import ModernLMForCausalLM
 from sftcli.modeling.pt_checkpoint import write_pt
@@ -95,7 +96,8 @@ def _write(
         path,
         config=cast("ModernLMConfig", model.config),
         weights=weights,
-        optimizer=snapshot.optimizer,
+        # The original program knows AdamW's moments only.
+        optimizer=snapshot.optimizer if training.optimizer is OptimizerName.ADAMW else {},
         group=group,
         step=snapshot.state.step,
         run_name=pt_name(run),

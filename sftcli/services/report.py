@@ -108,6 +108,9 @@ def _facts(
             )
         )
         facts.append(("peak memory", f"{max(_numbers(steps, 'peak_memory_bytes')) / 1e9:.2f} GB"))
+    ended = _of(events, "FitEnded")[-1:]
+    if ended and ended[0]["ending"] == "plateau":
+        facts.append(("ended", f"early, at step {ended[0]['step']}: held-out loss fell no more"))
     if heldout:
         facts.append(
             (
