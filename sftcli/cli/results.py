@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sftcli.services.prepare import PrepareOutcome
     from sftcli.services.resume import VerifyOutcome
     from sftcli.services.score import Score
+    from sftcli.services.tasks import TasksReport
     from sftcli.services.train import TrainOutcome
     from sftcli.services.verdict import Verdict
 
@@ -160,6 +161,18 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
 def _verdict_text(verdict: "Verdict") -> str:
     advice = f": {verdict.advice}" if verdict.advice else ""
     return f"{verdict.kind} ({verdict.reason}){advice}"
+
+
+def show_tasks(report: "TasksReport", output: options.Output) -> None:
+    """Print the numbers of tasks, base and tuned side by side; standard errors stand in the JSON alone."""
+    rows = [
+        (f"{task}/{metric}", report.base_tasks.get(task, {}).get(metric), value, "perplexity" in metric)
+        for task, values in report.tasks.items()
+        for metric, value in values.items()
+        if "_stderr" not in metric
+    ]
+    names = (report.base_model or "base", report.model)
+    tables.out(output.color).print(tables.comparison_table(rows, names=names))
 
 
 def _matches(score: "Score") -> str:

@@ -40,7 +40,15 @@ def quiet_libraries() -> None:
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.captureWarnings(capture=True)
-    for name in ("transformers", "huggingface_hub", "accelerate", "gguf", "bitsandbytes", "py.warnings"):
+    for name in (
+        "transformers",
+        "huggingface_hub",
+        "accelerate",
+        "gguf",
+        "bitsandbytes",
+        "lm_eval",
+        "py.warnings",
+    ):
         logger = logging.getLogger(name)
         for handler in [*logger.handlers]:
             if type(handler) is logging.StreamHandler:

@@ -72,6 +72,14 @@ class EvalReport:
             "base": None if self.base is None else self.base.to_json(),
         }
 
+    def numbers(self) -> dict[str, float]:
+        """Return the numbers of the tuned model."""
+        return {
+            name: float(value)
+            for name, value in self.tuned.to_json().items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+
 
 def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> EvalReport:
     """Score the model, and the base if one is named, on the same held-out rows.
@@ -123,18 +131,13 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     return report
 
 
-def check_limits(report: EvalReport, above: Sequence[str], under: Sequence[str]) -> None:
-    """Compare numbers of the tuned model with limits, each ``METRIC=VALUE``.
+def check_limits(numbers: Mapping[str, float], above: Sequence[str], under: Sequence[str]) -> None:
+    """Compare numbers of the tuned model, by name, with limits, each ``METRIC=VALUE``.
 
     Raises:
         UsageError: A limit cannot be read, or there is no such number.
         ThresholdError: A number is above, or under, its limit.
     """
-    numbers = {
-        name: float(value)
-        for name, value in report.tuned.to_json().items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
     broken = []
     for limits, word, is_broken in ((above, "above", operator.gt), (under, "under", operator.lt)):
         for limit in limits:
