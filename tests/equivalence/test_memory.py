@@ -139,7 +139,7 @@ def shrink(monkeypatch, rows):
 
 
 def test_decision_is_logged_reported_and_kept_when_the_run_goes_on(place, monkeypatch):
-    sets = ("training.micro_batch_size=2", "checkpoint.every_steps=1")
+    sets = ("training.micro_batch_size=2", "checkpoint.every_steps=1", "training.packing=off")
     shrink(monkeypatch, 1)
     whole = StopAtStep(99)
     assert (
