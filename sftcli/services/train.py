@@ -43,6 +43,7 @@ from sftcli.services.run_folder import (
     write_text,
 )
 from sftcli.services.run_log import RunLog
+from sftcli.services.thresholds import find_exceeded, require
 from sftcli.training.checkpoint_files import read_snapshot
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 
@@ -175,6 +176,7 @@ def find_materials(settings: Settings, emit: EventSink, stop: StopFlag) -> Mater
     prepared = prepare_data(
         settings.data, sources, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
     )
+    require(find_exceeded(list(prepared.audit.values()), settings.data))
     if not len(prepared.dataset.train):
         raise DataError("no row is left to train on", hint="sft prepare says why each row was rejected")
     if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):
