@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sftcli.cli import adapter_options, complete, options, results, tables
+from sftcli.cli import adapter_options, complete, data_options, options, results, tables
 from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
 from sftcli.events import Notice
@@ -38,7 +38,9 @@ def train(
     template: options.Template = None,
     train_on: options.TrainOn = None,
     max_tokens: options.MaxTokens = None,
-    overlong: options.Overlong = None,
+    overlong: data_options.Overlong = None,
+    allow_leak: data_options.AllowLeak = False,
+    strict: data_options.Strict = False,
     lora: adapter_options.Lora = False,
     adapter: adapter_options.Adapter = None,
     rank: adapter_options.Rank = None,
@@ -93,6 +95,8 @@ def train(
                 train_on=train_on,
                 max_tokens=max_tokens,
                 overlong=overlong,
+                allow_leak=allow_leak,
+                strict=strict,
             ),
             **adapter_options.adapter_flags(lora=lora, adapter=adapter, rank=rank),
             "run.name": ("--run", run),

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 
 from sftcli.data.conversation import Rejected, RejectReason
 from sftcli.data.duplicates import Duplicates
-from sftcli.data.example import Example, RowFlag, TooLong
+from sftcli.data.example import TROUBLES, Example, RowFlag, TooLong
 from sftcli.data.records import Origin
 from sftcli.errors import DataError
 
@@ -68,6 +68,7 @@ class AuditSummary:
     duplicate_rows: int  # kept, and equal to an earlier one
     near_duplicate_rows: int  # kept, and nearly equal to an earlier one
     near_trained_rows: int  # held out, and equal or nearly equal to one that is trained on
+    trouble_rows: int  # kept, and with unreadable, misread or control characters
     shared_prompts: int  # held out, with a first user text that is trained on too
     duplicates: Mapping[str, Sequence[str]]  # the first few pairs of each of the three kinds
     flagged_rows: Mapping[str, Sequence[str]]  # the first few of each of `flags`
@@ -116,7 +117,7 @@ class SupervisionAudit:
         self._kept = self._total = self._response = self._turns = self._untrained = 0
         self._rejected = Counter[str]()
         self._rejected_rows: dict[str, list[str]] = {}
-        self._cut_rows = self._cut_tokens = self._shared_prompts = 0
+        self._cut_rows = self._cut_tokens = self._shared_prompts = self._trouble_rows = 0
         self._sources: dict[str, Counter[str]] = {}
         self._duplicates = Duplicates()
         self._flagged_rows: dict[RowFlag, list[str]] = {}
@@ -145,6 +146,7 @@ class SupervisionAudit:
         self._untrained += trained == 0
         self._turns += result.num_trained_turns
         self._cut_rows += bool(result.num_cut)
+        self._trouble_rows += not TROUBLES.isdisjoint(result.flags)
         self._cut_tokens += result.num_cut
         for flag in result.flags:
             self._flags[flag] += 1
@@ -195,6 +197,7 @@ class SupervisionAudit:
             duplicate_rows=self._duplicates.exact,
             near_duplicate_rows=self._duplicates.near,
             near_trained_rows=self._duplicates.near_trained,
+            trouble_rows=self._trouble_rows,
             shared_prompts=self._shared_prompts,
             duplicates={
                 "exact": _pairs(self._duplicates.exact_examples),

@@ -172,9 +172,8 @@ def _signatures(texts: Sequence[bytes]) -> npt.NDArray[np.uint16]:
 def _earlier(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """Return (row, first row with the same key) for every row that has an earlier one, in order: (n, 2)."""
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    rows = np.arange(len(keys))
-    is_later = rows != first[inverse]
-    return np.stack([rows[is_later], first[inverse][is_later]], axis=1)
+    again = np.flatnonzero(first[inverse] != np.arange(len(keys)))
+    return np.stack([again, first[inverse][again]], axis=1)
 
 
 def _near_pairs(signatures: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
@@ -195,5 +194,5 @@ def _near_pairs(signatures: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
 
 
 def _similar(signatures: npt.NDArray[np.uint16], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    equal: npt.NDArray[np.float64] = (signatures[pairs[:, 0]] == signatures[pairs[:, 1]]).mean(axis=1)
-    return equal >= NEAR
+    equal = np.count_nonzero(signatures[pairs[:, 0]] == signatures[pairs[:, 1]], axis=1)
+    return np.asarray(equal >= NEAR * signatures.shape[1], dtype=np.bool_)

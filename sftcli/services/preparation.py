@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from sftcli import __version__
-from sftcli.config.data_settings import DataSettings, Overlong
+from sftcli.config.data_settings import CHECKS, DataSettings, Overlong
 from sftcli.data.audit import SupervisionAudit
 from sftcli.data.conversation import (
     DETECTION_ROWS,
@@ -65,7 +65,7 @@ class Preparation:
             "format": FORMAT_VERSION,
             "version": __version__,
             "sources": self._fingerprints(),
-            "data": self.data.model_dump(mode="json", exclude=set(ORDER_ONLY)),
+            "data": self.data.model_dump(mode="json", exclude={*CHECKS, *ORDER_ONLY}),
             "tokenizer": self.tokenizer.fingerprint,
             "seed": self.seed,
         }
@@ -118,7 +118,7 @@ class Preparation:
         share = PlainTextShare(self.tokenizer, max_tokens=self.data.max_tokens, audit=audit)
         for source in self.text:
             for chunk in self._chunks(source, schemas):
-                for example in share.take(chunk):
+                for example in share.take(chunk, source=source.text):
                     writer.add(TEXT, example, times=source.times)
         share.note_cuts()
 

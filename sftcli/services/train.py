@@ -45,6 +45,7 @@ from sftcli.services.run_folder import (
     write_text,
 )
 from sftcli.services.run_log import RunLog
+from sftcli.services.thresholds import find_exceeded, require
 from sftcli.services.verdict import Verdict
 from sftcli.services.watch import FitWatch, watched
 from sftcli.training.checkpoint_files import read_snapshot
@@ -213,6 +214,7 @@ def find_materials(
         fallback=fallback,
     )
     require_rows(prepared)
+    require(find_exceeded(list(prepared.audit.values()), settings.data))
     if not len(prepared.dataset.train):
         raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
     if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):
