@@ -69,7 +69,7 @@ def _facts(audit: "AuditSummary") -> Iterator[tuple[str, object]]:
     for name, field, kind in _DUPLICATES:
         if rows := getattr(audit, field):
             yield name, f"{count(rows)}, such as {audit.duplicates[kind][0]}"
-    if audit.cut_rows or "too-long" in audit.rejected:
+    if audit.max_tokens_for_99_percent > audit.max_tokens:
         yield "to keep 99 %", f"--max-tokens {audit.max_tokens_for_99_percent}"
 
 

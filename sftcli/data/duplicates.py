@@ -194,5 +194,5 @@ def _near_pairs(signatures: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
 
 
 def _similar(signatures: npt.NDArray[np.uint16], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    shares = np.mean(signatures[pairs[:, 0]] == signatures[pairs[:, 1]], axis=1)
-    return np.greater_equal(shares, NEAR)
+    near: npt.NDArray[np.bool_] = np.mean(signatures[pairs[:, 0]] == signatures[pairs[:, 1]], axis=1) >= NEAR
+    return near
