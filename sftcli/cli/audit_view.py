@@ -9,7 +9,7 @@ from sftcli.cli.text import count, percent, signs
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sftcli.data.audit import AuditSummary
+    from sftcli.data.audit import AuditSummary, LengthBin
     from sftcli.services.prepare import PrepareOutcome
 
 TITLES = {"train": "training rows", "heldout": "held-out rows", "text": "plain text"}
@@ -42,7 +42,9 @@ def _show_audit(title: str, audit: "AuditSummary", err: "Console") -> None:
     err.print(tables.Grid(rows=[[tables.Cell(text=title, style="bold")]]))
     err.print(tables.key_value_table(list(_facts(audit))))
     if len(audit.sources) > 1:
+        tables.show_text("", err)
         err.print(_sources_table(audit))
+    tables.show_text("", err)
     err.print(length_table(audit, err))
     for note in audit.notes:
         tables.show_text(f"note: {note}", err)
@@ -67,7 +69,7 @@ def _facts(audit: "AuditSummary") -> Iterator[tuple[str, object]]:
     for name, field, kind in _DUPLICATES:
         if rows := getattr(audit, field):
             yield name, f"{count(rows)}, such as {audit.duplicates[kind][0]}"
-    if audit.cut_rows or "too-long" in audit.rejected:
+    if audit.max_tokens_for_99_percent > audit.max_tokens:
         yield "to keep 99 %", f"--max-tokens {audit.max_tokens_for_99_percent}"
 
 
@@ -92,7 +94,7 @@ def length_table(audit: "AuditSummary", console: "Console") -> tables.Grid:
     """Return the lengths of the rows as bars."""
     most = max((part.rows for part in audit.length_histogram), default=1)
     labels = [f"up to {count(part.max_tokens)}" for part in audit.length_histogram]
-    room = console.width - max(map(len, labels), default=0) - len(count(most)) - 6
+    room = console.width - max(map(len, labels), default=0) - len(count(most)) - 18
     width = max(8, min(MAX_BAR, room))
     return tables.Grid(
         header=("tokens", "rows", ""),
@@ -101,14 +103,18 @@ def length_table(audit: "AuditSummary", console: "Console") -> tables.Grid:
             [
                 tables.Cell(text=label, style="dim"),
                 tables.Cell(text=count(part.rows)),
-                tables.Cell(
-                    text=bar(part.rows / most, width, console.encoding),
-                    style="green" if part.max_tokens <= audit.max_tokens else "yellow",
-                ),
+                _bar_cell(part, audit.max_tokens, part.rows / most, width, console.encoding),
             ]
             for label, part in zip(labels, audit.length_histogram, strict=True)
         ],
     )
+
+
+def _bar_cell(part: "LengthBin", limit: int, share: float, width: int, encoding: str) -> tables.Cell:
+    text = bar(share, width, encoding)
+    if part.max_tokens // 2 < limit:  # the limit of the bin before
+        return tables.Cell(text=text, style="green")
+    return tables.Cell(text=f"{text} over {count(limit)}" if part.rows else text, style="yellow")
 
 
 def bar(share: float, width: int, encoding: str) -> str:

@@ -2,7 +2,7 @@
 
 Equal rows have equal hashes of their normalized turns. For near ones every row gets a MinHash signature of its word
 sequences (``rensa`` makes it); rows are compared where signatures agree in one of 16 bands, each with the row before it
-and with the first one that agree with it there. So the time is linear in the rows, and a row takes 150 bytes, however
+and with the first one that agree with it there. So the time is linear in the rows, and a row takes 160 bytes, however
 long it is. System texts do not count: what all rows share would make short ones alike.
 """
 
@@ -179,20 +179,20 @@ def _earlier(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 def _near_pairs(signatures: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
     """Return (row, earlier row) for the rows found alike, sorted: (n, 2)."""
     bands = signatures.view("<u8")  # four hashes a band
-    found = [np.empty((0, 2), dtype=np.int64)]
+    count = len(signatures)
+    found = np.empty(0, dtype=np.int64)  # row * count + earlier row
     for band in range(bands.shape[1]):
         keys = bands[:, band]
         order = np.argsort(keys, kind="stable")
         again = np.flatnonzero(keys[order][1:] == keys[order][:-1])
         neighbours = np.stack([order[again + 1], order[again]], axis=1)
         for pairs in (neighbours, _earlier(keys)):
-            found += [
-                part[_similar(signatures, part)]
-                for part in np.split(pairs, range(_ROWS_COMPARED, len(pairs), _ROWS_COMPARED))
-            ]
-    return np.unique(np.concatenate(found), axis=0)
+            for part in np.split(pairs, range(_ROWS_COMPARED, len(pairs), _ROWS_COMPARED)):
+                near = part[_similar(signatures, part)]
+                found = np.union1d(found, near[:, 0] * count + near[:, 1])
+    return np.stack(np.divmod(found, count), axis=1)
 
 
 def _similar(signatures: npt.NDArray[np.uint16], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    equal = np.count_nonzero(signatures[pairs[:, 0]] == signatures[pairs[:, 1]], axis=1)
-    return np.asarray(equal >= NEAR * signatures.shape[1], dtype=np.bool_)
+    near: npt.NDArray[np.bool_] = np.mean(signatures[pairs[:, 0]] == signatures[pairs[:, 1]], axis=1) >= NEAR
+    return near

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_data_flags import sft  # noqa: F401
-
 GOOD = [(f"What is {n} plus {n}, and how do you know?", f"It is {2 * n}.") for n in range(20)]
 
 
 @pytest.fixture
-def prepare(sft, tiny_model):  # noqa: F811
+def prepare(sft, tiny_model):
     """Prepare pairs of question and answer; return exit code, stdout and stderr on one line."""
 
     def run(rows: list[tuple[str, str]], *flags: object, name: str = "rows.jsonl") -> tuple[int, str, str]:
@@ -105,7 +103,7 @@ def test_strict_fails_on_a_prompt_on_both_sides(prepare):
     assert "1 held-out rows have a prompt that is trained on too" in err
 
 
-def test_strict_stops_a_training_before_it_starts(prepare, sft, tiny_model):  # noqa: F811
+def test_strict_stops_a_training_before_it_starts(prepare, sft, tiny_model):
     prepare([*GOOD, GOOD[0]])
     code, _, err = sft("train", "--data", "rows.jsonl", "--model", tiny_model, "--strict", "--max-steps", "1")
     assert code == 3

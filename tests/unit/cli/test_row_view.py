@@ -40,6 +40,7 @@ def drawn(columns: int, *, color: bool = False, encoding: str = "utf-8") -> str:
         width=columns,
         force_terminal=color,
         color_system="standard" if color else None,
+        no_color=not color,
         markup=False,
         highlight=False,
         legacy_windows=False,
