@@ -39,6 +39,7 @@ def train(
     train_on: options.TrainOn = None,
     max_tokens: options.MaxTokens = None,
     overlong: options.Overlong = None,
+    packing: options.Packing = None,
     run: options.RunName = None,
     on_existing: Annotated[
         Resume | None,
@@ -80,6 +81,7 @@ def train(
         flags={
             "training.max_steps": ("--max-steps", max_steps),
             "training.seed": ("--seed", seed),
+            "training.packing": ("--packing", packing),
             "model.name": ("--model", model),
             "model.tokenizer": ("--tokenizer", tokenizer),
             **data_flags(

@@ -9,8 +9,9 @@ import torch
 
 from sftcli.config.data_settings import RowOrder
 from sftcli.config.sources import Settings
-from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
+from sftcli.data.batch import Batch, BatchPlan, ExampleSource, TextShare, batches_in_order_of_length, collate
 from sftcli.data.prepared import ExampleTable
+from sftcli.errors import DataError
 from sftcli.events import EventSink, ModelLoaded, StopFlag
 from sftcli.modeling.load import count_parameters, load_model, write_model_files
 from sftcli.modeling.locate import LocatedModel
@@ -79,7 +80,11 @@ def build_trainer(
         resume_command=f"sft resume {run.name}",
         check_owner=check_owner,
     )
-    packing = choose_packing(model, examples, settings=settings.training, pad_id=pad_id, emit=emit)
+    text = _text_share(prepared.dataset.text, settings.data.text_fraction)
+    longest = max(*examples.num_tokens, *(text.examples.num_tokens if text else ()), 0)
+    packing = choose_packing(
+        model, examples, longest=longest, settings=settings.training, pad_id=pad_id, emit=emit
+    )
     plan = BatchPlan(
         examples,
         batch_size=settings.training.batch_size,
@@ -88,6 +93,7 @@ def build_trainer(
         seed=settings.training.seed,
         keys=_order_keys(prepared.dataset.train, settings.data.order),
         packing=packing,
+        text=text,
     )
     trainer = Trainer(
         settings=settings.training,
@@ -108,6 +114,14 @@ def _order_keys(examples: ExampleTable, order: RowOrder) -> Sequence[float] | No
     if order is RowOrder.SHUFFLED:
         return None
     return examples.num_tokens if order is RowOrder.LENGTH else examples.scores
+
+
+def _text_share(texts: ExampleTable, fraction: float) -> TextShare | None:
+    if not fraction:
+        return None
+    if not len(texts):
+        raise DataError("no plain text is left to mix in", hint="sft prepare says why each text was rejected")
+    return TextShare(examples=texts, fraction=fraction)
 
 
 def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:

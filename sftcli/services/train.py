@@ -183,7 +183,9 @@ def find_materials(
     require_rows(prepared)
     if not len(prepared.dataset.train):
         raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
-    training = settings.training.for_rows(len(prepared.dataset.train))
+    training = settings.training.for_rows(
+        len(prepared.dataset.train), text_fraction=settings.data.text_fraction
+    )
     settings = settings.model_copy(update={"training": training})
     return Materials(
         settings=settings,

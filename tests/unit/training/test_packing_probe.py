@@ -52,7 +52,8 @@ def seeded(kind: type[LlamaForCausalLM], *, spread: float = 0.2) -> LlamaForCaus
 def choose(model, **changes):
     sink = RecordingSink()
     settings = TrainingSettings(**({"micro_batch_size": 4} | changes))
-    return choose_packing(model, EXAMPLES, settings=settings, pad_id=PAD_ID, emit=sink), sink.of(Notice)
+    packing = choose_packing(model, EXAMPLES, longest=LONGEST, settings=settings, pad_id=PAD_ID, emit=sink)
+    return packing, sink.of(Notice)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
