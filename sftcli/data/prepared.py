@@ -117,9 +117,12 @@ class PreparedWriter:
         with self._storage_errors():
             storage.make_folders(folder.parent, mode=0o700)
             storage.disk.make_folder(self.staging)
-            self._writers = {
-                split: pa.ipc.new_file(str(self.staging / f"{split}.arrow"), self._schema)
+            self._sinks = {
+                split: storage.FileSink(storage.disk.create(self.staging / f"{split}.arrow"))
                 for split in self._pending
+            }
+            self._writers = {
+                split: pa.ipc.new_file(sink, self._schema) for split, sink in self._sinks.items()
             }
 
     def add(self, split: str, example: Example, *, times: int = 1) -> None:
@@ -149,6 +152,7 @@ class PreparedWriter:
         for split, writer in self._writers.items():
             self._flush(split)
             writer.close()
+            self._sinks[split].close()
             path = self.staging / f"{split}.arrow"
             storage.disk.sync(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
@@ -205,6 +209,8 @@ class PreparedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for sink in self._sinks.values():
+            sink.close()
         storage.try_remove_tree(self.staging)
 
 

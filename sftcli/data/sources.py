@@ -7,16 +7,16 @@ read only once, standard input or a pipe, is copied to a temporary file first, s
 """
 
 import atexit
-import os
 import re
-import shutil
+import secrets
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from tempfile import mkstemp
+from tempfile import gettempdir
 from typing import IO
 
+from sftcli import storage
 from sftcli.errors import DataError, Location, NotFoundError, StorageError, UsageError
 from sftcli.suggest import did_you_mean
 
@@ -174,12 +174,12 @@ def _pipe_copy(path: Path) -> Path:
 
 
 def _copy(stream: IO[bytes], suffix: str) -> Path:
-    handle, name = mkstemp(prefix="sft-", suffix=suffix)
-    path = Path(name)
-    atexit.register(path.unlink, missing_ok=True)
+    path = Path(gettempdir(), f"sft-{secrets.token_hex(8)}{suffix}")
+    atexit.register(storage.try_remove_tree, path)
     try:
-        with os.fdopen(handle, "wb") as copy:
-            shutil.copyfileobj(stream, copy, 2**20)
+        with storage.disk.create_alone(path, mode=0o600) as copy:
+            for chunk in storage.chunks(stream):
+                storage.disk.write(copy, chunk)
     except OSError as error:
         raise StorageError(
             f"rows from a pipe cannot be kept in {path.parent}: {error.strerror}",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sftcli.config.data_settings import RowOrder
+from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
 from sftcli.data.batch import Batch, BatchPlan, ExampleSource, TextShare, batches_in_order_of_length, collate
 from sftcli.data.prepared import ExampleTable
@@ -21,6 +22,7 @@ from sftcli.services.pt_output import PtWritingStore
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
+from sftcli.training.neftune import add_embedding_noise
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from sftcli.training.packing import choose_packing
 from sftcli.training.probe import choose_batch_loss
@@ -50,9 +52,16 @@ def build_trainer(
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
-    model = load_model(located.folder, dtype=torch.float32, device=device)
+    model = load_model(
+        located.folder,
+        dtype=torch.float32,
+        device=device,
+        gradient_checkpointing=settings.training.gradient_checkpointing,
+    )
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
+    if settings.training.neftune_alpha:
+        add_embedding_noise(model, settings.training.neftune_alpha)
     weights = MasterWeights(model, compute_dtype=dtype)
     total, trainable = count_parameters(model)
     emit(
@@ -68,7 +77,7 @@ def build_trainer(
     batch_loss = choose_batch_loss(model, _probe_batch(examples, pad_id).to(device), emit=emit)
     store = DirectoryCheckpointStore(
         run.checkpoints,
-        settings=settings.checkpoint,
+        settings=_kept(settings),
         write_model_files=partial(
             write_model_files,
             model,
@@ -106,6 +115,7 @@ def build_trainer(
         store=PtWritingStore(model, run, settings, store),
         emit=emit,
         device=device,
+        name_row=lambda index: str(examples[index].origin),
     )
     return trainer, model
 
@@ -122,6 +132,12 @@ def _text_share(texts: ExampleTable, fraction: float) -> TextShare | None:
     if not len(texts):
         raise DataError("no plain text is left to mix in", hint="sft prepare says why each text was rejected")
     return TextShare(examples=texts, fraction=fraction)
+
+
+def _kept(settings: Settings) -> CheckpointSettings:
+    """Return which checkpoints are kept: early stopping needs the best one."""
+    keep_best = settings.checkpoint.keep_best or settings.training.early_stopping_evals > 0
+    return settings.checkpoint.model_copy(update={"keep_best": keep_best})
 
 
 def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:

@@ -103,14 +103,14 @@ class RunLock:
         deadline = time.monotonic() + 2 * _GUARD_SECONDS
         while True:
             try:
-                handle = os.open(self.guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+                guard = storage.disk.create_alone(self.guard)
             except FileExistsError:
                 self._drop_stale_guard()
                 if time.monotonic() > deadline:
                     raise OutputError(f"cannot lock {self.path.parent}: {self.guard} stays") from None
                 time.sleep(_WAIT_SECONDS)
             else:
-                os.close(handle)
+                guard.close()
                 return
 
     def _drop_stale_guard(self) -> None:
@@ -130,7 +130,7 @@ class RunLock:
             if read_holder(self.path) != self.me:
                 return  # ``check`` says so at the next save
             try:
-                os.utime(self.path)
+                storage.disk.touch(self.path)
             except OSError:
                 continue  # a drive that is away for a while
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.sources import Resolved, Settings, to_toml
-from sftcli.errors import DataError, StoppedError
+from sftcli.errors import DataError, Location, StoppedError, UsageError
 from sftcli.events import (
     Ending,
     EventSink,
@@ -18,6 +18,7 @@ from sftcli.events import (
 from sftcli.modeling.load import quiet_libraries, save_model_folder
 from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.building import Materials, build_trainer
+from sftcli.services.finishing import take_best
 from sftcli.services.lock import RunLock
 from sftcli.services.machine import facts_of_start
 from sftcli.services.memory import memory_errors
@@ -58,7 +59,7 @@ class TrainRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOutcome:
-    """How a run ended. Losses are nats per response token; None where nothing is held out."""
+    """How a run ended. Losses are nats per response token, the last one that of ``final``; None where nothing is held out."""
 
     run: str
     path: str
@@ -138,8 +139,10 @@ def _train(
         ending = trainer.fit(stop)
     if not trainer.state.step:
         raise StoppedError
-    if ending is Ending.FINISHED:
+    ended_at = trainer.state.step
+    if ending is not Ending.STOPPED:
         lock.check()
+        take_best(trainer, run, settings.training, emit)
         write_final_pt(model, run, settings, trainer.snapshot(), emit)
         save_model_folder(
             model,
@@ -152,7 +155,7 @@ def _train(
     _report(run, emit)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
-    return _outcome(run, settings, ending, state.step, losses, seconds=monotonic() - begin)
+    return _outcome(run, settings, ending, ended_at, losses, seconds=monotonic() - begin)
 
 
 def _report(run: RunFolder, emit: EventSink) -> None:
@@ -183,6 +186,12 @@ def find_materials(
     require_rows(prepared)
     if not len(prepared.dataset.train):
         raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
+    if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):
+        raise UsageError(
+            "training.early_stopping_evals needs held-out rows, and there are none",
+            hint="set data.heldout_fraction, or name rows with --heldout",
+            location=Location(key="training.early_stopping_evals"),
+        )
     training = settings.training.for_rows(
         len(prepared.dataset.train), text_fraction=settings.data.text_fraction
     )
@@ -212,6 +221,6 @@ def _outcome(
         last_step=settings.training.max_steps,
         first_heldout_loss=losses[0],
         last_heldout_loss=losses[1],
-        final=str(run.final) if ending is Ending.FINISHED else None,
+        final=None if ending is Ending.STOPPED else str(run.final),
         seconds=seconds,
     )

@@ -1,12 +1,14 @@
 """Flags that say how rows are read, and that a run remembers the template it was given."""
 
+# ruff: noqa: F811 (other modules take the fixture from here)
+
 import json
 from pathlib import Path
 
 from sftcli.data.conversation import Message
 from sftcli.data.render import encode_prompt
 from sftcli.modeling.tokenizer import load_chat_tokenizer
-from tests.cli.conftest import sft  # noqa: F401 (other modules take it from here)
+from tests.cli.conftest import sft  # noqa: F401
 
 
 def test_mapped_columns_are_read_as_prompt_and_completion(sft, tiny_model):
@@ -45,6 +47,6 @@ def test_only_the_last_turn_is_trained_when_asked_for(sft, tiny_model):
 
 
 def test_longest_row_is_a_flag_and_longer_ones_are_counted(sft, rows, tiny_model):
-    _, out, _ = sft("prepare", rows, "--model", tiny_model, "--max-tokens", "8", "--json")
-    audit = json.loads(out)["audit"]
-    assert sum(part["rejected"].get("too-long", 0) for part in audit.values()) == 60
+    code, out, _ = sft("prepare", rows, "--model", tiny_model, "--max-tokens", "8", "--json")
+    assert code == 65
+    assert "(too-long 59, " in json.loads(out)["error"]["message"]
