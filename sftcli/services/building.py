@@ -115,7 +115,7 @@ def build_trainer(
         store=PtWritingStore(model, run, settings, store),
         emit=emit,
         device=device,
-        name_row=lambda index: str(examples[index].origin),
+        name_row=lambda index: str(plan.example(index).origin),
     )
     return trainer, model
 
