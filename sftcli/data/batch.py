@@ -145,6 +145,12 @@ class Packing:
     row_tokens: int
     rows: int = 1
 
+    def reduced(self, size: int, whole: int) -> "Packing":
+        """Return what fits into a micro-batch of ``size`` where this is one of ``whole``; a row is never cut."""
+        if self.rows == 1:
+            return replace(self, row_tokens=max(1, self.row_tokens * size // whole))
+        return replace(self, rows=max(1, self.rows * size // whole))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextShare:
