@@ -107,7 +107,7 @@ class FitWatch:
         return judge(self.losses, [loss for at, loss in self.heldout if at <= step])
 
     def _on_step(self, event: StepDone) -> list[Verdict]:
-        said = []
+        said: list[Verdict] = []
         quiet = self._said.get("spike", -QUIET_STEPS)
         for what, usual in self._learn(event.loss, event.grad_norm).items():
             if event.step - quiet >= QUIET_STEPS and not said:
