@@ -5,8 +5,9 @@ The order of a training run is::
     Notice* DataPrepared ModelLoaded HeldoutDone? FitStarted
         (StepDone HeldoutDone? CheckpointSaved?)* FitEnded HeldoutDone? ModelSaved?
 
-with ``Notice`` and ``Warned`` allowed anywhere. Events hold plain numbers and strings only, so a receiver can neither
-change a run nor keep its memory alive.
+with ``Notice`` and ``Warned`` allowed anywhere, ``MemoryEased`` before a step, and ``Judged`` behind a ``StepDone`` or
+``HeldoutDone``. Events hold plain numbers and strings only, so a receiver can neither change a run nor keep its memory
+alive.
 """
 
 import math
@@ -116,6 +117,27 @@ class StepDone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEased:
+    """Memory ran out in step ``step``, which is taken again, as all later ones, in a way that needs less of it."""
+
+    step: int
+    micro_batch_size: int  # rows
+    micro_batches: int  # of a global batch
+    gradient_checkpointing: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The curves up to ``step`` give reason to say something about the fit."""
+
+    step: int
+    kind: str  # overfitting, underfitting, degrading, plateau or spike
+    reason: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeldoutDone:
     """The held-out examples were scored. ``loss`` is nats per response token; ``step`` is finished steps."""
 
@@ -165,6 +187,8 @@ Event = (
     | ModelLoaded
     | FitStarted
     | StepDone
+    | MemoryEased
+    | Judged
     | HeldoutDone
     | CheckpointSaved
     | FitEnded

@@ -6,17 +6,19 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sftcli.cli import options, tables
-from sftcli.cli.text import count, duration, loss_text, percent
+from sftcli.cli.text import count, duration, loss_text, percent, short_count, size, whole_duration
 
 if TYPE_CHECKING:
     from sftcli.config.sources import Row
     from sftcli.data.audit import AuditSummary
     from sftcli.services.evaluate import EvalReport
     from sftcli.services.generate import Completion
+    from sftcli.services.plan import Plan
     from sftcli.services.prepare import PrepareOutcome
     from sftcli.services.resume import VerifyOutcome
     from sftcli.services.score import Score
     from sftcli.services.train import TrainOutcome
+    from sftcli.services.verdict import Verdict
 
 SHOWN_MISSES = 3
 
@@ -49,6 +51,8 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
             tables.show_text(
                 f"held-out loss {before} before, {after} after, in {duration(outcome.seconds)}", err
             )
+        if outcome.verdict is not None and outcome.verdict.kind != "unknown":
+            tables.show_text(_verdict_text(outcome.verdict), err)
         if outcome.ending == "plateau":
             tables.show_text(
                 f"ended early, at step {outcome.step} of {outcome.last_step}: held-out loss fell no more", err
@@ -61,6 +65,47 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
             tables.show_text(f'next: sft generate "your prompt", or sft eval {shlex.quote(outcome.run)}', err)
     if outcome.final is not None:
         tables.show_text(outcome.final, tables.out(output.color))
+
+
+def show_plan(plan: "Plan", output: options.Output) -> None:
+    """Print what a training would need."""
+    if output.json:
+        tables.show_result_json(asdict(plan))
+        return
+    tables.out(output.color).print(tables.key_value_table(list(_plan_rows(plan))))
+    if plan.peak_bytes > plan.total_memory_bytes and not output.quiet:
+        tables.show_text(
+            "this does not fit: lower training.micro_batch_size (the updates stay the same), set "
+            "training.gradient_checkpointing=true, or choose training.optimizer=adafactor",
+            tables.err(output.color),
+        )
+
+
+def _plan_rows(plan: "Plan") -> Iterator[tuple[str, object]]:
+    trained = "" if plan.trainable == plan.parameters else f", {short_count(plan.trainable)} trained"
+    rows, tokens = plan.longest_micro_batch
+    yield "model", f"{plan.model}: {short_count(plan.parameters)} parameters{trained}"
+    yield "machine", f"{plan.device}, {plan.precision}"
+    yield "rows", f"{count(plan.train_examples)} to train, {count(plan.heldout_examples)} held out"
+    yield "steps", f"{count(plan.steps)} of {plan.batch_size} rows, at most {plan.micro_batch_size} at once"
+    yield "longest", f"{rows} x {tokens} tokens, of {count(plan.scanned_steps)} steps"
+    yield "weights", size(plan.weights_bytes)
+    yield "gradients", size(plan.gradients_bytes)
+    yield "optimizer", size(plan.optimizer_bytes)
+    yield "activations", size(plan.activations_bytes)
+    yield "head, loss", size(plan.head_bytes)
+    if plan.program_bytes:
+        yield "program", size(plan.program_bytes)
+    if plan.other_bytes:
+        yield "other", size(plan.other_bytes)
+    if plan.checkpoint_copy_bytes:
+        yield "copy to save", size(plan.checkpoint_copy_bytes)
+    yield "peak", f"{size(plan.peak_bytes)} of {size(plan.total_memory_bytes)}"
+    yield "checkpoint", f"{size(plan.checkpoint_bytes)} on disk, each"
+    yield "a step", duration(plan.step_seconds)
+    if plan.evaluations:
+        yield "evaluations", f"{plan.evaluations}, {duration(plan.evaluation_seconds)} each"
+    yield "in all", f"about {whole_duration(plan.seconds)}"
 
 
 def show_verified(outcome: "VerifyOutcome", output: options.Output) -> None:
@@ -149,11 +194,14 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
             bounds = f"{difference.low:+.3f} to {difference.high:+.3f}"
             tables.show_text(f"{name}: {difference.value:+.3f} against the base, 95% interval {bounds}", err)
     if report.verdict is not None:
-        verdict = report.verdict
-        advice = f": {verdict.advice}" if verdict.advice else ""
-        tables.show_text(f"{verdict.kind} ({verdict.reason}){advice}", err)
+        tables.show_text(_verdict_text(report.verdict), err)
     for miss in report.misses[:SHOWN_MISSES]:
         tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}", err)
+
+
+def _verdict_text(verdict: "Verdict") -> str:
+    advice = f": {verdict.advice}" if verdict.advice else ""
+    return f"{verdict.kind} ({verdict.reason}){advice}"
 
 
 def _matches(score: "Score") -> str:

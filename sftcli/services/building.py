@@ -1,30 +1,29 @@
 """Builds a trainer from settings, model and data: the one place where the parts of training meet."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.data_settings import RowOrder
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
-from sftcli.data.batch import Batch, BatchPlan, ExampleSource, TextShare, batches_in_order_of_length, collate
-from sftcli.data.prepared import ExampleTable
-from sftcli.errors import DataError
+from sftcli.config.training_settings import TrainingSettings
+from sftcli.data.batch import Batch, ExampleSource, batches_in_order_of_length, collate
 from sftcli.events import EventSink, ModelLoaded, StopFlag
-from sftcli.modeling.load import count_parameters, load_model, write_model_files
+from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model, write_model_files
 from sftcli.modeling.locate import LocatedModel
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
+from sftcli.services.row_plan import plan_maker
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
+from sftcli.training.memory import MemoryLadder
 from sftcli.training.neftune import add_embedding_noise
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
-from sftcli.training.packing import choose_packing
 from sftcli.training.probe import choose_batch_loss
 from sftcli.training.state import HeldoutLoss
 from sftcli.training.trainer import Trainer
@@ -89,20 +88,13 @@ def build_trainer(
         resume_command=f"sft resume {run.name}",
         check_owner=check_owner,
     )
-    text = _text_share(prepared.dataset.text, settings.data.text_fraction)
-    longest = max(*examples.num_tokens, *(text.examples.num_tokens if text else ()), 0)
-    packing = choose_packing(
-        model, examples, longest=longest, settings=settings.training, pad_id=pad_id, emit=emit
-    )
-    plan = BatchPlan(
-        examples,
-        batch_size=settings.training.batch_size,
+    make_plan = plan_maker(model, prepared.dataset, settings, pad_id=pad_id, emit=emit)
+    named = make_plan(settings.training.micro_batch_size)
+    ladder = MemoryLadder(
         micro_batch_size=settings.training.micro_batch_size,
-        pad_id=pad_id,
-        seed=settings.training.seed,
-        keys=_order_keys(prepared.dataset.train, settings.data.order),
-        packing=packing,
-        text=text,
+        batch_size=settings.training.batch_size,
+        make_plan=make_plan,
+        checkpoint_activations=_checkpointing(model, settings.training),
     )
     trainer = Trainer(
         settings=settings.training,
@@ -110,28 +102,20 @@ def build_trainer(
         weights=weights,
         optimizer=make_optimizer(weights.masters, settings.training),
         batch_loss=batch_loss,
-        plan=plan,
+        ladder=ladder,
         heldout_loss=_heldout_loss(prepared, batch_loss, device),
         store=PtWritingStore(model, run, settings, store),
         emit=emit,
         device=device,
-        name_row=lambda index: str(plan.example(index).origin),
+        name_row=lambda index: str(named.example(index).origin),
     )
     return trainer, model
 
 
-def _order_keys(examples: ExampleTable, order: RowOrder) -> Sequence[float] | None:
-    if order is RowOrder.SHUFFLED:
-        return None
-    return examples.num_tokens if order is RowOrder.LENGTH else examples.scores
-
-
-def _text_share(texts: ExampleTable, fraction: float) -> TextShare | None:
-    if not fraction:
-        return None
-    if not len(texts):
-        raise DataError("no plain text is left to mix in", hint="sft prepare says why each text was rejected")
-    return TextShare(examples=texts, fraction=fraction)
+def _checkpointing(model: "PreTrainedModel", settings: TrainingSettings) -> Callable[[], None] | None:
+    """Return what turns gradient checkpointing on where it is off and the model knows it."""
+    is_known = model.supports_gradient_checkpointing and not settings.gradient_checkpointing
+    return partial(checkpoint_activations, model) if is_known else None
 
 
 def _kept(settings: Settings) -> CheckpointSettings:

@@ -78,7 +78,8 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "samples": evaluation.get("samples", []) if evaluation else [],
         "base": _name(evaluation, "base"),
         "tuned": _name(evaluation, "tuned"),
-        "warnings": [event["text"] for event in _of(events, "Warned")],
+        "judgements": _of(events, "Judged"),
+        "warnings": [event["text"] for event in events if event["event"] in {"Warned", "MemoryEased"}],
         "commands": [
             str(run.read_about().get("command", "")),
             f"sft train --config {run.name}/config.toml",

@@ -1,6 +1,6 @@
 """Train and resume: builds the parts, runs the trainer, leaves a run folder behind."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sftcli.config.sources import Resolved, Settings, to_toml
@@ -43,6 +43,8 @@ from sftcli.services.run_folder import (
     write_text,
 )
 from sftcli.services.run_log import RunLog
+from sftcli.services.verdict import Verdict
+from sftcli.services.watch import FitWatch, watched
 from sftcli.training.checkpoint_files import read_snapshot
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 
@@ -70,6 +72,7 @@ class TrainOutcome:
     last_heldout_loss: float | None
     final: str | None  # folder of the tuned model; None when stopped before the end
     seconds: float
+    verdict: Verdict | None = None  # on the curves of the run up to the step of ``final``
 
 
 def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> TrainOutcome:
@@ -123,6 +126,10 @@ def _train(
     checkpoint: Path | None = None,
 ) -> TrainOutcome:
     begin = monotonic()
+    watch = FitWatch(stops_early=settings.training.early_stopping_evals > 0)
+    if checkpoint is not None:
+        watch.replay(run.iterate_events())
+    emit = watched(watch, emit)
     emit(RunStarted(run=run.name, path=str(run.path)))
     materials = find_materials(settings, emit, stop, fallback=run.path / "cache")
     located, prepared, settings = materials.located, materials.prepared, materials.settings
@@ -133,9 +140,10 @@ def _train(
     emit(Notice(text=f"Loading pretrained model from {located.folder}"))
     seed_everything(settings.training.seed)
     trainer, model = build_trainer(run, materials, emit, check_owner=lock.check)
+    watch.name_rows = trainer.name_rows
     if checkpoint is not None:
         trainer.restore(read_snapshot(checkpoint))
-    with memory_errors(settings.training, resume_command=f"sft resume {run.name}"):
+    with memory_errors(trainer.tried, resume_command=f"sft resume {run.name}"):
         ending = trainer.fit(stop)
     if not trainer.state.step:
         raise StoppedError
@@ -155,7 +163,8 @@ def _train(
     _report(run, emit)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
-    return _outcome(run, settings, ending, ended_at, losses, seconds=monotonic() - begin)
+    outcome = _outcome(run, settings, ending, ended_at, losses, seconds=monotonic() - begin)
+    return outcome if ending is Ending.STOPPED else replace(outcome, verdict=watch.verdict(state.step))
 
 
 def _report(run: RunFolder, emit: EventSink) -> None:

@@ -28,6 +28,8 @@ class TrainState:
     best_step: int = 0
     fresh_heldout_loss: float | None = None  # the last one that was lower by enough (see ``stopping``)
     stale_evals: int = 0  # since then
+    micro_batch_size: int = 0  # rows, where memory ran out with what the settings say; else 0
+    checkpoints_activations: bool = False  # the same for gradient checkpointing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
