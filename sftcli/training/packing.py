@@ -53,6 +53,9 @@ def choose_packing(
     """
     if settings.packing is PackRows.OFF:
         return None
+    if settings.packing is PackRows.AUTO and settings.neftune_alpha:
+        emit(Notice(text="rows are not packed: the noise of NEFTune depends on the length of a row"))
+        return None
     budget = max(longest, settings.micro_batch_tokens or settings.micro_batch_size * longest)
     probe = _Probe(model, examples, pad_id)
     if settings.packing is PackRows.ON or model.device.type in _MEASURED:

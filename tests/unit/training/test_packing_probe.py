@@ -95,6 +95,12 @@ def test_packing_can_be_switched_off_and_leaves_the_attention_alone():
     assert attention_of(model) == "sdpa"
 
 
+def test_rows_stay_apart_where_noise_on_embeddings_depends_on_their_length():
+    packing, (notice,) = choose(seeded(LlamaForCausalLM), neftune_alpha=5.0)
+    assert packing is None
+    assert "NEFTune" in notice.text
+
+
 def test_tokens_of_a_pass_can_be_set_and_always_hold_one_row():
     assert choose(seeded(LlamaForCausalLM), micro_batch_tokens=50)[0] == Packing(row_tokens=50)
     assert choose(seeded(LlamaForCausalLM), micro_batch_tokens=1)[0] == Packing(row_tokens=LONGEST)
