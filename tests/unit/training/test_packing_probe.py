@@ -104,3 +104,8 @@ def test_rows_stay_apart_where_noise_on_embeddings_depends_on_their_length():
 def test_tokens_of_a_pass_can_be_set_and_always_hold_one_row():
     assert choose(seeded(LlamaForCausalLM), micro_batch_tokens=50)[0] == Packing(row_tokens=50)
     assert choose(seeded(LlamaForCausalLM), micro_batch_tokens=1)[0] == Packing(row_tokens=LONGEST)
+
+
+def test_packing_of_half_the_micro_batch_has_half_the_tokens():
+    assert Packing(row_tokens=96).reduced(2, 4) == Packing(row_tokens=48)
+    assert Packing(row_tokens=24, rows=4).reduced(1, 4) == Packing(row_tokens=24, rows=1)
