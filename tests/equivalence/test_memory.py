@@ -139,7 +139,7 @@ def shrink(monkeypatch, rows):
 
 
 def test_decision_is_logged_reported_and_kept_when_the_run_goes_on(place, monkeypatch):
-    sets = ("training.micro_batch_size=2", "checkpoint.every_steps=1")
+    sets = ("training.micro_batch_size=2", "checkpoint.every_steps=1", "training.packing=off")
     shrink(monkeypatch, 1)
     whole = StopAtStep(99)
     assert (
@@ -164,6 +164,6 @@ def test_end_of_the_ladder_is_exit_code_71_and_checkpoints_stay(place, monkeypat
     with pytest.raises(
         ResourceError, match="out of memory with micro-batches of 1 row and gradient"
     ) as caught:
-        train(settings_of(place, place / "model", "run.name=tight"), StopAtStep(99))
+        train(settings_of(place, place / "model", "run.name=tight", "training.packing=off"), StopAtStep(99))
     assert caught.value.exit_code == 71
     assert not list_checkpoints(place / "runs" / "tight" / "checkpoints")
