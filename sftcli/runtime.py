@@ -1,11 +1,14 @@
 """The machine: which device and precision to use, memory, random state. The only module that asks what hardware is there."""
 
+import os
 import random
 import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -70,6 +73,33 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return the memory in use: the device's on CUDA, else the process's (where only its peak can be told, that)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:  # not Linux
+        return peak_memory_bytes(device)
+    return pages * resource.getpagesize()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let ``peak_memory_bytes`` start again from what is in use now, where the system can do that."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # not Linux
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def total_memory_bytes(device: torch.device) -> int:
+    """Return how much memory the device or the machine has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def release_memory(device: torch.device) -> None:

@@ -164,6 +164,15 @@ MaxTokens = Annotated[
         rich_help_panel=INPUT_PANEL,
     ),
 ]
+Packing = Annotated[
+    str | None,
+    typer.Option(
+        "--packing",
+        metavar="auto|on|off",
+        help="Put several rows into one, kept apart by attention; auto does where the model is seen to keep them apart.",
+        rich_help_panel=SETTINGS_PANEL,
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(

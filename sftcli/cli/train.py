@@ -44,6 +44,7 @@ def train(
     lora: adapter_options.Lora = False,
     adapter: adapter_options.Adapter = None,
     rank: adapter_options.Rank = None,
+    packing: options.Packing = None,
     run: options.RunName = None,
     on_existing: Annotated[
         Resume | None,
@@ -58,6 +59,14 @@ def train(
         typer.Option(
             "--print-config",
             help="Show every setting, its value and where it was set, and do nothing else.",
+            rich_help_panel=options.SETTINGS_PANEL,
+        ),
+    ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Only measure a few steps and show what training would need: memory, steps, time. Writes no run.",
             rich_help_panel=options.SETTINGS_PANEL,
         ),
     ] = False,
@@ -87,6 +96,7 @@ def train(
         flags={
             "training.max_steps": ("--max-steps", max_steps),
             "training.seed": ("--seed", seed),
+            "training.packing": ("--packing", packing),
             "model.name": ("--model", model),
             "model.tokenizer": ("--tokenizer", tokenizer),
             **data_flags(
@@ -107,6 +117,12 @@ def train(
         return
     with session(output, every_steps=resolved.settings.training.log_every_steps) as (emit, stop):
         emit(Notice(text="loading torch and transformers"))
+        if plan:
+            from sftcli.services.plan import plan_training
+
+            planned = plan_training(resolved.settings, emit, stop)
+            results.show_plan(planned, output)
+            return
         from sftcli.services.train import TrainRequest, run_training
 
         label = chosen or Path(config or "run").stem

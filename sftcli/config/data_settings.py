@@ -61,7 +61,9 @@ class DataSettings(Section):
     text_sources: tuple[Text, ...] = Field(
         (), description="Sources of plain text, rows with a column `text`, mixed into training."
     )
-    text_fraction: float = Field(0.0, ge=0, le=0.2, description="Share of plain text in training.")
+    text_fraction: float = Field(
+        0.0, ge=0, le=0.2, description="Share of the steps that are taken on plain text, evenly spread."
+    )
     renames: tuple[Text, ...] = Field(
         (), description="Columns of other names, each OURS=THEIRS, such as prompt=question."
     )

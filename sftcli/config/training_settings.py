@@ -129,15 +129,15 @@ class TrainingSettings(Section):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the row order, the split and dropout.")
 
-    def for_rows(self, num_rows: int) -> Self:
-        """Return these settings with ``max_steps`` filled in for that many training rows.
+    def for_rows(self, num_rows: int, *, text_fraction: float = 0.0) -> Self:
+        """Return these settings with ``max_steps`` filled in for that many training rows, and as much text between them.
 
         Raises:
             UsageError: There are fewer steps than ``warmup_steps``.
         """
         if self.max_steps:
             return self
-        steps = max(1, math.ceil(self.epochs * num_rows / self.batch_size))
+        steps = max(1, math.ceil(self.epochs * num_rows / self.batch_size / (1 - text_fraction)))
         if self.warmup_steps is not None and self.warmup_steps > steps:
             raise UsageError(
                 f"training.warmup_steps is {self.warmup_steps}, but {self.epochs:g} epochs of {num_rows} rows are "

@@ -72,7 +72,7 @@ class Batch:
 
     input_ids: torch.Tensor  # (B, T) int64
     targets: torch.Tensor  # (B, T) int64
-    example_ids: tuple[int, ...]  # index of each example in its dataset
+    example_ids: tuple[int, ...]  # index of each example in its dataset; running text counts down from -1
     response_tokens: int  # targets that are not IGNORED, at least 1
     tokens: int  # padding excluded
     documents: Documents | None = None  # None: each row is one example
@@ -145,11 +145,11 @@ class Packing:
     row_tokens: int
     rows: int = 1
 
-    def shrunk(self, share: float, *, longest: int) -> "Packing":
-        """Return the packing with about ``share`` of the tokens; an example of ``longest`` tokens still fits."""
-        if self.rows > 1:
-            return replace(self, rows=max(1, int(self.rows * share)))
-        return replace(self, row_tokens=max(longest, int(self.row_tokens * share)))
+    def reduced(self, size: int, whole: int) -> "Packing":
+        """Return what fits into a micro-batch of ``size`` where this is one of ``whole``; a row is never cut."""
+        if self.rows == 1:
+            return replace(self, row_tokens=max(1, self.row_tokens * size // whole))
+        return replace(self, rows=max(1, self.rows * size // whole))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +210,14 @@ class BatchPlan:
         batches = (
             self._padded(examples, ids) if self.packing is None else self._packed(examples, ids, self.packing)
         )
-        return [replace(batch, is_text=True) for batch in batches] if is_text else batches
+        return [_of_text(batch) for batch in batches] if is_text else batches
+
+    def example(self, example_id: int) -> Example:
+        """Return an example of a batch by its id."""
+        if example_id >= 0:
+            return self.examples[example_id]
+        assert self._text is not None
+        return self._text.examples[-1 - example_id]
 
     def epoch(self, step: int) -> float:
         """Return the passes over the instruction rows after ``step`` finished steps."""
@@ -243,6 +250,10 @@ def batches_in_order_of_length(
         count = max(1, max_batch_tokens // lengths[order[0]])
         yield _collate(examples, order[:count], pad_id)
         order = order[count:]
+
+
+def _of_text(batch: Batch) -> Batch:
+    return replace(batch, is_text=True, example_ids=tuple(-1 - index for index in batch.example_ids))
 
 
 def _collate(examples: ExampleSource, ids: Sequence[int], pad_id: int) -> Batch:

@@ -1,18 +1,16 @@
 """Builds a trainer from settings, model and data: the one place where the parts of training meet."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.data_settings import RowOrder
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
 from sftcli.config.training_settings import TrainingSettings
-from sftcli.data.batch import Batch, BatchPlan, ExampleSource, Packing, batches_in_order_of_length, collate
-from sftcli.data.prepared import ExampleTable
+from sftcli.data.batch import Batch, ExampleSource, batches_in_order_of_length, collate
 from sftcli.events import EventSink, ModelLoaded, StopFlag
 from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model, write_model_files
 from sftcli.modeling.locate import LocatedModel
@@ -20,6 +18,7 @@ from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.adapters import AdapterFiles, adapter_files, load_with_adapter
 from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
+from sftcli.services.row_plan import plan_maker
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import ADAPTER, MODEL
@@ -27,7 +26,6 @@ from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.memory import MemoryLadder
 from sftcli.training.neftune import add_embedding_noise
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
-from sftcli.training.packing import choose_packing
 from sftcli.training.probe import choose_batch_loss
 from sftcli.training.state import HeldoutLoss
 from sftcli.training.trainer import Trainer
@@ -96,11 +94,12 @@ def build_trainer(
         resume_command=f"sft resume {run.name}",
         check_owner=check_owner,
     )
-    packing = choose_packing(model, examples, settings=settings.training, pad_id=pad_id, emit=emit)
+    make_plan = plan_maker(model, prepared.dataset, settings, pad_id=pad_id, emit=emit)
+    named = make_plan(settings.training.micro_batch_size)
     ladder = MemoryLadder(
         micro_batch_size=settings.training.micro_batch_size,
         batch_size=settings.training.batch_size,
-        make_plan=partial(_plan, materials, packing),
+        make_plan=make_plan,
         checkpoint_activations=_checkpointing(model, settings.training),
     )
     trainer = Trainer(
@@ -114,7 +113,7 @@ def build_trainer(
         store=store if adapter is not None else PtWritingStore(model, run, settings, store),
         emit=emit,
         device=device,
-        name_row=lambda index: str(examples[index].origin),
+        name_row=lambda index: str(named.example(index).origin),
     )
     return Built(trainer=trainer, model=model, adapter=adapter)
 
@@ -150,22 +149,6 @@ def _load(
     return model, MasterWeights(model, compute_dtype=dtype), None
 
 
-def _plan(materials: Materials, packing: Packing | None, micro_batch_size: int) -> BatchPlan:
-    settings, dataset = materials.settings, materials.prepared.dataset
-    if packing is not None:
-        share = micro_batch_size / settings.training.micro_batch_size
-        packing = packing.shrunk(share, longest=max(dataset.train.num_tokens))
-    return BatchPlan(
-        dataset.train,
-        batch_size=settings.training.batch_size,
-        micro_batch_size=micro_batch_size,
-        pad_id=materials.prepared.tokenizer.pad_id,
-        seed=settings.training.seed,
-        keys=_order_keys(dataset.train, settings.data.order),
-        packing=packing,
-    )
-
-
 def _checkpointing(model: "PreTrainedModel", settings: TrainingSettings) -> Callable[[], None] | None:
     """Return what turns gradient checkpointing on where it is off and the model knows it."""
     is_known = model.supports_gradient_checkpointing and not settings.gradient_checkpointing
@@ -176,12 +159,6 @@ def _kept(settings: Settings) -> CheckpointSettings:
     """Return which checkpoints are kept: early stopping needs the best one."""
     keep_best = settings.checkpoint.keep_best or settings.training.early_stopping_evals > 0
     return settings.checkpoint.model_copy(update={"keep_best": keep_best})
-
-
-def _order_keys(examples: ExampleTable, order: RowOrder) -> Sequence[float] | None:
-    if order is RowOrder.SHUFFLED:
-        return None
-    return examples.num_tokens if order is RowOrder.LENGTH else examples.scores
 
 
 def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:

@@ -167,7 +167,7 @@ def _verdict(run: RunFolder) -> Verdict:
     train = [
         float(str(event["loss"]))
         for event in events
-        if event["event"] == "StepDone" and event["loss"] is not None
+        if event["event"] == "StepDone" and event["loss"] is not None and not event.get("text_tokens")
     ]
     heldout = [
         float(str(event["loss"]))

@@ -65,7 +65,8 @@ def summarize_run(run: RunFolder) -> RunSummary:
         if event.get("event") == "HeldoutDone" and (value := _number(event, "loss")) is not None
     ]
     best = min(heldout, key=lambda pair: pair[0], default=None)
-    losses = [value for event in steps if (value := _number(event, "loss")) is not None]
+    of_rows = [event for event in steps if not event.get("text_tokens")]
+    losses = [value for event in of_rows if (value := _number(event, "loss")) is not None]
     seconds = sum(_number(event, "seconds") or 0.0 for event in steps)
     tokens = sum(_number(event, "tokens") or 0.0 for event in steps)
     return RunSummary(

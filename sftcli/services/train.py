@@ -223,7 +223,9 @@ def find_materials(
             hint="set data.heldout_fraction, or name rows with --heldout",
             location=Location(key="training.early_stopping_evals"),
         )
-    training = settings.training.for_rows(len(prepared.dataset.train))
+    training = settings.training.for_rows(
+        len(prepared.dataset.train), text_fraction=settings.data.text_fraction
+    )
     settings = settings.model_copy(update={"training": training})
     return Materials(
         settings=settings,

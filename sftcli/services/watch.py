@@ -85,7 +85,7 @@ class FitWatch:
             step = event.get("step")
             if not isinstance(step, int):
                 continue
-            if event.get("event") == "StepDone":
+            if event.get("event") == "StepDone" and not event.get("text_tokens"):
                 self._learn(_number(event, "loss"), _number(event, "grad_norm"))
             elif event.get("event") == "HeldoutDone":
                 self._add_heldout(step, _number(event, "loss"))
@@ -97,7 +97,7 @@ class FitWatch:
         if isinstance(event, FitStarted):
             self.last_step = event.last_step
         elif isinstance(event, StepDone):
-            return self._on_step(event)
+            return [] if event.text_tokens else self._on_step(event)  # the loss of text is another quantity
         elif isinstance(event, HeldoutDone):
             return self._once(event.step, self._on_heldout(event))
         return []

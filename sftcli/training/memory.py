@@ -42,11 +42,14 @@ class MemoryLadder:
         self.batch_size = batch_size
         self.make_plan = make_plan
         self.checkpoint_activations = checkpoint_activations
+        self.is_short = False  # whether it ends where it begins
         self._is_checkpointing = False
 
     def below(self, state: TrainState) -> TrainState | None:
         """Return ``state`` one rung further down; None at the end of the ladder."""
         size = self._size(state)
+        if self.is_short:
+            return None
         if size > 1:
             return replace(state, micro_batch_size=size // 2)
         if self.checkpoint_activations is not None and not state.checkpoints_activations:

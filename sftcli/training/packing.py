@@ -35,11 +35,14 @@ def choose_packing(
     model: "PreTrainedModel",
     examples: ExampleSource,
     *,
+    longest: int,
     settings: TrainingSettings,
     pad_id: int,
     emit: EventSink,
 ) -> Packing | None:
     """Return how examples share rows, None where each gets a row of its own; prepares the attention of ``model``.
+
+    A few of ``examples`` are tried; ``longest`` is the length of the longest one that will ever be packed.
 
     Documents are kept apart by an attention that gets their bounds, or, where packing is asked for and the model has no
     such attention, by the mask that the model makes from positions. On a CPU the mask is slower than padding: 263
@@ -50,7 +53,9 @@ def choose_packing(
     """
     if settings.packing is PackRows.OFF:
         return None
-    longest = max(examples.num_tokens)
+    if settings.packing is PackRows.AUTO and settings.neftune_alpha:
+        emit(Notice(text="rows are not packed: the noise of NEFTune depends on the length of a row"))
+        return None
     budget = max(longest, settings.micro_batch_tokens or settings.micro_batch_size * longest)
     probe = _Probe(model, examples, pad_id)
     if settings.packing is PackRows.ON or model.device.type in _MEASURED:

@@ -164,6 +164,6 @@ def test_end_of_the_ladder_is_exit_code_71_and_checkpoints_stay(place, monkeypat
     with pytest.raises(
         ResourceError, match="out of memory with micro-batches of 1 row and gradient"
     ) as caught:
-        train(settings_of(place, place / "model", "run.name=tight"), StopAtStep(99))
+        train(settings_of(place, place / "model", "run.name=tight", "training.packing=off"), StopAtStep(99))
     assert caught.value.exit_code == 71
     assert not list_checkpoints(place / "runs" / "tight" / "checkpoints")

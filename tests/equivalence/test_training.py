@@ -7,7 +7,7 @@ import torch
 
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
-from sftcli.data.batch import BatchPlan, collate
+from sftcli.data.batch import BatchPlan, TextShare, collate
 from sftcli.errors import DivergedError, UsageError
 from sftcli.events import CheckpointSaved, Ending, FitEnded, HeldoutDone, NeverStop, StepDone, Warned
 from sftcli.modeling.load import load_model
@@ -200,6 +200,26 @@ def test_window_holds_the_examples_of_its_step_and_no_others():
     assert sum(len(batch.example_ids) for batch in window) == 6
     assert max(len(batch.example_ids) for batch in window) <= 4
     assert sorted(index for batch in window for index in batch.example_ids) == sorted(plan.example_ids(1))
+
+
+def test_steps_of_text_hold_texts_in_an_order_of_their_own_and_leave_no_row_out():
+    rows, texts = random_examples(10), random_examples(6, seed=5)
+    plan = BatchPlan(
+        rows,
+        batch_size=2,
+        micro_batch_size=2,
+        pad_id=PAD_ID,
+        seed=0,
+        text=TextShare(examples=texts, fraction=0.2),
+    )
+    seen = {True: [], False: []}
+    for step in range(15):
+        for batch in plan.window(step):
+            seen[batch.is_text] += [plan.example(index) for index in batch.example_ids]
+    assert len(seen[True]) == 6
+    assert {id(example) for example in seen[True]} == {id(example) for example in texts}
+    assert {id(example) for example in seen[False][:10]} == {id(example) for example in rows}
+    assert plan.epoch(15) == 12 * 2 / 10
 
 
 def test_update_that_pure_bfloat16_loses_is_kept_by_the_masters():

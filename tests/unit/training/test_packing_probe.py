@@ -52,7 +52,8 @@ def seeded(kind: type[LlamaForCausalLM], *, spread: float = 0.2) -> LlamaForCaus
 def choose(model, **changes):
     sink = RecordingSink()
     settings = TrainingSettings(**({"micro_batch_size": 4} | changes))
-    return choose_packing(model, EXAMPLES, settings=settings, pad_id=PAD_ID, emit=sink), sink.of(Notice)
+    packing = choose_packing(model, EXAMPLES, longest=LONGEST, settings=settings, pad_id=PAD_ID, emit=sink)
+    return packing, sink.of(Notice)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -94,6 +95,17 @@ def test_packing_can_be_switched_off_and_leaves_the_attention_alone():
     assert attention_of(model) == "sdpa"
 
 
+def test_rows_stay_apart_where_noise_on_embeddings_depends_on_their_length():
+    packing, (notice,) = choose(seeded(LlamaForCausalLM), neftune_alpha=5.0)
+    assert packing is None
+    assert "NEFTune" in notice.text
+
+
 def test_tokens_of_a_pass_can_be_set_and_always_hold_one_row():
     assert choose(seeded(LlamaForCausalLM), micro_batch_tokens=50)[0] == Packing(row_tokens=50)
     assert choose(seeded(LlamaForCausalLM), micro_batch_tokens=1)[0] == Packing(row_tokens=LONGEST)
+
+
+def test_packing_of_half_the_micro_batch_has_half_the_tokens():
+    assert Packing(row_tokens=96).reduced(2, 4) == Packing(row_tokens=48)
+    assert Packing(row_tokens=24, rows=4).reduced(1, 4) == Packing(row_tokens=24, rows=1)

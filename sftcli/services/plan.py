@@ -1,0 +1,136 @@
+"""What a training would need, from a probe on the real model and rows. Trains nothing and writes no run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sftcli.config.sources import Settings
+from sftcli.events import EventSink, StopFlag
+from sftcli.modeling.load import count_parameters
+from sftcli.runtime import dtype_name, memory_bytes, peak_memory_bytes, seed_everything, total_memory_bytes
+from sftcli.services.building import Materials, build_trainer
+from sftcli.services.memory import memory_errors
+from sftcli.services.run_folder import RunFolder
+from sftcli.services.train import find_materials
+from sftcli.training.measuring import StepCost, measure_cost
+from sftcli.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Sizes in bytes, times in seconds. ``peak_bytes`` is that of the process, or of a device with memory of its own."""
+
+    model: str
+    parameters: int
+    trainable: int
+    device: str
+    precision: str
+    train_examples: int
+    heldout_examples: int
+    steps: int
+    batch_size: int
+    micro_batch_size: int
+    longest_micro_batch: tuple[int, int]  # rows, tokens of a row
+    scanned_steps: int  # in which it was looked for
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    head_bytes: int
+    program_bytes: int  # libraries and all else of the process; 0 on a device with memory of its own
+    other_bytes: int  # passing tensors of the backward pass: what the peak holds beyond the above
+    checkpoint_copy_bytes: int  # the copy that is written while training goes on
+    peak_bytes: int
+    total_memory_bytes: int
+    checkpoint_bytes: int  # on disk
+    step_seconds: float
+    evaluations: int
+    evaluation_seconds: float  # each
+    seconds: float  # all steps and evaluations
+
+
+def plan_training(settings: Settings, emit: EventSink, stop: StopFlag) -> Plan:
+    """Measure a few steps and say what the whole training needs.
+
+    Raises:
+        ResourceError: Not even the probe fits into memory.
+    """
+    materials = find_materials(settings, emit, stop)
+    settings = materials.settings
+    seed_everything(settings.training.seed)
+    before = 0
+    trainer, model = _build(materials, emit)
+    if trainer.device.type == "cpu":
+        before = memory_bytes(trainer.device) - _model_bytes(trainer)
+    load_peak = peak_memory_bytes(trainer.device)
+    with memory_errors(trainer.tried, resume_command="sft train --plan"):
+        cost = measure_cost(trainer, last_step=settings.training.max_steps)
+    total, trainable = count_parameters(model)
+    evaluations, evaluation_seconds = _evaluations(materials, cost)
+    copy = cost.optimizer + 4 * trainable if _copies(settings) else 0
+    steps = settings.training.max_steps
+    return Plan(
+        model=materials.located.name,
+        parameters=total,
+        trainable=trainable,
+        device=str(trainer.device),
+        precision=dtype_name(trainer.weights.compute_dtype),
+        train_examples=len(materials.prepared.dataset.train),
+        heldout_examples=len(materials.prepared.dataset.heldout),
+        steps=steps,
+        batch_size=settings.training.batch_size,
+        micro_batch_size=settings.training.micro_batch_size,
+        longest_micro_batch=(cost.longest_rows, cost.longest_tokens),
+        scanned_steps=cost.scanned_steps,
+        weights_bytes=cost.weights,
+        gradients_bytes=cost.gradients,
+        optimizer_bytes=cost.optimizer,
+        activations_bytes=cost.activations,
+        head_bytes=cost.head,
+        program_bytes=max(0, before),
+        other_bytes=max(0, cost.peak - max(0, before) - _known(cost)),
+        checkpoint_copy_bytes=copy,
+        peak_bytes=max(load_peak, cost.peak + copy),
+        total_memory_bytes=total_memory_bytes(trainer.device),
+        checkpoint_bytes=4 * total + cost.optimizer,
+        step_seconds=cost.step_seconds,
+        evaluations=evaluations,
+        evaluation_seconds=evaluation_seconds,
+        seconds=steps * cost.step_seconds + evaluations * evaluation_seconds,
+    )
+
+
+def _build(materials: Materials, emit: EventSink) -> "tuple[Trainer, PreTrainedModel]":
+    nowhere = RunFolder(Path(materials.settings.run.root) / "plan")  # nothing is saved there
+    trainer, model = build_trainer(nowhere, materials, emit, check_owner=lambda: None)
+    # A probe that went on with smaller micro-batches would measure something else.
+    trainer.ladder.is_short = True
+    return trainer, model
+
+
+def _known(cost: StepCost) -> int:
+    return cost.weights + cost.gradients + cost.optimizer + cost.activations + cost.head
+
+
+def _model_bytes(trainer: Trainer) -> int:
+    tensors = {*trainer.weights.model.parameters(), *trainer.weights.masters.values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _copies(settings: Settings) -> bool:
+    """Tell whether a checkpoint is written in the background before the last step."""
+    every = settings.checkpoint.every_steps
+    early = settings.training.early_stopping_evals > 0
+    return settings.checkpoint.in_background and (early or 0 < every < settings.training.max_steps)
+
+
+def _evaluations(materials: Materials, cost: StepCost) -> tuple[int, float]:
+    heldout, every = materials.prepared.dataset.heldout, materials.settings.training.eval_every_steps
+    if not len(heldout):
+        return 0, 0.0
+    steps = materials.settings.training.max_steps
+    count = 1 + (-(-steps // every) if every else 1)
+    return count, sum(heldout.num_tokens) * cost.forward_seconds_per_token

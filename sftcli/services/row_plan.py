@@ -1,0 +1,59 @@
+"""From settings to the plan of rows: their order, how they share passes, and the running text between them."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from sftcli.config.data_settings import RowOrder
+from sftcli.config.sources import Settings
+from sftcli.data.batch import BatchPlan, TextShare
+from sftcli.data.prepared import ExampleTable, PreparedDataset
+from sftcli.errors import DataError
+from sftcli.events import EventSink
+from sftcli.training.packing import choose_packing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def plan_maker(
+    model: "PreTrainedModel", dataset: PreparedDataset, settings: Settings, *, pad_id: int, emit: EventSink
+) -> Callable[[int], BatchPlan]:
+    """Return what makes the plan for a micro-batch size, after trying ``model`` with packed rows.
+
+    Raises:
+        DataError: There is no text for the share that it is to have.
+        UsageError: Packing is asked for, and the model cannot do it.
+    """
+    training, examples = settings.training, dataset.train
+    text = _text_share(dataset.text, settings.data.text_fraction)
+    longest = max(*examples.num_tokens, *(text.examples.num_tokens if text else ()), 0)
+    packing = choose_packing(model, examples, longest=longest, settings=training, pad_id=pad_id, emit=emit)
+    keys = _order_keys(examples, settings.data.order)
+
+    def make(micro_batch_size: int) -> BatchPlan:
+        return BatchPlan(
+            examples,
+            batch_size=training.batch_size,
+            micro_batch_size=micro_batch_size,
+            pad_id=pad_id,
+            seed=training.seed,
+            keys=keys,
+            packing=packing and packing.reduced(micro_batch_size, training.micro_batch_size),
+            text=text,
+        )
+
+    return make
+
+
+def _order_keys(examples: ExampleTable, order: RowOrder) -> Sequence[float] | None:
+    if order is RowOrder.SHUFFLED:
+        return None
+    return examples.num_tokens if order is RowOrder.LENGTH else examples.scores
+
+
+def _text_share(texts: ExampleTable, fraction: float) -> TextShare | None:
+    if not fraction:
+        return None
+    if not len(texts):
+        raise DataError("no plain text is left to mix in", hint="sft prepare says why each text was rejected")
+    return TextShare(examples=texts, fraction=fraction)

@@ -1,0 +1,149 @@
+"""What steps of a real trainer cost in memory and time: the measurements behind a plan. The trainer is spent afterwards."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from sftcli.data.batch import Batch
+from sftcli.runtime import memory_bytes, monotonic, peak_memory_bytes, reset_peak_memory
+from sftcli.training.optim import optimizer_tensors
+from sftcli.training.state import TrainState
+from sftcli.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SCAN_SECONDS = 5.0  # for the longest micro-batch
+TIMED_STEPS, TIMED_SECONDS = 3, 20.0  # for the time of a step: so many or so long
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """Bytes and seconds. ``activations`` and ``head`` are those of the longest micro-batch."""
+
+    longest_rows: int
+    longest_tokens: int  # positions of a row
+    scanned_steps: int  # in which the longest micro-batch was looked for
+    weights: int  # masters and what the products run in
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int  # above the activations, while head and loss run
+    peak: int  # of the process, or of the device where it has memory of its own
+    step_seconds: float
+    forward_seconds_per_token: float
+
+
+@dataclass(slots=True)
+class _Marks:
+    """Memory and time inside a forward pass, of the newest one; ``peak`` is that of all."""
+
+    before: int = 0
+    body: int = 0
+    head: int = 0
+    peak: int = 0
+    seconds: float = 0.0
+
+    def rise(self, peak: int) -> None:
+        """Remember a peak: the meter is set back inside each pass."""
+        self.peak = max(self.peak, peak)
+
+
+class _Repeated:
+    """A plan whose every step is one micro-batch, twice: the second finds gradients in memory, as most do."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def window(self, step: int, /) -> list[Batch]:  # noqa: ARG002
+        return [self.batch, self.batch]
+
+    def epoch(self, step: int, /) -> float:
+        return float(step)
+
+
+def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
+    """Take two steps on the longest micro-batch for memory, the second with all state there, then real ones for time."""
+    longest, scanned = _longest(trainer, last_step)
+    plan = trainer.plan
+    trainer.plan = _Repeated(longest)
+    with _marked(trainer) as marks:
+        trainer.take_step()
+        reset_peak_memory(trainer.device)
+        marks.peak = 0
+        trainer.take_step()
+        marks.rise(peak_memory_bytes(trainer.device))
+    trainer.plan = plan
+    masters = trainer.weights.masters
+    state = optimizer_tensors(trainer.optimizer, masters).values()
+    return StepCost(
+        longest_rows=longest.input_ids.shape[0],
+        longest_tokens=longest.input_ids.shape[1],
+        scanned_steps=scanned,
+        weights=_bytes([*trainer.weights.model.parameters(), *masters.values()]),
+        gradients=sum(4 * master.numel() for master in masters.values()),  # summed in float32
+        optimizer=_bytes(state),
+        activations=max(0, marks.body - marks.before),
+        head=max(0, marks.head - marks.body),
+        peak=marks.peak,
+        step_seconds=_step_seconds(trainer, last_step),
+        forward_seconds_per_token=marks.seconds / longest.input_ids.numel(),
+    )
+
+
+def _longest(trainer: Trainer, last_step: int) -> tuple[Batch, int]:
+    """Return the largest micro-batch of the run, or of as many of its steps as a few seconds allow."""
+    begin, found, step = monotonic(), trainer.plan.window(0), 1
+    longest = max(found, key=lambda batch: batch.input_ids.numel())
+    while step < last_step and monotonic() - begin < SCAN_SECONDS:
+        longest = max([longest, *trainer.plan.window(step)], key=lambda batch: batch.input_ids.numel())
+        step += 1
+    return longest, step
+
+
+def _step_seconds(trainer: Trainer, last_step: int) -> float:
+    """Return the mean time of a few real steps."""
+    taken, seconds = 0, 0.0
+    while taken < TIMED_STEPS and seconds < TIMED_SECONDS:
+        trainer.state = TrainState(step=taken * max(1, last_step // TIMED_STEPS))
+        seconds += trainer.take_step().seconds
+        taken += 1
+    return seconds / taken
+
+
+@contextmanager
+def _marked(trainer: Trainer) -> Iterator[_Marks]:
+    marks, loss = _Marks(), trainer.batch_loss
+    body = cast("PreTrainedModel", trainer.weights.model).base_model
+
+    def after_body(*_: object) -> None:
+        marks.rise(peak_memory_bytes(trainer.device))
+        marks.body = memory_bytes(trainer.device)
+        reset_peak_memory(trainer.device)
+
+    def measured(batch: Batch) -> torch.Tensor:
+        begin = monotonic()
+        marks.before = memory_bytes(trainer.device)
+        nll = loss(batch)
+        nll.item()  # waits for the device
+        marks.seconds = monotonic() - begin
+        marks.head = peak_memory_bytes(trainer.device)
+        marks.rise(marks.head)
+        return nll
+
+    hook = body.register_forward_hook(after_body)
+    trainer.batch_loss = measured
+    try:
+        yield marks
+    finally:
+        hook.remove()
+        trainer.batch_loss = loss
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Return the size of ``tensors``, memory that several share counted once."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -1,0 +1,87 @@
+"""`sft train --plan`: what a training needs, measured and not trained."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sftcli.cli.app import app
+from sftcli.events import FitStarted, NeverStop, StepDone
+from sftcli.runtime import peak_memory_bytes, reset_peak_memory
+from sftcli.services.plan import plan_training
+from tests.support.recording import RecordingSink
+from tests.support.runs import StopAtStep, settings_of, train, write_rows
+from tests.support.tiny_model import build_tiny_model
+from tests.support.training import CPU, tiny_llama
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    write_rows(tmp_path / "rows.jsonl")
+    build_tiny_model(tmp_path / "model")
+    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def plan_of(place, *changes):
+    sink = RecordingSink()
+    plan = plan_training(settings_of(place, place / "model", *changes).settings, sink, NeverStop())
+    return plan, sink
+
+
+def test_plan_counts_what_the_run_will_hold_and_writes_no_run(place):
+    plan, sink = plan_of(place, "training.precision=bf16")
+    weights = sum(weight.numel() for weight in tiny_llama().parameters())
+    assert plan.weights_bytes == 6 * weights  # float32 masters and bfloat16 copies
+    assert plan.gradients_bytes == 4 * weights
+    assert 8 * weights < plan.optimizer_bytes < 8 * weights + 1000
+    assert (plan.steps, plan.micro_batch_size, plan.batch_size) == (10, 3, 4)
+    assert plan.longest_micro_batch[0] == 3
+    assert plan.scanned_steps == 10
+    assert (plan.train_examples, plan.heldout_examples, plan.evaluations) == (20, 5, 4)
+    assert 0 < plan.step_seconds < plan.seconds
+    assert plan.peak_bytes > plan.program_bytes > 0
+    assert sink.of(FitStarted) == []
+    assert not (place / "runs").exists()
+
+
+def test_lean_optimizer_and_full_precision_show_in_the_plan(place):
+    plan, _ = plan_of(place, "training.precision=fp32", "training.optimizer=adafactor")
+    weights = sum(weight.numel() for weight in tiny_llama().parameters())
+    assert plan.weights_bytes == 4 * weights
+    assert plan.optimizer_bytes < weights
+
+
+def test_plan_is_one_json_object_or_a_table(place, monkeypatch):
+    monkeypatch.chdir(place)
+    arguments = ["train", "--data", "rows.jsonl", "--model", "model", "--max-steps", "5", "--plan"]
+    printed, table = (
+        CliRunner().invoke(app, [*arguments, *more, "--set", "training.batch_size=4"]).stdout
+        for more in (
+            ["--json", "--set", "training.micro_batch_size=2"],
+            ["--set", "training.micro_batch_size=2"],
+        )
+    )
+    assert json.loads(printed)["steps"] == 5
+    assert "5 of 4 rows, at most 2 at once" in table
+    assert "peak" in table
+    assert not (place / "runs").exists()
+
+
+def test_peak_memory_can_be_measured_again_from_now():
+    tensor = torch.ones(20_000_000)
+    high = peak_memory_bytes(CPU)
+    del tensor
+    reset_peak_memory(CPU)
+    assert peak_memory_bytes(CPU) < high - 40_000_000
+
+
+@pytest.mark.slow
+def test_predicted_peak_is_near_the_measured_one(place):
+    plan, _ = plan_of(place, "run.name=planned")
+    reset_peak_memory(CPU)
+    flag = StopAtStep(99)
+    train(settings_of(place, place / "model", "run.name=measured"), flag)
+    measured = max(event.peak_memory_bytes for event in flag.events if isinstance(event, StepDone))
+    assert plan.peak_bytes == pytest.approx(measured, rel=0.15)
