@@ -58,7 +58,10 @@ def test_plan_is_one_json_object_or_a_table(place, monkeypatch):
     arguments = ["train", "--data", "rows.jsonl", "--model", "model", "--max-steps", "5", "--plan"]
     printed, table = (
         CliRunner().invoke(app, [*arguments, *more, "--set", "training.batch_size=4"]).stdout
-        for more in (["--json", "--set", "training.micro_batch_size=2"], ["--set", "training.micro_batch_size=2"])
+        for more in (
+            ["--json", "--set", "training.micro_batch_size=2"],
+            ["--set", "training.micro_batch_size=2"],
+        )
     )
     assert json.loads(printed)["steps"] == 5
     assert "5 of 4 rows, at most 2 at once" in table
