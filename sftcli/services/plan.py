@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftcli.config.sources import Settings
-from sftcli.events import EventSink, StopFlag
+from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.modeling.load import count_parameters
 from sftcli.runtime import dtype_name, memory_bytes, peak_memory_bytes, seed_everything, total_memory_bytes
 from sftcli.services.building import Materials, build_trainer
@@ -66,6 +66,7 @@ def plan_training(settings: Settings, emit: EventSink, stop: StopFlag) -> Plan:
     if trainer.device.type == "cpu":
         before = memory_bytes(trainer.device) - _model_bytes(trainer)
     load_peak = peak_memory_bytes(trainer.device)
+    emit(Notice(text="measuring a few steps, the first two on the longest micro-batch"))
     with memory_errors(trainer.tried, resume_command="sft train --plan"):
         cost = measure_cost(trainer, last_step=settings.training.max_steps)
     total, trainable = count_parameters(model)

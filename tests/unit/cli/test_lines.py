@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from sftcli.cli.lines import PlainView, SilentView, TextWriter
-from sftcli.events import FitStarted, Notice, Progressed, StepDone, TextDelta, Warned
+from sftcli.cli.lines import PlainView, SilentView, TextWriter, end_line
+from sftcli.events import Ending, FitEnded, FitStarted, Notice, Progressed, StepDone, TextDelta, Warned
 from tests.support.fake_run import HOSTILE, run_events, step_done
 from tests.support.golden import assert_golden
 
@@ -131,3 +131,8 @@ def test_a_watching_program_gets_every_event_as_a_line_of_json():
     skipped = next(line for line in lines if line.get("applied") is False)
     assert skipped["loss"] is None  # not finite
     assert stream.getvalue().isascii()
+
+
+def test_early_end_says_why() -> None:
+    event = FitEnded(step=80, ending=Ending.PLATEAU)
+    assert end_line(event, 61.0) == "training stopped early at step 80 after 1m01s: held-out loss fell no more"
