@@ -81,7 +81,7 @@ def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
     masters = trainer.weights.masters
     state = optimizer_tensors(trainer.optimizer, masters).values()
     return StepCost(
-        longest_rows=longest.input_ids.shape[0],
+        longest_rows=len(longest.example_ids),
         longest_tokens=longest.input_ids.shape[1],
         scanned_steps=scanned,
         weights=_bytes([*trainer.weights.model.parameters(), *masters.values()]),

@@ -135,4 +135,6 @@ def test_a_watching_program_gets_every_event_as_a_line_of_json():
 
 def test_early_end_says_why() -> None:
     event = FitEnded(step=80, ending=Ending.PLATEAU)
-    assert end_line(event, 61.0) == "training stopped early at step 80 after 1m01s: held-out loss fell no more"
+    assert (
+        end_line(event, 61.0) == "training stopped early at step 80 after 1m01s: held-out loss fell no more"
+    )
