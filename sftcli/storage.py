@@ -5,17 +5,21 @@ All writers of this program go through ``disk``, so a test can stop the machine,
 
 import errno
 import hashlib
+import io
 import os
+import re
 import secrets
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from sftcli.disk import Disk
 from sftcli.errors import OutputError, SftError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import IO
 
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PASSING = frozenset(
@@ -23,54 +27,6 @@ PASSING = frozenset(
 )  # network drives recover from these
 TEMPORARY, TRASH = ".tmp-", ".trash-"
 _STALE_SECONDS = 24 * 3600
-
-
-class Disk:
-    """The operations that change a disk, each one a moment at which a machine can stop."""
-
-    def make_folder(self, path: Path, *, mode: int = 0o777) -> None:
-        """Make ``path``; its parent exists."""
-        path.mkdir(mode=mode)
-
-    def create(self, path: Path) -> BinaryIO:
-        """Open ``path`` for writing, empty, unbuffered."""
-        return path.open("wb", buffering=0)
-
-    def append(self, path: Path) -> BinaryIO:
-        """Open ``path`` for writing at its end, unbuffered."""
-        return path.open("ab", buffering=0)
-
-    def write(self, file: BinaryIO, data: bytes | memoryview) -> None:
-        """Write all of ``data``."""
-        rest = memoryview(data)
-        while rest:
-            rest = rest[file.write(rest) :]
-
-    def truncate(self, path: Path, size: int) -> None:
-        """Cut ``path`` to its first ``size`` bytes."""
-        os.truncate(path, size)
-
-    def sync(self, path: Path) -> None:
-        """Make the content of a file, or the names in a folder, survive a loss of power."""
-        if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
-            return  # a system that cannot sync folders
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    def rename(self, source: Path, target: Path) -> None:
-        """Give ``source`` the name ``target``; a file of that name is replaced in the same moment."""
-        source.replace(target)
-
-    def unlink(self, path: Path) -> None:
-        """Remove a file or a link."""
-        path.unlink()
-
-    def remove_folder(self, path: Path) -> None:
-        """Remove an empty folder."""
-        path.rmdir()
 
 
 disk = Disk()
@@ -101,9 +57,43 @@ def append_line(file: BinaryIO, line: str) -> None:
     disk.write(file, (line + "\n").encode("utf-8"))
 
 
+class FileSink(io.RawIOBase):
+    """A file to hand to a library that writes into what it is given; each of its writes is one of ``disk``."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self.file = file
+
+    def writable(self) -> bool:
+        """Return true."""
+        return True
+
+    def write(self, data: object, /) -> int:
+        """Write all of ``data``, which is bytes or a buffer of them."""
+        view = memoryview(data).cast("B")  # type: ignore[arg-type]
+        disk.write(self.file, view)
+        return len(view)
+
+    def tell(self) -> int:
+        """Return how much was written."""
+        return self.file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+        super().close()
+
+
+def chunks(file: "IO[bytes]") -> "Iterator[bytes]":
+    """Yield the rest of a file a megabyte at a time."""
+    while chunk := file.read(1 << 20):
+        yield chunk
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy and sync one file."""
-    write_file(target, [source.read_bytes()])
+    with source.open("rb") as file:
+        write_file(target, chunks(file))
 
 
 def make_folders(path: Path, *, mode: int = 0o777) -> None:
@@ -214,20 +204,41 @@ def whole_folder(target: Path, *, hint: str) -> "Iterator[Path]":
 
 
 @contextmanager
+def whole_file(target: Path, *, hint: str) -> "Iterator[Path]":
+    """Yield a path to write a file at, and put it in the place of ``target`` when the block succeeds; see ``whole_folder``."""
+    with scratch_folder(target.parent, hint=hint) as scratch:
+        fresh = scratch / target.name
+        yield fresh
+        disk.sync(fresh)
+        disk.rename(fresh, target)
+        disk.sync(target.parent)
+
+
+@contextmanager
 def storage_errors(folder: Path, hint: str) -> "Iterator[None]":
     """Turn a failed write below ``folder`` into an error that says what to do."""
     try:
         yield
     except SftError:
         raise
-    except OSError as error:
-        if error.errno in FULL_DISK:
+    except Exception as error:
+        number = _system_error(error)
+        if number in FULL_DISK:
             raise StorageError(
                 f"the disk that holds {folder} is full", hint=f"make room, or {hint}"
             ) from error
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS} and _is_below(error.filename, folder):
-            raise OutputError(f"cannot write to {folder}: {error.strerror}", hint=hint) from error
+        is_ours = _is_below(getattr(error, "filename", None), folder)
+        if number in {errno.EACCES, errno.EPERM, errno.EROFS} and is_ours:
+            raise OutputError(f"cannot write to {folder}: {os.strerror(number)}", hint=hint) from error
         raise
+
+
+def _system_error(error: Exception) -> int:
+    """Return the system's number of an error, 0 where there is none. Libraries in Rust have it in their text only."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told else 0
 
 
 def _is_below(name: object, folder: Path) -> bool:

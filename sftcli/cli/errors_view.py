@@ -250,13 +250,15 @@ def write_error_json(
 
 def _save_report(command: str, report: str) -> Path | None:
     """Write a traceback into the state folder of the user, else a temporary one; ``None`` if neither can be written."""
+    from sftcli import storage
+
     name = f"{command.replace(' ', '-')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     for folder in (_state_folder(), Path(tempfile.gettempdir())):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            storage.make_folders(folder)
             path = folder / name
-            with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(report)
+            with storage.disk.create_alone(path, mode=0o600) as file:
+                storage.disk.write(file, report.encode("utf-8", "backslashreplace"))
         except (OSError, RuntimeError):
             continue
         return path

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sftcli.cli import options, results, tables
+from sftcli.cli import complete, options, results, tables
 from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
 
@@ -12,7 +12,11 @@ from sftcli.cli.session import session
 def prepare(
     sources: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DATA...", help="Files, folders or hub names, each SOURCE[:ROWS]."),
+        typer.Argument(
+            metavar="DATA...",
+            help="Files, folders or hub names, each SOURCE[:ROWS].",
+            autocompletion=complete.rows,
+        ),
     ] = None,
     preset: options.Preset = None,
     config: options.Config = None,
@@ -24,6 +28,7 @@ def prepare(
     template: options.Template = None,
     train_on: options.TrainOn = None,
     max_tokens: options.MaxTokens = None,
+    overlong: options.Overlong = None,
     show: Annotated[
         int, typer.Option("--show", metavar="N", min=0, help="Show the first N rows as the model sees them.")
     ] = 0,
@@ -48,7 +53,13 @@ def prepare(
         flags={
             "model.name": ("--model", model),
             "model.tokenizer": ("--tokenizer", tokenizer),
-            **data_flags(renames=renames, template=template, train_on=train_on, max_tokens=max_tokens),
+            **data_flags(
+                renames=renames,
+                template=template,
+                train_on=train_on,
+                max_tokens=max_tokens,
+                overlong=overlong,
+            ),
         },
     )
     with session(output) as (emit, stop):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sftcli.cli import adapter_options, options, results, tables
+from sftcli.cli import adapter_options, complete, options, results, tables
 from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
 from sftcli.events import Notice
@@ -38,6 +38,7 @@ def train(
     template: options.Template = None,
     train_on: options.TrainOn = None,
     max_tokens: options.MaxTokens = None,
+    overlong: options.Overlong = None,
     lora: adapter_options.Lora = False,
     adapter: adapter_options.Adapter = None,
     rank: adapter_options.Rank = None,
@@ -61,6 +62,7 @@ def train(
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    log_format: options.LogFormatChoice = None,
     color: options.ColorChoice = options.Color.AUTO,
 ) -> None:
     """Fine-tune a model. Without arguments it runs the preset `quick`.
@@ -72,7 +74,7 @@ def train(
 
       sft train --data rows.jsonl --lora --rank 32
     """
-    output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color)
+    output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color, log_format=log_format)
     chosen = choose_preset(preset, config, data)
     resolved = resolve_flags(
         preset=chosen,
@@ -85,7 +87,13 @@ def train(
             "training.seed": ("--seed", seed),
             "model.name": ("--model", model),
             "model.tokenizer": ("--tokenizer", tokenizer),
-            **data_flags(renames=renames, template=template, train_on=train_on, max_tokens=max_tokens),
+            **data_flags(
+                renames=renames,
+                template=template,
+                train_on=train_on,
+                max_tokens=max_tokens,
+                overlong=overlong,
+            ),
             **adapter_options.adapter_flags(lora=lora, adapter=adapter, rank=rank),
             "run.name": ("--run", run),
         },
@@ -110,7 +118,11 @@ def train(
 
 def resume(
     run: Annotated[
-        str | None, typer.Argument(help="Run to go on with, by name or path; the newest unfinished one.")
+        str | None,
+        typer.Argument(
+            help="Run to go on with, by name or path; the newest unfinished one.",
+            autocompletion=complete.runs,
+        ),
     ] = None,
     step: Annotated[
         int | None,
@@ -131,6 +143,7 @@ def resume(
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    log_format: options.LogFormatChoice = None,
     color: options.ColorChoice = options.Color.AUTO,
 ) -> None:
     """Go on with a stopped run as if it had never stopped.
@@ -142,7 +155,7 @@ def resume(
 
       sft resume my-run --verify
     """
-    output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color)
+    output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color, log_format=log_format)
     with session(output, every_steps=10) as (emit, stop):
         from sftcli.config.sources import parse_set
         from sftcli.services.resume import ResumeRequest, resume_training, verify_resume

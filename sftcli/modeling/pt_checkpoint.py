@@ -4,9 +4,7 @@ The only module that may call ``torch.load``, and only with ``weights_only=True`
 """
 
 import json
-import os
 import secrets
-import shutil
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -18,6 +16,7 @@ from pickle import UnpicklingError  # the error alone: nothing here reads a pick
 import torch
 from safetensors.torch import save_file
 
+from sftcli import storage
 from sftcli.errors import DataError, MismatchError, StorageError
 from sftcli.modeling.modern_config import ModernLMConfig
 from sftcli.modeling.modern_lm import ModernLMForCausalLM, register
@@ -186,14 +185,15 @@ def write_model_folder(checkpoint: PtCheckpoint, folder: Path) -> None:
     content = json.loads(config.to_json_string(use_diff=True))
     content |= {"architectures": [ModernLMForCausalLM.__name__], "dtype": "float32"}
     content["tie_word_embeddings"] = config.tie_word_embeddings
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    storage.write_file(folder / "config.json", [(json.dumps(content, indent=2) + "\n").encode("utf-8")])
     tensors = {}
     for name, tensor in checkpoint.model_state.items():
         if name == _HEAD and config.tie_word_embeddings:
             continue
         tensors[name if name == _HEAD else f"model.{name}"] = tensor.float().clone().contiguous()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")
+    target = folder / "model.safetensors"
+    storage.disk.let_library_write(folder, lambda: save_file(tensors, target, metadata={"format": "pt"}))
+    storage.disk.copy_mode(folder / "config.json", target)
 
 
 def write_pt(
@@ -234,14 +234,14 @@ def write_pt(
         "metadata": about,
         **about,
     }
-    staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    staging = path.with_name(f"{storage.TEMPORARY}{path.name}-{secrets.token_hex(4)}")
     try:
-        torch.save(content, staging)
-        with staging.open("rb") as file:
-            os.fsync(file.fileno())
-        staging.replace(path)
+        storage.disk.let_library_write(path.parent, lambda: torch.save(content, staging))
+        storage.disk.sync(staging)
+        storage.disk.rename(staging, path)
+        storage.disk.sync(path.parent)
     except (OSError, RuntimeError) as error:
-        staging.unlink(missing_ok=True)
+        storage.try_remove_tree(staging)
         raise StorageError(
             f"could not write {path}: {error}", hint="free space or choose another run.root"
         ) from error

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from sftcli import storage
 from sftcli.errors import MismatchError, SftError
 from sftcli.events import EventSink, Notice
 from sftcli.modeling.builtin_templates import MODERN_LLM
@@ -11,7 +12,6 @@ from sftcli.modeling.cache import whole_folder
 from sftcli.modeling.convert import SOURCE_FILE, models_folder
 from sftcli.modeling.hub import Patience, cached_snapshot, fetch_snapshot
 from sftcli.modeling.tokenizer import load_chat_tokenizer
-from sftcli.storage import file_sha256
 
 DEFAULT_TOKENIZER = "gpt2"
 _FORMAT = 1
@@ -30,7 +30,7 @@ def converted_pt(path: Path, *, tokenizer: str | None, emit: EventSink) -> tuple
             tokens than the model.
         NotFoundError, NetworkError: The tokenizer is not there.
     """
-    digest = file_sha256(path)
+    digest = storage.file_sha256(path)
     try:
         source = _tokenizer_folder(tokenizer or DEFAULT_TOKENIZER, emit)
     except SftError:
@@ -55,7 +55,7 @@ def _convert(path: Path, folder: Path, source: Path, digest: str, emit: EventSin
     with whole_folder(folder) as fresh:
         write_model_folder(checkpoint, fresh)
         copy_tokenizer(source, fresh)
-        (fresh / "chat_template.jinja").write_text(MODERN_LLM, encoding="utf-8")
+        storage.write_file(fresh / "chat_template.jinja", [MODERN_LLM.encode("utf-8")])
         chat = load_chat_tokenizer(fresh)
         rows = checkpoint.config["vocab_size"]
         assert isinstance(rows, int)
@@ -65,12 +65,14 @@ def _convert(path: Path, folder: Path, source: Path, digest: str, emit: EventSin
                 hint="name the tokenizer that the model was trained with: --tokenizer NAME_OR_DIR",
             )
         generation = {"eos_token_id": sorted(chat.stop_ids), "pad_token_id": chat.pad_id}
-        (fresh / "generation_config.json").write_text(
-            json.dumps(generation, indent=2) + "\n", encoding="utf-8"
-        )
+        _write_json(fresh / "generation_config.json", generation)
         files = {file.name: file.stat().st_size for file in sorted(fresh.iterdir()) if file.is_file()}
         about = {"format": _FORMAT, "pt": path.name, "pt_sha256": digest, "files": files}
-        (fresh / SOURCE_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        _write_json(fresh / SOURCE_FILE, about)
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    storage.write_file(path, [(json.dumps(content, indent=2) + "\n").encode("utf-8")])
 
 
 def _is_whole(folder: Path, digest: str) -> bool:

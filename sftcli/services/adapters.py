@@ -88,14 +88,23 @@ def check_machine(settings: AdapterSettings) -> None:
 
 
 def load_with_adapter(
-    located: LocatedModel, settings: AdapterSettings, *, dtype: torch.dtype, device: torch.device
+    located: LocatedModel,
+    settings: AdapterSettings,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    gradient_checkpointing: bool,
 ) -> "tuple[PreTrainedModel, AdapterWeights, dict[str, object]]":
     """Load a model in ``dtype``, frozen, with a new adapter that trains; return both and the adapter's configuration.
 
     There is no float32 copy of the model: only the adapter has masters.
     """
     model = load_model(
-        located.folder, dtype=dtype, device=device, four_bit=settings.quantize is Quantize.FOUR_BIT
+        located.folder,
+        dtype=dtype,
+        device=device,
+        gradient_checkpointing=gradient_checkpointing,
+        four_bit=settings.quantize is Quantize.FOUR_BIT,
     )
     config = add_adapter(model, settings)
     return model, AdapterWeights(model, compute_dtype=dtype, file_name=file_name), config

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
 from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
 from sftcli.events import EventSink, ModelLoaded, StopFlag
@@ -20,6 +21,7 @@ from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import ADAPTER, MODEL
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
+from sftcli.training.neftune import add_embedding_noise
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from sftcli.training.probe import choose_batch_loss
 from sftcli.training.state import HeldoutLoss
@@ -58,6 +60,8 @@ def build_trainer(
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
     model, weights, adapter = _load(materials, dtype, device)
+    if settings.training.neftune_alpha:
+        add_embedding_noise(model, settings.training.neftune_alpha)
     total, trainable = count_parameters(model)
     emit(
         ModelLoaded(
@@ -72,7 +76,7 @@ def build_trainer(
     batch_loss = choose_batch_loss(model, _probe_batch(examples, pad_id).to(device), emit=emit)
     store = DirectoryCheckpointStore(
         run.checkpoints,
-        settings=settings.checkpoint,
+        settings=_kept(settings),
         write_model_files=partial(
             write_model_files,
             model,
@@ -105,6 +109,7 @@ def build_trainer(
         store=store if adapter is not None else PtWritingStore(model, run, settings, store),
         emit=emit,
         device=device,
+        name_row=lambda index: str(examples[index].origin),
     )
     return Built(trainer=trainer, model=model, adapter=adapter)
 
@@ -114,7 +119,13 @@ def _load(
 ) -> "tuple[PreTrainedModel, MasterWeights, AdapterFiles | None]":
     settings, located = materials.settings, materials.located
     if settings.adapter.is_on:
-        model, weights, config = load_with_adapter(located, settings.adapter, dtype=dtype, device=device)
+        model, weights, config = load_with_adapter(
+            located,
+            settings.adapter,
+            dtype=dtype,
+            device=device,
+            gradient_checkpointing=settings.training.gradient_checkpointing,
+        )
         files = adapter_files(
             model,
             config,
@@ -123,10 +134,21 @@ def _load(
             tokenizer=materials.prepared.tokenizer,
         )
         return model, weights, files
-    model = load_model(located.folder, dtype=torch.float32, device=device)
+    model = load_model(
+        located.folder,
+        dtype=torch.float32,
+        device=device,
+        gradient_checkpointing=settings.training.gradient_checkpointing,
+    )
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
     return model, MasterWeights(model, compute_dtype=dtype), None
+
+
+def _kept(settings: Settings) -> CheckpointSettings:
+    """Return which checkpoints are kept: early stopping needs the best one."""
+    keep_best = settings.checkpoint.keep_best or settings.training.early_stopping_evals > 0
+    return settings.checkpoint.model_copy(update={"keep_best": keep_best})
 
 
 def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sftcli import storage
 from sftcli.config.schema import SamplingSettings
 from sftcli.data.conversation import Message
 from sftcli.errors import OutputError
@@ -42,8 +43,8 @@ class Chat:
         """
         messages = [{"role": turn.role, "content": turn.content} for turn in [*self._opening(), *self.turns]]
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+            with storage.disk.append(path) as file:
+                storage.append_line(file, json.dumps({"messages": messages}, ensure_ascii=False))
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}", hint="name another file") from error
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sftcli import storage
 from sftcli.errors import MismatchError, OutputError, StorageError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag
 from sftcli.services.answering import Answerer, Completion, Question
@@ -42,13 +43,12 @@ class Journal:
             self._read(fingerprint)
         else:
             write_text(path, json.dumps({"answers": fingerprint}) + "\n")
-        self._file = path.open("a", encoding="utf-8")
+        self._file = storage.disk.append(path)
 
     def add(self, key: Key, completion: Completion) -> None:
         """Keep an answer; it survives a crash of this program from now on."""
         record = {name: value for name, value in asdict(completion).items() if name != "seconds"}
-        self._file.write(json.dumps({"key": key, "completion": record}, ensure_ascii=False) + "\n")
-        self._file.flush()
+        storage.append_line(self._file, json.dumps({"key": key, "completion": record}, ensure_ascii=False))
         self.done[key] = record
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ def run_file_generation(
         journal.close()
     if is_whole:
         write_text(out, "".join(_lines(request, prompts, choices, journal)))
-        journal.path.unlink()
+        storage.disk.unlink(journal.path)
     return FileOutcome(
         out=str(out), prompts=len(prompts), answered=len(journal.done) - kept, kept=kept, is_whole=is_whole
     )

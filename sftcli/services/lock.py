@@ -103,14 +103,14 @@ class RunLock:
         deadline = time.monotonic() + 2 * _GUARD_SECONDS
         while True:
             try:
-                handle = os.open(self.guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+                guard = storage.disk.create_alone(self.guard)
             except FileExistsError:
                 self._drop_stale_guard()
                 if time.monotonic() > deadline:
                     raise OutputError(f"cannot lock {self.path.parent}: {self.guard} stays") from None
                 time.sleep(_WAIT_SECONDS)
             else:
-                os.close(handle)
+                guard.close()
                 return
 
     def _drop_stale_guard(self) -> None:
@@ -130,7 +130,7 @@ class RunLock:
             if read_holder(self.path) != self.me:
                 return  # ``check`` says so at the next save
             try:
-                os.utime(self.path)
+                storage.disk.touch(self.path)
             except OSError:
                 continue  # a drive that is away for a while
 
@@ -166,6 +166,18 @@ def judge(holder: Holder, me: Holder, *, silent_seconds: float) -> str:
     if holder.host != me.host and silent_seconds > SILENT_SECONDS:
         return "dead"
     return "alive"
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process that is not known to be dead holds the lock at ``path``. Nothing is changed."""
+    holder = read_holder(path)
+    if holder is None:
+        return False
+    try:
+        silent = time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    return judge(holder, this_process(), silent_seconds=silent) == "alive"
 
 
 def _is_gone(holder: Holder) -> bool:

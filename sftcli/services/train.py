@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.sources import Resolved, Settings, to_toml
-from sftcli.errors import DataError, StoppedError
+from sftcli.errors import DataError, Location, StoppedError, UsageError
 from sftcli.events import (
     Ending,
     EventSink,
@@ -20,6 +20,7 @@ from sftcli.modeling.locate import LocatedModel
 from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.adapters import adapter_bytes, check_machine
 from sftcli.services.building import Built, Materials, build_trainer
+from sftcli.services.finishing import take_best
 from sftcli.services.lock import RunLock
 from sftcli.services.machine import facts_of_start
 from sftcli.services.memory import memory_errors
@@ -44,7 +45,8 @@ from sftcli.services.run_folder import (
     write_text,
 )
 from sftcli.services.run_log import RunLog
-from sftcli.training.checkpoint_files import list_checkpoints, read_snapshot, step_of
+from sftcli.training.checkpoint_files import read_snapshot
+from sftcli.training.checkpoint_names import list_checkpoints, step_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ class TrainRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOutcome:
-    """How a run ended. Losses are nats per response token; None where nothing is held out."""
+    """How a run ended. Losses are nats per response token, the last one that of ``final``; None where nothing is held out."""
 
     run: str
     path: str
@@ -141,13 +143,15 @@ def _train(
         ending = trainer.fit(stop)
     if not trainer.state.step:
         raise StoppedError
-    if ending is Ending.FINISHED:
+    ended_at = trainer.state.step
+    if ending is not Ending.STOPPED:
         lock.check()
+        take_best(trainer, run, settings.training, emit)
         _save_final(run, materials, built, emit)
     _report(run, emit)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
-    return _outcome(run, settings, ending, state.step, losses, seconds=monotonic() - begin)
+    return _outcome(run, settings, ending, ended_at, losses, seconds=monotonic() - begin)
 
 
 def _trained_bytes(settings: Settings, located: LocatedModel) -> int:
@@ -193,6 +197,12 @@ def find_materials(settings: Settings, emit: EventSink, stop: StopFlag) -> Mater
     )
     if not len(prepared.dataset.train):
         raise DataError("no row is left to train on", hint="sft prepare says why each row was rejected")
+    if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):
+        raise UsageError(
+            "training.early_stopping_evals needs held-out rows, and there are none",
+            hint="set data.heldout_fraction, or name rows with --heldout",
+            location=Location(key="training.early_stopping_evals"),
+        )
     training = settings.training.for_rows(len(prepared.dataset.train))
     settings = settings.model_copy(update={"training": training})
     return Materials(
@@ -220,6 +230,6 @@ def _outcome(
         last_step=settings.training.max_steps,
         first_heldout_loss=losses[0],
         last_heldout_loss=losses[1],
-        final=str(run.final) if ending is Ending.FINISHED else None,
+        final=None if ending is Ending.STOPPED else str(run.final),
         seconds=seconds,
     )

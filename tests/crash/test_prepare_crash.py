@@ -14,7 +14,7 @@ from sftcli.data.prepared import HELDOUT, TRAIN, PreparedWriter, open_prepared
 from sftcli.data.records import Origin
 from sftcli.errors import DataError
 from sftcli.events import NeverStop, Warned
-from sftcli.services.prepare import prepare_data
+from sftcli.services.prepare import find_sources, prepare_data
 from tests.crash.test_two_trainers import start_together
 from tests.support.faulty_disk import CountingDisk, KillingDisk
 from tests.support.forked import run_forked
@@ -63,7 +63,14 @@ def test_kill_at_every_operation_leaves_all_or_nothing_and_the_next_try_is_equal
 
 def prepare(folder: Path, model: Path, sink=None):
     settings = DataSettings(sources=(str(folder / "rows.jsonl"),), heldout_fraction=0.2)
-    return prepare_data(settings, model_folder=model, seed=0, emit=sink or RecordingSink(), stop=NeverStop())
+    return prepare_data(
+        settings,
+        find_sources(settings),
+        model_folder=model,
+        seed=0,
+        emit=sink or RecordingSink(),
+        stop=NeverStop(),
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +27,10 @@ class CountingDisk(Disk):
     def create(self, path: Path) -> BinaryIO:
         self.before("create", path)
         return super().create(path)
+
+    def create_alone(self, path: Path, *, mode: int = 0o666) -> BinaryIO:
+        self.before("create_alone", path)
+        return super().create_alone(path, mode=mode)
 
     def append(self, path: Path) -> BinaryIO:
         self.before("append", path)
@@ -54,6 +59,23 @@ class CountingDisk(Disk):
     def remove_folder(self, path: Path) -> None:
         self.before("remove_folder", path)
         super().remove_folder(path)
+
+    def link(self, path: Path, target: Path) -> None:
+        self.before("link", path)
+        super().link(path, target)
+
+    def touch(self, path: Path) -> None:
+        self.before("touch", path)
+        super().touch(path)
+
+    def copy_mode(self, source: Path, target: Path) -> None:
+        self.before("copy_mode", target)
+        super().copy_mode(source, target)
+
+    def let_library_write(self, folder: Path, write: Callable[[], object]) -> None:
+        self.before("library begins", folder)
+        super().let_library_write(folder, write)
+        self.before("library has written", folder)
 
 
 class KillingDisk(CountingDisk):
