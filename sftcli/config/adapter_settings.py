@@ -55,6 +55,15 @@ class AdapterSettings(Section):
         """Whether an adapter is trained."""
         return self.kind is not AdapterKind.NONE
 
+    def described(self) -> str:
+        """Return kind and shape in a few words."""
+        name = {AdapterKind.NONE: "none", AdapterKind.LORA: "LoRA", AdapterKind.DORA: "DoRA"}[self.kind]
+        parts = [f"rank {self.rank}, alpha {self.alpha}"]
+        parts += [f"dropout {self.dropout:g}"] if self.dropout else []
+        parts += ["scaled by the root of the rank"] if self.rslora else []
+        parts += ["on a 4-bit base"] if self.quantize is Quantize.FOUR_BIT else []
+        return f"{name} of {', '.join(parts)}, on {', '.join(self.target_modules)}"
+
     @model_validator(mode="after")
     def _shape_belongs_to_an_adapter(self) -> Self:
         changed = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.adapter_settings import AdapterKind, AdapterSettings, Quantize
+from sftcli.config.adapter_settings import AdapterSettings, Quantize
 from sftcli.config.schema import ModelSettings
 from sftcli.errors import NotFoundError, ResourceError, UsageError
 from sftcli.events import EventSink
@@ -167,15 +167,3 @@ def adapter_bytes(folder: Path, settings: AdapterSettings) -> int:
                 shape = file.get_slice(name).get_shape()
                 total += 4 * settings.rank * sum(shape) if len(shape) == 2 else 0
     return total
-
-
-def describe_adapter(settings: AdapterSettings) -> str:
-    """Return the kind and shape of an adapter in a few words, "" where there is none."""
-    if not settings.is_on:
-        return ""
-    name = {AdapterKind.LORA: "LoRA", AdapterKind.DORA: "DoRA"}[settings.kind]
-    parts = [f"rank {settings.rank}, alpha {settings.alpha}"]
-    parts += [f"dropout {settings.dropout:g}"] if settings.dropout else []
-    parts += ["scaled by the root of the rank"] if settings.rslora else []
-    parts += ["on a 4-bit base"] if settings.quantize is Quantize.FOUR_BIT else []
-    return f"{name} of {', '.join(parts)}, on {', '.join(settings.target_modules)}"

@@ -1,4 +1,4 @@
-"""Hand a trained model on: as a Hugging Face folder, as a ``.pt`` file of its pipeline, or as GGUF."""
+"""Hand a trained model on: as a Hugging Face folder, as a ``.pt`` file of its pipeline, or as GGUF; adapters merged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ from sftcli.errors import OutputError, StoppedError, UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
 from sftcli.modeling.load import (
     count_parameters,
-    load_model,
     quiet_libraries,
     save_model_folder,
     stored_dtype,
@@ -22,7 +21,7 @@ from sftcli.modeling.modern_lm import ModernLMForCausalLM
 from sftcli.modeling.tokenizer import load_chat_tokenizer
 from sftcli.runtime import dtype_name
 from sftcli.services.model_card import model_card
-from sftcli.services.models import ModelChoice, choose_model
+from sftcli.services.models import ModelChoice, choose_model, load_choice
 from sftcli.services.pt_output import export_pt
 from sftcli.training.checkpoint_files import STATE, read_snapshot
 from sftcli.training.checkpoint_names import list_checkpoints
@@ -111,7 +110,7 @@ def _check(request: ExportRequest) -> None:
 
 def _load(choice: ModelChoice, emit: EventSink, dtype: torch.dtype) -> "PreTrainedModel":
     quiet_libraries()
-    model = load_model(choice.folder, dtype=dtype, device=torch.device("cpu"))
+    model = load_choice(choice, dtype=dtype, device=torch.device("cpu"))
     total, _ = count_parameters(model)
     emit(
         ModelLoaded(
@@ -122,15 +121,15 @@ def _load(choice: ModelChoice, emit: EventSink, dtype: torch.dtype) -> "PreTrain
 
 
 def _write_hf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> str:
-    tokenizer = load_chat_tokenizer(choice.folder)
-    dtype = stored_dtype(choice.folder) if request.dtype is None else DTYPES[request.dtype]
+    tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
+    dtype = stored_dtype(choice.weights_folder) if request.dtype is None else DTYPES[request.dtype]
     model = _load(choice, emit, dtype)
     if stop.requested():
         raise StoppedError
     emit(Notice(text=f"writing {request.out}"))
     save_model_folder(
         model,
-        source=choice.folder,
+        source=choice.tokenizer_folder,
         folder=request.out,
         stop_ids=tokenizer.stop_ids,
         dtype=dtype,
@@ -144,15 +143,15 @@ def _write_gguf(request: ExportRequest, choice: ModelChoice, emit: EventSink, st
     from sftcli.modeling.gguf_file import check_family, write_gguf
 
     kind = request.dtype or "f16"
-    tokenizer = load_chat_tokenizer(choice.folder)
-    model = _load(choice, emit, stored_dtype(choice.folder))
+    tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
+    model = _load(choice, emit, stored_dtype(choice.weights_folder))
     check_family(model)
     with storage.whole_file(request.out, hint=_HINT) as fresh:
         write_gguf(
             fresh,
             model,
             tokenizer,
-            source=choice.folder,
+            source=choice.tokenizer_folder,
             kind=cast("GgufType", kind),
             name=request.out.stem,
             emit=emit,
@@ -189,8 +188,11 @@ def _write_pt(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop
 
 
 def _state_of(choice: ModelChoice) -> Path | None:
-    """Return the checkpoint with the full state behind a run's model: itself, or the last one of its finished run."""
-    if choice.run is None:
+    """Return the checkpoint with the full state behind a run's model: itself, or the last one of its finished run.
+
+    An adapter's optimizer state is not that of the model it is merged into.
+    """
+    if choice.run is None or choice.base is not None:
         return None
     if (choice.folder / STATE).is_file():
         return choice.folder

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from sftcli.config.sources import resolve
+from sftcli.config.sources import Settings, resolve
 from sftcli.errors import OutputError
 from sftcli.services.charts import Series, draw
 from sftcli.services.run_folder import RunFolder, write_text
@@ -65,13 +65,14 @@ def _describe(run: RunFolder) -> dict[str, object]:
     heldout = [event for event in _of(events, "HeldoutDone") if event["loss"] is not None]
     verdict = judge(_numbers(_of_rows(steps), "loss"), _numbers(heldout, "loss"))
     evaluation = _read(run.evaluation)
+    resolved = resolve(preset=None, config_file=run.config, overrides=(), environ={})
     return {
         "name": run.name,
         "about": run.read_about(),
-        "facts": _facts(events, steps, heldout),
+        "facts": [*_facts(events, steps, heldout), *_adapter_facts(resolved.settings, events)],
         "verdict": verdict,
         "audits": [(split, audit) for split, audit in _audits(run) if audit.get("rows")],
-        "rows": resolve(preset=None, config_file=run.config, overrides=(), environ={}).rows(),
+        "rows": resolved.rows(),
         "evaluation": evaluation,
         "measures": measures_of(evaluation) if evaluation else [],
         "loss_difference": evaluation.get("loss_difference") if evaluation else None,
@@ -87,6 +88,15 @@ def _describe(run: RunFolder) -> dict[str, object]:
             f'sft generate "your prompt" --checkpoint {run.name}',
         ],
     }
+
+
+def _adapter_facts(settings: Settings, events: Sequence[Fields]) -> list[tuple[str, str]]:
+    if not settings.adapter.is_on:
+        return []
+    trained = [
+        f"; {int(str(model['trainable'])):,} weights train" for model in _of(events, "ModelLoaded")[-1:]
+    ]
+    return [("adapter", settings.adapter.described() + "".join(trained))]
 
 
 def _facts(

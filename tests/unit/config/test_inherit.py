@@ -91,3 +91,21 @@ def test_a_wrong_limit_is_reported_itself_and_changes_nothing(resolved):
     with pytest.raises(UsageError) as caught:
         resolved(preset="quick", sets=["training.batch_size=0"])
     assert caught.value.message == "--set: training.batch_size is 0 but must be a whole number, at least 1"
+
+
+def test_adapter_takes_a_rate_of_its_own_unless_someone_chose_one_for_it(resolved):
+    def rate(**sources):
+        result = resolved(**sources)
+        return result.settings.training.learning_rate, result.origins["training.learning_rate"]
+
+    lora = "adapter.kind=lora"
+    assert rate(sets=[lora]) == (2e-4, "goes with --set")
+    assert rate(preset="quick", sets=[lora]) == (2e-4, "goes with --set")
+    assert rate(preset="lora") == (1e-3, "preset lora")
+    assert rate(file="[training]\nlearning_rate = 1e-5\n", sets=[lora])[0] == 1e-5
+    assert rate(sets=["adapter.kind=none"]) == (1e-5, "default")
+
+
+def test_shape_of_an_adapter_needs_an_adapter(resolved):
+    with pytest.raises(UsageError, match="quantize is set, but kind is none"):
+        resolved(sets=["adapter.quantize=4bit"])

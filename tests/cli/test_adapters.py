@@ -1,0 +1,104 @@
+"""Adapter runs as a person makes them: train, go on, ask, score, export; and folders that would run code."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from sftcli.cli.app import app
+from sftcli.errors import ConsentError, ResourceError, UsageError
+from tests.support.foreign_adapter import IDS, foreign_adapter, logits_by_peft
+
+
+def sft(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None:
+        raise result.exception
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+class Payload:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return (Path.touch, (self.trace,))
+
+
+@pytest.fixture
+def run(rows: Path, flags: list[str], tmp_path: Path) -> Path:
+    sft("train", "--data", rows, "--run", "lora", "--lora", "--rank", "4", *flags)
+    return tmp_path / "runs" / "lora"
+
+
+def test_adapter_run_is_small_scored_beside_its_base_and_merged_by_export(run, tiny_model, tmp_path):
+    final, runs = run / "final", tmp_path / "runs"
+    assert not list(run.rglob("model.safetensors"))
+    assert all(".lora_" in name for name in load_file(final / "adapter_model.safetensors"))
+    report = json.loads(sft("eval", "lora", "--runs", runs, "--json"))
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    last = [event["loss"] for event in events if event["event"] == "HeldoutDone"][-1]
+    assert report["tuned"]["loss"] == pytest.approx(last, rel=2e-2)
+    assert report["base"]["loss"] > report["tuned"]["loss"]
+    sft("export", "lora", "--runs", runs, "--to", "hf", "--out", tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        torch.testing.assert_close(merged(IDS).logits, logits_by_peft(tiny_model, final), atol=1e-5, rtol=0)
+    again = json.loads(sft("eval", tmp_path / "merged", "--runs", runs, "--no-base", "--json",
+                           "--data", _heldout_rows(tmp_path)))  # fmt: skip
+    mine = json.loads(
+        sft("eval", final, "--runs", runs, "--no-base", "--json", "--data", _heldout_rows(tmp_path))
+    )
+    assert again["tuned"]["loss"] == pytest.approx(mine["tuned"]["loss"], abs=1e-6)
+    assert "LoRA of rank 4" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def _heldout_rows(tmp_path: Path) -> Path:
+    path = tmp_path / "heldout.jsonl"
+    rows = [{"question": f"What is {n} plus {n}?", "answer": f"It is {2 * n}."} for n in range(70, 80)]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return path
+
+
+def test_folder_made_elsewhere_answers_beside_its_base_with_the_tokenizer_of_the_base(tiny_model, tmp_path):
+    folder = foreign_adapter(tiny_model, tmp_path / "adapter", r=4, target_modules=["q_proj"])
+    assert not (folder / "tokenizer.json").exists()
+    out = sft("generate", "Hello?", "--checkpoint", folder, "--base", "--max-new-tokens", "3", "--json")
+    assert json.loads(out)["ok"]
+
+
+def test_hostile_adapter_config_and_pickle_weights_run_nothing(tiny_model, tmp_path):
+    trace = tmp_path / "the payload was run"
+    (tmp_path / "evil.py").write_text(f"open({str(trace)!r}, 'w')\n")
+    folder = foreign_adapter(tiny_model, tmp_path / "adapter", r=4, target_modules=["q_proj"])
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["auto_mapping"] = {"base_model_class": "Evil", "parent_library": "evil"}
+    path.write_text(json.dumps(config))
+    sft("generate", "Hello?", "--checkpoint", folder, "--max-new-tokens", "1")
+    path.write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path)}))
+    with pytest.raises(Exception, match="holds no model"):
+        sft("generate", "Hello?", "--checkpoint", folder)
+    path.write_text(json.dumps(config))
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Payload(trace)))
+    with pytest.raises(ConsentError, match=r"adapter_model\.bin is a pickle file"):
+        sft("generate", "Hello?", "--checkpoint", folder)
+    assert not trace.exists()
+
+
+def test_four_bits_without_cuda_and_a_rank_without_an_adapter_are_refused_before_anything(
+    rows, flags, tmp_path
+):
+    if not torch.cuda.is_available():
+        with pytest.raises(ResourceError, match="needs a CUDA device"):
+            sft("train", "--data", rows, "--adapter", "qlora", *flags)
+    with pytest.raises(UsageError, match="rank is set, but kind is none"):
+        sft("train", "--data", rows, "--rank", "8", *flags)
+    assert not (tmp_path / "runs").exists()
