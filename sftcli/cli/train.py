@@ -40,6 +40,7 @@ def train(
     max_tokens: options.MaxTokens = None,
     overlong: options.Overlong = None,
     run: options.RunName = None,
+    track: options.Track = None,
     on_existing: Annotated[
         Resume | None,
         typer.Option(
@@ -90,6 +91,7 @@ def train(
                 overlong=overlong,
             ),
             "run.name": ("--run", run),
+            "run.trackers": ("--track", track or None),
         },
     )
     if print_config:

@@ -1,5 +1,6 @@
 """Train and resume: builds the parts, runs the trainer, leaves a run folder behind."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sftcli.events import (
     fan_out,
 )
 from sftcli.modeling.load import quiet_libraries, save_model_folder
+from sftcli.modeling.pt_checkpoint import model_differences
 from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.building import Materials, build_trainer
 from sftcli.services.finishing import take_best
@@ -43,6 +45,7 @@ from sftcli.services.run_folder import (
     write_text,
 )
 from sftcli.services.run_log import RunLog
+from sftcli.services.trackers import tracked
 from sftcli.training.checkpoint_files import read_snapshot
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 
@@ -92,11 +95,13 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
         write_text(run.config, to_toml(settings))
         write_json(run.origins, dict(request.resolved.origins))
         write_json(run.about, facts_of_start(request.command))
-        with RunLog(run, every_steps=settings.training.log_every_steps, after_step=-1) as log:
-            both = fan_out(log, emit)
+        with (
+            RunLog(run, every_steps=settings.training.log_every_steps, after_step=-1) as log,
+            tracked(run, settings, fan_out(log, emit), after_step=-1) as both,
+        ):
             for text in request.resolved.notices:
                 both(Notice(text=text))
-            return _train(run, settings, both, stop, lock)
+            return _train(run, settings, both, stop, lock, model_keys=request.resolved.model_keys)
 
 
 def complete_already(run: RunFolder, settings: Settings, checkpoint: Path, emit: EventSink) -> TrainOutcome:
@@ -109,8 +114,12 @@ def continue_run(
     run: RunFolder, settings: Settings, checkpoint: Path, emit: EventSink, stop: StopFlag, lock: RunLock
 ) -> TrainOutcome:
     """Train on from ``checkpoint``, which verifies. The caller holds the lock."""
-    with RunLog(run, every_steps=settings.training.log_every_steps, after_step=step_of(checkpoint)) as log:
-        return _train(run, settings, fan_out(log, emit), stop, lock, checkpoint=checkpoint)
+    step = step_of(checkpoint)
+    with (
+        RunLog(run, every_steps=settings.training.log_every_steps, after_step=step) as log,
+        tracked(run, settings, fan_out(log, emit), after_step=step) as both,
+    ):
+        return _train(run, settings, both, stop, lock, checkpoint=checkpoint)
 
 
 def _train(
@@ -121,11 +130,14 @@ def _train(
     lock: RunLock,
     *,
     checkpoint: Path | None = None,
+    model_keys: Mapping[str, object] | None = None,
 ) -> TrainOutcome:
     begin = monotonic()
     emit(RunStarted(run=run.name, path=str(run.path)))
     materials = find_materials(settings, emit, stop)
     located, prepared, settings = materials.located, materials.prepared, materials.settings
+    for text in model_differences(located.folder, model_keys or {}):
+        emit(Warned(text=text))
     if checkpoint is not None:
         record_resume(run, checkpoint, compare(checkpoint, materials.fingerprints), emit)
     check_space(run, parameters_bytes(located.folder), settings.checkpoint, emit)
@@ -143,7 +155,7 @@ def _train(
     if ending is not Ending.STOPPED:
         lock.check()
         take_best(trainer, run, settings.training, emit)
-        write_final_pt(model, run, settings, trainer.snapshot(), emit)
+        pt = write_final_pt(model, run, settings, trainer.snapshot())
         save_model_folder(
             model,
             source=located.folder,
@@ -151,7 +163,7 @@ def _train(
             stop_ids=prepared.tokenizer.stop_ids,
             template=prepared.tokenizer.chosen_template,
         )
-        emit(ModelSaved(path=str(run.final)))
+        emit(ModelSaved(path=str(run.final), pt=pt))
     _report(run, emit)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
