@@ -149,15 +149,18 @@ def _write_gguf(request: ExportRequest, choice: ModelChoice, emit: EventSink, st
     model = _load(choice, emit, stored_dtype(choice.folder))
     check_family(model)
     with storage.whole_file(request.out, hint=_HINT) as fresh:
-        write_gguf(
-            fresh,
-            model,
-            tokenizer,
-            source=choice.folder,
-            kind=cast("GgufType", kind),
-            name=request.out.stem,
-            emit=emit,
-            stop=stop,
+        storage.disk.let_library_write(
+            fresh.parent,
+            lambda: write_gguf(
+                fresh,
+                model,
+                tokenizer,
+                source=choice.folder,
+                kind=cast("GgufType", kind),
+                name=request.out.stem,
+                emit=emit,
+                stop=stop,
+            ),
         )
     return kind
 
@@ -195,10 +198,15 @@ def _state_of(choice: ModelChoice, model: "PreTrainedModel") -> Snapshot | None:
     for folder in reversed(list_checkpoints(choice.run.checkpoints)):
         snapshot = read_snapshot(folder)
         if all(
-            torch.equal(tensor, weights[name]) for name, tensor in snapshot.weights.items() if name in weights
+            _is_made_of(weights[name], tensor) for name, tensor in snapshot.weights.items() if name in weights
         ):
             return snapshot
     return None
+
+
+def _is_made_of(weight: torch.Tensor, master: torch.Tensor) -> bool:
+    """Tell whether a final weight is a float32 master, or its rounding where products ran in bfloat16."""
+    return torch.equal(weight, master) or torch.equal(weight, master.bfloat16().float())
 
 
 def _bytes_of(path: Path) -> int:

@@ -8,9 +8,9 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol
 
+from sftcli import storage
 from sftcli.config.schema import Tracker
 from sftcli.config.sources import Settings
 from sftcli.errors import SftError, UsageError
@@ -62,14 +62,13 @@ class WandbNumbers:
 
         if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.login(prompt=False):
             raise UsageError("no login is known", hint="wandb login, or WANDB_MODE=offline")
-        folder = run.trackers
-        folder.mkdir(exist_ok=True)
+        storage.make_folders(run.trackers)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=run.name,
             id=_kept_id(run, "wandb", lambda: secrets.token_hex(4)),
             resume="allow" if after_step >= 0 else None,
-            dir=str(folder),
+            dir=str(run.trackers),
             config=_flat(settings),
             settings=wandb.Settings(
                 silent=True,
@@ -211,7 +210,7 @@ def _kept_id(run: RunFolder, kind: str, make: Callable[[], str]) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8").strip()
     made = make()
-    Path(run.trackers).mkdir(exist_ok=True)
+    storage.make_folders(run.trackers)
     write_text(path, f"{made}\n")
     return made
 

@@ -23,8 +23,8 @@ TOKENS = 16
 
 @pytest.mark.slow
 def test_fifty_prompts_of_the_default_model_equal_transformers_cached_and_uncached(monkeypatch):
-    monkeypatch.delenv("SFT_CACHE_DIR")  # the user's own, which may hold the model
-    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("SFT_CACHE_DIR", raising=False)  # the user's own, which may hold the model
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     folder = locate_model("smollm2-135m", revision=None, emit=lambda _event: None).folder
     tokenizer = load_chat_tokenizer(folder)
     rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()[:50]]
