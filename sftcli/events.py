@@ -169,6 +169,7 @@ class ModelSaved:
     """The final model folder is complete on disk."""
 
     path: str
+    pt: str = ""  # file for the model's own pipeline, where it has one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

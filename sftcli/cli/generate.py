@@ -1,5 +1,6 @@
 """``sft generate``."""
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -90,7 +91,7 @@ def generate(
         root=runs,
         precision=settings.training.precision,
         checkpoint=checkpoint,
-        system=system,
+        system=_as_typed(system),
         samples=samples,
         with_base=base,
         tokenizer=tokenizer,
@@ -133,10 +134,18 @@ def _check_kind(
 
 def _read_prompt(prompt: str | None) -> str:
     if prompt != "-":
-        return prompt or ""
+        return _as_typed(prompt or "")
     if sys.stdin is None:
         raise UsageError("standard input is closed", hint="pass the prompt as an argument")
-    return sys.stdin.read()
+    return _as_typed(sys.stdin.read())
+
+
+def _as_typed(text: str) -> str:
+    """Return what was typed or piped as UTF-8: in the C locale Python makes surrogates of all that is not ASCII."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 def _answer_prompt(request: "GenerateRequest", output: options.Output) -> None:

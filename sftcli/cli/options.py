@@ -213,6 +213,15 @@ RunName = Annotated[
         rich_help_panel=RUN_PANEL,
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="TRACKER",
+        help="Send the numbers of the run to tensorboard, wandb or mlflow too. Repeatable.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
 RunsRoot = Annotated[
     Path,
     typer.Option("--runs", metavar="DIR", help="Folder that holds run folders.", rich_help_panel=RUN_PANEL),

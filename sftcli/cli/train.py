@@ -46,6 +46,7 @@ def train(
     rank: adapter_options.Rank = None,
     packing: options.Packing = None,
     run: options.RunName = None,
+    track: options.Track = None,
     on_existing: Annotated[
         Resume | None,
         typer.Option(
@@ -110,6 +111,7 @@ def train(
             ),
             **adapter_options.adapter_flags(lora=lora, adapter=adapter, rank=rank),
             "run.name": ("--run", run),
+            "run.trackers": ("--track", track or None),
         },
     )
     if print_config:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.toml_file import TomlDocument
@@ -24,7 +25,7 @@ _KEYS = {
     "mixed_precision": "training.precision",
     "output_dir": "run.root",
 }
-# The checkpoint says these itself.
+# The checkpoint says these itself; where the two differ, the user is told.
 _MODEL_KEYS = frozenset(
     {
         "vocab_size", "d_model", "n_layers", "n_heads", "ffn_hidden_size", "rmsnorm_eps", "dropout",
@@ -42,8 +43,17 @@ _PRECISION: Mapping[object, str] = {
 }
 
 
-def read_pipeline_json(path: Path) -> tuple[TomlDocument, tuple[str, ...]]:
-    """Return the settings in a pipeline's configuration, and the keys of other stages, which mean nothing here.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineConfig:
+    """The settings of a pipeline's configuration, what it says about the model, and keys that mean nothing here."""
+
+    document: TomlDocument
+    model_keys: Mapping[str, object]
+    ignored: tuple[str, ...]
+
+
+def read_pipeline_json(path: Path) -> PipelineConfig:
+    """Read a pipeline's configuration.
 
     Raises:
         NotFoundError: There is no such file.
@@ -66,7 +76,11 @@ def read_pipeline_json(path: Path) -> tuple[TomlDocument, tuple[str, ...]]:
             location=location,
         )
     ignored = tuple(key for key in content if key not in _KEYS and key not in _MODEL_KEYS)
-    return TomlDocument(name=name, tables=tables, places={}), ignored
+    return PipelineConfig(
+        document=TomlDocument(name=name, tables=tables, places={}),
+        model_keys={key: value for key, value in content.items() if key in _MODEL_KEYS},
+        ignored=ignored,
+    )
 
 
 def _read(path: Path, location: Location) -> Mapping[str, object]:

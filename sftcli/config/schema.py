@@ -4,6 +4,8 @@ A section is passed whole to the part that needs it. Names carry their units. Fi
 Rows and optimizer steps have modules of their own; the other sections are here.
 """
 
+from enum import StrEnum
+
 from pydantic import Field
 
 from sftcli.config.section import Section, Text
@@ -66,8 +68,16 @@ class SamplingSettings(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of sampling.")
 
 
+class Tracker(StrEnum):
+    """Where the numbers of a run may go as well."""
+
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+    MLFLOW = "mlflow"
+
+
 class RunSettings(Section):
-    """Where a run is kept."""
+    """Where a run is kept, and who is told its numbers."""
 
     root: str = Field("runs", min_length=1, description="Folder that holds run folders.")
     name: str | None = Field(
@@ -77,4 +87,9 @@ class RunSettings(Section):
         json_schema_extra={
             "allowed": "at most 64 letters, digits, '.', '_' and '-', the first a letter or a digit"
         },
+    )
+    trackers: tuple[Tracker, ...] = Field(
+        (),
+        description="Trackers that get losses and settings too: tensorboard, wandb, mlflow.",
+        json_schema_extra={"allowed": "a list of tensorboard, wandb and mlflow"},
     )

@@ -5,7 +5,7 @@ Precedence, the last wins: defaults, preset, ``--config`` file, environment, fla
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tomli_w
@@ -113,6 +113,7 @@ class Resolved:
     settings: Settings
     origins: Mapping[str, str]
     notices: Sequence[str] = ()  # what a person should know about the sources
+    model_keys: Mapping[str, object] = field(default_factory=dict)  # what a pipeline says about its model
 
     def rows(self) -> Iterator[Row]:
         """Yield every key once, in the order of the schema."""
@@ -149,14 +150,15 @@ def resolve(
         NotFoundError: There is no ``config_file``.
     """
     notices: list[str] = []
-    layers, problems = _read(preset, config_file, overrides, environ, notices)
+    model_keys: dict[str, object] = {}
+    layers, problems = _read(preset, config_file, overrides, environ, notices, model_keys)
     layers = settle(layers, FIELDS)
     winners = merged(layers)
     settings = _validated(layers, winners, problems)
     if problems or settings is None:
         raise usage_error(problems)
     origins = {key: winners[key].origin if key in winners else DEFAULT_ORIGIN for key in FIELDS}
-    return Resolved(settings=settings, origins=origins, notices=notices)
+    return Resolved(settings=settings, origins=origins, notices=notices, model_keys=model_keys)
 
 
 def _read(
@@ -165,6 +167,7 @@ def _read(
     overrides: Sequence[Override],
     environ: Mapping[str, str],
     notices: list[str],
+    model_keys: dict[str, object],
 ) -> tuple[Sequence[Layer], list[Problem]]:
     layers: list[Layer] = []
     problems: list[Problem] = []
@@ -181,7 +184,7 @@ def _read(
     try:
         if config_file is not None:
             _refuse_preset_as_file(config_file)
-            add(*document_layer(_read_config(config_file, notices), FIELDS))
+            add(*document_layer(_read_config(config_file, notices, model_keys), FIELDS))
     except UsageError as error:
         problems.append(Problem(text=error.message, location=error.location, hint=error.hint))
     add(*environment_layer(environ, FIELDS))
@@ -189,13 +192,14 @@ def _read(
     return layers, problems
 
 
-def _read_config(config_file: Path, notices: list[str]) -> TomlDocument:
+def _read_config(config_file: Path, notices: list[str], model_keys: dict[str, object]) -> TomlDocument:
     if config_file.suffix != ".json":
         return read_toml(config_file)
-    document, ignored = read_pipeline_json(config_file)
-    if ignored:
-        notices.append(f"{config_file}: keys of other stages are ignored: {', '.join(ignored)}")
-    return document
+    found = read_pipeline_json(config_file)
+    if found.ignored:
+        notices.append(f"{config_file}: keys of other stages are ignored: {', '.join(found.ignored)}")
+    model_keys |= found.model_keys
+    return found.document
 
 
 def _refuse_preset_as_file(config_file: Path) -> None:

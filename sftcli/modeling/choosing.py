@@ -46,9 +46,10 @@ def choose(logits: torch.Tensor, choosers: Sequence[RowChooser]) -> torch.Tensor
                 for row, chooser in zip(probabilities, choosers, strict=True)
             ]
         )
-    for token, chooser in zip(chosen, choosers, strict=True):
-        if chooser.seen is not None:
-            chooser.seen[token] = True
+    if settings.repetition_penalty != 1:
+        for token, chooser in zip(chosen, choosers, strict=True):
+            if chooser.seen is not None:
+                chooser.seen[token] = True
     return chosen
 
 

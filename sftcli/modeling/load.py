@@ -40,15 +40,7 @@ def quiet_libraries() -> None:
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.captureWarnings(capture=True)
-    for name in (
-        "transformers",
-        "huggingface_hub",
-        "accelerate",
-        "gguf",
-        "bitsandbytes",
-        "lm_eval",
-        "py.warnings",
-    ):
+    for name in ("transformers", "huggingface_hub", "accelerate", "gguf", "bitsandbytes", "lm_eval", "py.warnings"):  # fmt: skip
         logger = logging.getLogger(name)
         for handler in [*logger.handlers]:
             if type(handler) is logging.StreamHandler:

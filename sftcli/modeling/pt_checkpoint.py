@@ -152,6 +152,21 @@ def file_config(config: ModernLMConfig) -> dict[str, object]:
     }
 
 
+def model_differences(folder: Path, keys: Mapping[str, object]) -> list[str]:
+    """Return, a sentence each, where ``keys`` of a pipeline's configuration differ from the model in ``folder``."""
+    if not keys:
+        return []
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if content.get("model_type") != ModernLMConfig.model_type:
+        return [f"the model is none of the pipeline's, so these keys mean nothing: {', '.join(sorted(keys))}"]
+    held = file_config(ModernLMConfig.from_dict(content))
+    return [
+        f"the configuration says that {key} is {value!r}, the checkpoint that it is {held[key]!r}, which is used"
+        for key, value in keys.items()
+        if held[key] != value
+    ]
+
+
 def _file_name(name: str) -> str:
     return name.removeprefix("model.")
 

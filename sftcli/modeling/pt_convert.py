@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.errors import MismatchError, SftError
+from sftcli.errors import MismatchError
 from sftcli.events import EventSink, Notice
 from sftcli.modeling.builtin_templates import MODERN_LLM
 from sftcli.modeling.cache import whole_folder
@@ -31,13 +31,13 @@ def converted_pt(path: Path, *, tokenizer: str | None, emit: EventSink) -> tuple
         NotFoundError, NetworkError: The tokenizer is not there.
     """
     digest = storage.file_sha256(path)
-    try:
-        source = _tokenizer_folder(tokenizer or DEFAULT_TOKENIZER, emit)
-    except SftError:
+    name = tokenizer or DEFAULT_TOKENIZER
+    source = _tokenizer_here(name)
+    if source is None:
         from sftcli.modeling.pt_checkpoint import read_pt
 
-        read_pt(path)  # what is wrong with the file itself comes first
-        raise
+        read_pt(path)  # what is wrong with the file itself comes before a download
+        source = fetch_snapshot(name, revision=None, emit=emit, patience=Patience(), weights=False).folder
     key = hashlib.sha256(f"{_FORMAT}:{digest}:{_tokenizer_hash(source)}".encode()).hexdigest()
     folder = models_folder() / f"modern-lm-{key[:16]}"
     if _is_whole(folder, digest):
@@ -84,14 +84,14 @@ def _is_whole(folder: Path, digest: str) -> bool:
     return sizes and about.get("pt_sha256") == digest
 
 
-def _tokenizer_folder(name: str, emit: EventSink) -> Path:
+def _tokenizer_here(name: str) -> Path | None:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     cached = cached_snapshot(name, None)
     if cached is not None and (cached.folder / "tokenizer.json").is_file():
         return cached.folder
-    return fetch_snapshot(name, revision=None, emit=emit, patience=Patience(), weights=False).folder
+    return None
 
 
 def _tokenizer_hash(folder: Path) -> str:

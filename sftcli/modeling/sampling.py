@@ -11,7 +11,8 @@ import torch
 from sftcli.config.schema import SamplingSettings
 from sftcli.events import StopFlag
 from sftcli.modeling.choosing import RowChooser, choose
-from sftcli.modeling.slots import LoneRow, Rows, SlotRows, has_plain_cache
+from sftcli.modeling.fused import fused_step
+from sftcli.modeling.slots import FusedRows, LoneRow, Rows, SlotRows, has_plain_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,6 +93,8 @@ def decode(
         else:
             last = torch.tensor([row.ids[-1] for row in running], device=model.device)
             end_rows(choose(rows.step(last), [row.chooser for row in running]).tolist(), first=0)
+    for row in running:
+        answers.keep(row, stopped=False)
     return answers.answers
 
 
@@ -122,13 +125,21 @@ class _Answers:
             if self._on_token is not None:
                 self._on_token(row.index, token)
             stopped = self._is_over is not None and self._is_over(row.index, row.ids)
-        self.answers[row.index] = Answer(ids=tuple(row.ids), stopped=stopped)
         ended = stopped or len(row.ids) >= self._max_new_tokens
-        if ended and self._on_answer is not None:
-            self._on_answer(row.index, self.answers[row.index])
+        if ended:
+            self.keep(row, stopped=stopped)
+            if self._on_answer is not None:
+                self._on_answer(row.index, self.answers[row.index])
         return ended
+
+    def keep(self, row: _Running, *, stopped: bool) -> None:
+        """Make the answer of a row that goes no further."""
+        self.answers[row.index] = Answer(ids=tuple(row.ids), stopped=stopped)
 
 
 def make_rows(model: "PreTrainedModel", count: int) -> Rows:
     """Return the way to decode ``count`` rows of ``model`` together."""
-    return SlotRows(model, max(1, count)) if has_plain_cache(model) else LoneRow(model)
+    if not has_plain_cache(model):
+        return LoneRow(model)
+    fused = fused_step(model)
+    return SlotRows(model, max(1, count)) if fused is None else FusedRows(model, max(1, count), fused)

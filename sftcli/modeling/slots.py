@@ -16,6 +16,8 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from sftcli.modeling.fused import FusedStep
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -65,8 +67,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         count = keys.shape[2]
-        self._tensors()[0][slot, :, :count] = keys[0]
-        self._tensors()[1][slot, :, :count] = values[0]
+        self.tensors()[0][slot, :, :count] = keys[0]
+        self.tensors()[1][slot, :, :count] = values[0]
 
     def update(
         self,
@@ -76,7 +78,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         **kwargs: object,  # noqa: ARG002 - theirs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write one position of every row, (B, heads, 1, head size); return all that the rows hold."""
-        keys, values = self._tensors()
+        keys, values = self.tensors()
         state, rows = self.state, key_states.shape[0]
         keys[state.slots[:rows], :, state.lengths[:rows]] = key_states[:, :, 0]
         values[state.slots[:rows], :, state.lengths[:rows]] = value_states[:, :, 0]
@@ -87,12 +89,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if self.is_initialized:
             self.keys, self.values = (
                 torch.nn.functional.pad(tensor, (0, 0, 0, self.state.room - tensor.shape[2]))
-                for tensor in self._tensors()
+                for tensor in self.tensors()
             )
 
     def copy(self, source: int, target: int, count: int) -> None:
         """Copy the first ``count`` positions of a slot to another."""
-        for tensor in self._tensors():
+        for tensor in self.tensors():
             tensor[target, :, :count] = tensor[source, :, :count]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 - theirs
@@ -107,7 +109,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Return that there is no maximum."""
         return -1
 
-    def _tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values of every slot."""
         assert self.keys is not None
         assert self.values is not None
         return self.keys, self.values
@@ -205,6 +208,26 @@ class SlotRows:
         state.positions = torch.arange(state.room, device=state.lengths.device)
         for layer in self.layers:
             layer.grow()
+
+
+class FusedRows(SlotRows):
+    """Rows of a model whose step ``fused`` knows."""
+
+    def __init__(self, model: "PreTrainedModel", num_slots: int, fused: FusedStep) -> None:
+        super().__init__(model, num_slots)
+        self.fused = fused
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Run one step; (B,) -> (B, V)."""
+        state = self.state
+        return self.fused.step(
+            tokens,
+            state.lengths[: state.size],
+            [layer.tensors() for layer in self.layers],
+            state.slots[: state.size],
+            state.width,
+            state.mask(),
+        )
 
 
 class LoneRow:

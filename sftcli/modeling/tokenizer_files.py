@@ -41,7 +41,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     if not path.is_file():
         raise NotFoundError(
             f"there is no tokenizer.json in {folder}",
-            hint="name a folder with one by model.tokenizer; transformers writes it with save_pretrained",
+            hint="put one there (transformers writes it with save_pretrained); sft generate takes another by --tokenizer DIR",
         )
     content = path.read_bytes()
     try:

@@ -25,6 +25,7 @@ from sftcli.services.models import ModelChoice, choose_model, load_choice
 from sftcli.services.pt_output import export_pt
 from sftcli.training.checkpoint_files import STATE, read_snapshot
 from sftcli.training.checkpoint_names import list_checkpoints
+from sftcli.training.state import Snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -147,15 +148,18 @@ def _write_gguf(request: ExportRequest, choice: ModelChoice, emit: EventSink, st
     model = _load(choice, emit, stored_dtype(choice.weights_folder))
     check_family(model)
     with storage.whole_file(request.out, hint=_HINT) as fresh:
-        write_gguf(
-            fresh,
-            model,
-            tokenizer,
-            source=choice.tokenizer_folder,
-            kind=cast("GgufType", kind),
-            name=request.out.stem,
-            emit=emit,
-            stop=stop,
+        storage.disk.let_library_write(
+            fresh.parent,
+            lambda: write_gguf(
+                fresh,
+                model,
+                tokenizer,
+                source=choice.tokenizer_folder,
+                kind=cast("GgufType", kind),
+                name=request.out.stem,
+                emit=emit,
+                stop=stop,
+            ),
         )
     return kind
 
@@ -169,34 +173,42 @@ def _write_pt(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop
         )
     if stop.requested():
         raise StoppedError
-    state = _state_of(choice)
-    emit(
-        Notice(
-            text=f"writing {request.out}"
-            + ("" if state else ", without an optimizer state: none is kept with it")
-        )
-    )
+    snapshot = _state_of(choice, model)
+    without = "" if snapshot else ", without an optimizer state: none is kept with these weights"
+    emit(Notice(text=f"writing {request.out}{without}"))
     with storage.whole_file(request.out, hint=_HINT) as fresh:
         export_pt(
             fresh,
             model,
             run=choice.run,
             name=request.out.stem,
-            snapshot=None if state is None else read_snapshot(state),
+            snapshot=snapshot,
         )
     return "f32"
 
 
-def _state_of(choice: ModelChoice) -> Path | None:
-    """Return the checkpoint with the full state behind a run's model: itself, or the last one of its finished run.
+def _state_of(choice: ModelChoice, model: "PreTrainedModel") -> Snapshot | None:
+    """Return the newest full state of the run that made a model, of those that hold its weights.
 
     An adapter's optimizer state is not that of the model it is merged into.
     """
     if choice.run is None or choice.base is not None:
         return None
     if (choice.folder / STATE).is_file():
-        return choice.folder
-    return next(iter(list_checkpoints(choice.run.checkpoints)[-1:]), None)
+        return read_snapshot(choice.folder)
+    weights = dict(model.named_parameters())
+    for folder in reversed(list_checkpoints(choice.run.checkpoints)):
+        snapshot = read_snapshot(folder)
+        if all(
+            _is_made_of(weights[name], tensor) for name, tensor in snapshot.weights.items() if name in weights
+        ):
+            return snapshot
+    return None
+
+
+def _is_made_of(weight: torch.Tensor, master: torch.Tensor) -> bool:
+    """Tell whether a final weight is a float32 master, or its rounding where products ran in bfloat16."""
+    return torch.equal(weight, master) or torch.equal(weight, master.bfloat16().float())
 
 
 def _bytes_of(path: Path) -> int:

@@ -123,6 +123,8 @@ def _settings(resolved: Resolved) -> str:
 
 def portable(name: str) -> str:
     """Return a name as it means something elsewhere: of a path only its last part."""
+    if name.startswith("preset:"):
+        return name
     is_path = name.startswith((".", "~")) or Path(name).is_absolute() or _FILE_NAME.search(name)
     if not is_path and (_HUB_NAME.match(name) or "/" not in name) and not Path(name).exists():
         return name

@@ -1,14 +1,16 @@
 """What a run of a Modern LLM checkpoint writes beside its own checkpoints: files that the original program loads."""
 
+import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from sftcli import storage
 from sftcli.config.sources import Settings, resolve
 from sftcli.config.training_settings import OptimizerName
-from sftcli.events import EventSink, Notice
 from sftcli.modeling.modern_lm import ModernLMForCausalLM
 from sftcli.modeling.pt_checkpoint import write_pt
 from sftcli.services.run_folder import RunFolder
+from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from sftcli.training.optim import learning_rate_at
 from sftcli.training.state import CheckpointStore, Snapshot
 
@@ -35,17 +37,26 @@ class PtWritingStore:
         if isinstance(self.model, ModernLMForCausalLM):
             name = f"{pt_name(self.run)}_step{snapshot.state.step}.pt"
             _write(self.model, self.run, self.run.path / name, self.settings, snapshot)
+            self._prune()
         return path
 
+    def _prune(self) -> None:
+        """Delete the files of checkpoints that are gone: ``checkpoint.keep_last`` and its companions decide for both."""
+        kept = {
+            f"{pt_name(self.run)}_step{step_of(one)}.pt" for one in list_checkpoints(self.run.checkpoints)
+        }
+        for path in self.run.path.glob(f"{glob.escape(pt_name(self.run))}_step*.pt"):
+            if path.name not in kept and path.stem.rpartition("_step")[2].isdigit():
+                storage.try_remove_tree(path)
 
-def write_final_pt(
-    model: "PreTrainedModel", run: RunFolder, settings: Settings, snapshot: Snapshot, emit: EventSink
-) -> None:
-    """Write ``RUN-sft_final.pt`` where the model is of the kind that has such files."""
-    if isinstance(model, ModernLMForCausalLM):
-        path = run.path / f"{pt_name(run)}_final.pt"
-        _write(model, run, path, settings, snapshot)
-        emit(Notice(text=f"wrote {path}"))
+
+def write_final_pt(model: "PreTrainedModel", run: RunFolder, settings: Settings, snapshot: Snapshot) -> str:
+    """Write ``RUN-sft_final.pt`` where the model is of the kind that has such files; return its path, or ""."""
+    if not isinstance(model, ModernLMForCausalLM):
+        return ""
+    path = run.path / f"{pt_name(run)}_final.pt"
+    _write(model, run, path, settings, snapshot)
+    return str(path)
 
 
 def export_pt(

@@ -11,6 +11,7 @@ runs/NAME/
   final/            the tuned model, a Hugging Face folder, or an adapter, a folder of peft
   eval.json         scores on the held-out rows, once `eval` has run
   report.html       all of it on one page
+  trackers/         what trackers keep, where the run has some
 """
 
 import dataclasses
@@ -75,6 +76,11 @@ class RunFolder:
     def report(self) -> Path:
         """``report.html``."""
         return self.path / "report.html"
+
+    @property
+    def trackers(self) -> Path:
+        """Folder of what trackers keep."""
+        return self.path / "trackers"
 
     @property
     def is_finished(self) -> bool:

@@ -85,7 +85,7 @@ class RunLog:
             case FitEnded(ending=Ending.STOPPED):
                 return f"Stopped at step {event.step}"
             case ModelSaved():
-                return f"SFT complete. Final checkpoint: {event.path}"
+                return f"SFT complete. Final checkpoint: {event.pt or event.path}"
             case Notice() | MemoryEased():
                 return event.text
             case Judged():

@@ -1,5 +1,6 @@
 """Train and resume: builds the parts, runs the trainer, leaves a run folder behind."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sftcli.events import (
 )
 from sftcli.modeling.load import quiet_libraries, save_model_folder
 from sftcli.modeling.locate import LocatedModel
+from sftcli.modeling.pt_checkpoint import model_differences
 from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.adapters import adapter_bytes, check_machine
 from sftcli.services.building import Built, Materials, build_trainer
@@ -46,6 +48,7 @@ from sftcli.services.run_folder import (
 )
 from sftcli.services.run_log import RunLog
 from sftcli.services.thresholds import find_exceeded, require
+from sftcli.services.trackers import tracked
 from sftcli.services.verdict import Verdict
 from sftcli.services.watch import FitWatch, watched
 from sftcli.training.checkpoint_files import read_snapshot
@@ -99,11 +102,13 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
         write_text(run.config, to_toml(settings))
         write_json(run.origins, dict(request.resolved.origins))
         write_json(run.about, facts_of_start(request.command))
-        with RunLog(run, every_steps=settings.training.log_every_steps, after_step=-1) as log:
-            both = fan_out(log, emit)
+        with (
+            RunLog(run, every_steps=settings.training.log_every_steps, after_step=-1) as log,
+            tracked(run, settings, fan_out(log, emit), after_step=-1) as both,
+        ):
             for text in request.resolved.notices:
                 both(Notice(text=text))
-            return _train(run, settings, both, stop, lock)
+            return _train(run, settings, both, stop, lock, model_keys=request.resolved.model_keys)
 
 
 def complete_already(run: RunFolder, settings: Settings, checkpoint: Path, emit: EventSink) -> TrainOutcome:
@@ -116,8 +121,12 @@ def continue_run(
     run: RunFolder, settings: Settings, checkpoint: Path, emit: EventSink, stop: StopFlag, lock: RunLock
 ) -> TrainOutcome:
     """Train on from ``checkpoint``, which verifies. The caller holds the lock."""
-    with RunLog(run, every_steps=settings.training.log_every_steps, after_step=step_of(checkpoint)) as log:
-        return _train(run, settings, fan_out(log, emit), stop, lock, checkpoint=checkpoint)
+    step = step_of(checkpoint)
+    with (
+        RunLog(run, every_steps=settings.training.log_every_steps, after_step=step) as log,
+        tracked(run, settings, fan_out(log, emit), after_step=step) as both,
+    ):
+        return _train(run, settings, both, stop, lock, checkpoint=checkpoint)
 
 
 def _train(
@@ -128,6 +137,7 @@ def _train(
     lock: RunLock,
     *,
     checkpoint: Path | None = None,
+    model_keys: Mapping[str, object] | None = None,
 ) -> TrainOutcome:
     begin = monotonic()
     watch = FitWatch(stops_early=settings.training.early_stopping_evals > 0)
@@ -137,6 +147,8 @@ def _train(
     emit(RunStarted(run=run.name, path=str(run.path)))
     materials = find_materials(settings, emit, stop, fallback=run.path / "cache")
     located, prepared, settings = materials.located, materials.prepared, materials.settings
+    for text in model_differences(located.folder, model_keys or {}):
+        emit(Warned(text=text))
     if checkpoint is not None:
         record_resume(run, checkpoint, compare(checkpoint, materials.fingerprints), emit)
     check_space(run, _trained_bytes(settings, located), settings.checkpoint, emit)
@@ -172,11 +184,11 @@ def _trained_bytes(settings: Settings, located: LocatedModel) -> int:
 
 
 def _save_final(run: RunFolder, materials: Materials, built: Built, emit: EventSink) -> None:
-    snapshot = built.trainer.snapshot()
+    snapshot, pt = built.trainer.snapshot(), ""
     if built.adapter is not None:
         built.adapter.save(run.final, snapshot)
     else:
-        write_final_pt(built.model, run, materials.settings, snapshot, emit)
+        pt = write_final_pt(built.model, run, materials.settings, snapshot)
         save_model_folder(
             built.model,
             source=materials.located.folder,
@@ -184,7 +196,7 @@ def _save_final(run: RunFolder, materials: Materials, built: Built, emit: EventS
             stop_ids=materials.prepared.tokenizer.stop_ids,
             template=materials.prepared.tokenizer.chosen_template,
         )
-    emit(ModelSaved(path=str(run.final)))
+    emit(ModelSaved(path=str(run.final), pt=pt))
 
 
 def _report(run: RunFolder, emit: EventSink) -> None:

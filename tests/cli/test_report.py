@@ -94,3 +94,21 @@ def test_a_browser_draws_the_page_without_errors_or_requests(run, tmp_path):
     assert "CONSOLE" not in done.stderr
     assert ("/report.html", None) in Recorder.seen
     assert [path for path, referer in Recorder.seen if referer] == []  # what a page asks for names the page
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_a_browser_prints_the_page_with_its_charts_and_whole_cards(run, tmp_path):
+    printed = tmp_path / "report.pdf"
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr",
+            "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}", "--no-pdf-header-footer",
+            "--host-resolver-rules=MAP * ~NOTFOUND", f"--print-to-pdf={printed}", (run / "report.html").as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr
+    content = printed.read_bytes()
+    assert content.startswith(b"%PDF-")
+    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 10

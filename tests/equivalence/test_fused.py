@@ -1,0 +1,83 @@
+"""The decoding step in few operations computes what the model's own forward does."""
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from sftcli.config.schema import SamplingSettings
+from sftcli.events import NeverStop
+from sftcli.modeling.fused import fuse, fused_step
+from sftcli.modeling.sampling import decode
+from sftcli.modeling.slots import FusedRows, SlotRows
+from tests.support.tiny_model import tiny_config
+
+PROMPTS = [[5, 9, 33], [7], [100, 200, 300, 301, 302], [11, 12], [400] * 140]
+
+
+def build(family: str) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        if family == "llama":
+            return LlamaForCausalLM(tiny_config()).eval()
+        shape = tiny_config().to_dict()
+        kept = {key: shape[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                                            "num_attention_heads", "num_key_value_heads")}  # fmt: skip
+        model = Qwen2ForCausalLM(Qwen2Config(**kept, tie_word_embeddings=False)).eval()
+        for layer in model.model.layers:
+            torch.nn.init.normal_(layer.self_attn.q_proj.bias)
+        return model
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_fused_step_gives_the_logits_of_forward(family):
+    plain, faster = build(family), build(family)
+    fuse(faster)
+    found = fused_step(faster)
+    assert found is not None
+    assert fused_step(plain) is None
+    pairs = SlotRows(plain, 8), FusedRows(faster, 8, found)
+    with torch.inference_mode():
+        for prompt in PROMPTS:
+            first = [rows.admit(prompt) for rows in pairs]
+            torch.testing.assert_close(*first, atol=1e-5, rtol=0)
+        for step in range(6):
+            tokens = torch.arange(3 + step, 3 + step + pairs[0].state.size)
+            torch.testing.assert_close(*[rows.step(tokens) for rows in pairs], atol=1e-5, rtol=0)
+            if step % 2:
+                for rows in pairs:
+                    rows.remove(1)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("max_rows", [1, 3])
+def test_answers_of_a_fused_model_are_those_of_the_plain_one(family, max_rows):
+    answers = []
+    for is_fused in (False, True):
+        model = build(family)
+        if is_fused:
+            fuse(model)
+        answers.append(
+            decode(model, PROMPTS, settings=SamplingSettings(max_new_tokens=20), stop_ids=frozenset(range(60, 90)),
+                   stop=NeverStop(), max_rows=max_rows)
+        )  # fmt: skip
+    assert answers[0] == answers[1]
+
+
+def test_fusing_leaves_weights_and_forward_as_they_were():
+    plain, faster = build("qwen2"), build("qwen2")
+    fuse(faster)
+    before, after = plain.state_dict(), faster.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    ids = torch.tensor([PROMPTS[2]])
+    assert torch.equal(plain(ids).logits, faster(ids).logits)
+
+
+def test_model_with_a_projection_of_another_kind_is_left_to_its_own_forward():
+    model = build("llama")
+
+    class Adapted(torch.nn.Linear):
+        pass
+
+    model.model.layers[0].self_attn.q_proj = Adapted(32, 32, bias=False)
+    fuse(model)
+    assert fused_step(model) is None

@@ -1,0 +1,57 @@
+"""Greedy answers of the default model are those of ``transformers``, token by token."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sftcli.config.schema import SamplingSettings
+from sftcli.data.conversation import Message
+from sftcli.data.render import encode_prompt
+from sftcli.events import NeverStop
+from sftcli.modeling.fused import fuse, fused_step
+from sftcli.modeling.load import load_model
+from sftcli.modeling.locate import locate_model
+from sftcli.modeling.sampling import decode
+from sftcli.modeling.tokenizer import load_chat_tokenizer
+
+ROWS = Path(__file__).parents[2] / "presets" / "quick" / "heldout.jsonl"
+TOKENS = 16
+
+
+@pytest.mark.slow
+def test_fifty_prompts_of_the_default_model_equal_transformers_cached_and_uncached(monkeypatch):
+    monkeypatch.delenv("SFT_CACHE_DIR", raising=False)  # the user's own, which may hold the model
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    folder = locate_model("smollm2-135m", revision=None, emit=lambda _event: None).folder
+    tokenizer = load_chat_tokenizer(folder)
+    rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()[:50]]
+    prompts = [encode_prompt(tokenizer, [Message(role="user", content=row["prompt"])]) for row in rows]
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def told(*, use_cache: bool) -> list[list[int]]:
+        answers = []
+        for prompt in prompts:
+            ids = torch.tensor([prompt])
+            made = theirs.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False, pad_token_id=2,
+                use_cache=use_cache,
+            )[0, len(prompt) :].tolist()  # fmt: skip
+            ends = [place for place, token in enumerate(made) if token in tokenizer.stop_ids]
+            answers.append(made[: ends[0]] if ends else made)
+        return answers
+
+    ours = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    plain = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    fuse(ours)
+    assert fused_step(ours) is not None
+    wanted = told(use_cache=True)
+    assert told(use_cache=False) == wanted
+    for model, most in ((ours, 1), (ours, 16), (plain, 16)):
+        answers = decode(
+            model, prompts, settings=SamplingSettings(max_new_tokens=TOKENS), stop_ids=tokenizer.stop_ids,
+            stop=NeverStop(), max_rows=most,
+        )  # fmt: skip
+        assert [list(answer.ids) for answer in answers] == wanted, most
