@@ -26,7 +26,8 @@ class DataSettings(Section):
     """Which rows are trained on and how they are rendered."""
 
     sources: tuple[Text, ...] = Field(
-        (), description="Files, folders or hub names, each NAME[:ROWS][@split][#config]; ROWS is 5000, 25%, x3 or 5000x3."
+        (),
+        description="Files, folders or hub names, each NAME[:ROWS][@split][#config]; ROWS is 5000, 25%, x3 or 5000x3.",
     )
     heldout_sources: tuple[Text, ...] = Field(
         (), description="Sources of the held-out rows; empty takes a share of `sources`."

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from sftcli.config.schema import ModelSettings
 from sftcli.events import EventSink, ModelLoaded, Notice
 from sftcli.modeling.load import count_parameters, load_model, quiet_libraries
-from sftcli.modeling.locate import LocatedModel, locate_model
+from sftcli.modeling.locate import locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
+from sftcli.services.base_model import locate_base
 from sftcli.services.run_folder import RunFolder, newest_run
 from sftcli.training.checkpoint_names import list_checkpoints
 
@@ -48,11 +49,6 @@ def choose_model(
             return ModelChoice(name=reference, folder=path, run=_owner(path))
     located = locate_model(reference, revision=None, tokenizer=tokenizer, emit=emit)
     return ModelChoice(name=located.name, folder=located.folder, run=None)
-
-
-def locate_base(settings: ModelSettings, emit: EventSink) -> LocatedModel:
-    """Return the folder of the model that a run of these settings starts from."""
-    return locate_model(settings.name, revision=settings.revision, tokenizer=settings.tokenizer, emit=emit)
 
 
 def choose_base(settings: ModelSettings, emit: EventSink) -> ModelChoice:
