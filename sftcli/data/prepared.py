@@ -1,7 +1,7 @@
 """Prepared examples on disk: memory-mapped Arrow files and a manifest, whole or absent.
 
 PREPARED/
-  train.arrow     one row an example: input_ids, loss_mask, path, line, kind
+  train.arrow     one row an example: input_ids, loss_mask, path, line, kind, score
   heldout.arrow   the same
   text.arrow      the same, of plain text that is mixed into training; often without rows
   manifest.json   format, what it was made of, counts, audit, and size and hash of these files; written last
@@ -9,6 +9,7 @@ PREPARED/
 
 import hashlib
 import json
+import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,14 +20,14 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from sftcli import storage
-from sftcli.data.example import Example
+from sftcli.data.example import Example, RowFlag
 from sftcli.data.records import Origin
 from sftcli.errors import DataError, StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 TRAIN, HELDOUT, TEXT = "train", "heldout", "text"
 SPLITS = (TRAIN, HELDOUT, TEXT)
@@ -43,6 +44,12 @@ class ExampleTable:
             length for chunk in self._chunks for length in chunk["input_ids"].value_lengths().to_pylist()
         ]
 
+    @property
+    def scores(self) -> Sequence[float]:
+        """Score of every example; NaN where there is none."""
+        columns = [chunk["score"].to_pylist() for chunk in self._chunks]
+        return [math.nan if score is None else score for column in columns for score in column]
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -55,6 +62,7 @@ class ExampleTable:
             input_ids=chunk["input_ids"][row].values.to_numpy(),
             loss_mask=chunk["loss_mask"][row].values.to_numpy(zero_copy_only=False),
             origin=Origin(path=chunk["path"][row].as_py(), line=chunk["line"][row].as_py()),
+            flags=frozenset(map(RowFlag, chunk["flags"][row].as_py())),
             kind=chunk["kind"][row].as_py(),
         )
 
@@ -102,7 +110,9 @@ class PreparedWriter:
                 "loss_mask": pa.list_(pa.bool_()),
                 "path": pa.string(),
                 "line": pa.int64(),
+                "flags": pa.list_(pa.string()),
                 "kind": pa.string(),
+                "score": pa.float64(),
             }
         )
         self._pending: dict[str, list[tuple[Example, int]]] = {split: [] for split in SPLITS}
@@ -190,7 +200,9 @@ class PreparedWriter:
             pa.ListArray.from_arrays(lengths, pa.array(np.concatenate([row.loss_mask for row in rows]))),
             pa.array([row.origin.path for row in rows], pa.string()),
             pa.array([row.origin.line for row in rows], pa.int64()),
+            pa.array([sorted(row.flags) for row in rows], pa.list_(pa.string())),
             pa.array([row.kind for row in rows], pa.string()),
+            pa.array([row.score for row in rows], pa.float64()),
         ]
         self._writers[split].write_batch(pa.record_batch(columns, schema=self._schema))
 
