@@ -82,8 +82,9 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         budget.get().spend()
         for value in (*args, *kwargs.values()):
             _check_count(value)
-        owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
-        if isinstance(owner, str):
+        method = getattr(obj, "__wrapped__", obj)
+        owner = getattr(method, "__self__", None)
+        if isinstance(owner, str) and getattr(method, "__name__", "") in ("format", "format_map"):
             _check_widths(owner)
         return _sized(super().call(context, obj, *args, **kwargs))
 

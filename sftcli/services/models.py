@@ -14,6 +14,7 @@ from sftcli.modeling.load import count_parameters, load_model, quiet_libraries
 from sftcli.modeling.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.adapters import locate_adapter_base
+from sftcli.services.base_model import locate_base
 from sftcli.services.run_folder import RunFolder, newest_run
 from sftcli.training.checkpoint_names import list_checkpoints
 
@@ -72,11 +73,6 @@ def choose_model(
 def _choice(name: str, folder: Path, run: RunFolder | None, emit: EventSink) -> ModelChoice:
     base = locate_adapter_base(folder, emit) if is_adapter_folder(folder) else None
     return ModelChoice(name=name, folder=folder, run=run, base=base)
-
-
-def locate_base(settings: ModelSettings, emit: EventSink) -> LocatedModel:
-    """Return the folder of the model that a run of these settings starts from."""
-    return locate_model(settings.name, revision=settings.revision, tokenizer=settings.tokenizer, emit=emit)
 
 
 def choose_base(settings: ModelSettings, emit: EventSink) -> ModelChoice:

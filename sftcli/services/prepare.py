@@ -18,7 +18,7 @@ from sftcli.errors import DataError, OutputError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
-from sftcli.services.models import locate_base
+from sftcli.services.base_model import locate_base
 from sftcli.services.preparation import Preparation
 from sftcli.services.rows_folder import check_free, write_rows
 from sftcli.services.thresholds import find_exceeded

@@ -21,12 +21,12 @@ from sftcli.modeling.locate import LocatedModel
 from sftcli.modeling.pt_checkpoint import model_differences
 from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.adapters import adapter_bytes, check_machine
+from sftcli.services.base_model import locate_base
 from sftcli.services.building import Built, Materials, build_trainer
 from sftcli.services.finishing import take_best
 from sftcli.services.lock import RunLock
 from sftcli.services.machine import facts_of_start
 from sftcli.services.memory import memory_errors
-from sftcli.services.models import locate_base
 from sftcli.services.prepare import find_sources, prepare_data, require_rows
 from sftcli.services.pt_output import write_final_pt
 from sftcli.services.report import write_report

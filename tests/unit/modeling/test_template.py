@@ -111,3 +111,12 @@ def test_a_template_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPat
 def test_what_is_not_jinja_is_refused_at_once():
     with pytest.raises(DataError, match="the chat template test is not valid Jinja"):
         ChatTemplate("{% for %}", name="test")
+
+
+def test_a_content_that_looks_like_a_wide_format_is_only_text():
+    template = ChatTemplate("{{ messages[0].content.split('x') | join }}", name="own")
+    content = "It costs 5%, as of {2024000 x"
+    text = template.render(
+        [{"role": "user", "content": content}], tools=None, add_generation_prompt=False, variables={}
+    )
+    assert text == content.replace("x", "")
