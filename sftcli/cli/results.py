@@ -1,22 +1,20 @@
 """What a command leaves on the screen when it is done: results on stdout, remarks and next commands on stderr."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sftcli.cli import options, tables
-from sftcli.cli.text import count, duration, loss_text, percent, short_count, size, whole_duration
+from sftcli.cli.text import count, duration, loss_text, percent
 
 if TYPE_CHECKING:
     from sftcli.config.sources import Row
-    from sftcli.data.audit import AuditSummary
     from sftcli.services.evaluate import EvalReport
     from sftcli.services.generate import Completion
-    from sftcli.services.plan import Plan
-    from sftcli.services.prepare import PrepareOutcome
     from sftcli.services.resume import VerifyOutcome
     from sftcli.services.score import Score
+    from sftcli.services.tasks import TasksReport
     from sftcli.services.train import TrainOutcome
     from sftcli.services.verdict import Verdict
 
@@ -67,47 +65,6 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
         tables.show_text(outcome.final, tables.out(output.color))
 
 
-def show_plan(plan: "Plan", output: options.Output) -> None:
-    """Print what a training would need."""
-    if output.json:
-        tables.show_result_json(asdict(plan))
-        return
-    tables.out(output.color).print(tables.key_value_table(list(_plan_rows(plan))))
-    if plan.peak_bytes > plan.total_memory_bytes and not output.quiet:
-        tables.show_text(
-            "this does not fit: lower training.micro_batch_size (the updates stay the same), set "
-            "training.gradient_checkpointing=true, or choose training.optimizer=adafactor",
-            tables.err(output.color),
-        )
-
-
-def _plan_rows(plan: "Plan") -> Iterator[tuple[str, object]]:
-    trained = "" if plan.trainable == plan.parameters else f", {short_count(plan.trainable)} trained"
-    rows, tokens = plan.longest_micro_batch
-    yield "model", f"{plan.model}: {short_count(plan.parameters)} parameters{trained}"
-    yield "machine", f"{plan.device}, {plan.precision}"
-    yield "rows", f"{count(plan.train_examples)} to train, {count(plan.heldout_examples)} held out"
-    yield "steps", f"{count(plan.steps)} of {plan.batch_size} rows, at most {plan.micro_batch_size} at once"
-    yield "longest", f"{rows} x {tokens} tokens, of {count(plan.scanned_steps)} steps"
-    yield "weights", size(plan.weights_bytes)
-    yield "gradients", size(plan.gradients_bytes)
-    yield "optimizer", size(plan.optimizer_bytes)
-    yield "activations", size(plan.activations_bytes)
-    yield "head, loss", size(plan.head_bytes)
-    if plan.program_bytes:
-        yield "program", size(plan.program_bytes)
-    if plan.other_bytes:
-        yield "other", size(plan.other_bytes)
-    if plan.checkpoint_copy_bytes:
-        yield "copy to save", size(plan.checkpoint_copy_bytes)
-    yield "peak", f"{size(plan.peak_bytes)} of {size(plan.total_memory_bytes)}"
-    yield "checkpoint", f"{size(plan.checkpoint_bytes)} on disk, each"
-    yield "a step", duration(plan.step_seconds)
-    if plan.evaluations:
-        yield "evaluations", f"{plan.evaluations}, {duration(plan.evaluation_seconds)} each"
-    yield "in all", f"about {whole_duration(plan.seconds)}"
-
-
 def show_verified(outcome: "VerifyOutcome", output: options.Output) -> None:
     """Print what a replay has proved."""
     if output.json:
@@ -118,36 +75,6 @@ def show_verified(outcome: "VerifyOutcome", output: options.Output) -> None:
             f"all {count(outcome.tensors)} tensors are equal bit for bit"
         )
         tables.show_text(text, tables.out(output.color))
-
-
-def show_prepared(outcome: "PrepareOutcome", output: options.Output) -> None:
-    """Print the audit and the rows that were asked for on stderr, the folder of the prepared data on stdout."""
-    out, err = tables.out(output.color), tables.err(output.color)
-    if not output.quiet:
-        for split, audit in outcome.data.audit.items():
-            if audit.rows:
-                err.print(tables.key_value_table(list(_audit_rows(split, audit))))
-                for note in audit.notes:
-                    tables.show_text(f"note: {note}", err)
-    for row in outcome.shown:
-        err.print(tables.token_line([(token.text, token.trained) for token in row]))
-    tables.show_text(outcome.folder, out)
-
-
-def _audit_rows(split: str, audit: "AuditSummary") -> Iterator[tuple[str, object]]:
-    """Yield names and values of an audit, the ones that need a look last."""
-    yield "rows", f"{count(audit.rows)} {split}, {count(audit.kept)} kept"
-    share = audit.response_tokens / audit.tokens if audit.tokens else 0.0
-    yield (
-        "tokens",
-        f"{count(audit.tokens)}, {count(audit.response_tokens)} of them trained ({percent(share)})",
-    )
-    lengths = ", ".join(f"{p} % up to {count(length)}" for p, length in audit.length_percentiles.items())
-    yield "length", f"{lengths}, longest {count(audit.longest_tokens)} ({audit.longest_row})"
-    for reason, rows in audit.rejected.items():
-        yield f"rejected: {reason}", f"{count(rows)}, such as {audit.rejected_rows[reason][0]}"
-    if "too-long" in audit.rejected:
-        yield "to keep 99 %", f"--set data.max_tokens={audit.max_tokens_for_99_percent}"
 
 
 def show_completion(completion: "Completion", output: options.Output) -> None:
@@ -202,6 +129,18 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
 def _verdict_text(verdict: "Verdict") -> str:
     advice = f": {verdict.advice}" if verdict.advice else ""
     return f"{verdict.kind} ({verdict.reason}){advice}"
+
+
+def show_tasks(report: "TasksReport", output: options.Output) -> None:
+    """Print the numbers of tasks, base and tuned side by side; standard errors stand in the JSON alone."""
+    rows = [
+        (f"{task}/{metric}", report.base_tasks.get(task, {}).get(metric), value, "perplexity" in metric)
+        for task, values in report.tasks.items()
+        for metric, value in values.items()
+        if "_stderr" not in metric
+    ]
+    names = (report.base_model or "base", report.model)
+    tables.out(output.color).print(tables.comparison_table(rows, names=names))
 
 
 def _matches(score: "Score") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sftcli.cli import complete, options, results, tables
+from sftcli.cli import adapter_options, complete, data_options, options, results, tables
 from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
 from sftcli.events import Notice
@@ -38,7 +38,12 @@ def train(
     template: options.Template = None,
     train_on: options.TrainOn = None,
     max_tokens: options.MaxTokens = None,
-    overlong: options.Overlong = None,
+    overlong: data_options.Overlong = None,
+    allow_leak: data_options.AllowLeak = False,
+    strict: data_options.Strict = False,
+    lora: adapter_options.Lora = False,
+    adapter: adapter_options.Adapter = None,
+    rank: adapter_options.Rank = None,
     packing: options.Packing = None,
     run: options.RunName = None,
     on_existing: Annotated[
@@ -57,14 +62,6 @@ def train(
             rich_help_panel=options.SETTINGS_PANEL,
         ),
     ] = False,
-    plan: Annotated[
-        bool,
-        typer.Option(
-            "--plan",
-            help="Only measure a few steps and show what training would need: memory, steps, time. Writes no run.",
-            rich_help_panel=options.SETTINGS_PANEL,
-        ),
-    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -77,6 +74,8 @@ def train(
       sft train --data rows.jsonl --max-steps 200
 
       sft train --preset gpu --set training.learning_rate=2e-5
+
+      sft train --data rows.jsonl --lora --rank 32
     """
     output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color, log_format=log_format)
     chosen = choose_preset(preset, config, data)
@@ -98,7 +97,10 @@ def train(
                 train_on=train_on,
                 max_tokens=max_tokens,
                 overlong=overlong,
+                allow_leak=allow_leak,
+                strict=strict,
             ),
+            **adapter_options.adapter_flags(lora=lora, adapter=adapter, rank=rank),
             "run.name": ("--run", run),
         },
     )
@@ -107,12 +109,6 @@ def train(
         return
     with session(output, every_steps=resolved.settings.training.log_every_steps) as (emit, stop):
         emit(Notice(text="loading torch and transformers"))
-        if plan:
-            from sftcli.services.plan import plan_training
-
-            planned = plan_training(resolved.settings, emit, stop)
-            results.show_plan(planned, output)
-            return
         from sftcli.services.train import TrainRequest, run_training
 
         label = chosen or Path(config or "run").stem

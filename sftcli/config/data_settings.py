@@ -7,6 +7,17 @@ from pydantic import Field, model_validator
 
 from sftcli.config.section import Section, Text
 
+CHECKS = frozenset(  # settings that say which rows are good enough, and change none
+    {
+        "strict",
+        "max_rejected_fraction",
+        "max_cut_fraction",
+        "max_duplicate_fraction",
+        "max_near_duplicate_fraction",
+        "max_trouble_fraction",
+    }
+)
+
 
 class TrainOn(StrEnum):
     """Which assistant turns of a conversation are trained."""
@@ -85,6 +96,32 @@ class DataSettings(Section):
         None,
         min_length=1,
         description="Column with a number that says how hard a row is, for the order `score`.",
+    )
+    strict: bool = Field(
+        False,
+        description="Whether to fail on rows that are rejected, cut, repeated or broken, and on prompts that are both held "
+        "out and trained on.",
+    )
+    max_rejected_fraction: float | None = Field(
+        None, ge=0, le=1, description="Most rows that may be rejected; unset is any, and none with `strict`."
+    )
+    max_cut_fraction: float | None = Field(
+        None, ge=0, le=1, description="Most kept rows that may be cut; unset is any, and none with `strict`."
+    )
+    max_duplicate_fraction: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Most kept rows that may repeat an earlier one; unset is any, and none with `strict`.",
+    )
+    max_near_duplicate_fraction: float | None = Field(
+        None, ge=0, le=1, description="Most kept rows that may nearly repeat an earlier one; unset is any."
+    )
+    max_trouble_fraction: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Most kept rows that may have encoding trouble; unset is any, and none with `strict`.",
     )
 
     @model_validator(mode="after")

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from sftcli import storage
-from sftcli.data.example import Example
+from sftcli.data.example import Example, RowFlag
 from sftcli.data.records import Origin
 from sftcli.errors import DataError, StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 TRAIN, HELDOUT, TEXT = "train", "heldout", "text"
 SPLITS = (TRAIN, HELDOUT, TEXT)
@@ -62,6 +62,7 @@ class ExampleTable:
             input_ids=chunk["input_ids"][row].values.to_numpy(),
             loss_mask=chunk["loss_mask"][row].values.to_numpy(zero_copy_only=False),
             origin=Origin(path=chunk["path"][row].as_py(), line=chunk["line"][row].as_py()),
+            flags=frozenset(map(RowFlag, chunk["flags"][row].as_py())),
             kind=chunk["kind"][row].as_py(),
         )
 
@@ -109,6 +110,7 @@ class PreparedWriter:
                 "loss_mask": pa.list_(pa.bool_()),
                 "path": pa.string(),
                 "line": pa.int64(),
+                "flags": pa.list_(pa.string()),
                 "kind": pa.string(),
                 "score": pa.float64(),
             }
@@ -198,6 +200,7 @@ class PreparedWriter:
             pa.ListArray.from_arrays(lengths, pa.array(np.concatenate([row.loss_mask for row in rows]))),
             pa.array([row.origin.path for row in rows], pa.string()),
             pa.array([row.origin.line for row in rows], pa.int64()),
+            pa.array([sorted(row.flags) for row in rows], pa.list_(pa.string())),
             pa.array([row.kind for row in rows], pa.string()),
             pa.array([row.score for row in rows], pa.float64()),
         ]

@@ -102,11 +102,11 @@ class Renderer:
 
     def _finish_batch(self, batch: "_Batch") -> Iterator[Example | Rejected]:
         for row, result in zip(batch.rows, self._made(batch), strict=True):
-            if isinstance(result, Rejected) or isinstance(row, Rejected):
-                assert isinstance(result, Rejected)  # what was rejected before is not made again
-                yield result
-            else:
+            if isinstance(result, Made):
+                assert not isinstance(row, Rejected)  # nothing is made of one
                 yield self._fit(row, result)
+            else:
+                yield result
 
     def _made(self, batch: "_Batch") -> Iterator[Made | Rejected]:
         decoded = iter(batch.decoded)

@@ -15,11 +15,13 @@ from sftcli.events import EventSink, ModelLoaded, StopFlag
 from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model, write_model_files
 from sftcli.modeling.locate import LocatedModel
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
+from sftcli.services.adapters import AdapterFiles, adapter_files, load_with_adapter
 from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
 from sftcli.services.row_plan import plan_maker
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import DirectoryCheckpointStore
+from sftcli.training.checkpoint_files import ADAPTER, MODEL
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.memory import MemoryLadder
 from sftcli.training.neftune import add_embedding_noise
@@ -44,24 +46,25 @@ class Materials:
     fingerprints: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A trainer with the model that it trains, and what its adapter's folders hold where an adapter is trained."""
+
+    trainer: Trainer
+    model: "PreTrainedModel"
+    adapter: AdapterFiles | None
+
+
 def build_trainer(
     run: RunFolder, materials: Materials, emit: EventSink, *, check_owner: Callable[[], None]
-) -> "tuple[Trainer, PreTrainedModel]":
+) -> Built:
     """Load the model and put the parts of a run together."""
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
-    model = load_model(
-        located.folder,
-        dtype=torch.float32,
-        device=device,
-        gradient_checkpointing=settings.training.gradient_checkpointing,
-    )
-    if not settings.training.train_embeddings:
-        freeze_embeddings(model)
+    model, weights, adapter = _load(materials, dtype, device)
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
-    weights = MasterWeights(model, compute_dtype=dtype)
     total, trainable = count_parameters(model)
     emit(
         ModelLoaded(
@@ -83,7 +86,10 @@ def build_trainer(
             source=located.folder,
             stop_ids=prepared.tokenizer.stop_ids,
             template=prepared.tokenizer.chosen_template,
-        ),
+        )
+        if adapter is None
+        else adapter.write,
+        weights_name=MODEL if adapter is None else ADAPTER,
         fingerprints=materials.fingerprints,
         resume_command=f"sft resume {run.name}",
         check_owner=check_owner,
@@ -104,12 +110,43 @@ def build_trainer(
         batch_loss=batch_loss,
         ladder=ladder,
         heldout_loss=_heldout_loss(prepared, batch_loss, device),
-        store=PtWritingStore(model, run, settings, store),
+        store=store if adapter is not None else PtWritingStore(model, run, settings, store),
         emit=emit,
         device=device,
         name_row=lambda index: str(named.example(index).origin),
     )
-    return trainer, model
+    return Built(trainer=trainer, model=model, adapter=adapter)
+
+
+def _load(
+    materials: Materials, dtype: torch.dtype, device: torch.device
+) -> "tuple[PreTrainedModel, MasterWeights, AdapterFiles | None]":
+    settings, located = materials.settings, materials.located
+    if settings.adapter.is_on:
+        model, weights, config = load_with_adapter(
+            located,
+            settings.adapter,
+            dtype=dtype,
+            device=device,
+            gradient_checkpointing=settings.training.gradient_checkpointing,
+        )
+        files = adapter_files(
+            model,
+            config,
+            settings=settings.model,
+            located=located,
+            tokenizer=materials.prepared.tokenizer,
+        )
+        return model, weights, files
+    model = load_model(
+        located.folder,
+        dtype=torch.float32,
+        device=device,
+        gradient_checkpointing=settings.training.gradient_checkpointing,
+    )
+    if not settings.training.train_embeddings:
+        freeze_embeddings(model)
+    return model, MasterWeights(model, compute_dtype=dtype), None
 
 
 def _checkpointing(model: "PreTrainedModel", settings: TrainingSettings) -> Callable[[], None] | None:

@@ -105,10 +105,10 @@ def plan_training(settings: Settings, emit: EventSink, stop: StopFlag) -> Plan:
 
 def _build(materials: Materials, emit: EventSink) -> "tuple[Trainer, PreTrainedModel]":
     nowhere = RunFolder(Path(materials.settings.run.root) / "plan")  # nothing is saved there
-    trainer, model = build_trainer(nowhere, materials, emit, check_owner=lambda: None)
+    built = build_trainer(nowhere, materials, emit, check_owner=lambda: None)
     # A probe that went on with smaller micro-batches would measure something else.
-    trainer.ladder.is_short = True
-    return trainer, model
+    built.trainer.ladder.is_short = True
+    return built.trainer, built.model
 
 
 def _known(cost: StepCost) -> int:

@@ -16,8 +16,10 @@ from sftcli.events import (
     fan_out,
 )
 from sftcli.modeling.load import quiet_libraries, save_model_folder
+from sftcli.modeling.locate import LocatedModel
 from sftcli.runtime import monotonic, seed_everything
-from sftcli.services.building import Materials, build_trainer
+from sftcli.services.adapters import adapter_bytes, check_machine
+from sftcli.services.building import Built, Materials, build_trainer
 from sftcli.services.finishing import take_best
 from sftcli.services.lock import RunLock
 from sftcli.services.machine import facts_of_start
@@ -43,6 +45,7 @@ from sftcli.services.run_folder import (
     write_text,
 )
 from sftcli.services.run_log import RunLog
+from sftcli.services.thresholds import find_exceeded, require
 from sftcli.services.verdict import Verdict
 from sftcli.services.watch import FitWatch, watched
 from sftcli.training.checkpoint_files import read_snapshot
@@ -83,6 +86,7 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
         StoppedError: ``stop`` was set before the first step.
     """
     settings = request.resolved.settings
+    check_machine(settings.adapter)  # before there is a folder
     run = existing_run(settings.run) if request.auto else None
     if run is None:
         run = create_run(settings.run, label=request.label)
@@ -135,11 +139,12 @@ def _train(
     located, prepared, settings = materials.located, materials.prepared, materials.settings
     if checkpoint is not None:
         record_resume(run, checkpoint, compare(checkpoint, materials.fingerprints), emit)
-    check_space(run, parameters_bytes(located.folder), settings.checkpoint, emit)
+    check_space(run, _trained_bytes(settings, located), settings.checkpoint, emit)
     write_json(run.data, {"fingerprint": prepared.dataset.fingerprint, **prepared.dataset.about})
     emit(Notice(text=f"Loading pretrained model from {located.folder}"))
     seed_everything(settings.training.seed)
-    trainer, model = build_trainer(run, materials, emit, check_owner=lock.check)
+    built = build_trainer(run, materials, emit, check_owner=lock.check)
+    trainer = built.trainer
     watch.name_rows = trainer.name_rows
     if checkpoint is not None:
         trainer.restore(read_snapshot(checkpoint))
@@ -151,20 +156,35 @@ def _train(
     if ending is not Ending.STOPPED:
         lock.check()
         take_best(trainer, run, settings.training, emit)
-        write_final_pt(model, run, settings, trainer.snapshot(), emit)
-        save_model_folder(
-            model,
-            source=located.folder,
-            folder=run.final,
-            stop_ids=prepared.tokenizer.stop_ids,
-            template=prepared.tokenizer.chosen_template,
-        )
-        emit(ModelSaved(path=str(run.final)))
+        _save_final(run, materials, built, emit)
     _report(run, emit)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
     outcome = _outcome(run, settings, ending, ended_at, losses, seconds=monotonic() - begin)
     return outcome if ending is Ending.STOPPED else replace(outcome, verdict=watch.verdict(state.step))
+
+
+def _trained_bytes(settings: Settings, located: LocatedModel) -> int:
+    """Return the float32 size of what trains, and so of the weights in a checkpoint."""
+    if settings.adapter.is_on:
+        return adapter_bytes(located.folder, settings.adapter)
+    return parameters_bytes(located.folder)
+
+
+def _save_final(run: RunFolder, materials: Materials, built: Built, emit: EventSink) -> None:
+    snapshot = built.trainer.snapshot()
+    if built.adapter is not None:
+        built.adapter.save(run.final, snapshot)
+    else:
+        write_final_pt(built.model, run, materials.settings, snapshot, emit)
+        save_model_folder(
+            built.model,
+            source=materials.located.folder,
+            folder=run.final,
+            stop_ids=materials.prepared.tokenizer.stop_ids,
+            template=materials.prepared.tokenizer.chosen_template,
+        )
+    emit(ModelSaved(path=str(run.final)))
 
 
 def _report(run: RunFolder, emit: EventSink) -> None:
@@ -179,6 +199,7 @@ def find_materials(
 ) -> Materials:
     """Find model and data; fill in the settings that depend on the rows. ``fallback`` stands in for the cache."""
     quiet_libraries()
+    check_machine(settings.adapter)
     sources = find_sources(settings.data)
     located = locate_base(settings.model, emit)
     if stop.requested():
@@ -193,6 +214,7 @@ def find_materials(
         fallback=fallback,
     )
     require_rows(prepared)
+    require(find_exceeded(list(prepared.audit.values()), settings.data))
     if not len(prepared.dataset.train):
         raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
     if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):

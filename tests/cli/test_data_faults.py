@@ -27,12 +27,12 @@ def test_held_out_row_that_is_trained_on_is_refused_and_nothing_is_kept(sft, tin
     code, out, err = sft("prepare", train, "--heldout", held, "--model", tiny_model)
     assert (code, out, prepared()) == (65, "", [])
     assert "1 of 4 held-out rows are trained on too" in err
-    assert "data.allow_leak" in err
+    assert "--allow-leak" in err
 
 
 def test_held_out_row_that_is_trained_on_can_be_allowed_and_is_counted(sft, tiny_model):
     train, held = write_rows("a.jsonl", range(9)), write_rows("b.jsonl", range(8, 12))
-    leak = ("--set", "data.allow_leak=true")
+    leak = ("--allow-leak",)
     code, out, _ = sft("prepare", train, "--heldout", held, "--model", tiny_model, *leak, "--json")
     assert code == 0
     assert "1 are equal in all turns" in json.loads(out)["audit"]["heldout"]["notes"][-1]

@@ -1,21 +1,18 @@
 """Flags that say how rows are read, and that a run remembers the template it was given."""
 
-# ruff: noqa: F811 (other modules take the fixture from here)
-
 import json
 from pathlib import Path
 
 from sftcli.data.conversation import Message
 from sftcli.data.render import encode_prompt
 from sftcli.modeling.tokenizer import load_chat_tokenizer
-from tests.cli.conftest import sft  # noqa: F401
 
 
 def test_mapped_columns_are_read_as_prompt_and_completion(sft, tiny_model):
     Path("odd.jsonl").write_text('{"ask": "Who?", "say": "Me."}\n', encoding="utf-8")
     flags = ("--map", "prompt=ask", "--map", "completion=say", "--set", "data.heldout_fraction=0")
     code, out, _ = sft("prepare", "odd.jsonl", "--model", tiny_model, *flags, "--show", "1", "--json")
-    trained = "".join(token["text"] for token in json.loads(out)["shown"][0] if token["trained"])
+    trained = "".join(token["text"] for token in json.loads(out)["shown"][0]["tokens"] if token["trained"])
     assert (code, trained) == (0, "Me.<|im_end|>")
 
 
@@ -42,7 +39,7 @@ def test_only_the_last_turn_is_trained_when_asked_for(sft, tiny_model):
     Path("chat.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
     flags = ("--train-on", "last", "--set", "data.heldout_fraction=0", "--show", "1", "--json")
     _, out, _ = sft("prepare", "chat.jsonl", "--model", tiny_model, *flags)
-    shown = json.loads(out)["shown"][0]
+    shown = json.loads(out)["shown"][0]["tokens"]
     assert "".join(token["text"] for token in shown if token["trained"]) == "assistant 3<|im_end|>"
 
 

@@ -131,9 +131,9 @@ def shrink(monkeypatch, rows):
     build = train_service.build_trainer
 
     def build_small(*args, **kwargs):
-        trainer, model = build(*args, **kwargs)
-        trainer.batch_loss = SmallMachine(trainer.batch_loss, rows)
-        return trainer, model
+        built = build(*args, **kwargs)
+        built.trainer.batch_loss = SmallMachine(built.trainer.batch_loss, rows)
+        return built
 
     monkeypatch.setattr(train_service, "build_trainer", build_small)
 
