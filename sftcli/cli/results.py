@@ -1,12 +1,12 @@
 """What a command leaves on the screen when it is done: results on stdout, remarks and next commands on stderr."""
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sftcli.cli import options, tables
-from sftcli.cli.text import count, duration, loss_text, percent
+from sftcli.cli.text import count, duration, loss_text, percent, short_count, size, whole_duration
 
 if TYPE_CHECKING:
     from sftcli.config.sources import Row
@@ -63,6 +63,50 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
             tables.show_text(f'next: sft generate "your prompt", or sft eval {shlex.quote(outcome.run)}', err)
     if outcome.final is not None:
         tables.show_text(outcome.final, tables.out(output.color))
+
+
+def show_plan(plan: "Plan", output: options.Output) -> None:
+    """Print what a training would need."""
+    if output.json:
+        tables.show_result_json(asdict(plan))
+        return
+    tables.out(output.color).print(tables.key_value_table(list(_plan_rows(plan))))
+    if plan.peak_bytes > plan.total_memory_bytes and not output.quiet:
+        tables.show_text(
+            "this does not fit: lower training.micro_batch_size (the updates stay the same), set "
+            "training.gradient_checkpointing=true, or choose training.optimizer=adafactor",
+            tables.err(output.color),
+        )
+
+
+def _plan_rows(plan: "Plan") -> Iterator[tuple[str, object]]:
+    trained = "" if plan.trainable == plan.parameters else f", {short_count(plan.trainable)} trained"
+    rows, tokens = plan.longest_micro_batch
+    yield "model", f"{plan.model}: {short_count(plan.parameters)} parameters{trained}"
+    yield "machine", f"{plan.device}, {plan.precision}"
+    yield "rows", f"{count(plan.train_examples)} to train, {count(plan.heldout_examples)} held out"
+    yield "steps", f"{count(plan.steps)} of {plan.batch_size} rows, at most {plan.micro_batch_size} at once"
+    yield (
+        "longest pass",
+        f"{rows} rows, {count(tokens)} tokens with padding, of {count(plan.scanned_steps)} steps",
+    )
+    yield "weights", size(plan.weights_bytes)
+    yield "gradients", size(plan.gradients_bytes)
+    yield "optimizer", size(plan.optimizer_bytes)
+    yield "activations", size(plan.activations_bytes)
+    yield "head, loss", size(plan.head_bytes)
+    if plan.program_bytes:
+        yield "program", size(plan.program_bytes)
+    if plan.other_bytes:
+        yield "other", size(plan.other_bytes)
+    if plan.checkpoint_copy_bytes:
+        yield "copy to save", size(plan.checkpoint_copy_bytes)
+    yield "peak", f"{size(plan.peak_bytes)} of {size(plan.total_memory_bytes)}"
+    yield "checkpoint", f"{size(plan.checkpoint_bytes)} on disk, each"
+    yield "a step", duration(plan.step_seconds)
+    if plan.evaluations:
+        yield "evaluations", f"{plan.evaluations}, {duration(plan.evaluation_seconds)} each"
+    yield "in all", f"about {whole_duration(plan.seconds)}"
 
 
 def show_verified(outcome: "VerifyOutcome", output: options.Output) -> None:

@@ -63,6 +63,14 @@ def train(
             rich_help_panel=options.SETTINGS_PANEL,
         ),
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Only measure a few steps and show what training would need: memory, steps, time. Writes no run.",
+            rich_help_panel=options.SETTINGS_PANEL,
+        ),
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -111,6 +119,12 @@ def train(
         return
     with session(output, every_steps=resolved.settings.training.log_every_steps) as (emit, stop):
         emit(Notice(text="loading torch and transformers"))
+        if plan:
+            from sftcli.services.plan import plan_training
+
+            planned = plan_training(resolved.settings, emit, stop)
+            results.show_plan(planned, output)
+            return
         from sftcli.services.train import TrainRequest, run_training
 
         label = chosen or Path(config or "run").stem

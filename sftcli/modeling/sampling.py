@@ -11,7 +11,7 @@ import torch
 from sftcli.config.schema import SamplingSettings
 from sftcli.events import StopFlag
 from sftcli.modeling.choosing import RowChooser, choose
-from sftcli.modeling.fused import fused_step
+from sftcli.modeling.fused_decode import fused_step
 from sftcli.modeling.slots import FusedRows, LoneRow, Rows, SlotRows, has_plain_cache
 
 if TYPE_CHECKING:

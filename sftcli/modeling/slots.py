@@ -16,7 +16,7 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from sftcli.modeling.fused import FusedStep
+from sftcli.modeling.fused_decode import FusedStep
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,7 +9,7 @@ import torch
 from sftcli.config.schema import ModelSettings
 from sftcli.events import EventSink, ModelLoaded, Notice
 from sftcli.modeling.adapter_folder import is_adapter_folder
-from sftcli.modeling.fused import fuse
+from sftcli.modeling.fused_decode import fuse
 from sftcli.modeling.load import count_parameters, load_model, quiet_libraries
 from sftcli.modeling.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name

@@ -25,7 +25,7 @@ class StepCost:
     """Bytes and seconds. ``activations`` and ``head`` are those of the longest micro-batch."""
 
     longest_rows: int
-    longest_tokens: int  # positions of a row
+    longest_tokens: int  # padding included
     scanned_steps: int  # in which the longest micro-batch was looked for
     weights: int  # masters and what the products run in
     gradients: int
@@ -82,7 +82,7 @@ def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
     state = optimizer_tensors(trainer.optimizer, masters).values()
     return StepCost(
         longest_rows=len(longest.example_ids),
-        longest_tokens=longest.input_ids.shape[1],
+        longest_tokens=longest.input_ids.numel(),
         scanned_steps=scanned,
         weights=_bytes([*trainer.weights.model.parameters(), *masters.values()]),
         gradients=sum(4 * master.numel() for master in masters.values()),  # summed in float32

@@ -11,7 +11,7 @@ from sftcli.config.schema import SamplingSettings
 from sftcli.data.conversation import Message
 from sftcli.data.render import encode_prompt
 from sftcli.events import NeverStop
-from sftcli.modeling.fused import fuse, fused_step
+from sftcli.modeling.fused_decode import fuse, fused_step
 from sftcli.modeling.load import load_model
 from sftcli.modeling.locate import locate_model
 from sftcli.modeling.sampling import decode

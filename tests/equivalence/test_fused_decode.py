@@ -6,7 +6,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2Fo
 
 from sftcli.config.schema import SamplingSettings
 from sftcli.events import NeverStop
-from sftcli.modeling.fused import fuse, fused_step
+from sftcli.modeling.fused_decode import fuse, fused_step
 from sftcli.modeling.sampling import decode
 from sftcli.modeling.slots import FusedRows, SlotRows
 from tests.support.tiny_model import tiny_config
