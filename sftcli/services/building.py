@@ -10,10 +10,11 @@ import torch
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
 from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
-from sftcli.events import EventSink, ModelLoaded, StopFlag
+from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
+from sftcli.modeling.fused import fuse_layers
 from sftcli.modeling.load import count_parameters, load_model, write_model_files
 from sftcli.modeling.locate import LocatedModel
-from sftcli.runtime import choose_device, choose_dtype, dtype_name
+from sftcli.runtime import choose_device, choose_dtype, dtype_name, keep_freed_memory
 from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
 from sftcli.services.run_folder import RunFolder
@@ -48,12 +49,16 @@ def build_trainer(
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     model = load_model(
         located.folder,
         dtype=torch.float32,
         device=device,
         gradient_checkpointing=settings.training.gradient_checkpointing,
     )
+    if left_alone := fuse_layers(model).left_alone:
+        emit(Notice(text=f"{', '.join(left_alone)}: computed as transformers does, without the faster form"))
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
     if settings.training.neftune_alpha:
