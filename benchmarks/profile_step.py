@@ -12,7 +12,7 @@ from collections import defaultdict
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.setup import trainer_of
+from benchmarks.setup import materials_of, trainer_of
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::addmm_", "aten::baddbmm", "mkldnn")
 KINDS = {
@@ -48,9 +48,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--top", type=int, default=25)
     args = parser.parse_args()
-    with trainer_of(
+    materials, said = materials_of(
         model=args.model, data=args.data, batch_size=args.batch_size, max_tokens=args.max_length
-    ) as (trainer, _, said):
+    )
+    with trainer_of(materials, said) as (trainer, _):
         print("\n".join(said))
         for _ in range(2):
             trainer.take_step()
