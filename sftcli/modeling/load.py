@@ -40,7 +40,15 @@ def quiet_libraries() -> None:
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.captureWarnings(capture=True)
-    for name in ("transformers", "huggingface_hub", "accelerate", "gguf", "bitsandbytes", "py.warnings"):
+    for name in (
+        "transformers",
+        "huggingface_hub",
+        "accelerate",
+        "gguf",
+        "bitsandbytes",
+        "lm_eval",
+        "py.warnings",
+    ):
         logger = logging.getLogger(name)
         for handler in [*logger.handlers]:
             if type(handler) is logging.StreamHandler:
@@ -65,10 +73,12 @@ def load_model(
     device: torch.device,
     attention: str = "sdpa",
     gradient_checkpointing: bool = False,
+    four_bit: bool = False,
 ) -> PreTrainedModel:
     """Load every tensor of the model in ``folder`` as ``dtype`` on ``device``, in evaluation mode.
 
-    Runs no code from the folder, opens no pickle file and asks no network.
+    Runs no code from the folder, opens no pickle file and asks no network. With ``four_bit`` the linear layers are kept in
+    NF4 by bitsandbytes, on CUDA alone, and compute in ``dtype``.
 
     Raises:
         NotFoundError, UsageError: The folder is no model folder (see ``check_model_folder``).
@@ -81,7 +91,8 @@ def load_model(
     quiet_libraries()
     check_model_folder(folder)
     _refuse_code(folder)
-    model, info = _from_pretrained(folder, dtype, attention)
+    packed = _four_bit(dtype, device) if four_bit else {}
+    model, info = _from_pretrained(folder, dtype, attention, packed)
     _refuse_partial(folder, info)
     _train_every_embedding(model)
     try:
@@ -134,6 +145,18 @@ def write_model_files(
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(dtype).removeprefix("torch.")
     _write_json(folder / "config.json", _without_machine(config))
+    write_companions(model, folder, source=source, stop_ids=stop_ids, template=template)
+
+
+def write_companions(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    source: Path,
+    stop_ids: Iterable[int] = (),
+    template: str | None = None,
+) -> None:
+    """Write generation settings, tokenizer and template; as ``write_model_files``, which adds the configuration."""
     if model.can_generate() and isinstance(model.generation_config, GenerationConfig):
         _write_json(
             folder / "generation_config.json", _generation_settings(model.generation_config, stop_ids)
@@ -207,7 +230,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _from_pretrained(
-    folder: Path, dtype: torch.dtype, attention: str
+    folder: Path, dtype: torch.dtype, attention: str, packed: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     register()
     try:
@@ -220,12 +243,26 @@ def _from_pretrained(
             output_loading_info=True,
             trust_remote_code=False,
             local_files_only=True,
+            **packed,
         )
     except ImportError as error:
         raise UsageError(f"attention {attention!r} cannot be used here: {_first_line(error)}") from error
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, AttributeError) as error:
         raise DataError(f"{folder} cannot be loaded: {_first_line(error)}") from error
     return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+
+
+def _four_bit(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Return what QLoRA asks for (Dettmers et al. 2023): NF4, with its scales quantized as well."""
+    from transformers import BitsAndBytesConfig
+
+    form = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": form, "device_map": {"": device}}
 
 
 def _train_every_embedding(model: PreTrainedModel) -> None:

@@ -24,7 +24,12 @@ from sftcli.modeling.blinded_tokenizer import blinded_tokenizer
 from sftcli.modeling.builtin_templates import BUILTIN_TEMPLATES, NEEDED_TOKENS, STOP_TOKENS
 from sftcli.modeling.sandbox import FIXED_DATE
 from sftcli.modeling.template import ChatTemplate, read_template
-from sftcli.modeling.tokenizer_files import DEFAULT_TEMPLATE, TokenizerFiles, read_tokenizer_files
+from sftcli.modeling.tokenizer_files import (
+    DEFAULT_TEMPLATE,
+    TokenizerFiles,
+    max_chars_per_token,
+    read_tokenizer_files,
+)
 
 Reading = Literal["template", "answer", "text"]
 PrefixSpace = Literal["never", "first", "always"]
@@ -120,6 +125,11 @@ class HFChatTokenizer:
         return self._template(tools).render(
             messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=self._variables
         )
+
+    @functools.cached_property
+    def max_chars_per_token(self) -> int:
+        """No token stands for more characters of a text; 0 where that is not known."""
+        return max_chars_per_token(self._tokenizer)
 
     def mentions(self, text: str) -> bool:
         """Tell whether the template's source holds ``text``."""

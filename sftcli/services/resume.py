@@ -81,7 +81,7 @@ def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> Ve
     emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.name}"))
     materials = find_materials(settings, emit, stop)
     compare(first, materials.fingerprints)
-    trainer, _ = build_trainer(run, materials, emit, check_owner=lambda: None)
+    trainer = build_trainer(run, materials, emit, check_owner=lambda: None).trainer
     trainer.restore(read_snapshot(first))
     while trainer.state.step < step_of(second):
         if stop.requested():

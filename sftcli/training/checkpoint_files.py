@@ -17,6 +17,7 @@ from sftcli.training.state import Snapshot, TrainState
 FORMAT_VERSION = 1
 MANIFEST, STATE = "manifest.json", "state.json"
 MODEL, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
+ADAPTER = "adapter_model.safetensors"  # in place of MODEL where an adapter is trained
 
 
 def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
@@ -84,7 +85,8 @@ def read_manifest(folder: Path) -> dict[str, dict[str, object]]:
         is_intact = path.read_bytes() == manifest_bytes(content["step"], files)
         whole = (
             is_intact
-            and {MODEL, OPTIMIZER, RNG, STATE} <= set(files)
+            and {OPTIMIZER, RNG, STATE} <= set(files)
+            and len({MODEL, ADAPTER} & set(files)) == 1
             and all(isinstance(file, dict) for file in files.values())
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -109,7 +111,7 @@ def read_snapshot(folder: Path) -> Snapshot:
     try:
         return Snapshot(
             state=TrainState(**state["state"]),  # type: ignore[arg-type]
-            weights=load_file(folder / MODEL),
+            weights=load_file(folder / (MODEL if (folder / MODEL).is_file() else ADAPTER)),
             optimizer=load_file(folder / OPTIMIZER),
             rng=RngState(**load_file(folder / RNG)),
         )

@@ -43,7 +43,8 @@ class MasterWeights:
         self._copies: list[tuple[torch.nn.Parameter, torch.nn.Parameter]] = []
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
-                parameter.data = parameter.data.to(compute_dtype)
+                if parameter.is_floating_point():  # 4-bit weights are packed in bytes
+                    parameter.data = parameter.data.to(compute_dtype)
             elif compute_dtype == torch.float32:
                 parameter.data = parameter.data.float()
                 self.masters[name] = parameter
