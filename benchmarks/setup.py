@@ -58,4 +58,5 @@ def trainer_of(materials: Materials, said: list[str]) -> "Iterator[tuple[Trainer
         settings = materials.settings
         seed_everything(settings.training.seed)
         run = create_run(settings.run.model_copy(update={"root": root}), label="benchmark")
-        yield build_trainer(run, materials, emit, check_owner=lambda: None)
+        built = build_trainer(run, materials, emit, check_owner=lambda: None)
+        yield built.trainer, built.model
