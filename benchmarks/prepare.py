@@ -130,7 +130,7 @@ def compare_with_bare_tokenizer(model: Path, data: Path) -> dict[str, float]:
     return {"rows": rows, "prepare_seconds": prepare_seconds, "bare_seconds": seconds}
 
 
-def text_of(row: dict[str, str], template) -> str:  # noqa: ANN001 (its type is imported late)
+def text_of(row: dict[str, str], template) -> str:
     """Return the text of a row as the template has it."""
     turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
     return template.render(turns, tools=None, add_generation_prompt=False)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sftcli.config.sources import Row
     from sftcli.services.evaluate import EvalReport
     from sftcli.services.generate import Completion
+    from sftcli.services.plan import Plan
     from sftcli.services.resume import VerifyOutcome
     from sftcli.services.score import Score
     from sftcli.services.tasks import TasksReport

@@ -11,10 +11,11 @@ from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import Batch, ExampleSource, batches_in_order_of_length, collate
-from sftcli.events import EventSink, ModelLoaded, StopFlag
+from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
+from sftcli.modeling.fused import fuse_layers
 from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model, write_model_files
 from sftcli.modeling.locate import LocatedModel
-from sftcli.runtime import choose_device, choose_dtype, dtype_name
+from sftcli.runtime import choose_device, choose_dtype, dtype_name, keep_freed_memory
 from sftcli.services.adapters import AdapterFiles, adapter_files, load_with_adapter
 from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
@@ -62,7 +63,9 @@ def build_trainer(
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
-    model, weights, adapter = _load(materials, dtype, device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    model, weights, adapter = _load(materials, dtype, device, emit)
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
     total, trainable = count_parameters(model)
@@ -119,7 +122,7 @@ def build_trainer(
 
 
 def _load(
-    materials: Materials, dtype: torch.dtype, device: torch.device
+    materials: Materials, dtype: torch.dtype, device: torch.device, emit: EventSink
 ) -> "tuple[PreTrainedModel, MasterWeights, AdapterFiles | None]":
     settings, located = materials.settings, materials.located
     if settings.adapter.is_on:
@@ -144,6 +147,8 @@ def _load(
         device=device,
         gradient_checkpointing=settings.training.gradient_checkpointing,
     )
+    if left_alone := fuse_layers(model).left_alone:
+        emit(Notice(text=f"{', '.join(left_alone)}: computed as transformers does, without the faster form"))
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
     return model, MasterWeights(model, compute_dtype=dtype), None

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftcli.config.adapter_settings import AdapterKind, AdapterSettings
 from sftcli.data.batch import IGNORED, batches_in_order_of_length, collate
@@ -85,6 +86,33 @@ def test_head_with_another_adapter_falls_back_to_whole_logits_and_says_so():
     loss = choose_batch_loss(model, batch, emit=sink)
     assert "unknown head" in sink.of(Warned)[0].text
     assert loss(batch).item() == pytest.approx(plain_nll_sum(model, batch).item(), rel=1e-6)
+
+
+class LargestLogits(TorchDispatchMode):
+    """Notes the most numbers of any tensor that has a dimension of ``vocabulary`` and is no weight."""
+
+    def __init__(self, vocabulary: int, weight: torch.Size):
+        super().__init__()
+        self.vocabulary, self.weight, self.numbers = vocabulary, sorted(weight), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            shape = sorted(tensor.shape) if isinstance(tensor, torch.Tensor) else []
+            if self.vocabulary in shape and shape != self.weight:
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("count", [2, 24])
+@pytest.mark.parametrize("tie", [True, False])
+def test_logits_of_a_whole_batch_never_exist(monkeypatch: pytest.MonkeyPatch, count: int, tie: bool):
+    monkeypatch.setattr(loss_module, "MAX_CHUNK_LOGITS", 514 * 3)
+    model, batch = tiny_llama(tie=tie), a_batch(count)
+    with LargestLogits(514, model.lm_head.weight.shape) as seen:
+        response_nll_sum(model, batch).backward()
+    assert batch.response_tokens > 3
+    assert seen.numbers == 514 * 3
 
 
 @pytest.mark.parametrize("transform", [LogitTransform(scale=0.25), LogitTransform(scale=1.5, softcap=5.0)])

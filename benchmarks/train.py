@@ -1,0 +1,181 @@
+"""Training speed and memory of ``sft`` beside TRL on the same rows, and as a share of this machine's peak.
+
+    python -m benchmarks.train --data rows.jsonl --peer-python ENV/bin/python [--out results.jsonl]
+    python -m benchmarks.train --data rows.jsonl --only sft --out results.jsonl      # one measurement at a time
+    python -m benchmarks.train --table results.jsonl                                 # the table of all of them
+
+Each measurement has a process of its own and appends one line of JSON. Tokens are counted without padding, and the first
+two steps are not timed. ``--heldout`` adds the loss of held-out rows after the last step, with TRL on the batches of
+``sft``. Runs from the root of the project.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.setup import materials_of, trainer_of
+from sftcli.data.batch import BatchPlan, ExampleSource
+from sftcli.events import NeverStop
+
+WARM_UP = 2
+PEERS = ("pad", "group", "pack")
+PEAK_SHAPE = (2048, 2048, 2048)
+
+
+def peak_flops(seconds: float = 1.0) -> float:
+    """Return the bfloat16 matrix-multiply rate of this machine, in flop/s."""
+    rows, inner, columns = PEAK_SHAPE
+    left, right = torch.randn(rows, inner).bfloat16(), torch.randn(inner, columns).bfloat16()
+    left @ right
+    count, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        left @ right
+        count += 1
+    return 2 * rows * inner * columns * count / (time.perf_counter() - begin)
+
+
+def measure_sft(args: argparse.Namespace) -> dict[str, object]:
+    """Take steps as ``sft train`` does."""
+    training = {"max_steps": args.steps} | dict(pair.split("=", 1) for pair in args.set)
+    peak = peak_flops()
+    materials, said = materials_of(**shape(args), training=training)
+    with trainer_of(materials, said) as (trainer, model):
+        steps = [trainer.take_step() for _ in range(args.steps)]
+        timed = steps[WARM_UP:]
+        tokens, seconds = sum(step.tokens for step in timed), sum(step.seconds for step in timed)
+        parameters = sum(weight.numel() for weight in model.parameters())
+        result = {
+            "tokens_per_second": tokens / seconds,
+            "padding_fraction": 1 - tokens / sum(step.tokens + step.padding_tokens for step in timed),
+            "peak_memory_bytes": steps[-1].peak_memory_bytes,
+            "peak_fraction": 6 * parameters * tokens / seconds / peak,
+            "peak_tflops": peak / 1e12,
+            "said": said,
+        }
+        if args.heldout and trainer.heldout_loss is not None:
+            model.eval()
+            scored = trainer.heldout_loss(NeverStop())
+            result["heldout_loss"] = scored.loss if scored else None
+    return result
+
+
+def measure_peer(args: argparse.Namespace, mode: str) -> dict[str, object]:
+    """Run TRL on the same rows, in its own environment."""
+    materials, _ = materials_of(**shape(args))
+    dataset, folder = materials.prepared.dataset, materials.located.folder
+    order: Iterable[int] = range(len(dataset.train))
+    if args.heldout:
+        training = materials.settings.training
+        plan = BatchPlan(
+            dataset.train,
+            batch_size=training.batch_size,
+            micro_batch_size=training.batch_size,
+            pad_id=0,
+            seed=training.seed,
+        )
+        order = [index for step in range(args.steps) for index in plan.example_ids(step)]
+    with tempfile.TemporaryDirectory() as work:
+        rows, heldout = Path(work) / "rows.jsonl", Path(work) / "heldout.jsonl"
+        write_rows(rows, dataset.train, order)
+        write_rows(heldout, dataset.heldout, range(len(dataset.heldout)))
+        command = [args.peer_python, str(Path(__file__).resolve().with_name("peer_trl.py"))]
+        command += ["--model", str(folder), "--rows", str(rows), "--mode", mode, "--steps", str(args.steps)]
+        command += ["--batch-size", str(args.batch_size), "--max-length", str(args.max_length)]
+        if args.heldout:
+            command += ["--heldout", str(heldout), "--in-order"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=work)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def write_rows(path: Path, examples: ExampleSource, order: Iterable[int]) -> None:
+    """Write tokenised rows as TRL reads them."""
+    with path.open("w", encoding="utf-8") as file:
+        for index in order:
+            example = examples[index]
+            row = {
+                "input_ids": example.input_ids.tolist(),
+                "completion_mask": example.loss_mask.astype(int).tolist(),
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def shape(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what both tools are given."""
+    return {
+        "model": args.model,
+        "data": args.data,
+        "batch_size": args.batch_size,
+        "max_tokens": args.max_length,
+    }
+
+
+def table(results: Iterable[Mapping[str, Any]]) -> str:
+    """Return the results as lines, with ``sft`` against the fastest mode of TRL on the same rows."""
+    by_rows: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        by_rows.setdefault(result["data"], []).append(result)
+    lines = ["| rows | tool | tokens/s | padding | peak memory | share of peak | held-out loss |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for data, found in by_rows.items():
+        for result in found:
+            share, loss = result.get("peak_fraction"), result.get("heldout_loss")
+            lines.append(
+                f"| {data} | {result['tool']} | {result['tokens_per_second']:.0f} | {result['padding_fraction']:.1%} "
+                f"| {result['peak_memory_bytes'] / 1e9:.2f} GB | {'' if share is None else f'{share:.0%}'} "
+                f"| {'' if loss is None else f'{loss:.4f}'} |"
+            )
+        ours = [result for result in found if result["tool"] == "sft"]
+        peers = [result for result in found if result["tool"] != "sft"]
+        if ours and peers:
+            best = max(peers, key=lambda result: result["tokens_per_second"])
+            speed = ours[-1]["tokens_per_second"] / best["tokens_per_second"]
+            memory = ours[-1]["peak_memory_bytes"] / best["peak_memory_bytes"]
+            lines.append(f"| {data} | sft / {best['tool']} | {speed:.2f}x | | {memory:.2f}x | | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure one tool or all of them, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="rows that sft train reads")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--peer-python", help="Python of an environment with TRL")
+    parser.add_argument("--only", choices=("sft", *PEERS))
+    parser.add_argument("--heldout", action="store_true", help="also the loss of held-out rows at the end")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of [training], for sft")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--out", type=Path, help="file that the results are added to")
+    parser.add_argument("--table", type=Path, help="print the table of such a file and do nothing else")
+    args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(line) for line in args.table.read_text(encoding="utf-8").splitlines()))
+        return
+    if args.only is None:  # peak memory is that of a process, so each has its own
+        for tool in ("sft", *PEERS):
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], "--only", tool], check=True
+            )
+        return
+    measured = measure_sft(args) if args.only == "sft" else measure_peer(args, args.only)
+    tool = "sft" if args.only == "sft" else f"TRL {args.only}"
+    line = json.dumps(
+        {"data": Path(args.data).name, "tool": tool, "steps": args.steps, "set": args.set} | measured
+    )
+    print(line)
+    if args.out:
+        with args.out.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Norms and feed-forward blocks as single operations compute what the modules of transformers compute."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2ForCausalLM
+
+from sftcli.modeling.fused import Fusion, fuse_layers, restore_layers
+from tests.support.training import tiny_llama
+
+SMALL = {
+    "vocab_size": 514, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+def seeded(build):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build()
+        for name, weight in model.named_parameters():  # gains away from 1, so that a lost one shows
+            if "norm" in name:
+                weight.data += 0.3 * torch.randn(weight.shape)
+        return model
+
+
+MODELS = {
+    "llama": tiny_llama,
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, head_dim=8)),  # gains are 1 + weight; GELU
+}
+
+
+def loss_and_gradients(model):
+    ids = torch.randint(3, 500, (3, 11), generator=torch.Generator().manual_seed(1))
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    return loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_and_gradients_are_those_of_the_unchanged_model(name: str):
+    model = seeded(MODELS[name])
+    fused = deepcopy(model)
+    fuse_layers(fused)
+    (loss, gradients), (fused_loss, fused_gradients) = loss_and_gradients(model), loss_and_gradients(fused)
+    assert fused_loss.item() == pytest.approx(loss.item(), rel=1e-6)
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(fused_gradients[parameter], gradient, atol=1e-6, rtol=1e-4, msg=parameter)
+
+
+def test_loss_in_bfloat16_is_bit_for_bit_that_of_the_unchanged_model():
+    model = seeded(tiny_llama)
+    fused = deepcopy(model)
+    fuse_layers(fused)
+    assert torch.equal(loss_and_gradients(model.bfloat16())[0], loss_and_gradients(fused.bfloat16())[0])
+
+
+def test_both_kinds_are_found_in_a_llama():
+    assert fuse_layers(tiny_llama()) == Fusion(fused=("LlamaMLP", "LlamaRMSNorm"), left_alone=())
+
+
+def test_norm_with_another_formula_is_left_alone_and_named():
+    fusion = fuse_layers(seeded(MODELS["gemma3"]))
+    assert fusion == Fusion(fused=("Gemma3MLP",), left_alone=("Gemma3RMSNorm",))
+
+
+def test_less_is_kept_for_the_backward_pass():
+    def kept_bytes(model) -> int:
+        kept = {}
+
+        def pack(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        ids = torch.randint(3, 500, (3, 64), generator=torch.Generator().manual_seed(1))
+        weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model.model(input_ids=ids).last_hidden_state.sum()
+        size = sum(t.untyped_storage().nbytes() for p, t in kept.items() if p not in weights)
+        del loss
+        return size
+
+    plain, fused = tiny_llama().bfloat16(), tiny_llama()
+    fuse_layers(fused)
+    assert kept_bytes(fused.bfloat16()) < 0.75 * kept_bytes(plain)
+
+
+def test_part_with_a_hook_runs_as_it_is():
+    model = tiny_llama()
+    fuse_layers(model)
+    seen = []
+    part = model.model.layers[0].mlp.up_proj
+    part.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    loss_and_gradients(model)
+    assert seen == [(3, 11, 64)]
+
+
+def test_part_with_an_adapter_around_it_is_not_passed_by():
+    class Doubled(torch.nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base = base
+
+        def forward(self, x):
+            return 2 * self.base(x)
+
+    losses = []
+    for fuse in (False, True):
+        model = tiny_llama()
+        if fuse:
+            fuse_layers(model)
+        model.model.layers[0].mlp.down_proj = Doubled(model.model.layers[0].mlp.down_proj)
+        losses.append(loss_and_gradients(model)[0].item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_frozen_weights_get_no_gradient():
+    model = tiny_llama()
+    fuse_layers(model)
+    layer = model.model.layers[0]
+    for weight in (layer.mlp.gate_proj.weight, layer.input_layernorm.weight):
+        weight.requires_grad_(False)
+    _, gradients = loss_and_gradients(model)
+    assert gradients["model.layers.0.mlp.gate_proj.weight"] is None
+    assert gradients["model.layers.0.input_layernorm.weight"] is None
+    assert gradients["model.layers.0.mlp.up_proj.weight"] is not None
+
+
+def test_restored_layers_run_what_their_class_runs():
+    model = tiny_llama()
+    fuse_layers(model)
+    restore_layers(model)
+    assert all("forward" not in vars(module) for module in model.modules())
