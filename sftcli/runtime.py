@@ -151,21 +151,3 @@ def restore_rng(state: RngState) -> None:
     torch.set_rng_state(state.torch)
     if state.device.numel() and torch.cuda.is_available():
         torch.cuda.set_rng_state(state.device)
-
-
-# Numbers of mallopt(3) in glibc's malloc.h, and what they are set to: never hand the top of the heap back, take it in
-# larger steps, and take large blocks from it as well instead of mapping and unmapping them one by one.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_KEEPING = {_M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 64 << 20, _M_MMAP_THRESHOLD: 2**31 - 1}
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory of freed tensors for the next ones; true where the C library can be told so.
-
-    A step on the CPU allocates and frees gigabytes. glibc gives large blocks back to the system at once and gets them
-    again page by page, each to be zeroed first, which took a quarter of a step where it was measured.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    return mallopt is not None and all(mallopt(name, value) == 1 for name, value in _KEEPING.items())

@@ -1,6 +1,5 @@
 """The ``sft`` program: its commands, and the way from an error to an exit code."""
 
-import os
 import sys
 from functools import partial
 from typing import Annotated
@@ -10,6 +9,7 @@ import typer
 from sftcli import __version__
 from sftcli.cli import evaluate, export, generate, inspect, prepare, report, runs, train
 from sftcli.cli.errors_view import guarded
+from sftcli.environment import set_defaults
 
 START = f"""sft {__version__}: fine-tune causal language models on instruction-response pairs.
 
@@ -68,9 +68,7 @@ def _start(
 
 def main() -> None:
     """Run ``sft`` with the process's arguments and end the process with its exit code."""
-    # Threads that wait for each other must sleep, not spin: on a machine that does other work too, spinning made training
-    # two times slower, and without other work it gains nothing. Read when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_defaults()
     arguments = sys.argv[1:]
     command = _command_name(arguments)
     # In its own standalone mode Typer would print boxes for errors and turn a broken pipe into exit code 1.

@@ -15,7 +15,7 @@ from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
 from sftcli.modeling.fused import fuse_layers
 from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model, write_model_files
 from sftcli.modeling.locate import LocatedModel
-from sftcli.runtime import choose_device, choose_dtype, dtype_name, keep_freed_memory
+from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.adapters import AdapterFiles, adapter_files, load_with_adapter
 from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
@@ -63,8 +63,6 @@ def build_trainer(
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
-    if device.type == "cpu":
-        keep_freed_memory()
     model, weights, adapter = _load(materials, dtype, device, emit)
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
