@@ -156,6 +156,14 @@ Model = Annotated[
         rich_help_panel=INPUT_PANEL,
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the code that a hub model brings, at the full commit in model.revision. Read it first.",
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
 Tokenizer = Annotated[
     str | None,
     typer.Option(

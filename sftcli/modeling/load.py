@@ -8,14 +8,14 @@ from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from sftcli import storage
-from sftcli.errors import ConsentError, DataError, MismatchError, ResourceError, UsageError
+from sftcli.errors import DataError, MismatchError, ResourceError, UsageError
 from sftcli.modeling.cache import whole_folder
 from sftcli.modeling.folder import check_model_folder, read_json
 from sftcli.modeling.modern_lm import register
+from sftcli.modeling.remote_code import copy_code, refuse_code
 
 _SHOWN = 3
 _TOKENIZER_FILES = (
@@ -65,10 +65,12 @@ def load_model(
     device: torch.device,
     attention: str = "sdpa",
     gradient_checkpointing: bool = False,
+    trusts_code: bool = False,
 ) -> PreTrainedModel:
     """Load every tensor of the model in ``folder`` as ``dtype`` on ``device``, in evaluation mode.
 
-    Runs no code from the folder, opens no pickle file and asks no network.
+    Opens no pickle file and asks no network. Runs no code from the folder, unless ``trusts_code`` says that the user
+    allows that of exactly this one (see ``remote_code.allow_code``).
 
     Raises:
         NotFoundError, UsageError: The folder is no model folder (see ``check_model_folder``).
@@ -79,8 +81,9 @@ def load_model(
     """
     quiet_libraries()
     check_model_folder(folder)
-    _refuse_code(folder)
-    model, info = _from_pretrained(folder, dtype, attention)
+    if not trusts_code:
+        refuse_code(folder)
+    model, info = _from_pretrained(folder, dtype, attention, trusts_code=trusts_code)
     _refuse_partial(folder, info)
     _train_every_embedding(model)
     try:
@@ -118,7 +121,7 @@ def write_model_files(
     config = json.loads(model.config.to_json_string(use_diff=True))
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(dtype).removeprefix("torch.")
-    _write_json(folder / "config.json", _without_machine(config))
+    _write_json(folder / "config.json", _without_machine(config) | copy_code(model, source, folder))
     if model.can_generate() and isinstance(model.generation_config, GenerationConfig):
         _write_json(
             folder / "generation_config.json", _generation_settings(model.generation_config, stop_ids)
@@ -186,7 +189,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _from_pretrained(
-    folder: Path, dtype: torch.dtype, attention: str
+    folder: Path, dtype: torch.dtype, attention: str, *, trusts_code: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     register()
     try:
@@ -197,7 +200,7 @@ def _from_pretrained(
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # so that the shapes can be named; nothing mismatched is let through
             output_loading_info=True,
-            trust_remote_code=False,
+            trust_remote_code=trusts_code,
             local_files_only=True,
         )
     except ImportError as error:
@@ -215,17 +218,6 @@ def _train_every_embedding(model: PreTrainedModel) -> None:
     embedding = model.get_input_embeddings()
     if isinstance(embedding, torch.nn.Embedding):
         embedding.padding_idx = None
-
-
-def _refuse_code(folder: Path) -> None:
-    config = read_json(folder / "config.json")
-    is_known = config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if not config.get("auto_map") or (is_known and not any(folder.glob("*.py"))):
-        return  # without files of its own a known model can only be the library's class
-    raise ConsentError(
-        f"{folder / 'config.json'} asks to run code that comes with the model (auto_map), which is never done here",
-        hint="use a model that transformers knows by itself; if it knows this one, remove auto_map and the .py files",
-    )
 
 
 def _refuse_partial(folder: Path, info: Mapping[str, Any]) -> None:

@@ -37,6 +37,7 @@ class Materials:
     located: LocatedModel
     prepared: PreparedData
     fingerprints: Mapping[str, str]
+    trusted_code: Mapping[str, str]  # what may run of the model's own code; empty for nothing
 
 
 def build_trainer(
@@ -46,7 +47,8 @@ def build_trainer(
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
-    model = load_model(located.folder, dtype=torch.float32, device=device)
+    trusts_code = bool(materials.trusted_code)
+    model = load_model(located.folder, dtype=torch.float32, device=device, trusts_code=trusts_code)
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
     weights = MasterWeights(model, compute_dtype=dtype)

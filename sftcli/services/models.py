@@ -52,7 +52,13 @@ def choose_model(
 
 def locate_base(settings: ModelSettings, emit: EventSink) -> LocatedModel:
     """Return the folder of the model that a run of these settings starts from."""
-    return locate_model(settings.name, revision=settings.revision, tokenizer=settings.tokenizer, emit=emit)
+    return locate_model(
+        settings.name,
+        revision=settings.revision,
+        tokenizer=settings.tokenizer,
+        emit=emit,
+        with_code=settings.trust_remote_code,
+    )
 
 
 def choose_base(settings: ModelSettings, emit: EventSink) -> ModelChoice:

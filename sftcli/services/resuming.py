@@ -34,6 +34,7 @@ CHANGEABLE = frozenset(
      "checkpoint.keep_every_steps", "checkpoint.in_background"}
 )  # fmt: skip
 IGNORED_SECTIONS = ("run.", "sampling.")  # where the run is, and what is done with it afterwards
+_CONSENT = "model.trust_remote_code"  # is asked for anew; the weights and their commit are compared anyway
 _SETTING = "setting "
 
 
@@ -218,7 +219,7 @@ def _flat(settings: Settings) -> dict[str, object]:
         f"{section}.{name}": value
         for section, values in settings.model_dump(mode="json").items()
         for name, value in values.items()
-        if not f"{section}.".startswith(IGNORED_SECTIONS)
+        if not f"{section}.".startswith(IGNORED_SECTIONS) and f"{section}.{name}" != _CONSENT
     }
 
 

@@ -16,6 +16,7 @@ from sftcli.events import (
     fan_out,
 )
 from sftcli.modeling.load import quiet_libraries, save_model_folder
+from sftcli.modeling.remote_code import allow_code
 from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.building import Materials, build_trainer
 from sftcli.services.lock import RunLock
@@ -127,6 +128,8 @@ def _train(
     if checkpoint is not None:
         record_resume(run, checkpoint, compare(checkpoint, materials.fingerprints), emit)
     check_space(run, parameters_bytes(located.folder), settings.checkpoint, emit)
+    if materials.trusted_code:
+        write_json(run.about, run.read_about() | {"trusted_code": dict(materials.trusted_code)})
     write_json(run.data, {"fingerprint": prepared.dataset.fingerprint, **prepared.dataset.about})
     emit(Notice(text=f"Loading pretrained model from {located.folder}"))
     seed_everything(settings.training.seed)
@@ -175,8 +178,14 @@ def find_materials(settings: Settings, emit: EventSink, stop: StopFlag) -> Mater
         raise DataError("no row is left to train on", hint="sft prepare says why each row was rejected")
     training = settings.training.for_rows(len(prepared.dataset.train))
     settings = settings.model_copy(update={"training": training})
+    trusted = (
+        allow_code(located.folder, name=located.name, commit=located.revision, emit=emit)
+        if settings.model.trust_remote_code
+        else {}
+    )
     return Materials(
         settings=settings,
+        trusted_code=trusted,
         located=located,
         prepared=prepared,
         fingerprints=fingerprints(settings, located, prepared),
