@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test slow crash crash-slice golden quick-data
+.PHONY: check format lint types layers test slow crash crash-slice golden quick-data docs examples
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -37,3 +37,9 @@ golden:  ## rewrite the golden files; say in the commit why they moved
 
 quick-data:  ## rewrite the rows of the preset `quick`
 	$(PYTHON) presets/quick/generate.py
+
+examples:  ## run the scripts under examples/ on a tiny model
+	$(PYTHON) -m pytest -q tests/cli/test_examples.py -m scripts
+
+docs:  ## rewrite the pages that are made from the program, and the man page
+	$(PYTHON) docs/pages.py

@@ -9,7 +9,9 @@ with ``Notice`` and ``Warned`` allowed anywhere. Events hold plain numbers and s
 change a run nor keep its memory alive.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Protocol
 
@@ -164,6 +166,20 @@ Event = (
     | ModelSaved
     | TextDelta
 )
+
+
+def event_record(event: Event) -> dict[str, object]:
+    """Return an event as ``events.jsonl`` and ``--log-format jsonl`` hold it: its kind, the time (ISO 8601, UTC), its fields.
+
+    JSON has no NaN: a number that is not finite becomes None.
+    """
+    time = datetime.now(tz=UTC).isoformat(timespec="milliseconds")
+    fields = {name: _finite(value) for name, value in asdict(event).items()}
+    return {"event": type(event).__name__, "time": time} | fields
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class EventSink(Protocol):

@@ -8,14 +8,27 @@ from typing import Annotated
 import typer
 
 from sftcli import __version__
-from sftcli.cli import evaluate, generate, inspect, prepare, report, train
+from sftcli.cli import evaluate, generate, inspect, prepare, report, runs, train
 from sftcli.cli.errors_view import guarded
+
+START = f"""sft {__version__}: fine-tune causal language models on instruction-response pairs.
+
+First run, a few minutes on a laptop:
+  sft train
+  sft generate "Please ship 40 crates of walnuts to Ms Okafor in Lagos."
+  sft eval
+
+Your own rows:
+  sft prepare rows.jsonl --show 2
+  sft train --data rows.jsonl
+
+All commands: sft --help"""
 
 app = typer.Typer(
     name="sft",
     help="Fine-tune causal language models on instruction-response pairs.",
     epilog='First run: sft train. Then: sft generate "Please ship 40 crates of walnuts to Ms Okafor in Lagos." and sft eval.',
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -27,6 +40,8 @@ app.command("resume")(train.resume)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
+app.command("runs")(runs.runs)
+app.command("show")(runs.show)
 app.command("presets")(inspect.presets)
 app.command("env")(inspect.env)
 
@@ -38,13 +53,16 @@ def _show_version(value: bool) -> None:
 
 
 @app.callback()
-def _options(
-    version: Annotated[
+def _start(
+    context: typer.Context,
+    _version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     """Fine-tune causal language models on instruction-response pairs."""
+    if context.invoked_subcommand is None:
+        typer.echo(START)
 
 
 def main() -> None:

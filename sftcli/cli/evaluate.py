@@ -5,19 +5,28 @@ from typing import Annotated
 
 import typer
 
-from sftcli.cli import options, results, tables
+from sftcli.cli import complete, options, results, tables
 from sftcli.cli.session import session
 
 
 def evaluate(
     checkpoint: Annotated[
-        str | None, typer.Argument(help="Run, checkpoint, folder or model name; the newest finished run.")
+        str | None,
+        typer.Argument(
+            help="Run, checkpoint, folder or model name; the newest finished run.",
+            autocompletion=complete.models,
+        ),
     ] = None,
     tokenizer: options.Tokenizer = None,
     data: options.Data = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="MODEL", help="Model to compare with; the one the run started from."),
+        typer.Option(
+            "--base",
+            metavar="MODEL",
+            autocompletion=complete.models,
+            help="Model to compare with; the one the run started from.",
+        ),
     ] = None,
     no_base: Annotated[bool, typer.Option("--no-base", help="Compare with no other model.")] = False,
     max_rows: Annotated[

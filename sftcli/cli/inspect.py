@@ -4,11 +4,13 @@ from typing import Annotated
 
 import typer
 
-from sftcli.cli import options, results
+from sftcli.cli import complete, options, results
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Show the settings of this preset.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show the settings of this preset.", autocompletion=complete.presets)
+    ] = None,
     json: options.Json = False,
     color: options.ColorChoice = options.Color.AUTO,
 ) -> None:

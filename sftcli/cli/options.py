@@ -1,6 +1,6 @@
 """The options that commands share, each with its help text, and the choice of a view.
 
-Imports nothing but Typer, because it is read before every command, ``--help`` and shell completion included.
+Imports nothing heavier than Typer, because it is read before every command, ``--help`` and shell completion included.
 """
 
 import os
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from sftcli.cli import complete
 
 SETTINGS_PANEL = "Settings"
 INPUT_PANEL = "Model and data"
@@ -28,6 +30,13 @@ class OutputMode(StrEnum):
     PLAIN = "plain"
     JSON = "json"
     QUIET = "quiet"
+    EVENTS = "events"
+
+
+class LogFormat(StrEnum):
+    """What progress on stderr is written as where a person does not read it."""
+
+    JSONL = "jsonl"
 
 
 class Color(StrEnum):
@@ -46,6 +55,7 @@ class Output:
     quiet: bool = False
     verbose: bool = False
     color: Color = Color.AUTO
+    log_format: LogFormat | None = None
 
 
 Preset = Annotated[
@@ -54,6 +64,7 @@ Preset = Annotated[
         "--preset",
         "-p",
         metavar="NAME",
+        autocompletion=complete.presets,
         help="Start from the settings of this preset; `sft presets` lists them.",
         rich_help_panel=SETTINGS_PANEL,
     ),
@@ -61,7 +72,11 @@ Preset = Annotated[
 Config = Annotated[
     str | None,
     typer.Option(
-        "--config", metavar="FILE", help="Read settings from this TOML file.", rich_help_panel=SETTINGS_PANEL
+        "--config",
+        metavar="FILE",
+        autocompletion=complete.config_files,
+        help="Read settings from this TOML file.",
+        rich_help_panel=SETTINGS_PANEL,
     ),
 ]
 Set = Annotated[
@@ -69,6 +84,7 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
+        autocompletion=complete.settings,
         help="Change one setting, as in `--set training.learning_rate=1e-4`. Repeatable.",
         rich_help_panel=SETTINGS_PANEL,
     ),
@@ -96,6 +112,7 @@ Data = Annotated[
         "--data",
         "-d",
         metavar="SOURCE",
+        autocompletion=complete.rows,
         help="File, folder or hub name of rows to use; SOURCE:N takes N rows. Repeatable.",
         rich_help_panel=INPUT_PANEL,
     ),
@@ -105,6 +122,7 @@ Heldout = Annotated[
     typer.Option(
         "--heldout",
         metavar="SOURCE",
+        autocompletion=complete.rows,
         help="Rows to hold out; without it, a share of the data is. Repeatable.",
         rich_help_panel=INPUT_PANEL,
     ),
@@ -152,6 +170,7 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
+        autocompletion=complete.models,
         help="Alias, hub name, folder, .gguf or .pt file of a model.",
         rich_help_panel=INPUT_PANEL,
     ),
@@ -179,6 +198,7 @@ Checkpoint = Annotated[
         "--checkpoint",
         "-c",
         metavar="PATH",
+        autocompletion=complete.models,
         help="Checkpoint, run folder or model folder to use; without it, the newest run.",
         rich_help_panel=INPUT_PANEL,
     ),
@@ -212,6 +232,14 @@ Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", help="Print a line for every step.", rich_help_panel=OUTPUT_PANEL),
 ]
+LogFormatChoice = Annotated[
+    LogFormat | None,
+    typer.Option(
+        "--log-format",
+        help="`jsonl` writes every event to stderr as a line of JSON, for a program that watches.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
 ColorChoice = Annotated[
     Color,
     typer.Option(
@@ -236,6 +264,8 @@ def choose_output(
         environment: Stands in for ``os.environ``.
     """
     env = os.environ if environment is None else environment
+    if output.log_format is LogFormat.JSONL:
+        return OutputMode.EVENTS
     if output.json:
         return OutputMode.JSON
     if output.quiet:

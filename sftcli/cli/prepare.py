@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sftcli.cli import options, results, tables
+from sftcli.cli import complete, options, results, tables
 from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
 
@@ -12,7 +12,11 @@ from sftcli.cli.session import session
 def prepare(
     sources: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DATA...", help="Files, folders or hub names, each SOURCE[:ROWS]."),
+        typer.Argument(
+            metavar="DATA...",
+            help="Files, folders or hub names, each SOURCE[:ROWS].",
+            autocompletion=complete.rows,
+        ),
     ] = None,
     preset: options.Preset = None,
     config: options.Config = None,

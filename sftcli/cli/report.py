@@ -5,14 +5,18 @@ from typing import Annotated
 
 import typer
 
-from sftcli.cli import options, tables
+from sftcli.cli import complete, options, tables
 from sftcli.cli.session import session
 
 
 def report(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN...", help="Runs by name or path; the newest finished one."),
+        typer.Argument(
+            metavar="RUN...",
+            help="Runs by name or path; the newest finished one.",
+            autocompletion=complete.runs,
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -75,6 +75,10 @@ def open_view(output: Output, *, every_steps: int) -> View:
         return LiveView(
             console=err(output.color), get_time=time.monotonic, redirect_stdout=sys.stdout.isatty()
         )
+    if mode is OutputMode.EVENTS:
+        from sftcli.cli.jsonl import JsonLinesView
+
+        return JsonLinesView(stream=sys.stderr)
     from sftcli.cli.lines import PlainView, SilentView
 
     if mode is OutputMode.PLAIN:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sftcli.cli import options, results, tables
+from sftcli.cli import complete, options, results, tables
 from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
 from sftcli.events import Notice
@@ -59,6 +59,7 @@ def train(
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    log_format: options.LogFormatChoice = None,
     color: options.ColorChoice = options.Color.AUTO,
 ) -> None:
     """Fine-tune a model. Without arguments it runs the preset `quick`.
@@ -68,7 +69,7 @@ def train(
 
       sft train --preset gpu --set training.learning_rate=2e-5
     """
-    output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color)
+    output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color, log_format=log_format)
     chosen = choose_preset(preset, config, data)
     resolved = resolve_flags(
         preset=chosen,
@@ -106,7 +107,11 @@ def train(
 
 def resume(
     run: Annotated[
-        str | None, typer.Argument(help="Run to go on with, by name or path; the newest unfinished one.")
+        str | None,
+        typer.Argument(
+            help="Run to go on with, by name or path; the newest unfinished one.",
+            autocompletion=complete.runs,
+        ),
     ] = None,
     step: Annotated[
         int | None,
@@ -128,6 +133,7 @@ def resume(
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    log_format: options.LogFormatChoice = None,
     color: options.ColorChoice = options.Color.AUTO,
 ) -> None:
     """Go on with a stopped run as if it had never stopped.
@@ -139,7 +145,7 @@ def resume(
 
       sft resume my-run --verify
     """
-    output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color)
+    output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color, log_format=log_format)
     with session(output, every_steps=10) as (emit, stop):
         from sftcli.config.sources import Override, parse_set
         from sftcli.services.resume import ResumeRequest, resume_training, verify_resume

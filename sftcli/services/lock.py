@@ -168,6 +168,18 @@ def judge(holder: Holder, me: Holder, *, silent_seconds: float) -> str:
     return "alive"
 
 
+def is_held(path: Path) -> bool:
+    """Return whether a process that is not known to be dead holds the lock at ``path``. Nothing is changed."""
+    holder = read_holder(path)
+    if holder is None:
+        return False
+    try:
+        silent = time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    return judge(holder, this_process(), silent_seconds=silent) == "alive"
+
+
 def _is_gone(holder: Holder) -> bool:
     try:
         os.kill(holder.pid, 0)

@@ -10,7 +10,7 @@ from sftcli.modeling.load import count_parameters, load_model, quiet_libraries
 from sftcli.modeling.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.run_folder import RunFolder, newest_run
-from sftcli.training.checkpoint_files import list_checkpoints
+from sftcli.training.checkpoint_names import list_checkpoints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -23,7 +23,8 @@ from sftcli.services.train import (
     continue_run,
     find_materials,
 )
-from sftcli.training.checkpoint_files import read_snapshot, step_of
+from sftcli.training.checkpoint_files import read_snapshot
+from sftcli.training.checkpoint_names import step_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

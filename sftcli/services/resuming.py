@@ -19,13 +19,8 @@ from sftcli.modeling.locate import LocatedModel
 from sftcli.services.prepare import PreparedData
 from sftcli.services.run_folder import RunFolder, write_json
 from sftcli.training.checkpoint import gigabytes
-from sftcli.training.checkpoint_files import (
-    list_checkpoints,
-    newest_good,
-    read_fingerprints,
-    step_of,
-    verify,
-)
+from sftcli.training.checkpoint_files import newest_good, read_fingerprints, verify
+from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from sftcli.training.state import Snapshot
 
 # Keys that move no weight: they may differ from what a run was started with.

@@ -15,6 +15,7 @@ runs/NAME/
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -88,13 +89,22 @@ class RunFolder:
 
     def read_events(self) -> list[dict[str, object]]:
         """Return the events logged so far; a line torn by a crash is left out."""
-        events = []
-        for line in (self.path / "events.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                continue
-        return events
+        return list(self.iterate_events())
+
+    def iterate_events(self) -> Iterator[dict[str, object]]:
+        """Yield the events logged so far, none where there is no log yet; a line torn by a crash is left out."""
+        try:
+            file = (self.path / "events.jsonl").open(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return
+        with file:
+            for line in file:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(event, dict):
+                    yield event
 
 
 def create_run(settings: RunSettings, *, label: str) -> RunFolder:

@@ -1,9 +1,6 @@
 """The two logs of a run: every event for programs, and the same story for people."""
 
-import dataclasses
 import json
-import math
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -23,6 +20,7 @@ from sftcli.events import (
     StepDone,
     TextDelta,
     Warned,
+    event_record,
 )
 from sftcli.services.log_repair import end_torn_line, lines_up_to
 from sftcli.services.run_folder import RunFolder, write_text
@@ -52,12 +50,9 @@ class RunLog:
         """Write ``event`` to both files."""
         if isinstance(event, Progressed | TextDelta):
             return
-        record = {
-            "event": type(event).__name__,
-            "time": datetime.now(tz=UTC).isoformat(timespec="milliseconds"),
-        }
-        fields = {name: _finite(value) for name, value in dataclasses.asdict(event).items()}
-        storage.append_line(self._events, json.dumps(record | fields, ensure_ascii=False, allow_nan=False))
+        storage.append_line(
+            self._events, json.dumps(event_record(event), ensure_ascii=False, allow_nan=False)
+        )
         if isinstance(event, FitStarted):
             self.last_step = event.last_step
         line = self._line(event)
@@ -102,8 +97,3 @@ class RunLog:
     ) -> None:
         self._events.close()
         self._text.close()
-
-
-def _finite(value: object) -> object:
-    """JSON has no NaN: a number that is not finite becomes null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -43,7 +43,8 @@ from sftcli.services.run_folder import (
     write_text,
 )
 from sftcli.services.run_log import RunLog
-from sftcli.training.checkpoint_files import list_checkpoints, read_snapshot, step_of
+from sftcli.training.checkpoint_files import read_snapshot
+from sftcli.training.checkpoint_names import list_checkpoints, step_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,15 +22,13 @@ from sftcli.training.checkpoint_files import (
     MANIFEST,
     MODEL,
     OPTIMIZER,
-    PREFIX,
     RNG,
     STATE,
-    list_checkpoints,
     manifest_bytes,
     read_best_step,
-    step_of,
     verify,
 )
+from sftcli.training.checkpoint_names import PREFIX, list_checkpoints, step_of
 from sftcli.training.state import Snapshot
 from sftcli.training.tensor_file import tensor_file_bytes, tensor_file_parts
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,28 +11,12 @@ from safetensors.torch import load_file
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
 from sftcli.runtime import RngState
+from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from sftcli.training.state import Snapshot, TrainState
 
 FORMAT_VERSION = 1
 MANIFEST, STATE = "manifest.json", "state.json"
 MODEL, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
-PREFIX = "step-"
-
-
-def list_checkpoints(root: Path) -> list[Path]:
-    """Return the checkpoints under ``root``, lowest step first; unfinished ones are left out.
-
-    The order is that of the steps in the names: times are reset by copies, and clocks jump.
-    """
-    if not root.is_dir():
-        return []
-    found = [path for path in root.iterdir() if re.fullmatch(PREFIX + r"\d+", path.name) and path.is_dir()]
-    return sorted(found, key=step_of)
-
-
-def step_of(folder: Path) -> int:
-    """Return the step that a checkpoint's name says."""
-    return int(folder.name.removeprefix(PREFIX))
 
 
 def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:

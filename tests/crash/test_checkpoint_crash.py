@@ -17,15 +17,8 @@ from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.errors import DataError, NotFoundError, StorageError, UnsavedError
 from sftcli.training.checkpoint import DirectoryCheckpointStore
-from sftcli.training.checkpoint_files import (
-    MANIFEST,
-    list_checkpoints,
-    manifest_bytes,
-    newest_good,
-    read_snapshot,
-    step_of,
-    verify,
-)
+from sftcli.training.checkpoint_files import MANIFEST, manifest_bytes, newest_good, read_snapshot, verify
+from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from sftcli.training.state import Snapshot, TrainState
 from tests.support.faulty_disk import CountingDisk, FailingDisk, KillingDisk, LossyDisk, PowerLost
 from tests.support.forked import run_forked

@@ -10,7 +10,7 @@ from sftcli.events import Ending
 from sftcli.runtime import RngState
 from sftcli.services import train as train_service
 from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
-from sftcli.training.checkpoint_files import list_checkpoints, step_of
+from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 

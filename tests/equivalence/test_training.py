@@ -11,7 +11,8 @@ from sftcli.data.batch import BatchPlan, collate
 from sftcli.errors import DivergedError
 from sftcli.events import CheckpointSaved, Ending, HeldoutDone, NeverStop, StepDone, Warned
 from sftcli.training.checkpoint import DirectoryCheckpointStore
-from sftcli.training.checkpoint_files import list_checkpoints, read_snapshot
+from sftcli.training.checkpoint_files import read_snapshot
+from sftcli.training.checkpoint_names import list_checkpoints
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
 from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama

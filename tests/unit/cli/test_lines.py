@@ -1,4 +1,5 @@
 import io
+import json
 
 import pytest
 
@@ -114,3 +115,18 @@ def test_an_answer_is_raw_in_a_file_and_harmless_on_a_terminal() -> None:
         TextWriter(stream=stream, raw=is_raw)(TextDelta(text=f"two\nlines {HOSTILE}"))
     assert raw.getvalue() == f"two\nlines {HOSTILE}"
     assert shown.getvalue().startswith("two\nlines \\x1b]52")
+
+
+def test_a_watching_program_gets_every_event_as_a_line_of_json():
+    from sftcli.cli.jsonl import JsonLinesView
+
+    stream = io.StringIO()
+    view = JsonLinesView(stream=stream)
+    events = list(run_events())
+    for event in events:
+        view(event)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == [type(event).__name__ for event in events]
+    skipped = next(line for line in lines if line.get("applied") is False)
+    assert skipped["loss"] is None  # not finite
+    assert stream.getvalue().isascii()

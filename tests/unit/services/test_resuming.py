@@ -15,7 +15,8 @@ from sftcli.services import resuming
 from sftcli.services.resume import ResumeRequest, resume_training
 from sftcli.services.resuming import CHANGEABLE, check_space, choose_checkpoint, compare, parameters_bytes
 from sftcli.services.run_folder import RunFolder
-from sftcli.training.checkpoint_files import list_checkpoints, read_fingerprints, step_of
+from sftcli.training.checkpoint_files import read_fingerprints
+from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, numbers_of, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model

@@ -1,0 +1,100 @@
+"""What the shell offers after Tab. Reads names from disk and from the schema; never imports torch, never raises."""
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+
+ROOT = Path("runs")  # where runs are unless a flag says otherwise
+
+
+def _quiet(
+    offer: Callable[[str], Iterator[str | tuple[str, str]]],
+) -> Callable[[str], list[str | tuple[str, str]]]:
+    """Offer nothing where a fault would print a traceback into the line that is being typed."""
+
+    @wraps(offer)
+    def offered(incomplete: str) -> list[str | tuple[str, str]]:
+        try:
+            return list(offer(incomplete))
+        except Exception:  # noqa: BLE001 - there is nobody to tell
+            return []
+
+    return offered
+
+
+@_quiet
+def presets(incomplete: str) -> Iterator[str | tuple[str, str]]:
+    """Offer presets with what they are for."""
+    from sftcli.config.presets import preset_names, read_preset
+
+    for name in preset_names():
+        if name.startswith(incomplete):
+            yield name, read_preset(name).description
+
+
+@_quiet
+def settings(incomplete: str) -> Iterator[str | tuple[str, str]]:
+    """Offer ``KEY=`` of every setting, and the values of a setting that is a choice."""
+    from sftcli.config.fields import choices, leaf_fields
+    from sftcli.config.sources import Settings
+
+    fields = leaf_fields(Settings)
+    key, has_value, value = incomplete.partition("=")
+    if has_value and key in fields:
+        words = choices(fields[key]) or (("true", "false") if fields[key].annotation is bool else ())
+        yield from (f"{key}={word}" for word in words if word.startswith(value))
+        return
+    for name, field in fields.items():
+        if name.startswith(incomplete):
+            yield f"{name}=", field.description or ""
+
+
+@_quiet
+def runs(incomplete: str) -> Iterator[str | tuple[str, str]]:
+    """Offer runs, newest first."""
+    from sftcli.services.run_folder import list_runs
+
+    for run in list_runs(ROOT):
+        if run.name.startswith(incomplete):
+            yield run.name
+
+
+@_quiet
+def models(incomplete: str) -> Iterator[str | tuple[str, str]]:
+    """Offer runs, the checkpoints of a run once it is named, then folders and model files."""
+    from sftcli.services.run_folder import list_runs
+    from sftcli.training.checkpoint_names import list_checkpoints
+
+    for run in list_runs(ROOT):
+        if run.name.startswith(incomplete):
+            yield run.name
+        for path in list_checkpoints(run.checkpoints):
+            if incomplete.startswith(str(run.path)) and str(path).startswith(incomplete):
+                yield str(path)
+    yield from _paths(incomplete, lambda path: path.suffix in {".gguf", ".pt"})
+
+
+@_quiet
+def rows(incomplete: str) -> Iterator[str | tuple[str, str]]:
+    """Offer folders and files that can hold rows."""
+    from sftcli.data.sources import row_format
+
+    yield from _paths(incomplete, lambda path: row_format(path) is not None)
+
+
+@_quiet
+def config_files(incomplete: str) -> Iterator[str | tuple[str, str]]:
+    """Offer folders and files of settings."""
+    yield from _paths(incomplete, lambda path: path.suffix in {".toml", ".json"})
+
+
+def _paths(incomplete: str, is_wanted: Callable[[Path], bool]) -> Iterator[str]:
+    folder, slash, begin = incomplete.rpartition("/")
+    for path in sorted(Path(folder + slash or ".").iterdir()):
+        if not path.name.startswith(begin) or (path.name.startswith(".") and not begin):
+            continue
+        shown = f"{folder}{slash}{path.name}"
+        if path.is_dir():
+            yield f"{shown}/"
+        elif is_wanted(path):
+            yield shown

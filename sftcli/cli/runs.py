@@ -1,0 +1,157 @@
+"""``sft runs`` and ``sft show``: what became of earlier runs."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sftcli.cli import complete, options, tables
+from sftcli.cli.session import session
+from sftcli.cli.text import count, duration, loss_text, signs, sparkline
+
+if TYPE_CHECKING:
+    from sftcli.services.run_summary import RunSummary
+
+CURVE_COLUMNS = 32
+SHOWN_WARNINGS = 3
+STATE_STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "broken-off": "red"}
+
+
+def runs(
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds run folders.")] = Path(
+        "runs"
+    ),
+    json: options.Json = False,
+    color: options.ColorChoice = options.Color.AUTO,
+) -> None:
+    """List runs, newest first: where each stands, its steps, its losses.
+
+    Examples:
+      sft runs
+
+      sft runs --json
+    """
+    output = options.Output(json=json, color=color)
+    with session(output):
+        from sftcli.services.run_summary import summarize_runs
+
+        found = summarize_runs(root)
+    if output.json:
+        tables.show_result_json({"runs": [asdict(summary) for summary in found]})
+    elif found:
+        tables.out(output.color).print(_runs_table(found))
+    else:
+        tables.show_text(
+            f"there are no runs under {root} yet; start one: sft train", tables.err(output.color)
+        )
+
+
+def show(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="Run by name or path; the newest one.", autocompletion=complete.runs),
+    ] = None,
+    root: options.RunsRoot = Path("runs"),
+    json: options.Json = False,
+    color: options.ColorChoice = options.Color.AUTO,
+) -> None:
+    """Show one run: what was trained on what, how it went, and what to do with it next.
+
+    Examples:
+      sft show
+
+      sft show my-run --json
+    """
+    output = options.Output(json=json, color=color)
+    with session(output):
+        from sftcli.services.run_folder import find_run, newest_run
+        from sftcli.services.run_summary import read_scores, summarize_run
+
+        chosen = newest_run(root) if run is None else find_run(run, root)
+        summary, scores = summarize_run(chosen), read_scores(chosen)
+    if output.json:
+        tables.show_result_json({**asdict(summary), "scores": scores})
+        return
+    out = tables.out(output.color)
+    levels = signs(out.encoding).levels
+    out.print(tables.key_value_table(list(_facts(summary, levels))))
+    for warning in summary.warnings[-SHOWN_WARNINGS:]:
+        tables.show_text(f"warning: {warning}", out)
+    tables.show_text(
+        f"next: {_next_command(summary, has_scores=scores is not None)}", tables.err(output.color)
+    )
+
+
+def _runs_table(found: "Sequence[RunSummary]") -> tables.Grid:
+    return tables.Grid(
+        header=("run", "state", "step", "loss", "held-out", "best", "started"),
+        aligns=("left", "left", "right", "right", "right", "right", "left"),
+        rows=[
+            [
+                tables.Cell(text=summary.name, style="bold"),
+                tables.Cell(text=summary.state, style=STATE_STYLES[summary.state]),
+                tables.Cell(text=_steps(summary)),
+                tables.Cell(text=_loss(summary.loss)),
+                tables.Cell(text=_loss(summary.heldout_loss)),
+                tables.Cell(text=_loss(summary.best_heldout_loss)),
+                tables.Cell(text=_age(summary.started_at), style="dim"),
+            ]
+            for summary in found
+        ],
+    )
+
+
+def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
+    yield "run", f"{summary.path} ({summary.state})"
+    yield "started", f"{_age(summary.started_at)}, with: {summary.command}"
+    yield "model", summary.model or None
+    yield "data", summary.data or None
+    speed = f", {count(summary.tokens_per_second)} tokens/s" if summary.tokens_per_second else ""
+    yield "step", f"{_steps(summary)} in {duration(summary.training_seconds)}{speed}"
+    if summary.curve:
+        yield "loss", f"{sparkline(summary.curve, CURVE_COLUMNS, levels)} {_loss(summary.loss)}"
+    if summary.first_heldout_loss is not None:
+        best = f", best {_loss(summary.best_heldout_loss)} at step {summary.best_step}"
+        yield (
+            "held-out loss",
+            f"{_loss(summary.first_heldout_loss)} at first, {_loss(summary.heldout_loss)} now{best}",
+        )
+    yield "checkpoints", "steps " + ", ".join(map(str, summary.checkpoints)) if summary.checkpoints else None
+
+
+def _next_command(summary: "RunSummary", *, has_scores: bool) -> str:
+    name = shlex.quote(summary.name if Path(summary.path).parent == Path("runs") else summary.path)
+    match summary.state:
+        case "finished" if has_scores:
+            return f'sft generate "your prompt" --checkpoint {name}'
+        case "finished":
+            return f"sft eval {name}"
+        case "running":
+            return f"tail -f {shlex.quote(summary.path)}/training.log"
+        case "stopped":
+            return f"sft resume {name}"
+        case _:
+            return summary.command
+
+
+def _steps(summary: "RunSummary") -> str:
+    return (
+        f"{count(summary.step)} of {count(summary.last_step)}" if summary.last_step else count(summary.step)
+    )
+
+
+def _loss(loss: float | None) -> str:
+    return "-" if loss is None else loss_text(loss)
+
+
+def _age(started_at: str) -> str:
+    """Return how long ago a time in ISO 8601 was, or the text itself where it is none."""
+    try:
+        seconds = (datetime.now(tz=UTC) - datetime.fromisoformat(started_at)).total_seconds()
+    except (ValueError, TypeError):
+        return started_at
+    return f"{duration(max(0.0, seconds))} ago"

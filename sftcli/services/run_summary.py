@@ -1,0 +1,126 @@
+"""What became of the runs in a folder, read from the files they left: no model and no torch are needed."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from sftcli.services.lock import LOCK, is_held
+from sftcli.services.run_folder import RunFolder, list_runs
+from sftcli.training.checkpoint_names import list_checkpoints, step_of
+
+MAX_CURVE = 64  # points of the loss that a summary keeps
+
+
+class RunState(StrEnum):
+    """Where a run stands."""
+
+    FINISHED = "finished"
+    RUNNING = "running"  # a process that lives trains it
+    STOPPED = "stopped"  # it can go on from a checkpoint
+    BROKEN_OFF = "broken-off"  # it ended before its first checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """A run at a glance. Losses are nats per response token; None where nothing was measured yet."""
+
+    name: str
+    path: str
+    state: RunState
+    started_at: str  # ISO 8601, UTC
+    command: str
+    model: str
+    data: str
+    step: int
+    last_step: int  # 0 while it is not known
+    loss: float | None  # of the last step
+    first_heldout_loss: float | None
+    heldout_loss: float | None
+    best_heldout_loss: float | None
+    best_step: int
+    tokens_per_second: float | None  # of the steps alone, padding excluded
+    training_seconds: float
+    checkpoints: tuple[int, ...]  # steps
+    warnings: tuple[str, ...]
+    curve: tuple[float, ...]  # training loss, thinned
+
+
+def summarize_runs(root: Path) -> list[RunSummary]:
+    """Return the runs under ``root``, newest first."""
+    return [summarize_run(run) for run in list_runs(root)]
+
+
+def summarize_run(run: RunFolder) -> RunSummary:
+    """Return what the files of a run say about it."""
+    about = run.read_about()
+    checkpoints = tuple(map(step_of, list_checkpoints(run.checkpoints)))
+    events = list(run.iterate_events())
+    steps = [event for event in events if event.get("event") == "StepDone"]
+    heldout = [
+        (value, event.get("step"))
+        for event in events
+        if event.get("event") == "HeldoutDone" and (value := _number(event, "loss")) is not None
+    ]
+    best = min(heldout, key=lambda pair: pair[0], default=None)
+    losses = [value for event in steps if (value := _number(event, "loss")) is not None]
+    seconds = sum(_number(event, "seconds") or 0.0 for event in steps)
+    tokens = sum(_number(event, "tokens") or 0.0 for event in steps)
+    return RunSummary(
+        name=run.name,
+        path=str(run.path),
+        state=_state(run, checkpoints),
+        started_at=str(about.get("started_at", "")),
+        command=str(about.get("command", "")),
+        model=_last(events, "ModelLoaded", "name"),
+        data=_last(events, "DataPrepared", "source"),
+        step=max([int(_number(event, "step") or 0) for event in steps[-1:]], default=0),
+        last_step=int(_last(events, "FitStarted", "last_step") or 0),
+        loss=_number(steps[-1], "loss") if steps else None,
+        first_heldout_loss=heldout[0][0] if heldout else None,
+        heldout_loss=heldout[-1][0] if heldout else None,
+        best_heldout_loss=best[0] if best else None,
+        best_step=int(str(best[1])) if best else 0,
+        tokens_per_second=tokens / seconds if seconds else None,
+        training_seconds=seconds,
+        checkpoints=checkpoints,
+        warnings=tuple(str(event.get("text", "")) for event in events if event.get("event") == "Warned"),
+        curve=tuple(_thinned(losses)),
+    )
+
+
+def _state(run: RunFolder, checkpoints: tuple[int, ...]) -> RunState:
+    if is_held(run.path / LOCK):
+        return RunState.RUNNING
+    if run.is_finished:
+        return RunState.FINISHED
+    return RunState.STOPPED if checkpoints else RunState.BROKEN_OFF
+
+
+def _last(events: list[dict[str, object]], kind: str, key: str) -> str:
+    found = [event for event in events if event.get("event") == kind]
+    return str(found[-1].get(key, "")) if found else ""
+
+
+def _number(event: dict[str, object], key: str) -> float | None:
+    value = event.get(key)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _thinned(values: list[float]) -> Iterator[float]:
+    """Yield the means of at most ``MAX_CURVE`` neighbouring groups of ``values``."""
+    groups = min(MAX_CURVE, len(values))
+    for index in range(groups):
+        group = values[index * len(values) // groups : (index + 1) * len(values) // groups]
+        yield sum(group) / len(group)
+
+
+def read_scores(run: RunFolder) -> dict[str, object] | None:
+    """Return what ``sft eval`` has written about a run; None where it has not, or not whole."""
+    try:
+        scores = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return dict(scores) if isinstance(scores, dict) else None

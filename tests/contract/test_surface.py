@@ -1,0 +1,48 @@
+"""The published surface: commands, flags, defaults, settings and exit codes are as the pages say, and move only on purpose."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from sftcli import errors
+
+REPO = Path(__file__).parents[2]
+specification = importlib.util.spec_from_file_location("pages", REPO / "docs" / "pages.py")
+assert specification is not None
+assert specification.loader is not None
+pages = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(pages)
+
+
+@pytest.mark.parametrize("page", pages.PAGES)
+def test_pages_are_what_the_program_says(page):
+    written = (REPO / "docs" / page).read_text(encoding="utf-8")
+    assert written == pages.PAGES[page](), "run `make docs`, and say in CHANGELOG.md what moved"
+
+
+@pytest.mark.parametrize("command", pages.commands(), ids=lambda command: command.name)
+def test_every_command_has_examples_that_use_its_own_flags(command):
+    flags = {
+        word
+        for parameter in command.parameters
+        for word in re.findall(r"--?[a-z][a-z-]*", parameter.spelling)
+    }
+    assert command.examples
+    for example in command.examples:
+        assert example.startswith(f"sft {command.name}")
+        assert set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", example)) <= flags
+
+
+def test_readme_lists_every_exit_code():
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    table = readme[readme.index("## Exit codes") :].split("\n## ")[0]
+    told = {
+        int(code) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE) for code in row.split(",")
+    }
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SftError)
+    ]
+    assert {kind.exit_code for kind in kinds} <= told
+    assert {code for code, _ in pages.exit_codes()} <= told
