@@ -126,6 +126,14 @@ def resume(
             help="Only replay the steps between two checkpoints and compare the result bit for bit; write nothing.",
         ),
     ] = False,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-change",
+            metavar="KEY",
+            help="Go on although this setting, or `data`, is not what the run was started with. Repeatable; recorded.",
+        ),
+    ] = None,
     break_lock: Annotated[
         bool, typer.Option("--break-lock", help="Take the run over from a process that is certainly dead.")
     ] = False,
@@ -156,7 +164,12 @@ def resume(
                 Override(key="model.trust_remote_code", value=True, origin="--trust-remote-code")
             )
         request = ResumeRequest(
-            root=runs, run=run, step=step, overrides=tuple(overrides), break_lock=break_lock
+            root=runs,
+            run=run,
+            step=step,
+            overrides=tuple(overrides),
+            allowed=tuple(allow_change or ()),
+            break_lock=break_lock,
         )
         proved = verify_resume(request, emit, stop) if verify else None
         outcome = None if verify else resume_training(request, emit, stop)

@@ -40,6 +40,19 @@ def describe_machine() -> dict[str, str]:
     } | {library: metadata.version(library) for library in LIBRARIES}
 
 
+def facts_of_training(precision: str) -> dict[str, str]:
+    """Return what decides, beside everything that a run is made of, whether two trainings are equal bit for bit."""
+    device = choose_device()
+    return {
+        "device": device.type,
+        "precision of products": dtype_name(choose_dtype(precision, device)),
+        "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
+        "cpu threads": str(torch.get_num_threads()),
+        "cpu capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
 def facts_of_start(command: str) -> dict[str, object]:
     """Return what ``run.json`` says about the start of a run."""
     return {

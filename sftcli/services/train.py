@@ -1,5 +1,6 @@
 """Train and resume: builds the parts, runs the trainer, leaves a run folder behind."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sftcli.modeling.load import quiet_libraries, save_model_folder
 from sftcli.modeling.remote_code import allow_code
 from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.building import Materials, build_trainer
+from sftcli.services.comparing import compare, fingerprints
 from sftcli.services.lock import RunLock
 from sftcli.services.machine import facts_of_start
 from sftcli.services.memory import memory_errors
@@ -27,12 +29,8 @@ from sftcli.services.prepare import find_sources, prepare_data
 from sftcli.services.pt_output import write_final_pt
 from sftcli.services.report import write_report
 from sftcli.services.resuming import (
-    check_space,
     choose_checkpoint,
     clear_leftovers,
-    compare,
-    fingerprints,
-    parameters_bytes,
     record_resume,
 )
 from sftcli.services.run_folder import (
@@ -43,6 +41,7 @@ from sftcli.services.run_folder import (
     write_text,
 )
 from sftcli.services.run_log import RunLog
+from sftcli.services.space import check_space, embedding_bytes, parameters_bytes
 from sftcli.training.checkpoint_files import read_snapshot
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 
@@ -106,11 +105,19 @@ def complete_already(run: RunFolder, settings: Settings, checkpoint: Path, emit:
 
 
 def continue_run(
-    run: RunFolder, settings: Settings, checkpoint: Path, emit: EventSink, stop: StopFlag, lock: RunLock
+    run: RunFolder,
+    settings: Settings,
+    checkpoint: Path,
+    emit: EventSink,
+    stop: StopFlag,
+    lock: RunLock,
+    *,
+    allowed: Sequence[str] = (),
 ) -> TrainOutcome:
-    """Train on from ``checkpoint``, which verifies. The caller holds the lock."""
+    """Train on from ``checkpoint``, which verifies; ``allowed`` may differ. The caller holds the lock."""
     with RunLog(run, every_steps=settings.training.log_every_steps, after_step=step_of(checkpoint)) as log:
-        return _train(run, settings, fan_out(log, emit), stop, lock, checkpoint=checkpoint)
+        both = fan_out(log, emit)
+        return _train(run, settings, both, stop, lock, checkpoint=checkpoint, allowed=allowed)
 
 
 def _train(
@@ -121,14 +128,18 @@ def _train(
     lock: RunLock,
     *,
     checkpoint: Path | None = None,
+    allowed: Sequence[str] = (),
 ) -> TrainOutcome:
     begin = monotonic()
     emit(RunStarted(run=run.name, path=str(run.path)))
     materials = find_materials(settings, emit, stop)
     located, prepared, settings = materials.located, materials.prepared, materials.settings
     if checkpoint is not None:
-        record_resume(run, checkpoint, compare(checkpoint, materials.fingerprints), emit)
-    check_space(run, parameters_bytes(located.folder), settings.checkpoint, emit)
+        changes = compare(checkpoint, materials.fingerprints, allowed=allowed)
+        record_resume(run, checkpoint, changes, emit)
+    frozen = 0 if settings.training.train_embeddings else embedding_bytes(located.folder)
+    trained = parameters_bytes(located.folder) - frozen
+    check_space(run, trained, settings.checkpoint, emit, frozen_bytes=frozen)
     if materials.trusted_code:
         write_json(run.about, run.read_about() | {"trusted_code": dict(materials.trusted_code)})
     write_json(run.data, {"fingerprint": prepared.dataset.fingerprint, **prepared.dataset.about})

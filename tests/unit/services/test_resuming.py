@@ -6,15 +6,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from sftcli import storage
 from sftcli.config.sources import parse_set
-from sftcli.errors import DataError, MismatchError, NotFoundError, OutputError, StorageError
+from sftcli.errors import DataError, MismatchError, NotFoundError, OutputError, StorageError, UsageError
 from sftcli.events import Ending, Notice, Warned
-from sftcli.services import resuming
+from sftcli.services import comparing, space
+from sftcli.services import train as train_service
+from sftcli.services.comparing import CHANGEABLE, FIXED, FIXED_SECTIONS, compare
 from sftcli.services.resume import ResumeRequest, resume_training
-from sftcli.services.resuming import CHANGEABLE, check_space, choose_checkpoint, compare, parameters_bytes
+from sftcli.services.resuming import choose_checkpoint
 from sftcli.services.run_folder import RunFolder
+from sftcli.services.space import check_space, embedding_bytes, parameters_bytes
 from sftcli.training.checkpoint_files import read_fingerprints
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from tests.support.recording import RecordingSink
@@ -104,11 +108,55 @@ def test_every_setting_is_either_changeable_or_refused(origin):
     for key in keys:
         now = then | {key: "another"}
         if key.removeprefix("setting ") in CHANGEABLE:
-            assert list(compare(checkpoint, now)) == [key.removeprefix("setting ")]
+            assert list(compare(checkpoint, now).harmless) == [key.removeprefix("setting ")]
         else:
             with pytest.raises(MismatchError, match=key.removeprefix("setting ")):
                 compare(checkpoint, now)
     assert {f"setting {key}" for key in CHANGEABLE} <= set(keys)
+
+
+@pytest.mark.parametrize("key", ["training.learning_rate", "data"])
+def test_change_that_the_user_allows_is_warned_of_and_recorded(place, key):
+    if key == "data":
+        rows = place / "rows.jsonl"
+        rows.write_text(rows.read_text().replace("It is 6.", "It is 7."))
+        overrides = ()
+    else:
+        overrides = (parse_set(f"{key}=0.02"),)
+    with pytest.raises(MismatchError) as caught:
+        resume(place, overrides=overrides)
+    assert f"--allow-change {key}" in caught.value.hint
+    outcome, events = resume(place, overrides=overrides, allowed=(key,))
+    assert outcome.ending is Ending.FINISHED
+    assert f"{key} was " in texts(events, Warned)
+    assert "as was allowed: no uninterrupted run ends as this one" in texts(events, Warned)
+    (entry,) = json.loads((place / "runs" / "exp" / "run.json").read_text())["resumed"]
+    assert list(entry["allowed"]) == [key]
+    assert entry["changes"] == {}
+
+
+def test_change_of_what_the_weights_fit_to_cannot_be_allowed_and_a_misspelled_key_is_told(place):
+    for key in (*FIXED, "model.name"):
+        with pytest.raises(UsageError, match="cannot change"):
+            resume(place, allowed=(key,))
+    with pytest.raises(UsageError, match="no such key") as caught:
+        resume(place, allowed=("training.learning_rte",))
+    assert "training.learning_rate" in caught.value.hint
+    assert FIXED_SECTIONS
+
+
+def test_another_library_or_device_is_warned_of_with_both_values_and_recorded(place, monkeypatch):
+    monkeypatch.setattr(
+        comparing, "facts_of_training", lambda precision: {"device": "cuda", "torch": "9.9.9", "new": "fact"}
+    )
+    outcome, events = resume(place)
+    assert outcome.ending is Ending.FINISHED
+    (told,) = [event.text for event in events if isinstance(event, Warned) and "bit for bit" in event.text]
+    assert "device was cpu, is cuda" in told
+    assert f"torch was {torch.__version__}, is 9.9.9" in told
+    assert "new" not in told  # the checkpoint does not know it
+    (entry,) = json.loads((place / "runs" / "exp" / "run.json").read_text())["resumed"]
+    assert entry["machine"]["device"] == ["cpu", "cuda"]
 
 
 def test_changeable_setting_is_told_and_recorded(place):
@@ -216,13 +264,37 @@ def test_room_for_the_checkpoints_is_checked_before_the_model_is_loaded(place, m
     one = 3 * parameters_bytes(place / "model")
     free = int(one * share)  # three may exist at once, two are there
     usage = shutil.disk_usage(place)._replace(free=free)
-    monkeypatch.setattr(resuming.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: usage)
     if fits:
         check_space(run, parameters_bytes(place / "model"), settings, sink)
         assert len(sink.of(Warned)) == 1
     else:
         with pytest.raises(StorageError, match="free; checkpoints of this model need"):
             check_space(run, parameters_bytes(place / "model"), settings, sink)
+
+
+@pytest.mark.parametrize("trains_embeddings", [True, False])
+def test_room_that_is_asked_for_is_what_a_checkpoint_takes(place, monkeypatch, trains_embeddings):
+    name = f"size-{trains_embeddings}"
+    changes = (
+        f"run.name={name}",
+        f"training.train_embeddings={str(trains_embeddings).lower()}",
+        "training.max_steps=1",
+    )
+    asked = []
+    check = train_service.check_space
+
+    def listen(run, trained, settings, emit, *, frozen_bytes=0):
+        asked.append(3 * trained + frozen_bytes)
+        check(run, trained, settings, emit, frozen_bytes=frozen_bytes)
+
+    monkeypatch.setattr(train_service, "check_space", listen)
+    train(settings_of(Path(), Path("model"), *changes), StopAtStep(NEVER))
+    folder = place / "runs" / name / "checkpoints" / "step-00000001"
+    taken = sum((folder / f"{part}.safetensors").stat().st_size for part in ("model", "optimizer"))
+    assert taken == pytest.approx(asked[0], rel=0.1)
+    assert trains_embeddings or asked[0] < 3 * parameters_bytes(place / "model")
+    assert 0 < embedding_bytes(place / "model") < parameters_bytes(place / "model")
 
 
 def test_size_of_the_parameters_is_read_from_the_headers(place):
