@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
+from sftcli.modeling.folder import check_safetensors
 from sftcli.runtime import RngState
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from sftcli.training.state import Snapshot, TrainState
@@ -105,6 +106,8 @@ def read_snapshot(folder: Path) -> Snapshot:
         DataError: Its content does not verify.
     """
     verify(folder)
+    for name in (MODEL, OPTIMIZER, RNG):
+        check_safetensors(folder / name)
     state = _read_state(folder)
     try:
         return Snapshot(
