@@ -1,5 +1,6 @@
 """Go on with a run, or prove that going on with it would give what it has given."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.services.building import build_trainer
 from sftcli.services.comparing import check_may_change, compare
 from sftcli.services.lock import RunLock
+from sftcli.services.machine import check_one_process
 from sftcli.services.resuming import (
     choose_checkpoint,
     clear_leftovers,
@@ -60,6 +62,7 @@ def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> 
         MismatchError: Settings, data, tokenizer or model are not what the run was started with.
         OutputError: Another process trains it.
     """
+    check_one_process(os.environ)
     check_may_change(request.allowed)
     root = request.root
     run = newest_run(root, finished=False) if request.run is None else find_run(request.run, root)

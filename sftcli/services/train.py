@@ -1,5 +1,6 @@
 """Train and resume: builds the parts, runs the trainer, leaves a run folder behind."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.building import Materials, build_trainer
 from sftcli.services.comparing import compare, fingerprints
 from sftcli.services.lock import RunLock
-from sftcli.services.machine import facts_of_start
+from sftcli.services.machine import check_one_process, facts_of_start
 from sftcli.services.memory import memory_errors
 from sftcli.services.models import locate_base
 from sftcli.services.prepare import find_sources, prepare_data
@@ -78,6 +79,7 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
         OutputError: The run exists and ``auto`` is not set, or another process trains it.
         StoppedError: ``stop`` was set before the first step.
     """
+    check_one_process(os.environ)
     settings = request.resolved.settings
     run = existing_run(settings.run) if request.auto else None
     if run is None:

@@ -7,6 +7,8 @@ from sftcli.errors import UnsavedError
 from sftcli.events import CheckpointSaved, EventSink, Warned
 from sftcli.runtime import Clock
 
+SLOW_SECONDS = 25.0  # schedulers wait about 30 s between SIGTERM and SIGKILL
+
 
 class Saver:
     """Runs one save at a time, on a thread where that is asked for, and emits ``CheckpointSaved`` once it has returned.
@@ -19,6 +21,7 @@ class Saver:
         self.clock = clock
         self.saved_step = -1  # of the last durable snapshot
         self._has_failed = False  # the last one
+        self._is_slow_told = False
         self._thread: Thread | None = None
         self._result: CheckpointSaved | BaseException | None = None
 
@@ -61,3 +64,11 @@ class Saver:
         elif result is not None:
             self.saved_step, self._has_failed = result.step, False
             self.emit(result)
+            if result.seconds > SLOW_SECONDS and not self._is_slow_told:
+                self._is_slow_told = True
+                self.emit(
+                    Warned(
+                        text=f"saving took {result.seconds:.0f} s: a scheduler that kills 30 s after SIGTERM would cut the "
+                        "last save off; let it send SIGUSR1 earlier (Slurm: --signal=USR1@120)"
+                    )
+                )
