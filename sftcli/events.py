@@ -20,7 +20,8 @@ class Ending(StrEnum):
     """Why training ended."""
 
     FINISHED = "finished"
-    STOPPED = "stopped"
+    PLATEAU = "plateau"  # before the budget was spent: held-out loss fell no more
+    STOPPED = "stopped"  # on request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

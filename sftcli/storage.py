@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import secrets
 import time
 from contextlib import contextmanager
@@ -203,20 +204,41 @@ def whole_folder(target: Path, *, hint: str) -> "Iterator[Path]":
 
 
 @contextmanager
+def whole_file(target: Path, *, hint: str) -> "Iterator[Path]":
+    """Yield a path to write a file at, and put it in the place of ``target`` when the block succeeds; see ``whole_folder``."""
+    with scratch_folder(target.parent, hint=hint) as scratch:
+        fresh = scratch / target.name
+        yield fresh
+        disk.sync(fresh)
+        disk.rename(fresh, target)
+        disk.sync(target.parent)
+
+
+@contextmanager
 def storage_errors(folder: Path, hint: str) -> "Iterator[None]":
     """Turn a failed write below ``folder`` into an error that says what to do."""
     try:
         yield
     except SftError:
         raise
-    except OSError as error:
-        if error.errno in FULL_DISK:
+    except Exception as error:
+        number = _system_error(error)
+        if number in FULL_DISK:
             raise StorageError(
                 f"the disk that holds {folder} is full", hint=f"make room, or {hint}"
             ) from error
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS} and _is_below(error.filename, folder):
-            raise OutputError(f"cannot write to {folder}: {error.strerror}", hint=hint) from error
+        is_ours = _is_below(getattr(error, "filename", None), folder)
+        if number in {errno.EACCES, errno.EPERM, errno.EROFS} and is_ours:
+            raise OutputError(f"cannot write to {folder}: {os.strerror(number)}", hint=hint) from error
         raise
+
+
+def _system_error(error: Exception) -> int:
+    """Return the system's number of an error, 0 where there is none. Libraries in Rust have it in their text only."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told else 0
 
 
 def _is_below(name: object, folder: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sftcli import __version__
-from sftcli.cli import evaluate, generate, inspect, prepare, report, runs, train
+from sftcli.cli import evaluate, export, generate, inspect, prepare, report, runs, train
 from sftcli.cli.errors_view import guarded
 
 START = f"""sft {__version__}: fine-tune causal language models on instruction-response pairs.
@@ -39,6 +39,7 @@ app.command("train")(train.train)
 app.command("resume")(train.resume)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)

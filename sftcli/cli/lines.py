@@ -82,7 +82,9 @@ def heldout_line(event: HeldoutDone) -> str:
 def end_line(event: FitEnded, seconds: float) -> str:
     """Return how training ended."""
     verb = "finished" if event.ending is Ending.FINISHED else "stopped"
-    return f"training {verb} at step {event.step} after {duration(seconds)}"
+    early = " early" if event.ending is Ending.PLATEAU else ""
+    why = ": held-out loss fell no more" if early else ""
+    return f"training {verb}{early} at step {event.step} after {duration(seconds)}{why}"
 
 
 def step_line(measures: TrainingMeasures, step: StepDone) -> str:

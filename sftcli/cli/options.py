@@ -164,6 +164,15 @@ MaxTokens = Annotated[
         rich_help_panel=INPUT_PANEL,
     ),
 ]
+Overlong = Annotated[
+    str | None,
+    typer.Option(
+        "--overlong",
+        metavar="drop|truncate|error",
+        help="What to do with longer rows: leave them out, cut them to the turns that fit, or stop.",
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -175,13 +184,9 @@ Model = Annotated[
         rich_help_panel=INPUT_PANEL,
     ),
 ]
+_TRUST_HELP = "Run the code that a hub model brings, at the full commit in model.revision. Read it first."
 TrustRemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code",
-        help="Run the code that a hub model brings, at the full commit in model.revision. Read it first.",
-        rich_help_panel=INPUT_PANEL,
-    ),
+    bool, typer.Option("--trust-remote-code", help=_TRUST_HELP, rich_help_panel=INPUT_PANEL)
 ]
 Tokenizer = Annotated[
     str | None,

@@ -28,6 +28,7 @@ def prepare(
     template: options.Template = None,
     train_on: options.TrainOn = None,
     max_tokens: options.MaxTokens = None,
+    overlong: options.Overlong = None,
     show: Annotated[
         int, typer.Option("--show", metavar="N", min=0, help="Show the first N rows as the model sees them.")
     ] = 0,
@@ -52,7 +53,13 @@ def prepare(
         flags={
             "model.name": ("--model", model),
             "model.tokenizer": ("--tokenizer", tokenizer),
-            **data_flags(renames=renames, template=template, train_on=train_on, max_tokens=max_tokens),
+            **data_flags(
+                renames=renames,
+                template=template,
+                train_on=train_on,
+                max_tokens=max_tokens,
+                overlong=overlong,
+            ),
         },
     )
     with session(output) as (emit, stop):

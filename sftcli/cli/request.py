@@ -17,7 +17,12 @@ def choose_preset(preset: str | None, config: str | None, data: Sequence[str] | 
 
 
 def data_flags(
-    *, renames: list[str] | None, template: str | None, train_on: str | None, max_tokens: int | None
+    *,
+    renames: list[str] | None,
+    template: str | None,
+    train_on: str | None,
+    max_tokens: int | None,
+    overlong: str | None,
 ) -> Mapping[str, tuple[str, object]]:
     """Return the flags that say how rows are read, as ``resolve_flags`` takes them."""
     return {
@@ -25,6 +30,7 @@ def data_flags(
         "data.template": ("--template", template),
         "data.train_on": ("--train-on", train_on),
         "data.max_tokens": ("--max-tokens", max_tokens),
+        "data.overlong": ("--overlong", overlong),
     }
 
 

@@ -49,6 +49,10 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
             tables.show_text(
                 f"held-out loss {before} before, {after} after, in {duration(outcome.seconds)}", err
             )
+        if outcome.ending == "plateau":
+            tables.show_text(
+                f"ended early, at step {outcome.step} of {outcome.last_step}: held-out loss fell no more", err
+            )
         if outcome.final is None:
             tables.show_text(f"stopped at step {outcome.step} of {outcome.last_step}", err)
             if outcome.step:

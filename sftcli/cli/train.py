@@ -39,6 +39,7 @@ def train(
     template: options.Template = None,
     train_on: options.TrainOn = None,
     max_tokens: options.MaxTokens = None,
+    overlong: options.Overlong = None,
     run: options.RunName = None,
     on_existing: Annotated[
         Resume | None,
@@ -83,7 +84,13 @@ def train(
             "model.name": ("--model", model),
             "model.tokenizer": ("--tokenizer", tokenizer),
             "model.trust_remote_code": ("--trust-remote-code", trust_remote_code or None),
-            **data_flags(renames=renames, template=template, train_on=train_on, max_tokens=max_tokens),
+            **data_flags(
+                renames=renames,
+                template=template,
+                train_on=train_on,
+                max_tokens=max_tokens,
+                overlong=overlong,
+            ),
             "run.name": ("--run", run),
         },
     )

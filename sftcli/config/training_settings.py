@@ -24,6 +24,16 @@ class Schedule(StrEnum):
     COSINE = "cosine"
     LINEAR = "linear"
     CONSTANT = "constant"
+    WSD = "wsd"  # warm-up, stable, decay
+
+
+class OptimizerName(StrEnum):
+    """How gradients become updates. The 8-bit ones need the extra ``8bit``, the paged one a CUDA device too."""
+
+    ADAMW = "adamw"
+    ADAFACTOR = "adafactor"
+    ADAMW_8BIT = "adamw_8bit"
+    PAGED_ADAMW_8BIT = "paged_adamw_8bit"
 
 
 class TrainingSettings(Section):
@@ -37,7 +47,15 @@ class TrainingSettings(Section):
     )
     learning_rate: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
     schedule: Schedule = Field(
-        Schedule.COSINE, description="How the learning rate goes to 0 after warm-up, or stays constant."
+        Schedule.COSINE,
+        description="How the learning rate falls after warm-up: cosine, linear, constant (not at all), or wsd (constant, "
+        "then down over the last `decay_fraction`).",
+    )
+    min_learning_rate_fraction: float = Field(
+        0.0, ge=0, le=1, description="Share of the peak that the learning rate ends at."
+    )
+    decay_fraction: float = Field(
+        0.2, gt=0, le=1, description="Share of `max_steps` in which the schedule wsd falls."
     )
     warmup_steps: int | None = Field(
         None, ge=0, description="Steps of linear warm-up; unset takes `warmup_fraction` of `max_steps`."
@@ -45,7 +63,11 @@ class TrainingSettings(Section):
     warmup_fraction: float = Field(
         0.03, ge=0, le=1, description="Share of `max_steps` spent in warm-up when `warmup_steps` is unset."
     )
-    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay, on matrices only.")
+    optimizer: OptimizerName = Field(
+        OptimizerName.ADAMW,
+        description="adamw, or one that keeps less state: adafactor, adamw_8bit, paged_adamw_8bit.",
+    )
+    weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay, on matrices only.")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay of the first moment.")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW decay of the second moment.")
     epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon.")
@@ -61,12 +83,31 @@ class TrainingSettings(Section):
         Precision.AUTO,
         description="bf16 or fp32 matrix products; auto takes bf16 where the machine is fast at it.",
     )
+    neftune_alpha: float = Field(
+        0.0,
+        ge=0,
+        description="Strength of the noise on embeddings in training (NEFTune; 5 is usual); 0 for none.",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Keep only each layer's input for the backward pass and compute the rest again: less memory, about a "
+        "third more time.",
+    )
     max_bad_steps: int = Field(
         3, ge=1, description="Non-finite steps in a row that end the run; each is skipped before the update."
     )
     log_every_steps: int = Field(10, ge=1, description="How often a line goes to `training.log`.")
     eval_every_steps: int = Field(
         200, ge=0, description="How often held-out loss is measured; 0 only before and after training."
+    )
+    early_stopping_evals: int = Field(
+        0,
+        ge=0,
+        description="End after so many evaluations in a row without a lower held-out loss, and make the best checkpoint "
+        "the final model; 0 trains to the end and keeps the last.",
+    )
+    early_stopping_improvement: float = Field(
+        0.001, ge=0, description="Nats per token by which held-out loss must fall to count as lower."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the row order, the split and dropout.")
 
@@ -99,6 +140,10 @@ class TrainingSettings(Section):
         if self.micro_batch_size > self.batch_size:
             raise ValueError(
                 f"micro_batch_size ({self.micro_batch_size}) is larger than batch_size ({self.batch_size})"
+            )
+        if self.early_stopping_evals and not self.eval_every_steps:
+            raise ValueError(
+                f"early_stopping_evals ({self.early_stopping_evals}) needs evaluations: eval_every_steps is 0"
             )
         if self.max_steps and self.num_warmup_steps > self.max_steps:
             raise ValueError(

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
-from sftcli.data.conversation import Rejected
+from sftcli.data.conversation import Rejected, RejectReason
 from sftcli.data.example import Example, RowFlag, TooLong
 from sftcli.errors import DataError
 
@@ -22,6 +22,10 @@ _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.LEAD_TRAINED: "in {rows} the template writes something before the answer that generation will not be"
     " given; it is trained",
     RowFlag.STOP_APPENDED: "in {rows} the template ends the last answer in no stop token; one is added and trained",
+    RowFlag.CUT_TURNS: "from {rows} whole turns at the end are cut off",
+    RowFlag.CUT_ANSWER: "from {rows} the end of an answer is cut off, with its stop token",
+    RowFlag.CUT_STOP: "from {rows} the stop token of an answer is cut off; the answer is whole",
+    RowFlag.CUT_END: "from {rows} only the template's text behind the last answer is cut off",
 }
 
 
@@ -35,7 +39,7 @@ class LengthBin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditSummary:
-    """The counts. Token counts are of kept rows; lengths are of all rows that could be tokenized, too long ones too.
+    """The counts. Token counts are of kept rows; lengths are of all rows that could be tokenized, before any was cut.
 
     ``rejected`` is reason -> rows, ``rejected_rows`` the first few of each as ``file:line: what was found``. ``flags``
     is what was noticed about kept rows -> rows. ``max_tokens_for_99_percent`` is the limit that 99 % of the rows that
@@ -52,6 +56,8 @@ class AuditSummary:
     response_tokens: int
     trained_turns: int
     untrained_rows: int  # kept, and without any token that has loss
+    cut_rows: int  # kept, and cut for their length; `flags` says where
+    cut_tokens: int  # that they lost
     length_percentiles: Mapping[str, int]
     length_histogram: Sequence[LengthBin]
     longest_tokens: int
@@ -97,6 +103,7 @@ class SupervisionAudit:
         self._kept = self._total = self._response = self._turns = self._untrained = 0
         self._rejected = Counter[str]()
         self._rejected_rows: dict[str, list[str]] = {}
+        self._cut_rows = self._cut_tokens = 0
         self._flags = Counter[RowFlag]()
         self._lengths = Counter[int]()
         self._longest = (0, "")
@@ -117,12 +124,14 @@ class SupervisionAudit:
         self._response += trained
         self._untrained += trained == 0
         self._turns += result.num_trained_turns
+        self._cut_rows += bool(result.num_cut)
+        self._cut_tokens += result.num_cut
         self._flags.update(result.flags)
-        self._add_length(len(result.input_ids), str(result.origin))
+        self._add_length(len(result.input_ids) + result.num_cut, str(result.origin))
 
     def note(self, text: str) -> None:
         """Keep a sentence that a person should read beside the counts."""
-        if text not in self._notes:
+        if text and text not in self._notes:
             self._notes.append(text)
 
     def summary(self) -> AuditSummary:
@@ -145,6 +154,8 @@ class SupervisionAudit:
             response_tokens=self._response,
             trained_turns=self._turns,
             untrained_rows=self._untrained,
+            cut_rows=self._cut_rows,
+            cut_tokens=self._cut_tokens,
             length_percentiles={str(p): _at_share(self._lengths, p / 100) for p in PERCENTILES},
             length_histogram=_histogram(self._lengths),
             longest_tokens=self._longest[0],
@@ -155,14 +166,17 @@ class SupervisionAudit:
         )
 
     def _length_notes(self) -> list[str]:
-        cut = sum(count for length, count in self._lengths.items() if length > self._max_tokens)
-        if not cut:
+        dropped = self._rejected[RejectReason.TOO_LONG]
+        parts = [f"{_rows(dropped)} longer than {self._max_tokens} tokens left out"] if dropped else []
+        if self._cut_rows:
+            parts.append(f"{_rows(self._cut_rows)} cut to {self._max_tokens} tokens")
+        if not parts:
             return []
         enough = _at_share(self._lengths, KEPT_SHARE)
         advice = (
             f"; {enough} would keep 99 % of those that can be tokenized" if enough > self._max_tokens else ""
         )
-        return [f"{_rows(cut)} longer than {self._max_tokens} tokens left out{advice}"]
+        return [", ".join(parts) + advice]
 
     def _add_length(self, num_tokens: int, origin: str) -> None:
         self._lengths[num_tokens] += 1

@@ -12,6 +12,7 @@ from sftcli.data.conversation import Rejected
 from sftcli.data.records import Origin
 
 Reading = Literal["template", "answer", "text"]
+Kind = Literal["conversation", "text"]
 
 
 class RowFlag(StrEnum):
@@ -28,19 +29,27 @@ class RowFlag(StrEnum):
     STOP_APPENDED = (
         "stop-appended"  # the template ends the last answer with no control token; one was put there
     )
+    CUT_TURNS = "cut-turns"  # whole turns at the end are left out
+    CUT_ANSWER = "cut-answer"  # the end of an answer is left out, and its stop token
+    CUT_STOP = "cut-stop"  # an answer is whole, but its stop token is left out
+    CUT_END = "cut-end"  # nothing but the template's text behind the last answer is left out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """A row as the model sees it: ``input_ids`` (n,) int32 and ``loss_mask`` (n,) bool, true where there is loss.
 
-    ``num_trained_turns`` is 0 for plain text. ``flags`` are known only as long as the example was not stored.
+    Of kind ``text`` it is a piece of running text, and every token behind its first has loss. ``num_cut`` tokens were left
+    out at the end for the row's length. ``num_trained_turns``, 0 for text, ``num_cut`` and ``flags`` are known only as
+    long as the example was not stored.
     """
 
     input_ids: npt.NDArray[np.int32]
     loss_mask: npt.NDArray[np.bool_]
     origin: Origin
+    kind: Kind = "conversation"
     num_trained_turns: int = 0
+    num_cut: int = 0
     flags: frozenset[RowFlag] = frozenset()
 
 
@@ -49,6 +58,9 @@ class TooLong(Rejected):
     """A row with more tokens than are allowed."""
 
     num_tokens: int
+
+
+CUTS = frozenset({RowFlag.CUT_TURNS, RowFlag.CUT_ANSWER, RowFlag.CUT_STOP, RowFlag.CUT_END})
 
 
 class ChatTokenizer(Protocol):

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntFlag
 
 from sftcli.data.conversation import RejectReason
 from sftcli.data.example import ChatTokenizer
@@ -68,6 +69,14 @@ class Cut:
     turn: int
 
 
+class Places(IntFlag):
+    """What stands at a token."""
+
+    TRAINED = 1
+    ANSWERS = 2  # content of the assistant, which may hold markup
+    OTHERS = 4  # content of somebody else
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     """A stretch of text between cuts.
@@ -81,6 +90,14 @@ class Piece:
     turn: int | None
     continued: bool = False
     is_answer: bool = False  # every slot inside is an assistant's
+    places: int = field(init=False)  # ``Places`` of its tokens
+
+    def __post_init__(self) -> None:
+        content = 0 if self.ids is not None else Places.ANSWERS if self.is_answer else Places.OTHERS
+        # A plain number: arithmetic with flags is slow, and this is read for every piece of every row.
+        object.__setattr__(
+            self, "places", int(content) | (Places.TRAINED.value if self.turn is not None else 0)
+        )
 
 
 def cut_into_pieces(

@@ -1,9 +1,10 @@
 """Prepared examples on disk: memory-mapped Arrow files and a manifest, whole or absent.
 
 PREPARED/
-  train.arrow     one row an example: input_ids, loss_mask, path, line
+  train.arrow     one row an example: input_ids, loss_mask, path, line, kind
   heldout.arrow   the same
-  manifest.json   format, what it was made of, counts, audit, and size and hash of both files; written last
+  text.arrow      the same, of plain text that is mixed into training; often without rows
+  manifest.json   format, what it was made of, counts, audit, and size and hash of these files; written last
 """
 
 import hashlib
@@ -24,9 +25,10 @@ from sftcli.errors import DataError, StorageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-TRAIN, HELDOUT = "train", "heldout"
+TRAIN, HELDOUT, TEXT = "train", "heldout", "text"
+SPLITS = (TRAIN, HELDOUT, TEXT)
 ROWS_PER_CHUNK = 1024
 
 
@@ -52,11 +54,12 @@ class ExampleTable:
             input_ids=chunk["input_ids"][row].values.to_numpy(),
             loss_mask=chunk["loss_mask"][row].values.to_numpy(zero_copy_only=False),
             origin=Origin(path=chunk["path"][row].as_py(), line=chunk["line"][row].as_py()),
+            kind=chunk["kind"][row].as_py(),
         )
 
 
 class PreparedDataset:
-    """Training and held-out examples, and what is known about them."""
+    """Training and held-out examples, plain text to mix in, and what is known about them."""
 
     def __init__(
         self, folder: Path, manifest: Mapping[str, object], tables: Mapping[str, ExampleTable]
@@ -65,10 +68,11 @@ class PreparedDataset:
         self.manifest = manifest
         self.train = tables[TRAIN]
         self.heldout = tables[HELDOUT]
+        self.text = tables[TEXT]
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the content: the hash of both files."""
+        """Identity of the content: the hash of all files."""
         files = self.manifest["files"]
         return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
@@ -97,9 +101,10 @@ class PreparedWriter:
                 "loss_mask": pa.list_(pa.bool_()),
                 "path": pa.string(),
                 "line": pa.int64(),
+                "kind": pa.string(),
             }
         )
-        self._pending: dict[str, list[Example]] = {TRAIN: [], HELDOUT: []}
+        self._pending: dict[str, list[tuple[Example, int]]] = {split: [] for split in SPLITS}
         try:
             storage.make_folders(folder.parent, mode=0o700)
             storage.disk.make_folder(self.staging)
@@ -114,10 +119,10 @@ class PreparedWriter:
         }
         self._writers = {split: pa.ipc.new_file(sink, self._schema) for split, sink in self._sinks.items()}
 
-    def add(self, split: str, example: Example) -> None:
-        """Add one example to ``train`` or ``heldout``."""
+    def add(self, split: str, example: Example, *, times: int = 1) -> None:
+        """Add one example to ``train``, ``heldout`` or ``text``, as often as ``times`` says."""
         pending = self._pending[split]
-        pending.append(example)
+        pending.append((example, times))
         if len(pending) >= ROWS_PER_CHUNK:
             self._flush(split)
 
@@ -145,11 +150,15 @@ class PreparedWriter:
         return open_prepared(self.folder)
 
     def _flush(self, split: str) -> None:
+        pending = self._pending[split]
+        # Copies stand behind a whole chunk, so that whoever looks at the first rows sees different ones.
+        for round_ in range(max((times for _, times in pending), default=0)):
+            self._write(split, [example for example, times in pending if times > round_])
+        pending.clear()
+
+    def _write(self, split: str, rows: Sequence[Example]) -> None:
         import pyarrow as pa
 
-        rows = self._pending[split]
-        if not rows:
-            return
         lengths = np.array([0, *(len(row.input_ids) for row in rows)], dtype=np.int32).cumsum(dtype=np.int32)
         columns = [
             pa.ListArray.from_arrays(
@@ -158,9 +167,9 @@ class PreparedWriter:
             pa.ListArray.from_arrays(lengths, pa.array(np.concatenate([row.loss_mask for row in rows]))),
             pa.array([row.origin.path for row in rows], pa.string()),
             pa.array([row.origin.line for row in rows], pa.int64()),
+            pa.array([row.kind for row in rows], pa.string()),
         ]
         self._writers[split].write_batch(pa.record_batch(columns, schema=self._schema))
-        rows.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -174,7 +183,7 @@ class PreparedWriter:
 
 
 def open_prepared(folder: Path) -> PreparedDataset:
-    """Open a prepared data set after checking both files against the manifest.
+    """Open a prepared data set after checking its files against the manifest.
 
     Raises:
         DataError: It is incomplete or was changed.
@@ -190,7 +199,7 @@ def open_prepared(folder: Path) -> PreparedDataset:
             f"{folder} was prepared in format {manifest.get('format')}, this version reads {FORMAT_VERSION}"
         )
     tables = {}
-    for split in (TRAIN, HELDOUT):
+    for split in SPLITS:
         path = folder / f"{split}.arrow"
         if not path.is_file() or storage.file_sha256(path) != manifest["files"][path.name]["sha256"]:
             raise DataError(f"{path} is missing or was changed since it was prepared")

@@ -3,6 +3,7 @@
 P1  the template agrees: its rendering of the real conversation is the text that was tokenized.
 P2  generation agrees: what would ask for an answer is exactly what stands before it, as text and as ids.
 P3  the span is whole: the trained ids of a turn read as its text and end in a token at which generation stops.
+    Of an answer that is cut for its length: they read as the beginning of its text, and end in no such token.
 P4  nothing leaked: no control token stands where a content stands.
 """
 
@@ -85,16 +86,59 @@ def prove_span(
         place += len(content)
 
 
-def prove_no_leak(
-    ids: npt.NDArray[np.int32], places: npt.NDArray[np.bool_], forbidden: npt.NDArray[np.bool_]
+def prove_cut_span(
+    ids: Sequence[int],
+    decoded: str,
+    behind: str,
+    *,
+    contents: Sequence[str],
+    stop_ids: frozenset[int],
+    turn: int,
 ) -> None:
-    """P4: none of ``ids`` (n,) that stand at ``places`` (n,) is ``forbidden`` (vocabulary,).
+    """P3 for an answer that is cut: the trained ``ids`` of ``turn`` are how it begins, and do not pretend that it ends.
+
+    Args:
+        ids: The trained tokens that are left.
+        decoded: How they read.
+        behind: The row's text from where generation would start; ``decoded`` is how it begins.
+        contents: The whole contents; some of the first one stands in ``decoded``.
+        stop_ids: ``ids`` hold none of them.
+        turn: For the message, from 0.
+
+    Raises:
+        RowFaultError: It is not so.
+    """
+    if not stop_ids.isdisjoint(ids):
+        raise RowFaultError(RejectReason.SPAN_UNPROVABLE, f"turn {turn + 1} is cut and holds a stop token")
+    if not behind.startswith(decoded):
+        raise RowFaultError(
+            RejectReason.SPAN_UNPROVABLE, f"the tokens left of turn {turn + 1} do not read as its beginning"
+        )
+    if not decoded[find_contents(behind, contents)[0] :].strip():
+        raise RowFaultError(
+            RejectReason.SPAN_UNPROVABLE, f"nothing is left of the content of turn {turn + 1}"
+        )
+
+
+def find_contents(text: str, contents: Sequence[str]) -> tuple[int, int]:
+    """Return where the first of ``contents`` begins in ``text`` and where the last one ends; they stand in it in order."""
+    begin = end = 0
+    for index, content in enumerate(contents):
+        place = text.find(content, end)
+        begin, end = place if index == 0 else begin, place + len(content)
+    return begin, end
+
+
+def prove_no_leak(
+    ids: npt.NDArray[np.int32], places: npt.NDArray[np.uint8], forbidden: npt.NDArray[np.uint8]
+) -> None:
+    """P4: none of ``ids`` (n,) is at one of ``places`` (n,) for which it is ``forbidden`` (vocabulary,); both are flags.
 
     Raises:
         RowFaultError: One is.
     """
-    leaked = ids[places & forbidden[ids]]
-    if len(leaked):
+    leaks = (places & forbidden[ids]) != 0
+    if leaks.any():
         raise RowFaultError(
-            RejectReason.CONTROL_TOKEN, f"a content became the control token with id {leaked[0]}"
+            RejectReason.CONTROL_TOKEN, f"a content became the control token with id {ids[leaks][0]}"
         )

@@ -13,7 +13,7 @@ from gzip import BadGzipFile
 from pathlib import Path
 
 from sftcli.data.jsonrows import Row, json_rows
-from sftcli.data.sources import COMPRESSIONS, Kind, Source, parse_source, row_format
+from sftcli.data.sources import COMPRESSIONS, Kind, Sample, Source, parse_source, row_format
 from sftcli.data.tablerows import arrow_rows, csv_rows, parquet_rows
 from sftcli.data.textlines import Note, open_bytes
 from sftcli.errors import DataError, Location, StorageError, UsageError
@@ -47,9 +47,9 @@ def _no_note(_: str) -> None:
 def read_records(source: Source, *, seed: int, note: Note = _no_note) -> Iterator[RawRecord]:
     """Yield the rows of ``source`` in their order.
 
-    With ``source.rows`` it is a sample without replacement. Which rows are in it depends on ``seed`` and on how many
+    With ``source.sample`` it is a sample without replacement. Which rows are in it depends on ``seed`` and on how many
     there are, and on nothing else; a smaller sample of the same seed is part of a larger one. The
-    source is then read twice.
+    source is then read twice, for a share of the rows three times.
 
     Args:
         source: What to read.
@@ -67,7 +67,7 @@ def read_records(source: Source, *, seed: int, note: Note = _no_note) -> Iterato
             f"{source.name}: not read, because they hold no rows of a known kind: {', '.join(source.skipped)}"
         )
     read = _reader(source, note)
-    rows = read() if source.rows is None else _sample(read, source, source.rows, seed)
+    rows = read() if source.sample is None else _sample(read, source, source.sample, seed)
     is_empty = True
     for row in rows:
         is_empty = False
@@ -101,10 +101,11 @@ def fingerprint_source(source: Source) -> str:
 
 
 def _sample(
-    read: Callable[[], Iterator[RawRecord]], source: Source, size: int, seed: int
+    read: Callable[[], Iterator[RawRecord]], source: Source, sample: Sample, seed: int
 ) -> Iterator[RawRecord]:
     """Return the rows whose hashes of seed and index are smallest: the same on every machine, in any Python."""
     key = seed.to_bytes(8, "big", signed=True)
+    size = sample.rows or sample.size(sum(1 for _ in read()))
     heap: list[
         tuple[int, int]
     ] = []  # hash and index of the sample so far, negated: the largest hash is on top

@@ -1,5 +1,7 @@
 """What the user names as data: ``NAME[:ROWS][@split][#config]`` to files, standard input, or a hub data set.
 
+``ROWS`` is a number or a share of the rows, how many times an epoch has each, or both: ``5000``, ``25%``, ``x3``, ``5000x3``.
+
 A path that exists wins as a whole, whatever signs it holds; only then are suffixes taken off, from the right. What can be
 read only once, standard input or a pipe, is copied to a temporary file first, since rows are read more than once.
 """
@@ -31,6 +33,10 @@ FORMATS = {
 COMPRESSIONS = (".gz", ".zst")
 STDIN = "-"
 _PRESET = "preset:"
+_ROWS = re.compile(
+    r"(?:(?P<rows>[0-9]{1,3}(?:_?[0-9]{3})*|[0-9]{1,12})|(?P<percent>[0-9]{1,3}(?:\.[0-9]+)?)%)?(?:x(?P<times>[0-9]{1,3}))?"
+)
+MAX_TIMES = 100
 _OPTION = re.compile(r"(?P<name>.+)(?P<mark>[:@#])(?P<value>[^:@#/\\]+)", re.DOTALL)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
 _OWN_FILES = {"dataset_info.json", "dataset_dict.json", "state.json"}  # of `datasets`, beside its rows
@@ -44,6 +50,20 @@ class Kind(StrEnum):
     HUB = "hub"
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How many of the rows are taken: ``rows`` of them, or ``percent`` of 100."""
+
+    rows: int | None = None
+    percent: float | None = None
+
+    def size(self, total: int) -> int:
+        """Return the number of rows taken of ``total``; a share of some rows is at least one."""
+        if self.rows is not None:
+            return self.rows
+        return max(min(total, 1), round(total * (self.percent or 0) / 100))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """One source of rows, found but not yet opened."""
@@ -53,7 +73,8 @@ class Source:
     kind: Kind
     files: tuple[Path, ...] = ()  # empty for the hub
     skipped: tuple[str, ...] = ()  # names in the folder that hold no rows this program can read
-    rows: int | None = None  # size of the sample; all rows when None
+    sample: "Sample | None" = None  # all rows when None
+    times: int = 1  # an epoch has each row
     split: str | None = None
     config: str | None = None
 
@@ -77,24 +98,39 @@ def parse_source(text: str) -> Source:
             raise UsageError(f"{text!r} has two options {match['mark']!r}", hint=_GRAMMAR)
         options[match["mark"]] = match["value"]
         rest = match["name"]
-    rows, split, config = _row_count(options.get(":"), text), options.get("@"), options.get("#")
+    (sample, times), split, config = _rows(options.get(":"), text), options.get("@"), options.get("#")
     if rest == STDIN:
         _no_hub_options(options, text)
-        return Source(text=text, name="stdin", kind=Kind.PIPE, files=(_stdin_copy(),), rows=rows)
+        return Source(
+            text=text, name="stdin", kind=Kind.PIPE, files=(_stdin_copy(),), sample=sample, times=times
+        )
     if path := _local_path(rest):
         _no_hub_options(options, text)
         if not path.is_file() and not path.is_dir():
-            return Source(text=text, name=rest, kind=Kind.PIPE, files=(_pipe_copy(path),), rows=rows)
+            return Source(
+                text=text, name=rest, kind=Kind.PIPE, files=(_pipe_copy(path),), sample=sample, times=times
+            )
         files, skipped = _row_files(path, rest)
-        return Source(text=text, name=rest, kind=Kind.FILES, files=files, skipped=skipped, rows=rows)
+        return Source(
+            text=text,
+            name=rest,
+            kind=Kind.FILES,
+            files=files,
+            skipped=skipped,
+            sample=sample,
+            times=times,
+        )
     if not rest or not _is_hub_name(rest):
         raise NotFoundError(
             f"no file or folder {rest or text!r}", hint=near_files(rest), location=Location(file=rest)
         )
-    return Source(text=text, name=rest, kind=Kind.HUB, rows=rows, split=split, config=config)
+    return Source(text=text, name=rest, kind=Kind.HUB, sample=sample, times=times, split=split, config=config)
 
 
-_GRAMMAR = "write a source as NAME[:ROWS][@split][#config], such as data.jsonl:5000 or Open-Orca/OpenOrca:50000@train"
+_GRAMMAR = (
+    "write a source as NAME[:ROWS][@split][#config], ROWS as 5000 (a sample), 25% (a share), x3 (each row 3 times an"
+    " epoch) or 5000x3"
+)
 
 
 def _preset_part(match: re.Match[str]) -> str:
@@ -152,12 +188,24 @@ def _copy(stream: IO[bytes], suffix: str) -> Path:
     return path
 
 
-def _row_count(value: str | None, text: str) -> int | None:
+def _rows(value: str | None, text: str) -> tuple[Sample | None, int]:
+    """Return the sample that ``ROWS`` asks for, and how many times an epoch has its rows."""
     if value is None:
-        return None
-    if re.fullmatch(r"[0-9]{1,3}(_?[0-9]{3})*|[0-9]{1,12}", value) and int(value) > 0:
-        return int(value)
-    raise UsageError(f"{text!r}: {value!r} is not a number of rows above 0", hint=_GRAMMAR)
+        return None, 1
+    match = _ROWS.fullmatch(value)
+    if not match:
+        raise UsageError(f"{text!r}: {value!r} is no number, share or repetition of rows", hint=_GRAMMAR)
+    times = int(match["times"] or 1)
+    if not 1 <= times <= MAX_TIMES:
+        raise UsageError(f"{text!r}: rows can be taken 1 to {MAX_TIMES} times, not {times}", hint=_GRAMMAR)
+    if match["percent"]:
+        percent = float(match["percent"])
+        if not 0 < percent <= 100:
+            raise UsageError(f"{text!r}: {match['percent']}% is no share of rows above 0", hint=_GRAMMAR)
+        return Sample(percent=percent), times
+    if match["rows"] and not int(match["rows"]):
+        raise UsageError(f"{text!r}: {value!r} is not a number of rows above 0", hint=_GRAMMAR)
+    return Sample(rows=int(match["rows"])) if match["rows"] else None, times
 
 
 def _no_hub_options(options: dict[str, str], text: str) -> None:

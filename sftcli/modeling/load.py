@@ -40,7 +40,7 @@ def quiet_libraries() -> None:
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.captureWarnings(capture=True)
-    for name in ("transformers", "huggingface_hub", "accelerate", "gguf", "py.warnings"):
+    for name in ("transformers", "huggingface_hub", "accelerate", "gguf", "bitsandbytes", "py.warnings"):
         logger = logging.getLogger(name)
         for handler in [*logger.handlers]:
             if type(handler) is logging.StreamHandler:
@@ -69,8 +69,7 @@ def load_model(
 ) -> PreTrainedModel:
     """Load every tensor of the model in ``folder`` as ``dtype`` on ``device``, in evaluation mode.
 
-    Opens no pickle file and asks no network. Runs no code from the folder, unless ``trusts_code`` says that the user
-    allows that of exactly this one (see ``remote_code.allow_code``).
+    Opens no pickle file, asks no network, and runs no code from the folder unless ``trusts_code`` (``remote_code.allow_code``).
 
     Raises:
         NotFoundError, UsageError: The folder is no model folder (see ``check_model_folder``).
@@ -78,6 +77,7 @@ def load_model(
         DataError: A file is damaged, or the model is of a kind that transformers does not know.
         MismatchError: Tensors are missing, left over, or have other shapes than the configuration says.
         ResourceError: The device's memory is too small.
+        UsageError: Gradient checkpointing is asked for and the model's code knows none.
     """
     quiet_libraries()
     check_model_folder(folder)
@@ -94,9 +94,23 @@ def load_model(
             hint="choose a smaller model or a larger device",
         ) from error
     if gradient_checkpointing:
-        newer = getattr(model, "activation_checkpointing_enable", None)  # the older name is deprecated
-        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        checkpoint_activations(model)
     return model
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep only the input of each layer for the backward pass and compute the rest again there.
+
+    Raises:
+        UsageError: The model's code cannot do that.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UsageError(
+            f"{type(model).__name__} knows no gradient checkpointing",
+            hint="leave training.gradient_checkpointing false",
+        )
+    newer = getattr(model, "activation_checkpointing_enable", None)  # the older name is deprecated
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def write_model_files(
@@ -141,6 +155,8 @@ def save_model_folder(
     stop_ids: Iterable[int] = (),
     template: str | None = None,
     dtype: torch.dtype | None = None,
+    texts: Mapping[str, str] | None = None,
+    hint: str = "choose another run.root or output folder",
 ) -> None:
     """Write ``model`` to ``folder`` so that it is there whole or not at all; an older folder is replaced.
 
@@ -151,13 +167,15 @@ def save_model_folder(
         stop_ids: Tokens that end an answer; added to those of the model.
         template: Jinja text to write in place of the templates of ``source``.
         dtype: Of the weights written; None takes that of ``source``.
+        texts: More files, by name.
+        hint: What to do where writing fails.
 
     Raises:
         StorageError: The disk is full.
         OutputError: The place is not writable.
     """
-    dtype = dtype or _stored_dtype(source)
-    with whole_folder(folder, hint="choose another run.root or output folder") as fresh:
+    dtype = dtype or stored_dtype(source)
+    with whole_folder(folder, hint=hint) as fresh:
         settings, stored = model.generation_config, model.config.dtype
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # theirs may fail validation
         try:
@@ -168,6 +186,8 @@ def save_model_folder(
         finally:
             model.generation_config, model.config.dtype = settings, stored
         write_model_files(model, fresh, source=source, stop_ids=stop_ids, template=template, dtype=dtype)
+        for name, text in (texts or {}).items():
+            storage.write_file(fresh / name, [text.encode("utf-8")])
         for weights in fresh.glob("*.safetensors"):
             storage.disk.copy_mode(
                 fresh / "config.json", weights
@@ -264,7 +284,8 @@ def _generation_settings(settings: GenerationConfig, stop_ids: Iterable[int]) ->
     return _without_machine(content)
 
 
-def _stored_dtype(source: Path) -> torch.dtype:
+def stored_dtype(source: Path) -> torch.dtype:
+    """Return the dtype that a model folder says its weights have; float32 where it does not."""
     config = read_json(source / "config.json")
     dtype = getattr(torch, str(config.get("dtype", config.get("torch_dtype"))), None)
     return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32

@@ -89,6 +89,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         """Apply one of the operators that can make something large from something small."""
+        if type(left) is str and type(right) is str and operator == "+":  # nearly all there is, and often
+            return _sized(left + right)
         if operator in ("*", "**"):
             _check_repetition(operator, left, right)
         elif operator == "%":
@@ -144,7 +146,9 @@ def _counted(values: Iterable[object]) -> Iterator[object]:
 
 def _sized(value: object) -> object:
     """Return ``value`` where it is no longer than the whole output may be."""
-    if isinstance(value, int):
+    if type(value) is str:  # first, because it is nearly all there is
+        too_large = len(value) > budget.get().output_chars
+    elif isinstance(value, int):
         too_large = value.bit_length() > MAX_BITS
     else:
         too_large = isinstance(value, str | list | tuple) and len(value) > budget.get().output_chars

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import re
+import threading
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,7 @@ class HFChatTokenizer:
         self, files: TokenizerFiles, templates: Mapping[str, ChatTemplate], stop_texts: Sequence[str]
     ) -> None:
         self._tokenizer = files.tokenizer
+        self._encoding = threading.Lock()
         self._templates = templates
         self._variables: dict[str, object] = dict(files.named)
         self.control_ids, self.markup_ids = _classify(files)
@@ -141,11 +143,12 @@ class HFChatTokenizer:
             masked=reading == "text" and bool(self.markup_ids),
             continued=continued and self.prefix_space != "never",
         )
-        tokenizer.encode_special_tokens = reading != "template"
-        try:
-            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        finally:
-            tokenizer.encode_special_tokens = False
+        with self._encoding:  # the switch is the tokenizer's, not the call's
+            tokenizer.encode_special_tokens = reading != "template"
+            try:
+                encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            finally:
+                tokenizer.encode_special_tokens = False
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
 from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
 from sftcli.events import EventSink, ModelLoaded, StopFlag
@@ -18,6 +19,7 @@ from sftcli.services.pt_output import PtWritingStore
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
+from sftcli.training.neftune import add_embedding_noise
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from sftcli.training.probe import choose_batch_loss
 from sftcli.training.state import HeldoutLoss
@@ -47,10 +49,17 @@ def build_trainer(
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
-    trusts_code = bool(materials.trusted_code)
-    model = load_model(located.folder, dtype=torch.float32, device=device, trusts_code=trusts_code)
+    model = load_model(
+        located.folder,
+        dtype=torch.float32,
+        device=device,
+        gradient_checkpointing=settings.training.gradient_checkpointing,
+        trusts_code=bool(materials.trusted_code),
+    )
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
+    if settings.training.neftune_alpha:
+        add_embedding_noise(model, settings.training.neftune_alpha)
     weights = MasterWeights(model, compute_dtype=dtype)
     total, trainable = count_parameters(model)
     emit(
@@ -66,7 +75,7 @@ def build_trainer(
     batch_loss = choose_batch_loss(model, _probe_batch(examples, pad_id).to(device), emit=emit)
     store = DirectoryCheckpointStore(
         run.checkpoints,
-        settings=settings.checkpoint,
+        settings=_kept(settings),
         write_model_files=partial(
             write_model_files,
             model,
@@ -96,8 +105,15 @@ def build_trainer(
         store=PtWritingStore(model, run, settings, store),
         emit=emit,
         device=device,
+        name_row=lambda index: str(examples[index].origin),
     )
     return trainer, model
+
+
+def _kept(settings: Settings) -> CheckpointSettings:
+    """Return which checkpoints are kept: early stopping needs the best one."""
+    keep_best = settings.checkpoint.keep_best or settings.training.early_stopping_evals > 0
+    return settings.checkpoint.model_copy(update={"keep_best": keep_best})
 
 
 def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:

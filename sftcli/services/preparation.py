@@ -2,20 +2,20 @@
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
 from sftcli import __version__
-from sftcli.config.data_settings import DataSettings
+from sftcli.config.data_settings import DataSettings, Overlong
 from sftcli.data.audit import SupervisionAudit
 from sftcli.data.conversation import (
     DETECTION_ROWS,
     Conversation,
-    PlainText,
     Rejected,
+    RejectReason,
     detect_schema,
     parse_renames,
     to_conversations,
@@ -24,21 +24,23 @@ from sftcli.data.example import Example
 from sftcli.data.prepared import (
     FORMAT_VERSION,
     HELDOUT,
+    TEXT,
     TRAIN,
     PreparedDataset,
     PreparedWriter,
 )
 from sftcli.data.records import Source, fingerprint_source, read_records
-from sftcli.data.render import Renderer, render_rows
+from sftcli.data.render import Renderer, Row
 from sftcli.data.split import choose_heldout, find_overlap, split_key
 from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag
 from sftcli.modeling.template import TemplateRefusedError
 from sftcli.modeling.tokenizer import HFChatTokenizer
+from sftcli.services.plain_text import PlainTextShare
 
 CHUNK_ROWS = 1024  # rows rendered together, and between two looks at the stop flag
 
-Row = Conversation | PlainText | Rejected
+Place = tuple[str, int]  # the split of a row, and how many times an epoch has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ class Preparation:
 
     train: Sequence[Source]
     heldout: Sequence[Source]
+    text: Sequence[Source]
     data: DataSettings
     tokenizer: HFChatTokenizer
     seed: int
@@ -67,23 +70,30 @@ class Preparation:
 
     def run(self, folder: Path) -> PreparedDataset:
         """Read, convert, split, render and store."""
-        renderer = Renderer(self.tokenizer, max_tokens=self.data.max_tokens)
-        audits = {split: SupervisionAudit(self.data.max_tokens) for split in (TRAIN, HELDOUT)}
-        for note in self.tokenizer.notes:
+        renderer = Renderer(
+            self.tokenizer,
+            max_tokens=self.data.max_tokens,
+            cuts=self.data.overlong is Overlong.TRUNCATE,
+        )
+        splits = (TRAIN, HELDOUT, TEXT) if self.text else (TRAIN, HELDOUT)
+        audits = {split: SupervisionAudit(self.data.max_tokens) for split in splits}
+        for note in (*self.tokenizer.notes, *map(_repetition, self.train)):
             audits[TRAIN].note(note)
         schemas: dict[str, str] = {}
         prints = self._fingerprints()
         with PreparedWriter(folder) as writer:
-            for split, rows in self._split_rows(schemas):
-                for result in render_rows(rows, renderer):
-                    audits[split].add(result)
-                    if isinstance(result, Example):
-                        writer.add(split, result)
+            for (split, times), result in _rendered(self._split_rows(schemas), renderer):
+                audits[split].add(result)
+                if isinstance(result, Example):
+                    writer.add(split, result, times=times)
+            if self.text:
+                self._add_text(writer, audits[TEXT], schemas)
+            self._check_lengths(audits)
             self._check_overlap(audits[HELDOUT])
             self._check_unchanged(prints)
             return writer.finish(
                 {
-                    "sources": [source.text for source in (*self.train, *self.heldout)],
+                    "sources": [source.text for source in (*self.train, *self.heldout, *self.text)],
                     "schemas": schemas,
                     "template": self.tokenizer.template_name,
                     "ends": ends_of(self.tokenizer),
@@ -92,11 +102,22 @@ class Preparation:
             )
 
     def _fingerprints(self) -> list[list[str]]:
-        return [[fingerprint_source(source) for source in side] for side in (self.train, self.heldout)]
+        return [[fingerprint_source(source) for source in side] for side in self._sides()]
+
+    def _sides(self) -> tuple[Sequence[Source], ...]:
+        return self.train, self.heldout, self.text
+
+    def _add_text(self, writer: PreparedWriter, audit: SupervisionAudit, schemas: dict[str, str]) -> None:
+        share = PlainTextShare(self.tokenizer, max_tokens=self.data.max_tokens, audit=audit)
+        for source in self.text:
+            for chunk in self._chunks(source, schemas):
+                for example in share.take(chunk):
+                    writer.add(TEXT, example, times=source.times)
+        share.note_cuts()
 
     def _check_unchanged(self, before: list[list[str]]) -> None:
         """Refuse rows of a file that changed between two of the passes over it."""
-        for side, prints in zip((self.train, self.heldout), before, strict=True):
+        for side, prints in zip(self._sides(), before, strict=True):
             for source, known in zip(side, prints, strict=True):
                 if fingerprint_source(source) != known:
                     raise DataError(
@@ -104,6 +125,24 @@ class Preparation:
                         hint="wait until it is written, then run again",
                         location=Location(file=source.name),
                     )
+
+    def _check_lengths(self, audits: Mapping[str, SupervisionAudit]) -> None:
+        """Refuse rows that are too long, where that is wanted."""
+        if self.data.overlong is not Overlong.ERROR:
+            return
+        for audit in audits.values():
+            summary = audit.summary()
+            count = summary.rejected.get(RejectReason.TOO_LONG, 0)
+            if count:
+                named = summary.rejected_rows[RejectReason.TOO_LONG]
+                more = f", and {count - len(named)} more" if count > len(named) else ""
+                raise DataError(
+                    f"{count} of {summary.rows} rows are longer than {self.data.max_tokens} tokens: "
+                    + "; ".join(named)
+                    + more,
+                    hint=f"--max-tokens {summary.max_tokens_for_99_percent} keeps 99 % of them; "
+                    "--overlong drop leaves them out, --overlong truncate cuts them",
+                )
 
     def _check_overlap(self, audit: SupervisionAudit) -> None:
         """Refuse held-out rows that are trained on; only the same prompt is worth a note."""
@@ -127,17 +166,17 @@ class Preparation:
             if isinstance(row, Conversation):
                 yield row
 
-    def _split_rows(self, schemas: dict[str, str]) -> Iterator[tuple[str, list[Row]]]:
-        """Yield chunks of rows with the split that they belong to; fill in the format of each source."""
+    def _split_rows(self, schemas: dict[str, str]) -> Iterator[tuple[Place, Row]]:
+        """Yield rows with the split that they belong to; fill in the format of each source."""
         chosen = self._choose_heldout() if not self.heldout else frozenset()
         for source in self.train:
-            for chunk in self._chunks(source, schemas):
-                held = [isinstance(row, Conversation) and split_key(row) in chosen for row in chunk]
-                yield TRAIN, [row for row, is_held in zip(chunk, held, strict=True) if not is_held]
-                yield HELDOUT, [row for row, is_held in zip(chunk, held, strict=True) if is_held]
+            kept = TRAIN, source.times
+            for row in chain.from_iterable(self._chunks(source, schemas)):
+                is_held = isinstance(row, Conversation) and bool(chosen) and split_key(row) in chosen
+                yield (HELDOUT, 1) if is_held else kept, row
         for source in self.heldout:
-            for chunk in self._chunks(source, schemas):
-                yield HELDOUT, chunk
+            for row in chain.from_iterable(self._chunks(source, schemas)):
+                yield (HELDOUT, 1), row
 
     def _choose_heldout(self) -> frozenset[bytes]:
         """Return the prompts that are held out; takes a pass of its own over the rows."""
@@ -166,6 +205,25 @@ class Preparation:
         schemas[source.text] = str(schema)
         for record in chain(first, records):
             yield from to_conversations(record, schema, train_on=self.data.train_on)
+
+
+def _repetition(source: Source) -> str:
+    return f"{source.name}: an epoch has each row {source.times} times" if source.times > 1 else ""
+
+
+def _rendered(
+    rows: Iterator[tuple[Place, Row]], renderer: Renderer
+) -> Iterator[tuple[Place, Example | Rejected]]:
+    """Render ``rows``, which the renderer reads ahead, and hand on where each belongs."""
+    places = deque[Place]()
+
+    def without_places() -> Iterator[Row]:
+        for place, row in rows:
+            places.append(place)
+            yield row
+
+    for result in renderer.render_all(without_places()):
+        yield places.popleft(), result
 
 
 def ends_of(tokenizer: HFChatTokenizer) -> dict[str, object]:

@@ -10,11 +10,11 @@ from sftcli import storage
 from sftcli.config.data_settings import DataSettings
 from sftcli.config.sources import Settings
 from sftcli.data.audit import AuditSummary
-from sftcli.data.prepared import TRAIN, PreparedDataset, open_prepared
+from sftcli.data.prepared import TEXT, TRAIN, PreparedDataset, open_prepared
 from sftcli.data.records import Source, parse_source
 from sftcli.data.tokenview import TokenView, describe_tokens
 from sftcli.errors import DataError, UsageError
-from sftcli.events import DataPrepared, EventSink, StopFlag, Warned
+from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.services.models import locate_base
@@ -27,6 +27,7 @@ class Sources:
 
     train: tuple[Source, ...]
     heldout: tuple[Source, ...]
+    text: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +40,13 @@ class PreparedData:
 
     @property
     def audit(self) -> Mapping[str, AuditSummary]:
-        """What became of the rows, for ``train`` and ``heldout``."""
+        """What became of the rows, for ``train``, ``heldout`` and, where there is some, ``text``."""
         stored = cast("dict[str, dict[str, object]]", self.dataset.about["audit"])
         return {split: AuditSummary.from_json(values) for split, values in stored.items()}
 
     def describe(self) -> DataPrepared:
         """Return the counts as an event."""
-        audit = self.audit
+        audit = {split: part for split, part in self.audit.items() if split != TEXT}
         return DataPrepared(
             source=", ".join(cast("list[str]", self.dataset.about["sources"])),
             schema="; ".join(dict.fromkeys(cast("dict[str, str]", self.dataset.about["schemas"]).values())),
@@ -116,8 +117,21 @@ def find_sources(data: DataSettings) -> Sources:
             "there is no data to train on",
             hint="name a file or a hub data set: --data rows.jsonl, or use a preset",
         )
+    if data.text_fraction and not data.text_sources:
+        raise UsageError(
+            f"data.text_fraction is {data.text_fraction}, and there is no plain text to take it from",
+            hint="name some: --set data.text_sources=texts.jsonl, rows with a column text",
+        )
+    heldout = tuple(map(parse_source, data.heldout_sources))
+    if repeated := next((source for source in heldout if source.times > 1), None):
+        raise UsageError(
+            f"{repeated.text!r}: held-out rows are scored once, they cannot be repeated",
+            hint=f"leave out x{repeated.times}",
+        )
     return Sources(
-        train=tuple(map(parse_source, data.sources)), heldout=tuple(map(parse_source, data.heldout_sources))
+        train=tuple(map(parse_source, data.sources)),
+        heldout=heldout,
+        text=tuple(map(parse_source, data.text_sources)),
     )
 
 
@@ -141,6 +155,7 @@ def prepare_data(
     job = Preparation(
         train=sources.train,
         heldout=sources.heldout,
+        text=sources.text,
         data=data,
         tokenizer=tokenizer,
         seed=seed,
@@ -153,6 +168,8 @@ def prepare_data(
         dataset=dataset or job.run(folder), tokenizer=tokenizer, is_cached=dataset is not None
     )
     emit(prepared.describe())
+    if sources.text and not data.text_fraction:
+        emit(Notice(text="data.text_fraction is 0: the plain text is prepared, and none is trained on"))
     return prepared
 
 

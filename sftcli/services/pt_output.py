@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from sftcli.config.sources import Settings
+from sftcli.config.sources import Settings, resolve
+from sftcli.config.training_settings import OptimizerName
 from sftcli.events import EventSink, Notice
 from sftcli.modeling.modern_lm import ModernLMForCausalLM
 from sftcli.modeling.pt_checkpoint import write_pt
@@ -47,6 +48,33 @@ def write_final_pt(
         emit(Notice(text=f"wrote {path}"))
 
 
+def export_pt(
+    path: Path, model: ModernLMForCausalLM, *, run: RunFolder | None, name: str, snapshot: Snapshot | None
+) -> None:
+    """Write the new file ``path``: with the state of ``snapshot`` where a run left one, else weights alone, as step 0.
+
+    Args:
+        path: Where to; the caller makes it whole or absent.
+        model: Its weights are written where there is no snapshot.
+        run: That made the model.
+        name: Stands for the run's where there is none.
+        snapshot: Of the run.
+    """
+    if run is not None and snapshot is not None:
+        settings = resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings
+        _write(model, run, path, settings, snapshot)
+    else:
+        write_pt(
+            path,
+            config=cast("ModernLMConfig", model.config),
+            weights=dict(model.named_parameters()),
+            optimizer={},
+            group={"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2},  # AdamW's own
+            step=0,
+            run_name=name if run is None else pt_name(run),
+        )
+
+
 def pt_name(run: RunFolder) -> str:
     """Return the pipeline's name of a run: it ends in ``-sft``."""
     return run.name if run.name.endswith("-sft") else f"{run.name}-sft"
@@ -68,7 +96,8 @@ def _write(
         path,
         config=cast("ModernLMConfig", model.config),
         weights=weights,
-        optimizer=snapshot.optimizer,
+        # The original program knows AdamW's moments only.
+        optimizer=snapshot.optimizer if training.optimizer is OptimizerName.ADAMW else {},
         group=group,
         step=snapshot.state.step,
         run_name=pt_name(run),

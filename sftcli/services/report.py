@@ -73,7 +73,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "audits": [(split, audit) for split, audit in _audits(run) if audit.get("rows")],
         "rows": resolve(preset=None, config_file=run.config, overrides=(), environ={}).rows(),
         "evaluation": evaluation,
-        "measures": _measures(evaluation) if evaluation else [],
+        "measures": measures_of(evaluation) if evaluation else [],
         "loss_difference": evaluation.get("loss_difference") if evaluation else None,
         "samples": evaluation.get("samples", []) if evaluation else [],
         "base": _name(evaluation, "base"),
@@ -108,6 +108,9 @@ def _facts(
             )
         )
         facts.append(("peak memory", f"{max(_numbers(steps, 'peak_memory_bytes')) / 1e9:.2f} GB"))
+    ended = _of(events, "FitEnded")[-1:]
+    if ended and ended[0]["ending"] == "plateau":
+        facts.append(("ended", f"early, at step {ended[0]['step']}: held-out loss fell no more"))
     if heldout:
         facts.append(
             (
@@ -176,7 +179,9 @@ def _smoothed(values: Sequence[float]) -> list[float]:
     return smooth
 
 
-def _measures(evaluation: Fields) -> list[tuple[str, str, str]]:
+def measures_of(evaluation: Fields) -> list[tuple[str, str, str]]:
+    """Return names of scores, and the base's and the tuned model's as text."""
+
     def text(model: object, key: str, scale: float, digits: int) -> str:
         value = model.get(key) if isinstance(model, dict) else None
         return f"{float(value) * scale:.{digits}f}" if isinstance(value, int | float) else "-"

@@ -78,6 +78,8 @@ class RunLog:
                 return f"Starting SFT for {event.last_step} steps{onward}"
             case CheckpointSaved():
                 return f"Saved checkpoint: {event.path}"
+            case FitEnded(ending=Ending.PLATEAU):
+                return f"Stopped early at step {event.step}: held-out loss fell no more"
             case FitEnded(ending=Ending.STOPPED):
                 return f"Stopped at step {event.step}"
             case ModelSaved():

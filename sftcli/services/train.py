@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.sources import Resolved, Settings, to_toml
-from sftcli.errors import DataError, StoppedError
+from sftcli.errors import DataError, Location, StoppedError, UsageError
 from sftcli.events import (
     Ending,
     EventSink,
@@ -22,6 +22,7 @@ from sftcli.modeling.remote_code import allow_code
 from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.building import Materials, build_trainer
 from sftcli.services.comparing import compare, fingerprints
+from sftcli.services.finishing import take_best
 from sftcli.services.lock import RunLock
 from sftcli.services.machine import check_one_process, facts_of_start
 from sftcli.services.memory import memory_errors
@@ -59,7 +60,7 @@ class TrainRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOutcome:
-    """How a run ended. Losses are nats per response token; None where nothing is held out."""
+    """How a run ended. Losses are nats per response token, the last one that of ``final``; None where nothing is held out."""
 
     run: str
     path: str
@@ -154,8 +155,10 @@ def _train(
         ending = trainer.fit(stop)
     if not trainer.state.step:
         raise StoppedError
-    if ending is Ending.FINISHED:
+    ended_at = trainer.state.step
+    if ending is not Ending.STOPPED:
         lock.check()
+        take_best(trainer, run, settings.training, emit)
         write_final_pt(model, run, settings, trainer.snapshot(), emit)
         save_model_folder(
             model,
@@ -168,7 +171,7 @@ def _train(
     _report(run, emit)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
-    return _outcome(run, settings, ending, state.step, losses, seconds=monotonic() - begin)
+    return _outcome(run, settings, ending, ended_at, losses, seconds=monotonic() - begin)
 
 
 def _report(run: RunFolder, emit: EventSink) -> None:
@@ -190,6 +193,12 @@ def find_materials(settings: Settings, emit: EventSink, stop: StopFlag) -> Mater
     )
     if not len(prepared.dataset.train):
         raise DataError("no row is left to train on", hint="sft prepare says why each row was rejected")
+    if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):
+        raise UsageError(
+            "training.early_stopping_evals needs held-out rows, and there are none",
+            hint="set data.heldout_fraction, or name rows with --heldout",
+            location=Location(key="training.early_stopping_evals"),
+        )
     training = settings.training.for_rows(len(prepared.dataset.train))
     settings = settings.model_copy(update={"training": training})
     trusted = (
@@ -223,6 +232,6 @@ def _outcome(
         last_step=settings.training.max_steps,
         first_heldout_loss=losses[0],
         last_heldout_loss=losses[1],
-        final=str(run.final) if ending is Ending.FINISHED else None,
+        final=None if ending is Ending.STOPPED else str(run.final),
         seconds=seconds,
     )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.training_settings import Schedule, TrainingSettings
+from sftcli.config.training_settings import OptimizerName, Schedule, TrainingSettings
+from sftcli.training.lean_optimizers import make_lean_optimizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,16 +90,23 @@ class MasterWeights:
 
 def make_optimizer(
     masters: Mapping[str, torch.nn.Parameter], settings: TrainingSettings
-) -> torch.optim.AdamW:
-    """Return AdamW over ``masters``; weight decay applies to matrices, not to gains and biases."""
+) -> torch.optim.Optimizer:
+    """Return the optimizer of ``masters``; weight decay applies to matrices, not to gains and biases.
+
+    Raises:
+        UsageError: The optimizer that the settings name needs a package or a device that is not here.
+    """
     decayed = [master for master in masters.values() if master.ndim >= 2]
     undecayed = [master for master in masters.values() if master.ndim < 2]
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": undecayed, "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer is not OptimizerName.ADAMW:
+        return make_lean_optimizer(groups, settings, device=next(iter(masters.values())).device)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
@@ -109,20 +117,36 @@ def make_optimizer(
 def learning_rate_at(step: int, settings: TrainingSettings) -> float:
     """Return the learning rate of the step after ``step`` finished ones: linear warm-up, then the schedule.
 
-    Cosine is ``(1 + cos(pi * p)) / 2`` with ``p`` from 0 after warm-up to 1 at ``max_steps`` (Loshchilov and Hutter 2017,
-    SGDR, one cycle, ending at 0).
+    It falls from the peak to ``min_learning_rate_fraction`` of it.
     """
     warmup = settings.num_warmup_steps
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, settings.max_steps - warmup)
+    height, floor = _height(step, settings), settings.min_learning_rate_fraction
+    return settings.learning_rate * (floor + (1 - floor) * height)
+
+
+def _height(step: int, settings: TrainingSettings) -> float:
+    """Return where the schedule stands between 1 after warm-up and 0 at ``max_steps``.
+
+    Cosine is ``(1 + cos(pi * p)) / 2`` with ``p`` from 0 after warm-up to 1 at the end (Loshchilov and Hutter 2017, SGDR,
+    one cycle). WSD falls as ``1 - sqrt(q)`` with ``q`` from 0 to 1 over the last steps (Haegele et al. 2024, Scaling Laws
+    and Compute-Optimal Training Beyond Fixed Training Durations).
+    """
+    progress = (step - settings.num_warmup_steps) / max(1, settings.max_steps - settings.num_warmup_steps)
     match settings.schedule:
         case Schedule.COSINE:
-            return settings.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+            return (1 + math.cos(math.pi * progress)) / 2
         case Schedule.LINEAR:
-            return settings.learning_rate * (1 - progress)
+            return 1 - progress
         case Schedule.CONSTANT:
-            return settings.learning_rate
+            return 1.0
+        case Schedule.WSD:
+            steps = min(
+                max(1, round(settings.max_steps * settings.decay_fraction)),
+                max(1, settings.max_steps - settings.num_warmup_steps),
+            )
+            return 1 - math.sqrt(max(0, step - (settings.max_steps - steps)) / steps)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -136,18 +160,19 @@ def clip_grad_norm(masters: Iterable[torch.nn.Parameter], max_norm: float) -> to
     return torch.nn.utils.clip_grad_norm_(masters, max_norm)
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
-
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, masters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, torch.Tensor]:
-    """Return the optimizer's state as ``moment/parameter name`` -> tensor; empty before the first step."""
+    """Return the optimizer's state as ``moment/parameter name`` -> tensor; empty before the first step.
+
+    Whole numbers become int64 scalars.
+    """
     return {
-        f"{moment}/{name}": optimizer.state[master][moment]
+        f"{moment}/{name}": value
+        if isinstance(value, torch.Tensor)
+        else torch.tensor(value, dtype=torch.int64)
         for name, master in masters.items()
-        for moment in MOMENTS
-        if master in optimizer.state
+        for moment, value in optimizer.state.get(master, {}).items()
     }
 
 
@@ -157,8 +182,21 @@ def restore_optimizer(
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
     """Set the optimizer's state from what ``optimizer_tensors`` returned."""
-    for name, master in masters.items():
-        if f"step/{name}" in tensors:
-            state = {moment: tensors[f"{moment}/{name}"] for moment in MOMENTS}
-            # The step counter of fused AdamW lives beside its parameter; safetensors gives it back on the CPU.
-            optimizer.state[master] = {key: value.to(master.device) for key, value in state.items()}
+    states: dict[str, dict[str, object]] = {}
+    for key, value in tensors.items():
+        moment, _, name = key.partition("/")
+        states.setdefault(name, {})[moment] = _placed(optimizer, masters[name], value)
+    for name, state in states.items():
+        optimizer.state[masters[name]] = state
+
+
+def _placed(optimizer: torch.optim.Optimizer, master: torch.Tensor, value: torch.Tensor) -> object:
+    if value.ndim == 0 and value.dtype == torch.int64:
+        return int(value)
+    make_buffer = getattr(
+        optimizer, "get_state_buffer", None
+    )  # bitsandbytes: in paged memory where asked for
+    if make_buffer is not None and value.shape == master.shape:
+        return make_buffer(master, dtype=value.dtype).copy_(value)
+    # The step counter of fused AdamW lives beside its parameter; safetensors gives it back on the CPU.
+    return value.to(master.device)

@@ -25,6 +25,8 @@ class TrainState:
     last_heldout_step: int = -1  # of ``last_heldout_loss``
     best_heldout_loss: float | None = None
     best_step: int = 0
+    fresh_heldout_loss: float | None = None  # the last one that was lower by enough (see ``stopping``)
+    stale_evals: int = 0  # since then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -33,6 +33,7 @@ from sftcli.training.optim import (
     set_learning_rate,
 )
 from sftcli.training.state import CheckpointStore, HeldoutLoss, Snapshot, StepPlan, TrainState
+from sftcli.training.stopping import has_plateaued, is_new_best, with_heldout
 
 
 class Trainer:
@@ -51,8 +52,10 @@ class Trainer:
         store: CheckpointStore,
         emit: EventSink,
         device: torch.device,
+        name_row: Callable[[int], str] = str,
         clock: Clock = monotonic,
     ) -> None:
+        self.name_row = name_row
         self.settings = settings
         self.checkpoint = checkpoint
         self.weights = weights
@@ -90,18 +93,28 @@ class Trainer:
                 self._saver.finish(wait=True)
         if self.state.step and self._saver.saved_step != self.state.step:
             self.save()
-        is_done = self.state.step >= last_step and not self._owes_heldout()
-        ending = Ending.FINISHED if is_done else Ending.STOPPED
+        ending = self._ending()
         self.emit(FitEnded(step=self.state.step, ending=ending))
         return ending
 
+    def _ending(self) -> Ending:
+        if self._owes_heldout():
+            return Ending.STOPPED
+        if self.state.step >= self.settings.max_steps:
+            return Ending.FINISHED
+        return Ending.PLATEAU if has_plateaued(self.state, self.settings) else Ending.STOPPED
+
     def _take_steps(self, last_step: int, stop: StopFlag) -> None:
-        while self.state.step < last_step and not stop.requested():
+        while self.state.step < last_step and not has_plateaued(self.state, self.settings):
+            if stop.requested():
+                return
             self.emit(self.take_step())
             self._saver.finish(wait=False)
+            improved = False
             if self._is_due(self.settings.eval_every_steps) and not stop.requested():
                 self.measure_heldout(stop)
-            if self._is_due(self.checkpoint.every_steps) or stop.save_requested():
+                improved = is_new_best(self.state, self.settings)
+            if improved or self._is_due(self.checkpoint.every_steps) or stop.save_requested():
                 self._save_and_go_on()
 
     def take_step(self) -> StepDone:
@@ -157,17 +170,7 @@ class Trainer:
         scored = self.heldout_loss(stop)
         if scored is None:
             return
-        best = self.state.best_heldout_loss
-        improved = best is None or scored.loss < best
-        first = self.state.first_heldout_loss
-        self.state = replace(
-            self.state,
-            first_heldout_loss=scored.loss if first is None else first,
-            last_heldout_loss=scored.loss,
-            last_heldout_step=self.state.step,
-            best_heldout_loss=scored.loss if improved else best,
-            best_step=self.state.step if improved else self.state.best_step,
-        )
+        self.state = with_heldout(self.state, scored.loss, self.settings)
         self.emit(
             HeldoutDone(
                 step=self.state.step,
@@ -230,8 +233,8 @@ class Trainer:
         step, ids = self.state.step, sorted(index for batch in window for index in batch.example_ids)
         what = "loss" if not math.isfinite(loss) else "gradient norm"
         value = loss if not math.isfinite(loss) else grad_norm
-        shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
-        text = f"step {step} skipped: its {what} is {value}; weights are unchanged; training examples {shown}"
+        shown = ", ".join(map(self.name_row, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        text = f"step {step} skipped: its {what} is {value}; weights are unchanged; training rows {shown}"
         self.emit(Warned(text=text))
         if self.state.bad_steps >= self.settings.max_bad_steps:
             raise DivergedError(

@@ -8,14 +8,19 @@ import torch
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import BatchPlan, collate
-from sftcli.errors import DivergedError
-from sftcli.events import CheckpointSaved, Ending, HeldoutDone, NeverStop, StepDone, Warned
+from sftcli.errors import DivergedError, UsageError
+from sftcli.events import CheckpointSaved, Ending, FitEnded, HeldoutDone, NeverStop, StepDone, Warned
+from sftcli.modeling.load import load_model
+from sftcli.training import lean_optimizers
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import read_snapshot
 from sftcli.training.checkpoint_names import list_checkpoints
-from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
+from sftcli.training.loss import NllSum, response_nll_sum
+from sftcli.training.neftune import add_embedding_noise
+from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer, optimizer_tensors
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
-from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama
+from tests.support.tiny_model import build_tiny_model
+from tests.support.training import CPU, PAD_ID, build_trainer, random_examples, tiny_llama
 
 
 def settings(**changes) -> TrainingSettings:
@@ -103,6 +108,70 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop_at:
     assert losses == [event.loss for event in whole_sink.of(StepDone)]
 
 
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw_8bit"])
+@pytest.mark.parametrize("stop_at", [1, 4])
+def test_every_optimizer_goes_on_bit_for_bit(tmp_path, optimizer: str, stop_at: int):
+    if optimizer == "adamw_8bit":
+        pytest.importorskip("bitsandbytes", reason="the extra 8bit is not installed")
+
+    def trainer(store):
+        return build_trainer(settings=settings(optimizer=optimizer), store=store, emit=RecordingSink())
+
+    whole, disk, rest = MemoryStore(), checkpoints_under(tmp_path), MemoryStore()
+    trainer(whole).fit(NeverStop())
+    trainer(disk).fit(StopAfter(stop_at))
+    second = trainer(rest)
+    second.restore(read_snapshot(list_checkpoints(tmp_path)[-1]))
+    second.fit(NeverStop())
+    for part in ("weights", "optimizer"):
+        expected, found = getattr(whole.snapshots[6], part), getattr(rest.snapshots[6], part)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert not all(
+        torch.equal(tensor, tiny_llama().get_parameter(name))
+        for name, tensor in whole.snapshots[6].weights.items()
+    )
+
+
+def checkpoints_under(folder):
+    return DirectoryCheckpointStore(
+        folder,
+        settings=CheckpointSettings(keep_last=2),
+        write_model_files=lambda folder: None,
+        fingerprints={},
+    )
+
+
+@pytest.mark.parametrize(("optimizer", "share"), [("adafactor", 0.1), ("adamw_8bit", 0.35)])
+def test_lean_optimizers_keep_less_state_than_adamw(optimizer: str, share: float):
+    if optimizer == "adamw_8bit":
+        pytest.importorskip("bitsandbytes", reason="the extra 8bit is not installed")
+    sizes = []
+    for name in ("adamw", optimizer):
+        weight = torch.nn.Parameter(torch.randn(256, 256))
+        weight.grad = torch.randn(256, 256)
+        made = make_optimizer({"weight": weight}, settings(optimizer=name))
+        made.step()
+        state = optimizer_tensors(made, {"weight": weight})
+        sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
+    assert sizes[1] < share * sizes[0]
+
+
+def test_paged_optimizer_without_cuda_is_refused_with_another():
+    weights = MasterWeights(tiny_llama(), compute_dtype=torch.float32)
+    with pytest.raises(UsageError, match="needs a CUDA device") as caught:
+        make_optimizer(weights.masters, settings(optimizer="paged_adamw_8bit"))
+    assert "adafactor" in caught.value.hint
+
+
+def test_optimizer_that_is_not_installed_is_refused_with_the_command_that_brings_it(monkeypatch):
+    monkeypatch.setattr(lean_optimizers, "find_spec", lambda name: None)
+    weights = MasterWeights(tiny_llama(), compute_dtype=torch.float32)
+    with pytest.raises(UsageError, match="needs bitsandbytes") as caught:
+        make_optimizer(weights.masters, settings(optimizer="adamw_8bit"))
+    assert "sftcli[8bit]" in caught.value.hint
+
+
 def test_resume_with_other_random_state_differs_so_the_law_above_can_fail(tmp_path):
     ends = []
     for seed in (0, 1):
@@ -151,6 +220,7 @@ def test_update_that_pure_bfloat16_loses_is_kept_by_the_masters():
 def test_nonfinite_step_is_skipped_named_and_leaves_the_weights():
     sink = RecordingSink()
     trainer = build_trainer(settings=settings(max_steps=3), store=MemoryStore(), emit=sink)
+    trainer.name_row = "random:{}".format
     whole_loss = trainer.batch_loss
 
     def poisoned(batch):
@@ -164,7 +234,8 @@ def test_nonfinite_step_is_skipped_named_and_leaves_the_weights():
     assert torch.equal(before, trainer.snapshot().weights["model.norm.weight"])
     (warning,) = sink.of(Warned)
     assert "step 2 skipped" in warning.text
-    assert "examples" in warning.text
+    assert "training rows random:" in warning.text
+    assert "more" not in warning.text  # there are eight
     assert trainer.take_step().applied
 
 
@@ -211,6 +282,75 @@ def test_weight_decay_applies_to_matrices_only():
     assert all(parameter.ndim == 2 for parameter in decayed["params"])
     assert all(parameter.ndim == 1 for parameter in undecayed["params"])
     assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.1, 0.0)
+
+
+def test_run_ends_when_heldout_loss_falls_no_more_and_each_best_state_is_saved():
+    losses = iter([3.0, 2.0, 1.5, 1.4995, 1.6, 1.0])
+    store, sink = MemoryStore(), RecordingSink()
+    trainer = early_trainer(store, sink, losses)
+    assert trainer.fit(NeverStop()) is Ending.PLATEAU
+    assert trainer.state.step == 4
+    assert trainer.state.best_step == 3
+    assert {1, 2, 3} <= set(store.snapshots)
+    assert sink.of(FitEnded)[0].ending is Ending.PLATEAU
+
+
+def test_patience_goes_on_where_it_was_when_a_run_is_resumed():
+    store = MemoryStore()
+    first = early_trainer(store, RecordingSink(), iter([3.0, 2.0, 2.1]))
+    first.fit(StopAfter(4))
+    assert first.state.stale_evals == 1
+    second = early_trainer(MemoryStore(), RecordingSink(), iter([2.2, 1.0, 1.0]))
+    second.restore(store.snapshots[first.state.step])
+    assert second.fit(NeverStop()) is Ending.PLATEAU
+    assert second.state.step == first.state.step + 1
+
+
+def early_trainer(store, sink, losses):
+    early = settings(max_steps=9, eval_every_steps=1, early_stopping_evals=2)
+    trainer = build_trainer(settings=early, store=store, emit=sink, heldout=random_examples(2, seed=1))
+    trainer.heldout_loss = lambda stop: NllSum(nll=next(losses), response_tokens=1)
+    return trainer
+
+
+def test_noise_on_embeddings_moves_training_and_never_scoring():
+    losses = []
+    for alpha in (0.0, 5.0):
+        model = tiny_llama()
+        if alpha:
+            add_embedding_noise(model, alpha)
+        sink = RecordingSink()
+        torch.manual_seed(0)
+        build_trainer(
+            settings=settings(max_steps=1, warmup_steps=0),
+            store=MemoryStore(),
+            emit=sink,
+            model=model,
+            heldout=random_examples(3, seed=1),
+        ).fit(NeverStop())
+        losses.append((sink.of(HeldoutDone)[0].loss, sink.of(StepDone)[0].loss))
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][1] != losses[1][1]
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=0.05)
+
+
+def test_noise_on_embeddings_goes_on_bit_for_bit(tmp_path):
+    def trainer(store):
+        model = tiny_llama()
+        add_embedding_noise(model, 5.0)
+        return build_trainer(settings=settings(), store=store, emit=RecordingSink(), model=model)
+
+    torch.manual_seed(0)
+    whole, rest = MemoryStore(), MemoryStore()
+    trainer(whole).fit(NeverStop())
+    torch.manual_seed(0)
+    trainer(checkpoints_under(tmp_path)).fit(StopAfter(3))
+    torch.manual_seed(9)
+    second = trainer(rest)
+    second.restore(read_snapshot(list_checkpoints(tmp_path)[-1]))
+    second.fit(NeverStop())
+    for name, tensor in whole.snapshots[6].weights.items():
+        assert torch.equal(tensor, rest.snapshots[6].weights[name])
 
 
 class GatedStore(MemoryStore):
@@ -296,3 +436,24 @@ def test_frozen_embeddings_stay_and_are_part_of_the_checkpoint(tmp_path):
     saved = read_snapshot(list_checkpoints(tmp_path)[-1]).weights
     assert torch.equal(saved["model.embed_tokens.weight"], before)
     assert not any("embed" in name for name in trainer.snapshot().optimizer)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_and_is_off_when_scoring(tmp_path):
+    folder = build_tiny_model(tmp_path / "model")
+    batch = FixedPlan((8,)).window(0)[0]
+    gradients, kept = [], []
+    for checkpointing in (False, True):
+        model = load_model(
+            folder, dtype=torch.float32, device=CPU, gradient_checkpointing=checkpointing
+        ).train()
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, saved=saved: saved.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            nll = response_nll_sum(model, batch)
+        nll.backward()
+        kept.append(sum(saved))
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    assert kept[1] < kept[0] / 2
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name

@@ -8,7 +8,7 @@ import pytest
 
 from sftcli.data.conversation import Conversation, Rejected, RejectReason
 from sftcli.data.example import Example, Reading, RowFlag
-from sftcli.data.pieces import RowFaultError
+from sftcli.data.pieces import Places, RowFaultError
 from sftcli.data.proofs import prove_no_leak, prove_prompt, prove_span, text_fault
 from sftcli.data.render import Renderer
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
@@ -235,10 +235,11 @@ def test_a_prompt_must_be_how_the_row_begins():
 
 def test_a_leak_is_only_a_forbidden_token_where_a_content_stands():
     ids = np.array([1, 2, 1], dtype=np.int32)
-    forbidden = np.array([False, True, False])
-    prove_no_leak(ids, np.array([False, True, False]), forbidden)
+    forbidden = np.array([0, Places.OTHERS, 0], dtype=np.uint8)
+    template, answer, other = 0, Places.TRAINED | Places.ANSWERS, Places.OTHERS
+    prove_no_leak(ids, np.array([template, other, answer], dtype=np.uint8), forbidden)
     with pytest.raises(RowFaultError, match="control token with id 1"):
-        prove_no_leak(ids, np.array([False, True, True]), forbidden)
+        prove_no_leak(ids, np.array([template, other, other], dtype=np.uint8), forbidden)
 
 
 def test_texts_that_differ_in_length_are_quoted_from_where_one_ends():

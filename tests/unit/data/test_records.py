@@ -14,7 +14,7 @@ from pyarrow import ipc, parquet
 from sftcli.data import jsonrows, textlines
 from sftcli.data.hubrows import pick_split, split_rows
 from sftcli.data.records import fingerprint_source, parse_source, read_records
-from sftcli.data.sources import Kind
+from sftcli.data.sources import Kind, Sample
 from sftcli.errors import DataError, NetworkError, NotFoundError, StorageError, UsageError
 
 ROWS = [{"prompt": f"p{n}", "completion": "é\u2028\n" * n} for n in range(1, 6)]
@@ -65,14 +65,14 @@ def fault(text):
 def test_a_hub_name_has_rows_split_and_config_behind_it(text, name, rows, split, config):
     source = parse_source(text)
     assert (source.kind, source.name) == (Kind.HUB, name)
-    assert (source.rows, source.split, source.config) == (rows, split, config)
+    assert (source.sample, source.split, source.config) == (rows and Sample(rows=rows), split, config)
 
 
 @pytest.mark.parametrize("name", ["a:5@b#c.jsonl", "rows:3", "-x.jsonl", "preset:x.jsonl", "gsm8k"])
 def test_a_path_that_exists_wins_as_a_whole(write, name):
     write(name, LINES)
-    assert (parse_source(name).kind, parse_source(name).rows) == (Kind.FILES, None)
-    assert parse_source(f"{name}:2").rows == 2
+    assert (parse_source(name).kind, parse_source(name).sample) == (Kind.FILES, None)
+    assert parse_source(f"{name}:2").sample == Sample(rows=2)
     assert len(read(name)) == 5
 
 
@@ -303,6 +303,40 @@ def test_a_sample_is_neither_the_first_rows_nor_the_same_for_every_seed(write):
     samples = {tuple(row["text"] for row in fields("rows.jsonl:10", seed=seed)) for seed in range(5)}
     assert len(samples) == 5
     assert tuple(map(str, range(10))) not in samples
+
+
+@pytest.mark.parametrize(
+    ("rows", "sample", "times"),
+    [
+        ("20", Sample(rows=20), 1),
+        ("25%", Sample(percent=25), 1),
+        ("0.5%", Sample(percent=0.5), 1),
+        ("x3", None, 3),
+        ("20x3", Sample(rows=20), 3),
+        ("50%x2", Sample(percent=50), 2),
+    ],
+)
+def test_rows_are_a_number_a_share_and_a_repetition(write, rows, sample, times):
+    write("rows.jsonl", LINES)
+    source = parse_source(f"rows.jsonl:{rows}")
+    assert (source.name, source.sample, source.times) == ("rows.jsonl", sample, times)
+    assert parse_source(f"Open-Orca/OpenOrca:{rows}@train").times == times
+
+
+@pytest.mark.parametrize("rows", ["0", "0%", "101%", "x0", "x101", "3x", "1.5", "x1.5", "%", "train"])
+def test_rows_of_another_form_are_refused_with_the_grammar(write, rows):
+    write("rows.jsonl", LINES)
+    with pytest.raises(UsageError) as caught:
+        parse_source(f"rows.jsonl:{rows}")
+    assert "5000x3" in caught.value.hint
+
+
+@pytest.mark.parametrize(("share", "count"), [("100%", 100), ("25%", 25), ("2.4%", 2), ("0.1%", 1)])
+def test_a_share_is_that_many_rows_and_the_sample_of_that_number(write, share, count):
+    write("rows.jsonl", "".join(f'{{"text": "{n}"}}\n' for n in range(100)))
+    taken = fields(f"rows.jsonl:{share}")
+    assert len(taken) == count
+    assert taken == fields(f"rows.jsonl:{count}")
 
 
 def test_more_rows_than_there_are_is_refused(write):

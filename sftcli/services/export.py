@@ -1,0 +1,202 @@
+"""Hand a trained model on: as a Hugging Face folder, as a ``.pt`` file of its pipeline, or as GGUF."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from sftcli import storage
+from sftcli.errors import OutputError, StoppedError, UsageError
+from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
+from sftcli.modeling.load import (
+    count_parameters,
+    load_model,
+    quiet_libraries,
+    save_model_folder,
+    stored_dtype,
+)
+from sftcli.modeling.modern_lm import ModernLMForCausalLM
+from sftcli.modeling.tokenizer import load_chat_tokenizer
+from sftcli.runtime import dtype_name
+from sftcli.services.model_card import model_card
+from sftcli.services.models import ModelChoice, choose_model
+from sftcli.services.pt_output import export_pt
+from sftcli.training.checkpoint_files import STATE, read_snapshot
+from sftcli.training.checkpoint_names import list_checkpoints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sftcli.modeling.gguf_file import GgufType
+
+_HINT = "choose another --out"
+DTYPES: Mapping[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+class ExportFormat(StrEnum):
+    """What a model is written as."""
+
+    HF = "hf"
+    PT = "pt"
+    GGUF = "gguf"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """Which model, as in ``choose_model``, to which format and place.
+
+    ``dtype`` is that of the matrices: f32, bf16, f16, and for GGUF q8_0 too; None keeps that of the model, and takes f16
+    for GGUF.
+    """
+
+    checkpoint: str | None
+    format: ExportFormat
+    out: Path
+    root: Path
+    dtype: str | None = None
+    tokenizer: str | None = None  # of a .pt file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOutcome:
+    """What was written."""
+
+    path: str
+    format: str
+    model: str
+    dtype: str
+    bytes: int
+
+
+def run_export(request: ExportRequest, emit: EventSink, stop: StopFlag) -> ExportOutcome:
+    """Write the model; ``request.out`` is there whole or not at all.
+
+    Raises:
+        OutputError: ``out`` exists, or cannot be written.
+        UsageError: The model cannot be written in that format, or not with that dtype.
+        StorageError: The disk is full.
+        StoppedError: ``stop`` was set.
+    """
+    _check(request)
+    choice = choose_model(request.checkpoint, tokenizer=request.tokenizer, root=request.root, emit=emit)
+    write = {ExportFormat.HF: _write_hf, ExportFormat.PT: _write_pt, ExportFormat.GGUF: _write_gguf}
+    if stop.requested():
+        raise StoppedError
+    dtype = write[request.format](request, choice, emit, stop)
+    return ExportOutcome(
+        path=str(request.out),
+        format=request.format.value,
+        model=choice.name,
+        dtype=dtype,
+        bytes=_bytes_of(request.out),
+    )
+
+
+def _check(request: ExportRequest) -> None:
+    allowed = {
+        ExportFormat.HF: (*DTYPES,),
+        ExportFormat.PT: ("f32",),
+        ExportFormat.GGUF: (*DTYPES, "q8_0"),
+    }[request.format]
+    if request.dtype is not None and request.dtype not in allowed:
+        raise UsageError(
+            f"--to {request.format} cannot be written as {request.dtype}", hint=f"choose {', '.join(allowed)}"
+        )
+    if request.out.exists():
+        raise OutputError(f"{request.out} exists already", hint=f"{_HINT}, or delete it")
+
+
+def _load(choice: ModelChoice, emit: EventSink, dtype: torch.dtype) -> "PreTrainedModel":
+    quiet_libraries()
+    model = load_model(choice.folder, dtype=dtype, device=torch.device("cpu"))
+    total, _ = count_parameters(model)
+    emit(
+        ModelLoaded(
+            name=choice.name, parameters=total, trainable=0, device="cpu", precision=dtype_name(dtype)
+        )
+    )
+    return model
+
+
+def _write_hf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> str:
+    tokenizer = load_chat_tokenizer(choice.folder)
+    dtype = stored_dtype(choice.folder) if request.dtype is None else DTYPES[request.dtype]
+    model = _load(choice, emit, dtype)
+    if stop.requested():
+        raise StoppedError
+    emit(Notice(text=f"writing {request.out}"))
+    save_model_folder(
+        model,
+        source=choice.folder,
+        folder=request.out,
+        stop_ids=tokenizer.stop_ids,
+        dtype=dtype,
+        texts={"README.md": model_card(request.out.name, choice)},
+        hint=_HINT,
+    )
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def _write_gguf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> str:
+    from sftcli.modeling.gguf_file import check_family, write_gguf
+
+    kind = request.dtype or "f16"
+    tokenizer = load_chat_tokenizer(choice.folder)
+    model = _load(choice, emit, stored_dtype(choice.folder))
+    check_family(model)
+    with storage.whole_file(request.out, hint=_HINT) as fresh:
+        write_gguf(
+            fresh,
+            model,
+            tokenizer,
+            source=choice.folder,
+            kind=cast("GgufType", kind),
+            name=request.out.stem,
+            emit=emit,
+            stop=stop,
+        )
+    return kind
+
+
+def _write_pt(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> str:
+    model = _load(choice, emit, torch.float32)
+    if not isinstance(model, ModernLMForCausalLM):
+        raise UsageError(
+            f"{choice.name} is no Modern LLM model, and only those have .pt files",
+            hint="export it --to hf or --to gguf",
+        )
+    if stop.requested():
+        raise StoppedError
+    state = _state_of(choice)
+    emit(
+        Notice(
+            text=f"writing {request.out}"
+            + ("" if state else ", without an optimizer state: none is kept with it")
+        )
+    )
+    with storage.whole_file(request.out, hint=_HINT) as fresh:
+        export_pt(
+            fresh,
+            model,
+            run=choice.run,
+            name=request.out.stem,
+            snapshot=None if state is None else read_snapshot(state),
+        )
+    return "f32"
+
+
+def _state_of(choice: ModelChoice) -> Path | None:
+    """Return the checkpoint with the full state behind a run's model: itself, or the last one of its finished run."""
+    if choice.run is None:
+        return None
+    if (choice.folder / STATE).is_file():
+        return choice.folder
+    return next(iter(list_checkpoints(choice.run.checkpoints)[-1:]), None)
+
+
+def _bytes_of(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,242 @@
+"""``sft export``: what is written opens elsewhere and computes the same, and is whole or absent."""
+
+import getpass
+import json
+import resource
+import socket
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from typer.testing import CliRunner
+
+from sftcli.cli.app import app
+from sftcli.modeling.pt_checkpoint import read_pt
+from sftcli.modeling.tokenizer import load_chat_tokenizer
+from tests.support.forked import run_forked
+from tests.support.runs import StopAtStep, settings_of, train, write_rows
+from tests.support.tiny_model import build_tiny_model
+from tests.support.tiny_modern import build_tiny_pt
+from tests.support.tiny_tokenizer import build_tiny_tokenizer
+
+MESSAGES = [{"role": "user", "content": "Name 3 ferries."}]
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def export(*arguments: object) -> dict[str, object]:
+    result = invoke("export", *arguments, "--json")
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    return json.loads(result.stdout)
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.tensor([[5, 9, 33, 7, 300, 2, 8]])).logits
+
+
+@pytest.fixture
+def tiny_qwen(tmp_path: Path) -> Path:
+    config = Qwen2Config(
+        vocab_size=520, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=1,
+        eos_token_id=2, pad_token_id=2, initializer_range=0.05,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = Qwen2ForCausalLM(config)
+        for layer in model.model.layers:
+            torch.nn.init.normal_(layer.self_attn.q_proj.bias)
+    model.save_pretrained(tmp_path / "qwen")
+    return build_tiny_tokenizer(tmp_path / "qwen")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with a scored run ``first`` on the tiny model."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_rows(folder / "rows.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFT_CACHE_DIR", str(folder / "cache"))
+        assert train(settings_of(folder, tiny_model, "run.name=first"), StopAtStep(99)).final is not None
+        assert invoke("eval", "first", "--runs", folder / "runs", "--max-rows", 2).exit_code == 0
+    return folder / "runs"
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "tolerance"),
+    [("llama", "f16", 1e-2), ("qwen2", "f16", 1e-2), ("llama", "q8_0", 0.1), ("qwen2", "bf16", 0.05)],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_gguf_read_by_transformers_computes_the_same(
+    family, kind, tolerance, tiny_model, tiny_qwen, tmp_path
+):
+    source = tiny_model if family == "llama" else tiny_qwen
+    out = tmp_path / "model.gguf"
+    assert export(source, "--to", "gguf", "--dtype", kind, "--out", out)["bytes"] == out.stat().st_size
+    ours = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=out.name, dtype=torch.float32)
+    torch.testing.assert_close(logits(theirs), logits(ours), atol=tolerance, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_gguf_holds_tokenizer_template_and_stop_tokens(tiny_model, tmp_path):
+    export(tiny_model, "--to", "gguf", "--out", tmp_path / "model.gguf")
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
+    ours = AutoTokenizer.from_pretrained(tiny_model)
+    assert (
+        theirs.apply_chat_template(MESSAGES)["input_ids"] == ours.apply_chat_template(MESSAGES)["input_ids"]
+    )
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
+    assert fields["tokenizer.ggml.pre"].contents() == "gpt-2"
+    assert fields["tokenizer.chat_template"].contents() == (tiny_model / "chat_template.jinja").read_text()
+
+
+def test_every_stop_token_is_in_the_gguf_metadata(tmp_path):
+    source = build_tiny_model(tmp_path / "tiny")
+    generation = json.loads((source / "generation_config.json").read_text())
+    (source / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": [2, 0]}))
+    assert load_chat_tokenizer(source).stop_ids == {0, 2}
+    export(source, "--to", "gguf", "--out", tmp_path / "model.gguf")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == 0
+
+
+def test_rows_of_a_model_beyond_its_tokens_are_unused_tokens(tiny_qwen, tmp_path):
+    export(tiny_qwen, "--to", "gguf", "--out", tmp_path / "model.gguf")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.ggml.tokens"].contents()[-1] == "[PAD519]"
+    assert fields["tokenizer.ggml.token_type"].contents()[-1] == gguf.TokenType.UNUSED
+
+
+def test_an_answer_by_way_of_gguf_is_the_answer_of_the_model(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
+    export(tiny_model, "--to", "gguf", "--dtype", "bf16", "--out", tmp_path / "model.gguf")
+    answers = [
+        json.loads(invoke("generate", "hello", "-c", model, "--max-new-tokens", 6, "--json").stdout)["text"]
+        for model in (tiny_model, tmp_path / "model.gguf")
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_folder_of_a_run_is_complete_and_says_what_it_is(trained, tmp_path):
+    out = tmp_path / "given"
+    assert export("first", "--runs", trained, "--to", "hf", "--out", out)["path"] == str(out)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
+        "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    final = AutoModelForCausalLM.from_pretrained(trained / "first" / "final")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(out)), logits(final))
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "# given" in card
+    assert "- rows.jsonl" in card
+    assert "held-out loss (nats/token) | " in card
+    assert "learning_rate = 0.01" in card
+
+
+def test_exported_files_name_no_machine_and_no_path(trained, tmp_path):
+    out = tmp_path / "given"
+    export("first", "--runs", trained, "--to", "hf", "--out", out)
+    for path in out.iterdir():
+        content = path.read_bytes()
+        for secret in (str(tmp_path), str(Path.home()) + "/", socket.gethostname(), f"/{getpass.getuser()}/"):
+            assert secret.encode() not in content, (path.name, secret)
+
+
+def test_dtype_of_the_folder_can_be_chosen(tiny_model, tmp_path):
+    outcome = export(tiny_model, "--to", "hf", "--dtype", "bf16", "--out", tmp_path / "half")
+    assert outcome["dtype"] == "bf16"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+
+
+def test_pt_of_a_run_is_the_file_that_the_run_wrote(rows, tmp_path):
+    tokenizer = build_tiny_tokenizer(tmp_path / "tokenizer", template=None)
+    pt = build_tiny_pt(tmp_path / "start.pt")
+    done = invoke(
+        "train", "--data", rows, "--model", pt, "--tokenizer", tokenizer, "--run", "first", "--max-steps", 4,
+        "--set", f"run.root={tmp_path / 'runs'}", "--set", "training.batch_size=8",
+    )  # fmt: skip
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    out = tmp_path / "again.pt"
+    export("first", "--runs", tmp_path / "runs", "--to", "pt", "--out", out)
+    found, wanted = (
+        torch.load(path, weights_only=True)
+        for path in (out, tmp_path / "runs" / "first" / "first-sft_final.pt")
+    )
+    assert found.keys() == wanted.keys()
+    assert (found["step"], found["run_name"]) == (4, "first-sft")
+    assert all(
+        torch.equal(found["model_state"][name], tensor) for name, tensor in wanted["model_state"].items()
+    )
+    moments = [content["optimizer_state"]["state"][0]["exp_avg"] for content in (found, wanted)]
+    assert torch.equal(*moments)
+
+
+def test_pt_without_a_run_holds_weights_alone(tmp_path):
+    tokenizer = build_tiny_tokenizer(tmp_path / "tokenizer", template=None)
+    pt, out = build_tiny_pt(tmp_path / "start.pt"), tmp_path / "copy.pt"
+    export(pt, "--tokenizer", tokenizer, "--to", "pt", "--out", out)
+    original, copy = read_pt(pt), read_pt(out)
+    assert (copy.step, copy.run_name, copy.config) == (0, "copy", original.config)
+    assert all(torch.equal(copy.model_state[name], t) for name, t in original.model_state.items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (["--to", "pt", "--out", "new.pt"], 2),
+        (["--to", "hf", "--out", "new", "--dtype", "q8_0"], 2),
+        (["--to", "hf", "--out", "."], 73),
+        (["--to", "onnx", "--out", "new"], 2),
+    ],
+    ids=["no-pt-family", "dtype", "exists", "format"],
+)
+def test_what_cannot_be_written_is_refused(flags, code, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke("export", tiny_model, *flags)
+    assert (getattr(result.exception, "exit_code", None) or result.exit_code) == code
+    assert list(tmp_path.glob("new*")) == []
+
+
+def test_gguf_of_another_family_is_refused_and_leaves_nothing(tmp_path):
+    tokenizer = build_tiny_tokenizer(tmp_path / "tokenizer", template=None)
+    pt = build_tiny_pt(tmp_path / "start.pt")
+    result = invoke(
+        "export", pt, "--tokenizer", tokenizer, "--to", "gguf", "--out", tmp_path / "out" / "x.gguf"
+    )
+    assert result.exception.exit_code == 2
+    assert "llama and qwen2 can" in result.exception.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokenizer_that_cuts_words_in_an_unknown_way_is_refused(tmp_path):
+    source = build_tiny_model(tmp_path / "tiny")
+    content = json.loads((source / "tokenizer.json").read_text())
+    content["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "WhitespaceSplit"}, content["pre_tokenizer"]],
+    }
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    result = invoke("export", source, "--to", "gguf", "--out", tmp_path / "out" / "x.gguf")
+    assert result.exception.exit_code == 2
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_disk_that_fills_up_leaves_nothing(form, tiny_model, tmp_path):
+    out = tmp_path / "out" / "model"
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        result = invoke("export", tiny_model, "--to", form, "--out", out)
+        raise SystemExit(getattr(result.exception, "exit_code", 1))
+
+    assert run_forked(work) == 74
+    assert list(out.parent.iterdir()) == []
