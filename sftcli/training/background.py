@@ -5,7 +5,7 @@ from threading import Thread
 
 from sftcli.errors import UnsavedError
 from sftcli.events import CheckpointSaved, EventSink, Warned
-from sftcli.runtime import Clock
+from sftcli.runtime import Clock, step_aside
 
 SLOW_SECONDS = 25.0  # schedulers wait about 30 s between SIGTERM and SIGKILL
 
@@ -29,7 +29,7 @@ class Saver:
         """Start ``save`` on a thread, after the one before."""
         self.finish(wait=True)
         # A daemon: who quits at once does not wait, and a half-written checkpoint is ignored like that of a kill.
-        self._thread = Thread(target=self._run, args=(step, save), name="checkpoint", daemon=True)
+        self._thread = Thread(target=self._run_aside, args=(step, save), name="checkpoint", daemon=True)
         self._thread.start()
 
     def save_now(self, step: int, save: Callable[[], str], *, is_last: bool) -> None:
@@ -44,6 +44,10 @@ class Saver:
             self._thread.join()
             self._thread = None
             self._tell(is_last=False)
+
+    def _run_aside(self, step: int, save: Callable[[], str]) -> None:
+        step_aside()
+        self._run(step, save)
 
     def _run(self, step: int, save: Callable[[], str]) -> None:
         begin = self.clock()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -182,6 +183,21 @@ def test_checkpoint_that_was_asked_for_never_falls_back(place):
     (place / "runs" / "exp" / "checkpoints" / "step-00000007" / "optimizer.safetensors").write_bytes(b"x")
     with pytest.raises(DataError, match="has 1 bytes"):
         resume(place, step=7)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["manifest.json", "state.json", "config.json", "tokenizer.json", "model.safetensors", "optimizer.safetensors",
+     "rng.safetensors"],
+)  # fmt: skip
+def test_missing_file_of_a_checkpoint_that_was_asked_for_is_named_and_nothing_changes(place, name):
+    checkpoints = place / "runs" / "exp" / "checkpoints"
+    (checkpoints / "step-00000007" / name).unlink()
+    before = {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")}
+    with pytest.raises(NotFoundError, match=re.escape(name)) as caught:
+        resume(place, step=7)
+    assert caught.value.exit_code == 66
+    assert {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")} == before
 
 
 def test_unknown_step_lists_the_known_ones(place):
