@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test slow crash crash-slice golden quick-data docs examples
+.PHONY: check format lint types layers test slow crash crash-slice golden quick-data docs examples real-files bench-prepare
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -40,6 +40,12 @@ quick-data:  ## rewrite the rows of the preset `quick`
 
 examples:  ## run the scripts under examples/ on a tiny model
 	$(PYTHON) -m pytest -q tests/cli/test_examples.py -m scripts
+
+real-files:  ## what becomes of real files: make real-files MODEL=FOLDER DATA=FOLDER
+	$(PYTHON) benchmarks/files.py --model $(MODEL) $(DATA)
+
+bench-prepare:  ## memory and speed of preparing, as ratios: make bench-prepare MODEL=FOLDER ROWS=rows.jsonl
+	$(PYTHON) benchmarks/prepare.py --model $(MODEL) --data $(ROWS)
 
 docs:  ## rewrite the pages that are made from the program, and the man page
 	$(PYTHON) docs/pages.py

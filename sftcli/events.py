@@ -5,8 +5,9 @@ The order of a training run is::
     Notice* DataPrepared ModelLoaded HeldoutDone? FitStarted
         (StepDone HeldoutDone? CheckpointSaved?)* FitEnded HeldoutDone? ModelSaved?
 
-with ``Notice`` and ``Warned`` allowed anywhere. Events hold plain numbers and strings only, so a receiver can neither
-change a run nor keep its memory alive.
+with ``Notice`` and ``Warned`` allowed anywhere, ``MemoryEased`` before a step, and ``Judged`` behind a ``StepDone`` or
+``HeldoutDone``. Events hold plain numbers and strings only, so a receiver can neither change a run nor keep its memory
+alive.
 """
 
 import math
@@ -104,11 +105,36 @@ class StepDone:
     learning_rate: float
     applied: bool
     epoch: float  # passes over the training examples so far
-    response_tokens: int
+    response_tokens: int  # those with loss; on a step of running text nearly all
     tokens: int  # fed to the model, padding excluded
     padding_tokens: int
     seconds: float  # wall time of this step, data wait included
     peak_memory_bytes: int  # 0 where the machine cannot tell
+    text_tokens: int = 0  # those of running text: a step has only such, or none
+    examples: int = 0  # in the global batch
+    rows: int = 0  # that the examples were put into; fewer where they are packed
+    passes: int = 0  # forward and backward passes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEased:
+    """Memory ran out in step ``step``, which is taken again, as all later ones, in a way that needs less of it."""
+
+    step: int
+    micro_batch_size: int  # rows
+    micro_batches: int  # of a global batch
+    gradient_checkpointing: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The curves up to ``step`` give reason to say something about the fit."""
+
+    step: int
+    kind: str  # overfitting, underfitting, degrading, plateau or spike
+    reason: str
+    advice: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +187,8 @@ Event = (
     | ModelLoaded
     | FitStarted
     | StepDone
+    | MemoryEased
+    | Judged
     | HeldoutDone
     | CheckpointSaved
     | FitEnded

@@ -1,12 +1,18 @@
 """``sft eval``."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sftcli.cli import complete, options, results, tables
 from sftcli.cli.session import session
+from sftcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from sftcli.services.tasks import TasksReport
 
 
 def evaluate(
@@ -50,6 +56,25 @@ def evaluate(
             "--fail-under", metavar="METRIC=VALUE", help="Exit with 3 if the number is smaller. Repeatable."
         ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks", metavar="NAME[,NAME]", help="Ask these tasks of lm_eval instead of the held-out rows."
+        ),
+    ] = None,
+    task_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--task-path", metavar="DIR", help="Folder of task files of your own; they may hold code."
+        ),
+    ] = None,
+    task_rows: Annotated[
+        int | None, typer.Option("--task-rows", metavar="N", min=1, help="Most questions of each task.")
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option("--shots", metavar="N", min=0, help="Solved examples before each question of a task."),
+    ] = None,
     runs: options.RunsRoot = Path("runs"),
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -63,8 +88,39 @@ def evaluate(
       sft eval my-run --data test.jsonl --no-base
 
       sft eval --fail-above loss=1.0 --fail-under match_fraction=0.5
+
+      sft eval --tasks arc_easy --task-rows 100 --fail-under arc_easy/acc=0.5
     """
     output = options.Output(json=json, quiet=quiet, color=color)
+    limits = (fail_above or (), fail_under or ())
+    if tasks is not None:
+        if data:
+            raise UsageError("--tasks and --data exclude each other", hint="run sft eval once for each")
+        with session(output) as (emit, stop):
+            from sftcli.services.tasks import TasksRequest, run_tasks
+
+            asked = run_tasks(
+                TasksRequest(
+                    checkpoint=checkpoint,
+                    names=tuple(name.strip() for name in tasks.split(",") if name.strip()),
+                    task_path=task_path,
+                    base=base,
+                    with_base=not no_base,
+                    shots=shots,
+                    most=task_rows,
+                    batch_size=batch_size,
+                    root=runs,
+                    tokenizer=tokenizer,
+                ),
+                emit,
+                stop,
+            )
+        _show_tasks(asked, limits, output)
+        return
+    if task_path is not None or task_rows is not None or shots is not None:
+        raise UsageError(
+            "--task-path, --task-rows and --shots go with --tasks", hint="name tasks: --tasks NAME"
+        )
     with session(output) as (emit, stop):
         from sftcli.services.evaluate import EvalRequest, check_limits, run_evaluation
 
@@ -81,8 +137,18 @@ def evaluate(
         report = run_evaluation(request, emit, stop)
     if not output.json:
         results.show_scores(report, output)
-    check_limits(
-        report, fail_above or (), fail_under or ()
-    )  # first, for --json prints one object, also on failure
+    check_limits(report.numbers(), *limits)  # first, for --json prints one object, also on failure
     if output.json:
         tables.show_result_json(report.to_json())
+
+
+def _show_tasks(
+    report: "TasksReport", limits: tuple[Sequence[str], Sequence[str]], output: options.Output
+) -> None:
+    from sftcli.services.evaluate import check_limits
+
+    if not output.json:
+        results.show_tasks(report, output)
+    check_limits(report.numbers(), *limits)
+    if output.json:
+        tables.show_result_json(asdict(report))

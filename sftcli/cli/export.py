@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sftcli.cli import options, tables
+from sftcli.cli import complete, options, tables
 from sftcli.cli.session import session
 from sftcli.cli.text import size
 
@@ -40,7 +40,9 @@ def export(
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]", help="Run, checkpoint, folder or model name; the newest finished run."
+            metavar="[MODEL]",
+            help="Run, checkpoint, folder or model name; the newest finished run.",
+            autocompletion=complete.models,
         ),
     ] = None,
     dtype: Annotated[
@@ -53,6 +55,7 @@ def export(
     runs: options.RunsRoot = Path("runs"),
     json: options.Json = False,
     quiet: options.Quiet = False,
+    log_format: options.LogFormatChoice = None,
     color: options.ColorChoice = options.Color.AUTO,
 ) -> None:
     """Write a model for other programs: transformers, TRL and vLLM, llama.cpp, or the Modern LLM pipeline.
@@ -62,7 +65,7 @@ def export(
 
       sft export my-run --to gguf --dtype q8_0 --out my-model.gguf
     """
-    output = options.Output(json=json, quiet=quiet, color=color)
+    output = options.Output(json=json, quiet=quiet, color=color, log_format=log_format)
     with session(output) as (emit, stop):
         from sftcli.services.export import ExportFormat, ExportRequest, run_export
 

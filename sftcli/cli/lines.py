@@ -16,6 +16,7 @@ from sftcli.cli.text import (
     rate_text,
     redact,
     short_count,
+    size,
     whole_duration,
     writable,
 )
@@ -26,6 +27,8 @@ from sftcli.events import (
     FitEnded,
     FitStarted,
     HeldoutDone,
+    Judged,
+    MemoryEased,
     ModelLoaded,
     ModelSaved,
     Notice,
@@ -79,6 +82,11 @@ def heldout_line(event: HeldoutDone) -> str:
     return f"step {event.step}  held-out loss {loss_text(event.loss)}  ({duration(event.seconds)})"
 
 
+def judged_text(event: Judged) -> str:
+    """Return the reason of a judgement and its advice, in one line."""
+    return f"{clean(event.reason)}. Advice: {clean(event.advice)}"
+
+
 def end_line(event: FitEnded, seconds: float) -> str:
     """Return how training ended."""
     verb = "finished" if event.ending is Ending.FINISHED else "stopped"
@@ -88,9 +96,9 @@ def end_line(event: FitEnded, seconds: float) -> str:
 
 
 def step_line(measures: TrainingMeasures, step: StepDone) -> str:
-    """Return one training step as ``step 20/90  loss 1.234  lr 2.0e-04  grad 1.9  512 tok/s  eta 1m20s``.
+    """Return one training step as ``step 20/90  loss 1.234  lr 2.0e-04  grad 1.9  512 tok/s  pad 9%  2.1 GB  eta 1m20s``.
 
-    The speed is in response tokens.
+    The speed is in response tokens, the memory is the peak so far.
     """
     remaining = measures.remaining_seconds
     parts = [
@@ -99,9 +107,11 @@ def step_line(measures: TrainingMeasures, step: StepDone) -> str:
         f"lr {rate_text(step.learning_rate)}",
         f"grad {norm_text(step.grad_norm)}",
         f"{count(measures.response_tokens_per_second)} tok/s",
+        f"pad {percent(measures.padding_fraction)}",
+        *([size(step.peak_memory_bytes)] if step.peak_memory_bytes else []),
         f"eta {whole_duration(remaining) if remaining is not None else '?'}",
     ]
-    return "  ".join(parts) + ("" if step.applied else "  skipped")
+    return "  ".join(parts) + ("  text" if step.text_tokens else "") + ("" if step.applied else "  skipped")
 
 
 def progress_line(event: Progressed) -> str:
@@ -151,10 +161,12 @@ class PlainView:
     def __call__(self, event: "Event", /) -> None:  # noqa: C901 - one flat case per event
         """Write the lines of an event."""
         match event:
-            case Notice():
+            case Notice() | MemoryEased():
                 self._write(clean(event.text))
             case Warned():
                 self._write(f"warning: {clean(event.text)}")
+            case Judged():
+                self._write(f"{event.kind}: {judged_text(event)}")
             case RunStarted():
                 self._write(run_line(event))
             case Progressed():
@@ -233,6 +245,8 @@ class SilentView:
         """Write warnings, drop the rest."""
         if isinstance(event, Warned):
             write_line(self.stream, f"warning: {clean(event.text)}")
+        elif isinstance(event, Judged):
+            write_line(self.stream, f"{event.kind}: {judged_text(event)}")
 
 
 @dataclass(slots=True)

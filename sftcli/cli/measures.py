@@ -73,7 +73,7 @@ class TrainingMeasures:
             self._first_seconds = max(event.seconds, 1e-9)
         if not event.applied:
             self.skipped_steps += 1
-        if isfinite(event.loss):
+        if isfinite(event.loss) and not event.text_tokens:  # the loss of running text is another quantity
             self.losses.append(event.loss)
             self._smooth_sum = _SMOOTHING * self._smooth_sum + (1 - _SMOOTHING) * event.loss
             self._smooth_weight = _SMOOTHING * self._smooth_weight + (1 - _SMOOTHING)

@@ -164,15 +164,6 @@ MaxTokens = Annotated[
         rich_help_panel=INPUT_PANEL,
     ),
 ]
-Overlong = Annotated[
-    str | None,
-    typer.Option(
-        "--overlong",
-        metavar="drop|truncate|error",
-        help="What to do with longer rows: leave them out, cut them to the turns that fit, or stop.",
-        rich_help_panel=INPUT_PANEL,
-    ),
-]
 Model = Annotated[
     str | None,
     typer.Option(

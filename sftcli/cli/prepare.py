@@ -1,10 +1,11 @@
 """``sft prepare``."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sftcli.cli import complete, options, results, tables
+from sftcli.cli import audit_view, complete, data_options, options, tables
 from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
 
@@ -28,10 +29,18 @@ def prepare(
     template: options.Template = None,
     train_on: options.TrainOn = None,
     max_tokens: options.MaxTokens = None,
-    overlong: options.Overlong = None,
+    overlong: data_options.Overlong = None,
+    allow_leak: data_options.AllowLeak = False,
+    strict: data_options.Strict = False,
     show: Annotated[
         int, typer.Option("--show", metavar="N", min=0, help="Show the first N rows as the model sees them.")
     ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Write the rows there as Parquet files, for other trainers too."
+        ),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     color: options.ColorChoice = options.Color.AUTO,
@@ -42,6 +51,8 @@ def prepare(
       sft prepare rows.jsonl --show 2
 
       sft prepare tatsu-lab/alpaca:5000 --model smollm2-135m
+
+      sft prepare rows.jsonl --strict --out prepared
     """
     output = options.Output(json=json, quiet=quiet, color=color)
     resolved = resolve_flags(
@@ -59,14 +70,19 @@ def prepare(
                 train_on=train_on,
                 max_tokens=max_tokens,
                 overlong=overlong,
+                allow_leak=allow_leak,
+                strict=strict,
             ),
         },
     )
     with session(output) as (emit, stop):
         from sftcli.services.prepare import PrepareRequest, run_prepare
+        from sftcli.services.thresholds import require
 
-        outcome = run_prepare(PrepareRequest(settings=resolved.settings, show=show), emit, stop)
+        request = PrepareRequest(settings=resolved.settings, show=show, out=out)
+        outcome = run_prepare(request, emit, stop)
+    if not output.json:
+        audit_view.show_prepared(outcome, output)
+    require(outcome.exceeded)  # first, for --json prints one object, also on failure
     if output.json:
         tables.show_result_json(outcome.to_json())
-    else:
-        results.show_prepared(outcome, output)

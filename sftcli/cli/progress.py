@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from rich.text import Text
 
-from sftcli.cli.lines import STOP_TEXT, data_line, end_line, model_line, run_line
+from sftcli.cli.lines import STOP_TEXT, data_line, end_line, judged_text, model_line, run_line
 from sftcli.cli.measures import TrainingMeasures
 from sftcli.cli.panel import Frame, Row, Task, build_panel
 from sftcli.cli.region import Region
@@ -19,6 +19,8 @@ from sftcli.events import (
     FitEnded,
     FitStarted,
     HeldoutDone,
+    Judged,
+    MemoryEased,
     ModelLoaded,
     ModelSaved,
     Notice,
@@ -111,10 +113,12 @@ class LiveView:
 
     def _take(self, event: "Event") -> None:  # noqa: C901 - one flat case per event
         match event:
-            case Notice():
+            case Notice() | MemoryEased():
                 self._print(event.text)
             case Warned():
                 self._print(event.text, prefix="warning: ")
+            case Judged():
+                self._print(judged_text(event), prefix=f"{event.kind}: ")
             case RunStarted():
                 self._print(run_line(event))
             case Progressed():

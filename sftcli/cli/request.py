@@ -23,6 +23,8 @@ def data_flags(
     train_on: str | None,
     max_tokens: int | None,
     overlong: str | None,
+    allow_leak: bool,
+    strict: bool,
 ) -> Mapping[str, tuple[str, object]]:
     """Return the flags that say how rows are read, as ``resolve_flags`` takes them."""
     return {
@@ -31,6 +33,8 @@ def data_flags(
         "data.train_on": ("--train-on", train_on),
         "data.max_tokens": ("--max-tokens", max_tokens),
         "data.overlong": ("--overlong", overlong),
+        "data.allow_leak": ("--allow-leak", allow_leak or None),
+        "data.strict": ("--strict", strict or None),
     }
 
 

@@ -1,7 +1,7 @@
 """What a command leaves on the screen when it is done: results on stdout, remarks and next commands on stderr."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,13 @@ from sftcli.cli.text import count, duration, loss_text, percent
 
 if TYPE_CHECKING:
     from sftcli.config.sources import Row
-    from sftcli.data.audit import AuditSummary
     from sftcli.services.evaluate import EvalReport
     from sftcli.services.generate import Completion
-    from sftcli.services.prepare import PrepareOutcome
     from sftcli.services.resume import VerifyOutcome
     from sftcli.services.score import Score
+    from sftcli.services.tasks import TasksReport
     from sftcli.services.train import TrainOutcome
+    from sftcli.services.verdict import Verdict
 
 SHOWN_MISSES = 3
 
@@ -49,6 +49,8 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
             tables.show_text(
                 f"held-out loss {before} before, {after} after, in {duration(outcome.seconds)}", err
             )
+        if outcome.verdict is not None and outcome.verdict.kind != "unknown":
+            tables.show_text(_verdict_text(outcome.verdict), err)
         if outcome.ending == "plateau":
             tables.show_text(
                 f"ended early, at step {outcome.step} of {outcome.last_step}: held-out loss fell no more", err
@@ -73,36 +75,6 @@ def show_verified(outcome: "VerifyOutcome", output: options.Output) -> None:
             f"all {count(outcome.tensors)} tensors are equal bit for bit"
         )
         tables.show_text(text, tables.out(output.color))
-
-
-def show_prepared(outcome: "PrepareOutcome", output: options.Output) -> None:
-    """Print the audit and the rows that were asked for on stderr, the folder of the prepared data on stdout."""
-    out, err = tables.out(output.color), tables.err(output.color)
-    if not output.quiet:
-        for split, audit in outcome.data.audit.items():
-            if audit.rows:
-                err.print(tables.key_value_table(list(_audit_rows(split, audit))))
-                for note in audit.notes:
-                    tables.show_text(f"note: {note}", err)
-    for row in outcome.shown:
-        err.print(tables.token_line([(token.text, token.trained) for token in row]))
-    tables.show_text(outcome.folder, out)
-
-
-def _audit_rows(split: str, audit: "AuditSummary") -> Iterator[tuple[str, object]]:
-    """Yield names and values of an audit, the ones that need a look last."""
-    yield "rows", f"{count(audit.rows)} {split}, {count(audit.kept)} kept"
-    share = audit.response_tokens / audit.tokens if audit.tokens else 0.0
-    yield (
-        "tokens",
-        f"{count(audit.tokens)}, {count(audit.response_tokens)} of them trained ({percent(share)})",
-    )
-    lengths = ", ".join(f"{p} % up to {count(length)}" for p, length in audit.length_percentiles.items())
-    yield "length", f"{lengths}, longest {count(audit.longest_tokens)} ({audit.longest_row})"
-    for reason, rows in audit.rejected.items():
-        yield f"rejected: {reason}", f"{count(rows)}, such as {audit.rejected_rows[reason][0]}"
-    if "too-long" in audit.rejected:
-        yield "to keep 99 %", f"--set data.max_tokens={audit.max_tokens_for_99_percent}"
 
 
 def show_completion(completion: "Completion", output: options.Output) -> None:
@@ -149,11 +121,26 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
             bounds = f"{difference.low:+.3f} to {difference.high:+.3f}"
             tables.show_text(f"{name}: {difference.value:+.3f} against the base, 95% interval {bounds}", err)
     if report.verdict is not None:
-        verdict = report.verdict
-        advice = f": {verdict.advice}" if verdict.advice else ""
-        tables.show_text(f"{verdict.kind} ({verdict.reason}){advice}", err)
+        tables.show_text(_verdict_text(report.verdict), err)
     for miss in report.misses[:SHOWN_MISSES]:
         tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}", err)
+
+
+def _verdict_text(verdict: "Verdict") -> str:
+    advice = f": {verdict.advice}" if verdict.advice else ""
+    return f"{verdict.kind} ({verdict.reason}){advice}"
+
+
+def show_tasks(report: "TasksReport", output: options.Output) -> None:
+    """Print the numbers of tasks, base and tuned side by side; standard errors stand in the JSON alone."""
+    rows = [
+        (f"{task}/{metric}", report.base_tasks.get(task, {}).get(metric), value, "perplexity" in metric)
+        for task, values in report.tasks.items()
+        for metric, value in values.items()
+        if "_stderr" not in metric
+    ]
+    names = (report.base_model or "base", report.model)
+    tables.out(output.color).print(tables.comparison_table(rows, names=names))
 
 
 def _matches(score: "Score") -> str:

@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
@@ -175,28 +174,6 @@ def comparison_table(
     return Grid(
         header=("metric", *names, "difference"), aligns=("left", "right", "right", "right"), rows=body
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenLine:
-    """Tokens of a row with the trained ones marked: green, and without colour between double brackets."""
-
-    tokens: Sequence[tuple[str, bool]]
-
-    def __rich_console__(self, console: Console, options: "ConsoleOptions") -> "RenderResult":
-        """Draw runs of equally trained tokens."""
-        line = Text(overflow="fold")
-        for is_trained, run in groupby(self.tokens, key=lambda token: token[1]):
-            piece = writable(clean("".join(text for text, _ in run), keep="\n\t"), console.encoding)
-            if is_trained and console.color_system is None:
-                piece = f"[[{piece}]]"
-            line.append(piece, style="green" if is_trained else "dim")
-        yield line
-
-
-def token_line(tokens: Sequence[tuple[str, bool]]) -> TokenLine:
-    """Return a row as the model sees it, from ``(text of a token, is trained)``."""
-    return TokenLine(tokens=tokens)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sftcli.cli import complete, options, results, tables
+from sftcli.cli import adapter_options, complete, data_options, options, results, tables
 from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import session
 from sftcli.events import Notice
@@ -39,7 +39,12 @@ def train(
     template: options.Template = None,
     train_on: options.TrainOn = None,
     max_tokens: options.MaxTokens = None,
-    overlong: options.Overlong = None,
+    overlong: data_options.Overlong = None,
+    allow_leak: data_options.AllowLeak = False,
+    strict: data_options.Strict = False,
+    lora: adapter_options.Lora = False,
+    adapter: adapter_options.Adapter = None,
+    rank: adapter_options.Rank = None,
     run: options.RunName = None,
     on_existing: Annotated[
         Resume | None,
@@ -69,6 +74,8 @@ def train(
       sft train --data rows.jsonl --max-steps 200
 
       sft train --preset gpu --set training.learning_rate=2e-5
+
+      sft train --data rows.jsonl --lora --rank 32
     """
     output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color, log_format=log_format)
     chosen = choose_preset(preset, config, data)
@@ -90,7 +97,10 @@ def train(
                 train_on=train_on,
                 max_tokens=max_tokens,
                 overlong=overlong,
+                allow_leak=allow_leak,
+                strict=strict,
             ),
+            **adapter_options.adapter_flags(lora=lora, adapter=adapter, rank=rank),
             "run.name": ("--run", run),
         },
     )

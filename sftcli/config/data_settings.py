@@ -1,10 +1,22 @@
 """The settings of the rows: where they come from and how they are rendered."""
 
 from enum import StrEnum
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sftcli.config.section import Section, Text
+
+CHECKS = frozenset(  # settings that say which rows are good enough, and change none
+    {
+        "strict",
+        "max_rejected_fraction",
+        "max_cut_fraction",
+        "max_duplicate_fraction",
+        "max_near_duplicate_fraction",
+        "max_trouble_fraction",
+    }
+)
 
 
 class TrainOn(StrEnum):
@@ -12,6 +24,14 @@ class TrainOn(StrEnum):
 
     ALL = "all"
     LAST = "last"
+
+
+class RowOrder(StrEnum):
+    """In which order an epoch goes through the rows."""
+
+    SHUFFLED = "shuffled"
+    LENGTH = "length"
+    SCORE = "score"
 
 
 class Overlong(StrEnum):
@@ -26,7 +46,8 @@ class DataSettings(Section):
     """Which rows are trained on and how they are rendered."""
 
     sources: tuple[Text, ...] = Field(
-        (), description="Files, folders or hub names, each NAME[:ROWS][@split][#config]."
+        (),
+        description="Files, folders or hub names, each NAME[:ROWS][@split][#config]; ROWS is 5000, 25%, x3 or 5000x3.",
     )
     heldout_sources: tuple[Text, ...] = Field(
         (), description="Sources of the held-out rows; empty takes a share of `sources`."
@@ -64,3 +85,48 @@ class DataSettings(Section):
     train_on: TrainOn = Field(
         TrainOn.ALL, description="Which assistant turns have loss: all of them, or the last."
     )
+    order: RowOrder = Field(
+        RowOrder.SHUFFLED,
+        description="Order of the rows in each epoch: shuffled, or a curriculum from the shortest row (length) or the lowest "
+        "value of `score_column` (score) on.",
+    )
+    score_column: str | None = Field(
+        None,
+        min_length=1,
+        description="Column with a number that says how hard a row is, for the order `score`.",
+    )
+    strict: bool = Field(
+        False,
+        description="Whether to fail on rows that are rejected, cut, repeated or broken, and on prompts that are both held "
+        "out and trained on.",
+    )
+    max_rejected_fraction: float | None = Field(
+        None, ge=0, le=1, description="Most rows that may be rejected; unset is any, and none with `strict`."
+    )
+    max_cut_fraction: float | None = Field(
+        None, ge=0, le=1, description="Most kept rows that may be cut; unset is any, and none with `strict`."
+    )
+    max_duplicate_fraction: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Most kept rows that may repeat an earlier one; unset is any, and none with `strict`.",
+    )
+    max_near_duplicate_fraction: float | None = Field(
+        None, ge=0, le=1, description="Most kept rows that may nearly repeat an earlier one; unset is any."
+    )
+    max_trouble_fraction: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Most kept rows that may have encoding trouble; unset is any, and none with `strict`.",
+    )
+
+    @model_validator(mode="after")
+    def _score_is_used(self) -> Self:
+        if (self.order is RowOrder.SCORE) != (self.score_column is not None):
+            found = f'"{self.score_column}"' if self.score_column else "unset"
+            raise ValueError(
+                f"score_column is {found} and order is {self.order}; each of them needs the other"
+            )
+        return self

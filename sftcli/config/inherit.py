@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeGuard
 
+from sftcli.config.adapter_settings import ADAPTER_LEARNING_RATE, AdapterKind
 from sftcli.config.layers import Entry, Fields, Layer, merged
 
 # A key set in a later source ends the values that earlier sources gave to these.
@@ -20,6 +21,8 @@ _ENDS: Mapping[str, Sequence[str]] = {
 }
 _BATCH, _MICRO_BATCH = "training.batch_size", "training.micro_batch_size"
 _STEPS, _WARMUP = "training.max_steps", "training.warmup_steps"
+_ADAPTER, _RATE = "adapter.kind", "training.learning_rate"
+_ADAPTERS = frozenset(kind.value for kind in AdapterKind if kind is not AdapterKind.NONE)
 
 
 def settle(layers: Sequence[Layer], fields: Fields) -> Sequence[Layer]:
@@ -35,7 +38,20 @@ def settle(layers: Sequence[Layer], fields: Fields) -> Sequence[Layer]:
     if batch is not None and _is_outgrown(settled, _MICRO_BATCH, batch, fields):
         lowered = replace(batch, key=_MICRO_BATCH, origin=f"limited by {batch.origin}")
         settled.append(Layer(entries={_MICRO_BATCH: lowered}))
+    adapter = winners.get(_ADAPTER)
+    if adapter is not None and adapter.value in _ADAPTERS and _is_from_before(settled, _RATE, _ADAPTER):
+        suited = replace(
+            adapter, key=_RATE, value=ADAPTER_LEARNING_RATE, origin=f"goes with {adapter.origin}"
+        )
+        settled.append(Layer(entries={_RATE: suited}))
     return settled
+
+
+def _is_from_before(layers: Sequence[Layer], key: str, other: str) -> bool:
+    """Tell whether ``key`` is a default, or of a preset that knew nothing of what ``other`` is set to later."""
+    holders = [index for index, layer in enumerate(layers) if key in layer.entries]
+    others = [index for index, layer in enumerate(layers) if other in layer.entries]
+    return not holders or (layers[holders[-1]].is_preset and holders[-1] < others[-1])
 
 
 def _ended_by(layer: Layer, later: Sequence[Layer]) -> set[str]:

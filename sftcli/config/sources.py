@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from sftcli.config.adapter_settings import AdapterSettings
 from sftcli.config.data_settings import DataSettings
 from sftcli.config.fields import leaf_fields, value_from_text
 from sftcli.config.inherit import settle
@@ -73,6 +74,7 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     training: TrainingSettings = TrainingSettings()
+    adapter: AdapterSettings = AdapterSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     sampling: SamplingSettings = SamplingSettings()
 
@@ -107,7 +109,7 @@ class Resolved:
     """Validated settings, and for every key where its value was set.
 
     An origin is ``default``, ``preset quick``, ``my.toml:12``, an environment variable, a flag or ``--set``; or
-    ``limited by`` one of them, for an inherited value that was lowered to fit.
+    ``limited by`` or ``goes with`` one of them, for an inherited value that was changed to fit.
     """
 
     settings: Settings

@@ -36,6 +36,14 @@ class OptimizerName(StrEnum):
     PAGED_ADAMW_8BIT = "paged_adamw_8bit"
 
 
+class PackRows(StrEnum):
+    """Whether several rows share one row of the model's input."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class TrainingSettings(Section):
     """How the weights are updated. Numbers that are not said otherwise are those of the source recipe."""
 
@@ -44,6 +52,16 @@ class TrainingSettings(Section):
     batch_size: int = Field(32, ge=1, description="Rows in the global batch of one optimizer step.")
     micro_batch_size: int = Field(
         8, ge=1, description="Most rows in one forward and backward pass; a global batch is cut into these."
+    )
+    packing: PackRows = Field(
+        PackRows.AUTO,
+        description="Whether rows share one row of the model's input without seeing each other; auto packs where the "
+        "model is found to keep them apart at no cost.",
+    )
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens in one pass of packed rows, or one row; unset takes `micro_batch_size` times the longest row.",
     )
     learning_rate: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
     schedule: Schedule = Field(

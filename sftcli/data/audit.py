@@ -1,17 +1,20 @@
 """What became of the rows: how many are trained on, on how much of each, and why the others are not."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from sftcli.data.conversation import Rejected, RejectReason
-from sftcli.data.example import Example, RowFlag, TooLong
+from sftcli.data.duplicates import Duplicates
+from sftcli.data.example import TROUBLES, Example, RowFlag, TooLong
+from sftcli.data.records import Origin
 from sftcli.errors import DataError
 
 ROWS_NAMED = 5  # of each reason
 KEPT_SHARE = 0.99
 PERCENTILES = (50, 90, 95, 99)
 SMALLEST_BIN = 32
+SOURCE_COUNTS = ("rows", "kept", "rejected", "cut", "tokens", "response_tokens")
 
 _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.CONTROL_TEXT: "in {rows} a content holds the text of a control token; it stays text",
@@ -22,6 +25,9 @@ _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.LEAD_TRAINED: "in {rows} the template writes something before the answer that generation will not be"
     " given; it is trained",
     RowFlag.STOP_APPENDED: "in {rows} the template ends the last answer in no stop token; one is added and trained",
+    RowFlag.UNREADABLE: "{rows} with U+FFFD, which stands for bytes that something could not read",
+    RowFlag.MISREAD: "{rows} with text that reads like UTF-8 taken for Latin-1 or Windows-1252",
+    RowFlag.CONTROL_CHARACTER: "{rows} with control characters other than tab and line ends",
     RowFlag.CUT_TURNS: "from {rows} whole turns at the end are cut off",
     RowFlag.CUT_ANSWER: "from {rows} the end of an answer is cut off, with its stop token",
     RowFlag.CUT_STOP: "from {rows} the stop token of an answer is cut off; the answer is whole",
@@ -58,6 +64,14 @@ class AuditSummary:
     untrained_rows: int  # kept, and without any token that has loss
     cut_rows: int  # kept, and cut for their length; `flags` says where
     cut_tokens: int  # that they lost
+    sources: Mapping[str, Mapping[str, int]]  # source -> the counts of its rows
+    duplicate_rows: int  # kept, and equal to an earlier one
+    near_duplicate_rows: int  # kept, and nearly equal to an earlier one
+    near_trained_rows: int  # held out, and equal or nearly equal to one that is trained on
+    trouble_rows: int  # kept, and with unreadable, misread or control characters
+    shared_prompts: int  # held out, with a first user text that is trained on too
+    duplicates: Mapping[str, Sequence[str]]  # the first few pairs of each of the three kinds
+    flagged_rows: Mapping[str, Sequence[str]]  # the first few of each of `flags`
     length_percentiles: Mapping[str, int]
     length_histogram: Sequence[LengthBin]
     longest_tokens: int
@@ -103,14 +117,20 @@ class SupervisionAudit:
         self._kept = self._total = self._response = self._turns = self._untrained = 0
         self._rejected = Counter[str]()
         self._rejected_rows: dict[str, list[str]] = {}
-        self._cut_rows = self._cut_tokens = 0
+        self._cut_rows = self._cut_tokens = self._shared_prompts = self._trouble_rows = 0
+        self._sources: dict[str, Counter[str]] = {}
+        self._duplicates = Duplicates()
+        self._flagged_rows: dict[RowFlag, list[str]] = {}
         self._flags = Counter[RowFlag]()
         self._lengths = Counter[int]()
         self._longest = (0, "")
 
-    def add(self, result: Example | Rejected) -> None:
-        """Count one row."""
+    def add(self, result: Example | Rejected, *, source: str = "") -> None:
+        """Count one row of ``source``."""
+        counts = self._sources.setdefault(source, Counter(dict.fromkeys(SOURCE_COUNTS, 0)))
+        counts["rows"] += 1
         if isinstance(result, Rejected):
+            counts["rejected"] += 1
             self._rejected[result.reason.value] += 1
             named = self._rejected_rows.setdefault(result.reason.value, [])
             if len(named) < ROWS_NAMED:
@@ -119,15 +139,29 @@ class SupervisionAudit:
                 self._add_length(result.num_tokens, str(result.origin))
             return
         trained = int(result.loss_mask.sum())
+        counts.update(kept=1, tokens=len(result.input_ids), response_tokens=trained, cut=bool(result.num_cut))
         self._kept += 1
         self._total += len(result.input_ids)
         self._response += trained
         self._untrained += trained == 0
         self._turns += result.num_trained_turns
         self._cut_rows += bool(result.num_cut)
+        self._trouble_rows += not TROUBLES.isdisjoint(result.flags)
         self._cut_tokens += result.num_cut
-        self._flags.update(result.flags)
+        for flag in result.flags:
+            self._flags[flag] += 1
+            named = self._flagged_rows.setdefault(flag, [])
+            if len(named) < ROWS_NAMED:
+                named.append(str(result.origin))
         self._add_length(len(result.input_ids) + result.num_cut, str(result.origin))
+
+    def add_duplicates(self, duplicates: Duplicates) -> None:
+        """Take what was found out when all rows were there."""
+        self._duplicates = duplicates
+
+    def add_shared_prompts(self, count: int) -> None:
+        """Take the number of held-out rows whose prompt is trained on."""
+        self._shared_prompts = count
 
     def note(self, text: str) -> None:
         """Keep a sentence that a person should read beside the counts."""
@@ -137,7 +171,7 @@ class SupervisionAudit:
     def summary(self) -> AuditSummary:
         """Return what was counted so far."""
         rejected = dict(sorted(self._rejected.items(), key=lambda item: (-item[1], item[0])))
-        flags = {flag.value: self._flags[flag] for flag in RowFlag if self._flags[flag]}
+        flags = {flag: self._flags[flag] for flag in RowFlag if self._flags[flag]}
         flag_notes = [
             text.format(rows=_rows(self._flags[flag]))
             for flag, text in _FLAG_NOTES.items()
@@ -156,12 +190,27 @@ class SupervisionAudit:
             untrained_rows=self._untrained,
             cut_rows=self._cut_rows,
             cut_tokens=self._cut_tokens,
+            sources={
+                source: {name: counts[name] for name in SOURCE_COUNTS}
+                for source, counts in self._sources.items()
+            },
+            duplicate_rows=self._duplicates.exact,
+            near_duplicate_rows=self._duplicates.near,
+            near_trained_rows=self._duplicates.near_trained,
+            trouble_rows=self._trouble_rows,
+            shared_prompts=self._shared_prompts,
+            duplicates={
+                "exact": _pairs(self._duplicates.exact_examples),
+                "near": _pairs(self._duplicates.near_examples),
+                "near-trained": _pairs(self._duplicates.trained_examples),
+            },
+            flagged_rows={flag.value: tuple(self._flagged_rows[flag]) for flag in flags},
             length_percentiles={str(p): _at_share(self._lengths, p / 100) for p in PERCENTILES},
             length_histogram=_histogram(self._lengths),
             longest_tokens=self._longest[0],
             longest_row=self._longest[1],
             max_tokens_for_99_percent=_at_share(self._lengths, KEPT_SHARE),
-            flags=flags,
+            flags={flag.value: count for flag, count in flags.items()},
             notes=(*self._notes, *flag_notes, *self._length_notes()),
         )
 
@@ -182,6 +231,10 @@ class SupervisionAudit:
         self._lengths[num_tokens] += 1
         if num_tokens > self._longest[0]:
             self._longest = (num_tokens, origin)
+
+
+def _pairs(pairs: Iterable[tuple[Origin, Origin]]) -> tuple[str, ...]:
+    return tuple(f"{row} like {earlier}" for row, earlier in pairs)
 
 
 def _rows(count: int) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sftcli.data.conversation import Conversation, Message, PlainText, RejectReason
+from sftcli.data.encoding import find_trouble
 from sftcli.data.example import ChatTokenizer, Reading, RowFlag
 from sftcli.data.pieces import ControlFinder, Piece, RowFaultError
 from sftcli.data.proofs import prove_prompt, text_fault
@@ -131,7 +132,7 @@ class Drafter:
             may_gain_space=self._may_gain_space(pieces[1]),
         )
         found = self._controls.ids_in(row.text)
-        flags = frozenset({RowFlag.CONTROL_TEXT} if found else ())
+        flags = frozenset({RowFlag.CONTROL_TEXT} if found else ()) | find_trouble([row.text])
         draft = _draft(row.origin, pieces, [row.text], [span], has_markup=bool(found), flags=flags)
         draft.num_turns = 0
         return draft
@@ -209,7 +210,7 @@ class Drafter:
                     flags.add(RowFlag.CONTROL_TEXT)
         if any(len(new) < len(old) for new, old in zip(filled, texts, strict=True)):
             flags.add(RowFlag.STRIPPED)
-        flags |= skeleton.flags
+        flags |= skeleton.flags | find_trouble(texts)
         return _draft(origin, skeleton.pieces, filled, spans, has_markup=markup, flags=frozenset(flags))
 
 

@@ -29,6 +29,9 @@ class RowFlag(StrEnum):
     STOP_APPENDED = (
         "stop-appended"  # the template ends the last answer with no control token; one was put there
     )
+    UNREADABLE = "unreadable"  # a content holds U+FFFD: something before this program could not read it
+    MISREAD = "misread"  # a content reads like UTF-8 taken for Latin-1 or Windows-1252
+    CONTROL_CHARACTER = "control-character"  # a content holds control characters other than tab and line ends
     CUT_TURNS = "cut-turns"  # whole turns at the end are left out
     CUT_ANSWER = "cut-answer"  # the end of an answer is left out, and its stop token
     CUT_STOP = "cut-stop"  # an answer is whole, but its stop token is left out
@@ -51,6 +54,7 @@ class Example:
     num_trained_turns: int = 0
     num_cut: int = 0
     flags: frozenset[RowFlag] = frozenset()
+    score: float | None = None  # what the row was told to be by its source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,7 @@ class TooLong(Rejected):
 
 
 CUTS = frozenset({RowFlag.CUT_TURNS, RowFlag.CUT_ANSWER, RowFlag.CUT_STOP, RowFlag.CUT_END})
+TROUBLES = frozenset({RowFlag.UNREADABLE, RowFlag.MISREAD, RowFlag.CONTROL_CHARACTER})
 
 
 class ChatTokenizer(Protocol):
@@ -73,6 +78,10 @@ class ChatTokenizer(Protocol):
     @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
+
+    @property
+    def max_chars_per_token(self) -> int:
+        """No token stands for more characters of a text; 0 where that is not known."""
 
     @property
     def control_texts(self) -> Mapping[str, int]:

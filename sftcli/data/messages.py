@@ -34,13 +34,14 @@ class Conversation:
     """A row as messages. ``tools`` is JSON text of the OpenAI tool list, empty where there is none.
 
     There is at least one trained assistant turn, and the last turn is the assistant's: ``num_cut`` turns that stood
-    behind it were cut off, because nothing answers them.
+    behind it were cut off, because nothing answers them. ``score`` says how hard it is, where the source does.
     """
 
     messages: tuple[Message, ...]
     origin: Origin
     tools: str = ""
     num_cut: int = 0
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

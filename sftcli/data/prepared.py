@@ -1,7 +1,7 @@
 """Prepared examples on disk: memory-mapped Arrow files and a manifest, whole or absent.
 
 PREPARED/
-  train.arrow     one row an example: input_ids, loss_mask, path, line, kind
+  train.arrow     one row an example: input_ids, loss_mask, path, line, kind, score
   heldout.arrow   the same
   text.arrow      the same, of plain text that is mixed into training; often without rows
   manifest.json   format, what it was made of, counts, audit, and size and hash of these files; written last
@@ -9,8 +9,10 @@ PREPARED/
 
 import hashlib
 import json
+import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -18,14 +20,14 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from sftcli import storage
-from sftcli.data.example import Example
+from sftcli.data.example import Example, RowFlag
 from sftcli.data.records import Origin
 from sftcli.errors import DataError, StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 TRAIN, HELDOUT, TEXT = "train", "heldout", "text"
 SPLITS = (TRAIN, HELDOUT, TEXT)
@@ -42,6 +44,12 @@ class ExampleTable:
             length for chunk in self._chunks for length in chunk["input_ids"].value_lengths().to_pylist()
         ]
 
+    @property
+    def scores(self) -> Sequence[float]:
+        """Score of every example; NaN where there is none."""
+        columns = [chunk["score"].to_pylist() for chunk in self._chunks]
+        return [math.nan if score is None else score for column in columns for score in column]
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -54,6 +62,7 @@ class ExampleTable:
             input_ids=chunk["input_ids"][row].values.to_numpy(),
             loss_mask=chunk["loss_mask"][row].values.to_numpy(zero_copy_only=False),
             origin=Origin(path=chunk["path"][row].as_py(), line=chunk["line"][row].as_py()),
+            flags=frozenset(map(RowFlag, chunk["flags"][row].as_py())),
             kind=chunk["kind"][row].as_py(),
         )
 
@@ -101,33 +110,46 @@ class PreparedWriter:
                 "loss_mask": pa.list_(pa.bool_()),
                 "path": pa.string(),
                 "line": pa.int64(),
+                "flags": pa.list_(pa.string()),
                 "kind": pa.string(),
+                "score": pa.float64(),
             }
         )
         self._pending: dict[str, list[tuple[Example, int]]] = {split: [] for split in SPLITS}
-        try:
+        with self._storage_errors():
             storage.make_folders(folder.parent, mode=0o700)
             storage.disk.make_folder(self.staging)
-        except OSError as error:
-            raise StorageError(
-                f"cannot write prepared data under {folder.parent}: {error.strerror}",
-                hint="set SFT_CACHE_DIR to a folder that can be written",
-            ) from error
-        self._sinks = {
-            split: storage.FileSink(storage.disk.create(self.staging / f"{split}.arrow"))
-            for split in self._pending
-        }
-        self._writers = {split: pa.ipc.new_file(sink, self._schema) for split, sink in self._sinks.items()}
+            self._sinks = {
+                split: storage.FileSink(storage.disk.create(self.staging / f"{split}.arrow"))
+                for split in self._pending
+            }
+            self._writers = {
+                split: pa.ipc.new_file(sink, self._schema) for split, sink in self._sinks.items()
+            }
 
     def add(self, split: str, example: Example, *, times: int = 1) -> None:
-        """Add one example to ``train``, ``heldout`` or ``text``, as often as ``times`` says."""
+        """Add one example to ``train``, ``heldout`` or ``text``, as often as ``times`` says.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
         pending = self._pending[split]
         pending.append((example, times))
         if len(pending) >= ROWS_PER_CHUNK:
-            self._flush(split)
+            with self._storage_errors():
+                self._flush(split)
 
     def finish(self, about: Mapping[str, object]) -> PreparedDataset:
-        """Write the manifest, make the data set real, and open it."""
+        """Write the manifest, make the data set real, and open it.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        with self._storage_errors():
+            self._publish(about)
+        return open_prepared(self.folder)
+
+    def _publish(self, about: Mapping[str, object]) -> None:
         files = {}
         for split, writer in self._writers.items():
             self._flush(split)
@@ -147,7 +169,18 @@ class PreparedWriter:
             if not (self.folder / MANIFEST).is_file():
                 raise
             storage.try_remove_tree(self.staging)  # another process has prepared the same data meanwhile
-        return open_prepared(self.folder)
+
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            storage.try_remove_tree(self.staging)
+            is_full = error.errno in storage.FULL_DISK
+            raise StorageError(
+                f"cannot write prepared data to {self.folder.parent}: {error.strerror or error}",
+                hint=f"{'free some space there, or ' if is_full else ''}set SFT_CACHE_DIR to another folder",
+            ) from error
 
     def _flush(self, split: str) -> None:
         pending = self._pending[split]
@@ -167,7 +200,9 @@ class PreparedWriter:
             pa.ListArray.from_arrays(lengths, pa.array(np.concatenate([row.loss_mask for row in rows]))),
             pa.array([row.origin.path for row in rows], pa.string()),
             pa.array([row.origin.line for row in rows], pa.int64()),
+            pa.array([sorted(row.flags) for row in rows], pa.list_(pa.string())),
             pa.array([row.kind for row in rows], pa.string()),
+            pa.array([row.score for row in rows], pa.float64()),
         ]
         self._writers[split].write_batch(pa.record_batch(columns, schema=self._schema))
 

@@ -25,6 +25,9 @@ Row = Conversation | PlainText | Rejected
 
 ROWS_PER_BATCH = 256
 CHARS_PER_BATCH = 2_000_000
+COUNTED_CHARS = (
+    1_000_000  # the tokens of a longer row are not counted where it is clear that they are too many
+)
 TOKENS_PER_CHARACTER = 4
 
 
@@ -72,10 +75,24 @@ class Renderer:
     def _draft(self, row: Row) -> Draft | Rejected:
         if isinstance(row, Rejected):
             return row
+        if too_long := self._too_long_to_count(row):
+            return too_long
         try:
             return self._drafter.draft(row)
         except RowFaultError as fault:
             return Rejected(origin=row.origin, reason=fault.reason, detail=fault.detail)
+
+    def _too_long_to_count(self, row: Conversation | PlainText) -> TooLong | None:
+        """Return the rejection of a row that would take seconds to tokenize and is too long in any case."""
+        size, per_token = _num_chars(row), self._tokenizer.max_chars_per_token
+        if size < COUNTED_CHARS or not per_token or self._cuts or size // per_token <= self._max_tokens:
+            return None
+        return TooLong(
+            origin=row.origin,
+            reason=RejectReason.TOO_LONG,
+            detail=f"at least {size // per_token} tokens, {self._max_tokens} are allowed",
+            num_tokens=size // per_token,
+        )
 
     def _tokenize(self, batch: "_Batch") -> "_Batch":
         drafts = [draft for draft in batch.drafts if isinstance(draft, Draft)]
@@ -85,11 +102,11 @@ class Renderer:
 
     def _finish_batch(self, batch: "_Batch") -> Iterator[Example | Rejected]:
         for row, result in zip(batch.rows, self._made(batch), strict=True):
-            if isinstance(result, Rejected) or isinstance(row, Rejected):
-                assert isinstance(result, Rejected)  # what was rejected before is not made again
-                yield result
-            else:
+            if isinstance(result, Made):
+                assert not isinstance(row, Rejected)  # nothing is made of one
                 yield self._fit(row, result)
+            else:
+                yield result
 
     def _made(self, batch: "_Batch") -> Iterator[Made | Rejected]:
         decoded = iter(batch.decoded)

@@ -12,7 +12,6 @@ from sftcli.data.messages import Conversation, Message
 from sftcli.data.records import Origin
 
 KEY_BYTES = 16
-_RANGE = 2**64
 
 
 def normalize(text: str) -> str:
@@ -25,22 +24,24 @@ def normalize(text: str) -> str:
 def split_key(conversation: Conversation) -> bytes:
     """Return the hash of the first user text, normalized: conversations with the same one belong together."""
     first = next((turn.content for turn in conversation.messages if turn.role == "user"), "")
-    return _digest([normalize(first)])
+    return digest_texts([normalize(first)])
 
 
 def row_key(conversation: Conversation) -> bytes:
     """Return the hash of all turns and tools, contents normalized: equal for rows that are duplicates."""
-    return _digest([conversation.tools, *_turn_texts(conversation.messages)])
+    return digest_texts([conversation.tools, *turn_texts(conversation.messages)])
 
 
-def _turn_texts(messages: Iterable[Message]) -> Iterator[str]:
+def turn_texts(messages: Iterable[Message]) -> Iterator[str]:
+    """Yield role, normalized content and tool calls of each turn."""
     for turn in messages:
         yield turn.role
         yield normalize(turn.content)
         yield turn.tool_calls
 
 
-def _digest(texts: Iterable[str]) -> bytes:
+def digest_texts(texts: Iterable[str]) -> bytes:
+    """Return the hash of a list of texts."""
     digest = blake2b(digest_size=KEY_BYTES)
     for text in texts:
         data = text.encode()
@@ -55,11 +56,6 @@ def _rank(key: bytes, seed: int) -> int:
     return int.from_bytes(
         blake2b(key, digest_size=8, key=seed.to_bytes(8, "big", signed=True)).digest(), "big"
     )
-
-
-def is_heldout(conversation: Conversation, *, fraction: float, seed: int) -> bool:
-    """Return whether a conversation is held out when ``fraction`` of all prompts are."""
-    return _rank(split_key(conversation), seed) < fraction * _RANGE
 
 
 def choose_heldout(

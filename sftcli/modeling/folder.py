@@ -44,7 +44,7 @@ def _no_config(folder: Path) -> UsageError | NotFoundError:
         of = f" of {base}" if isinstance(base, str) and not Path(base).is_absolute() else ""
         return UsageError(
             f"{folder} is a LoRA adapter{of}, not a model",
-            hint="merge it into its base model, and name the merged folder",
+            hint=f"merge it into its base model first: sft export {folder} --to hf --out MERGED",
         )
     if not any(folder.iterdir()):
         return NotFoundError(

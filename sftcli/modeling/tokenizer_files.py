@@ -156,3 +156,12 @@ def _stop_ids(folder: Path) -> tuple[int, ...]:
         if found := tuple(token for token in ids if isinstance(token, int)):
             return found
     return ()
+
+
+def max_chars_per_token(tokenizer: Tokenizer) -> int:
+    """Return a number of characters of a text that no token goes beyond; 0 where there is none."""
+    model = tokenizer.model
+    if getattr(model, "unk_token", None) and not getattr(model, "byte_fallback", False):
+        return 0  # one unknown token may stand for a whole text
+    shrinks = 1 if tokenizer.normalizer is None else 4  # by composing letters with their marks
+    return shrinks * max(map(len, tokenizer.get_vocab()))

@@ -127,7 +127,7 @@ def open_answerer(
     Raises:
         NotFoundError, UsageError, DataError: There is no tokenizer, template or model, or one is damaged.
     """
-    tokenizer = load_chat_tokenizer(tokenizer_folder or choice.folder)
+    tokenizer = load_chat_tokenizer(tokenizer_folder or choice.tokenizer_folder)
     model = load_for_inference(choice, precision=precision, emit=emit)
     for text in disagreements(choice, model, tokenizer):
         emit(Warned(text=text))

@@ -1,26 +1,34 @@
 """Builds a trainer from settings, model and data: the one place where the parts of training meet."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from sftcli.config.data_settings import RowOrder
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
-from sftcli.data.batch import Batch, BatchPlan, ExampleSource, batches_in_order_of_length, collate
+from sftcli.config.training_settings import TrainingSettings
+from sftcli.data.batch import Batch, BatchPlan, ExampleSource, Packing, batches_in_order_of_length, collate
+from sftcli.data.prepared import ExampleTable
 from sftcli.events import EventSink, ModelLoaded, StopFlag
-from sftcli.modeling.load import count_parameters, load_model, write_model_files
+from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model
 from sftcli.modeling.locate import LocatedModel
+from sftcli.modeling.model_folder import write_model_files
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
+from sftcli.services.adapters import AdapterFiles, adapter_files, load_with_adapter
 from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import DirectoryCheckpointStore
+from sftcli.training.checkpoint_files import ADAPTER, MODEL
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
+from sftcli.training.memory import MemoryLadder
 from sftcli.training.neftune import add_embedding_noise
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
+from sftcli.training.packing import choose_packing
 from sftcli.training.probe import choose_batch_loss
 from sftcli.training.state import HeldoutLoss
 from sftcli.training.trainer import Trainer
@@ -42,25 +50,25 @@ class Materials:
     trusted_code: Mapping[str, str]  # what may run of the model's own code; empty for nothing
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A trainer with the model that it trains, and what its adapter's folders hold where an adapter is trained."""
+
+    trainer: Trainer
+    model: "PreTrainedModel"
+    adapter: AdapterFiles | None
+
+
 def build_trainer(
     run: RunFolder, materials: Materials, emit: EventSink, *, check_owner: Callable[[], None]
-) -> "tuple[Trainer, PreTrainedModel]":
+) -> Built:
     """Load the model and put the parts of a run together."""
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
-    model = load_model(
-        located.folder,
-        dtype=torch.float32,
-        device=device,
-        gradient_checkpointing=settings.training.gradient_checkpointing,
-        trusts_code=bool(materials.trusted_code),
-    )
-    if not settings.training.train_embeddings:
-        freeze_embeddings(model)
+    model, weights, adapter = _load(materials, dtype, device)
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
-    weights = MasterWeights(model, compute_dtype=dtype)
     total, trainable = count_parameters(model)
     emit(
         ModelLoaded(
@@ -82,17 +90,20 @@ def build_trainer(
             source=located.folder,
             stop_ids=prepared.tokenizer.stop_ids,
             template=prepared.tokenizer.chosen_template,
-        ),
+        )
+        if adapter is None
+        else adapter.write,
+        weights_name=MODEL if adapter is None else ADAPTER,
         fingerprints=materials.fingerprints,
         resume_command=f"sft resume {run.name}",
         check_owner=check_owner,
     )
-    plan = BatchPlan(
-        examples,
-        batch_size=settings.training.batch_size,
+    packing = choose_packing(model, examples, settings=settings.training, pad_id=pad_id, emit=emit)
+    ladder = MemoryLadder(
         micro_batch_size=settings.training.micro_batch_size,
-        pad_id=pad_id,
-        seed=settings.training.seed,
+        batch_size=settings.training.batch_size,
+        make_plan=partial(_plan, materials, packing),
+        checkpoint_activations=_checkpointing(model, settings.training),
     )
     trainer = Trainer(
         settings=settings.training,
@@ -100,20 +111,81 @@ def build_trainer(
         weights=weights,
         optimizer=make_optimizer(weights.masters, settings.training),
         batch_loss=batch_loss,
-        plan=plan,
+        ladder=ladder,
         heldout_loss=_heldout_loss(prepared, batch_loss, device),
-        store=PtWritingStore(model, run, settings, store),
+        store=store if adapter is not None else PtWritingStore(model, run, settings, store),
         emit=emit,
         device=device,
         name_row=lambda index: str(examples[index].origin),
     )
-    return trainer, model
+    return Built(trainer=trainer, model=model, adapter=adapter)
+
+
+def _load(
+    materials: Materials, dtype: torch.dtype, device: torch.device
+) -> "tuple[PreTrainedModel, MasterWeights, AdapterFiles | None]":
+    settings, located = materials.settings, materials.located
+    if settings.adapter.is_on:
+        model, weights, config = load_with_adapter(
+            located,
+            settings.adapter,
+            dtype=dtype,
+            device=device,
+            gradient_checkpointing=settings.training.gradient_checkpointing,
+            trusts_code=bool(materials.trusted_code),
+        )
+        files = adapter_files(
+            model,
+            config,
+            settings=settings.model,
+            located=located,
+            tokenizer=materials.prepared.tokenizer,
+        )
+        return model, weights, files
+    model = load_model(
+        located.folder,
+        dtype=torch.float32,
+        device=device,
+        gradient_checkpointing=settings.training.gradient_checkpointing,
+        trusts_code=bool(materials.trusted_code),
+    )
+    if not settings.training.train_embeddings:
+        freeze_embeddings(model)
+    return model, MasterWeights(model, compute_dtype=dtype), None
+
+
+def _plan(materials: Materials, packing: Packing | None, micro_batch_size: int) -> BatchPlan:
+    settings, dataset = materials.settings, materials.prepared.dataset
+    if packing is not None:
+        share = micro_batch_size / settings.training.micro_batch_size
+        packing = packing.shrunk(share, longest=max(dataset.train.num_tokens))
+    return BatchPlan(
+        dataset.train,
+        batch_size=settings.training.batch_size,
+        micro_batch_size=micro_batch_size,
+        pad_id=materials.prepared.tokenizer.pad_id,
+        seed=settings.training.seed,
+        keys=_order_keys(dataset.train, settings.data.order),
+        packing=packing,
+    )
+
+
+def _checkpointing(model: "PreTrainedModel", settings: TrainingSettings) -> Callable[[], None] | None:
+    """Return what turns gradient checkpointing on where it is off and the model knows it."""
+    is_known = model.supports_gradient_checkpointing and not settings.gradient_checkpointing
+    return partial(checkpoint_activations, model) if is_known else None
 
 
 def _kept(settings: Settings) -> CheckpointSettings:
     """Return which checkpoints are kept: early stopping needs the best one."""
     keep_best = settings.checkpoint.keep_best or settings.training.early_stopping_evals > 0
     return settings.checkpoint.model_copy(update={"keep_best": keep_best})
+
+
+def _order_keys(examples: ExampleTable, order: RowOrder) -> Sequence[float] | None:
+    if order is RowOrder.SHUFFLED:
+        return None
+    return examples.num_tokens if order is RowOrder.LENGTH else examples.scores
 
 
 def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:

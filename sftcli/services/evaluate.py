@@ -12,7 +12,7 @@ from sftcli.config.sources import Override, Settings, resolve
 from sftcli.errors import DataError, ThresholdError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.services.intervals import Interval
-from sftcli.services.models import ModelChoice, choose_base, choose_model
+from sftcli.services.models import ModelChoice, base_of, choose_model
 from sftcli.services.prepare import PreparedData, find_sources, prepare_data
 from sftcli.services.report import write_report
 from sftcli.services.run_folder import RunFolder, write_json
@@ -72,6 +72,14 @@ class EvalReport:
             "base": None if self.base is None else self.base.to_json(),
         }
 
+    def numbers(self) -> dict[str, float]:
+        """Return the numbers of the tuned model."""
+        return {
+            name: float(value)
+            for name, value in self.tuned.to_json().items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+
 
 def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> EvalReport:
     """Score the model, and the base if one is named, on the same held-out rows.
@@ -84,7 +92,7 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     prepared = prepare_data(
         settings.data,
         find_sources(settings.data),
-        model_folder=choice.folder,
+        model_folder=choice.tokenizer_folder,
         seed=settings.training.seed,
         emit=emit,
         stop=stop,
@@ -123,18 +131,13 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     return report
 
 
-def check_limits(report: EvalReport, above: Sequence[str], under: Sequence[str]) -> None:
-    """Compare numbers of the tuned model with limits, each ``METRIC=VALUE``.
+def check_limits(numbers: Mapping[str, float], above: Sequence[str], under: Sequence[str]) -> None:
+    """Compare numbers of the tuned model, by name, with limits, each ``METRIC=VALUE``.
 
     Raises:
         UsageError: A limit cannot be read, or there is no such number.
         ThresholdError: A number is above, or under, its limit.
     """
-    numbers = {
-        name: float(value)
-        for name, value in report.tuned.to_json().items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
     broken = []
     for limits, word, is_broken in ((above, "above", operator.gt), (under, "under", operator.lt)):
         for limit in limits:
@@ -208,9 +211,7 @@ def _base_of(
         return None
     if request.base is not None:
         return choose_model(request.base, root=request.root, emit=emit)
-    if choice.run is None:
-        return None
-    return choose_base(settings.model, emit)
+    return base_of(choice, None if choice.run is None else settings.model, emit)
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -10,7 +10,7 @@ from sftcli.data.conversation import Message
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, StopFlag, TextDelta
 from sftcli.services.answering import Answerer, Completion, open_answerer
-from sftcli.services.models import ModelChoice, choose_base, choose_model
+from sftcli.services.models import ModelChoice, base_of, choose_model
 
 __all__ = [
     "Completion",
@@ -114,10 +114,15 @@ def base_choice(choice: ModelChoice, emit: EventSink) -> ModelChoice:
     Raises:
         UsageError: No run made this model.
     """
-    if choice.run is None:
+    settings = None
+    if choice.run is not None:
+        settings = resolve(
+            preset=None, config_file=choice.run.config, overrides=(), environ={}
+        ).settings.model
+    base = base_of(choice, settings, emit)
+    if base is None:
         raise UsageError(
             f"{choice.name} was not made by a run, so its base is not known",
             hint="ask each model by itself, with --checkpoint",
         )
-    settings = resolve(preset=None, config_file=choice.run.config, overrides=(), environ={}).settings
-    return choose_base(settings.model, emit)
+    return base

@@ -1,30 +1,31 @@
 """Running out of memory as an error that names the way out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
-
-from sftcli.config.training_settings import TrainingSettings
 from sftcli.errors import ResourceError
-
-_CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch raises a plain RuntimeError on the CPU, with this name in it
+from sftcli.training.memory import is_out_of_memory
 
 
 @contextmanager
-def memory_errors(settings: TrainingSettings, *, resume_command: str) -> Iterator[None]:
+def memory_errors(tried: Callable[[], str], *, resume_command: str) -> Iterator[None]:
     """Turn running out of memory inside the block into an error with flags, the one that costs no quality first.
+
+    Args:
+        tried: Returns in words with what it ran out, such as "micro-batches of 4 rows".
+        resume_command: Goes on with the run.
 
     Raises:
         ResourceError: Memory ran out; checkpoints are intact.
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and _CPU_ALLOCATOR not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise ResourceError(
-            f"out of memory with micro-batches of {settings.micro_batch_size} rows; checkpoints are intact",
-            hint="in a new run lower training.micro_batch_size (the updates stay the same), then data.max_tokens, or "
-            f"choose a smaller model; where something else took the memory: {resume_command}",
+            f"out of memory with {tried()}; checkpoints are intact",
+            hint="in a new run lower training.micro_batch_size (the updates stay the same), set "
+            "training.gradient_checkpointing, choose training.optimizer=adafactor, lower data.max_tokens, or choose a "
+            f"smaller model; where something else took the memory: {resume_command}",
         ) from error

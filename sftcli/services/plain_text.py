@@ -26,8 +26,8 @@ class PlainTextShare:
         self._audit = audit
         self._texts = self._long = self._pieces = 0
 
-    def take(self, rows: Sequence[Conversation | PlainText | Rejected]) -> Iterator[Example]:
-        """Yield the examples of ``rows``.
+    def take(self, rows: Sequence[Conversation | PlainText | Rejected], *, source: str) -> Iterator[Example]:
+        """Yield the examples of ``rows`` of ``source``.
 
         Raises:
             DataError: One of them is a conversation.
@@ -35,14 +35,14 @@ class PlainTextShare:
         for result in self._renderer.render_all(map(_plain, rows)):
             self._texts += 1
             if not isinstance(result, Example):
-                self._audit.add(result)
+                self._audit.add(result, source=source)
                 continue
             pieces = cut_text(result, self._max_tokens)
             if len(pieces) > 1:
                 self._long += 1
                 self._pieces += len(pieces)
             for piece in pieces:
-                self._audit.add(piece)
+                self._audit.add(piece, source=source)
                 yield piece
 
     def note_cuts(self) -> None:

@@ -4,12 +4,12 @@ import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
 from sftcli import __version__
-from sftcli.config.data_settings import DataSettings, Overlong
+from sftcli.config.data_settings import CHECKS, DataSettings, Overlong
 from sftcli.data.audit import SupervisionAudit
 from sftcli.data.conversation import (
     DETECTION_ROWS,
@@ -20,6 +20,7 @@ from sftcli.data.conversation import (
     parse_renames,
     to_conversations,
 )
+from sftcli.data.duplicates import DuplicateFinder
 from sftcli.data.example import Example
 from sftcli.data.prepared import (
     FORMAT_VERSION,
@@ -31,6 +32,7 @@ from sftcli.data.prepared import (
 )
 from sftcli.data.records import Source, fingerprint_source, read_records
 from sftcli.data.render import Renderer, Row
+from sftcli.data.score import with_score
 from sftcli.data.split import choose_heldout, find_overlap, split_key
 from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag
@@ -38,9 +40,10 @@ from sftcli.modeling.template import TemplateRefusedError
 from sftcli.modeling.tokenizer import HFChatTokenizer
 from sftcli.services.plain_text import PlainTextShare
 
+ORDER_ONLY = ("order", "text_fraction")  # settings that change when a row is trained on, not the row
 CHUNK_ROWS = 1024  # rows rendered together, and between two looks at the stop flag
 
-Place = tuple[str, int]  # the split of a row, and how many times an epoch has it
+Place = tuple[str, int, str]  # the split of a row, how many times an epoch has it, and its source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,7 @@ class Preparation:
             "format": FORMAT_VERSION,
             "version": __version__,
             "sources": self._fingerprints(),
-            "data": self.data.model_dump(mode="json"),
+            "data": self.data.model_dump(mode="json", exclude={*CHECKS, *ORDER_ONLY}),
             "tokenizer": self.tokenizer.fingerprint,
             "seed": self.seed,
         }
@@ -79,13 +82,17 @@ class Preparation:
         audits = {split: SupervisionAudit(self.data.max_tokens) for split in splits}
         for note in (*self.tokenizer.notes, *map(_repetition, self.train)):
             audits[TRAIN].note(note)
+        duplicates = DuplicateFinder()
         schemas: dict[str, str] = {}
         prints = self._fingerprints()
         with PreparedWriter(folder) as writer:
-            for (split, times), result in _rendered(self._split_rows(schemas), renderer):
-                audits[split].add(result)
+            for (split, times, source), row, result in _rendered(self._split_rows(schemas), renderer):
+                audits[split].add(result, source=source)
                 if isinstance(result, Example):
                     writer.add(split, result, times=times)
+                    duplicates.add(row, heldout=split == HELDOUT)
+            for split, found in zip((TRAIN, HELDOUT), duplicates.find(), strict=True):
+                audits[split].add_duplicates(found)
             if self.text:
                 self._add_text(writer, audits[TEXT], schemas)
             self._check_lengths(audits)
@@ -111,7 +118,7 @@ class Preparation:
         share = PlainTextShare(self.tokenizer, max_tokens=self.data.max_tokens, audit=audit)
         for source in self.text:
             for chunk in self._chunks(source, schemas):
-                for example in share.take(chunk):
+                for example in share.take(chunk, source=source.text):
                     writer.add(TEXT, example, times=source.times)
         share.note_cuts()
 
@@ -149,6 +156,7 @@ class Preparation:
         if not (self.train and self.heldout):
             return
         found = find_overlap(self._conversations(self.train), self._conversations(self.heldout))
+        audit.add_shared_prompts(found.same_prompt)
         if found.same_prompt:
             train, held = found.examples[0]
             audit.note(
@@ -158,7 +166,7 @@ class Preparation:
         if found.same_row and not self.data.allow_leak:
             raise DataError(
                 f"{found.same_row} of {found.heldout_rows} held-out rows are trained on too",
-                hint="take them out of one side, or allow it: --set data.allow_leak=true",
+                hint="take them out of one side, or allow it: --allow-leak",
             )
 
     def _conversations(self, sources: Sequence[Source]) -> Iterator[Conversation]:
@@ -170,13 +178,13 @@ class Preparation:
         """Yield rows with the split that they belong to; fill in the format of each source."""
         chosen = self._choose_heldout() if not self.heldout else frozenset()
         for source in self.train:
-            kept = TRAIN, source.times
+            kept, held = (TRAIN, source.times, source.text), (HELDOUT, 1, source.text)
             for row in chain.from_iterable(self._chunks(source, schemas)):
                 is_held = isinstance(row, Conversation) and bool(chosen) and split_key(row) in chosen
-                yield (HELDOUT, 1) if is_held else kept, row
+                yield held if is_held else kept, row
         for source in self.heldout:
             for row in chain.from_iterable(self._chunks(source, schemas)):
-                yield (HELDOUT, 1), row
+                yield (HELDOUT, 1, source.text), row
 
     def _choose_heldout(self) -> frozenset[bytes]:
         """Return the prompts that are held out; takes a pass of its own over the rows."""
@@ -203,8 +211,10 @@ class Preparation:
         first = list(islice(records, DETECTION_ROWS))
         schema = detect_schema(first, renames=parse_renames(self.data.renames))
         schemas[source.text] = str(schema)
+        column = self.data.score_column if source in self.train else None
         for record in chain(first, records):
-            yield from to_conversations(record, schema, train_on=self.data.train_on)
+            for row in to_conversations(record, schema, train_on=self.data.train_on):
+                yield with_score(row, record, column)
 
 
 def _repetition(source: Source) -> str:
@@ -213,17 +223,20 @@ def _repetition(source: Source) -> str:
 
 def _rendered(
     rows: Iterator[tuple[Place, Row]], renderer: Renderer
-) -> Iterator[tuple[Place, Example | Rejected]]:
-    """Render ``rows``, which the renderer reads ahead, and hand on where each belongs."""
-    places = deque[Place]()
+) -> Iterator[tuple[Place, Row, Example | Rejected]]:
+    """Render ``rows``, which the renderer reads ahead, and hand each on with where it belongs; examples get its score."""
+    waiting = deque[tuple[Place, Row]]()
 
     def without_places() -> Iterator[Row]:
         for place, row in rows:
-            places.append(place)
+            waiting.append((place, row))
             yield row
 
     for result in renderer.render_all(without_places()):
-        yield places.popleft(), result
+        place, row = waiting.popleft()
+        if isinstance(result, Example) and isinstance(row, Conversation):
+            result = replace(result, score=row.score)
+        yield place, row, result
 
 
 def ends_of(tokenizer: HFChatTokenizer) -> dict[str, object]:

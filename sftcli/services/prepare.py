@@ -10,15 +10,18 @@ from sftcli import storage
 from sftcli.config.data_settings import DataSettings
 from sftcli.config.sources import Settings
 from sftcli.data.audit import AuditSummary
+from sftcli.data.example import Example
 from sftcli.data.prepared import TEXT, TRAIN, PreparedDataset, open_prepared
 from sftcli.data.records import Source, parse_source
 from sftcli.data.tokenview import TokenView, describe_tokens
-from sftcli.errors import DataError, UsageError
+from sftcli.errors import DataError, OutputError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.services.models import locate_base
 from sftcli.services.preparation import Preparation
+from sftcli.services.rows_folder import check_free, write_rows
+from sftcli.services.thresholds import find_exceeded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,18 +66,32 @@ class PreparedData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareRequest:
-    """Prepare the data of ``settings``; hand back the first ``show`` training examples."""
+    """Prepare the data of ``settings``; hand back the first ``show`` training examples; write all to a folder ``out``."""
 
     settings: Settings
     show: int
+    out: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownRow:
+    """An example token by token, with its counts and what was noticed about it."""
+
+    origin: str
+    num_tokens: int
+    num_trained: int
+    flags: tuple[str, ...]
+    tokens: tuple[TokenView, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareOutcome:
-    """What was prepared, where, and the first examples token by token."""
+    """What was prepared, where, the first examples token by token, the limits exceeded, and where all were written."""
 
     data: PreparedData
-    shown: tuple[tuple[TokenView, ...], ...]
+    shown: tuple[ShownRow, ...]
+    exceeded: tuple[str, ...]
+    out: str | None
 
     @property
     def folder(self) -> str:
@@ -83,12 +100,12 @@ class PrepareOutcome:
 
     def to_json(self) -> dict[str, object]:
         """Return the outcome as plain values."""
-        shown = [[asdict(token) for token in row] for row in self.shown]
         return {
             "folder": self.folder,
             "cached": self.data.is_cached,
             **self.data.dataset.about,
-            "shown": shown,
+            "out": self.out,
+            "shown": [asdict(row) for row in self.shown],
         }
 
 
@@ -96,13 +113,33 @@ def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> Pre
     """Prepare data as ``train`` would, and show what became of it."""
     settings = request.settings
     sources = find_sources(settings.data)
+    if request.out:
+        check_free(request.out)
     located = locate_base(settings.model, emit)
     data = prepare_data(
         settings.data, sources, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
     )
+    require_rows(data)
     train = data.dataset.train
-    shown = [describe_tokens(train[row], data.tokenizer) for row in range(min(request.show, len(train)))]
-    return PrepareOutcome(data=data, shown=tuple(map(tuple, shown)))
+    exceeded = find_exceeded(list(data.audit.values()), settings.data)
+    if request.out and not exceeded:
+        write_rows(data.dataset, request.out)
+    return PrepareOutcome(
+        data=data,
+        shown=tuple(_shown(train[row], data.tokenizer) for row in range(min(request.show, len(train)))),
+        exceeded=tuple(exceeded),
+        out=str(request.out) if request.out and not exceeded else None,
+    )
+
+
+def _shown(example: Example, tokenizer: HFChatTokenizer) -> ShownRow:
+    return ShownRow(
+        origin=str(example.origin),
+        num_tokens=len(example.input_ids),
+        num_trained=int(example.loss_mask.sum()),
+        flags=tuple(sorted(example.flags)),
+        tokens=tuple(describe_tokens(example, tokenizer)),
+    )
 
 
 def find_sources(data: DataSettings) -> Sources:
@@ -143,8 +180,11 @@ def prepare_data(
     seed: int,
     emit: EventSink,
     stop: StopFlag,
+    fallback: Path | None = None,
 ) -> PreparedData:
     """Return the examples of ``data`` as the model in ``model_folder`` will see them, from the cache where possible.
+
+    Where there is no cache folder that can be written to, they go to ``fallback``.
 
     Raises:
         DataError: A file cannot be read, or its format is not known.
@@ -162,7 +202,7 @@ def prepare_data(
         emit=emit,
         stop=stop,
     )
-    folder = cache_folder() / "prepared" / job.key()
+    folder = _store(fallback, emit) / job.key()
     dataset = _open_cached(folder, emit)
     prepared = PreparedData(
         dataset=dataset or job.run(folder), tokenizer=tokenizer, is_cached=dataset is not None
@@ -171,6 +211,34 @@ def prepare_data(
     if sources.text and not data.text_fraction:
         emit(Notice(text="data.text_fraction is 0: the plain text is prepared, and none is trained on"))
     return prepared
+
+
+def require_rows(prepared: PreparedData) -> None:
+    """See that there is something to train on.
+
+    Raises:
+        DataError: All rows were rejected; the first of each reason is named.
+    """
+    audit = prepared.audit[TRAIN]
+    if audit.kept or not audit.rows:
+        return
+    found = "; ".join(
+        f"{reason} {count}, {audit.rejected_rows[reason][0]}" for reason, count in audit.rejected.items()
+    )
+    raise DataError(
+        f"no row is left to train on: {audit.rows} of {audit.rows} were rejected ({found})",
+        hint="mend these rows, or read others of their columns with --map",
+    )
+
+
+def _store(fallback: Path | None, emit: EventSink) -> Path:
+    try:
+        return cache_folder() / "prepared"
+    except OutputError as error:
+        if fallback is None:
+            raise
+        emit(Warned(text=f"{error.message}; prepared data goes to {fallback}; {error.hint}"))
+        return fallback
 
 
 def _open_cached(folder: Path, emit: EventSink) -> PreparedDataset | None:

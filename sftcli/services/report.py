@@ -63,7 +63,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
     events = run.read_events()
     steps = _of(events, "StepDone")
     heldout = [event for event in _of(events, "HeldoutDone") if event["loss"] is not None]
-    verdict = judge(_numbers(steps, "loss"), _numbers(heldout, "loss"))
+    verdict = judge(_numbers(_of_rows(steps), "loss"), _numbers(heldout, "loss"))
     evaluation = _read(run.evaluation)
     return {
         "name": run.name,
@@ -78,7 +78,8 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "samples": evaluation.get("samples", []) if evaluation else [],
         "base": _name(evaluation, "base"),
         "tuned": _name(evaluation, "tuned"),
-        "warnings": [event["text"] for event in _of(events, "Warned")],
+        "judgements": _of(events, "Judged"),
+        "warnings": [event["text"] for event in events if event["event"] in {"Warned", "MemoryEased"}],
         "commands": [
             str(run.read_about().get("command", "")),
             f"sft train --config {run.name}/config.toml",
@@ -131,11 +132,12 @@ def _charts(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
         events = run.read_events()
         steps = [event for event in _of(events, "StepDone") if event["loss"] is not None]
         heldout = [event for event in _of(events, "HeldoutDone") if event["loss"] is not None]
-        x, losses = _numbers(steps, "step"), _numbers(steps, "loss")
+        x, losses = _numbers(steps, "step"), _numbers(_of_rows(steps), "loss")
+        x_of_rows = _numbers(_of_rows(steps), "step")
         name = f"{run.name}: " if len(runs) > 1 else ""
         color = 2 * number
-        loss.append(Series(name="", x=x, y=losses, color=color, kind="faint"))
-        loss.append(Series(name=f"{name}training", x=x, y=_smoothed(losses), color=color))
+        loss.append(Series(name="", x=x_of_rows, y=losses, color=color, kind="faint"))
+        loss.append(Series(name=f"{name}training", x=x_of_rows, y=_smoothed(losses), color=color))
         if heldout:
             loss.append(
                 Series(
@@ -209,6 +211,11 @@ def _read(path: Path) -> dict[str, object] | None:
 
 def _of(events: Sequence[Fields], kind: str) -> list[Fields]:
     return [event for event in events if event.get("event") == kind]
+
+
+def _of_rows(steps: Sequence[Fields]) -> list[Fields]:
+    """Return the steps on instruction rows; the loss of running text is another quantity."""
+    return [step for step in steps if not step.get("text_tokens")]
 
 
 def _numbers(events: Sequence[Fields], key: str) -> list[float]:

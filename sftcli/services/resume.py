@@ -89,7 +89,7 @@ def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> Ve
     materials = find_materials(settings, emit, stop)
     for event in compare(first, materials.fingerprints).told():
         emit(event)
-    trainer, _ = build_trainer(run, materials, emit, check_owner=lambda: None)
+    trainer = build_trainer(run, materials, emit, check_owner=lambda: None).trainer
     trainer.restore(read_snapshot(first))
     while trainer.state.step < step_of(second):
         if stop.requested():

@@ -8,7 +8,7 @@ runs/NAME/
   events.jsonl      every event, one JSON object a line
   training.log      the same story for people
   checkpoints/      full states
-  final/            the tuned model, a Hugging Face folder
+  final/            the tuned model, a Hugging Face folder, or an adapter, a folder of peft
   eval.json         scores on the held-out rows, once `eval` has run
   report.html       all of it on one page
 """
@@ -79,7 +79,7 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the tuned model is there."""
-        return (self.final / "config.json").is_file()
+        return any((self.final / name).is_file() for name in ("config.json", "adapter_config.json"))
 
     def read_about(self) -> dict[str, object]:
         """Return what ``run.json`` holds."""

@@ -13,6 +13,8 @@ from sftcli.events import (
     FitEnded,
     FitStarted,
     HeldoutDone,
+    Judged,
+    MemoryEased,
     ModelLoaded,
     ModelSaved,
     Notice,
@@ -64,7 +66,7 @@ class RunLog:
             case StepDone():
                 if event.step % self.every_steps and event.step != self.last_step:
                     return ""
-                return f"step={event.step} loss={event.loss:.4f} lr={event.learning_rate:.3e}"
+                return _step_line(event)
             case HeldoutDone():
                 return f"step={event.step} heldout_loss={event.loss:.4f}"
             case ModelLoaded():
@@ -84,8 +86,10 @@ class RunLog:
                 return f"Stopped at step {event.step}"
             case ModelSaved():
                 return f"SFT complete. Final checkpoint: {event.path}"
-            case Notice():
+            case Notice() | MemoryEased():
                 return event.text
+            case Judged():
+                return f"{event.kind} at step {event.step}: {event.reason}. Advice: {event.advice}"
             case Warned():
                 return f"warning: {event.text}"
             case _:
@@ -99,3 +103,13 @@ class RunLog:
     ) -> None:
         self._events.close()
         self._text.close()
+
+
+def _step_line(event: StepDone) -> str:
+    """Return a step as ``step=10 loss=1.2345 lr=9.511e-06 response_tokens/s=512 padding=9% memory=2.10GB``."""
+    speed = event.response_tokens / max(event.seconds, 1e-9)
+    padding = event.padding_tokens / max(1, event.padding_tokens + event.tokens)
+    return (
+        f"step={event.step} loss={event.loss:.4f} lr={event.learning_rate:.3e} response_tokens/s={speed:.0f} "
+        f"padding={padding:.0%} memory={event.peak_memory_bytes / 1e9:.2f}GB{' text' if event.text_tokens else ''}"
+    )

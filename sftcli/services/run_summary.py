@@ -86,7 +86,7 @@ def summarize_run(run: RunFolder) -> RunSummary:
         tokens_per_second=tokens / seconds if seconds else None,
         training_seconds=seconds,
         checkpoints=checkpoints,
-        warnings=tuple(str(event.get("text", "")) for event in events if event.get("event") == "Warned"),
+        warnings=tuple(filter(None, map(_warning, events))),
         curve=tuple(_thinned(losses)),
     )
 
@@ -102,6 +102,12 @@ def _state(run: RunFolder, checkpoints: tuple[int, ...]) -> RunState:
 def _last(events: list[dict[str, object]], kind: str, key: str) -> str:
     found = [event for event in events if event.get("event") == kind]
     return str(found[-1].get(key, "")) if found else ""
+
+
+def _warning(event: dict[str, object]) -> str:
+    if event.get("event") == "Judged":
+        return f"{event.get('kind')} at step {event.get('step')}: {event.get('reason')}"
+    return str(event.get("text", "")) if event.get("event") in {"Warned", "MemoryEased"} else ""
 
 
 def _number(event: dict[str, object], key: str) -> float | None:

@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 from sftcli.config.schema import CheckpointSettings
+from sftcli.config.sources import Settings
 from sftcli.errors import StorageError
 from sftcli.events import EventSink, Warned
 from sftcli.modeling.folder import read_json
+from sftcli.services.adapters import adapter_bytes
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import gigabytes
 from sftcli.training.checkpoint_names import list_checkpoints
@@ -48,6 +50,14 @@ def check_space(
                 text=f"the disk of {run.path} has only {gigabytes(free)} free; a checkpoint takes {gigabytes(one)}"
             )
         )
+
+
+def stored_bytes(settings: Settings, folder: Path) -> tuple[int, int]:
+    """Return the float32 sizes of what trains, and of what is frozen and in each checkpoint all the same."""
+    if settings.adapter.is_on:
+        return adapter_bytes(folder, settings.adapter), 0
+    frozen = 0 if settings.training.train_embeddings else embedding_bytes(folder)
+    return parameters_bytes(folder) - frozen, frozen
 
 
 def embedding_bytes(folder: Path) -> int:

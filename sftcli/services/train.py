@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sftcli.config.sources import Resolved, Settings, to_toml
@@ -17,17 +17,19 @@ from sftcli.events import (
     Warned,
     fan_out,
 )
-from sftcli.modeling.load import quiet_libraries, save_model_folder
+from sftcli.modeling.load import quiet_libraries
+from sftcli.modeling.model_folder import save_model_folder
 from sftcli.modeling.remote_code import allow_code
 from sftcli.runtime import monotonic, seed_everything
-from sftcli.services.building import Materials, build_trainer
+from sftcli.services.adapters import check_machine
+from sftcli.services.building import Built, Materials, build_trainer
 from sftcli.services.comparing import compare, fingerprints
 from sftcli.services.finishing import take_best
 from sftcli.services.lock import RunLock
 from sftcli.services.machine import check_one_process, facts_of_start
 from sftcli.services.memory import memory_errors
 from sftcli.services.models import locate_base
-from sftcli.services.prepare import find_sources, prepare_data
+from sftcli.services.prepare import find_sources, prepare_data, require_rows
 from sftcli.services.pt_output import write_final_pt
 from sftcli.services.report import write_report
 from sftcli.services.resuming import (
@@ -43,7 +45,10 @@ from sftcli.services.run_folder import (
     write_text,
 )
 from sftcli.services.run_log import RunLog
-from sftcli.services.space import check_space, embedding_bytes, parameters_bytes
+from sftcli.services.space import check_space, stored_bytes
+from sftcli.services.thresholds import find_exceeded, require
+from sftcli.services.verdict import Verdict
+from sftcli.services.watch import FitWatch, watched
 from sftcli.training.checkpoint_files import read_snapshot
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 
@@ -71,6 +76,7 @@ class TrainOutcome:
     last_heldout_loss: float | None
     final: str | None  # folder of the tuned model; None when stopped before the end
     seconds: float
+    verdict: Verdict | None = None  # on the curves of the run up to the step of ``final``
 
 
 def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> TrainOutcome:
@@ -82,6 +88,7 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
     """
     check_one_process(os.environ)
     settings = request.resolved.settings
+    check_machine(settings.adapter)  # before there is a folder
     run = existing_run(settings.run) if request.auto else None
     if run is None:
         run = create_run(settings.run, label=request.label)
@@ -134,24 +141,29 @@ def _train(
     allowed: Sequence[str] = (),
 ) -> TrainOutcome:
     begin = monotonic()
+    watch = FitWatch(stops_early=settings.training.early_stopping_evals > 0)
+    if checkpoint is not None:
+        watch.replay(run.iterate_events())
+    emit = watched(watch, emit)
     emit(RunStarted(run=run.name, path=str(run.path)))
-    materials = find_materials(settings, emit, stop)
+    materials = find_materials(settings, emit, stop, fallback=run.path / "cache")
     located, prepared, settings = materials.located, materials.prepared, materials.settings
     if checkpoint is not None:
         changes = compare(checkpoint, materials.fingerprints, allowed=allowed)
         record_resume(run, checkpoint, changes, emit)
-    frozen = 0 if settings.training.train_embeddings else embedding_bytes(located.folder)
-    trained = parameters_bytes(located.folder) - frozen
+    trained, frozen = stored_bytes(settings, located.folder)
     check_space(run, trained, settings.checkpoint, emit, frozen_bytes=frozen)
     if materials.trusted_code:
         write_json(run.about, run.read_about() | {"trusted_code": dict(materials.trusted_code)})
     write_json(run.data, {"fingerprint": prepared.dataset.fingerprint, **prepared.dataset.about})
     emit(Notice(text=f"Loading pretrained model from {located.folder}"))
     seed_everything(settings.training.seed)
-    trainer, model = build_trainer(run, materials, emit, check_owner=lock.check)
+    built = build_trainer(run, materials, emit, check_owner=lock.check)
+    trainer = built.trainer
+    watch.name_rows = trainer.name_rows
     if checkpoint is not None:
         trainer.restore(read_snapshot(checkpoint))
-    with memory_errors(settings.training, resume_command=f"sft resume {run.name}"):
+    with memory_errors(trainer.tried, resume_command=f"sft resume {run.name}"):
         ending = trainer.fit(stop)
     if not trainer.state.step:
         raise StoppedError
@@ -159,19 +171,28 @@ def _train(
     if ending is not Ending.STOPPED:
         lock.check()
         take_best(trainer, run, settings.training, emit)
-        write_final_pt(model, run, settings, trainer.snapshot(), emit)
-        save_model_folder(
-            model,
-            source=located.folder,
-            folder=run.final,
-            stop_ids=prepared.tokenizer.stop_ids,
-            template=prepared.tokenizer.chosen_template,
-        )
-        emit(ModelSaved(path=str(run.final)))
+        _save_final(run, materials, built, emit)
     _report(run, emit)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
-    return _outcome(run, settings, ending, ended_at, losses, seconds=monotonic() - begin)
+    outcome = _outcome(run, settings, ending, ended_at, losses, seconds=monotonic() - begin)
+    return outcome if ending is Ending.STOPPED else replace(outcome, verdict=watch.verdict(state.step))
+
+
+def _save_final(run: RunFolder, materials: Materials, built: Built, emit: EventSink) -> None:
+    snapshot = built.trainer.snapshot()
+    if built.adapter is not None:
+        built.adapter.save(run.final, snapshot)
+    else:
+        write_final_pt(built.model, run, materials.settings, snapshot, emit)
+        save_model_folder(
+            built.model,
+            source=materials.located.folder,
+            folder=run.final,
+            stop_ids=materials.prepared.tokenizer.stop_ids,
+            template=materials.prepared.tokenizer.chosen_template,
+        )
+    emit(ModelSaved(path=str(run.final)))
 
 
 def _report(run: RunFolder, emit: EventSink) -> None:
@@ -181,18 +202,29 @@ def _report(run: RunFolder, emit: EventSink) -> None:
         emit(Warned(text=f"no report was written: {error}"))
 
 
-def find_materials(settings: Settings, emit: EventSink, stop: StopFlag) -> Materials:
-    """Find model and data; fill in the settings that depend on the rows."""
+def find_materials(
+    settings: Settings, emit: EventSink, stop: StopFlag, *, fallback: Path | None = None
+) -> Materials:
+    """Find model and data; fill in the settings that depend on the rows. ``fallback`` stands in for the cache."""
     quiet_libraries()
+    check_machine(settings.adapter)
     sources = find_sources(settings.data)
     located = locate_base(settings.model, emit)
     if stop.requested():
         raise StoppedError
     prepared = prepare_data(
-        settings.data, sources, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
+        settings.data,
+        sources,
+        model_folder=located.folder,
+        seed=settings.training.seed,
+        emit=emit,
+        stop=stop,
+        fallback=fallback,
     )
+    require_rows(prepared)
+    require(find_exceeded(list(prepared.audit.values()), settings.data))
     if not len(prepared.dataset.train):
-        raise DataError("no row is left to train on", hint="sft prepare says why each row was rejected")
+        raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
     if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):
         raise UsageError(
             "training.early_stopping_evals needs held-out rows, and there are none",

@@ -2,7 +2,8 @@
 
 A checkpoint is staged beside its final name, each file is written and synced, the manifest with sizes and hashes comes
 last, and one rename makes it real. It opens as a Hugging Face model folder as well: ``model.safetensors`` holds the
-float32 masters, and the model's config and tokenizer lie beside them.
+float32 masters, and the model's config and tokenizer lie beside them. Where an adapter is trained, it opens as a folder
+of peft, and holds no weight of the model below.
 """
 
 import json
@@ -47,6 +48,7 @@ class DirectoryCheckpointStore:
         resume_command: Named where the user has to act.
         check_owner: Raises when this run was taken over; asked before a checkpoint is published.
         pause: Waits that many seconds.
+        weights_name: File of the weights: ``MODEL`` or ``ADAPTER``.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class DirectoryCheckpointStore:
         resume_command: str = "sft resume",
         check_owner: Callable[[], None] = lambda: None,
         pause: Callable[[float], None] = time.sleep,
+        weights_name: str = MODEL,
     ) -> None:
         self.root = root
         self.settings = settings
@@ -67,6 +70,7 @@ class DirectoryCheckpointStore:
         self.resume_command = resume_command
         self.check_owner = check_owner
         self.pause = pause
+        self.weights_name = weights_name
 
     def save(self, snapshot: Snapshot) -> str:
         """Write ``snapshot``, verify it, then delete what the settings do not keep.
@@ -121,7 +125,11 @@ class DirectoryCheckpointStore:
             if path.is_file()
         }
         rng = {field: getattr(snapshot.rng, field) for field in ("python", "numpy", "torch", "device")}
-        for name, tensors in ((MODEL, snapshot.weights), (OPTIMIZER, snapshot.optimizer), (RNG, rng)):
+        for name, tensors in (
+            (self.weights_name, snapshot.weights),
+            (OPTIMIZER, snapshot.optimizer),
+            (RNG, rng),
+        ):
             files[name] = storage.write_file(folder / name, tensor_file_parts(tensors))
         state = {"format": FORMAT_VERSION, "state": asdict(snapshot.state), "fingerprints": self.fingerprints}
         files[STATE] = storage.write_file(folder / STATE, [json.dumps(state, indent=2).encode()])

@@ -18,6 +18,7 @@ from sftcli.training.state import Snapshot, TrainState
 FORMAT_VERSION = 1
 MANIFEST, STATE = "manifest.json", "state.json"
 MODEL, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
+ADAPTER = "adapter_model.safetensors"  # in place of MODEL where an adapter is trained
 
 
 def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
@@ -85,7 +86,8 @@ def read_manifest(folder: Path) -> dict[str, dict[str, object]]:
         is_intact = path.read_bytes() == manifest_bytes(content["step"], files)
         whole = (
             is_intact
-            and {MODEL, OPTIMIZER, RNG, STATE} <= set(files)
+            and {OPTIMIZER, RNG, STATE} <= set(files)
+            and len({MODEL, ADAPTER} & set(files)) == 1
             and all(isinstance(file, dict) for file in files.values())
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -106,13 +108,14 @@ def read_snapshot(folder: Path) -> Snapshot:
         DataError: Its content does not verify.
     """
     verify(folder)
-    for name in (MODEL, OPTIMIZER, RNG):
+    weights = MODEL if (folder / MODEL).is_file() else ADAPTER
+    for name in (weights, OPTIMIZER, RNG):
         check_safetensors(folder / name)
     state = _read_state(folder)
     try:
         return Snapshot(
             state=TrainState(**state["state"]),  # type: ignore[arg-type]
-            weights=load_file(folder / MODEL),
+            weights=load_file(folder / weights),
             optimizer=load_file(folder / OPTIMIZER),
             rng=RngState(**load_file(folder / RNG)),
         )

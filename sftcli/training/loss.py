@@ -103,7 +103,7 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
 
     The head runs on response positions only.
     """
-    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # (B, T, D)
+    hidden = model.base_model(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, D)
     wanted = batch.targets != IGNORED
     head = cast("torch.nn.Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
     nll: torch.Tensor = HeadNllSum.apply(  # type: ignore[no-untyped-call]
@@ -118,7 +118,7 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
 
 def plain_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
     """Return the same as ``response_nll_sum`` from the model's own logits, at the cost of logits of the whole batch."""
-    logits = model(input_ids=batch.input_ids, use_cache=False).logits
+    logits = model(**batch.inputs, use_cache=False).logits
     return functional.cross_entropy(
         logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )

@@ -35,7 +35,7 @@ def score_rows(
     for batch in batches:
         if stop.requested():
             return None
-        logits = model(input_ids=batch.input_ids, use_cache=False).logits  # (B, T, V)
+        logits = model(**batch.inputs, use_cache=False).logits  # (B, T, V)
         for row, example in enumerate(batch.example_ids):
             wanted = batch.targets[row] != IGNORED
             chosen, targets = logits[row][wanted].float(), batch.targets[row][wanted]

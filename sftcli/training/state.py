@@ -19,7 +19,8 @@ class TrainState:
     step: int = 0  # optimizer steps finished, skipped ones included
     bad_steps: int = 0  # skipped ones in a row, up to now
     tokens: int = 0  # fed to the model, padding excluded
-    response_tokens: int = 0
+    response_tokens: int = 0  # of instruction rows
+    text_tokens: int = 0  # of running text
     first_heldout_loss: float | None = None
     last_heldout_loss: float | None = None
     last_heldout_step: int = -1  # of ``last_heldout_loss``
@@ -27,6 +28,8 @@ class TrainState:
     best_step: int = 0
     fresh_heldout_loss: float | None = None  # the last one that was lower by enough (see ``stopping``)
     stale_evals: int = 0  # since then
+    micro_batch_size: int = 0  # rows, where memory ran out with what the settings say; else 0
+    checkpoints_activations: bool = False  # the same for gradient checkpointing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

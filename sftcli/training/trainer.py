@@ -21,9 +21,17 @@ from sftcli.events import (
     StopFlag,
     Warned,
 )
-from sftcli.runtime import Clock, capture_rng, monotonic, peak_memory_bytes, restore_rng
+from sftcli.runtime import (
+    Clock,
+    capture_rng,
+    monotonic,
+    peak_memory_bytes,
+    release_memory,
+    restore_rng,
+)
 from sftcli.training.background import Saver
 from sftcli.training.loss import BatchLoss
+from sftcli.training.memory import MemoryLadder, is_out_of_memory
 from sftcli.training.optim import (
     MasterWeights,
     clip_grad_norm,
@@ -34,6 +42,8 @@ from sftcli.training.optim import (
 )
 from sftcli.training.state import CheckpointStore, HeldoutLoss, Snapshot, StepPlan, TrainState
 from sftcli.training.stopping import has_plateaued, is_new_best, with_heldout
+
+SHOWN_ROWS = 8
 
 
 class Trainer:
@@ -47,7 +57,7 @@ class Trainer:
         weights: MasterWeights,
         optimizer: torch.optim.Optimizer,
         batch_loss: BatchLoss,
-        plan: StepPlan,
+        ladder: MemoryLadder,
         heldout_loss: HeldoutLoss | None,
         store: CheckpointStore,
         emit: EventSink,
@@ -61,13 +71,14 @@ class Trainer:
         self.weights = weights
         self.optimizer = optimizer
         self.batch_loss = batch_loss
-        self.plan = plan
+        self.ladder = ladder
         self.heldout_loss = heldout_loss
         self.store = store
         self.emit = emit
         self.device = device
         self.clock = clock
         self.state = TrainState()
+        self.plan: StepPlan = ladder.plan(self.state)
         self._saver = Saver(emit, clock)
 
     def fit(self, stop: StopFlag) -> Ending:
@@ -120,14 +131,9 @@ class Trainer:
     def take_step(self) -> StepDone:
         """Update once from the mean loss over every response token of the global batch."""
         begin = self.clock()
-        window = self.plan.window(self.state.step)
-        response_tokens = sum(batch.response_tokens for batch in window)
         self.weights.model.train()
-        nll_sum = torch.zeros((), device=self.device)
-        for batch in window:
-            nll = self.batch_loss(batch.to(self.device))
-            (nll / response_tokens).backward()  # type: ignore[no-untyped-call]
-            nll_sum += nll.detach()
+        window, nll_sum = self._accumulate()
+        response_tokens = sum(batch.response_tokens for batch in window)
         grad_norm = clip_grad_norm(self.weights.masters.values(), self.settings.max_grad_norm).item()
         loss = nll_sum.item() / response_tokens
         learning_rate = learning_rate_at(self.state.step, self.settings)
@@ -138,12 +144,14 @@ class Trainer:
             self.weights.publish()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(batch.tokens for batch in window)
+        text_tokens = sum(batch.tokens for batch in window if batch.is_text)
         self.state = replace(
             self.state,
             step=self.state.step + 1,
             bad_steps=0 if applied else self.state.bad_steps + 1,
             tokens=self.state.tokens + tokens,
-            response_tokens=self.state.response_tokens + response_tokens,
+            response_tokens=self.state.response_tokens + (0 if text_tokens else response_tokens),
+            text_tokens=self.state.text_tokens + text_tokens,
         )
         if not applied:
             self._tell_bad_step(loss, grad_norm, window)
@@ -157,9 +165,50 @@ class Trainer:
             response_tokens=response_tokens,
             tokens=tokens,
             padding_tokens=sum(batch.padding_tokens for batch in window),
+            text_tokens=text_tokens,
+            examples=sum(len(batch.example_ids) for batch in window),
+            rows=sum(len(batch.input_ids) for batch in window),
+            passes=len(window),
             seconds=self.clock() - begin,
             peak_memory_bytes=peak_memory_bytes(self.device),
         )
+
+    def _accumulate(self) -> tuple[Sequence[Batch], torch.Tensor]:
+        """Sum the gradients of the next step; where memory runs out, from the start in a way that needs less of it."""
+        rng = capture_rng()
+        while True:
+            window = self.plan.window(self.state.step)
+            try:
+                return window, self._backward(window)
+            except (MemoryError, RuntimeError) as error:
+                self._discard_gradients()
+                lower = self.ladder.below(self.state) if is_out_of_memory(error) else None
+                if lower is None:
+                    raise
+            # Out here nothing holds the tensors of the failed pass any more.
+            self.state, self.plan = lower, self.ladder.plan(lower)
+            release_memory(self.device)
+            restore_rng(rng)
+            self.emit(self.ladder.event(lower))
+
+    def _backward(self, window: Sequence[Batch]) -> torch.Tensor:
+        response_tokens = sum(batch.response_tokens for batch in window)
+        nll_sum = torch.zeros((), device=self.device)
+        for batch in window:
+            nll = self.batch_loss(batch.to(self.device))
+            (nll / response_tokens).backward()  # type: ignore[no-untyped-call]
+            nll_sum += nll.detach()
+        return nll_sum
+
+    def _discard_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.weights.model.zero_grad(
+            set_to_none=True
+        )  # copies of lower precision have gradients of their own
+
+    def tried(self) -> str:
+        """Return in words how much memory a step was given."""
+        return self.ladder.tried(self.state)
 
     def measure_heldout(self, stop: StopFlag) -> None:
         """Score the held-out examples, unless there are none or ``stop`` is set meanwhile."""
@@ -182,26 +231,18 @@ class Trainer:
 
     def save(self) -> None:
         """Hand a snapshot to the store and wait until it is durable."""
-        self._refuse_nonfinite_weights()
+        self.weights.refuse_nonfinite(self.state.step)
         snapshot = self.snapshot()
         self._saver.save_now(self.state.step, lambda: self.store.save(snapshot), is_last=True)
 
     def _save_and_go_on(self) -> None:
-        self._refuse_nonfinite_weights()
+        self.weights.refuse_nonfinite(self.state.step)
         snapshot, step = self.snapshot(), self.state.step
         if self.checkpoint.in_background:
             copy = snapshot.copied()
             self._saver.begin(step, lambda: self.store.save(copy))
         else:
             self._saver.save_now(step, lambda: self.store.save(snapshot), is_last=False)
-
-    def _refuse_nonfinite_weights(self) -> None:
-        for name, master in self.weights.masters.items():
-            if not torch.isfinite(master).all():
-                raise DivergedError(
-                    f"step {self.state.step} is not saved: {name} holds numbers that are not finite",
-                    hint="earlier checkpoints are intact; lower training.learning_rate",
-                )
 
     def snapshot(self) -> Snapshot:
         """Return the full state. Its tensors are the live ones: write them out before the next step."""
@@ -218,6 +259,7 @@ class Trainer:
         restore_optimizer(self.optimizer, self.weights.masters, snapshot.optimizer)
         restore_rng(snapshot.rng)
         self.state = snapshot.state
+        self.plan = self.ladder.plan(self.state)
         self._saver.saved_step = snapshot.state.step
 
     def _is_due(self, every_steps: int) -> bool:
@@ -229,15 +271,23 @@ class Trainer:
         is_due = self.state.step == 0 or self._is_due(self.settings.eval_every_steps)
         return self.heldout_loss is not None and is_due and self.state.last_heldout_step != self.state.step
 
+    def name_rows(self, step: int) -> str:
+        """Return in words which rows made step ``step``, counted from 1."""
+        return self._named(self.plan.window(step - 1))
+
+    def _named(self, window: Sequence[Batch]) -> str:
+        ids = sorted(index for batch in window for index in batch.example_ids)
+        more = f" and {len(ids) - SHOWN_ROWS} more" if len(ids) > SHOWN_ROWS else ""
+        return ", ".join(map(self.name_row, ids[:SHOWN_ROWS])) + more
+
     def _tell_bad_step(self, loss: float, grad_norm: float, window: Sequence[Batch]) -> None:
-        step, ids = self.state.step, sorted(index for batch in window for index in batch.example_ids)
+        step, rows = self.state.step, self._named(window)
         what = "loss" if not math.isfinite(loss) else "gradient norm"
         value = loss if not math.isfinite(loss) else grad_norm
-        shown = ", ".join(map(self.name_row, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        text = f"step {step} skipped: its {what} is {value}; weights are unchanged; training rows {shown}"
+        text = f"step {step} skipped: its {what} is {value}; weights are unchanged; training rows {rows}"
         self.emit(Warned(text=text))
         if self.state.bad_steps >= self.settings.max_bad_steps:
             raise DivergedError(
                 f"{self.state.bad_steps} steps in a row gave no finite loss or gradient, the last one at step {step}",
-                hint="lower training.learning_rate, or look at the training examples named above",
+                hint="lower training.learning_rate, or look at the training rows named above",
             )

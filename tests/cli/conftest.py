@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from sftcli.cli import app
 from tests.support.tiny_model import build_tiny_model
 
 
@@ -30,3 +31,20 @@ def flags(tiny_model: Path, tmp_path: Path) -> list[str]:
         "--model", str(tiny_model), "--max-steps", "4", "--set", f"run.root={tmp_path / 'runs'}",
         "--set", "training.batch_size=8", "--set", "data.heldout_fraction=0.2", "--set", "training.learning_rate=1e-2",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def sft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Run the program in an empty folder with a cache of its own; return exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["sft", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            app.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return end.value.code or 0, out, err
+
+    return run

@@ -9,7 +9,6 @@ from sftcli.config.data_settings import DataSettings
 from sftcli.errors import DataError
 from sftcli.events import Event, NeverStop, Progressed
 from sftcli.services.prepare import find_sources, prepare_data
-from tests.cli.test_data_flags import sft  # noqa: F401
 
 
 def prepared() -> list[Path]:
@@ -23,23 +22,23 @@ def write_rows(name: str, numbers: range, answer: str = "yes") -> str:
     return name
 
 
-def test_held_out_row_that_is_trained_on_is_refused_and_nothing_is_kept(sft, tiny_model):  # noqa: F811
+def test_held_out_row_that_is_trained_on_is_refused_and_nothing_is_kept(sft, tiny_model):
     train, held = write_rows("a.jsonl", range(9)), write_rows("b.jsonl", range(8, 12))
     code, out, err = sft("prepare", train, "--heldout", held, "--model", tiny_model)
     assert (code, out, prepared()) == (65, "", [])
     assert "1 of 4 held-out rows are trained on too" in err
-    assert "data.allow_leak" in err
+    assert "--allow-leak" in err
 
 
-def test_held_out_row_that_is_trained_on_can_be_allowed_and_is_counted(sft, tiny_model):  # noqa: F811
+def test_held_out_row_that_is_trained_on_can_be_allowed_and_is_counted(sft, tiny_model):
     train, held = write_rows("a.jsonl", range(9)), write_rows("b.jsonl", range(8, 12))
-    leak = ("--set", "data.allow_leak=true")
+    leak = ("--allow-leak",)
     code, out, _ = sft("prepare", train, "--heldout", held, "--model", tiny_model, *leak, "--json")
     assert code == 0
     assert "1 are equal in all turns" in json.loads(out)["audit"]["heldout"]["notes"][-1]
 
 
-def test_same_prompt_with_another_answer_is_noted(sft, tiny_model):  # noqa: F811
+def test_same_prompt_with_another_answer_is_noted(sft, tiny_model):
     train, held = write_rows("a.jsonl", range(9)), write_rows("b.jsonl", range(8, 12), answer="no")
     code, out, _ = sft("prepare", train, "--heldout", held, "--model", tiny_model, "--json")
     assert code == 0
@@ -47,7 +46,7 @@ def test_same_prompt_with_another_answer_is_noted(sft, tiny_model):  # noqa: F81
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no manifest"])
-def test_damaged_cache_is_made_again_and_never_used(sft, rows, tiny_model, damage):  # noqa: F811
+def test_damaged_cache_is_made_again_and_never_used(sft, rows, tiny_model, damage):
     sft("prepare", rows, "--model", tiny_model)
     (folder,) = prepared()
     shard = folder / "train.arrow"
@@ -64,7 +63,7 @@ def test_damaged_cache_is_made_again_and_never_used(sft, rows, tiny_model, damag
     assert prepared() == [folder]
 
 
-def test_prepared_data_says_the_same_from_the_cache(sft, rows, tiny_model):  # noqa: F811
+def test_prepared_data_says_the_same_from_the_cache(sft, rows, tiny_model):
     first = json.loads(sft("prepare", rows, "--model", tiny_model, "--json")[1])
     again = json.loads(sft("prepare", rows, "--model", tiny_model, "--json")[1])
     assert again == first | {"cached": True}

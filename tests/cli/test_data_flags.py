@@ -3,36 +3,16 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from sftcli.cli import app
 from sftcli.data.conversation import Message
 from sftcli.data.render import encode_prompt
 from sftcli.modeling.tokenizer import load_chat_tokenizer
-
-
-@pytest.fixture
-def sft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Run the program in an empty folder with a cache of its own; return exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["sft", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            app.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return end.value.code or 0, out, err
-
-    return run
 
 
 def test_mapped_columns_are_read_as_prompt_and_completion(sft, tiny_model):
     Path("odd.jsonl").write_text('{"ask": "Who?", "say": "Me."}\n', encoding="utf-8")
     flags = ("--map", "prompt=ask", "--map", "completion=say", "--set", "data.heldout_fraction=0")
     code, out, _ = sft("prepare", "odd.jsonl", "--model", tiny_model, *flags, "--show", "1", "--json")
-    trained = "".join(token["text"] for token in json.loads(out)["shown"][0] if token["trained"])
+    trained = "".join(token["text"] for token in json.loads(out)["shown"][0]["tokens"] if token["trained"])
     assert (code, trained) == (0, "Me.<|im_end|>")
 
 
@@ -59,11 +39,11 @@ def test_only_the_last_turn_is_trained_when_asked_for(sft, tiny_model):
     Path("chat.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
     flags = ("--train-on", "last", "--set", "data.heldout_fraction=0", "--show", "1", "--json")
     _, out, _ = sft("prepare", "chat.jsonl", "--model", tiny_model, *flags)
-    shown = json.loads(out)["shown"][0]
+    shown = json.loads(out)["shown"][0]["tokens"]
     assert "".join(token["text"] for token in shown if token["trained"]) == "assistant 3<|im_end|>"
 
 
 def test_longest_row_is_a_flag_and_longer_ones_are_counted(sft, rows, tiny_model):
-    _, out, _ = sft("prepare", rows, "--model", tiny_model, "--max-tokens", "8", "--json")
-    audit = json.loads(out)["audit"]
-    assert sum(part["rejected"].get("too-long", 0) for part in audit.values()) == 60
+    code, out, _ = sft("prepare", rows, "--model", tiny_model, "--max-tokens", "8", "--json")
+    assert code == 65
+    assert "(too-long 59, " in json.loads(out)["error"]["message"]

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-from tests.cli.test_data_flags import sft  # noqa: F401
-
 
 def write_long(name: str = "long.jsonl") -> str:
     """Write 20 rows, of which the third has an answer of over a hundred tokens."""
@@ -28,18 +26,18 @@ def flags(tiny_model: Path, policy: str) -> tuple[object, ...]:
     )
 
 
-def audit_of(sft, tiny_model: Path, policy: str) -> dict[str, object]:  # noqa: F811
+def audit_of(sft, tiny_model: Path, policy: str) -> dict[str, object]:
     code, out, _ = sft("prepare", write_long(), *flags(tiny_model, policy), "--json")
     assert code == 0
     return json.loads(out)["audit"]["train"]
 
 
-def test_long_rows_are_dropped_and_counted(sft, tiny_model):  # noqa: F811
+def test_long_rows_are_dropped_and_counted(sft, tiny_model):
     audit = audit_of(sft, tiny_model, "drop")
     assert (audit["kept"], audit["cut_rows"], audit["rejected"]) == (19, 0, {"too-long": 1})
 
 
-def test_long_rows_are_cut_and_what_was_cut_is_counted(sft, tiny_model):  # noqa: F811
+def test_long_rows_are_cut_and_what_was_cut_is_counted(sft, tiny_model):
     audit = audit_of(sft, tiny_model, "truncate")
     assert (audit["kept"], audit["cut_rows"], audit["rejected"]) == (20, 1, {})
     assert audit["flags"] == {"cut-answer": 1}
@@ -48,7 +46,7 @@ def test_long_rows_are_cut_and_what_was_cut_is_counted(sft, tiny_model):  # noqa
     assert f"1 row cut to 64 tokens; {audit['longest_tokens']} would keep 99 %" in audit["notes"][-1]
 
 
-def test_long_rows_are_an_error_that_names_them_and_keeps_nothing(sft, tiny_model):  # noqa: F811
+def test_long_rows_are_an_error_that_names_them_and_keeps_nothing(sft, tiny_model):
     code, out, err = sft("prepare", write_long(), *flags(tiny_model, "error"))
     assert (code, out) == (65, "")
     text = " ".join(err.split())
@@ -57,7 +55,7 @@ def test_long_rows_are_an_error_that_names_them_and_keeps_nothing(sft, tiny_mode
     assert not list(Path("cache/prepared").glob("*"))
 
 
-def test_another_policy_is_a_usage_error(sft, tiny_model):  # noqa: F811
+def test_another_policy_is_a_usage_error(sft, tiny_model):
     code, _, err = sft("prepare", write_long(), *flags(tiny_model, "shorten"))
     assert code == 2
     assert "truncate" in err

@@ -5,7 +5,6 @@ from itertools import pairwise
 from pathlib import Path
 
 from sftcli.data.prepared import open_prepared
-from tests.cli.test_data_flags import sft  # noqa: F401
 
 
 def write_texts(*texts: str) -> str:
@@ -14,7 +13,7 @@ def write_texts(*texts: str) -> str:
     return "data.text_sources=texts.jsonl"
 
 
-def test_every_token_of_a_text_is_predicted_once_however_long_it_is(sft, rows, tiny_model):  # noqa: F811
+def test_every_token_of_a_text_is_predicted_once_however_long_it_is(sft, rows, tiny_model):
     sources = write_texts("The ferry leaves at seven. " * 40, "Short.")
     limit = ("--max-tokens", "32", "--set", sources, "--set", "data.text_fraction=0.1")
     code, out, _ = sft("prepare", rows, "--model", tiny_model, *limit, "--json")
@@ -39,19 +38,19 @@ def test_every_token_of_a_text_is_predicted_once_however_long_it_is(sft, rows, t
     assert about["audit"]["text"]["rows"] == len(examples)
 
 
-def test_conversations_are_refused_as_plain_text(sft, rows, tiny_model):  # noqa: F811
+def test_conversations_are_refused_as_plain_text(sft, rows, tiny_model):
     code, out, err = sft("prepare", rows, "--model", tiny_model, "--set", f"data.text_sources={rows}")
     assert (code, out) == (65, "")
     assert "rows.jsonl:1 is a conversation, expected plain text" in err
 
 
-def test_share_of_plain_text_without_any_is_refused(sft, rows, tiny_model):  # noqa: F811
+def test_share_of_plain_text_without_any_is_refused(sft, rows, tiny_model):
     code, _, err = sft("prepare", rows, "--model", tiny_model, "--set", "data.text_fraction=0.1")
     assert code == 2
     assert "data.text_sources=" in err
 
 
-def test_plain_text_with_a_share_of_zero_is_told_to_be_unused(sft, rows, tiny_model):  # noqa: F811
+def test_plain_text_with_a_share_of_zero_is_told_to_be_unused(sft, rows, tiny_model):
     code, _, err = sft("prepare", rows, "--model", tiny_model, "--set", write_texts("Some text."))
     assert code == 0
     assert "data.text_fraction is 0" in err

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from sftcli.data.prepared import PreparedDataset, open_prepared
 from tests.cli.test_data_faults import write_rows
-from tests.cli.test_data_flags import sft  # noqa: F401
 
 
 def opened(out: str) -> PreparedDataset:
@@ -17,7 +16,7 @@ def origins(examples) -> Counter[str]:
     return Counter(str(examples[index].origin) for index in range(len(examples)))
 
 
-def test_repeated_rows_stay_on_their_side_of_the_split(sft, tiny_model):  # noqa: F811
+def test_repeated_rows_stay_on_their_side_of_the_split(sft, tiny_model):
     write_rows("a.jsonl", range(60))
     write_rows("b.jsonl", range(30, 90), answer="no")  # shares half of its prompts
     flags = ("--set", "data.heldout_fraction=0.2", "--model", tiny_model, "--json")
@@ -35,7 +34,7 @@ def test_repeated_rows_stay_on_their_side_of_the_split(sft, tiny_model):  # noqa
     assert "a.jsonl: an epoch has each row 3 times" in json.loads(out)["audit"]["train"]["notes"]
 
 
-def test_repetition_changes_which_rows_are_held_out_no_more_than_the_order_does(sft, tiny_model):  # noqa: F811
+def test_repetition_changes_which_rows_are_held_out_no_more_than_the_order_does(sft, tiny_model):
     write_rows("a.jsonl", range(60))
     plain = opened(sft("prepare", "a.jsonl", "--model", tiny_model, "--json")[1])
     repeated = opened(sft("prepare", "a.jsonl:x5", "--model", tiny_model, "--json")[1])
@@ -43,13 +42,13 @@ def test_repetition_changes_which_rows_are_held_out_no_more_than_the_order_does(
     assert len(repeated.train) == 5 * len(plain.train)
 
 
-def test_first_examples_are_different_rows_although_rows_are_repeated(sft, tiny_model):  # noqa: F811
+def test_first_examples_are_different_rows_although_rows_are_repeated(sft, tiny_model):
     write_rows("a.jsonl", range(40))
     data = opened(sft("prepare", "a.jsonl:x3", "--model", tiny_model, "--json")[1])
     assert len({str(data.train[index].origin) for index in range(30)}) == 30
 
 
-def test_held_out_rows_cannot_be_repeated(sft, rows, tiny_model):  # noqa: F811
+def test_held_out_rows_cannot_be_repeated(sft, rows, tiny_model):
     code, _, err = sft(
         "prepare", rows, "--heldout", f"{write_rows('b.jsonl', range(3))}:x2", "--model", tiny_model
     )

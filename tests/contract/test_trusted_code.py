@@ -150,3 +150,22 @@ def test_generating_from_what_came_of_it_runs_no_code(place, hub):
     code, text = sft("generate", "Hello?", "--checkpoint", "runs/exp/final")
     assert code == 77, text
     assert not (place / "trace").exists()
+
+
+def test_trusted_code_runs_below_an_adapter_too_and_does_not_travel_with_it(place, hub):
+    def work() -> None:
+        code, text = train(*TRUST, "--lora")
+        assert code == 0, text
+        assert (place / "trace").exists()
+
+    assert run_forked(work) == 0
+    run = place / "runs" / "exp"
+    assert json.loads((run / "run.json").read_text())["trusted_code"]["files"] == "own.py"
+    assert (run / "final" / "adapter_model.safetensors").is_file()
+    assert not list((run / "final").glob("*.py"))
+    (place / "trace").unlink()
+    (run / "final" / "adapter_config.json").unlink()  # as if it had been stopped before the end
+    code, text = sft("resume", "exp")
+    assert code == 77, text
+    assert not (place / "trace").exists()
+    assert run_forked(lambda: _resume_with_trust(place)) == 0

@@ -197,7 +197,8 @@ def test_every_example_comes_once_an_epoch_in_an_order_of_the_seed():
 def test_window_holds_the_examples_of_its_step_and_no_others():
     plan = BatchPlan(random_examples(10), batch_size=6, micro_batch_size=4, pad_id=PAD_ID, seed=0)
     window = plan.window(1)
-    assert [len(batch.example_ids) for batch in window] == [4, 2]
+    assert sum(len(batch.example_ids) for batch in window) == 6
+    assert max(len(batch.example_ids) for batch in window) <= 4
     assert sorted(index for batch in window for index in batch.example_ids) == sorted(plan.example_ids(1))
 
 

@@ -13,6 +13,8 @@ from sftcli.events import (
     FitEnded,
     FitStarted,
     HeldoutDone,
+    Judged,
+    MemoryEased,
     ModelLoaded,
     ModelSaved,
     Notice,
@@ -69,9 +71,24 @@ def run_events(last_step: int = 60) -> Iterator[Event]:
     yield FitStarted(step=0, last_step=last_step)
     for step in range(1, last_step + 1):
         bad = step == 7
+        if step == 5:
+            yield MemoryEased(
+                step=5,
+                micro_batch_size=4,
+                micro_batches=8,
+                gradient_checkpointing=False,
+                text="step 5 ran out of memory: micro-batches of 4 rows, 8 a step from here on; the global batch stays",
+            )
         yield step_done(step, loss=math.nan if bad else None, applied=not bad)
         if bad:
             yield Warned(text=f"step 7 was skipped: {HOSTILE}")
+        if step == 45:
+            yield Judged(
+                step=45,
+                kind="spike",
+                reason="loss jumped to 9.1 from about 0.7; rows rows.jsonl:3, rows.jsonl:9",
+                advice="look at these rows; where it comes back, lower the learning rate",
+            )
         if step % 20 == 0:
             yield HeldoutDone(
                 step=step, loss=0.6 + 1.7 * math.exp(-step / 20), response_tokens=400, seconds=4.0

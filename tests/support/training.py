@@ -12,7 +12,9 @@ from sftcli.data.batch import BatchPlan, batches_in_order_of_length
 from sftcli.data.example import Example
 from sftcli.data.records import Origin
 from sftcli.events import EventSink
+from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.loss import heldout_nll, response_nll_sum
+from sftcli.training.memory import MemoryLadder
 from sftcli.training.optim import MasterWeights, make_optimizer
 from sftcli.training.state import CheckpointStore
 from sftcli.training.trainer import Trainer
@@ -71,19 +73,25 @@ def build_trainer(
         )
         return heldout_nll(batch_loss, batches, stop=stop)
 
+    ladder = MemoryLadder(
+        micro_batch_size=settings.micro_batch_size,
+        batch_size=settings.batch_size,
+        make_plan=lambda size: BatchPlan(
+            examples,
+            batch_size=settings.batch_size,
+            micro_batch_size=size,
+            pad_id=PAD_ID,
+            seed=settings.seed,
+        ),
+        checkpoint_activations=partial(checkpoint_activations, model),
+    )
     return Trainer(
         settings=settings,
         checkpoint=checkpoint or CheckpointSettings(every_steps=0),
         weights=weights,
         optimizer=make_optimizer(weights.masters, settings),
         batch_loss=batch_loss,
-        plan=BatchPlan(
-            examples,
-            batch_size=settings.batch_size,
-            micro_batch_size=settings.micro_batch_size,
-            pad_id=PAD_ID,
-            seed=settings.seed,
-        ),
+        ladder=ladder,
         heldout_loss=heldout_loss if heldout else None,
         store=store,
         emit=emit,

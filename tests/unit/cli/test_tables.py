@@ -12,7 +12,6 @@ from sftcli.cli.tables import (
     settings_table,
     show_result_json,
     show_text,
-    token_line,
 )
 from tests.support.fake_run import HOSTILE
 from tests.support.golden import assert_golden
@@ -91,12 +90,6 @@ def test_cells_from_outside_are_literal_in_every_encoding() -> None:
         assert "\x1b" not in text
         assert "[b]" in text
         assert r"\x1b]52;c;aGk=\x07\x1b[31m[/] [bold]red" in text
-
-
-def test_trained_tokens_are_marked_with_and_without_color() -> None:
-    line = token_line([("Hi ", False), ("yes", True), ("!", True), ("\n", False)])
-    assert render(line).rstrip() == "Hi [[yes!]]"
-    assert "\x1b[32myes!\x1b[0m" in render(line, color=True)
 
 
 def test_color_off_a_terminal_needs_force(monkeypatch: pytest.MonkeyPatch) -> None:

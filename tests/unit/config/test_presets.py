@@ -38,7 +38,7 @@ def test_an_installation_without_presets_says_so(package):
 
 
 def test_the_presets_have_the_names_of_the_source_document():
-    assert preset_names() == ("gpu", "gpu-smoke", "local", "local-smoke", "quick")
+    assert {"gpu", "gpu-smoke", "local", "local-smoke"} <= set(preset_names())
 
 
 def test_a_chain_of_presets_starts_with_the_one_at_the_bottom(tmp_path):
@@ -76,7 +76,7 @@ def test_an_unknown_preset_is_answered_with_the_nearest_and_the_list(name):
     with pytest.raises(UsageError) as caught:
         read_preset(name)
     assert caught.value.message.startswith(f"no preset {name!r}")
-    assert caught.value.hint == "Presets are gpu, gpu-smoke, local, local-smoke, quick."
+    assert caught.value.hint == f"Presets are {', '.join(preset_names())}."
     assert name != "qick" or caught.value.message == "no preset 'qick' (did you mean 'quick'?)"
 
 

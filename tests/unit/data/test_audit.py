@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from sftcli.data.audit import AuditSummary, SupervisionAudit
 from sftcli.data.conversation import Rejected, RejectReason
+from sftcli.data.duplicates import Duplicates
 from sftcli.data.example import Example, RowFlag, TooLong
 from sftcli.data.records import Origin
 from sftcli.errors import DataError
@@ -134,12 +136,42 @@ def test_notes_of_the_caller_come_first_and_once():
 
 def test_a_summary_survives_json():
     summary = summary_of(example(5), refused(2), too_long(300))
-    assert AuditSummary.from_json(
-        json.loads(json.dumps(summary.to_json()))
-    ).to_json() == summary.to_json() | {
-        "rejected_rows": {reason: list(rows) for reason, rows in summary.rejected_rows.items()},
-        "notes": list(summary.notes),
-    }
+    text = json.dumps(summary.to_json())
+    assert json.dumps(AuditSummary.from_json(json.loads(text)).to_json()) == text
+
+
+def test_rows_are_counted_for_each_source():
+    audit = SupervisionAudit(100)
+    audit.add(example(5, 2), source="one")
+    audit.add(refused(2), source="one")
+    audit.add(example(7, 3), source="two")
+    sources = audit.summary().sources
+    assert sources["one"] == {
+        "rows": 2, "kept": 1, "rejected": 1, "cut": 0, "tokens": 5, "response_tokens": 2,
+    }  # fmt: skip
+    assert sources["two"]["response_tokens"] == 3
+
+
+def test_rows_that_were_cut_are_counted_with_the_length_they_had():
+    cut = dataclasses.replace(example(100), num_cut=20, flags=frozenset({RowFlag.CUT_ANSWER}))
+    summary = summary_of(cut, example(5))
+    assert (summary.cut_rows, summary.cut_tokens, summary.tokens) == (1, 20, 105)
+    assert summary.longest_tokens == 120
+    assert summary.notes[-1] == "1 row cut to 100 tokens; 120 would keep 99 % of those that can be tokenized"
+
+
+def test_the_first_rows_of_each_remark_are_named():
+    rows = [example(5, line=line, flags=frozenset({RowFlag.MISREAD})) for line in range(1, 10)]
+    assert summary_of(*rows).flagged_rows == {"misread": tuple(f"a.jsonl:{line}" for line in range(1, 6))}
+
+
+def test_duplicates_are_named_in_pairs():
+    audit = SupervisionAudit(100)
+    pair = (Origin(path="a.jsonl", line=9), Origin(path="a.jsonl", line=3))
+    audit.add_duplicates(Duplicates(exact=1, exact_examples=(pair,)))
+    summary = audit.summary()
+    assert (summary.duplicate_rows, summary.near_duplicate_rows) == (1, 0)
+    assert summary.duplicates["exact"] == ("a.jsonl:9 like a.jsonl:3",)
 
 
 def test_a_summary_of_another_version_is_refused():

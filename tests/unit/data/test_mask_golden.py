@@ -1,6 +1,7 @@
 """What a person should see in each family of templates: trained text in ⟦ ⟧, or why there is none."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +54,42 @@ def test_masks_are_what_a_person_read_and_found_good(family: str):
         else:
             blocks.append(f"# {title}: {result.reason.value}\n{result.detail}")
     assert_golden(f"masks/{family}.txt", "\n\n".join(block.rstrip("\n") for block in blocks) + "\n")
+
+
+FAMILIES = {
+    "chatml": "ChatML",
+    "llama3": "Llama-3",
+    "mistral": "Mistral",
+    "gemma": "Gemma",
+    "qwen3": "Qwen3-style",
+}
+MORE_ROWS = {
+    "system text and one turn": conversation(system("Be brief."), user("2 + 2?"), answer("4")),
+    "two user turns in a row": conversation(user("Hi."), user("2 + 2?"), answer("4")),
+}
+
+
+def table_of_templates() -> str:
+    """Return what becomes of each conversation under each template, and why where it is rejected."""
+    lines = [
+        f"| Conversation | {' | '.join(FAMILIES.values())} |",
+        f"|---|{'---|' * len(FAMILIES)}",
+    ]
+    reasons = []
+    for title, row in (ROWS | MORE_ROWS).items():
+        cells = []
+        for family, name in FAMILIES.items():
+            result = Renderer(family_tokenizer(family), max_tokens=9999).render_example(row)
+            if isinstance(result, Example):
+                cells.append(", ".join(["kept", *sorted(result.flags)]))
+            else:
+                cells.append(f"**{result.reason.value}**")
+                reasons.append(f"- {name}, {title}: {result.detail}".replace("<", "\\<").replace("|", "\\|"))
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *reasons]) + "\n"
+
+
+def test_table_of_templates_is_what_a_person_read_and_the_docs_show():
+    table = table_of_templates()
+    assert_golden("masks/table.md", table)
+    assert table in (Path(__file__).parents[3] / "docs" / "prepare.md").read_text(encoding="utf-8")

@@ -1,18 +1,19 @@
 import pytest
 import torch
 
-from sftcli.config.training_settings import TrainingSettings
 from sftcli.errors import ResourceError
 from sftcli.services.memory import memory_errors
 
-SETTINGS = TrainingSettings(micro_batch_size=4)
+
+def tried():
+    return "micro-batches of 4 rows"
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), MemoryError()])
 def test_out_of_memory_names_what_was_tried_and_the_cheapest_way_out_first(error):
     with (
         pytest.raises(ResourceError, match="micro-batches of 4 rows") as caught,
-        memory_errors(SETTINGS, resume_command="sft resume x"),
+        memory_errors(tried, resume_command="sft resume x"),
     ):
         raise error
     assert caught.value.exit_code == 71
@@ -20,10 +21,10 @@ def test_out_of_memory_names_what_was_tried_and_the_cheapest_way_out_first(error
 
 
 def test_real_failure_to_allocate_on_the_cpu_is_one():
-    with pytest.raises(ResourceError), memory_errors(SETTINGS, resume_command="sft resume x"):
+    with pytest.raises(ResourceError), memory_errors(tried, resume_command="sft resume x"):
         torch.empty(2**58, dtype=torch.uint8)
 
 
 def test_other_faults_pass():
-    with pytest.raises(RuntimeError, match="shape"), memory_errors(SETTINGS, resume_command="sft resume x"):
+    with pytest.raises(RuntimeError, match="shape"), memory_errors(tried, resume_command="sft resume x"):
         raise RuntimeError("shape")

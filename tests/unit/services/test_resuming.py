@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sftcli import storage
 from sftcli.config.sources import parse_set
@@ -19,7 +20,7 @@ from sftcli.services.comparing import CHANGEABLE, FIXED, FIXED_SECTIONS, compare
 from sftcli.services.resume import ResumeRequest, resume_training
 from sftcli.services.resuming import choose_checkpoint
 from sftcli.services.run_folder import RunFolder
-from sftcli.services.space import check_space, embedding_bytes, parameters_bytes
+from sftcli.services.space import check_space, embedding_bytes, parameters_bytes, stored_bytes
 from sftcli.training.checkpoint_files import read_fingerprints
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from tests.support.recording import RecordingSink
@@ -313,9 +314,20 @@ def test_room_that_is_asked_for_is_what_a_checkpoint_takes(place, monkeypatch, t
     assert 0 < embedding_bytes(place / "model") < parameters_bytes(place / "model")
 
 
-def test_size_of_the_parameters_is_read_from_the_headers(place):
-    from safetensors.torch import load_file
+def test_room_that_is_asked_for_an_adapter_holds_a_checkpoint_of_it_and_not_the_model(place):
+    settings = settings_of(
+        Path(), Path("model"), "run.name=lora", "training.max_steps=1", "adapter.kind=lora", "adapter.rank=2"
+    )
+    train(settings, StopAtStep(NEVER))
+    folder = place / "runs" / "lora" / "checkpoints" / "step-00000001"
+    files = [folder / name for name in ("adapter_model.safetensors", "optimizer.safetensors")]
+    taken = sum(4 * tensor.numel() for file in files for tensor in load_file(file).values())
+    trained, frozen = stored_bytes(settings.settings, place / "model")
+    assert frozen == 0
+    assert taken <= 3 * trained + 1024 < 3 * parameters_bytes(place / "model") / 4
 
+
+def test_size_of_the_parameters_is_read_from_the_headers(place):
     tensors = load_file(place / "model" / "model.safetensors")
     assert parameters_bytes(place / "model") == sum(4 * tensor.numel() for tensor in tensors.values())
 

@@ -1,0 +1,67 @@
+"""The settings of an adapter: a few weights that are trained beside a model that stays as it is."""
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from sftcli.config.section import Section, Text
+
+AUTO_TARGETS = "auto"
+ADAPTER_LEARNING_RATE = 2e-4
+"""Peak learning rate of adapters where nobody chose one: they start at zero and need more than whole models do."""
+
+
+class AdapterKind(StrEnum):
+    """What is trained beside the model."""
+
+    NONE = "none"
+    LORA = "lora"
+    DORA = "dora"
+
+
+class Quantize(StrEnum):
+    """How the model below an adapter is kept in memory."""
+
+    NONE = "none"
+    FOUR_BIT = "4bit"
+
+
+class AdapterSettings(Section):
+    """Whether an adapter is trained in place of the model's own weights, and its shape."""
+
+    kind: AdapterKind = Field(
+        AdapterKind.NONE,
+        description="none trains the model itself; lora (Hu et al. 2021) and dora (Liu et al. 2024) train an adapter.",
+    )
+    rank: int = Field(16, ge=1, le=4096, description="Inner width of an adapter's pair of matrices.")
+    alpha: int = Field(32, ge=1, description="What an adapter adds is scaled by `alpha / rank`.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of an adapter's matrices.")
+    target_modules: tuple[Text, ...] = Field(
+        (AUTO_TARGETS,),
+        min_length=1,
+        description="Names of the linear layers that get an adapter; auto means all but the output head.",
+    )
+    rslora: bool = Field(
+        False, description="Scale by `alpha / sqrt(rank)`, so that high ranks learn too (Kalajdzievski 2023)."
+    )
+    quantize: Quantize = Field(
+        Quantize.NONE,
+        description="4bit keeps the model below the adapter in NF4 (QLoRA, Dettmers et al. 2023); CUDA only.",
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether an adapter is trained."""
+        return self.kind is not AdapterKind.NONE
+
+    @model_validator(mode="after")
+    def _shape_belongs_to_an_adapter(self) -> Self:
+        changed = [
+            name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default
+        ]
+        if changed and not self.is_on:
+            raise ValueError(
+                f"{changed[0]} is set, but kind is none: there is no adapter; set kind to lora (--lora)"
+            )
+        return self

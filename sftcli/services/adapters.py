@@ -1,0 +1,185 @@
+"""Adapters of runs: put a new one into a model that is loaded for training, and leave its folder behind."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sftcli.config.adapter_settings import AdapterKind, AdapterSettings, Quantize
+from sftcli.config.schema import ModelSettings
+from sftcli.errors import NotFoundError, ResourceError, UsageError
+from sftcli.events import EventSink
+from sftcli.modeling.adapter import add_adapter, base_content
+from sftcli.modeling.adapter_folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    AdapterBase,
+    read_base,
+    write_adapter_config,
+)
+from sftcli.modeling.adapter_layers import file_name
+from sftcli.modeling.alias import ALIAS, HUB_NAME
+from sftcli.modeling.cache import whole_folder
+from sftcli.modeling.hub import is_commit
+from sftcli.modeling.load import load_model
+from sftcli.modeling.locate import LocatedModel, locate_model
+from sftcli.modeling.model_folder import write_companions
+from sftcli.modeling.tokenizer import HFChatTokenizer
+from sftcli.storage import write_file
+from sftcli.training.adapter_weights import AdapterWeights
+from sftcli.training.state import Snapshot
+from sftcli.training.tensor_file import tensor_file_parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFiles:
+    """What an adapter's folder holds beside its weights."""
+
+    config: dict[str, object]
+    base: AdapterBase
+    model: "PreTrainedModel"
+    source: Path  # folder of the base, whose tokenizer files are copied
+    tokenizer: HFChatTokenizer
+
+    def write(self, folder: Path) -> None:
+        """Write the configuration, the base's name and content, and the tokenizer with its template."""
+        write_adapter_config(folder, self.config, self.base)
+        write_companions(
+            self.model,
+            folder,
+            source=self.source,
+            stop_ids=self.tokenizer.stop_ids,
+            template=self.tokenizer.chosen_template,
+        )
+
+    def save(self, folder: Path, snapshot: Snapshot) -> None:
+        """Write a folder that plain peft opens, whole or not at all.
+
+        Raises:
+            StorageError: The disk is full.
+            OutputError: The place is not writable.
+        """
+        with whole_folder(folder, hint="choose another run.root") as fresh:
+            write_file(fresh / WEIGHTS_FILE, tensor_file_parts(snapshot.weights))
+            self.write(fresh)
+
+
+def check_machine(settings: AdapterSettings) -> None:
+    """Make sure that an adapter of this kind can be trained here.
+
+    Raises:
+        ResourceError: A 4-bit base needs CUDA, and there is none.
+        UsageError: bitsandbytes is not installed.
+    """
+    if settings.quantize is Quantize.NONE:
+        return
+    if not torch.cuda.is_available():
+        raise ResourceError(
+            "adapter.quantize is 4bit, which needs a CUDA device, and there is none here",
+            hint="train a plain adapter: --lora; in bfloat16 the base takes 2 bytes a weight",
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(
+            "adapter.quantize is 4bit, which needs bitsandbytes", hint='run: pip install "sftcli[qlora]"'
+        )
+
+
+def load_with_adapter(
+    located: LocatedModel,
+    settings: AdapterSettings,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    gradient_checkpointing: bool,
+    trusts_code: bool,
+) -> "tuple[PreTrainedModel, AdapterWeights, dict[str, object]]":
+    """Load a model in ``dtype``, frozen, with a new adapter that trains; return both and the adapter's configuration.
+
+    There is no float32 copy of the model: only the adapter has masters.
+    """
+    model = load_model(
+        located.folder,
+        dtype=dtype,
+        device=device,
+        gradient_checkpointing=gradient_checkpointing,
+        four_bit=settings.quantize is Quantize.FOUR_BIT,
+        trusts_code=trusts_code,
+    )
+    config = add_adapter(model, settings)
+    return model, AdapterWeights(model, compute_dtype=dtype, file_name=file_name), config
+
+
+def adapter_files(
+    model: "PreTrainedModel",
+    config: dict[str, object],
+    *,
+    settings: ModelSettings,
+    located: LocatedModel,
+    tokenizer: HFChatTokenizer,
+) -> AdapterFiles:
+    """Return what the folders of a run's adapter hold.
+
+    peft is told the base's name on the hub where it has one; ``sft_base.json`` has the name that the user gave.
+    """
+    revision = located.revision if is_commit(located.revision) else None
+    name = HUB_NAME if located.name == ALIAS else located.name
+    base = AdapterBase(
+        name=located.name,
+        # A folder is known by its content: its configuration may be written anew by another release of a library.
+        revision=located.revision if revision or located.name == ALIAS else None,
+        tokenizer=settings.tokenizer,
+        content=base_content(located.folder),
+    )
+    return AdapterFiles(
+        config={"base_model_name_or_path": name, "revision": revision, **config},
+        base=base,
+        model=model,
+        source=located.folder,
+        tokenizer=tokenizer,
+    )
+
+
+def locate_adapter_base(folder: Path, emit: EventSink) -> LocatedModel:
+    """Return the model that the adapter in ``folder`` belongs to.
+
+    Raises:
+        NotFoundError: It is not where the adapter says.
+    """
+    base = read_base(folder)
+    try:
+        return locate_model(base.name, revision=base.revision, tokenizer=base.tokenizer, emit=emit)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"the adapter {folder} belongs to a model that is not here: {error.message}",
+            hint=f"set its new place in {folder}: name in sft_base.json, or base_model_name_or_path in {CONFIG_FILE}",
+        ) from error
+
+
+def adapter_bytes(folder: Path, settings: AdapterSettings) -> int:
+    """Return about the most that an adapter for the model in ``folder`` takes in float32, from its files' headers."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                shape = file.get_slice(name).get_shape()
+                total += 4 * settings.rank * sum(shape) if len(shape) == 2 else 0
+    return total
+
+
+def describe_adapter(settings: AdapterSettings) -> str:
+    """Return the kind and shape of an adapter in a few words, "" where there is none."""
+    if not settings.is_on:
+        return ""
+    name = {AdapterKind.LORA: "LoRA", AdapterKind.DORA: "DoRA"}[settings.kind]
+    parts = [f"rank {settings.rank}, alpha {settings.alpha}"]
+    parts += [f"dropout {settings.dropout:g}"] if settings.dropout else []
+    parts += ["scaled by the root of the rank"] if settings.rslora else []
+    parts += ["on a 4-bit base"] if settings.quantize is Quantize.FOUR_BIT else []
+    return f"{name} of {', '.join(parts)}, on {', '.join(settings.target_modules)}"

@@ -1,0 +1,101 @@
+"""Whether prepared rows are good enough for whoever asked: limits on shares of rows, and what is over them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from sftcli.config.data_settings import DataSettings
+from sftcli.data.audit import AuditSummary
+from sftcli.data.example import CUTS, TROUBLES, RowFlag
+from sftcli.errors import ThresholdError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Check:
+    """A limit: its setting, what it counts among ``all`` rows, and the first few of them."""
+
+    what: str
+    limit: Callable[[DataSettings], float | None]
+    count: Callable[[AuditSummary], int]
+    all: Callable[[AuditSummary], int]
+    named: Callable[[AuditSummary], Sequence[str]]
+    is_strict: bool = True  # none is allowed with ``strict`` where the limit is unset
+
+
+def _flagged(audit: AuditSummary, flags: frozenset[RowFlag]) -> list[str]:
+    return list(
+        chain.from_iterable(audit.flagged_rows.get(flag.value, ()) for flag in RowFlag if flag in flags)
+    )
+
+
+_CHECKS = (
+    _Check(
+        what="rejected",
+        limit=lambda data: data.max_rejected_fraction,
+        count=lambda audit: audit.rows - audit.kept,
+        all=lambda audit: audit.rows,
+        named=lambda audit: list(chain.from_iterable(audit.rejected_rows.values())),
+    ),
+    _Check(
+        what="cut",
+        limit=lambda data: data.max_cut_fraction,
+        count=lambda audit: audit.cut_rows,
+        all=lambda audit: audit.kept,
+        named=lambda audit: _flagged(audit, CUTS),
+    ),
+    _Check(
+        what="equal to an earlier row",
+        limit=lambda data: data.max_duplicate_fraction,
+        count=lambda audit: audit.duplicate_rows,
+        all=lambda audit: audit.kept,
+        named=lambda audit: audit.duplicates["exact"],
+    ),
+    _Check(
+        what="nearly equal to an earlier row",
+        limit=lambda data: data.max_near_duplicate_fraction,
+        count=lambda audit: audit.near_duplicate_rows,
+        all=lambda audit: audit.kept,
+        named=lambda audit: audit.duplicates["near"],
+        is_strict=False,
+    ),
+    _Check(
+        what="with encoding trouble",
+        limit=lambda data: data.max_trouble_fraction,
+        count=lambda audit: audit.trouble_rows,
+        all=lambda audit: audit.kept,
+        named=lambda audit: _flagged(audit, TROUBLES),
+    ),
+)
+
+
+def find_exceeded(audits: Sequence[AuditSummary], data: DataSettings) -> list[str]:
+    """Return a sentence for every limit of ``data`` that ``audits`` together are over."""
+    found = []
+    for check in _CHECKS:
+        limit = check.limit(data)
+        if limit is None and data.strict and check.is_strict:
+            limit = 0.0
+        if limit is None:
+            continue
+        count, total = (sum(map(number, audits)) for number in (check.count, check.all))
+        if count > limit * total:
+            allowed = f"at most {limit:.2%} may be" if limit else "none may be"
+            example = next(chain.from_iterable(map(check.named, audits)), "")
+            found.append(f"{count} of {total} rows are {check.what} ({allowed}), such as {example}")
+    shared = sum(audit.shared_prompts for audit in audits)
+    if data.strict and shared:
+        found.append(f"{shared} held-out rows have a prompt that is trained on too")
+    return found
+
+
+def require(exceeded: Sequence[str]) -> None:
+    """See that no limit is exceeded.
+
+    Raises:
+        ThresholdError: One is; the message names all of them.
+    """
+    if exceeded:
+        raise ThresholdError(
+            f"the rows are not good enough: {'; '.join(exceeded)}",
+            hint="mend or leave out these rows, or allow more: --set data.max_rejected_fraction=0.01, and the like",
+        )

@@ -1,0 +1,85 @@
+"""Running out of memory: how it shows, and the ladder down that leaves the updates what they are."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from sftcli.events import MemoryEased
+from sftcli.training.state import StepPlan, TrainState
+
+_CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch raises a plain RuntimeError on the CPU, with this name in it
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether ``error`` says that the machine or the device has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
+    )
+
+
+class MemoryLadder:
+    """The rungs: half the micro-batch with twice as many of them, down to one row, then gradient checkpointing.
+
+    The global batch stays, so losses and updates are the same up to rounding. The rung is part of the run's state.
+
+    Args:
+        micro_batch_size: What the settings say.
+        batch_size: Rows of the global batch.
+        make_plan: Returns the plan for a micro-batch size.
+        checkpoint_activations: Turns gradient checkpointing on; None where it is on already, or not known to the model.
+    """
+
+    def __init__(
+        self,
+        *,
+        micro_batch_size: int,
+        batch_size: int,
+        make_plan: Callable[[int], StepPlan],
+        checkpoint_activations: Callable[[], None] | None,
+    ) -> None:
+        self.micro_batch_size = micro_batch_size
+        self.batch_size = batch_size
+        self.make_plan = make_plan
+        self.checkpoint_activations = checkpoint_activations
+        self._is_checkpointing = False
+
+    def below(self, state: TrainState) -> TrainState | None:
+        """Return ``state`` one rung further down; None at the end of the ladder."""
+        size = self._size(state)
+        if size > 1:
+            return replace(state, micro_batch_size=size // 2)
+        if self.checkpoint_activations is not None and not state.checkpoints_activations:
+            return replace(state, checkpoints_activations=True)
+        return None
+
+    def plan(self, state: TrainState) -> StepPlan:
+        """Return the plan of the rung that ``state`` is on, with the model made ready for it."""
+        if state.checkpoints_activations and not self._is_checkpointing and self.checkpoint_activations:
+            self.checkpoint_activations()
+            self._is_checkpointing = True
+        return self.make_plan(self._size(state))
+
+    def event(self, state: TrainState) -> MemoryEased:
+        """Return what is told when the step after ``state`` did not fit and runs on the rung of ``state`` now."""
+        size, what = self._size(state), "gradient checkpointing"
+        count = -(-self.batch_size // size)
+        if not state.checkpoints_activations:
+            what = f"micro-batches of {size} {'row' if size == 1 else 'rows'}, {count} a step"
+        return MemoryEased(
+            step=state.step + 1,
+            micro_batch_size=size,
+            micro_batches=count,
+            gradient_checkpointing=state.checkpoints_activations,
+            text=f"step {state.step + 1} ran out of memory: {what} from here on; the global batch stays",
+        )
+
+    def tried(self, state: TrainState) -> str:
+        """Return in words what the rung of ``state`` is."""
+        size = self._size(state)
+        rows = f"micro-batches of {size} {'row' if size == 1 else 'rows'}"
+        on = state.checkpoints_activations or self.checkpoint_activations is None
+        return f"{rows} and gradient checkpointing" if on else rows
+
+    def _size(self, state: TrainState) -> int:
+        return state.micro_batch_size or self.micro_batch_size

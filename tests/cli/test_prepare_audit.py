@@ -1,0 +1,156 @@
+"""What `sft prepare` says about rows, when it fails on them, and what it leaves for others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+GOOD = [(f"What is {n} plus {n}, and how do you know?", f"It is {2 * n}.") for n in range(20)]
+
+
+@pytest.fixture
+def prepare(sft, tiny_model):
+    """Prepare pairs of question and answer; return exit code, stdout and stderr on one line."""
+
+    def run(rows: list[tuple[str, str]], *flags: object, name: str = "rows.jsonl") -> tuple[int, str, str]:
+        lines = [json.dumps({"question": q, "answer": a}) for q, a in rows]
+        Path(name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        default = ("--model", tiny_model, "--set", "data.heldout_fraction=0")
+        code, out, err = sft("prepare", name, *default, *flags)
+        return code, out, " ".join(err.split())
+
+    return run
+
+
+def audit_of(out: str) -> dict[str, object]:
+    return json.loads(out)["audit"]["train"]
+
+
+def test_the_audit_counts_what_needs_a_look(prepare):
+    rows = [
+        *GOOD,
+        GOOD[3],
+        ("A caf\ufffd?", "Yes."),
+        ("A cafÃ©?", "Yes."),
+        ("Bell\x07", "No."),
+        ("Empty?", ""),
+    ]
+    code, out, _ = prepare(rows, "--json")
+    audit = audit_of(out)
+    assert code == 0
+    assert (audit["duplicate_rows"], audit["trouble_rows"]) == (1, 3)
+    assert audit["duplicates"]["exact"] == ["rows.jsonl:21 like rows.jsonl:4"]
+    assert audit["flags"] == {"unreadable": 1, "misread": 1, "control-character": 1}
+    assert audit["rejected"] == {"empty-answer": 1}
+    assert audit["sources"]["rows.jsonl"]["kept"] == 24
+
+
+def test_a_person_sees_the_audit_with_a_histogram(prepare):
+    code, out, err = prepare([*GOOD, GOOD[3]])
+    assert code == 0
+    assert Path(out.strip()).is_dir()
+    assert "duplicates 1, such as rows.jsonl:21 like rows.jsonl:4" in err
+    assert "up to 32" in err
+
+
+def test_strict_passes_rows_that_are_good(prepare):
+    assert prepare(GOOD, "--strict")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "flags", "message"),
+    [
+        (("Empty?", ""), (), "1 of 21 rows are rejected (none may be), such as rows.jsonl:21: turn 2"),
+        (GOOD[3], (), "1 of 21 rows are equal to an earlier row (none may be), such as rows.jsonl:21 like"),
+        (
+            ("Bell\x07", "No."),
+            (),
+            "1 of 21 rows are with encoding trouble (none may be), such as rows.jsonl:21",
+        ),
+        (
+            ("Long?", "It is so. " * 60),
+            ("--overlong", "truncate", "--max-tokens", "64"),
+            "1 of 21 rows are cut (none may be), such as rows.jsonl:21",
+        ),
+    ],
+)
+def test_strict_names_what_is_wrong(prepare, row, flags, message):
+    code, _, err = prepare([*GOOD, row], "--strict", *flags)
+    assert code == 3
+    assert message in err
+
+
+def test_a_limit_allows_a_share_with_and_without_strict(prepare):
+    rows = [*GOOD, ("Empty?", "")]
+    assert prepare(rows, "--strict", "--set", "data.max_rejected_fraction=0.05")[0] == 0
+    code, _, err = prepare(rows, "--set", "data.max_rejected_fraction=0.01")
+    assert code == 3
+    assert "1 of 21 rows are rejected (at most 1.00% may be)" in err
+
+
+def test_strict_fails_on_cached_rows_too_and_json_is_one_object(prepare):
+    rows = [*GOOD, GOOD[0]]
+    assert prepare(rows)[0] == 0
+    code, out, _ = prepare(rows, "--strict", "--json")
+    assert code == 3
+    assert json.loads(out)["ok"] is False
+
+
+def test_strict_fails_on_a_prompt_on_both_sides(prepare):
+    Path("held.jsonl").write_text(json.dumps({"question": GOOD[2][0], "answer": "Other."}), encoding="utf-8")
+    code, _, err = prepare(GOOD, "--heldout", "held.jsonl", "--strict")
+    assert code == 3
+    assert "1 held-out rows have a prompt that is trained on too" in err
+
+
+def test_strict_stops_a_training_before_it_starts(prepare, sft, tiny_model):
+    prepare([*GOOD, GOOD[0]])
+    code, _, err = sft("train", "--data", "rows.jsonl", "--model", tiny_model, "--strict", "--max-steps", "1")
+    assert code == 3
+    assert "equal to an earlier row" in " ".join(err.split())
+
+
+def test_shown_rows_are_described_for_scripts(prepare):
+    _, out, _ = prepare(GOOD, "--show", "2", "--json")
+    first, second = json.loads(out)["shown"]
+    assert (first["origin"], second["origin"]) == ("rows.jsonl:1", "rows.jsonl:2")
+    assert first["num_tokens"] == sum(len(token["ids"]) for token in first["tokens"])
+    assert first["num_trained"] == sum(len(token["ids"]) for token in first["tokens"] if token["trained"])
+    stops = [token for token in first["tokens"] if token["is_stop"]]
+    assert [token["text"] for token in stops] == ["<|im_end|>"]
+
+
+def test_shown_rows_tell_trained_text_apart_without_colour(prepare):
+    _, out, _ = prepare(GOOD, "--show", "1")
+    text, _folder = out.rsplit("\n", 2)[0], out.rsplit("\n", 2)[1]
+    assert text.startswith("rows.jsonl:1  ")
+    assert "[[It is 0.<|im_end|>■]]↵" in text
+
+
+def test_rows_are_written_for_other_trainers(prepare, tiny_model):
+    datasets = pytest.importorskip("datasets")
+    code, out, _ = prepare(GOOD, "--out", "prepared", "--set", "data.heldout_fraction=0.2")
+    assert (code, out.strip()) == (0, "prepared")
+    loaded = datasets.load_dataset("prepared", cache_dir="hf")
+    assert set(loaded) == {"train", "validation"}
+    row = loaded["train"][0]
+    assert len(row["input_ids"]) == len(row["labels"]) == len(row["attention_mask"])
+    kept = [
+        token
+        for token, is_trained in zip(row["input_ids"], row["completion_mask"], strict=True)
+        if is_trained
+    ]
+    assert kept == [label for label in row["labels"] if label != -100]
+    assert kept
+    assert row["origin"].startswith("rows.jsonl:")
+    assert json.loads(Path("prepared/audit.json").read_text())["audit"]["train"]["kept"] == len(
+        loaded["train"]
+    )
+
+
+def test_rows_are_not_written_over_others_nor_when_they_are_not_good_enough(prepare):
+    Path("there").mkdir()
+    assert prepare(GOOD, "--out", "there")[0] == 73
+    assert prepare([*GOOD, GOOD[0]], "--strict", "--out", "new")[0] == 3
+    assert not Path("new").exists()
+    assert not list(Path("there").iterdir())

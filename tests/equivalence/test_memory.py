@@ -1,0 +1,169 @@
+"""Running out of memory: the step is taken again with less of it, and nothing else about the run changes."""
+
+import json
+
+import pytest
+import torch
+
+from sftcli.config.training_settings import TrainingSettings
+from sftcli.errors import ResourceError
+from sftcli.events import Ending, MemoryEased, NeverStop, StepDone
+from sftcli.services import train as train_service
+from sftcli.services.resume import ResumeRequest, resume_training
+from sftcli.training.checkpoint_names import list_checkpoints
+from tests.support.recording import MemoryStore, RecordingSink, StopAfter
+from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
+from tests.support.tiny_model import build_tiny_model
+from tests.support.training import build_trainer, tiny_llama
+
+ERRORS = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory"),
+    "numpy": MemoryError(),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+}
+
+
+class SmallMachine:
+    """A loss that has no room for more than ``rows`` rows. The first micro-batch of a step fits: it leaves gradients."""
+
+    def __init__(self, loss, rows, error="cuda", *, from_step=1, trainer=None):
+        self.loss, self.rows, self.error = loss, rows, ERRORS[error]
+        self.from_step, self.trainer, self.calls = from_step, trainer, 0
+
+    def __call__(self, batch):
+        self.calls += 1
+        is_tight = self.trainer is None or self.trainer.state.step + 1 >= self.from_step
+        if is_tight and len(batch.input_ids) > self.rows and self.calls % 2 == 0:
+            raise self.error
+        return self.loss(batch)
+
+
+def trainer_on(rows, *, micro_batch_size, store=None, error="cuda", dtype=torch.float32, from_step=1):
+    sink = RecordingSink()
+    settings = TrainingSettings(
+        max_steps=5, batch_size=8, micro_batch_size=micro_batch_size, learning_rate=1e-2, warmup_steps=1
+    )
+    torch.manual_seed(0)
+    made = build_trainer(
+        settings=settings, store=store or MemoryStore(), emit=sink, model=tiny_llama(dropout=0.2), dtype=dtype
+    )
+    made.batch_loss = SmallMachine(made.batch_loss, rows, error, from_step=from_step, trainer=made)
+    return made, sink
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("error", list(ERRORS))
+def test_run_that_was_halved_equals_one_that_was_small_from_the_start_bit_for_bit(error, dtype):
+    halved, sink = trainer_on(2, micro_batch_size=4, error=error, dtype=dtype)
+    halved.fit(NeverStop())
+    small, expected = trainer_on(2, micro_batch_size=2, dtype=dtype)
+    small.fit(NeverStop())
+    losses = [(event.loss, event.grad_norm) for event in sink.of(StepDone)]
+    assert losses == [(event.loss, event.grad_norm) for event in expected.of(StepDone)]
+    for name, tensor in small.snapshot().weights.items():
+        assert torch.equal(tensor, halved.snapshot().weights[name])
+    (eased,) = sink.of(MemoryEased)
+    assert (eased.step, eased.micro_batch_size, eased.micro_batches) == (1, 2, 4)
+    assert expected.of(MemoryEased) == []
+
+
+def test_halved_step_has_the_loss_of_the_whole_one_up_to_rounding():
+    torch.manual_seed(0)
+    steps = []
+    for rows in (8, 1):
+        sink = RecordingSink()
+        settings = TrainingSettings(max_steps=1, batch_size=8, micro_batch_size=4, warmup_steps=0)
+        made = build_trainer(settings=settings, store=MemoryStore(), emit=sink)
+        made.batch_loss = SmallMachine(made.batch_loss, rows)
+        steps.append(made.take_step())
+    assert steps[0].loss == pytest.approx(steps[1].loss, rel=1e-6)
+    assert steps[0].grad_norm == pytest.approx(steps[1].grad_norm, rel=1e-5)
+    assert steps[0].response_tokens == steps[1].response_tokens
+
+
+def test_last_rung_is_gradient_checkpointing_and_then_the_error_leaves_no_gradient():
+    made, sink = trainer_on(0, micro_batch_size=4)
+    before = {name: tensor.clone() for name, tensor in made.snapshot().weights.items()}
+    with pytest.raises(torch.OutOfMemoryError):
+        made.take_step()
+    rungs = [(event.micro_batch_size, event.gradient_checkpointing) for event in sink.of(MemoryEased)]
+    assert rungs == [(2, False), (1, False), (1, True)]
+    assert made.tried() == "micro-batches of 1 row and gradient checkpointing"
+    assert all(weight.grad is None for weight in made.weights.model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.snapshot().weights.items())
+    assert made.state.step == 0
+
+
+def test_other_errors_of_a_step_pass_and_leave_no_gradient():
+    made, sink = trainer_on(0, micro_batch_size=4)
+    made.batch_loss.error = RuntimeError("shape")
+    with pytest.raises(RuntimeError, match="shape"):
+        made.take_step()
+    assert sink.of(MemoryEased) == []
+    assert all(weight.grad is None for weight in made.weights.model.parameters())
+
+
+@pytest.mark.parametrize("stop_at", [2, 4])
+def test_resumed_run_takes_the_micro_batches_that_the_run_had_at_that_step(stop_at):
+    whole, _ = trainer_on(2, micro_batch_size=4, from_step=3)
+    whole.fit(NeverStop())
+    store = MemoryStore()
+    first, _ = trainer_on(2, micro_batch_size=4, from_step=3, store=store)
+    first.fit(StopAfter(stop_at))
+    second, sink = trainer_on(2, micro_batch_size=4, from_step=3)
+    second.restore(store.snapshots[stop_at])
+    second.fit(NeverStop())
+    assert len(sink.of(MemoryEased)) == (1 if stop_at == 2 else 0)
+    for name, tensor in whole.snapshot().weights.items():
+        assert torch.equal(tensor, second.snapshot().weights[name])
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with rows and a model, on a machine with room for two rows."""
+    write_rows(tmp_path / "rows.jsonl")
+    build_tiny_model(tmp_path / "model")
+    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def shrink(monkeypatch, rows):
+    build = train_service.build_trainer
+
+    def build_small(*args, **kwargs):
+        built = build(*args, **kwargs)
+        built.trainer.batch_loss = SmallMachine(built.trainer.batch_loss, rows)
+        return built
+
+    monkeypatch.setattr(train_service, "build_trainer", build_small)
+
+
+def test_decision_is_logged_reported_and_kept_when_the_run_goes_on(place, monkeypatch):
+    sets = ("training.micro_batch_size=2", "checkpoint.every_steps=1", "training.packing=off")
+    shrink(monkeypatch, 1)
+    whole = StopAtStep(99)
+    assert (
+        train(settings_of(place, place / "model", "run.name=whole", *sets), whole).ending is Ending.FINISHED
+    )
+    cut = StopAtStep(4)
+    assert train(settings_of(place, place / "model", "run.name=cut", *sets), cut).ending is Ending.STOPPED
+    rest = StopAtStep(99)
+    resume_training(ResumeRequest(root=place / "runs", run="cut"), rest, rest)
+    assert not [event for event in rest.events if isinstance(event, MemoryEased)]
+    run, other = place / "runs" / "whole", place / "runs" / "cut"
+    assert tensors_of(run, 10) == tensors_of(other, 10)
+    assert numbers_of(run) == numbers_of(other)
+    logged = [json.loads(line) for line in (other / "events.jsonl").read_text().splitlines()]
+    assert [event["micro_batch_size"] for event in logged if event["event"] == "MemoryEased"] == [1]
+    for name in ("training.log", "report.html"):
+        assert "ran out of memory: micro-batches of 1 row, 4 a step" in (other / name).read_text()
+
+
+def test_end_of_the_ladder_is_exit_code_71_and_checkpoints_stay(place, monkeypatch):
+    shrink(monkeypatch, 0)
+    with pytest.raises(
+        ResourceError, match="out of memory with micro-batches of 1 row and gradient"
+    ) as caught:
+        train(settings_of(place, place / "model", "run.name=tight"), StopAtStep(99))
+    assert caught.value.exit_code == 71
+    assert not list_checkpoints(place / "runs" / "tight" / "checkpoints")

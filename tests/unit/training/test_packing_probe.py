@@ -1,0 +1,99 @@
+"""Rows are packed only where the model itself is seen to keep them apart."""
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from sftcli.config.training_settings import TrainingSettings
+from sftcli.data.batch import Packing
+from sftcli.errors import UsageError
+from sftcli.events import Notice
+from sftcli.modeling.document_attention import attention_of
+from sftcli.training.packing import choose_packing
+from tests.support.architectures import ARCHITECTURES, build_architecture
+from tests.support.recording import RecordingSink
+from tests.support.tiny_model import tiny_config
+from tests.support.training import PAD_ID, random_examples
+
+EXAMPLES = random_examples(20)
+LONGEST = max(EXAMPLES.num_tokens)
+
+
+class BlindToPositions(LlamaForCausalLM):
+    """Counts positions through a whole row and sees all of it."""
+
+    def forward(self, input_ids, use_cache=None, **told):
+        return super().forward(input_ids=input_ids, use_cache=use_cache)
+
+
+class BlindToBounds(LlamaForCausalLM):
+    """Knows positions, but hands no bounds on to its attention."""
+
+    def forward(self, input_ids, position_ids=None, use_cache=None, **told):
+        return super().forward(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
+
+
+class CountsByTwo(LlamaForCausalLM):
+    """Keeps documents apart, but counts their positions by two."""
+
+    def forward(self, input_ids, position_ids=None, use_cache=None, **told):
+        shifted = None if position_ids is None else position_ids * 2
+        return super().forward(input_ids=input_ids, position_ids=shifted, use_cache=use_cache, **told)
+
+
+def seeded(kind: type[LlamaForCausalLM], *, spread: float = 0.2) -> LlamaForCausalLM:
+    config = tiny_config()
+    config.initializer_range = spread
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return kind(config)
+
+
+def choose(model, **changes):
+    sink = RecordingSink()
+    settings = TrainingSettings(**({"micro_batch_size": 4} | changes))
+    return choose_packing(model, EXAMPLES, settings=settings, pad_id=PAD_ID, emit=sink), sink.of(Notice)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_kind_of_model_can_be_packed(name, dtype):
+    model = build_architecture(name).to(dtype)
+    packing, _ = choose(model, packing="on")
+    by_document = Packing(row_tokens=4 * LONGEST)
+    assert packing == (Packing(row_tokens=LONGEST, rows=4) if name == "modern" else by_document)
+
+
+def test_model_that_is_blind_to_documents_is_refused_where_packing_is_asked_for():
+    with pytest.raises(UsageError, match="BlindToPositions lets documents of one row see each other"):
+        choose(seeded(BlindToPositions), packing="on")
+
+
+@pytest.mark.parametrize("kind", [BlindToPositions, CountsByTwo])
+def test_model_that_tells_documents_wrongly_is_not_packed_by_itself_and_it_is_said(kind):
+    model = seeded(kind)
+    packing, (notice,) = choose(model)
+    assert packing is None
+    assert "rows are not packed" in notice.text
+    assert attention_of(model) == "sdpa"
+
+
+def test_model_that_knows_only_positions_is_packed_by_mask_where_packing_is_asked_for():
+    assert choose(seeded(BlindToBounds))[0] is None
+    assert choose(seeded(BlindToBounds), packing="on")[0] == Packing(row_tokens=LONGEST, rows=4)
+
+
+def test_model_as_it_is_first_initialized_is_told_apart_too():
+    assert choose(seeded(BlindToPositions, spread=0.02))[0] is None
+    assert choose(seeded(LlamaForCausalLM, spread=0.02))[0] is not None
+
+
+def test_packing_can_be_switched_off_and_leaves_the_attention_alone():
+    model = seeded(LlamaForCausalLM)
+    assert choose(model, packing="off") == (None, [])
+    assert attention_of(model) == "sdpa"
+
+
+def test_tokens_of_a_pass_can_be_set_and_always_hold_one_row():
+    assert choose(seeded(LlamaForCausalLM), micro_batch_tokens=50)[0] == Packing(row_tokens=50)
+    assert choose(seeded(LlamaForCausalLM), micro_batch_tokens=1)[0] == Packing(row_tokens=LONGEST)
