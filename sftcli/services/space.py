@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
+from sftcli.config.training_settings import OptimizerName
 from sftcli.errors import StorageError
 from sftcli.events import EventSink, Warned
 from sftcli.modeling.folder import read_json
@@ -14,50 +15,55 @@ from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import gigabytes
 from sftcli.training.checkpoint_names import list_checkpoints
 
+# What optimizers keep, in parts of the float32 size of what trains, and a little more: two float32 moments; means of rows
+# and columns; two bytes and their scales, except for tensors of less than 4096 numbers.
+_STATE_SHARES = {
+    OptimizerName.ADAMW: 2.0,
+    OptimizerName.ADAFACTOR: 0.1,
+    OptimizerName.ADAMW_8BIT: 0.6,
+    OptimizerName.PAGED_ADAMW_8BIT: 0.6,
+}
 
-def check_space(
-    run: RunFolder,
-    parameters_bytes: int,
-    settings: CheckpointSettings,
-    emit: EventSink,
-    *,
-    frozen_bytes: int = 0,
-) -> None:
+
+def check_space(run: RunFolder, one_bytes: int, settings: CheckpointSettings, emit: EventSink) -> None:
     """Make sure that the checkpoints that will exist at once fit on the run's disk.
 
     Args:
         run: Where they go.
-        parameters_bytes: Size of the trainable parameters in float32.
+        one_bytes: Size of one.
         settings: How many are kept.
         emit: Told when room is scarce.
-        frozen_bytes: Size of the weights that are saved as well but do not train.
 
     Raises:
         StorageError: They do not fit.
     """
-    one = 3 * parameters_bytes + frozen_bytes  # the weights and two moments
     have = len(list_checkpoints(run.checkpoints))
     most = 1 if settings.every_steps == 0 else settings.keep_last + 1
-    need, free = one * max(1, most - have), shutil.disk_usage(run.path).free
+    need, free = one_bytes * max(1, most - have), shutil.disk_usage(run.path).free
     if free < need:
         raise StorageError(
             f"the disk of {run.path} has {gigabytes(free)} free; checkpoints of this model need {gigabytes(need)}",
             hint="free space, choose another --set run.root=DIR, or lower checkpoint.keep_last",
         )
-    if free < 3 * one:
+    if free < 3 * one_bytes:
         emit(
             Warned(
-                text=f"the disk of {run.path} has only {gigabytes(free)} free; a checkpoint takes {gigabytes(one)}"
+                text=f"the disk of {run.path} has only {gigabytes(free)} free; a checkpoint takes {gigabytes(one_bytes)}"
             )
         )
 
 
-def stored_bytes(settings: Settings, folder: Path) -> tuple[int, int]:
-    """Return the float32 sizes of what trains, and of what is frozen and in each checkpoint all the same."""
+def checkpoint_bytes(settings: Settings, folder: Path) -> int:
+    """Return about what a checkpoint takes: float32 weights, those that are frozen too, and the optimizer's state.
+
+    Of an adapter, its own weights and their moments alone, at most.
+    """
     if settings.adapter.is_on:
-        return adapter_bytes(folder, settings.adapter), 0
+        return 3 * adapter_bytes(folder, settings.adapter)
+    share = _STATE_SHARES[settings.training.optimizer]
+    weights = parameters_bytes(folder)
     frozen = 0 if settings.training.train_embeddings else embedding_bytes(folder)
-    return parameters_bytes(folder) - frozen, frozen
+    return round(weights + share * (weights - frozen))
 
 
 def embedding_bytes(folder: Path) -> int:

@@ -45,7 +45,7 @@ from sftcli.services.run_folder import (
     write_text,
 )
 from sftcli.services.run_log import RunLog
-from sftcli.services.space import check_space, stored_bytes
+from sftcli.services.space import check_space, checkpoint_bytes
 from sftcli.services.thresholds import find_exceeded, require
 from sftcli.services.verdict import Verdict
 from sftcli.services.watch import FitWatch, watched
@@ -151,8 +151,7 @@ def _train(
     if checkpoint is not None:
         changes = compare(checkpoint, materials.fingerprints, allowed=allowed)
         record_resume(run, checkpoint, changes, emit)
-    trained, frozen = stored_bytes(settings, located.folder)
-    check_space(run, trained, settings.checkpoint, emit, frozen_bytes=frozen)
+    check_space(run, checkpoint_bytes(settings, located.folder), settings.checkpoint, emit)
     if materials.trusted_code:
         write_json(run.about, run.read_about() | {"trusted_code": dict(materials.trusted_code)})
     write_json(run.data, {"fingerprint": prepared.dataset.fingerprint, **prepared.dataset.about})
