@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -66,6 +67,12 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """Return "bf16" or "fp32"."""
     return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def step_aside() -> None:
+    """Let the calling thread have what processor time the others leave, where threads have priorities of their own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

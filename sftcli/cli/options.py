@@ -184,6 +184,10 @@ Model = Annotated[
         rich_help_panel=INPUT_PANEL,
     ),
 ]
+_TRUST_HELP = "Run the code that a hub model brings, at the full commit in model.revision. Read it first."
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help=_TRUST_HELP, rich_help_panel=INPUT_PANEL)
+]
 Tokenizer = Annotated[
     str | None,
     typer.Option(

@@ -34,6 +34,7 @@ def train(
     heldout: options.Heldout = None,
     model: options.Model = None,
     tokenizer: options.Tokenizer = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     renames: options.Map = None,
     template: options.Template = None,
     train_on: options.TrainOn = None,
@@ -100,6 +101,7 @@ def train(
             "training.packing": ("--packing", packing),
             "model.name": ("--model", model),
             "model.tokenizer": ("--tokenizer", tokenizer),
+            "model.trust_remote_code": ("--trust-remote-code", trust_remote_code or None),
             **data_flags(
                 renames=renames,
                 template=template,
@@ -151,6 +153,7 @@ def resume(
         typer.Option("--checkpoint", metavar="STEP", help="Go on from the checkpoint of this step."),
     ] = None,
     sets: options.Set = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     verify: Annotated[
         bool,
         typer.Option(
@@ -158,6 +161,14 @@ def resume(
             help="Only replay the steps between two checkpoints and compare the result bit for bit; write nothing.",
         ),
     ] = False,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-change",
+            metavar="KEY",
+            help="Go on although this setting, or `data`, is not what the run was started with. Repeatable; recorded.",
+        ),
+    ] = None,
     break_lock: Annotated[
         bool, typer.Option("--break-lock", help="Take the run over from a process that is certainly dead.")
     ] = False,
@@ -179,11 +190,21 @@ def resume(
     """
     output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color, log_format=log_format)
     with session(output, every_steps=10) as (emit, stop):
-        from sftcli.config.sources import parse_set
+        from sftcli.config.sources import Override, parse_set
         from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
 
+        overrides = list(map(parse_set, sets or ()))
+        if trust_remote_code:
+            overrides.append(
+                Override(key="model.trust_remote_code", value=True, origin="--trust-remote-code")
+            )
         request = ResumeRequest(
-            root=runs, run=run, step=step, overrides=tuple(map(parse_set, sets or ())), break_lock=break_lock
+            root=runs,
+            run=run,
+            step=step,
+            overrides=tuple(overrides),
+            allowed=tuple(allow_change or ()),
+            break_lock=break_lock,
         )
         proved = verify_resume(request, emit, stop) if verify else None
         outcome = None if verify else resume_training(request, emit, stop)

@@ -4,9 +4,11 @@ A section is passed whole to the part that needs it. Names carry their units. Fi
 Rows and optimizer steps have modules of their own; the other sections are here.
 """
 
+import re
 from enum import StrEnum
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sftcli.config.section import Section, Text
 
@@ -27,6 +29,18 @@ class ModelSettings(Section):
         min_length=1,
         description="Folder or hub name of the tokenizer of a .pt model; unset takes `gpt2`. Others bring their own.",
     )
+    trust_remote_code: bool = Field(
+        False,
+        description="Run code that a hub model brings; on the command line only, with `revision` a full commit.",
+    )
+
+    @model_validator(mode="after")
+    def _trusted_code_is_pinned(self) -> Self:
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                "trust_remote_code needs revision to be a full commit of 40 hex digits, whose code you have read"
+            )
+        return self
 
 
 class CheckpointSettings(Section):

@@ -37,6 +37,8 @@ from sftcli.errors import Location, NotFoundError, UsageError
 
 __all__ = ["FIELDS", "Override", "Resolved", "Row", "Settings", "parse_set", "resolve", "to_toml"]
 
+# Keys that a person has to type each time: no file, preset or variable of somebody else's can say them.
+TYPED_KEYS = frozenset({"model.trust_remote_code"})
 DEFAULT_ORIGIN = "default"
 SET_ORIGIN = "--set"
 
@@ -188,6 +190,16 @@ def _read(
     except UsageError as error:
         problems.append(Problem(text=error.message, location=error.location, hint=error.hint))
     add(*environment_layer(environ, FIELDS))
+    problems += [
+        Problem(
+            text=f"{entry.where}: {key} can be set on the command line only",
+            location=entry.location,
+            hint="For a model whose code you have read: --trust-remote-code --set model.revision=COMMIT.",
+        )
+        for layer in layers
+        for key, entry in layer.entries.items()
+        if key in TYPED_KEYS and entry.value is not False
+    ]
     add(*override_layer(overrides, FIELDS))
     return layers, problems
 
@@ -239,7 +251,7 @@ def _values(settings: Settings) -> Iterator[tuple[str, object]]:
 
 
 def to_toml(settings: Settings, origins: Mapping[str, str] | None = None) -> str:
-    """Write settings as a file that gives equal settings when it is read by ``--config`` alone.
+    """Write settings as a file that gives equal settings when it is read by ``--config`` alone; ``TYPED_KEYS`` stay out.
 
     Args:
         settings: What to write; keys that are unset are left out, which is the same.
@@ -249,6 +261,8 @@ def to_toml(settings: Settings, origins: Mapping[str, str] | None = None) -> str
     for section, values in settings.model_dump(mode="json", exclude_none=True).items():
         lines += ["", f"[{section}]"]
         for name, value in values.items():
+            if f"{section}.{name}" in TYPED_KEYS:
+                continue
             comment = f"  # {shown_origin(origins[f'{section}.{name}'])}" if origins else ""
             lines.append(tomli_w.dumps({name: value}).rstrip("\n") + comment)
     return "\n".join(lines[1:]) + "\n"

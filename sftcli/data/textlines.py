@@ -5,13 +5,19 @@ Lines end at ``\n`` and nowhere else, so text may hold U+2028 and its kin. Every
 
 import gzip
 from collections.abc import Callable, Iterator
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from sftcli.errors import DataError, Location
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 MAX_LINE_BYTES = 64 * 2**20
+# What a compressed file may unpack to: text packs to a twentieth of its size, a bomb to a thousandth and less.
+MAX_RATIO = 200
+MIN_UNPACKED_BYTES = 64 * 2**20
 BOM = b"\xef\xbb\xbf"
 
 Note = Callable[[str], None]
@@ -47,12 +53,45 @@ def data_error(message: str, name: str, line: int, column: int | None = None, *,
 def open_bytes(path: Path) -> ByteStream:
     """Open a file for reading, decompressing it where its name ends in ``.gz`` or ``.zst``."""
     if path.suffix == ".gz":
-        return cast("ByteStream", gzip.open(path, "rb"))
+        return _bounded(cast("ByteStream", gzip.open(path, "rb")), path)
     if path.suffix == ".zst":
         import pyarrow
 
-        return BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 2**20)
+        return _bounded(pyarrow.input_stream(str(path), compression="zstd"), path)
     return path.open("rb")
+
+
+class _Bounded(RawIOBase):
+    """An unpacked stream that ends in an error where it grows out of all proportion."""
+
+    def __init__(self, stream: "ByteStream", path: Path) -> None:
+        super().__init__()
+        self.stream, self.path, self.count = stream, path, 0
+        self.most = max(MIN_UNPACKED_BYTES, MAX_RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.stream.read(len(view))
+        view[: len(data)] = data
+        self.count += len(data)
+        if self.count > self.most:
+            raise DataError(
+                f"{self.path}: unpacks to more than {MAX_RATIO} times its size, which no text does",
+                hint="unpack it yourself where it is what it should be",
+                location=Location(file=str(self.path)),
+            )
+        return len(data)
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
+
+
+def _bounded(stream: "ByteStream", path: Path) -> ByteStream:
+    return BufferedReader(_Bounded(stream, path), 2**20)
 
 
 def skip_bom(stream: ByteStream, name: str, note: Note) -> int:

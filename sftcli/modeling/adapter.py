@@ -6,7 +6,7 @@ works on the model works on it with an adapter.
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sftcli.config.adapter_settings import AUTO_TARGETS, AdapterKind, AdapterSettings
-from sftcli.errors import DataError, MismatchError, UsageError
+from sftcli.config.adapter_settings import AdapterKind, AdapterSettings
+from sftcli.errors import DataError, MismatchError
 from sftcli.modeling.adapter_folder import (
     AdapterBase,
     LoraForm,
@@ -26,12 +26,19 @@ from sftcli.modeling.adapter_folder import (
     read_base,
     read_form,
 )
+from sftcli.modeling.adapter_layers import (
+    ADAPTER_NAME,
+    PREFIX,
+    file_name,
+    matching_layers,
+    name_of_embedding,
+    name_of_head,
+    refuse_tied,
+    target_names,
+)
 from sftcli.modeling.folder import weight_files
 from sftcli.modeling.load import load_model
-from sftcli.suggest import did_you_mean
 
-_NAME = "default"  # what peft calls the one adapter of a model; it is not part of the names in files
-_PREFIX = "base_model.model."
 _MATRIX = re.compile(r"(?P<layer>.+)\.(?P<part>lora_A\.weight|lora_embedding_A)")
 _SHOWN = 3
 
@@ -49,7 +56,7 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, 
 
     targets = target_names(model, settings.target_modules)
     dora = settings.kind is AdapterKind.DORA
-    transposed = any(isinstance(layer, Conv1D) for layer in _matching(model, targets).values())
+    transposed = any(isinstance(layer, Conv1D) for layer in matching_layers(model, targets).values())
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -64,42 +71,6 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, 
     }
     _inject(model, config)
     return {**config, "inference_mode": True, "peft_version": peft.__version__}
-
-
-def target_names(model: PreTrainedModel, wanted: Iterable[str]) -> list[str]:
-    """Return the last parts of the names of the linear layers that ``wanted`` means, or whole names where they clash.
-
-    Raises:
-        UsageError: There is no such layer, or it is the head and shares its weights with the embeddings.
-    """
-    layers = _linear_layers(model)
-    head = _name_of_head(model)
-    short = {name.rpartition(".")[2] for name in layers if name != head}
-    found: set[str] = set()
-    for item in wanted:
-        if item == AUTO_TARGETS:
-            body = [name for name in layers if name != head]
-            found |= set(body) if head.rpartition(".")[2] in short else short
-        elif any(_means(item, name) for name in layers):
-            found.add(item)
-        else:
-            known = sorted({name.rpartition(".")[2] for name in layers})
-            raise UsageError(
-                f"adapter.target_modules names {item!r}, and {type(model).__name__} has no such linear layer",
-                hint=did_you_mean(item, known) or f"it has {', '.join(known)}",
-            )
-    if head and any(_means(item, head) for item in found):
-        _refuse_tied(model, head)
-    return sorted(found)
-
-
-def file_name(parameter: str) -> str:
-    """Return the name that peft gives a parameter of an adapter in a file."""
-    name = parameter.removesuffix(".weight") if ".lora_magnitude_vector." in parameter else parameter
-    if name.endswith(f".{_NAME}"):
-        return _PREFIX + name.removesuffix(f".{_NAME}")
-    stem, _, last = name.rpartition(".")
-    return f"{_PREFIX}{stem.removesuffix(f'.{_NAME}')}.{last}"
 
 
 def base_content(folder: Path) -> str:
@@ -148,9 +119,9 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """
     form = read_form(folder)
     tensors = load_file(check_adapter_weights(folder))
-    if strange := sorted(name for name in tensors if not name.startswith(_PREFIX)):
+    if strange := sorted(name for name in tensors if not name.startswith(PREFIX)):
         raise DataError(f"{folder} holds {strange[0]!r}, which is no name of a tensor of an adapter")
-    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     plain = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
     _replace_plain(model, plain, folder)
     ranks = {
@@ -161,8 +132,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     layers = dict(model.named_modules())
     if missing := sorted(ranks.keys() - layers.keys()):
         raise MismatchError(f"{folder} is for another model: this one has no layer {_some(missing)}")
-    for layer in ranks.keys() & {_name_of_head(model), _name_of_embedding(model)}:
-        _refuse_tied(model, layer)
+    for layer in ranks.keys() & {name_of_head(model), name_of_embedding(model)}:
+        refuse_tied(model, layer)
     if ranks:
         _inject(model, _config_for(ranks, form))
     _fill(model, {name: tensors[name] for name in tensors.keys() - plain.keys()}, folder)
@@ -223,7 +194,7 @@ def _inject(model: PreTrainedModel, config: Mapping[str, object]) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     known = {key: value for key, value in config.items() if key != "peft_type"}
-    inject_adapter_in_model(LoraConfig(**cast("dict[str, Any]", known)), model, adapter_name=_NAME)
+    inject_adapter_in_model(LoraConfig(**cast("dict[str, Any]", known)), model, adapter_name=ADAPTER_NAME)
 
 
 def _config_for(ranks: Mapping[str, int], form: LoraForm) -> dict[str, object]:
@@ -243,7 +214,7 @@ def _config_for(ranks: Mapping[str, int], form: LoraForm) -> dict[str, object]:
 @torch.no_grad()
 def _fill(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     places = {
-        file_name(name).removeprefix(_PREFIX): parameter
+        file_name(name).removeprefix(PREFIX): parameter
         for name, parameter in model.named_parameters()
         if ".lora_" in name
     }
@@ -263,8 +234,8 @@ def _replace_plain(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], 
     for name, tensor in tensors.items():
         if name not in places:
             raise MismatchError(f"{folder} holds tensors that the model has no place for: {name}")
-        if name in {f"{layer}.weight" for layer in (_name_of_head(model), _name_of_embedding(model))}:
-            _refuse_tied(model, name)
+        if name in {f"{layer}.weight" for layer in (name_of_head(model), name_of_embedding(model))}:
+            refuse_tied(model, name)
         _check_shape(places[name], tensor, name, folder)
         places[name].copy_(tensor)
 
@@ -273,45 +244,6 @@ def _check_shape(parameter: nn.Parameter, tensor: torch.Tensor, name: str, folde
     if parameter.shape != tensor.shape:
         raise MismatchError(
             f"{folder} is for another model: {name} is {tuple(tensor.shape)}, and this one needs {tuple(parameter.shape)}"
-        )
-
-
-def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
-
-
-def _matching(model: PreTrainedModel, items: Sequence[str]) -> dict[str, nn.Module]:
-    return {
-        name: layer
-        for name, layer in _linear_layers(model).items()
-        if any(_means(item, name) for item in items)
-    }
-
-
-def _means(item: str, name: str) -> bool:
-    return name == item or name.endswith(f".{item}")
-
-
-def _name_of_head(model: PreTrainedModel) -> str:
-    return _name_of(model, model.get_output_embeddings())  # type: ignore[no-untyped-call]
-
-
-def _name_of_embedding(model: PreTrainedModel) -> str:
-    return _name_of(model, model.get_input_embeddings())
-
-
-def _name_of(model: PreTrainedModel, wanted: object) -> str:
-    return next((name for name, layer in model.named_modules() if layer is wanted), "")
-
-
-def _refuse_tied(model: PreTrainedModel, name: str) -> None:
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    embedding = model.get_input_embeddings()
-    if head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", head):
-        raise UsageError(
-            f"{name} shares its weights with the token embeddings, so an adapter on it cannot be merged: that would "
-            "change both",
-            hint="leave it out of adapter.target_modules; auto does",
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftcli import storage
-from sftcli.errors import OutputError
+from sftcli.errors import ConsentError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +21,7 @@ def cache_folder() -> Path:
 
     Raises:
         OutputError: There is no home folder, or the folder cannot be made or written to.
+        ConsentError: It belongs to another user, who could put a model of theirs there; naming it allows that.
     """
     root = _named_root()
     try:
@@ -29,6 +30,11 @@ def cache_folder() -> Path:
         raise OutputError(f"cannot make the cache folder {root}: {error.strerror}", hint=_HINT) from error
     if not os.access(root, os.W_OK | os.X_OK):
         raise OutputError(f"the cache folder {root} is not writable", hint=_HINT)
+    if not os.environ.get("SFT_CACHE_DIR") and root.stat().st_uid not in (os.getuid(), 0):
+        raise ConsentError(
+            f"the cache folder {root} belongs to another user, who decides what is in it",
+            hint=f"trust it with SFT_CACHE_DIR={root}, or set SFT_CACHE_DIR to a folder of yours",
+        )
     return root
 
 

@@ -12,7 +12,11 @@ CONVERT_HINT = (
     "convert it to safetensors on a machine where you trust the file: "
     "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
 )
-_HEADER_LIMIT_BYTES = 100_000_000  # the limit of safetensors itself
+# Bounds on what is parsed whole: a header is JSON that takes ten times its size in memory. Shards of the largest open
+# models stay under 10 MB and 50,000 tensors; tokenizers and lists of shards under 50 MB.
+_HEADER_LIMIT_BYTES = 32 << 20
+_MAX_TENSORS = 200_000
+MAX_JSON_BYTES = 128 << 20
 _BLOCKS = 64
 _BLOCK_BYTES = 64 * 1024
 _INDEX = "model.safetensors.index.json"
@@ -93,9 +97,15 @@ def check_safetensors(path: Path) -> None:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or not 2 <= length <= min(_HEADER_LIMIT_BYTES, size - 8):
+            if 8 + _HEADER_LIMIT_BYTES < 8 + length <= size:
+                raise DataError(
+                    f"{path} has a header of {length >> 20} MB; more than {_HEADER_LIMIT_BYTES >> 20} MB is not read"
+                )
+            if size < 8 or not 2 <= length <= size - 8:
                 raise DataError(f"{path} is not a safetensors file, or is cut off", hint=again)
             header = json.loads(file.read(length))
+        if len(header) > _MAX_TENSORS:
+            raise DataError(f"{path} lists {len(header)} tensors; more than {_MAX_TENSORS} are not read")
         ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
     except FileNotFoundError:
         raise NotFoundError(
@@ -105,6 +115,16 @@ def check_safetensors(path: Path) -> None:
         raise DataError(f"{path} has a damaged header: {error}", hint=again) from error
     if size != (expected := 8 + length + max(ends, default=0)):
         raise DataError(f"{path} is {size} bytes long, its header says {expected}", hint=again)
+
+
+def check_size(path: Path) -> None:
+    """Raise where a text file of a model folder is too large to be one that is read whole.
+
+    Raises:
+        DataError: It is.
+    """
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise DataError(f"{path} has {size >> 20} MB; more than {MAX_JSON_BYTES >> 20} MB are not read")
 
 
 def fingerprint(folder: Path) -> str:
@@ -131,6 +151,7 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: It holds something else.
     """
     try:
+        check_size(path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFoundError(

@@ -77,9 +77,17 @@ def cached_snapshot(repo: str, revision: str | None) -> Snapshot | None:
 
 
 def fetch_snapshot(
-    repo: str, *, revision: str | None, emit: EventSink, patience: Patience, weights: bool = True
+    repo: str,
+    *,
+    revision: str | None,
+    emit: EventSink,
+    patience: Patience,
+    weights: bool = True,
+    code: bool = False,
 ) -> Snapshot:
     """Download the configuration, the tokenizer and, with ``weights``, the safetensors files of ``repo``.
+
+    ``code`` brings its Python files as well; nothing here runs them.
 
     Raises:
         NetworkError: The hub is not reachable, or went silent for longer than ``patience`` allows.
@@ -89,7 +97,8 @@ def fetch_snapshot(
     """
     if is_offline():
         raise NetworkError("the hub was not asked, because HF_HUB_OFFLINE is set", hint=_elsewhere(repo))
-    request = json.dumps({"repo": repo, "revision": revision, "weights": weights, "cache": str(hub_cache())})
+    asked = {"repo": repo, "revision": revision, "weights": weights, "code": code}
+    request = json.dumps({**asked, "cache": str(hub_cache())})
     total = 0
     deadline = time.monotonic() + patience.answer_seconds
     with _worker(request) as (lines, stderr):

@@ -1,6 +1,6 @@
 """Download one repository of the hub in a process of its own, so that a caller can end it at any moment.
 
-Run by path with one JSON argument ``{"repo", "revision", "weights", "cache"}``; imports nothing of this package. Writes JSON lines:
+Run by path with one JSON argument ``{"repo", "revision", "weights", "code", "cache"}``; imports nothing of this package. Writes JSON lines:
 ``answer`` (the hub knows the repository), ``progress``, then ``done`` or ``failed``. A token never appears in them.
 """
 
@@ -22,10 +22,12 @@ _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TEXT = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 
 
-def wanted_files(names: list[str], *, weights: bool) -> list[str]:
-    """Return the files of a repository that a model folder needs: configuration, tokenizer, safetensors, no code."""
+def wanted_files(names: list[str], *, weights: bool, code: bool = False) -> list[str]:
+    """Return the files of a repository that a model folder needs: configuration, tokenizer, safetensors; code if asked."""
     top = [name for name in names if "/" not in name or name.startswith("additional_chat_templates/")]
     text = [name for name in top if name.endswith(_TEXT) and not name.endswith(".bin.index.json")]
+    if code:
+        text += [name for name in top if name.endswith(".py")]
     if not weights:
         return [name for name in text if name != _INDEX]
     shards = [name for name in top if name.startswith("model") and name.endswith(".safetensors")]
@@ -41,19 +43,20 @@ def main(request: dict[str, object]) -> None:
     repo, revision = str(request["repo"]), request["revision"]
     name = revision if isinstance(revision, str) else None
     try:
-        _download(repo, name, Path(str(request["cache"])), weights=bool(request["weights"]))
+        cache, code = Path(str(request["cache"])), bool(request["code"])
+        _download(repo, name, cache, weights=bool(request["weights"]), code=code)
     except Exception as error:  # noqa: BLE001 - the parent decides what each kind means
         _say(kind="failed", reason=_reason(error), text=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def _download(repo: str, revision: str | None, cache: Path, *, weights: bool) -> None:
+def _download(repo: str, revision: str | None, cache: Path, *, weights: bool, code: bool) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.file_download import repo_folder_name
 
     info = _model_info(repo, revision)
     siblings = info.siblings or []
     names = [file.rfilename for file in siblings]
-    files = wanted_files(names, weights=weights)
+    files = wanted_files(names, weights=weights, code=code)
     if weights and not any(name.endswith(".safetensors") for name in files):
         unsafe = any(name.endswith(_UNSAFE) for name in names)
         _say(kind="failed", reason="unsafe" if unsafe else "no-weights", text="")

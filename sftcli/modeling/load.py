@@ -1,36 +1,20 @@
-"""Bring a model folder into memory whole or not at all, and write one that plain transformers opens."""
+"""Bring a model folder into memory whole or not at all."""
 
-import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from sftcli import storage
-from sftcli.errors import ConsentError, DataError, MismatchError, ResourceError, UsageError
-from sftcli.modeling.cache import whole_folder
-from sftcli.modeling.folder import check_model_folder, read_json
+from sftcli.errors import DataError, MismatchError, ResourceError, UsageError
+from sftcli.modeling.folder import check_model_folder
 from sftcli.modeling.modern_lm import register
+from sftcli.modeling.remote_code import refuse_code
 
 _SHOWN = 3
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "chat_template.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
-)  # fmt: skip
-_TEMPLATE_FOLDER = "additional_chat_templates"
-_MACHINE_KEYS = (
-    "_name_or_path",
-    "name_or_path",
-    "_model_name_or_path",
-    "is_local",
-    "local_files_only",
-    "auto_map",
-)
 
 
 def quiet_libraries() -> None:
@@ -66,11 +50,12 @@ def load_model(
     attention: str = "sdpa",
     gradient_checkpointing: bool = False,
     four_bit: bool = False,
+    trusts_code: bool = False,
 ) -> PreTrainedModel:
     """Load every tensor of the model in ``folder`` as ``dtype`` on ``device``, in evaluation mode.
 
-    Runs no code from the folder, opens no pickle file and asks no network. With ``four_bit`` the linear layers are kept in
-    NF4 by bitsandbytes, on CUDA alone, and compute in ``dtype``.
+    Opens no pickle file, asks no network, and runs no code from the folder unless ``trusts_code`` (``remote_code.allow_code``).
+    With ``four_bit`` the linear layers are kept in NF4 by bitsandbytes, on CUDA alone, and compute in ``dtype``.
 
     Raises:
         NotFoundError, UsageError: The folder is no model folder (see ``check_model_folder``).
@@ -82,9 +67,10 @@ def load_model(
     """
     quiet_libraries()
     check_model_folder(folder)
-    _refuse_code(folder)
+    if not trusts_code:
+        refuse_code(folder)
     packed = _four_bit(dtype, device) if four_bit else {}
-    model, info = _from_pretrained(folder, dtype, attention, packed)
+    model, info = _from_pretrained(folder, dtype, attention, packed, trusts_code=trusts_code)
     _refuse_partial(folder, info)
     _train_every_embedding(model)
     try:
@@ -114,115 +100,8 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-def write_model_files(
-    model: PreTrainedModel,
-    folder: Path,
-    *,
-    source: Path,
-    stop_ids: Iterable[int] = (),
-    template: str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write what a model folder holds beside its weights: configuration, generation settings, tokenizer, template.
-
-    Args:
-        model: Its configuration is written; nothing about it is changed.
-        folder: Exists already.
-        source: The model folder that the tokenizer files are copied from.
-        stop_ids: Tokens that end an answer; added to those of the model.
-        template: Jinja text to write in place of the templates of ``source``.
-        dtype: What the configuration says that the weights are.
-    """
-    config = json.loads(model.config.to_json_string(use_diff=True))
-    config["architectures"] = [type(model).__name__]
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    _write_json(folder / "config.json", _without_machine(config))
-    write_companions(model, folder, source=source, stop_ids=stop_ids, template=template)
-
-
-def write_companions(
-    model: PreTrainedModel,
-    folder: Path,
-    *,
-    source: Path,
-    stop_ids: Iterable[int] = (),
-    template: str | None = None,
-) -> None:
-    """Write generation settings, tokenizer and template; as ``write_model_files``, which adds the configuration."""
-    if model.can_generate() and isinstance(model.generation_config, GenerationConfig):
-        _write_json(
-            folder / "generation_config.json", _generation_settings(model.generation_config, stop_ids)
-        )
-    copy_tokenizer(source, folder)
-    if template is not None:
-        # A template for tools beside it would go before it in rows that list some.
-        storage.try_remove_tree(folder / _TEMPLATE_FOLDER)
-        storage.write_file(folder / "chat_template.jinja", [template.encode("utf-8")])
-
-
-def save_model_folder(
-    model: PreTrainedModel,
-    *,
-    source: Path,
-    folder: Path,
-    stop_ids: Iterable[int] = (),
-    template: str | None = None,
-    dtype: torch.dtype | None = None,
-    texts: Mapping[str, str] | None = None,
-    hint: str = "choose another run.root or output folder",
-) -> None:
-    """Write ``model`` to ``folder`` so that it is there whole or not at all; an older folder is replaced.
-
-    Args:
-        model: The model; left as it is.
-        source: The folder that the model was loaded from; its tokenizer files are copied.
-        folder: Where to.
-        stop_ids: Tokens that end an answer; added to those of the model.
-        template: Jinja text to write in place of the templates of ``source``.
-        dtype: Of the weights written; None takes that of ``source``.
-        texts: More files, by name.
-        hint: What to do where writing fails.
-
-    Raises:
-        StorageError: The disk is full.
-        OutputError: The place is not writable.
-    """
-    dtype = dtype or stored_dtype(source)
-    with whole_folder(folder, hint=hint) as fresh:
-        settings, stored = model.generation_config, model.config.dtype
-        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # theirs may fail validation
-        try:
-            tensors = _cast(model.state_dict(), dtype)
-            storage.disk.let_library_write(
-                fresh, lambda: model.save_pretrained(fresh, state_dict=tensors, max_shard_size="5GB")
-            )
-        finally:
-            model.generation_config, model.config.dtype = settings, stored
-        write_model_files(model, fresh, source=source, stop_ids=stop_ids, template=template, dtype=dtype)
-        for name, text in (texts or {}).items():
-            storage.write_file(fresh / name, [text.encode("utf-8")])
-        for weights in fresh.glob("*.safetensors"):
-            storage.disk.copy_mode(
-                fresh / "config.json", weights
-            )  # safetensors makes files that others cannot read
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer files and chat templates of a model folder; paths of this machine are left out."""
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            storage.copy_file(source / name, folder / name)
-    if (source / _TEMPLATE_FOLDER).is_dir():
-        storage.make_folders(folder / _TEMPLATE_FOLDER)
-        for template in sorted((source / _TEMPLATE_FOLDER).glob("*.jinja")):
-            storage.copy_file(template, folder / _TEMPLATE_FOLDER / template.name)
-    path = folder / "tokenizer_config.json"
-    if path.is_file() and any(key in (content := read_json(path)) for key in _MACHINE_KEYS):
-        _write_json(path, _without_machine(content))
-
-
 def _from_pretrained(
-    folder: Path, dtype: torch.dtype, attention: str, packed: Mapping[str, Any]
+    folder: Path, dtype: torch.dtype, attention: str, packed: Mapping[str, Any], *, trusts_code: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     register()
     try:
@@ -233,7 +112,7 @@ def _from_pretrained(
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # so that the shapes can be named; nothing mismatched is let through
             output_loading_info=True,
-            trust_remote_code=False,
+            trust_remote_code=trusts_code,
             local_files_only=True,
             **packed,
         )
@@ -267,17 +146,6 @@ def _train_every_embedding(model: PreTrainedModel) -> None:
         embedding.padding_idx = None
 
 
-def _refuse_code(folder: Path) -> None:
-    config = read_json(folder / "config.json")
-    is_known = config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if not config.get("auto_map") or (is_known and not any(folder.glob("*.py"))):
-        return  # without files of its own a known model can only be the library's class
-    raise ConsentError(
-        f"{folder / 'config.json'} asks to run code that comes with the model (auto_map), which is never done here",
-        hint="use a model that transformers knows by itself; if it knows this one, remove auto_map and the .py files",
-    )
-
-
 def _refuse_partial(folder: Path, info: Mapping[str, Any]) -> None:
     config = folder / "config.json"
     if shapes := sorted(info["mismatched_keys"]):
@@ -298,41 +166,3 @@ def _some(names: list[str]) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Convert floating-point tensors; names that share memory go on sharing it, so that it is written once."""
-    made: dict[tuple[int, torch.Size], torch.Tensor] = {}
-    result = {}
-    for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tensor.shape)
-        if key not in made:
-            made[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        result[name] = made[key]
-    return result
-
-
-def _generation_settings(settings: GenerationConfig, stop_ids: Iterable[int]) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(settings.to_json_string(use_diff=True))
-    known = content.get("eos_token_id")
-    ends = [*known] if isinstance(known, list) else [] if known is None else [known]
-    ends += [stop for stop in sorted(stop_ids) if stop not in ends]
-    if ends:
-        content["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-    return _without_machine(content)
-
-
-def stored_dtype(source: Path) -> torch.dtype:
-    """Return the dtype that a model folder says its weights have; float32 where it does not."""
-    config = read_json(source / "config.json")
-    dtype = getattr(torch, str(config.get("dtype", config.get("torch_dtype"))), None)
-    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
-
-
-def _without_machine(content: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in content.items() if key not in _MACHINE_KEYS}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    storage.write_file(path, [text.encode("utf-8")])

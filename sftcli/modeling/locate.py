@@ -39,7 +39,12 @@ class LocatedModel:
 
 
 def locate_model(
-    name: str, *, revision: str | None, emit: EventSink, tokenizer: str | None = None
+    name: str,
+    *,
+    revision: str | None,
+    emit: EventSink,
+    tokenizer: str | None = None,
+    with_code: bool = False,
 ) -> LocatedModel:
     """Return the folder of the model called ``name``; download or convert it first where that is needed.
 
@@ -48,6 +53,7 @@ def locate_model(
         revision: A branch, tag or commit of the hub, or the ``revision`` of an earlier ``LocatedModel``.
         tokenizer: Folder or hub name of the tokenizer of a .pt file, which holds none; no other model takes it.
         emit: Gets one line that says where the model is from, and one before each slow step.
+        with_code: Fetch the Python files of a hub model too.
 
     Raises:
         NotFoundError: There is no such model, here or on the hub.
@@ -66,24 +72,24 @@ def locate_model(
             hint="leave --tokenizer out",
         )
     else:
-        located = _locate(name, revision, emit)
+        located = _locate(name, revision, emit, with_code=with_code)
     emit(Notice(text=f"model {located.name}: from {located.how}"))
     return located
 
 
-def _locate(name: str, revision: str | None, emit: EventSink) -> LocatedModel:
+def _locate(name: str, revision: str | None, emit: EventSink, *, with_code: bool) -> LocatedModel:
     if name == ALIAS:
         if revision is None or revision.startswith(_PREFIX):
             found = resolve_alias(emit, revision=revision)
             return LocatedModel(folder=found.folder, name=name, how=found.how, revision=found.revision)
-        return _from_hub(HUB_NAME, name, revision, emit)
+        return _from_hub(HUB_NAME, name, revision, emit, with_code=with_code)
     path = Path(name).expanduser()
     if path.exists():
         return _from_path(path, name, revision, emit)
     if _HUB_NAME.fullmatch(name) and path.suffix != ".gguf":
         if path.parent.is_dir() and (near := _nearest(path)):
             raise NotFoundError(f"{name} is no folder or file", hint=near)
-        return _from_hub(name, name, revision, emit)
+        return _from_hub(name, name, revision, emit, with_code=with_code)
     raise NotFoundError(f"there is no file, folder or model called {name!r}", hint=_nearest(path) or _kinds())
 
 
@@ -138,12 +144,14 @@ def _not_a_model(path: Path) -> SftError:
     return UsageError(f"{path} is not a model", hint=_kinds())
 
 
-def _from_hub(repo: str, name: str, revision: str | None, emit: EventSink) -> LocatedModel:
-    cached = _complete(cached_snapshot(repo, revision))
+def _from_hub(
+    repo: str, name: str, revision: str | None, emit: EventSink, *, with_code: bool
+) -> LocatedModel:
+    cached = _complete(cached_snapshot(repo, revision), with_code=with_code)
     if cached is not None and (revision is None or is_commit(revision) or is_offline()):
         return _hub_model(cached, name, f"the hub's cache, {repo} at {cached.commit[:8]}")
     try:
-        snapshot = fetch_snapshot(repo, revision=revision, emit=emit, patience=Patience())
+        snapshot = fetch_snapshot(repo, revision=revision, emit=emit, patience=Patience(), code=with_code)
     except NotFoundError as error:
         near = did_you_mean(name.rpartition("/")[2].lower(), [ALIAS, HUB_NAME.rpartition("/")[2].lower()])
         raise NotFoundError(error.message, hint=f"{near} {error.hint}".strip()) from error
@@ -164,8 +172,8 @@ def _hub_model(snapshot: Snapshot, name: str, how: str) -> LocatedModel:
     return LocatedModel(folder=snapshot.folder, name=name, how=how, revision=snapshot.commit)
 
 
-def _complete(snapshot: Snapshot | None) -> Snapshot | None:
-    if snapshot is None:
+def _complete(snapshot: Snapshot | None, *, with_code: bool) -> Snapshot | None:
+    if snapshot is None or (with_code and not any(snapshot.folder.glob("*.py"))):
         return None
     try:
         check_model_folder(snapshot.folder)

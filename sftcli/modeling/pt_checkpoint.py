@@ -82,8 +82,18 @@ def read_pt(path: Path) -> PtCheckpoint:
     )
 
 
+def _refuse_packed(path: Path) -> None:
+    """Refuse an archive whose entries are compressed: torch writes none, and a small file could fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise DataError(f"{path} holds more than its size: its entries are compressed", hint=_AGAIN)
+
+
 def _load(path: Path) -> Mapping[str, object]:
     try:
+        _refuse_packed(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the file's age; what is wrong with it is told below
             content = torch.load(path, map_location="cpu", weights_only=True)

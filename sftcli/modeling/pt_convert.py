@@ -47,7 +47,7 @@ def converted_pt(path: Path, *, tokenizer: str | None, emit: EventSink) -> tuple
 
 
 def _convert(path: Path, folder: Path, source: Path, digest: str, emit: EventSink) -> None:
-    from sftcli.modeling.load import copy_tokenizer
+    from sftcli.modeling.model_folder import copy_tokenizer
     from sftcli.modeling.pt_checkpoint import read_pt, write_model_folder
 
     checkpoint = read_pt(path)

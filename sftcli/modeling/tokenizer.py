@@ -10,19 +10,19 @@ Three readings of a text, of which only the first lets it name control tokens:
 import functools
 import hashlib
 import json
-import re
 import threading
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from sftcli.errors import UsageError
 from sftcli.modeling.blinded_tokenizer import blinded_tokenizer
-from sftcli.modeling.builtin_templates import BUILTIN_TEMPLATES, NEEDED_TOKENS, STOP_TOKENS
+from sftcli.modeling.builtin_templates import BUILTIN_TEMPLATES, STOP_TOKENS
 from sftcli.modeling.sandbox import FIXED_DATE
+from sftcli.modeling.special_tokens import check_needed_tokens, classify, find_stop_ids
 from sftcli.modeling.template import ChatTemplate, read_template
 from sftcli.modeling.tokenizer_files import (
     DEFAULT_TEMPLATE,
@@ -36,8 +36,6 @@ PrefixSpace = Literal["never", "first", "always"]
 
 TOOL_TEMPLATE = "tool_use"
 OWN_TEMPLATE = "the model's own"
-# What names itself a control token, flagged so or not; other bracketed tokens are markup.
-_CONTROL_LOOK = re.compile(r"<[|\uff5c].*[|\uff5c]>")
 _NORMAL_FORMS: tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFKC", "NFD", "NFKD")
 _NORMAL_PROBE = "e\u0301\ufb01\u00e9"  # differs under each of the forms
 
@@ -63,13 +61,13 @@ class HFChatTokenizer:
         self._encoding = threading.Lock()
         self._templates = templates
         self._variables: dict[str, object] = dict(files.named)
-        self.control_ids, self.markup_ids = _classify(files)
+        self.control_ids, self.markup_ids = classify(files)
         texts = {i: token.content for i, token in self._tokenizer.get_added_tokens_decoder().items()}
         self.control_texts: Mapping[str, int] = {
             texts[i]: i for i in sorted(self.control_ids | self.markup_ids)
         }
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        self.stop_ids = _find_stop_ids(files, stop_texts)
+        self.stop_ids = find_stop_ids(files, stop_texts)
         self.eos_text = files.named.get("eos_token") or str(self._tokenizer.id_to_token(min(self.stop_ids)))
         self.eos_id = next(iter(self._tokenizer.encode(self.eos_text, add_special_tokens=False).ids))
         pad_id = self._tokenizer.token_to_id(files.named.get("pad_token", ""))
@@ -250,7 +248,7 @@ def load_chat_tokenizer(
         chosen = read_template(
             template, builtins=BUILTIN_TEMPLATES, read=lambda path: Path(path).read_text(encoding="utf-8")
         )
-        _check_needed_tokens(files, template)
+        check_needed_tokens(files, template)
         stop_tokens = (*stop_tokens, *STOP_TOKENS.get(template, ()))
         return HFChatTokenizer(files, {DEFAULT_TEMPLATE: chosen}, stop_tokens)
     if DEFAULT_TEMPLATE not in files.templates:
@@ -260,47 +258,3 @@ def load_chat_tokenizer(
         )
     own = {name: ChatTemplate(source, name=OWN_TEMPLATE) for name, source in files.templates.items()}
     return HFChatTokenizer(files, own, stop_tokens)
-
-
-def _classify(files: TokenizerFiles) -> tuple[frozenset[int], frozenset[int]]:
-    """Return the ids of control and of markup tokens; tokens that are control without the flag get it."""
-    control, markup = set[int](), set[int]()
-    named = {*files.named.values(), *files.extra_special}
-    for token, entry in files.tokenizer.get_added_tokens_decoder().items():
-        text = entry.content
-        if entry.special or text in named or _CONTROL_LOOK.fullmatch(text):
-            control.add(token)
-            if not entry.special:
-                files.tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
-        elif not (text[0].isalnum() or text[-1].isalnum() or text.replace("\u2581", " ").isspace()):
-            markup.add(token)
-    return frozenset(control), frozenset(markup)
-
-
-def _find_stop_ids(files: TokenizerFiles, stop_texts: Sequence[str]) -> frozenset[int]:
-    ids = set(files.stop_ids)
-    for text in (files.named.get("eos_token"), *stop_texts):
-        if text is None:
-            continue
-        token = files.tokenizer.token_to_id(text)
-        if token is None:
-            raise UsageError(
-                f"the stop token {text!r} is not a token of this tokenizer", hint="name one that is"
-            )
-        ids.add(token)
-    ids = {token for token in ids if files.tokenizer.id_to_token(token) is not None}
-    if not ids:
-        raise UsageError(
-            "neither the tokenizer nor the generation settings name a token that ends an answer",
-            hint='set "eos_token" in tokenizer_config.json',
-        )
-    return frozenset(ids)
-
-
-def _check_needed_tokens(files: TokenizerFiles, template: str) -> None:
-    missing = [text for text in NEEDED_TOKENS.get(template, ()) if files.tokenizer.token_to_id(text) is None]
-    if missing:
-        raise UsageError(
-            f"the template {template!r} needs the tokens {' and '.join(missing)}, which this tokenizer lacks",
-            hint="choose alpaca or modern-llm, which need none",
-        )

@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from sftcli.errors import DataError, NotFoundError
+from sftcli.modeling.folder import check_size
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT_TEMPLATE = "default"
@@ -43,6 +44,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
             f"there is no tokenizer.json in {folder}",
             hint="put one there (transformers writes it with save_pretrained); sft generate takes another by --tokenizer DIR",
         )
+    check_size(path)
     content = path.read_bytes()
     try:
         tokenizer = Tokenizer.from_str(content.decode())
@@ -69,6 +71,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 def _read_object(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
+    check_size(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -138,6 +141,7 @@ def _templates(folder: Path, config: Mapping[str, object]) -> dict[str, str]:
 
 
 def _read_text(path: Path) -> str:
+    check_size(path)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

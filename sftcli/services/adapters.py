@@ -11,7 +11,7 @@ from sftcli.config.adapter_settings import AdapterSettings, Quantize
 from sftcli.config.schema import ModelSettings
 from sftcli.errors import NotFoundError, ResourceError, UsageError
 from sftcli.events import EventSink
-from sftcli.modeling.adapter import add_adapter, base_content, file_name
+from sftcli.modeling.adapter import add_adapter, base_content
 from sftcli.modeling.adapter_folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -19,11 +19,13 @@ from sftcli.modeling.adapter_folder import (
     read_base,
     write_adapter_config,
 )
+from sftcli.modeling.adapter_layers import file_name
 from sftcli.modeling.alias import ALIAS, HUB_NAME
 from sftcli.modeling.cache import whole_folder
 from sftcli.modeling.hub import is_commit
-from sftcli.modeling.load import load_model, write_companions
+from sftcli.modeling.load import load_model
 from sftcli.modeling.locate import LocatedModel, locate_model
+from sftcli.modeling.model_folder import write_companions
 from sftcli.modeling.tokenizer import HFChatTokenizer
 from sftcli.storage import write_file
 from sftcli.training.adapter_weights import AdapterWeights
@@ -94,6 +96,7 @@ def load_with_adapter(
     dtype: torch.dtype,
     device: torch.device,
     gradient_checkpointing: bool,
+    trusts_code: bool,
 ) -> "tuple[PreTrainedModel, AdapterWeights, dict[str, object]]":
     """Load a model in ``dtype``, frozen, with a new adapter that trains; return both and the adapter's configuration.
 
@@ -105,6 +108,7 @@ def load_with_adapter(
         device=device,
         gradient_checkpointing=gradient_checkpointing,
         four_bit=settings.quantize is Quantize.FOUR_BIT,
+        trusts_code=trusts_code,
     )
     config = add_adapter(model, settings)
     return model, AdapterWeights(model, compute_dtype=dtype, file_name=file_name), config

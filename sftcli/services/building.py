@@ -13,8 +13,9 @@ from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import Batch, ExampleSource, batches_in_order_of_length, collate
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
 from sftcli.modeling.fused import fuse_layers
-from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model, write_model_files
+from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model
 from sftcli.modeling.locate import LocatedModel
+from sftcli.modeling.model_folder import write_model_files
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.adapters import AdapterFiles, adapter_files, load_with_adapter
 from sftcli.services.prepare import PreparedData
@@ -45,6 +46,7 @@ class Materials:
     located: LocatedModel
     prepared: PreparedData
     fingerprints: Mapping[str, str]
+    trusted_code: Mapping[str, str]  # what may run of the model's own code; empty for nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,7 @@ def _load(
             dtype=dtype,
             device=device,
             gradient_checkpointing=settings.training.gradient_checkpointing,
+            trusts_code=bool(materials.trusted_code),
         )
         files = adapter_files(
             model,
@@ -144,6 +147,7 @@ def _load(
         dtype=torch.float32,
         device=device,
         gradient_checkpointing=settings.training.gradient_checkpointing,
+        trusts_code=bool(materials.trusted_code),
     )
     if left_alone := fuse_layers(model).left_alone:
         emit(Notice(text=f"{', '.join(left_alone)}: computed as transformers does, without the faster form"))

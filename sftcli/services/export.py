@@ -11,12 +11,8 @@ import torch
 from sftcli import storage
 from sftcli.errors import OutputError, StoppedError, UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
-from sftcli.modeling.load import (
-    count_parameters,
-    quiet_libraries,
-    save_model_folder,
-    stored_dtype,
-)
+from sftcli.modeling.load import count_parameters, quiet_libraries
+from sftcli.modeling.model_folder import save_model_folder, stored_dtype
 from sftcli.modeling.modern_lm import ModernLMForCausalLM
 from sftcli.modeling.tokenizer import load_chat_tokenizer
 from sftcli.runtime import dtype_name

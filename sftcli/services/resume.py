@@ -1,5 +1,6 @@
 """Go on with a run, or prove that going on with it would give what it has given."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,12 @@ from sftcli.config.sources import Override, resolve
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.services.building import build_trainer
+from sftcli.services.comparing import check_may_change, compare
 from sftcli.services.lock import RunLock
+from sftcli.services.machine import check_one_process
 from sftcli.services.resuming import (
     choose_checkpoint,
     clear_leftovers,
-    compare,
     count_equal,
     pair_to_verify,
 )
@@ -35,6 +37,9 @@ class ResumeRequest:
     run: str | None = None
     step: int | None = None
     overrides: Sequence[Override] = ()
+    allowed: Sequence[
+        str
+    ] = ()  # settings keys, or ``data``, that may differ from what the run was started with
     break_lock: bool = False  # the user says that whoever holds the lock is dead
 
 
@@ -57,6 +62,8 @@ def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> 
         MismatchError: Settings, data, tokenizer or model are not what the run was started with.
         OutputError: Another process trains it.
     """
+    check_one_process(os.environ)
+    check_may_change(request.allowed)
     root = request.root
     run = newest_run(root, finished=False) if request.run is None else find_run(request.run, root)
     settings = resolve(preset=None, config_file=run.config, overrides=request.overrides, environ={}).settings
@@ -65,7 +72,7 @@ def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> 
     with RunLock(run.path, emit, break_lock=request.break_lock) as lock:
         clear_leftovers(run, emit)
         checkpoint = choose_checkpoint(run, request.step, emit)
-        return continue_run(run, settings, checkpoint, emit, stop, lock)
+        return continue_run(run, settings, checkpoint, emit, stop, lock, allowed=request.allowed)
 
 
 def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> VerifyOutcome:
@@ -80,7 +87,8 @@ def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> Ve
     first, second = pair_to_verify(run, request.step)
     emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.name}"))
     materials = find_materials(settings, emit, stop)
-    compare(first, materials.fingerprints)
+    for event in compare(first, materials.fingerprints).told():
+        emit(event)
     trainer = build_trainer(run, materials, emit, check_owner=lambda: None).trainer
     trainer.restore(read_snapshot(first))
     while trainer.state.step < step_of(second):

@@ -1,9 +1,5 @@
 """What it takes to go on with a run: which checkpoint, and whether everything is still what it was."""
 
-import hashlib
-import json
-import shutil
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -11,25 +7,13 @@ from pathlib import Path
 import torch
 
 from sftcli import storage
-from sftcli.config.schema import CheckpointSettings
-from sftcli.config.sources import Settings
-from sftcli.errors import MismatchError, NotFoundError, StorageError
+from sftcli.errors import MismatchError, NotFoundError
 from sftcli.events import EventSink, Notice, Warned
-from sftcli.modeling.locate import LocatedModel
-from sftcli.services.prepare import PreparedData
+from sftcli.services.comparing import Changes
 from sftcli.services.run_folder import RunFolder, write_json
-from sftcli.training.checkpoint import gigabytes
-from sftcli.training.checkpoint_files import newest_good, read_fingerprints, verify
+from sftcli.training.checkpoint_files import newest_good, verify
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from sftcli.training.state import Snapshot
-
-# Keys that move no weight: they may differ from what a run was started with.
-CHANGEABLE = frozenset(
-    {"training.log_every_steps", "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_best",
-     "checkpoint.keep_every_steps", "checkpoint.in_background"}
-)  # fmt: skip
-IGNORED_SECTIONS = ("run.", "sampling.")  # where the run is, and what is done with it afterwards
-_SETTING = "setting "
 
 
 def choose_checkpoint(run: RunFolder, step: int | None, emit: EventSink) -> Path:
@@ -114,116 +98,18 @@ def _set_aside_later(run: RunFolder, checkpoint: Path, emit: EventSink) -> None:
             )
 
 
-def fingerprints(settings: Settings, located: LocatedModel, prepared: PreparedData) -> dict[str, str]:
-    """Return what a run is made of, by name: every setting, and hashes of the data, the tokenizer and the model."""
-    values = {f"{_SETTING}{key}": json.dumps(value) for key, value in _flat(settings).items()}
-    return values | {
-        "data": prepared.dataset.fingerprint,
-        "data rows": f"{len(prepared.dataset.train)} + {len(prepared.dataset.heldout)} held out",
-        "tokenizer and template": hashlib.sha256(str(prepared.tokenizer.fingerprint).encode()).hexdigest(),
-        "model": _model_hash(located.folder),
-    }
-
-
-def compare(checkpoint: Path, now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return the changes since ``checkpoint`` that are allowed, as name -> (then, now).
-
-    Raises:
-        MismatchError: Anything else differs; each difference is shown.
-    """
-    then = read_fingerprints(checkpoint)
-    changed = {name: (then.get(name, "unset"), now[name]) for name in now if then.get(name) != now[name]}
-    allowed = {name for name in changed if name.removeprefix(_SETTING) in CHANGEABLE}
-    refused = {name: pair for name, pair in changed.items() if name not in allowed}
-    if refused:
-        shown = "; ".join(
-            f"{name.removeprefix(_SETTING)} was {_short(a)}, is {_short(b)}"
-            for name, (a, b) in refused.items()
-        )
-        raise MismatchError(
-            f"{checkpoint} was made with something else: {shown}",
-            hint=f"put it back as it was, or start a new run: sft train. May change: {', '.join(sorted(CHANGEABLE))}",
-        )
-    return {name.removeprefix(_SETTING): changed[name] for name in sorted(allowed)}
-
-
-def record_resume(
-    run: RunFolder, checkpoint: Path, changes: Mapping[str, tuple[str, str]], emit: EventSink
-) -> None:
+def record_resume(run: RunFolder, checkpoint: Path, changes: Changes, emit: EventSink) -> None:
     """Write into ``run.json`` from where the run goes on and what changed, tell it, and put later checkpoints aside."""
     about = run.read_about()
     before = about.get("resumed")
     entry = {
         "at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
         "step": step_of(checkpoint),
-        "changes": {key: list(pair) for key, pair in changes.items()},
+        "changes": {key: list(pair) for key, pair in changes.harmless.items()},
+        "machine": {key: list(pair) for key, pair in changes.machine.items()},
+        "allowed": {key: list(pair) for key, pair in changes.forced.items()},
     }
     write_json(run.about, about | {"resumed": [*(before if isinstance(before, list) else []), entry]})
-    for key, (old, new) in changes.items():
-        emit(Notice(text=f"{key} was {old}, is {new} from here on"))
+    for event in changes.told():
+        emit(event)
     _set_aside_later(run, checkpoint, emit)
-
-
-def check_space(run: RunFolder, parameters_bytes: int, settings: CheckpointSettings, emit: EventSink) -> None:
-    """Make sure that the checkpoints that will exist at once fit on the run's disk.
-
-    Args:
-        run: Where they go.
-        parameters_bytes: Size of the trainable parameters in float32.
-        settings: How many are kept.
-        emit: Told when room is scarce.
-
-    Raises:
-        StorageError: They do not fit.
-    """
-    one = 3 * parameters_bytes  # the weights and two moments
-    have = len(list_checkpoints(run.checkpoints))
-    most = 1 if settings.every_steps == 0 else settings.keep_last + 1
-    need, free = one * max(1, most - have), shutil.disk_usage(run.path).free
-    if free < need:
-        raise StorageError(
-            f"the disk of {run.path} has {gigabytes(free)} free; checkpoints of this model need {gigabytes(need)}",
-            hint="free space, choose another --set run.root=DIR, or lower checkpoint.keep_last",
-        )
-    if free < 3 * one:
-        emit(
-            Warned(
-                text=f"the disk of {run.path} has only {gigabytes(free)} free; a checkpoint takes {gigabytes(one)}"
-            )
-        )
-
-
-def parameters_bytes(folder: Path) -> int:
-    """Return the float32 size of the weights in a model folder, from the headers of its files."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                count = 4
-                for size in file.get_slice(name).get_shape():
-                    count *= size
-                total += count
-    return total
-
-
-def _flat(settings: Settings) -> dict[str, object]:
-    return {
-        f"{section}.{name}": value
-        for section, values in settings.model_dump(mode="json").items()
-        for name, value in values.items()
-        if not f"{section}.".startswith(IGNORED_SECTIONS)
-    }
-
-
-def _model_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        digest.update(f"{path.name} {storage.file_sha256(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def _short(value: str) -> str:
-    is_hash = len(value) == 64 and all(digit in "0123456789abcdef" for digit in value)
-    return f"sha256 {value[:12]}" if is_hash else value

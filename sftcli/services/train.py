@@ -1,6 +1,7 @@
 """Train and resume: builds the parts, runs the trainer, leaves a run folder behind."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,27 +17,25 @@ from sftcli.events import (
     Warned,
     fan_out,
 )
-from sftcli.modeling.load import quiet_libraries, save_model_folder
-from sftcli.modeling.locate import LocatedModel
+from sftcli.modeling.load import quiet_libraries
+from sftcli.modeling.model_folder import save_model_folder
 from sftcli.modeling.pt_checkpoint import model_differences
+from sftcli.modeling.remote_code import allow_code
 from sftcli.runtime import monotonic, seed_everything
-from sftcli.services.adapters import adapter_bytes, check_machine
+from sftcli.services.adapters import check_machine
 from sftcli.services.base_model import locate_base
 from sftcli.services.building import Built, Materials, build_trainer
+from sftcli.services.comparing import compare, fingerprints
 from sftcli.services.finishing import take_best
 from sftcli.services.lock import RunLock
-from sftcli.services.machine import facts_of_start
+from sftcli.services.machine import check_one_process, facts_of_start
 from sftcli.services.memory import memory_errors
 from sftcli.services.prepare import find_sources, prepare_data, require_rows
 from sftcli.services.pt_output import write_final_pt
 from sftcli.services.report import write_report
 from sftcli.services.resuming import (
-    check_space,
     choose_checkpoint,
     clear_leftovers,
-    compare,
-    fingerprints,
-    parameters_bytes,
     record_resume,
 )
 from sftcli.services.run_folder import (
@@ -47,6 +46,7 @@ from sftcli.services.run_folder import (
     write_text,
 )
 from sftcli.services.run_log import RunLog
+from sftcli.services.space import check_space, checkpoint_bytes
 from sftcli.services.thresholds import find_exceeded, require
 from sftcli.services.trackers import tracked
 from sftcli.services.verdict import Verdict
@@ -88,6 +88,7 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
         OutputError: The run exists and ``auto`` is not set, or another process trains it.
         StoppedError: ``stop`` was set before the first step.
     """
+    check_one_process(os.environ)
     settings = request.resolved.settings
     check_machine(settings.adapter)  # before there is a folder
     run = existing_run(settings.run) if request.auto else None
@@ -118,15 +119,22 @@ def complete_already(run: RunFolder, settings: Settings, checkpoint: Path, emit:
 
 
 def continue_run(
-    run: RunFolder, settings: Settings, checkpoint: Path, emit: EventSink, stop: StopFlag, lock: RunLock
+    run: RunFolder,
+    settings: Settings,
+    checkpoint: Path,
+    emit: EventSink,
+    stop: StopFlag,
+    lock: RunLock,
+    *,
+    allowed: Sequence[str] = (),
 ) -> TrainOutcome:
-    """Train on from ``checkpoint``, which verifies. The caller holds the lock."""
+    """Train on from ``checkpoint``, which verifies; ``allowed`` may differ. The caller holds the lock."""
     step = step_of(checkpoint)
     with (
         RunLog(run, every_steps=settings.training.log_every_steps, after_step=step) as log,
         tracked(run, settings, fan_out(log, emit), after_step=step) as both,
     ):
-        return _train(run, settings, both, stop, lock, checkpoint=checkpoint)
+        return _train(run, settings, both, stop, lock, checkpoint=checkpoint, allowed=allowed)
 
 
 def _train(
@@ -138,6 +146,7 @@ def _train(
     *,
     checkpoint: Path | None = None,
     model_keys: Mapping[str, object] | None = None,
+    allowed: Sequence[str] = (),
 ) -> TrainOutcome:
     begin = monotonic()
     watch = FitWatch(stops_early=settings.training.early_stopping_evals > 0)
@@ -150,8 +159,11 @@ def _train(
     for text in model_differences(located.folder, model_keys or {}):
         emit(Warned(text=text))
     if checkpoint is not None:
-        record_resume(run, checkpoint, compare(checkpoint, materials.fingerprints), emit)
-    check_space(run, _trained_bytes(settings, located), settings.checkpoint, emit)
+        changes = compare(checkpoint, materials.fingerprints, allowed=allowed)
+        record_resume(run, checkpoint, changes, emit)
+    check_space(run, checkpoint_bytes(settings, located.folder), settings.checkpoint, emit)
+    if materials.trusted_code:
+        write_json(run.about, run.read_about() | {"trusted_code": dict(materials.trusted_code)})
     write_json(run.data, {"fingerprint": prepared.dataset.fingerprint, **prepared.dataset.about})
     emit(Notice(text=f"Loading pretrained model from {located.folder}"))
     seed_everything(settings.training.seed)
@@ -174,13 +186,6 @@ def _train(
     losses = (state.first_heldout_loss, state.last_heldout_loss)
     outcome = _outcome(run, settings, ending, ended_at, losses, seconds=monotonic() - begin)
     return outcome if ending is Ending.STOPPED else replace(outcome, verdict=watch.verdict(state.step))
-
-
-def _trained_bytes(settings: Settings, located: LocatedModel) -> int:
-    """Return the float32 size of what trains, and so of the weights in a checkpoint."""
-    if settings.adapter.is_on:
-        return adapter_bytes(located.folder, settings.adapter)
-    return parameters_bytes(located.folder)
 
 
 def _save_final(run: RunFolder, materials: Materials, built: Built, emit: EventSink) -> None:
@@ -239,8 +244,14 @@ def find_materials(
         len(prepared.dataset.train), text_fraction=settings.data.text_fraction
     )
     settings = settings.model_copy(update={"training": training})
+    trusted = (
+        allow_code(located.folder, name=located.name, commit=located.revision, emit=emit)
+        if settings.model.trust_remote_code
+        else {}
+    )
     return Materials(
         settings=settings,
+        trusted_code=trusted,
         located=located,
         prepared=prepared,
         fingerprints=fingerprints(settings, located, prepared),

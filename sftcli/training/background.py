@@ -5,7 +5,9 @@ from threading import Thread
 
 from sftcli.errors import UnsavedError
 from sftcli.events import CheckpointSaved, EventSink, Warned
-from sftcli.runtime import Clock
+from sftcli.runtime import Clock, step_aside
+
+SLOW_SECONDS = 25.0  # schedulers wait about 30 s between SIGTERM and SIGKILL
 
 
 class Saver:
@@ -19,6 +21,7 @@ class Saver:
         self.clock = clock
         self.saved_step = -1  # of the last durable snapshot
         self._has_failed = False  # the last one
+        self._is_slow_told = False
         self._thread: Thread | None = None
         self._result: CheckpointSaved | BaseException | None = None
 
@@ -26,7 +29,7 @@ class Saver:
         """Start ``save`` on a thread, after the one before."""
         self.finish(wait=True)
         # A daemon: who quits at once does not wait, and a half-written checkpoint is ignored like that of a kill.
-        self._thread = Thread(target=self._run, args=(step, save), name="checkpoint", daemon=True)
+        self._thread = Thread(target=self._run_aside, args=(step, save), name="checkpoint", daemon=True)
         self._thread.start()
 
     def save_now(self, step: int, save: Callable[[], str], *, is_last: bool) -> None:
@@ -41,6 +44,10 @@ class Saver:
             self._thread.join()
             self._thread = None
             self._tell(is_last=False)
+
+    def _run_aside(self, step: int, save: Callable[[], str]) -> None:
+        step_aside()
+        self._run(step, save)
 
     def _run(self, step: int, save: Callable[[], str]) -> None:
         begin = self.clock()
@@ -61,3 +68,11 @@ class Saver:
         elif result is not None:
             self.saved_step, self._has_failed = result.step, False
             self.emit(result)
+            if result.seconds > SLOW_SECONDS and not self._is_slow_told:
+                self._is_slow_told = True
+                self.emit(
+                    Warned(
+                        text=f"saving took {result.seconds:.0f} s: a scheduler that kills 30 s after SIGTERM would cut the "
+                        "last save off; let it send SIGUSR1 earlier (Slurm: --signal=USR1@120)"
+                    )
+                )

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
+from sftcli.modeling.folder import check_safetensors
 from sftcli.runtime import RngState
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from sftcli.training.state import Snapshot, TrainState
@@ -107,11 +108,14 @@ def read_snapshot(folder: Path) -> Snapshot:
         DataError: Its content does not verify.
     """
     verify(folder)
+    weights = MODEL if (folder / MODEL).is_file() else ADAPTER
+    for name in (weights, OPTIMIZER, RNG):
+        check_safetensors(folder / name)
     state = _read_state(folder)
     try:
         return Snapshot(
             state=TrainState(**state["state"]),  # type: ignore[arg-type]
-            weights=load_file(folder / (MODEL if (folder / MODEL).is_file() else ADAPTER)),
+            weights=load_file(folder / weights),
             optimizer=load_file(folder / OPTIMIZER),
             rng=RngState(**load_file(folder / RNG)),
         )

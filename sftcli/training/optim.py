@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sftcli.config.training_settings import OptimizerName, Schedule, TrainingSettings
+from sftcli.errors import DivergedError
 from sftcli.training.lean_optimizers import make_lean_optimizer
 
 if TYPE_CHECKING:
@@ -87,6 +88,19 @@ class MasterWeights:
             for name, master in self.masters.items():
                 master.copy_(tensors[name])
         self.publish()
+
+    def refuse_nonfinite(self, step: int) -> None:
+        """Raise where a master of step ``step``, which is about to be saved, is not finite.
+
+        Raises:
+            DivergedError: One is not.
+        """
+        for name, master in self.masters.items():
+            if not torch.isfinite(master).all():
+                raise DivergedError(
+                    f"step {step} is not saved: {name} holds numbers that are not finite",
+                    hint="earlier checkpoints are intact; lower training.learning_rate",
+                )
 
 
 def make_optimizer(

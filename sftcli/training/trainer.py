@@ -231,26 +231,18 @@ class Trainer:
 
     def save(self) -> None:
         """Hand a snapshot to the store and wait until it is durable."""
-        self._refuse_nonfinite_weights()
+        self.weights.refuse_nonfinite(self.state.step)
         snapshot = self.snapshot()
         self._saver.save_now(self.state.step, lambda: self.store.save(snapshot), is_last=True)
 
     def _save_and_go_on(self) -> None:
-        self._refuse_nonfinite_weights()
+        self.weights.refuse_nonfinite(self.state.step)
         snapshot, step = self.snapshot(), self.state.step
         if self.checkpoint.in_background:
             copy = snapshot.copied()
             self._saver.begin(step, lambda: self.store.save(copy))
         else:
             self._saver.save_now(step, lambda: self.store.save(snapshot), is_last=False)
-
-    def _refuse_nonfinite_weights(self) -> None:
-        for name, master in self.weights.masters.items():
-            if not torch.isfinite(master).all():
-                raise DivergedError(
-                    f"step {self.state.step} is not saved: {name} holds numbers that are not finite",
-                    hint="earlier checkpoints are intact; lower training.learning_rate",
-                )
 
     def snapshot(self) -> Snapshot:
         """Return the full state. Its tensors are the live ones: write them out before the next step."""

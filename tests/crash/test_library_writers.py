@@ -11,7 +11,8 @@ import torch
 
 from sftcli import storage
 from sftcli.errors import SftError, StorageError
-from sftcli.modeling.load import load_model, save_model_folder
+from sftcli.modeling.load import load_model
+from sftcli.modeling.model_folder import save_model_folder
 from sftcli.modeling.modern_config import ModernLMConfig
 from sftcli.modeling.modern_lm import ModernLMForCausalLM
 from sftcli.modeling.pt_checkpoint import read_pt, write_pt

@@ -2,19 +2,25 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from sftcli import storage
 from sftcli.config.sources import parse_set
-from sftcli.errors import DataError, MismatchError, NotFoundError, OutputError, StorageError
+from sftcli.errors import DataError, MismatchError, NotFoundError, OutputError, StorageError, UsageError
 from sftcli.events import Ending, Notice, Warned
-from sftcli.services import resuming
+from sftcli.services import comparing, space
+from sftcli.services import train as train_service
+from sftcli.services.comparing import CHANGEABLE, FIXED, FIXED_SECTIONS, compare
 from sftcli.services.resume import ResumeRequest, resume_training
-from sftcli.services.resuming import CHANGEABLE, check_space, choose_checkpoint, compare, parameters_bytes
+from sftcli.services.resuming import choose_checkpoint
 from sftcli.services.run_folder import RunFolder
+from sftcli.services.space import check_space, checkpoint_bytes, parameters_bytes
 from sftcli.training.checkpoint_files import read_fingerprints
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from tests.support.recording import RecordingSink
@@ -104,11 +110,55 @@ def test_every_setting_is_either_changeable_or_refused(origin):
     for key in keys:
         now = then | {key: "another"}
         if key.removeprefix("setting ") in CHANGEABLE:
-            assert list(compare(checkpoint, now)) == [key.removeprefix("setting ")]
+            assert list(compare(checkpoint, now).harmless) == [key.removeprefix("setting ")]
         else:
             with pytest.raises(MismatchError, match=key.removeprefix("setting ")):
                 compare(checkpoint, now)
     assert {f"setting {key}" for key in CHANGEABLE} <= set(keys)
+
+
+@pytest.mark.parametrize("key", ["training.learning_rate", "data"])
+def test_change_that_the_user_allows_is_warned_of_and_recorded(place, key):
+    if key == "data":
+        rows = place / "rows.jsonl"
+        rows.write_text(rows.read_text().replace("It is 6.", "It is 7."))
+        overrides = ()
+    else:
+        overrides = (parse_set(f"{key}=0.02"),)
+    with pytest.raises(MismatchError) as caught:
+        resume(place, overrides=overrides)
+    assert f"--allow-change {key}" in caught.value.hint
+    outcome, events = resume(place, overrides=overrides, allowed=(key,))
+    assert outcome.ending is Ending.FINISHED
+    assert f"{key} was " in texts(events, Warned)
+    assert "as was allowed: no uninterrupted run ends as this one" in texts(events, Warned)
+    (entry,) = json.loads((place / "runs" / "exp" / "run.json").read_text())["resumed"]
+    assert list(entry["allowed"]) == [key]
+    assert entry["changes"] == {}
+
+
+def test_change_of_what_the_weights_fit_to_cannot_be_allowed_and_a_misspelled_key_is_told(place):
+    for key in (*FIXED, "model.name"):
+        with pytest.raises(UsageError, match="cannot change"):
+            resume(place, allowed=(key,))
+    with pytest.raises(UsageError, match="no such key") as caught:
+        resume(place, allowed=("training.learning_rte",))
+    assert "training.learning_rate" in caught.value.hint
+    assert FIXED_SECTIONS
+
+
+def test_another_library_or_device_is_warned_of_with_both_values_and_recorded(place, monkeypatch):
+    monkeypatch.setattr(
+        comparing, "facts_of_training", lambda precision: {"device": "cuda", "torch": "9.9.9", "new": "fact"}
+    )
+    outcome, events = resume(place)
+    assert outcome.ending is Ending.FINISHED
+    (told,) = [event.text for event in events if isinstance(event, Warned) and "bit for bit" in event.text]
+    assert "device was cpu, is cuda" in told
+    assert f"torch was {torch.__version__}, is 9.9.9" in told
+    assert "new" not in told  # the checkpoint does not know it
+    (entry,) = json.loads((place / "runs" / "exp" / "run.json").read_text())["resumed"]
+    assert entry["machine"]["device"] == ["cpu", "cuda"]
 
 
 def test_changeable_setting_is_told_and_recorded(place):
@@ -134,6 +184,21 @@ def test_checkpoint_that_was_asked_for_never_falls_back(place):
     (place / "runs" / "exp" / "checkpoints" / "step-00000007" / "optimizer.safetensors").write_bytes(b"x")
     with pytest.raises(DataError, match="has 1 bytes"):
         resume(place, step=7)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["manifest.json", "state.json", "config.json", "tokenizer.json", "model.safetensors", "optimizer.safetensors",
+     "rng.safetensors"],
+)  # fmt: skip
+def test_missing_file_of_a_checkpoint_that_was_asked_for_is_named_and_nothing_changes(place, name):
+    checkpoints = place / "runs" / "exp" / "checkpoints"
+    (checkpoints / "step-00000007" / name).unlink()
+    before = {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")}
+    with pytest.raises(NotFoundError, match=re.escape(name)) as caught:
+        resume(place, step=7)
+    assert caught.value.exit_code == 66
+    assert {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")} == before
 
 
 def test_unknown_step_lists_the_known_ones(place):
@@ -212,22 +277,51 @@ def test_run_that_was_taken_over_stops_before_it_saves(place):
 @pytest.mark.parametrize(("share", "fits"), [(0.9, False), (1.1, True)])
 def test_room_for_the_checkpoints_is_checked_before_the_model_is_loaded(place, monkeypatch, share, fits):
     run, sink = RunFolder(place / "runs" / "exp"), RecordingSink()
-    settings = settings_of(Path(), Path("model")).settings.checkpoint
-    one = 3 * parameters_bytes(place / "model")
+    settings = settings_of(Path(), Path("model")).settings
+    one = checkpoint_bytes(settings, place / "model")
     free = int(one * share)  # three may exist at once, two are there
     usage = shutil.disk_usage(place)._replace(free=free)
-    monkeypatch.setattr(resuming.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: usage)
     if fits:
-        check_space(run, parameters_bytes(place / "model"), settings, sink)
+        check_space(run, one, settings.checkpoint, sink)
         assert len(sink.of(Warned)) == 1
     else:
         with pytest.raises(StorageError, match="free; checkpoints of this model need"):
-            check_space(run, parameters_bytes(place / "model"), settings, sink)
+            check_space(run, one, settings.checkpoint, sink)
+
+
+@pytest.mark.parametrize(
+    ("change", "most"),
+    [
+        ("training.train_embeddings=true", 1.1),
+        ("training.train_embeddings=false", 1.2),  # what is frozen may be stored in bfloat16
+        ("training.optimizer=adafactor", 1.1),
+        ("adapter.kind=lora", 1.6),  # as if it sat on the embeddings as well, which are most of a tiny model
+    ],
+)
+def test_room_that_is_asked_for_is_what_a_checkpoint_takes(place, monkeypatch, change, most):
+    name = re.sub(r"\W", "-", change)
+    changes = (f"run.name={name}", "training.max_steps=1", change)
+    asked = []
+    check = train_service.check_space
+
+    def listen(run, one_bytes, settings, emit):
+        asked.append(one_bytes)
+        check(run, one_bytes, settings, emit)
+
+    monkeypatch.setattr(train_service, "check_space", listen)
+    train(settings_of(Path(), Path("model"), *changes), StopAtStep(NEVER))
+    folder = place / "runs" / name / "checkpoints" / "step-00000001"
+    taken = sum(
+        tensor.nbytes
+        for file in folder.glob("*.safetensors")
+        if file.name != "rng.safetensors"
+        for tensor in load_file(file).values()
+    )
+    assert 0.99 * taken <= asked[0] <= most * taken
 
 
 def test_size_of_the_parameters_is_read_from_the_headers(place):
-    from safetensors.torch import load_file
-
     tensors = load_file(place / "model" / "model.safetensors")
     assert parameters_bytes(place / "model") == sum(4 * tensor.numel() for tensor in tensors.values())
 

@@ -1,0 +1,97 @@
+"""Names of layers that an adapter may sit on, and of its tensors in files."""
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from sftcli.config.adapter_settings import AUTO_TARGETS
+from sftcli.errors import UsageError
+from sftcli.suggest import did_you_mean
+
+ADAPTER_NAME = "default"  # what peft calls the one adapter of a model; it is not part of the names in files
+PREFIX = "base_model.model."
+
+
+def target_names(model: PreTrainedModel, wanted: Iterable[str]) -> list[str]:
+    """Return the last parts of the names of the linear layers that ``wanted`` means, or whole names where they clash.
+
+    Raises:
+        UsageError: There is no such layer, or it is the head and shares its weights with the embeddings.
+    """
+    layers = _linear_layers(model)
+    head = name_of_head(model)
+    short = {name.rpartition(".")[2] for name in layers if name != head}
+    found: set[str] = set()
+    for item in wanted:
+        if item == AUTO_TARGETS:
+            body = [name for name in layers if name != head]
+            found |= set(body) if head.rpartition(".")[2] in short else short
+        elif any(_means(item, name) for name in layers):
+            found.add(item)
+        else:
+            known = sorted({name.rpartition(".")[2] for name in layers})
+            raise UsageError(
+                f"adapter.target_modules names {item!r}, and {type(model).__name__} has no such linear layer",
+                hint=did_you_mean(item, known) or f"it has {', '.join(known)}",
+            )
+    if head and any(_means(item, head) for item in found):
+        refuse_tied(model, head)
+    return sorted(found)
+
+
+def file_name(parameter: str) -> str:
+    """Return the name that peft gives a parameter of an adapter in a file."""
+    name = parameter.removesuffix(".weight") if ".lora_magnitude_vector." in parameter else parameter
+    if name.endswith(f".{ADAPTER_NAME}"):
+        return PREFIX + name.removesuffix(f".{ADAPTER_NAME}")
+    stem, _, last = name.rpartition(".")
+    return f"{PREFIX}{stem.removesuffix(f'.{ADAPTER_NAME}')}.{last}"
+
+
+def matching_layers(model: PreTrainedModel, items: Sequence[str]) -> dict[str, nn.Module]:
+    """Return the linear layers that ``items``, as ``target_names`` returns them, mean."""
+    return {
+        name: layer
+        for name, layer in _linear_layers(model).items()
+        if any(_means(item, name) for item in items)
+    }
+
+
+def name_of_head(model: PreTrainedModel) -> str:
+    """Return the name of the layer that makes scores of tokens; "" where there is none."""
+    return _name_of(model, model.get_output_embeddings())  # type: ignore[no-untyped-call]
+
+
+def name_of_embedding(model: PreTrainedModel) -> str:
+    """Return the name of the layer that makes vectors of tokens."""
+    return _name_of(model, model.get_input_embeddings())
+
+
+def refuse_tied(model: PreTrainedModel, name: str) -> None:
+    """Raise where head and token embeddings of ``model`` are the same weights.
+
+    Raises:
+        UsageError: They are; ``name`` is what the adapter would sit on.
+    """
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding = model.get_input_embeddings()
+    if head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", head):
+        raise UsageError(
+            f"{name} shares its weights with the token embeddings, so an adapter on it cannot be merged: that would "
+            "change both",
+            hint="leave it out of adapter.target_modules; auto does",
+        )
+
+
+def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
+
+
+def _means(item: str, name: str) -> bool:
+    return name == item or name.endswith(f".{item}")
+
+
+def _name_of(model: PreTrainedModel, wanted: object) -> str:
+    return next((name for name, layer in model.named_modules() if layer is wanted), "")

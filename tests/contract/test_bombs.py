@@ -1,0 +1,125 @@
+"""Small files that would grow without bound are refused in bounded time and memory (the limit is that of the system)."""
+
+import gzip
+import json
+import resource
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sftcli.data import textlines
+from sftcli.errors import SftError
+from sftcli.modeling.folder import check_model_folder, read_json
+from sftcli.modeling.pt_checkpoint import read_pt
+from sftcli.modeling.tokenizer_files import read_tokenizer_files
+from tests.support.forked import run_forked
+from tests.support.tiny_model import build_tiny_model
+from tests.support.tiny_modern import build_tiny_pt
+
+ROOM = 600 << 20  # bytes that a reader may take beside what the process has
+
+
+def refused_in_bounds(read, words: str) -> None:
+    """Run ``read`` in a child that may not take more than ``ROOM``, and 10 s of processor time."""
+
+    def work() -> None:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, taken + ROOM))
+        resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
+        with pytest.raises(SftError, match=words) as caught:
+            read()
+        assert caught.value.exit_code == 65
+
+    assert run_forked(work) == 0
+
+
+def read_rows(path: Path) -> None:
+    for _ in textlines.text_lines(textlines.open_bytes(path), path.name):
+        pass
+
+
+def sparse(path: Path, size: int, head: bytes = b"") -> Path:
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(size)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return build_tiny_model(tmp_path / "model")
+
+
+def test_header_of_a_hundred_megabytes_is_not_parsed(folder):
+    header = struct.pack("<Q", 100 << 20) + b'{"'
+    sparse(folder / "model.safetensors", (100 << 20) + 8, header)
+    refused_in_bounds(lambda: check_model_folder(folder), "header of 100 MB")
+
+
+def test_header_that_is_longer_than_its_file_is_not_believed(folder):
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    refused_in_bounds(lambda: check_model_folder(folder), "cut off")
+
+
+def test_half_a_million_tensors_are_not_taken_in(folder):
+    names = ",".join(f'"{n}":0' for n in range(500_000)).encode()
+    header = b"{" + names + b"}"
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    refused_in_bounds(lambda: check_model_folder(folder), "500000 tensors")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_settings_of_a_gigabyte_are_not_read(folder, name):
+    sparse(folder / name, 1 << 30)
+    refused_in_bounds(lambda: (read_json(folder / "config.json"), check_model_folder(folder)), "1024 MB")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_tokenizer_files_of_a_gigabyte_are_not_read(folder, name):
+    sparse(folder / name, 1 << 30)
+    refused_in_bounds(lambda: read_tokenizer_files(folder), "1024 MB")
+
+
+def test_settings_that_nest_without_end_are_an_error(folder):
+    (folder / "config.json").write_text("[" * 1_000_000)
+    refused_in_bounds(lambda: read_json(folder / "config.json"), "not valid JSON")
+
+
+@pytest.mark.parametrize("line", [b" " * 255 + b"\n", b"0" * 256], ids=["lines", "one line"])
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+def test_packed_rows_that_grow_a_hundredfold_and_more_are_refused(tmp_path, packing, line):
+    path = tmp_path / f"rows.jsonl.{packing}"
+    block = line * (1 << 12)
+    if packing == "gz":
+        with gzip.open(path, "wb", compresslevel=9) as file:
+            for _ in range(200):
+                file.write(block)
+    else:
+        import pyarrow as pa
+
+        with pa.output_stream(str(path), compression="zstd") as file:
+            for _ in range(200):
+                file.write(block)
+    assert path.stat().st_size < 3 << 20
+    refused_in_bounds(lambda: read_rows(path), "times its size|longer than 64 MB")
+
+
+def test_packed_rows_as_people_have_them_are_read(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        for n in range(20_000):
+            file.write(json.dumps({"question": "What is it?", "answer": f"It is {n}."}) + "\n")
+    read_rows(path)
+
+
+def test_compressed_archive_of_tensors_is_not_unpacked(tmp_path):
+    small = build_tiny_pt(tmp_path / "small.pt")
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(small) as old, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, np.zeros(64 << 20, np.uint8).data if "/data/0" in name else old.read(name))
+    assert bomb.stat().st_size < 8 << 20
+    refused_in_bounds(lambda: read_pt(bomb), "compressed")

@@ -1,0 +1,28 @@
+from sftcli.events import CheckpointSaved, Warned
+from sftcli.training.background import Saver
+from tests.support.recording import RecordingSink
+
+
+def save_of(seconds: float, times: int) -> RecordingSink:
+    sink, now = RecordingSink(), [0.0]
+
+    def write() -> str:
+        now[0] += seconds
+        return "here"
+
+    saver = Saver(sink, lambda: now[0])
+    for step in range(times):
+        saver.save_now(step, write, is_last=False)
+    return sink
+
+
+def test_save_that_a_scheduler_would_cut_off_is_warned_of_once():
+    sink = save_of(31.0, times=3)
+    assert len(sink.of(CheckpointSaved)) == 3
+    (warning,) = sink.of(Warned)
+    assert "saving took 31 s" in warning.text
+    assert "--signal=USR1@120" in warning.text
+
+
+def test_quick_save_is_not_warned_of():
+    assert save_of(2.0, times=2).of(Warned) == []
