@@ -1,4 +1,4 @@
-"""The options that say which rows are good enough, with their help texts."""
+"""The options that say how rows are read and which are good enough, with their help texts."""
 
 from typing import Annotated
 
@@ -6,6 +6,43 @@ import typer
 
 from sftcli.cli.options import INPUT_PANEL
 
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="OURS=THEIRS",
+        help="Read a column under another name, as in `--map prompt=question`. Repeatable.",
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        "--template",
+        metavar="NAME",
+        help="Chat template: chatml, alpaca, modern-llm or a file of Jinja text; the tokenizer's own without it.",
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
+TrainOn = Annotated[
+    str | None,
+    typer.Option(
+        "--train-on",
+        metavar="all|last",
+        help="Train all assistant turns of a conversation, or the last one only.",
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        metavar="N",
+        min=8,
+        help="Longest row in tokens; longer ones are left out and counted.",
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
 AllowLeak = Annotated[
     bool,
     typer.Option(

@@ -127,43 +127,6 @@ Heldout = Annotated[
         rich_help_panel=INPUT_PANEL,
     ),
 ]
-Map = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--map",
-        metavar="OURS=THEIRS",
-        help="Read a column under another name, as in `--map prompt=question`. Repeatable.",
-        rich_help_panel=INPUT_PANEL,
-    ),
-]
-Template = Annotated[
-    str | None,
-    typer.Option(
-        "--template",
-        metavar="NAME",
-        help="Chat template: chatml, alpaca, modern-llm or a file of Jinja text; the tokenizer's own without it.",
-        rich_help_panel=INPUT_PANEL,
-    ),
-]
-TrainOn = Annotated[
-    str | None,
-    typer.Option(
-        "--train-on",
-        metavar="all|last",
-        help="Train all assistant turns of a conversation, or the last one only.",
-        rich_help_panel=INPUT_PANEL,
-    ),
-]
-MaxTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-tokens",
-        metavar="N",
-        min=8,
-        help="Longest row in tokens; longer ones are left out and counted.",
-        rich_help_panel=INPUT_PANEL,
-    ),
-]
 Packing = Annotated[
     str | None,
     typer.Option(
