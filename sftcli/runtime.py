@@ -1,6 +1,5 @@
 """The machine: which device and precision to use, memory, random state. The only module that asks what hardware is there."""
 
-import ctypes
 import os
 import random
 import resource
@@ -111,11 +110,9 @@ def total_memory_bytes(device: torch.device) -> int:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give memory that torch or the C library keeps for later back to the device."""
+    """Give memory that torch keeps for later back to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc has it
-        trim(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

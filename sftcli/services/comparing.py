@@ -83,9 +83,9 @@ def check_may_change(names: Sequence[str]) -> None:
     Raises:
         UsageError: One is not.
     """
-    known = [key for key in FIELDS if not key.startswith(FIXED_SECTIONS) and key not in FIXED]
+    known = [key for key in FIELDS if _may_change(key)]
     for name in names:
-        if name in FIXED or name.startswith(FIXED_SECTIONS):
+        if not _may_change(name):
             raise UsageError(f"{name} decides what the checkpoint's weights fit to and cannot change")
         if name not in (*known, "data"):
             hint = did_you_mean(name, ["data", *known]) or "name a settings key, or data"
