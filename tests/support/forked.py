@@ -18,7 +18,9 @@ def run_forked(work: Callable[[], object]) -> int:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
-            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # a thread started here finds torch's pool broken by the fork
+            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = (
+                "1"  # a thread started here finds torch's pool broken by the fork
+            )
             work()
             code = 0
         except SystemExit as error:
