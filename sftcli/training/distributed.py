@@ -1,0 +1,53 @@
+"""The processes of one training: what they sum, decide and share out together. One process is a group of one, at no cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+@dataclass(slots=True, kw_only=True)
+class Group:
+    """This process and its peers; of more than one, the default process group of torch.distributed must be there."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    exchanged_bytes: int = 0  # of the gradients that this process gave to be summed
+
+    @property
+    def is_writer(self) -> bool:
+        """True in the one process that writes and shows."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """Return this process's items: every ``size``-th, so that each has one owner; may be empty."""
+        return list(items[self.rank :: self.size])
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over all processes, of float64."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def any(self, flag: bool) -> bool:
+        """Tell every process the same: whether one of them says yes."""
+        return self.sum([float(flag)])[0] > 0
+
+    def exchange(self, gradients: Sequence[Tensor]) -> None:
+        """Put the sum over all processes into each of ``gradients``, which are alike in dtype, in one exchange."""
+        if self.size == 1:
+            return
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        self.exchanged_bytes += flat.numel() * flat.element_size()
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
