@@ -1,6 +1,6 @@
 """The processes of one training: what they sum, decide and share out together. One process is a group of one, at no cost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -51,3 +51,15 @@ class Group:
         parts = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
+
+    def gather(self, nll_sum: Tensor, masters: Iterable[Tensor]) -> Tensor:
+        """Return the sum of ``nll_sum``, after the gradients of ``masters`` are those of all processes."""
+        if self.size == 1:
+            return nll_sum
+        trained = [master for master in masters if master.requires_grad]
+        for master in trained:
+            if master.grad is None:  # this process had no micro-batch
+                master.grad = torch.zeros_like(master)
+        self.exchange([master.grad for master in trained if master.grad is not None])
+        dist.all_reduce(nll_sum)
+        return nll_sum

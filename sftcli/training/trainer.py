@@ -30,6 +30,7 @@ from sftcli.runtime import (
     restore_rng,
 )
 from sftcli.training.background import Saver
+from sftcli.training.distributed import Group
 from sftcli.training.loss import BatchLoss
 from sftcli.training.memory import MemoryLadder, is_out_of_memory
 from sftcli.training.optim import (
@@ -64,7 +65,9 @@ class Trainer:
         device: torch.device,
         name_row: Callable[[int], str] = str,
         clock: Clock = monotonic,
+        group: Group | None = None,
     ) -> None:
+        self.group = group or Group()
         self.name_row = name_row
         self.settings = settings
         self.checkpoint = checkpoint
@@ -194,11 +197,11 @@ class Trainer:
     def _backward(self, window: Sequence[Batch]) -> torch.Tensor:
         response_tokens = sum(batch.response_tokens for batch in window)
         nll_sum = torch.zeros((), device=self.device)
-        for batch in window:
+        for batch in self.group.share(window):
             nll = self.batch_loss(batch.to(self.device))
             (nll / response_tokens).backward()  # type: ignore[no-untyped-call]
             nll_sum += nll.detach()
-        return nll_sum
+        return self.group.gather(nll_sum, self.weights.masters.values())
 
     def _discard_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
