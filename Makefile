@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test slow crash crash-slice golden quick-data docs examples real-files bench-prepare dpo bench-generate
+.PHONY: check format lint types layers test slow crash crash-slice resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -31,6 +31,9 @@ crash:  ## kill -9 a real training 200 times at random moments; every end must e
 crash-slice:  ## the part of it that CI runs, under 3 minutes
 	$(PYTHON) -m pytest -q tests/crash -m "crash and not slow"
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.monkey --rounds 40 --max-seconds 110
+
+resume-laws:  ## stop after every step, resume, compare bit for bit: packing on and off, full weights and adapters
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_resume.py
 
 dpo:  ## TRL takes a step from the final folder of a run; needs `pip install trl`
 	$(PYTHON) -m pytest -q -m slow tests/cli/test_dpo.py

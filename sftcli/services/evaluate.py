@@ -19,6 +19,7 @@ from sftcli.services.run_folder import RunFolder, write_json
 from sftcli.services.score import Miss, Sample, Score
 from sftcli.services.scores import (
     ScoringJob,
+    ends_whole,
     loss_difference,
     match_difference,
     question_of,
@@ -57,6 +58,7 @@ class EvalReport:
     """Scores of the tuned model and, where one was named, of the base, with the difference over the same rows."""
 
     rows: int
+    cut_rows: int  # their last answer has no end, so no answer is compared with it; they have loss as any other
     tuned: Score
     base: Score | None
     loss_difference: Interval | None  # tuned minus base, nats per response token
@@ -85,7 +87,7 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     """Score the model, and the base if one is named, on the same held-out rows.
 
     Raises:
-        DataError: No row is held out.
+        DataError: No row is held out, or the answer of every one is cut.
     """
     choice = choose_model(request.checkpoint, tokenizer=request.tokenizer, root=request.root, emit=emit)
     settings = _settings_of(choice, request.data)
@@ -102,10 +104,12 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
         raise DataError("no row is held out, so there is nothing to score", hint="name rows with --data FILE")
     if not has_reference_metrics():
         emit(Notice(text='ROUGE-L and chrF are left out; they need: pip install "sftcli[eval]"'))
+    whole = _rows_with_whole_answers(prepared, emit)
     job = ScoringJob(
         heldout=heldout,
         questions=[
-            question_of(heldout[row], prepared.tokenizer) for row in _spread(len(heldout), request.max_rows)
+            question_of(heldout[whole[place]], prepared.tokenizer)
+            for place in _spread(len(whole), request.max_rows)
         ],
         tokenizer=prepared.tokenizer,
         sampling=settings.sampling,
@@ -117,6 +121,7 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     tuned = score_model(job, choice, emit, stop)
     report = EvalReport(
         rows=len(heldout),
+        cut_rows=len(heldout) - len(whole),
         tuned=tuned.score,
         base=None if base_score is None else base_score.score,
         loss_difference=None if base_score is None else loss_difference(base_score, tuned),
@@ -188,6 +193,24 @@ def _training_answers(prepared: PreparedData, emit: EventSink) -> list[list[int]
             emit(Notice(text=f"memorization is looked for in the first {index + 1} training rows"))
             break
     return rows
+
+
+def _rows_with_whole_answers(prepared: PreparedData, emit: EventSink) -> list[int]:
+    """Return the held-out rows whose last answer was not cut for its length: an answer can be compared with these alone.
+
+    Raises:
+        DataError: There is none.
+    """
+    heldout, stop_ids = prepared.dataset.heldout, prepared.tokenizer.stop_ids
+    whole = [row for row in range(len(heldout)) if ends_whole(heldout[row], stop_ids)]
+    if not whole:
+        raise DataError(
+            "the answer of every held-out row is cut, so there is nothing to compare answers with",
+            hint="prepare with more room: --max-tokens, or name other rows with --data FILE",
+        )
+    if cut := len(heldout) - len(whole):
+        emit(Notice(text=f"held-out rows whose answer is cut: {cut}; they count for loss, and none is answered"))
+    return whole
 
 
 def _settings_of(choice: ModelChoice, data: tuple[str, ...]) -> Settings:
