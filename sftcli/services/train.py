@@ -47,6 +47,7 @@ from sftcli.services.run_folder import (
 )
 from sftcli.services.run_log import RunLog
 from sftcli.services.space import check_space, checkpoint_bytes
+from sftcli.services.spike_stop import SpikeStop
 from sftcli.services.thresholds import find_exceeded, require
 from sftcli.services.trackers import tracked
 from sftcli.services.verdict import Verdict
@@ -172,8 +173,9 @@ def _train(
     watch.name_rows = trainer.name_rows
     if checkpoint is not None:
         trainer.restore(read_snapshot(checkpoint))
+    spikes = SpikeStop(stop=stop, watch=watch, settings=settings.training)
     with memory_errors(trainer.tried, resume_command=f"sft resume {run.name}"):
-        ending = trainer.fit(stop)
+        ending = trainer.fit(spikes)
     if not trainer.state.step:
         raise StoppedError
     ended_at = trainer.state.step
@@ -182,6 +184,8 @@ def _train(
         take_best(trainer, run, settings.training, emit)
         _save_final(run, materials, built, emit)
     _report(run, emit)
+    if ending is Ending.STOPPED:
+        spikes.refuse_spoilt(run, ended_at)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
     outcome = _outcome(run, settings, ending, ended_at, losses, seconds=monotonic() - begin)
