@@ -75,16 +75,16 @@ def _choice(name: str, folder: Path, run: RunFolder | None, emit: EventSink) -> 
     return ModelChoice(name=name, folder=folder, run=run, base=base)
 
 
-def choose_base(settings: ModelSettings, emit: EventSink) -> ModelChoice:
-    """Return the model that a run of these settings starts from, to be asked or scored."""
-    located = locate_base(settings, emit)
+def choose_base(settings: ModelSettings, emit: EventSink, *, run: RunFolder | None = None) -> ModelChoice:
+    """Return the model that ``run``, of these settings, starts from, to be asked or scored."""
+    located = locate_base(settings, emit, run=run)
     return ModelChoice(name=located.name, folder=located.folder, run=None)
 
 
 def base_of(choice: ModelChoice, settings: ModelSettings | None, emit: EventSink) -> ModelChoice | None:
     """Return the model that ``choice`` was made from: by its run's settings, or the base of its adapter."""
     if settings is not None:
-        return choose_base(settings, emit)
+        return choose_base(settings, emit, run=choice.run)
     if choice.base is None:
         return None
     return ModelChoice(name=choice.base.name, folder=choice.base.folder, run=None)

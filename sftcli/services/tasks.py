@@ -101,5 +101,7 @@ def _base_of(choice: ModelChoice, request: TasksRequest, emit: EventSink) -> Mod
     if choice.run is None:
         return None
     return choose_base(
-        resolve(preset=None, config_file=choice.run.config, overrides=(), environ={}).settings.model, emit
+        resolve(preset=None, config_file=choice.run.config, overrides=(), environ={}).settings.model,
+        emit,
+        run=choice.run,
     )

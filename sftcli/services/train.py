@@ -23,7 +23,7 @@ from sftcli.modeling.pt_checkpoint import model_differences
 from sftcli.modeling.remote_code import allow_code
 from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.adapters import check_machine
-from sftcli.services.base_model import locate_base
+from sftcli.services.base_model import locate_base, record_base
 from sftcli.services.building import Built, Materials, build_trainer
 from sftcli.services.comparing import compare, fingerprints
 from sftcli.services.finishing import take_best
@@ -155,13 +155,14 @@ def _train(
         watch.replay(run.iterate_events())
     emit = watched(watch, emit)
     emit(RunStarted(run=run.name, path=str(run.path)))
-    materials = find_materials(settings, emit, stop, fallback=run.path / "cache")
+    materials = find_materials(settings, emit, stop, run=run)
     located, prepared, settings = materials.located, materials.prepared, materials.settings
     for text in model_differences(located.folder, model_keys or {}):
         emit(Warned(text=text))
     if checkpoint is not None:
         changes = compare(checkpoint, materials.fingerprints, allowed=allowed)
         record_resume(run, checkpoint, changes, emit)
+    record_base(run, located)
     check_space(run, checkpoint_bytes(settings, located.folder), settings.checkpoint, emit)
     if materials.trusted_code:
         write_json(run.about, run.read_about() | {"trusted_code": dict(materials.trusted_code)})
@@ -216,13 +217,13 @@ def _report(run: RunFolder, emit: EventSink) -> None:
 
 
 def find_materials(
-    settings: Settings, emit: EventSink, stop: StopFlag, *, fallback: Path | None = None
+    settings: Settings, emit: EventSink, stop: StopFlag, *, run: RunFolder | None = None
 ) -> Materials:
-    """Find model and data; fill in the settings that depend on the rows. ``fallback`` stands in for the cache."""
+    """Find model and data; fill in the settings that depend on the rows. ``run`` names weights, and stands in for the cache."""
     quiet_libraries()
     check_machine(settings.adapter)
     sources = find_sources(settings.data)
-    located = locate_base(settings.model, emit)
+    located = locate_base(settings.model, emit, run=run)
     if stop.requested():
         raise StoppedError
     prepared = prepare_data(
@@ -232,7 +233,7 @@ def find_materials(
         seed=settings.training.seed,
         emit=emit,
         stop=stop,
-        fallback=fallback,
+        fallback=None if run is None else run.path / "cache",
     )
     require_rows(prepared)
     require(find_exceeded(list(prepared.audit.values()), settings.data))
