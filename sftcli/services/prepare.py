@@ -14,7 +14,7 @@ from sftcli.data.example import Example
 from sftcli.data.prepared import TEXT, TRAIN, PreparedDataset, open_prepared
 from sftcli.data.records import Source, parse_source
 from sftcli.data.tokenview import TokenView, describe_tokens
-from sftcli.errors import DataError, OutputError, UsageError
+from sftcli.errors import DataError, OutputError, StorageError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
@@ -184,7 +184,7 @@ def prepare_data(
 ) -> PreparedData:
     """Return the examples of ``data`` as the model in ``model_folder`` will see them, from the cache where possible.
 
-    Where there is no cache folder that can be written to, they go to ``fallback``.
+    Where there is no cache folder that can be written to, or its disk is full, they go to ``fallback``.
 
     Raises:
         DataError: A file cannot be read, or its format is not known.
@@ -202,10 +202,14 @@ def prepare_data(
         emit=emit,
         stop=stop,
     )
-    folder = _store(fallback, emit) / job.key()
-    dataset = _open_cached(folder, emit)
+    store, key = _store(fallback, emit), job.key()
+    dataset = _open_cached(store / key, emit)
+    if dataset is None and fallback not in (None, store):
+        dataset = _open_cached(fallback / key, emit)
     prepared = PreparedData(
-        dataset=dataset or job.run(folder), tokenizer=tokenizer, is_cached=dataset is not None
+        dataset=dataset or _made(job, store, key, fallback, emit),
+        tokenizer=tokenizer,
+        is_cached=dataset is not None,
     )
     emit(prepared.describe())
     if sources.text and not data.text_fraction:
@@ -239,6 +243,18 @@ def _store(fallback: Path | None, emit: EventSink) -> Path:
             raise
         emit(Warned(text=f"{error.message}; prepared data goes to {fallback}; {error.hint}"))
         return fallback
+
+
+def _made(
+    job: Preparation, store: Path, key: str, fallback: Path | None, emit: EventSink
+) -> PreparedDataset:
+    try:
+        return job.run(store / key)
+    except StorageError as error:
+        if fallback in (None, store):
+            raise
+        emit(Warned(text=f"{error.message}; prepared data goes to {fallback}; {error.hint}"))
+        return job.run(fallback / key)
 
 
 def _open_cached(folder: Path, emit: EventSink) -> PreparedDataset | None:

@@ -13,7 +13,7 @@ EASY, HARD = 96, 8
 @pytest.fixture
 def flags(sft, tiny_model: Path) -> list[str]:
     """Flags of a training whose last steps, by its curriculum, are on rows unlike all before."""
-    easy = [{"question": "Heads?", "answer": "{:05b}".format(n * 37 % 32), "level": 0} for n in range(EASY)]
+    easy = [{"question": "Heads?", "answer": f"{n * 37 % 32:05b}", "level": 0} for n in range(EASY)]
     hard = [
         {"question": f"Why {n}?", "answer": "".join(chr(33 + n * k % 90) for k in range(9, 40)), "level": 1}
         for n in range(1, HARD + 1)
