@@ -24,6 +24,7 @@ def evaluate(
         ),
     ] = None,
     tokenizer: options.Tokenizer = None,
+    trust_remote_code: options.TrustRunCode = False,
     data: options.Data = None,
     base: Annotated[
         str | None,
@@ -111,6 +112,7 @@ def evaluate(
                     batch_size=batch_size,
                     root=runs,
                     tokenizer=tokenizer,
+                    trusts_code=trust_remote_code,
                 ),
                 emit,
                 stop,
@@ -133,6 +135,7 @@ def evaluate(
             max_rows=max_rows,
             root=runs,
             batch_size=batch_size,
+            trusts_code=trust_remote_code,
         )
         report = run_evaluation(request, emit, stop)
     if not output.json:

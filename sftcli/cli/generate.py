@@ -41,6 +41,7 @@ def generate(
     ] = 1,
     checkpoint: options.Checkpoint = None,
     tokenizer: options.Tokenizer = None,
+    trust_remote_code: options.TrustRunCode = False,
     system: Annotated[
         str, typer.Option("--system", metavar="TEXT", help="System message to put before the prompt.")
     ] = "",
@@ -95,6 +96,7 @@ def generate(
         samples=samples,
         with_base=base,
         tokenizer=tokenizer,
+        trusts_code=trust_remote_code,
     )
     if chat:
         run_chat(request, output)

@@ -51,6 +51,7 @@ class EvalRequest:
     root: Path
     batch_size: int | None = None  # rows at once; numbers do not depend on it
     tokenizer: str | None = None  # of a .pt file
+    trusts_code: bool = False  # that of the run, and of the model it started from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,9 @@ class EvalReport:
     """Scores of the tuned model and, where one was named, of the base, with the difference over the same rows."""
 
     rows: int
-    cut_rows: int  # their last answer has no end, so no answer is compared with it; they have loss as any other
+    cut_rows: (
+        int  # their last answer has no end, so no answer is compared with it; they have loss as any other
+    )
     tuned: Score
     base: Score | None
     loss_difference: Interval | None  # tuned minus base, nats per response token
@@ -89,7 +92,13 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     Raises:
         DataError: No row is held out, or the answer of every one is cut.
     """
-    choice = choose_model(request.checkpoint, tokenizer=request.tokenizer, root=request.root, emit=emit)
+    choice = choose_model(
+        request.checkpoint,
+        tokenizer=request.tokenizer,
+        root=request.root,
+        emit=emit,
+        trusts_code=request.trusts_code,
+    )
     settings = _settings_of(choice, request.data)
     prepared = prepare_data(
         settings.data,
@@ -209,7 +218,11 @@ def _rows_with_whole_answers(prepared: PreparedData, emit: EventSink) -> list[in
             hint="prepare with more room: --max-tokens, or name other rows with --data FILE",
         )
     if cut := len(heldout) - len(whole):
-        emit(Notice(text=f"held-out rows whose answer is cut: {cut}; they count for loss, and none is answered"))
+        emit(
+            Notice(
+                text=f"held-out rows whose answer is cut: {cut}; they count for loss, and none is answered"
+            )
+        )
     return whole
 
 
@@ -234,7 +247,8 @@ def _base_of(
         return None
     if request.base is not None:
         return choose_model(request.base, root=request.root, emit=emit)
-    return base_of(choice, None if choice.run is None else settings.model, emit)
+    model = None if choice.run is None else settings.model
+    return base_of(choice, model, emit, trusts_code=request.trusts_code)
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -245,9 +245,7 @@ def _store(fallback: Path | None, emit: EventSink) -> Path:
         return fallback
 
 
-def _made(
-    job: Preparation, store: Path, key: str, fallback: Path | None, emit: EventSink
-) -> PreparedDataset:
+def _made(job: Preparation, store: Path, key: str, fallback: Path | None, emit: EventSink) -> PreparedDataset:
     try:
         return job.run(store / key)
     except StorageError as error:

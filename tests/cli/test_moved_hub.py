@@ -19,7 +19,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     with FakeHub("owner/name", build_tiny_model(tmp_path / "model")).serving() as serving:
-        for name, value in (("HF_ENDPOINT", serving.url), ("NO_PROXY", "127.0.0.1"), ("HF_HOME", tmp_path / "hf")):
+        for name, value in (
+            ("HF_ENDPOINT", serving.url),
+            ("NO_PROXY", "127.0.0.1"),
+            ("HF_HOME", tmp_path / "hf"),
+        ):
             monkeypatch.setenv(name, str(value))
         yield serving
 
@@ -27,11 +31,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_run_of_a_branch_goes_on_and_is_scored_with_the_commit_that_it_started_from(sft, hub, tmp_path):
     write_rows(tmp_path / "rows.jsonl", 15)
     short = ("model.revision=main", "training.max_steps=3")
-    names = {name: settings_of(tmp_path, Path("owner/name"), f"run.name={name}", *short) for name in ("whole", "cut")}
+    names = {
+        name: settings_of(tmp_path, Path("owner/name"), f"run.name={name}", *short)
+        for name in ("whole", "cut")
+    }
     train(names["whole"], StopAtStep(9))
     train(names["cut"], StopAtStep(2))
     runs = tmp_path / "runs"
-    assert json.loads((runs / "cut" / "run.json").read_text())["base"] == {"name": "owner/name", "revision": COMMIT}
+    assert json.loads((runs / "cut" / "run.json").read_text())["base"] == {
+        "name": "owner/name",
+        "revision": COMMIT,
+    }
 
     hub.earlier[COMMIT] = hub.folder
     hub.folder, hub.commit = build_tiny_model(tmp_path / "newer", seed=1), NEWER

@@ -22,7 +22,13 @@ def flags(sft, tiny_model: Path) -> list[str]:
     sets = ("data.heldout_fraction=0", "training.batch_size=1", "training.epochs=1", "data.order=score",
             "data.score_column=level", "training.learning_rate=1e-2", "training.schedule=constant",
             "checkpoint.every_steps=24")  # fmt: skip
-    return ["--data", "rows.jsonl", "--model", str(tiny_model), *(part for one in sets for part in ("--set", one))]
+    return [
+        "--data",
+        "rows.jsonl",
+        "--model",
+        str(tiny_model),
+        *(part for one in sets for part in ("--set", one)),
+    ]
 
 
 def test_loss_that_stays_high_ends_the_run_with_4_saved_and_with_the_way_back(sft, flags):

@@ -22,7 +22,10 @@ PACKED = {f"{form}-packing-{packing}": (*FORMS[form], f"training.packing={packin
           for form in ("full", "lora") for packing in ("on", "off")}  # fmt: skip
 FORMS |= PACKED
 CASES = [("full", k) for k in range(STEPS + 1)] + [("lora", k) for k in range(STEPS + 1)] + [("dora", 4)]
-ALL_CASES = [*CASES, *(pytest.param(form, k, marks=pytest.mark.slow) for form in PACKED for k in range(STEPS + 1))]
+ALL_CASES = [
+    *CASES,
+    *(pytest.param(form, k, marks=pytest.mark.slow) for form in PACKED for k in range(STEPS + 1)),
+]
 CONTROLS = ["full", "lora", *(pytest.param(form, marks=pytest.mark.slow) for form in PACKED)]
 
 
