@@ -103,7 +103,10 @@ class DataSettings(Section):
         "out and trained on.",
     )
     max_rejected_fraction: float | None = Field(
-        None, ge=0, le=1, description="Most rows that may be rejected; unset is any, and none with `strict`."
+        None,
+        ge=0,
+        le=1,
+        description="Most rows that may be rejected, also for their length; unset is a tenth, for other reasons, and none with `strict`.",
     )
     max_cut_fraction: float | None = Field(
         None, ge=0, le=1, description="Most kept rows that may be cut; unset is any, and none with `strict`."

@@ -21,7 +21,7 @@ from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.services.base_model import locate_base
 from sftcli.services.preparation import Preparation
 from sftcli.services.rows_folder import check_free, write_rows
-from sftcli.services.thresholds import find_exceeded
+from sftcli.services.thresholds import find_exceeded, find_unfit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +86,15 @@ class ShownRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareOutcome:
-    """What was prepared, where, the first examples token by token, the limits exceeded, and where all were written."""
+    """What was prepared, where, the first examples token by token, what is not good enough, and where all were written.
+
+    ``exceeded`` names the limits that it is over, ``unfit`` too many rows that cannot be trained on, where there is no limit.
+    """
 
     data: PreparedData
     shown: tuple[ShownRow, ...]
     exceeded: tuple[str, ...]
+    unfit: str
     out: str | None
 
     @property
@@ -121,14 +125,17 @@ def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> Pre
     )
     require_rows(data)
     train = data.dataset.train
-    exceeded = find_exceeded(list(data.audit.values()), settings.data)
-    if request.out and not exceeded:
+    audits = list(data.audit.values())
+    exceeded, unfit = find_exceeded(audits, settings.data), find_unfit(audits, settings.data)
+    is_written = request.out is not None and not exceeded and not unfit
+    if request.out and is_written:
         write_rows(data.dataset, request.out)
     return PrepareOutcome(
         data=data,
         shown=tuple(_shown(train[row], data.tokenizer) for row in range(min(request.show, len(train)))),
         exceeded=tuple(exceeded),
-        out=str(request.out) if request.out and not exceeded else None,
+        unfit=unfit,
+        out=str(request.out) if is_written else None,
     )
 
 

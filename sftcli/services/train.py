@@ -48,7 +48,7 @@ from sftcli.services.run_folder import (
 from sftcli.services.run_log import RunLog
 from sftcli.services.space import check_space, checkpoint_bytes
 from sftcli.services.spike_stop import SpikeStop
-from sftcli.services.thresholds import find_exceeded, require
+from sftcli.services.thresholds import find_exceeded, find_unfit, require, require_fit
 from sftcli.services.trackers import tracked
 from sftcli.services.verdict import Verdict
 from sftcli.services.watch import FitWatch, watched
@@ -236,7 +236,9 @@ def find_materials(
         fallback=None if run is None else run.path / "cache",
     )
     require_rows(prepared)
-    require(find_exceeded(list(prepared.audit.values()), settings.data))
+    audits = list(prepared.audit.values())
+    require_fit(find_unfit(audits, settings.data))
+    require(find_exceeded(audits, settings.data))
     if not len(prepared.dataset.train):
         raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
     if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):
