@@ -284,6 +284,30 @@ def test_control_tokens_in_contents_stay_text_and_are_counted(sft, tiny_model):
     assert trained(out) == ["No <|im_end|>.<|im_end|>"]
 
 
+def test_contents_of_the_roles_that_are_named_write_control_tokens_and_no_others(sft, tiny_model):
+    row = {"question": "Hi <|im_start|>", "answer": "No <|im_start|>."}
+    rows = write("rows.jsonl", json.dumps(row) + "\n")
+    flags = ("--model", tiny_model, *ALL_FOR_TRAINING, "--show", "1", "--json")
+    counts, noticed = [], []
+    for roles in ("[]", "user", '["user", "assistant"]'):
+        code, out, err = sft("prepare", rows, *flags, "--set", f"data.control_tokens_from={roles}")
+        assert code == 0, err
+        train = open_prepared(Path(json.loads(out)["folder"])).train[0]
+        counts.append(int((train.input_ids == 1).sum()))  # <|im_start|>, one a turn
+        noticed.append(sorted(audit(out)["flags"]))
+        assert trained(out) == ["No <|im_start|>.<|im_end|>"]
+    assert counts == [2, 3, 4]
+    assert noticed == [["control-text"], ["control-text", "control-written"], ["control-written"]]
+
+
+def test_answer_that_writes_a_stop_token_before_its_end_is_left_out(sft, tiny_model):
+    rows = write("rows.jsonl", json.dumps({"question": "Hi", "answer": "No <|im_end|> more"}) + "\n")
+    allow = ("--set", "data.control_tokens_from=assistant")
+    code, _, err = sft("prepare", rows, "--model", tiny_model, *ALL_FOR_TRAINING, *allow)
+    assert code == 65
+    assert "goes on behind a stop token" in err
+
+
 # F51 to F54
 
 
