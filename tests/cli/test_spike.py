@@ -1,4 +1,4 @@
-"""A loss that jumps and stays: told, or the end of the run where that is asked for."""
+"""A loss that jumps and stays ends the run where that is asked for."""
 
 import json
 from pathlib import Path
@@ -41,9 +41,3 @@ def test_loss_that_stays_high_ends_the_run_with_4_saved_and_with_the_way_back(sf
     assert [step_of(path) for path in list_checkpoints(Path("runs/one/checkpoints"))][-1] == EASY + 5
     assert not Path("runs/one/final").exists()
     assert sft("resume", "one")[0] == 0  # who wants to goes on
-
-
-def test_loss_that_stays_high_is_only_told_by_default(sft, flags):
-    code, _, err = sft("train", *flags, "--run", "one")
-    assert code == 0, err
-    assert "spike" in err
