@@ -48,6 +48,6 @@ class SpikeStop:
             else "there is no checkpoint from before it (see checkpoint.keep_every_steps)"
         )
         raise DivergedError(
-            f"the loss jumped at step {first} and is far above what it was since; stopped after step {step} and saved",
+            f"the loss jumped at step {first} and has stayed far above what it was; stopped after step {step} and saved",
             hint=f"look at the rows named above; {back}. As it is: sft resume {run.name}",
         )
