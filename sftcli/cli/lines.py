@@ -72,7 +72,9 @@ def data_line(event: DataPrepared) -> str:
 
 def model_line(event: ModelLoaded) -> str:
     """Return which model is where, in one line."""
-    trainable = "" if event.trainable == event.parameters else f", {short_count(event.trainable)} trained"
+    # A model that only answers trains nothing, which goes without saying.
+    is_all_or_nothing = event.trainable in {0, event.parameters}
+    trainable = "" if is_all_or_nothing else f", {short_count(event.trainable)} trained"
     size = f"{short_count(event.parameters)} parameters{trainable}"
     return f"model {clean(event.name)}: {size}, on {clean(event.device)} in {clean(event.precision)}"
 

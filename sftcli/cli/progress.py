@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sftcli.events import Event
 
 REFRESH_SECONDS = 0.25
+HANG = "  "
 
 
 @dataclass(slots=True)
@@ -207,7 +208,13 @@ class LiveView:
         if self._dead:
             return
         line = Text.assemble((prefix, "bold yellow"), self._safe(clean(text)))
-        self._guard(lambda: self.console.print(line, soft_wrap=False))
+        # Later rows of a long line are set in, so that its beginning can be found. Paths longer than a row break anywhere.
+        room = max(1, self.console.width - len(HANG))
+        rows = (
+            line.wrap(self.console, room, overflow="fold") if line.cell_len > self.console.width else [line]
+        )
+        hung = Text("\n" + HANG).join(rows)
+        self._guard(lambda: self.console.print(hung, soft_wrap=True))
 
     def _safe(self, text: str) -> str:
         return writable(redact(text), self.console.encoding)
