@@ -144,7 +144,7 @@ class TrainingMeasures:
         measured = self._heldout_step - self.start_step
         if measured > 0:
             return self._heldout_seconds * max(0, self.last_step - self._heldout_step) / measured
-        return self.first_heldout.seconds if self.first_heldout and self.step < self.last_step else 0.0
+        return self.first_heldout.seconds if self.first_heldout else 0.0
 
     def _window(self) -> list[StepDone]:
         return list(self._recent) or ([self.last] if self.last else [])

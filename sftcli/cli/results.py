@@ -173,7 +173,7 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
 
 def _verdict_text(verdict: "Verdict") -> str:
     advice = f": {verdict.advice}" if verdict.advice else ""
-    return f"{verdict.kind} ({verdict.reason}){advice}"
+    return f"verdict: {verdict.kind} ({verdict.reason}){advice}"
 
 
 def show_tasks(report: "TasksReport", output: options.Output) -> None:
