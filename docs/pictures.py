@@ -21,7 +21,8 @@ from sftcli.modeling.cache import cache_folder
 IMAGES = Path(__file__).parent / "images"
 COLUMNS, ROWS = 96, 24
 SOCKET = "sft-pictures"
-TRAIN = "train --run quick --max-steps 20 --set training.eval_every_steps=8 --set checkpoint.every_steps=8"
+TRAIN = "train --run quick --max-steps 20"
+OFTEN = {"SFT_TRAINING__EVAL_EVERY_STEPS": "8", "SFT_CHECKPOINT__EVERY_STEPS": "8"}
 WANTED = re.compile(r"1[6-9]/20")  # late enough for a curve, before the end
 MAX_SECONDS = 600
 
@@ -41,6 +42,7 @@ def capture_training(folder: Path) -> str:
     program = f"{sys.executable} -m sftcli {TRAIN}; touch over; sleep 600"
     size = ["-x", str(COLUMNS), "-y", str(ROWS)]
     variables = {name: os.environ[name] for name in ("SFT_CACHE_DIR", "PYTHONPATH") if name in os.environ}
+    variables |= OFTEN
     named = [word for name, value in variables.items() for word in ("-e", f"{name}={value}")]
     tmux(
         "new-session",
@@ -74,7 +76,7 @@ def draw(screen: str, path: Path) -> None:
 
     text = screen.rstrip().replace(str(cache_folder()), "~/.cache/sft")
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
-    console.print(Text.from_ansi(f"$ sft train\n{text}"), soft_wrap=True)
+    console.print(Text.from_ansi(f"$ sft {TRAIN}\n{text}"), soft_wrap=True)
     drawn = console.export_svg(title="sft train", unique_id="sft")
     without_fonts = re.sub(
         r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL

@@ -8,11 +8,23 @@ from sftcli.suggest import did_you_mean
 
 _NOT_A_CHOICE = re.compile(r"(?P<head>.*: )(?:Value error, )?'(?P<word>.*)' is not one of (?P<words>'.*')")
 
+_BAD_NUMBER = re.compile(
+    r"(?P<head>.*: )Input should be (?P<kind>a valid integer|a valid number|greater than or equal to|less than or equal to)"
+    r"(?P<bound> \S+$)?(?:, .*)?"
+)
+_IN_WORDS = {
+    "a valid integer": "must be a whole number",
+    "a valid number": "must be a number",
+    "greater than or equal to": "must be at least",
+    "less than or equal to": "must be at most",
+}
 
-def usage_error(error: BaseException) -> UsageError | None:
+
+def usage_error(error: BaseException, command: str) -> UsageError | None:
     """Return ``error`` as a ``UsageError``, or ``None`` where it is not about arguments.
 
-    Typer's own classes for it are private; its public ``BadParameter`` shares their methods.
+    Typer's own classes for it are private; its public ``BadParameter`` shares their methods. ``command`` is the one that was
+    called, for errors that do not know theirs.
     """
     tell = getattr(error, "format_message", None)
     if not callable(tell):
@@ -27,7 +39,9 @@ def usage_error(error: BaseException) -> UsageError | None:
         word, words = found["word"], found["words"].replace("'", "").split(", ")
         message = f"{found['head']}{word!r} is not one of {found['words']}"
         guess = did_you_mean(word, words)
-    advice = f"see `{getattr(context, 'command_path', 'sft')} --help`"
+    elif found := _BAD_NUMBER.fullmatch(message):
+        message = found["head"] + _IN_WORDS[found["kind"]] + (found["bound"] or "")
+    advice = f"see `{getattr(context, 'command_path', command)} --help`"
     return UsageError(message, hint=f"{guess} {advice}".lstrip())
 
 

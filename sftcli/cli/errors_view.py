@@ -85,7 +85,7 @@ class _Ending:
                 _drop_if_unwritable(sys.stdout)
                 where = f" for {error.filename}" if error.filename else ""
                 self._show(StorageError(f"no space left{where}", hint="free some space and run it again"))
-            case _ if (usage := usage_error(error)) is not None:
+            case _ if (usage := usage_error(error, self.command)) is not None:
                 self._show_usage(usage)
             case _:
                 show_crash(error, command=self.command, json=self.json, color=self.color)
@@ -147,7 +147,8 @@ def _let_go_of(stream: "TextIO") -> None:
 
 def show_error(error: SftError, *, command: str, json: bool = False, color: Color = Color.AUTO) -> None:
     """Show an expected error: what, where, and what to do, on stderr; or one JSON object on stdout."""
-    hint = error.hint or (f"see `{command} --help`" if error.kind == "usage" else "")
+    about_flags = error.kind == "usage" and error.location.file is None
+    hint = error.hint or (f"see `{command} --help`" if about_flags else "")
     if json:
         write_error_json(error.exit_code, error.kind, error.message, hint, error.location)
         return

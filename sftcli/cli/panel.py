@@ -108,7 +108,7 @@ def _training_rows(measures: TrainingMeasures, frame: Frame, columns: int, signs
     update = [
         ((rate_text(step.learning_rate), VALUE), "lr"),
         ((norm_text(step.grad_norm), norm_style), "grad norm"),
-        ((f"{step.epoch:.2f}", VALUE), "epochs"),
+        ((f"{step.epoch:.2f}/{measures.last_epoch:.2f}", VALUE), "epochs"),
         ((duration(measures.step_seconds), VALUE), "a step"),
     ]
     speed = [

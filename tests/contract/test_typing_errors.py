@@ -46,7 +46,7 @@ def complaint(*arguments: str) -> str:
     except SftError as error:
         return f"{error.message} {error.hint}"
     except Exception as error:  # noqa: BLE001 - the classes of Typer are private
-        told = usage_error(error)
+        told = usage_error(error, "sft")
         assert told is not None
         return f"{told.message} {told.hint}"
     raise AssertionError(f"{arguments} was taken")
