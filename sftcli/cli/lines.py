@@ -203,7 +203,7 @@ class PlainView:
         self.measures.start(event)
         self._fit_time = self._line_time = self.get_time()
         begin = "training" if event.step == 0 else f"training goes on after step {event.step}"
-        self._write(f"{begin}, {count(event.last_step)} steps")
+        self._write(f"{begin}, {count(event.last_step)} step{'s' if event.last_step != 1 else ''}")
 
     def _step(self, event: StepDone) -> None:
         is_first = self.measures.last is None
