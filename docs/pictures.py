@@ -21,9 +21,9 @@ from sftcli.modeling.cache import cache_folder
 IMAGES = Path(__file__).parent / "images"
 COLUMNS, ROWS = 96, 24
 SOCKET = "sft-pictures"
-TRAIN = "train --run quick --max-steps 20"
-OFTEN = {"SFT_TRAINING__EVAL_EVERY_STEPS": "8", "SFT_CHECKPOINT__EVERY_STEPS": "8"}
-WANTED = re.compile(r"1[6-9]/20")  # late enough for a curve, before the end
+TRAIN = "train --run quick --max-steps 16"
+OFTEN = {"SFT_TRAINING__EVAL_EVERY_STEPS": "5", "SFT_CHECKPOINT__EVERY_STEPS": "5"}
+WANTED = re.compile(r"1[2-5]/16")  # late enough for a curve, before the end
 MAX_SECONDS = 600
 
 

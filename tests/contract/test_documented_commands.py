@@ -79,3 +79,15 @@ def test_flags_and_settings_exist(page: str, command: str) -> None:
             assert following.partition("=")[0] in FIELDS, f"{page}: no setting {following}"
         if flag == "--preset" and following.isascii() and following.islower():
             assert following in preset_names(), f"{page}: no preset {following}"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*(page for page in PAGES if page.suffix == ".md"), REPO / "CONTRIBUTING.md"],
+    ids=lambda page: page.name,
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)|src=\"([^\"]+)\"", text)
+    local = [target for pair in targets for target in pair if target and "://" not in target]
+    assert [target for target in local if not (page.parent / target).exists()] == []
