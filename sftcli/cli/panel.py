@@ -62,7 +62,7 @@ class Frame:
     """
 
     elapsed_seconds: float = 0.0
-    since_step_seconds: float = 0.0  # since the last step ended
+    since_step_seconds: float = 0.0  # since the last step or evaluation ended
     checkpoint_age_seconds: float = 0.0
     is_training: bool = False
     final: bool = False

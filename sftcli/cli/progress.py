@@ -63,7 +63,7 @@ class LiveView:
     _tasks: dict[str, tuple[Progressed, float]] = field(default_factory=dict)  # event, time of the first
     _fit_time: float | None = None
     _fit_end_time: float | None = None
-    _step_time: float = 0.0
+    _moved_time: float = 0.0
     _checkpoint_time: float = 0.0
     _note: str = ""
     _in_line: bool = False  # generated text stands in front of the cursor: drawing would wipe it
@@ -130,13 +130,14 @@ class LiveView:
                 self._print(model_line(event))
             case FitStarted():
                 self.measures.start(event)
-                self._fit_time = self._step_time = self.get_time()
+                self._fit_time = self._moved_time = self.get_time()
                 self.refresh()
             case StepDone():
                 self.measures.add_step(event)
-                self._step_time = self.get_time()
+                self._moved_time = self.get_time()
             case HeldoutDone():
                 self.measures.add_heldout(event)
+                self._moved_time = self.get_time()  # what it took is no longer part of the time that is left
             case CheckpointSaved():
                 self.measures.add_checkpoint(event)
                 self._checkpoint_time = self.get_time()
@@ -169,7 +170,7 @@ class LiveView:
         frame = Frame(
             is_training=self._fit_time is not None,
             elapsed_seconds=self._elapsed(),
-            since_step_seconds=now - self._step_time,
+            since_step_seconds=now - self._moved_time,
             checkpoint_age_seconds=(self._fit_end_time or now) - self._checkpoint_time,
             final=self._fit_end_time is not None,
             note=self._note,
