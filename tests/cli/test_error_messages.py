@@ -88,7 +88,6 @@ COMMANDS = [
     "generate a",
     "generate a --checkpoint plain",
     "eval",
-    "eval --tasks ,",
     "eval --tasks arc_easy --data rows.jsonl",
     "eval --shots 3",
     "export --to gguff --out x",

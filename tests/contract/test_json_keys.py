@@ -17,6 +17,7 @@ from tests.cli.conftest import flags, rows, sft, tiny_model  # noqa: F401 - fixt
 from tests.support.golden import assert_golden
 
 FREE = "(any name)"
+OF_EXTRAS = {"rouge_l", "chrf"}  # null where their library is not installed
 # Objects whose keys are data and not names of ours.
 NAMED_BY_DATA = {"settings", "schemas", "sources", "rejected", "rejected_rows", "flagged_rows", "flags"}
 
@@ -35,6 +36,8 @@ def shape_of(value: object, place: str = "") -> Iterator[tuple[str, str]]:
             yield f"{place}[]", "-"
         for item in value:
             yield from shape_of(item, f"{place}[]")
+    elif place.rpartition(".")[2] in OF_EXTRAS:
+        yield place, "float | null"
     else:
         yield place, {"NoneType": "null", "str": "text"}.get(type(value).__name__, type(value).__name__)
 
