@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli import complete, options, results, tables
-from sftcli.cli.session import session
+from sftcli.cli.session import LOADING, session
 from sftcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def evaluate(
         if data:
             raise UsageError("--tasks and --data exclude each other", hint="run sft eval once for each")
         with session(output) as (emit, stop):
+            emit(LOADING)
             from sftcli.services.tasks import TasksRequest, run_tasks
 
             asked = run_tasks(
@@ -124,6 +125,7 @@ def evaluate(
             "--task-path, --task-rows and --shots go with --tasks", hint="name tasks: --tasks NAME"
         )
     with session(output) as (emit, stop):
+        emit(LOADING)
         from sftcli.services.evaluate import EvalRequest, check_limits, run_evaluation
 
         request = EvalRequest(

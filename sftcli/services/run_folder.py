@@ -154,6 +154,18 @@ def _cannot_create(root: Path, error: OSError) -> OutputError:
     )
 
 
+def is_unstarted(settings: RunSettings) -> bool:
+    """Return whether the run called ``settings.name`` is there and came to an end before its first step.
+
+    A wrong file name does that. The name is then still free for the command that is right.
+    """
+    if settings.name is None:
+        return False
+    run = RunFolder(Path(settings.root) / settings.name)
+    has_steps = any(event.get("event") in {"StepDone", "FitEnded"} for event in run.iterate_events())
+    return run.about.is_file() and not run.checkpoints.exists() and not has_steps
+
+
 def existing_run(settings: RunSettings) -> RunFolder | None:
     """Return the run called ``settings.name`` where it is there, even if it was killed before anything was in it.
 

@@ -42,6 +42,7 @@ from sftcli.services.run_folder import (
     RunFolder,
     create_run,
     existing_run,
+    is_unstarted,
     write_json,
     write_text,
 )
@@ -92,7 +93,7 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
     check_one_process(os.environ)
     settings = request.resolved.settings
     check_machine(settings.adapter)  # before there is a folder
-    run = existing_run(settings.run) if request.auto else None
+    run = existing_run(settings.run) if request.auto or is_unstarted(settings.run) else None
     if run is None:
         run = create_run(settings.run, label=request.label)
     elif run.is_finished:
