@@ -198,7 +198,8 @@ def _near_pairs(signatures: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
 def _sorted_once(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return what ``np.unique`` does for numbers from 0; that one keeps a hash table, many times slower for these."""
     numbers.sort()
-    return numbers[np.diff(numbers, prepend=-1) != 0]
+    once: npt.NDArray[np.int64] = numbers[np.diff(numbers, prepend=-1) != 0]
+    return once
 
 
 def _similar(signatures: npt.NDArray[np.uint16], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
