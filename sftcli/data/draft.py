@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from sftcli.data.conversation import Conversation, Message, PlainText, RejectReason, Role
 from sftcli.data.encoding import find_trouble
 from sftcli.data.example import ChatTokenizer, Reading, RowFlag
-from sftcli.data.pieces import ControlFinder, Piece, RowFaultError, set_free
+from sftcli.data.pieces import ControlFinder, Piece, RowFaultError
 from sftcli.data.proofs import prove_prompt, text_fault
 from sftcli.data.records import Origin
 from sftcli.data.shape import Shape, take_apart
-from sftcli.data.skeleton import Skeleton, Span, build_skeleton, fill, render
+from sftcli.data.skeleton import Skeleton, Span, build_skeleton, fill, render, set_free
 from sftcli.errors import DataError
 
 SKELETONS_KEPT = 4096
@@ -146,7 +146,7 @@ class Drafter:
             try:
                 known = build_skeleton(shape, self._tokenizer, self._controls, asks=asks)
                 if self._free_roles:
-                    known = replace(known, pieces=set_free(known.pieces, known.slots, self._free_roles))
+                    known = set_free(known, self._free_roles)
             except RowFaultError as fault:
                 known = fault
             if len(self._skeletons) >= SKELETONS_KEPT:
@@ -208,9 +208,8 @@ class Drafter:
         spans: Sequence[TrainedSpan],
     ) -> Draft:
         flags, markup = set[RowFlag](), False
-        free = {part for piece in skeleton.pieces if piece.is_free for part in piece.parts}
         for number, (slot, text) in enumerate(zip(skeleton.slots, filled, strict=True)):
-            if free and number in free:
+            if number in skeleton.free_slots:
                 flags |= {RowFlag.CONTROL_WRITTEN} if self._controls.search(text) else set()
             elif found := self._controls.ids_in(text):
                 markup = markup or not found.isdisjoint(self._tokenizer.markup_ids)

@@ -65,7 +65,8 @@ class TooLong(Rejected):
     num_tokens: int
 
 
-CUTS = frozenset({RowFlag.CUT_TURNS, RowFlag.CUT_ANSWER, RowFlag.CUT_STOP, RowFlag.CUT_END})
+CUT_ANSWERS = frozenset({RowFlag.CUT_ANSWER, RowFlag.CUT_STOP})  # the last answer does not end
+CUTS = CUT_ANSWERS | {RowFlag.CUT_TURNS, RowFlag.CUT_END}
 TROUBLES = frozenset({RowFlag.UNREADABLE, RowFlag.MISREAD, RowFlag.CONTROL_CHARACTER})
 
 

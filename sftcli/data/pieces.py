@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntFlag
 
-from sftcli.data.conversation import RejectReason, Role
+from sftcli.data.conversation import RejectReason
 from sftcli.data.example import ChatTokenizer
 from sftcli.data.shape import Slot
 
@@ -102,16 +102,6 @@ class Piece:
         object.__setattr__(
             self, "places", int(content) | (Places.TRAINED.value if self.turn is not None else 0)
         )
-
-
-def set_free(pieces: Sequence[Piece], slots: Sequence[Slot], roles: frozenset[Role]) -> tuple[Piece, ...]:
-    """Return ``pieces`` with those free whose contents are all of ``roles``."""
-
-    def is_free(piece: Piece) -> bool:
-        inside = [slots[part].role for part in piece.parts if isinstance(part, int)]
-        return bool(inside) and roles.issuperset(inside)
-
-    return tuple(replace(piece, is_free=True) if is_free(piece) else piece for piece in pieces)
 
 
 def cut_into_pieces(

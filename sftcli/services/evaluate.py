@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sftcli.config.sources import Override, Settings, resolve
+from sftcli.data.example import CUT_ANSWERS
 from sftcli.errors import DataError, ThresholdError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.services.intervals import Interval
@@ -19,7 +20,6 @@ from sftcli.services.run_folder import RunFolder, write_json
 from sftcli.services.score import Miss, Sample, Score
 from sftcli.services.scores import (
     ScoringJob,
-    ends_whole,
     loss_difference,
     match_difference,
     question_of,
@@ -210,8 +210,8 @@ def _rows_with_whole_answers(prepared: PreparedData, emit: EventSink) -> list[in
     Raises:
         DataError: There is none.
     """
-    heldout, stop_ids = prepared.dataset.heldout, prepared.tokenizer.stop_ids
-    whole = [row for row in range(len(heldout)) if ends_whole(heldout[row], stop_ids)]
+    heldout = prepared.dataset.heldout
+    whole = [row for row in range(len(heldout)) if heldout[row].flags.isdisjoint(CUT_ANSWERS)]
     if not whole:
         raise DataError(
             "the answer of every held-out row is cut, so there is nothing to compare answers with",

@@ -14,14 +14,14 @@ from sftcli.data.example import Example
 from sftcli.data.prepared import TEXT, TRAIN, PreparedDataset, open_prepared
 from sftcli.data.records import Source, parse_source
 from sftcli.data.tokenview import TokenView, describe_tokens
-from sftcli.errors import DataError, OutputError, StorageError, UsageError
+from sftcli.errors import DataError, OutputError, SftError, StorageError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.services.base_model import locate_base
 from sftcli.services.preparation import Preparation
 from sftcli.services.rows_folder import check_free, write_rows
-from sftcli.services.thresholds import find_exceeded, find_unfit
+from sftcli.services.thresholds import find_exceeded, find_unfit, reasons_with_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,9 +233,7 @@ def require_rows(prepared: PreparedData) -> None:
     audit = prepared.audit[TRAIN]
     if audit.kept or not audit.rows:
         return
-    found = "; ".join(
-        f"{reason} {count}, {audit.rejected_rows[reason][0]}" for reason, count in audit.rejected.items()
-    )
+    found = reasons_with_rows([audit], Counter(audit.rejected))
     raise DataError(
         f"no row is left to train on: {audit.rows} of {audit.rows} were rejected ({found})",
         hint="mend these rows, or read others of their columns with --map",
@@ -248,7 +246,7 @@ def _store(fallback: Path | None, emit: EventSink) -> Path:
     except OutputError as error:
         if fallback is None:
             raise
-        emit(Warned(text=f"{error.message}; prepared data goes to {fallback}; {error.hint}"))
+        emit(_moved(error, fallback))
         return fallback
 
 
@@ -258,8 +256,12 @@ def _made(job: Preparation, store: Path, key: str, fallback: Path | None, emit: 
     except StorageError as error:
         if fallback in (None, store):
             raise
-        emit(Warned(text=f"{error.message}; prepared data goes to {fallback}; {error.hint}"))
+        emit(_moved(error, fallback))
         return job.run(fallback / key)
+
+
+def _moved(why: SftError, fallback: Path) -> Warned:
+    return Warned(text=f"{why.message}; prepared data goes to {fallback}; {why.hint}")
 
 
 def _open_cached(folder: Path, emit: EventSink) -> PreparedDataset | None:

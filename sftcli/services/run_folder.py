@@ -162,8 +162,9 @@ def is_unstarted(settings: RunSettings) -> bool:
     if settings.name is None:
         return False
     run = RunFolder(Path(settings.root) / settings.name)
-    has_steps = any(event.get("event") in {"StepDone", "FitEnded"} for event in run.iterate_events())
-    return run.about.is_file() and not run.checkpoints.exists() and not has_steps
+    if not run.about.is_file() or run.checkpoints.exists():
+        return False
+    return not any(event.get("event") in {"StepDone", "FitEnded"} for event in run.iterate_events())
 
 
 def existing_run(settings: RunSettings) -> RunFolder | None:

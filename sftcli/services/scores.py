@@ -70,11 +70,6 @@ class Scored:
     misses: tuple[Miss, ...]
 
 
-def ends_whole(example: Example, stop_ids: frozenset[int]) -> bool:
-    """Tell whether the last answer of ``example`` is all there: one that was cut for its length has no stop token."""
-    return int(example.input_ids[np.flatnonzero(example.loss_mask)[-1]]) in stop_ids
-
-
 def question_of(example: Example, tokenizer: HFChatTokenizer) -> HeldoutQuestion:
     """Cut ``example`` before its last run of trained tokens."""
     trained = np.flatnonzero(example.loss_mask)

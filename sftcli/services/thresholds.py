@@ -104,9 +104,13 @@ def find_unfit(audits: Sequence[AuditSummary], data: DataSettings) -> str:
     total = sum(audit.rows for audit in audits)
     if reasons.total() <= MOST_UNFIT * total:
         return ""
+    return f"{reasons.total()} of {total} rows cannot be trained on ({reasons_with_rows(audits, reasons)})"
+
+
+def reasons_with_rows(audits: Sequence[AuditSummary], reasons: Counter[str]) -> str:
+    """Return why rows were rejected, the most frequent reason first, each with its count in ``reasons`` and its first row."""
     first = {reason: rows[0] for audit in reversed(audits) for reason, rows in audit.rejected_rows.items()}
-    found = "; ".join(f"{reason} {count}, {first[reason]}" for reason, count in reasons.most_common())
-    return f"{reasons.total()} of {total} rows cannot be trained on ({found})"
+    return "; ".join(f"{reason} {count}, {first[reason]}" for reason, count in reasons.most_common())
 
 
 def require_fit(unfit: str) -> None:
