@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test slow crash crash-slice golden quick-data docs examples real-files bench-prepare dpo bench-generate
+.PHONY: check format lint types layers test slow crash crash-slice resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -32,6 +32,9 @@ crash-slice:  ## the part of it that CI runs, under 3 minutes
 	$(PYTHON) -m pytest -q tests/crash -m "crash and not slow"
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.monkey --rounds 40 --max-seconds 110
 
+resume-laws:  ## stop after every step, resume, compare bit for bit: packing on and off, full weights and adapters
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_resume.py
+
 dpo:  ## TRL takes a step from the final folder of a run; needs `pip install trl`
 	$(PYTHON) -m pytest -q -m slow tests/cli/test_dpo.py
 
@@ -39,7 +42,7 @@ bench-generate:  ## decoding speed against transformers and the memory bound
 	$(PYTHON) benchmarks/generate.py
 
 golden:  ## rewrite the golden files; say in the commit why they moved
-	WRITE_GOLDEN=1 $(PYTHON) -m pytest tests/golden tests/unit
+	WRITE_GOLDEN=1 $(PYTHON) -m pytest tests/golden tests/unit tests/contract/test_json_keys.py tests/cli/test_error_messages.py
 
 quick-data:  ## rewrite the rows of the preset `quick`
 	$(PYTHON) presets/quick/generate.py
@@ -55,3 +58,9 @@ bench-prepare:  ## memory and speed of preparing, as ratios: make bench-prepare 
 
 docs:  ## rewrite the pages that are made from the program, and the man page
 	$(PYTHON) docs/pages.py
+
+pictures:  ## redraw the pictures of the README from a real training; needs tmux and chromium
+	$(PYTHON) docs/pictures.py
+
+bench-start:  ## how long one waits at the prompt: first line, help, Tab
+	$(PYTHON) benchmarks/start.py

@@ -44,7 +44,8 @@ def show(path: Path, arguments: argparse.Namespace) -> bool:
     """Print the line of one file; return whether it could be prepared."""
     name = path.relative_to(arguments.folder)
     command = [sys.executable, "-m", "sftcli", "prepare", str(path), "--model", arguments.model]
-    command += ["--max-tokens", arguments.max_tokens, "--set", "data.heldout_fraction=0", "--json"]
+    command += ["--max-tokens", arguments.max_tokens, "--set", "data.heldout_fraction=0"]
+    command += ["--set", "data.max_rejected_fraction=1", "--json"]
     if arguments.template:
         command += ["--template", arguments.template]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,6 +1,7 @@
 """The interactive session of ``sft generate --chat``: lines in, answers out."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import typer
 
 from sftcli.cli import options, tables
 from sftcli.cli.lines import stdout_text_writer
-from sftcli.cli.session import session
+from sftcli.cli.session import LOADING, session
 from sftcli.cli.signals import CommandStopped, SignalStop
 from sftcli.errors import SftError
 from sftcli.events import fan_out
@@ -23,12 +24,14 @@ HELP = (
 DEFAULT_SAVE = "chat.jsonl"
 
 
-def chat(request: "GenerateRequest", output: options.Output) -> None:
+def chat(build: Callable[[], "GenerateRequest"], output: options.Output) -> None:
     """Talk with a model until /quit or the end of input. Ctrl-C cuts an answer short; at the prompt it ends the session."""
     with session(output) as (view, _stop):
+        view(LOADING)
         from sftcli.services.chat import Chat
         from sftcli.services.generate import open_answerers
 
+        request = build()
         (answerer,) = open_answerers(request, view)
     talk = Chat(answerer=answerer, sampling=request.sampling, system=request.system)
     if not output.quiet:

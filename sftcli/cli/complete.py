@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
+from textwrap import shorten
 
+HELP_COLUMNS = 70
 ROOT = Path("runs")  # where runs are unless a flag says otherwise
 
 
@@ -29,7 +31,7 @@ def presets(incomplete: str) -> Iterator[str | tuple[str, str]]:
 
     for name in preset_names():
         if name.startswith(incomplete):
-            yield name, read_preset(name).description
+            yield name, _short(read_preset(name).description)
 
 
 @_quiet
@@ -46,7 +48,7 @@ def settings(incomplete: str) -> Iterator[str | tuple[str, str]]:
         return
     for name, field in fields.items():
         if name.startswith(incomplete):
-            yield f"{name}=", field.description or ""
+            yield f"{name}=", _short(field.description or "")
 
 
 @_quiet
@@ -86,6 +88,11 @@ def rows(incomplete: str) -> Iterator[str | tuple[str, str]]:
 def config_files(incomplete: str) -> Iterator[str | tuple[str, str]]:
     """Offer folders and files of settings."""
     yield from _paths(incomplete, lambda path: path.suffix in {".toml", ".json"})
+
+
+def _short(text: str) -> str:
+    """Return the beginning of ``text`` that fits beside a name: Typer breaks longer help into lines, which zsh takes as they are."""
+    return shorten(text, HELP_COLUMNS, placeholder="...")
 
 
 def _paths(incomplete: str, is_wanted: Callable[[Path], bool]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from sftcli.cli.argument_errors import usage_error
 from sftcli.cli.excerpt import source_excerpt
 from sftcli.cli.options import Color, use_color
 from sftcli.cli.signals import INTERRUPTED_EXIT_CODE, CommandStopped
@@ -84,7 +85,7 @@ class _Ending:
                 _drop_if_unwritable(sys.stdout)
                 where = f" for {error.filename}" if error.filename else ""
                 self._show(StorageError(f"no space left{where}", hint="free some space and run it again"))
-            case _ if (usage := _usage_error(error)) is not None:
+            case _ if (usage := usage_error(error, self.command)) is not None:
                 self._show_usage(usage)
             case _:
                 show_crash(error, command=self.command, json=self.json, color=self.color)
@@ -113,18 +114,6 @@ class _Ending:
     def _leave_pipe(self) -> None:
         self.code = BROKEN_PIPE_EXIT_CODE
         _let_go_of(sys.stdout)
-
-
-def _usage_error(error: BaseException) -> UsageError | None:
-    """Return what Typer found wrong with the arguments, as an error of ours.
-
-    Typer's own classes for it are private; its public ``BadParameter`` shares their methods.
-    """
-    tell = getattr(error, "format_message", None)
-    if not callable(tell):
-        return None
-    path = getattr(getattr(error, "ctx", None), "command_path", "sft")
-    return UsageError(str(tell()).rstrip("."), hint=f"see `{path} --help`")
 
 
 def make_streams_safe() -> None:
@@ -158,7 +147,8 @@ def _let_go_of(stream: "TextIO") -> None:
 
 def show_error(error: SftError, *, command: str, json: bool = False, color: Color = Color.AUTO) -> None:
     """Show an expected error: what, where, and what to do, on stderr; or one JSON object on stdout."""
-    hint = error.hint or (f"see `{command} --help`" if error.kind == "usage" else "")
+    about_flags = error.kind == "usage" and error.location.file is None
+    hint = error.hint or (f"see `{command} --help`" if about_flags else "")
     if json:
         write_error_json(error.exit_code, error.kind, error.message, hint, error.location)
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli import complete, options, results, tables
-from sftcli.cli.session import session
+from sftcli.cli.session import LOADING, session
 from sftcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def evaluate(
         ),
     ] = None,
     tokenizer: options.Tokenizer = None,
+    trust_remote_code: options.TrustRunCode = False,
     data: options.Data = None,
     base: Annotated[
         str | None,
@@ -97,6 +98,7 @@ def evaluate(
         if data:
             raise UsageError("--tasks and --data exclude each other", hint="run sft eval once for each")
         with session(output) as (emit, stop):
+            emit(LOADING)
             from sftcli.services.tasks import TasksRequest, run_tasks
 
             asked = run_tasks(
@@ -111,6 +113,7 @@ def evaluate(
                     batch_size=batch_size,
                     root=runs,
                     tokenizer=tokenizer,
+                    trusts_code=trust_remote_code,
                 ),
                 emit,
                 stop,
@@ -122,6 +125,7 @@ def evaluate(
             "--task-path, --task-rows and --shots go with --tasks", hint="name tasks: --tasks NAME"
         )
     with session(output) as (emit, stop):
+        emit(LOADING)
         from sftcli.services.evaluate import EvalRequest, check_limits, run_evaluation
 
         request = EvalRequest(
@@ -133,6 +137,7 @@ def evaluate(
             max_rows=max_rows,
             root=runs,
             batch_size=batch_size,
+            trusts_code=trust_remote_code,
         )
         report = run_evaluation(request, emit, stop)
     if not output.json:

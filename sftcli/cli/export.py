@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sftcli.cli import complete, options, tables
-from sftcli.cli.session import session
+from sftcli.cli.session import LOADING, session
 from sftcli.cli.text import size
 
 
@@ -67,6 +67,7 @@ def export(
     """
     output = options.Output(json=json, quiet=quiet, color=color, log_format=log_format)
     with session(output) as (emit, stop):
+        emit(LOADING)
         from sftcli.services.export import ExportFormat, ExportRequest, run_export
 
         request = ExportRequest(

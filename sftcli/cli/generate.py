@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ from sftcli.cli import options, results, sampling_options, tables
 from sftcli.cli.chat import chat as run_chat
 from sftcli.cli.lines import stdout_text_writer
 from sftcli.cli.request import resolve_flags
-from sftcli.cli.session import session
+from sftcli.cli.session import LOADING, session
 from sftcli.errors import UsageError
 from sftcli.events import fan_out
 
@@ -41,6 +42,7 @@ def generate(
     ] = 1,
     checkpoint: options.Checkpoint = None,
     tokenizer: options.Tokenizer = None,
+    trust_remote_code: options.TrustRunCode = False,
     system: Annotated[
         str, typer.Option("--system", metavar="TEXT", help="System message to put before the prompt.")
     ] = "",
@@ -83,25 +85,30 @@ def generate(
             "sampling.seed": ("--seed", seed),
         },
     ).settings
-    from sftcli.services.generate import GenerateRequest
+    text = _read_prompt(prompt)
 
-    request = GenerateRequest(
-        prompt=_read_prompt(prompt),
-        sampling=settings.sampling,
-        root=runs,
-        precision=settings.training.precision,
-        checkpoint=checkpoint,
-        system=_as_typed(system),
-        samples=samples,
-        with_base=base,
-        tokenizer=tokenizer,
-    )
+    def build() -> "GenerateRequest":
+        from sftcli.services.generate import GenerateRequest
+
+        return GenerateRequest(
+            prompt=text,
+            sampling=settings.sampling,
+            root=runs,
+            precision=settings.training.precision,
+            checkpoint=checkpoint,
+            system=_as_typed(system),
+            samples=samples,
+            with_base=base,
+            tokenizer=tokenizer,
+            trusts_code=trust_remote_code,
+        )
+
     if chat:
-        run_chat(request, output)
+        run_chat(build, output)
     elif file is not None and out is not None:
-        _answer_file(request, file, out, output)
+        _answer_file(build, file, out, output)
     else:
-        _answer_prompt(request, output)
+        _answer_prompt(build, output)
 
 
 def _check_kind(
@@ -148,11 +155,13 @@ def _as_typed(text: str) -> str:
         return text
 
 
-def _answer_prompt(request: "GenerateRequest", output: options.Output) -> None:
+def _answer_prompt(build: Callable[[], "GenerateRequest"], output: options.Output) -> None:
     with session(output) as (view, stop):
+        view(LOADING)
         from sftcli.services.generate import run_generation
 
         emit = view if output.json else fan_out(view, stdout_text_writer())
+        request = build()
         completions = run_generation(request, emit, stop)
     if output.json:
         told = [asdict(completion) for completion in completions]
@@ -167,11 +176,14 @@ def _answer_prompt(request: "GenerateRequest", output: options.Output) -> None:
         raise typer.Exit(stop.exit_code)
 
 
-def _answer_file(request: "GenerateRequest", source: Path, out: Path, output: options.Output) -> None:
+def _answer_file(
+    build: Callable[[], "GenerateRequest"], source: Path, out: Path, output: options.Output
+) -> None:
     with session(output) as (view, stop):
+        view(LOADING)
         from sftcli.services.generate_file import run_file_generation
 
-        outcome = run_file_generation(request, source, out, view, stop)
+        outcome = run_file_generation(build(), source, out, view, stop)
     if output.json:
         tables.show_result_json(asdict(outcome))
     elif outcome.is_whole:

@@ -72,7 +72,9 @@ def data_line(event: DataPrepared) -> str:
 
 def model_line(event: ModelLoaded) -> str:
     """Return which model is where, in one line."""
-    trainable = "" if event.trainable == event.parameters else f", {short_count(event.trainable)} trained"
+    # A model that only answers trains nothing, which goes without saying.
+    is_all_or_nothing = event.trainable in {0, event.parameters}
+    trainable = "" if is_all_or_nothing else f", {short_count(event.trainable)} trained"
     size = f"{short_count(event.parameters)} parameters{trainable}"
     return f"model {clean(event.name)}: {size}, on {clean(event.device)} in {clean(event.precision)}"
 
@@ -201,7 +203,7 @@ class PlainView:
         self.measures.start(event)
         self._fit_time = self._line_time = self.get_time()
         begin = "training" if event.step == 0 else f"training goes on after step {event.step}"
-        self._write(f"{begin}, {count(event.last_step)} steps")
+        self._write(f"{begin}, {count(event.last_step)} step{'s' if event.last_step != 1 else ''}")
 
     def _step(self, event: StepDone) -> None:
         is_first = self.measures.last is None

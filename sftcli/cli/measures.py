@@ -106,6 +106,11 @@ class TrainingMeasures:
         return min(1.0, self.step / self.last_step) if self.last_step else 0.0
 
     @property
+    def last_epoch(self) -> float:
+        """Passes over the training examples at the last step, at the rate of the steps so far; 0 before the first."""
+        return self.last.epoch * self.last_step / self.step if self.last and self.step else 0.0
+
+    @property
     def step_seconds(self) -> float:
         """Seconds of a recent step; the first one, which warms up, counts only while it is the only one."""
         if self._recent:
@@ -144,7 +149,7 @@ class TrainingMeasures:
         measured = self._heldout_step - self.start_step
         if measured > 0:
             return self._heldout_seconds * max(0, self.last_step - self._heldout_step) / measured
-        return self.first_heldout.seconds if self.first_heldout and self.step < self.last_step else 0.0
+        return self.first_heldout.seconds if self.first_heldout else 0.0
 
     def _window(self) -> list[StepDone]:
         return list(self._recent) or ([self.last] if self.last else [])

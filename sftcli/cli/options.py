@@ -151,6 +151,14 @@ _TRUST_HELP = "Run the code that a hub model brings, at the full commit in model
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help=_TRUST_HELP, rich_help_panel=INPUT_PANEL)
 ]
+TrustRunCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the code that the run was trained with; it must be the same still.",
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
 Tokenizer = Annotated[
     str | None,
     typer.Option(

@@ -62,7 +62,7 @@ class Frame:
     """
 
     elapsed_seconds: float = 0.0
-    since_step_seconds: float = 0.0  # since the last step ended
+    since_step_seconds: float = 0.0  # since the last step or evaluation ended
     checkpoint_age_seconds: float = 0.0
     is_training: bool = False
     final: bool = False
@@ -108,7 +108,7 @@ def _training_rows(measures: TrainingMeasures, frame: Frame, columns: int, signs
     update = [
         ((rate_text(step.learning_rate), VALUE), "lr"),
         ((norm_text(step.grad_norm), norm_style), "grad norm"),
-        ((f"{step.epoch:.2f}", VALUE), "epochs"),
+        ((f"{step.epoch:.2f}/{measures.last_epoch:.2f}", VALUE), "epochs"),
         ((duration(measures.step_seconds), VALUE), "a step"),
     ]
     speed = [

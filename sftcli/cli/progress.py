@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sftcli.events import Event
 
 REFRESH_SECONDS = 0.25
+HANG = "  "
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ class LiveView:
     _tasks: dict[str, tuple[Progressed, float]] = field(default_factory=dict)  # event, time of the first
     _fit_time: float | None = None
     _fit_end_time: float | None = None
-    _step_time: float = 0.0
+    _moved_time: float = 0.0
     _checkpoint_time: float = 0.0
     _note: str = ""
     _in_line: bool = False  # generated text stands in front of the cursor: drawing would wipe it
@@ -129,13 +130,14 @@ class LiveView:
                 self._print(model_line(event))
             case FitStarted():
                 self.measures.start(event)
-                self._fit_time = self._step_time = self.get_time()
+                self._fit_time = self._moved_time = self.get_time()
                 self.refresh()
             case StepDone():
                 self.measures.add_step(event)
-                self._step_time = self.get_time()
+                self._moved_time = self.get_time()
             case HeldoutDone():
                 self.measures.add_heldout(event)
+                self._moved_time = self.get_time()  # what it took is no longer part of the time that is left
             case CheckpointSaved():
                 self.measures.add_checkpoint(event)
                 self._checkpoint_time = self.get_time()
@@ -168,7 +170,7 @@ class LiveView:
         frame = Frame(
             is_training=self._fit_time is not None,
             elapsed_seconds=self._elapsed(),
-            since_step_seconds=now - self._step_time,
+            since_step_seconds=now - self._moved_time,
             checkpoint_age_seconds=(self._fit_end_time or now) - self._checkpoint_time,
             final=self._fit_end_time is not None,
             note=self._note,
@@ -207,7 +209,13 @@ class LiveView:
         if self._dead:
             return
         line = Text.assemble((prefix, "bold yellow"), self._safe(clean(text)))
-        self._guard(lambda: self.console.print(line, soft_wrap=False))
+        # Later rows of a long line are set in, so that its beginning can be found. Paths longer than a row break anywhere.
+        room = max(1, self.console.width - len(HANG))
+        rows = (
+            line.wrap(self.console, room, overflow="fold") if line.cell_len > self.console.width else [line]
+        )
+        hung = Text("\n" + HANG).join(rows)
+        self._guard(lambda: self.console.print(hung, soft_wrap=True))
 
     def _safe(self, text: str) -> str:
         return writable(redact(text), self.console.encoding)

@@ -51,7 +51,7 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
                 f"held-out loss {before} before, {after} after, in {duration(outcome.seconds)}", err
             )
         if outcome.verdict is not None and outcome.verdict.kind != "unknown":
-            tables.show_text(_verdict_text(outcome.verdict), err)
+            tables.show_text(_verdict_text(outcome.verdict), err, wrap=True)
         if outcome.ending == "plateau":
             tables.show_text(
                 f"ended early, at step {outcome.step} of {outcome.last_step}: held-out loss fell no more", err
@@ -160,20 +160,21 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
         f"{count(report.rows)} held-out rows, {count(tuned.response_tokens)} response tokens; "
         f"{_matches(tuned)} answered exactly right" + (f", {_matches(base)} by {base.model}" if base else ""),
         err,
+        wrap=True,
     )
     for name, difference in (("loss", report.loss_difference), ("exact match", report.match_difference)):
         if difference is not None:
             bounds = f"{difference.low:+.3f} to {difference.high:+.3f}"
             tables.show_text(f"{name}: {difference.value:+.3f} against the base, 95% interval {bounds}", err)
     if report.verdict is not None:
-        tables.show_text(_verdict_text(report.verdict), err)
+        tables.show_text(_verdict_text(report.verdict), err, wrap=True)
     for miss in report.misses[:SHOWN_MISSES]:
         tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}", err)
 
 
 def _verdict_text(verdict: "Verdict") -> str:
     advice = f": {verdict.advice}" if verdict.advice else ""
-    return f"{verdict.kind} ({verdict.reason}){advice}"
+    return f"verdict: {verdict.kind} ({verdict.reason}){advice}"
 
 
 def show_tasks(report: "TasksReport", output: options.Output) -> None:

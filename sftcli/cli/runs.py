@@ -120,7 +120,11 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
             "held-out loss",
             f"{_loss(summary.first_heldout_loss)} at first, {_loss(summary.heldout_loss)} now{best}",
         )
-    yield "checkpoints", "steps " + ", ".join(map(str, summary.checkpoints)) if summary.checkpoints else None
+    yield "checkpoints", _checkpoint_steps(summary.checkpoints) if summary.checkpoints else None
+
+
+def _checkpoint_steps(steps: "Sequence[int]") -> str:
+    return f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"
 
 
 def _next_command(summary: "RunSummary", *, has_scores: bool) -> str:

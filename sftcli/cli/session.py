@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 from sftcli.cli.options import Output, OutputMode, choose_output
 from sftcli.cli.signals import INTERRUPTED_EXIT_CODE, CommandStopped, SignalStop, stop_on_signals
 from sftcli.errors import StoppedError
+from sftcli.events import Notice
 
 if TYPE_CHECKING:
     from sftcli.events import Event, EventSink
+
+
+LOADING = Notice(text="loading torch and transformers")  # to be said before they are: it takes seconds
 
 
 class View(Protocol):

@@ -220,10 +220,13 @@ def make_console(stream: "TextIO", color: Color = Color.AUTO) -> Console:
     )
 
 
-def show_text(text: str, console: Console) -> None:
-    """Print text of one or more lines, made harmless, without wrapping it."""
+def show_text(text: str, console: Console, *, wrap: bool = False) -> None:
+    """Print text of one or more lines, made harmless.
+
+    With ``wrap`` a terminal gets whole words in each row. Without it, lines stay whole, so that paths and commands can be copied.
+    """
     safe = writable(clean(text, keep="\n\t"), console.encoding)
-    console.print(Text(safe), soft_wrap=True)
+    console.print(Text(safe), soft_wrap=not wrap)
 
 
 def show_result_json(result: Mapping[str, object]) -> None:

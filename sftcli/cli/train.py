@@ -11,8 +11,7 @@ import typer
 
 from sftcli.cli import adapter_options, complete, data_options, options, results, tables
 from sftcli.cli.request import choose_preset, data_flags, resolve_flags
-from sftcli.cli.session import session
-from sftcli.events import Notice
+from sftcli.cli.session import LOADING, session
 
 if TYPE_CHECKING:
     from sftcli.services.train import TrainOutcome
@@ -120,7 +119,7 @@ def train(
         results.show_settings(resolved.rows(), output)
         return
     with session(output, every_steps=resolved.settings.training.log_every_steps) as (emit, stop):
-        emit(Notice(text="loading torch and transformers"))
+        emit(LOADING)
         if plan:
             from sftcli.services.plan import plan_training
 
@@ -190,6 +189,7 @@ def resume(
     """
     output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color, log_format=log_format)
     with session(output, every_steps=10) as (emit, stop):
+        emit(LOADING)
         from sftcli.config.sources import Override, parse_set
         from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
 

@@ -42,6 +42,15 @@ class Overlong(StrEnum):
     ERROR = "error"
 
 
+class Author(StrEnum):
+    """Whose turn a content stands in."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
 class DataSettings(Section):
     """Which rows are trained on and how they are rendered."""
 
@@ -71,6 +80,12 @@ class DataSettings(Section):
         None,
         min_length=1,
         description="Chat template: chatml, alpaca, modern-llm or a file of Jinja text; unset takes the tokenizer's own.",
+    )
+    control_tokens_from: tuple[Author, ...] = Field(
+        (),
+        description="Roles whose contents may write control tokens of the model: system, user, assistant, tool. The text of a "
+        "control token in any other content stays text.",
+        json_schema_extra={"allowed": "a list of system, user, assistant and tool"},
     )
     allow_leak: bool = Field(
         False, description="Whether held-out sources may hold rows that are trained on too."
@@ -103,7 +118,10 @@ class DataSettings(Section):
         "out and trained on.",
     )
     max_rejected_fraction: float | None = Field(
-        None, ge=0, le=1, description="Most rows that may be rejected; unset is any, and none with `strict`."
+        None,
+        ge=0,
+        le=1,
+        description="Most rows that may be rejected, also for their length; unset is a tenth, for other reasons, and none with `strict`.",
     )
     max_cut_fraction: float | None = Field(
         None, ge=0, le=1, description="Most kept rows that may be cut; unset is any, and none with `strict`."

@@ -35,9 +35,18 @@ def kinds(field: FieldInfo) -> tuple[object, ...]:
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
     """Return the words that ``field`` accepts; empty when it is not a choice."""
+    return _words(kinds(field))
+
+
+def element_choices(field: FieldInfo) -> tuple[str, ...]:
+    """Return the words that an element of the list ``field`` may be; empty where they are free."""
+    return _words(get_args(field.annotation)) if get_origin(field.annotation) is tuple else ()
+
+
+def _words(accepted: tuple[object, ...]) -> tuple[str, ...]:
     return tuple(
         member.value
-        for kind in kinds(field)
+        for kind in accepted
         if isinstance(kind, type) and issubclass(kind, StrEnum)
         for member in kind
     )

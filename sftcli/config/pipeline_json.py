@@ -90,6 +90,9 @@ def _read(path: Path, location: Location) -> Mapping[str, object]:
         raise NotFoundError(f"{path}: no such file", location=location) from None
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}", location=location) from None
+    except json.JSONDecodeError as error:
+        place = Location(file=location.file, line=error.lineno, column=error.colno)
+        raise UsageError(f"{place}: not JSON: {error.msg}", location=place) from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON: {error}", location=location) from None
     if not isinstance(content, dict):

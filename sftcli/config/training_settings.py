@@ -44,6 +44,13 @@ class PackRows(StrEnum):
     OFF = "off"
 
 
+class OnSpike(StrEnum):
+    """What happens when the loss jumps far above what it was and stays there."""
+
+    WARN = "warn"
+    STOP = "stop"
+
+
 class TrainingSettings(Section):
     """How the weights are updated. Numbers that are not said otherwise are those of the source recipe."""
 
@@ -113,6 +120,11 @@ class TrainingSettings(Section):
     )
     max_bad_steps: int = Field(
         3, ge=1, description="Non-finite steps in a row that end the run; each is skipped before the update."
+    )
+    on_spike: OnSpike = Field(
+        OnSpike.WARN,
+        description="A loss that jumps far above what it was is told with its rows; stop saves and ends the run when it is "
+        "still there after five steps.",
     )
     log_every_steps: int = Field(10, ge=1, description="How often a line goes to `training.log`.")
     eval_every_steps: int = Field(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from sftcli.config.fields import allowed, choices, shown
+from sftcli.config.fields import allowed, choices, element_choices, shown
 from sftcli.config.layers import Entry, Fields, Problem
 from sftcli.errors import Location, UsageError
 from sftcli.suggest import aside, did_you_mean
@@ -21,8 +21,12 @@ def wrong_value(error: ErrorDetails, key: str, entry: Entry, field: FieldInfo) -
     if error["type"] == "value_error":
         text = f"{entry.where}: {name} {error['msg'].removeprefix(_VALUE_ERROR)}"
         return Problem(text=text, location=entry.location)
-    expected = allowed(field) if name == key else "text that is not empty"
-    suggestion = aside(did_you_mean(value, choices(field))) if isinstance(value, str) and value else ""
+    words = choices(field) if name == key else element_choices(field)
+    if name == key:
+        expected = allowed(field)
+    else:
+        expected = f"one of {', '.join(words)}" if words else "text that is not empty"
+    suggestion = aside(did_you_mean(value, words)) if isinstance(value, str) and value else ""
     text = f"{entry.where}: {name} is {shown(value)} but must be {expected}{suggestion}"
     return Problem(text=text, location=entry.location)
 

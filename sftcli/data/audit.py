@@ -18,6 +18,7 @@ SOURCE_COUNTS = ("rows", "kept", "rejected", "cut", "tokens", "response_tokens")
 
 _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.CONTROL_TEXT: "in {rows} a content holds the text of a control token; it stays text",
+    RowFlag.CONTROL_WRITTEN: "in {rows} a content writes control tokens, as data.control_tokens_from allows",
     RowFlag.STRIPPED: "in {rows} the template takes white space from the ends of contents; so they are trained",
     RowFlag.NORMALIZED: "in {rows} the tokenizer changes answers to a Unicode normal form; so they are trained",
     RowFlag.THOUGHT_DROPPED: "in {rows} the template leaves out the thinking of turns that are not trained",

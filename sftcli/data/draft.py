@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sftcli.data.conversation import Conversation, Message, PlainText, RejectReason
+from sftcli.data.conversation import Conversation, Message, PlainText, RejectReason, Role
 from sftcli.data.encoding import find_trouble
 from sftcli.data.example import ChatTokenizer, Reading, RowFlag
 from sftcli.data.pieces import ControlFinder, Piece, RowFaultError
 from sftcli.data.proofs import prove_prompt, text_fault
 from sftcli.data.records import Origin
 from sftcli.data.shape import Shape, take_apart
-from sftcli.data.skeleton import Skeleton, Span, build_skeleton, fill, render
+from sftcli.data.skeleton import Skeleton, Span, build_skeleton, fill, render, set_free
 from sftcli.errors import DataError
 
 SKELETONS_KEPT = 4096
@@ -47,6 +47,8 @@ class Draft:
 
     def reading(self, piece: Piece) -> Reading:
         """Return how the text of ``piece`` is to be tokenized."""
+        if piece.is_free:
+            return "template"
         return "text" if self.has_markup and not piece.is_answer else "answer"
 
     def piece_text(self, index: int) -> str:
@@ -61,8 +63,9 @@ class Draft:
 class Drafter:
     """Makes drafts, and keeps what it learned about shapes for the next rows."""
 
-    def __init__(self, tokenizer: ChatTokenizer) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, free_roles: frozenset[Role] = frozenset()) -> None:
         self._tokenizer = tokenizer
+        self._free_roles = free_roles
         self._controls = ControlFinder(tokenizer.control_texts)
         self._thinks = tokenizer.mentions("</think>")
         self._skeletons: dict[tuple[Shape, bool], Skeleton | RowFaultError] = {}
@@ -142,6 +145,8 @@ class Drafter:
         if known is None:
             try:
                 known = build_skeleton(shape, self._tokenizer, self._controls, asks=asks)
+                if self._free_roles:
+                    known = set_free(known, self._free_roles)
             except RowFaultError as fault:
                 known = fault
             if len(self._skeletons) >= SKELETONS_KEPT:
@@ -203,8 +208,10 @@ class Drafter:
         spans: Sequence[TrainedSpan],
     ) -> Draft:
         flags, markup = set[RowFlag](), False
-        for slot, text in zip(skeleton.slots, filled, strict=True):
-            if found := self._controls.ids_in(text):
+        for number, (slot, text) in enumerate(zip(skeleton.slots, filled, strict=True)):
+            if number in skeleton.free_slots:
+                flags |= {RowFlag.CONTROL_WRITTEN} if self._controls.search(text) else set()
+            elif found := self._controls.ids_in(text):
                 markup = markup or not found.isdisjoint(self._tokenizer.markup_ids)
                 if slot.role != "assistant" or not found.isdisjoint(self._tokenizer.control_ids):
                     flags.add(RowFlag.CONTROL_TEXT)

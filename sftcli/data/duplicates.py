@@ -186,11 +186,20 @@ def _near_pairs(signatures: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
         order = np.argsort(keys, kind="stable")
         again = np.flatnonzero(keys[order][1:] == keys[order][:-1])
         neighbours = np.stack([order[again + 1], order[again]], axis=1)
+        fresh = [found]
         for pairs in (neighbours, _earlier(keys)):
             for part in np.split(pairs, range(_ROWS_COMPARED, len(pairs), _ROWS_COMPARED)):
                 near = part[_similar(signatures, part)]
-                found = np.union1d(found, near[:, 0] * count + near[:, 1])
+                fresh.append(near[:, 0] * count + near[:, 1])
+        found = _sorted_once(np.concatenate(fresh))
     return np.stack(np.divmod(found, count), axis=1)
+
+
+def _sorted_once(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return what ``np.unique`` does for numbers from 0; that one keeps a hash table, many times slower for these."""
+    numbers.sort()
+    once: npt.NDArray[np.int64] = numbers[np.diff(numbers, prepend=-1) != 0]
+    return once
 
 
 def _similar(signatures: npt.NDArray[np.uint16], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

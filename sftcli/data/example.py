@@ -19,6 +19,7 @@ class RowFlag(StrEnum):
     """What was noticed about a row that is kept. The values are a published interface: the audit counts rows by them."""
 
     CONTROL_TEXT = "control-text"  # a content holds the text of a control token; it stays text
+    CONTROL_WRITTEN = "control-written"  # a content wrote a control token, as the settings allow
     STRIPPED = "stripped"  # the template takes white space from the ends of contents; so it is trained
     NORMALIZED = "normalized"  # the tokenizer brings answers to a Unicode normal form; so it is trained
     THOUGHT_DROPPED = "thought-dropped"  # the template leaves the thinking out of a turn that is not trained
@@ -64,7 +65,8 @@ class TooLong(Rejected):
     num_tokens: int
 
 
-CUTS = frozenset({RowFlag.CUT_TURNS, RowFlag.CUT_ANSWER, RowFlag.CUT_STOP, RowFlag.CUT_END})
+CUT_ANSWERS = frozenset({RowFlag.CUT_ANSWER, RowFlag.CUT_STOP})  # the last answer does not end
+CUTS = CUT_ANSWERS | {RowFlag.CUT_TURNS, RowFlag.CUT_END}
 TROUBLES = frozenset({RowFlag.UNREADABLE, RowFlag.MISREAD, RowFlag.CONTROL_CHARACTER})
 
 

@@ -82,7 +82,8 @@ class Piece:
     """A stretch of text between cuts.
 
     ``ids`` are there where no slot is inside, and empty for white space that a control token swallows. ``turn`` is the
-    trained turn the piece belongs to. ``continued`` tells that nothing may be put in front of it.
+    trained turn the piece belongs to. ``continued`` tells that nothing may be put in front of it. In an ``is_free`` one the
+    contents are read as the template is: they may write control tokens.
     """
 
     parts: tuple[str | int, ...]
@@ -90,10 +91,13 @@ class Piece:
     turn: int | None
     continued: bool = False
     is_answer: bool = False  # every slot inside is an assistant's
+    is_free: bool = False
     places: int = field(init=False)  # ``Places`` of its tokens
 
     def __post_init__(self) -> None:
-        content = 0 if self.ids is not None else Places.ANSWERS if self.is_answer else Places.OTHERS
+        content = (
+            0 if self.ids is not None or self.is_free else Places.ANSWERS if self.is_answer else Places.OTHERS
+        )
         # A plain number: arithmetic with flags is slow, and this is read for every piece of every row.
         object.__setattr__(
             self, "places", int(content) | (Places.TRAINED.value if self.turn is not None else 0)

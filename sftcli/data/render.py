@@ -11,7 +11,7 @@ from itertools import chain
 
 import numpy as np
 
-from sftcli.data.conversation import Conversation, Message, PlainText, Rejected, RejectReason
+from sftcli.data.conversation import Conversation, Message, PlainText, Rejected, RejectReason, Role
 from sftcli.data.cutting import Made, answer_that_fits, beginnings, cut_answer, cut_behind
 from sftcli.data.draft import Draft, Drafter, TrainedSpan
 from sftcli.data.example import ChatTokenizer, Example, Reading, RowFlag, TooLong
@@ -38,13 +38,21 @@ class Renderer:
         tokenizer: Gives template and tokens.
         max_tokens: Rows with more tokens are rejected.
         cuts: Whether they are cut instead, where something to train on is left.
+        free_roles: Whose contents may write control tokens.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, *, max_tokens: int, cuts: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        *,
+        max_tokens: int,
+        cuts: bool = False,
+        free_roles: frozenset[Role] = frozenset(),
+    ) -> None:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._cuts = cuts
-        self._drafter = Drafter(tokenizer)
+        self._drafter = Drafter(tokenizer, free_roles)
         self._forbidden = np.zeros(tokenizer.vocab_size, dtype=np.uint8)
         self._forbidden[list(tokenizer.markup_ids)] = Places.OTHERS
         self._forbidden[list(tokenizer.control_ids)] = Places.ANSWERS | Places.OTHERS

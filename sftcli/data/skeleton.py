@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from sftcli.data.conversation import RejectReason
+from sftcli.data.conversation import RejectReason, Role
 from sftcli.data.example import ChatTokenizer, RowFlag
 from sftcli.data.markers import Markers
 from sftcli.data.pieces import (
@@ -53,6 +53,7 @@ class Skeleton:
     stop_appended: bool
     kept: tuple[Kept, ...]  # for each slot
     flags: frozenset[RowFlag]
+    free_slots: frozenset[int] = frozenset()  # what stands there may write control tokens
 
     def fillings(self, texts: Sequence[str]) -> Iterator[list[str]]:
         """Yield what may stand in the slots for ``texts``: first as they are, then as templates change them."""
@@ -131,6 +132,17 @@ def build_skeleton(
             if is_so
         ),
     )
+
+
+def set_free(skeleton: Skeleton, roles: frozenset[Role]) -> Skeleton:
+    """Return ``skeleton`` with those pieces free whose contents are all of ``roles``."""
+    pieces, free = [], set[int]()
+    for piece in skeleton.pieces:
+        inside = [part for part in piece.parts if isinstance(part, int)]
+        is_free = bool(inside) and roles.issuperset(skeleton.slots[part].role for part in inside)
+        pieces.append(replace(piece, is_free=is_free))
+        free.update(inside if is_free else ())
+    return replace(skeleton, pieces=tuple(pieces), free_slots=frozenset(free))
 
 
 def render(

@@ -147,6 +147,7 @@ def merge_adapter(
     base: Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
+    trusts_code: bool = False,
 ) -> PreTrainedModel:
     """Return the model in ``base`` with the adapter in ``folder`` worked into its weights: a whole, ordinary model.
 
@@ -155,13 +156,14 @@ def merge_adapter(
         base: The model folder that it belongs to; see ``services.models.ModelChoice.weights_folder``.
         dtype: Of the model returned. Sums are made in float32, layer by layer, and rounded once.
         device: Where to; None is the CPU.
+        trusts_code: As in ``load_model``, of ``base``.
 
     Raises:
         MismatchError: ``base`` is another model than the one the adapter was trained on.
         ConsentError, NotFoundError, DataError, UsageError: As in ``load_adapter`` and ``load_model``.
     """
     check_base(folder, base)
-    model = load_model(base, dtype=dtype, device=device or torch.device("cpu"))
+    model = load_model(base, dtype=dtype, device=device or torch.device("cpu"), trusts_code=trusts_code)
     load_adapter(model, folder)
     merge_in_place(model)
     return model

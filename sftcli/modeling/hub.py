@@ -109,6 +109,9 @@ def fetch_snapshot(
                     total = _number(line, "total")
                     deadline = max(deadline, time.monotonic() + patience.file_seconds)
                     emit(Notice(text=f"downloading {repo} ({total / 1e6:.0f} MB) from the hub, once"))
+                case "again":
+                    deadline = max(deadline, time.monotonic() + patience.file_seconds)
+                    emit(Notice(text=f"{repo}: trying again after {redact(str(line['text']))}"))
                 case "progress":
                     deadline = time.monotonic() + patience.stall_seconds
                     done = min(_number(line, "done"), total)

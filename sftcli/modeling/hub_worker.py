@@ -1,7 +1,8 @@
 """Download one repository of the hub in a process of its own, so that a caller can end it at any moment.
 
 Run by path with one JSON argument ``{"repo", "revision", "weights", "code", "cache"}``; imports nothing of this package. Writes JSON lines:
-``answer`` (the hub knows the repository), ``progress``, then ``done`` or ``failed``. A token never appears in them.
+``answer`` (the hub knows the repository), ``progress``, ``again`` (a try failed, the next one begins), then ``done`` or ``failed``. A
+token never appears in them.
 """
 
 import json
@@ -9,13 +10,17 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
+Result = TypeVar("Result")
+
 _TRIES = 3
+_LONGEST_PAUSE = 20.0  # seconds; whoever waits for this process gives up a little later
 _BUSY = (408, 429, 500, 502, 503, 504)
 _INDEX = "model.safetensors.index.json"
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -46,7 +51,7 @@ def main(request: dict[str, object]) -> None:
         cache, code = Path(str(request["cache"])), bool(request["code"])
         _download(repo, name, cache, weights=bool(request["weights"]), code=code)
     except Exception as error:  # noqa: BLE001 - the parent decides what each kind means
-        _say(kind="failed", reason=_reason(error), text=f"{type(error).__name__}: {error}".splitlines()[0])
+        _say(kind="failed", reason=_reason(error), text=_first_line(error))
 
 
 def _download(repo: str, revision: str | None, cache: Path, *, weights: bool, code: bool) -> None:
@@ -66,23 +71,41 @@ def _download(repo: str, revision: str | None, cache: Path, *, weights: bool, co
     _say(kind="answer", total=sum(file.size or 0 for file in siblings if file.rfilename in files))
     folder_name = repo_folder_name(repo_id=repo, repo_type="model")
     threading.Thread(target=_report_growth, args=(cache / folder_name / "blobs",), daemon=True).start()
-    folder = snapshot_download(repo, revision=revision, cache_dir=cache, allow_patterns=files)
+    # The library goes on in the middle of a file when a connection breaks; what it gives up on starts over here, without
+    # the files that are whole.
+    folder = _patiently(
+        lambda: snapshot_download(repo, revision=revision, cache_dir=cache, allow_patterns=files),
+        may_repeat=lambda error: _reason(error) == "unreachable",
+    )
     _say(kind="done", folder=folder)
 
 
 def _model_info(repo: str, revision: str | None) -> "ModelInfo":
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
-    for attempt in range(_TRIES):
+    return _patiently(
+        lambda: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=10),
+        may_repeat=lambda error: _status(error) in _BUSY,
+    )
+
+
+def _patiently(work: Callable[[], Result], *, may_repeat: Callable[[Exception], bool]) -> Result:
+    """Return what ``work`` returns; where it fails in a way that may pass, wait and try again, a few times."""
+    for attempt in range(1, _TRIES):
         try:
-            return HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=10)
-        except HfHubHTTPError as error:
-            if error.response.status_code not in _BUSY or attempt == _TRIES - 1:
+            return work()
+        except Exception as error:
+            if not may_repeat(error):
                 raise
-            pause = error.response.headers.get("Retry-After", "")
-            time.sleep(float(pause) if pause.isdigit() else 2.0**attempt)
-    raise AssertionError("the last try returns or raises")
+            _say(kind="again", text=_first_line(error))
+            time.sleep(_pause(error, attempt))
+    return work()
+
+
+def _pause(error: Exception, attempt: int) -> float:
+    response = getattr(error, "response", None)
+    asked = "" if response is None else response.headers.get("Retry-After", "")
+    return min(float(asked), _LONGEST_PAUSE) if asked.isdigit() else 2.0 ** (attempt - 1)
 
 
 def _check_access(repo: str, revision: str | None, file: str) -> None:
@@ -95,7 +118,7 @@ def _check_access(repo: str, revision: str | None, file: str) -> None:
 def _reason(error: Exception) -> str:
     from huggingface_hub import errors
 
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    status = _status(error)
     if isinstance(error, errors.GatedRepoError):
         return "gated"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -107,6 +130,16 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return "storage"
     return "unreachable"
+
+
+def _status(error: Exception) -> int:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _report_growth(blobs: Path) -> None:

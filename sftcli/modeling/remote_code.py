@@ -1,7 +1,8 @@
 """Code that comes with a model: refused, unless the user named the hub model and the commit whose code may run.
 
-What runs is what that commit holds, beside its weights. Code of another repository, which a configuration can name
-without a commit, and code in local folders, which can change between two looks, stay refused.
+What runs is what that commit holds, beside its weights, or the copy of it in a run's folders, which has to be equal byte
+for byte to what ran in training. Code of another repository, which a configuration can name without a commit, and code in
+any other local folder, of which nobody knows whose it is, stay refused.
 """
 
 import hashlib
@@ -35,7 +36,8 @@ def refuse_code(folder: Path) -> None:
     raise ConsentError(
         f"{folder / 'config.json'} asks to run code that comes with the model (auto_map), which is not done here",
         hint="use a model that transformers knows by itself; if it knows this one, remove auto_map and the .py files. To "
-        "train a hub model whose code you have read: --trust-remote-code --set model.revision=COMMIT",
+        "train a hub model whose code you have read: --trust-remote-code --set model.revision=COMMIT. To ask or score what came "
+        "of it: --trust-remote-code again",
     )
 
 
@@ -51,6 +53,43 @@ def allow_code(folder: Path, *, name: str, commit: str, emit: "EventSink") -> di
             f"--trust-remote-code applies to models of the hub at a commit, and {name} is none",
             hint="leave --trust-remote-code out",
         )
+    digest, shown = _look_through(folder)
+    if not shown:
+        return {}
+    _tell(f"{name} at {commit}", shown, emit)
+    return {"model": name, "commit": commit, "files": shown, "sha256": digest}
+
+
+def allow_copied_code(folder: Path, *, trusted: object, emit: "EventSink") -> bool:
+    """Return whether code in ``folder`` of a run may run, and tell it loudly; not where there is none.
+
+    Args:
+        folder: With a model that the run has made.
+        trusted: What ``allow_code`` returned when it was trained, from the run's record; None where nothing was.
+        emit: Is told.
+
+    Raises:
+        ConsentError: The code is not, byte for byte, what ran in training.
+    """
+    digest, shown = _look_through(folder)
+    if not shown:
+        return False
+    record = trusted if isinstance(trusted, dict) else {}
+    if record.get("sha256") != digest:
+        raise ConsentError(
+            f"the code in {folder} ({shown}) is not what ran when the model was trained",
+            hint="put back the files of the run, or leave the model alone",
+        )
+    _tell(f"{record.get('model')} at {record.get('commit')}, copied to {folder},", shown, emit)
+    return True
+
+
+def _look_through(folder: Path) -> tuple[str, str]:
+    """Return a hash of the code in ``folder`` and the names of its files.
+
+    Raises:
+        ConsentError: The code of another repository is asked for.
+    """
     for reference in _references(folder):
         if "--" in reference:
             raise ConsentError(
@@ -58,24 +97,22 @@ def allow_code(folder: Path, *, name: str, commit: str, emit: "EventSink") -> di
                 hint="use another model",
             )
     files = sorted(folder.glob("*.py"))
-    if not files:
-        return {}
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    shown = ", ".join(file.name for file in files)
+    return digest.hexdigest(), ", ".join(file.name for file in files)
+
+
+def _tell(whose: str, shown: str, emit: "EventSink") -> None:
     emit(
-        Warned(
-            text=f"code of {name} at {commit} runs with your rights, because --trust-remote-code was passed: {shown}"
-        )
+        Warned(text=f"code of {whose} runs with your rights, because --trust-remote-code was passed: {shown}")
     )
-    return {"model": name, "commit": commit, "files": shown, "sha256": digest.hexdigest()}
 
 
 def copy_code(model: object, source: Path, folder: Path) -> dict[str, object]:
     """Let the code of a ``model`` that brought its own go along with its weights; return what a configuration says of it.
 
-    Here the copy is refused like any other local code; transformers opens it with its ``trust_remote_code``.
+    ``allow_copied_code`` compares the copy with the record of the run; transformers opens it with its ``trust_remote_code``.
     """
     if not type(model).__module__.startswith("transformers_modules."):
         return {}

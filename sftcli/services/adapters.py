@@ -144,7 +144,7 @@ def adapter_files(
     )
 
 
-def locate_adapter_base(folder: Path, emit: EventSink) -> LocatedModel:
+def locate_adapter_base(folder: Path, emit: EventSink, *, with_code: bool = False) -> LocatedModel:
     """Return the model that the adapter in ``folder`` belongs to.
 
     Raises:
@@ -152,7 +152,9 @@ def locate_adapter_base(folder: Path, emit: EventSink) -> LocatedModel:
     """
     base = read_base(folder)
     try:
-        return locate_model(base.name, revision=base.revision, tokenizer=base.tokenizer, emit=emit)
+        return locate_model(
+            base.name, revision=base.revision, tokenizer=base.tokenizer, emit=emit, with_code=with_code
+        )
     except NotFoundError as error:
         raise NotFoundError(
             f"the adapter {folder} belongs to a model that is not here: {error.message}",

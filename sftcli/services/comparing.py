@@ -18,7 +18,7 @@ from sftcli.training.checkpoint_files import read_fingerprints
 
 # Keys that move no weight: they may differ from what a run was started with.
 CHANGEABLE = frozenset(
-    {"training.log_every_steps", "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_best",
+    {"training.log_every_steps", "training.on_spike", "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_best",
      "checkpoint.keep_every_steps", "checkpoint.in_background"}
 )  # fmt: skip
 IGNORED_SECTIONS = ("run.", "sampling.")  # where the run is, and what is done with it afterwards

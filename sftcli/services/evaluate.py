@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sftcli.config.sources import Override, Settings, resolve
+from sftcli.data.example import CUT_ANSWERS
 from sftcli.errors import DataError, ThresholdError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.services.intervals import Interval
@@ -50,6 +51,7 @@ class EvalRequest:
     root: Path
     batch_size: int | None = None  # rows at once; numbers do not depend on it
     tokenizer: str | None = None  # of a .pt file
+    trusts_code: bool = False  # that of the run, and of the model it started from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,9 @@ class EvalReport:
     """Scores of the tuned model and, where one was named, of the base, with the difference over the same rows."""
 
     rows: int
+    cut_rows: (
+        int  # their last answer has no end, so no answer is compared with it; they have loss as any other
+    )
     tuned: Score
     base: Score | None
     loss_difference: Interval | None  # tuned minus base, nats per response token
@@ -85,9 +90,15 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     """Score the model, and the base if one is named, on the same held-out rows.
 
     Raises:
-        DataError: No row is held out.
+        DataError: No row is held out, or the answer of every one is cut.
     """
-    choice = choose_model(request.checkpoint, tokenizer=request.tokenizer, root=request.root, emit=emit)
+    choice = choose_model(
+        request.checkpoint,
+        tokenizer=request.tokenizer,
+        root=request.root,
+        emit=emit,
+        trusts_code=request.trusts_code,
+    )
     settings = _settings_of(choice, request.data)
     prepared = prepare_data(
         settings.data,
@@ -102,10 +113,12 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
         raise DataError("no row is held out, so there is nothing to score", hint="name rows with --data FILE")
     if not has_reference_metrics():
         emit(Notice(text='ROUGE-L and chrF are left out; they need: pip install "sftcli[eval]"'))
+    whole = _rows_with_whole_answers(prepared, emit)
     job = ScoringJob(
         heldout=heldout,
         questions=[
-            question_of(heldout[row], prepared.tokenizer) for row in _spread(len(heldout), request.max_rows)
+            question_of(heldout[whole[place]], prepared.tokenizer)
+            for place in _spread(len(whole), request.max_rows)
         ],
         tokenizer=prepared.tokenizer,
         sampling=settings.sampling,
@@ -117,6 +130,7 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     tuned = score_model(job, choice, emit, stop)
     report = EvalReport(
         rows=len(heldout),
+        cut_rows=len(heldout) - len(whole),
         tuned=tuned.score,
         base=None if base_score is None else base_score.score,
         loss_difference=None if base_score is None else loss_difference(base_score, tuned),
@@ -190,6 +204,28 @@ def _training_answers(prepared: PreparedData, emit: EventSink) -> list[list[int]
     return rows
 
 
+def _rows_with_whole_answers(prepared: PreparedData, emit: EventSink) -> list[int]:
+    """Return the held-out rows whose last answer was not cut for its length: an answer can be compared with these alone.
+
+    Raises:
+        DataError: There is none.
+    """
+    heldout = prepared.dataset.heldout
+    whole = [row for row in range(len(heldout)) if heldout[row].flags.isdisjoint(CUT_ANSWERS)]
+    if not whole:
+        raise DataError(
+            "the answer of every held-out row is cut, so there is nothing to compare answers with",
+            hint="prepare with more room: --max-tokens, or name other rows with --data FILE",
+        )
+    if cut := len(heldout) - len(whole):
+        emit(
+            Notice(
+                text=f"held-out rows whose answer is cut: {cut}; they count for loss, and none is answered"
+            )
+        )
+    return whole
+
+
 def _settings_of(choice: ModelChoice, data: tuple[str, ...]) -> Settings:
     """Return the settings of the run that made the model, with ``data`` as the rows to score where it is given."""
     config = None if choice.run is None else choice.run.config
@@ -211,7 +247,8 @@ def _base_of(
         return None
     if request.base is not None:
         return choose_model(request.base, root=request.root, emit=emit)
-    return base_of(choice, None if choice.run is None else settings.model, emit)
+    model = None if choice.run is None else settings.model
+    return base_of(choice, model, emit, trusts_code=request.trusts_code)
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -41,6 +41,7 @@ class GenerateRequest:
     tokenizer: str | None = (
         None  # of a .pt file, which holds none; for other models a folder that replaces theirs
     )
+    trusts_code: bool = False  # that of the run, and of the model it started from
 
     @property
     def is_pt(self) -> bool:
@@ -104,11 +105,14 @@ def model_choices(request: GenerateRequest, emit: EventSink) -> list[ModelChoice
         tokenizer=request.tokenizer if request.is_pt else None,
         root=request.root,
         emit=emit,
+        trusts_code=request.trusts_code,
     )
-    return [base_choice(choice, emit), choice] if request.with_base else [choice]
+    if not request.with_base:
+        return [choice]
+    return [base_choice(choice, emit, trusts_code=request.trusts_code), choice]
 
 
-def base_choice(choice: ModelChoice, emit: EventSink) -> ModelChoice:
+def base_choice(choice: ModelChoice, emit: EventSink, *, trusts_code: bool = False) -> ModelChoice:
     """Return the model that the run of ``choice`` started from.
 
     Raises:
@@ -119,7 +123,7 @@ def base_choice(choice: ModelChoice, emit: EventSink) -> ModelChoice:
         settings = resolve(
             preset=None, config_file=choice.run.config, overrides=(), environ={}
         ).settings.model
-    base = base_of(choice, settings, emit)
+    base = base_of(choice, settings, emit, trusts_code=trusts_code)
     if base is None:
         raise UsageError(
             f"{choice.name} was not made by a run, so its base is not known",

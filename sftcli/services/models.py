@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from sftcli.config.schema import ModelSettings
+from sftcli.errors import UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice
 from sftcli.modeling.adapter_folder import is_adapter_folder
 from sftcli.modeling.fused_decode import fuse
 from sftcli.modeling.load import count_parameters, load_model, quiet_libraries
 from sftcli.modeling.locate import LocatedModel, locate_model
+from sftcli.modeling.remote_code import allow_code, allow_copied_code
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.adapters import locate_adapter_base
 from sftcli.services.base_model import locate_base
@@ -26,13 +28,15 @@ if TYPE_CHECKING:
 class ModelChoice:
     """A model folder, and the run that made it where it comes from one.
 
-    ``folder`` may be an adapter's; ``base`` is then the model that it belongs to. ``load_choice`` loads either.
+    ``folder`` may be an adapter's; ``base`` is then the model that it belongs to. ``load_choice`` loads either. With
+    ``runs_code`` the model's own code runs, which was looked through and told of.
     """
 
     name: str
     folder: Path
     run: RunFolder | None
     base: LocatedModel | None = None
+    runs_code: bool = False
 
     @property
     def weights_folder(self) -> Path:
@@ -46,48 +50,87 @@ class ModelChoice:
 
 
 def choose_model(
-    reference: str | None, *, root: Path, emit: EventSink, tokenizer: str | None = None
+    reference: str | None,
+    *,
+    root: Path,
+    emit: EventSink,
+    tokenizer: str | None = None,
+    trusts_code: bool = False,
 ) -> ModelChoice:
     """Return what ``reference`` names: by default the newest finished run's final model.
 
     A run (by name or path) means its final model, or its newest checkpoint while it is unfinished. Else ``reference`` is
-    the folder of a model or checkpoint, or a model name as ``train`` takes it.
+    the folder of a model or checkpoint, or a model name as ``train`` takes it. ``trusts_code`` lets the code run that a run
+    was trained with.
 
     Raises:
         NotFoundError: Nothing is there.
+        ConsentError: The code is not that of the run.
+        UsageError: Code is trusted of a model that no run has made.
     """
     if reference is None:
         run = newest_run(root, finished=True)
         emit(Notice(text=f"using {run.final}"))
-        return _choice(run.name, run.final, run, emit)
+        return _choice(run.name, run.final, run, emit, trusts_code=trusts_code)
     for path in (root / reference, Path(reference)):
         if (path / "run.json").is_file():
             run = RunFolder(path)
-            return _choice(run.name, _newest_model(run), run, emit)
+            return _choice(run.name, _newest_model(run), run, emit, trusts_code=trusts_code)
         if (path / "config.json").is_file() or is_adapter_folder(path):
-            return _choice(reference, path, _owner(path), emit)
+            return _choice(reference, path, _owner(path), emit, trusts_code=trusts_code)
+    if trusts_code:
+        raise _of_no_run(reference)
     located = locate_model(reference, revision=None, tokenizer=tokenizer, emit=emit)
     return ModelChoice(name=located.name, folder=located.folder, run=None)
 
 
-def _choice(name: str, folder: Path, run: RunFolder | None, emit: EventSink) -> ModelChoice:
-    base = locate_adapter_base(folder, emit) if is_adapter_folder(folder) else None
-    return ModelChoice(name=name, folder=folder, run=run, base=base)
+def _choice(
+    name: str, folder: Path, run: RunFolder | None, emit: EventSink, *, trusts_code: bool
+) -> ModelChoice:
+    if trusts_code and run is None:
+        raise _of_no_run(name)
+    if is_adapter_folder(folder):
+        base = locate_adapter_base(folder, emit, with_code=trusts_code)
+        runs_code = trusts_code and _may_run_code(base, emit)
+        return ModelChoice(name=name, folder=folder, run=run, base=base, runs_code=runs_code)
+    runs_code = False
+    if trusts_code and run is not None:
+        trusted = run.read_about().get("trusted_code")
+        runs_code = allow_copied_code(folder, trusted=trusted, emit=emit)
+    return ModelChoice(name=name, folder=folder, run=run, runs_code=runs_code)
 
 
-def choose_base(settings: ModelSettings, emit: EventSink) -> ModelChoice:
-    """Return the model that a run of these settings starts from, to be asked or scored."""
-    located = locate_base(settings, emit)
-    return ModelChoice(name=located.name, folder=located.folder, run=None)
+def _of_no_run(name: str) -> UsageError:
+    return UsageError(
+        f"--trust-remote-code applies to models that a run was trained with it, and {name} is none",
+        hint="leave --trust-remote-code out",
+    )
 
 
-def base_of(choice: ModelChoice, settings: ModelSettings | None, emit: EventSink) -> ModelChoice | None:
+def _may_run_code(located: LocatedModel, emit: EventSink) -> bool:
+    return bool(allow_code(located.folder, name=located.name, commit=located.revision, emit=emit))
+
+
+def choose_base(
+    settings: ModelSettings, emit: EventSink, *, run: RunFolder | None = None, trusts_code: bool = False
+) -> ModelChoice:
+    """Return the model that ``run``, of these settings, starts from, to be asked or scored."""
+    settings = settings.model_copy(update={"trust_remote_code": trusts_code})
+    located = locate_base(settings, emit, run=run)
+    runs_code = trusts_code and _may_run_code(located, emit)
+    return ModelChoice(name=located.name, folder=located.folder, run=None, runs_code=runs_code)
+
+
+def base_of(
+    choice: ModelChoice, settings: ModelSettings | None, emit: EventSink, *, trusts_code: bool = False
+) -> ModelChoice | None:
     """Return the model that ``choice`` was made from: by its run's settings, or the base of its adapter."""
     if settings is not None:
-        return choose_base(settings, emit)
+        return choose_base(settings, emit, run=choice.run, trusts_code=trusts_code)
     if choice.base is None:
         return None
-    return ModelChoice(name=choice.base.name, folder=choice.base.folder, run=None)
+    base = choice.base
+    return ModelChoice(name=base.name, folder=base.folder, run=None, runs_code=choice.runs_code)
 
 
 def load_choice(choice: ModelChoice, *, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
@@ -97,10 +140,12 @@ def load_choice(choice: ModelChoice, *, dtype: torch.dtype, device: torch.device
         MismatchError: The base is not the model that the adapter was trained on.
     """
     if choice.base is None:
-        return load_model(choice.folder, dtype=dtype, device=device)
+        return load_model(choice.folder, dtype=dtype, device=device, trusts_code=choice.runs_code)
     from sftcli.modeling.adapter import merge_adapter
 
-    return merge_adapter(choice.folder, base=choice.base.folder, dtype=dtype, device=device)
+    return merge_adapter(
+        choice.folder, base=choice.base.folder, dtype=dtype, device=device, trusts_code=choice.runs_code
+    )
 
 
 def load_for_inference(choice: ModelChoice, *, precision: str, emit: EventSink) -> "PreTrainedModel":

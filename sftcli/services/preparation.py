@@ -77,6 +77,7 @@ class Preparation:
             self.tokenizer,
             max_tokens=self.data.max_tokens,
             cuts=self.data.overlong is Overlong.TRUNCATE,
+            free_roles=frozenset(author.value for author in self.data.control_tokens_from),
         )
         splits = (TRAIN, HELDOUT, TEXT) if self.text else (TRAIN, HELDOUT)
         audits = {split: SupervisionAudit(self.data.max_tokens) for split in splits}

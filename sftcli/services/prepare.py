@@ -14,14 +14,14 @@ from sftcli.data.example import Example
 from sftcli.data.prepared import TEXT, TRAIN, PreparedDataset, open_prepared
 from sftcli.data.records import Source, parse_source
 from sftcli.data.tokenview import TokenView, describe_tokens
-from sftcli.errors import DataError, OutputError, UsageError
+from sftcli.errors import DataError, OutputError, SftError, StorageError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.services.base_model import locate_base
 from sftcli.services.preparation import Preparation
 from sftcli.services.rows_folder import check_free, write_rows
-from sftcli.services.thresholds import find_exceeded
+from sftcli.services.thresholds import find_exceeded, find_unfit, reasons_with_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +86,15 @@ class ShownRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareOutcome:
-    """What was prepared, where, the first examples token by token, the limits exceeded, and where all were written."""
+    """What was prepared, where, the first examples token by token, what is not good enough, and where all were written.
+
+    ``exceeded`` names the limits that it is over, ``unfit`` too many rows that cannot be trained on, where there is no limit.
+    """
 
     data: PreparedData
     shown: tuple[ShownRow, ...]
     exceeded: tuple[str, ...]
+    unfit: str
     out: str | None
 
     @property
@@ -121,14 +125,17 @@ def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> Pre
     )
     require_rows(data)
     train = data.dataset.train
-    exceeded = find_exceeded(list(data.audit.values()), settings.data)
-    if request.out and not exceeded:
+    audits = list(data.audit.values())
+    exceeded, unfit = find_exceeded(audits, settings.data), find_unfit(audits, settings.data)
+    is_written = request.out is not None and not exceeded and not unfit
+    if request.out and is_written:
         write_rows(data.dataset, request.out)
     return PrepareOutcome(
         data=data,
         shown=tuple(_shown(train[row], data.tokenizer) for row in range(min(request.show, len(train)))),
         exceeded=tuple(exceeded),
-        out=str(request.out) if request.out and not exceeded else None,
+        unfit=unfit,
+        out=str(request.out) if is_written else None,
     )
 
 
@@ -184,7 +191,7 @@ def prepare_data(
 ) -> PreparedData:
     """Return the examples of ``data`` as the model in ``model_folder`` will see them, from the cache where possible.
 
-    Where there is no cache folder that can be written to, they go to ``fallback``.
+    Where there is no cache folder that can be written to, or its disk is full, they go to ``fallback``.
 
     Raises:
         DataError: A file cannot be read, or its format is not known.
@@ -202,10 +209,14 @@ def prepare_data(
         emit=emit,
         stop=stop,
     )
-    folder = _store(fallback, emit) / job.key()
-    dataset = _open_cached(folder, emit)
+    store, key = _store(fallback, emit), job.key()
+    dataset = _open_cached(store / key, emit)
+    if dataset is None and fallback not in (None, store):
+        dataset = _open_cached(fallback / key, emit)
     prepared = PreparedData(
-        dataset=dataset or job.run(folder), tokenizer=tokenizer, is_cached=dataset is not None
+        dataset=dataset or _made(job, store, key, fallback, emit),
+        tokenizer=tokenizer,
+        is_cached=dataset is not None,
     )
     emit(prepared.describe())
     if sources.text and not data.text_fraction:
@@ -222,9 +233,7 @@ def require_rows(prepared: PreparedData) -> None:
     audit = prepared.audit[TRAIN]
     if audit.kept or not audit.rows:
         return
-    found = "; ".join(
-        f"{reason} {count}, {audit.rejected_rows[reason][0]}" for reason, count in audit.rejected.items()
-    )
+    found = reasons_with_rows([audit], Counter(audit.rejected))
     raise DataError(
         f"no row is left to train on: {audit.rows} of {audit.rows} were rejected ({found})",
         hint="mend these rows, or read others of their columns with --map",
@@ -237,8 +246,22 @@ def _store(fallback: Path | None, emit: EventSink) -> Path:
     except OutputError as error:
         if fallback is None:
             raise
-        emit(Warned(text=f"{error.message}; prepared data goes to {fallback}; {error.hint}"))
+        emit(_moved(error, fallback))
         return fallback
+
+
+def _made(job: Preparation, store: Path, key: str, fallback: Path | None, emit: EventSink) -> PreparedDataset:
+    try:
+        return job.run(store / key)
+    except StorageError as error:
+        if fallback in (None, store):
+            raise
+        emit(_moved(error, fallback))
+        return job.run(fallback / key)
+
+
+def _moved(why: SftError, fallback: Path) -> Warned:
+    return Warned(text=f"{why.message}; prepared data goes to {fallback}; {why.hint}")
 
 
 def _open_cached(folder: Path, emit: EventSink) -> PreparedDataset | None:

@@ -86,7 +86,7 @@ def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> Ve
     settings = resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings
     first, second = pair_to_verify(run, request.step)
     emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.name}"))
-    materials = find_materials(settings, emit, stop)
+    materials = find_materials(settings, emit, stop, run=run)
     for event in compare(first, materials.fingerprints).told():
         emit(event)
     trainer = build_trainer(run, materials, emit, check_owner=lambda: None).trainer

@@ -154,6 +154,19 @@ def _cannot_create(root: Path, error: OSError) -> OutputError:
     )
 
 
+def is_unstarted(settings: RunSettings) -> bool:
+    """Return whether the run called ``settings.name`` is there and came to an end before its first step.
+
+    A wrong file name does that. The name is then still free for the command that is right.
+    """
+    if settings.name is None:
+        return False
+    run = RunFolder(Path(settings.root) / settings.name)
+    if not run.about.is_file() or run.checkpoints.exists():
+        return False
+    return not any(event.get("event") in {"StepDone", "FitEnded"} for event in run.iterate_events())
+
+
 def existing_run(settings: RunSettings) -> RunFolder | None:
     """Return the run called ``settings.name`` where it is there, even if it was killed before anything was in it.
 

@@ -31,6 +31,7 @@ class TasksRequest:
     batch_size: int | None
     root: Path
     tokenizer: str | None = None  # of a .pt file
+    trusts_code: bool = False  # that of the run, and of the model it started from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,13 @@ def run_tasks(request: TasksRequest, emit: EventSink, stop: StopFlag) -> TasksRe
         raise UsageError("--tasks needs lm_eval, which is not installed", hint='pip install "sftcli[eval]"')
     if not request.names:
         raise UsageError("--tasks names no task", hint="such as --tasks arc_easy,gsm8k")
-    choice = choose_model(request.checkpoint, tokenizer=request.tokenizer, root=request.root, emit=emit)
+    choice = choose_model(
+        request.checkpoint,
+        tokenizer=request.tokenizer,
+        root=request.root,
+        emit=emit,
+        trusts_code=request.trusts_code,
+    )
     base = _base_of(choice, request, emit)
     emit(Notice(text="loading lm_eval"))
     from sftcli.services.harness import TaskNumbers, find_tasks, run_harness
@@ -101,5 +108,8 @@ def _base_of(choice: ModelChoice, request: TasksRequest, emit: EventSink) -> Mod
     if choice.run is None:
         return None
     return choose_base(
-        resolve(preset=None, config_file=choice.run.config, overrides=(), environ={}).settings.model, emit
+        resolve(preset=None, config_file=choice.run.config, overrides=(), environ={}).settings.model,
+        emit,
+        run=choice.run,
+        trusts_code=request.trusts_code,
     )

@@ -1,13 +1,17 @@
 """Whether prepared rows are good enough for whoever asked: limits on shares of rows, and what is over them."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from sftcli.config.data_settings import DataSettings
 from sftcli.data.audit import AuditSummary
+from sftcli.data.conversation import RejectReason
 from sftcli.data.example import CUTS, TROUBLES, RowFlag
-from sftcli.errors import ThresholdError
+from sftcli.errors import DataError, ThresholdError
+
+MOST_UNFIT = 0.1  # of all rows: more of them are no slips, but the wrong file, columns or template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +90,41 @@ def find_exceeded(audits: Sequence[AuditSummary], data: DataSettings) -> list[st
     if data.strict and shared:
         found.append(f"{shared} held-out rows have a prompt that is trained on too")
     return found
+
+
+def find_unfit(audits: Sequence[AuditSummary], data: DataSettings) -> str:
+    """Return a sentence about rows that cannot be trained on, where they are too many and the user set no limit; else nothing.
+
+    Rows that are only too long do not count: the audit says which limit would keep them.
+    """
+    if data.strict or data.max_rejected_fraction is not None:
+        return ""
+    reasons = sum((Counter(audit.rejected) for audit in audits), Counter[str]())
+    del reasons[RejectReason.TOO_LONG.value]
+    total = sum(audit.rows for audit in audits)
+    if reasons.total() <= MOST_UNFIT * total:
+        return ""
+    return f"{reasons.total()} of {total} rows cannot be trained on ({reasons_with_rows(audits, reasons)})"
+
+
+def reasons_with_rows(audits: Sequence[AuditSummary], reasons: Counter[str]) -> str:
+    """Return why rows were rejected, the most frequent reason first, each with its count in ``reasons`` and its first row."""
+    first = {reason: rows[0] for audit in reversed(audits) for reason, rows in audit.rejected_rows.items()}
+    return "; ".join(f"{reason} {count}, {first[reason]}" for reason, count in reasons.most_common())
+
+
+def require_fit(unfit: str) -> None:
+    """See that not too many rows are unfit.
+
+    Raises:
+        DataError: They are; ``unfit`` says which.
+    """
+    if unfit:
+        raise DataError(
+            f"{unfit}; at most {MOST_UNFIT:.0%} may be left out unasked",
+            hint="mend these rows, read others of their columns with --map, choose another --template, or say how many may "
+            "be left out: --set data.max_rejected_fraction=0.5",
+        )
 
 
 def require(exceeded: Sequence[str]) -> None:

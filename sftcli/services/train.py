@@ -23,7 +23,7 @@ from sftcli.modeling.pt_checkpoint import model_differences
 from sftcli.modeling.remote_code import allow_code
 from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.adapters import check_machine
-from sftcli.services.base_model import locate_base
+from sftcli.services.base_model import locate_base, record_base
 from sftcli.services.building import Built, Materials, build_trainer
 from sftcli.services.comparing import compare, fingerprints
 from sftcli.services.finishing import take_best
@@ -42,12 +42,14 @@ from sftcli.services.run_folder import (
     RunFolder,
     create_run,
     existing_run,
+    is_unstarted,
     write_json,
     write_text,
 )
 from sftcli.services.run_log import RunLog
 from sftcli.services.space import check_space, checkpoint_bytes
-from sftcli.services.thresholds import find_exceeded, require
+from sftcli.services.spike_stop import SpikeStop
+from sftcli.services.thresholds import find_exceeded, find_unfit, require, require_fit
 from sftcli.services.trackers import tracked
 from sftcli.services.verdict import Verdict
 from sftcli.services.watch import FitWatch, watched
@@ -91,7 +93,7 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
     check_one_process(os.environ)
     settings = request.resolved.settings
     check_machine(settings.adapter)  # before there is a folder
-    run = existing_run(settings.run) if request.auto else None
+    run = existing_run(settings.run) if request.auto or is_unstarted(settings.run) else None
     if run is None:
         run = create_run(settings.run, label=request.label)
     elif run.is_finished:
@@ -154,13 +156,14 @@ def _train(
         watch.replay(run.iterate_events())
     emit = watched(watch, emit)
     emit(RunStarted(run=run.name, path=str(run.path)))
-    materials = find_materials(settings, emit, stop, fallback=run.path / "cache")
+    materials = find_materials(settings, emit, stop, run=run)
     located, prepared, settings = materials.located, materials.prepared, materials.settings
     for text in model_differences(located.folder, model_keys or {}):
         emit(Warned(text=text))
     if checkpoint is not None:
         changes = compare(checkpoint, materials.fingerprints, allowed=allowed)
         record_resume(run, checkpoint, changes, emit)
+    record_base(run, located)
     check_space(run, checkpoint_bytes(settings, located.folder), settings.checkpoint, emit)
     if materials.trusted_code:
         write_json(run.about, run.read_about() | {"trusted_code": dict(materials.trusted_code)})
@@ -172,8 +175,9 @@ def _train(
     watch.name_rows = trainer.name_rows
     if checkpoint is not None:
         trainer.restore(read_snapshot(checkpoint))
+    spikes = SpikeStop(stop=stop, watch=watch, settings=settings.training)
     with memory_errors(trainer.tried, resume_command=f"sft resume {run.name}"):
-        ending = trainer.fit(stop)
+        ending = trainer.fit(spikes)
     if not trainer.state.step:
         raise StoppedError
     ended_at = trainer.state.step
@@ -182,6 +186,8 @@ def _train(
         take_best(trainer, run, settings.training, emit)
         _save_final(run, materials, built, emit)
     _report(run, emit)
+    if ending is Ending.STOPPED:
+        spikes.refuse_spoilt(run, ended_at)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
     outcome = _outcome(run, settings, ending, ended_at, losses, seconds=monotonic() - begin)
@@ -212,13 +218,13 @@ def _report(run: RunFolder, emit: EventSink) -> None:
 
 
 def find_materials(
-    settings: Settings, emit: EventSink, stop: StopFlag, *, fallback: Path | None = None
+    settings: Settings, emit: EventSink, stop: StopFlag, *, run: RunFolder | None = None
 ) -> Materials:
-    """Find model and data; fill in the settings that depend on the rows. ``fallback`` stands in for the cache."""
+    """Find model and data; fill in the settings that depend on the rows. ``run`` names weights, and stands in for the cache."""
     quiet_libraries()
     check_machine(settings.adapter)
     sources = find_sources(settings.data)
-    located = locate_base(settings.model, emit)
+    located = locate_base(settings.model, emit, run=run)
     if stop.requested():
         raise StoppedError
     prepared = prepare_data(
@@ -228,10 +234,12 @@ def find_materials(
         seed=settings.training.seed,
         emit=emit,
         stop=stop,
-        fallback=fallback,
+        fallback=None if run is None else run.path / "cache",
     )
     require_rows(prepared)
-    require(find_exceeded(list(prepared.audit.values()), settings.data))
+    audits = list(prepared.audit.values())
+    require_fit(find_unfit(audits, settings.data))
+    require(find_exceeded(audits, settings.data))
     if not len(prepared.dataset.train):
         raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
     if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):

@@ -34,6 +34,7 @@ QUIET_STEPS = 50  # after a spike
 FLAT_STEPS = 30  # fewest training losses that are called flat
 FLAT_FALL = 0.05  # nats per token over the window, the error of the estimate included
 PLATEAU_EVALS = 3
+SPOILT_STEPS = 5  # in a row with a loss far above the usual, which is no single bad batch any more
 
 
 @dataclass(slots=True)
@@ -68,6 +69,8 @@ class FitWatch:
         stops_early: Whether the run ends by itself on a plateau.
     """
 
+    high_steps: int = field(default=0, init=False)  # in a row, up to now, with a loss far above the usual
+
     name_rows: Callable[[int], str] = lambda step: f"of step {step}"
     stops_early: bool = False
     last_step: int = 0
@@ -91,6 +94,8 @@ class FitWatch:
                 self._add_heldout(step, _number(event, "loss"))
             elif event.get("event") == "Judged":
                 self._said[str(event["kind"])] = step
+        if self.is_spoilt:  # the run stopped for it, and someone goes on all the same
+            self.high_steps = 0
 
     def take(self, event: Event) -> list[Verdict]:
         """Return what ``event`` gives reason to say."""
@@ -101,6 +106,11 @@ class FitWatch:
         elif isinstance(event, HeldoutDone):
             return self._once(event.step, self._on_heldout(event))
         return []
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether the loss jumped and stayed there."""
+        return self.high_steps >= SPOILT_STEPS
 
     def verdict(self, step: int) -> Verdict:
         """Return the verdict on the run up to ``step``."""
@@ -121,6 +131,7 @@ class FitWatch:
         if math.isfinite(loss):
             self.losses.append(loss)
         found = {"loss": self._detectors["loss"].usual(loss)}
+        self.high_steps = 0 if found["loss"] is None else self.high_steps + 1
         found["gradient norm"] = self._detectors["gradient norm"].usual(grad_norm)
         return {what: usual for what, usual in found.items() if usual is not None}
 

@@ -133,3 +133,10 @@ def test_failure_as_json_is_one_object_on_stdout(sft):
     assert code == failure["exit_code"] == 2
     assert failure["ok"] is False
     assert "quick" in failure["error"]["message"] + failure["error"]["hint"]
+
+
+def test_name_of_a_run_that_never_began_is_free_for_the_right_command(sft, rows, flags):
+    wrong = sft("train", "--data", "rws.jsonl", *flags, "--run", "mine")
+    right = sft("train", "--data", rows, *flags, "--run", "mine")
+    again = sft("train", "--data", rows, *flags, "--run", "mine")
+    assert [wrong[0], right[0], again[0]] == [66, 0, 73]

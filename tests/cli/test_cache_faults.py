@@ -16,7 +16,7 @@ from sftcli.events import Event
 from sftcli.services.prepare import find_sources, prepare_data
 from tests.cli.test_data_faults import prepared
 from tests.cli.test_row_faults import tokenizer_with
-from tests.support.faulty_disk import CountingDisk, FailingDisk
+from tests.support.faulty_disk import CountingDisk, FailingDisk, FullDisk
 from tests.support.tiny_tokenizer import CHATML, build_tiny_tokenizer
 
 
@@ -124,6 +124,19 @@ def test_training_without_a_cache_keeps_its_rows_in_the_run_with_one_warning(sft
     assert code == 0
     assert err.count("prepared data goes to") == 1
     assert len(list(Path("runs/one/cache").iterdir())) == 1
+
+
+def test_training_with_a_full_cache_disk_keeps_its_rows_in_the_run_and_finds_them_there_again(
+    sft, rows, flags, monkeypatch
+):
+    monkeypatch.setattr(storage, "disk", FullDisk(Path("cache")))
+    code, _, err = sft("train", "--data", rows, *flags, "--run", "one")
+    assert code == 0, err
+    assert err.count("No space left on device; prepared data goes to") == 1
+    assert "SFT_CACHE_DIR" in err
+    assert (prepared(), len(list(Path("runs/one/cache").iterdir()))) == ([], 1)
+    code, _, err = sft("resume", "one", "--verify")
+    assert "prepared data goes to" not in err  # it is there
 
 
 def test_cache_follows_the_home_folder_and_can_do_without_one(sft, rows, tiny_model, monkeypatch):

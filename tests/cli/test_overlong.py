@@ -59,3 +59,13 @@ def test_another_policy_is_a_usage_error(sft, tiny_model):
     code, _, err = sft("prepare", write_long(), *flags(tiny_model, "shorten"))
     assert code == 2
     assert "truncate" in err
+
+
+def test_held_out_answer_that_was_cut_has_loss_and_is_compared_with_no_answer(sft, rows, tiny_model):
+    short = ("--model", tiny_model, "--max-tokens", "64", "--overlong", "truncate", "--max-steps", "1")
+    assert sft("train", "--data", rows, "--heldout", write_long(), *short, "--run", "one")[0] == 0
+    code, _, err = sft("eval", "one", "--no-base")
+    assert code == 0, err
+    report = json.loads(Path("runs/one/eval.json").read_text(encoding="utf-8"))
+    assert (report["rows"], report["cut_rows"], report["tuned"]["answered"]) == (20, 1, 19)
+    assert "held-out rows whose answer is cut: 1" in err

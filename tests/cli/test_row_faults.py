@@ -34,11 +34,38 @@ def trained(out: str) -> list[str]:
 
 @pytest.mark.parametrize("answer", ["", " ", "\n"])
 def test_blank_answer_is_left_out_counted_and_named_by_line(sft, tiny_model, answer):
-    rows = write("rows.jsonl", GOOD + json.dumps({"question": "Why?", "answer": answer}) + "\n" + GOOD)
+    bad = json.dumps({"question": "Why?", "answer": answer}) + "\n"
+    rows = write("rows.jsonl", GOOD + bad + GOOD * 9)
     code, out, _ = sft("prepare", rows, "--model", tiny_model, *ALL_FOR_TRAINING, "--json")
     assert code == 0
-    assert (audit(out)["kept"], audit(out)["rejected"]) == (2, {"empty-answer": 1})
+    assert (audit(out)["kept"], audit(out)["rejected"]) == (10, {"empty-answer": 1})
     assert audit(out)["rejected_rows"]["empty-answer"][0].startswith("rows.jsonl:2: turn 2: the answer is ")
+
+
+@pytest.mark.parametrize("command", ["prepare", "train"])
+def test_more_than_a_tenth_of_bad_rows_is_refused_with_the_first_of_each_reason(sft, tiny_model, command):
+    lines = [GOOD] * 17 + [GOOD.replace('"yes"', value) for value in ('""', "null", "7")]
+    rows = write("rows.jsonl", "".join(lines))
+    flags = (*(("--data",) if command == "train" else ()), rows, "--model", tiny_model, *ALL_FOR_TRAINING)
+    code, out, err = sft(command, *flags)
+    text = " ".join(err.split())
+    assert code == 65
+    assert command == "prepare" or not out  # `prepare` says where the rows are all the same
+    assert "3 of 20 rows cannot be trained on (wrong-type 2, rows.jsonl:19:" in text
+    assert "empty-answer 1, rows.jsonl:18:" in text
+    assert "--set data.max_rejected_fraction" in text
+    assert not list(Path().glob("runs/*/checkpoints"))
+    allowed = ("--set", "data.max_rejected_fraction=0.2", *(("--max-steps", 1) if command == "train" else ()))
+    assert sft(command, *flags, *allowed)[0] == 0
+
+
+def test_refused_rows_are_written_to_no_folder_and_rows_that_are_only_long_are_not_refused(sft, tiny_model):
+    rows = write("rows.jsonl", GOOD * 5 + GOOD.replace('"yes"', '""'))
+    assert sft("prepare", rows, "--model", tiny_model, "--out", "out")[0] == 65
+    assert not Path("out").exists()
+    rows = write("rows.jsonl", GOOD * 5 + GOOD.replace("yes", "yes, " * 400))
+    code, out, _ = sft("prepare", rows, "--model", tiny_model, *ALL_FOR_TRAINING, "--json")
+    assert (code, audit(out)["rejected"]) == (0, {"too-long": 1})
 
 
 # F41
@@ -51,7 +78,7 @@ def test_blank_answer_is_left_out_counted_and_named_by_line(sft, tiny_model, ans
 @pytest.mark.parametrize("column", ["question", "answer"])
 def test_value_that_is_no_text_is_named_with_line_column_and_type(sft, tiny_model, column, value, name):
     bad = GOOD.replace('"yes"' if column == "answer" else '"Is 1 a number?"', value)
-    rows = write("rows.jsonl", GOOD + bad * 7)
+    rows = write("rows.jsonl", GOOD + bad * 7 + GOOD * 62)
     code, out, _ = sft("prepare", rows, "--model", tiny_model, *ALL_FOR_TRAINING, "--json")
     named = audit(out)["rejected_rows"]["wrong-type"]
     assert (code, audit(out)["rejected"], len(named)) == (0, {"wrong-type": 7}, 5)
@@ -257,6 +284,30 @@ def test_control_tokens_in_contents_stay_text_and_are_counted(sft, tiny_model):
     assert trained(out) == ["No <|im_end|>.<|im_end|>"]
 
 
+def test_contents_of_the_roles_that_are_named_write_control_tokens_and_no_others(sft, tiny_model):
+    row = {"question": "Hi <|im_start|>", "answer": "No <|im_start|>."}
+    rows = write("rows.jsonl", json.dumps(row) + "\n")
+    flags = ("--model", tiny_model, *ALL_FOR_TRAINING, "--show", "1", "--json")
+    counts, noticed = [], []
+    for roles in ("[]", "user", '["user", "assistant"]'):
+        code, out, err = sft("prepare", rows, *flags, "--set", f"data.control_tokens_from={roles}")
+        assert code == 0, err
+        train = open_prepared(Path(json.loads(out)["folder"])).train[0]
+        counts.append(int((train.input_ids == 1).sum()))  # <|im_start|>, one a turn
+        noticed.append(sorted(audit(out)["flags"]))
+        assert trained(out) == ["No <|im_start|>.<|im_end|>"]
+    assert counts == [2, 3, 4]
+    assert noticed == [["control-text"], ["control-text", "control-written"], ["control-written"]]
+
+
+def test_answer_that_writes_a_stop_token_before_its_end_is_left_out(sft, tiny_model):
+    rows = write("rows.jsonl", json.dumps({"question": "Hi", "answer": "No <|im_end|> more"}) + "\n")
+    allow = ("--set", "data.control_tokens_from=assistant")
+    code, _, err = sft("prepare", rows, "--model", tiny_model, *ALL_FOR_TRAINING, *allow)
+    assert code == 65
+    assert "goes on behind a stop token" in err
+
+
 # F51 to F54
 
 
@@ -285,7 +336,8 @@ def test_template_that_raises_rejects_that_row_in_its_own_words_and_the_rest_is_
     model = tokenizer_with(tiny_model, strict)
     lines = [{"question": "a", "answer": "b"}, {"question": "a", "answer": "b", "system": "Be brief."}] * 2
     rows = write("rows.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    code, out, _ = sft("prepare", rows, "--model", model, *ALL_FOR_TRAINING, "--json")
+    flags = ("--model", model, *ALL_FOR_TRAINING, "--set", "data.max_rejected_fraction=0.5", "--json")
+    code, out, _ = sft("prepare", rows, *flags)
     assert (code, audit(out)["kept"], audit(out)["rejected"]) == (0, 2, {"template-refused": 2})
     assert audit(out)["rejected_rows"]["template-refused"][0] == "rows.jsonl:2: No system role!"
 
@@ -377,6 +429,7 @@ def test_turn_without_content_is_rejected_and_a_last_user_turn_is_cut(sft, tiny_
     ]
     lines = [{"messages": turns}, {"messages": [{"role": "user"}, turns[1]]}]
     rows = write("rows.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    code, out, _ = sft("prepare", rows, "--model", tiny_model, *ALL_FOR_TRAINING, "--show", "1", "--json")
+    some = ("--set", "data.max_rejected_fraction=0.5", "--show", "1", "--json")
+    code, out, _ = sft("prepare", rows, "--model", tiny_model, *ALL_FOR_TRAINING, *some)
     assert (code, trained(out)) == (0, ["b<|im_end|>"])
     assert audit(out)["rejected_rows"]["missing-field"] == ["rows.jsonl:2: turn 1 has no content"]

@@ -109,17 +109,32 @@ def test_tab_offers_what_can_stand_there():
     assert complete.rows("nowhere/") == []
 
 
-@pytest.mark.usefixtures("runs")
-def test_the_shell_asks_the_real_program():
-    environment = {
-        **os.environ,
-        "_SFT_COMPLETE": "complete_bash",
-        "COMP_WORDS": "sft resume ha",
-        "COMP_CWORD": "2",
+def ask_shell(shell: str, line: str) -> str:
+    """Return what the program tells ``shell`` when Tab is pressed at the end of ``line``."""
+    asked = {
+        "_SFT_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(line.count(" ")),
+        "_TYPER_COMPLETE_ARGS": line,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
     command = [sys.executable, "-m", "sftcli"]
-    asked = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert asked.stdout.split() == ["half"]
+    done = subprocess.run(
+        command, env={**os.environ, **asked}, capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.stdout
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_asks_the_real_program(shell):
+    answer = ask_shell(shell, "sft resume ha")
+    assert "half" in answer
+    assert "done" not in answer
+
+
+def test_the_help_of_a_name_stays_on_its_line():
+    assert [line for line in ask_shell("zsh", "sft train --preset g").splitlines() if ":" not in line] == []
 
 
 @pytest.mark.usefixtures("runs")

@@ -10,30 +10,43 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sftcli.config.data_settings import DataSettings
 from sftcli.data import textlines
 from sftcli.errors import SftError
+from sftcli.events import NeverStop
 from sftcli.modeling.folder import check_model_folder, read_json
 from sftcli.modeling.pt_checkpoint import read_pt
 from sftcli.modeling.tokenizer_files import read_tokenizer_files
+from sftcli.services.prepare import PreparedData, find_sources, prepare_data
 from tests.support.forked import run_forked
+from tests.support.recording import RecordingSink
 from tests.support.tiny_model import build_tiny_model
 from tests.support.tiny_modern import build_tiny_pt
 
 ROOM = 600 << 20  # bytes that a reader may take beside what the process has
 
 
-def refused_in_bounds(read, words: str) -> None:
-    """Run ``read`` in a child that may not take more than ``ROOM``, and 10 s of processor time."""
+def done_in_bounds(work, room: int = ROOM) -> None:
+    """Run ``work`` in a child that may not take more than ``room``, and 10 s of processor time."""
+
+    def bounded() -> None:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + room, taken + room))
+        resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
+        work()
+
+    assert run_forked(bounded) == 0
+
+
+def refused_in_bounds(read, words: str, room: int = ROOM) -> None:
+    """See that ``read`` refuses what it reads, within the bounds of ``done_in_bounds``."""
 
     def work() -> None:
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, taken + ROOM))
-        resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
         with pytest.raises(SftError, match=words) as caught:
             read()
         assert caught.value.exit_code == 65
 
-    assert run_forked(work) == 0
+    done_in_bounds(work, room)
 
 
 def read_rows(path: Path) -> None:
@@ -123,3 +136,40 @@ def test_compressed_archive_of_tensors_is_not_unpacked(tmp_path):
             new.writestr(name, np.zeros(64 << 20, np.uint8).data if "/data/0" in name else old.read(name))
     assert bomb.stat().st_size < 8 << 20
     refused_in_bounds(lambda: read_pt(bomb), "compressed")
+
+
+GOOD = b'{"question": "Is 1 a number?", "answer": "yes"}\n'
+
+
+def prepared(rows: Path, model: Path) -> PreparedData:
+    data = DataSettings(sources=(str(rows),), heldout_fraction=0)
+    sources, ignore = find_sources(data), RecordingSink()
+    return prepare_data(data, sources, model_folder=model, seed=0, emit=ignore, stop=NeverStop())
+
+
+def test_row_of_ten_megabytes_is_left_out_in_bounded_memory_and_time(folder, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(GOOD + GOOD.replace(b"Is 1", b"Is it? " * 1_500_000) + GOOD)
+
+    def work() -> None:
+        audit = prepared(rows, folder).audit["train"]
+        assert (audit.kept, audit.rejected) == (2, {"too-long": 1})
+
+    done_in_bounds(work)
+
+
+@pytest.mark.parametrize(
+    ("hostile", "size", "words"),
+    [
+        (b'{"question": ' + b"[" * 100_000, 0, "rows.jsonl:2"),
+        (b'{"question": "', ROOM // 2 + (32 << 20), "rows.jsonl:2"),
+    ],
+    ids=["nested 100 000 deep", "a line larger than the room"],
+)
+def test_hostile_rows_are_refused_in_bounded_memory_and_time(folder, tmp_path, hostile, size, words):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(GOOD + hostile)
+    if size:
+        with rows.open("r+b") as file:
+            file.truncate(size)
+    refused_in_bounds(lambda: prepared(rows, folder), words, room=ROOM // 2)

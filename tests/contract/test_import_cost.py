@@ -1,8 +1,10 @@
 """What a person waits for on every start: no heavy module is imported before a command does its work."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +23,6 @@ json.dump({"code": code, "modules": sorted({name.partition(".")[0] for name in s
 
 def start(*arguments: str) -> tuple[int, set[str]]:
     """Run ``sft`` in a new interpreter; return its exit code and the modules it has loaded."""
-    import os
 
     reader, writer = os.pipe()
     script = f"import os; os.dup2({writer}, 3)\n" + PROGRAM
@@ -56,3 +57,41 @@ def test_start_loads_nothing_heavy(arguments: list[str]):
     code, modules = start(*arguments)
     assert not modules & HEAVY
     assert code == (2 if "trian" in arguments or "qick" in arguments else 0)
+
+
+GATE = """
+import os, sys
+class Gate:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers"):
+            sys.stderr.flush()
+            os._exit(99)
+sys.meta_path.insert(0, Gate())
+sys.argv = ["sft", *sys.argv[1:]]
+from sftcli.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["train"], ["train", "--plan"], ["resume"], ["generate", "a prompt"], ["eval"], ["export", "--to", "hf", "--out", "x"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_line_says_what_is_slow_before_it_begins(arguments: list[str], tmp_path: Path):
+    """The process ends where it asks for torch: what a person has read by then is all there is."""
+    run = tmp_path / "runs" / "one"
+    (run / "final").mkdir(parents=True)
+    for name in ("run.json", "config.toml", "final/config.json"):
+        (run / name).write_text("{}" if name.endswith("json") else "", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", GATE, *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 99, done.stderr
+    assert done.stderr == "loading torch and transformers\n"

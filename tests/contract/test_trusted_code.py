@@ -141,14 +141,49 @@ def _resume_with_trust(place: Path) -> None:
     assert (place / "trace").exists()
 
 
-def test_generating_from_what_came_of_it_runs_no_code(place, hub):
+ASK = ("generate", "Hello?", "--max-new-tokens", "2")
+
+
+def test_what_came_of_it_is_asked_and_scored_only_with_the_flag_typed_again(place, hub):
+    def work() -> None:
+        assert train(*TRUST, "--set", "data.heldout_fraction=0.2")[0] == 0
+
+    assert run_forked(work) == 0
+    (place / "trace").unlink()
+    for command in ((*ASK, "--base"), ("eval", "exp", "--max-rows", "1")):
+        code, text = sft(*command)
+        assert code == 77, text
+        assert "--trust-remote-code again" in " ".join(text.split())
+        assert not (place / "trace").exists()
+
+        def trusting(command=command) -> None:
+            code, text = sft(*command, "--trust-remote-code")
+            assert code == 0, text
+            assert f"code of {REPO} at {COMMIT}, copied to runs/exp/final, runs with your rights" in " ".join(
+                text.split()
+            )
+
+        assert run_forked(trusting) == 0
+        (place / "trace").unlink()
+
+
+def test_code_beside_a_tuned_model_that_is_not_what_was_trained_with_is_refused(place, hub):
     def work() -> None:
         assert train(*TRUST)[0] == 0
 
     assert run_forked(work) == 0
     (place / "trace").unlink()
-    code, text = sft("generate", "Hello?", "--checkpoint", "runs/exp/final")
+    with (place / "runs" / "exp" / "final" / "own.py").open("a") as file:
+        file.write("# another\n")
+    code, text = sft(*ASK, "--trust-remote-code")
     assert code == 77, text
+    assert "is not what ran when the model was trained" in " ".join(text.split())
+    assert not (place / "trace").exists()
+
+
+def test_code_of_a_model_that_no_run_has_made_is_refused_with_the_flag_too(place):
+    code, text = sft(*ASK, "--trust-remote-code", "--checkpoint", "model")
+    assert code == 2, text
     assert not (place / "trace").exists()
 
 
@@ -169,3 +204,13 @@ def test_trusted_code_runs_below_an_adapter_too_and_does_not_travel_with_it(plac
     assert code == 77, text
     assert not (place / "trace").exists()
     assert run_forked(lambda: _resume_with_trust(place)) == 0
+    (place / "trace").unlink()
+    code, text = sft(*ASK, "--checkpoint", "runs/exp")
+    assert code == 77, text
+    assert run_forked(lambda: _ask_with_trust(place)) == 0
+
+
+def _ask_with_trust(place: Path) -> None:
+    code, text = sft(*ASK, "--checkpoint", "runs/exp", "--trust-remote-code")
+    assert code == 0, text
+    assert (place / "trace").exists()

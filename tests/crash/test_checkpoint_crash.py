@@ -17,7 +17,15 @@ from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.errors import DataError, NotFoundError, StorageError, UnsavedError
 from sftcli.training.checkpoint import DirectoryCheckpointStore
-from sftcli.training.checkpoint_files import MANIFEST, manifest_bytes, newest_good, read_snapshot, verify
+from sftcli.training.checkpoint_files import (
+    ADAPTER,
+    MANIFEST,
+    MODEL,
+    manifest_bytes,
+    newest_good,
+    read_snapshot,
+    verify,
+)
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from sftcli.training.state import Snapshot, TrainState
 from tests.support.faulty_disk import CountingDisk, FailingDisk, KillingDisk, LossyDisk, PowerLost
@@ -41,20 +49,25 @@ SNAPSHOTS = {step: snapshot(step) for step in (1, 2, 3)}
 
 
 def make_store(root: Path, **changes) -> DirectoryCheckpointStore:
+    """Return a store of whole models, or of adapters below a folder that is named after them."""
+    name, weights = ("adapter_config.json", ADAPTER) if "adapter" in root.name else ("config.json", MODEL)
     values = {
         "settings": CheckpointSettings(keep_last=1, keep_best=False),
-        "write_model_files": lambda folder: storage.write_file(folder / "config.json", [b"{}"]),
+        "write_model_files": lambda folder: storage.write_file(folder / name, [b"{}"]),
+        "weights_name": weights,
         "fingerprints": {},
         "pause": lambda seconds: None,
     }
     return DirectoryCheckpointStore(root, **(values | changes))
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Folder with checkpoint 1; the next save writes 2 and prunes 1."""
-    make_store(tmp_path / "run").save(SNAPSHOTS[1])
-    return tmp_path / "run"
+@pytest.fixture(params=["whole", "adapter"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Folder with checkpoint 1, of a whole model or an adapter; the next save writes 2 and prunes 1."""
+    place = tmp_path / request.param
+    make_store(place).save(SNAPSHOTS[1])
+    assert (place / "step-00000001" / (ADAPTER if request.param == "adapter" else MODEL)).is_file()
+    return place
 
 
 def holds(root: Path) -> int:
@@ -81,7 +94,7 @@ def operations_of_a_save(root: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def fresh_copy(root: Path, number: int) -> Path:
-    return Path(shutil.copytree(root, root.with_name(f"copy-{number}")))
+    return Path(shutil.copytree(root, root.with_name(f"{root.name}-{number}")))
 
 
 def test_kill_before_every_operation_of_save_and_prune_leaves_a_whole_checkpoint(
@@ -230,7 +243,8 @@ def test_with_no_whole_checkpoint_left_each_fault_is_told(root):
 def test_manifest_that_leads_out_of_the_folder_is_refused(root):
     manifest = root / "step-00000001" / MANIFEST
     files = json.loads(manifest.read_text())["files"]
-    files["../x"] = files.pop("config.json")
+    name = "adapter_config.json" if root.name == "adapter" else "config.json"
+    files["../x"] = files.pop(name)
     manifest.write_bytes(manifest_bytes(1, files))
     with pytest.raises(DataError, match="outside"):
         verify(root / "step-00000001")

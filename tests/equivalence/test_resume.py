@@ -18,7 +18,15 @@ STEPS = 10
 NEVER = STEPS + 1
 ADAPTER = ("adapter.rank=4", "adapter.dropout=0.2")
 FORMS = {"full": (), "lora": ("adapter.kind=lora", *ADAPTER), "dora": ("adapter.kind=dora", *ADAPTER)}
+PACKED = {f"{form}-packing-{packing}": (*FORMS[form], f"training.packing={packing}")
+          for form in ("full", "lora") for packing in ("on", "off")}  # fmt: skip
+FORMS |= PACKED
 CASES = [("full", k) for k in range(STEPS + 1)] + [("lora", k) for k in range(STEPS + 1)] + [("dora", 4)]
+ALL_CASES = [
+    *CASES,
+    *(pytest.param(form, k, marks=pytest.mark.slow) for form in PACKED for k in range(STEPS + 1)),
+]
+CONTROLS = ["full", "lora", *(pytest.param(form, marks=pytest.mark.slow) for form in PACKED)]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,7 @@ def stop_and_resume(place: Path, stop_at: int, form: str) -> Path:
     return place / "runs" / name
 
 
-@pytest.mark.parametrize(("form", "stop_at"), CASES)
+@pytest.mark.parametrize(("form", "stop_at"), ALL_CASES)
 def test_stopped_after_any_step_and_resumed_equals_uninterrupted_bit_for_bit(place, form, stop_at):
     whole, cut = uninterrupted(place, form), stop_and_resume(place, stop_at, form)
     assert tensors_of(cut, STEPS) == tensors_of(whole, STEPS)
@@ -84,7 +92,7 @@ def test_stopped_after_any_step_and_resumed_equals_uninterrupted_bit_for_bit(pla
     )
 
 
-@pytest.mark.parametrize("form", ["full", "lora"])
+@pytest.mark.parametrize("form", CONTROLS)
 def test_law_fails_when_one_random_generator_is_not_restored(place, monkeypatch, form):
     def forget_torch(folder):
         whole = read(folder)
@@ -102,7 +110,7 @@ def test_law_fails_when_one_random_generator_is_not_restored(place, monkeypatch,
     flag = StopAtStep(NEVER)
     resume_training(ResumeRequest(root=place / "runs", run=name), flag, flag)
     run, whole = place / "runs" / name, uninterrupted(place, form)
-    weights = "model.safetensors" if form == "full" else "adapter_model.safetensors"
+    weights = "model.safetensors" if form.startswith("full") else "adapter_model.safetensors"
     assert tensors_of(run, STEPS)[weights] != tensors_of(whole, STEPS)[weights]
     assert numbers_of(run) != numbers_of(whole)
 

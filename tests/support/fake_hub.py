@@ -13,10 +13,18 @@ COMMIT = "1234567890abcdef1234567890abcdef12345678"
 
 
 class FakeHub:
-    """``requests`` holds each path that was asked for. ``status`` other than 200 answers every request with it."""
+    """``requests`` holds each path that was asked for. ``status`` other than 200 answers every request with it.
+
+    ``folder`` is the newest state, at ``commit``; ``earlier`` has those of other commits. The next ``cuts`` bodies of the
+    weights end in the middle, and the next ``busy`` requests for a file are answered with 503. ``ranges`` holds from which
+    byte on a file was asked for.
+    """
 
     def __init__(self, repo: str, folder: Path, *, status: int = 200, error_code: str = "") -> None:
         self.repo, self.folder, self.status, self.error_code = repo, folder, status, error_code
+        self.commit, self.earlier = COMMIT, dict[str, Path]()
+        self.cuts = self.busy = 0
+        self.ranges: list[int] = []
         self.requests: list[str] = []
         self.url = ""
 
@@ -64,32 +72,52 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, *, with_body: bool) -> None:
         hub, path = self.hub, self.path.split("?")[0]
         hub.requests.append(self.path)
-        file = hub.folder / path.rpartition("/")[2]
+        named = [commit for commit in hub.earlier if f"/{commit}" in path]
+        commit = named[0] if named else hub.commit
+        folder = hub.earlier.get(commit, hub.folder)
+        file = folder / path.rpartition("/")[2]
         if hub.status != 200:
             self.reply(hub.status, b"{}", {"X-Error-Code": hub.error_code}, with_body=with_body)
         elif path.startswith(f"/api/models/{hub.repo}/tree/"):
-            self.reply(200, json.dumps(_tree(hub.folder)).encode(), {}, with_body=with_body)
+            self.reply(200, json.dumps(_tree(folder)).encode(), {}, with_body=with_body)
         elif path.startswith(f"/api/models/{hub.repo}"):
-            names = [{"rfilename": file["path"], "size": file["size"]} for file in _tree(hub.folder)]
+            names = [{"rfilename": file["path"], "size": file["size"]} for file in _tree(folder)]
             info = {
                 "id": hub.repo,
-                "sha": COMMIT,
+                "sha": commit,
                 "siblings": names,
                 "gated": False,
                 "private": False,
                 "tags": [],
             }
             self.reply(200, json.dumps(info).encode(), {}, with_body=with_body)
+        elif f"/{hub.repo}/resolve/" in path and hub.busy and with_body:
+            hub.busy -= 1
+            self.reply(503, b"{}", {"Retry-After": "0"}, with_body=with_body)
         elif f"/{hub.repo}/resolve/" in path and file.is_file():
             content = file.read_bytes()
-            headers = {"ETag": f'"{_blob(content)}"', "X-Repo-Commit": COMMIT}
-            self.reply(200, content, headers, with_body=with_body)
+            headers = {"ETag": f'"{_blob(content)}"', "X-Repo-Commit": commit}
+            self.reply_file(content, headers, is_cut=file.suffix == ".safetensors", with_body=with_body)
         else:
             self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body=with_body)
 
+    def reply_file(self, content: bytes, headers: dict[str, str], *, is_cut: bool, with_body: bool) -> None:
+        begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        rest = content[begin:]
+        if begin:
+            headers |= {"Content-Range": f"bytes {begin}-{len(content) - 1}/{len(content)}"}
+        if with_body:
+            self.hub.ranges.append(begin)
+        sent = rest
+        if is_cut and with_body and self.hub.cuts:
+            self.hub.cuts -= 1
+            sent = rest[: len(rest) // 2]
+        status, length = 206 if begin else 200, {"Content-Length": str(len(rest))}
+        self.reply(status, sent, headers | length, with_body=with_body)
+
     def reply(self, status: int, body: bytes, headers: dict[str, str], *, with_body: bool) -> None:
         self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
             self.send_header(name, value)
         self.end_headers()
         if with_body:

@@ -1,5 +1,6 @@
 """Disks that stop the machine, or fail, at the n-th operation that changes something."""
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -76,6 +77,19 @@ class CountingDisk(Disk):
         self.before("library begins", folder)
         super().let_library_write(folder, write)
         self.before("library has written", folder)
+
+
+class FullDisk(CountingDisk):
+    """Has no room left below ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder.absolute()
+
+    def write(self, file: BinaryIO, data: bytes | memoryview) -> None:
+        if Path(file.name).absolute().is_relative_to(self.folder):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+        super().write(file, data)
 
 
 class KillingDisk(CountingDisk):

@@ -184,7 +184,10 @@ def test_wrong_arguments_are_told_like_every_other_error(as_json: bool, capsys: 
     assert code == 2
     if as_json:
         error = json.loads(captured.out)["error"]
-        assert (error["kind"], error["hint"]) == ("usage", "see `sft train --help`")
+        assert (error["kind"], error["hint"]) == (
+            "usage",
+            "did you mean '--preset'? see `sft train --help`",
+        )
     else:
         assert captured.err.startswith("error: No such option")
         assert "--preset" in captured.err

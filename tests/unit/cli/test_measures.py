@@ -59,11 +59,13 @@ def test_a_resumed_run_measures_itself_only() -> None:
     assert measures.fraction == 0.52
 
 
-def test_nothing_is_left_after_the_last_step() -> None:
+def test_only_the_last_evaluation_is_left_after_the_last_step() -> None:
     measures = started(last_step=2)
     measures.add_heldout(heldout(0))
     for step in (1, 2):
         measures.add_step(step_done(step))
+    assert measures.remaining_seconds == heldout(0).seconds
+    measures.add_heldout(heldout(2))
     assert measures.remaining_seconds == 0
 
 

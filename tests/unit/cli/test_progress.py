@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from sftcli.cli.progress import LiveView
-from sftcli.events import FitStarted, Notice, Progressed, StepDone, TextDelta
+from sftcli.events import FitStarted, HeldoutDone, Notice, Progressed, StepDone, TextDelta
 from tests.support.fake_run import run_events, step_done
 from tests.support.golden import assert_golden
 
@@ -170,6 +170,18 @@ def test_time_moves_during_a_long_step() -> None:
     rig.now += 30
     rig.view.refresh()
     assert "1m00s left" in rig.screen().rows[0]
+    rig.view.close()
+
+
+def test_the_time_of_an_evaluation_is_taken_off_once() -> None:
+    rig = Rig()
+    rig.view(HeldoutDone(step=0, loss=2.0, response_tokens=1, seconds=25))
+    rig.view(FitStarted(step=0, last_step=10))
+    rig.view(step_done(5, seconds=10))
+    rig.now += 25
+    rig.view(HeldoutDone(step=5, loss=1.0, response_tokens=1, seconds=25))
+    rig.view.refresh()
+    assert "1m15s left" in rig.screen().rows[0]  # five steps and one more evaluation
     rig.view.close()
 
 

@@ -3,6 +3,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sftcli.errors import (
     ConsentError,
@@ -173,6 +175,38 @@ def test_a_branch_is_asked_for_again_and_taken_from_the_cache_when_the_hub_is_go
     again = locate_model("owner/name", revision="main", emit=sink)
     assert again.folder == located.folder
     assert "is taken from the cache" in sink.of(Warned)[0].text
+
+
+def test_download_that_is_cut_off_goes_on_where_it_broke(
+    tiny: Path, sink: RecordingSink, use_hub: Callable[[str], None]
+) -> None:
+    save_file({"large": torch.zeros(22 << 20, dtype=torch.uint8)}, tiny / "model.safetensors")
+    hub = FakeHub("owner/name", tiny)
+    hub.cuts = 1
+    located = _fetch_from(hub, use_hub, "owner/name", sink)
+    assert (located.folder / "model.safetensors").stat().st_size > 22 << 20
+    assert [begin for begin in hub.ranges if begin] == [10 << 20]  # it is read in pieces of this size
+
+
+def test_download_of_a_busy_hub_is_tried_again_with_a_word(
+    tiny: Path, sink: RecordingSink, use_hub: Callable[[str], None]
+) -> None:
+    hub = FakeHub("owner/name", tiny)
+    hub.busy = 2
+    assert (_fetch_from(hub, use_hub, "owner/name", sink).folder / "model.safetensors").is_file()
+    assert any("owner/name: trying again after HfHubHTTPError" in text for text in _notices(sink))
+
+
+def test_download_that_never_succeeds_ends_with_69_and_leaves_no_model(
+    tiny: Path, sink: RecordingSink, use_hub: Callable[[str], None]
+) -> None:
+    hub = FakeHub("owner/name", tiny)
+    hub.busy = 1000
+    with pytest.raises(NetworkError, match="503") as caught:
+        _fetch_from(hub, use_hub, "owner/name", sink)
+    assert caught.value.exit_code == 69
+    with pytest.raises(NetworkError):
+        _fetch_from(hub, use_hub, "owner/name", sink)
 
 
 def _fetch_from(hub: FakeHub, use_hub: Callable[[str], None], name: str, sink: RecordingSink) -> LocatedModel:
