@@ -5,13 +5,16 @@ an update is smaller than the spacing of bfloat16 numbers and would be rounded a
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from sftcli.config.training_settings import OptimizerName, Schedule, TrainingSettings
+from sftcli.data.batch import Batch
 from sftcli.errors import DivergedError
+from sftcli.training.distributed import Group
 from sftcli.training.lean_optimizers import make_lean_optimizer
 
 if TYPE_CHECKING:
@@ -69,6 +72,15 @@ class MasterWeights:
         self._copies.append((parameter, master))
         return master
 
+    def passes(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
+        """Yield this process's share of ``batches``, each with the weight of its loss in the sum."""
+        for batch in islice(batches, group.rank, None, group.size):
+            yield batch, 1.0
+
+    def gather(self, nll_sum: torch.Tensor, group: Group) -> torch.Tensor:
+        """Return the sum of ``nll_sum`` over the processes, after the gradients of the masters are those of all."""
+        return group.gather(nll_sum, self.masters.values())
+
     def publish(self) -> None:
         """Round the masters into the parameters that the model computes with."""
         if self._copies:
@@ -86,7 +98,7 @@ class MasterWeights:
         """Set the masters to ``tensors``, by name, and publish them."""
         with torch.no_grad():
             for name, master in self.masters.items():
-                master.copy_(tensors[name])
+                master.copy_(placed_as(tensors[name], master))
         self.publish()
 
     def refuse_nonfinite(self, step: int) -> None:
@@ -172,7 +184,30 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 def clip_grad_norm(masters: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
     """Scale the gradients down to ``max_norm`` where their global norm exceeds it; return the norm before."""
-    return torch.nn.utils.clip_grad_norm_(masters, max_norm)
+    return whole(torch.nn.utils.clip_grad_norm_(masters, max_norm))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return all of ``tensor``. Where each process holds a part of it, all of them must ask."""
+    # Importing DTensor to ask for it costs a start-up; no other tensor has this method.
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else cast("torch.Tensor", gather())
+
+
+def placed_as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return ``value`` on the device of ``like``; where ``like`` is shared out, this process's part of it."""
+    mesh = getattr(like, "device_mesh", None)
+    if mesh is None:
+        return value.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    # Every process has the whole value, so none has to send it.
+    return distribute_tensor(
+        value.to(like.device),
+        mesh,
+        cast("torch.distributed.tensor.DTensor", like).placements,
+        src_data_rank=None,
+    )
 
 
 def optimizer_tensors(
@@ -183,7 +218,7 @@ def optimizer_tensors(
     Whole numbers become int64 scalars.
     """
     return {
-        f"{moment}/{name}": value
+        f"{moment}/{name}": whole(value)
         if isinstance(value, torch.Tensor)
         else torch.tensor(value, dtype=torch.int64)
         for name, master in masters.items()
@@ -214,4 +249,4 @@ def _placed(optimizer: torch.optim.Optimizer, master: torch.Tensor, value: torch
     if make_buffer is not None and value.shape == master.shape:
         return make_buffer(master, dtype=value.dtype).copy_(value)
     # The step counter of fused AdamW lives beside its parameter; safetensors gives it back on the CPU.
-    return value.to(master.device)
+    return placed_as(value, master) if value.shape == master.shape else value.to(master.device)

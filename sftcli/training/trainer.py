@@ -197,11 +197,11 @@ class Trainer:
     def _backward(self, window: Sequence[Batch]) -> torch.Tensor:
         response_tokens = sum(batch.response_tokens for batch in window)
         nll_sum = torch.zeros((), device=self.device)
-        for batch in self.group.share(window):
-            nll = self.batch_loss(batch.to(self.device))
+        for batch, weight in self.weights.passes(window, self.group):
+            nll = self.batch_loss(batch.to(self.device)) * weight
             (nll / response_tokens).backward()  # type: ignore[no-untyped-call]
             nll_sum += nll.detach()
-        return self.group.gather(nll_sum, self.weights.masters.values())
+        return self.weights.gather(nll_sum, self.group)
 
     def _discard_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

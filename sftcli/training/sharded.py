@@ -1,0 +1,170 @@
+"""Weights that the processes of one training share out: each keeps a part, and gathers a layer's whole when it computes.
+
+The engine is ``torch.distributed.fsdp.fully_shard``. Every decoder layer is gathered and dropped by itself; embeddings,
+last norm and head are the root, which stays gathered from the forward pass to the end of the backward pass.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from types import MethodType
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+
+from sftcli.data.batch import Batch
+from sftcli.errors import DivergedError
+from sftcli.training.distributed import Group
+from sftcli.training.loss import BatchLoss
+from sftcli.training.optim import MasterWeights, whole
+
+_LOSS = "batch_loss_of_all_weights"
+
+
+class ShardedWeights(MasterWeights):
+    """Float32 masters of which each process holds a part along the first dimension.
+
+    There are no copies of lower precision beside them: what is gathered is rounded to ``compute_dtype`` on the way, and
+    gradients are summed and exchanged in float32. What is frozen is shared out as well, in ``compute_dtype``.
+
+    Args:
+        model: The same whole model in every process; on the CPU where the device has no room for it. It is changed.
+        compute_dtype: Of matrix products.
+        group: The processes; more than one.
+        exchange_each_pass: Exchange gradients after every pass, not once per step: costs traffic, and saves the memory of
+            a float32 gradient of the whole model between the passes of a step.
+        file_name: Gives the name in checkpoints of what trains, where they hold nothing else (an adapter).
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        compute_dtype: torch.dtype,
+        group: Group,
+        exchange_each_pass: bool = False,
+        file_name: Callable[[str], str] | None = None,
+    ) -> None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute_dtype)
+        self.model = model
+        self.compute_dtype = compute_dtype
+        self.group = group
+        self.exchange_each_pass = exchange_each_pass
+        self._root = _shard(model, compute_dtype, group)
+        named = dict(model.named_parameters())
+        self.masters = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+        kept = named if file_name is None else self.masters
+        self._stored = {(file_name or str)(name): parameter for name, parameter in kept.items()}
+        self._trained = {(file_name or str)(name): parameter for name, parameter in self.masters.items()}
+
+    def passes(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
+        """Yield as many batches in every process: one that is short of one computes another's, of weight 0.
+
+        Each pass gathers the weights, and all processes must take part in that.
+        """
+        queue = iter(batches)
+        round_ = list(islice(queue, group.size))
+        while round_:
+            following = list(islice(queue, group.size))
+            self._root.set_requires_gradient_sync(self.exchange_each_pass or not following)
+            if group.rank < len(round_):
+                yield round_[group.rank], 1.0
+            else:
+                yield min(round_, key=lambda batch: batch.input_ids.numel()), 0.0
+            round_ = following
+
+    def gather(self, nll_sum: torch.Tensor, group: Group) -> torch.Tensor:  # noqa: ARG002 - it is this one's
+        """Return the sum of ``nll_sum``; the last backward pass has exchanged the gradients already."""
+        dist.all_reduce(nll_sum)
+        return nll_sum
+
+    def gathered(self, batch_loss: BatchLoss) -> BatchLoss:
+        """Return ``batch_loss``, during which the root's weights are whole: it reads the head's without its forward."""
+
+        def run(_: torch.nn.Module, batch: Batch) -> torch.Tensor:
+            return batch_loss(batch)
+
+        setattr(self.model, _LOSS, MethodType(run, self.model))
+        register_fsdp_forward_method(self.model, _LOSS)
+        loss: BatchLoss = getattr(self.model, _LOSS)
+        return loss
+
+    def publish(self) -> None:
+        """Drop weights that are gathered, so that the next pass gathers those of now."""
+        self._root.reshard()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return whole weights on the CPU by their names in files, in the process that writes; elsewhere nothing.
+
+        All processes must ask.
+        """
+        return collect(self._stored, self.group)
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set the masters to their parts of the whole ``tensors``, by their names in files."""
+        names = dict(zip(self.masters, self._trained, strict=True))
+        super().restore({name: tensors[file] for name, file in names.items()})
+
+    def refuse_nonfinite(self, step: int) -> None:
+        """Raise in every process where a master of step ``step`` is not finite in one of them.
+
+        Raises:
+            DivergedError: One is not.
+        """
+        finite = all(bool(torch.isfinite(_part(master)).all()) for master in self.masters.values())
+        if self.group.any(not finite):
+            raise DivergedError(
+                f"step {step} is not saved: weights hold numbers that are not finite",
+                hint="earlier checkpoints are intact; lower training.learning_rate",
+            )
+
+
+def collect(tensors: Mapping[str, torch.Tensor], group: Group) -> dict[str, torch.Tensor]:
+    """Return whole ``tensors`` on the CPU in the process that writes, one gathered at a time; elsewhere nothing."""
+    result = {}
+    for name, tensor in tensors.items():
+        all_of_it = whole(tensor.detach())
+        if group.is_writer:
+            result[name] = all_of_it.cpu()
+    return result
+
+
+def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the modules that are gathered by themselves: the entries of the outermost lists of modules."""
+    found: list[torch.nn.Module] = []
+    for child in model.children():
+        if isinstance(child, torch.nn.ModuleList):
+            found += [entry for entry in child if any(True for _ in entry.parameters())]
+        else:
+            found += layers_of(child)
+    return found
+
+
+def _shard(model: torch.nn.Module, compute_dtype: torch.dtype, group: Group) -> FSDPModule:
+    mesh = init_device_mesh(group.device.type, (group.size,))
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for module in [*layers_of(model), model]:
+        plain = type(module)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+        # The class is a new one of another name, which would end in config.json and in messages.
+        type(module).__name__, type(module).__module__ = plain.__name__, plain.__module__
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # gradients are of sums: see loss.py
+            module.set_force_sum_reduction_for_comms(True)
+    if not isinstance(model, FSDPModule):
+        raise TypeError(f"{type(model).__name__} was not sharded")
+    return model
+
+
+def _part(tensor: torch.Tensor) -> torch.Tensor:
+    local: torch.Tensor = tensor.to_local()  # type: ignore[operator]
+    return local

@@ -1,0 +1,199 @@
+"""Processes that share out the weights take the steps of one process."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from sftcli.config.adapter_settings import AdapterSettings
+from sftcli.config.schema import CheckpointSettings
+from sftcli.config.training_settings import TrainingSettings
+from sftcli.data.batch import BatchPlan, Packing
+from sftcli.events import NeverStop
+from sftcli.modeling.adapter import add_adapter
+from sftcli.modeling.document_attention import attend_by_document
+from sftcli.modeling.fused import fuse_layers
+from sftcli.modeling.load import checkpoint_activations
+from sftcli.training.checkpoint import DirectoryCheckpointStore
+from sftcli.training.checkpoint_files import read_snapshot
+from sftcli.training.checkpoint_names import list_checkpoints
+from sftcli.training.distributed import Group
+from sftcli.training.loss import response_nll_sum
+from sftcli.training.optim import make_optimizer
+from sftcli.training.sharded import ShardedWeights, layers_of
+from sftcli.training.traffic import Weight, sharded_traffic
+from sftcli.training.trainer import Trainer
+from tests.support.counting import TrafficCounter
+from tests.support.processes import run_together
+from tests.support.recording import MemoryStore
+from tests.support.tiny_modern import tiny_modern
+from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama
+
+SIZES = (2, 3)
+STEPS = 3
+
+
+def settings(**changes: object) -> TrainingSettings:
+    values: dict[str, object] = {
+        "max_steps": STEPS,
+        "batch_size": 6,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "precision": "fp32",
+    }
+    return TrainingSettings(**(values | changes))
+
+
+def build_model(kind: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    if kind == "modern":
+        return tiny_modern().train()
+    model = tiny_llama(tie=kind != "untied")
+    if kind == "fused":
+        fuse_layers(model)
+    if kind == "lora":
+        add_adapter(model, AdapterSettings(kind="lora", rank=4, target_modules=("auto", "lm_head")))
+    if kind == "checkpointing":
+        checkpoint_activations(model)
+    if kind == "packed":
+        assert attend_by_document(model)
+    return model
+
+
+def trainer_of(group: Group, kind: str, *, dtype: torch.dtype = torch.float32, **changes: object) -> Trainer:
+    """Return a trainer that shares out the weights among ``group``, or has them all where it is one process."""
+    model = build_model(kind)
+    trainer = build_trainer(
+        settings=settings(**changes), store=MemoryStore(), emit=lambda _: None, model=model, dtype=dtype
+    )
+    trainer.group = group
+    if group.size > 1:
+        trainer.weights = ShardedWeights(build_model(kind), compute_dtype=dtype, group=group)
+        trainer.optimizer = make_optimizer(trainer.weights.masters, trainer.settings)
+        trainer.batch_loss = trainer.weights.gathered(partial(response_nll_sum, trainer.weights.model))
+    if kind == "packed":
+        trainer.plan = BatchPlan(
+            random_examples(20),
+            batch_size=6,
+            micro_batch_size=2,
+            pad_id=PAD_ID,
+            seed=0,
+            packing=Packing(row_tokens=48),
+        )
+    return trainer
+
+
+def same_as_one_process(group: Group, kinds: tuple[str, ...], tolerance: float) -> None:
+    for kind in kinds:
+        alone, several = trainer_of(Group(), kind), trainer_of(group, kind)
+        for _ in range(STEPS):
+            expected, found = alone.take_step(), several.take_step()
+            assert found.loss == pytest.approx(expected.loss, abs=tolerance), kind
+            assert found.grad_norm == pytest.approx(expected.grad_norm, abs=tolerance), kind
+        whole, gathered = alone.snapshot(), several.snapshot()
+        for part in ("weights", "optimizer"):
+            wanted = getattr(whole, part) if group.is_writer else {}
+            assert getattr(gathered, part).keys() == wanted.keys(), kind
+            for name, tensor in wanted.items():
+                torch.testing.assert_close(getattr(gathered, part)[name], tensor, rtol=0, atol=tolerance)
+
+
+def test_two_processes_end_on_the_losses_weights_and_moments_of_one(tmp_path: Path) -> None:
+    run_together(same_as_one_process, size=2, folder=tmp_path, args=(("tied", "untied"), 1e-5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["tied", "untied", "fused", "lora", "checkpointing", "packed", "modern"])
+def test_each_kind_of_training_is_that_of_one_process(tmp_path: Path, kind: str, size: int) -> None:
+    run_together(same_as_one_process, size=size, folder=tmp_path, args=((kind,), 1e-5))
+
+
+def rounded_is_near(group: Group) -> None:
+    alone = trainer_of(Group(), "tied", dtype=torch.bfloat16)
+    several = trainer_of(group, "tied", dtype=torch.bfloat16)
+    for _ in range(STEPS):
+        assert several.take_step().loss == pytest.approx(alone.take_step().loss, abs=1e-2)
+    assert all(master.dtype == torch.float32 for master in several.weights.masters.values())
+
+
+@pytest.mark.slow
+def test_products_in_bfloat16_leave_float32_masters(tmp_path: Path) -> None:
+    run_together(rounded_is_near, size=2, folder=tmp_path)
+
+
+def counts_what_is_predicted(group: Group, exchange_each_pass: bool) -> None:
+    trainer = trainer_of(group, "tied")
+    assert isinstance(trainer.weights, ShardedWeights)
+    trainer.weights.exchange_each_pass = exchange_each_pass
+    layers = [
+        [Weight(shape=tuple(p.shape)) for p in layer.parameters()]
+        for layer in layers_of(trainer.weights.model)
+    ]
+    inner = {id(p) for layer in layers_of(trainer.weights.model) for p in layer.parameters()}
+    root = [Weight(shape=tuple(p.shape)) for p in trainer.weights.model.parameters() if id(p) not in inner]
+    passes = -(-3 // group.size)  # three micro-batches a step
+    expected = sharded_traffic(
+        layers,
+        root,
+        processes=group.size,
+        passes=passes,
+        compute_bytes=4,
+        exchanges=passes if exchange_each_pass else 1,
+    )
+    for _ in range(2):
+        with TrafficCounter() as counter:
+            trainer.take_step()
+        assert counter.traffic == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exchange_each_pass", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_exchanged_bytes_are_the_predicted_ones(tmp_path: Path, size: int, exchange_each_pass: bool) -> None:
+    run_together(counts_what_is_predicted, size=size, folder=tmp_path, args=(exchange_each_pass,))
+
+
+def goes_on_and_saves(group: Group, folder: str, shards: bool, until: int, losses: list[float]) -> None:
+    """Go on from the newest checkpoint to step ``until``; the steps must have ``losses``, counted from the first."""
+    if shards:
+        trainer = trainer_of(group, "tied")
+    else:
+        trainer = trainer_of(Group(), "tied")
+        trainer.group = group
+    store = DirectoryCheckpointStore(
+        Path(folder),
+        settings=CheckpointSettings(keep_last=9),
+        write_model_files=lambda folder: None,
+        fingerprints={},
+    )
+    if found := list_checkpoints(Path(folder)):
+        trainer.restore(read_snapshot(found[-1]))
+    while trainer.state.step < until:
+        assert trainer.take_step().loss == pytest.approx(losses[trainer.state.step - 1], abs=1e-5)
+    snapshot = trainer.snapshot()
+    if group.is_writer:
+        store.save(snapshot)
+    group.sum([0.0])  # none begins to look before it is there
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_any_number_of_processes_in_any_mode(tmp_path: Path) -> None:
+    alone = trainer_of(Group(), "tied", max_steps=9)
+    losses = [alone.take_step().loss for _ in range(9)]
+    folder = str(tmp_path / "run")
+    # shared out on 2, one process, shared out on 3, whole on 2, shared out on 2, one process
+    turns = [(2, True), (1, False), (3, True), (2, False), (2, True), (1, False)]
+    for turn, (size, shards) in enumerate(turns):
+        arguments = (folder, shards, turn + 1, losses)
+        if size == 1:
+            goes_on_and_saves(Group(), *arguments)
+        else:
+            run_together(goes_on_and_saves, size=size, folder=tmp_path / str(turn), args=arguments)
+    end = trainer_of(Group(), "tied", max_steps=len(turns))
+    end.fit(NeverStop())
+    saved = read_snapshot(list_checkpoints(Path(folder))[-1]).weights
+    for name, weight in end.snapshot().weights.items():
+        torch.testing.assert_close(saved[name], weight, rtol=0, atol=1e-5)
