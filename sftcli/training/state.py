@@ -40,6 +40,7 @@ class Snapshot:
     weights: Mapping[str, torch.Tensor]  # by parameter name: float32 masters, frozen ones as they are
     optimizer: Mapping[str, torch.Tensor]
     rng: RngState
+    peers: tuple[RngState, ...] = ()  # the random states of the second process and those after it
 
     def copied(self) -> "Snapshot":
         """Return a copy in the CPU's memory that the next step does not change."""
