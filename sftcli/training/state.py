@@ -57,6 +57,14 @@ class CheckpointStore(Protocol):
         ...
 
 
+class ForgetfulStore:
+    """The store of a process whose snapshots another one keeps."""
+
+    def save(self, snapshot: Snapshot, /) -> str:  # noqa: ARG002
+        """Keep nothing."""
+        return ""
+
+
 class StepPlan(Protocol):
     """Says which micro-batches make which step."""
 

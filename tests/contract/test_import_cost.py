@@ -75,7 +75,7 @@ main()
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train"], ["train", "--plan"], ["resume"], ["generate", "a prompt"], ["eval"], ["export", "--to", "hf", "--out", "x"]],
+    [["train"], ["train", "--plan"], ["resume", "one"], ["generate", "a prompt"], ["eval"], ["export", "--to", "hf", "--out", "x"]],
     ids=" ".join,
 )  # fmt: skip
 def test_a_line_says_what_is_slow_before_it_begins(arguments: list[str], tmp_path: Path):
