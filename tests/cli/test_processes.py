@@ -16,12 +16,12 @@ from tests.support.several import (
     end,
     events,
     flags,
-    ranks_of,
     sft,
     signal_after,
     start,
     steps,
     train_here,
+    wait_until,
     weights,
     write_rows,
 )
@@ -155,8 +155,8 @@ def test_tasks_of_srun_find_each_other(place, alone):
 def test_signal_to_one_process_stops_all_at_one_step_with_a_checkpoint(place, name, to, code):
     run = f"stop-{name}-{to}"
     launcher = start(place, "train", *flags(place / "model", run, max_steps=MANY), "--processes", "2")
-    signal_after(place, run, launcher, step=10, number=signal.Signals[name], to=to)
-    begin, ranks = time.monotonic(), ranks_of(launcher)
+    ranks = signal_after(place, run, launcher, step=10, number=signal.Signals[name], to=to)
+    begin = time.monotonic()
     done = end(launcher)
     assert done.code == code, done.err
     assert time.monotonic() - begin < 10
@@ -176,9 +176,7 @@ def test_save_signal_to_one_process_saves_and_all_go_on(place):
     arguments = flags(place / "model", "usr2", "checkpoint.every_steps=0", max_steps=MANY)
     launcher = start(place, "train", *arguments, "--processes", "2")
     signal_after(place, "usr2", launcher, step=10, number=signal.SIGUSR2, to=1)
-    while not any(event["event"] == "CheckpointSaved" for event in events(place, "usr2")):
-        assert launcher.poll() is None
-        os.sched_yield()
+    wait_until(launcher, lambda: any(event["event"] == "CheckpointSaved" for event in events(place, "usr2")))
     saved = len(steps(place, "usr2"))
     signal_after(place, "usr2", launcher, step=saved + 5, number=signal.SIGTERM, to=None)
     assert end(launcher).code == 143
@@ -189,8 +187,8 @@ def test_save_signal_to_one_process_saves_and_all_go_on(place):
 def test_killed_process_ends_all_with_one_message(place, rank):
     run = f"killed-{rank}"
     launcher = start(place, "train", *flags(place / "model", run, max_steps=MANY), "--processes", "2")
-    signal_after(place, run, launcher, step=10, number=signal.SIGKILL, to=rank)
-    begin, ranks = time.monotonic(), ranks_of(launcher)
+    ranks = signal_after(place, run, launcher, step=10, number=signal.SIGKILL, to=rank)
+    begin = time.monotonic()
     done = end(launcher)
     assert time.monotonic() - begin < 10
     assert done.code == 71

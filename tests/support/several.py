@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,11 +143,19 @@ def ranks_of(launcher: subprocess.Popen[str]) -> dict[int, int]:
 
 def signal_after(
     place: Path, run: str, launcher: subprocess.Popen[str], *, step: int, number: int, to: int | None
-):
-    """Send a signal once ``step`` is in the log: to the process of rank ``to``, or to the launcher."""
+) -> dict[int, int]:
+    """Send a signal once ``step`` is in the log: to the process of rank ``to``, or to the launcher; return all ranks."""
+    wait_until(launcher, lambda: len(steps(place, run)) >= step)
+    ranks = ranks_of(launcher)
+    os.kill(launcher.pid if to is None else ranks[to], signal.Signals(number))
+    return ranks
+
+
+def wait_until(process: subprocess.Popen[str], is_so: Callable[[], bool]) -> None:
+    """Wait for something that ``process`` does while it runs."""
     deadline = time.monotonic() + 90
-    while len(steps(place, run)) < step:
-        assert launcher.poll() is None
+    while not is_so():
         assert time.monotonic() < deadline
-        os.sched_yield()
-    os.kill(launcher.pid if to is None else ranks_of(launcher)[to], signal.Signals(number))
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+            raise AssertionError(process.communicate()[1])
