@@ -50,6 +50,8 @@ class ChatTemplate:
         self.name = name
         try:
             self._template = TemplateEnvironment().from_string(source)
+            # Jinja's own mapping is a chain of two, which every rendering would walk through anew.
+            self._template.globals = dict(self._template.globals)
         except (TemplateError, RecursionError) as error:
             raise DataError(
                 f"the chat template {name} is not valid Jinja: {error}",
