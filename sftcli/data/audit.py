@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
+import numpy as np
+
 from sftcli.data.conversation import Rejected, RejectReason
 from sftcli.data.duplicates import Duplicates
 from sftcli.data.example import TROUBLES, Example, RowFlag, TooLong
@@ -139,8 +141,11 @@ class SupervisionAudit:
             if isinstance(result, TooLong):
                 self._add_length(result.num_tokens, str(result.origin))
             return
-        trained = int(result.loss_mask.sum())
-        counts.update(kept=1, tokens=len(result.input_ids), response_tokens=trained, cut=bool(result.num_cut))
+        trained = int(np.count_nonzero(result.loss_mask))
+        counts["kept"] += 1
+        counts["tokens"] += len(result.input_ids)
+        counts["response_tokens"] += trained
+        counts["cut"] += bool(result.num_cut)
         self._kept += 1
         self._total += len(result.input_ids)
         self._response += trained

@@ -45,6 +45,11 @@ class Draft:
     flags: frozenset[RowFlag]
     ids: list[Sequence[int]]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all pieces, once they are there."""
+        return sum(map(len, self.ids))
+
     def reading(self, piece: Piece) -> Reading:
         """Return how the text of ``piece`` is to be tokenized."""
         if piece.is_free:

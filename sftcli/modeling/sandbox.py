@@ -136,17 +136,17 @@ class _Namespace(Namespace):
 class _Bounded(NodeTransformer):
     """Puts the filters that pay for what they give around loops, sums and joined texts."""
 
-    def visit_For(self, node: nodes.For) -> nodes.For:
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802 (Jinja goes by the name)
         self.generic_visit(node)
         assert isinstance(node.iter, nodes.Expr)
         node.iter = _filtered("_counted", node.iter)
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 (Jinja goes by the name)
         self.generic_visit(node)
         return _filtered("_sized", node)
 
-    def visit_Add(self, node: nodes.Add) -> nodes.Filter:
+    def visit_Add(self, node: nodes.Add) -> nodes.Filter:  # noqa: N802 (Jinja goes by the name)
         """Make one call of ``a + b + c``: templates put whole messages together so."""
         terms, first = [node.right], node.left
         while isinstance(first, nodes.Add):
@@ -161,7 +161,7 @@ def _filtered(name: str, value: nodes.Expr, *others: nodes.Expr) -> nodes.Filter
 def _added(first: object, *others: object) -> object:
     """Return the sum, from left to right."""
     terms = (first, *others)
-    if all([type(term) is str for term in terms]):  # nearly all there is, and often
+    if set(map(type, terms)) == {str}:  # nearly all there is, and often
         return _sized("".join(cast("tuple[str, ...]", terms)))
     for term in others:
         first = _sized(first + term)  # type: ignore[operator]  # what cannot be added says so itself

@@ -82,7 +82,9 @@ class ChatTemplate:
         Raises:
             TemplateRefusedError: The template raised, or went over a limit.
         """
-        size = sum(len(value) for message in messages for value in message.values() if isinstance(value, str))
+        size = sum(
+            [len(value) for message in messages for value in message.values() if isinstance(value, str)]
+        )
         limits = Budget(
             output_chars=MIN_OUTPUT_CHARS + OUTPUT_PER_INPUT * size,
             deadline=monotonic() + MAX_SECONDS,
