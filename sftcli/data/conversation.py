@@ -74,7 +74,7 @@ def to_conversations(
         rows = _instances(fields) if schema.format is Format.INSTANCES else (fields,)
     except RowFault as fault:
         return (Rejected(origin=origin, reason=fault.reason, detail=fault.detail),)
-    return tuple(_convert(row, schema.format, origin, train_on) for row in rows)
+    return tuple([_convert(row, schema.format, origin, train_on) for row in rows])
 
 
 def _check_columns(fields: Fields, format_: Format) -> None:
@@ -134,6 +134,8 @@ def _optional_text(fields: Fields, name: str) -> str:
 
 
 def _system(fields: Fields) -> str:
+    if fields.keys().isdisjoint(SYSTEM_COLUMNS):  # nearly always
+        return ""
     column = next((name for name in SYSTEM_COLUMNS if fields.get(name) is not None), "")
     return _text(fields, column) if column else ""
 

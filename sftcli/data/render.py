@@ -109,6 +109,7 @@ class Renderer:
             batch,
             ids=ids,
             places=places,
+            trained=(places & Places.TRAINED.value) != 0,
             leaks=has_leak(ids, places, self._forbidden),
             spans=list(zip(spans, self._tokenizer.decode_many(spans), strict=True)),
         )
@@ -128,29 +129,22 @@ class Renderer:
                 yield draft
                 continue
             end = begin + draft.num_tokens
-            ids, places = batch.ids[begin:end], batch.places[begin:end]
-            yield self._finish(draft, ids, places, [next(spans) for _ in draft.spans], leaks=batch.leaks)
+            yield self._finish(batch, draft, slice(begin, end), [next(spans) for _ in draft.spans])
             begin = end
 
     def _finish(
-        self,
-        draft: Draft,
-        ids: npt.NDArray[np.int32],
-        places: npt.NDArray[np.uint8],
-        spans: Sequence[tuple[Sequence[int], str]],
-        *,
-        leaks: bool,
+        self, batch: "_Batch", draft: Draft, place: slice, spans: Sequence[tuple[Sequence[int], str]]
     ) -> Made | Rejected:
-        """Prove what was made of a row, and return it, however long it is; P4 was proved where nothing ``leaks``."""
+        """Prove what was made of the row at ``place`` of the tokens, and return it, however long it is."""
         try:
-            if leaks:
-                prove_no_leak(ids, places, self._forbidden)
+            if batch.leaks:  # else P4 is proved for all rows
+                prove_no_leak(batch.ids[place], batch.places[place], self._forbidden)
             flags = self._prove_spans(draft, spans)
         except RowFaultError as fault:
             return Rejected(origin=draft.origin, reason=fault.reason, detail=fault.detail)
         example = Example(
-            input_ids=ids,
-            loss_mask=(places & Places.TRAINED) != 0,
+            input_ids=batch.ids[place],
+            loss_mask=batch.trained[place],
             origin=draft.origin,
             kind="conversation" if draft.num_turns else "text",
             num_trained_turns=draft.num_turns,
@@ -213,7 +207,7 @@ class Renderer:
         flags = draft.flags
         for span, (ids, plain) in zip(draft.spans, spans, strict=True):
             text, behind, contents, noticed = self._read(span, plain)
-            flags |= noticed
+            flags = flags | noticed if noticed else flags
             prove_span(
                 ids, text, behind, contents=contents, stop_ids=self._tokenizer.stop_ids, turn=span.turn
             )
@@ -236,13 +230,14 @@ class Renderer:
 class _Batch:
     """Rows on their way, and all their tokens one behind the other.
 
-    ``spans`` are ids and text of the trained spans of all drafts. ``leaks`` tells that P4 does not hold for one of the rows.
+    ``places`` are ``Places``, ``trained`` the loss mask, ``spans`` ids and text of the trained spans of all drafts. ``leaks`` tells that P4 does not hold for one of the rows.
     """
 
     rows: Sequence[Row]
     drafts: Sequence[Draft | Rejected]
     ids: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     places: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    trained: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     leaks: bool = False
     spans: Sequence[tuple[Sequence[int], str]] = ()
 
