@@ -24,6 +24,7 @@ _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.STRIPPED: "in {rows} the template takes white space from the ends of contents; so they are trained",
     RowFlag.NORMALIZED: "in {rows} the tokenizer changes answers to a Unicode normal form; so they are trained",
     RowFlag.THOUGHT_DROPPED: "in {rows} the template leaves out the thinking of turns that are not trained",
+    RowFlag.THOUGHT_SPACED: "in {rows} the template sets its own white space around the thinking; so it is trained",
     RowFlag.TOOLS_DROPPED: "in {rows} the template does not show the tools that the row lists",
     RowFlag.LEAD_TRAINED: "in {rows} the template writes something before the answer that generation will not be"
     " given; it is trained",

@@ -93,7 +93,10 @@ class Drafter:
         rendered = self._rendered(messages, tools, asks=False)
         filled = _agreeing(skeleton, texts, rendered)
         spans = [self._prove_prompt(ask, filled, rendered, skeleton, span) for span in skeleton.spans]
-        return self._finish(row.origin, skeleton, texts, filled, spans)
+        draft = self._finish(row.origin, skeleton, texts, filled, spans)
+        if self._thinks and any(_is_respaced(message, rendered) for message in row.messages):
+            draft.flags |= {RowFlag.THOUGHT_SPACED}
+        return draft
 
     def draft_prompt(self, messages: tuple[Message, ...], *, tools: str) -> Draft:
         """Return ``messages`` followed by a generation prompt.
@@ -249,6 +252,11 @@ def _draft(
         flags=flags,
         ids=[piece.ids or () for piece in pieces],
     )
+
+
+def _is_respaced(message: Message, rendered: str) -> bool:
+    """Tell whether a trained answer that thinks stands in the text otherwise than in the row, which P1 allows for spaces."""
+    return message.trained and "</think>" in message.content and message.content.strip() not in rendered
 
 
 def _agreeing(skeleton: Skeleton, texts: Sequence[str], rendered: str) -> Sequence[str]:

@@ -24,7 +24,7 @@ EXAMPLES = 5
 ROWS_PER_CHUNK = 1024
 _GAP = b"\0" * WINDOW_BYTES
 _BETWEEN_TURNS = " \0 "  # no row that was read holds a NUL
-_ROWS_COMPARED = 1 << 16
+_ROWS_COMPARED = 1 << 13
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], dtype=np.uint64)
 
 
@@ -93,7 +93,9 @@ class DuplicateFinder:
         places = np.concatenate([chunk.places for chunk in self._done])
         heldout = places[:, 2].astype(bool)
         equal = _earlier(np.concatenate([chunk.keys for chunk in self._done]))
-        near = _near_pairs(np.concatenate([chunk.signatures for chunk in self._done]))
+        signatures = np.concatenate([chunk.signatures for chunk in self._done])
+        self._done.clear()  # so that they are not held twice while they are compared
+        near = _near_pairs(signatures)
         train, held = (self._among(places, side, equal, near) for side in (~heldout, heldout))
         across = np.concatenate([equal, near])
         across = across[heldout[across[:, 0]] != heldout[across[:, 1]]]

@@ -143,8 +143,8 @@ class Renderer:
         except RowFaultError as fault:
             return Rejected(origin=draft.origin, reason=fault.reason, detail=fault.detail)
         example = Example(
-            input_ids=batch.ids[place],
-            loss_mask=batch.trained[place],
+            input_ids=batch.ids[place].copy(),  # a view would keep the whole batch
+            loss_mask=batch.trained[place].copy(),
             origin=draft.origin,
             kind="conversation" if draft.num_turns else "text",
             num_trained_turns=draft.num_turns,
