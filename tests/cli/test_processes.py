@@ -1,5 +1,6 @@
 """``sft train --processes N``: the same training as that of one process, one voice, and one end for all."""
 
+import json
 import os
 import shutil
 import signal
@@ -264,6 +265,16 @@ def test_resume_on_as_many_processes_is_equal_bit_for_bit(place, saved):
     assert done.code == 0, done.err
     assert "bit for bit" not in done.err
     assert checkpoint_bytes(place, "again", 8) == checkpoint_bytes(place, saved[2], 8)
+
+
+@pytest.mark.slow
+def test_replay_of_a_run_on_two_processes_compares_the_random_states_of_both(place, saved):
+    done = sft(place, "resume", saved[2], "--verify", "--checkpoint", "4", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["second"] == 6
+    alone = sft(place, "resume", saved[1], "--verify", "--checkpoint", "4", "--json")
+    more = json.loads(done.out)["tensors"] - json.loads(alone.out)["tensors"]
+    assert more == 3  # of Python, numpy and torch
 
 
 @pytest.mark.slow
