@@ -11,24 +11,8 @@ from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import Batch
 from sftcli.errors import DivergedError
-from sftcli.events import (
-    Ending,
-    EventSink,
-    FitEnded,
-    FitStarted,
-    HeldoutDone,
-    StepDone,
-    StopFlag,
-    Warned,
-)
-from sftcli.runtime import (
-    Clock,
-    capture_rng,
-    monotonic,
-    peak_memory_bytes,
-    release_memory,
-    restore_rng,
-)
+from sftcli.events import Ending, EventSink, FitEnded, FitStarted, HeldoutDone, StepDone, StopFlag, Warned
+from sftcli.runtime import Clock, capture_rng, monotonic, peak_memory_bytes, release_memory, restore_rng
 from sftcli.training.background import Saver
 from sftcli.training.loss import BatchLoss
 from sftcli.training.memory import MemoryLadder, is_out_of_memory
@@ -42,6 +26,7 @@ from sftcli.training.optim import (
 )
 from sftcli.training.state import CheckpointStore, HeldoutLoss, Snapshot, StepPlan, TrainState
 from sftcli.training.stopping import has_plateaued, is_new_best, with_heldout
+from sftcli.training.utilisation import Gauge
 
 SHOWN_ROWS = 8
 
@@ -63,9 +48,11 @@ class Trainer:
         emit: EventSink,
         device: torch.device,
         name_row: Callable[[int], str] = str,
+        gauge: Gauge | None = None,
         clock: Clock = monotonic,
     ) -> None:
         self.name_row = name_row
+        self.gauge = gauge
         self.settings = settings
         self.checkpoint = checkpoint
         self.weights = weights
@@ -155,6 +142,7 @@ class Trainer:
         )
         if not applied:
             self._tell_bad_step(loss, grad_norm, window)
+        seconds = self.clock() - begin
         return StepDone(
             step=self.state.step,
             loss=loss,
@@ -169,8 +157,9 @@ class Trainer:
             examples=sum(len(batch.example_ids) for batch in window),
             rows=sum(len(batch.input_ids) for batch in window),
             passes=len(window),
-            seconds=self.clock() - begin,
+            seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(self.device),
+            utilisation=self.gauge(window, seconds) if self.gauge else None,
         )
 
     def _accumulate(self) -> tuple[Sequence[Batch], torch.Tensor]:

@@ -8,7 +8,7 @@ from sftcli.config.sources import Resolved, parse_set, resolve
 from sftcli.events import Event, StepDone
 from sftcli.services.train import TrainOutcome, TrainRequest, run_training
 
-CLOCKS = {"time", "seconds", "peak_memory_bytes"}
+CLOCKS = {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilisation"}
 
 
 @dataclass
