@@ -16,7 +16,7 @@ from sftcli.modeling.fused import fuse_layers
 from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model
 from sftcli.modeling.locate import LocatedModel
 from sftcli.modeling.model_folder import write_model_files
-from sftcli.runtime import choose_device, choose_dtype, dtype_name
+from sftcli.runtime import choose_device, choose_dtype, dtype_name, matmul_flops
 from sftcli.services.adapters import AdapterFiles, adapter_files, load_with_adapter
 from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
@@ -32,6 +32,7 @@ from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimiz
 from sftcli.training.probe import choose_batch_loss
 from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
 from sftcli.training.trainer import Trainer
+from sftcli.training.utilisation import Gauge, Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,6 +77,7 @@ def build_trainer(
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
     total, trainable = count_parameters(model)
+    peak = matmul_flops(device, dtype)
     emit(
         ModelLoaded(
             name=located.name,
@@ -83,6 +85,7 @@ def build_trainer(
             trainable=trainable,
             device=str(device),
             precision=dtype_name(dtype),
+            peak_flops=peak,
         )
     )
     pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
@@ -110,6 +113,7 @@ def build_trainer(
         device=device,
         name_row=lambda index: str(named.example(index).origin),
         group=group,
+        gauge=Gauge(workload=Workload.of(model), peak_flops=peak * group.size),
     )
     return Built(trainer=trainer, model=model, adapter=adapter)
 

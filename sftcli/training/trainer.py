@@ -10,23 +10,8 @@ import torch
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import Batch
-from sftcli.events import (
-    Ending,
-    EventSink,
-    FitEnded,
-    FitStarted,
-    HeldoutDone,
-    StepDone,
-    StopFlag,
-)
-from sftcli.runtime import (
-    Clock,
-    capture_rng,
-    monotonic,
-    peak_memory_bytes,
-    release_memory,
-    restore_rng,
-)
+from sftcli.events import Ending, EventSink, FitEnded, FitStarted, HeldoutDone, StepDone, StopFlag
+from sftcli.runtime import Clock, capture_rng, monotonic, peak_memory_bytes, release_memory, restore_rng
 from sftcli.training.background import Saver
 from sftcli.training.bad_steps import bad_step, named_rows, refuse_bad_steps
 from sftcli.training.distributed import Group
@@ -43,6 +28,7 @@ from sftcli.training.optim import (
 from sftcli.training.state import CheckpointStore, HeldoutLoss, Snapshot, StepPlan, TrainState
 from sftcli.training.stopping import has_plateaued, is_new_best, with_heldout
 from sftcli.training.streams import collect_rng, restore_stream
+from sftcli.training.utilisation import Gauge
 
 
 class Trainer:
@@ -62,11 +48,13 @@ class Trainer:
         emit: EventSink,
         device: torch.device,
         name_row: Callable[[int], str] = str,
+        gauge: Gauge | None = None,
         clock: Clock = monotonic,
         group: Group | None = None,
     ) -> None:
         self.group = group or Group()
         self.name_row = name_row
+        self.gauge = gauge
         self.settings = settings
         self.checkpoint = checkpoint
         self.weights = weights
@@ -158,6 +146,7 @@ class Trainer:
             rows = named_rows(window, self.name_row)
             self.emit(bad_step(self.state.step, loss=loss, grad_norm=grad_norm, rows=rows))
             refuse_bad_steps(self.state, self.settings)
+        seconds = self.clock() - begin
         return StepDone(
             step=self.state.step,
             loss=loss,
@@ -172,9 +161,10 @@ class Trainer:
             examples=sum(len(batch.example_ids) for batch in window),
             rows=sum(len(batch.input_ids) for batch in window),
             passes=len(window),
-            seconds=self.clock() - begin,
+            seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(self.device),
             exchanged_bytes=self.group.exchanged_bytes - exchanged,
+            utilisation=self.gauge(window, seconds) if self.gauge else None,
         )
 
     def _accumulate(self) -> tuple[Sequence[Batch], torch.Tensor]:

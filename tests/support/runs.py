@@ -9,7 +9,7 @@ from sftcli.events import Event, StepDone
 from sftcli.services.outcome import TrainOutcome
 from sftcli.services.train import TrainRequest, run_training
 
-CLOCKS = {"time", "seconds", "peak_memory_bytes"}
+CLOCKS = {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilisation"}
 
 
 @dataclass
