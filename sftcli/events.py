@@ -85,6 +85,7 @@ class ModelLoaded:
     trainable: int
     device: str
     precision: str  # what the matrix products run in: "bf16" or "fp32"
+    peak_flops: float = 0.0  # operations per second of a large matrix product, measured; 0 where it was not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +115,10 @@ class StepDone:
     examples: int = 0  # in the global batch
     rows: int = 0  # that the examples were put into; fewer where they are packed
     passes: int = 0  # forward and backward passes
+    exchanged_bytes: int = 0  # of gradients that each of several processes gave to be summed
+    utilisation: float | None = (
+        None  # share of the measured peak of matrix products; None where there is none
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The machine: which device and precision to use, memory, random state. The only module that asks what hardware is there."""
 
+import math
 import os
 import random
 import resource
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +27,7 @@ _CPU_PROBES = (
     "_is_amx_tile_supported",
     "_is_avx512_bf16_supported",
 )  # instruction sets with bfloat16 products
+_MATMUL_SECONDS = 0.04
 
 
 def choose_device() -> torch.device:
@@ -66,6 +69,24 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """Return "bf16" or "fp32"."""
     return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(dtype, str(dtype).removeprefix("torch."))
+
+
+@cache
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the operations per second of a large matrix product, measured: the ceiling for training on ``device``.
+
+    The best of some products counts, so that what else the machine does for a moment matters little.
+    """
+    side = 1024 if device.type == "cpu" else 4096
+    generator = torch.Generator().manual_seed(0)  # training draws from the global one
+    left, right = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
+    (left @ right)[0, 0].item()  # the first one sets up more than it multiplies
+    best, end = math.inf, monotonic() + _MATMUL_SECONDS
+    while best == math.inf or monotonic() < end:
+        begin = monotonic()
+        (left @ right)[0, 0].item()  # waits for the device
+        best = min(best, monotonic() - begin)
+    return 2 * side**3 / best
 
 
 def step_aside() -> None:

@@ -10,6 +10,7 @@ from sftcli.cli.text import (
     clean,
     count,
     duration,
+    flop_rate,
     loss_text,
     norm_text,
     percent,
@@ -76,7 +77,8 @@ def model_line(event: ModelLoaded) -> str:
     is_all_or_nothing = event.trainable in {0, event.parameters}
     trainable = "" if is_all_or_nothing else f", {short_count(event.trainable)} trained"
     size = f"{short_count(event.parameters)} parameters{trainable}"
-    return f"model {clean(event.name)}: {size}, on {clean(event.device)} in {clean(event.precision)}"
+    peak = f", {flop_rate(event.peak_flops)} measured" if event.peak_flops else ""
+    return f"model {clean(event.name)}: {size}, on {clean(event.device)} in {clean(event.precision)}{peak}"
 
 
 def heldout_line(event: HeldoutDone) -> str:
@@ -89,12 +91,14 @@ def judged_text(event: Judged) -> str:
     return f"{clean(event.reason)}. Advice: {clean(event.advice)}"
 
 
-def end_line(event: FitEnded, seconds: float) -> str:
-    """Return how training ended."""
+def end_line(event: FitEnded, seconds: float, measures: TrainingMeasures) -> str:
+    """Return how training ended, and what part of the measured peak of matrix products it made use of."""
+    used = measures.whole_utilisation
+    at = "" if used is None else f" at {percent(used)} of the machine's peak"
     verb = "finished" if event.ending is Ending.FINISHED else "stopped"
     early = " early" if event.ending is Ending.PLATEAU else ""
     why = ": held-out loss fell no more" if early else ""
-    return f"training {verb}{early} at step {event.step} after {duration(seconds)}{why}"
+    return f"training {verb}{early} at step {event.step} after {duration(seconds)}{at}{why}"
 
 
 def step_line(measures: TrainingMeasures, step: StepDone) -> str:
@@ -110,6 +114,7 @@ def step_line(measures: TrainingMeasures, step: StepDone) -> str:
         f"grad {norm_text(step.grad_norm)}",
         f"{count(measures.response_tokens_per_second)} tok/s",
         f"pad {percent(measures.padding_fraction)}",
+        *([] if measures.utilisation is None else [f"{percent(measures.utilisation)} of peak"]),
         *([size(step.peak_memory_bytes)] if step.peak_memory_bytes else []),
         f"eta {whole_duration(remaining) if remaining is not None else '?'}",
     ]
@@ -188,7 +193,7 @@ class PlainView:
                 self.measures.add_checkpoint(event)
                 self._write(f"saved {clean(event.path)}  ({duration(event.seconds)})")
             case FitEnded():
-                self._write(end_line(event, self.get_time() - self._fit_time))
+                self._write(end_line(event, self.get_time() - self._fit_time, self.measures))
             case ModelSaved():
                 self._write(f"saved {clean(event.path)}")
             case TextDelta():

@@ -57,6 +57,8 @@ class TrainingMeasures:
     _heldout_seconds: float = 0.0  # of the evaluations since training started
     _heldout_step: int = 0  # of the newest of them
     _started: bool = False
+    _gauged_seconds: float = 0.0  # of steps whose utilisation is known
+    _peak_seconds: float = 0.0  # that they would have taken at the peak
 
     def start(self, event: FitStarted) -> None:
         """Begin to count at ``event.step``."""
@@ -71,6 +73,9 @@ class TrainingMeasures:
             self._recent.append(event)
         else:
             self._first_seconds = max(event.seconds, 1e-9)
+        if event.utilisation is not None:
+            self._gauged_seconds += event.seconds
+            self._peak_seconds += event.seconds * event.utilisation
         if not event.applied:
             self.skipped_steps += 1
         if isfinite(event.loss) and not event.text_tokens:  # the loss of running text is another quantity
@@ -126,6 +131,20 @@ class TrainingMeasures:
     def tokens_per_second(self) -> float:
         """Recent speed in tokens fed to the model, padding excluded."""
         return self._speed(sum(event.tokens for event in self._window()))
+
+    @property
+    def utilisation(self) -> float | None:
+        """Share of the measured peak of matrix products that recent steps made use of; ``None`` where it was not measured."""
+        measured = [(event.utilisation, event.seconds) for event in self._window()]
+        seconds = sum(part for share, part in measured if share is not None)
+        return (
+            sum(share * part for share, part in measured if share is not None) / seconds if seconds else None
+        )
+
+    @property
+    def whole_utilisation(self) -> float | None:
+        """The same over all steps of this process."""
+        return self._peak_seconds / self._gauged_seconds if self._gauged_seconds else None
 
     @property
     def padding_fraction(self) -> float:

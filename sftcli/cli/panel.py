@@ -5,7 +5,7 @@ another and the last ones go first. Below 36 there is one line.
 """
 
 from dataclasses import dataclass
-from math import isfinite
+from math import ceil, isfinite
 
 from sftcli.cli.measures import TrainingMeasures
 from sftcli.cli.text import (
@@ -30,6 +30,7 @@ MAX_CURVE_COLUMNS = 44
 MAX_CELLS = 4
 MIN_GRID_COLUMNS = 58
 MIN_ROWS_COLUMNS = 36
+_BESIDE_BAR = LABEL_COLUMNS + 2 + len("100%  ") + 14  # gap, share, time
 
 Span = tuple[str, str]  # text, Rich style
 Row = list[Span]
@@ -92,6 +93,7 @@ def _training_rows(measures: TrainingMeasures, frame: Frame, columns: int, signs
     if measures.last is None:
         return rows + _heldout_rows(measures, columns)
     step = measures.last
+    rows.append(_epoch_row(measures, step.epoch, columns, signs))
     loss_style = VALUE if isfinite(step.loss) else BAD
     losses = [
         ((loss_text(step.loss), loss_style), "now"),
@@ -108,18 +110,19 @@ def _training_rows(measures: TrainingMeasures, frame: Frame, columns: int, signs
     update = [
         ((rate_text(step.learning_rate), VALUE), "lr"),
         ((norm_text(step.grad_norm), norm_style), "grad norm"),
-        ((f"{step.epoch:.2f}/{measures.last_epoch:.2f}", VALUE), "epochs"),
-        ((duration(measures.step_seconds), VALUE), "a step"),
-    ]
-    speed = [
-        ((count(measures.response_tokens_per_second), VALUE), "response"),
-        ((percent(measures.padding_fraction), VALUE), "padding"),
-        ((count(measures.tokens_per_second), VALUE), "all"),
+        ((duration(measures.step_seconds), VALUE), "each"),
     ]
     if step.peak_memory_bytes:
-        speed.append(((size(step.peak_memory_bytes), VALUE), "memory"))
+        update.append(((size(step.peak_memory_bytes), VALUE), "memory"))
+    speed = [
+        ((count(measures.response_tokens_per_second), VALUE), "response"),
+        ((count(measures.tokens_per_second), VALUE), "all"),
+        ((percent(measures.padding_fraction), VALUE), "padding"),
+    ]
+    if measures.utilisation is not None:
+        speed.append(((percent(measures.utilisation), VALUE), "of peak"))
     rows += [*loss_rows, *_heldout_rows(measures, columns)]
-    rows += _cells("update", update, columns) + _cells("tokens/s", speed, columns)
+    rows += _cells("step", update, columns) + _cells("tokens/s", speed, columns)
     if measures.checkpoint is not None:
         age = "" if frame.final else f", {whole_duration(frame.checkpoint_age_seconds)} ago"
         rows.append(
@@ -146,20 +149,35 @@ def _at(name: str, event: HeldoutDone) -> str:
 
 
 def _bar_row(measures: TrainingMeasures, frame: Frame, columns: int, signs: Signs) -> Row:
-    total = count(measures.last_step)
-    steps = f"{count(measures.step):>{len(total)}}/{total}  "
+    bar, steps = _bar_and_steps(measures, columns)
     done = f"{percent(measures.fraction):>4}  "
     time = f"{_time_left(measures, frame):<14}"
-    used = LABEL_COLUMNS + 2 + len(done) + len(time)
-    if columns - used - len(steps) < 8:
-        steps = ""
-    bar = min(MAX_BAR_COLUMNS, columns - used - len(steps))
     return [
         *_label("train"),
         *_bar(measures.fraction, bar, signs),
         ("  " + steps, VALUE),
         (done, ""),
         (time, UNIT),
+    ]
+
+
+def _bar_and_steps(measures: TrainingMeasures, columns: int) -> tuple[int, str]:
+    """Return the width of the bars and the text behind the first one, which is empty where there is no room."""
+    total = count(measures.last_step)
+    steps = f"{count(measures.step):>{len(total)}}/{total}  "
+    if columns - _BESIDE_BAR - len(steps) < 8:
+        steps = ""
+    return min(MAX_BAR_COLUMNS, columns - _BESIDE_BAR - len(steps)), steps
+
+
+def _epoch_row(measures: TrainingMeasures, epoch: float, columns: int, signs: Signs) -> Row:
+    """Return how far the present pass over the rows is, under the bar of the whole."""
+    bar, _ = _bar_and_steps(measures, columns)
+    in_pass = epoch - ceil(epoch) + 1 if epoch else 0.0
+    return [
+        *_label("epoch"),
+        *_bar(in_pass, bar, signs),
+        (f"  {epoch:.2f}/{measures.last_epoch:.2f}", VALUE),
     ]
 
 

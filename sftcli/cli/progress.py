@@ -144,7 +144,7 @@ class LiveView:
             case FitEnded():
                 self._fit_end_time = self.get_time()
                 self._note = ""
-                self._print(end_line(event, self._elapsed()))
+                self._print(end_line(event, self._elapsed(), self.measures))
             case ModelSaved():
                 self._print(f"saved {clean(event.path)}")
             case TextDelta():

@@ -11,7 +11,7 @@ import typer
 
 from sftcli.cli import complete, options, tables
 from sftcli.cli.session import session
-from sftcli.cli.text import count, duration, loss_text, signs, sparkline
+from sftcli.cli.text import count, duration, loss_text, percent, signs, sparkline
 
 if TYPE_CHECKING:
     from sftcli.services.run_summary import RunSummary
@@ -111,7 +111,8 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
     yield "model", summary.model or None
     yield "data", summary.data or None
     speed = f", {count(summary.tokens_per_second)} tokens/s" if summary.tokens_per_second else ""
-    yield "step", f"{_steps(summary)} in {duration(summary.training_seconds)}{speed}"
+    used = "" if summary.utilisation is None else f", {percent(summary.utilisation)} of the machine's peak"
+    yield "step", f"{_steps(summary)} in {duration(summary.training_seconds)}{speed}{used}"
     if summary.curve:
         yield "loss", f"{sparkline(summary.curve, CURVE_COLUMNS, levels)} {_loss(summary.loss)}"
     if summary.first_heldout_loss is not None:

@@ -105,6 +105,11 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes / 1000:.1f} TB"
 
 
+def flop_rate(flops: float) -> str:
+    """Return operations per second as ``430 GFLOP/s`` or ``2.40 TFLOP/s``."""
+    return f"{flops / 1e9:.0f} GFLOP/s" if flops < 0.9995e12 else f"{flops / 1e12:.2f} TFLOP/s"
+
+
 def count(number: float) -> str:
     """Return a count with thousands separators."""
     return f"{round(number):,}"

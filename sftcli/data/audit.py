@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
+import numpy as np
+
 from sftcli.data.conversation import Rejected, RejectReason
 from sftcli.data.duplicates import Duplicates
 from sftcli.data.example import TROUBLES, Example, RowFlag, TooLong
@@ -22,6 +24,7 @@ _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.STRIPPED: "in {rows} the template takes white space from the ends of contents; so they are trained",
     RowFlag.NORMALIZED: "in {rows} the tokenizer changes answers to a Unicode normal form; so they are trained",
     RowFlag.THOUGHT_DROPPED: "in {rows} the template leaves out the thinking of turns that are not trained",
+    RowFlag.THOUGHT_SPACED: "in {rows} the template sets its own white space around the thinking; so it is trained",
     RowFlag.TOOLS_DROPPED: "in {rows} the template does not show the tools that the row lists",
     RowFlag.LEAD_TRAINED: "in {rows} the template writes something before the answer that generation will not be"
     " given; it is trained",
@@ -139,8 +142,11 @@ class SupervisionAudit:
             if isinstance(result, TooLong):
                 self._add_length(result.num_tokens, str(result.origin))
             return
-        trained = int(result.loss_mask.sum())
-        counts.update(kept=1, tokens=len(result.input_ids), response_tokens=trained, cut=bool(result.num_cut))
+        trained = int(np.count_nonzero(result.loss_mask))
+        counts["kept"] += 1
+        counts["tokens"] += len(result.input_ids)
+        counts["response_tokens"] += trained
+        counts["cut"] += bool(result.num_cut)
         self._kept += 1
         self._total += len(result.input_ids)
         self._response += trained

@@ -75,6 +75,7 @@ class Batch:
     example_ids: tuple[int, ...]  # index of each example in its dataset; running text counts down from -1
     response_tokens: int  # targets that are not IGNORED, at least 1
     tokens: int  # padding excluded
+    attended_pairs: int  # of positions that attention compares: causal, within an example
     documents: Documents | None = None  # None: each row is one example
     is_text: bool = False  # running text instead of instruction rows
 
@@ -118,7 +119,8 @@ def collate_packed(packs: Sequence[Sequence[Example]], *, example_ids: Sequence[
 
 
 def _lay_out(packs: Sequence[Sequence[Example]], example_ids: Sequence[int], pad_id: int) -> Batch:
-    fills = [sum(len(example.input_ids) for example in pack) for pack in packs]
+    lengths = [[len(example.input_ids) for example in pack] for pack in packs]
+    fills = list(map(sum, lengths))
     input_ids = np.full((len(packs), max(fills)), pad_id, dtype=np.int64)
     targets = np.full(input_ids.shape, IGNORED, dtype=np.int64)
     for row, pack in enumerate(packs):
@@ -135,6 +137,7 @@ def _lay_out(packs: Sequence[Sequence[Example]], example_ids: Sequence[int], pad
         example_ids=tuple(example_ids),
         response_tokens=int((targets != IGNORED).sum()),
         tokens=sum(fills),
+        attended_pairs=sum(count * (count + 1) // 2 for count in chain.from_iterable(lengths)),
     )
 
 

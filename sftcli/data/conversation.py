@@ -5,6 +5,7 @@ Contents stay byte for byte as they are in the row.
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from sftcli.config.data_settings import TrainOn
 from sftcli.data.formats import (
@@ -73,15 +74,19 @@ def to_conversations(
         rows = _instances(fields) if schema.format is Format.INSTANCES else (fields,)
     except RowFault as fault:
         return (Rejected(origin=origin, reason=fault.reason, detail=fault.detail),)
-    return tuple(_convert(row, schema.format, origin, train_on) for row in rows)
+    return tuple([_convert(row, schema.format, origin, train_on) for row in rows])
 
 
 def _check_columns(fields: Fields, format_: Format) -> None:
+    if lacking := _lacking_column(tuple(fields), format_):
+        raise RowFault(RejectReason.MISSING_FIELD, f'there is no column "{lacking}"')
+
+
+@lru_cache(maxsize=1024)
+def _lacking_column(columns: tuple[str, ...], format_: Format) -> str:
     # A Dolly row without its context is complete.
     shape = SHAPES[Format.ALPACA if format_ is Format.DOLLY else format_]
-    if not shape.is_met_by(fields):
-        lacking = next(names for names in shape.needed if not any(name in fields for name in names))
-        raise RowFault(RejectReason.MISSING_FIELD, f'there is no column "{lacking[0]}"')
+    return next((names[0] for names in shape.needed if not any(name in columns for name in names)), "")
 
 
 def _convert(fields: Fields, format_: Format, origin: Origin, train_on: TrainOn) -> Conversation | Rejected:
@@ -129,6 +134,8 @@ def _optional_text(fields: Fields, name: str) -> str:
 
 
 def _system(fields: Fields) -> str:
+    if fields.keys().isdisjoint(SYSTEM_COLUMNS):  # nearly always
+        return ""
     column = next((name for name in SYSTEM_COLUMNS if fields.get(name) is not None), "")
     return _text(fields, column) if column else ""
 

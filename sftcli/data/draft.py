@@ -1,6 +1,6 @@
 """A row on its way to tokens: its text is proved (P1, P2) and cut into pieces, which wait for their ids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sftcli.data.conversation import Conversation, Message, PlainText, RejectReason, Role
@@ -10,7 +10,7 @@ from sftcli.data.pieces import ControlFinder, Piece, RowFaultError
 from sftcli.data.proofs import prove_prompt, text_fault
 from sftcli.data.records import Origin
 from sftcli.data.shape import Shape, take_apart
-from sftcli.data.skeleton import Skeleton, Span, build_skeleton, fill, render, set_free
+from sftcli.data.skeleton import Skeleton, Span, build_skeleton, fill, set_free
 from sftcli.errors import DataError
 
 SKELETONS_KEPT = 4096
@@ -44,6 +44,11 @@ class Draft:
     has_markup: bool  # in a content
     flags: frozenset[RowFlag]
     ids: list[Sequence[int]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all pieces, once they are there."""
+        return sum(map(len, self.ids))
 
     def reading(self, piece: Piece) -> Reading:
         """Return how the text of ``piece`` is to be tokenized."""
@@ -80,12 +85,18 @@ class Drafter:
             return self._draft_text(row)
         shape, texts = take_apart(row, thinks=self._thinks)
         skeleton = self._skeleton(shape, asks=False)
-        rendered = self._render(shape, texts, asks=False)
+        messages, tools = shape.messages(texts), shape.tool_list()
+
+        def ask(turn: int) -> str:
+            return self._tokenizer.render(messages[:turn], tools=tools, add_generation_prompt=True)
+
+        rendered = self._rendered(messages, tools, asks=False)
         filled = _agreeing(skeleton, texts, rendered)
-        spans = [
-            self._prove_prompt(shape, texts, filled, rendered, skeleton, span) for span in skeleton.spans
-        ]
-        return self._finish(row.origin, skeleton, texts, filled, spans)
+        spans = [self._prove_prompt(ask, filled, rendered, skeleton, span) for span in skeleton.spans]
+        draft = self._finish(row.origin, skeleton, texts, filled, spans)
+        if self._thinks and any(_is_respaced(message, rendered) for message in row.messages):
+            draft.flags |= {RowFlag.THOUGHT_SPACED}
+        return draft
 
     def draft_prompt(self, messages: tuple[Message, ...], *, tools: str) -> Draft:
         """Return ``messages`` followed by a generation prompt.
@@ -97,7 +108,7 @@ class Drafter:
         shape, texts = take_apart(
             Conversation(messages=asked, origin=NOWHERE, tools=tools), thinks=self._thinks
         )
-        rendered = self._render(shape, texts, asks=True)
+        rendered = self._rendered(shape.messages(texts), shape.tool_list(), asks=True)
         try:
             skeleton = self._skeleton(shape, asks=True)
             filled = _agreeing(skeleton, texts, rendered)
@@ -156,9 +167,11 @@ class Drafter:
             raise RowFaultError(known.reason, known.detail)
         return known
 
-    def _render(self, shape: Shape, texts: Sequence[str], *, asks: bool) -> str:
+    def _rendered(
+        self, messages: Sequence[Mapping[str, object]], tools: Sequence[object] | None, *, asks: bool
+    ) -> str:
         try:
-            rendered = render(shape, texts, self._tokenizer, asks=asks)
+            rendered = self._tokenizer.render(messages, tools=tools, add_generation_prompt=asks)
         except DataError as error:
             raise RowFaultError(RejectReason.TEMPLATE_REFUSED, error.message) from error
         _check_encodable(rendered)
@@ -166,18 +179,17 @@ class Drafter:
 
     def _prove_prompt(
         self,
-        shape: Shape,
-        texts: Sequence[str],
+        ask: Callable[[int], str],
         filled: Sequence[str],
         rendered: str,
         skeleton: Skeleton,
         span: Span,
     ) -> TrainedSpan:
-        """Prove P2 for one turn: on the real conversation for the first and the last, by the shape in between."""
+        """Prove P2 for one turn: by the real ``ask`` for the first and the last, by the shape in between."""
         prompt = fill(span.prompt, filled)
         if span in (skeleton.spans[0], skeleton.spans[-1]):
             try:
-                prompt = render(shape, texts, self._tokenizer, num_turns=span.turn, asks=True)
+                prompt = ask(span.turn)
             except DataError as error:
                 raise RowFaultError(RejectReason.SPAN_UNPROVABLE, error.message) from error
         prove_prompt(prompt, rendered, turn=span.turn)
@@ -215,7 +227,7 @@ class Drafter:
                 markup = markup or not found.isdisjoint(self._tokenizer.markup_ids)
                 if slot.role != "assistant" or not found.isdisjoint(self._tokenizer.control_ids):
                     flags.add(RowFlag.CONTROL_TEXT)
-        if any(len(new) < len(old) for new, old in zip(filled, texts, strict=True)):
+        if filled != texts and any(len(new) < len(old) for new, old in zip(filled, texts, strict=True)):
             flags.add(RowFlag.STRIPPED)
         flags |= skeleton.flags | find_trouble(texts)
         return _draft(origin, skeleton.pieces, filled, spans, has_markup=markup, flags=frozenset(flags))
@@ -240,6 +252,11 @@ def _draft(
         flags=flags,
         ids=[piece.ids or () for piece in pieces],
     )
+
+
+def _is_respaced(message: Message, rendered: str) -> bool:
+    """Tell whether a trained answer that thinks stands in the text otherwise than in the row, which P1 allows for spaces."""
+    return message.trained and "</think>" in message.content and message.content.strip() not in rendered
 
 
 def _agreeing(skeleton: Skeleton, texts: Sequence[str], rendered: str) -> Sequence[str]:

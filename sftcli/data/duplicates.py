@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sftcli.data.conversation import Conversation, PlainText, Rejected
 from sftcli.data.records import Origin
-from sftcli.data.split import digest_texts, normalize, turn_texts
+from sftcli.data.split import digest_texts, normalize
 
 NEAR = 0.8  # share of word sequences that near copies have in common, as the signatures estimate it
 HASHES = 64
@@ -23,7 +23,8 @@ WINDOW_BYTES = 16  # from the start of a word: about three words
 EXAMPLES = 5
 ROWS_PER_CHUNK = 1024
 _GAP = b"\0" * WINDOW_BYTES
-_ROWS_COMPARED = 1 << 16
+_BETWEEN_TURNS = " \0 "  # no row that was read holds a NUL
+_ROWS_COMPARED = 1 << 13
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], dtype=np.uint64)
 
 
@@ -92,7 +93,9 @@ class DuplicateFinder:
         places = np.concatenate([chunk.places for chunk in self._done])
         heldout = places[:, 2].astype(bool)
         equal = _earlier(np.concatenate([chunk.keys for chunk in self._done]))
-        near = _near_pairs(np.concatenate([chunk.signatures for chunk in self._done]))
+        signatures = np.concatenate([chunk.signatures for chunk in self._done])
+        self._done.clear()  # so that they are not held twice while they are compared
+        near = _near_pairs(signatures)
         train, held = (self._among(places, side, equal, near) for side in (~heldout, heldout))
         across = np.concatenate([equal, near])
         across = across[heldout[across[:, 0]] != heldout[across[:, 1]]]
@@ -144,11 +147,10 @@ def _key_and_text(row: Conversation | PlainText) -> tuple[bytes, bytes]:
     if isinstance(row, PlainText):
         text = normalize(row.text)
         return digest_texts(["text", text])[:8], text.encode()
-    parts = list(turn_texts(row.messages))
-    said = " ".join(
-        content for role, content in zip(parts[::3], parts[1::3], strict=True) if role != "system"
-    )
-    return digest_texts([row.tools, *parts])[:8], said.encode()
+    normal = normalize(_BETWEEN_TURNS.join([turn.content for turn in row.messages]))
+    fixed = [part for turn in row.messages for part in (turn.role, turn.tool_calls)]
+    said = normal.partition("\0")[2] if row.messages[0].role == "system" else normal
+    return digest_texts([row.tools, *fixed, normal])[:8], said.replace("\0 ", "").encode()
 
 
 def _signatures(texts: Sequence[bytes]) -> npt.NDArray[np.uint16]:

@@ -23,6 +23,9 @@ class RowFlag(StrEnum):
     STRIPPED = "stripped"  # the template takes white space from the ends of contents; so it is trained
     NORMALIZED = "normalized"  # the tokenizer brings answers to a Unicode normal form; so it is trained
     THOUGHT_DROPPED = "thought-dropped"  # the template leaves the thinking out of a turn that is not trained
+    THOUGHT_SPACED = (
+        "thought-spaced"  # the template sets its own white space around thinking; so it is trained
+    )
     TOOLS_DROPPED = "tools-dropped"  # the row lists tools, and the template does not show them
     LEAD_TRAINED = (
         "lead-trained"  # the template writes something between the prompt and an answer; it is trained

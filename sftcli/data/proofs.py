@@ -129,16 +129,24 @@ def find_contents(text: str, contents: Sequence[str]) -> tuple[int, int]:
     return begin, end
 
 
+def has_leak(
+    ids: npt.NDArray[np.int32], places: npt.NDArray[np.uint8], forbidden: npt.NDArray[np.uint8]
+) -> bool:
+    """Tell whether one of ``ids`` (n,) is at one of ``places`` (n,) for which it is ``forbidden`` (vocabulary,); both are flags.
+
+    The tokens may be those of many rows: where this is false, P4 holds for each of them.
+    """
+    return bool((places & forbidden[ids]).any())
+
+
 def prove_no_leak(
     ids: npt.NDArray[np.int32], places: npt.NDArray[np.uint8], forbidden: npt.NDArray[np.uint8]
 ) -> None:
-    """P4: none of ``ids`` (n,) is at one of ``places`` (n,) for which it is ``forbidden`` (vocabulary,); both are flags.
+    """P4 for one row, with what ``has_leak`` takes.
 
     Raises:
-        RowFaultError: One is.
+        RowFaultError: It does not hold.
     """
-    leaks = (places & forbidden[ids]) != 0
-    if leaks.any():
-        raise RowFaultError(
-            RejectReason.CONTROL_TOKEN, f"a content became the control token with id {ids[leaks][0]}"
-        )
+    if has_leak(ids, places, forbidden):
+        leak = ids[(places & forbidden[ids]) != 0][0]
+        raise RowFaultError(RejectReason.CONTROL_TOKEN, f"a content became the control token with id {leak}")

@@ -6,25 +6,23 @@ is guessed and nothing disappears.
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 
 from sftcli.data.conversation import Conversation, Message, PlainText, Rejected, RejectReason, Role
 from sftcli.data.cutting import Made, answer_that_fits, beginnings, cut_answer, cut_behind
 from sftcli.data.draft import Draft, Drafter, TrainedSpan
 from sftcli.data.example import ChatTokenizer, Example, Reading, RowFlag, TooLong
 from sftcli.data.pieces import Places, RowFaultError
-from sftcli.data.proofs import find_contents, prove_cut_span, prove_no_leak, prove_span
+from sftcli.data.proofs import find_contents, has_leak, prove_cut_span, prove_no_leak, prove_span
+from sftcli.data.rowbatches import Row, num_chars, row_batches
 from sftcli.errors import DataError
 
-__all__ = ["ChatTokenizer", "Example", "Renderer", "Row", "RowFlag", "TooLong", "encode_prompt"]
+__all__ = ["ChatTokenizer", "Example", "Renderer", "RowFlag", "TooLong", "encode_prompt"]
 
-Row = Conversation | PlainText | Rejected
-
-ROWS_PER_BATCH = 256
-CHARS_PER_BATCH = 2_000_000
 COUNTED_CHARS = (
     1_000_000  # the tokens of a longer row are not counted where it is clear that they are too many
 )
@@ -65,7 +63,7 @@ class Renderer:
         """
         with ThreadPoolExecutor(1) as background:
             running: Future[_Batch] | None = None
-            for rows_of_batch in _batches(rows):
+            for rows_of_batch in row_batches(rows):
                 following = background.submit(self._tokenize, self._draft_batch(rows_of_batch))
                 if running:
                     yield from self._finish_batch(running.result())
@@ -92,7 +90,7 @@ class Renderer:
 
     def _too_long_to_count(self, row: Conversation | PlainText) -> TooLong | None:
         """Return the rejection of a row that would take seconds to tokenize and is too long in any case."""
-        size, per_token = _num_chars(row), self._tokenizer.max_chars_per_token
+        size, per_token = num_chars(row), self._tokenizer.max_chars_per_token
         if size < COUNTED_CHARS or not per_token or self._cuts or size // per_token <= self._max_tokens:
             return None
         return TooLong(
@@ -106,7 +104,15 @@ class Renderer:
         drafts = [draft for draft in batch.drafts if isinstance(draft, Draft)]
         _encode(drafts, self._tokenizer)
         spans = [draft.span_ids(span) for draft in drafts for span in draft.spans]
-        return replace(batch, decoded=self._tokenizer.decode_many(spans))
+        ids, places = _laid_out(drafts)
+        return replace(
+            batch,
+            ids=ids,
+            places=places,
+            trained=(places & Places.TRAINED.value) != 0,
+            leaks=has_leak(ids, places, self._forbidden),
+            spans=list(zip(spans, self._tokenizer.decode_many(spans), strict=True)),
+        )
 
     def _finish_batch(self, batch: "_Batch") -> Iterator[Example | Rejected]:
         for row, result in zip(batch.rows, self._made(batch), strict=True):
@@ -117,26 +123,28 @@ class Renderer:
                 yield result
 
     def _made(self, batch: "_Batch") -> Iterator[Made | Rejected]:
-        decoded = iter(batch.decoded)
+        spans, begin = iter(batch.spans), 0
         for draft in batch.drafts:
-            if isinstance(draft, Draft):
-                yield self._finish(draft, [next(decoded) for _ in draft.spans])
-            else:
+            if not isinstance(draft, Draft):
                 yield draft
+                continue
+            end = begin + draft.num_tokens
+            yield self._finish(batch, draft, slice(begin, end), [next(spans) for _ in draft.spans])
+            begin = end
 
-    def _finish(self, draft: Draft, decoded: Sequence[str]) -> Made | Rejected:
-        """Prove what was made of a row, and return it, however long it is."""
-        ids = np.array(list(chain.from_iterable(draft.ids)), dtype=np.int32)
-        places = np.array([piece.places for piece in draft.pieces], dtype=np.uint8)
-        places = places.repeat(list(map(len, draft.ids)))
+    def _finish(
+        self, batch: "_Batch", draft: Draft, place: slice, spans: Sequence[tuple[Sequence[int], str]]
+    ) -> Made | Rejected:
+        """Prove what was made of the row at ``place`` of the tokens, and return it, however long it is."""
         try:
-            prove_no_leak(ids, places, self._forbidden)
-            flags = self._prove_spans(draft, decoded)
+            if batch.leaks:  # else P4 is proved for all rows
+                prove_no_leak(batch.ids[place], batch.places[place], self._forbidden)
+            flags = self._prove_spans(draft, spans)
         except RowFaultError as fault:
             return Rejected(origin=draft.origin, reason=fault.reason, detail=fault.detail)
         example = Example(
-            input_ids=ids,
-            loss_mask=(places & Places.TRAINED) != 0,
+            input_ids=batch.ids[place].copy(),  # a view would keep the whole batch
+            loss_mask=batch.trained[place].copy(),
             origin=draft.origin,
             kind="conversation" if draft.num_turns else "text",
             num_trained_turns=draft.num_turns,
@@ -195,18 +203,13 @@ class Renderer:
         example = cut_answer(made, ids, flag)
         return replace(example, flags=example.flags | flags)
 
-    def _prove_spans(self, draft: Draft, decoded: Sequence[str]) -> frozenset[RowFlag]:
+    def _prove_spans(self, draft: Draft, spans: Sequence[tuple[Sequence[int], str]]) -> frozenset[RowFlag]:
         flags = draft.flags
-        for span, plain in zip(draft.spans, decoded, strict=True):
+        for span, (ids, plain) in zip(draft.spans, spans, strict=True):
             text, behind, contents, noticed = self._read(span, plain)
-            flags |= noticed
+            flags = flags | noticed if noticed else flags
             prove_span(
-                draft.span_ids(span),
-                text,
-                behind,
-                contents=contents,
-                stop_ids=self._tokenizer.stop_ids,
-                turn=span.turn,
+                ids, text, behind, contents=contents, stop_ids=self._tokenizer.stop_ids, turn=span.turn
             )
         return flags
 
@@ -225,11 +228,25 @@ class Renderer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
-    """Rows on their way; ``decoded`` is how the trained spans of all drafts read."""
+    """Rows on their way, and all their tokens one behind the other.
+
+    ``places`` are ``Places``, ``trained`` the loss mask, ``spans`` ids and text of the trained spans of all drafts. ``leaks`` tells that P4 does not hold for one of the rows.
+    """
 
     rows: Sequence[Row]
     drafts: Sequence[Draft | Rejected]
-    decoded: Sequence[str] = ()
+    ids: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    places: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    trained: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    leaks: bool = False
+    spans: Sequence[tuple[Sequence[int], str]] = ()
+
+
+def _laid_out(drafts: Sequence[Draft]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Return the ids of ``drafts``, and what stands at each of them as ``Places``."""
+    pieces = [ids for draft in drafts for ids in draft.ids]
+    places = np.array([piece.places for draft in drafts for piece in draft.pieces], dtype=np.uint8)
+    return np.array(list(chain.from_iterable(pieces)), dtype=np.int32), places.repeat(list(map(len, pieces)))
 
 
 def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], *, tools: str = "") -> list[int]:
@@ -258,27 +275,3 @@ def _encode(drafts: Sequence[Draft], tokenizer: ChatTokenizer) -> None:
         rows = tokenizer.encode_many(texts, reading=reading, continued=continued)
         for (draft, index), ids in zip(queue, rows, strict=True):
             draft.ids[index] = ids
-
-
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Yield ``rows`` in lists of limited length and size."""
-    batch: list[Row] = []
-    size = 0
-    for row in rows:
-        batch.append(row)
-        size += _num_chars(row)
-        if len(batch) >= ROWS_PER_BATCH or size >= CHARS_PER_BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _num_chars(row: Row) -> int:
-    match row:
-        case Conversation():
-            return sum([len(message.content) for message in row.messages])
-        case PlainText():
-            return len(row.text)
-        case Rejected():
-            return 0

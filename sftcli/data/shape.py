@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sftcli.data.conversation import Conversation, Message, Role
 
@@ -83,12 +84,14 @@ def take_apart(conversation: Conversation, *, thinks: bool) -> tuple[Shape, list
         thinks: Whether the template knows thinking, so that it may take it out of a content.
     """
     texts: list[str] = []
-    turns = tuple(_turn_shape(message, texts, thinks=thinks) for message in conversation.messages)
+    turns = tuple([_turn_shape(message, texts, thinks=thinks) for message in conversation.messages])
     return Shape(turns, conversation.tools), texts
 
 
 def _turn_shape(message: Message, texts: list[str], *, thinks: bool) -> TurnShape:
     content = _content_shape(message, texts, thinks=thinks)
+    if not (message.tool_calls or message.name or message.tool_call_id):
+        return _plain_turn(message.role, message.trained, content)
     before, calls = len(texts), ""
     if message.tool_calls:
         lifted = _replace_strings(json.loads(message.tool_calls), lambda text: _lift(text, texts))
@@ -101,6 +104,13 @@ def _turn_shape(message: Message, texts: list[str], *, thinks: bool) -> TurnShap
         num_arguments=len(texts) - before,
         name=message.name,
         tool_call_id=message.tool_call_id,
+    )
+
+
+@lru_cache(maxsize=256)
+def _plain_turn(role: Role, trained: bool, content: tuple[str | None, ...]) -> TurnShape:
+    return TurnShape(
+        role=role, trained=trained, content=content, tool_calls="", num_arguments=0, name="", tool_call_id=""
     )
 
 
@@ -153,7 +163,7 @@ def _replace_leaves(value: object, replace: Callable[[str], str]) -> object:
 
 
 def _message(turn: TurnShape, texts: Iterator[str]) -> dict[str, object]:
-    content = "".join(next(texts) if piece is None else piece for piece in turn.content)
+    content = "".join([next(texts) if piece is None else piece for piece in turn.content])
     message: dict[str, object] = {"role": turn.role, "content": content}
     if turn.tool_calls:
         calls = json.loads(turn.tool_calls)

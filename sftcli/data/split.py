@@ -4,11 +4,11 @@ Nothing but the seed and the prompt counts: neither the order of rows, nor the m
 """
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from sftcli.data.messages import Conversation, Message
+from sftcli.data.messages import Conversation
 from sftcli.data.records import Origin
 
 KEY_BYTES = 16
@@ -29,26 +29,20 @@ def split_key(conversation: Conversation) -> bytes:
 
 def row_key(conversation: Conversation) -> bytes:
     """Return the hash of all turns and tools, contents normalized: equal for rows that are duplicates."""
-    return digest_texts([conversation.tools, *turn_texts(conversation.messages)])
-
-
-def turn_texts(messages: Iterable[Message]) -> Iterator[str]:
-    """Yield role, normalized content and tool calls of each turn."""
-    for turn in messages:
-        yield turn.role
-        yield normalize(turn.content)
-        yield turn.tool_calls
+    turns = [
+        part
+        for turn in conversation.messages
+        for part in (turn.role, normalize(turn.content), turn.tool_calls)
+    ]
+    return digest_texts([conversation.tools, *turns])
 
 
 def digest_texts(texts: Iterable[str]) -> bytes:
     """Return the hash of a list of texts."""
-    digest = blake2b(digest_size=KEY_BYTES)
-    for text in texts:
-        data = text.encode()
-        # The length goes first, so that no two lists of texts give the same bytes.
-        digest.update(len(data).to_bytes(8, "big"))
-        digest.update(data)
-    return digest.digest()
+    data = [text.encode() for text in texts]
+    # The length goes first, so that no two lists of texts give the same bytes.
+    framed = [part for text in data for part in (len(text).to_bytes(8, "big"), text)]
+    return blake2b(b"".join(framed), digest_size=KEY_BYTES).digest()
 
 
 def _rank(key: bytes, seed: int) -> int:

@@ -44,6 +44,8 @@ def tool_list(fields: Mapping[str, object]) -> str:
     Raises:
         RowFault: They are not a list of tools.
     """
+    if fields.keys().isdisjoint(TOOL_COLUMNS):  # nearly always
+        return ""
     column = next((column for column in TOOL_COLUMNS if fields.get(column)), "")
     if not column:
         return ""

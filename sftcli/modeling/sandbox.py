@@ -10,14 +10,16 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import date
 from time import monotonic
+from typing import cast
 
 from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
 
 FIXED_DATE = date(2025, 1, 1)
 MAX_ITERATIONS = 1_000_000
@@ -26,6 +28,7 @@ MAX_COUNT = 1_000_000  # widths, repetitions and numbers that a template may ask
 MAX_POWER = 64
 MAX_BITS = 4096  # of a number
 ITERATIONS_PER_LOOK = 64
+_LOOP_PLACES = frozenset({"first", "last", "index", "index0", "revindex", "revindex0", "length"})
 
 
 @dataclass(slots=True)
@@ -51,14 +54,13 @@ budget: ContextVar[Budget] = ContextVar("budget")
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
     """Jinja as transformers sets it up, with a budget on everything that can repeat."""
 
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = frozenset({"*", "**", "%"})
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.filters["tojson"] = _tojson
         self.filters = {name: _guarded(name, made) for name, made in self.filters.items()}
-        self.filters["_counted"] = _counted
-        self.filters["_sized"] = _sized
+        self.filters |= {"_counted": _counted, "_sized": _sized, "_added": _added}
         del self.globals["lipsum"]  # random text, and as much of it as is asked for
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = FIXED_DATE.strftime
@@ -68,14 +70,14 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        for loop in tree.find_all(nodes.For):
-            assert isinstance(loop.iter, nodes.Expr)
-            loop.iter = _filtered(loop.iter, "_counted")
-        for parent in list(tree.find_all(nodes.Node)):
-            for field, value in parent.iter_fields():
-                if isinstance(value, nodes.Concat) and not isinstance(parent, nodes.Filter):
-                    setattr(parent, field, _filtered(value, "_sized"))
-        return tree
+        bounded: nodes.Template = _Bounded().visit(tree)
+        return bounded
+
+    def getattr(self, obj: object, attribute: str) -> object:
+        """Return an attribute as the sandbox does; those of loops, which most templates ask for, without its checks."""
+        if type(obj) is LoopContext and attribute in _LOOP_PLACES:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
 
     def call(self, context: Context, obj: object, /, *args: object, **kwargs: object) -> object:
         """Call a function of the template, which recursion can repeat without a loop."""
@@ -90,8 +92,6 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         """Apply one of the operators that can make something large from something small."""
-        if type(left) is str and type(right) is str and operator == "+":  # nearly all there is, and often
-            return _sized(left + right)
         if operator in ("*", "**"):
             _check_repetition(operator, left, right)
         elif operator == "%":
@@ -133,8 +133,39 @@ class _Namespace(Namespace):
         super().__setitem__(name, value)
 
 
-def _filtered(value: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
+class _Bounded(NodeTransformer):
+    """Puts the filters that pay for what they give around loops, sums and joined texts."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802 (Jinja goes by the name)
+        self.generic_visit(node)
+        assert isinstance(node.iter, nodes.Expr)
+        node.iter = _filtered("_counted", node.iter)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 (Jinja goes by the name)
+        self.generic_visit(node)
+        return _filtered("_sized", node)
+
+    def visit_Add(self, node: nodes.Add) -> nodes.Filter:  # noqa: N802 (Jinja goes by the name)
+        """Make one call of ``a + b + c``: templates put whole messages together so."""
+        terms, first = [node.right], node.left
+        while isinstance(first, nodes.Add):
+            terms, first = [first.right, *terms], first.left
+        return _filtered("_added", *(self.visit(term) for term in (first, *terms)))
+
+
+def _filtered(name: str, value: nodes.Expr, *others: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(value, name, list(others), [], None, None, lineno=value.lineno)
+
+
+def _added(first: object, *others: object) -> object:
+    """Return the sum, from left to right."""
+    terms = (first, *others)
+    if set(map(type, terms)) == {str}:  # nearly all there is, and often
+        return _sized("".join(cast("tuple[str, ...]", terms)))
+    for term in others:
+        first = _sized(first + term)  # type: ignore[operator]  # what cannot be added says so itself
+    return first
 
 
 def _counted(values: Iterable[object]) -> Iterator[object]:

@@ -50,6 +50,8 @@ class ChatTemplate:
         self.name = name
         try:
             self._template = TemplateEnvironment().from_string(source)
+            # Jinja's own mapping is a chain of two, which every rendering would walk through anew.
+            self._template.globals = dict(self._template.globals)
         except (TemplateError, RecursionError) as error:
             raise DataError(
                 f"the chat template {name} is not valid Jinja: {error}",
@@ -80,7 +82,9 @@ class ChatTemplate:
         Raises:
             TemplateRefusedError: The template raised, or went over a limit.
         """
-        size = sum(len(value) for message in messages for value in message.values() if isinstance(value, str))
+        size = sum(
+            [len(value) for message in messages for value in message.values() if isinstance(value, str)]
+        )
         limits = Budget(
             output_chars=MIN_OUTPUT_CHARS + OUTPUT_PER_INPUT * size,
             deadline=monotonic() + MAX_SECONDS,

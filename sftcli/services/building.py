@@ -1,6 +1,6 @@
 """Builds a trainer from settings, model and data: the one place where the parts of training meet."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from sftcli.modeling.fused import fuse_layers
 from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model
 from sftcli.modeling.locate import LocatedModel
 from sftcli.modeling.model_folder import write_model_files
-from sftcli.runtime import choose_device, choose_dtype, dtype_name
+from sftcli.runtime import choose_device, choose_dtype, dtype_name, matmul_flops
 from sftcli.services.adapters import AdapterFiles, adapter_files, load_with_adapter
 from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
@@ -24,13 +24,15 @@ from sftcli.services.row_plan import plan_maker
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import ADAPTER, MODEL
+from sftcli.training.distributed import Group
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.memory import MemoryLadder
 from sftcli.training.neftune import add_embedding_noise
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from sftcli.training.probe import choose_batch_loss
-from sftcli.training.state import HeldoutLoss
+from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
 from sftcli.training.trainer import Trainer
+from sftcli.training.utilisation import Gauge, Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,9 +61,15 @@ class Built:
 
 
 def build_trainer(
-    run: RunFolder, materials: Materials, emit: EventSink, *, check_owner: Callable[[], None]
+    run: RunFolder,
+    materials: Materials,
+    emit: EventSink,
+    *,
+    check_owner: Callable[[], None],
+    group: Group | None = None,
 ) -> Built:
-    """Load the model and put the parts of a run together."""
+    """Load the model and put the parts of a run together; in a ``group``, those of this process."""
+    group = group or Group()
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
@@ -69,6 +77,7 @@ def build_trainer(
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
     total, trainable = count_parameters(model)
+    peak = matmul_flops(device, dtype)
     emit(
         ModelLoaded(
             name=located.name,
@@ -76,27 +85,11 @@ def build_trainer(
             trainable=trainable,
             device=str(device),
             precision=dtype_name(dtype),
+            peak_flops=peak,
         )
     )
     pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
     batch_loss = choose_batch_loss(model, _probe_batch(examples, pad_id).to(device), emit=emit)
-    store = DirectoryCheckpointStore(
-        run.checkpoints,
-        settings=_kept(settings),
-        write_model_files=partial(
-            write_model_files,
-            model,
-            source=located.folder,
-            stop_ids=prepared.tokenizer.stop_ids,
-            template=prepared.tokenizer.chosen_template,
-        )
-        if adapter is None
-        else adapter.write,
-        weights_name=MODEL if adapter is None else ADAPTER,
-        fingerprints=materials.fingerprints,
-        resume_command=f"sft resume {run.name}",
-        check_owner=check_owner,
-    )
     make_plan = plan_maker(model, prepared.dataset, settings, pad_id=pad_id, emit=emit)
     named = make_plan(settings.training.micro_batch_size)
     ladder = MemoryLadder(
@@ -107,18 +100,50 @@ def build_trainer(
     )
     trainer = Trainer(
         settings=settings.training,
-        checkpoint=settings.checkpoint,
+        checkpoint=settings.checkpoint
+        if group.is_writer
+        else settings.checkpoint.model_copy(update={"in_background": False}),
         weights=weights,
         optimizer=make_optimizer(weights.masters, settings.training),
         batch_loss=batch_loss,
         ladder=ladder,
-        heldout_loss=_heldout_loss(prepared, batch_loss, device),
-        store=store if adapter is not None else PtWritingStore(model, run, settings, store),
+        heldout_loss=_heldout_loss(prepared, batch_loss, device, group),
+        store=_store(run, materials, model, adapter, check_owner) if group.is_writer else ForgetfulStore(),
         emit=emit,
         device=device,
         name_row=lambda index: str(named.example(index).origin),
+        group=group,
+        gauge=Gauge(workload=Workload.of(model), peak_flops=peak * group.size),
     )
     return Built(trainer=trainer, model=model, adapter=adapter)
+
+
+def _store(
+    run: RunFolder,
+    materials: Materials,
+    model: "PreTrainedModel",
+    adapter: AdapterFiles | None,
+    check_owner: Callable[[], None],
+) -> CheckpointStore:
+    settings, prepared = materials.settings, materials.prepared
+    store = DirectoryCheckpointStore(
+        run.checkpoints,
+        settings=_kept(settings),
+        write_model_files=partial(
+            write_model_files,
+            model,
+            source=materials.located.folder,
+            stop_ids=prepared.tokenizer.stop_ids,
+            template=prepared.tokenizer.chosen_template,
+        )
+        if adapter is None
+        else adapter.write,
+        weights_name=MODEL if adapter is None else ADAPTER,
+        fingerprints=materials.fingerprints,
+        resume_command=f"sft resume {run.name}",
+        check_owner=check_owner,
+    )
+    return store if adapter is not None else PtWritingStore(model, run, settings, store)
 
 
 def _load(
@@ -173,21 +198,20 @@ def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:
     return collate([examples[shortest]], example_ids=[shortest], pad_id=pad_id)
 
 
-def _heldout_loss(prepared: PreparedData, batch_loss: BatchLoss, device: torch.device) -> HeldoutLoss | None:
+def _heldout_loss(
+    prepared: PreparedData, batch_loss: BatchLoss, device: torch.device, group: Group
+) -> HeldoutLoss | None:
     heldout = prepared.dataset.heldout
     if not len(heldout):
         return None
 
     def measure(stop: StopFlag) -> NllSum | None:
-        return heldout_nll(batch_loss, batches(), stop=stop)
-
-    def batches() -> Iterator[Batch]:
-        for batch in batches_in_order_of_length(
+        batches = batches_in_order_of_length(
             heldout,
             rows=range(len(heldout)),
             max_batch_tokens=HELDOUT_BATCH_TOKENS,
             pad_id=prepared.tokenizer.pad_id,
-        ):
-            yield batch.to(device)
+        )
+        return heldout_nll(batch_loss, batches, stop=stop, group=group, device=device)
 
     return measure

@@ -31,7 +31,8 @@ from sftcli.data.prepared import (
     PreparedWriter,
 )
 from sftcli.data.records import Source, fingerprint_source, read_records
-from sftcli.data.render import Renderer, Row
+from sftcli.data.render import Renderer
+from sftcli.data.rowbatches import Row, rare_collections
 from sftcli.data.score import with_score
 from sftcli.data.split import choose_heldout, find_overlap, split_key
 from sftcli.errors import DataError, Location, StoppedError
@@ -86,7 +87,7 @@ class Preparation:
         duplicates = DuplicateFinder()
         schemas: dict[str, str] = {}
         prints = self._fingerprints()
-        with PreparedWriter(folder) as writer:
+        with PreparedWriter(folder) as writer, rare_collections():
             for (split, times, source), row, result in _rendered(self._split_rows(schemas), renderer):
                 audits[split].add(result, source=source)
                 if isinstance(result, Example):
@@ -177,25 +178,28 @@ class Preparation:
 
     def _split_rows(self, schemas: dict[str, str]) -> Iterator[tuple[Place, Row]]:
         """Yield rows with the split that they belong to; fill in the format of each source."""
-        chosen = self._choose_heldout() if not self.heldout else frozenset()
+        chosen = iter(self._choose_heldout())
         for source in self.train:
             kept, held = (TRAIN, source.times, source.text), (HELDOUT, 1, source.text)
             for row in chain.from_iterable(self._chunks(source, schemas)):
-                is_held = isinstance(row, Conversation) and bool(chosen) and split_key(row) in chosen
+                is_held = isinstance(row, Conversation) and next(chosen, 0)
                 yield held if is_held else kept, row
         for source in self.heldout:
             for row in chain.from_iterable(self._chunks(source, schemas)):
                 yield (HELDOUT, 1, source.text), row
 
-    def _choose_heldout(self) -> frozenset[bytes]:
-        """Return the prompts that are held out; takes a pass of its own over the rows."""
-        if not self.data.heldout_fraction:
-            return frozenset()
-        rows = chain.from_iterable(self._read(source, {}) for source in self.train)
-        counts = Counter(split_key(row) for row in rows if isinstance(row, Conversation))
-        return choose_heldout(
-            counts, fraction=self.data.heldout_fraction, max_rows=self.data.heldout_max_rows, seed=self.seed
+    def _choose_heldout(self) -> bytes:
+        """Return 1 for each training conversation that is held out and 0 for others; takes a pass of its own over the rows."""
+        if self.heldout or not self.data.heldout_fraction:
+            return b""
+        keys = [split_key(row) for row in self._conversations(self.train)]
+        chosen = choose_heldout(
+            Counter(keys),
+            fraction=self.data.heldout_fraction,
+            max_rows=self.data.heldout_max_rows,
+            seed=self.seed,
         )
+        return bytes(key in chosen for key in keys)
 
     def _chunks(self, source: Source, schemas: dict[str, str]) -> Iterator[list[Row]]:
         rows, done = self._read(source, schemas), 0
@@ -235,7 +239,7 @@ def _rendered(
 
     for result in renderer.render_all(without_places()):
         place, row = waiting.popleft()
-        if isinstance(result, Example) and isinstance(row, Conversation):
+        if isinstance(result, Example) and isinstance(row, Conversation) and row.score is not None:
             result = replace(result, score=row.score)
         yield place, row, result
 

@@ -16,6 +16,7 @@ from sftcli.config.sources import Settings, resolve
 from sftcli.errors import OutputError
 from sftcli.services.charts import Series, draw
 from sftcli.services.run_folder import RunFolder, write_text
+from sftcli.services.run_summary import mean_utilisation
 from sftcli.services.verdict import judge
 
 Fields = Mapping[str, object]
@@ -105,7 +106,7 @@ def _facts(
     facts = []
     for model in _of(events, "ModelLoaded")[-1:]:
         facts.append(("model", f"{model['name']}, {int(str(model['parameters'])):,} parameters"))
-        facts.append(("machine", f"{model['device']}, {model['precision']}"))
+        facts.append(("machine", f"{model['device']}, {model['precision']}{_measured_peak(model)}"))
     for data in _of(events, "DataPrepared")[-1:]:
         facts.append(("data", f"{data['source']} ({data['schema']})"))
         facts.append(("rows", f"{data['train_examples']:,} to train, {data['heldout_examples']:,} held out"))
@@ -118,6 +119,8 @@ def _facts(
                 f"{steps[-1]['step']} in {seconds:,.0f} s, {tokens / max(seconds, 1e-9):,.0f} tokens/s",
             )
         )
+        if (used := mean_utilisation(steps)) is not None:
+            facts.append(("utilisation", f"{used:.0%} of the rate of large matrix products"))
         facts.append(("peak memory", f"{max(_numbers(steps, 'peak_memory_bytes')) / 1e9:.2f} GB"))
     ended = _of(events, "FitEnded")[-1:]
     if ended and ended[0]["ending"] == "plateau":
@@ -130,6 +133,15 @@ def _facts(
             )
         )
     return facts
+
+
+def _measured_peak(model: Fields) -> str:
+    flops = model.get("peak_flops")
+    return (
+        f"; {flops / 1e12:.2g} TFLOP/s measured in large matrix products"
+        if isinstance(flops, float) and flops
+        else ""
+    )
 
 
 def _charts(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:

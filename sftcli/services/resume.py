@@ -5,26 +5,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.config.sources import Override, resolve
+from sftcli.config.sources import Override
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Notice, StopFlag
-from sftcli.services.building import build_trainer
 from sftcli.services.comparing import check_may_change, compare
+from sftcli.services.following import build_for, follow
 from sftcli.services.lock import RunLock
-from sftcli.services.machine import check_one_process
+from sftcli.services.machine import check_parallel
+from sftcli.services.materials import find_materials
+from sftcli.services.outcome import TrainOutcome
+from sftcli.services.place import find_place
+from sftcli.services.processes import Peers, joined, with_processes
+from sftcli.services.recorded import find_recorded
 from sftcli.services.resuming import (
     choose_checkpoint,
     clear_leftovers,
     count_equal,
     pair_to_verify,
 )
-from sftcli.services.run_folder import find_run, newest_run
 from sftcli.services.train import (
-    TrainOutcome,
     complete_already,
     continue_run,
-    find_materials,
 )
+from sftcli.training.agreeing import AgreedStop
 from sftcli.training.checkpoint_files import read_snapshot
 from sftcli.training.checkpoint_names import step_of
 
@@ -62,17 +65,23 @@ def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> 
         MismatchError: Settings, data, tokenizer or model are not what the run was started with.
         OutputError: Another process trains it.
     """
-    check_one_process(os.environ)
     check_may_change(request.allowed)
-    root = request.root
-    run = newest_run(root, finished=False) if request.run is None else find_run(request.run, root)
-    settings = resolve(preset=None, config_file=run.config, overrides=request.overrides, environ={}).settings
+    with joined(find_place(os.environ)) as peers:
+        if not peers.group.is_writer:
+            return follow(peers, stop)
+        return _lead(request, emit, stop, peers)
+
+
+def _lead(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> TrainOutcome:
+    recorded = find_recorded(request.run, request.root, request.overrides)
+    check_parallel(recorded.settings.training)
+    run, settings = recorded.run, with_processes(recorded.settings, peers)
     if run.is_finished and request.step is None:
-        return complete_already(run, settings, choose_checkpoint(run, None, emit), emit)
+        return complete_already(run, settings, choose_checkpoint(run, None, emit), emit, peers)
     with RunLock(run.path, emit, break_lock=request.break_lock) as lock:
         clear_leftovers(run, emit)
         checkpoint = choose_checkpoint(run, request.step, emit)
-        return continue_run(run, settings, checkpoint, emit, stop, lock, allowed=request.allowed)
+        return continue_run(run, settings, checkpoint, emit, stop, lock, peers=peers, allowed=request.allowed)
 
 
 def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> VerifyOutcome:
@@ -82,17 +91,22 @@ def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> Ve
         NotFoundError: The run has no two checkpoints.
         MismatchError: The replay ended elsewhere.
     """
-    run = newest_run(request.root) if request.run is None else find_run(request.run, request.root)
-    settings = resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings
+    with joined(find_place(os.environ)) as peers:  # all of several do the same, and the first one talks
+        return _verify(request, emit, stop, peers)
+
+
+def _verify(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> VerifyOutcome:
+    recorded = find_recorded(request.run, request.root, (), finished=None)
+    run, settings = recorded.run, with_processes(recorded.settings, peers)
     first, second = pair_to_verify(run, request.step)
     emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.name}"))
-    materials = find_materials(settings, emit, stop, run=run)
+    materials = peers.first(lambda: find_materials(settings, emit, stop, run=run), stop)
     for event in compare(first, materials.fingerprints).told():
         emit(event)
-    trainer = build_trainer(run, materials, emit, check_owner=lambda: None).trainer
-    trainer.restore(read_snapshot(first))
+    built = build_for(run, materials, emit, peers.group, check_owner=lambda: None, checkpoint=first)
+    trainer, agreed = built.trainer, AgreedStop(stop=stop, group=peers.group)
     while trainer.state.step < step_of(second):
-        if stop.requested():
+        if agreed.requested():
             raise StoppedError
         emit(trainer.take_step())
     compared = count_equal(trainer.snapshot(), read_snapshot(second), name=second.name)

@@ -106,10 +106,12 @@ class RunLog:
 
 
 def _step_line(event: StepDone) -> str:
-    """Return a step as ``step=10 loss=1.2345 lr=9.511e-06 response_tokens/s=512 padding=9% memory=2.10GB``."""
+    """Return a step as ``step=10 loss=1.2345 lr=9.511e-06 response_tokens/s=512 padding=9% memory=2.10GB of_peak=31%``."""
     speed = event.response_tokens / max(event.seconds, 1e-9)
     padding = event.padding_tokens / max(1, event.padding_tokens + event.tokens)
+    used = "" if event.utilisation is None else f" of_peak={event.utilisation:.0%}"
+    text = " text" if event.text_tokens else ""
     return (
         f"step={event.step} loss={event.loss:.4f} lr={event.learning_rate:.3e} response_tokens/s={speed:.0f} "
-        f"padding={padding:.0%} memory={event.peak_memory_bytes / 1e9:.2f}GB{' text' if event.text_tokens else ''}"
+        f"padding={padding:.0%} memory={event.peak_memory_bytes / 1e9:.2f}GB{used}{text}"
     )

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -42,6 +42,7 @@ class RunSummary:
     best_heldout_loss: float | None
     best_step: int
     tokens_per_second: float | None  # of the steps alone, padding excluded
+    utilisation: float | None  # share of the measured peak of matrix products, of the steps alone
     training_seconds: float
     checkpoints: tuple[int, ...]  # steps
     warnings: tuple[str, ...]
@@ -85,11 +86,20 @@ def summarize_run(run: RunFolder) -> RunSummary:
         best_heldout_loss=best[0] if best else None,
         best_step=int(str(best[1])) if best else 0,
         tokens_per_second=tokens / seconds if seconds else None,
+        utilisation=mean_utilisation(steps),
         training_seconds=seconds,
         checkpoints=checkpoints,
         warnings=tuple(filter(None, map(_warning, events))),
         curve=tuple(_thinned(losses)),
     )
+
+
+def mean_utilisation(steps: Sequence[Mapping[str, object]]) -> float | None:
+    """Return what part of the measured peak logged steps made use of over all; None where none was measured."""
+    pairs = [(_number(step, "utilisation"), _number(step, "seconds") or 0.0) for step in steps]
+    gauged = [(share, seconds) for share, seconds in pairs if share is not None]
+    total = sum(seconds for _, seconds in gauged)
+    return sum(share * seconds for share, seconds in gauged) / total if total else None
 
 
 def _state(run: RunFolder, checkpoints: tuple[int, ...]) -> RunState:
@@ -111,7 +121,7 @@ def _warning(event: dict[str, object]) -> str:
     return str(event.get("text", "")) if event.get("event") in {"Warned", "MemoryEased"} else ""
 
 
-def _number(event: dict[str, object], key: str) -> float | None:
+def _number(event: Mapping[str, object], key: str) -> float | None:
     value = event.get(key)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 

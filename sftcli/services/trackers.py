@@ -169,7 +169,8 @@ def numbers_of(event: Event) -> tuple[int, dict[str, float]] | None:
     """Return the step and the numbers of an event that has some."""
     match event:
         case StepDone():
-            return event.step, {
+            used = {} if event.utilisation is None else {"speed/utilisation": event.utilisation}
+            return event.step, used | {
                 "train/loss": event.loss,
                 "train/learning_rate": event.learning_rate,
                 "train/grad_norm": event.grad_norm,

@@ -1,7 +1,8 @@
 """The processes of one training: what they sum, decide and share out together. One process is a group of one, at no cost."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -9,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 Item = TypeVar("Item")
+
+PIECE_NUMBERS = 2**24  # exchanged at once; a larger tensor travels by itself
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,16 +44,34 @@ class Group:
         """Tell every process the same: whether one of them says yes."""
         return self.sum([float(flag)])[0] > 0
 
+    def rounds(self, items: Iterable[Item]) -> Iterator[Item | None]:
+        """Yield this process's one of each ``size`` successive items: as often in every process, so None near the end."""
+        rest = iter(items)
+        while turn := list(islice(rest, self.size)):
+            yield turn[self.rank] if self.rank < len(turn) else None
+
+    def collect(self, tensor: Tensor) -> list[Tensor]:
+        """Return what each process gave, by rank; all are alike in shape and dtype and on the CPU."""
+        if self.size == 1:
+            return [tensor]
+        found = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(found, tensor)
+        return found
+
     def exchange(self, gradients: Sequence[Tensor]) -> None:
-        """Put the sum over all processes into each of ``gradients``, which are alike in dtype, in one exchange."""
+        """Put the sum over all processes into each of ``gradients``, which are alike in dtype.
+
+        They travel in few large pieces, so that what is copied for it does not grow with the model.
+        """
         if self.size == 1:
             return
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat)
-        self.exchanged_bytes += flat.numel() * flat.element_size()
-        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        for piece in _pieces(gradients):
+            flat = torch.cat([gradient.reshape(-1) for gradient in piece])
+            dist.all_reduce(flat)
+            self.exchanged_bytes += flat.numel() * flat.element_size()
+            parts = torch.split(flat, [gradient.numel() for gradient in piece])
+            for gradient, part in zip(piece, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def gather(self, nll_sum: Tensor, masters: Iterable[Tensor]) -> Tensor:
         """Return the sum of ``nll_sum``, after the gradients of ``masters`` are those of all processes."""
@@ -63,3 +84,14 @@ class Group:
         self.exchange([master.grad for master in trained if master.grad is not None])
         dist.all_reduce(nll_sum)
         return nll_sum
+
+
+def _pieces(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    piece: list[Tensor] = []
+    for gradient in gradients:
+        if piece and sum(one.numel() for one in piece) + gradient.numel() > PIECE_NUMBERS:
+            yield piece
+            piece = []
+        piece.append(gradient)
+    if piece:
+        yield piece

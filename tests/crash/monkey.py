@@ -101,7 +101,11 @@ class Monkey:
             event = json.loads(line)
             if event["event"] in {"StepDone", "HeldoutDone"}:
                 kept.append(
-                    {k: v for k, v in event.items() if k not in {"time", "seconds", "peak_memory_bytes"}}
+                    {
+                        k: v
+                        for k, v in event.items()
+                        if k not in {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilisation"}
+                    }
                 )
         return result | {"events": json.dumps(kept)}
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-import torch
+
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftcli.training.traffic import Traffic

@@ -43,6 +43,7 @@ def step_done(
         padding_tokens=128,
         seconds=seconds,
         peak_memory_bytes=2_100_000_000,
+        utilisation=0.31,
     )
 
 
@@ -65,7 +66,12 @@ def run_events(last_step: int = 60) -> Iterator[Event]:
         cached=False,
     )
     yield ModelLoaded(
-        name="smollm2-135m", parameters=134_515_008, trainable=134_515_008, device="cpu", precision="fp32"
+        name="smollm2-135m",
+        parameters=134_515_008,
+        trainable=134_515_008,
+        device="cpu",
+        precision="fp32",
+        peak_flops=2.1e11,
     )
     yield HeldoutDone(step=0, loss=2.31, response_tokens=400, seconds=4.0)
     yield FitStarted(step=0, last_step=last_step)

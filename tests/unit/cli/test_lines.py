@@ -4,6 +4,7 @@ import json
 import pytest
 
 from sftcli.cli.lines import PlainView, SilentView, TextWriter, end_line
+from sftcli.cli.measures import TrainingMeasures
 from sftcli.events import Ending, FitEnded, FitStarted, Notice, Progressed, StepDone, TextDelta, Warned
 from tests.support.fake_run import HOSTILE, run_events, step_done
 from tests.support.golden import assert_golden
@@ -135,6 +136,10 @@ def test_a_watching_program_gets_every_event_as_a_line_of_json():
 
 def test_early_end_says_why() -> None:
     event = FitEnded(step=80, ending=Ending.PLATEAU)
+    measures = TrainingMeasures()
+    text = "training stopped early at step 80 after 1m01s"
+    assert end_line(event, 61.0, measures) == f"{text}: held-out loss fell no more"
+    measures.add_step(step_done(80))
     assert (
-        end_line(event, 61.0) == "training stopped early at step 80 after 1m01s: held-out loss fell no more"
+        end_line(event, 61.0, measures) == f"{text} at 31% of the machine's peak: held-out loss fell no more"
     )

@@ -362,6 +362,15 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.lists
 ).map("".join)
 
 
+@pytest.mark.parametrize(
+    ("content", "is_told"),
+    [("<think>Obey</think>Yes", True), ("<think>\nObey\n</think>\n\nYes", False), ("Yes", False)],
+)
+def test_white_space_that_the_template_sets_around_thinking_is_told(content: str, is_told: bool):
+    example = kept(family_tokenizer("qwen3"), conversation(user("Hi"), answer(content)))
+    assert (RowFlag.THOUGHT_SPACED in example.flags) == is_told
+
+
 @st.composite
 def conversations(draw: st.DrawFn) -> Conversation:
     messages: list[Message] = [system(draw(TEXT))] if draw(st.booleans()) else []
@@ -394,6 +403,9 @@ def test_trained_tokens_read_as_the_answers_and_no_content_becomes_a_control_tok
     for content, begin, end in zip(trained, bounds, bounds[1:], strict=False):
         (text,) = tokenizer.decode_many([ids[begin : end - 1]])
         given_text = content.strip() if RowFlag.STRIPPED in result.flags else content
+        if RowFlag.THOUGHT_SPACED in result.flags:
+            assert "".join(given_text.split()) in "".join(text.split())
+            continue
         assert given_text in text
         lead = text[: text.rindex(given_text)]
         assert lead.strip() in ("", "<think>\n\n</think>")

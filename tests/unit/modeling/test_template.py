@@ -26,6 +26,11 @@ def test_blocks_leave_no_white_space_as_in_transformers():
     )
 
 
+def test_sums_are_taken_from_left_to_right_whatever_they_are_of():
+    assert render("{{ 1 + 2 + 3 }}{{ [1] + [2] }}{{ 'a' + 'b' * 2 + ('c' + 'd') }}") == "6[1, 2]abbcd"
+    assert refusal("{{ 1 + 2 + 'a' }}") == refusal("{{ 3 + 'a' }}")
+
+
 def test_loops_can_be_left():
     assert render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}") == "01"
 
@@ -89,6 +94,8 @@ def test_what_a_template_may_not_do_is_refused(source: str):
         "{{ messages | tojson(indent=99999999) }}",
         "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=['a']) %}{% for i in range(28) %}{% set ns.x = [ns.x[0] ~ ns.x[0]] %}{% endfor %}",
+        "{% set ns = namespace(x=['a']) %}{% for i in range(28) %}{% set ns.x = [ns.x[0] + ns.x[0]] %}{% endfor %}",
         "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x | replace('a', 'aa') %}{% endfor %}",
         "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x.replace('a', 'aa') %}{% endfor %}",
         "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}",
