@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from sftcli.config.sources import Settings
-from sftcli.errors import ResourceError, StoppedError, ToldElsewhereError
+from sftcli.errors import MismatchError, ResourceError, StoppedError, ToldElsewhereError
 from sftcli.events import NeverStop, StopFlag
 from sftcli.services.failures import describe_failure, error_of, exit_code_of, lost_peer
 from sftcli.services.place import Place
@@ -63,6 +63,23 @@ class Peers:
         result = work()
         self.tell({})
         return result
+
+    def agree_on(self, found: Mapping[str, str]) -> None:
+        """Make sure that all processes have found the same, by name; the first one's counts.
+
+        Raises:
+            MismatchError: This one has found something else.
+        """
+        if self.group.is_writer:
+            self.tell(found)
+            return
+        told = self.hear(NeverStop())
+        other = [name for name in found if told.get(name) != found[name]]
+        if other:
+            raise MismatchError(
+                f"process {self.group.rank} has found another {other[0]} than process 0",
+                hint="let all machines read the same files, or copies of them",
+            )
 
 
 class ConnectedPeers(Peers):

@@ -101,6 +101,7 @@ def _verify(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peer
     first, second = pair_to_verify(run, request.step)
     emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.name}"))
     materials = peers.first(lambda: find_materials(settings, emit, stop, run=run), stop)
+    peers.agree_on(materials.identity)
     for event in compare(first, materials.fingerprints).told():
         emit(event)
     built = build_for(run, materials, emit, peers.group, check_owner=lambda: None, checkpoint=first)
