@@ -84,6 +84,7 @@ def save_model_folder(
     dtype: torch.dtype | None = None,
     texts: Mapping[str, str] | None = None,
     hint: str = "choose another run.root or output folder",
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write ``model`` to ``folder`` so that it is there whole or not at all; an older folder is replaced.
 
@@ -96,6 +97,7 @@ def save_model_folder(
         dtype: Of the weights written; None takes that of ``source``.
         texts: More files, by name.
         hint: What to do where writing fails.
+        weights: Whole ones by name, where ``model`` holds parts of them only.
 
     Raises:
         StorageError: The disk is full.
@@ -106,7 +108,7 @@ def save_model_folder(
         settings, stored = model.generation_config, model.config.dtype
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # theirs may fail validation
         try:
-            tensors = _cast(model.state_dict(), dtype)
+            tensors = _cast(model.state_dict() if weights is None else weights, dtype)
             storage.disk.let_library_write(
                 fresh, lambda: model.save_pretrained(fresh, state_dict=tensors, max_shard_size="5GB")
             )

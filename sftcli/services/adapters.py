@@ -19,7 +19,6 @@ from sftcli.modeling.adapter_folder import (
     read_base,
     write_adapter_config,
 )
-from sftcli.modeling.adapter_layers import file_name
 from sftcli.modeling.alias import ALIAS, HUB_NAME
 from sftcli.modeling.cache import whole_folder
 from sftcli.modeling.hub import is_commit
@@ -28,7 +27,6 @@ from sftcli.modeling.locate import LocatedModel, locate_model
 from sftcli.modeling.model_folder import write_companions
 from sftcli.modeling.tokenizer import HFChatTokenizer
 from sftcli.storage import write_file
-from sftcli.training.adapter_weights import AdapterWeights
 from sftcli.training.state import Snapshot
 from sftcli.training.tensor_file import tensor_file_parts
 
@@ -97,10 +95,10 @@ def load_with_adapter(
     device: torch.device,
     gradient_checkpointing: bool,
     trusts_code: bool,
-) -> "tuple[PreTrainedModel, AdapterWeights, dict[str, object]]":
-    """Load a model in ``dtype``, frozen, with a new adapter that trains; return both and the adapter's configuration.
+) -> "tuple[PreTrainedModel, dict[str, object]]":
+    """Load a model in ``dtype``, frozen, with a new adapter that trains; return it and the adapter's configuration.
 
-    There is no float32 copy of the model: only the adapter has masters.
+    Give it ``AdapterWeights``: there is no float32 copy of the model, only the adapter has masters.
     """
     model = load_model(
         located.folder,
@@ -110,8 +108,7 @@ def load_with_adapter(
         four_bit=settings.quantize is Quantize.FOUR_BIT,
         trusts_code=trusts_code,
     )
-    config = add_adapter(model, settings)
-    return model, AdapterWeights(model, compute_dtype=dtype, file_name=file_name), config
+    return model, add_adapter(model, settings)
 
 
 def adapter_files(

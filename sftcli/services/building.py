@@ -22,13 +22,14 @@ from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
 from sftcli.services.row_plan import plan_maker
 from sftcli.services.run_folder import RunFolder
+from sftcli.services.sharing import make_weights, shares_weights
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import ADAPTER, MODEL
 from sftcli.training.distributed import Group
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.memory import MemoryLadder
 from sftcli.training.neftune import add_embedding_noise
-from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
+from sftcli.training.optim import freeze_embeddings, make_optimizer
 from sftcli.training.probe import choose_batch_loss
 from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
 from sftcli.training.trainer import Trainer
@@ -78,7 +79,9 @@ def build_trainer(
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
-    model, weights, adapter = _load(materials, dtype, device, emit)
+    shares = shares_weights(settings, located.folder, group, dtype=dtype, device=device)
+    model, adapter = _load(materials, dtype, torch.device("cpu") if shares else device, emit)
+    weights = make_weights(model, settings, group, dtype=dtype, device=device, shares=shares)
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
     total, trainable = count_parameters(model)
@@ -94,7 +97,9 @@ def build_trainer(
         )
     )
     pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
-    batch_loss = choose_batch_loss(model, _probe_batch(examples, pad_id).to(device), emit=emit)
+    batch_loss = choose_batch_loss(
+        model, _probe_batch(examples, pad_id).to(device), emit=emit, gathered=weights.gathered
+    )
     make_plan = plan_maker(model, prepared.dataset, settings, pad_id=pad_id, emit=emit)
     named = make_plan(settings.training.micro_batch_size)
     ladder = MemoryLadder(
@@ -103,6 +108,8 @@ def build_trainer(
         make_plan=make_plan,
         checkpoint_activations=_checkpointing(model, settings.training),
     )
+    # A process that ran out of memory would leave the others inside an exchange of weights.
+    ladder.is_short = shares
     trainer = Trainer(
         settings=settings.training,
         checkpoint=settings.checkpoint
@@ -112,7 +119,7 @@ def build_trainer(
         optimizer=make_optimizer(weights.masters, settings.training),
         batch_loss=batch_loss,
         ladder=ladder,
-        heldout_loss=_heldout_loss(prepared, batch_loss, device, group),
+        heldout_loss=_heldout_loss(prepared, batch_loss, device, group, shares=shares),
         store=_store(run, materials, model, adapter, check_owner) if group.is_writer else ForgetfulStore(),
         emit=emit,
         device=device,
@@ -153,10 +160,10 @@ def _store(
 
 def _load(
     materials: Materials, dtype: torch.dtype, device: torch.device, emit: EventSink
-) -> "tuple[PreTrainedModel, MasterWeights, AdapterFiles | None]":
+) -> "tuple[PreTrainedModel, AdapterFiles | None]":
     settings, located = materials.settings, materials.located
     if settings.adapter.is_on:
-        model, weights, config = load_with_adapter(
+        model, config = load_with_adapter(
             located,
             settings.adapter,
             dtype=dtype,
@@ -171,7 +178,7 @@ def _load(
             located=located,
             tokenizer=materials.prepared.tokenizer,
         )
-        return model, weights, files
+        return model, files
     model = load_model(
         located.folder,
         dtype=torch.float32,
@@ -183,7 +190,7 @@ def _load(
         emit(Notice(text=f"{', '.join(left_alone)}: computed as transformers does, without the faster form"))
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
-    return model, MasterWeights(model, compute_dtype=dtype), None
+    return model, None
 
 
 def _checkpointing(model: "PreTrainedModel", settings: TrainingSettings) -> Callable[[], None] | None:
@@ -204,7 +211,7 @@ def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:
 
 
 def _heldout_loss(
-    prepared: PreparedData, batch_loss: BatchLoss, device: torch.device, group: Group
+    prepared: PreparedData, batch_loss: BatchLoss, device: torch.device, group: Group, *, shares: bool
 ) -> HeldoutLoss | None:
     heldout = prepared.dataset.heldout
     if not len(heldout):
@@ -217,6 +224,6 @@ def _heldout_loss(
             max_batch_tokens=HELDOUT_BATCH_TOKENS,
             pad_id=prepared.tokenizer.pad_id,
         )
-        return heldout_nll(batch_loss, batches, stop=stop, group=group, device=device)
+        return heldout_nll(batch_loss, batches, stop=stop, group=group, device=device, computes_all=shares)
 
     return measure

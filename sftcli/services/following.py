@@ -98,7 +98,8 @@ def tell_sharing(trainer: Trainer, emit: EventSink) -> None:
     """Say how several processes share a step, and where some of them have nothing to do."""
     size, passes = trainer.group.size, len(trainer.plan.window(trainer.state.step))
     if size > 1:
-        emit(Notice(text=f"{size} processes share each step and sum their gradients once"))
+        what = "each step and the weights, and" if trainer.weights.are_shared_out else "each step and"
+        emit(Notice(text=f"{size} processes share {what} sum their gradients once"))
     if passes < size:
         emit(
             Warned(

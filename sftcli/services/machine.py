@@ -8,8 +8,7 @@ from importlib import metadata
 import torch
 
 from sftcli import __version__
-from sftcli.config.training_settings import Parallel, TrainingSettings
-from sftcli.errors import Location, UsageError
+from sftcli.config.training_settings import TrainingSettings
 from sftcli.modeling.cache import cache_folder
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 
@@ -40,20 +39,6 @@ def describe_machine() -> dict[str, str]:
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "cache": str(cache_folder()),
     } | {library: metadata.version(library) for library in LIBRARIES}
-
-
-def check_parallel(settings: TrainingSettings) -> None:
-    """Make sure that several processes can share the work in the way that is asked for.
-
-    Raises:
-        UsageError: They cannot.
-    """
-    if settings.parallel is Parallel.FSDP:
-        raise UsageError(
-            "training.parallel is fsdp, and weights cannot be spread over processes yet",
-            hint="take ddp, where each process holds the whole model",
-            location=Location(key="training.parallel"),
-        )
 
 
 def facts_of_training(settings: TrainingSettings) -> dict[str, str]:

@@ -11,7 +11,6 @@ from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.services.comparing import check_may_change, compare
 from sftcli.services.following import build_for, follow
 from sftcli.services.lock import RunLock
-from sftcli.services.machine import check_parallel
 from sftcli.services.materials import find_materials
 from sftcli.services.outcome import TrainOutcome
 from sftcli.services.place import find_place
@@ -23,6 +22,7 @@ from sftcli.services.resuming import (
     count_equal,
     pair_to_verify,
 )
+from sftcli.services.sharing import check_sharing
 from sftcli.services.train import (
     complete_already,
     continue_run,
@@ -74,7 +74,7 @@ def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> 
 
 def _lead(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> TrainOutcome:
     recorded = find_recorded(request.run, request.root, request.overrides)
-    check_parallel(recorded.settings.training)
+    check_sharing(recorded.settings)
     run, settings = recorded.run, with_processes(recorded.settings, peers)
     if run.is_finished and request.step is None:
         return complete_already(run, settings, choose_checkpoint(run, None, emit), emit, peers)

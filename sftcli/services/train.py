@@ -27,7 +27,7 @@ from sftcli.services.comparing import compare
 from sftcli.services.finishing import take_best
 from sftcli.services.following import Assignment, build_for, follow, tell_sharing
 from sftcli.services.lock import RunLock
-from sftcli.services.machine import check_parallel, facts_of_start
+from sftcli.services.machine import facts_of_start
 from sftcli.services.materials import find_materials
 from sftcli.services.memory import memory_errors
 from sftcli.services.outcome import TrainOutcome, outcome_of
@@ -49,6 +49,7 @@ from sftcli.services.run_folder import (
     write_text,
 )
 from sftcli.services.run_log import RunLog
+from sftcli.services.sharing import check_sharing
 from sftcli.services.space import check_space, checkpoint_bytes
 from sftcli.services.spike_stop import SpikeStop
 from sftcli.services.trackers import tracked
@@ -74,7 +75,7 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
         OutputError: The run exists and ``auto`` is not set, or another process trains it.
         StoppedError: ``stop`` was set before the first step.
     """
-    check_parallel(request.resolved.settings.training)
+    check_sharing(request.resolved.settings)
     check_machine(request.resolved.settings.adapter)  # before there is a folder
     with joined(find_place(os.environ)) as peers:
         if not peers.group.is_writer:
@@ -205,6 +206,7 @@ def _save_final(run: RunFolder, materials: Materials, built: Built, emit: EventS
             folder=run.final,
             stop_ids=materials.prepared.tokenizer.stop_ids,
             template=materials.prepared.tokenizer.chosen_template,
+            weights=snapshot.weights if built.trainer.weights.are_shared_out else None,
         )
     emit(ModelSaved(path=str(run.final), pt=pt))
 

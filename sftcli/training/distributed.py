@@ -44,11 +44,15 @@ class Group:
         """Tell every process the same: whether one of them says yes."""
         return self.sum([float(flag)])[0] > 0
 
-    def rounds(self, items: Iterable[Item]) -> Iterator[Item | None]:
-        """Yield this process's one of each ``size`` successive items: as often in every process, so None near the end."""
+    def rounds(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+        """Yield this process's one of each ``size`` successive items, as often in every process.
+
+        Where the last ones do not reach this process, it gets the first of them, and False: that is another's to count.
+        """
         rest = iter(items)
         while turn := list(islice(rest, self.size)):
-            yield turn[self.rank] if self.rank < len(turn) else None
+            own = self.rank < len(turn)
+            yield turn[self.rank if own else 0], own
 
     def collect(self, tensor: Tensor) -> list[Tensor]:
         """Return what each process gave, by rank; all are alike in shape and dtype and on the CPU."""

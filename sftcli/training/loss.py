@@ -174,15 +174,20 @@ def heldout_nll(
     stop: StopFlag,
     group: Group | None = None,
     device: torch.device | None = None,
+    computes_all: bool = False,
 ) -> NllSum | None:
-    """Sum the loss over ``batches``, shared out in ``group``; None when ``stop``, the same for all, was set before the end."""
+    """Sum the loss over ``batches``, shared out in ``group``; None when ``stop``, the same for all, was set before the end.
+
+    With ``computes_all`` every process computes as often, as it must where a pass is an exchange.
+    """
     group = group or Group()
     nll, tokens = 0.0, 0
-    for batch in group.rounds(batches):
+    for batch, is_own in group.rounds(batches):
         if stop.requested():
             return None
-        if batch is not None:
-            nll += batch_loss(batch.to(device) if device else batch).item()
-            tokens += batch.response_tokens
+        if is_own or computes_all:
+            found = batch_loss(batch.to(device) if device else batch).item()
+            nll += found if is_own else 0.0
+            tokens += batch.response_tokens if is_own else 0
     nll, total = group.sum([nll, tokens])
     return NllSum(nll=nll, response_tokens=int(total))

@@ -16,6 +16,7 @@ from sftcli.data.batch import Batch
 from sftcli.errors import DivergedError
 from sftcli.training.distributed import Group
 from sftcli.training.lean_optimizers import make_lean_optimizer
+from sftcli.training.loss import BatchLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +40,8 @@ class MasterWeights:
     copy, its gradient is added to the master's float32 gradient as soon as backward has made it, and ``publish`` rounds
     the updated masters into the copies.
     """
+
+    are_shared_out = False  # whether this process holds a part of them only
 
     def __init__(self, model: torch.nn.Module, *, compute_dtype: torch.dtype) -> None:
         self.model = model
@@ -77,6 +80,10 @@ class MasterWeights:
         for batch in islice(batches, group.rank, None, group.size):
             yield batch, 1.0
 
+    def gathered(self, batch_loss: BatchLoss) -> BatchLoss:
+        """Return ``batch_loss`` with every weight that it reads whole."""
+        return batch_loss
+
     def gather(self, nll_sum: torch.Tensor, group: Group) -> torch.Tensor:
         """Return the sum of ``nll_sum`` over the processes, after the gradients of the masters are those of all."""
         return group.gather(nll_sum, self.masters.values())
@@ -93,6 +100,10 @@ class MasterWeights:
         return {
             name: self.masters.get(name, weight).detach() for name, weight in self.model.named_parameters()
         }
+
+    def gathered_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return whole ``tensors`` of the optimizer's state in the process that writes. All processes must ask."""
+        return dict(tensors)
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Set the masters to ``tensors``, by name, and publish them."""
@@ -199,15 +210,17 @@ def placed_as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     mesh = getattr(like, "device_mesh", None)
     if mesh is None:
         return value.to(like.device)
-    from torch.distributed.tensor import distribute_tensor
+    with torch.no_grad():
+        placed = torch.zeros_like(like)
+        # Every process has the whole value, so none has to send it; the last ones may have no part of a small one.
+        for part in value.chunk(mesh.size())[mesh.get_local_rank() :][:1]:
+            local_part(placed).copy_(part)
+    return placed
 
-    # Every process has the whole value, so none has to send it.
-    return distribute_tensor(
-        value.to(like.device),
-        mesh,
-        cast("torch.distributed.tensor.DTensor", like).placements,
-        src_data_rank=None,
-    )
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the part of ``tensor``, which is shared out, that this process holds."""
+    return cast("torch.distributed.tensor.DTensor", tensor).to_local()
 
 
 def optimizer_tensors(
@@ -218,7 +231,7 @@ def optimizer_tensors(
     Whole numbers become int64 scalars.
     """
     return {
-        f"{moment}/{name}": whole(value)
+        f"{moment}/{name}": value
         if isinstance(value, torch.Tensor)
         else torch.tensor(value, dtype=torch.int64)
         for name, master in masters.items()

@@ -1,5 +1,6 @@
 """Checks on the real model before training starts."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,21 +17,29 @@ TOLERANCE = 0.02
 
 
 @torch.no_grad()
-def choose_batch_loss(model: "PreTrainedModel", batch: Batch, *, emit: EventSink) -> BatchLoss:
+def choose_batch_loss(
+    model: "PreTrainedModel",
+    batch: Batch,
+    *,
+    emit: EventSink,
+    gathered: Callable[[BatchLoss], BatchLoss] = lambda batch_loss: batch_loss,
+) -> BatchLoss:
     """Return the loss that runs the head on response positions only, if this model allows it.
 
     It goes round the model's own forward pass behind the last hidden state. On ``batch``, one short row, both must
-    agree; otherwise the model does something there that is not known, and its own logits are used.
+    agree; otherwise the model does something there that is not known, and its own logits are used. ``gathered`` makes
+    whole what a loss reads, where processes share the weights out.
     """
+    lean_loss = gathered(lambda part: response_nll_sum(model, part))
     model.train(False)
     plain = plain_nll_sum(model, batch)
     try:
-        lean = response_nll_sum(model, batch)
+        lean = lean_loss(batch)
         agree = bool(torch.isclose(lean, plain, rtol=TOLERANCE, atol=TOLERANCE))
     except (AttributeError, TypeError, RuntimeError):
         agree = False
     if agree:
-        return lambda part: response_nll_sum(model, part)
+        return lean_loss
     emit(
         Warned(
             text=f"{type(model).__name__} has an unknown head: logits of whole batches are kept, which costs memory"

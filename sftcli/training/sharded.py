@@ -5,7 +5,6 @@ last norm and head are the root, which stays gathered from the forward pass to t
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from types import MethodType
 
 import torch
@@ -22,7 +21,8 @@ from sftcli.data.batch import Batch
 from sftcli.errors import DivergedError
 from sftcli.training.distributed import Group
 from sftcli.training.loss import BatchLoss
-from sftcli.training.optim import MasterWeights, whole
+from sftcli.training.optim import MasterWeights, local_part, whole
+from sftcli.training.traffic import Weight
 
 _LOSS = "batch_loss_of_all_weights"
 
@@ -37,10 +37,13 @@ class ShardedWeights(MasterWeights):
         model: The same whole model in every process; on the CPU where the device has no room for it. It is changed.
         compute_dtype: Of matrix products.
         group: The processes; more than one.
+        device: Where each keeps its part.
         exchange_each_pass: Exchange gradients after every pass, not once per step: costs traffic, and saves the memory of
             a float32 gradient of the whole model between the passes of a step.
         file_name: Gives the name in checkpoints of what trains, where they hold nothing else (an adapter).
     """
+
+    are_shared_out = True
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class ShardedWeights(MasterWeights):
         *,
         compute_dtype: torch.dtype,
         group: Group,
+        device: torch.device,
         exchange_each_pass: bool = False,
         file_name: Callable[[str], str] | None = None,
     ) -> None:
@@ -57,9 +61,11 @@ class ShardedWeights(MasterWeights):
         self.compute_dtype = compute_dtype
         self.group = group
         self.exchange_each_pass = exchange_each_pass
-        self._root = _shard(model, compute_dtype, group)
+        self._root = _shard(model, compute_dtype, group.size, device)
         named = dict(model.named_parameters())
         self.masters = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+        weights = (Weight(shape=tuple(master.shape)) for master in self.masters.values())
+        self._gradient_bytes = 4 * sum(weight.padded(group.size) for weight in weights)
         kept = named if file_name is None else self.masters
         self._stored = {(file_name or str)(name): parameter for name, parameter in kept.items()}
         self._trained = {(file_name or str)(name): parameter for name, parameter in self.masters.items()}
@@ -69,16 +75,12 @@ class ShardedWeights(MasterWeights):
 
         Each pass gathers the weights, and all processes must take part in that.
         """
-        queue = iter(batches)
-        round_ = list(islice(queue, group.size))
-        while round_:
-            following = list(islice(queue, group.size))
-            self._root.set_requires_gradient_sync(self.exchange_each_pass or not following)
-            if group.rank < len(round_):
-                yield round_[group.rank], 1.0
-            else:
-                yield min(round_, key=lambda batch: batch.input_ids.numel()), 0.0
-            round_ = following
+        rounds = list(group.rounds(batches))
+        for index, (batch, is_own) in enumerate(rounds):
+            exchanges = self.exchange_each_pass or index == len(rounds) - 1
+            self._root.set_requires_gradient_sync(exchanges)
+            yield batch, float(is_own)
+            group.exchanged_bytes += self._gradient_bytes if exchanges else 0
 
     def gather(self, nll_sum: torch.Tensor, group: Group) -> torch.Tensor:  # noqa: ARG002 - it is this one's
         """Return the sum of ``nll_sum``; the last backward pass has exchanged the gradients already."""
@@ -107,6 +109,10 @@ class ShardedWeights(MasterWeights):
         """
         return collect(self._stored, self.group)
 
+    def gathered_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return whole ``tensors`` of the optimizer's state on the CPU, in the process that writes; elsewhere nothing."""
+        return collect(tensors, self.group)
+
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Set the masters to their parts of the whole ``tensors``, by their names in files."""
         names = dict(zip(self.masters, self._trained, strict=True))
@@ -118,7 +124,7 @@ class ShardedWeights(MasterWeights):
         Raises:
             DivergedError: One is not.
         """
-        finite = all(bool(torch.isfinite(_part(master)).all()) for master in self.masters.values())
+        finite = all(bool(torch.isfinite(local_part(master)).all()) for master in self.masters.values())
         if self.group.any(not finite):
             raise DivergedError(
                 f"step {step} is not saved: weights hold numbers that are not finite",
@@ -147,8 +153,10 @@ def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
     return found
 
 
-def _shard(model: torch.nn.Module, compute_dtype: torch.dtype, group: Group) -> FSDPModule:
-    mesh = init_device_mesh(group.device.type, (group.size,))
+def _shard(
+    model: torch.nn.Module, compute_dtype: torch.dtype, processes: int, device: torch.device
+) -> FSDPModule:
+    mesh = init_device_mesh(device.type, (processes,))
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
@@ -163,8 +171,3 @@ def _shard(model: torch.nn.Module, compute_dtype: torch.dtype, group: Group) -> 
     if not isinstance(model, FSDPModule):
         raise TypeError(f"{type(model).__name__} was not sharded")
     return model
-
-
-def _part(tensor: torch.Tensor) -> torch.Tensor:
-    local: torch.Tensor = tensor.to_local()  # type: ignore[operator]
-    return local

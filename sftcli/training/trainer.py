@@ -194,6 +194,8 @@ class Trainer:
 
     def _agree_to_ease(self) -> TrainState | None:
         """Tell the other processes, which wait to exchange gradients, that memory ran out here; return one rung down."""
+        if self.ladder.is_short:  # others may be inside an exchange of another kind, which its launcher ends
+            return None
         self.group.any(True)
         return self.ladder.below(self.state)
 
@@ -260,7 +262,7 @@ class Trainer:
         return Snapshot(
             state=self.state,
             weights=self.weights.tensors(),
-            optimizer=optimizer_tensors(self.optimizer, self.weights.masters),
+            optimizer=self.weights.gathered_state(optimizer_tensors(self.optimizer, self.weights.masters)),
             rng=rng,
             peers=tuple(peers),
         )

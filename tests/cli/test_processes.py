@@ -84,6 +84,36 @@ def test_ways_to_train_are_the_same_on_two_processes(place, name, changes):
 
 
 @pytest.mark.slow
+def test_processes_that_share_the_weights_out_train_as_one_and_go_on_as_any_number(place, alone):
+    shared = "training.parallel=fsdp"
+    done = sft(place, "train", *flags(place / "model", "shared", shared), "--processes", "2")
+    assert done.code == 0, done.err
+    assert "2 processes share each step and the weights" in done.err
+    assert_same_training(place, "shared", alone)
+    assert weights(place, "shared").keys() == weights(place, alone).keys()
+    for processes, way in (("3", "fsdp"), ("1", "fsdp"), ("2", "ddp")):
+        more = ("--processes", processes, "--set", f"training.parallel={way}")
+        done = sft(place, "resume", "shared", "--checkpoint", "4", *more)
+        assert done.code == 0, done.err
+        assert_same_training(place, "shared", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "pt"])
+def test_adapter_and_pt_model_are_the_same_where_weights_are_shared_out(place, kind):
+    if kind == "lora":
+        model, more, file = place / "model", ["--lora"], "final/adapter_model.safetensors"
+    else:
+        model, file = build_tiny_pt(place / "shared.pt"), "final/model.safetensors"
+        more = ["--tokenizer", str(place / "model")]
+    for run, processes in ((f"{kind}-alone", "1"), (f"{kind}-shared", "2")):
+        arguments = [*flags(model, run, "training.parallel=fsdp"), *more, "--processes", processes]
+        done = sft(place, "train", *arguments)
+        assert done.code == 0, done.err
+    assert_same_training(place, f"{kind}-shared", f"{kind}-alone", file)
+
+
+@pytest.mark.slow
 def test_adapter_is_the_same_on_two_processes_and_only_its_gradients_travel(place):
     for run, processes in (("lora-1", "1"), ("lora-2", "2")):
         done = sft(place, "train", *flags(place / "model", run), "--lora", "--processes", processes)

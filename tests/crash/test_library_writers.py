@@ -14,6 +14,7 @@ from sftcli.config.adapter_settings import AdapterKind, AdapterSettings
 from sftcli.config.schema import ModelSettings
 from sftcli.errors import SftError, StorageError
 from sftcli.modeling.adapter import merge_adapter
+from sftcli.modeling.adapter_layers import file_name
 from sftcli.modeling.load import load_model
 from sftcli.modeling.locate import locate_model
 from sftcli.modeling.model_folder import save_model_folder
@@ -23,6 +24,7 @@ from sftcli.modeling.pt_checkpoint import read_pt, write_pt
 from sftcli.modeling.tokenizer import load_chat_tokenizer
 from sftcli.runtime import capture_rng
 from sftcli.services.adapters import adapter_files, load_with_adapter
+from sftcli.training.adapter_weights import AdapterWeights
 from sftcli.training.state import Snapshot, TrainState
 from tests.support.faulty_disk import CountingDisk, FailingDisk, KillingDisk
 from tests.support.forked import run_forked
@@ -57,7 +59,7 @@ class FinalAdapter:
     def __init__(self, place: Path) -> None:
         folder = build_tiny_model(place / "model")
         located = locate_model(str(folder), revision=None, emit=RecordingSink())
-        model, weights, config = load_with_adapter(
+        model, config = load_with_adapter(
             located,
             AdapterSettings(kind=AdapterKind.LORA, rank=2),
             dtype=torch.float32,
@@ -65,6 +67,7 @@ class FinalAdapter:
             gradient_checkpointing=False,
             trusts_code=False,
         )
+        weights = AdapterWeights(model, compute_dtype=torch.float32, file_name=file_name)
         self.base, self.names = folder, set[str]()
         self.files = adapter_files(
             model,

@@ -28,7 +28,7 @@ from tests.support.counting import TrafficCounter
 from tests.support.processes import run_together
 from tests.support.recording import MemoryStore
 from tests.support.tiny_modern import tiny_modern
-from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama
+from tests.support.training import CPU, PAD_ID, build_trainer, random_examples, tiny_llama
 
 SIZES = (2, 3)
 STEPS = 3
@@ -70,7 +70,7 @@ def trainer_of(group: Group, kind: str, *, dtype: torch.dtype = torch.float32, *
     )
     trainer.group = group
     if group.size > 1:
-        trainer.weights = ShardedWeights(build_model(kind), compute_dtype=dtype, group=group)
+        trainer.weights = ShardedWeights(build_model(kind), compute_dtype=dtype, group=group, device=CPU)
         trainer.optimizer = make_optimizer(trainer.weights.masters, trainer.settings)
         trainer.batch_loss = trainer.weights.gathered(partial(response_nll_sum, trainer.weights.model))
     if kind == "packed":
@@ -147,6 +147,7 @@ def counts_what_is_predicted(group: Group, exchange_each_pass: bool) -> None:
         with TrafficCounter() as counter:
             trainer.take_step()
         assert counter.traffic == expected
+    assert group.exchanged_bytes == 2 * expected.scattered
 
 
 @pytest.mark.slow

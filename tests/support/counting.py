@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftcli.training.traffic import Traffic

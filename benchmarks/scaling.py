@@ -1,0 +1,253 @@
+"""Predicts memory, traffic and time of a step from a small model, and checks the model against processes on this CPU.
+
+python benchmarks/scaling.py                # predictions for GPUs, from data sheets
+python benchmarks/scaling.py --check        # 1 and 2 processes here, measured against predicted
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from sftcli.config.training_settings import TrainingSettings
+from sftcli.training.distributed import Group
+from sftcli.training.traffic import Traffic, Weight, replicated_traffic, sharded_traffic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A decoder with grouped keys and gated feed-forward; tied or not."""
+
+    name: str
+    layers: int
+    width: int
+    inner: int
+    keys: int  # width of keys and of values
+    vocab: int
+    tied: bool
+
+    @property
+    def layer(self) -> list[Weight]:
+        w, f, k = self.width, self.inner, self.keys
+        shapes = [(w, w), (k, w), (k, w), (w, w), (f, w), (f, w), (w, f), (w,), (w,)]
+        return [Weight(shape=shape) for shape in shapes]
+
+    @property
+    def root(self) -> list[Weight]:
+        table = Weight(shape=(self.vocab, self.width))
+        return [table, *([] if self.tied else [table]), Weight(shape=(self.width,))]
+
+    @property
+    def numbers(self) -> int:
+        return sum(w.padded(1) for w in self.layer) * self.layers + sum(w.padded(1) for w in self.root)
+
+    def traffic(
+        self, mode: str, processes: int, passes: int, compute_bytes: int, *, each_pass: bool
+    ) -> Traffic:
+        if processes == 1:
+            return Traffic()
+        if mode == "ddp":
+            return replicated_traffic([*self.layer * self.layers, *self.root])
+        return sharded_traffic(
+            [self.layer] * self.layers,
+            self.root,
+            processes=processes,
+            passes=passes,
+            compute_bytes=compute_bytes,
+            exchanges=passes if each_pass else 1,
+        )
+
+
+MODELS = (
+    Shape(name="SmolLM2-135M", layers=30, width=576, inner=1536, keys=192, vocab=49152, tied=True),
+    Shape(name="8B (Llama 3.1)", layers=32, width=4096, inner=14336, keys=1024, vocab=128256, tied=False),
+    Shape(name="70B (Llama 3.1)", layers=80, width=8192, inner=28672, keys=1024, vocab=128256, tied=False),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """H100 SXM and InfiniBand, by data sheet, and two assumptions: half of the peak, 20 us for a hop."""
+
+    memory: float = 80e9
+    flops: float = 0.5 * 989e12  # bfloat16, dense
+    inside: float = 450e9  # bytes/s out of a GPU to others of its machine (NVLink 4)
+    between: float = 50e9  # bytes/s out of a GPU to other machines (400 Gbit/s each)
+    latency: float = 20e-6
+    per_machine: int = 8
+
+    def bandwidth(self, processes: int) -> float:
+        return self.inside if processes <= self.per_machine else self.between
+
+
+def memory_bytes(
+    shape: Shape, mode: str, processes: int, passes: int, tokens: int, *, each_pass: bool
+) -> float:
+    """Weights, gradients, moments and, with gradient checkpointing, activations of ``tokens`` in a pass."""
+    numbers, one = shape.numbers, sum(w.padded(1) for w in shape.layer)
+    inputs = 2 * shape.layers * tokens * shape.width
+    layer = 34 * tokens * shape.width  # inside one layer, without the scores (Korthikanti et al. 2022, eq. 2)
+    activations = inputs + layer + 3 * 4 * 2**25  # and the head in chunks: loss.MAX_CHUNK_LOGITS
+    if mode == "ddp" or processes == 1:
+        return (2 + 4 + 4 + 8) * numbers + activations
+    root = sum(w.padded(1) for w in shape.root)
+    gradients = 4 * numbers if passes > 1 and not each_pass else 4 * numbers / processes
+    return (4 + 8) * numbers / processes + gradients + 2 * (2 * one + root) + activations
+
+
+def step_seconds(
+    shape: Shape, mode: str, processes: int, passes: int, tokens: int, *, each_pass: bool, machine: Machine
+) -> tuple[float, float]:
+    """Compute, and exchange, of a step; 8 N for a token, as gradient checkpointing computes forward twice."""
+    compute = passes * tokens * 8 * shape.numbers / machine.flops
+    traffic = shape.traffic(mode, processes, passes, 2, each_pass=each_pass)
+    wire = traffic.wire_bytes(processes) / machine.bandwidth(processes)
+    calls = 0 if processes == 1 else shape.numbers / 2**24 if mode == "ddp" else passes * 3 * shape.layers
+    return compute, wire + calls * machine.latency * max(1, processes.bit_length())
+
+
+def predict(rows: int, tokens: int) -> None:
+    machine = Machine()
+    print(f"{rows} rows of {tokens} tokens a step, one row a pass; H100 80 GB, predicted, nothing measured\n")
+    print(
+        "| model | GPUs | mode | GB a GPU | fits | GB exchanged | compute s | exchange s | tokens/s a GPU |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for shape in MODELS:
+        for processes in (1, 8, 64, 1024):
+            for mode in ("ddp", "fsdp") if processes > 1 else ("ddp",):
+                passes = -(-rows // processes)
+                size = partial(memory_bytes, shape, mode, processes, passes, tokens)
+                each = mode == "fsdp" and size(each_pass=False) > machine.memory
+                memory = size(each_pass=each)
+                compute, exchange = step_seconds(
+                    shape, mode, processes, passes, tokens, each_pass=each, machine=machine
+                )
+                bytes_ = shape.traffic(mode, processes, passes, 2, each_pass=each).wire_bytes(processes)
+                # fully_shard gathers the next layer while one computes; gradients of ddp go after the last pass.
+                seconds = compute + exchange if mode == "ddp" else max(compute, exchange)
+                print(
+                    f"| {shape.name} | {processes} | {mode}{' each pass' if each else ''} | {memory / 1e9:.1f} | "
+                    f"{'yes' if memory < machine.memory else 'no'} | {bytes_ / 1e9:.1f} | {compute:.2f} | "
+                    f"{exchange:.2f} | {rows * tokens / seconds / processes:.0f} |"
+                )
+
+
+SMALL = Shape(name="small", layers=4, width=256, inner=768, keys=256, vocab=8192, tied=True)
+ROWS, LENGTH, STEPS = 4, 64, 5
+
+
+def _trainer(group: Group, mode: str):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sftcli.training.loss import response_nll_sum
+    from sftcli.training.optim import MasterWeights, make_optimizer
+    from sftcli.training.sharded import ShardedWeights
+
+    config = LlamaConfig(
+        hidden_size=SMALL.width, intermediate_size=SMALL.inner, num_hidden_layers=SMALL.layers,
+        num_attention_heads=4, num_key_value_heads=4, vocab_size=SMALL.vocab, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    if mode == "fsdp" and group.size > 1:
+        weights = ShardedWeights(model, compute_dtype=torch.float32, group=group, device=torch.device("cpu"))
+    else:
+        weights = MasterWeights(model, compute_dtype=torch.float32)
+    settings = TrainingSettings(max_steps=99, batch_size=ROWS, micro_batch_size=1)
+    optimizer = make_optimizer(weights.masters, settings)
+    return weights, optimizer, weights.gathered(lambda batch: response_nll_sum(model, batch))
+
+
+def _window():
+    from sftcli.data.batch import collate
+    from sftcli.data.example import Example
+    from sftcli.data.records import Origin
+
+    ids = torch.arange(3, 3 + LENGTH, dtype=torch.int32).numpy()
+    example = Example(input_ids=ids, loss_mask=ids > LENGTH // 2, origin=Origin(path="made", line=1))
+    return [collate([example], example_ids=[0], pad_id=2) for _ in range(ROWS)]
+
+
+def _timed_step(group: Group, mode: str) -> tuple[float, float]:
+    """Median seconds of the passes with their exchanges, and of the update."""
+    weights, optimizer, batch_loss = _trainer(group, mode)
+    passes, updates = [], []
+    for _ in range(STEPS + 1):
+        begin = time.monotonic()
+        total = torch.zeros(())
+        for batch, weight in weights.passes(_window(), group):
+            nll = batch_loss(batch) * weight
+            nll.backward()
+            total += nll.detach()
+        weights.gather(total, group)
+        middle = time.monotonic()
+        optimizer.step()
+        weights.publish()
+        optimizer.zero_grad()
+        passes.append(middle - begin)
+        updates.append(time.monotonic() - middle)
+    return statistics.median(passes[1:]), statistics.median(updates[1:])
+
+
+def _exchange_seconds(numbers: int) -> float:
+    tensor, found = torch.zeros(numbers), []
+    for _ in range(5):
+        begin = time.monotonic()
+        dist.all_reduce(tensor)
+        found.append(time.monotonic() - begin)
+    return statistics.median(found[1:])
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    # Both compute at once, as they do in a step of two: cores and memory are shared.
+    alone, update = _timed_step(Group(), "ddp")
+    latency, large = _exchange_seconds(1), _exchange_seconds(2**22)
+    bandwidth = 4 * 2**22 / (large - latency)  # bytes/s of an all-reduce of two
+    result = {mode: sum(_timed_step(Group(rank=rank, size=2), mode)) for mode in ("ddp", "fsdp")}
+    dist.destroy_process_group()
+    if rank:
+        return
+    print(f"one pass {1e3 * alone / ROWS:.1f} ms, update {1e3 * update:.1f} ms, exchange {1e6 * latency:.0f} us and "
+          f"{bandwidth / 1e6:.0f} MB/s; {SMALL.numbers / 1e6:.1f} M weights, {ROWS} passes a step")  # fmt: skip
+    print("| processes | mode | measured ms | predicted ms | off |\n|---|---|---|---|---|")
+    print(f"| 1 | - | {1e3 * (alone + update):.0f} | (gives the terms) | |")
+    for mode, calls in (
+        ("ddp", -(-SMALL.numbers // 2**24) + 1),
+        ("fsdp", ROWS // 2 * (2 * SMALL.layers + 1) + 6),
+    ):
+        traffic = SMALL.traffic(mode, 2, ROWS // 2, 4, each_pass=False)
+        # A reduce-scatter or an all-gather moves half of what an all-reduce does.
+        wire = (traffic.summed + (traffic.gathered + traffic.scattered) / 2) / bandwidth
+        share = update if mode == "ddp" else update / 2
+        predicted = alone / 2 + share + wire + calls * latency
+        off = predicted / result[mode] - 1
+        print(f"| 2 | {mode} | {1e3 * result[mode]:.0f} | {1e3 * predicted:.0f} | {off:+.0%} |")
+
+
+def check() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_one_of_two, args=(str(Path(folder)),), nprocs=2)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=4096)
+    chosen = parser.parse_args()
+    if chosen.check:
+        check()
+    else:
+        predict(chosen.rows, chosen.tokens)
