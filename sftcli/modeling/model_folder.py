@@ -117,9 +117,9 @@ def save_model_folder(
         write_model_files(model, fresh, source=source, stop_ids=stop_ids, template=template, dtype=dtype)
         for name, text in (texts or {}).items():
             storage.write_file(fresh / name, [text.encode("utf-8")])
-        for weights in fresh.glob("*.safetensors"):
+        for path in fresh.glob("*.safetensors"):
             storage.disk.copy_mode(
-                fresh / "config.json", weights
+                fresh / "config.json", path
             )  # safetensors makes files that others cannot read
 
 
