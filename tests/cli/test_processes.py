@@ -108,6 +108,27 @@ def test_pt_model_is_the_same_on_two_processes_and_leaves_its_files_once(place):
 
 
 @pytest.mark.slow
+def test_scores_of_two_processes_are_those_of_one(place, alone):
+    reports = []
+    for processes in ("1", "2"):
+        done = sft(place, "eval", alone, "--json", "--processes", processes)
+        assert done.code == 0, done.err
+        reports.append(json.loads(done.out))
+        for score in ("tuned", "base"):
+            reports[-1][score].pop("seconds")
+    for score in ("tuned", "base"):
+        assert reports[1][score].pop("loss") == pytest.approx(reports[0][score].pop("loss"), abs=1e-6)
+    assert reports[1] == reports[0]
+
+
+@pytest.mark.slow
+def test_limit_that_is_broken_on_two_processes_is_3_and_told_once(place, alone):
+    done = sft(place, "eval", alone, "--no-base", "--fail-above", "loss=0.01", "--processes", "2")
+    assert done.code == 3
+    assert done.err.count("error: ") == 1
+
+
+@pytest.mark.slow
 def test_torchrun_starts_it_as_it_is(place, alone):
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "sftcli", "train"]
     done = subprocess.run(
