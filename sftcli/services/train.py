@@ -78,7 +78,7 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
     check_machine(request.resolved.settings.adapter)  # before there is a folder
     with joined(find_place(os.environ)) as peers:
         if not peers.group.is_writer:
-            return follow(peers, stop)
+            return follow(peers, stop, asked=request.resolved.settings)
         return _lead(request, emit, stop, peers)
 
 

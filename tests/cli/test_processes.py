@@ -164,6 +164,30 @@ def test_tasks_of_srun_find_each_other(place, alone):
 
 
 @pytest.mark.slow
+def test_tasks_that_were_started_for_trainings_of_their_own_are_refused(place):
+    job = {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_JOB_ID": str(os.getpid() + 1),
+    }
+    tasks = [
+        start(
+            place,
+            "train",
+            *flags(place / "model", f"own-{rank}"),
+            **job,
+            SLURM_PROCID=str(rank),
+            SLURM_LOCALID="0",
+        )
+        for rank in range(2)
+    ]
+    ended = [end(task) for task in tasks]
+    assert [one.code for one in ended] == [78, 78]
+    assert "process 1 was started with run.name own-1, and process 0 with own-0" in ended[0].err
+    assert not (place / "runs" / "own-1").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "to", "code"),
     [
@@ -202,6 +226,16 @@ def test_save_signal_to_one_process_saves_and_all_go_on(place):
     saved = len(steps(place, "usr2"))
     signal_after(place, "usr2", launcher, step=saved + 5, number=signal.SIGTERM, to=None)
     assert end(launcher).code == 143
+
+
+@pytest.mark.slow
+def test_processes_whose_launcher_is_killed_stop_and_save(place):
+    launcher = start(place, "train", *flags(place / "model", "orphans", max_steps=MANY), "--processes", "2")
+    ranks = signal_after(place, "orphans", launcher, step=10, number=signal.SIGKILL, to=None)
+    end(launcher)  # its streams close with the last process
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    last = steps(place, "orphans")[-1]["step"]
+    assert checkpoint_bytes(place, "orphans", last)
 
 
 @pytest.mark.slow
