@@ -50,11 +50,14 @@ def as_one_voice(run: Callable[[], object]) -> Callable[[], object]:
 
 
 def _stop_with_launcher() -> None:
-    """Have Linux send SIGTERM, which saves and ends, when the launcher is killed: nothing else would end this process."""
+    """Have Linux send SIGUSR1, which saves and ends, when the launcher is killed: nothing else would end this process.
+
+    It comes once for each thread that the launcher had, so it must not be a signal that is an order when it comes again.
+    """
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR1))
 
 
 def _muted(run: Callable[[], object], *, is_alike: bool) -> object:
