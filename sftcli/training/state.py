@@ -59,6 +59,11 @@ class CheckpointStore(Protocol):
 class StepPlan(Protocol):
     """Says which micro-batches make which step."""
 
+    @property
+    def pass_tokens(self) -> int:
+        """Most positions of a micro-batch where rows are packed; 0 where its rows are what is limited."""
+        ...
+
     def window(self, step: int, /) -> Sequence[Batch]:
         """Return the micro-batches of the step after ``step`` finished ones; each has a response token."""
         ...

@@ -178,7 +178,7 @@ class Trainer:
             self.state, self.plan = lower, self.ladder.plan(lower)
             release_memory(self.device)
             restore_rng(rng)
-            self.emit(self.ladder.event(lower))
+            self.emit(self.ladder.event(lower, self.plan))
 
     def _backward(self, window: Sequence[Batch]) -> torch.Tensor:
         response_tokens = sum(batch.response_tokens for batch in window)
@@ -197,7 +197,7 @@ class Trainer:
 
     def tried(self) -> str:
         """Return in words how much memory a step was given."""
-        return self.ladder.tried(self.state)
+        return self.ladder.tried(self.state, self.plan)
 
     def measure_heldout(self, stop: StopFlag) -> None:
         """Score the held-out examples, unless there are none or ``stop`` is set meanwhile."""
