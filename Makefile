@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test slow crash crash-slice resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures
+.PHONY: check format lint types layers test slow distributed crash crash-slice resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -23,6 +23,10 @@ test:
 
 slow:  ## minutes long: downloads the default model and trains it
 	$(PYTHON) -m pytest -m slow
+
+distributed:  ## trainings of several processes: the same as of one, signals, kills, faults, resume on other numbers
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/cli/test_processes.py tests/equivalence/test_processes.py \
+		tests/unit/training/test_distributed.py
 
 crash:  ## kill -9 a real training 200 times at random moments; every end must equal the undisturbed one
 	$(PYTHON) -m pytest -q tests/crash -m crash

@@ -9,8 +9,8 @@ from sftcli.config.sources import Settings
 from sftcli.events import Event, NeverStop, Notice, Warned
 from sftcli.runtime import seed_everything
 from sftcli.services.building import Materials, build_trainer
+from sftcli.services.materials import find_materials
 from sftcli.services.run_folder import create_run
-from sftcli.services.train import find_materials
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -146,3 +146,11 @@ class StoppedError(SftError):
 
     def __init__(self) -> None:
         super().__init__("stopped before the end; nothing was kept")
+
+
+class ToldElsewhereError(Exception):
+    """Another process of the same command says why it ended; this one ends in silence with the same ``exit_code``."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"another process failed with exit code {exit_code}")
+        self.exit_code = exit_code

@@ -115,6 +115,7 @@ class StepDone:
     examples: int = 0  # in the global batch
     rows: int = 0  # that the examples were put into; fewer where they are packed
     passes: int = 0  # forward and backward passes
+    exchanged_bytes: int = 0  # of gradients that each of several processes gave to be summed
     utilisation: float | None = (
         None  # share of the measured peak of matrix products; None where there is none
     )

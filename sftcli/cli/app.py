@@ -9,6 +9,7 @@ import typer
 from sftcli import __version__
 from sftcli.cli import evaluate, export, generate, inspect, prepare, report, runs, train
 from sftcli.cli.errors_view import guarded
+from sftcli.cli.several import as_one_voice
 from sftcli.environment import set_defaults
 
 START = f"""sft {__version__}: fine-tune causal language models on instruction-response pairs.
@@ -73,7 +74,7 @@ def main() -> None:
     command = _command_name(arguments)
     # In its own standalone mode Typer would print boxes for errors and turn a broken pipe into exit code 1.
     run = partial(app, arguments, prog_name="sft", standalone_mode=False)
-    sys.exit(guarded(run, command=command, json="--json" in arguments))
+    sys.exit(guarded(as_one_voice(run), command=command, json="--json" in arguments))
 
 
 def _command_name(arguments: list[str]) -> str:

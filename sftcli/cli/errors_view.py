@@ -20,7 +20,7 @@ from sftcli.cli.excerpt import source_excerpt
 from sftcli.cli.options import Color, use_color
 from sftcli.cli.signals import INTERRUPTED_EXIT_CODE, CommandStopped
 from sftcli.cli.text import clean, redact, writable
-from sftcli.errors import SftError, StorageError, UsageError
+from sftcli.errors import SftError, StorageError, ToldElsewhereError, UsageError
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -74,6 +74,8 @@ class _Ending:
                 self._say_stopped(str(error))
             case SftError():
                 self._show(error)
+            case ToldElsewhereError():
+                self.code = error.exit_code
             case SystemExit():
                 self._leave(error)
             case KeyboardInterrupt() | typer.Abort():

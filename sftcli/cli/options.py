@@ -197,6 +197,16 @@ Track = Annotated[
         rich_help_panel=RUN_PANEL,
     ),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        metavar="N",
+        min=1,
+        help="Share each step among so many processes on this machine, one for each GPU.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
 RunsRoot = Annotated[
     Path,
     typer.Option("--runs", metavar="DIR", help="Folder that holds run folders.", rich_help_panel=RUN_PANEL),

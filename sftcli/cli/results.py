@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from sftcli.config.sources import Row
     from sftcli.services.evaluate import EvalReport
     from sftcli.services.generate import Completion
+    from sftcli.services.outcome import TrainOutcome
     from sftcli.services.plan import Plan
     from sftcli.services.resume import VerifyOutcome
     from sftcli.services.score import Score
     from sftcli.services.tasks import TasksReport
-    from sftcli.services.train import TrainOutcome
     from sftcli.services.verdict import Verdict
 
 SHOWN_MISSES = 3

@@ -12,9 +12,11 @@ import typer
 from sftcli.cli import adapter_options, complete, data_options, options, results, tables
 from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import LOADING, session
+from sftcli.cli.several import is_one_of_several, start_several
 
 if TYPE_CHECKING:
-    from sftcli.services.train import TrainOutcome
+    from sftcli.config.sources import Override
+    from sftcli.services.outcome import TrainOutcome
 
 
 class Resume(StrEnum):
@@ -47,6 +49,7 @@ def train(
     packing: options.Packing = None,
     run: options.RunName = None,
     track: options.Track = None,
+    processes: options.Processes = None,
     on_existing: Annotated[
         Resume | None,
         typer.Option(
@@ -98,6 +101,7 @@ def train(
             "training.max_steps": ("--max-steps", max_steps),
             "training.seed": ("--seed", seed),
             "training.packing": ("--packing", packing),
+            "training.processes": ("--processes", processes),
             "model.name": ("--model", model),
             "model.tokenizer": ("--tokenizer", tokenizer),
             "model.trust_remote_code": ("--trust-remote-code", trust_remote_code or None),
@@ -118,6 +122,9 @@ def train(
     if print_config:
         results.show_settings(resolved.rows(), output)
         return
+    count = resolved.settings.training.processes
+    if count > 1 and not plan and not is_one_of_several():
+        raise typer.Exit(start_several(count, output))
     with session(output, every_steps=resolved.settings.training.log_every_steps) as (emit, stop):
         emit(LOADING)
         if plan:
@@ -171,6 +178,7 @@ def resume(
     break_lock: Annotated[
         bool, typer.Option("--break-lock", help="Take the run over from a process that is certainly dead.")
     ] = False,
+    processes: options.Processes = None,
     runs: options.RunsRoot = Path("runs"),
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -188,16 +196,17 @@ def resume(
       sft resume my-run --verify
     """
     output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color, log_format=log_format)
+    from sftcli.services.recorded import find_recorded
+
+    overrides = _resume_overrides(sets, trust_remote_code=trust_remote_code, processes=processes)
+    if not verify and not is_one_of_several():
+        count = find_recorded(run, runs, overrides).settings.training.processes
+        if count > 1:
+            raise typer.Exit(start_several(count, output))
     with session(output, every_steps=10) as (emit, stop):
         emit(LOADING)
-        from sftcli.config.sources import Override, parse_set
         from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
 
-        overrides = list(map(parse_set, sets or ()))
-        if trust_remote_code:
-            overrides.append(
-                Override(key="model.trust_remote_code", value=True, origin="--trust-remote-code")
-            )
         request = ResumeRequest(
             root=runs,
             run=run,
@@ -212,6 +221,19 @@ def resume(
         results.show_verified(proved, output)
     if outcome is not None:
         _show(outcome, output, stop.exit_code)
+
+
+def _resume_overrides(
+    sets: list[str] | None, *, trust_remote_code: bool, processes: int | None
+) -> "list[Override]":
+    from sftcli.config.sources import Override, parse_set
+
+    overrides = list(map(parse_set, sets or ()))
+    if trust_remote_code:
+        overrides.append(Override(key="model.trust_remote_code", value=True, origin="--trust-remote-code"))
+    if processes is not None:
+        overrides.append(Override(key="training.processes", value=processes, origin="--processes"))
+    return overrides
 
 
 def _show(outcome: "TrainOutcome", output: options.Output, stop_code: int) -> None:

@@ -51,6 +51,14 @@ class OnSpike(StrEnum):
     STOP = "stop"
 
 
+class Parallel(StrEnum):
+    """How several processes share the work."""
+
+    AUTO = "auto"
+    DDP = "ddp"  # each holds the whole model
+    FSDP = "fsdp"  # each holds a part of it
+
+
 class TrainingSettings(Section):
     """How the weights are updated. Numbers that are not said otherwise are those of the source recipe."""
 
@@ -138,6 +146,15 @@ class TrainingSettings(Section):
     )
     early_stopping_improvement: float = Field(
         0.001, ge=0, description="Nats per token by which held-out loss must fall to count as lower."
+    )
+    processes: int = Field(
+        1,
+        ge=1,
+        description="Processes on this machine that share each step; torchrun and srun decide it themselves.",
+    )
+    parallel: Parallel = Field(
+        Parallel.AUTO,
+        description="How processes share the work: ddp (each holds the whole model) or fsdp (each a part); auto is ddp.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the row order, the split and dropout.")
 

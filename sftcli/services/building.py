@@ -1,6 +1,6 @@
 """Builds a trainer from settings, model and data: the one place where the parts of training meet."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,12 +24,13 @@ from sftcli.services.row_plan import plan_maker
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import ADAPTER, MODEL
+from sftcli.training.distributed import Group
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.memory import MemoryLadder
 from sftcli.training.neftune import add_embedding_noise
 from sftcli.training.optim import MasterWeights, freeze_embeddings, make_optimizer
 from sftcli.training.probe import choose_batch_loss
-from sftcli.training.state import HeldoutLoss
+from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
 from sftcli.training.trainer import Trainer
 from sftcli.training.utilisation import Gauge, Workload
 
@@ -60,9 +61,15 @@ class Built:
 
 
 def build_trainer(
-    run: RunFolder, materials: Materials, emit: EventSink, *, check_owner: Callable[[], None]
+    run: RunFolder,
+    materials: Materials,
+    emit: EventSink,
+    *,
+    check_owner: Callable[[], None],
+    group: Group | None = None,
 ) -> Built:
-    """Load the model and put the parts of a run together."""
+    """Load the model and put the parts of a run together; in a ``group``, those of this process."""
+    group = group or Group()
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     dtype = choose_dtype(settings.training.precision, device)
@@ -83,13 +90,48 @@ def build_trainer(
     )
     pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
     batch_loss = choose_batch_loss(model, _probe_batch(examples, pad_id).to(device), emit=emit)
+    make_plan = plan_maker(model, prepared.dataset, settings, pad_id=pad_id, emit=emit)
+    named = make_plan(settings.training.micro_batch_size)
+    ladder = MemoryLadder(
+        micro_batch_size=settings.training.micro_batch_size,
+        make_plan=make_plan,
+        checkpoint_activations=_checkpointing(model, settings.training),
+    )
+    trainer = Trainer(
+        settings=settings.training,
+        checkpoint=settings.checkpoint
+        if group.is_writer
+        else settings.checkpoint.model_copy(update={"in_background": False}),
+        weights=weights,
+        optimizer=make_optimizer(weights.masters, settings.training),
+        batch_loss=batch_loss,
+        ladder=ladder,
+        heldout_loss=_heldout_loss(prepared, batch_loss, device, group),
+        store=_store(run, materials, model, adapter, check_owner) if group.is_writer else ForgetfulStore(),
+        emit=emit,
+        device=device,
+        name_row=lambda index: str(named.example(index).origin),
+        group=group,
+        gauge=Gauge(workload=Workload.of(model), peak_flops=peak * group.size),
+    )
+    return Built(trainer=trainer, model=model, adapter=adapter)
+
+
+def _store(
+    run: RunFolder,
+    materials: Materials,
+    model: "PreTrainedModel",
+    adapter: AdapterFiles | None,
+    check_owner: Callable[[], None],
+) -> CheckpointStore:
+    settings, prepared = materials.settings, materials.prepared
     store = DirectoryCheckpointStore(
         run.checkpoints,
         settings=_kept(settings),
         write_model_files=partial(
             write_model_files,
             model,
-            source=located.folder,
+            source=materials.located.folder,
             stop_ids=prepared.tokenizer.stop_ids,
             template=prepared.tokenizer.chosen_template,
         )
@@ -100,28 +142,7 @@ def build_trainer(
         resume_command=f"sft resume {run.name}",
         check_owner=check_owner,
     )
-    make_plan = plan_maker(model, prepared.dataset, settings, pad_id=pad_id, emit=emit)
-    named = make_plan(settings.training.micro_batch_size)
-    ladder = MemoryLadder(
-        micro_batch_size=settings.training.micro_batch_size,
-        make_plan=make_plan,
-        checkpoint_activations=_checkpointing(model, settings.training),
-    )
-    trainer = Trainer(
-        settings=settings.training,
-        checkpoint=settings.checkpoint,
-        weights=weights,
-        optimizer=make_optimizer(weights.masters, settings.training),
-        batch_loss=batch_loss,
-        ladder=ladder,
-        heldout_loss=_heldout_loss(prepared, batch_loss, device),
-        store=store if adapter is not None else PtWritingStore(model, run, settings, store),
-        emit=emit,
-        device=device,
-        name_row=lambda index: str(named.example(index).origin),
-        gauge=Gauge(workload=Workload.of(model), peak_flops=peak),
-    )
-    return Built(trainer=trainer, model=model, adapter=adapter)
+    return store if adapter is not None else PtWritingStore(model, run, settings, store)
 
 
 def _load(
@@ -176,21 +197,20 @@ def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:
     return collate([examples[shortest]], example_ids=[shortest], pad_id=pad_id)
 
 
-def _heldout_loss(prepared: PreparedData, batch_loss: BatchLoss, device: torch.device) -> HeldoutLoss | None:
+def _heldout_loss(
+    prepared: PreparedData, batch_loss: BatchLoss, device: torch.device, group: Group
+) -> HeldoutLoss | None:
     heldout = prepared.dataset.heldout
     if not len(heldout):
         return None
 
     def measure(stop: StopFlag) -> NllSum | None:
-        return heldout_nll(batch_loss, batches(), stop=stop)
-
-    def batches() -> Iterator[Batch]:
-        for batch in batches_in_order_of_length(
+        batches = batches_in_order_of_length(
             heldout,
             rows=range(len(heldout)),
             max_batch_tokens=HELDOUT_BATCH_TOKENS,
             pad_id=prepared.tokenizer.pad_id,
-        ):
-            yield batch.to(device)
+        )
+        return heldout_nll(batch_loss, batches, stop=stop, group=group, device=device)
 
     return measure

@@ -22,7 +22,11 @@ CHANGEABLE = frozenset(
      "checkpoint.keep_every_steps", "checkpoint.in_background"}
 )  # fmt: skip
 IGNORED_SECTIONS = ("run.", "sampling.")  # where the run is, and what is done with it afterwards
-_CONSENT = "model.trust_remote_code"  # is asked for anew; the weights and their commit are compared anyway
+_IGNORED = {
+    "model.trust_remote_code",  # is asked for anew; the weights and their commit are compared anyway
+    "training.processes",  # is told as a fact of the machine
+    "training.parallel",  # only where the numbers are
+}
 _SETTING, _MACHINE = "setting ", "machine "
 # What the stored weights and optimizer fit to: no flag lets it differ.
 FIXED_SECTIONS = ("model.", "adapter.")
@@ -32,9 +36,7 @@ FIXED = frozenset({"training.train_embeddings", "training.optimizer", "model", "
 def fingerprints(settings: Settings, located: LocatedModel, prepared: PreparedData) -> dict[str, str]:
     """Return what a run is made of, by name: every setting, and hashes of the data, the tokenizer and the model."""
     values = {f"{_SETTING}{key}": json.dumps(value) for key, value in _flat(settings).items()}
-    machine = {
-        f"{_MACHINE}{name}": value for name, value in facts_of_training(settings.training.precision).items()
-    }
+    machine = {f"{_MACHINE}{name}": value for name, value in facts_of_training(settings.training).items()}
     return (
         values
         | machine
@@ -146,7 +148,7 @@ def _flat(settings: Settings) -> dict[str, object]:
         f"{section}.{name}": value
         for section, values in settings.model_dump(mode="json").items()
         for name, value in values.items()
-        if not f"{section}.".startswith(IGNORED_SECTIONS) and f"{section}.{name}" != _CONSENT
+        if not f"{section}.".startswith(IGNORED_SECTIONS) and f"{section}.{name}" not in _IGNORED
     }
 
 

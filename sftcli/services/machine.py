@@ -2,14 +2,14 @@
 
 import os
 import platform
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 
 import torch
 
 from sftcli import __version__
-from sftcli.errors import UsageError
+from sftcli.config.training_settings import Parallel, TrainingSettings
+from sftcli.errors import Location, UsageError
 from sftcli.modeling.cache import cache_folder
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 
@@ -42,31 +42,31 @@ def describe_machine() -> dict[str, str]:
     } | {library: metadata.version(library) for library in LIBRARIES}
 
 
-def check_one_process(environ: Mapping[str, str]) -> None:
-    """Refuse to be one of several processes that a launcher has started for one training.
+def check_parallel(settings: TrainingSettings) -> None:
+    """Make sure that several processes can share the work in the way that is asked for.
 
     Raises:
-        UsageError: A launcher has set that there is more than one.
+        UsageError: They cannot.
     """
-    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
-        count = environ.get(name, "")
-        if count.isdecimal() and int(count) > 1:
-            raise UsageError(
-                f"{count} processes were started ({name}={count}), and a training runs in one",
-                hint="start one process: without torchrun, or with srun --ntasks=1",
-            )
+    if settings.parallel is Parallel.FSDP:
+        raise UsageError(
+            "training.parallel is fsdp, and weights cannot be spread over processes yet",
+            hint="take ddp, where each process holds the whole model",
+            location=Location(key="training.parallel"),
+        )
 
 
-def facts_of_training(precision: str) -> dict[str, str]:
+def facts_of_training(settings: TrainingSettings) -> dict[str, str]:
     """Return what decides, beside everything that a run is made of, whether two trainings are equal bit for bit."""
     device = choose_device()
     return {
         "device": device.type,
-        "precision of products": dtype_name(choose_dtype(precision, device)),
+        "precision of products": dtype_name(choose_dtype(settings.precision, device)),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
         "cpu threads": str(torch.get_num_threads()),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "processes": str(settings.processes),
     }
 
 

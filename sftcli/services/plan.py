@@ -9,9 +9,9 @@ from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.modeling.load import count_parameters
 from sftcli.runtime import dtype_name, memory_bytes, peak_memory_bytes, seed_everything, total_memory_bytes
 from sftcli.services.building import Materials, build_trainer
+from sftcli.services.materials import find_materials
 from sftcli.services.memory import memory_errors
 from sftcli.services.run_folder import RunFolder
-from sftcli.services.train import find_materials
 from sftcli.training.measuring import StepCost, measure_cost
 from sftcli.training.trainer import Trainer
 

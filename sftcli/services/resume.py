@@ -10,8 +10,14 @@ from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.services.building import build_trainer
 from sftcli.services.comparing import check_may_change, compare
+from sftcli.services.following import follow
 from sftcli.services.lock import RunLock
-from sftcli.services.machine import check_one_process
+from sftcli.services.machine import check_parallel
+from sftcli.services.materials import find_materials
+from sftcli.services.outcome import TrainOutcome
+from sftcli.services.place import find_place
+from sftcli.services.processes import Peers, joined, with_processes
+from sftcli.services.recorded import find_recorded
 from sftcli.services.resuming import (
     choose_checkpoint,
     clear_leftovers,
@@ -20,10 +26,8 @@ from sftcli.services.resuming import (
 )
 from sftcli.services.run_folder import find_run, newest_run
 from sftcli.services.train import (
-    TrainOutcome,
     complete_already,
     continue_run,
-    find_materials,
 )
 from sftcli.training.checkpoint_files import read_snapshot
 from sftcli.training.checkpoint_names import step_of
@@ -62,17 +66,23 @@ def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> 
         MismatchError: Settings, data, tokenizer or model are not what the run was started with.
         OutputError: Another process trains it.
     """
-    check_one_process(os.environ)
     check_may_change(request.allowed)
-    root = request.root
-    run = newest_run(root, finished=False) if request.run is None else find_run(request.run, root)
-    settings = resolve(preset=None, config_file=run.config, overrides=request.overrides, environ={}).settings
+    with joined(find_place(os.environ)) as peers:
+        if not peers.group.is_writer:
+            return follow(peers, stop)
+        return _lead(request, emit, stop, peers)
+
+
+def _lead(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> TrainOutcome:
+    recorded = find_recorded(request.run, request.root, request.overrides)
+    check_parallel(recorded.settings.training)
+    run, settings = recorded.run, with_processes(recorded.settings, peers)
     if run.is_finished and request.step is None:
-        return complete_already(run, settings, choose_checkpoint(run, None, emit), emit)
+        return complete_already(run, settings, choose_checkpoint(run, None, emit), emit, peers)
     with RunLock(run.path, emit, break_lock=request.break_lock) as lock:
         clear_leftovers(run, emit)
         checkpoint = choose_checkpoint(run, request.step, emit)
-        return continue_run(run, settings, checkpoint, emit, stop, lock, allowed=request.allowed)
+        return continue_run(run, settings, checkpoint, emit, stop, lock, peers=peers, allowed=request.allowed)
 
 
 def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> VerifyOutcome:

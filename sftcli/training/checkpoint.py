@@ -27,6 +27,7 @@ from sftcli.training.checkpoint_files import (
     STATE,
     manifest_bytes,
     read_best_step,
+    rng_tensors,
     verify,
 )
 from sftcli.training.checkpoint_names import PREFIX, list_checkpoints, step_of
@@ -124,11 +125,10 @@ class DirectoryCheckpointStore:
             for path in sorted(folder.iterdir())
             if path.is_file()
         }
-        rng = {field: getattr(snapshot.rng, field) for field in ("python", "numpy", "torch", "device")}
         for name, tensors in (
             (self.weights_name, snapshot.weights),
             (OPTIMIZER, snapshot.optimizer),
-            (RNG, rng),
+            (RNG, rng_tensors(snapshot)),
         ):
             files[name] = storage.write_file(folder / name, tensor_file_parts(tensors))
         state = {"format": FORMAT_VERSION, "state": asdict(snapshot.state), "fingerprints": self.fingerprints}

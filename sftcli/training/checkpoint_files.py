@@ -3,10 +3,12 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
@@ -113,14 +115,38 @@ def read_snapshot(folder: Path) -> Snapshot:
         check_safetensors(folder / name)
     state = _read_state(folder)
     try:
+        rng, *peers = _rng_states(load_file(folder / RNG))
         return Snapshot(
             state=TrainState(**state["state"]),  # type: ignore[arg-type]
             weights=load_file(folder / weights),
             optimizer=load_file(folder / OPTIMIZER),
-            rng=RngState(**load_file(folder / RNG)),
+            rng=rng,
+            peers=tuple(peers),
         )
-    except (TypeError, SafetensorError) as error:
+    except (TypeError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder} was written in another format: {error}") from error
+
+
+def rng_tensors(snapshot: Snapshot) -> dict[str, Tensor]:
+    """Return the random states as a file holds them: those of the first process by name, of others as ``name.rank``."""
+    return {
+        f"{field.name}.{rank}" if rank else field.name: getattr(state, field.name)
+        for rank, state in enumerate((snapshot.rng, *snapshot.peers))
+        for field in fields(state)
+    }
+
+
+def _rng_states(tensors: Mapping[str, Tensor]) -> list[RngState]:
+    """Return the random states of all processes by rank.
+
+    Raises:
+        TypeError: One is not whole.
+    """
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, rank = key.partition(".")
+        states.setdefault(int(rank or 0), {})[name] = tensor
+    return [RngState(**states[rank]) for rank in sorted(states)]
 
 
 def read_fingerprints(folder: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from sftcli.data.batch import IGNORED, Batch
 from sftcli.events import StopFlag
+from sftcli.training.distributed import Group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -166,12 +167,22 @@ class NllSum:
 
 
 @torch.no_grad()
-def heldout_nll(batch_loss: BatchLoss, batches: Iterable[Batch], *, stop: StopFlag) -> NllSum | None:
-    """Sum the loss over ``batches``; None when ``stop`` was set before the end."""
+def heldout_nll(
+    batch_loss: BatchLoss,
+    batches: Iterable[Batch],
+    *,
+    stop: StopFlag,
+    group: Group | None = None,
+    device: torch.device | None = None,
+) -> NllSum | None:
+    """Sum the loss over ``batches``, shared out in ``group``; None when ``stop``, the same for all, was set before the end."""
+    group = group or Group()
     nll, tokens = 0.0, 0
-    for batch in batches:
+    for batch in group.rounds(batches):
         if stop.requested():
             return None
-        nll += batch_loss(batch).item()
-        tokens += batch.response_tokens
-    return NllSum(nll=nll, response_tokens=tokens)
+        if batch is not None:
+            nll += batch_loss(batch.to(device) if device else batch).item()
+            tokens += batch.response_tokens
+    nll, total = group.sum([nll, tokens])
+    return NllSum(nll=nll, response_tokens=int(total))

@@ -40,6 +40,7 @@ class Snapshot:
     weights: Mapping[str, torch.Tensor]  # by parameter name: float32 masters, frozen ones as they are
     optimizer: Mapping[str, torch.Tensor]
     rng: RngState
+    peers: tuple[RngState, ...] = ()  # the random states of the second process and those after it
 
     def copied(self) -> "Snapshot":
         """Return a copy in the CPU's memory that the next step does not change."""
@@ -54,6 +55,14 @@ class CheckpointStore(Protocol):
     def save(self, snapshot: Snapshot, /) -> str:
         """Make the snapshot durable and return where it is; it survives a crash once this returns."""
         ...
+
+
+class ForgetfulStore:
+    """The store of a process whose snapshots another one keeps."""
+
+    def save(self, snapshot: Snapshot, /) -> str:  # noqa: ARG002
+        """Keep nothing."""
+        return ""
 
 
 class StepPlan(Protocol):

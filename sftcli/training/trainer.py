@@ -10,10 +10,11 @@ import torch
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import Batch
-from sftcli.errors import DivergedError
-from sftcli.events import Ending, EventSink, FitEnded, FitStarted, HeldoutDone, StepDone, StopFlag, Warned
+from sftcli.events import Ending, EventSink, FitEnded, FitStarted, HeldoutDone, StepDone, StopFlag
 from sftcli.runtime import Clock, capture_rng, monotonic, peak_memory_bytes, release_memory, restore_rng
 from sftcli.training.background import Saver
+from sftcli.training.bad_steps import bad_step, named_rows, refuse_bad_steps
+from sftcli.training.distributed import Group
 from sftcli.training.loss import BatchLoss
 from sftcli.training.memory import MemoryLadder, is_out_of_memory
 from sftcli.training.optim import (
@@ -26,9 +27,8 @@ from sftcli.training.optim import (
 )
 from sftcli.training.state import CheckpointStore, HeldoutLoss, Snapshot, StepPlan, TrainState
 from sftcli.training.stopping import has_plateaued, is_new_best, with_heldout
+from sftcli.training.streams import collect_rng, restore_stream
 from sftcli.training.utilisation import Gauge
-
-SHOWN_ROWS = 8
 
 
 class Trainer:
@@ -50,7 +50,9 @@ class Trainer:
         name_row: Callable[[int], str] = str,
         gauge: Gauge | None = None,
         clock: Clock = monotonic,
+        group: Group | None = None,
     ) -> None:
+        self.group = group or Group()
         self.name_row = name_row
         self.gauge = gauge
         self.settings = settings
@@ -89,7 +91,7 @@ class Trainer:
                 sys.exception(), KeyboardInterrupt
             ):  # who is in a hurry does not wait for a save
                 self._saver.finish(wait=True)
-        if self.state.step and self._saver.saved_step != self.state.step:
+        if self.state.step and self.group.any(self._saver.saved_step != self.state.step):
             self.save()
         ending = self._ending()
         self.emit(FitEnded(step=self.state.step, ending=ending))
@@ -117,7 +119,7 @@ class Trainer:
 
     def take_step(self) -> StepDone:
         """Update once from the mean loss over every response token of the global batch."""
-        begin = self.clock()
+        begin, exchanged = self.clock(), self.group.exchanged_bytes
         self.weights.model.train()
         window, nll_sum = self._accumulate()
         response_tokens = sum(batch.response_tokens for batch in window)
@@ -141,7 +143,9 @@ class Trainer:
             text_tokens=self.state.text_tokens + text_tokens,
         )
         if not applied:
-            self._tell_bad_step(loss, grad_norm, window)
+            rows = named_rows(window, self.name_row)
+            self.emit(bad_step(self.state.step, loss=loss, grad_norm=grad_norm, rows=rows))
+            refuse_bad_steps(self.state, self.settings)
         seconds = self.clock() - begin
         return StepDone(
             step=self.state.step,
@@ -159,6 +163,7 @@ class Trainer:
             passes=len(window),
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(self.device),
+            exchanged_bytes=self.group.exchanged_bytes - exchanged,
             utilisation=self.gauge(window, seconds) if self.gauge else None,
         )
 
@@ -168,22 +173,35 @@ class Trainer:
         while True:
             window = self.plan.window(self.state.step)
             try:
-                return window, self._backward(window)
+                nll_sum = self._backward(window)
             except (MemoryError, RuntimeError) as error:
                 self._discard_gradients()
-                lower = self.ladder.below(self.state) if is_out_of_memory(error) else None
+                lower = self._agree_to_ease() if is_out_of_memory(error) else None
                 if lower is None:
                     raise
+            else:
+                if not self.group.any(False):
+                    return window, self.group.gather(nll_sum, self.weights.masters.values())
+                self._discard_gradients()
+                lower = self.ladder.below(self.state)
+                if lower is None:
+                    raise MemoryError("another process has none left")
             # Out here nothing holds the tensors of the failed pass any more.
             self.state, self.plan = lower, self.ladder.plan(lower)
             release_memory(self.device)
             restore_rng(rng)
             self.emit(self.ladder.event(lower, self.plan))
 
+    def _agree_to_ease(self) -> TrainState | None:
+        """Tell the other processes, which wait to exchange gradients, that memory ran out here; return one rung down."""
+        self.group.any(True)
+        return self.ladder.below(self.state)
+
     def _backward(self, window: Sequence[Batch]) -> torch.Tensor:
+        """Add up the gradients of this process's share of ``window``; return its summed loss."""
         response_tokens = sum(batch.response_tokens for batch in window)
         nll_sum = torch.zeros((), device=self.device)
-        for batch in window:
+        for batch in self.group.share(window):
             nll = self.batch_loss(batch.to(self.device))
             (nll / response_tokens).backward()  # type: ignore[no-untyped-call]
             nll_sum += nll.detach()
@@ -234,19 +252,24 @@ class Trainer:
             self._saver.save_now(step, lambda: self.store.save(snapshot), is_last=False)
 
     def snapshot(self) -> Snapshot:
-        """Return the full state. Its tensors are the live ones: write them out before the next step."""
+        """Return the full state. Its tensors are the live ones: write them out before the next step.
+
+        Every process has to ask for it at the same time.
+        """
+        rng, *peers = collect_rng(self.group)
         return Snapshot(
             state=self.state,
             weights=self.weights.tensors(),
             optimizer=optimizer_tensors(self.optimizer, self.weights.masters),
-            rng=capture_rng(),
+            rng=rng,
+            peers=tuple(peers),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to ``snapshot``: the next step is the one that would have followed it."""
         self.weights.restore(snapshot.weights)
         restore_optimizer(self.optimizer, self.weights.masters, snapshot.optimizer)
-        restore_rng(snapshot.rng)
+        restore_stream(snapshot, self.group, seed=self.settings.seed)
         self.state = snapshot.state
         self.plan = self.ladder.plan(self.state)
         self._saver.saved_step = snapshot.state.step
@@ -262,21 +285,4 @@ class Trainer:
 
     def name_rows(self, step: int) -> str:
         """Return in words which rows made step ``step``, counted from 1."""
-        return self._named(self.plan.window(step - 1))
-
-    def _named(self, window: Sequence[Batch]) -> str:
-        ids = sorted(index for batch in window for index in batch.example_ids)
-        more = f" and {len(ids) - SHOWN_ROWS} more" if len(ids) > SHOWN_ROWS else ""
-        return ", ".join(map(self.name_row, ids[:SHOWN_ROWS])) + more
-
-    def _tell_bad_step(self, loss: float, grad_norm: float, window: Sequence[Batch]) -> None:
-        step, rows = self.state.step, self._named(window)
-        what = "loss" if not math.isfinite(loss) else "gradient norm"
-        value = loss if not math.isfinite(loss) else grad_norm
-        text = f"step {step} skipped: its {what} is {value}; weights are unchanged; training rows {rows}"
-        self.emit(Warned(text=text))
-        if self.state.bad_steps >= self.settings.max_bad_steps:
-            raise DivergedError(
-                f"{self.state.bad_steps} steps in a row gave no finite loss or gradient, the last one at step {step}",
-                hint="lower training.learning_rate, or look at the training rows named above",
-            )
+        return named_rows(self.plan.window(step - 1), self.name_row)

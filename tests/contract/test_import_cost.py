@@ -75,7 +75,7 @@ main()
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train"], ["train", "--plan"], ["resume"], ["generate", "a prompt"], ["eval"], ["export", "--to", "hf", "--out", "x"]],
+    [["train"], ["train", "--plan"], ["resume", "one"], ["generate", "a prompt"], ["eval"], ["export", "--to", "hf", "--out", "x"]],
     ids=" ".join,
 )  # fmt: skip
 def test_a_line_says_what_is_slow_before_it_begins(arguments: list[str], tmp_path: Path):
@@ -83,7 +83,8 @@ def test_a_line_says_what_is_slow_before_it_begins(arguments: list[str], tmp_pat
     run = tmp_path / "runs" / "one"
     (run / "final").mkdir(parents=True)
     for name in ("run.json", "config.toml", "final/config.json"):
-        (run / name).write_text("{}" if name.endswith("json") else "", encoding="utf-8")
+        text = "{}" if name.endswith("json") else "[training]\nseed = 1\n"
+        (run / name).write_text(text, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", GATE, *arguments],
         cwd=tmp_path,

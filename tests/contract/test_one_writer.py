@@ -15,6 +15,7 @@ ELSEWHERE = {"disk.py", "hub_worker.py"}
 STREAMS = {("errors_view.py", "open(writer, 'w', encoding='utf-8')"),
            ("errors_view.py", "open(os.devnull, 'w', encoding='utf-8')"),
            ("errors_view.py", "os.open(os.devnull, os.O_WRONLY)"),
+           ("several.py", "Path(os.devnull).open('a', encoding='utf-8')"),
            ("hub.py", "TemporaryFile()"),
            # Not a file on a disk: tells Linux to measure the peak of memory anew.
            ("runtime.py", "Path('/proc/self/clear_refs').write_text('5', encoding='ascii')")}  # fmt: skip

@@ -9,7 +9,7 @@ from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import BatchPlan, Packing
 from sftcli.errors import ResourceError
 from sftcli.events import Ending, MemoryEased, NeverStop, StepDone
-from sftcli.services import train as train_service
+from sftcli.services import following
 from sftcli.services.resume import ResumeRequest, resume_training
 from sftcli.training.checkpoint_names import list_checkpoints
 from sftcli.training.memory import MemoryLadder
@@ -152,14 +152,14 @@ def place(tmp_path, monkeypatch):
 
 
 def shrink(monkeypatch, rows):
-    build = train_service.build_trainer
+    build = following.build_trainer
 
     def build_small(*args, **kwargs):
         built = build(*args, **kwargs)
         built.trainer.batch_loss = SmallMachine(built.trainer.batch_loss, rows)
         return built
 
-    monkeypatch.setattr(train_service, "build_trainer", build_small)
+    monkeypatch.setattr(following, "build_trainer", build_small)
 
 
 def test_decision_is_logged_reported_and_kept_when_the_run_goes_on(place, monkeypatch):

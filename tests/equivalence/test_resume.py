@@ -8,7 +8,7 @@ import torch
 from sftcli.errors import NotFoundError, StoppedError
 from sftcli.events import Ending
 from sftcli.runtime import RngState
-from sftcli.services import train as train_service
+from sftcli.services import following
 from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
@@ -102,8 +102,8 @@ def test_law_fails_when_one_random_generator_is_not_restored(place, monkeypatch,
         )
         return type(whole)(state=whole.state, weights=whole.weights, optimizer=whole.optimizer, rng=forgotten)
 
-    read = train_service.read_snapshot
-    monkeypatch.setattr(train_service, "read_snapshot", forget_torch)
+    read = following.read_snapshot
+    monkeypatch.setattr(following, "read_snapshot", forget_torch)
     name = f"{form}-forgetful"
     train(settings_of(place, place / "model", f"run.name={name}", *FORMS[form]), StopAtStep(4))
     torch.manual_seed(12345)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sftcli.config.sources import Resolved, parse_set, resolve
 from sftcli.events import Event, StepDone
-from sftcli.services.train import TrainOutcome, TrainRequest, run_training
+from sftcli.services.outcome import TrainOutcome
+from sftcli.services.train import TrainRequest, run_training
 
 CLOCKS = {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilisation"}
 

@@ -1,0 +1,68 @@
+"""Why one of several processes ended, as text that travels: the first process shows it, whichever it happened to."""
+
+import json
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from sftcli.errors import Location, ResourceError, SftError, StoppedError
+
+_INTERNAL, _MAX_TRACE = "internal", 20_000
+
+
+class PeerBugError(RuntimeError):
+    """A bug showed in another process; its traceback is a note of this error."""
+
+
+def lost_peer(what: str) -> ResourceError:
+    """Return the error of a training that ``what`` happened to one process of."""
+    return ResourceError(
+        f"{what}; all others were stopped, and checkpoints are intact",
+        hint="go on from the last checkpoint: sft resume. Where the system ended it for want of memory, lower "
+        "training.micro_batch_size or start fewer processes",
+    )
+
+
+def describe_failure(error: BaseException, *, rank: int) -> str:
+    """Return ``error`` of process ``rank`` as one line of JSON."""
+    if isinstance(error, KeyboardInterrupt):
+        error = StoppedError()
+    if isinstance(error, SftError):
+        about: dict[str, object] = {
+            "kind": error.kind,
+            "message": error.message,
+            "hint": error.hint,
+            "location": asdict(error.location),
+            "exit_code": error.exit_code,
+        }
+    else:
+        trace = "".join(traceback.format_exception(error))[-_MAX_TRACE:]
+        text = f"process {rank}: {type(error).__name__}: {error}"
+        about = {"kind": _INTERNAL, "message": text, "trace": trace, "exit_code": 1}
+    return json.dumps(about)
+
+
+def exit_code_of(described: str) -> int:
+    """Return the exit code of a described failure."""
+    return int(json.loads(described)["exit_code"])
+
+
+def error_of(described: str) -> Exception:
+    """Return the error that ``describe_failure`` was given, or one like it."""
+    about = json.loads(described)
+    if about["kind"] == _INTERNAL:
+        bug = PeerBugError(about["message"])
+        bug.add_note(about["trace"])
+        return bug
+    if about["kind"] == StoppedError.kind:
+        return StoppedError()
+    kinds: dict[str, type[SftError]] = {}
+    for kind in _kinds(SftError):
+        kinds.setdefault(kind.kind, kind)
+    return kinds[about["kind"]](about["message"], hint=about["hint"], location=Location(**about["location"]))
+
+
+def _kinds(base: type[SftError]) -> Iterator[type[SftError]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _kinds(kind)

@@ -1,0 +1,111 @@
+"""What every process of a training does, and all that those do which neither write nor talk."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftcli.config.sources import Settings
+from sftcli.errors import StoppedError
+from sftcli.events import Ending, Event, EventSink, Notice, StopFlag, Warned
+from sftcli.runtime import seed_everything
+from sftcli.services.building import Built, Materials, build_trainer
+from sftcli.services.finishing import take_best
+from sftcli.services.materials import find_materials
+from sftcli.services.memory import memory_errors
+from sftcli.services.outcome import TrainOutcome, outcome_of
+from sftcli.services.processes import Peers
+from sftcli.services.run_folder import RunFolder
+from sftcli.training.agreeing import AgreedStop
+from sftcli.training.checkpoint_files import read_snapshot
+from sftcli.training.distributed import Group
+from sftcli.training.streams import start_stream
+from sftcli.training.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What the first process tells the others to do: train ``run``, from ``checkpoint`` on; or nothing, it is complete."""
+
+    run: RunFolder
+    settings: Settings
+    checkpoint: Path | None = None
+    complete_at: int = 0  # step
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as plain values."""
+        return {
+            "run": str(self.run.path.absolute()),
+            "settings": self.settings.model_dump_json(),
+            "checkpoint": str(self.checkpoint.absolute()) if self.checkpoint else "",
+            "complete_at": self.complete_at,
+        }
+
+    @staticmethod
+    def from_json(told: Mapping[str, object]) -> "Assignment":
+        """Return what ``to_json`` was made of."""
+        return Assignment(
+            run=RunFolder(Path(str(told["run"]))),
+            settings=Settings.model_validate_json(str(told["settings"])),
+            checkpoint=Path(str(told["checkpoint"])) if told["checkpoint"] else None,
+            complete_at=int(str(told["complete_at"])),
+        )
+
+
+def follow(peers: Peers, stop: StopFlag) -> TrainOutcome:
+    """Take part in the training that the first process leads."""
+    task = Assignment.from_json(peers.hear(stop))
+    run = task.run
+    if task.complete_at:
+        return outcome_of(run, task.settings, Ending.FINISHED, task.complete_at, (None, None), seconds=0.0)
+    materials = peers.first(lambda: find_materials(task.settings, _silent, stop, run=run), stop)
+    built = build_for(
+        run, materials, _silent, peers.group, check_owner=lambda: None, checkpoint=task.checkpoint
+    )
+    trainer, settings = built.trainer, materials.settings
+    with memory_errors(trainer.tried, resume_command=f"sft resume {run.name}"):
+        ending = trainer.fit(AgreedStop(stop=stop, group=peers.group))
+    if not trainer.state.step:
+        raise StoppedError
+    ended_at = trainer.state.step
+    if ending is not Ending.STOPPED:
+        peers.first(lambda: take_best(trainer, run, settings.training, _silent))
+        trainer.snapshot()  # all processes have a part in it
+    return outcome_of(run, settings, ending, ended_at, (None, None), seconds=0.0)
+
+
+def build_for(
+    run: RunFolder,
+    materials: Materials,
+    emit: EventSink,
+    group: Group,
+    *,
+    check_owner: Callable[[], None],
+    checkpoint: Path | None,
+) -> Built:
+    """Return the trainer of a run as it stands at its start or at ``checkpoint``."""
+    emit(Notice(text=f"Loading pretrained model from {materials.located.folder}"))
+    seed = materials.settings.training.seed
+    seed_everything(seed)
+    built = build_trainer(run, materials, emit, check_owner=check_owner, group=group)
+    start_stream(group, seed=seed)
+    if checkpoint is not None:
+        built.trainer.restore(read_snapshot(checkpoint))
+    return built
+
+
+def tell_sharing(trainer: Trainer, emit: EventSink) -> None:
+    """Say how several processes share a step, and where some of them have nothing to do."""
+    size, passes = trainer.group.size, len(trainer.plan.window(trainer.state.step))
+    if size > 1:
+        emit(Notice(text=f"{size} processes share each step and sum their gradients once"))
+    if passes < size:
+        emit(
+            Warned(
+                text=f"a step has {passes} passes for {size} processes, so some do nothing: lower training.micro_batch_size "
+                "or training.micro_batch_tokens, or raise training.batch_size"
+            )
+        )
+
+
+def _silent(event: Event, /) -> None:
+    """Take an event that the first process shows."""

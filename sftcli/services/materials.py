@@ -1,0 +1,63 @@
+"""What a run is made of: found, prepared, and good enough to train on."""
+
+from sftcli.config.sources import Settings
+from sftcli.errors import DataError, Location, StoppedError, UsageError
+from sftcli.events import EventSink, StopFlag
+from sftcli.modeling.load import quiet_libraries
+from sftcli.modeling.remote_code import allow_code
+from sftcli.services.adapters import check_machine
+from sftcli.services.base_model import locate_base
+from sftcli.services.building import Materials
+from sftcli.services.comparing import fingerprints
+from sftcli.services.prepare import find_sources, prepare_data, require_rows
+from sftcli.services.run_folder import RunFolder
+from sftcli.services.thresholds import find_exceeded, find_unfit, require, require_fit
+
+
+def find_materials(
+    settings: Settings, emit: EventSink, stop: StopFlag, *, run: RunFolder | None = None
+) -> Materials:
+    """Find model and data; fill in the settings that depend on the rows. ``run`` names weights, and stands in for the cache."""
+    quiet_libraries()
+    check_machine(settings.adapter)
+    sources = find_sources(settings.data)
+    located = locate_base(settings.model, emit, run=run)
+    if stop.requested():
+        raise StoppedError
+    prepared = prepare_data(
+        settings.data,
+        sources,
+        model_folder=located.folder,
+        seed=settings.training.seed,
+        emit=emit,
+        stop=stop,
+        fallback=None if run is None else run.path / "cache",
+    )
+    require_rows(prepared)
+    audits = list(prepared.audit.values())
+    require_fit(find_unfit(audits, settings.data))
+    require(find_exceeded(audits, settings.data))
+    if not len(prepared.dataset.train):
+        raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
+    if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):
+        raise UsageError(
+            "training.early_stopping_evals needs held-out rows, and there are none",
+            hint="set data.heldout_fraction, or name rows with --heldout",
+            location=Location(key="training.early_stopping_evals"),
+        )
+    training = settings.training.for_rows(
+        len(prepared.dataset.train), text_fraction=settings.data.text_fraction
+    )
+    settings = settings.model_copy(update={"training": training})
+    trusted = (
+        allow_code(located.folder, name=located.name, commit=located.revision, emit=emit)
+        if settings.model.trust_remote_code
+        else {}
+    )
+    return Materials(
+        settings=settings,
+        trusted_code=trusted,
+        located=located,
+        prepared=prepared,
+        fingerprints=fingerprints(settings, located, prepared),
+    )

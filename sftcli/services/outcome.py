@@ -1,0 +1,47 @@
+"""How a run ended."""
+
+from dataclasses import dataclass
+
+from sftcli.config.sources import Settings
+from sftcli.events import Ending
+from sftcli.services.run_folder import RunFolder
+from sftcli.services.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOutcome:
+    """How a run ended. Losses are nats per response token, the last one that of ``final``; None where nothing is held out."""
+
+    run: str
+    path: str
+    ending: Ending
+    step: int
+    last_step: int
+    first_heldout_loss: float | None
+    last_heldout_loss: float | None
+    final: str | None  # folder of the tuned model; None when stopped before the end
+    seconds: float
+    verdict: Verdict | None = None  # on the curves of the run up to the step of ``final``
+
+
+def outcome_of(
+    run: RunFolder,
+    settings: Settings,
+    ending: Ending,
+    step: int,
+    losses: tuple[float | None, float | None],
+    *,
+    seconds: float,
+) -> TrainOutcome:
+    """Return the outcome of ``run`` at ``step``; ``losses`` are the first and last held-out loss."""
+    return TrainOutcome(
+        run=run.name,
+        path=str(run.path),
+        ending=ending,
+        step=step,
+        last_step=settings.training.max_steps,
+        first_heldout_loss=losses[0],
+        last_heldout_loss=losses[1],
+        final=None if ending is Ending.STOPPED else str(run.final),
+        seconds=seconds,
+    )

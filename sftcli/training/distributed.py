@@ -1,0 +1,97 @@
+"""The processes of one training: what they sum, decide and share out together. One process is a group of one, at no cost."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+PIECE_NUMBERS = 2**24  # exchanged at once; a larger tensor travels by itself
+
+
+@dataclass(slots=True, kw_only=True)
+class Group:
+    """This process and its peers; of more than one, the default process group of torch.distributed must be there."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    exchanged_bytes: int = 0  # of the gradients that this process gave to be summed
+
+    @property
+    def is_writer(self) -> bool:
+        """True in the one process that writes and shows."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """Return this process's items: every ``size``-th, so that each has one owner; may be empty."""
+        return list(items[self.rank :: self.size])
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over all processes, of float64."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def any(self, flag: bool) -> bool:
+        """Tell every process the same: whether one of them says yes."""
+        return self.sum([float(flag)])[0] > 0
+
+    def rounds(self, items: Iterable[Item]) -> Iterator[Item | None]:
+        """Yield this process's one of each ``size`` successive items: as often in every process, so None near the end."""
+        rest = iter(items)
+        while turn := list(islice(rest, self.size)):
+            yield turn[self.rank] if self.rank < len(turn) else None
+
+    def collect(self, tensor: Tensor) -> list[Tensor]:
+        """Return what each process gave, by rank; all are alike in shape and dtype and on the CPU."""
+        if self.size == 1:
+            return [tensor]
+        found = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(found, tensor)
+        return found
+
+    def exchange(self, gradients: Sequence[Tensor]) -> None:
+        """Put the sum over all processes into each of ``gradients``, which are alike in dtype.
+
+        They travel in few large pieces, so that what is copied for it does not grow with the model.
+        """
+        if self.size == 1:
+            return
+        for piece in _pieces(gradients):
+            flat = torch.cat([gradient.reshape(-1) for gradient in piece])
+            dist.all_reduce(flat)
+            self.exchanged_bytes += flat.numel() * flat.element_size()
+            parts = torch.split(flat, [gradient.numel() for gradient in piece])
+            for gradient, part in zip(piece, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def gather(self, nll_sum: Tensor, masters: Iterable[Tensor]) -> Tensor:
+        """Return the sum of ``nll_sum``, after the gradients of ``masters`` are those of all processes."""
+        if self.size == 1:
+            return nll_sum
+        trained = [master for master in masters if master.requires_grad]
+        for master in trained:
+            if master.grad is None:  # this process had no micro-batch
+                master.grad = torch.zeros_like(master)
+        self.exchange([master.grad for master in trained if master.grad is not None])
+        dist.all_reduce(nll_sum)
+        return nll_sum
+
+
+def _pieces(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    piece: list[Tensor] = []
+    for gradient in gradients:
+        if piece and sum(one.numel() for one in piece) + gradient.numel() > PIECE_NUMBERS:
+            yield piece
+            piece = []
+        piece.append(gradient)
+    if piece:
+        yield piece

@@ -1,0 +1,286 @@
+"""``sft train --processes N``: the same training as that of one process, one voice, and one end for all."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.several import (
+    assert_same_training,
+    checkpoint_bytes,
+    end,
+    events,
+    flags,
+    sft,
+    signal_after,
+    start,
+    steps,
+    train_here,
+    wait_until,
+    weights,
+    write_rows,
+)
+from tests.support.tiny_model import build_tiny_model
+from tests.support.tiny_modern import build_tiny_pt
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+MANY = 100_000  # steps: more than a test waits for
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    write_rows(folder / "rows.jsonl")
+    build_tiny_model(folder / "model")
+    build_tiny_model(folder / "dropout", dropout=0.1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path) -> str:
+    train_here(place, place / "model", "alone")
+    return "alone"
+
+
+def test_two_processes_train_as_one_and_speak_with_one_voice(place, alone):
+    done = sft(place, "train", *flags(place / "model", "two"), "--processes", "2")
+    assert done.code == 0
+    assert done.out == "runs/two/final\n"
+    assert done.err.count("training finished at step 8") == 1
+    assert "2 processes share each step" in done.err
+    assert_same_training(place, "two", alone)
+    predicted = 4 * sum(tensor.numel() for tensor in weights(place, "two").values())
+    assert [event["exchanged_bytes"] for event in steps(place, "two")] == [predicted] * 8
+    assert [event["exchanged_bytes"] for event in steps(place, alone)] == [0] * 8
+
+
+@pytest.mark.slow
+def test_three_processes_train_as_one(place, alone):
+    assert sft(place, "train", *flags(place / "model", "three"), "--processes", "3").code == 0
+    assert_same_training(place, "three", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    {
+        "packing": ["training.packing=on"],
+        "checkpointing": ["training.gradient_checkpointing=true"],
+        "frozen-embeddings": ["training.train_embeddings=false"],
+        "early-stopping": ["training.early_stopping_evals=1", "training.eval_every_steps=2"],
+    }.items(),
+)
+def test_ways_to_train_are_the_same_on_two_processes(place, name, changes):
+    for run, processes in ((f"{name}-1", "1"), (f"{name}-2", "2")):
+        done = sft(place, "train", *flags(place / "model", run, *changes), "--processes", processes)
+        assert done.code == 0, done.err
+    assert_same_training(place, f"{name}-2", f"{name}-1")
+
+
+@pytest.mark.slow
+def test_adapter_is_the_same_on_two_processes_and_only_its_gradients_travel(place):
+    for run, processes in (("lora-1", "1"), ("lora-2", "2")):
+        done = sft(place, "train", *flags(place / "model", run), "--lora", "--processes", processes)
+        assert done.code == 0, done.err
+    file = "final/adapter_model.safetensors"
+    assert_same_training(place, "lora-2", "lora-1", file)
+    predicted = 4 * sum(tensor.numel() for tensor in weights(place, "lora-2", file).values())
+    assert {event["exchanged_bytes"] for event in steps(place, "lora-2")} == {predicted}
+
+
+@pytest.mark.slow
+def test_pt_model_is_the_same_on_two_processes_and_leaves_its_files_once(place):
+    model = build_tiny_pt(place / "tiny.pt")
+    for run, processes in (("pt-1", "1"), ("pt-2", "2")):
+        arguments = [*flags(model, run), "--tokenizer", str(place / "model"), "--processes", processes]
+        done = sft(place, "train", *arguments)
+        assert done.code == 0, done.err
+    assert_same_training(place, "pt-2", "pt-1")
+    names = [sorted(path.name for path in (place / "runs" / run).glob("*.pt")) for run in ("pt-1", "pt-2")]
+    assert [name.replace("pt-1", "pt-2") for name in names[0]] == names[1]
+    assert len(names[1]) >= 2
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it_as_it_is(place, alone):
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "sftcli", "train"]
+    done = subprocess.run(
+        [sys.executable, *command, *flags(place / "model", "torchrun")],
+        cwd=place, capture_output=True, text=True, timeout=100, check=False,
+        env=os.environ | {"SFT_CACHE_DIR": str(place / "cache"), "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "runs/torchrun/final\n"
+    assert_same_training(place, "torchrun", alone)
+
+
+@pytest.mark.slow
+def test_tasks_of_srun_find_each_other(place, alone):
+    job = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2",
+           "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0"}  # fmt: skip
+    tasks = [
+        start(
+            place,
+            "train",
+            *flags(place / "model", "slurm"),
+            **job,
+            SLURM_PROCID=str(rank),
+            SLURM_LOCALID=str(rank),
+        )
+        for rank in range(2)
+    ]
+    ended = [end(task) for task in tasks]
+    assert [one.code for one in ended] == [0, 0], ended[0].err
+    assert ended[0].out == "runs/slurm/final\n"
+    assert (ended[1].out, ended[1].err) == ("", "")
+    assert_same_training(place, "slurm", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "to", "code"),
+    [
+        ("SIGTERM", None, 143),
+        ("SIGINT", None, 130),
+        ("SIGUSR1", None, 75),
+        ("SIGTERM", 1, 143),
+        ("SIGTERM", 0, 143),
+    ],
+)
+def test_signal_to_one_process_stops_all_at_one_step_with_a_checkpoint(place, name, to, code):
+    run = f"stop-{name}-{to}"
+    launcher = start(place, "train", *flags(place / "model", run, max_steps=MANY), "--processes", "2")
+    ranks = signal_after(place, run, launcher, step=10, number=signal.Signals[name], to=to)
+    begin = time.monotonic()
+    done = end(launcher)
+    assert done.code == code, done.err
+    assert time.monotonic() - begin < 10
+    last = steps(place, run)[-1]["step"]
+    assert checkpoint_bytes(place, run, last)
+    assert events(place, run)[-1] == events(place, run)[-1] | {
+        "event": "FitEnded",
+        "ending": "stopped",
+        "step": last,
+    }
+    assert done.err.count("sft resume") == 1
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+
+
+@pytest.mark.slow
+def test_save_signal_to_one_process_saves_and_all_go_on(place):
+    arguments = flags(place / "model", "usr2", "checkpoint.every_steps=0", max_steps=MANY)
+    launcher = start(place, "train", *arguments, "--processes", "2")
+    signal_after(place, "usr2", launcher, step=10, number=signal.SIGUSR2, to=1)
+    wait_until(launcher, lambda: any(event["event"] == "CheckpointSaved" for event in events(place, "usr2")))
+    saved = len(steps(place, "usr2"))
+    signal_after(place, "usr2", launcher, step=saved + 5, number=signal.SIGTERM, to=None)
+    assert end(launcher).code == 143
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_process_ends_all_with_one_message(place, rank):
+    run = f"killed-{rank}"
+    launcher = start(place, "train", *flags(place / "model", run, max_steps=MANY), "--processes", "2")
+    ranks = signal_after(place, run, launcher, step=10, number=signal.SIGKILL, to=rank)
+    begin = time.monotonic()
+    done = end(launcher)
+    assert time.monotonic() - begin < 10
+    assert done.code == 71
+    assert done.err.count(f"process {rank} of 2 was killed by SIGKILL") == 1
+    assert done.err.count("error: ") == 1
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    longer = f"training.max_steps={steps(place, run)[-1]['step'] + 4}"
+    changes = ["--set", longer, "--allow-change", "training.max_steps"]
+    assert sft(place, "resume", run, *changes).code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "code", "message"),
+    [
+        ("data", 65, "error: row 7 cannot be read"),
+        ("bug", 1, "TypeError: an error nobody expected"),
+        ("nans", 4, "error: 3 steps in a row gave no finite loss"),
+        ("no-memory", 71, "error: out of memory with micro-batches of 1 row"),
+    ],
+)
+def test_error_of_one_process_ends_all_with_its_exit_code_and_one_message(place, fault, code, message):
+    run = f"fault-{fault}"
+    launcher = start(
+        place, fault, "train", *flags(place / "model", run), module="tests.support.faulty_process"
+    )
+    done = end(launcher)
+    assert done.code == code
+    assert done.err.count(message) == 1
+    assert done.err.count("error: ") == 1
+    assert steps(place, run)
+    assert len(list((place / "runs" / run / "checkpoints").glob("step-*"))) >= 1
+
+
+@pytest.mark.slow
+def test_nan_of_one_process_makes_all_skip_the_step(place, alone):
+    launcher = start(
+        place, "nan", "train", *flags(place / "model", "nan"), module="tests.support.faulty_process"
+    )
+    done = end(launcher)
+    assert done.code == 0, done.err
+    assert [event["applied"] for event in steps(place, "nan")] == [True] * 4 + [False] + [True] * 3
+    assert done.err.count("step 5 skipped") == 1
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_in_one_process_makes_all_take_smaller_passes(place, alone):
+    launcher = start(
+        place, "memory", "train", *flags(place / "model", "memory"), module="tests.support.faulty_process"
+    )
+    done = end(launcher)
+    assert done.code == 0, done.err
+    eased = [event for event in events(place, "memory") if event["event"] == "MemoryEased"]
+    assert [(event["step"], event["micro_batch_size"]) for event in eased] == [(5, 1)]
+    assert [event["passes"] for event in steps(place, "memory")] == [3] * 4 + [6] * 4
+    ours, theirs = ([event["loss"] for event in steps(place, run)] for run in ("memory", alone))
+    assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def saved(place: Path) -> dict[int, str]:
+    """Whole runs with dropout on one and two processes, with a checkpoint of every second step."""
+    for size in (1, 2):
+        arguments = [*flags(place / "dropout", f"whole-{size}"), "--processes", str(size)]
+        assert sft(place, "train", *arguments).code == 0
+    return {1: "whole-1", 2: "whole-2"}
+
+
+@pytest.mark.slow
+def test_resume_on_as_many_processes_is_equal_bit_for_bit(place, saved):
+    shutil.copytree(place / "runs" / saved[2], place / "runs" / "again")
+    done = sft(place, "resume", "again", "--checkpoint", "4")
+    assert done.code == 0, done.err
+    assert "bit for bit" not in done.err
+    assert checkpoint_bytes(place, "again", 8) == checkpoint_bytes(place, saved[2], 8)
+
+
+@pytest.mark.slow
+def test_dropout_of_processes_differs(place, saved):
+    assert steps(place, saved[1])[0]["loss"] != pytest.approx(steps(place, saved[2])[0]["loss"], abs=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 3), (1, 2)])
+def test_run_goes_on_with_any_number_of_processes(place, alone, before, after):
+    run = f"from-{before}-to-{after}"
+    assert sft(place, "train", *flags(place / "model", run), "--processes", str(before)).code == 0
+    done = sft(place, "resume", run, "--checkpoint", "4", "--processes", str(after))
+    assert done.code == 0, done.err
+    assert f"processes was {before}, is {after}: the run goes on, but not bit for bit" in done.err
+    assert len(steps(place, run)) == 8
+    assert_same_training(place, run, alone)
+    back = sft(place, "resume", run, "--checkpoint", "6", "--processes", str(before))
+    assert back.code == 0, back.err
+    assert_same_training(place, run, alone)
