@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -54,7 +54,7 @@ def session(output: Output, *, every_steps: int = 10) -> Iterator[tuple["EventSi
         CommandStopped: The body raised ``StoppedError`` or ``KeyboardInterrupt``.
     """
     view = open_view(output, every_steps=every_steps)
-    stop = SignalStop()
+    stop = SignalStop(enough=3 if is_signalled_twice(os.environ) else 2)
     with stop_on_signals(stop, view.show_stopping):
         view.open()
         try:
@@ -66,6 +66,11 @@ def session(output: Output, *, every_steps: int = 10) -> Iterator[tuple["EventSi
             raise CommandStopped("interrupted", code) from error
         finally:
             view.close()
+
+
+def is_signalled_twice(environ: Mapping[str, str]) -> bool:
+    """Tell whether each signal comes here twice: from Slurm, which signals all of a job, and from torchrun in that job."""
+    return "SLURM_JOB_ID" in environ and "TORCHELASTIC_RUN_ID" in environ
 
 
 def open_view(output: Output, *, every_steps: int) -> View:

@@ -41,6 +41,7 @@ class SignalStop:
     """The stop flag of a command, raised by a signal. It remembers which one came first."""
 
     signal_number: int | None = None
+    enough: int = 2  # of one signal, to end at once
     _saves: int = 0  # asked for and not yet handed on
     _handled: Counter[int] = field(default_factory=Counter)
     _received: Counter[int] = field(default_factory=Counter)  # several may reach the handler as one
@@ -60,7 +61,7 @@ class SignalStop:
         """Note a signal.
 
         Raises:
-            KeyboardInterrupt: It is the second SIGINT, SIGTERM or SIGHUP.
+            KeyboardInterrupt: It is SIGINT, SIGTERM or SIGHUP, and enough of it came.
         """
         if number in SAVE_SIGNALS:
             self._saves += 1
@@ -69,7 +70,7 @@ class SignalStop:
             self.signal_number = number
         if number in _IMPATIENT:
             self._handled[number] += 1
-            if max(self._handled[number], self._received[number]) >= 2:
+            if max(self._handled[number], self._received[number]) >= self.enough:
                 raise KeyboardInterrupt
 
     def save_requested(self) -> bool:

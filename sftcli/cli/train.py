@@ -199,8 +199,9 @@ def resume(
     from sftcli.services.recorded import find_recorded
 
     overrides = _resume_overrides(sets, trust_remote_code=trust_remote_code, processes=processes)
-    if not verify and not is_one_of_several():
-        count = find_recorded(run, runs, overrides).settings.training.processes
+    if not is_one_of_several():
+        recorded = find_recorded(run, runs, overrides, finished=None if verify else False)
+        count = recorded.settings.training.processes
         if count > 1:
             raise typer.Exit(start_several(count, output))
     with session(output, every_steps=10) as (emit, stop):

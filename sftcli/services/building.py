@@ -50,6 +50,11 @@ class Materials:
     fingerprints: Mapping[str, str]
     trusted_code: Mapping[str, str]  # what may run of the model's own code; empty for nothing
 
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Hashes of what several processes must have alike."""
+        return {name: self.fingerprints[name] for name in ("data", "tokenizer and template", "model")}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:

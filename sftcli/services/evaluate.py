@@ -2,6 +2,7 @@
 
 import math
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.extras import install_command
 from sftcli.services.intervals import Interval
 from sftcli.services.models import ModelChoice, base_of, choose_model
+from sftcli.services.place import find_place
 from sftcli.services.prepare import PreparedData, find_sources, prepare_data
+from sftcli.services.processes import Peers, joined
 from sftcli.services.report import write_report
 from sftcli.services.run_folder import RunFolder, write_json
 from sftcli.services.score import Miss, Sample, Score
@@ -93,22 +96,12 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     Raises:
         DataError: No row is held out, or the answer of every one is cut.
     """
-    choice = choose_model(
-        request.checkpoint,
-        tokenizer=request.tokenizer,
-        root=request.root,
-        emit=emit,
-        trusts_code=request.trusts_code,
-    )
-    settings = _settings_of(choice, request.data)
-    prepared = prepare_data(
-        settings.data,
-        find_sources(settings.data),
-        model_folder=choice.tokenizer_folder,
-        seed=settings.training.seed,
-        emit=emit,
-        stop=stop,
-    )
+    with joined(find_place(os.environ)) as peers:
+        return _evaluate(request, emit, stop, peers)
+
+
+def _evaluate(request: EvalRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> EvalReport:
+    choice, settings, prepared, base = peers.first(lambda: _find(request, emit, stop), stop)
     heldout = prepared.dataset.heldout
     if not len(heldout):
         raise DataError("no row is held out, so there is nothing to score", hint="name rows with --data FILE")
@@ -126,8 +119,8 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
         sampling=settings.sampling,
         batch_rows=request.batch_size,
         training=TrainingSpans(_training_answers(prepared, emit)),
+        peers=peers,
     )
-    base = _base_of(choice, settings, request, emit)
     base_score = None if base is None else score_model(job, base, emit, stop)
     tuned = score_model(job, choice, emit, stop)
     report = EvalReport(
@@ -141,10 +134,33 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
         samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
         misses=tuned.misses,
     )
-    if choice.run is not None and not request.data:
+    if choice.run is not None and not request.data and peers.group.is_writer:
         write_json(choice.run.evaluation, report.to_json())
         write_report([choice.run], choice.run.report)
     return report
+
+
+def _find(
+    request: EvalRequest, emit: EventSink, stop: StopFlag
+) -> tuple[ModelChoice, Settings, PreparedData, ModelChoice | None]:
+    """Return the model, its settings, the rows, and the model to compare with."""
+    choice = choose_model(
+        request.checkpoint,
+        tokenizer=request.tokenizer,
+        root=request.root,
+        emit=emit,
+        trusts_code=request.trusts_code,
+    )
+    settings = _settings_of(choice, request.data)
+    prepared = prepare_data(
+        settings.data,
+        find_sources(settings.data),
+        model_folder=choice.tokenizer_folder,
+        seed=settings.training.seed,
+        emit=emit,
+        stop=stop,
+    )
+    return choice, settings, prepared, _base_of(choice, settings, request, emit)
 
 
 def check_limits(numbers: Mapping[str, float], above: Sequence[str], under: Sequence[str]) -> None:

@@ -58,6 +58,7 @@ def follow(peers: Peers, stop: StopFlag) -> TrainOutcome:
     if task.complete_at:
         return outcome_of(run, task.settings, Ending.FINISHED, task.complete_at, (None, None), seconds=0.0)
     materials = peers.first(lambda: find_materials(task.settings, _silent, stop, run=run), stop)
+    peers.agree_on(materials.identity)
     built = build_for(
         run, materials, _silent, peers.group, check_owner=lambda: None, checkpoint=task.checkpoint
     )

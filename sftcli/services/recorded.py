@@ -16,12 +16,14 @@ class Recorded:
     settings: Settings
 
 
-def find_recorded(name: str | None, root: Path, overrides: Sequence[Override]) -> Recorded:
-    """Return the run called ``name``, or the newest unfinished one under ``root``.
+def find_recorded(
+    name: str | None, root: Path, overrides: Sequence[Override], *, finished: bool | None = False
+) -> Recorded:
+    """Return the run called ``name``, or the newest under ``root`` of those that are unfinished, or that ``finished`` says.
 
     Raises:
         NotFoundError: There is none.
     """
-    run = newest_run(root, finished=False) if name is None else find_run(name, root)
+    run = newest_run(root, finished=finished) if name is None else find_run(name, root)
     settings = resolve(preset=None, config_file=run.config, overrides=overrides, environ={}).settings
     return Recorded(run=run, settings=settings)

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.config.sources import Override, resolve
+from sftcli.config.sources import Override
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Notice, StopFlag
-from sftcli.services.building import build_trainer
 from sftcli.services.comparing import check_may_change, compare
-from sftcli.services.following import follow
+from sftcli.services.following import build_for, follow
 from sftcli.services.lock import RunLock
 from sftcli.services.machine import check_parallel
 from sftcli.services.materials import find_materials
@@ -24,11 +23,11 @@ from sftcli.services.resuming import (
     count_equal,
     pair_to_verify,
 )
-from sftcli.services.run_folder import find_run, newest_run
 from sftcli.services.train import (
     complete_already,
     continue_run,
 )
+from sftcli.training.agreeing import AgreedStop
 from sftcli.training.checkpoint_files import read_snapshot
 from sftcli.training.checkpoint_names import step_of
 
@@ -92,17 +91,23 @@ def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> Ve
         NotFoundError: The run has no two checkpoints.
         MismatchError: The replay ended elsewhere.
     """
-    run = newest_run(request.root) if request.run is None else find_run(request.run, request.root)
-    settings = resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings
+    with joined(find_place(os.environ)) as peers:  # all of several do the same, and the first one talks
+        return _verify(request, emit, stop, peers)
+
+
+def _verify(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> VerifyOutcome:
+    recorded = find_recorded(request.run, request.root, (), finished=None)
+    run, settings = recorded.run, with_processes(recorded.settings, peers)
     first, second = pair_to_verify(run, request.step)
     emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.name}"))
-    materials = find_materials(settings, emit, stop, run=run)
+    materials = peers.first(lambda: find_materials(settings, emit, stop, run=run), stop)
+    peers.agree_on(materials.identity)
     for event in compare(first, materials.fingerprints).told():
         emit(event)
-    trainer = build_trainer(run, materials, emit, check_owner=lambda: None).trainer
-    trainer.restore(read_snapshot(first))
+    built = build_for(run, materials, emit, peers.group, check_owner=lambda: None, checkpoint=first)
+    trainer, agreed = built.trainer, AgreedStop(stop=stop, group=peers.group)
     while trainer.state.step < step_of(second):
-        if stop.requested():
+        if agreed.requested():
             raise StoppedError
         emit(trainer.take_step())
     compared = count_equal(trainer.snapshot(), read_snapshot(second), name=second.name)

@@ -11,7 +11,7 @@ from sftcli.errors import MismatchError, NotFoundError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.services.comparing import Changes
 from sftcli.services.run_folder import RunFolder, write_json
-from sftcli.training.checkpoint_files import newest_good, verify
+from sftcli.training.checkpoint_files import newest_good, rng_tensors, verify
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from sftcli.training.state import Snapshot
 
@@ -62,7 +62,7 @@ def count_equal(replayed: Snapshot, stored: Snapshot, *, name: str) -> int:
     """
     count = 0
     rng = [
-        {field: getattr(snapshot.rng, field) for field in ("python", "numpy", "torch")}
+        {key: state for key, state in rng_tensors(snapshot).items() if not key.startswith("device")}
         for snapshot in (replayed, stored)
     ]
     pairs = ((replayed.weights, stored.weights), (replayed.optimizer, stored.optimizer), (rng[0], rng[1]))

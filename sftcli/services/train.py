@@ -160,6 +160,7 @@ def _train(
     peers.tell(Assignment(run=run, settings=settings, checkpoint=checkpoint).to_json())
     start, starting = settings, stop
     materials = peers.first(lambda: find_materials(start, emit, starting, run=run))
+    peers.agree_on(materials.identity)
     located, prepared, settings = materials.located, materials.prepared, materials.settings
     for text in model_differences(located.folder, model_keys or {}):
         emit(Warned(text=text))

@@ -1,5 +1,6 @@
 """``sft train --processes N``: the same training as that of one process, one voice, and one end for all."""
 
+import json
 import os
 import shutil
 import signal
@@ -104,6 +105,27 @@ def test_pt_model_is_the_same_on_two_processes_and_leaves_its_files_once(place):
     names = [sorted(path.name for path in (place / "runs" / run).glob("*.pt")) for run in ("pt-1", "pt-2")]
     assert [name.replace("pt-1", "pt-2") for name in names[0]] == names[1]
     assert len(names[1]) >= 2
+
+
+@pytest.mark.slow
+def test_scores_of_two_processes_are_those_of_one(place, alone):
+    reports = []
+    for processes in ("1", "2"):
+        done = sft(place, "eval", alone, "--json", "--processes", processes)
+        assert done.code == 0, done.err
+        reports.append(json.loads(done.out))
+        for score in ("tuned", "base"):
+            reports[-1][score].pop("seconds")
+    for score in ("tuned", "base"):
+        assert reports[1][score].pop("loss") == pytest.approx(reports[0][score].pop("loss"), abs=1e-6)
+    assert reports[1] == reports[0]
+
+
+@pytest.mark.slow
+def test_limit_that_is_broken_on_two_processes_is_3_and_told_once(place, alone):
+    done = sft(place, "eval", alone, "--no-base", "--fail-above", "loss=0.01", "--processes", "2")
+    assert done.code == 3
+    assert done.err.count("error: ") == 1
 
 
 @pytest.mark.slow
@@ -264,6 +286,16 @@ def test_resume_on_as_many_processes_is_equal_bit_for_bit(place, saved):
     assert done.code == 0, done.err
     assert "bit for bit" not in done.err
     assert checkpoint_bytes(place, "again", 8) == checkpoint_bytes(place, saved[2], 8)
+
+
+@pytest.mark.slow
+def test_replay_of_a_run_on_two_processes_compares_the_random_states_of_both(place, saved):
+    done = sft(place, "resume", saved[2], "--verify", "--checkpoint", "4", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["second"] == 6
+    alone = sft(place, "resume", saved[1], "--verify", "--checkpoint", "4", "--json")
+    more = json.loads(done.out)["tensors"] - json.loads(alone.out)["tensors"]
+    assert more == 3  # of Python, numpy and torch
 
 
 @pytest.mark.slow

@@ -39,8 +39,7 @@ def _one_of_several(rank: int, size: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    "size", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # two processes of the real program are compared in the fast tests
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_several_processes_end_on_the_losses_and_weights_of_one(size: int, tmp_path: Path) -> None:
     spawn(_one_of_several, args=(size, str(tmp_path)), nprocs=size)  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ import pytest
 
 from sftcli.cli.lines import PlainView, SilentView
 from sftcli.cli.options import Output
-from sftcli.cli.session import open_view, session
+from sftcli.cli.session import is_signalled_twice, open_view, session
 from sftcli.cli.signals import STOP_SIGNALS, CommandStopped, SignalStop, stop_on_signals
 from sftcli.errors import StoppedError
 
@@ -55,6 +55,16 @@ def test_the_second_interrupt_ends_at_once() -> None:
     with pytest.raises(CommandStopped) as caught:
         interrupted_twice()
     assert caught.value.exit_code == 130
+
+
+def test_signals_that_come_twice_by_themselves_are_no_impatience() -> None:
+    assert is_signalled_twice({"SLURM_JOB_ID": "7", "TORCHELASTIC_RUN_ID": "none"})
+    assert not is_signalled_twice({"SLURM_JOB_ID": "7"})
+    stop = SignalStop(enough=3)
+    for _ in range(2):
+        stop.handle(signal.SIGTERM, None)
+    with pytest.raises(KeyboardInterrupt):
+        stop.handle(signal.SIGTERM, None)
 
 
 def test_two_interrupts_that_reach_the_handler_as_one_are_two() -> None:
