@@ -13,6 +13,7 @@ from sftcli.config.sources import Override, Settings, resolve
 from sftcli.data.example import CUT_ANSWERS
 from sftcli.errors import DataError, ThresholdError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
+from sftcli.extras import install_command
 from sftcli.services.intervals import Interval
 from sftcli.services.models import ModelChoice, base_of, choose_model
 from sftcli.services.place import find_place
@@ -105,7 +106,8 @@ def _evaluate(request: EvalRequest, emit: EventSink, stop: StopFlag, peers: Peer
     if not len(heldout):
         raise DataError("no row is held out, so there is nothing to score", hint="name rows with --data FILE")
     if not has_reference_metrics():
-        emit(Notice(text='ROUGE-L and chrF are left out; they need: pip install "sftcli[eval]"'))
+        needed = install_command("eval", "rouge-score", "sacrebleu")
+        emit(Notice(text=f"ROUGE-L and chrF are left out; they need: {needed}"))
     whole = _rows_with_whole_answers(prepared, emit)
     job = ScoringJob(
         heldout=heldout,
