@@ -126,8 +126,9 @@ class MemoryEased:
     """Memory ran out in step ``step``, which is taken again, as all later ones, in a way that needs less of it."""
 
     step: int
-    micro_batch_size: int  # rows
-    micro_batches: int  # of a global batch
+    micro_batch_size: int  # rows; 0 where they are packed
+    pass_tokens: int  # most positions of a micro-batch of packed rows; 0 elsewhere
+    micro_batches: int  # of this global batch
     gradient_checkpointing: bool
     text: str
 

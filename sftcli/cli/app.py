@@ -12,6 +12,8 @@ from sftcli.cli.errors_view import guarded
 from sftcli.cli.several import as_one_voice
 from sftcli.environment import set_defaults
 
+SHARED = {"sft train", "sft resume", "sft eval"}  # what several processes can do together
+
 START = f"""sft {__version__}: fine-tune causal language models on instruction-response pairs.
 
 First run, a few minutes on a laptop:
@@ -74,7 +76,8 @@ def main() -> None:
     command = _command_name(arguments)
     # In its own standalone mode Typer would print boxes for errors and turn a broken pipe into exit code 1.
     run = partial(app, arguments, prog_name="sft", standalone_mode=False)
-    sys.exit(guarded(as_one_voice(run), command=command, json="--json" in arguments))
+    run_here = as_one_voice(run) if command in SHARED else run
+    sys.exit(guarded(run_here, command=command, json="--json" in arguments))
 
 
 def _command_name(arguments: list[str]) -> str:

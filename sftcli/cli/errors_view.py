@@ -87,7 +87,7 @@ class _Ending:
                 _drop_if_unwritable(sys.stdout)
                 where = f" for {error.filename}" if error.filename else ""
                 self._show(StorageError(f"no space left{where}", hint="free some space and run it again"))
-            case _ if (usage := usage_error(error, self.command)) is not None:
+            case _ if (usage := usage_error(error, self.command, sys.argv[1:])) is not None:
                 self._show_usage(usage)
             case _:
                 show_crash(error, command=self.command, json=self.json, color=self.color)

@@ -9,6 +9,7 @@ import typer
 
 from sftcli.cli import complete, options, results, tables
 from sftcli.cli.session import LOADING, session
+from sftcli.cli.several import is_one_of_several, start_several
 from sftcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def evaluate(
         int | None,
         typer.Option("--shots", metavar="N", min=0, help="Solved examples before each question of a task."),
     ] = None,
+    processes: options.EvalProcesses = 1,
     runs: options.RunsRoot = Path("runs"),
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -95,6 +97,8 @@ def evaluate(
     output = options.Output(json=json, quiet=quiet, color=color)
     limits = (fail_above or (), fail_under or ())
     if tasks is not None:
+        if processes > 1:
+            raise UsageError("--tasks and --processes exclude each other", hint="lm_eval asks in one process")
         if data:
             raise UsageError("--tasks and --data exclude each other", hint="run sft eval once for each")
         with session(output) as (emit, stop):
@@ -124,6 +128,8 @@ def evaluate(
         raise UsageError(
             "--task-path, --task-rows and --shots go with --tasks", hint="name tasks: --tasks NAME"
         )
+    if processes > 1 and not is_one_of_several():
+        raise typer.Exit(start_several(processes, output))
     with session(output) as (emit, stop):
         emit(LOADING)
         from sftcli.services.evaluate import EvalRequest, check_limits, run_evaluation

@@ -121,10 +121,17 @@ def step_line(measures: TrainingMeasures, step: StepDone) -> str:
     return "  ".join(parts) + ("  text" if step.text_tokens else "") + ("" if step.applied else "  skipped")
 
 
-def progress_line(event: Progressed) -> str:
-    """Return ``tokenizing 1,200/5,000 rows``."""
-    total = f"/{count(event.total)}" if event.total else ""
-    return f"{clean(event.task)} {count(event.done)}{total} {clean(event.unit)}"
+def progress_line(event: Progressed, seconds: float) -> str:
+    """Return ``preparing rows.jsonl 1,200/5,000 rows, 240/s, 16s left``, of work that has taken ``seconds``."""
+    amount = size if event.unit == "bytes" else count
+    unit = "" if event.unit == "bytes" else f" {clean(event.unit)}"
+    total = f"/{amount(event.total)}" if event.total else ""
+    parts = [f"{clean(event.task)} {amount(event.done)}{total}{unit}"]
+    if event.done and seconds > 0:
+        parts.append(f"{amount(event.done / seconds)}/s")
+        if event.done < event.total:
+            parts.append(f"{whole_duration(seconds * (event.total - event.done) / event.done)} left")
+    return ", ".join(parts)
 
 
 def write_line(stream: "TextIO", text: str) -> None:
@@ -134,6 +141,13 @@ def write_line(stream: "TextIO", text: str) -> None:
         stream.flush()
     except (OSError, ValueError):
         pass
+
+
+@dataclass(slots=True)
+class _Task:
+    start: float
+    due: float  # when it may say something next
+    is_loud: bool = False  # whether it has said something
 
 
 @dataclass(slots=True)
@@ -152,8 +166,7 @@ class PlainView:
     measures: TrainingMeasures = field(default_factory=TrainingMeasures)
     _line_time: float = 0.0
     _fit_time: float = 0.0
-    _tasks: dict[str, float] = field(default_factory=dict)  # running task -> when it may say something next
-    _loud_tasks: set[str] = field(default_factory=set)
+    _tasks: dict[str, _Task] = field(default_factory=dict)  # running ones
 
     def open(self) -> None:
         """Do nothing: there is nothing to prepare."""
@@ -221,15 +234,13 @@ class PlainView:
 
     def _progress(self, event: Progressed) -> None:
         now = self.get_time()
-        due = self._tasks.setdefault(event.task, now + TASK_QUIET_SECONDS)
+        task = self._tasks.setdefault(event.task, _Task(start=now, due=now + TASK_QUIET_SECONDS))
         is_over = event.total > 0 and event.done >= event.total
-        if now >= due or (is_over and event.task in self._loud_tasks):
-            self._loud_tasks.add(event.task)
-            self._tasks[event.task] = now + LINE_SECONDS / 2
-            self._write(progress_line(event))
+        if now >= task.due or (is_over and task.is_loud):
+            task.is_loud, task.due = True, now + LINE_SECONDS / 2
+            self._write(progress_line(event, now - task.start))
         if is_over:
             self._tasks.pop(event.task)
-            self._loud_tasks.discard(event.task)
 
 
 @dataclass(slots=True)

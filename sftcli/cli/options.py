@@ -207,6 +207,16 @@ Processes = Annotated[
         rich_help_panel=RUN_PANEL,
     ),
 ]
+EvalProcesses = Annotated[
+    int,
+    typer.Option(
+        "--processes",
+        metavar="N",
+        min=1,
+        help="Share the rows among so many processes on this machine; numbers do not depend on it.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
 RunsRoot = Annotated[
     Path,
     typer.Option("--runs", metavar="DIR", help="Folder that holds run folders.", rich_help_panel=RUN_PANEL),

@@ -30,7 +30,9 @@ MAX_CURVE_COLUMNS = 44
 MAX_CELLS = 4
 MIN_GRID_COLUMNS = 58
 MIN_ROWS_COLUMNS = 36
-_BESIDE_BAR = LABEL_COLUMNS + 2 + len("100%  ") + 14  # gap, share, time
+MIN_SPEED_COLUMNS = 80  # of work other than training
+_TIME_COLUMNS, _SPEED_COLUMNS = 14, 12
+_BESIDE_BAR = LABEL_COLUMNS + 2 + len("100%  ") + _TIME_COLUMNS  # gap, share, time
 
 Span = tuple[str, str]  # text, Rich style
 Row = list[Span]
@@ -200,22 +202,31 @@ def _task_row(task: Task, columns: int, signs: Signs) -> Row:
     label = clean(event.task)
     amount = size if event.unit == "bytes" else count
     unit = "" if event.unit == "bytes" else f" {clean(event.unit)}"
+    is_measured = task.seconds >= 2 and event.done > 0
+    speed = f"  {amount(event.done / task.seconds)}/s" if is_measured else ""
     if event.total <= 0:
-        return [(f"{label:<{LABEL_COLUMNS - 1}} ", LABEL), (amount(event.done), VALUE), (unit, UNIT)]
+        begin = (f"{label:<{LABEL_COLUMNS - 1}} ", LABEL)
+        return [begin, (amount(event.done), VALUE), (unit, UNIT), (speed, UNIT)]
     numbers = f"  {amount(event.done)}/{amount(event.total)}"
     left = task.seconds * (event.total - event.done) / event.done if event.done else 0.0
-    time = f"  {whole_duration(left)} left" if task.seconds >= 2 and event.done else ""
+    time = f"  {whole_duration(left)} left" if is_measured else ""
     label_columns = max(LABEL_COLUMNS, min(len(label) + 2, columns // 3))
     used = label_columns + len(numbers) + len(unit)
     if columns < MIN_GRID_COLUMNS:
         time = ""
-    bar = max(0, min(MAX_BAR_COLUMNS, columns - used - (14 if columns >= MIN_GRID_COLUMNS else 0)))
+    behind = 0 if columns < MIN_GRID_COLUMNS else _TIME_COLUMNS
+    if columns >= MIN_SPEED_COLUMNS:
+        behind += _SPEED_COLUMNS
+    else:
+        speed = ""
+    bar = max(0, min(MAX_BAR_COLUMNS, columns - used - behind))
     shown = label if len(label) < label_columns else label[: label_columns - 2] + signs.ellipsis[:1]
     return [
         (f"{shown:<{label_columns}}", LABEL),
         *_bar(event.done / event.total, bar if bar >= 4 else 0, signs),
         (numbers, VALUE),
         (unit, UNIT),
+        (speed, UNIT),
         (time, UNIT),
     ]
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sftcli.errors import UsageError
+
 if TYPE_CHECKING:
     from sftcli.config.sources import Resolved
 
@@ -69,10 +71,16 @@ def resolve_flags(
         for key, (flag, value) in flags.items()
         if value is not None
     ]
-    overrides += [parse_set(text) for text in sets or ()]
+    faults: list[UsageError] = []
+    for text in sets or ():
+        try:
+            overrides.append(parse_set(text))
+        except UsageError as error:
+            faults.append(error)
     return resolve(
         preset=preset,
         config_file=None if config is None else Path(config),
         overrides=overrides,
         environ=os.environ,
+        faults=faults,
     )

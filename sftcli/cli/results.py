@@ -73,8 +73,9 @@ def show_plan(plan: "Plan", output: options.Output) -> None:
         return
     tables.out(output.color).print(tables.key_value_table(list(_plan_rows(plan))))
     if plan.peak_bytes > plan.total_memory_bytes and not output.quiet:
+        limit = "training.micro_batch_tokens" if plan.pass_tokens else "training.micro_batch_size"
         tables.show_text(
-            "this does not fit: lower training.micro_batch_size (the updates stay the same), set "
+            f"this does not fit: lower {limit} (the updates stay the same), set "
             "training.gradient_checkpointing=true, or choose training.optimizer=adafactor",
             tables.err(output.color),
         )
@@ -86,11 +87,11 @@ def _plan_rows(plan: "Plan") -> Iterator[tuple[str, object]]:
     yield "model", f"{plan.model}: {short_count(plan.parameters)} parameters{trained}"
     yield "machine", f"{plan.device}, {plan.precision}"
     yield "rows", f"{count(plan.train_examples)} to train, {count(plan.heldout_examples)} held out"
-    yield "steps", f"{count(plan.steps)} of {plan.batch_size} rows, at most {plan.micro_batch_size} at once"
-    yield (
-        "longest pass",
-        f"{rows} rows, {count(tokens)} tokens with padding, of {count(plan.scanned_steps)} steps",
-    )
+    most = f"{count(plan.pass_tokens)} tokens" if plan.pass_tokens else plan.micro_batch_size
+    yield "steps", f"{count(plan.steps)} of {plan.batch_size} rows, at most {most} at once"
+    laid_out = "packed into" if plan.pass_tokens else "padded to"
+    scanned = f"of {count(plan.scanned_steps)} steps"
+    yield "longest pass", f"{rows} rows {laid_out} {count(tokens)} tokens, {scanned}"
     yield "weights", size(plan.weights_bytes)
     yield "gradients", size(plan.gradients_bytes)
     yield "optimizer", size(plan.optimizer_bytes)

@@ -1,6 +1,7 @@
 """Several processes of one command: starting them, and letting only the first one talk."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from sftcli.cli.session import session
 from sftcli.cli.signals import CommandStopped
 from sftcli.errors import SftError, ToldElsewhereError
 from sftcli.events import Notice
+
+_PR_SET_PDEATHSIG = 1
 
 
 def is_one_of_several() -> bool:
@@ -40,9 +43,21 @@ def as_one_voice(run: Callable[[], object]) -> Callable[[], object]:
         if place is None:
             return run()
         os.environ.setdefault("OMP_NUM_THREADS", str(place.threads))
+        _stop_with_launcher()
         return run() if place.rank == 0 else _muted(run, is_alike=place.local_rank > 0)
 
     return run_here
+
+
+def _stop_with_launcher() -> None:
+    """Have Linux send SIGUSR1, which saves and ends, when the launcher is killed: nothing else would end this process.
+
+    It comes once for each thread that the launcher had, so it must not be a signal that is an order when it comes again.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR1))
 
 
 def _muted(run: Callable[[], object], *, is_alike: bool) -> object:

@@ -143,9 +143,14 @@ def parse_set(text: str) -> Override:
 
 
 def resolve(
-    *, preset: str | None, config_file: Path | None, overrides: Sequence[Override], environ: Mapping[str, str]
+    *,
+    preset: str | None,
+    config_file: Path | None,
+    overrides: Sequence[Override],
+    environ: Mapping[str, str],
+    faults: Sequence[UsageError] = (),
 ) -> Resolved:
-    """Merge all sources and validate the result.
+    """Merge all sources and validate the result; ``faults`` that were found in them before are told with the others.
 
     Raises:
         UsageError: Anything is wrong; all of it is listed in the message.
@@ -154,6 +159,7 @@ def resolve(
     notices: list[str] = []
     model_keys: dict[str, object] = {}
     layers, problems = _read(preset, config_file, overrides, environ, notices, model_keys)
+    problems += map(_as_problem, faults)
     layers = settle(layers, FIELDS)
     winners = merged(layers)
     settings = _validated(layers, winners, problems)
@@ -182,13 +188,13 @@ def _read(
         for link in read_preset(preset).chain if preset is not None else ():
             add(*document_layer(link.document, FIELDS, preset=link.name))
     except UsageError as error:
-        problems.append(Problem(text=error.message, location=error.location, hint=error.hint))
+        problems.append(_as_problem(error))
     try:
         if config_file is not None:
             _refuse_preset_as_file(config_file)
             add(*document_layer(_read_config(config_file, notices, model_keys), FIELDS))
     except UsageError as error:
-        problems.append(Problem(text=error.message, location=error.location, hint=error.hint))
+        problems.append(_as_problem(error))
     add(*environment_layer(environ, FIELDS))
     problems += [
         Problem(
@@ -202,6 +208,10 @@ def _read(
     ]
     add(*override_layer(overrides, FIELDS))
     return layers, problems
+
+
+def _as_problem(error: UsageError) -> Problem:
+    return Problem(text=error.message, location=error.location, hint=error.hint)
 
 
 def _read_config(config_file: Path, notices: list[str], model_keys: dict[str, object]) -> TomlDocument:

@@ -199,6 +199,11 @@ class BatchPlan:
         self._text_steps = TextSteps(text.fraction if text else 0.0, seed=seed)
         self._text_order = EpochOrder(len(text.examples) if text else 0, seed=[seed, _TEXT_STREAM])
 
+    @property
+    def pass_tokens(self) -> int:
+        """Most positions of a micro-batch of packed rows; 0 without packing."""
+        return self.packing.row_tokens * self.packing.rows if self.packing else 0
+
     def example_ids(self, step: int) -> list[int]:
         """Return the examples of the step after ``step`` finished ones, in plan order; text rows on a step of text."""
         is_text, before = self._text_steps.is_text(step), self._text_steps.before(step)

@@ -11,6 +11,7 @@ from sftcli.config.adapter_settings import AdapterSettings, Quantize
 from sftcli.config.schema import ModelSettings
 from sftcli.errors import NotFoundError, ResourceError, UsageError
 from sftcli.events import EventSink
+from sftcli.extras import install_command
 from sftcli.modeling.adapter import add_adapter, base_content
 from sftcli.modeling.adapter_folder import (
     CONFIG_FILE,
@@ -83,7 +84,7 @@ def check_machine(settings: AdapterSettings) -> None:
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UsageError(
-            "adapter.quantize is 4bit, which needs bitsandbytes", hint='run: pip install "sftcli[qlora]"'
+            "adapter.quantize is 4bit, which needs bitsandbytes", hint=f"run: {install_command('qlora')}"
         )
 
 

@@ -104,7 +104,6 @@ def build_trainer(
     named = make_plan(settings.training.micro_batch_size)
     ladder = MemoryLadder(
         micro_batch_size=settings.training.micro_batch_size,
-        batch_size=settings.training.batch_size,
         make_plan=make_plan,
         checkpoint_activations=_checkpointing(model, settings.training),
     )

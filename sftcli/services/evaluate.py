@@ -2,6 +2,7 @@
 
 import math
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ from sftcli.config.sources import Override, Settings, resolve
 from sftcli.data.example import CUT_ANSWERS
 from sftcli.errors import DataError, ThresholdError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
+from sftcli.extras import install_command
 from sftcli.services.intervals import Interval
 from sftcli.services.models import ModelChoice, base_of, choose_model
+from sftcli.services.place import find_place
 from sftcli.services.prepare import PreparedData, find_sources, prepare_data
+from sftcli.services.processes import Peers, joined
 from sftcli.services.report import write_report
 from sftcli.services.run_folder import RunFolder, write_json
 from sftcli.services.score import Miss, Sample, Score
@@ -92,6 +96,54 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
     Raises:
         DataError: No row is held out, or the answer of every one is cut.
     """
+    with joined(find_place(os.environ)) as peers:
+        return _evaluate(request, emit, stop, peers)
+
+
+def _evaluate(request: EvalRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> EvalReport:
+    choice, settings, prepared, base = peers.first(lambda: _find(request, emit, stop), stop)
+    heldout = prepared.dataset.heldout
+    if not len(heldout):
+        raise DataError("no row is held out, so there is nothing to score", hint="name rows with --data FILE")
+    if not has_reference_metrics():
+        needed = install_command("eval", "rouge-score", "sacrebleu")
+        emit(Notice(text=f"ROUGE-L and chrF are left out; they need: {needed}"))
+    whole = _rows_with_whole_answers(prepared, emit)
+    job = ScoringJob(
+        heldout=heldout,
+        questions=[
+            question_of(heldout[whole[place]], prepared.tokenizer)
+            for place in _spread(len(whole), request.max_rows)
+        ],
+        tokenizer=prepared.tokenizer,
+        sampling=settings.sampling,
+        batch_rows=request.batch_size,
+        training=TrainingSpans(_training_answers(prepared, emit)),
+        peers=peers,
+    )
+    base_score = None if base is None else score_model(job, base, emit, stop)
+    tuned = score_model(job, choice, emit, stop)
+    report = EvalReport(
+        rows=len(heldout),
+        cut_rows=len(heldout) - len(whole),
+        tuned=tuned.score,
+        base=None if base_score is None else base_score.score,
+        loss_difference=None if base_score is None else loss_difference(base_score, tuned),
+        match_difference=None if base_score is None else match_difference(base_score, tuned),
+        verdict=None if choice.run is None else _verdict(choice.run),
+        samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
+        misses=tuned.misses,
+    )
+    if choice.run is not None and not request.data and peers.group.is_writer:
+        write_json(choice.run.evaluation, report.to_json())
+        write_report([choice.run], choice.run.report)
+    return report
+
+
+def _find(
+    request: EvalRequest, emit: EventSink, stop: StopFlag
+) -> tuple[ModelChoice, Settings, PreparedData, ModelChoice | None]:
+    """Return the model, its settings, the rows, and the model to compare with."""
     choice = choose_model(
         request.checkpoint,
         tokenizer=request.tokenizer,
@@ -108,41 +160,7 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
         emit=emit,
         stop=stop,
     )
-    heldout = prepared.dataset.heldout
-    if not len(heldout):
-        raise DataError("no row is held out, so there is nothing to score", hint="name rows with --data FILE")
-    if not has_reference_metrics():
-        emit(Notice(text='ROUGE-L and chrF are left out; they need: pip install "sftcli[eval]"'))
-    whole = _rows_with_whole_answers(prepared, emit)
-    job = ScoringJob(
-        heldout=heldout,
-        questions=[
-            question_of(heldout[whole[place]], prepared.tokenizer)
-            for place in _spread(len(whole), request.max_rows)
-        ],
-        tokenizer=prepared.tokenizer,
-        sampling=settings.sampling,
-        batch_rows=request.batch_size,
-        training=TrainingSpans(_training_answers(prepared, emit)),
-    )
-    base = _base_of(choice, settings, request, emit)
-    base_score = None if base is None else score_model(job, base, emit, stop)
-    tuned = score_model(job, choice, emit, stop)
-    report = EvalReport(
-        rows=len(heldout),
-        cut_rows=len(heldout) - len(whole),
-        tuned=tuned.score,
-        base=None if base_score is None else base_score.score,
-        loss_difference=None if base_score is None else loss_difference(base_score, tuned),
-        match_difference=None if base_score is None else match_difference(base_score, tuned),
-        verdict=None if choice.run is None else _verdict(choice.run),
-        samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
-        misses=tuned.misses,
-    )
-    if choice.run is not None and not request.data:
-        write_json(choice.run.evaluation, report.to_json())
-        write_report([choice.run], choice.run.report)
-    return report
+    return choice, settings, prepared, _base_of(choice, settings, request, emit)
 
 
 def check_limits(numbers: Mapping[str, float], above: Sequence[str], under: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.sources import Settings
-from sftcli.errors import StoppedError
+from sftcli.errors import MismatchError, StoppedError
 from sftcli.events import Ending, Event, EventSink, Notice, StopFlag, Warned
 from sftcli.runtime import seed_everything
 from sftcli.services.building import Built, Materials, build_trainer
@@ -13,7 +13,7 @@ from sftcli.services.finishing import take_best
 from sftcli.services.materials import find_materials
 from sftcli.services.memory import memory_errors
 from sftcli.services.outcome import TrainOutcome, outcome_of
-from sftcli.services.processes import Peers
+from sftcli.services.processes import Peers, with_processes
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.agreeing import AgreedStop
 from sftcli.training.checkpoint_files import read_snapshot
@@ -51,10 +51,16 @@ class Assignment:
         )
 
 
-def follow(peers: Peers, stop: StopFlag) -> TrainOutcome:
-    """Take part in the training that the first process leads."""
+def follow(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -> TrainOutcome:
+    """Take part in the training that the first process leads; ``asked`` is what this one was started with, if it says.
+
+    Raises:
+        MismatchError: It was started with something else.
+    """
     task = Assignment.from_json(peers.hear(stop))
     run = task.run
+    if asked is not None:
+        _require_same(with_processes(asked, peers), task.settings, rank=peers.group.rank)
     if task.complete_at:
         return outcome_of(run, task.settings, Ending.FINISHED, task.complete_at, (None, None), seconds=0.0)
     materials = peers.first(lambda: find_materials(task.settings, _silent, stop, run=run), stop)
@@ -72,6 +78,18 @@ def follow(peers: Peers, stop: StopFlag) -> TrainOutcome:
         peers.first(lambda: take_best(trainer, run, settings.training, _silent))
         trainer.snapshot()  # all processes have a part in it
     return outcome_of(run, settings, ending, ended_at, (None, None), seconds=0.0)
+
+
+def _require_same(own: Settings, led: Settings, *, rank: int) -> None:
+    ours, theirs = own.model_dump(mode="json"), led.model_dump(mode="json")
+    for section, values in ours.items():
+        for key, value in values.items():
+            if value != theirs[section][key]:
+                raise MismatchError(
+                    f"process {rank} was started with {section}.{key} {value}, and process 0 with {theirs[section][key]}",
+                    hint="processes that a launcher starts together share one training, with one command line; several "
+                    "trainings under srun are steps of their own: srun --ntasks=1",
+                )
 
 
 def build_for(

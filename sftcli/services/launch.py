@@ -148,10 +148,11 @@ def _ending(processes: _Processes, codes: Mapping[int, int], forwarded: Sequence
 
 def _variables(rank: int, count: int, port: int) -> dict[str, str]:
     """Return the variables that torchrun sets."""
-    threads = (
-        {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cpu_count() // count))}
-    )
-    return threads | {
+    ours = {
+        "OMP_NUM_THREADS": str(max(1, cpu_count() // count)),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # a broken connection is told in our words
+    }
+    return {name: value for name, value in ours.items() if name not in os.environ} | {
         "RANK": str(rank),
         "WORLD_SIZE": str(count),
         "LOCAL_RANK": str(rank),

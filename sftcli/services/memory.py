@@ -25,7 +25,8 @@ def memory_errors(tried: Callable[[], str], *, resume_command: str) -> Iterator[
             raise
         raise ResourceError(
             f"out of memory with {tried()}; checkpoints are intact",
-            hint="in a new run lower training.micro_batch_size (the updates stay the same), set "
+            hint="in a new run lower training.micro_batch_size, or training.micro_batch_tokens where that is set (the updates stay "
+            "the same), set "
             "training.gradient_checkpointing, choose training.optimizer=adafactor, lower data.max_tokens, or choose a "
             f"smaller model; where something else took the memory: {resume_command}",
         ) from error

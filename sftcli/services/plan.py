@@ -33,7 +33,8 @@ class Plan:
     steps: int
     batch_size: int
     micro_batch_size: int
-    longest_micro_batch: tuple[int, int]  # rows, tokens of a row
+    pass_tokens: int  # most positions of a micro-batch of packed rows; 0 where its rows are limited
+    longest_micro_batch: tuple[int, int]  # rows of data, positions
     scanned_steps: int  # in which it was looked for
     weights_bytes: int
     gradients_bytes: int
@@ -84,6 +85,7 @@ def plan_training(settings: Settings, emit: EventSink, stop: StopFlag) -> Plan:
         steps=steps,
         batch_size=settings.training.batch_size,
         micro_batch_size=settings.training.micro_batch_size,
+        pass_tokens=trainer.plan.pass_tokens,
         longest_micro_batch=(cost.longest_rows, cost.longest_tokens),
         scanned_steps=cost.scanned_steps,
         weights_bytes=cost.weights,

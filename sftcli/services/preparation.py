@@ -157,7 +157,8 @@ class Preparation:
         """Refuse held-out rows that are trained on; only the same prompt is worth a note."""
         if not (self.train and self.heldout):
             return
-        found = find_overlap(self._conversations(self.train), self._conversations(self.heldout))
+        verb = "comparing"
+        found = find_overlap(self._conversations(self.train, verb), self._conversations(self.heldout, verb))
         audit.add_shared_prompts(found.same_prompt)
         if found.same_prompt:
             train, held = found.examples[0]
@@ -171,45 +172,59 @@ class Preparation:
                 hint="take them out of one side, or allow it: --allow-leak",
             )
 
-    def _conversations(self, sources: Sequence[Source]) -> Iterator[Conversation]:
-        for row in chain.from_iterable(self._read(source, {}) for source in sources):
-            if isinstance(row, Conversation):
-                yield row
+    def _conversations(self, sources: Sequence[Source], verb: str) -> Iterator[Conversation]:
+        for source in sources:
+            for row in chain.from_iterable(self._chunks(source, {}, verb)):
+                if isinstance(row, Conversation):
+                    yield row
 
     def _split_rows(self, schemas: dict[str, str]) -> Iterator[tuple[Place, Row]]:
         """Yield rows with the split that they belong to; fill in the format of each source."""
-        chosen = iter(self._choose_heldout())
+        flags, totals = self._choose_heldout()
+        chosen = iter(flags)
         for source in self.train:
             kept, held = (TRAIN, source.times, source.text), (HELDOUT, 1, source.text)
-            for row in chain.from_iterable(self._chunks(source, schemas)):
+            for row in chain.from_iterable(self._chunks(source, schemas, total=totals.get(source, 0))):
                 is_held = isinstance(row, Conversation) and next(chosen, 0)
                 yield held if is_held else kept, row
         for source in self.heldout:
             for row in chain.from_iterable(self._chunks(source, schemas)):
                 yield (HELDOUT, 1, source.text), row
 
-    def _choose_heldout(self) -> bytes:
-        """Return 1 for each training conversation that is held out and 0 for others; takes a pass of its own over the rows."""
+    def _choose_heldout(self) -> tuple[bytes, Mapping[Source, int]]:
+        """Return 1 for each training conversation that is held out and 0 for others, and how many rows a source has.
+
+        It takes a pass of its own over the rows, and returns nothing where it would hold out nothing.
+        """
         if self.heldout or not self.data.heldout_fraction:
-            return b""
-        keys = [split_key(row) for row in self._conversations(self.train)]
+            return b"", {}
+        keys: list[bytes] = []
+        totals = Counter[Source]()
+        for source in self.train:
+            for chunk in self._chunks(source, {}, "reading"):
+                totals[source] += len(chunk)
+                keys += [split_key(row) for row in chunk if isinstance(row, Conversation)]
         chosen = choose_heldout(
             Counter(keys),
             fraction=self.data.heldout_fraction,
             max_rows=self.data.heldout_max_rows,
             seed=self.seed,
         )
-        return bytes(key in chosen for key in keys)
+        return bytes(key in chosen for key in keys), totals
 
-    def _chunks(self, source: Source, schemas: dict[str, str]) -> Iterator[list[Row]]:
-        rows, done = self._read(source, schemas), 0
+    def _chunks(
+        self, source: Source, schemas: dict[str, str], verb: str = "preparing", total: int = 0
+    ) -> Iterator[list[Row]]:
+        """Yield the rows of ``source`` in pieces and tell how far they are; ``total`` is 0 where it is not known."""
+        rows, done, task = self._read(source, schemas), 0, f"{verb} {source.name}"
+        self.emit(Progressed(task=task, done=0, total=total))
         while chunk := list(islice(rows, CHUNK_ROWS)):
             if self.stop.requested():
                 raise StoppedError
             yield chunk
             done += len(chunk)
-            self.emit(Progressed(task=f"preparing {source.name}", done=done, total=0))
-        self.emit(Progressed(task=f"preparing {source.name}", done=done, total=done))
+            self.emit(Progressed(task=task, done=done, total=total))
+        self.emit(Progressed(task=task, done=done, total=done))
 
     def _read(self, source: Source, schemas: dict[str, str]) -> Iterator[Row]:
         records = read_records(source, seed=self.seed, note=lambda text: self.emit(Notice(text=text)))

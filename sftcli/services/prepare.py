@@ -1,7 +1,7 @@
 """Data to prepared examples: read, convert, split, render, prove, count, store. Done once for the same input."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -14,7 +14,7 @@ from sftcli.data.example import Example
 from sftcli.data.prepared import TEXT, TRAIN, PreparedDataset, open_prepared
 from sftcli.data.records import Source, parse_source
 from sftcli.data.tokenview import TokenView, describe_tokens
-from sftcli.errors import DataError, OutputError, SftError, StorageError, UsageError
+from sftcli.errors import DataError, NotFoundError, OutputError, SftError, StorageError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
@@ -22,6 +22,7 @@ from sftcli.services.base_model import locate_base
 from sftcli.services.preparation import Preparation
 from sftcli.services.rows_folder import check_free, write_rows
 from sftcli.services.thresholds import find_exceeded, find_unfit, reasons_with_rows
+from sftcli.suggest import aside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,16 +167,35 @@ def find_sources(data: DataSettings) -> Sources:
             f"data.text_fraction is {data.text_fraction}, and there is no plain text to take it from",
             hint="name some: --set data.text_sources=texts.jsonl, rows with a column text",
         )
-    heldout = tuple(map(parse_source, data.heldout_sources))
+    missing: list[NotFoundError] = []
+    train, heldout, text = (
+        tuple(_parsed(names, missing)) for names in (data.sources, data.heldout_sources, data.text_sources)
+    )
+    if missing:
+        raise _in_one(missing)
     if repeated := next((source for source in heldout if source.times > 1), None):
         raise UsageError(
             f"{repeated.text!r}: held-out rows are scored once, they cannot be repeated",
             hint=f"leave out x{repeated.times}",
         )
-    return Sources(
-        train=tuple(map(parse_source, data.sources)),
-        heldout=heldout,
-        text=tuple(map(parse_source, data.text_sources)),
+    return Sources(train=train, heldout=heldout, text=text)
+
+
+def _parsed(names: Sequence[str], missing: list[NotFoundError]) -> Iterator[Source]:
+    for name in names:
+        try:
+            yield parse_source(name)
+        except NotFoundError as error:
+            missing.append(error)
+
+
+def _in_one(missing: Sequence[NotFoundError]) -> NotFoundError:
+    first = missing[0]
+    if len(missing) == 1:
+        return first
+    lines = [f"  {error.message}{aside(error.hint)}" for error in missing]
+    return NotFoundError(
+        "\n".join([f"{len(missing)} sources are not there:", *lines]), location=first.location
     )
 
 

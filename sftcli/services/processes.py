@@ -64,6 +64,14 @@ class Peers:
         self.tell({})
         return result
 
+    def gather(self, part: object, stop: StopFlag) -> list[object]:  # noqa: ARG002
+        """Return what each process gave, by rank, once all have: plain as JSON.
+
+        Raises:
+            StoppedError, ToldElsewhereError: As ``hear`` does.
+        """
+        return [part]
+
     def agree_on(self, found: Mapping[str, str]) -> None:
         """Make sure that all processes have found the same, by name; the first one's counts.
 
@@ -96,14 +104,23 @@ class ConnectedPeers(Peers):
 
     def hear(self, stop: StopFlag) -> Mapping[str, object]:
         """Wait at the store."""
+        return cast("Mapping[str, object]", self._take(self._next_key(), stop))
+
+    def gather(self, part: object, stop: StopFlag) -> list[object]:
+        """Leave ``part`` at the store and wait for those of the others."""
         key = self._next_key()
+        self._store.set(f"{key}/{self.group.rank}", json.dumps(part))
+        return [self._take(f"{key}/{rank}", stop) for rank in range(self.group.size)]
+
+    def _take(self, key: str, stop: StopFlag) -> object:
         while not self._store.check([key]):
             if self._store.check([FAILURE]):
-                raise _as_follower(self._store.get(FAILURE).decode())
+                described = self._store.get(FAILURE).decode()
+                raise error_of(described) if self.group.is_writer else _as_follower(described)
             if stop.requested():
                 raise StoppedError
             time.sleep(_POLL_SECONDS)
-        return cast("Mapping[str, object]", json.loads(self._store.get(key)))
+        return cast("object", json.loads(self._store.get(key)))
 
     def await_end(self) -> None:
         """Wait until the first process has written, said and done all: a process that ends makes launchers end the rest.

@@ -16,13 +16,15 @@ runs/NAME/
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sftcli import storage
 from sftcli.config.schema import RunSettings
-from sftcli.errors import NotFoundError, OutputError, UsageError
+from sftcli.errors import NotFoundError, OutputError, ResourceError, SftError, UsageError
+from sftcli.events import EventSink, Notice
 from sftcli.suggest import did_you_mean
 
 
@@ -162,9 +164,28 @@ def is_unstarted(settings: RunSettings) -> bool:
     if settings.name is None:
         return False
     run = RunFolder(Path(settings.root) / settings.name)
-    if not run.about.is_file() or run.checkpoints.exists():
-        return False
-    return not any(event.get("event") in {"StepDone", "FitEnded"} for event in run.iterate_events())
+    return run.about.is_file() and not _has_begun(run, {"StepDone", "FitEnded"})
+
+
+def _has_begun(run: RunFolder, signs: Container[object]) -> bool:
+    return run.checkpoints.exists() or any(event.get("event") in signs for event in run.iterate_events())
+
+
+@contextmanager
+def forgotten_if_unstarted(run: RunFolder, emit: EventSink, *, is_new: bool) -> Iterator[None]:
+    """Remove the folder of a run that the block ends with an error before its first step, where nobody will ask for it.
+
+    That is a run that the block began (``is_new``), and not one that ran out of memory: that can be resumed elsewhere.
+    """
+    try:
+        yield
+    except ResourceError:
+        raise
+    except SftError:
+        if is_new and not _has_begun(run, {"StepDone"}):
+            storage.try_remove_tree(run.path)
+            emit(Notice(text=f"{run.path} is removed: the run ended before its first step"))
+        raise
 
 
 def existing_run(settings: RunSettings) -> RunFolder | None:

@@ -4,7 +4,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain, islice
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from sftcli.modeling.tokenizer import HFChatTokenizer
 from sftcli.runtime import monotonic
 from sftcli.services.intervals import Interval, paired_difference, ratio_standard_error
 from sftcli.services.models import ModelChoice, load_for_inference
+from sftcli.services.processes import Peers
 from sftcli.services.score import Miss, Sample, Score
 from sftcli.services.text_metrics import (
     TrainingSpans,
@@ -57,6 +59,7 @@ class ScoringJob:
     sampling: SamplingSettings
     training: TrainingSpans
     batch_rows: int | None
+    peers: Peers  # they share rows and questions, and all of them get the whole score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +95,7 @@ def score_model(job: ScoringJob, choice: ModelChoice, emit: EventSink, stop: Sto
     """
     begin = monotonic()
     model = load_for_inference(choice, precision="fp32", emit=emit)
-    found = score_rows(model, (batch.to(model.device) for batch in _batches(job)), stop=stop)
-    if found is None:
-        raise StoppedError
-    rows = tuple(found[index] for index in range(len(job.heldout)))
+    rows = _score(job, model, stop)
     answers = _answer(job, model, choice.name, emit, stop)
     texts = [job.tokenizer.decode(answer.ids, skip_special=False).strip() for answer in answers]
     matches = tuple(
@@ -106,6 +106,21 @@ def score_model(job: ScoringJob, choice: ModelChoice, emit: EventSink, stop: Sto
     return Scored(
         score=score, rows=rows, matches=matches, texts=tuple(texts), misses=_misses(job, texts, matches)
     )
+
+
+def _score(job: ScoringJob, model: "PreTrainedModel", stop: StopFlag) -> tuple[RowScore, ...]:
+    group = job.peers.group
+    batches = islice(_batches(job), group.rank, None, group.size)
+    found = score_rows(model, (batch.to(model.device) for batch in batches), stop=stop)
+    if found is None:
+        raise StoppedError
+    own = [(index, row.nll, row.tokens, row.correct) for index, row in found.items()]
+    parts = cast("list[list[tuple[int, float, int, int]]]", job.peers.gather(own, stop))
+    rows = {
+        index: RowScore(nll=nll, tokens=tokens, correct=correct)
+        for index, nll, tokens, correct in chain.from_iterable(parts)
+    }
+    return tuple(rows[index] for index in range(len(job.heldout)))
 
 
 def loss_difference(first: Scored, second: Scored) -> Interval:
@@ -148,8 +163,9 @@ def _batches(job: ScoringJob) -> Iterator[Batch]:
 def _answer(
     job: ScoringJob, model: "PreTrainedModel", name: str, emit: EventSink, stop: StopFlag
 ) -> list[Answer]:
-    """Answer every question greedily, in order; answers may be a little longer than the longest right one."""
-    order = sorted(range(len(job.questions)), key=lambda index: -len(job.questions[index].prompt_ids))
+    """Answer every question greedily, those of this process here; return all answers. They may be a little longer than the longest right one."""
+    by_length = sorted(range(len(job.questions)), key=lambda index: -len(job.questions[index].prompt_ids))
+    order = job.peers.group.share(by_length)
     done = 0
 
     def count(_row: int, _answer: Answer) -> None:
@@ -169,8 +185,12 @@ def _answer(
     )
     if stop.requested():
         raise StoppedError
-    places = {index: place for place, index in enumerate(order)}
-    return [answers[places[index]] for index in range(len(order))]
+    own = [(index, answer.ids, answer.stopped) for index, answer in zip(order, answers, strict=True)]
+    parts = cast("list[list[tuple[int, list[int], bool]]]", job.peers.gather(own, stop))
+    found = {
+        index: Answer(ids=tuple(ids), stopped=stopped) for index, ids, stopped in chain.from_iterable(parts)
+    }
+    return [found[index] for index in range(len(job.questions))]
 
 
 def _misses(job: ScoringJob, texts: Sequence[str], matches: Sequence[bool]) -> tuple[Miss, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from sftcli.config.sources import resolve
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, Notice, StopFlag
+from sftcli.extras import install_command
 from sftcli.services.models import ModelChoice, choose_base, choose_model, load_for_inference
 
 BATCH_ROWS = 8
@@ -61,7 +62,9 @@ def run_tasks(request: TasksRequest, emit: EventSink, stop: StopFlag) -> TasksRe
         StoppedError: ``stop`` was set.
     """
     if find_spec("lm_eval") is None:
-        raise UsageError("--tasks needs lm_eval, which is not installed", hint='pip install "sftcli[eval]"')
+        raise UsageError(
+            "--tasks needs lm_eval, which is not installed", hint=install_command("eval", "lm-eval")
+        )
     if not request.names:
         raise UsageError("--tasks names no task", hint="such as --tasks arc_easy,gsm8k")
     choice = choose_model(

@@ -15,6 +15,7 @@ from sftcli.config.schema import Tracker
 from sftcli.config.sources import Settings
 from sftcli.errors import SftError, UsageError
 from sftcli.events import Event, EventSink, HeldoutDone, StepDone, Warned, fan_out
+from sftcli.extras import install_command
 from sftcli.services.run_folder import RunFolder, write_text
 
 PROJECT = "sft"
@@ -224,9 +225,14 @@ def _flat(settings: Settings) -> dict[str, object]:
     }
 
 
+def _packages(module: str) -> tuple[str, ...]:
+    top = module.partition(".")[0]
+    return (f"{top}-skinny",) if top == "mlflow" else (top,)
+
+
 def _told(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f'{error.name} is not installed (pip install "sftcli[track]")'
+        return f"{error.name} is not installed ({install_command('track', *_packages(error.name or ''))})"
     if isinstance(error, SftError):
         return f"{error.message} ({error.hint})"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -44,6 +44,7 @@ from sftcli.services.run_folder import (
     RunFolder,
     create_run,
     existing_run,
+    forgotten_if_unstarted,
     is_unstarted,
     write_json,
     write_text,
@@ -79,18 +80,19 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
     check_machine(request.resolved.settings.adapter)  # before there is a folder
     with joined(find_place(os.environ)) as peers:
         if not peers.group.is_writer:
-            return follow(peers, stop)
+            return follow(peers, stop, asked=request.resolved.settings)
         return _lead(request, emit, stop, peers)
 
 
 def _lead(request: TrainRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> TrainOutcome:
     settings = with_processes(request.resolved.settings, peers)
     run = existing_run(settings.run) if request.auto or is_unstarted(settings.run) else None
+    is_new = run is None and settings.run.name is None
     if run is None:
         run = create_run(settings.run, label=request.label)
     elif run.is_finished:
         return complete_already(run, settings, choose_checkpoint(run, None, emit), emit, peers)
-    with RunLock(run.path, emit) as lock:
+    with forgotten_if_unstarted(run, emit, is_new=is_new), RunLock(run.path, emit) as lock:
         clear_leftovers(run, emit)
         if run.about.is_file() and list_checkpoints(run.checkpoints):
             checkpoint = choose_checkpoint(run, None, emit)

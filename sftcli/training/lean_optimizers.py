@@ -7,6 +7,7 @@ import torch
 
 from sftcli.config.training_settings import OptimizerName, TrainingSettings
 from sftcli.errors import Location, UsageError
+from sftcli.extras import install_command
 
 _LOCATION = Location(key="training.optimizer")
 
@@ -38,7 +39,7 @@ def make_lean_optimizer(
     if find_spec("bitsandbytes") is None:
         raise UsageError(
             f"training.optimizer={settings.optimizer} needs bitsandbytes, which is not installed",
-            hint='install it: pip install "sftcli[8bit]", or take training.optimizer=adafactor',
+            hint=f"install it: {install_command('8bit')}, or take training.optimizer=adafactor",
             location=_LOCATION,
         )
     from bitsandbytes.optim import AdamW

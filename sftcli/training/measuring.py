@@ -55,9 +55,10 @@ class _Marks:
 class _Repeated:
     """A plan whose every step is one micro-batch, ``times`` over: the second finds gradients in memory."""
 
-    def __init__(self, batch: Batch, times: int) -> None:
+    def __init__(self, batch: Batch, times: int, pass_tokens: int) -> None:
         self.batch = batch
         self.times = times
+        self.pass_tokens = pass_tokens
 
     def window(self, step: int, /) -> list[Batch]:  # noqa: ARG002
         return [self.batch] * self.times
@@ -70,7 +71,7 @@ def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
     """Take two steps on the longest micro-batch for memory, the second with all state there, then real ones for time."""
     longest, scanned = _longest(trainer, last_step)
     plan = trainer.plan
-    trainer.plan = _Repeated(longest, times=min(2, len(plan.window(0))))
+    trainer.plan = _Repeated(longest, times=min(2, len(plan.window(0))), pass_tokens=plan.pass_tokens)
     with _marked(trainer) as marks:
         trainer.take_step()
         reset_peak_memory(trainer.device)

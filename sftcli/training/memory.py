@@ -19,13 +19,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class MemoryLadder:
-    """The rungs: half the micro-batch with twice as many of them, down to one row, then gradient checkpointing.
+    """The rungs: half the micro-batch with more of them, down to one row, then gradient checkpointing.
 
+    Where rows are packed, half the micro-batch is half its positions, down to the part of them that one of
+    ``micro_batch_size`` rows has.
     The global batch stays, so losses and updates are the same up to rounding. The rung is part of the run's state.
 
     Args:
         micro_batch_size: What the settings say.
-        batch_size: Rows of the global batch.
         make_plan: Returns the plan for a micro-batch size.
         checkpoint_activations: Turns gradient checkpointing on; None where it is on already, or not known to the model.
     """
@@ -34,12 +35,10 @@ class MemoryLadder:
         self,
         *,
         micro_batch_size: int,
-        batch_size: int,
         make_plan: Callable[[int], StepPlan],
         checkpoint_activations: Callable[[], None] | None,
     ) -> None:
         self.micro_batch_size = micro_batch_size
-        self.batch_size = batch_size
         self.make_plan = make_plan
         self.checkpoint_activations = checkpoint_activations
         self.is_short = False  # whether it ends where it begins
@@ -63,26 +62,32 @@ class MemoryLadder:
             self._is_checkpointing = True
         return self.make_plan(self._size(state))
 
-    def event(self, state: TrainState) -> MemoryEased:
-        """Return what is told when the step after ``state`` did not fit and runs on the rung of ``state`` now."""
-        size, what = self._size(state), "gradient checkpointing"
-        count = -(-self.batch_size // size)
-        if not state.checkpoints_activations:
-            what = f"micro-batches of {size} {'row' if size == 1 else 'rows'}, {count} a step"
+    def event(self, state: TrainState, plan: StepPlan) -> MemoryEased:
+        """Return what is told when the step after ``state`` did not fit and runs on the rung of ``state``, by ``plan``, now."""
+        count = len(plan.window(state.step))
+        what = f"{self._passes(state, plan)} from here on, {count} in this step"
+        if state.checkpoints_activations:
+            what = "gradient checkpointing from here on"
         return MemoryEased(
             step=state.step + 1,
-            micro_batch_size=size,
+            micro_batch_size=0 if plan.pass_tokens else self._size(state),
+            pass_tokens=plan.pass_tokens,
             micro_batches=count,
             gradient_checkpointing=state.checkpoints_activations,
-            text=f"step {state.step + 1} ran out of memory: {what} from here on; the global batch stays",
+            text=f"step {state.step + 1} ran out of memory: {what}; the global batch stays",
         )
 
-    def tried(self, state: TrainState) -> str:
-        """Return in words what the rung of ``state`` is."""
-        size = self._size(state)
-        rows = f"micro-batches of {size} {'row' if size == 1 else 'rows'}"
+    def tried(self, state: TrainState, plan: StepPlan) -> str:
+        """Return in words what the rung of ``state`` is, whose plan is ``plan``."""
+        passes = self._passes(state, plan)
         on = state.checkpoints_activations or self.checkpoint_activations is None
-        return f"{rows} and gradient checkpointing" if on else rows
+        return f"{passes} and gradient checkpointing" if on else passes
+
+    def _passes(self, state: TrainState, plan: StepPlan) -> str:
+        if plan.pass_tokens:
+            return f"micro-batches of {plan.pass_tokens:,} tokens of packed rows"
+        size = self._size(state)
+        return f"micro-batches of {size} {'row' if size == 1 else 'rows'}"
 
     def _size(self, state: TrainState) -> int:
         return state.micro_batch_size or self.micro_batch_size

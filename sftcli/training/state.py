@@ -68,6 +68,11 @@ class ForgetfulStore:
 class StepPlan(Protocol):
     """Says which micro-batches make which step."""
 
+    @property
+    def pass_tokens(self) -> int:
+        """Most positions of a micro-batch where rows are packed; 0 where its rows are what is limited."""
+        ...
+
     def window(self, step: int, /) -> Sequence[Batch]:
         """Return the micro-batches of the step after ``step`` finished ones; each has a response token."""
         ...

@@ -190,7 +190,7 @@ class Trainer:
             self.state, self.plan = lower, self.ladder.plan(lower)
             release_memory(self.device)
             restore_rng(rng)
-            self.emit(self.ladder.event(lower))
+            self.emit(self.ladder.event(lower, self.plan))
 
     def _agree_to_ease(self) -> TrainState | None:
         """Tell the other processes, which wait to exchange gradients, that memory ran out here; return one rung down."""
@@ -217,7 +217,7 @@ class Trainer:
 
     def tried(self) -> str:
         """Return in words how much memory a step was given."""
-        return self.ladder.tried(self.state)
+        return self.ladder.tried(self.state, self.plan)
 
     def measure_heldout(self, stop: StopFlag) -> None:
         """Score the held-out examples, unless there are none or ``stop`` is set meanwhile."""

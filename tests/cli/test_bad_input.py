@@ -140,3 +140,15 @@ def test_name_of_a_run_that_never_began_is_free_for_the_right_command(sft, rows,
     right = sft("train", "--data", rows, *flags, "--run", "mine")
     again = sft("train", "--data", rows, *flags, "--run", "mine")
     assert [wrong[0], right[0], again[0]] == [66, 0, 73]
+
+
+def test_run_without_a_name_that_never_began_leaves_no_folder(sft, rows, tiny_model):
+    code, _, err = sft("train", "--data", "rws.jsonl", "--model", tiny_model)
+    assert code == 66
+    assert "is removed: the run ended before its first step" in err
+    assert list((rows.parent / "runs").iterdir()) == []
+
+
+def test_run_with_a_name_that_never_began_keeps_its_log(sft, rows, tiny_model):
+    sft("train", "--data", "rws.jsonl", "--model", tiny_model, "--run", "mine")
+    assert (rows.parent / "runs" / "mine" / "training.log").is_file()

@@ -28,6 +28,7 @@ FILES = {
 COMMANDS = [
     "trian",
     "train --pakcing off",
+    "train --lern 3 --max-step=4 --data --odd --sed 5",
     "train --max-steps many",
     "train --max-steps",
     "train --log-format jsnl",
@@ -47,6 +48,7 @@ COMMANDS = [
     "train --set training.learning_rte=1",
     "train --set learning_rate=1",
     "train --set training.learning_rate",
+    "train --set training.learning_rte=1 --set data.max_token --set training.batch_size=abc",
     "train --set training.learning_rate=nan",
     "train --set training.learning_rate=2",
     "train --set training.optimizer=adam",
@@ -58,6 +60,7 @@ COMMANDS = [
     "train --data rows.jsonl --rank 8",
     "train --track wandbb",
     "train --data rws.jsonl --run one",
+    "train --data rws.jsonl --data nowhere/rows.jsonl --heldout brokn.jsonl --run one",
     "train --data rows.jsonl --model plain --run two",
     "train --data rows.jsonl --model smollm2-135 --run three",
     "train --data rows.jsonl --model MODEL --tokenizer MODEL --run four",

@@ -5,6 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from sftcli.config.data_settings import DataSettings
+from sftcli.events import NeverStop, Progressed
+from sftcli.services.prepare import find_sources, prepare_data
+from tests.support.recording import RecordingSink
+from tests.support.runs import write_rows
+
 GOOD = [(f"What is {n} plus {n}, and how do you know?", f"It is {2 * n}.") for n in range(20)]
 
 
@@ -154,3 +160,18 @@ def test_rows_are_not_written_over_others_nor_when_they_are_not_good_enough(prep
     assert prepare([*GOOD, GOOD[0]], "--strict", "--out", "new")[0] == 3
     assert not Path("new").exists()
     assert not list(Path("there").iterdir())
+
+
+def test_the_pass_that_chooses_held_out_rows_tells_the_next_how_many_there_are(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("sftcli.services.preparation.CHUNK_ROWS", 10)
+    rows, sink = write_rows(tmp_path / "rows.jsonl"), RecordingSink()
+    data = DataSettings(sources=(str(rows),))
+    prepare_data(data, find_sources(data), model_folder=tiny_model, seed=0, emit=sink, stop=NeverStop())
+    told = [(event.task.split()[0], event.done, event.total) for event in sink.of(Progressed)]
+    counts = (0, 10, 20, 25)
+    first = [("reading", done, 0) for done in counts]
+    second = [("preparing", done, 25) for done in counts]
+    assert told == [*first, ("reading", 25, 25), *second, ("preparing", 25, 25)]

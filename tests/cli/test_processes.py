@@ -138,6 +138,27 @@ def test_pt_model_is_the_same_on_two_processes_and_leaves_its_files_once(place):
 
 
 @pytest.mark.slow
+def test_scores_of_two_processes_are_those_of_one(place, alone):
+    reports = []
+    for processes in ("1", "2"):
+        done = sft(place, "eval", alone, "--json", "--processes", processes)
+        assert done.code == 0, done.err
+        reports.append(json.loads(done.out))
+        for score in ("tuned", "base"):
+            reports[-1][score].pop("seconds")
+    for score in ("tuned", "base"):
+        assert reports[1][score].pop("loss") == pytest.approx(reports[0][score].pop("loss"), abs=1e-6)
+    assert reports[1] == reports[0]
+
+
+@pytest.mark.slow
+def test_limit_that_is_broken_on_two_processes_is_3_and_told_once(place, alone):
+    done = sft(place, "eval", alone, "--no-base", "--fail-above", "loss=0.01", "--processes", "2")
+    assert done.code == 3
+    assert done.err.count("error: ") == 1
+
+
+@pytest.mark.slow
 def test_torchrun_starts_it_as_it_is(place, alone):
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "sftcli", "train"]
     done = subprocess.run(
@@ -170,6 +191,30 @@ def test_tasks_of_srun_find_each_other(place, alone):
     assert ended[0].out == "runs/slurm/final\n"
     assert (ended[1].out, ended[1].err) == ("", "")
     assert_same_training(place, "slurm", alone)
+
+
+@pytest.mark.slow
+def test_tasks_that_were_started_for_trainings_of_their_own_are_refused(place):
+    job = {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_JOB_ID": str(os.getpid() + 1),
+    }
+    tasks = [
+        start(
+            place,
+            "train",
+            *flags(place / "model", f"own-{rank}"),
+            **job,
+            SLURM_PROCID=str(rank),
+            SLURM_LOCALID="0",
+        )
+        for rank in range(2)
+    ]
+    ended = [end(task) for task in tasks]
+    assert [one.code for one in ended] == [78, 78]
+    assert "process 1 was started with run.name own-1, and process 0 with own-0" in ended[0].err
+    assert not (place / "runs" / "own-1").exists()
 
 
 @pytest.mark.slow
@@ -211,6 +256,16 @@ def test_save_signal_to_one_process_saves_and_all_go_on(place):
     saved = len(steps(place, "usr2"))
     signal_after(place, "usr2", launcher, step=saved + 5, number=signal.SIGTERM, to=None)
     assert end(launcher).code == 143
+
+
+@pytest.mark.slow
+def test_processes_whose_launcher_is_killed_stop_and_save(place):
+    launcher = start(place, "train", *flags(place / "model", "orphans", max_steps=MANY), "--processes", "2")
+    ranks = signal_after(place, "orphans", launcher, step=10, number=signal.SIGKILL, to=None)
+    end(launcher)  # its streams close with the last process
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    last = steps(place, "orphans")[-1]["step"]
+    assert checkpoint_bytes(place, "orphans", last)
 
 
 @pytest.mark.slow

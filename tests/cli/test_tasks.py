@@ -68,7 +68,7 @@ def task_folder(tmp_path: Path) -> Path:
 def test_tasks_equal_lm_evals_own_command_on_the_exported_folder(
     task_folder, tiny_model, tmp_path, monkeypatch
 ):
-    pytest.importorskip("lm_eval", reason='needs lm_eval: pip install "sftcli[eval]"')
+    pytest.importorskip("lm_eval", reason="needs lm_eval: pip install lm-eval")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     result = invoke("eval", tiny_model, "--tasks", "sums,said", "--task-path", task_folder, "--json")
     assert result.exit_code == 0, (result.stderr, result.exception)
@@ -94,7 +94,7 @@ def test_tasks_equal_lm_evals_own_command_on_the_exported_folder(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_misspelled_task_gets_the_nearest(task_folder, tiny_model):
-    pytest.importorskip("lm_eval", reason='needs lm_eval: pip install "sftcli[eval]"')
+    pytest.importorskip("lm_eval", reason="needs lm_eval: pip install lm-eval")
     error = invoke("eval", tiny_model, "--tasks", "sumz", "--task-path", task_folder).exception
     assert error.exit_code == 66
     assert "'sums'" in error.hint
@@ -103,7 +103,7 @@ def test_misspelled_task_gets_the_nearest(task_folder, tiny_model):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_number_of_a_task_can_be_a_limit(task_folder, tiny_model):
-    pytest.importorskip("lm_eval", reason='needs lm_eval: pip install "sftcli[eval]"')
+    pytest.importorskip("lm_eval", reason="needs lm_eval: pip install lm-eval")
     ask = ("eval", tiny_model, "--tasks", "sums", "--task-path", task_folder, "--task-rows", 4)
     assert invoke(*ask, "--fail-above", "sums/acc=-1").exception.exit_code == 3
 
@@ -112,7 +112,7 @@ def test_without_lm_eval_the_way_to_it_is_named(tiny_model, monkeypatch):
     monkeypatch.setattr("sftcli.services.tasks.find_spec", lambda _name: None)
     error = invoke("eval", tiny_model, "--tasks", "sums").exception
     assert error.exit_code == 2
-    assert error.hint == 'pip install "sftcli[eval]"'
+    assert error.hint == 'pip install "lm-eval>=0.4.9"'
 
 
 @pytest.mark.parametrize("flags", [["--shots", 2], ["--tasks", "sums", "--data", "x.jsonl"]])

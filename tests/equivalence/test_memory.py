@@ -6,15 +6,18 @@ import pytest
 import torch
 
 from sftcli.config.training_settings import TrainingSettings
+from sftcli.data.batch import BatchPlan, Packing
 from sftcli.errors import ResourceError
 from sftcli.events import Ending, MemoryEased, NeverStop, StepDone
 from sftcli.services import following
 from sftcli.services.resume import ResumeRequest, resume_training
 from sftcli.training.checkpoint_names import list_checkpoints
+from sftcli.training.memory import MemoryLadder
+from sftcli.training.state import TrainState
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
-from tests.support.training import build_trainer, tiny_llama
+from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama
 
 ERRORS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory"),
@@ -94,6 +97,27 @@ def test_last_rung_is_gradient_checkpointing_and_then_the_error_leaves_no_gradie
     assert made.state.step == 0
 
 
+def test_packed_rows_are_told_in_tokens():
+    examples = random_examples(8)
+    plans = {
+        size: BatchPlan(
+            examples, batch_size=8, micro_batch_size=size, pad_id=PAD_ID, seed=0,
+            packing=Packing(row_tokens=96).reduced(size, 4),
+        )
+        for size in (4, 2, 1)
+    }  # fmt: skip
+    ladder = MemoryLadder(micro_batch_size=4, make_plan=plans.__getitem__, checkpoint_activations=None)
+    lower = ladder.below(TrainState())
+    event = ladder.event(lower, ladder.plan(lower))
+    passes = plans[2].window(0)
+    assert max(batch.input_ids.numel() for batch in passes) <= 48
+    assert (event.micro_batch_size, event.pass_tokens, event.micro_batches) == (0, 48, len(passes))
+    assert (
+        f"micro-batches of 48 tokens of packed rows from here on, {len(passes)} in this step;" in event.text
+    )
+    assert ladder.tried(lower, plans[2]).startswith("micro-batches of 48 tokens of packed rows")
+
+
 def test_other_errors_of_a_step_pass_and_leave_no_gradient():
     made, sink = trainer_on(0, micro_batch_size=4)
     made.batch_loss.error = RuntimeError("shape")
@@ -156,7 +180,10 @@ def test_decision_is_logged_reported_and_kept_when_the_run_goes_on(place, monkey
     logged = [json.loads(line) for line in (other / "events.jsonl").read_text().splitlines()]
     assert [event["micro_batch_size"] for event in logged if event["event"] == "MemoryEased"] == [1]
     for name in ("training.log", "report.html"):
-        assert "ran out of memory: micro-batches of 1 row, 4 a step" in (other / name).read_text()
+        assert (
+            "ran out of memory: micro-batches of 1 row from here on, 4 in this step"
+            in (other / name).read_text()
+        )
 
 
 def test_end_of_the_ladder_is_exit_code_71_and_checkpoints_stay(place, monkeypatch):

@@ -169,7 +169,7 @@ def test_optimizer_that_is_not_installed_is_refused_with_the_command_that_brings
     weights = MasterWeights(tiny_llama(), compute_dtype=torch.float32)
     with pytest.raises(UsageError, match="needs bitsandbytes") as caught:
         make_optimizer(weights.masters, settings(optimizer="adamw_8bit"))
-    assert "sftcli[8bit]" in caught.value.hint
+    assert 'pip install "bitsandbytes>=0.50"' in caught.value.hint
 
 
 def test_resume_with_other_random_state_differs_so_the_law_above_can_fail(tmp_path):

@@ -81,9 +81,10 @@ def run_events(last_step: int = 60) -> Iterator[Event]:
             yield MemoryEased(
                 step=5,
                 micro_batch_size=4,
+                pass_tokens=0,
                 micro_batches=8,
                 gradient_checkpointing=False,
-                text="step 5 ran out of memory: micro-batches of 4 rows, 8 a step from here on; the global batch stays",
+                text="step 5 ran out of memory: micro-batches of 4 rows from here on, 8 in this step; the global batch stays",
             )
         yield step_done(step, loss=math.nan if bad else None, applied=not bad)
         if bad:

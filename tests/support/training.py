@@ -75,7 +75,6 @@ def build_trainer(
 
     ladder = MemoryLadder(
         micro_batch_size=settings.micro_batch_size,
-        batch_size=settings.batch_size,
         make_plan=lambda size: BatchPlan(
             examples,
             batch_size=settings.batch_size,

@@ -74,7 +74,10 @@ def test_short_work_says_nothing_and_long_work_says_when_it_is_over() -> None:
     for done in (0, 1000, 2000, 3000):
         view(Progressed(task="tokenizing", done=done, total=3000))
         clock.now += 12
-    assert stream.getvalue().splitlines() == ["tokenizing 1,000/3,000 rows", "tokenizing 3,000/3,000 rows"]
+    assert stream.getvalue().splitlines() == [
+        "tokenizing 1,000/3,000 rows, 83/s, 24s left",
+        "tokenizing 3,000/3,000 rows, 83/s",
+    ]
 
 
 def test_quiet_keeps_warnings() -> None:

@@ -25,7 +25,7 @@ def losses_of(run: Path, event: str) -> dict[int, float]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_holds_every_step_once_after_a_resume(model, tmp_path):
     accumulators = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason='needs pip install "sftcli[track]"'
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs the extra track"
     )
     write_rows(tmp_path / "rows.jsonl")
     resolved = settings_of(tmp_path, model, "run.name=first", 'run.trackers=["tensorboard"]')
@@ -41,7 +41,7 @@ def test_tensorboard_holds_every_step_once_after_a_resume(model, tmp_path):
 
 
 def test_mlflow_holds_every_step(model, tmp_path, monkeypatch):
-    tracking = pytest.importorskip("mlflow.tracking", reason='needs pip install "sftcli[track]"')
+    tracking = pytest.importorskip("mlflow.tracking", reason="needs the extra track")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     write_rows(tmp_path / "rows.jsonl")
@@ -85,5 +85,5 @@ def test_tracker_that_is_not_installed_is_one_warning_with_the_way_to_it(model, 
     outcome = train(settings_of(tmp_path, model, "run.name=first", "run.trackers=wandb"), flag)
     assert outcome.final is not None
     (warning,) = [event.text for event in flag.events if isinstance(event, Warned) and "wandb" in event.text]
-    assert 'pip install "sftcli[track]"' in warning
+    assert 'pip install "wandb>=0.19"' in warning
     assert warning in (tmp_path / "runs" / "first" / "training.log").read_text(encoding="utf-8")
