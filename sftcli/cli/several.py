@@ -43,6 +43,7 @@ def as_one_voice(run: Callable[[], object]) -> Callable[[], object]:
         if place is None:
             return run()
         os.environ.setdefault("OMP_NUM_THREADS", str(place.threads))
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a broken connection is told in our words
         _stop_with_launcher()
         return run() if place.rank == 0 else _muted(run, is_alike=place.local_rank > 0)
 

@@ -148,11 +148,9 @@ def _ending(processes: _Processes, codes: Mapping[int, int], forwarded: Sequence
 
 def _variables(rank: int, count: int, port: int) -> dict[str, str]:
     """Return the variables that torchrun sets."""
-    ours = {
-        "OMP_NUM_THREADS": str(max(1, cpu_count() // count)),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # a broken connection is told in our words
-    }
-    return {name: value for name, value in ours.items() if name not in os.environ} | {
+    threads = str(max(1, cpu_count() // count))
+    return {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
         "RANK": str(rank),
         "WORLD_SIZE": str(count),
         "LOCAL_RANK": str(rank),
