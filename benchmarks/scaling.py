@@ -8,6 +8,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -197,13 +198,26 @@ def _timed_step(group: Group, mode: str) -> tuple[float, float]:
     return statistics.median(passes[1:]), statistics.median(updates[1:])
 
 
-def _exchange_seconds(numbers: int) -> float:
-    tensor, found = torch.zeros(numbers), []
-    for _ in range(5):
+def _median_seconds(call: Callable[[], object]) -> float:
+    found = []
+    for _ in range(8):
         begin = time.monotonic()
-        dist.all_reduce(tensor)
+        call()
         found.append(time.monotonic() - begin)
-    return statistics.median(found[1:])
+    return statistics.median(found[2:])
+
+
+def _terms() -> tuple[float, dict[str, float]]:
+    """Latency in seconds, and bytes/s of each kind of exchange as ``Traffic`` counts them, of tensors of one layer."""
+    numbers = sum(w.padded(2) for w in SMALL.layer)
+    whole, part, one = torch.zeros(numbers), torch.zeros(numbers // 2), torch.zeros(1)
+    latency = _median_seconds(lambda: dist.all_reduce(one))
+    seconds = {
+        "summed": _median_seconds(lambda: dist.all_reduce(whole)),
+        "gathered": _median_seconds(lambda: dist.all_gather_into_tensor(whole, part)),
+        "scattered": _median_seconds(lambda: dist.reduce_scatter_tensor(part, whole)),
+    }
+    return latency, {kind: whole.nbytes / max(1e-9, spent - latency) for kind, spent in seconds.items()}
 
 
 def _one_of_two(rank: int, folder: str) -> None:
@@ -211,27 +225,28 @@ def _one_of_two(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     # Both compute at once, as they do in a step of two: cores and memory are shared.
     alone, update = _timed_step(Group(), "ddp")
-    latency, large = _exchange_seconds(1), _exchange_seconds(2**22)
-    bandwidth = 4 * 2**22 / (large - latency)  # bytes/s of an all-reduce of two
+    latency, rates = _terms()
     result = {mode: sum(_timed_step(Group(rank=rank, size=2), mode)) for mode in ("ddp", "fsdp")}
     dist.destroy_process_group()
     if rank:
         return
-    print(f"one pass {1e3 * alone / ROWS:.1f} ms, update {1e3 * update:.1f} ms, exchange {1e6 * latency:.0f} us and "
-          f"{bandwidth / 1e6:.0f} MB/s; {SMALL.numbers / 1e6:.1f} M weights, {ROWS} passes a step")  # fmt: skip
-    print("| processes | mode | measured ms | predicted ms | off |\n|---|---|---|---|---|")
-    print(f"| 1 | - | {1e3 * (alone + update):.0f} | (gives the terms) | |")
-    for mode, calls in (
-        ("ddp", -(-SMALL.numbers // 2**24) + 1),
-        ("fsdp", ROWS // 2 * (2 * SMALL.layers + 1) + 6),
-    ):
-        traffic = SMALL.traffic(mode, 2, ROWS // 2, 4, each_pass=False)
-        # A reduce-scatter or an all-gather moves half of what an all-reduce does.
-        wire = (traffic.summed + (traffic.gathered + traffic.scattered) / 2) / bandwidth
-        share = update if mode == "ddp" else update / 2
-        predicted = alone / 2 + share + wire + calls * latency
+    passes = ROWS // 2
+    print(f"{SMALL.numbers / 1e6:.1f} M weights, {ROWS} passes a step; a pass {1e3 * alone / ROWS:.1f} ms, update "
+          f"{1e3 * update:.1f} ms, exchange {1e6 * latency:.0f} us and MB/s "
+          f"{ {kind: round(rate / 1e6) for kind, rate in rates.items()} }")  # fmt: skip
+    print(
+        "| processes | mode | measured ms | predicted ms | of it exchange ms | off |\n|---|---|---|---|---|---|"
+    )
+    print(f"| 1 | - | {1e3 * (alone + update):.0f} | (gives the terms) | | |")
+    groups = SMALL.layers + 1
+    for mode, calls in (("ddp", 2), ("fsdp", passes * (groups + SMALL.layers) + groups + 1)):
+        traffic = SMALL.traffic(mode, 2, passes, 4, each_pass=False)
+        exchange = sum(getattr(traffic, kind) / rate for kind, rate in rates.items()) + calls * latency
+        predicted = alone / 2 + (update if mode == "ddp" else update / 2) + exchange
         off = predicted / result[mode] - 1
-        print(f"| 2 | {mode} | {1e3 * result[mode]:.0f} | {1e3 * predicted:.0f} | {off:+.0%} |")
+        print(
+            f"| 2 | {mode} | {1e3 * result[mode]:.0f} | {1e3 * predicted:.0f} | {1e3 * exchange:.0f} | {off:+.0%} |"
+        )
 
 
 def check() -> None:
