@@ -69,10 +69,7 @@ def follow(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -> Tr
         run, materials, _silent, peers.group, check_owner=lambda: None, checkpoint=task.checkpoint
     )
     trainer, settings = built.trainer, materials.settings
-    with memory_errors(trainer.tried, resume_command=f"sft resume {run.name}"):
-        ending = trainer.fit(AgreedStop(stop=stop, group=peers.group))
-    if not trainer.state.step:
-        raise StoppedError
+    ending = fit_together(trainer, run, stop)
     ended_at = trainer.state.step
     if ending is not Ending.STOPPED:
         peers.first(lambda: take_best(trainer, run, settings.training, _silent))
@@ -110,6 +107,20 @@ def build_for(
     if checkpoint is not None:
         built.trainer.restore(read_snapshot(checkpoint))
     return built
+
+
+def fit_together(trainer: Trainer, run: RunFolder, stop: StopFlag) -> Ending:
+    """Train until the end, or until ``stop`` is set in any of the processes.
+
+    Raises:
+        ResourceError: Memory ran out.
+        StoppedError: It was set before the first step.
+    """
+    with memory_errors(trainer.tried, resume_command=f"sft resume {run.name}"):
+        ending = trainer.fit(AgreedStop(stop=stop, group=trainer.group))
+    if not trainer.state.step:
+        raise StoppedError
+    return ending
 
 
 def tell_sharing(trainer: Trainer, emit: EventSink) -> None:

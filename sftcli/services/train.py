@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sftcli.config.sources import Resolved, Settings, to_toml
-from sftcli.errors import StoppedError
 from sftcli.events import (
     Ending,
     EventSink,
@@ -25,11 +24,10 @@ from sftcli.services.base_model import record_base
 from sftcli.services.building import Built, Materials
 from sftcli.services.comparing import compare
 from sftcli.services.finishing import take_best
-from sftcli.services.following import Assignment, build_for, follow, tell_sharing
+from sftcli.services.following import Assignment, build_for, fit_together, follow, tell_sharing
 from sftcli.services.lock import RunLock
 from sftcli.services.machine import facts_of_start
 from sftcli.services.materials import find_materials
-from sftcli.services.memory import memory_errors
 from sftcli.services.outcome import TrainOutcome, outcome_of
 from sftcli.services.place import find_place
 from sftcli.services.processes import Peers, joined, with_processes
@@ -55,7 +53,6 @@ from sftcli.services.space import check_space, checkpoint_bytes
 from sftcli.services.spike_stop import SpikeStop
 from sftcli.services.trackers import tracked
 from sftcli.services.watch import FitWatch, watched
-from sftcli.training.agreeing import AgreedStop
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 
 
@@ -178,10 +175,7 @@ def _train(
     watch.name_rows = trainer.name_rows
     tell_sharing(trainer, emit)
     spikes = SpikeStop(stop=stop, watch=watch, settings=settings.training)
-    with memory_errors(trainer.tried, resume_command=f"sft resume {run.name}"):
-        ending = trainer.fit(AgreedStop(stop=spikes, group=peers.group))
-    if not trainer.state.step:
-        raise StoppedError
+    ending = fit_together(trainer, run, spikes)
     ended_at = trainer.state.step
     if ending is not Ending.STOPPED:
         lock.check()

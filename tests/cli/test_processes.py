@@ -310,7 +310,7 @@ def test_error_of_one_process_ends_all_with_its_exit_code_and_one_message(place,
 
 
 @pytest.mark.slow
-def test_nan_of_one_process_makes_all_skip_the_step(place, alone):
+def test_nan_of_one_process_makes_all_skip_the_step(place):
     launcher = start(
         place, "nan", "train", *flags(place / "model", "nan"), module="tests.support.faulty_process"
     )
