@@ -116,7 +116,9 @@ def test_the_three_readings_differ_in_control_tokens_and_markup(tmp_path: Path):
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_readings_agree_on_text_without_tokens_and_decode_to_it(text: str):
     tokenizer = family_tokenizer("chatml")
-    assume(not any(token in text for token in tokenizer.control_texts))  # hypothesis draws texts of the program too
+    assume(
+        not any(token in text for token in tokenizer.control_texts)
+    )  # hypothesis draws texts of the program too
     ids = tokenizer.encode(text, reading="text")
     assert ids == tokenizer.encode(text, reading="answer") == tokenizer.encode(text)
     assert tokenizer.decode(ids, skip_special=False) == text
