@@ -1,11 +1,12 @@
-"""One decoding step of a Llama or Qwen2 in few large operations.
+"""A pass of a Llama or Qwen2 that decodes, in few large operations.
 
-A step of one token a row is bound by reading the weights, and by the time between operations. Here the projections of a layer
-that read the same input are one matrix, rotary tables are made once, and heads that share keys are rows of one product, so
-that no key is copied. It computes what the model's own ``forward`` does, and works on the same weights.
+Decoding is bound by reading the weights, and by the time between operations. Here the projections of a layer that read the
+same input are one matrix, laid out for the processor once, and keys and values are turned and written together. Tokens have
+no shape but their number, so that rows that go on and prompts that are read share one pass over the weights. It computes
+what the model's own ``forward`` does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
@@ -15,11 +16,16 @@ from torch.nn import Linear
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
+from sftcli.modeling.matrices import Product, products_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM)
 _TABLE = 512  # positions that the rotary tables grow by
+
+# (queries (T, heads, head size), what the cache of a layer holds) -> (T, heads * head size)
+Attend = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,16 +33,18 @@ class FusedLayer:
     """Weights of a layer."""
 
     attention_norm: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
-    out: torch.Tensor
+    qkv: Product
+    out: Product
     mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    gate_up: Product
+    down: Product
 
 
 class FusedStep:
-    """The model as ``step`` needs it."""
+    """The model as a pass needs it.
+
+    The cache of a layer is (slots, 2, kv heads, room, head size): keys, then values.
+    """
 
     def __init__(self, model: "PreTrainedModel") -> None:
         config = model.config
@@ -45,73 +53,83 @@ class FusedStep:
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps = config.rms_norm_eps
         body = cast("LlamaForCausalLM", model).model
-        self.embedding, self.norm = body.embed_tokens, body.norm.weight
-        self.head = cast("Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+        self.embedding, self.norm = body.embed_tokens.weight, body.norm.weight
         self.rotary = body.rotary_emb
-        self.layers = [_fused(layer) for layer in body.layers]
-        self.cos = self.sin = torch.empty(0)  # (positions, 1, head size)
+        joined = [_joined_layer(layer) for layer in body.layers]
+        head = cast("Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+        product = products_of([head.weight, *(weight for layer in joined for weight, _ in layer.products)])
+        self.head = product(head.weight, None)
+        self.layers = [layer.fused(product) for layer in joined]
+        self.cos = self.sin = torch.empty(0)  # (positions, head size)
 
-    def step(
+    def new_caches(self, slots: int, room: int) -> list[torch.Tensor]:
+        """Return an empty cache of every layer."""
+        shape = (slots, 2, self.kv_heads, room, self.head_size)
+        return [self.embedding.new_zeros(shape) for _ in self.layers]
+
+    def run(
         self,
         tokens: torch.Tensor,
         positions: torch.Tensor,
-        caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
         slots: torch.Tensor,
-        width: int,
-        mask: torch.Tensor | None,
+        caches: Sequence[torch.Tensor],
+        attend: Attend,
+        last: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Take one token a row, write its keys and values, and return the logits of the next.
+        """Take tokens, write their keys and values, and return the logits of those after them.
 
         Args:
-            tokens: (B,) int64.
-            positions: Of the tokens, (B,) int64.
-            caches: Keys and values of every layer, (slots, kv heads, room, head size), written in place.
-            slots: Of the rows, (B,): 0 to B - 1.
-            width: Positions that count, those of ``tokens`` included.
-            mask: (B, 1, 1, width), true where a row may look; None where all rows look at all.
+            tokens: (T,) int64.
+            positions: Of the tokens in their rows, (T,) int64.
+            slots: Of the tokens' rows, (T,) int64.
+            caches: Of every layer, written in place.
+            attend: Looks the queries of a layer up in its cache, where the new keys already are.
+            last: The tokens whose successors are asked for, (R,) int64; None for all.
 
         Returns:
-            (B, V).
+            (R, V).
         """
-        count, half = len(tokens), self.head_size // 2
-        self._make_tables(width, tokens.device)
-        cos, sin = self.cos[positions], self.sin[positions]
-        hidden = F.embedding(tokens, self.embedding.weight)
-        # Where all rows are equally long the new position is a slice, which is cheaper to write than an index.
-        place = slice(width - 1, width) if mask is None else None
-        for layer, (keys, values) in zip(self.layers, caches, strict=True):
+        cos, sin = self._turns(positions)
+        places = self._places(slots, positions, caches[0].shape[3])
+        hidden = F.embedding(tokens, self.embedding)
+        for layer, cache in zip(self.layers, caches, strict=True):
             normed = F.rms_norm(hidden, hidden.shape[-1:], layer.attention_norm, self.eps)
-            qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(count, -1, self.head_size)
-            turned, value = qkv[:, : -self.kv_heads], qkv[:, -self.kv_heads :]
-            swapped = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
-            turned = turned * cos + swapped * sin
-            query, key = turned[:, : self.heads], turned[:, self.heads :]
-            if place is not None:
-                keys[:count, :, place] = key[:, :, None]
-                values[:count, :, place] = value[:, :, None]
-            else:
-                keys[slots, :, positions] = key
-                values[slots, :, positions] = value
-            seen = F.scaled_dot_product_attention(
-                query.view(count, self.kv_heads, -1, self.head_size),
-                keys[:count, :, :width],
-                values[:count, :, :width],
-                attn_mask=mask,
-            )
-            hidden = hidden + F.linear(seen.reshape(count, -1), layer.out)
+            qkv = layer.qkv(normed).view(len(tokens), -1, self.head_size)
+            turned = torch.addcmul(qkv * cos, qkv.roll(self.head_size // 2, -1), sin)
+            kept = turned[:, self.heads :].reshape(-1, self.head_size)
+            cache.view(-1, self.head_size).index_copy_(0, places, kept)
+            hidden = hidden + layer.out(attend(turned[:, : self.heads], cache))
             normed = F.rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, self.eps)
-            gate, up = F.linear(normed, layer.gate_up).chunk(2, dim=-1)
-            hidden = hidden + F.linear(F.silu(gate) * up, layer.down)
-        hidden = F.rms_norm(hidden, hidden.shape[-1:], self.norm, self.eps)
-        return F.linear(hidden, self.head.weight)
+            gate, up = layer.gate_up(normed).chunk(2, dim=-1)
+            hidden = hidden + layer.down(F.silu(gate).mul_(up))
+        if last is not None:
+            hidden = hidden[last]
+        return self.head(F.rms_norm(hidden, hidden.shape[-1:], self.norm, self.eps))
 
-    def _make_tables(self, positions: int, device: torch.device) -> None:
+    def _places(self, slots: torch.Tensor, positions: torch.Tensor, room: int) -> torch.Tensor:
+        """Return where keys and values go in a cache seen as (-1, head size), (T * 2 * kv heads,)."""
+        parts = torch.arange(2 * self.kv_heads, device=slots.device)
+        return ((slots[:, None] * len(parts) + parts) * room + positions[:, None]).view(-1)
+
+    def _turns(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what turns queries and keys by their positions, (T, heads + 2 kv heads, head size).
+
+        A vector x becomes ``x * cos + swapped * sin``, with the halves of x swapped. Values stay what they are, with a cosine
+        of one and a sine of zero, so that what a projection gives is turned as a whole.
+        """
+        self._make_tables(int(positions.max()) + 1)
+        turned = (len(positions), self.heads + self.kv_heads, self.head_size)
+        still = (len(positions), self.kv_heads, self.head_size)
+        cos, sin = (table[positions, None].expand(turned) for table in (self.cos, self.sin))
+        return torch.cat((cos, cos.new_ones(still)), dim=1), torch.cat((sin, sin.new_zeros(still)), dim=1)
+
+    def _make_tables(self, positions: int) -> None:
         if len(self.cos) >= positions:
             return
-        every = torch.arange(positions + _TABLE, device=device)[None]
-        like = self.embedding.weight[:1, None]
-        cos, sin = self.rotary(like, position_ids=every)
-        self.cos, self.sin = cos[0, :, None], sin[0, :, None]
+        every = torch.arange(positions + _TABLE, device=self.embedding.device)[None]
+        cos, sin = self.rotary(self.embedding[:1, None], position_ids=every)
+        self.cos, self.sin = cos[0], sin[0]
+        self.sin[:, : self.head_size // 2].neg_()
 
 
 _known: "WeakKeyDictionary[PreTrainedModel, FusedStep]" = WeakKeyDictionary()
@@ -148,20 +166,41 @@ def _is_plain(model: "PreTrainedModel") -> bool:
     )
 
 
-def _fused(layer: torch.nn.Module) -> FusedLayer:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _JoinedLayer:
+    """Weights of a layer, those that read one input joined; ``products`` are (weight, bias) in the order of ``FusedLayer``."""
+
+    attention_norm: torch.Tensor
+    mlp_norm: torch.Tensor
+    products: tuple[tuple[torch.Tensor, torch.Tensor | None], ...]
+
+    def fused(self, product: Callable[[torch.Tensor, torch.Tensor | None], Product]) -> FusedLayer:
+        qkv, out, gate_up, down = (product(*pair) for pair in self.products)
+        return FusedLayer(
+            attention_norm=self.attention_norm,
+            qkv=qkv,
+            out=out,
+            mlp_norm=self.mlp_norm,
+            gate_up=gate_up,
+            down=down,
+        )
+
+
+def _joined_layer(layer: torch.nn.Module) -> _JoinedLayer:
     attention, mlp = layer.self_attn, layer.mlp
     assert isinstance(attention, torch.nn.Module)
     assert isinstance(mlp, torch.nn.Module)
     qkv = [cast("Linear", getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj")]
     has_bias = qkv[0].bias is not None
-    return FusedLayer(
+    return _JoinedLayer(
         attention_norm=_weight(layer.input_layernorm),
-        qkv=_joined(qkv),
-        qkv_bias=torch.cat([module.bias for module in qkv]) if has_bias else None,
-        out=_weight(attention.o_proj),
         mlp_norm=_weight(layer.post_attention_layernorm),
-        gate_up=_joined([cast("Linear", mlp.gate_proj), cast("Linear", mlp.up_proj)]),
-        down=_weight(mlp.down_proj),
+        products=(
+            (_joined(qkv), torch.cat([module.bias for module in qkv]) if has_bias else None),
+            (_weight(attention.o_proj), None),
+            (_joined([cast("Linear", mlp.gate_proj), cast("Linear", mlp.up_proj)]), None),
+            (_weight(mlp.down_proj), None),
+        ),
     )
 
 

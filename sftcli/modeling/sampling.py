@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,8 @@ from sftcli.config.schema import SamplingSettings
 from sftcli.events import StopFlag
 from sftcli.modeling.choosing import RowChooser, choose
 from sftcli.modeling.fused_decode import fused_step
-from sftcli.modeling.slots import FusedRows, LoneRow, Rows, SlotRows, has_plain_cache
+from sftcli.modeling.fused_rows import FusedRows
+from sftcli.modeling.slots import LoneRow, Rows, SlotRows, has_plain_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,6 +23,10 @@ OnToken = Callable[[int, int], None]  # (row, token id), each as soon as it is k
 IsOver = Callable[[int, Sequence[int]], bool]  # (row, its tokens so far) -> whether the answer ends here
 
 MAX_ROWS = 32  # rows decoded together
+_MAX_READ = (
+    1024  # tokens of prompts that are read in one pass, so that a pass takes about a second on a laptop
+)
+_MIN_PREFIX = 8  # tokens that prompts must share for it to be worth a pass of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,35 +70,26 @@ def decode(
     number by default), so a row's answer does not depend on which rows it shares a batch with. Rows cut by ``stop`` are
     returned as they are, but not given to ``on_answer``.
     """
-    rows = make_rows(model, min(max_rows, len(prompts)))
+    rows = make_rows(model, min(max_rows, len(prompts)), prefix=_shared_prefix(prompts))
     waiting = deque(range(len(prompts)))
     running: list[_Running] = []
     answers = _Answers(len(prompts), settings.max_new_tokens, stop_ids, on_token, on_answer, is_over)
-
-    def admit() -> None:
-        index = waiting.popleft()
-        logits = rows.admit(prompts[index])
-        seed = (settings.seed, *(seeds[index] if seeds is not None else (index,)))
-        chooser = RowChooser(
-            settings, seed=seed, prompt=prompts[index], vocab_size=logits.shape[-1], device=logits.device
-        )
-        running.append(_Running(index, chooser))
-        end_rows(choose(logits, [chooser]).tolist(), first=len(running) - 1)
-
-    def end_rows(chosen: list[int], *, first: int) -> None:
-        """Give the rows from ``first`` on their tokens, and drop those that end."""
-        ended = [place for place, token in enumerate(chosen, first) if answers.take(running[place], token)]
+    while (waiting or running) and not stop.requested():
+        last = torch.tensor([row.ids[-1] for row in running], dtype=torch.int64, device=model.device)
+        new = _next_prompts(waiting, prompts, rows.capacity - len(running))
+        logits = rows.advance(last, [prompts[index] for index in new])
+        for index in new:
+            seed = (settings.seed, *(seeds[index] if seeds is not None else (index,)))
+            chooser = RowChooser(
+                settings, seed=seed, prompt=prompts[index], vocab_size=logits.shape[-1], device=logits.device
+            )
+            running.append(_Running(index, chooser))
+        chosen = choose(logits, [row.chooser for row in running]).tolist()
+        ended = [place for place, token in enumerate(chosen) if answers.take(running[place], token)]
         for place in reversed(ended):
             rows.remove(place)
             running[place] = running[-1]
             running.pop()
-
-    while (waiting or running) and not stop.requested():
-        if waiting and len(running) < rows.capacity:
-            admit()
-        else:
-            last = torch.tensor([row.ids[-1] for row in running], device=model.device)
-            end_rows(choose(rows.step(last), [row.chooser for row in running]).tolist(), first=0)
     for row in running:
         answers.keep(row, stopped=False)
     return answers.answers
@@ -137,9 +134,32 @@ class _Answers:
         self.answers[row.index] = Answer(ids=tuple(row.ids), stopped=stopped)
 
 
-def make_rows(model: "PreTrainedModel", count: int) -> Rows:
-    """Return the way to decode ``count`` rows of ``model`` together."""
+def make_rows(model: "PreTrainedModel", count: int, *, prefix: Sequence[int] = ()) -> Rows:
+    """Return the way to decode ``count`` rows of ``model`` together, whose prompts all begin with ``prefix``."""
     if not has_plain_cache(model):
         return LoneRow(model)
     fused = fused_step(model)
-    return SlotRows(model, max(1, count)) if fused is None else FusedRows(model, max(1, count), fused)
+    if fused is None:
+        return SlotRows(model, max(1, count))
+    return FusedRows(fused, max(1, count), prefix=prefix)
+
+
+def _shared_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """Return what every prompt begins with, of each at least the last token left out; nothing where it is short."""
+    if len(prompts) < 2:
+        return ()
+    first, *others = (prompt[:-1] for prompt in prompts)
+    shared = sum(
+        1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(first, *others, strict=False))
+    )
+    return first[:shared] if shared >= _MIN_PREFIX else ()
+
+
+def _next_prompts(waiting: deque[int], prompts: Sequence[Sequence[int]], places: int) -> list[int]:
+    """Take the next prompts to read together, at most ``places``, and at least one where there is a place."""
+    new: list[int] = []
+    size = 0
+    while waiting and len(new) < places and (not new or size + len(prompts[waiting[0]]) <= _MAX_READ):
+        size += len(prompts[waiting[0]])
+        new.append(waiting.popleft())
+    return new

@@ -16,8 +16,6 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from sftcli.modeling.fused_decode import FusedStep
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -25,17 +23,18 @@ GROWTH = 128  # positions that a slot grows by, at least
 
 
 class Rows(Protocol):
-    """Rows that are decoded together; the caller keeps their order in step with ``admit`` and ``remove``."""
+    """Rows that are decoded together; the caller keeps their order in step with ``advance`` and ``remove``."""
 
     @property
     def capacity(self) -> int:
         """The most rows at once."""
 
-    def admit(self, prompt: Sequence[int]) -> torch.Tensor:
-        """Take a prompt as the last row; return the logits of its next token, (1, V)."""
+    def advance(self, tokens: torch.Tensor, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Take the next token of every row, (B,) int64, and then new rows; return the logits of what follows.
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Take the next token of every row, (B,) int64; return the logits of those after them, (B, V)."""
+        Returns:
+            (B + number of prompts, V).
+        """
 
     def remove(self, row: int) -> None:
         """Drop ``row``; the last row takes its place."""
@@ -129,6 +128,33 @@ class SlotState:
         self.slots = torch.arange(num_slots, device=device)
         self.positions = torch.arange(GROWTH, device=device)
 
+    def grow(self, positions: int) -> bool:
+        """Give slots room for ``positions``; return whether they had too little."""
+        if positions <= self.room:
+            return False
+        self.room = max(positions, 2 * self.room)
+        self.positions = torch.arange(self.room, device=self.lengths.device)
+        return True
+
+    def step(self) -> None:
+        """Count one more position of every row."""
+        self.lengths[: self.size] += 1
+        self.counts = [count + 1 for count in self.counts]
+
+    def add(self, lengths: Sequence[int]) -> None:
+        """Count new rows, of ``lengths`` positions, behind the others."""
+        self.lengths[self.size : self.size + len(lengths)] = torch.tensor(lengths, device=self.lengths.device)
+        self.counts += lengths
+        self.size = len(self.counts)
+
+    def drop(self, row: int) -> None:
+        """Forget ``row``; the last row takes its number."""
+        last = self.size - 1
+        self.lengths[row] = self.lengths[last].clone()
+        self.counts[row] = self.counts[last]
+        self.counts.pop()
+        self.size = last
+
     def mask(self) -> torch.Tensor | None:
         """Return (B, 1, 1, width), true where a row may look, or None where all rows look at everything."""
         if all(count + 1 == self.width for count in self.counts):
@@ -151,8 +177,20 @@ class SlotRows:
         """The most rows at once."""
         return self.state.num_slots
 
-    def admit(self, prompt: Sequence[int]) -> torch.Tensor:
-        """Read a prompt by itself, so that its numbers do not depend on other rows, and put it into a free slot."""
+    def advance(self, tokens: torch.Tensor, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Take a step of the rows, and read each prompt by itself."""
+        logits = [self._step(tokens)] if len(tokens) else []
+        return torch.cat([*logits, *(self._admit(prompt) for prompt in prompts)])
+
+    def remove(self, row: int) -> None:
+        """Free the slot of ``row``; the last row moves there."""
+        last = self.state.size - 1
+        if row != last:
+            for layer in self.layers:
+                layer.copy(last, row, self.state.counts[last])
+        self.state.drop(row)
+
+    def _admit(self, prompt: Sequence[int]) -> torch.Tensor:
         cache, logits = _read_prompt(self.model, self.cache_argument, prompt)
         state = self.state
         self._make_room(len(prompt) + 1)
@@ -161,73 +199,28 @@ class SlotRows:
             assert read.keys is not None
             assert read.values is not None
             layer.fill(state.size, read.keys, read.values)
-        state.lengths[state.size] = len(prompt)
-        state.counts.append(len(prompt))
-        state.size += 1
+        state.add([len(prompt)])
         return logits
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Take one token a row."""
+    def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         state = self.state
         state.width = max(state.counts) + 1
         self._make_room(state.width)
-        logits = self.forward(tokens)
-        state.lengths[: state.size] += 1
-        state.counts = [count + 1 for count in state.counts]
-        return logits
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Run the model on one token a row; (B,) -> (B, V)."""
-        mask = self.state.mask()
         output = self.model(
             input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=self.state.lengths[: self.state.size, None],
+            attention_mask=state.mask(),
+            position_ids=state.lengths[: state.size, None],
             use_cache=True,
             **{self.cache_argument: self.cache},
         )
+        state.step()
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
-    def remove(self, row: int) -> None:
-        """Free the slot of ``row``; the last row moves there."""
-        state, last = self.state, self.state.size - 1
-        if row != last:
-            for layer in self.layers:
-                layer.copy(last, row, state.counts[last])
-            state.lengths[row] = state.lengths[last].clone()
-            state.counts[row] = state.counts[last]
-        state.counts.pop()
-        state.size = last
-
     def _make_room(self, positions: int) -> None:
-        state = self.state
-        if positions <= state.room:
-            return
-        state.room = max(positions, 2 * state.room)
-        state.positions = torch.arange(state.room, device=state.lengths.device)
-        for layer in self.layers:
-            layer.grow()
-
-
-class FusedRows(SlotRows):
-    """Rows of a model whose step ``fused`` knows."""
-
-    def __init__(self, model: "PreTrainedModel", num_slots: int, fused: FusedStep) -> None:
-        super().__init__(model, num_slots)
-        self.fused = fused
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Run one step; (B,) -> (B, V)."""
-        state = self.state
-        return self.fused.step(
-            tokens,
-            state.lengths[: state.size],
-            [layer.tensors() for layer in self.layers],
-            state.slots[: state.size],
-            state.width,
-            state.mask(),
-        )
+        if self.state.grow(positions):
+            for layer in self.layers:
+                layer.grow()
 
 
 class LoneRow:
@@ -240,15 +233,14 @@ class LoneRow:
         self.cache_argument = cache_argument(model)
         self.cache: DynamicCache | None = None
 
-    def admit(self, prompt: Sequence[int]) -> torch.Tensor:
-        """Read a prompt."""
-        self.cache, logits = _read_prompt(self.model, self.cache_argument, prompt)
-        return logits
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Take one token."""
+    def advance(self, tokens: torch.Tensor, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Take a step of the row, or read a prompt."""
+        logits: torch.Tensor
+        if prompts:
+            self.cache, logits = _read_prompt(self.model, self.cache_argument, prompts[0])
+            return logits
         output = self.model(input_ids=tokens[:, None], use_cache=True, **{self.cache_argument: self.cache})
-        logits: torch.Tensor = output.logits[:, -1]
+        logits = output.logits[:, -1]
         return logits
 
     def remove(self, row: int) -> None:  # noqa: ARG002 - there is only one

@@ -7,8 +7,9 @@ from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2Fo
 from sftcli.config.schema import SamplingSettings
 from sftcli.events import NeverStop
 from sftcli.modeling.fused_decode import fuse, fused_step
+from sftcli.modeling.fused_rows import FusedRows
 from sftcli.modeling.sampling import decode
-from sftcli.modeling.slots import FusedRows, SlotRows
+from sftcli.modeling.slots import SlotRows
 from tests.support.tiny_model import tiny_config
 
 PROMPTS = [[5, 9, 33], [7], [100, 200, 300, 301, 302], [11, 12], [400] * 140]
@@ -28,36 +29,39 @@ def build(family: str) -> PreTrainedModel:
         return model
 
 
+@pytest.mark.parametrize("prefix", [0, 9])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_fused_step_gives_the_logits_of_forward(family):
+def test_rows_that_go_on_and_rows_that_begin_get_the_logits_of_forward(family, prefix):
     plain, faster = build(family), build(family)
     fuse(faster)
     found = fused_step(faster)
     assert found is not None
     assert fused_step(plain) is None
-    pairs = SlotRows(plain, 8), FusedRows(faster, 8, found)
+    shared = list(range(50, 50 + prefix))
+    pairs = SlotRows(plain, 8), FusedRows(found, 8, prefix=shared)
+    prompts = [shared + prompt for prompt in PROMPTS]
+    entering = iter([prompts[:2], [], prompts[2:3], [], [], prompts[3:], [], [], []])
     with torch.inference_mode():
-        for prompt in PROMPTS:
-            first = [rows.admit(prompt) for rows in pairs]
-            torch.testing.assert_close(*first, atol=1e-5, rtol=0)
-        for step in range(6):
+        for step, new in enumerate(entering):
             tokens = torch.arange(3 + step, 3 + step + pairs[0].state.size)
-            torch.testing.assert_close(*[rows.step(tokens) for rows in pairs], atol=1e-5, rtol=0)
-            if step % 2:
+            torch.testing.assert_close(*[rows.advance(tokens, new) for rows in pairs], atol=1e-5, rtol=0)
+            if step in {2, 3, 7}:
                 for rows in pairs:
                     rows.remove(1)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("max_rows", [1, 3])
-def test_answers_of_a_fused_model_are_those_of_the_plain_one(family, max_rows):
+@pytest.mark.parametrize("prefix", [0, 9])
+def test_answers_of_a_fused_model_are_those_of_the_plain_one(family, max_rows, prefix):
     answers = []
+    prompts = [[*range(50, 50 + prefix), *prompt] for prompt in PROMPTS]
     for is_fused in (False, True):
         model = build(family)
         if is_fused:
             fuse(model)
         answers.append(
-            decode(model, PROMPTS, settings=SamplingSettings(max_new_tokens=20), stop_ids=frozenset(range(60, 90)),
+            decode(model, prompts, settings=SamplingSettings(max_new_tokens=20), stop_ids=frozenset(range(60, 90)),
                    stop=NeverStop(), max_rows=max_rows)
         )  # fmt: skip
     assert answers[0] == answers[1]
