@@ -59,10 +59,8 @@ class HeadNllSum(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
         nll_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = (
-            torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
-        )
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
+        grad_weight: torch.Tensor | None = None
+        grad_bias: torch.Tensor | None = None
         rows = max(1, MAX_CHUNK_LOGITS // weight.shape[0])
         for begin in range(0, len(targets), rows):
             chunk, wanted = hidden[begin : begin + rows], targets[begin : begin + rows]
@@ -75,10 +73,10 @@ class HeadNllSum(torch.autograd.Function):
             (grad_raw,) = torch.autograd.grad(nll, raw)
             if grad_hidden is not None:
                 torch.mm(grad_raw, weight, out=grad_hidden[begin : begin + rows])
-            if grad_weight is not None:
-                grad_weight += grad_raw.t() @ chunk
-            if grad_bias is not None:
-                grad_bias += grad_raw.sum(0)
+            if needs_weight:
+                grad_weight = _added(grad_weight, grad_raw.t() @ chunk)
+            if needs_bias:
+                grad_bias = _added(grad_bias, grad_raw.sum(0))
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)  # type: ignore[arg-type]
         ctx.weight_dtype = weight.dtype  # type: ignore[attr-defined]
         return nll_sum
@@ -97,6 +95,11 @@ class HeadNllSum(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _added(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
+    """Return the sum, in float32 from the second part on: the first one alone needs no copy of the size of a head."""
+    return part if total is None else total.float().add_(part)
 
 
 def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
