@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `sft` does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
