@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SubprocessContext
 
 from sftcli.errors import ResourceError
-from sftcli.services.failures import describe_failure, error_of, lost_peer
+from sftcli.services.failures import describe_failure, error_of, exit_code_of, lost_peer
 from sftcli.services.place import cpu_count
 from sftcli.services.processes import FAILURE, OVER, PREFIX
 
@@ -66,7 +66,7 @@ class _Processes(SubprocessContext):
         for rank, failure in self._failures.items():
             if failure.exitcode < 0 and rank in self.dead:
                 self.words.compare_set(FAILURE, "", describe_failure(self.death_of(rank), rank=rank))
-        self._let_end(GRACE_SECONDS if self.words.check([OVER]) else UNASKED_SECONDS)
+        self._let_end(GRACE_SECONDS if self.is_over() else UNASKED_SECONDS)
         super().close(death_sig, timeout)
 
     def _let_end(self, seconds: float) -> None:
@@ -79,6 +79,10 @@ class _Processes(SubprocessContext):
         """Return the error of a training of which process ``rank`` was killed."""
         name = signal.Signals(-self._failures[rank].exitcode).name
         return lost_peer(f"process {rank} of {self.nprocs} was killed by {name}")
+
+    def is_over(self) -> bool:
+        """Tell whether the first process had said all before it ended."""
+        return bool(self.words.check([OVER]))
 
     def failure(self) -> str | None:
         """Return the description of the failure that came first, if one was left."""
@@ -139,6 +143,8 @@ def _ending(processes: _Processes, codes: Mapping[int, int], forwarded: Sequence
     first = codes.get(0, 0)
     if first < 0 and -first not in forwarded:
         found = processes.failure()
+        if found and processes.is_over():  # it was ended while it took its connections down
+            return exit_code_of(found)
         raise error_of(found) if found and 0 not in processes.dead else processes.death_of(0)
     if first < 0:
         return 128 - first

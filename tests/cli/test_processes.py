@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from tests.support.several import (
+    Ended,
     assert_same_training,
     checkpoint_bytes,
     end,
@@ -31,6 +33,7 @@ from tests.support.tiny_modern import build_tiny_pt
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 MANY = 100_000  # steps: more than a test waits for
+BOTH = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])  # ways to share a step
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +63,37 @@ def test_two_processes_train_as_one_and_speak_with_one_voice(place, alone):
     assert [event["exchanged_bytes"] for event in steps(place, alone)] == [0] * 8
 
 
+def fed(place: Path, run: str, processes: int, *changes: str) -> list[list[list[list[int]]]]:
+    """Train, with what each process feeds the model written down: by step, by process, the rows of each pass."""
+    folder = place / "fed" / run
+    module = "tests.support.recorded_process"
+    arguments = flags(place / "model", run, *changes)
+    done = end(start(place, str(processes), str(folder), "train", *arguments, module=module))
+    assert done.code == 0, done.err
+    ranks = [(folder / f"{rank}.jsonl").read_text(encoding="utf-8") for rank in range(processes)]
+    return list(zip(*(map(json.loads, text.splitlines()) for text in ranks), strict=True))
+
+
+@pytest.fixture(scope="module")
+def rows_alone(place: Path) -> list[list[int]]:
+    """The rows of each step of one process."""
+    return [sorted(chain.from_iterable(passes)) for (passes,) in fed(place, "fed-alone", 1)]
+
+
 @pytest.mark.slow
-def test_three_processes_train_as_one(place, alone):
-    assert sft(place, "train", *flags(place / "model", "three"), "--processes", "3").code == 0
-    assert_same_training(place, "three", alone)
+@BOTH
+@pytest.mark.parametrize("processes", [2, 3])
+def test_every_step_feeds_the_rows_that_one_process_feeds(place, alone, rows_alone, processes, parallel):
+    run = f"fed-{parallel}-{processes}"
+    steps_fed = fed(place, run, processes, f"training.parallel={parallel}")
+    for ranks, wanted in zip(steps_fed, rows_alone, strict=True):
+        passes = list(chain.from_iterable(ranks))
+        if parallel == "fsdp":  # one that is short of a pass computes another's, with weight 0
+            passes = [list(rows) for rows in dict.fromkeys(map(tuple, passes))]
+        assert sorted(chain.from_iterable(passes)) == wanted
+        assert len({len(own) for own in ranks}) == 1 or parallel == "ddp"
+    assert all(len(rows) == 6 for rows in rows_alone)
+    assert_same_training(place, run, alone)
 
 
 @pytest.mark.slow
@@ -217,7 +247,20 @@ def test_tasks_that_were_started_for_trainings_of_their_own_are_refused(place):
     assert not (place / "runs" / "own-1").exists()
 
 
+def start_two(place: Path, run: str, parallel: str) -> subprocess.Popen[str]:
+    """Start a training that goes on until it is stopped."""
+    arguments = flags(place / "model", run, f"training.parallel={parallel}", max_steps=MANY)
+    return start(place, "train", *arguments, "--processes", "2")
+
+
+def train_with_fault(place: Path, run: str, fault: str, parallel: str) -> Ended:
+    """Train on two processes, of which the second has a fault."""
+    arguments = flags(place / "model", run, f"training.parallel={parallel}")
+    return end(start(place, fault, "train", *arguments, module="tests.support.faulty_process"))
+
+
 @pytest.mark.slow
+@BOTH
 @pytest.mark.parametrize(
     ("name", "to", "code"),
     [
@@ -228,9 +271,9 @@ def test_tasks_that_were_started_for_trainings_of_their_own_are_refused(place):
         ("SIGTERM", 0, 143),
     ],
 )
-def test_signal_to_one_process_stops_all_at_one_step_with_a_checkpoint(place, name, to, code):
-    run = f"stop-{name}-{to}"
-    launcher = start(place, "train", *flags(place / "model", run, max_steps=MANY), "--processes", "2")
+def test_signal_to_one_process_stops_all_at_one_step_with_a_checkpoint(place, name, to, code, parallel):
+    run = f"stop-{name}-{to}-{parallel}"
+    launcher = start_two(place, run, parallel)
     ranks = signal_after(place, run, launcher, step=10, number=signal.Signals[name], to=to)
     begin = time.monotonic()
     done = end(launcher)
@@ -248,6 +291,24 @@ def test_signal_to_one_process_stops_all_at_one_step_with_a_checkpoint(place, na
 
 
 @pytest.mark.slow
+@BOTH
+def test_term_to_torchrun_stops_all_at_one_step_with_a_checkpoint(place, parallel):
+    run = f"torchrun-term-{parallel}"
+    arguments = flags(place / "model", run, f"training.parallel={parallel}", max_steps=MANY)
+    command = ("--nproc-per-node", "2", "-m", "--", "sftcli", "train", *arguments)
+    launcher = start(place, *command, module="torch.distributed.run")
+    ranks = signal_after(place, run, launcher, step=10, number=signal.SIGTERM, to=None)
+    begin = time.monotonic()
+    done = end(launcher)
+    assert done.code != 0
+    assert time.monotonic() - begin < 10
+    last = steps(place, run)[-1]["step"]
+    assert checkpoint_bytes(place, run, last)
+    assert events(place, run)[-1]["ending"] == "stopped"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+
+
+@pytest.mark.slow
 def test_save_signal_to_one_process_saves_and_all_go_on(place):
     arguments = flags(place / "model", "usr2", "checkpoint.every_steps=0", max_steps=MANY)
     launcher = start(place, "train", *arguments, "--processes", "2")
@@ -259,20 +320,23 @@ def test_save_signal_to_one_process_saves_and_all_go_on(place):
 
 
 @pytest.mark.slow
-def test_processes_whose_launcher_is_killed_stop_and_save(place):
-    launcher = start(place, "train", *flags(place / "model", "orphans", max_steps=MANY), "--processes", "2")
-    signal_after(place, "orphans", launcher, step=10, number=signal.SIGKILL, to=None)
+@BOTH
+def test_processes_whose_launcher_is_killed_stop_and_save(place, parallel):
+    run = f"orphans-{parallel}"
+    launcher = start_two(place, run, parallel)
+    signal_after(place, run, launcher, step=10, number=signal.SIGKILL, to=None)
     end(launcher)  # its streams close with the last process
-    assert events(place, "orphans")[-1]["event"] == "FitEnded"
-    last = steps(place, "orphans")[-1]["step"]
-    assert checkpoint_bytes(place, "orphans", last)
+    assert events(place, run)[-1]["event"] == "FitEnded"
+    last = steps(place, run)[-1]["step"]
+    assert checkpoint_bytes(place, run, last)
 
 
 @pytest.mark.slow
+@BOTH
 @pytest.mark.parametrize("rank", [0, 1])
-def test_killed_process_ends_all_with_one_message(place, rank):
-    run = f"killed-{rank}"
-    launcher = start(place, "train", *flags(place / "model", run, max_steps=MANY), "--processes", "2")
+def test_killed_process_ends_all_with_one_message(place, rank, parallel):
+    run = f"killed-{rank}-{parallel}"
+    launcher = start_two(place, run, parallel)
     ranks = signal_after(place, run, launcher, step=10, number=signal.SIGKILL, to=rank)
     begin = time.monotonic()
     done = end(launcher)
@@ -287,6 +351,7 @@ def test_killed_process_ends_all_with_one_message(place, rank):
 
 
 @pytest.mark.slow
+@BOTH
 @pytest.mark.parametrize(
     ("fault", "code", "message"),
     [
@@ -296,36 +361,34 @@ def test_killed_process_ends_all_with_one_message(place, rank):
         ("no-memory", 71, "error: out of memory with micro-batches of 1 row"),
     ],
 )
-def test_error_of_one_process_ends_all_with_its_exit_code_and_one_message(place, fault, code, message):
-    run = f"fault-{fault}"
-    launcher = start(
-        place, fault, "train", *flags(place / "model", run), module="tests.support.faulty_process"
-    )
-    done = end(launcher)
-    assert done.code == code
+def test_error_of_one_process_ends_all_with_its_exit_code_and_one_message(
+    place, fault, code, message, parallel
+):
+    run = f"fault-{fault}-{parallel}"
+    done = train_with_fault(place, run, fault, parallel)
+    assert done.code == code, done.err
     assert done.err.count(message) == 1
     assert done.err.count("error: ") == 1
     assert steps(place, run)
+    last_told = (place / "runs" / run / "events.jsonl").stat().st_mtime  # of the step before the fault
+    assert time.time() - last_told < 10
     assert len(list((place / "runs" / run / "checkpoints").glob("step-*"))) >= 1
 
 
 @pytest.mark.slow
-def test_nan_of_one_process_makes_all_skip_the_step(place):
-    launcher = start(
-        place, "nan", "train", *flags(place / "model", "nan"), module="tests.support.faulty_process"
-    )
-    done = end(launcher)
+@BOTH
+def test_nan_of_one_process_makes_all_skip_the_step(place, parallel):
+    run = f"nan-{parallel}"
+    done = train_with_fault(place, run, "nan", parallel)
     assert done.code == 0, done.err
-    assert [event["applied"] for event in steps(place, "nan")] == [True] * 4 + [False] + [True] * 3
-    assert done.err.count("step 5 skipped") == 1
+    assert sum(not event["applied"] for event in steps(place, run)) == 1
+    assert len(steps(place, run)) == 8
+    assert done.err.count(" skipped") == 1
 
 
 @pytest.mark.slow
 def test_memory_that_runs_out_in_one_process_makes_all_take_smaller_passes(place, alone):
-    launcher = start(
-        place, "memory", "train", *flags(place / "model", "memory"), module="tests.support.faulty_process"
-    )
-    done = end(launcher)
+    done = train_with_fault(place, "memory", "memory", "ddp")
     assert done.code == 0, done.err
     eased = [event for event in events(place, "memory") if event["event"] == "MemoryEased"]
     assert [(event["step"], event["micro_batch_size"]) for event in eased] == [(5, 1)]
