@@ -1,7 +1,9 @@
 """Optimizers with less state than AdamW's two float32 moments, from libraries that keep them."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any, cast
 
 import torch
 
@@ -42,9 +44,7 @@ def make_lean_optimizer(
             hint=f"install it: {install_command('8bit')}, or take training.optimizer=adafactor",
             location=_LOCATION,
         )
-    from bitsandbytes.optim import AdamW
-
-    optimizer: torch.optim.Optimizer = AdamW(
+    optimizer: torch.optim.Optimizer = cast("Any", import_module("bitsandbytes.optim")).AdamW(
         groups,
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
