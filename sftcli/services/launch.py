@@ -66,7 +66,9 @@ class _Processes(SubprocessContext):
         for rank, failure in self._failures.items():
             if failure.exitcode < 0 and rank in self.dead:
                 self.words.compare_set(FAILURE, "", describe_failure(self.death_of(rank), rank=rank))
-        self._let_end(GRACE_SECONDS if self.is_over() else UNASKED_SECONDS)
+        self._let_end(UNASKED_SECONDS)
+        if self.is_over():  # all has been said, and connections are being taken down
+            self._let_end(GRACE_SECONDS - UNASKED_SECONDS)
         super().close(death_sig, timeout)
 
     def _let_end(self, seconds: float) -> None:
