@@ -3,37 +3,30 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from tests.support.several import (
-    Ended,
     assert_same_training,
     checkpoint_bytes,
     end,
-    events,
     flags,
     sft,
-    signal_after,
     start,
     steps,
     train_here,
-    wait_until,
     weights,
     write_rows,
 )
 from tests.support.tiny_model import build_tiny_model
 from tests.support.tiny_modern import build_tiny_pt
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
-MANY = 100_000  # steps: more than a test waits for
-BOTH = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])  # ways to share a step
+pytestmark = (
+    pytest.mark.slow
+)  # each process reads all libraries; `tests/equivalence` has a fast test of the same
 
 
 @pytest.fixture(scope="module")
@@ -63,57 +56,6 @@ def test_two_processes_train_as_one_and_speak_with_one_voice(place, alone):
     assert [event["exchanged_bytes"] for event in steps(place, alone)] == [0] * 8
 
 
-def fed(place: Path, run: str, processes: int, *changes: str) -> list[list[list[list[int]]]]:
-    """Train, with what each process feeds the model written down: by step, by process, the rows of each pass."""
-    folder = place / "fed" / run
-    module = "tests.support.recorded_process"
-    arguments = flags(place / "model", run, *changes)
-    done = end(start(place, str(processes), str(folder), "train", *arguments, module=module))
-    assert done.code == 0, done.err
-    ranks = [(folder / f"{rank}.jsonl").read_text(encoding="utf-8") for rank in range(processes)]
-    return list(zip(*(map(json.loads, text.splitlines()) for text in ranks), strict=True))
-
-
-@pytest.fixture(scope="module")
-def rows_alone(place: Path) -> list[list[int]]:
-    """The rows of each step of one process."""
-    return [sorted(chain.from_iterable(passes)) for (passes,) in fed(place, "fed-alone", 1)]
-
-
-@pytest.mark.slow
-@BOTH
-@pytest.mark.parametrize("processes", [2, 3])
-def test_every_step_feeds_the_rows_that_one_process_feeds(place, alone, rows_alone, processes, parallel):
-    run = f"fed-{parallel}-{processes}"
-    steps_fed = fed(place, run, processes, f"training.parallel={parallel}")
-    for ranks, wanted in zip(steps_fed, rows_alone, strict=True):
-        passes = list(chain.from_iterable(ranks))
-        if parallel == "fsdp":  # one that is short of a pass computes another's, with weight 0
-            passes = [list(rows) for rows in dict.fromkeys(map(tuple, passes))]
-        assert sorted(chain.from_iterable(passes)) == wanted
-        assert len({len(own) for own in ranks}) == 1 or parallel == "ddp"
-    assert all(len(rows) == 6 for rows in rows_alone)
-    assert_same_training(place, run, alone)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    {
-        "packing": ["training.packing=on"],
-        "checkpointing": ["training.gradient_checkpointing=true"],
-        "frozen-embeddings": ["training.train_embeddings=false"],
-        "early-stopping": ["training.early_stopping_evals=1", "training.eval_every_steps=2"],
-    }.items(),
-)
-def test_ways_to_train_are_the_same_on_two_processes(place, name, changes):
-    for run, processes in ((f"{name}-1", "1"), (f"{name}-2", "2")):
-        done = sft(place, "train", *flags(place / "model", run, *changes), "--processes", processes)
-        assert done.code == 0, done.err
-    assert_same_training(place, f"{name}-2", f"{name}-1")
-
-
-@pytest.mark.slow
 def test_processes_that_share_the_weights_out_train_as_one_and_go_on_as_any_number(place, alone):
     shared = "training.parallel=fsdp"
     done = sft(place, "train", *flags(place / "model", "shared", shared), "--processes", "2")
@@ -128,7 +70,6 @@ def test_processes_that_share_the_weights_out_train_as_one_and_go_on_as_any_numb
         assert_same_training(place, "shared", alone)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "pt"])
 def test_adapter_and_pt_model_are_the_same_where_weights_are_shared_out(place, kind):
     if kind == "lora":
@@ -143,7 +84,6 @@ def test_adapter_and_pt_model_are_the_same_where_weights_are_shared_out(place, k
     assert_same_training(place, f"{kind}-shared", f"{kind}-alone", file)
 
 
-@pytest.mark.slow
 def test_adapter_is_the_same_on_two_processes_and_only_its_gradients_travel(place):
     for run, processes in (("lora-1", "1"), ("lora-2", "2")):
         done = sft(place, "train", *flags(place / "model", run), "--lora", "--processes", processes)
@@ -154,7 +94,6 @@ def test_adapter_is_the_same_on_two_processes_and_only_its_gradients_travel(plac
     assert {event["exchanged_bytes"] for event in steps(place, "lora-2")} == {predicted}
 
 
-@pytest.mark.slow
 def test_pt_model_is_the_same_on_two_processes_and_leaves_its_files_once(place):
     model = build_tiny_pt(place / "tiny.pt")
     for run, processes in (("pt-1", "1"), ("pt-2", "2")):
@@ -167,7 +106,6 @@ def test_pt_model_is_the_same_on_two_processes_and_leaves_its_files_once(place):
     assert len(names[1]) >= 2
 
 
-@pytest.mark.slow
 def test_scores_of_two_processes_are_those_of_one(place, alone):
     reports = []
     for processes in ("1", "2"):
@@ -181,14 +119,12 @@ def test_scores_of_two_processes_are_those_of_one(place, alone):
     assert reports[1] == reports[0]
 
 
-@pytest.mark.slow
 def test_limit_that_is_broken_on_two_processes_is_3_and_told_once(place, alone):
     done = sft(place, "eval", alone, "--no-base", "--fail-above", "loss=0.01", "--processes", "2")
     assert done.code == 3
     assert done.err.count("error: ") == 1
 
 
-@pytest.mark.slow
 def test_torchrun_starts_it_as_it_is(place, alone):
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "sftcli", "train"]
     done = subprocess.run(
@@ -201,7 +137,6 @@ def test_torchrun_starts_it_as_it_is(place, alone):
     assert_same_training(place, "torchrun", alone)
 
 
-@pytest.mark.slow
 def test_tasks_of_srun_find_each_other(place, alone):
     job = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2",
            "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0"}  # fmt: skip
@@ -223,7 +158,6 @@ def test_tasks_of_srun_find_each_other(place, alone):
     assert_same_training(place, "slurm", alone)
 
 
-@pytest.mark.slow
 def test_tasks_that_were_started_for_trainings_of_their_own_are_refused(place):
     job = {
         "SLURM_STEP_NUM_TASKS": "2",
@@ -247,156 +181,6 @@ def test_tasks_that_were_started_for_trainings_of_their_own_are_refused(place):
     assert not (place / "runs" / "own-1").exists()
 
 
-def start_two(place: Path, run: str, parallel: str) -> subprocess.Popen[str]:
-    """Start a training that goes on until it is stopped."""
-    arguments = flags(place / "model", run, f"training.parallel={parallel}", max_steps=MANY)
-    return start(place, "train", *arguments, "--processes", "2")
-
-
-def train_with_fault(place: Path, run: str, fault: str, parallel: str) -> Ended:
-    """Train on two processes, of which the second has a fault."""
-    arguments = flags(place / "model", run, f"training.parallel={parallel}")
-    return end(start(place, fault, "train", *arguments, module="tests.support.faulty_process"))
-
-
-@pytest.mark.slow
-@BOTH
-@pytest.mark.parametrize(
-    ("name", "to", "code"),
-    [
-        ("SIGTERM", None, 143),
-        ("SIGINT", None, 130),
-        ("SIGUSR1", None, 75),
-        ("SIGTERM", 1, 143),
-        ("SIGTERM", 0, 143),
-    ],
-)
-def test_signal_to_one_process_stops_all_at_one_step_with_a_checkpoint(place, name, to, code, parallel):
-    run = f"stop-{name}-{to}-{parallel}"
-    launcher = start_two(place, run, parallel)
-    ranks = signal_after(place, run, launcher, step=10, number=signal.Signals[name], to=to)
-    begin = time.monotonic()
-    done = end(launcher)
-    assert done.code == code, done.err
-    assert time.monotonic() - begin < 10
-    last = steps(place, run)[-1]["step"]
-    assert checkpoint_bytes(place, run, last)
-    assert events(place, run)[-1] == events(place, run)[-1] | {
-        "event": "FitEnded",
-        "ending": "stopped",
-        "step": last,
-    }
-    assert done.err.count("sft resume") == 1
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
-
-
-@pytest.mark.slow
-@BOTH
-def test_term_to_torchrun_stops_all_at_one_step_with_a_checkpoint(place, parallel):
-    run = f"torchrun-term-{parallel}"
-    arguments = flags(place / "model", run, f"training.parallel={parallel}", max_steps=MANY)
-    command = ("--nproc-per-node", "2", "-m", "--", "sftcli", "train", *arguments)
-    launcher = start(place, *command, module="torch.distributed.run")
-    ranks = signal_after(place, run, launcher, step=10, number=signal.SIGTERM, to=None)
-    begin = time.monotonic()
-    done = end(launcher)
-    assert done.code != 0
-    assert time.monotonic() - begin < 10
-    last = steps(place, run)[-1]["step"]
-    assert checkpoint_bytes(place, run, last)
-    assert events(place, run)[-1]["ending"] == "stopped"
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
-
-
-@pytest.mark.slow
-def test_save_signal_to_one_process_saves_and_all_go_on(place):
-    arguments = flags(place / "model", "usr2", "checkpoint.every_steps=0", max_steps=MANY)
-    launcher = start(place, "train", *arguments, "--processes", "2")
-    signal_after(place, "usr2", launcher, step=10, number=signal.SIGUSR2, to=1)
-    wait_until(launcher, lambda: any(event["event"] == "CheckpointSaved" for event in events(place, "usr2")))
-    saved = len(steps(place, "usr2"))
-    signal_after(place, "usr2", launcher, step=saved + 5, number=signal.SIGTERM, to=None)
-    assert end(launcher).code == 143
-
-
-@pytest.mark.slow
-@BOTH
-def test_processes_whose_launcher_is_killed_stop_and_save(place, parallel):
-    run = f"orphans-{parallel}"
-    launcher = start_two(place, run, parallel)
-    signal_after(place, run, launcher, step=10, number=signal.SIGKILL, to=None)
-    end(launcher)  # its streams close with the last process
-    assert events(place, run)[-1]["event"] == "FitEnded"
-    last = steps(place, run)[-1]["step"]
-    assert checkpoint_bytes(place, run, last)
-
-
-@pytest.mark.slow
-@BOTH
-@pytest.mark.parametrize("rank", [0, 1])
-def test_killed_process_ends_all_with_one_message(place, rank, parallel):
-    run = f"killed-{rank}-{parallel}"
-    launcher = start_two(place, run, parallel)
-    ranks = signal_after(place, run, launcher, step=10, number=signal.SIGKILL, to=rank)
-    begin = time.monotonic()
-    done = end(launcher)
-    assert time.monotonic() - begin < 10
-    assert done.code == 71
-    assert done.err.count(f"process {rank} of 2 was killed by SIGKILL") == 1
-    assert done.err.count("error: ") == 1
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
-    longer = f"training.max_steps={steps(place, run)[-1]['step'] + 4}"
-    changes = ["--set", longer, "--allow-change", "training.max_steps"]
-    assert sft(place, "resume", run, *changes).code == 0
-
-
-@pytest.mark.slow
-@BOTH
-@pytest.mark.parametrize(
-    ("fault", "code", "message"),
-    [
-        ("data", 65, "error: row 7 cannot be read"),
-        ("bug", 1, "TypeError: an error nobody expected"),
-        ("nans", 4, "error: 3 steps in a row gave no finite loss"),
-        ("no-memory", 71, "error: out of memory with micro-batches of 1 row"),
-    ],
-)
-def test_error_of_one_process_ends_all_with_its_exit_code_and_one_message(
-    place, fault, code, message, parallel
-):
-    run = f"fault-{fault}-{parallel}"
-    done = train_with_fault(place, run, fault, parallel)
-    assert done.code == code, done.err
-    assert done.err.count(message) == 1
-    assert done.err.count("error: ") == 1
-    assert steps(place, run)
-    last_told = (place / "runs" / run / "events.jsonl").stat().st_mtime  # of the step before the fault
-    assert time.time() - last_told < 10
-    assert len(list((place / "runs" / run / "checkpoints").glob("step-*"))) >= 1
-
-
-@pytest.mark.slow
-@BOTH
-def test_nan_of_one_process_makes_all_skip_the_step(place, parallel):
-    run = f"nan-{parallel}"
-    done = train_with_fault(place, run, "nan", parallel)
-    assert done.code == 0, done.err
-    assert sum(not event["applied"] for event in steps(place, run)) == 1
-    assert len(steps(place, run)) == 8
-    assert done.err.count(" skipped") == 1
-
-
-@pytest.mark.slow
-def test_memory_that_runs_out_in_one_process_makes_all_take_smaller_passes(place, alone):
-    done = train_with_fault(place, "memory", "memory", "ddp")
-    assert done.code == 0, done.err
-    eased = [event for event in events(place, "memory") if event["event"] == "MemoryEased"]
-    assert [(event["step"], event["micro_batch_size"]) for event in eased] == [(5, 1)]
-    assert [event["passes"] for event in steps(place, "memory")] == [3] * 4 + [6] * 4
-    ours, theirs = ([event["loss"] for event in steps(place, run)] for run in ("memory", alone))
-    assert ours == pytest.approx(theirs, abs=1e-5)
-
-
 @pytest.fixture(scope="module")
 def saved(place: Path) -> dict[int, str]:
     """Whole runs with dropout on one and two processes, with a checkpoint of every second step."""
@@ -406,7 +190,6 @@ def saved(place: Path) -> dict[int, str]:
     return {1: "whole-1", 2: "whole-2"}
 
 
-@pytest.mark.slow
 def test_resume_on_as_many_processes_is_equal_bit_for_bit(place, saved):
     shutil.copytree(place / "runs" / saved[2], place / "runs" / "again")
     done = sft(place, "resume", "again", "--checkpoint", "4")
@@ -415,7 +198,6 @@ def test_resume_on_as_many_processes_is_equal_bit_for_bit(place, saved):
     assert checkpoint_bytes(place, "again", 8) == checkpoint_bytes(place, saved[2], 8)
 
 
-@pytest.mark.slow
 def test_replay_of_a_run_on_two_processes_compares_the_random_states_of_both(place, saved):
     done = sft(place, "resume", saved[2], "--verify", "--checkpoint", "4", "--json")
     assert done.code == 0, done.err
@@ -425,12 +207,10 @@ def test_replay_of_a_run_on_two_processes_compares_the_random_states_of_both(pla
     assert more == 3  # of Python, numpy and torch
 
 
-@pytest.mark.slow
 def test_dropout_of_processes_differs(place, saved):
     assert steps(place, saved[1])[0]["loss"] != pytest.approx(steps(place, saved[2])[0]["loss"], abs=1e-7)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 3), (1, 2)])
 def test_run_goes_on_with_any_number_of_processes(place, alone, before, after):
     run = f"from-{before}-to-{after}"

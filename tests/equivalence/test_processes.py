@@ -1,45 +1,122 @@
-"""One, two and three processes take the same steps."""
+"""One, two and three processes take the same steps: the same rows, losses, weights, and no byte more than predicted."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.training.distributed import Group
+from sftcli.training.traffic import Weight, replicated_traffic, sharded_traffic
+from tests.support.counting import TrafficCounter
+from tests.support.fed_rows import record_fed, rows_of_steps
+from tests.support.processes import run_together
 from tests.support.recording import MemoryStore
+from tests.support.several import assert_same_training, steps, train_here, train_together, write_rows
+from tests.support.tiny_model import build_tiny_model
 from tests.support.training import build_trainer
 
+STEPS, BATCH = 8, 6
 
-def _trained(group: Group) -> tuple[list[float], dict[str, torch.Tensor]]:
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together")
+    write_rows(folder / "rows.jsonl")
+    build_tiny_model(folder / "model")
+    return folder
+
+
+def train_and_record(place: Path, run: str, *changes: str) -> None:
+    (place / f"fed-{run}").mkdir(exist_ok=True)
+    record_fed(place / f"fed-{run}")
+    train_here(place, place / "model", run, *changes)
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path) -> str:
+    train_together(partial(train_and_record, place, "alone"), size=1)
+    return "alone"
+
+
+def predicted_bytes(model: Path, *, parallel: str, size: int) -> int:
+    weights = list(AutoModelForCausalLM.from_pretrained(model).parameters())
+    shapes = [Weight(shape=tuple(weight.shape)) for weight in weights]
+    if parallel == "ddp":
+        return replicated_traffic(shapes).summed
+    return sharded_traffic([], shapes, processes=size, passes=1, compute_bytes=4).scattered
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_training_of_several_processes_is_that_of_one(
+    place: Path, alone: str, size: int, parallel: str
+) -> None:
+    run = f"{parallel}-{size}"
+    train_together(partial(train_and_record, place, run, f"training.parallel={parallel}"), size=size)
+    assert len(list((place / f"fed-{run}").iterdir())) == size
+    fed, expected = (rows_of_steps(place / f"fed-{one}", place / "model") for one in (run, alone))
+    assert fed == expected
+    assert [len(rows) for rows in fed] == [BATCH] * STEPS
+    assert_same_training(place, run, alone)
+    predicted = predicted_bytes(place / "model", parallel=parallel, size=size)
+    assert [event["exchanged_bytes"] for event in steps(place, run)] == [predicted] * STEPS
+    assert {event["exchanged_bytes"] for event in steps(place, alone)} == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["training.packing=on"],
+        ["training.gradient_checkpointing=true"],
+        ["training.train_embeddings=false"],
+        ["training.early_stopping_evals=1", "training.eval_every_steps=2"],
+    ],
+    ids=["packing", "checkpointing", "frozen-embeddings", "early-stopping"],
+)
+def test_ways_to_train_are_the_same_on_two_processes(
+    place: Path, request: pytest.FixtureRequest, changes: list[str], parallel: str
+) -> None:
+    run = f"{request.node.callspec.id}-two"
+    here = partial(train_here, place, place / "model")
+    train_together(partial(here, f"{run}-alone", *changes), size=1)
+    train_together(partial(here, run, f"training.parallel={parallel}", *changes), size=2)
+    assert_same_training(place, run, f"{run}-alone")
+
+
+def _trained(group: Group) -> tuple[list[float], dict[str, Tensor]]:
     settings = TrainingSettings(
         max_steps=3, batch_size=6, micro_batch_size=2, learning_rate=1e-3, warmup_steps=0, precision="fp32"
     )
     trainer = build_trainer(settings=settings, store=MemoryStore(), emit=lambda _: None)
     trainer.group = group
-    losses = [trainer.take_step().loss for _ in range(3)]
     masters = trainer.weights.masters
-    if group.size > 1:
-        assert group.exchanged_bytes == 3 * 4 * sum(master.numel() for master in masters.values())
+    expected = replicated_traffic(Weight(shape=tuple(master.shape)) for master in masters.values())
+    losses = []
+    for _ in range(3):
+        with TrafficCounter() as counter:
+            losses.append(trainer.take_step().loss)
+        assert counter.traffic.summed == (expected.summed if group.size > 1 else 0)
+    assert group.exchanged_bytes == (3 * expected.summed if group.size > 1 else 0)
     return losses, {name: master.detach().clone() for name, master in masters.items()}
 
 
-def _one_of_several(rank: int, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    try:
-        losses, weights = _trained(Group(rank=rank, size=size))
-        alone_losses, alone = _trained(Group())
-        assert losses == pytest.approx(alone_losses, abs=1e-5)
-        for name, weight in weights.items():
-            torch.testing.assert_close(weight, alone[name], rtol=0, atol=1e-5)
-    finally:
-        dist.destroy_process_group()
+def same_as_alone(group: Group) -> None:
+    losses, weights = _trained(group)
+    alone_losses, alone = _trained(Group())
+    assert losses == pytest.approx(alone_losses, abs=1e-5)
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, alone[name], rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow  # two processes of the real program are compared in the fast tests
-@pytest.mark.parametrize("size", [2, 3, 4])
-def test_several_processes_end_on_the_losses_and_weights_of_one(size: int, tmp_path: Path) -> None:
-    spawn(_one_of_several, args=(size, str(tmp_path)), nprocs=size)  # type: ignore[no-untyped-call]
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3, 4])  # 4: more than a step has passes
+def test_exchanged_bytes_are_the_predicted_ones_where_each_process_has_all_weights(
+    size: int, tmp_path: Path
+) -> None:
+    run_together(same_as_alone, size=size, folder=tmp_path)

@@ -7,48 +7,65 @@ from sftcli.cli import app
 from sftcli.cli.errors_view import guarded
 from sftcli.environment import set_defaults
 
-PASSES_BEFORE = 4  # that the second process takes part in without a fault
+GOOD_STEPS = 4  # before the fault
 
 
-def _fail(kind: str, nll, batch):
+def _fail(fault: str, nll=None, rows: int = 0):
     import torch
 
     from sftcli.errors import DataError
 
-    match kind:
-        case "memory" if len(batch.example_ids) > 1:
+    match fault:
+        case "memory" if rows > 1:
             raise torch.OutOfMemoryError("no memory left")
         case "no-memory":
             raise torch.OutOfMemoryError("no memory left")
-        case "nan" | "nans":
-            return nll * float("nan")
         case "bug":
             raise TypeError("an error nobody expected")
         case "data":
             raise DataError("row 7 cannot be read", hint="mend it")
+        case "nan" | "nans":
+            return nll * float("nan")
     return nll
 
 
 def _with_fault(kind: str) -> None:
+    """Make trainers fail as ``kind`` says, at a place that it may name: ``memory@forward``; else when a pass is computed."""
     import torch
 
     from sftcli.services import building
+    from sftcli.training.sharded import layers_of
+    from sftcli.training.trainer import Trainer
 
-    choose = building.choose_batch_loss
+    fault, _, place = kind.partition("@")
 
-    def choose_faulty(*args, **kwargs):
-        batch_loss, passes = choose(*args, **kwargs), 0
+    class FaultyTrainer(Trainer):
+        def __init__(self, **parts):
+            super().__init__(**parts)
+            whole, self.rows_of_pass = self.batch_loss, 0
 
-        def loss(batch):
-            nonlocal passes
-            nll = batch_loss(batch)
-            passes += torch.is_grad_enabled()
-            is_time = passes == PASSES_BEFORE + 1 if kind == "nan" else passes > PASSES_BEFORE
-            return _fail(kind, nll, batch) if is_time and torch.is_grad_enabled() else nll
+            def batch_loss(batch):
+                self.rows_of_pass = len(batch.example_ids)
+                nll = whole(batch)
+                return _fail(fault, nll, self.rows_of_pass) if self.is_time() and not place else nll
 
-        return loss
+            self.batch_loss = batch_loss
+            if place:
+                layers_of(self.weights.model)[-1].register_forward_hook(self.fail_inside)
 
-    building.choose_batch_loss = choose_faulty
+        def is_time(self):
+            is_after = self.state.step > GOOD_STEPS and fault != "nan"  # one NaN, and then no more
+            return torch.is_grad_enabled() and (self.state.step == GOOD_STEPS or is_after)
+
+        def fail_inside(self, _layer, _inputs, hidden):
+            if self.is_time() and place == "forward":
+                _fail(fault, rows=self.rows_of_pass)
+            if self.is_time() and place == "backward":
+                hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+                rows = self.rows_of_pass
+                hidden.register_hook(lambda gradient: _fail(fault, gradient, rows))
+
+    building.Trainer = FaultyTrainer
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Run a function in a forked child: torch is imported already, so a crash costs milliseconds."""
+"""Run a function in forked children: torch is imported already, so a crash or several processes cost milliseconds."""
 
 import os
 import signal
@@ -9,6 +9,11 @@ from collections.abc import Callable
 
 def run_forked(work: Callable[[], object]) -> int:
     """Return the exit code of ``work`` in a child: 0, 1 when it raised, or minus the signal that killed it."""
+    return end_forked(start_forked(work))
+
+
+def start_forked(work: Callable[[], object]) -> int:
+    """Run ``work`` in a child and return the number of its process."""
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", DeprecationWarning
@@ -29,5 +34,10 @@ def run_forked(work: Callable[[], object]) -> int:
             traceback.print_exc()
         finally:
             os._exit(code)
+    return child
+
+
+def end_forked(child: int) -> int:
+    """Wait for the end of a child and return its exit code, or minus the signal that killed it."""
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)

@@ -9,14 +9,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sftcli.config.sources import parse_set, resolve
 from sftcli.events import NeverStop
+from sftcli.services.processes import OVER, PREFIX
 from sftcli.services.train import TrainRequest, run_training
+from tests.support.forked import end_forked, start_forked
 
 REPO = Path(__file__).parents[2]
 FLAGS = (
@@ -26,15 +31,34 @@ FLAGS = (
 )  # fmt: skip
 
 
-def train_here(place: Path, model: Path, run: str) -> None:
+def train_here(place: Path, model: Path, run: str, *changes: str) -> None:
     """Train as ``flags`` say in this process."""
     sets = (
-        *FLAGS, f"run.root={place / 'runs'}", f"run.name={run}", f"model.name={model}", "training.max_steps=8",
-        f"data.sources={place / 'rows.jsonl'}",
+        *FLAGS, *changes, f"run.root={place / 'runs'}", f"run.name={run}", f"model.name={model}",
+        "training.max_steps=8", f"data.sources={place / 'rows.jsonl'}",
     )  # fmt: skip
     resolved = resolve(preset=None, config_file=None, overrides=tuple(map(parse_set, sets)), environ={})
     request = TrainRequest(resolved=resolved, label="run", command="sft train")
     run_training(request, lambda _: None, NeverStop())
+
+
+def train_together(work: Callable[[], None], *, size: int) -> None:
+    """Do ``work``, a training, in ``size`` forked processes that find each other by the variables of torchrun."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    children = [start_forked(partial(_work_at, rank, size, store.port, work)) for rank in range(size)]
+    codes = [end_forked(children[0])]
+    dist.PrefixStore(f"{PREFIX}/0", store).set(OVER, "1")  # the first one says so when its interpreter exits
+    codes += [end_forked(child) for child in children[1:]]
+    assert codes == [0] * size
+
+
+def _work_at(rank: int, size: int, port: int, work: Callable[[], None]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    work()
 
 
 @dataclass(frozen=True)
@@ -113,7 +137,6 @@ def checkpoint_bytes(place: Path, run: str, step: int) -> dict[str, bytes]:
 def assert_same_training(place: Path, run: str, other: str, name: str = "final/model.safetensors") -> None:
     """The same rows in every step, and losses and final weights within 1e-5."""
     import pytest
-    import torch
 
     ours, theirs = steps(place, run), steps(place, other)
     counted = ("step", "tokens", "response_tokens", "padding_tokens", "examples", "rows", "passes", "epoch")

@@ -3,31 +3,26 @@
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from sftcli.training.distributed import Group
+from tests.support.processes import run_together
 
 SHAPES = ((3, 2), (5,))
 
 
-def _in_one_of_two(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        group = Group(rank=rank, size=2)
-        assert group.sum([rank + 1.0, 10.0]) == [3.0, 20.0]
-        assert group.any(rank == 1)
-        assert not group.any(False)
-        gradients = [torch.full(shape, float(rank + 1)) for shape in SHAPES]
-        group.exchange(gradients)
-        assert all(torch.equal(grad, torch.full_like(grad, 3.0)) for grad in gradients)
-        assert group.exchanged_bytes == 4 * (3 * 2 + 5)
-    finally:
-        dist.destroy_process_group()
+def _in_one_of_two(group: Group) -> None:
+    rank = group.rank
+    assert group.sum([rank + 1.0, 10.0]) == [3.0, 20.0]
+    assert group.any(rank == 1)
+    assert not group.any(False)
+    gradients = [torch.full(shape, float(rank + 1)) for shape in SHAPES]
+    group.exchange(gradients)
+    assert all(torch.equal(grad, torch.full_like(grad, 3.0)) for grad in gradients)
+    assert group.exchanged_bytes == 4 * (3 * 2 + 5)
 
 
 def test_two_processes_sum_decide_and_exchange_gradients_alike(tmp_path: Path) -> None:
-    spawn(_in_one_of_two, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    run_together(_in_one_of_two, size=2, folder=tmp_path)
 
 
 def test_shares_of_any_number_of_processes_are_all_items_once() -> None:
