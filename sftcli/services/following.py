@@ -116,7 +116,8 @@ def fit_together(trainer: Trainer, run: RunFolder, stop: StopFlag) -> Ending:
         ResourceError: Memory ran out.
         StoppedError: It was set before the first step.
     """
-    with memory_errors(trainer.tried, resume_command=f"sft resume {run.name}"):
+    resume_command = f"sft resume {run.name}"
+    with memory_errors(trainer.tried, resume_command=resume_command, way_down=trainer.way_down):
         ending = trainer.fit(AgreedStop(stop=stop, group=trainer.group))
     if not trainer.state.step:
         raise StoppedError

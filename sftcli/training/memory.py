@@ -83,6 +83,15 @@ class MemoryLadder:
         on = state.checkpoints_activations or self.checkpoint_activations is None
         return f"{passes} and gradient checkpointing" if on else passes
 
+    def way_down(self, state: TrainState, plan: StepPlan) -> str:
+        """Return the setting, ``KEY=VALUE``, of the next rung for a run that takes none itself; empty where none is left."""
+        if not self.is_short:
+            return ""
+        size = self._size(state)
+        if size > 1 and not plan.pass_tokens:
+            return f"training.micro_batch_size={size // 2}"
+        return "training.gradient_checkpointing=true" if self.checkpoint_activations is not None else ""
+
     def _passes(self, state: TrainState, plan: StepPlan) -> str:
         if plan.pass_tokens:
             return f"micro-batches of {plan.pass_tokens:,} tokens of packed rows"

@@ -219,6 +219,10 @@ class Trainer:
         """Return in words how much memory a step was given."""
         return self.ladder.tried(self.state, self.plan)
 
+    def way_down(self) -> str:
+        """Return the setting with which a run that ended for want of memory needs less, or nothing."""
+        return self.ladder.way_down(self.state, self.plan)
+
     def measure_heldout(self, stop: StopFlag) -> None:
         """Score the held-out examples, unless there are none or ``stop`` is set meanwhile."""
         if self.heldout_loss is None:
