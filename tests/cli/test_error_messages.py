@@ -93,6 +93,8 @@ COMMANDS = [
     "eval",
     "eval --tasks arc_easy --data rows.jsonl",
     "eval --shots 3",
+    "eval --fail-above loss",
+    "eval --fail-under match_fractoin=0.5",
     "export --to gguff --out x",
     "export --to hf",
     "export --to hf --out x",

@@ -22,7 +22,9 @@ def test_product_is_that_of_linear(dtype, with_bias, rows):
     product = products_of([weight])(weight, bias)
     with torch.inference_mode():
         ours = product(given)
-    exact = torch.nn.functional.linear(given.double(), weight.double(), None if bias is None else bias.double())
+    exact = torch.nn.functional.linear(
+        given.double(), weight.double(), None if bias is None else bias.double()
+    )
     assert ours.dtype == dtype
     torch.testing.assert_close(ours.double(), exact, atol=0.1 if dtype == torch.bfloat16 else 1e-4, rtol=0)
 
