@@ -1,6 +1,9 @@
-"""Variables that libraries read once, when they are loaded: set before torch is imported. The user's own values stay."""
+"""Environment variables: those that libraries read once and that are set before torch is imported, and what others tell."""
 
 import os
+from collections.abc import Mapping
+
+_SCHEDULER_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "KUBERNETES_SERVICE_HOST")
 
 
 def set_defaults() -> None:
@@ -13,3 +16,8 @@ def set_defaults() -> None:
     # Between the small operations of decoding, though, waking a thread takes longer than the wait: a few microseconds of
     # spinning made a step of one row 10 to 20 % faster, and left training as it was.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def is_scheduled(environ: Mapping[str, str]) -> bool:
+    """Tell whether a scheduler of a cluster started this process, and may end it."""
+    return any(name in environ for name in _SCHEDULER_VARIABLES)

@@ -1,7 +1,8 @@
-"""What Typer found wrong with the arguments, as an error of ours with the flag or word that was probably meant."""
+"""What Typer found wrong with the arguments, as one error of ours with the flags or words that were probably meant."""
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sftcli.errors import UsageError
@@ -19,39 +20,67 @@ _IN_WORDS = {
     "greater than or equal to": "must be at least",
     "less than or equal to": "must be at most",
 }
+_UNKNOWN = "No such option"
+
+_Private = Any  # errors, contexts and parameters of Typer, of which it tells no class
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Problem:
+    """What is wrong with one argument, and what was probably meant."""
+
+    text: str
+    guess: str = ""
 
 
 def usage_error(error: BaseException, command: str, arguments: Sequence[str] = ()) -> UsageError | None:
     """Return ``error`` as a ``UsageError``, or ``None`` where it is not about arguments.
 
-    Typer's own classes for it are private; its public ``BadParameter`` shares their methods. ``command`` is the one that was
-    called, for errors that do not know theirs. Typer stops at the first flag that it does not know; the others among
-    ``arguments`` are told with it.
+    Typer's own classes for it are private; its public ``BadParameter`` shares their methods. Typer stops at the first
+    argument that is wrong; the others are told with it.
+
+    Args:
+        error: What was raised.
+        command: The one that was called, for errors that do not know theirs.
+        arguments: All that were given, the name of the command first.
     """
-    tell = getattr(error, "format_message", None)
-    if not callable(tell):
+    if not callable(getattr(error, "format_message", None)):
         return None
-    context: object = getattr(error, "ctx", None)
-    message, guess = str(tell()).rstrip("."), ""
-    option = getattr(error, "option_name", "")
-    if isinstance(option, str) and option and "No such option" in message:
-        message = f"No such option: {option}"
-        guess = did_you_mean(option, _flags(context)) if option.startswith("--") else ""
-        others = [flag for flag in _unknown(context, arguments) if flag != option]
-        if others:
-            lines = [f"  {flag}{aside(did_you_mean(flag, _flags(context)))}" for flag in (option, *others)]
-            message, guess = "\n".join(["No such options:", *lines]), ""
-    elif found := _NOT_A_CHOICE.fullmatch(message):
-        word, words = found["word"], found["words"].replace("'", "").split(", ")
-        message = f"{found['head']}{word!r} is not one of {found['words']}"
-        guess = did_you_mean(word, words)
-    elif found := _BAD_NUMBER.fullmatch(message):
-        message = found["head"] + _IN_WORDS[found["kind"]] + (found["bound"] or "")
+    context: _Private = getattr(error, "ctx", None)
+    found = _problem(error)
+    problems = {found.text: found}
+    if context is not None and (found.text.startswith(_UNKNOWN) or getattr(error, "param", None) is not None):
+        for other in (*_unknown_flags(context, arguments), *_bad_values(context, arguments)):
+            problems.setdefault(other.text, other)
     advice = f"see `{getattr(context, 'command_path', command)} --help`"
-    return UsageError(message, hint=f"{guess} {advice}".lstrip())
+    if len(problems) == 1:
+        return UsageError(found.text, hint=f"{found.guess} {advice}".lstrip())
+    lines = [f"  {problem.text}{aside(problem.guess)}" for problem in problems.values()]
+    return UsageError("\n".join([f"{len(lines)} problems with the arguments:", *lines]), hint=advice)
 
 
-def _unknown(context: object, arguments: Sequence[str]) -> Iterator[str]:
+def _problem(error: _Private) -> _Problem:
+    """Put one error of Typer in our words."""
+    message = str(error.format_message()).rstrip(".")
+    option = getattr(error, "option_name", "")
+    if isinstance(option, str) and option and _UNKNOWN in message:
+        return _unknown_flag(option, getattr(error, "ctx", None))
+    if found := _NOT_A_CHOICE.fullmatch(message):
+        word, words = found["word"], found["words"].replace("'", "").split(", ")
+        return _Problem(
+            text=f"{found['head']}{word!r} is not one of {found['words']}", guess=did_you_mean(word, words)
+        )
+    if found := _BAD_NUMBER.fullmatch(message):
+        return _Problem(text=found["head"] + _IN_WORDS[found["kind"]] + (found["bound"] or ""))
+    return _Problem(text=message)
+
+
+def _unknown_flag(flag: str, context: _Private) -> _Problem:
+    guess = did_you_mean(flag, _flags(context)) if flag.startswith("--") else ""
+    return _Problem(text=f"{_UNKNOWN}: {flag}", guess=guess)
+
+
+def _unknown_flags(context: _Private, arguments: Sequence[str]) -> Iterator[_Problem]:
     """Yield the words among ``arguments`` that look like long flags and that the command of ``context`` does not know."""
     known, takes_value = set(_flags(context)), False
     values = {
@@ -65,16 +94,31 @@ def _unknown(context: object, arguments: Sequence[str]) -> Iterator[str]:
             return
         flag, equals, _ = word.partition("=")
         if word.startswith("--") and not takes_value and flag not in known:
-            yield flag
+            yield _unknown_flag(flag, context)
         takes_value = not equals and not takes_value and flag in values
 
 
-def _parameters(context: object) -> Sequence[Any]:
+def _bad_values(context: _Private, arguments: Sequence[str]) -> Iterator[_Problem]:
+    """Yield what is wrong with the values among ``arguments``, in the order in which they were given."""
+    context.ignore_unknown_options = True  # else reading them again would stop where it stopped before
+    try:
+        values, _, given = context.command.make_parser(context).parse_args(args=list(arguments[1:]))
+    except Exception:  # noqa: BLE001 - such as a flag without its value, which is told already
+        return
+    for parameter in dict.fromkeys(given):
+        try:
+            parameter.handle_parse_result(context, values, [])
+        except Exception as error:  # noqa: BLE001 - the classes of Typer are private
+            if callable(getattr(error, "format_message", None)):
+                yield _problem(error)
+
+
+def _parameters(context: _Private) -> Sequence[Any]:
     parameters: Sequence[Any] = getattr(getattr(context, "command", None), "params", ())
     return parameters
 
 
-def _flags(context: object) -> Iterator[str]:
+def _flags(context: _Private) -> Iterator[str]:
     """Yield the long flags that the command of ``context`` knows."""
     yield "--help"
     for parameter in _parameters(context):

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from sftcli.cli.choice_check import one_of_setting
 from sftcli.cli.options import INPUT_PANEL
 
 Map = Annotated[
@@ -29,6 +30,7 @@ TrainOn = Annotated[
     typer.Option(
         "--train-on",
         metavar="all|last",
+        callback=one_of_setting("data.train_on"),
         help="Train all assistant turns of a conversation, or the last one only.",
         rich_help_panel=INPUT_PANEL,
     ),
@@ -64,6 +66,7 @@ Overlong = Annotated[
     typer.Option(
         "--overlong",
         metavar="drop|truncate|error",
+        callback=one_of_setting("data.overlong"),
         help="What to do with longer rows: leave them out, cut them to the turns that fit, or stop.",
         rich_help_panel=INPUT_PANEL,
     ),

@@ -1,6 +1,5 @@
 """``sft eval``."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,8 +10,12 @@ from sftcli.cli import complete, options, results, tables
 from sftcli.cli.session import LOADING, session
 from sftcli.cli.several import is_one_of_several, start_several
 from sftcli.errors import UsageError
+from sftcli.extras import require_package
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sftcli.services.limits import Limit
     from sftcli.services.tasks import TasksReport
 
 
@@ -95,12 +98,15 @@ def evaluate(
       sft eval --tasks arc_easy --task-rows 100 --fail-under arc_easy/acc=0.5
     """
     output = options.Output(json=json, quiet=quiet, color=color)
-    limits = (fail_above or (), fail_under or ())
+    from sftcli.services.limits import check_limits, read_limits, require_measurable
+
+    limits = read_limits(fail_above or (), fail_under or ())
     if tasks is not None:
         if processes > 1:
             raise UsageError("--tasks and --processes exclude each other", hint="lm_eval asks in one process")
         if data:
             raise UsageError("--tasks and --data exclude each other", hint="run sft eval once for each")
+        require_package("lm_eval", extra="eval", needed_by="--tasks", package="lm-eval")
         with session(output) as (emit, stop):
             emit(LOADING)
             from sftcli.services.tasks import TasksRequest, run_tasks
@@ -128,11 +134,12 @@ def evaluate(
         raise UsageError(
             "--task-path, --task-rows and --shots go with --tasks", hint="name tasks: --tasks NAME"
         )
+    require_measurable(limits)
     if processes > 1 and not is_one_of_several():
         raise typer.Exit(start_several(processes, output))
     with session(output) as (emit, stop):
         emit(LOADING)
-        from sftcli.services.evaluate import EvalRequest, check_limits, run_evaluation
+        from sftcli.services.evaluate import EvalRequest, run_evaluation
 
         request = EvalRequest(
             checkpoint=checkpoint,
@@ -148,18 +155,16 @@ def evaluate(
         report = run_evaluation(request, emit, stop)
     if not output.json:
         results.show_scores(report, output)
-    check_limits(report.numbers(), *limits)  # first, for --json prints one object, also on failure
+    check_limits(report.numbers(), limits)  # first, for --json prints one object, also on failure
     if output.json:
         tables.show_result_json(report.to_json())
 
 
-def _show_tasks(
-    report: "TasksReport", limits: tuple[Sequence[str], Sequence[str]], output: options.Output
-) -> None:
-    from sftcli.services.evaluate import check_limits
+def _show_tasks(report: "TasksReport", limits: "Sequence[Limit]", output: options.Output) -> None:
+    from sftcli.services.limits import check_limits
 
     if not output.json:
         results.show_tasks(report, output)
-    check_limits(report.numbers(), *limits)
+    check_limits(report.numbers(), limits)
     if output.json:
         tables.show_result_json(asdict(report))

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from sftcli.cli import complete
+from sftcli.cli.choice_check import one_of_setting
 
 SETTINGS_PANEL = "Settings"
 INPUT_PANEL = "Model and data"
@@ -132,6 +133,7 @@ Packing = Annotated[
     typer.Option(
         "--packing",
         metavar="auto|on|off",
+        callback=one_of_setting("training.packing"),
         help="Put several rows into one, kept apart by attention; auto does where the model is seen to keep them apart.",
         rich_help_panel=SETTINGS_PANEL,
     ),
@@ -193,6 +195,7 @@ Track = Annotated[
     typer.Option(
         "--track",
         metavar="TRACKER",
+        callback=one_of_setting("run.trackers"),
         help="Send the numbers of the run to tensorboard, wandb or mlflow too. Repeatable.",
         rich_help_panel=RUN_PANEL,
     ),

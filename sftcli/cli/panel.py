@@ -140,7 +140,8 @@ def _heldout_rows(measures: TrainingMeasures, columns: int) -> list[Row]:
     style = BAD if not isfinite(last.loss) else GOOD if last is best and last is not first else VALUE
     cells = [((loss_text(last.loss), style), _at("last", last))]
     if last is not first:
-        if best is not None:
+        # Where there is no room for all three, the last that is also the best is not worth two of them.
+        if best is not None and (best is not last or _cells_in_row(columns) > 2):
             cells.append(((loss_text(best.loss), VALUE), _at("best", best)))
         cells.append(((loss_text(first.loss), VALUE), _at("first", first)))
     return _cells("held-out", cells, columns)[:1]
@@ -254,7 +255,7 @@ def _cells(label: str, cells: list[tuple[Span, str]], columns: int) -> list[Row]
                 break
             row += [(gap + value, style), (f" {unit}", UNIT)]
         return [row]
-    per_row = min(MAX_CELLS, (columns - LABEL_COLUMNS) // CELL_COLUMNS)
+    per_row = _cells_in_row(columns)
     rows = []
     for start in range(0, len(cells), per_row):
         row = _label(label if start == 0 else "")
@@ -262,6 +263,10 @@ def _cells(label: str, cells: list[tuple[Span, str]], columns: int) -> list[Row]
             row += [(value, style), (f" {unit}".ljust(CELL_COLUMNS - len(value)), UNIT)]
         rows.append(row)
     return rows
+
+
+def _cells_in_row(columns: int) -> int:
+    return min(MAX_CELLS, (columns - LABEL_COLUMNS) // CELL_COLUMNS)
 
 
 def _crop(row: Row, columns: int, signs: Signs) -> Row:

@@ -122,6 +122,10 @@ def train(
     if print_config:
         results.show_settings(resolved.rows(), output)
         return
+    from sftcli.services.requirements import check_machine, check_trackers
+
+    check_machine(resolved.settings)
+    check_trackers(resolved.settings.run)
     count = resolved.settings.training.processes
     if count > 1 and not plan and not is_one_of_several():
         raise typer.Exit(start_several(count, output))
@@ -197,10 +201,12 @@ def resume(
     """
     output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color, log_format=log_format)
     from sftcli.services.recorded import find_recorded
+    from sftcli.services.requirements import check_machine
 
     overrides = _resume_overrides(sets, trust_remote_code=trust_remote_code, processes=processes)
     if not is_one_of_several():
         recorded = find_recorded(run, runs, overrides, finished=None if verify else False)
+        check_machine(recorded.settings)
         count = recorded.settings.training.processes
         if count > 1:
             raise typer.Exit(start_several(count, output))

@@ -1,6 +1,5 @@
 """Adapters of runs: put a new one into a model that is loaded for training, and leave its folder behind."""
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +8,8 @@ import torch
 
 from sftcli.config.adapter_settings import AdapterSettings, Quantize
 from sftcli.config.schema import ModelSettings
-from sftcli.errors import NotFoundError, ResourceError, UsageError
+from sftcli.errors import NotFoundError
 from sftcli.events import EventSink
-from sftcli.extras import install_command
 from sftcli.modeling.adapter import add_adapter, base_content
 from sftcli.modeling.adapter_folder import (
     CONFIG_FILE,
@@ -66,26 +64,6 @@ class AdapterFiles:
         with whole_folder(folder, hint="choose another run.root") as fresh:
             write_file(fresh / WEIGHTS_FILE, tensor_file_parts(snapshot.weights))
             self.write(fresh)
-
-
-def check_machine(settings: AdapterSettings) -> None:
-    """Make sure that an adapter of this kind can be trained here.
-
-    Raises:
-        ResourceError: A 4-bit base needs CUDA, and there is none.
-        UsageError: bitsandbytes is not installed.
-    """
-    if settings.quantize is Quantize.NONE:
-        return
-    if not torch.cuda.is_available():
-        raise ResourceError(
-            "adapter.quantize is 4bit, which needs a CUDA device, and there is none here",
-            hint="train a plain adapter: --lora; in bfloat16 the base takes 2 bytes a weight",
-        )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError(
-            "adapter.quantize is 4bit, which needs bitsandbytes", hint=f"run: {install_command('qlora')}"
-        )
 
 
 def load_with_adapter(

@@ -18,6 +18,7 @@ from sftcli.modeling.locate import LocatedModel
 from sftcli.modeling.model_folder import write_model_files
 from sftcli.runtime import choose_device, choose_dtype, dtype_name, matmul_flops
 from sftcli.services.adapters import AdapterFiles, adapter_files, load_with_adapter
+from sftcli.services.counting import counted
 from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
 from sftcli.services.row_plan import plan_maker
@@ -118,7 +119,7 @@ def build_trainer(
         optimizer=make_optimizer(weights.masters, settings.training),
         batch_loss=batch_loss,
         ladder=ladder,
-        heldout_loss=_heldout_loss(prepared, batch_loss, device, group, shares=shares),
+        heldout_loss=_heldout_loss(prepared, batch_loss, device, group, emit, shares=shares),
         store=_store(run, materials, model, adapter, check_owner) if group.is_writer else ForgetfulStore(),
         emit=emit,
         device=device,
@@ -210,7 +211,13 @@ def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:
 
 
 def _heldout_loss(
-    prepared: PreparedData, batch_loss: BatchLoss, device: torch.device, group: Group, *, shares: bool
+    prepared: PreparedData,
+    batch_loss: BatchLoss,
+    device: torch.device,
+    group: Group,
+    emit: EventSink,
+    *,
+    shares: bool,
 ) -> HeldoutLoss | None:
     heldout = prepared.dataset.heldout
     if not len(heldout):
@@ -223,6 +230,7 @@ def _heldout_loss(
             max_batch_tokens=HELDOUT_BATCH_TOKENS,
             pad_id=prepared.tokenizer.pad_id,
         )
+        batches = counted(batches, emit, task="held-out", total=len(heldout))
         return heldout_nll(batch_loss, batches, stop=stop, group=group, device=device, computes_all=shares)
 
     return measure

@@ -1,9 +1,6 @@
 """Score a model on held-out rows, beside the model it came from."""
 
-import math
-import operator
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,7 +8,7 @@ import numpy as np
 
 from sftcli.config.sources import Override, Settings, resolve
 from sftcli.data.example import CUT_ANSWERS
-from sftcli.errors import DataError, ThresholdError, UsageError
+from sftcli.errors import DataError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.extras import install_command
 from sftcli.services.intervals import Interval
@@ -32,7 +29,6 @@ from sftcli.services.scores import (
 )
 from sftcli.services.text_metrics import TrainingSpans, has_reference_metrics
 from sftcli.services.verdict import Verdict, judge
-from sftcli.suggest import did_you_mean
 
 KEPT_SAMPLES = 8
 MAX_TRAINING_TOKENS = 2_000_000  # looked through for copied answers
@@ -161,37 +157,6 @@ def _find(
         stop=stop,
     )
     return choice, settings, prepared, _base_of(choice, settings, request, emit)
-
-
-def check_limits(numbers: Mapping[str, float], above: Sequence[str], under: Sequence[str]) -> None:
-    """Compare numbers of the tuned model, by name, with limits, each ``METRIC=VALUE``.
-
-    Raises:
-        UsageError: A limit cannot be read, or there is no such number.
-        ThresholdError: A number is above, or under, its limit.
-    """
-    broken = []
-    for limits, word, is_broken in ((above, "above", operator.gt), (under, "under", operator.lt)):
-        for limit in limits:
-            name, value = _read_limit(limit, numbers, f"--fail-{word}")
-            if is_broken(numbers[name], value) or math.isnan(numbers[name]):
-                broken.append(f"{name} is {numbers[name]:.6g}, {word} {value:g}")
-    if broken:
-        raise ThresholdError("; ".join(broken))
-
-
-def _read_limit(limit: str, numbers: Mapping[str, float], flag: str) -> tuple[str, float]:
-    name, _, text = limit.partition("=")
-    try:
-        value = float(text)
-    except ValueError:
-        raise UsageError(f"{flag} {limit}: not METRIC=VALUE", hint=f"such as {flag} loss=1.5") from None
-    if name not in numbers:
-        raise UsageError(
-            f"{flag} {limit}: there is no number {name!r}",
-            hint=did_you_mean(name, numbers) or f"there are {', '.join(sorted(numbers))}",
-        )
-    return name, value
 
 
 def _verdict(run: RunFolder) -> Verdict:

@@ -5,11 +5,11 @@ from sftcli.errors import DataError, Location, StoppedError, UsageError
 from sftcli.events import EventSink, StopFlag
 from sftcli.modeling.load import quiet_libraries
 from sftcli.modeling.remote_code import allow_code
-from sftcli.services.adapters import check_machine
 from sftcli.services.base_model import locate_base
 from sftcli.services.building import Materials
 from sftcli.services.comparing import fingerprints
 from sftcli.services.prepare import find_sources, prepare_data, require_rows
+from sftcli.services.requirements import check_machine
 from sftcli.services.run_folder import RunFolder
 from sftcli.services.thresholds import find_exceeded, find_unfit, require, require_fit
 
@@ -19,7 +19,7 @@ def find_materials(
 ) -> Materials:
     """Find model and data; fill in the settings that depend on the rows. ``run`` names weights, and stands in for the cache."""
     quiet_libraries()
-    check_machine(settings.adapter)
+    check_machine(settings)
     sources = find_sources(settings.data)
     located = locate_base(settings.model, emit, run=run)
     if stop.requested():

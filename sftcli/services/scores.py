@@ -17,6 +17,7 @@ from sftcli.events import EventSink, Progressed, StopFlag
 from sftcli.modeling.sampling import MAX_ROWS, Answer, decode
 from sftcli.modeling.tokenizer import HFChatTokenizer
 from sftcli.runtime import monotonic
+from sftcli.services.counting import counted
 from sftcli.services.intervals import Interval, paired_difference, ratio_standard_error
 from sftcli.services.models import ModelChoice, load_for_inference
 from sftcli.services.processes import Peers
@@ -95,7 +96,7 @@ def score_model(job: ScoringJob, choice: ModelChoice, emit: EventSink, stop: Sto
     """
     begin = monotonic()
     model = load_for_inference(choice, precision="fp32", emit=emit)
-    rows = _score(job, model, stop)
+    rows = _score(job, model, choice.name, emit, stop)
     answers = _answer(job, model, choice.name, emit, stop)
     texts = [job.tokenizer.decode(answer.ids, skip_special=False).strip() for answer in answers]
     matches = tuple(
@@ -108,9 +109,12 @@ def score_model(job: ScoringJob, choice: ModelChoice, emit: EventSink, stop: Sto
     )
 
 
-def _score(job: ScoringJob, model: "PreTrainedModel", stop: StopFlag) -> tuple[RowScore, ...]:
+def _score(
+    job: ScoringJob, model: "PreTrainedModel", name: str, emit: EventSink, stop: StopFlag
+) -> tuple[RowScore, ...]:
     group = job.peers.group
-    batches = islice(_batches(job), group.rank, None, group.size)
+    batches = counted(_batches(job), emit, task=f"scoring ({name})", total=len(job.heldout))
+    batches = islice(batches, group.rank, None, group.size)
     found = score_rows(model, (batch.to(model.device) for batch in batches), stop=stop)
     if found is None:
         raise StoppedError

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from sftcli.config.sources import resolve
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, Notice, StopFlag
-from sftcli.extras import install_command
 from sftcli.services.models import ModelChoice, choose_base, choose_model, load_for_inference
 
 BATCH_ROWS = 8
@@ -57,14 +55,10 @@ def run_tasks(request: TasksRequest, emit: EventSink, stop: StopFlag) -> TasksRe
     """Ask the tasks in float32, by the template that the model was trained with.
 
     Raises:
-        UsageError: ``lm_eval`` is not installed, or no task was named.
+        UsageError: No task was named.
         NotFoundError, NetworkError, DataError: A task, its data or the model is not there, or is damaged.
         StoppedError: ``stop`` was set.
     """
-    if find_spec("lm_eval") is None:
-        raise UsageError(
-            "--tasks needs lm_eval, which is not installed", hint=install_command("eval", "lm-eval")
-        )
     if not request.names:
         raise UsageError("--tasks names no task", hint="such as --tasks arc_easy,gsm8k")
     choice = choose_model(

@@ -19,7 +19,6 @@ from sftcli.events import (
 from sftcli.modeling.model_folder import save_model_folder
 from sftcli.modeling.pt_checkpoint import model_differences
 from sftcli.runtime import monotonic
-from sftcli.services.adapters import check_machine
 from sftcli.services.base_model import record_base
 from sftcli.services.building import Built, Materials
 from sftcli.services.comparing import compare
@@ -74,7 +73,6 @@ def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> Trai
         StoppedError: ``stop`` was set before the first step.
     """
     check_sharing(request.resolved.settings)
-    check_machine(request.resolved.settings.adapter)  # before there is a folder
     with joined(find_place(os.environ)) as peers:
         if not peers.group.is_writer:
             return follow(peers, stop, asked=request.resolved.settings)

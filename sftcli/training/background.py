@@ -1,8 +1,10 @@
 """Saving without making steps wait for a disk, and telling of it only when it is durable."""
 
+import os
 from collections.abc import Callable
 from threading import Thread
 
+from sftcli.environment import is_scheduled
 from sftcli.errors import UnsavedError
 from sftcli.events import CheckpointSaved, EventSink, Warned
 from sftcli.runtime import Clock, step_aside
@@ -68,7 +70,7 @@ class Saver:
         elif result is not None:
             self.saved_step, self._has_failed = result.step, False
             self.emit(result)
-            if result.seconds > SLOW_SECONDS and not self._is_slow_told:
+            if result.seconds > SLOW_SECONDS and not self._is_slow_told and is_scheduled(os.environ):
                 self._is_slow_told = True
                 self.emit(
                     Warned(

@@ -142,7 +142,7 @@ def make_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     if settings.optimizer is not OptimizerName.ADAMW:
-        return make_lean_optimizer(groups, settings, device=next(iter(masters.values())).device)
+        return make_lean_optimizer(groups, settings)
     return torch.optim.AdamW(
         groups,
         lr=settings.learning_rate,

@@ -108,13 +108,6 @@ def test_number_of_a_task_can_be_a_limit(task_folder, tiny_model):
     assert invoke(*ask, "--fail-above", "sums/acc=-1").exception.exit_code == 3
 
 
-def test_without_lm_eval_the_way_to_it_is_named(tiny_model, monkeypatch):
-    monkeypatch.setattr("sftcli.services.tasks.find_spec", lambda _name: None)
-    error = invoke("eval", tiny_model, "--tasks", "sums").exception
-    assert error.exit_code == 2
-    assert error.hint == 'pip install "lm-eval>=0.4.9"'
-
-
 @pytest.mark.parametrize("flags", [["--shots", 2], ["--tasks", "sums", "--data", "x.jsonl"]])
 def test_flags_that_do_not_go_together_are_refused(flags, tiny_model):
     assert invoke("eval", tiny_model, *flags).exception.exit_code == 2

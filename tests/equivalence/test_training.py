@@ -8,10 +8,9 @@ import torch
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import BatchPlan, TextShare, collate
-from sftcli.errors import DivergedError, UsageError
+from sftcli.errors import DivergedError
 from sftcli.events import CheckpointSaved, Ending, FitEnded, HeldoutDone, NeverStop, StepDone, Warned
 from sftcli.modeling.load import load_model
-from sftcli.training import lean_optimizers
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import read_snapshot
 from sftcli.training.checkpoint_names import list_checkpoints
@@ -155,21 +154,6 @@ def test_lean_optimizers_keep_less_state_than_adamw(optimizer: str, share: float
         state = optimizer_tensors(made, {"weight": weight})
         sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
     assert sizes[1] < share * sizes[0]
-
-
-def test_paged_optimizer_without_cuda_is_refused_with_another():
-    weights = MasterWeights(tiny_llama(), compute_dtype=torch.float32)
-    with pytest.raises(UsageError, match="needs a CUDA device") as caught:
-        make_optimizer(weights.masters, settings(optimizer="paged_adamw_8bit"))
-    assert "adafactor" in caught.value.hint
-
-
-def test_optimizer_that_is_not_installed_is_refused_with_the_command_that_brings_it(monkeypatch):
-    monkeypatch.setattr(lean_optimizers, "find_spec", lambda name: None)
-    weights = MasterWeights(tiny_llama(), compute_dtype=torch.float32)
-    with pytest.raises(UsageError, match="needs bitsandbytes") as caught:
-        make_optimizer(weights.masters, settings(optimizer="adamw_8bit"))
-    assert 'pip install "bitsandbytes>=0.50"' in caught.value.hint
 
 
 def test_resume_with_other_random_state_differs_so_the_law_above_can_fail(tmp_path):

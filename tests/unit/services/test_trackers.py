@@ -77,8 +77,7 @@ def test_tracker_that_fails_warns_once_and_is_left_alone():
     assert warning.text == "wandb gets no more numbers: the line is dead; the run goes on without it"
 
 
-def test_tracker_that_is_not_installed_is_one_warning_with_the_way_to_it(model, tmp_path, monkeypatch):
-
+def test_tracker_that_cannot_be_imported_is_one_warning_with_the_way_to_it(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # what an import finds where it is not installed
     write_rows(tmp_path / "rows.jsonl")
     flag = StopAtStep(99)

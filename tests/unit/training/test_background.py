@@ -1,3 +1,5 @@
+import pytest
+
 from sftcli.events import CheckpointSaved, Warned
 from sftcli.training.background import Saver
 from tests.support.recording import RecordingSink
@@ -16,7 +18,8 @@ def save_of(seconds: float, times: int) -> RecordingSink:
     return sink
 
 
-def test_save_that_a_scheduler_would_cut_off_is_warned_of_once():
+def test_save_that_a_scheduler_would_cut_off_is_warned_of_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     sink = save_of(31.0, times=3)
     assert len(sink.of(CheckpointSaved)) == 3
     (warning,) = sink.of(Warned)
@@ -24,5 +27,12 @@ def test_save_that_a_scheduler_would_cut_off_is_warned_of_once():
     assert "--signal=USR1@120" in warning.text
 
 
-def test_quick_save_is_not_warned_of():
+def test_slow_save_where_nothing_would_cut_it_off_is_not_warned_of(monkeypatch: pytest.MonkeyPatch):
+    for name in ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    assert save_of(31.0, times=3).of(Warned) == []
+
+
+def test_quick_save_is_not_warned_of(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert save_of(2.0, times=2).of(Warned) == []

@@ -1,0 +1,20 @@
+"""How far a pass over rows is, told as it goes."""
+
+from collections.abc import Iterable, Iterator
+
+from sftcli.data.batch import Batch
+from sftcli.events import EventSink, Progressed
+
+
+def counted(batches: Iterable[Batch], emit: EventSink, *, task: str, total: int) -> Iterator[Batch]:
+    """Yield ``batches`` and tell after each one how many of ``total`` rows were in them; the task is over however it ends."""
+    done = 0
+    emit(Progressed(task=task, done=done, total=total))
+    try:
+        for batch in batches:
+            yield batch
+            done += len(batch.example_ids)
+            if done < total:
+                emit(Progressed(task=task, done=done, total=total))
+    finally:
+        emit(Progressed(task=task, done=total, total=total))

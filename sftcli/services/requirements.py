@@ -1,0 +1,68 @@
+"""What a command needs of the machine and of its packages, asked before anything slow. Loads torch only to look for a device."""
+
+from sftcli.config.adapter_settings import AdapterSettings, Quantize
+from sftcli.config.schema import RunSettings, Tracker
+from sftcli.config.sources import Settings
+from sftcli.config.training_settings import OptimizerName, TrainingSettings
+from sftcli.errors import Location, ResourceError, UsageError
+from sftcli.extras import require_package
+
+
+def check_trackers(settings: RunSettings) -> None:
+    """Make sure that the packages of the trackers are there. A run that goes on does without those that are gone.
+
+    Raises:
+        UsageError: One is not installed.
+    """
+    for tracker in settings.trackers:
+        package = "mlflow-skinny" if tracker is Tracker.MLFLOW else ""
+        require_package(
+            tracker, extra="track", needed_by=f"the tracker {tracker}", package=package, key="run.trackers"
+        )
+
+
+def check_machine(settings: Settings) -> None:
+    """Make sure that optimizer and adapter of ``settings`` can be trained here.
+
+    Raises:
+        ResourceError: A 4-bit base needs CUDA, and there is none.
+        UsageError: bitsandbytes is not installed, or the optimizer needs CUDA.
+    """
+    _check_adapter(settings.adapter)
+    _check_optimizer(settings.training)
+
+
+def _check_adapter(settings: AdapterSettings) -> None:
+    if settings.quantize is Quantize.NONE:
+        return
+    if not _has_cuda():
+        raise ResourceError(
+            "adapter.quantize is 4bit, which needs a CUDA device, and there is none here",
+            hint="train a plain adapter: --lora; in bfloat16 the base takes 2 bytes a weight",
+        )
+    require_package("bitsandbytes", extra="qlora", needed_by="adapter.quantize=4bit", key="adapter.quantize")
+
+
+def _check_optimizer(settings: TrainingSettings) -> None:
+    if settings.optimizer not in {OptimizerName.ADAMW_8BIT, OptimizerName.PAGED_ADAMW_8BIT}:
+        return
+    asked = f"training.optimizer={settings.optimizer}"
+    if settings.optimizer is OptimizerName.PAGED_ADAMW_8BIT and not _has_cuda():
+        raise UsageError(
+            f"{asked} needs a CUDA device, and there is none here",
+            hint="take adamw_8bit or adafactor",
+            location=Location(key="training.optimizer"),
+        )
+    require_package(
+        "bitsandbytes",
+        extra="8bit",
+        needed_by=asked,
+        otherwise="take training.optimizer=adafactor",
+        key="training.optimizer",
+    )
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
