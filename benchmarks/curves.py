@@ -136,7 +136,7 @@ def draw(points: list[dict[str, float]], path: Path) -> None:
                     ha="center",
                     fontsize=8,
                 )
-            if key == "seconds":
+            if key == "seconds" and sweep != "data":
                 axes.plot(values, [shown[-1] * value / values[-1] for value in values], ":", color="#94a3b8")
             axes.set(xscale="log", xticks=values, xlabel=label, ylim=(0, max(shown) * 1.15))
             axes.set_xticks(values, [_short(value) for value in values])
