@@ -28,9 +28,8 @@ def told(sink: RecordingSink) -> list[tuple[int, int]]:
 
 def test_rows_are_counted_when_their_batch_is_done_and_the_end_is_told_once(batches):
     sink = RecordingSink()
-    seen = []
-    for batch in counted(batches, sink, task="held-out", total=3):
-        seen.append((len(batch.example_ids), told(sink)[-1]))
+    counting = counted(batches, sink, task="held-out", total=3)
+    seen = [(len(batch.example_ids), told(sink)[-1]) for batch in counting]
     assert seen == [(2, (0, 3)), (1, (2, 3))]
     assert told(sink) == [(0, 3), (2, 3), (3, 3)]
 
