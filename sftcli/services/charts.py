@@ -16,6 +16,12 @@ _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
 _VARIABLES = {_INK: "var(--muted)", _GRID: "var(--line)"} | {
     color: f"var(--series-{number})" for number, color in enumerate(_SERIES)
 }
+_MARGINS = {
+    "left": 0.145,
+    "right": 0.985,
+    "bottom": 0.19,
+    "top": 0.965,
+}  # wide enough for labels like 0.00025 and 120000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +48,8 @@ def draw(title: str, series: Sequence[Series], *, x_label: str, y_label: str, id
     with rc_context(
         {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11.0, "svg.hashsalt": identity}
     ):
-        figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+        figure = Figure(figsize=(6.4, 3.0))
+        figure.subplots_adjust(**_MARGINS)  # a computed layout draws everything twice
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         for one in series:

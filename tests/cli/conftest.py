@@ -12,10 +12,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    """Sixty question/answer rows, each with words of its own."""
-    path = tmp_path / "rows.jsonl"
+def write_sums(path: Path) -> Path:
+    """Write sixty question/answer rows, each with words of its own."""
     lines = [
         json.dumps({"question": f"What is {number} plus {number}?", "answer": f"It is {2 * number}."})
         for number in range(60)
@@ -24,13 +22,22 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def flags(tiny_model: Path, tmp_path: Path) -> list[str]:
-    """Flags of a short training on the tiny model."""
+def short_training(model: Path, place: Path) -> list[str]:
+    """Return the flags of a short training with its run below ``place``."""
     return [
-        "--model", str(tiny_model), "--max-steps", "4", "--set", f"run.root={tmp_path / 'runs'}",
+        "--model", str(model), "--max-steps", "4", "--set", f"run.root={place / 'runs'}",
         "--set", "training.batch_size=8", "--set", "data.heldout_fraction=0.2", "--set", "training.learning_rate=1e-2",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_sums(tmp_path / "rows.jsonl")
+
+
+@pytest.fixture
+def flags(tiny_model: Path, tmp_path: Path) -> list[str]:
+    return short_training(tiny_model, tmp_path)
 
 
 @pytest.fixture

@@ -50,9 +50,10 @@ def test_disk_that_fails_at_any_operation_is_74_and_nothing_is_left(sft, rows, t
     assert sft("prepare", rows, "--model", tiny_model)[0] == 0
     (whole,) = prepared()
     golden = {path.name: path.read_bytes() for path in whole.iterdir()}
+    known = set()
     operations = [at for at, (_, name) in enumerate(disk.log, 1) if name != "cache"]
     for at in operations:
-        shutil.rmtree("cache/prepared")
+        shutil.rmtree("cache/prepared", ignore_errors=True)
         monkeypatch.setattr(storage, "disk", FailingDisk(at, errno.ENOSPC))
         code, out, err = sft("prepare", rows, "--model", tiny_model)
         if code == 0:  # the failure was of a sync behind the rename, or of cleaning up
@@ -62,8 +63,11 @@ def test_disk_that_fails_at_any_operation_is_74_and_nothing_is_left(sft, rows, t
         assert "SFT_CACHE_DIR" in err
         assert [path for path in prepared() if path.name.startswith(".tmp-")] == []
         monkeypatch.setattr(storage, "disk", storage.Disk())
-        assert sft("prepare", rows, "--model", tiny_model)[0] == 0
-        assert {path.name: path.read_bytes() for path in whole.iterdir()} == golden
+        left = tuple(sorted(str(path) for path in Path("cache").rglob("*")))
+        if left not in known:  # the next try begins from what is left; from the same it ends the same
+            assert sft("prepare", rows, "--model", tiny_model)[0] == 0
+            assert {path.name: path.read_bytes() for path in whole.iterdir()} == golden
+        known.add(left)
 
 
 def test_table_that_cannot_be_written_whole_is_74_and_nothing_is_left(sft, rows, tiny_model):

@@ -2,17 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
+from tests.cli.conftest import short_training, write_sums
 
 CONTENTS = {
     "checkpoints", "config.toml", "data.json", "events.jsonl", "final", "origins.json", "report.html", "run.json", "training.log",
@@ -32,10 +33,21 @@ def events_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with rows and a finished run, ``runs/first``, made once."""
+    place = tmp_path_factory.mktemp("finished")
+    write_sums(place / "rows.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFT_CACHE_DIR", str(place / "cache"))
+        sft("train", "--data", place / "rows.jsonl", "--run", "first", *short_training(tiny_model, place))
+    return place
+
+
 @pytest.fixture
-def run(rows: Path, flags: list[str], tmp_path: Path) -> Path:
-    """A finished run."""
-    sft("train", "--data", rows, "--run", "first", *flags)
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of this test's own, with the rows that it was trained on in their place."""
+    shutil.copytree(finished / "runs", tmp_path / "runs")
     return tmp_path / "runs" / "first"
 
 
@@ -71,7 +83,8 @@ def test_events_follow_their_grammar(run):
 
 
 def test_settings_in_the_run_folder_reproduce_the_run(run, tmp_path):
-    out, _ = sft("train", "--config", run / "config.toml", "--run", "second")
+    place = f"run.root={tmp_path / 'runs'}"
+    out, _ = sft("train", "--config", run / "config.toml", "--run", "second", "--set", place)
     again = tmp_path / "runs" / "second"
     assert out == f"{again / 'final'}\n"
     losses = [
@@ -144,24 +157,32 @@ def test_resume_of_a_finished_run_changes_nothing(run, tmp_path):
     assert state() == before
 
 
-def test_interrupted_run_saves_exits_130_and_resumes_to_the_same_weights(rows, flags, tmp_path):
+def test_interrupted_run_saves_exits_130_and_resumes_to_the_same_weights(request, rows, flags, tmp_path):
+    """That a process of its own ends with 130 on Ctrl-C is seen in ``test_terminal``; this one trains in here."""
     from safetensors.torch import load_file
 
+    program = request.getfixturevalue("sft")  # the name is taken here
     long = [*flags, "--max-steps", "60", "--set", "training.learning_rate=1e-3"]
     sft("train", "--data", rows, "--run", "whole", *long)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sftcli", "train", "--data", str(rows), "--run", "cut", *long],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
     cut = tmp_path / "runs" / "cut"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and '"StepDone"' not in (
-        (cut / "events.jsonl").read_text(encoding="utf-8") if (cut / "events.jsonl").exists() else ""
-    ):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and '"StepDone"' not in (
+            (cut / "events.jsonl").read_text(encoding="utf-8") if (cut / "events.jsonl").exists() else ""
+        ):
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # one that comes too late must not end the tests
+    presser = Thread(target=interrupt)
+    presser.start()
+    try:
+        code, out, err = program("train", "--data", rows, "--run", "cut", *long)
+        presser.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 130, err
     assert out == ""
     assert "sft resume cut" in err
     assert not (cut / "final").exists()

@@ -165,7 +165,9 @@ def test_a_full_disk_is_74(capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_wrong_arguments_are_told_like_every_other_error(as_json: bool, capsys: Captured) -> None:
+def test_wrong_arguments_are_told_like_every_other_error(
+    as_json: bool, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = typer.Typer(rich_markup_mode="rich")
 
     @app.command("train")
@@ -177,6 +179,7 @@ def test_wrong_arguments_are_told_like_every_other_error(as_json: bool, capsys: 
         pass
 
     run = ["train", "--preste", "x"]
+    monkeypatch.setattr("sys.argv", ["sft", *run])
     code = guarded(
         lambda: app(run, prog_name="sft", standalone_mode=False), command="sft train", json=as_json
     )
