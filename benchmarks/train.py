@@ -44,7 +44,10 @@ def peak_flops(seconds: float = 1.0) -> float:
 
 def measure_sft(args: argparse.Namespace) -> dict[str, object]:
     """Take steps as ``sft train`` does."""
-    training = {"max_steps": args.steps} | dict(pair.split("=", 1) for pair in args.set)
+    training = {"max_steps": args.steps} | {
+        key: {"true": True, "false": False}.get(value, value)
+        for key, value in (pair.split("=", 1) for pair in args.set)
+    }
     peak = peak_flops()
     materials, said = materials_of(**shape(args), training=training)
     with trainer_of(materials, said) as (trainer, model):
