@@ -21,6 +21,9 @@ _IN_WORDS = {
     "less than or equal to": "must be at most",
 }
 _UNKNOWN = "No such option"
+_NO_FLAG = re.compile(r"(?P<head>Missing option .*)\. Choose from:\s*(?P<words>.*)", re.DOTALL)
+_EXTRA = re.compile(r"Got unexpected extra argument\(s\) \((?P<words>.*)\)", re.DOTALL)
+_SHORT_NAMES = {"lr": "learning_rate"}  # of settings, as other programs call them
 
 _Private = Any  # errors, contexts and parameters of Typer, of which it tells no class
 
@@ -54,7 +57,8 @@ def usage_error(error: BaseException, command: str, arguments: Sequence[str] = (
             problems.setdefault(other.text, other)
     advice = f"see `{getattr(context, 'command_path', command)} --help`"
     if len(problems) == 1:
-        return UsageError(found.text, hint=f"{found.guess} {advice}".lstrip())
+        joint = "" if not found.guess else " " if found.guess.endswith("?") else "; "
+        return UsageError(found.text, hint=f"{found.guess}{joint}{advice}")
     lines = [f"  {problem.text}{aside(problem.guess)}" for problem in problems.values()]
     return UsageError("\n".join([f"{len(lines)} problems with the arguments:", *lines]), hint=advice)
 
@@ -72,12 +76,41 @@ def _problem(error: _Private) -> _Problem:
         )
     if found := _BAD_NUMBER.fullmatch(message):
         return _Problem(text=found["head"] + _IN_WORDS[found["kind"]] + (found["bound"] or ""))
+    if found := _NO_FLAG.fullmatch(message):
+        return _Problem(text=f"{found['head']}: one of {found['words']}".replace("\n\t", " "))
+    if found := _EXTRA.fullmatch(message):
+        return _extra_words(found["words"], getattr(error, "ctx", None))
     return _Problem(text=message)
 
 
+def _extra_words(words: str, context: _Private) -> _Problem:
+    text = f"unexpected argument {words!r}"
+    if getattr(context, "info_name", "") == "generate":
+        return _Problem(text=text, guess="a prompt of several words needs quotes around it")
+    takes_none = not any(parameter.param_type_name == "argument" for parameter in _parameters(context))
+    if takes_none and "--data" in _flags(context):
+        return _Problem(text=text, guess=f"rows are named with --data {words.split()[0]}")
+    return _Problem(text=text)
+
+
 def _unknown_flag(flag: str, context: _Private) -> _Problem:
-    guess = did_you_mean(flag, _flags(context)) if flag.startswith("--") else ""
+    guess = _as_setting(flag, context)
+    if not guess and flag.startswith("--"):
+        guess = did_you_mean(flag, _flags(context))
     return _Problem(text=f"{_UNKNOWN}: {flag}", guess=guess)
+
+
+def _as_setting(flag: str, context: _Private) -> str:
+    """Return how to give a value to the setting that is called like ``flag``, or nothing where there is none."""
+    if "--set" not in _flags(context):
+        return ""
+    from sftcli.config.sources import FIELDS
+
+    name = flag.removeprefix("--").replace("-", "_")
+    name = _SHORT_NAMES.get(name, name)
+    return next(
+        (f"it is a setting: --set {key}=VALUE" for key in FIELDS if key.rpartition(".")[2] == name), ""
+    )
 
 
 def _unknown_flags(context: _Private, arguments: Sequence[str]) -> Iterator[_Problem]:

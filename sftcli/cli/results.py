@@ -169,7 +169,10 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
             tables.show_text(f"{name}: {difference.value:+.3f} against the base, 95% interval {bounds}", err)
     if report.verdict is not None:
         tables.show_text(_verdict_text(report.verdict), err, wrap=True)
-    for miss in report.misses[:SHOWN_MISSES]:
+    shown = report.misses[:SHOWN_MISSES]
+    if shown:
+        tables.show_text(f"wrong answers, {len(shown)} of {count(tuned.answered - tuned.matched)}:", err)
+    for miss in shown:
         tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}", err)
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from enum import StrEnum
 from functools import lru_cache
+from pathlib import PurePath
+from shlex import quote
 
 from sftcli.data.records import Origin
 from sftcli.errors import DataError, Location
@@ -131,9 +133,16 @@ def unknown_shape(fields: Mapping[str, object], origin: Origin) -> DataError:
     """Return the error for rows of no known format: their columns, and how to map them to the nearest one."""
     nested = next((name for name, value in fields.items() if _holds_rows(value)), "")
     if nested:
-        hint = f"the rows seem to be inside {nested!r}: jq -c '.{nested}[]' {origin.path} > rows.jsonl"
+        # Never into the file that is read: the shell would empty it first.
+        source, target = quote(origin.path), quote(f"{PurePath(origin.path).stem}-rows.jsonl")
+        hint = f"the rows seem to be inside {nested!r}: jq -c '.{nested}[]' {source} > {target}"
     else:
-        hint = near_format(fields) or "map them to a known format: --map prompt=COLUMN --map response=COLUMN"
+        near = near_format(fields)
+        hint = (
+            f"they can be read as {near}"
+            if near
+            else "map them to a known format: --map prompt=COLUMN --map response=COLUMN"
+        )
     return DataError(
         f"{origin}: the columns {', '.join(map(repr, fields)) or '(none)'} are of no known format",
         hint=hint,
@@ -154,7 +163,7 @@ def near_format(fields: Mapping[str, object]) -> str:
     maps = [f"--map {ours}={_quoted(theirs)}" for ours, theirs in pairs[best].items() if ours != theirs]
     missing = [names for names in SHAPES[best].needed if not any(name in pairs[best] for name in names)]
     maps += [f"--map {names[0]}=COLUMN" for names in missing]
-    return f"{best}, with {' '.join(maps)}"
+    return f"{best} rows, with {' '.join(maps)}"
 
 
 def _nearest_columns(shape: Shape, fields: Iterable[str]) -> dict[str, str]:

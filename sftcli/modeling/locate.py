@@ -192,4 +192,4 @@ def _nearest(path: Path) -> str:
 
 
 def _kinds() -> str:
-    return f"a model is {ALIAS}, a folder, a .gguf file, or OWNER/NAME on the hub"
+    return f"a model is {ALIAS}, a folder, a .gguf file, or OWNER/NAME on the hub; `sft runs` lists runs"

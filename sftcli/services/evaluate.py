@@ -11,10 +11,11 @@ from sftcli.data.example import CUT_ANSWERS
 from sftcli.errors import DataError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.extras import install_command
+from sftcli.services.finding import find_sources
 from sftcli.services.intervals import Interval
 from sftcli.services.models import ModelChoice, base_of, choose_model
 from sftcli.services.place import find_place
-from sftcli.services.prepare import PreparedData, find_sources, prepare_data
+from sftcli.services.prepare import PreparedData, prepare_data
 from sftcli.services.processes import Peers, joined
 from sftcli.services.report import write_report
 from sftcli.services.run_folder import RunFolder, write_json

@@ -8,7 +8,8 @@ from sftcli.modeling.remote_code import allow_code
 from sftcli.services.base_model import locate_base
 from sftcli.services.building import Materials
 from sftcli.services.comparing import fingerprints
-from sftcli.services.prepare import find_sources, prepare_data, require_rows
+from sftcli.services.finding import find_sources
+from sftcli.services.prepare import prepare_data, require_rows
 from sftcli.services.requirements import check_machine
 from sftcli.services.run_folder import RunFolder
 from sftcli.services.thresholds import find_exceeded, find_unfit, require, require_fit

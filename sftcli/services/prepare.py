@@ -1,7 +1,7 @@
 """Data to prepared examples: read, convert, split, render, prove, count, store. Done once for the same input."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -12,26 +12,16 @@ from sftcli.config.sources import Settings
 from sftcli.data.audit import AuditSummary
 from sftcli.data.example import Example
 from sftcli.data.prepared import TEXT, TRAIN, PreparedDataset, open_prepared
-from sftcli.data.records import Source, parse_source
 from sftcli.data.tokenview import TokenView, describe_tokens
-from sftcli.errors import DataError, NotFoundError, OutputError, SftError, StorageError, UsageError
+from sftcli.errors import DataError, OutputError, SftError, StorageError
 from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.services.base_model import locate_base
+from sftcli.services.finding import Sources, find_sources
 from sftcli.services.preparation import Preparation
 from sftcli.services.rows_folder import check_free, write_rows
 from sftcli.services.thresholds import find_exceeded, find_unfit, reasons_with_rows
-from sftcli.suggest import aside
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
-    """Where rows are, found but not yet read."""
-
-    train: tuple[Source, ...]
-    heldout: tuple[Source, ...]
-    text: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,55 +137,6 @@ def _shown(example: Example, tokenizer: HFChatTokenizer) -> ShownRow:
         num_trained=int(example.loss_mask.sum()),
         flags=tuple(sorted(example.flags)),
         tokens=tuple(describe_tokens(example, tokenizer)),
-    )
-
-
-def find_sources(data: DataSettings) -> Sources:
-    """Find what ``data`` names: fast, so that a slip of the finger is told before a model is fetched for nothing.
-
-    Raises:
-        UsageError: No source was named.
-        NotFoundError: A file is not there.
-    """
-    if not data.sources and not data.heldout_sources:
-        raise UsageError(
-            "there is no data to train on",
-            hint="name a file or a hub data set: --data rows.jsonl, or use a preset",
-        )
-    if data.text_fraction and not data.text_sources:
-        raise UsageError(
-            f"data.text_fraction is {data.text_fraction}, and there is no plain text to take it from",
-            hint="name some: --set data.text_sources=texts.jsonl, rows with a column text",
-        )
-    missing: list[NotFoundError] = []
-    train, heldout, text = (
-        tuple(_parsed(names, missing)) for names in (data.sources, data.heldout_sources, data.text_sources)
-    )
-    if missing:
-        raise _in_one(missing)
-    if repeated := next((source for source in heldout if source.times > 1), None):
-        raise UsageError(
-            f"{repeated.text!r}: held-out rows are scored once, they cannot be repeated",
-            hint=f"leave out x{repeated.times}",
-        )
-    return Sources(train=train, heldout=heldout, text=text)
-
-
-def _parsed(names: Sequence[str], missing: list[NotFoundError]) -> Iterator[Source]:
-    for name in names:
-        try:
-            yield parse_source(name)
-        except NotFoundError as error:
-            missing.append(error)
-
-
-def _in_one(missing: Sequence[NotFoundError]) -> NotFoundError:
-    first = missing[0]
-    if len(missing) == 1:
-        return first
-    lines = [f"  {error.message}{aside(error.hint)}" for error in missing]
-    return NotFoundError(
-        "\n".join([f"{len(missing)} sources are not there:", *lines]), location=first.location
     )
 
 

@@ -140,7 +140,10 @@ def create_run(settings: RunSettings, *, label: str) -> RunFolder:
             return RunFolder(folder)
     except FileExistsError as error:
         if settings.name is not None and (root / settings.name / "run.json").is_file():
-            hint = f"go on with it: sft resume {settings.name}, or choose another name with --run"
+            run = RunFolder(root / settings.name)
+            hint = "choose another name with --run"
+            if not run.is_finished:
+                hint = f"go on with it: sft resume {settings.name}, or {hint}"
         else:
             hint = "choose another name with --run"
         raise OutputError(f"{error.filename} exists already", hint=hint) from error

@@ -8,7 +8,8 @@ import pytest
 from sftcli.config.data_settings import DataSettings
 from sftcli.errors import DataError
 from sftcli.events import Event, NeverStop, Progressed
-from sftcli.services.prepare import find_sources, prepare_data
+from sftcli.services.finding import find_sources
+from sftcli.services.prepare import prepare_data
 
 
 def prepared() -> list[Path]:

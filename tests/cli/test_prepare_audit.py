@@ -7,7 +7,8 @@ import pytest
 
 from sftcli.config.data_settings import DataSettings
 from sftcli.events import NeverStop, Progressed
-from sftcli.services.prepare import find_sources, prepare_data
+from sftcli.services.finding import find_sources
+from sftcli.services.prepare import prepare_data
 from tests.support.recording import RecordingSink
 from tests.support.runs import write_rows
 

@@ -17,7 +17,8 @@ from sftcli.events import NeverStop
 from sftcli.modeling.folder import check_model_folder, read_json
 from sftcli.modeling.pt_checkpoint import read_pt
 from sftcli.modeling.tokenizer_files import read_tokenizer_files
-from sftcli.services.prepare import PreparedData, find_sources, prepare_data
+from sftcli.services.finding import find_sources
+from sftcli.services.prepare import PreparedData, prepare_data
 from tests.support.forked import run_forked
 from tests.support.recording import RecordingSink
 from tests.support.tiny_model import build_tiny_model

@@ -14,7 +14,8 @@ from sftcli.data.prepared import HELDOUT, TRAIN, PreparedWriter, open_prepared
 from sftcli.data.records import Origin
 from sftcli.errors import DataError
 from sftcli.events import NeverStop, Warned
-from sftcli.services.prepare import find_sources, prepare_data
+from sftcli.services.finding import find_sources
+from sftcli.services.prepare import prepare_data
 from tests.crash.test_two_trainers import start_together
 from tests.support.faulty_disk import CountingDisk, KillingDisk
 from tests.support.forked import run_forked

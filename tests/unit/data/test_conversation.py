@@ -176,7 +176,7 @@ def test_a_late_row_of_no_known_format_is_refused_with_the_nearest_one():
     read = records({"text": "a"}, {"instrction": "c", "output": "d"})
     with pytest.raises(DataError, match=r"rows\.jsonl:2 is of no known format") as caught:
         detect_schema(read)
-    assert "alpaca, with --map instruction=instrction" in caught.value.hint
+    assert "nearest to alpaca rows, with --map instruction=instrction" in caught.value.hint
 
 
 def test_alpaca_rows_with_a_text_column_are_not_taken_for_plain_text():
@@ -192,17 +192,23 @@ def test_a_row_that_lacks_a_column_is_rejected_and_the_others_are_kept():
 @pytest.mark.parametrize(
     ("row", "hint"),
     [
-        ({"instrction": "a", "output": "b"}, "alpaca, with --map instruction=instrction"),
+        (
+            {"instrction": "a", "output": "b"},
+            "they can be read as alpaca rows, with --map instruction=instrction",
+        ),
         (
             {"Prompt": "a", "Completion": "b"},
-            "prompt/completion, with --map prompt=Prompt --map completion=Completion",
+            "they can be read as prompt/completion rows, with --map prompt=Prompt --map completion=Completion",
         ),
-        ({"prompt ": "a", "response": "b"}, "prompt/response, with --map prompt='prompt '"),
-        ({"question": "a", "reply": "b"}, "openorca, with --map response=COLUMN"),
+        (
+            {"prompt ": "a", "response": "b"},
+            "they can be read as prompt/response rows, with --map prompt='prompt '",
+        ),
+        ({"question": "a", "reply": "b"}, "they can be read as openorca rows, with --map response=COLUMN"),
         ({"q": 1}, "map them to a known format: --map prompt=COLUMN --map response=COLUMN"),
         (
             {"data": [{"prompt": "a"}]},
-            "the rows seem to be inside 'data': jq -c '.data[]' rows.jsonl > rows.jsonl",
+            "the rows seem to be inside 'data': jq -c '.data[]' rows.jsonl > rows-rows.jsonl",
         ),
     ],
 )
