@@ -143,12 +143,22 @@ def test_name_of_a_run_that_never_began_is_free_for_the_right_command(sft, rows,
 
 
 def test_run_without_a_name_that_never_began_leaves_no_folder(sft, rows, tiny_model):
-    code, _, err = sft("train", "--data", "rws.jsonl", "--model", tiny_model)
-    assert code == 66
+    rows.write_text('{"x": 1}\n', encoding="utf-8")
+    code, _, err = sft("train", "--data", rows, "--model", tiny_model)
+    assert code == 65
     assert "is removed: the run ended before its first step" in err
     assert list((rows.parent / "runs").iterdir()) == []
 
 
+def test_wrong_name_of_rows_is_told_before_torch_is_loaded_and_a_run_is_made(sft, rows, tiny_model):
+    code, _, err = sft("train", "--data", "rws.jsonl", "--model", tiny_model)
+    assert code == 66
+    assert "did you mean 'rows.jsonl'?" in err
+    assert "loading" not in err
+    assert not (rows.parent / "runs").exists()
+
+
 def test_run_with_a_name_that_never_began_keeps_its_log(sft, rows, tiny_model):
-    sft("train", "--data", "rws.jsonl", "--model", tiny_model, "--run", "mine")
+    rows.write_text('{"x": 1}\n', encoding="utf-8")
+    sft("train", "--data", rows, "--model", tiny_model, "--run", "mine")
     assert (rows.parent / "runs" / "mine" / "training.log").is_file()
