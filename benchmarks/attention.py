@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from sftcli.modeling.cpu_attention import _BACKWARD, _FORWARD
+from sftcli.modeling.cpu_attention import BACKWARD, FORWARD
 
 HEADS, KV_HEADS, HEAD_SIZE = 9, 3, 64
 
@@ -32,15 +32,15 @@ def main() -> None:
     for length in (32, 64, 128, 256, 384, 512, 768, 1024, 2048):
         rows = torch.randn(1, length, HEADS + 2 * KV_HEADS, HEAD_SIZE).bfloat16().transpose(1, 2)
         parts = rows.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
-        seen, weights = _FORWARD(*parts, 0.0, True)
+        seen, weights = FORWARD(*parts, 0.0, True)
         gradient = torch.randn_like(seen)
 
         def widened() -> list[torch.Tensor]:
             wide = [part.float() for part in (gradient, *parts, seen)]  # noqa: B023
-            return [part.bfloat16() for part in _BACKWARD(*wide, weights, 0.0, True)]  # noqa: B023
+            return [part.bfloat16() for part in BACKWARD(*wide, weights, 0.0, True)]  # noqa: B023
 
-        forward = milliseconds(lambda: _FORWARD(*parts, 0.0, True))  # noqa: B023
-        backward = milliseconds(lambda: _BACKWARD(gradient, *parts, seen, weights, 0.0, True))  # noqa: B023
+        forward = milliseconds(lambda: FORWARD(*parts, 0.0, True))  # noqa: B023
+        backward = milliseconds(lambda: BACKWARD(gradient, *parts, seen, weights, 0.0, True))  # noqa: B023
         print(f"{length:>7}{forward:>10.2f}{backward:>11.2f}{milliseconds(widened):>13.2f}", flush=True)
 
 

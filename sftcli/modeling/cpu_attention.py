@@ -10,8 +10,8 @@ import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 _LONGEST_WIDENED = 384  # tokens of a document up to which the backward pass is faster in float32
-_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def can_attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
@@ -40,8 +40,8 @@ class CpuAttention(torch.autograd.Function):
         """Return (1, T, heads, D) for ``query`` (1, heads, T, D); ``key`` and ``value`` may have fewer heads."""
         seen = query.new_empty(query.transpose(1, 2).shape)
         weights = []  # logarithms of what the softmax divides by, (1, heads, n) float32
-        for part, *document in _documents(lengths, seen.transpose(1, 2), query, key, value):
-            made, weight = _FORWARD(*document, 0.0, True, scale=scale)
+        for part, *document in split_documents(lengths, seen.transpose(1, 2), query, key, value):
+            made, weight = FORWARD(*document, 0.0, True, scale=scale)
             part.copy_(made)
             weights.append(weight)
         ctx.save_for_backward(query, key, value, seen, *weights)
@@ -57,17 +57,17 @@ class CpuAttention(torch.autograd.Function):
         made = [part.new_empty(part.transpose(1, 2).shape).transpose(1, 2) for part in (query, key, value)]
         given = (gradient.transpose(1, 2), query, key, value, seen.transpose(1, 2))
         for weight, length, document, targets in zip(
-            weights, lengths, _documents(lengths, *given), _documents(lengths, *made), strict=True
+            weights, lengths, split_documents(lengths, *given), split_documents(lengths, *made), strict=True
         ):
             if length <= _LONGEST_WIDENED:
                 document = [part.float() for part in document]
-            parts = _BACKWARD(*document, weight, 0.0, True, scale=scale)
+            parts = BACKWARD(*document, weight, 0.0, True, scale=scale)
             for target, part in zip(targets, parts, strict=True):
                 target.copy_(part)
         return *made, None, None
 
 
-def _documents(lengths: Sequence[int], *parts: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+def split_documents(lengths: Sequence[int], *parts: torch.Tensor) -> Iterator[list[torch.Tensor]]:
     """Yield ``parts`` (1, heads, T, D) of one document after the other."""
     pieces = [torch.split(part, list(lengths), dim=2) for part in parts]
     yield from map(list, zip(*pieces, strict=True))

@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from sftcli.modeling.cpu_attention import CpuAttention, can_attend
+from sftcli.modeling.cpu_attention import CpuAttention, can_attend, split_documents
 
 NAME = "sft_documents"  # what transformers knows this attention as
 _PLAIN = "sdpa"
@@ -106,9 +106,10 @@ def _attend(
         bounds = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
         return varlen(*rows, *bounds, scale=scaling, window_size=window, enable_gqa=True)[None], None
     lengths: list[int] = cu_seq_lens_q.diff().tolist()
-    if not dropout and max(lengths) <= (sliding_window or max(lengths)) and can_attend(query, key, value):
+    is_whole = sliding_window is None or max(lengths) <= sliding_window
+    if not dropout and is_whole and can_attend(query, key, value):
         return CpuAttention.apply(query, key, value, lengths, scaling), None  # type: ignore[no-untyped-call]
-    documents = zip(*(torch.split(part, lengths, dim=2) for part in (query, key, value)), strict=True)
+    documents = split_documents(lengths, query, key, value)
     return torch.cat(
         [one(*parts, mask=_window(parts[0], sliding_window)) for parts in documents], dim=1
     ), None

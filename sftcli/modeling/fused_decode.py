@@ -16,7 +16,7 @@ from torch.nn import Linear
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
-from sftcli.modeling.matrices import Product, products_of
+from sftcli.modeling.matrices import MakeProduct, Product, products_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,11 +55,10 @@ class FusedStep:
         body = cast("LlamaForCausalLM", model).model
         self.embedding, self.norm = body.embed_tokens.weight, body.norm.weight
         self.rotary = body.rotary_emb
-        joined = [_joined_layer(layer) for layer in body.layers]
+        product = products_of([module.weight for module in model.modules() if isinstance(module, Linear)])
         head = cast("Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
-        product = products_of([head.weight, *(weight for layer in joined for weight, _ in layer.products)])
         self.head = product(head.weight, None)
-        self.layers = [layer.fused(product) for layer in joined]
+        self.layers = [_fused(layer, product) for layer in body.layers]
         self.cos = self.sin = torch.empty(0)  # (positions, head size)
 
     def new_caches(self, slots: int, room: int) -> list[torch.Tensor]:
@@ -166,41 +165,19 @@ def _is_plain(model: "PreTrainedModel") -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _JoinedLayer:
-    """Weights of a layer, those that read one input joined; ``products`` are (weight, bias) in the order of ``FusedLayer``."""
-
-    attention_norm: torch.Tensor
-    mlp_norm: torch.Tensor
-    products: tuple[tuple[torch.Tensor, torch.Tensor | None], ...]
-
-    def fused(self, product: Callable[[torch.Tensor, torch.Tensor | None], Product]) -> FusedLayer:
-        qkv, out, gate_up, down = (product(*pair) for pair in self.products)
-        return FusedLayer(
-            attention_norm=self.attention_norm,
-            qkv=qkv,
-            out=out,
-            mlp_norm=self.mlp_norm,
-            gate_up=gate_up,
-            down=down,
-        )
-
-
-def _joined_layer(layer: torch.nn.Module) -> _JoinedLayer:
+def _fused(layer: torch.nn.Module, product: MakeProduct) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
     assert isinstance(attention, torch.nn.Module)
     assert isinstance(mlp, torch.nn.Module)
     qkv = [cast("Linear", getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj")]
     has_bias = qkv[0].bias is not None
-    return _JoinedLayer(
+    return FusedLayer(
         attention_norm=_weight(layer.input_layernorm),
+        qkv=product(_joined(qkv), torch.cat([module.bias for module in qkv]) if has_bias else None),
+        out=product(_weight(attention.o_proj), None),
         mlp_norm=_weight(layer.post_attention_layernorm),
-        products=(
-            (_joined(qkv), torch.cat([module.bias for module in qkv]) if has_bias else None),
-            (_weight(attention.o_proj), None),
-            (_joined([cast("Linear", mlp.gate_proj), cast("Linear", mlp.up_proj)]), None),
-            (_weight(mlp.down_proj), None),
-        ),
+        gate_up=product(_joined([cast("Linear", mlp.gate_proj), cast("Linear", mlp.up_proj)]), None),
+        down=product(_weight(mlp.down_proj), None),
     )
 
 

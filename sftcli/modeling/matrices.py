@@ -9,15 +9,14 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from sftcli.runtime import has_fast_bf16, total_memory_bytes
 
 Product = Callable[[torch.Tensor], torch.Tensor]  # (T, in) -> (T, out)
+MakeProduct = Callable[[torch.Tensor, torch.Tensor | None], Product]  # of a weight, (out, in), and a bias
 
 _LARGEST_SHARE = 0.1  # of the machine's memory that weights may take a second time
 _ROWS = 8  # the number of rows that a layout is made for; it serves any other
 
 
-def products_of(
-    weights: Sequence[torch.Tensor],
-) -> Callable[[torch.Tensor, torch.Tensor | None], Product]:
-    """Return what makes a product of a weight, (out, in), and a bias, for weights of which ``weights`` are all.
+def products_of(weights: Sequence[torch.Tensor]) -> MakeProduct:
+    """Return what makes the products of a model whose weights are ``weights``.
 
     A CPU with bfloat16 matrix units reads a weight in blocks of its own, into which each product would copy it first. Where
     memory has room for a second copy the blocks are made here, once.

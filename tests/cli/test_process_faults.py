@@ -13,15 +13,14 @@ from tests.support.several import (
     end,
     events,
     flags,
+    make_place,
     sft,
     signal_after,
     start,
     steps,
     train_here,
     wait_until,
-    write_rows,
 )
-from tests.support.tiny_model import build_tiny_model
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc"),
@@ -35,10 +34,7 @@ SECONDS = 10  # in which all have to end
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faults")
-    write_rows(folder / "rows.jsonl")
-    build_tiny_model(folder / "model")
-    return folder
+    return make_place(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.fixture(scope="module")

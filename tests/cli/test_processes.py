@@ -14,12 +14,12 @@ from tests.support.several import (
     checkpoint_bytes,
     end,
     flags,
+    make_place,
     sft,
     start,
     steps,
     train_here,
     weights,
-    write_rows,
 )
 from tests.support.tiny_model import build_tiny_model
 from tests.support.tiny_modern import build_tiny_pt
@@ -31,9 +31,7 @@ pytestmark = (
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("processes")
-    write_rows(folder / "rows.jsonl")
-    build_tiny_model(folder / "model")
+    folder = make_place(tmp_path_factory.mktemp("processes"))
     build_tiny_model(folder / "dropout", dropout=0.1)
     return folder
 

@@ -15,8 +15,7 @@ from tests.support.counting import TrafficCounter
 from tests.support.fed_rows import record_fed, rows_of_steps
 from tests.support.processes import run_together
 from tests.support.recording import MemoryStore
-from tests.support.several import assert_same_training, steps, train_here, train_together, write_rows
-from tests.support.tiny_model import build_tiny_model
+from tests.support.several import assert_same_training, make_place, steps, train_here, train_together
 from tests.support.training import build_trainer
 
 STEPS, BATCH = 8, 6
@@ -24,10 +23,7 @@ STEPS, BATCH = 8, 6
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("together")
-    write_rows(folder / "rows.jsonl")
-    build_tiny_model(folder / "model")
-    return folder
+    return make_place(tmp_path_factory.mktemp("together"))
 
 
 def train_and_record(place: Path, run: str, *changes: str) -> None:

@@ -22,6 +22,7 @@ from sftcli.events import NeverStop
 from sftcli.services.processes import OVER, PREFIX
 from sftcli.services.train import TrainRequest, run_training
 from tests.support.forked import end_forked, start_forked
+from tests.support.tiny_model import build_tiny_model
 
 REPO = Path(__file__).parents[2]
 FLAGS = (
@@ -152,6 +153,13 @@ def assert_same_training(place: Path, run: str, other: str, name: str = "final/m
     assert stored.keys() == expected.keys()
     for key, tensor in stored.items():
         torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-5)
+
+
+def make_place(folder: Path) -> Path:
+    """Put rows and the tiny model into ``folder``, for trainings there."""
+    write_rows(folder / "rows.jsonl")
+    build_tiny_model(folder / "model")
+    return folder
 
 
 def ranks_of(launcher: subprocess.Popen[str]) -> dict[int, int]:
