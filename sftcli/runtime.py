@@ -28,6 +28,7 @@ _CPU_PROBES = (
     "_is_avx512_bf16_supported",
 )  # instruction sets with bfloat16 products
 _MATMUL_SECONDS = 0.04
+_WORTH_LEAVING = 1.1  # times as fast as bfloat16 that float32 must be to train in it, so that noise seldom decides
 
 
 def choose_device() -> torch.device:
@@ -39,8 +40,8 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
-def has_fast_bf16(device: torch.device) -> bool:
-    """Tell whether bfloat16 matrix products run in hardware on ``device``."""
+def has_bf16_products(device: torch.device) -> bool:
+    """Tell whether ``device`` has instructions for bfloat16 matrix products."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -57,13 +58,29 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "fp32":
         return torch.float32
     if precision == "bf16":
-        if device.type == "cuda" and not has_fast_bf16(device):
+        if device.type == "cuda" and not has_bf16_products(device):
             raise ResourceError(
                 f"{torch.cuda.get_device_name(device)} has no bfloat16 matrix products",
                 hint="pass --set training.precision=fp32",
             )
         return torch.bfloat16
-    return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    return torch.bfloat16 if has_bf16_products(device) else torch.float32
+
+
+def choose_training_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of matrix products in training, which large products decide.
+
+    There are processors whose bfloat16 instructions do half the work of the float32 ones; ``auto`` measures both.
+    Answers, which take as long as reading the weights, come no sooner in float32 there.
+
+    Raises:
+        ResourceError: As ``choose_dtype``.
+    """
+    dtype = choose_dtype(precision, device)
+    if precision == "auto" and device.type == "cpu" and dtype is torch.bfloat16:
+        rate, wide_rate = matmul_flops(device, dtype), matmul_flops(device, torch.float32)
+        return torch.float32 if wide_rate > _WORTH_LEAVING * rate else dtype
+    return dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:

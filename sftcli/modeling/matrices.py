@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from sftcli.runtime import has_fast_bf16, total_memory_bytes
+from sftcli.runtime import has_bf16_products, total_memory_bytes
 
 Product = Callable[[torch.Tensor], torch.Tensor]  # (T, in) -> (T, out)
 MakeProduct = Callable[[torch.Tensor, torch.Tensor | None], Product]  # of a weight, (out, in), and a bias
@@ -26,7 +26,7 @@ def products_of(weights: Sequence[torch.Tensor]) -> MakeProduct:
     if (
         device.type == "cpu"
         and all(weight.dtype == torch.bfloat16 for weight in weights)
-        and has_fast_bf16(device)
+        and has_bf16_products(device)
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and size <= _LARGEST_SHARE * total_memory_bytes(device)
     ):

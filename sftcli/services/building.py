@@ -16,7 +16,7 @@ from sftcli.modeling.fused import fuse_layers
 from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model
 from sftcli.modeling.locate import LocatedModel
 from sftcli.modeling.model_folder import write_model_files
-from sftcli.runtime import choose_device, choose_dtype, dtype_name, matmul_flops
+from sftcli.runtime import choose_device, choose_training_dtype, dtype_name, matmul_flops
 from sftcli.services.adapters import AdapterFiles, adapter_files, load_with_adapter
 from sftcli.services.counting import counted
 from sftcli.services.prepare import PreparedData
@@ -79,7 +79,9 @@ def build_trainer(
     group = group or Group()
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
-    dtype = choose_dtype(settings.training.precision, device)
+    dtype = choose_training_dtype(settings.training.precision, device)
+    if group.any(dtype is torch.float32):  # each process measures for itself
+        dtype = torch.float32
     shares = shares_weights(settings, located.folder, group, dtype=dtype, device=device)
     model, adapter = _load(materials, dtype, torch.device("cpu") if shares else device, emit)
     weights = make_weights(model, settings, group, dtype=dtype, device=device, shares=shares)

@@ -5,7 +5,7 @@ import torch
 
 from sftcli.modeling import matrices
 from sftcli.modeling.matrices import products_of
-from sftcli.runtime import has_fast_bf16
+from sftcli.runtime import has_bf16_products
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def test_product_is_that_of_linear(dtype, with_bias, rows):
     torch.testing.assert_close(ours.double(), exact, atol=0.1 if dtype == torch.bfloat16 else 1e-4, rtol=0)
 
 
-@pytest.mark.skipif(not has_fast_bf16(CPU), reason="the processor has no bfloat16 matrix units")
+@pytest.mark.skipif(not has_bf16_products(CPU), reason="the processor has no bfloat16 matrix units")
 def test_weights_are_laid_out_again_only_where_memory_has_room(monkeypatch):
     weight = torch.ones(48, 32, dtype=torch.bfloat16)
     assert products_of([weight]) is matrices._blocked
