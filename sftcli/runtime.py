@@ -1,7 +1,9 @@
 """The machine: which device and precision to use, memory, random state. The only module that asks what hardware is there."""
 
+import ctypes
 import math
 import os
+import platform
 import random
 import resource
 import sys
@@ -27,8 +29,11 @@ _CPU_PROBES = (
     "_is_amx_tile_supported",
     "_is_avx512_bf16_supported",
 )  # instruction sets with bfloat16 products
+_GLIBC = platform.libc_ver()[0] == "glibc"
 _MATMUL_SECONDS = 0.04
-_WORTH_LEAVING = 1.1  # times as fast as bfloat16 that float32 must be to train in it, so that noise seldom decides
+_WORTH_LEAVING = (
+    1.1  # times as fast as bfloat16 that float32 must be to train in it, so that noise seldom decides
+)
 
 
 def choose_device() -> torch.device:
@@ -147,10 +152,28 @@ def total_memory_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def keep_freed_memory(device: torch.device) -> bool:
+    """Let this process keep what tensors on a CPU free, for those of the next step; tell whether it does so now.
+
+    The C library gives large blocks back to the system at once, and the system clears each page that it hands out again:
+    5 to 10 % of a step (``docs/speed.md``). What a user set for the allocator stays.
+    """
+    is_set = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
+        name.startswith("MALLOC_") and name.endswith("_") for name in os.environ
+    )
+    if device.type != "cpu" or is_set or not _GLIBC:
+        return False
+    libc = ctypes.CDLL(None)
+    # M_MMAP_MAX and M_TRIM_THRESHOLD of <malloc.h>: no block by itself, and none given back at the end of the heap.
+    return bool(libc.mallopt(-4, 0) and libc.mallopt(-1, 2**31 - 1))
+
+
 def release_memory(device: torch.device) -> None:
-    """Give memory that torch keeps for later back to the device."""
+    """Give memory that is kept for later back to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "cpu" and _GLIBC:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,13 @@ from sftcli.modeling.fused import fuse_layers
 from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model
 from sftcli.modeling.locate import LocatedModel
 from sftcli.modeling.model_folder import write_model_files
-from sftcli.runtime import choose_device, choose_training_dtype, dtype_name, matmul_flops
+from sftcli.runtime import (
+    choose_device,
+    choose_training_dtype,
+    dtype_name,
+    keep_freed_memory,
+    matmul_flops,
+)
 from sftcli.services.adapters import AdapterFiles, adapter_files, load_with_adapter
 from sftcli.services.counting import counted
 from sftcli.services.prepare import PreparedData
@@ -79,6 +85,7 @@ def build_trainer(
     group = group or Group()
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
+    keep_freed_memory(device)
     dtype = choose_training_dtype(settings.training.precision, device)
     if group.any(dtype is torch.float32):  # each process measures for itself
         dtype = torch.float32
