@@ -141,6 +141,7 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        release_memory(device)
         with suppress(OSError):  # not Linux
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

@@ -25,6 +25,44 @@ def can_attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> b
     )
 
 
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Sequence[int], scale: float | None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return (1, T, heads, D) for ``query`` (1, heads, T, D), and what ``attend_backward`` needs besides.
+
+    That is for each document the logarithms of what the softmax divides by, (1, heads, n) float32.
+    """
+    seen = query.new_empty(query.transpose(1, 2).shape)
+    weights = []
+    for part, *document in split_documents(lengths, seen.transpose(1, 2), query, key, value):
+        made, weight = FORWARD(*document, 0.0, True, scale=scale)
+        part.copy_(made)
+        weights.append(weight)
+    return seen, weights
+
+
+def attend_backward(
+    gradient: torch.Tensor,
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    seen: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    lengths: Sequence[int],
+    scale: float | None,
+) -> list[torch.Tensor]:
+    """Return the gradients of query, key and value in ``parts``, in the layout that (1, T, heads, D) has."""
+    made = [part.new_empty(part.transpose(1, 2).shape).transpose(1, 2) for part in parts]
+    given = (gradient.transpose(1, 2), *parts, seen.transpose(1, 2))
+    for weight, length, document, targets in zip(
+        weights, lengths, split_documents(lengths, *given), split_documents(lengths, *made), strict=True
+    ):
+        if length <= _LONGEST_WIDENED:
+            document = [part.float() for part in document]
+        results = BACKWARD(*document, weight, 0.0, True, scale=scale)
+        for target, result in zip(targets, results, strict=True):
+            target.copy_(result)
+    return made
+
+
 class CpuAttention(torch.autograd.Function):
     """Flash attention (Dao 2023, arXiv:2307.08691), document by document, with grouped heads."""
 
@@ -38,12 +76,7 @@ class CpuAttention(torch.autograd.Function):
         scale: float | None,
     ) -> torch.Tensor:
         """Return (1, T, heads, D) for ``query`` (1, heads, T, D); ``key`` and ``value`` may have fewer heads."""
-        seen = query.new_empty(query.transpose(1, 2).shape)
-        weights = []  # logarithms of what the softmax divides by, (1, heads, n) float32
-        for part, *document in split_documents(lengths, seen.transpose(1, 2), query, key, value):
-            made, weight = FORWARD(*document, 0.0, True, scale=scale)
-            part.copy_(made)
-            weights.append(weight)
+        seen, weights = attend(query, key, value, lengths, scale)
         ctx.save_for_backward(query, key, value, seen, *weights)
         ctx.lengths, ctx.scale = lengths, scale  # type: ignore[attr-defined]
         return seen
@@ -51,19 +84,10 @@ class CpuAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of ``query``, ``key`` and ``value``, in the layout that (1, T, heads, D) has."""
+        """Return the gradients of ``query``, ``key`` and ``value``."""
         query, key, value, seen, *weights = ctx.saved_tensors  # type: ignore[attr-defined]
         lengths, scale = ctx.lengths, ctx.scale  # type: ignore[attr-defined]
-        made = [part.new_empty(part.transpose(1, 2).shape).transpose(1, 2) for part in (query, key, value)]
-        given = (gradient.transpose(1, 2), query, key, value, seen.transpose(1, 2))
-        for weight, length, document, targets in zip(
-            weights, lengths, split_documents(lengths, *given), split_documents(lengths, *made), strict=True
-        ):
-            if length <= _LONGEST_WIDENED:
-                document = [part.float() for part in document]
-            parts = BACKWARD(*document, weight, 0.0, True, scale=scale)
-            for target, part in zip(targets, parts, strict=True):
-                target.copy_(part)
+        made = attend_backward(gradient, (query, key, value), seen, weights, lengths, scale)
         return *made, None, None
 
 

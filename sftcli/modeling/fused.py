@@ -1,4 +1,4 @@
-"""Norms and gated feed-forward blocks of decoders as single operations that keep less for the backward pass.
+"""Layers, norms and gated feed-forward blocks of decoders as few operations that keep less for the backward pass.
 
 The modules stay where they are, with their weights and names; only what they run while gradients are recorded changes.
 They are found by what they are made of, not by the name of a model, and each kind is tried on random input first: what
@@ -13,11 +13,24 @@ import torch
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-_PARTS = ("gate_proj", "up_proj", "down_proj")
-_TOLERANCE = 1e-4  # of float32 sums in another order; another formula is off by far more
-_PROBE_SHAPE = (2, 3)
+from sftcli.modeling.fused_layer import is_layer, layer_forward, try_on_documents
+from sftcli.modeling.fused_math import (
+    Activation,
+    feed_forward_backward,
+    gate_and_up,
+    has_hooks,
+    norm_backward,
+    norm_epsilon,
+    norm_scale,
+    normed,
+)
 
-Forward = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
+_PARTS = ("gate_proj", "up_proj", "down_proj")
+_TOLERANCE = 1e-3  # of float32 sums in another order; another formula is off by far more
+_PROBE_SHAPE = (2, 3)
+_LAYER_SHAPE = (1, 5)
+
+Forward = Callable[..., torch.Tensor]  # of a module and its input
 
 
 class RmsNorm(torch.autograd.Function):
@@ -25,24 +38,19 @@ class RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """Return the normed ``x`` (..., D), rounded where the modules of transformers round."""
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)  # (..., 1)
+        """Return the normed ``x`` (..., D)."""
+        scale = norm_scale(x, epsilon)
         ctx.save_for_backward(x, weight, scale)
-        return weight * (wide * scale).to(x.dtype)
+        return normed(x, weight, scale)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of ``x`` and ``weight``."""
         x, weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-        normal = x.float().mul_(scale)
-        wide = gradient.float()
-        grad_weight = None
-        if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
-            grad_weight = (wide * normal).flatten(0, -2).sum(0).to(weight.dtype)
-        wide = wide * weight  # the gradient of ``normal``
-        along = (wide * normal).mean(-1, keepdim=True)
-        return wide.sub_(normal.mul_(along)).mul_(scale).to(x.dtype), grad_weight, None
+        grad_x, grad_weight = norm_backward(
+            gradient.flatten(0, -2), x.flatten(0, -2), weight, scale.flatten(0, -2)
+        )
+        return grad_x.view_as(x), grad_weight if ctx.needs_input_grad[1] else None, None  # type: ignore[attr-defined]
 
 
 class GatedFeedForward(torch.autograd.Function):
@@ -55,10 +63,10 @@ class GatedFeedForward(torch.autograd.Function):
         gate: torch.Tensor,
         up: torch.Tensor,
         down: torch.Tensor,
-        act: Callable[[torch.Tensor], torch.Tensor],
+        act: Activation,
     ) -> torch.Tensor:
         """Return (..., D) for ``x`` (..., D); ``gate`` and ``up`` are (F, D), ``down`` is (D, F)."""
-        gated, upped = functional.linear(x, gate), functional.linear(x, up)
+        gated, upped = gate_and_up(x, gate, up)
         ctx.save_for_backward(x, gate, up, down, gated, upped)
         ctx.act = act  # type: ignore[attr-defined]
         return functional.linear(act(gated).mul_(upped), down)
@@ -67,23 +75,17 @@ class GatedFeedForward(torch.autograd.Function):
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of ``x`` and of the three weights."""
         x, gate, up, down, gated, upped = ctx.saved_tensors  # type: ignore[attr-defined]
-        needs_x, *needs = ctx.needs_input_grad[:4]  # type: ignore[attr-defined]
-        rows, flat = gradient.flatten(0, -2), x.flatten(0, -2)
-        with torch.enable_grad():
-            gated, upped = (part.flatten(0, -2).detach().requires_grad_() for part in (gated, upped))
-            product = ctx.act(gated) * upped  # type: ignore[attr-defined]
-        grad_gated, grad_upped = torch.autograd.grad(product, (gated, upped), rows @ down)
-        grad_x = (grad_gated @ gate).addmm_(grad_upped, up).view_as(x) if needs_x else None
-        weights = (
-            left.t() @ right if needed else None
-            for needed, left, right in zip(
-                needs,
-                (grad_gated, grad_upped, rows),
-                (flat, flat, product.detach()),
-                strict=True,
-            )
+        rows, flat, gated, upped = (part.flatten(0, -2) for part in (gradient, x, gated, upped))
+        grad_x, *weights = feed_forward_backward(
+            rows,
+            flat,
+            (gate, up, down),
+            gated,
+            upped,
+            ctx.act,  # type: ignore[attr-defined]
+            needs=ctx.needs_input_grad[:4],  # type: ignore[attr-defined]
         )
-        return grad_x, *weights, None
+        return None if grad_x is None else grad_x.view_as(x), *weights, None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +97,7 @@ class Fusion:
 
 
 def fuse_layers(model: torch.nn.Module) -> Fusion:
-    """Let the norms and feed-forward blocks of ``model`` run as single operations where that gives the same."""
+    """Let the layers, norms and feed-forward blocks of ``model`` run as few operations where that gives the same."""
     verdicts: dict[type[torch.nn.Module], bool] = {}
     for module, forward in _candidates(model):
         kind = type(module)
@@ -124,25 +126,21 @@ def _candidates(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Forwa
             getattr(module, "act_fn", None)
         ):
             yield module, _feed_forward
+        elif is_layer(module):
+            yield module, layer_forward
 
 
 def _is_plain_norm(module: torch.nn.Module) -> bool:
     names = [name for name, _ in module.named_parameters()]
-    return type(module).__name__.endswith("RMSNorm") and names == ["weight"] and _epsilon(module) is not None
-
-
-def _epsilon(module: torch.nn.Module) -> float | None:
-    for name in ("variance_epsilon", "eps", "epsilon"):
-        value = getattr(module, name, None)
-        if isinstance(value, float):
-            return value
-    return None
+    return (
+        type(module).__name__.endswith("RMSNorm") and names == ["weight"] and norm_epsilon(module) is not None
+    )
 
 
 def _norm(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     if not torch.is_grad_enabled():
         return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
-    return RmsNorm.apply(hidden_states, self.weight, _epsilon(self))  # type: ignore[no-any-return,no-untyped-call]
+    return RmsNorm.apply(hidden_states, self.weight, norm_epsilon(self))  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _feed_forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -153,29 +151,27 @@ def _feed_forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _is_bare_linear(part: torch.nn.Module) -> bool:
-    return (
-        type(part) is torch.nn.Linear
-        and getattr(part, "bias", None) is None
-        and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks)
-    )
+    return type(part) is torch.nn.Linear and getattr(part, "bias", None) is None and not has_hooks(part)
 
 
 @torch.enable_grad()
 def _gives_the_same(module: torch.nn.Module, forward: Forward) -> bool:
+    """Compare output and gradients, each by its size: what is small, as gradients of queries are, must be right too."""
     weight = next(module.parameters())
     generator = torch.Generator().manual_seed(0)
-    shape = (*_PROBE_SHAPE, weight.shape[-1])
+    shape = (*(_LAYER_SHAPE if forward is layer_forward else _PROBE_SHAPE), weight.shape[-1])
     x, back = (torch.randn(shape, generator=generator).to(weight) for _ in range(2))
-    results = []
-    for run in (type(module).forward, forward):
-        fed = x.clone().requires_grad_()
-        wanted = [fed, *(part for part in module.parameters() if part.requires_grad)]
-        try:
-            made = run(module, fed)
-            results.append((made.detach(), *torch.autograd.grad(made, wanted, back)))
-        except (TypeError, AttributeError, RuntimeError):
-            return False
+    x.requires_grad_()
+    wanted = [x, *(part for part in module.parameters() if part.requires_grad)]
+    try:
+        if forward is layer_forward:
+            made = try_on_documents(module, x)
+        else:
+            made = type(module).forward(module, x), forward(module, x)
+        plain, fused = ((one.detach(), *torch.autograd.grad(one, wanted, back)) for one in made)
+    except (TypeError, AttributeError, RuntimeError):
+        return False
     return all(
-        left.shape == right.shape and torch.allclose(left, right, rtol=_TOLERANCE, atol=_TOLERANCE)
-        for left, right in zip(*results, strict=True)
+        left.shape == right.shape and bool((left - right).norm() <= _TOLERANCE * left.norm())
+        for left, right in zip(plain, fused, strict=True)
     )

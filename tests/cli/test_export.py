@@ -144,9 +144,13 @@ def test_folder_of_a_run_is_complete_and_says_what_it_is(trained, tmp_path):
 def test_exported_files_name_no_machine_and_no_path(trained, tmp_path):
     out = tmp_path / "given"
     export("first", "--runs", trained, "--to", "hf", "--out", out)
+    names = [str(tmp_path), str(Path.home()) + "/", socket.gethostname(), f"/{getpass.getuser()}/"]
+    secrets = [
+        name for name in names if len(name) > 3
+    ]  # a shorter one stands in any megabyte of weights by chance
     for path in out.iterdir():
         content = path.read_bytes()
-        for secret in (str(tmp_path), str(Path.home()) + "/", socket.gethostname(), f"/{getpass.getuser()}/"):
+        for secret in secrets:
             assert secret.encode() not in content, (path.name, secret)
 
 

@@ -1,13 +1,23 @@
-"""Norms and feed-forward blocks as single operations compute what the modules of transformers compute."""
+"""Layers, norms and feed-forward blocks as few operations compute what the modules of transformers compute."""
 
 from copy import deepcopy
 
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
+from sftcli.data.batch import collate_packed
+from sftcli.modeling.document_attention import attend_by_document
 from sftcli.modeling.fused import Fusion, fuse_layers, restore_layers
-from tests.support.training import tiny_llama
+from sftcli.training.loss import plain_nll_sum
+from tests.support.training import random_examples, tiny_llama
 
 SMALL = {
     "vocab_size": 514, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -50,6 +60,96 @@ def test_loss_and_gradients_are_those_of_the_unchanged_model(name: str):
         torch.testing.assert_close(fused_gradients[parameter], gradient, atol=1e-6, rtol=1e-4, msg=parameter)
 
 
+def packed_loss_and_gradients(model):
+    batch = collate_packed([random_examples(5)], example_ids=range(5), pad_id=2)
+    assert attend_by_document(model)
+    loss = plain_nll_sum(model, batch)
+    loss.backward()
+    return loss, {name: weight.grad for name, weight in model.named_parameters()}
+
+
+def operations(loss) -> set[str]:
+    """Return the names of what the backward pass from ``loss`` runs."""
+    found, left = set(), [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            left += [after for after, _ in node.next_functions]
+    return {node.name() for node in found}
+
+
+BLOCKS = {"AttentionBlockBackward", "FeedForwardBlockBackward"}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_layers_of_packed_rows_are_two_operations_and_give_the_same(name: str):
+    model = seeded(MODELS[name])
+    for parameter, weight in model.named_parameters():  # those of Qwen2 begin at zero
+        if parameter.endswith("bias"):
+            torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(2))
+    fused = deepcopy(model)
+    fuse_layers(fused)
+    (loss, gradients), (fused_loss, fused_gradients) = map(packed_loss_and_gradients, (model, fused))
+    assert operations(fused_loss) >= BLOCKS
+    assert not operations(loss) & BLOCKS
+    assert fused_loss.item() == pytest.approx(loss.item(), rel=1e-6)
+    for parameter, gradient in gradients.items():
+        difference = (fused_gradients[parameter] - gradient).norm() / gradient.norm()
+        assert difference < 2e-5, parameter
+
+
+def test_layers_of_packed_rows_in_bfloat16_round_no_more_than_those_of_transformers():
+    model = seeded(tiny_llama)
+    fused = deepcopy(model)
+    fuse_layers(fused)
+    exact, plain, faster = (
+        packed_loss_and_gradients(one)[1] for one in (deepcopy(model), model.bfloat16(), fused.bfloat16())
+    )
+    for parameter, gradient in exact.items():
+        errors = [(one[parameter].float() - gradient).norm() for one in (plain, faster)]
+        assert errors[1] < 1.3 * errors[0], parameter
+
+
+@pytest.mark.parametrize("part", ["self_attn", "self_attn.v_proj", "post_attention_layernorm"])
+def test_a_layer_with_a_hook_inside_runs_as_it_is(part: str):
+    model = tiny_llama()
+    fuse_layers(model)
+    seen = []
+    for layer in model.model.layers:
+        layer.get_submodule(part).register_forward_hook(lambda module, inputs, output: seen.append(part))
+    assert not operations(packed_loss_and_gradients(model)[0]) & BLOCKS
+    assert len(seen) == len(model.model.layers)
+
+
+def test_frozen_weights_of_a_layer_get_no_gradient():
+    model = tiny_llama()
+    fuse_layers(model)
+    layer = model.model.layers[0]
+    frozen = (layer.self_attn.k_proj, layer.self_attn.o_proj, layer.mlp.down_proj, layer.input_layernorm)
+    for part in frozen:
+        part.weight.requires_grad_(False)
+    loss, gradients = packed_loss_and_gradients(model)
+    assert operations(loss) >= BLOCKS
+    without = {name for name, gradient in gradients.items() if gradient is None}
+    assert without == {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    assert len(without) == len(frozen)
+
+
+def test_a_layer_that_turns_positions_another_way_is_left_alone(monkeypatch):
+    def interleaved(part):
+        return torch.stack((-part[..., 1::2], part[..., ::2]), dim=-1).flatten(-2)
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.rotate_half", interleaved)
+    assert fuse_layers(tiny_llama()).left_alone == ("LlamaDecoderLayer",)
+
+
+def test_a_layer_that_weighs_its_sums_is_left_alone():
+    shape = {"residual_multiplier": 0.5, "embedding_multiplier": 1.0, "attention_multiplier": 0.3}
+    model = seeded(lambda: GraniteForCausalLM(GraniteConfig(**SMALL, **shape)))
+    assert fuse_layers(model).left_alone == ("GraniteDecoderLayer",)
+
+
 def test_loss_in_bfloat16_is_bit_for_bit_that_of_the_unchanged_model():
     model = seeded(tiny_llama)
     fused = deepcopy(model)
@@ -57,8 +157,9 @@ def test_loss_in_bfloat16_is_bit_for_bit_that_of_the_unchanged_model():
     assert torch.equal(loss_and_gradients(model.bfloat16())[0], loss_and_gradients(fused.bfloat16())[0])
 
 
-def test_both_kinds_are_found_in_a_llama():
-    assert fuse_layers(tiny_llama()) == Fusion(fused=("LlamaMLP", "LlamaRMSNorm"), left_alone=())
+def test_every_kind_is_found_in_a_llama():
+    fusion = fuse_layers(tiny_llama())
+    assert fusion == Fusion(fused=("LlamaDecoderLayer", "LlamaMLP", "LlamaRMSNorm"), left_alone=())
 
 
 def test_norm_with_another_formula_is_left_alone_and_named():

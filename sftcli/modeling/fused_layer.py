@@ -1,0 +1,263 @@
+"""A Llama's layer on a row of documents as two operations on a CPU: attention, and feed-forward, each with its norm and sum.
+
+Between the products of a layer there are forty operations on rows, each with a result of its own. In one operation most of them
+overwrite what is not needed any more, and what the norms make is made again in the backward pass instead of kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
+
+from sftcli.modeling.cpu_attention import attend, attend_backward
+from sftcli.modeling.fused_math import (
+    Activation,
+    feed_forward_backward,
+    gate_and_up,
+    has_hooks,
+    norm_backward,
+    norm_epsilon,
+    norm_scale,
+    normed,
+)
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_GATED = ("gate_proj", "up_proj", "down_proj")
+_TRIED_LENGTHS = [2, 3]  # of the documents that a layer is tried on
+_CAUSAL = ("sdpa", "sft_documents")  # attention that without a mask looks back only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What attention is told besides tensors: the lengths of the documents, and what the scores are multiplied by."""
+
+    lengths: Sequence[int]
+    head_dim: int
+    scale: float
+    epsilon: float
+
+
+class AttentionBlock(torch.autograd.Function):
+    """``x + o(attention(turned(q(n)), turned(k(n)), v(n)))`` with ``n = norm(x)``."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: torch.Tensor,
+        gain: torch.Tensor,
+        out: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        shape: Shape,
+        *projections: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return (T, D) for ``x`` (T, D).
+
+        ``projections`` are the weights (heads * head size, D) of queries, keys and values, then their biases; ``out`` is
+        (D, heads * head size). ``cos`` and ``sin`` are (T, head size), and both of their halves are alike.
+        """
+        scale = norm_scale(x, shape.epsilon)
+        rows = normed(x, gain, scale)
+        query, key, value = (
+            functional.linear(rows, weight, bias).view(len(x), -1, shape.head_dim)  # type: ignore[arg-type]
+            for weight, bias in zip(projections[:3], projections[3:], strict=True)
+        )
+        del rows
+        turns = cos[:, None], _signed(sin)[:, None]
+        parts = _by_head(_turn(query, *turns)), _by_head(_turn(key, *turns)), _by_head(value)
+        seen, sums = attend(*parts, shape.lengths, shape.scale)
+        kept = (x, gain, out, cos, sin, scale, query, key, value, seen, *projections, *sums)
+        ctx.save_for_backward(*kept)  # type: ignore[arg-type]
+        ctx.shape = shape  # type: ignore[attr-defined]
+        return torch.addmm(x, seen.view(len(x), -1), out.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of ``x`` and of the weights and biases."""
+        x, gain, out, cos, sin, scale, query, key, value, seen, *rest = ctx.saved_tensors  # type: ignore[attr-defined]
+        shape, needs = ctx.shape, ctx.needs_input_grad  # type: ignore[attr-defined]
+        weights, sums = rest[:3], rest[6:]
+        grad_out = gradient.t() @ seen.view(len(x), -1) if needs[2] else None
+        grad_seen = (gradient @ out).view_as(seen)
+        parts = (_by_head(query), _by_head(key), _by_head(value))
+        grad_parts = attend_backward(grad_seen, parts, seen, sums, shape.lengths, shape.scale)
+        back = cos[:, None], -_signed(sin)[:, None]  # the other way round
+        grads = [part[0].transpose(0, 1) for part in grad_parts]
+        flat = [part.view(len(x), -1) for part in (_turn(grads[0], *back), _turn(grads[1], *back), grads[2])]
+        rows = normed(x, gain, scale)
+        grad_weights = [
+            part.t() @ rows if need else None for part, need in zip(flat, needs[6:9], strict=True)
+        ]
+        grad_biases = [part.sum(0) if need else None for part, need in zip(flat, needs[9:], strict=True)]
+        grad_rows = flat[0] @ weights[0]
+        for part, weight in zip(flat[1:], weights[1:], strict=True):
+            grad_rows.addmm_(part, weight)
+        grad_x, grad_gain = norm_backward(grad_rows, x, gain, scale)
+        return (
+            grad_x.add_(gradient) if needs[0] else None,
+            grad_gain if needs[1] else None,
+            grad_out,
+            None,
+            None,
+            None,
+            *grad_weights,
+            *grad_biases,
+        )
+
+
+class FeedForwardBlock(torch.autograd.Function):
+    """``x + down(act(gate(n)) * up(n))`` with ``n = norm(x)``."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: torch.Tensor,
+        gain: torch.Tensor,
+        gate: torch.Tensor,
+        up: torch.Tensor,
+        down: torch.Tensor,
+        act: Activation,
+        epsilon: float,
+    ) -> torch.Tensor:
+        """Return (T, D) for ``x`` (T, D); ``gate`` and ``up`` are (F, D), ``down`` is (D, F)."""
+        scale = norm_scale(x, epsilon)
+        gated, upped = gate_and_up(normed(x, gain, scale), gate, up)
+        ctx.save_for_backward(x, gain, gate, up, down, scale, gated, upped)
+        ctx.act = act  # type: ignore[attr-defined]
+        return torch.addmm(x, act(gated).mul_(upped), down.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of ``x`` and of the weights."""
+        x, gain, gate, up, down, scale, gated, upped = ctx.saved_tensors  # type: ignore[attr-defined]
+        needs_x, needs_gain, *needs = ctx.needs_input_grad[:5]  # type: ignore[attr-defined]
+        grad_rows, *grad_weights = feed_forward_backward(
+            gradient,
+            normed(x, gain, scale),
+            (gate, up, down),
+            gated,
+            upped,
+            ctx.act,  # type: ignore[attr-defined]
+            needs=(True, *needs),
+        )
+        assert grad_rows is not None
+        grad_x, grad_gain = norm_backward(grad_rows, x, gain, scale)
+        return (
+            grad_x.add_(gradient) if needs_x else None,
+            grad_gain if needs_gain else None,
+            *grad_weights,
+            None,
+            None,
+        )
+
+
+def _signed(sin: torch.Tensor) -> torch.Tensor:
+    """Return ``sin`` (T, head size) with the signs that it has where halves are swapped."""
+    return torch.cat((-sin[:, : sin.shape[1] // 2], sin[:, sin.shape[1] // 2 :]), dim=1)
+
+
+def _turn(part: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn ``part`` (T, heads, head size) by its positions, in place (RoPE, Su et al. 2021, arXiv:2104.09864)."""
+    swapped = part.roll(part.shape[-1] // 2, -1)
+    return part.mul_(cos).addcmul_(swapped, sin)
+
+
+def _by_head(part: torch.Tensor) -> torch.Tensor:
+    """Return ``part`` (T, heads, head size) as attention takes it, (1, heads, T, head size)."""
+    return part.transpose(0, 1)[None]
+
+
+def is_layer(module: torch.nn.Module) -> bool:
+    """Tell whether ``module`` has the parts of a Llama's layer and no others."""
+    attention, mlp = getattr(module, "self_attn", None), getattr(module, "mlp", None)
+    return (
+        _names(module) == {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+        and _names(attention) == set(_PROJECTIONS)
+        and getattr(getattr(attention, "config", None), "_attn_implementation", None) in _CAUSAL
+        and _names(mlp) in ({*_GATED}, {*_GATED, "act_fn"})
+        and all(isinstance(getattr(attention, name, None), int | float) for name in ("head_dim", "scaling"))
+    )
+
+
+def layer_forward(self: torch.nn.Module, hidden_states: torch.Tensor, **rest: object) -> torch.Tensor:
+    """Run a layer as two operations where it is given one row of documents on a CPU, else as its class does."""
+    bounds = cast("torch.Tensor | None", rest.get("cu_seq_lens_q"))
+    turns = cast("Sequence[torch.Tensor] | None", rest.get("position_embeddings"))
+    if bounds is None or turns is None or not _is_plain_pass(self, hidden_states, turns, rest):
+        return type(self).forward(self, hidden_states, **rest)  # type: ignore[no-any-return]
+    attention, mlp = cast("Any", self.self_attn), cast("Any", self.mlp)
+    before, after = cast("Any", self.input_layernorm), cast("Any", self.post_attention_layernorm)
+    shape = Shape(
+        lengths=bounds.diff().tolist(),
+        head_dim=attention.head_dim,
+        scale=attention.scaling,
+        epsilon=norm_epsilon(before) or 0.0,
+    )
+    projections = [getattr(attention, name) for name in _PROJECTIONS[:3]]
+    made = AttentionBlock.apply(  # type: ignore[no-untyped-call]
+        hidden_states[0],
+        before.weight,
+        attention.o_proj.weight,
+        *(table[0] for table in turns),
+        shape,
+        *(part.weight for part in projections),
+        *(part.bias for part in projections),
+    )
+    weights = (getattr(mlp, name).weight for name in _GATED)
+    made = FeedForwardBlock.apply(made, after.weight, *weights, mlp.act_fn, norm_epsilon(after) or 0.0)  # type: ignore[no-untyped-call]
+    return cast("torch.Tensor", made[None])
+
+
+def _is_plain_pass(
+    layer: torch.nn.Module, x: torch.Tensor, turns: Sequence[torch.Tensor], rest: Mapping[str, object]
+) -> bool:
+    attention = cast("Any", layer.self_attn)
+    linear = [
+        getattr(part, name)
+        for part, names in ((attention, _PROJECTIONS), (layer.mlp, _GATED))
+        for name in names
+    ]
+    dropout = layer.training and bool(getattr(attention, "attention_dropout", 0.0))
+    return (
+        torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and len(x) == 1
+        and all(rest.get(name) is None for name in ("attention_mask", "cache", "past_key_values"))
+        and getattr(attention, "sliding_window", None) is None
+        and not dropout
+        and all(part.shape[-1] == attention.head_dim for part in turns)
+        and all(type(part) is torch.nn.Linear and part.weight.dtype == x.dtype for part in linear)
+        and all(getattr(part, "bias", None) is None for part in linear[3:])
+        and not any(has_hooks(part) for part in layer.modules() if part is not layer)
+    )
+
+
+def try_on_documents(layer: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the layer's class makes of two documents by themselves, and what ``layer_forward`` makes of them in a row.
+
+    Args:
+        layer: One of those that ``is_layer`` knows.
+        x: (1, 5, D).
+    """
+    size = cast("Any", layer.self_attn).head_dim
+    angles = torch.arange(1.0, 1 + x.shape[1] * size // 2, device=x.device).view(1, x.shape[1], -1)
+    turns = [torch.cat((table, table), dim=-1).to(x) for table in (angles.cos(), angles.sin())]
+    pieces = zip(*(torch.split(part, _TRIED_LENGTHS, dim=1) for part in (x, *turns)), strict=True)
+    plain = [
+        type(layer).forward(layer, part, attention_mask=None, position_embeddings=tables)
+        for part, *tables in pieces
+    ]
+    bounds = torch.tensor([0, *_TRIED_LENGTHS], device=x.device).cumsum(0)
+    return torch.cat(plain, dim=1), layer_forward(
+        layer, x, attention_mask=None, position_embeddings=turns, cu_seq_lens_q=bounds
+    )
+
+
+def _names(module: object) -> set[str]:
+    return {name for name, _ in module.named_children()} if isinstance(module, torch.nn.Module) else set()

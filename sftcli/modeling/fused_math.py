@@ -1,0 +1,82 @@
+"""What norms and gated feed-forward blocks compute, forward and backward, on rows of numbers (T, D).
+
+Intermediates are made again or overwritten in the backward pass rather than kept; sums are float32.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+def norm_epsilon(norm: torch.nn.Module) -> float | None:
+    """Return what a norm of transformers adds to the mean square, or None where it does not say."""
+    for name in ("variance_epsilon", "eps", "epsilon"):
+        value = getattr(norm, name, None)
+        if isinstance(value, float):
+            return value
+    return None
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Tell whether a call of ``module`` does more than its ``forward``."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def norm_scale(rows: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Return ``1 / rms`` of each row, (T, 1) float32."""
+    return torch.rsqrt(rows.float().square().mean(-1, keepdim=True) + epsilon)
+
+
+def normed(rows: torch.Tensor, gain: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return ``gain * rows * scale``, rounded where the modules of transformers round."""
+    normal = (rows.float() * scale).to(rows.dtype)
+    return normal.mul_(gain) if gain.dtype == normal.dtype else normal * gain
+
+
+def norm_backward(
+    gradient: torch.Tensor, rows: torch.Tensor, gain: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of ``rows`` and ``gain`` from that of what ``normed`` makes of them."""
+    normal = rows.float() * scale
+    along = gradient.float() * normal
+    grad_gain = along.sum(0).to(gain.dtype)
+    mean = torch.mv(along, gain.float())[:, None] / rows.shape[-1]
+    grad_rows = torch.mul(gradient.float(), gain, out=along)  # the gradient of ``normal``
+    return grad_rows.sub_(normal.mul_(mean)).mul_(scale).to(rows.dtype), grad_gain
+
+
+def gate_and_up(
+    rows: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what a feed-forward block multiplies, (T, F) each; ``gate`` and ``up`` are (F, D)."""
+    return functional.linear(rows, gate), functional.linear(rows, up)
+
+
+def feed_forward_backward(
+    gradient: torch.Tensor,
+    rows: torch.Tensor,
+    weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    gated: torch.Tensor,
+    upped: torch.Tensor,
+    act: Activation,
+    *,
+    needs: tuple[bool, ...],
+) -> tuple[torch.Tensor | None, ...]:
+    """Return the gradients of ``rows`` and of the weights of gate, up and down, where ``needs`` says so."""
+    gate, up, down = weights
+    needs_rows, needs_gate, needs_up, needs_down = needs
+    with torch.enable_grad():
+        leaf = gated.detach().requires_grad_()
+        activated = act(leaf)
+    product = activated.detach() * upped
+    grad_down = gradient.t() @ product if needs_down else None
+    grad_product = gradient @ down
+    grad_upped = torch.mul(activated.detach(), grad_product, out=product)
+    (grad_gated,) = torch.autograd.grad(activated, leaf, grad_product.mul_(upped))
+    grad_rows = (grad_gated @ gate).addmm_(grad_upped, up) if needs_rows else None
+    grad_gate = grad_gated.t() @ rows if needs_gate else None
+    grad_up = grad_upped.t() @ rows if needs_up else None
+    return grad_rows, grad_gate, grad_up, grad_down
