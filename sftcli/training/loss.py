@@ -30,6 +30,11 @@ class LogitTransform:
     scale: float = 1.0
     softcap: float | None = None
 
+    @property
+    def is_identity(self) -> bool:
+        """True where the softmax gets what the head gives."""
+        return self.scale == 1.0 and self.softcap is None
+
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """Return what the softmax gets."""
         if self.scale != 1.0:
@@ -64,13 +69,11 @@ class HeadNllSum(torch.autograd.Function):
         rows = max(1, MAX_CHUNK_LOGITS // weight.shape[0])
         for begin in range(0, len(targets), rows):
             chunk, wanted = hidden[begin : begin + rows], targets[begin : begin + rows]
-            with torch.enable_grad():
-                raw = functional.linear(chunk, weight, bias).detach().requires_grad_()
-                nll = functional.cross_entropy(transform(raw.float()), wanted, reduction="sum")
-            nll_sum += nll.detach()
+            raw = functional.linear(chunk, weight, bias)
+            nll, grad_raw = _nll_and_gradient(raw, wanted, transform)
+            nll_sum += nll
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
-            (grad_raw,) = torch.autograd.grad(nll, raw)
             if grad_hidden is not None:
                 torch.mm(grad_raw, weight, out=grad_hidden[begin : begin + rows])
             if needs_weight:
@@ -95,6 +98,32 @@ class HeadNllSum(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _nll_and_gradient(
+    raw: torch.Tensor, targets: torch.Tensor, transform: LogitTransform
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the summed loss of ``raw`` (N, V), what the head gave, and its gradient, ``softmax - one_hot``.
+
+    It is made in the place of the logits, so that there is one tensor of their size and not four.
+    """
+    made = None
+    if not transform.is_identity:
+        with torch.enable_grad():
+            raw = raw.detach().requires_grad_()
+            made = transform(raw.float())
+    logits = raw.float() if made is None else made.detach().clone()
+    rows = torch.arange(len(targets), device=targets.device)
+    wanted = logits[rows, targets]
+    largest = logits.amax(-1, keepdim=True)
+    sums = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+    nll = (sums.log() + largest)[:, 0] - wanted
+    gradient = logits.div_(sums)
+    gradient[rows, targets] -= 1.0
+    if made is None:
+        return nll.sum(), gradient.to(raw.dtype)
+    (gradient,) = torch.autograd.grad(made, raw, gradient)
+    return nll.sum(), gradient
 
 
 def _added(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ an update is smaller than the spacing of bfloat16 numbers and would be rounded a
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, cast
 
@@ -193,9 +193,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
-def clip_grad_norm(masters: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
+def clip_grad_norm(masters: Collection[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
     """Scale the gradients down to ``max_norm`` where their global norm exceeds it; return the norm before."""
-    return whole(torch.nn.utils.clip_grad_norm_(masters, max_norm))
+    norm = torch.nn.utils.get_total_norm([master.grad for master in masters if master.grad is not None])
+    total = whole(norm)
+    if total > max_norm:  # else there is no need to go over all of them again
+        torch.nn.utils.clip_grads_with_norm_(masters, max_norm, norm)
+    return total
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
