@@ -15,6 +15,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "defaults": (),
     "rows padded, not packed": ("packing=off",),
     "float32 products": ("precision=fp32",),
+    "bfloat16 products": ("precision=bf16",),
     "gradient checkpointing": ("gradient_checkpointing=true",),
     "one row a pass": ("packing=off", "micro_batch_size=1"),
     "embeddings frozen": ("train_embeddings=false",),
@@ -45,6 +46,7 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name, settings in SWITCHES.items():
             found[name].append(measure(arguments, settings))
+            print(f"{name}: {found[name][-1]['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
     speeds = {name: max(one["tokens_per_second"] for one in results) for name, results in found.items()}
     print("| switch | tokens/s | of the defaults | peak memory |\n|---|--:|--:|--:|")
     for name, results in found.items():

@@ -51,12 +51,18 @@ def rate_of(dtype: torch.dtype, seconds: float) -> float:
     return 2 * rows * inner * columns * count / (time.perf_counter() - begin)
 
 
+def setting_of(pair: str) -> tuple[str, object]:
+    """Return key and value of KEY=VALUE, with numbers and truth values read as such."""
+    key, value = pair.split("=", 1)
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
 def measure_sft(args: argparse.Namespace) -> dict[str, object]:
     """Take steps as ``sft train`` does."""
-    training = {"max_steps": args.steps} | {
-        key: {"true": True, "false": False}.get(value, value)
-        for key, value in (pair.split("=", 1) for pair in args.set)
-    }
+    training = {"max_steps": args.steps} | dict(map(setting_of, args.set))
     peak = peak_flops()
     materials, said = materials_of(**shape(args), training=training)
     with trainer_of(materials, said) as (trainer, model):

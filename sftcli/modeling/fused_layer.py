@@ -231,6 +231,7 @@ def _is_plain_pass(
         and all(rest.get(name) is None for name in ("attention_mask", "cache", "past_key_values"))
         and getattr(attention, "sliding_window", None) is None
         and not dropout
+        and not (layer.training and getattr(layer, "gradient_checkpointing", False))  # their class sees to it
         and all(part.shape[-1] == attention.head_dim for part in turns)
         and all(type(part) is torch.nn.Linear and part.weight.dtype == x.dtype for part in linear)
         and all(getattr(part, "bias", None) is None for part in linear[3:])

@@ -16,6 +16,7 @@ from transformers import (
 from sftcli.data.batch import collate_packed
 from sftcli.modeling.document_attention import attend_by_document
 from sftcli.modeling.fused import Fusion, fuse_layers, restore_layers
+from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.loss import plain_nll_sum
 from tests.support.training import random_examples, tiny_llama
 
@@ -120,6 +121,27 @@ def test_a_layer_with_a_hook_inside_runs_as_it_is(part: str):
         layer.get_submodule(part).register_forward_hook(lambda module, inputs, output: seen.append(part))
     assert not operations(packed_loss_and_gradients(model)[0]) & BLOCKS
     assert len(seen) == len(model.model.layers)
+
+
+def test_gradient_checkpointing_keeps_less_of_fused_layers_and_changes_no_gradient():
+    def kept_and_gradients(is_on: bool):
+        model, kept = tiny_llama().train(), {}
+        fuse_layers(model)
+        if is_on:
+            checkpoint_activations(model)
+
+        def pack(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            _, gradients = packed_loss_and_gradients(model)
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), gradients
+
+    (kept, gradients), (kept_with, gradients_with) = map(kept_and_gradients, (False, True))
+    assert kept_with < 0.8 * kept
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(gradients_with[parameter], gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_frozen_weights_of_a_layer_get_no_gradient():
