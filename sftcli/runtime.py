@@ -31,9 +31,8 @@ _CPU_PROBES = (
 )  # instruction sets with bfloat16 products
 _GLIBC = platform.libc_ver()[0] == "glibc"
 _MATMUL_SECONDS = 0.04
-_WORTH_LEAVING = (
-    1.1  # times as fast as bfloat16 that float32 must be to train in it, so that noise seldom decides
-)
+# How many times as fast as bfloat16 float32 must be to train in it, so that noise seldom decides.
+_WORTH_LEAVING = 1.1
 
 
 def choose_device() -> torch.device:

@@ -13,7 +13,7 @@ import torch
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from sftcli.modeling.fused_layer import is_layer, layer_forward, try_on_documents
+from sftcli.modeling.fused_layer import GATED, is_layer, layer_forward, try_on_documents
 from sftcli.modeling.fused_math import (
     Activation,
     feed_forward_backward,
@@ -25,8 +25,7 @@ from sftcli.modeling.fused_math import (
     normed,
 )
 
-_PARTS = ("gate_proj", "up_proj", "down_proj")
-_TOLERANCE = 1e-3  # of float32 sums in another order; another formula is off by far more
+_TOLERANCE = 1e-4  # of float32 sums in another order; another formula is off by far more
 _PROBE_SHAPE = (2, 3)
 _LAYER_SHAPE = (1, 5)
 
@@ -122,9 +121,7 @@ def _candidates(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Forwa
         children = dict(module.named_children())
         if _is_plain_norm(module):
             yield module, _norm
-        elif set(_PARTS) <= set(children) <= {*_PARTS, "act_fn"} and callable(
-            getattr(module, "act_fn", None)
-        ):
+        elif set(GATED) <= set(children) <= {*GATED, "act_fn"} and callable(getattr(module, "act_fn", None)):
             yield module, _feed_forward
         elif is_layer(module):
             yield module, layer_forward
@@ -144,7 +141,7 @@ def _norm(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 def _feed_forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    parts = [getattr(self, name) for name in _PARTS]
+    parts = [getattr(self, name) for name in GATED]
     if not torch.is_grad_enabled() or not all(map(_is_bare_linear, parts)):  # adapters put more around it
         return type(self).forward(self, x)  # type: ignore[no-any-return]
     return GatedFeedForward.apply(x, *(part.weight for part in parts), self.act_fn)  # type: ignore[no-any-return,no-untyped-call]

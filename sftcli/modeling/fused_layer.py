@@ -25,7 +25,7 @@ from sftcli.modeling.fused_math import (
 )
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-_GATED = ("gate_proj", "up_proj", "down_proj")
+GATED = ("gate_proj", "up_proj", "down_proj")
 _TRIED_LENGTHS = [2, 3]  # of the documents that a layer is tried on
 _CAUSAL = ("sdpa", "sft_documents")  # attention that without a mask looks back only
 
@@ -179,7 +179,7 @@ def is_layer(module: torch.nn.Module) -> bool:
         _names(module) == {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
         and _names(attention) == set(_PROJECTIONS)
         and getattr(getattr(attention, "config", None), "_attn_implementation", None) in _CAUSAL
-        and _names(mlp) in ({*_GATED}, {*_GATED, "act_fn"})
+        and _names(mlp) in ({*GATED}, {*GATED, "act_fn"})
         and all(isinstance(getattr(attention, name, None), int | float) for name in ("head_dim", "scaling"))
     )
 
@@ -208,7 +208,7 @@ def layer_forward(self: torch.nn.Module, hidden_states: torch.Tensor, **rest: ob
         *(part.weight for part in projections),
         *(part.bias for part in projections),
     )
-    weights = (getattr(mlp, name).weight for name in _GATED)
+    weights = (getattr(mlp, name).weight for name in GATED)
     made = FeedForwardBlock.apply(made, after.weight, *weights, mlp.act_fn, norm_epsilon(after) or 0.0)  # type: ignore[no-untyped-call]
     return cast("torch.Tensor", made[None])
 
@@ -219,7 +219,7 @@ def _is_plain_pass(
     attention = cast("Any", layer.self_attn)
     linear = [
         getattr(part, name)
-        for part, names in ((attention, _PROJECTIONS), (layer.mlp, _GATED))
+        for part, names in ((attention, _PROJECTIONS), (layer.mlp, GATED))
         for name in names
     ]
     dropout = layer.training and bool(getattr(attention, "attention_dropout", 0.0))

@@ -145,9 +145,8 @@ def test_exported_files_name_no_machine_and_no_path(trained, tmp_path):
     out = tmp_path / "given"
     export("first", "--runs", trained, "--to", "hf", "--out", out)
     names = [str(tmp_path), str(Path.home()) + "/", socket.gethostname(), f"/{getpass.getuser()}/"]
-    secrets = [
-        name for name in names if len(name) > 3
-    ]  # a shorter one stands in any megabyte of weights by chance
+    # A shorter one stands in any megabyte of weights by chance.
+    secrets = [name for name in names if len(name) > 3]
     for path in out.iterdir():
         content = path.read_bytes()
         for secret in secrets:

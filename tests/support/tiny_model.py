@@ -42,8 +42,6 @@ def build_tiny_model(folder: Path, *, seed: int = 0, tie: bool = True, dropout: 
 
 
 def same_weights(found: Path, original: Path) -> bool:
-    """Tell whether the folder ``found`` holds the tensors of ``original``, up to the rounding to bfloat16."""
+    """Tell whether the folder ``found`` holds the tensors of ``original``, rounded to bfloat16."""
     ours, theirs = load_file(found / "model.safetensors"), load_file(original / "model.safetensors")
-    return ours.keys() == theirs.keys() and all(
-        torch.equal(ours[k].bfloat16(), theirs[k].bfloat16()) for k in ours
-    )
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k].bfloat16()) for k in ours)
