@@ -77,13 +77,11 @@ def prepare(
     )
     with session(output) as (emit, stop):
         from sftcli.services.prepare import PrepareRequest, run_prepare
-        from sftcli.services.thresholds import require, require_fit
 
         request = PrepareRequest(settings=resolved.settings, show=show, out=out)
         outcome = run_prepare(request, emit, stop)
     if not output.json:
         audit_view.show_prepared(outcome, output)
-    require_fit(outcome.unfit)
-    require(outcome.exceeded)  # first, for --json prints one object, also on failure
+    outcome.fitness.require()  # first, for --json prints one object, also on failure
     if output.json:
         tables.show_result_json(outcome.to_json())

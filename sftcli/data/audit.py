@@ -10,6 +10,7 @@ from sftcli.data.conversation import Rejected, RejectReason
 from sftcli.data.duplicates import Duplicates
 from sftcli.data.example import TROUBLES, Example, RowFlag, TooLong
 from sftcli.data.records import Origin
+from sftcli.data.remedies import REMEDIES
 from sftcli.errors import DataError
 
 ROWS_NAMED = 5  # of each reason
@@ -51,8 +52,8 @@ class LengthBin:
 class AuditSummary:
     """The counts. Token counts are of kept rows; lengths are of all rows that could be tokenized, before any was cut.
 
-    ``rejected`` is reason -> rows, ``rejected_rows`` the first few of each as ``file:line: what was found``. ``flags``
-    is what was noticed about kept rows -> rows. ``max_tokens_for_99_percent`` is the limit that 99 % of the rows that
+    ``rejected`` is reason -> rows, ``rejected_rows`` the first few of each as ``file:line: what was found``, ``remedies`` what
+    to do about most of them. ``flags`` is what was noticed about kept rows -> rows. ``max_tokens_for_99_percent`` is the limit that 99 % of the rows that
     could be tokenized fit into, 0 where there are none.
     """
 
@@ -60,6 +61,7 @@ class AuditSummary:
     kept: int
     rejected: Mapping[str, int]
     rejected_rows: Mapping[str, Sequence[str]]
+    remedies: Mapping[str, str]
     max_tokens: int
     tokens: int
     prompt_tokens: int
@@ -121,6 +123,7 @@ class SupervisionAudit:
         self._kept = self._total = self._response = self._turns = self._untrained = 0
         self._rejected = Counter[str]()
         self._rejected_rows: dict[str, list[str]] = {}
+        self._remedies: dict[str, Counter[str]] = {}
         self._cut_rows = self._cut_tokens = self._shared_prompts = self._trouble_rows = 0
         self._sources: dict[str, Counter[str]] = {}
         self._duplicates = Duplicates()
@@ -139,6 +142,8 @@ class SupervisionAudit:
             named = self._rejected_rows.setdefault(result.reason.value, [])
             if len(named) < ROWS_NAMED:
                 named.append(str(result))
+            remedy = result.remedy or REMEDIES[result.reason]
+            self._remedies.setdefault(result.reason.value, Counter())[remedy] += 1
             if isinstance(result, TooLong):
                 self._add_length(result.num_tokens, str(result.origin))
             return
@@ -189,6 +194,7 @@ class SupervisionAudit:
             kept=self._kept,
             rejected=rejected,
             rejected_rows={reason: tuple(self._rejected_rows[reason]) for reason in rejected},
+            remedies={reason: self._remedies[reason].most_common(1)[0][0] for reason in rejected},
             max_tokens=self._max_tokens,
             tokens=self._total,
             prompt_tokens=self._total - self._response,

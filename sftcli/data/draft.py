@@ -9,6 +9,7 @@ from sftcli.data.example import ChatTokenizer, Reading, RowFlag
 from sftcli.data.pieces import ControlFinder, Piece, RowFaultError
 from sftcli.data.proofs import prove_prompt, text_fault
 from sftcli.data.records import Origin
+from sftcli.data.remedies import NO_SYSTEM, SURROGATE, TRAIN_LAST
 from sftcli.data.shape import Shape, take_apart
 from sftcli.data.skeleton import Skeleton, Span, build_skeleton, fill, set_free
 from sftcli.errors import DataError
@@ -159,13 +160,30 @@ class Drafter:
                 if self._free_roles:
                     known = set_free(known, self._free_roles)
             except RowFaultError as fault:
-                known = fault
+                known = self._advised(fault, shape)
             if len(self._skeletons) >= SKELETONS_KEPT:
                 del self._skeletons[next(iter(self._skeletons))]
             self._skeletons[shape, asks] = known
         if isinstance(known, RowFaultError):
-            raise RowFaultError(known.reason, known.detail)
+            raise RowFaultError(known.reason, known.detail, remedy=known.remedy)
         return known
+
+    def _advised(self, fault: RowFaultError, shape: Shape) -> RowFaultError:
+        """Return ``fault`` with a remedy that was tried on ``shape`` and helps, where there is one."""
+        if (last := _last_trained(shape)) and self._is_kept(last):
+            remedy = TRAIN_LAST
+        elif (rest := _without_system(shape)) and self._is_kept(rest):
+            remedy = NO_SYSTEM
+        else:
+            remedy = fault.remedy
+        return RowFaultError(fault.reason, fault.detail, remedy=remedy)
+
+    def _is_kept(self, shape: Shape) -> bool:
+        try:
+            build_skeleton(shape, self._tokenizer, self._controls)
+        except RowFaultError:
+            return False
+        return True
 
     def _rendered(
         self, messages: Sequence[Mapping[str, object]], tools: Sequence[object] | None, *, asks: bool
@@ -254,6 +272,19 @@ def _draft(
     )
 
 
+def _last_trained(shape: Shape) -> Shape | None:
+    """Return ``shape`` with its last turn trained only; None where no other one is trained."""
+    *before, last = shape.turns
+    if not last.trained or not any(turn.trained for turn in before):
+        return None
+    return replace(shape, turns=(*(replace(turn, trained=False) for turn in before), last))
+
+
+def _without_system(shape: Shape) -> Shape | None:
+    has_system = bool(shape.turns) and shape.turns[0].role == "system"
+    return replace(shape, turns=shape.turns[1:]) if has_system else None
+
+
 def _is_respaced(message: Message, rendered: str) -> bool:
     """Tell whether a trained answer that thinks stands in the text otherwise than in the row, which P1 allows for spaces."""
     return message.trained and "</think>" in message.content and message.content.strip() not in rendered
@@ -274,5 +305,7 @@ def _check_encodable(text: str) -> None:
     except UnicodeEncodeError as error:
         broken = text[error.start : error.start + 1]
         raise RowFaultError(
-            RejectReason.SPAN_UNPROVABLE, f"the text holds the lone surrogate {broken!a}"
+            RejectReason.SPAN_UNPROVABLE,
+            f"the text holds the lone surrogate {broken!a}",
+            remedy=SURROGATE,
         ) from error

@@ -76,11 +76,15 @@ class RejectReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """A row that is left out. ``detail`` says what was found in it, for a line behind ``origin``."""
+    """A row that is left out. ``detail`` says what was found in it, for a line behind ``origin``.
+
+    ``remedy`` says what to do about it where more is known than what the reason alone tells.
+    """
 
     origin: Origin
     reason: RejectReason
     detail: str
+    remedy: str = ""
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.detail}"

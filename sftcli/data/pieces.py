@@ -5,8 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
 
-from sftcli.data.conversation import RejectReason
+from sftcli.data.conversation import Rejected, RejectReason
 from sftcli.data.example import ChatTokenizer
+from sftcli.data.records import Origin
+from sftcli.data.remedies import name_stop_token
 from sftcli.data.shape import Slot
 
 CONTEXT_CHARS = 40  # of a text that is quoted in a fault
@@ -15,10 +17,15 @@ CONTEXT_CHARS = 40  # of a text that is quoted in a fault
 class RowFaultError(Exception):
     """A row, or every row of a shape, cannot be trained on."""
 
-    def __init__(self, reason: RejectReason, detail: str) -> None:
+    def __init__(self, reason: RejectReason, detail: str, *, remedy: str = "") -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+        self.remedy = remedy
+
+    def rejected(self, origin: Origin) -> Rejected:
+        """Return the rejection of the row at ``origin``."""
+        return Rejected(origin=origin, reason=self.reason, detail=self.detail, remedy=self.remedy)
 
 
 def first_difference(left: str, right: str) -> int:
@@ -138,13 +145,13 @@ class _Cutter:
         self.section: list[str | int] = []  # text since the last cut
         self.turn: int | None = None  # the trained turn that is open
         self.waiting = set[int]()  # slots of it that are still to come
-        self.passed = ""  # control tokens behind its last slot
+        self.passed: list[tuple[str, int]] = []  # control tokens behind its last slot
         self.swallows = False  # the last control token takes the white space behind it
 
     def start_turn(self, turn: int) -> None:
         self._flush()
         self._check_closed()
-        self.turn, self.passed = turn, ""
+        self.turn, self.passed = turn, []
         self.waiting = {index for index, slot in enumerate(self.slots) if slot.turn == turn}
 
     def add_slot(self, slot: int) -> None:
@@ -192,19 +199,21 @@ class _Cutter:
         if token in self.tokenizer.stop_ids:
             self.turn = None
         elif token not in self.tokenizer.markup_ids:
-            self.passed += text
+            self.passed.append((text, token))
             if not any(slot.is_argument for slot in self.slots if slot.turn == self.turn):
                 self._check_closed()
 
     def _check_closed(self) -> None:
         if self.turn is None:
             return
-        what = (
-            f"ends in {self.passed!r}, at which generation does not stop"
-            if self.passed
-            else "ends in no stop token"
+        if not self.passed:
+            raise RowFaultError(RejectReason.NO_STOP_TOKEN, f"turn {self.turn + 1} ends in no stop token")
+        passed = "".join(text for text, _ in self.passed)
+        raise RowFaultError(
+            RejectReason.NO_STOP_TOKEN,
+            f"turn {self.turn + 1} ends in {passed!r}, at which generation does not stop",
+            remedy=name_stop_token(*self.passed[-1]),
         )
-        raise RowFaultError(RejectReason.NO_STOP_TOKEN, f"turn {self.turn + 1} {what}")
 
     def _add_swallowed(self, space: str) -> None:
         self.pieces.append(Piece(parts=(space,), ids=(), turn=self.turn))

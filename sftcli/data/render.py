@@ -86,7 +86,7 @@ class Renderer:
         try:
             return self._drafter.draft(row)
         except RowFaultError as fault:
-            return Rejected(origin=row.origin, reason=fault.reason, detail=fault.detail)
+            return fault.rejected(row.origin)
 
     def _too_long_to_count(self, row: Conversation | PlainText) -> TooLong | None:
         """Return the rejection of a row that would take seconds to tokenize and is too long in any case."""
@@ -141,7 +141,7 @@ class Renderer:
                 prove_no_leak(batch.ids[place], batch.places[place], self._forbidden)
             flags = self._prove_spans(draft, spans)
         except RowFaultError as fault:
-            return Rejected(origin=draft.origin, reason=fault.reason, detail=fault.detail)
+            return fault.rejected(draft.origin)
         example = Example(
             input_ids=batch.ids[place].copy(),  # a view would keep the whole batch
             loss_mask=batch.trained[place].copy(),
@@ -162,7 +162,7 @@ class Renderer:
             try:
                 shorter = self._cut(row, made)
             except RowFaultError as fault:
-                return Rejected(origin=row.origin, reason=fault.reason, detail=fault.detail)
+                return fault.rejected(row.origin)
             if shorter is not None:
                 return shorter
             detail += ", and what comes before the answer leaves no room for it"

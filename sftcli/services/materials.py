@@ -12,7 +12,7 @@ from sftcli.services.finding import find_sources
 from sftcli.services.prepare import prepare_data, require_rows
 from sftcli.services.requirements import check_machine
 from sftcli.services.run_folder import RunFolder
-from sftcli.services.thresholds import find_exceeded, find_unfit, require, require_fit
+from sftcli.services.thresholds import judge
 
 
 def find_materials(
@@ -35,9 +35,7 @@ def find_materials(
         fallback=None if run is None else run.path / "cache",
     )
     require_rows(prepared)
-    audits = list(prepared.audit.values())
-    require_fit(find_unfit(audits, settings.data))
-    require(find_exceeded(audits, settings.data))
+    judge(list(prepared.audit.values()), settings.data).require()
     if not len(prepared.dataset.train):
         raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
     if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):

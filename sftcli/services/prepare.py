@@ -21,7 +21,7 @@ from sftcli.services.base_model import locate_base
 from sftcli.services.finding import Sources, find_sources
 from sftcli.services.preparation import Preparation
 from sftcli.services.rows_folder import check_free, write_rows
-from sftcli.services.thresholds import find_exceeded, find_unfit, reasons_with_rows
+from sftcli.services.thresholds import Fitness, judge, reasons_with_rows, remedy_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,15 +77,11 @@ class ShownRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareOutcome:
-    """What was prepared, where, the first examples token by token, what is not good enough, and where all were written.
-
-    ``exceeded`` names the limits that it is over, ``unfit`` too many rows that cannot be trained on, where there is no limit.
-    """
+    """What was prepared, where, the first examples token by token, whether it is good enough, and where all were written."""
 
     data: PreparedData
     shown: tuple[ShownRow, ...]
-    exceeded: tuple[str, ...]
-    unfit: str
+    fitness: Fitness
     out: str | None
 
     @property
@@ -117,15 +113,14 @@ def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> Pre
     require_rows(data)
     train = data.dataset.train
     audits = list(data.audit.values())
-    exceeded, unfit = find_exceeded(audits, settings.data), find_unfit(audits, settings.data)
-    is_written = request.out is not None and not exceeded and not unfit
+    fitness = judge(audits, settings.data)
+    is_written = request.out is not None and fitness.is_good
     if request.out and is_written:
         write_rows(data.dataset, request.out)
     return PrepareOutcome(
         data=data,
         shown=tuple(_shown(train[row], data.tokenizer) for row in range(min(request.show, len(train)))),
-        exceeded=tuple(exceeded),
-        unfit=unfit,
+        fitness=fitness,
         out=str(request.out) if is_written else None,
     )
 
@@ -194,10 +189,11 @@ def require_rows(prepared: PreparedData) -> None:
     audit = prepared.audit[TRAIN]
     if audit.kept or not audit.rows:
         return
-    found = reasons_with_rows([audit], Counter(audit.rejected))
+    reasons = Counter(audit.rejected)
+    found = reasons_with_rows([audit], reasons)
     raise DataError(
         f"no row is left to train on: {audit.rows} of {audit.rows} were rejected ({found})",
-        hint="mend these rows, or read others of their columns with --map",
+        hint=remedy_for([audit], reasons),
     )
 
 

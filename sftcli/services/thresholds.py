@@ -32,9 +32,10 @@ def _flagged(audit: AuditSummary, flags: frozenset[RowFlag]) -> list[str]:
     )
 
 
+_REJECTED = "rejected"
 _CHECKS = (
     _Check(
-        what="rejected",
+        what=_REJECTED,
         limit=lambda data: data.max_rejected_fraction,
         count=lambda audit: audit.rows - audit.kept,
         all=lambda audit: audit.rows,
@@ -72,9 +73,66 @@ _CHECKS = (
 )
 
 
-def find_exceeded(audits: Sequence[AuditSummary], data: DataSettings) -> list[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitness:
+    """Whether rows are good enough.
+
+    ``exceeded`` has a sentence for each limit that they are over, ``unfit`` one about too many rows that cannot be
+    trained on, where there is no limit. ``remedy`` says what to do about most rows that are left out, where they are
+    too many.
+    """
+
+    exceeded: tuple[str, ...]
+    unfit: str
+    remedy: str
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the rows may be trained on."""
+        return not self.exceeded and not self.unfit
+
+    def require(self) -> None:
+        """See that the rows may be trained on.
+
+        Raises:
+            DataError: Too many of them are unfit.
+            ThresholdError: They are over a limit; the message names all of them.
+        """
+        if self.unfit:
+            raise DataError(
+                f"{self.unfit}; at most {MOST_UNFIT:.0%} may be left out unasked",
+                hint=f"{self.remedy}, or say how many may be left out: --set data.max_rejected_fraction=0.5",
+            )
+        if self.exceeded:
+            first = self.remedy or "mend or leave out these rows"
+            raise ThresholdError(
+                f"the rows are not good enough: {'; '.join(self.exceeded)}",
+                hint=f"{first}, or allow more: --set data.max_rejected_fraction=0.01, and the like",
+            )
+
+
+def judge(audits: Sequence[AuditSummary], data: DataSettings) -> Fitness:
+    """Return whether the rows of ``audits`` together are good enough for ``data``."""
+    reasons = _rejected(audits)
+    unfit = _find_unfit(audits, data)
+    if unfit:
+        del reasons[RejectReason.TOO_LONG.value]
+    exceeded = _find_exceeded(audits, data)
+    are_many = unfit or _REJECTED in exceeded
+    return Fitness(
+        exceeded=tuple(exceeded.values()),
+        unfit=unfit,
+        remedy=remedy_for(audits, reasons) if are_many else "",
+    )
+
+
+def _rejected(audits: Sequence[AuditSummary]) -> Counter[str]:
+    return sum((Counter(audit.rejected) for audit in audits), Counter[str]())
+
+
+def _find_exceeded(audits: Sequence[AuditSummary], data: DataSettings) -> dict[str, str]:
     """Return a sentence for every limit of ``data`` that ``audits`` together are over."""
-    found = []
+    found = dict[str, str]()
     for check in _CHECKS:
         limit = check.limit(data)
         if limit is None and data.strict and check.is_strict:
@@ -85,21 +143,21 @@ def find_exceeded(audits: Sequence[AuditSummary], data: DataSettings) -> list[st
         if count > limit * total:
             allowed = f"at most {limit:.2%} may be" if limit else "none may be"
             example = next(chain.from_iterable(map(check.named, audits)), "")
-            found.append(f"{count} of {total} rows are {check.what} ({allowed}), such as {example}")
+            found[check.what] = f"{count} of {total} rows are {check.what} ({allowed}), such as {example}"
     shared = sum(audit.shared_prompts for audit in audits)
     if data.strict and shared:
-        found.append(f"{shared} held-out rows have a prompt that is trained on too")
+        found["shared"] = f"{shared} held-out rows have a prompt that is trained on too"
     return found
 
 
-def find_unfit(audits: Sequence[AuditSummary], data: DataSettings) -> str:
+def _find_unfit(audits: Sequence[AuditSummary], data: DataSettings) -> str:
     """Return a sentence about rows that cannot be trained on, where they are too many and the user set no limit; else nothing.
 
     Rows that are only too long do not count: the audit says which limit would keep them.
     """
     if data.strict or data.max_rejected_fraction is not None:
         return ""
-    reasons = sum((Counter(audit.rejected) for audit in audits), Counter[str]())
+    reasons = _rejected(audits)
     del reasons[RejectReason.TOO_LONG.value]
     total = sum(audit.rows for audit in audits)
     if reasons.total() <= MOST_UNFIT * total:
@@ -113,28 +171,16 @@ def reasons_with_rows(audits: Sequence[AuditSummary], reasons: Counter[str]) -> 
     return "; ".join(f"{reason} {count}, {first[reason]}" for reason, count in reasons.most_common())
 
 
-def require_fit(unfit: str) -> None:
-    """See that not too many rows are unfit.
-
-    Raises:
-        DataError: They are; ``unfit`` says which.
-    """
-    if unfit:
-        raise DataError(
-            f"{unfit}; at most {MOST_UNFIT:.0%} may be left out unasked",
-            hint="mend these rows, read others of their columns with --map, choose another --template, or say how many may "
-            "be left out: --set data.max_rejected_fraction=0.5",
-        )
+def remedy_for(audits: Sequence[AuditSummary], reasons: Counter[str]) -> str:
+    """Return what to do about the most frequent of ``reasons``; nothing where there are none."""
+    for reason, _ in reasons.most_common(1):
+        if reason == RejectReason.TOO_LONG and (enough := _enough_tokens(audits)):
+            return f"--max-tokens {enough} keeps 99 % of them; --overlong truncate cuts them"
+        return next(audit.remedies[reason] for audit in audits if reason in audit.remedies)
+    return ""
 
 
-def require(exceeded: Sequence[str]) -> None:
-    """See that no limit is exceeded.
-
-    Raises:
-        ThresholdError: One is; the message names all of them.
-    """
-    if exceeded:
-        raise ThresholdError(
-            f"the rows are not good enough: {'; '.join(exceeded)}",
-            hint="mend or leave out these rows, or allow more: --set data.max_rejected_fraction=0.01, and the like",
-        )
+def _enough_tokens(audits: Sequence[AuditSummary]) -> int:
+    """Return the limit that keeps nearly all rows; 0 where the one they have does already."""
+    enough = max(audit.max_tokens_for_99_percent for audit in audits)
+    return enough if enough > audits[0].max_tokens else 0

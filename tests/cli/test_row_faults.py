@@ -342,6 +342,34 @@ def test_template_that_raises_rejects_that_row_in_its_own_words_and_the_rest_is_
     assert audit(out)["rejected_rows"]["template-refused"][0] == "rows.jsonl:2: No system role!"
 
 
+@pytest.mark.parametrize("command", ["prepare", "train"])
+@pytest.mark.parametrize(
+    ("bad", "flags", "remedy"),
+    [
+        ('{"question": "a", "answer": ""}', (), "fill these answers in"),
+        ('{"question": "a", "answer": "b", "system": "Be brief."}', (), "takes no system text"),
+        ('{"question": "a", "answer": 7}', (), "--map"),
+        (GOOD.strip(), ("--max-tokens", 8), "keeps 99 % of them"),
+    ],
+)
+def test_help_is_that_of_the_most_frequent_reason(sft, tiny_model, command, bad, flags, remedy):
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No!') }}{% endif %}" + CHATML
+    rows = write("rows.jsonl", f"{bad}\n" * 3 + '{"question": "", "answer": "b"}\n')
+    data = ("--data", rows) if command == "train" else (rows,)
+    model = tokenizer_with(tiny_model, strict)
+    code, out, _ = sft(command, *data, "--model", model, *ALL_FOR_TRAINING, *flags, "--json")
+    assert code == 65
+    assert remedy in json.loads(out)["error"]["hint"]
+
+
+def test_help_of_a_limit_on_other_rows_says_nothing_of_the_rejected_ones(sft, tiny_model):
+    rows = write("rows.jsonl", GOOD * 2 + '{"question": "a", "answer": ""}\n')
+    limits = ("--set", "data.max_duplicate_fraction=0.1", "--set", "data.max_rejected_fraction=0.5")
+    code, out, _ = sft("prepare", rows, "--model", tiny_model, *ALL_FOR_TRAINING, *limits, "--json")
+    assert code == 3
+    assert "fill" not in json.loads(out)["error"]["hint"]
+
+
 @pytest.mark.parametrize("change", ["upper", "replace('yes', 'no')"])
 def test_template_that_rewrites_answers_rejects_them_with_what_it_writes(sft, tiny_model, change):
     model = tokenizer_with(tiny_model, CHATML.replace("message['content']", f"message['content'].{change}()" if change == "upper" else f"message['content'].{change}"))  # fmt: skip

@@ -19,7 +19,16 @@ from tests.support.golden import assert_golden
 FREE = "(any name)"
 OF_EXTRAS = {"rouge_l", "chrf"}  # null where their library is not installed
 # Objects whose keys are data and not names of ours.
-NAMED_BY_DATA = {"settings", "schemas", "sources", "rejected", "rejected_rows", "flagged_rows", "flags"}
+NAMED_BY_DATA = {
+    "settings",
+    "schemas",
+    "sources",
+    "rejected",
+    "rejected_rows",
+    "remedies",
+    "flagged_rows",
+    "flags",
+}
 
 
 def shape_of(value: object, place: str = "") -> Iterator[tuple[str, str]]:
