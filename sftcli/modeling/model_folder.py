@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from sftcli import storage
 from sftcli.modeling.cache import whole_folder
 from sftcli.modeling.folder import read_json
+from sftcli.modeling.older_config import with_keys_of, with_older_keys, with_older_tokenizer_keys
 from sftcli.modeling.remote_code import copy_code
 
 _TOKENIZER_FILES = (
@@ -33,6 +35,7 @@ def write_model_files(
     folder: Path,
     *,
     source: Path,
+    tokenizer: Path | None = None,
     stop_ids: Iterable[int] = (),
     template: str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -42,16 +45,18 @@ def write_model_files(
     Args:
         model: Its configuration is written; nothing about it is changed.
         folder: Exists already.
-        source: The model folder that the tokenizer files are copied from.
+        source: The folder that the model was loaded from.
+        tokenizer: The folder that the tokenizer files are copied from, where that is another one.
         stop_ids: Tokens that end an answer; added to those of the model.
-        template: Jinja text to write in place of the templates of ``source``.
+        template: Jinja text to write in place of the templates of the tokenizer.
         dtype: What the configuration says that the weights are.
     """
     config = json.loads(model.config.to_json_string(use_diff=True))
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(dtype).removeprefix("torch.")
+    config = with_keys_of(read_json(source / "config.json"), with_older_keys(config))
     _write_json(folder / "config.json", _without_machine(config) | copy_code(model, source, folder))
-    write_companions(model, folder, source=source, stop_ids=stop_ids, template=template)
+    write_companions(model, folder, source=tokenizer or source, stop_ids=stop_ids, template=template)
 
 
 def write_companions(
@@ -67,7 +72,7 @@ def write_companions(
         _write_json(
             folder / "generation_config.json", _generation_settings(model.generation_config, stop_ids)
         )
-    copy_tokenizer(source, folder)
+    copy_tokenizer(source, folder, takes_types="token_type_ids" in signature(model.forward).parameters)
     if template is not None:
         # A template for tools beside it would go before it in rows that list some.
         storage.try_remove_tree(folder / _TEMPLATE_FOLDER)
@@ -79,6 +84,7 @@ def save_model_folder(
     *,
     source: Path,
     folder: Path,
+    tokenizer: Path | None = None,
     stop_ids: Iterable[int] = (),
     template: str | None = None,
     dtype: torch.dtype | None = None,
@@ -92,8 +98,9 @@ def save_model_folder(
         model: The model; left as it is.
         source: The folder that the model was loaded from; its tokenizer files are copied.
         folder: Where to.
+        tokenizer: The folder whose tokenizer files are copied, where that is another one.
         stop_ids: Tokens that end an answer; added to those of the model.
-        template: Jinja text to write in place of the templates of ``source``.
+        template: Jinja text to write in place of the templates of the tokenizer.
         dtype: Of the weights written; None takes that of ``source``.
         texts: More files, by name.
         hint: What to do where writing fails.
@@ -114,7 +121,15 @@ def save_model_folder(
             )
         finally:
             model.generation_config, model.config.dtype = settings, stored
-        write_model_files(model, fresh, source=source, stop_ids=stop_ids, template=template, dtype=dtype)
+        write_model_files(
+            model,
+            fresh,
+            source=source,
+            tokenizer=tokenizer,
+            stop_ids=stop_ids,
+            template=template,
+            dtype=dtype,
+        )
         for name, text in (texts or {}).items():
             storage.write_file(fresh / name, [text.encode("utf-8")])
         for path in fresh.glob("*.safetensors"):
@@ -123,8 +138,11 @@ def save_model_folder(
             )  # safetensors makes files that others cannot read
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer files and chat templates of a model folder; paths of this machine are left out."""
+def copy_tokenizer(source: Path, folder: Path, *, takes_types: bool = False) -> None:
+    """Copy the tokenizer files and chat templates of a model folder; paths of this machine are left out.
+
+    ``takes_types`` is as in ``with_older_tokenizer_keys``.
+    """
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             storage.copy_file(source / name, folder / name)
@@ -133,8 +151,11 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         for template in sorted((source / _TEMPLATE_FOLDER).glob("*.jinja")):
             storage.copy_file(template, folder / _TEMPLATE_FOLDER / template.name)
     path = folder / "tokenizer_config.json"
-    if path.is_file() and any(key in (content := read_json(path)) for key in _MACHINE_KEYS):
-        _write_json(path, _without_machine(content))
+    if path.is_file():
+        content = read_json(path)
+        portable = with_older_tokenizer_keys(_without_machine(content), takes_types=takes_types)
+        if portable != content:
+            _write_json(path, portable)
 
 
 def _cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -126,8 +126,9 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop
     emit(Notice(text=f"writing {request.out}"))
     save_model_folder(
         model,
-        source=choice.tokenizer_folder,
+        source=choice.weights_folder,
         folder=request.out,
+        tokenizer=choice.tokenizer_folder,
         stop_ids=tokenizer.stop_ids,
         dtype=dtype,
         texts={"README.md": model_card(request.out.name, choice)},
