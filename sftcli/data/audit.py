@@ -30,6 +30,7 @@ _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.LEAD_TRAINED: "in {rows} the template writes something before the answer that generation will not be"
     " given; it is trained",
     RowFlag.STOP_APPENDED: "in {rows} the template ends the last answer in no stop token; one is added and trained",
+    RowFlag.TRAILING_TURNS: "from {rows} the turns behind the last answer are left out, because nothing answers them",
     RowFlag.UNREADABLE: "{rows} with U+FFFD, which stands for bytes that something could not read",
     RowFlag.MISREAD: "{rows} with text that reads like UTF-8 taken for Latin-1 or Windows-1252",
     RowFlag.CONTROL_CHARACTER: "{rows} with control characters other than tab and line ends",

@@ -97,6 +97,8 @@ class Drafter:
         draft = self._finish(row.origin, skeleton, texts, filled, spans)
         if self._thinks and any(_is_respaced(message, rendered) for message in row.messages):
             draft.flags |= {RowFlag.THOUGHT_SPACED}
+        if row.num_cut:
+            draft.flags |= {RowFlag.TRAILING_TURNS}
         return draft
 
     def draft_prompt(self, messages: tuple[Message, ...], *, tools: str) -> Draft:

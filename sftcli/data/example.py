@@ -33,6 +33,7 @@ class RowFlag(StrEnum):
     STOP_APPENDED = (
         "stop-appended"  # the template ends the last answer with no control token; one was put there
     )
+    TRAILING_TURNS = "trailing-turns"  # turns behind the last answer are left out: nothing answers them
     UNREADABLE = "unreadable"  # a content holds U+FFFD: something before this program could not read it
     MISREAD = "misread"  # a content reads like UTF-8 taken for Latin-1 or Windows-1252
     CONTROL_CHARACTER = "control-character"  # a content holds control characters other than tab and line ends

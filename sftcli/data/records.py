@@ -18,7 +18,15 @@ from sftcli.data.tablerows import arrow_rows, csv_rows, parquet_rows
 from sftcli.data.textlines import Note, open_bytes
 from sftcli.errors import DataError, Location, StorageError, UsageError
 
-__all__ = ["Origin", "RawRecord", "Source", "fingerprint_source", "parse_source", "read_records"]
+__all__ = [
+    "Fingerprint",
+    "Origin",
+    "RawRecord",
+    "Source",
+    "fingerprint_source",
+    "parse_source",
+    "read_records",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +84,16 @@ def read_records(source: Source, *, seed: int, note: Note = _no_note) -> Iterato
         raise DataError(f"{source.name}: no rows", location=Location(file=source.name))
 
 
-def fingerprint_source(source: Source) -> str:
-    """Return a hash that changes when the rows of ``source``, or the names of their files, have changed.
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What tells the content of a source from any other, and its files from those that stood there at another time."""
+
+    content: str  # a hash of the files' names and bytes
+    files: tuple[tuple[int, int, int], ...]  # their identities; none for the hub
+
+
+def fingerprint_source(source: Source) -> Fingerprint:
+    """Return what changes when the rows of ``source``, or the names of their files, have changed.
 
     Raises:
         StorageError: A file cannot be read.
@@ -90,14 +106,16 @@ def fingerprint_source(source: Source) -> str:
         for file in load_split(source, _no_note).cache_files:
             path = Path(file["filename"])
             digest.update(f"{path}\0{path.stat().st_size}\0".encode())
+    identities = []
     for path in source.files:
         digest.update(f"{source.label(path)}\0".encode("utf-8", "surrogateescape"))
         try:
+            identities.append(_identity(path))
             with path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         except OSError as error:
             raise _unreadable(source.label(path), error) from None
-    return digest.hexdigest()
+    return Fingerprint(digest.hexdigest(), tuple(identities))
 
 
 def _sample(

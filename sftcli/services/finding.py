@@ -17,6 +17,10 @@ class Sources:
     heldout: tuple[Source, ...]
     text: tuple[Source, ...] = ()
 
+    def all(self) -> tuple[Source, ...]:
+        """Return the sources of all three kinds."""
+        return (*self.train, *self.heldout, *self.text)
+
 
 def find_sources(data: DataSettings) -> Sources:
     """Find what ``data`` names: fast, so that a slip of the finger is told before a model is fetched for nothing.

@@ -30,7 +30,7 @@ from sftcli.data.prepared import (
     PreparedDataset,
     PreparedWriter,
 )
-from sftcli.data.records import Source, fingerprint_source, read_records
+from sftcli.data.records import Fingerprint, Source, fingerprint_source, read_records
 from sftcli.data.render import Renderer
 from sftcli.data.rowbatches import Row, rare_collections
 from sftcli.data.score import with_score
@@ -49,7 +49,11 @@ Place = tuple[str, int, str]  # the split of a row, how many times an epoch has 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
-    """One preparation that has to be done."""
+    """One preparation that has to be done.
+
+    ``prints`` tells the content of each source from any other. It is found once, before anything is read: the key stands
+    for it, and rows of any other content are refused, so that none is ever stored under a key that is not theirs.
+    """
 
     train: Sequence[Source]
     heldout: Sequence[Source]
@@ -57,6 +61,7 @@ class Preparation:
     data: DataSettings
     tokenizer: HFChatTokenizer
     seed: int
+    prints: Mapping[Source, Fingerprint]
     emit: EventSink
     stop: StopFlag
 
@@ -65,7 +70,7 @@ class Preparation:
         parts = {
             "format": FORMAT_VERSION,
             "version": __version__,
-            "sources": self._fingerprints(),
+            "sources": [[self.prints[source].content for source in side] for side in self._sides()],
             "data": self.data.model_dump(mode="json", exclude={*CHECKS, *ORDER_ONLY}),
             "tokenizer": self.tokenizer.fingerprint,
             "seed": self.seed,
@@ -86,7 +91,6 @@ class Preparation:
             audits[TRAIN].note(note)
         duplicates = DuplicateFinder()
         schemas: dict[str, str] = {}
-        prints = self._fingerprints()
         with PreparedWriter(folder) as writer, rare_collections():
             for (split, times, source), row, result in _rendered(self._split_rows(schemas), renderer):
                 audits[split].add(result, source=source)
@@ -99,7 +103,7 @@ class Preparation:
                 self._add_text(writer, audits[TEXT], schemas)
             self._check_lengths(audits)
             self._check_overlap(audits[HELDOUT])
-            self._check_unchanged(prints)
+            self._check_unchanged()
             return writer.finish(
                 {
                     "sources": [source.text for source in (*self.train, *self.heldout, *self.text)],
@@ -109,9 +113,6 @@ class Preparation:
                     "audit": {split: audit.summary().to_json() for split, audit in audits.items()},
                 }
             )
-
-    def _fingerprints(self) -> list[list[str]]:
-        return [[fingerprint_source(source) for source in side] for side in self._sides()]
 
     def _sides(self) -> tuple[Sequence[Source], ...]:
         return self.train, self.heldout, self.text
@@ -124,16 +125,15 @@ class Preparation:
                     writer.add(TEXT, example, times=source.times)
         share.note_cuts()
 
-    def _check_unchanged(self, before: list[list[str]]) -> None:
-        """Refuse rows of a file that changed between two of the passes over it."""
-        for side, prints in zip(self._sides(), before, strict=True):
-            for source, known in zip(side, prints, strict=True):
-                if fingerprint_source(source) != known:
-                    raise DataError(
-                        f"{source.name}: changed while it was prepared; nothing was kept",
-                        hint="wait until it is written, then run again",
-                        location=Location(file=source.name),
-                    )
+    def _check_unchanged(self) -> None:
+        """Refuse rows of a file that changed since the key was found, or between two of the passes over it."""
+        for source, known in self.prints.items():
+            if fingerprint_source(source) != known:
+                raise DataError(
+                    f"{source.name}: changed while it was prepared; nothing was kept",
+                    hint="wait until it is written, then run again",
+                    location=Location(file=source.name),
+                )
 
     def _check_lengths(self, audits: Mapping[str, SupervisionAudit]) -> None:
         """Refuse rows that are too long, where that is wanted."""

@@ -12,6 +12,7 @@ from sftcli.config.sources import Settings
 from sftcli.data.audit import AuditSummary
 from sftcli.data.example import Example
 from sftcli.data.prepared import TEXT, TRAIN, PreparedDataset, open_prepared
+from sftcli.data.records import fingerprint_source
 from sftcli.data.tokenview import TokenView, describe_tokens
 from sftcli.errors import DataError, OutputError, SftError, StorageError
 from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
@@ -162,6 +163,7 @@ def prepare_data(
         data=data,
         tokenizer=tokenizer,
         seed=seed,
+        prints={source: fingerprint_source(source) for source in sources.all()},
         emit=emit,
         stop=stop,
     )

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from sftcli.config.data_settings import DataSettings
+from sftcli.data.prepared import PreparedDataset
 from sftcli.errors import DataError
-from sftcli.events import Event, NeverStop, Progressed
+from sftcli.events import Event, EventSink, NeverStop, Progressed
+from sftcli.services import prepare
 from sftcli.services.finding import find_sources
 from sftcli.services.prepare import prepare_data
+from tests.support.recording import RecordingSink
 
 
 def prepared() -> list[Path]:
@@ -81,4 +84,37 @@ def test_file_that_changes_while_it_is_prepared_is_refused_and_nothing_is_kept(r
     data = DataSettings(sources=(str(rows),))
     with pytest.raises(DataError, match="changed while it was"):
         prepare_data(data, find_sources(data), model_folder=tiny_model, seed=0, emit=append, stop=NeverStop())
+    assert list((rows.parent / "cache/prepared").glob("*")) == []
+
+
+def test_file_that_changes_behind_the_key_is_never_stored_under_it(rows, tiny_model, monkeypatch):
+    monkeypatch.setenv("SFT_CACHE_DIR", str(rows.parent / "cache"))
+    looked = prepare._open_cached
+
+    def change(folder: Path, emit: EventSink) -> PreparedDataset | None:
+        rows.write_text('{"question": "other?", "answer": "yes"}\n' * 9, encoding="utf-8")
+        return looked(folder, emit)
+
+    monkeypatch.setattr(prepare, "_open_cached", change)
+    data = DataSettings(sources=(str(rows),))
+    with pytest.raises(DataError, match="changed while it was prepared; nothing was kept"):
+        prepare_data(
+            data, find_sources(data), model_folder=tiny_model, seed=0, emit=RecordingSink(), stop=NeverStop()
+        )
+    assert list((rows.parent / "cache/prepared").glob("*")) == []
+
+
+def test_file_that_was_another_for_one_pass_is_not_taken_for_itself(rows, tiny_model, monkeypatch):
+    monkeypatch.setenv("SFT_CACHE_DIR", str(rows.parent / "cache"))
+    text, other = rows.read_text("utf-8"), rows.with_name("other.jsonl")
+
+    def swap(event: Event, /) -> None:
+        if isinstance(event, Progressed) and event.task.startswith("preparing"):
+            is_over = event.done > 0
+            other.write_text(text if is_over else text.replace("?", "!"), encoding="utf-8")
+            other.replace(rows)
+
+    data = DataSettings(sources=(str(rows),), heldout_fraction=0)
+    with pytest.raises(DataError, match="changed while it was"):
+        prepare_data(data, find_sources(data), model_folder=tiny_model, seed=0, emit=swap, stop=NeverStop())
     assert list((rows.parent / "cache/prepared").glob("*")) == []

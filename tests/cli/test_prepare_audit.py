@@ -52,6 +52,22 @@ def test_the_audit_counts_what_needs_a_look(prepare):
     assert audit["sources"]["rows.jsonl"]["kept"] == 24
 
 
+def test_turns_behind_the_last_answer_are_counted_and_said(sft, tiny_model):
+    asked = {"role": "user", "content": "And then?"}
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+    rows = [{"messages": [*talk, asked, asked]}, {"messages": [*talk, asked, talk[1]]}]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    flags = ("--model", tiny_model, "--set", "data.heldout_fraction=0", "--show", "2", "--json")
+    _, out, _ = sft("prepare", "rows.jsonl", *flags)
+    audit, shown = audit_of(out), json.loads(out)["shown"]
+    assert (audit["flags"], audit["flagged_rows"]) == (
+        {"trailing-turns": 1},
+        {"trailing-turns": ["rows.jsonl:1"]},
+    )
+    assert [row["flags"] for row in shown] == [["trailing-turns"], []]
+    assert "from 1 row the turns behind the last answer are left out" in audit["notes"][-1]
+
+
 def test_a_person_sees_the_audit_with_a_histogram(prepare):
     code, out, err = prepare([*GOOD, GOOD[3]])
     assert code == 0
