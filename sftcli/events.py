@@ -151,6 +151,7 @@ class HeldoutDone:
     loss: float
     response_tokens: int
     seconds: float
+    rows: int = 0  # that were scored; logs of older versions do not tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,7 +83,9 @@ def model_line(event: ModelLoaded) -> str:
 
 def heldout_line(event: HeldoutDone) -> str:
     """Return one evaluation."""
-    return f"step {event.step}  held-out loss {loss_text(event.loss)}  ({duration(event.seconds)})"
+    return (
+        f"step {event.step}  held-out loss {loss_text(event.loss, event.rows)}  ({duration(event.seconds)})"
+    )
 
 
 def judged_text(event: Judged) -> str:

@@ -138,12 +138,12 @@ def _heldout_rows(measures: TrainingMeasures, columns: int) -> list[Row]:
     if last is None or first is None:
         return []
     style = BAD if not isfinite(last.loss) else GOOD if last is best and last is not first else VALUE
-    cells = [((loss_text(last.loss), style), _at("last", last))]
+    cells = [((loss_text(last.loss, last.rows), style), _at("last", last))]
     if last is not first:
         # Where there is no room for all three, the last that is also the best is not worth two of them.
         if best is not None and (best is not last or _cells_in_row(columns) > 2):
-            cells.append(((loss_text(best.loss), VALUE), _at("best", best)))
-        cells.append(((loss_text(first.loss), VALUE), _at("first", first)))
+            cells.append(((loss_text(best.loss, best.rows), VALUE), _at("best", best)))
+        cells.append(((loss_text(first.loss, first.rows), VALUE), _at("first", first)))
     return _cells("held-out", cells, columns)[:1]
 
 

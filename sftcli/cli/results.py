@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sftcli.cli import options, tables
-from sftcli.cli.text import count, duration, loss_text, percent, short_count, size, whole_duration
+from sftcli.cli.text import count, duration, loss_text, short_count, size, whole_duration
+from sftcli.figures import change, interval, share_of
 
 if TYPE_CHECKING:
     from sftcli.config.sources import Row
@@ -46,7 +47,10 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
     if not output.quiet:
         err = tables.err(output.color)
         if outcome.first_heldout_loss is not None and outcome.last_heldout_loss is not None:
-            before, after = loss_text(outcome.first_heldout_loss), loss_text(outcome.last_heldout_loss)
+            rows = outcome.heldout_rows
+            before, after = (
+                loss_text(loss, rows) for loss in (outcome.first_heldout_loss, outcome.last_heldout_loss)
+            )
             tables.show_text(
                 f"held-out loss {before} before, {after} after, in {duration(outcome.seconds)}", err
             )
@@ -147,14 +151,19 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
     """Print the scores of base and tuned side by side, and a few rows that the tuned model got wrong."""
     base, tuned = report.base, report.tuned
     out, err = tables.out(output.color), tables.err(output.color)
-    measured = base.measures() if base else {}
-    rows = [
-        (label, measured.get(label, (None, False))[0], value, lower_is_better)
-        for label, (value, lower_is_better) in tuned.measures().items()
-        if value is not None
-    ]
     names = (base.model if base else "base", tuned.model)
-    out.print(tables.comparison_table(rows, names=names))
+    pairs = [
+        tables.Pair(
+            metric=row.measure.label,
+            first=row.base,
+            second=row.tuned,
+            lower_is_better=row.measure.lower_is_better,
+            digits=row.measure.digits,
+            rows=row.rows,
+        )
+        for row in report.compared()
+    ]
+    out.print(tables.comparison_table(pairs, names=names))
     if output.quiet:
         return
     tables.show_text(
@@ -165,8 +174,9 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
     )
     for name, difference in (("loss", report.loss_difference), ("exact match", report.match_difference)):
         if difference is not None:
-            bounds = f"{difference.low:+.3f} to {difference.high:+.3f}"
-            tables.show_text(f"{name}: {difference.value:+.3f} against the base, 95% interval {bounds}", err)
+            found = change(difference.value, 3, difference.rows)
+            bounds = interval(difference.low, difference.high, 3, difference.rows)
+            tables.show_text(f"{name}: {found} against the base, {bounds}", err)
     if report.verdict is not None:
         tables.show_text(_verdict_text(report.verdict), err, wrap=True)
     shown = report.misses[:SHOWN_MISSES]
@@ -184,7 +194,13 @@ def _verdict_text(verdict: "Verdict") -> str:
 def show_tasks(report: "TasksReport", output: options.Output) -> None:
     """Print the numbers of tasks, base and tuned side by side; standard errors stand in the JSON alone."""
     rows = [
-        (f"{task}/{metric}", report.base_tasks.get(task, {}).get(metric), value, "perplexity" in metric)
+        tables.Pair(
+            metric=f"{task}/{metric}",
+            first=report.base_tasks.get(task, {}).get(metric),
+            second=value,
+            lower_is_better="perplexity" in metric,
+            rows=report.task_rows.get(task, 0),
+        )
         for task, values in report.tasks.items()
         for metric, value in values.items()
         if "_stderr" not in metric
@@ -194,4 +210,4 @@ def show_tasks(report: "TasksReport", output: options.Output) -> None:
 
 
 def _matches(score: "Score") -> str:
-    return f"{score.matched} of {score.answered} ({percent(score.match_fraction)})"
+    return share_of(score.matched, score.answered)

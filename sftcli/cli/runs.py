@@ -95,9 +95,9 @@ def _runs_table(found: "Sequence[RunSummary]") -> tables.Grid:
                 tables.Cell(text=summary.name, style="bold"),
                 tables.Cell(text=summary.state, style=STATE_STYLES[summary.state]),
                 tables.Cell(text=_steps(summary)),
-                tables.Cell(text=_loss(summary.loss)),
-                tables.Cell(text=_loss(summary.heldout_loss)),
-                tables.Cell(text=_loss(summary.best_heldout_loss)),
+                tables.Cell(text=loss_text(summary.loss)),
+                tables.Cell(text=loss_text(summary.heldout_loss, summary.heldout_rows)),
+                tables.Cell(text=loss_text(summary.best_heldout_loss, summary.heldout_rows)),
                 tables.Cell(text=_age(summary.started_at), style="dim"),
             ]
             for summary in found
@@ -114,12 +114,14 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
     used = "" if summary.utilisation is None else f", {percent(summary.utilisation)} of the machine's peak"
     yield "step", f"{_steps(summary)} in {duration(summary.training_seconds)}{speed}{used}"
     if summary.curve:
-        yield "loss", f"{sparkline(summary.curve, CURVE_COLUMNS, levels)} {_loss(summary.loss)}"
+        yield "loss", f"{sparkline(summary.curve, CURVE_COLUMNS, levels)} {loss_text(summary.loss)}"
     if summary.first_heldout_loss is not None:
-        best = f", best {_loss(summary.best_heldout_loss)} at step {summary.best_step}"
+        rows = summary.heldout_rows
+        best = f", best {loss_text(summary.best_heldout_loss, rows)} at step {summary.best_step}"
+        of = f" ({count(rows)} row{'s' if rows > 1 else ''})" if rows else ""
         yield (
             "held-out loss",
-            f"{_loss(summary.first_heldout_loss)} at first, {_loss(summary.heldout_loss)} now{best}",
+            f"{loss_text(summary.first_heldout_loss, rows)} at first, {loss_text(summary.heldout_loss, rows)} now{best}{of}",
         )
     yield "checkpoints", _checkpoint_steps(summary.checkpoints) if summary.checkpoints else None
 
@@ -147,10 +149,6 @@ def _steps(summary: "RunSummary") -> str:
     return (
         f"{count(summary.step)} of {count(summary.last_step)}" if summary.last_step else count(summary.step)
     )
-
-
-def _loss(loss: float | None) -> str:
-    return "-" if loss is None else loss_text(loss)
 
 
 def _age(started_at: str) -> str:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from sftcli.cli.options import Color, use_color
 from sftcli.cli.text import clean, redact, writable
+from sftcli.figures import NOTHING, carried, change, figure
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -148,38 +149,41 @@ def settings_table(rows: Sequence[tuple[str, object, str]]) -> Grid:
     )
 
 
-def comparison_table(
-    rows: Sequence[tuple[str, float | None, float | None, bool]],
-    *,
-    digits: int = 3,
-    names: tuple[str, str] = ("base", "tuned"),
-) -> Grid:
-    """Return metrics of two models side by side with the difference, green where the second is better.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A metric of two models; ``None`` where it was not measured. ``rows`` is how many it was measured on, 0 if not known."""
 
-    Args:
-        rows: ``(metric, first, second, lower_is_better)``; ``None`` where a value was not measured.
-        digits: Digits after the point.
-        names: Column names of the two models.
-    """
+    metric: str
+    first: float | None
+    second: float | None
+    lower_is_better: bool
+    digits: int = 3
+    rows: int = 0
+
+
+def comparison_table(pairs: Sequence[Pair], *, names: tuple[str, str] = ("base", "tuned")) -> Grid:
+    """Return metrics of two models called ``names``, with the difference, green where the second is better, and the rows."""
+    has_rows = any(pair.rows for pair in pairs)
     body = []
-    for metric, first, second, lower_is_better in rows:
-        difference, style = "-", ""
-        if first is not None and second is not None and isfinite(first) and isfinite(second):
-            change = second - first
-            difference = f"{change:+.{digits}f}"
-            if round(change, digits):
-                style = "green" if (change < 0) == lower_is_better else "red"
-        values = [Cell(text=_number(value, digits)) for value in (first, second)]
-        body.append([Cell(text=metric), *values, Cell(text=difference, style=style)])
+    for pair in pairs:
+        values = [Cell(text=figure(value, pair.digits, pair.rows)) for value in (pair.first, pair.second)]
+        count = [Cell(text=f"{pair.rows:,}" if pair.rows else "-")] if has_rows else []
+        body.append([Cell(text=pair.metric), *values, _difference(pair), *count])
     return Grid(
-        header=("metric", *names, "difference"), aligns=("left", "right", "right", "right"), rows=body
+        header=("metric", *names, "difference", *(["rows"] if has_rows else [])),
+        aligns=("left", "right", "right", "right", "right"),
+        rows=body,
     )
 
 
-def _number(value: float | None, digits: int) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.{digits}f}" if isfinite(value) else "not finite"
+def _difference(pair: Pair) -> Cell:
+    if pair.first is None or pair.second is None:
+        return Cell(text=NOTHING)
+    difference = pair.second - pair.first
+    style = ""
+    if isfinite(difference) and round(difference, carried(pair.digits, pair.rows)):
+        style = "green" if (difference < 0) == pair.lower_is_better else "red"
+    return Cell(text=change(difference, pair.digits, pair.rows), style=style)
 
 
 def _setting(value: object) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
 
+from sftcli.figures import loss_figure
+
 MASK = "***"
 
 _MAX_CURVE = 1e30  # sums of larger values could overflow
@@ -126,9 +128,9 @@ def short_count(number: float) -> str:
     return f"{number / 1000:.1f}T"
 
 
-def loss_text(loss: float) -> str:
-    """Return a loss with three decimals, or "not finite"."""
-    return f"{loss:.3f}" if isfinite(loss) else "not finite"
+def loss_text(loss: float | None, rows: int = 0) -> str:
+    """Return a loss with the decimals that it carries when it was measured on ``rows``, or "not finite"."""
+    return loss_figure(loss, rows)
 
 
 def norm_text(norm: float) -> str:

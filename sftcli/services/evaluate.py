@@ -13,12 +13,14 @@ from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.extras import install_command
 from sftcli.services.finding import find_sources
 from sftcli.services.intervals import Interval
+from sftcli.services.measures import Compared, compare_scores
 from sftcli.services.models import ModelChoice, base_of, choose_model
 from sftcli.services.place import find_place
 from sftcli.services.prepare import PreparedData, prepare_data
 from sftcli.services.processes import Peers, joined
 from sftcli.services.report import write_report
 from sftcli.services.run_folder import RunFolder, write_json
+from sftcli.services.run_summary import heldout_rows
 from sftcli.services.score import Miss, Sample, Score
 from sftcli.services.scores import (
     ScoringJob,
@@ -77,6 +79,11 @@ class EvalReport:
             "tuned": self.tuned.to_json(),
             "base": None if self.base is None else self.base.to_json(),
         }
+
+    def compared(self) -> list[Compared]:
+        """Return the scores side by side, for people."""
+        base = None if self.base is None else self.base.to_json()
+        return compare_scores(base, self.tuned.to_json(), rows=self.rows)
 
     def numbers(self) -> dict[str, float]:
         """Return the numbers of the tuned model."""
@@ -172,7 +179,7 @@ def _verdict(run: RunFolder) -> Verdict:
         for event in events
         if event["event"] == "HeldoutDone" and event["loss"] is not None
     ]
-    return judge(train, heldout)
+    return judge(train, heldout, rows=heldout_rows(events))
 
 
 def _training_answers(prepared: PreparedData, emit: EventSink) -> list[list[int]]:

@@ -5,6 +5,7 @@ Files of tasks may name functions beside them, which ``lm_eval`` runs: a folder 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,15 @@ from sftcli.suggest import did_you_mean
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TaskNumbers = Mapping[str, Mapping[str, float]]  # task -> metric -> number
-
 _NO_FILTER = ",none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a model answered: the numbers of each task by metric, and how many questions they are of."""
+
+    numbers: Mapping[str, Mapping[str, float]]
+    rows: Mapping[str, int]
 
 
 def find_tasks(names: Sequence[str], folder: Path | None) -> TaskManager:
@@ -74,7 +81,7 @@ def run_harness(
     most: int | None,
     emit: EventSink,
     stop: StopFlag,
-) -> TaskNumbers:
+) -> Asked:
     """Return the numbers of each task, with ``model`` asked by the chat template in ``folder``.
 
     Args:
@@ -115,7 +122,11 @@ def run_harness(
             ) from error
         except Exception as error:
             raise DataError(f"lm_eval could not run {', '.join(names)}: {_first_line(error)}") from error
-    return {task: _numbers(values) for task, values in found["results"].items()}
+    results = found["results"]
+    return Asked(
+        numbers={task: _numbers(values) for task, values in results.items()},
+        rows={task: int(values["sample_len"]) for task, values in results.items() if "sample_len" in values},
+    )
 
 
 def _numbers(values: Mapping[str, object]) -> dict[str, float]:

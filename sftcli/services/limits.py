@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import get_args
 
-from sftcli.errors import ThresholdError, UsageError
+from sftcli.errors import DataError, ThresholdError, UsageError
 from sftcli.extras import require_package
 from sftcli.services.score import Score
 from sftcli.suggest import did_you_mean
@@ -71,10 +71,16 @@ def check_limits(numbers: Mapping[str, float], limits: Iterable[Limit]) -> None:
 
     Raises:
         UsageError: There is no such number.
+        DataError: The rows did not give that number.
         ThresholdError: A number is above, or under, its limit.
     """
     broken = []
     for limit in limits:
+        if limit.metric in SCORE_NUMBERS - set(numbers):
+            raise DataError(
+                f"{limit.text}: {limit.metric} was not measured on these rows",
+                hint="name more rows, or rows that it can be measured on, with --data FILE",
+            )
         _require_number(limit, numbers)
         number = numbers[limit.metric]
         if limit.is_broken(number, limit.value) or math.isnan(number):

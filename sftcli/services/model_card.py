@@ -9,9 +9,12 @@ import tomli_w
 
 from sftcli import __version__
 from sftcli.config.sources import DEFAULT_ORIGIN, Resolved, Settings, resolve
+from sftcli.figures import NOTHING, loss_figure
+from sftcli.services.measures import MEASURES
 from sftcli.services.models import ModelChoice
-from sftcli.services.report import MEASURES, measures_of
+from sftcli.services.report import measures_of
 from sftcli.services.run_folder import RunFolder
+from sftcli.services.run_summary import heldout_rows
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_NAME = re.compile(
@@ -88,20 +91,23 @@ def _scores(run: RunFolder) -> Iterator[str]:
     """Yield the scores of ``sft eval`` where it has run, else the held-out loss that training measured."""
     if run.evaluation.is_file():
         evaluation = json.loads(run.evaluation.read_text(encoding="utf-8"))
-        yield f"On the {evaluation['rows']} held-out rows:\n"
-        yield "| | base | tuned |\n|---|---|---|"
-        for label, base, tuned in measures_of(evaluation):
-            if tuned != "-":
-                yield f"| {label} | {base} | {tuned} |"
+        yield "On held-out rows; the last column is the number of rows that each number is of:\n"
+        yield "| | base | tuned | rows |\n|---|---|---|---|"
+        for row in measures_of(evaluation):
+            yield f"| {row.measure.label} | {row.base_text} | {row.tuned_text} | {row.rows or NOTHING} |"
         yield ""
         return
+    events = run.read_events()
     losses = [
         float(str(event["loss"]))
-        for event in run.read_events()
+        for event in events
         if event.get("event") == "HeldoutDone" and event["loss"] is not None
     ]
     if losses:
-        yield f"{MEASURES[0][0].capitalize()}: {losses[0]:.3f} before training, {losses[-1]:.3f} after.\n"
+        rows = heldout_rows(events)
+        before, after = loss_figure(losses[0], rows), loss_figure(losses[-1], rows)
+        of = f", of {rows} rows" if rows else ""
+        yield f"{MEASURES[0].label.capitalize()}: {before} before training, {after} after{of}.\n"
 
 
 def _settings(resolved: Resolved) -> str:

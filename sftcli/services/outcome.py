@@ -21,6 +21,7 @@ class TrainOutcome:
     last_heldout_loss: float | None
     final: str | None  # folder of the tuned model; None when stopped before the end
     seconds: float
+    heldout_rows: int = 0  # that both losses are of
     verdict: Verdict | None = None  # on the curves of the run up to the step of ``final``
 
 

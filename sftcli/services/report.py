@@ -14,27 +14,15 @@ from jinja2 import Environment, StrictUndefined
 
 from sftcli.config.sources import Settings, resolve
 from sftcli.errors import OutputError
+from sftcli.figures import change, interval, loss_figure
 from sftcli.services.charts import Series, draw
+from sftcli.services.measures import Compared, compare_scores
 from sftcli.services.run_folder import RunFolder, write_text
-from sftcli.services.run_summary import mean_utilisation
+from sftcli.services.run_summary import heldout_rows, mean_utilisation
 from sftcli.services.verdict import judge
 
 Fields = Mapping[str, object]
 
-MEASURES = (
-    ("held-out loss (nats/token)", "loss", 1.0, 3),
-    ("perplexity", "perplexity", 1.0, 2),
-    ("bits per byte", "bits_per_byte", 1.0, 3),
-    ("token accuracy (%)", "token_accuracy", 100.0, 1),
-    ("exact match (%)", "match_fraction", 100.0, 1),
-    ("ROUGE-L", "rouge_l", 1.0, 1),
-    ("chrF", "chrf", 1.0, 1),
-    ("valid JSON (%)", "json_fraction", 100.0, 1),
-    ("answer length (tokens)", "mean_answer_tokens", 1.0, 1),
-    ("distinct 2-grams (%)", "distinct_2", 100.0, 1),
-    ("answers that loop (%)", "looping_fraction", 100.0, 1),
-    ("memorized answers (%)", "memorized_fraction", 100.0, 1),
-)
 SMOOTHING = 0.7  # share of the past in the smoothed loss
 
 
@@ -64,7 +52,8 @@ def _describe(run: RunFolder) -> dict[str, object]:
     events = run.read_events()
     steps = _of(events, "StepDone")
     heldout = [event for event in _of(events, "HeldoutDone") if event["loss"] is not None]
-    verdict = judge(_numbers(_of_rows(steps), "loss"), _numbers(heldout, "loss"))
+    rows = heldout_rows(events)
+    verdict = judge(_numbers(_of_rows(steps), "loss"), _numbers(heldout, "loss"), rows=rows)
     evaluation = _read(run.evaluation)
     resolved = resolve(preset=None, config_file=run.config, overrides=(), environ={})
     return {
@@ -76,7 +65,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "rows": resolved.rows(),
         "evaluation": evaluation,
         "measures": measures_of(evaluation) if evaluation else [],
-        "loss_difference": evaluation.get("loss_difference") if evaluation else None,
+        "loss_difference": difference_of(evaluation) if evaluation else "",
         "samples": evaluation.get("samples", []) if evaluation else [],
         "base": _name(evaluation, "base"),
         "tuned": _name(evaluation, "tuned"),
@@ -126,10 +115,12 @@ def _facts(
     if ended and ended[0]["ending"] == "plateau":
         facts.append(("ended", f"early, at step {ended[0]['step']}: held-out loss fell no more"))
     if heldout:
+        losses, rows = _numbers(heldout, "loss"), heldout_rows(heldout)
+        of = f", of {rows:,} rows" if rows else ""
         facts.append(
             (
                 "held-out loss",
-                f"{_numbers(heldout, 'loss')[0]:.3f} before, {_numbers(heldout, 'loss')[-1]:.3f} after",
+                f"{loss_figure(losses[0], rows)} before, {loss_figure(losses[-1], rows)} after{of}",
             )
         )
     return facts
@@ -203,18 +194,21 @@ def _smoothed(values: Sequence[float]) -> list[float]:
     return smooth
 
 
-def measures_of(evaluation: Fields) -> list[tuple[str, str, str]]:
-    """Return names of scores, and the base's and the tuned model's as text."""
+def measures_of(evaluation: Fields) -> list[Compared]:
+    """Return the scores of ``eval.json`` side by side."""
+    base, tuned, rows = evaluation["base"], evaluation["tuned"], evaluation["rows"]
+    if not isinstance(tuned, dict) or not isinstance(rows, int):
+        return []
+    return compare_scores(base if isinstance(base, dict) else None, tuned, rows=rows)
 
-    def text(model: object, key: str, scale: float, digits: int) -> str:
-        value = model.get(key) if isinstance(model, dict) else None
-        return f"{float(value) * scale:.{digits}f}" if isinstance(value, int | float) else "-"
 
-    base, tuned = evaluation["base"], evaluation["tuned"]
-    return [
-        (label, text(base, key, scale, digits), text(tuned, key, scale, digits))
-        for label, key, scale, digits in MEASURES
-    ]
+def difference_of(evaluation: Fields) -> str:
+    """Return in words how the loss differs from the base's; empty where it was not compared."""
+    found, rows = evaluation.get("loss_difference"), evaluation["rows"]
+    if not isinstance(found, dict) or not isinstance(rows, int):
+        return ""
+    bounds = interval(found["low"], found["high"], 3, rows)
+    return f"Loss changed by {change(found['value'], 3, rows)} against the base; {bounds}"
 
 
 def _name(evaluation: Fields | None, which: str) -> str:

@@ -68,7 +68,7 @@ class RunLog:
                     return ""
                 return _step_line(event)
             case HeldoutDone():
-                return f"step={event.step} heldout_loss={event.loss:.4f}"
+                return f"step={event.step} heldout_loss={event.loss:.4f} rows={event.rows}"
             case ModelLoaded():
                 return f"Model: {event.parameters / 1e6:.1f}M parameters"
             case DataPrepared():

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -41,6 +41,7 @@ class RunSummary:
     heldout_loss: float | None
     best_heldout_loss: float | None
     best_step: int
+    heldout_rows: int  # that these losses are of; 0 where the log does not tell
     tokens_per_second: float | None  # of the steps alone, padding excluded
     utilisation: float | None  # share of the measured peak of matrix products, of the steps alone
     training_seconds: float
@@ -85,6 +86,7 @@ def summarize_run(run: RunFolder) -> RunSummary:
         heldout_loss=heldout[-1][0] if heldout else None,
         best_heldout_loss=best[0] if best else None,
         best_step=int(str(best[1])) if best else 0,
+        heldout_rows=heldout_rows(events),
         tokens_per_second=tokens / seconds if seconds else None,
         utilisation=mean_utilisation(steps),
         training_seconds=seconds,
@@ -92,6 +94,12 @@ def summarize_run(run: RunFolder) -> RunSummary:
         warnings=tuple(filter(None, map(_warning, events))),
         curve=tuple(_thinned(losses)),
     )
+
+
+def heldout_rows(events: Iterable[Mapping[str, object]]) -> int:
+    """Return how many rows the newest held-out loss of a run's ``events`` is of; 0 where they do not tell."""
+    rows = [event.get("rows", 0) for event in events if event.get("event") == "HeldoutDone"]
+    return rows[-1] if rows and isinstance(rows[-1], int) else 0
 
 
 def mean_utilisation(steps: Sequence[Mapping[str, object]]) -> float | None:

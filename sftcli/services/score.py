@@ -13,20 +13,23 @@ class Score:
     """
 
     model: str
+    rows: int  # that loss, bits per byte and token accuracy are of
     loss: float
-    loss_standard_error: float
+    loss_standard_error: float | None  # of few rows there is none
     response_tokens: int
     bits_per_byte: float
     token_accuracy: float  # share of response tokens that were the most likely one
     sources: Mapping[str, float]  # loss by the file that rows came from
+    source_rows: Mapping[str, int]  # of each of these
     matched: int
-    answered: int
+    answered: int  # rows that all below is of
     rouge_l: float | None
     chrf: float | None
     json_fraction: float | None
+    json_rows: int  # answered rows where JSON is expected, which ``json_fraction`` is of
     mean_answer_tokens: float
     mean_expected_tokens: float
-    distinct_2: float
+    distinct_2: float | None
     looping_fraction: float
     longest_copied_tokens: int
     memorized_fraction: float
@@ -45,25 +48,6 @@ class Score:
     def match_fraction(self) -> float:
         """Share of answered rows that are exactly right."""
         return self.matched / self.answered
-
-    def measures(self) -> dict[str, tuple[float | None, bool]]:
-        """Return numbers for people by name, each with whether lower is better."""
-        percent = None if self.json_fraction is None else 100 * self.json_fraction
-        return {
-            "held-out loss (nats/token)": (self.loss, True),
-            "standard error of the loss": (self.loss_standard_error, True),
-            "perplexity": (self.perplexity, True),
-            "bits per byte": (self.bits_per_byte, True),
-            "token accuracy (%)": (100 * self.token_accuracy, False),
-            "exact match (%)": (100 * self.match_fraction, False),
-            "ROUGE-L": (self.rouge_l, False),
-            "chrF": (self.chrf, False),
-            "valid JSON (%)": (percent, False),
-            "answer length (tokens)": (self.mean_answer_tokens, True),
-            "distinct 2-grams (%)": (100 * self.distinct_2, False),
-            "answers that loop (%)": (100 * self.looping_fraction, True),
-            "memorized answers (%)": (100 * self.memorized_fraction, True),
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ from sftcli.services.text_metrics import (
     distinct_fraction,
     has_loop,
     has_reference_metrics,
-    json_fraction,
+    json_validity,
     rouge_l,
 )
 from sftcli.training.scoring import RowScore, score_rows
@@ -231,8 +231,10 @@ def _summary(
         sums[example.origin.path].append(row)
         text = job.tokenizer.decode(example.input_ids[example.loss_mask].tolist(), skip_special=True)
         num_bytes += len(text.encode("utf-8"))
+    valid, json_rows = json_validity(texts, expected)
     return Score(
         model=name,
+        rows=len(rows),
         loss=nll / tokens,
         loss_standard_error=ratio_standard_error([row.nll for row in rows], [row.tokens for row in rows]),
         response_tokens=tokens,
@@ -242,11 +244,13 @@ def _summary(
             path: math.fsum(row.nll for row in part) / sum(row.tokens for row in part)
             for path, part in sums.items()
         },
+        source_rows={path: len(part) for path, part in sums.items()},
         matched=sum(matches),
         answered=len(matches),
         rouge_l=rouge_l(texts, expected) if with_references else None,
         chrf=chrf(texts, expected) if with_references else None,
-        json_fraction=json_fraction(texts, expected),
+        json_fraction=valid / json_rows if json_rows else None,
+        json_rows=json_rows,
         mean_answer_tokens=float(np.mean([len(answer.ids) for answer in answers])),
         mean_expected_tokens=float(np.mean([len(question.answer_ids) - 1 for question in job.questions])),
         distinct_2=distinct_fraction([answer.ids for answer in answers], 2),

@@ -41,6 +41,7 @@ class TasksReport:
     tasks: Mapping[str, Mapping[str, float]]
     base_model: str | None
     base_tasks: Mapping[str, Mapping[str, float]]
+    task_rows: Mapping[str, int]  # questions of each task that were asked
 
     def numbers(self) -> dict[str, float]:
         """Return the model's numbers, each under ``TASK/METRIC``."""
@@ -70,11 +71,11 @@ def run_tasks(request: TasksRequest, emit: EventSink, stop: StopFlag) -> TasksRe
     )
     base = _base_of(choice, request, emit)
     emit(Notice(text="loading lm_eval"))
-    from sftcli.services.harness import TaskNumbers, find_tasks, run_harness
+    from sftcli.services.harness import Asked, find_tasks, run_harness
 
     manager = find_tasks(request.names, request.task_path)
 
-    def ask(one: ModelChoice) -> TaskNumbers:
+    def ask(one: ModelChoice) -> Asked:
         model = load_for_inference(one, precision="fp32", emit=emit)
         return run_harness(
             model,
@@ -88,12 +89,14 @@ def run_tasks(request: TasksRequest, emit: EventSink, stop: StopFlag) -> TasksRe
             stop=stop,
         )
 
-    base_numbers = {} if base is None else ask(base)
+    of_base = None if base is None else ask(base)
+    asked = ask(choice)
     return TasksReport(
         model=choice.name,
-        tasks=ask(choice),
+        tasks=asked.numbers,
         base_model=None if base is None else base.name,
-        base_tasks=base_numbers,
+        base_tasks={} if of_base is None else of_base.numbers,
+        task_rows=asked.rows,
     )
 
 

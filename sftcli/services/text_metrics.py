@@ -42,16 +42,16 @@ def chrf(answers: Sequence[str], expected: Sequence[str]) -> float:
     return float(CHRF().corpus_score(list(answers), [list(expected)]).score)
 
 
-def json_fraction(answers: Sequence[str], expected: Sequence[str]) -> float | None:
-    """Return the share of answers that are JSON where JSON is expected; None where it is expected nowhere."""
+def json_validity(answers: Sequence[str], expected: Sequence[str]) -> tuple[int, int]:
+    """Return how many answers are JSON where JSON is expected, and of how many it is."""
     asked = [answer for answer, want in zip(answers, expected, strict=True) if _is_json(want)]
-    return sum(map(_is_json, asked)) / len(asked) if asked else None
+    return sum(map(_is_json, asked)), len(asked)
 
 
-def distinct_fraction(answers: Iterable[Sequence[int]], n: int) -> float:
-    """Return distinct n-grams over all n-grams of the answers (Li et al. 2016, arXiv:1510.03055)."""
+def distinct_fraction(answers: Iterable[Sequence[int]], n: int) -> float | None:
+    """Return distinct n-grams over all n-grams of the answers (Li et al. 2016, arXiv:1510.03055); None where there are none."""
     grams = Counter(gram for ids in answers for gram in _grams(ids, n))
-    return len(grams) / grams.total() if grams else 1.0
+    return len(grams) / grams.total() if grams else None
 
 
 def has_loop(ids: Sequence[int]) -> bool:

@@ -184,7 +184,10 @@ def _train(
         spikes.refuse_spoilt(run, ended_at)
     state = trainer.state
     losses = (state.first_heldout_loss, state.last_heldout_loss)
-    outcome = outcome_of(run, settings, ending, ended_at, losses, seconds=monotonic() - begin)
+    outcome = replace(
+        outcome_of(run, settings, ending, ended_at, losses, seconds=monotonic() - begin),
+        heldout_rows=len(prepared.dataset.heldout),
+    )
     return outcome if ending is Ending.STOPPED else replace(outcome, verdict=watch.verdict(state.step))
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["good", "overfitting", "underfitting", "degrading", "plateau", "spike", "unknown"]
+from sftcli.figures import are_few, loss_figure, too_few
+
+Kind = Literal["good", "unchanged", "overfitting", "underfitting", "degrading", "plateau", "spike", "unknown"]
 
 RISE = 0.02  # nats per token of held-out loss above its best that count as rising
 HIGH_LOSS = 1.0  # nats per token that the recipe calls high
@@ -23,8 +25,11 @@ class Verdict:
     advice: str
 
 
-def judge(train_losses: Sequence[float], heldout_losses: Sequence[float]) -> Verdict:
-    """Judge a run by its training losses per step and its held-out losses, both in order of time."""
+def judge(train_losses: Sequence[float], heldout_losses: Sequence[float], *, rows: int = 0) -> Verdict:
+    """Judge a run by its training losses per step and its held-out losses, both in order of time.
+
+    ``rows`` is how many the held-out losses are of, 0 where it is not known. A verdict from too few of them says so.
+    """
     if len(heldout_losses) < 2 or not train_losses:
         return Verdict(
             kind="unknown", reason="there are fewer than two held-out measurements", advice="hold rows out"
@@ -32,12 +37,25 @@ def judge(train_losses: Sequence[float], heldout_losses: Sequence[float]) -> Ver
     first, best, last = heldout_losses[0], min(heldout_losses), heldout_losses[-1]
     train = mean_of_recent(train_losses)
     if best == first and last > first + RISE:
-        return degrading(first, last)
+        return degrading(first, last, rows)
     if last > best + RISE and train < last:
-        return overfitting(best, last, train)
+        return overfitting(best, last, train, rows)
     if last > HIGH_LOSS:
-        return underfitting(f"held-out loss is still {last:.3f}, above {HIGH_LOSS:g}")
-    return Verdict(kind="good", reason=f"held-out loss fell from {first:.3f} to {last:.3f}", advice="")
+        return underfitting(
+            f"held-out loss is still {loss_figure(last, rows)}, above {HIGH_LOSS:g}{_doubt(rows)}"
+        )
+    moved = f"from {loss_figure(first, rows)} to {loss_figure(last, rows)}{_doubt(rows)}"
+    if first - last < FLAT:
+        return Verdict(
+            kind="unchanged",
+            reason=f"held-out loss went {moved}, which is next to nothing",
+            advice="train longer, or increase the learning rate",
+        )
+    return Verdict(kind="good", reason=f"held-out loss fell {moved}", advice="")
+
+
+def _doubt(rows: int) -> str:
+    return f" ({too_few(rows)} to be sure)" if are_few(rows) else ""
 
 
 def mean_of_recent(losses: Sequence[float]) -> float:
@@ -46,11 +64,12 @@ def mean_of_recent(losses: Sequence[float]) -> float:
     return sum(recent) / len(recent)
 
 
-def overfitting(best: float, last: float, train: float) -> Verdict:
+def overfitting(best: float, last: float, train: float, rows: int = 0) -> Verdict:
     """Return the verdict on a held-out loss that rises while training loss falls."""
     return Verdict(
         kind="overfitting",
-        reason=f"held-out loss rose from {best:.3f} to {last:.3f} while training loss is {train:.3f}",
+        reason=f"held-out loss rose from {loss_figure(best, rows)} to {loss_figure(last, rows)}{_doubt(rows)} "
+        f"while training loss is {train:.3f}",
         advice="reduce steps, increase weight decay, or add more data",
     )
 
@@ -64,20 +83,22 @@ def underfitting(reason: str) -> Verdict:
     )
 
 
-def degrading(first: float, last: float) -> Verdict:
+def degrading(first: float, last: float, rows: int = 0) -> Verdict:
     """Return the verdict on a run that only made the model worse."""
     return Verdict(
         kind="degrading",
-        reason=f"held-out loss is {last:.3f}, and was {first:.3f} before training",
+        reason=f"held-out loss is {loss_figure(last, rows)}, and was {loss_figure(first, rows)} before training"
+        f"{_doubt(rows)}",
         advice="lower the learning rate (1e-5 or less), reduce steps, or mix in pretraining text",
     )
 
 
-def plateau(evaluations: int, best: float) -> Verdict:
+def plateau(evaluations: int, best: float, rows: int = 0) -> Verdict:
     """Return the verdict on a held-out loss that has come to rest before the end."""
     return Verdict(
         kind="plateau",
-        reason=f"held-out loss fell by less than {FLAT:g} in the last {evaluations} evaluations; the best is {best:.3f}",
+        reason=f"held-out loss fell by less than {FLAT:g} in the last {evaluations} evaluations; "
+        f"the best is {loss_figure(best, rows)}{_doubt(rows)}",
         advice="more steps may bring nothing: stop (Ctrl-C saves), or set training.early_stopping_evals",
     )
 

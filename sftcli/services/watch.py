@@ -74,6 +74,7 @@ class FitWatch:
     name_rows: Callable[[int], str] = lambda step: f"of step {step}"
     stops_early: bool = False
     last_step: int = 0
+    rows: int = 0  # that a held-out loss is of; 0 while it is not known
     losses: list[float] = field(default_factory=list)  # training, finite ones
     heldout: list[tuple[int, float]] = field(default_factory=list)  # finished steps, loss
     _at_heldout: list[int] = field(default_factory=list)  # how many training losses there were by then
@@ -91,6 +92,7 @@ class FitWatch:
             if event.get("event") == "StepDone" and not event.get("text_tokens"):
                 self._learn(_number(event, "loss"), _number(event, "grad_norm"))
             elif event.get("event") == "HeldoutDone":
+                self.rows = _whole(event, "rows")
                 self._add_heldout(step, _number(event, "loss"))
             elif event.get("event") == "Judged":
                 self._said[str(event["kind"])] = step
@@ -114,7 +116,7 @@ class FitWatch:
 
     def verdict(self, step: int) -> Verdict:
         """Return the verdict on the run up to ``step``."""
-        return judge(self.losses, [loss for at, loss in self.heldout if at <= step])
+        return judge(self.losses, [loss for at, loss in self.heldout if at <= step], rows=self.rows)
 
     def _on_step(self, event: StepDone) -> list[Verdict]:
         said: list[Verdict] = []
@@ -141,6 +143,7 @@ class FitWatch:
             self._at_heldout.append(len(self.losses))
 
     def _on_heldout(self, event: HeldoutDone) -> Verdict | None:
+        self.rows = event.rows
         self._add_heldout(event.step, event.loss)
         if len(self.heldout) < 2 or not self.losses or not math.isfinite(event.loss):
             return None
@@ -148,9 +151,9 @@ class FitWatch:
         first, best, last = losses[0], min(losses), losses[-1]
         rises = last > best + RISE and (losses[-2] > best + RISE or event.step == self.last_step)
         if rises and best == first and self.heldout[0][0] == 0:
-            return degrading(first, last)
+            return degrading(first, last, self.rows)
         if rises and self._still_learns(losses.index(best)):
-            return overfitting(best, last, mean_of_recent(self.losses))
+            return overfitting(best, last, mean_of_recent(self.losses), self.rows)
         return None if rises or self.stops_early else self._plateau(event.step, losses)
 
     def _still_learns(self, best_index: int) -> bool:
@@ -162,7 +165,7 @@ class FitWatch:
         before, recent = losses[:-PLATEAU_EVALS], losses[-PLATEAU_EVALS:]
         if not before or step > 0.9 * self.last_step or min(before) - min(recent) >= FLAT:
             return None
-        return plateau(PLATEAU_EVALS, min(losses))
+        return plateau(PLATEAU_EVALS, min(losses), self.rows)
 
     def _underfitting(self, step: int) -> Verdict | None:
         """Judge the training losses of the last fifth of the run; near its end the schedule itself flattens them."""
@@ -196,6 +199,11 @@ def _fall(losses: np.ndarray) -> float:
 def _number(event: Mapping[str, object], key: str) -> float:
     value = event.get(key)
     return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _whole(event: Mapping[str, object], key: str) -> int:
+    value = event.get(key)
+    return value if isinstance(value, int) else 0
 
 
 def watched(watch: FitWatch, emit: EventSink) -> EventSink:

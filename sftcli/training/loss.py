@@ -187,10 +187,11 @@ def logit_transform(model: "PreTrainedModel") -> LogitTransform:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NllSum:
-    """Negative log-likelihood in nats, summed over ``response_tokens``."""
+    """Negative log-likelihood in nats, summed over ``response_tokens`` in ``rows``."""
 
     nll: float
     response_tokens: int
+    rows: int
 
     @property
     def loss(self) -> float:
@@ -213,7 +214,7 @@ def heldout_nll(
     With ``computes_all`` every process computes as often, as it must where a pass is an exchange.
     """
     group = group or Group()
-    nll, tokens = 0.0, 0
+    nll, tokens, rows = 0.0, 0, 0
     for batch, is_own in group.rounds(batches):
         if stop.requested():
             return None
@@ -221,5 +222,6 @@ def heldout_nll(
             found = batch_loss(batch.to(device) if device else batch).item()
             nll += found if is_own else 0.0
             tokens += batch.response_tokens if is_own else 0
-    nll, total = group.sum([nll, tokens])
-    return NllSum(nll=nll, response_tokens=int(total))
+            rows += len(batch.example_ids) if is_own else 0
+    nll, all_tokens, all_rows = group.sum([nll, tokens, rows])
+    return NllSum(nll=nll, response_tokens=int(all_tokens), rows=int(all_rows))

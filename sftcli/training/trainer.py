@@ -239,6 +239,7 @@ class Trainer:
                 loss=scored.loss,
                 response_tokens=scored.response_tokens,
                 seconds=self.clock() - begin,
+                rows=scored.rows,
             )
         )
 

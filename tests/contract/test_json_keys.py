@@ -23,6 +23,7 @@ NAMED_BY_DATA = {
     "settings",
     "schemas",
     "sources",
+    "source_rows",
     "rejected",
     "rejected_rows",
     "remedies",
@@ -64,7 +65,7 @@ def test_keys_of_json_objects_do_not_move(sft, flags, rows, tiny_model, tmp_path
     commands = [
         ("sft prepare ROWS --show 1", ["prepare", rows, "--show", "1", "--model", tiny_model]),
         ("sft train --plan", ["train", "--data", rows, *flags, "--plan"]),
-        ("sft train", ["train", "--data", rows, *flags, "--run", "one", "--set", "checkpoint.every_steps=2"]),
+        ("sft train", ["train", "--data", rows, *flags, "--run", "one", "--set", "checkpoint.every_steps=2", "--set", "data.heldout_fraction=0.4"]),
         ("sft train --print-config", ["train", "--print-config"]),
         ("sft resume --verify", ["resume", "one", *runs, "--verify"]),
         ("sft generate PROMPT", ["generate", "a", "--max-new-tokens", "2", *runs]),

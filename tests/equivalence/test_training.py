@@ -314,7 +314,7 @@ def test_patience_goes_on_where_it_was_when_a_run_is_resumed():
 def early_trainer(store, sink, losses):
     early = settings(max_steps=9, eval_every_steps=1, early_stopping_evals=2)
     trainer = build_trainer(settings=early, store=store, emit=sink, heldout=random_examples(2, seed=1))
-    trainer.heldout_loss = lambda stop: NllSum(nll=next(losses), response_tokens=1)
+    trainer.heldout_loss = lambda stop: NllSum(nll=next(losses), response_tokens=1, rows=1)
     return trainer
 
 

@@ -88,7 +88,11 @@ def test_no_table_and_no_row_commands_the_terminal(text: str) -> None:
     tables.show_text(text.replace("\t", " "), console)
     console.print(tables.key_value_table([(text, text)]))
     console.print(tables.settings_table([(text, text, text)]))
-    console.print(tables.comparison_table([(text, 1.0, 2.0, True)], names=(text, text)))
+    console.print(
+        tables.comparison_table(
+            [tables.Pair(metric=text, first=1.0, second=2.0, lower_is_better=True)], names=(text, text)
+        )
+    )
     token = TokenView(text=text, ids=(1,), trained=True, is_control=False, is_stop=False)
     console.print(RowView(row=ShownRow(origin=text, num_tokens=1, num_trained=1, flags=(), tokens=(token,))))
     assert not COMMANDS.search(STYLES.sub("", shown.getvalue()))

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from sftcli.cli.tables import (
+    Pair,
     comparison_table,
     key_value_table,
     make_console,
@@ -26,9 +27,9 @@ SETTINGS = settings_table(
 )
 COMPARISON = comparison_table(
     [
-        ("held-out loss (nats/token)", 2.314, 0.612, True),
-        ("exact match (%)", None, 71.0, False),
-        ("perplexity", math.inf, 1.84, True),
+        Pair(metric="held-out loss (nats/token)", first=2.314, second=0.612, lower_is_better=True, rows=120),
+        Pair(metric="exact match (%)", first=None, second=71.0, lower_is_better=False, digits=1, rows=10),
+        Pair(metric="perplexity", first=math.inf, second=1.84, lower_is_better=True),
     ]
 )
 PAIRS = key_value_table(
@@ -75,10 +76,18 @@ def test_off_a_terminal_a_row_is_a_line() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+def loss(first: float, second: float, rows: int = 0) -> Pair:
+    return Pair(metric="loss", first=first, second=second, lower_is_better=True, rows=rows)
+
+
+def match(first: float, second: float) -> Pair:
+    return Pair(metric="match", first=first, second=second, lower_is_better=False)
+
+
 def test_a_better_value_is_green_and_a_worse_one_red() -> None:
-    better = comparison_table([("loss", 2.0, 1.0, True), ("match", 1.0, 2.0, False)])
-    worse = comparison_table([("loss", 1.0, 2.0, True), ("match", 2.0, 1.0, False)])
-    same = comparison_table([("loss", 1.0, 1.0001, True)])
+    better = comparison_table([loss(2.0, 1.0), match(1.0, 2.0)])
+    worse = comparison_table([loss(1.0, 2.0), match(2.0, 1.0)])
+    same = comparison_table([loss(1.0, 1.0001), loss(1.0, 1.04, rows=3)])
     assert render(better, color=True).count("\x1b[32m") == 2
     assert render(worse, color=True).count("\x1b[31m") == 2
     assert "\x1b[3" not in render(same, color=True)

@@ -1,18 +1,21 @@
 """Numbers of an evaluation against short references."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from sftcli.data.batch import batches_in_order_of_length, collate
 from sftcli.events import NeverStop
-from sftcli.services.intervals import paired_difference, ratio_standard_error
+from sftcli.figures import FEW_ROWS
+from sftcli.services.intervals import Interval, paired_difference, ratio_standard_error
 from sftcli.services.text_metrics import (
     TrainingSpans,
     chrf,
     distinct_fraction,
     has_loop,
-    json_fraction,
+    json_validity,
     rouge_l,
 )
 from sftcli.services.verdict import judge
@@ -53,13 +56,21 @@ def test_scores_do_not_depend_on_batches_and_equal_a_short_reference(rows):
 
 
 def test_standard_error_of_equal_counts_is_that_of_a_mean():
-    values = [1.0, 2.0, 4.0, 8.0]
-    assert ratio_standard_error(values, [1, 1, 1, 1]) == pytest.approx(np.std(values, ddof=1) / 2)
+    values = [1.0, 2.0, 4.0, 8.0] * 25
+    assert ratio_standard_error(values, [1] * 100) == pytest.approx(np.std(values, ddof=1) / 10)
 
 
 def test_paired_interval_of_a_constant_difference_has_no_width():
-    found = paired_difference([1.0, 5.0, 9.0], [2.0, 6.0, 10.0], [1, 1, 1])
+    first = np.arange(FEW_ROWS)
+    found = paired_difference(first, first + 1.0, [1] * FEW_ROWS)
     assert (found.value, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("rows", [1, 3, FEW_ROWS - 1])
+def test_few_rows_give_a_value_and_no_interval(rows):
+    found = paired_difference(range(rows), [row + 1.0 for row in range(rows)], [1] * rows)
+    assert found == Interval(value=1.0, low=None, high=None, rows=rows)
+    assert ratio_standard_error(range(rows), [1] * rows) is None
 
 
 def test_paired_interval_holds_the_difference():
@@ -84,8 +95,9 @@ def test_longest_copied_span_stands_in_one_training_row():
 
 def test_distinct_and_json_shares():
     assert distinct_fraction([[1, 2, 1, 2]], 2) == pytest.approx(2 / 3)
-    assert json_fraction(['{"a": 1}', "no"], ['{"a": 2}', "[1]"]) == 0.5
-    assert json_fraction(["x"], ["y"]) is None
+    assert distinct_fraction([[1], [2]], 2) is None
+    assert json_validity(['{"a": 1}', "no", "[]"], ['{"a": 2}', "[1]", "text"]) == (1, 2)
+    assert json_validity(["x"], ["y"]) == (0, 0)
 
 
 def test_reference_metrics_are_full_for_the_right_answer_only():
@@ -103,7 +115,21 @@ def test_reference_metrics_are_full_for_the_right_answer_only():
         ([2.0, 1.0, 0.1], [2.0, 0.9, 1.2], "overfitting"),
         ([2.0, 1.9, 1.8], [2.1, 1.9, 1.8], "underfitting"),
         ([2.0], [1.0], "unknown"),
+        ([2.0, 1.0], [0.596, 0.597], "unchanged"),
+        ([2.0, 1.0], [0.596, 0.596], "unchanged"),
+        ([2.0, 1.0], [0.60, 0.59], "good"),
     ],
 )
 def test_verdict_follows_the_curves(train, heldout, kind):
     assert judge(train, heldout).kind == kind
+
+
+@pytest.mark.parametrize(
+    "heldout", [[2.01, 0.61], [0.91, 0.912], [2.01, 1.51], [0.51, 0.91], [0.91, 0.51, 0.95]]
+)
+def test_a_verdict_from_few_rows_says_so_and_has_their_digits_alone(heldout):
+    few, enough = judge([2.0, 0.5], heldout, rows=3), judge([2.0, 0.5], heldout, rows=FEW_ROWS)
+    assert few.kind == enough.kind
+    assert "(3 rows are too few to be sure)" in few.reason
+    assert "too few" not in enough.reason
+    assert not re.search(r"loss (?!is 0.500).*\d\.\d{3}", few.reason.partition(" while ")[0])

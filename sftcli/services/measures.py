@@ -1,0 +1,113 @@
+"""The measures of a score by name, each with the number of rows that it was computed on: for terminal, page and card alike."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sftcli.figures import figure
+
+Fields = Mapping[str, object]
+
+# What a measure is computed on: every held-out row, those that were answered, or those of them where JSON is expected.
+ROWS, ANSWERED, JSON_ROWS = "rows", "answered", "json_rows"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """A number of a score: how it is called, where it stands, and how many decimals people read of ``scale`` times it."""
+
+    label: str
+    key: str
+    digits: int
+    counted: str
+    scale: float = 1.0
+    lower_is_better: bool = False
+
+
+MEASURES = (
+    Measure(label="held-out loss (nats/token)", key="loss", digits=3, counted=ROWS, lower_is_better=True),
+    Measure(
+        label="standard error of the loss",
+        key="loss_standard_error",
+        digits=3,
+        counted=ROWS,
+        lower_is_better=True,
+    ),
+    Measure(label="perplexity", key="perplexity", digits=2, counted=ROWS, lower_is_better=True),
+    Measure(label="bits per byte", key="bits_per_byte", digits=3, counted=ROWS, lower_is_better=True),
+    Measure(label="token accuracy (%)", key="token_accuracy", digits=1, counted=ROWS, scale=100.0),
+    Measure(label="exact match (%)", key="match_fraction", digits=1, counted=ANSWERED, scale=100.0),
+    Measure(label="ROUGE-L", key="rouge_l", digits=1, counted=ANSWERED),
+    Measure(label="chrF", key="chrf", digits=1, counted=ANSWERED),
+    Measure(label="valid JSON (%)", key="json_fraction", digits=1, counted=JSON_ROWS, scale=100.0),
+    Measure(
+        label="answer length (tokens)",
+        key="mean_answer_tokens",
+        digits=1,
+        counted=ANSWERED,
+        lower_is_better=True,
+    ),
+    Measure(label="distinct 2-grams (%)", key="distinct_2", digits=1, counted=ANSWERED, scale=100.0),
+    Measure(
+        label="answers that loop (%)",
+        key="looping_fraction",
+        digits=1,
+        counted=ANSWERED,
+        scale=100.0,
+        lower_is_better=True,
+    ),
+    Measure(
+        label="memorized answers (%)",
+        key="memorized_fraction",
+        digits=1,
+        counted=ANSWERED,
+        scale=100.0,
+        lower_is_better=True,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A measure of the tuned model beside that of the base, where there is one; both on the same ``rows``."""
+
+    measure: Measure
+    base: float | None
+    tuned: float
+    rows: int  # 0 where an old evaluation does not tell
+
+    @property
+    def base_text(self) -> str:
+        """The base's number for people."""
+        return figure(self.base, self.measure.digits, self.rows)
+
+    @property
+    def tuned_text(self) -> str:
+        """The tuned model's number for people."""
+        return figure(self.tuned, self.measure.digits, self.rows)
+
+
+def compare_scores(base: Fields | None, tuned: Fields, *, rows: int) -> list[Compared]:
+    """Return what was measured of ``tuned``, as ``Score.to_json`` writes it.
+
+    Args:
+        base: The score of the base.
+        tuned: The score of the tuned model.
+        rows: The held-out rows, for scores that do not tell themselves on how many rows their loss is.
+    """
+    return [
+        Compared(
+            measure=measure, base=_number(base or {}, measure), tuned=value, rows=_rows(tuned, measure, rows)
+        )
+        for measure in MEASURES
+        if (value := _number(tuned, measure)) is not None
+    ]
+
+
+def _number(score: Fields, measure: Measure) -> float | None:
+    value = score.get(measure.key)
+    return value * measure.scale if isinstance(value, int | float) else None
+
+
+def _rows(score: Fields, measure: Measure, rows: int) -> int:
+    found = score.get(measure.counted, rows if measure.counted == ROWS else 0)
+    return found if isinstance(found, int) else 0

@@ -1,0 +1,81 @@
+"""Beside every number stands how many rows it is of: in the terminal, the JSON, the page and the card."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import write_sums
+
+
+@pytest.fixture
+def evaluated(sft, flags, tmp_path):
+    """Train with ``held`` rows held out of sixty, answer ``asked`` of them; return the JSON and what the terminal shows."""
+
+    def run(held: int, asked: int) -> tuple[dict, str]:
+        rows = write_sums(tmp_path / "rows.jsonl")
+        share = f"data.heldout_fraction={held / 60}"
+        assert sft("train", "--data", rows, "--run", "one", *flags, "--set", share)[0] == 0
+        command = ("eval", "one", "--runs", tmp_path / "runs", "--max-rows", asked)
+        code, out, err = sft(*command)
+        assert code == 0, err
+        return json.loads((tmp_path / "runs/one/eval.json").read_text(encoding="utf-8")), out + err
+
+    return run
+
+
+def column(text: str, label: str) -> str:
+    """Return the last cell of the row that starts with ``label``."""
+    line = next(line for line in text.splitlines() if label in line)
+    return re.findall(r"[\d,.-]+", re.sub(r"<[^>]+>", " ", line))[-1]
+
+
+def test_a_number_stands_beside_the_rows_that_it_is_of(evaluated, sft, tmp_path):
+    report, shown = evaluated(held=30, asked=10)
+    sft("export", "one", "--to", "hf", "--out", "out", "--runs", tmp_path / "runs")
+    page = (tmp_path / "runs/one/report.html").read_text(encoding="utf-8")
+    card = Path("out/README.md").read_text(encoding="utf-8")
+    for text in (page, card, shown):
+        for label in ("held-out loss (nats/token)", "perplexity", "bits per byte", "token accuracy"):
+            assert column(text, label) == "30"
+        for label in ("exact match", "answer length", "answers that loop", "memorized"):
+            assert column(text, label) == "10"
+    for model in ("tuned", "base"):
+        assert (report[model]["rows"], report[model]["answered"], report[model]["json_rows"]) == (30, 10, 0)
+        assert sum(report[model]["source_rows"].values()) == 30
+    assert (report["loss_difference"]["rows"], report["match_difference"]["rows"]) == (30, 10)
+    assert report["match_difference"]["low"] is report["match_difference"]["high"] is None
+    assert report["loss_difference"]["low"] <= report["loss_difference"]["value"]
+    logged = (tmp_path / "runs/one/events.jsonl").read_text(encoding="utf-8").splitlines()
+    heldout = [event for event in map(json.loads, logged) if event["event"] == "HeldoutDone"]
+    assert {event["rows"] for event in heldout} == {30}
+
+
+def test_three_rows_give_no_interval_and_no_three_decimals(evaluated, sft, tmp_path):
+    report, shown = evaluated(held=3, asked=200)
+    assert report["loss_difference"]["low"] is report["tuned"]["loss_standard_error"] is None
+    _, about, _ = sft("show", "one", "--runs", tmp_path / "runs")
+    page = (tmp_path / "runs/one/report.html").read_text(encoding="utf-8")
+    sft("export", "one", "--to", "hf", "--out", "out", "--runs", tmp_path / "runs")
+    card = Path("out/README.md").read_text(encoding="utf-8")
+    held_out = next(line for line in about.splitlines() if line.startswith("held-out loss"))
+    scored = page[page.index("Evaluation on") : page.index("<h3>Samples")]
+    table = card[card.index("## Scores") : card.index("## Settings")]
+    facts = next(line for line in page.splitlines() if "<th>held-out loss</th>" in line)
+    verdict = next(line for line in shown.splitlines() if line.startswith("verdict"))
+    for text in (shown.replace(verdict, ""), held_out, scored, table, facts):
+        assert "loss" in text
+        assert not re.search(r"\d\.\d\d", text)
+    assert "3 rows are too few" in shown
+    assert "3 rows are too few" in scored
+    assert "3 rows are too few to be sure" in verdict
+
+
+def test_a_limit_on_a_number_that_few_rows_do_not_give_is_refused_by_name(evaluated, sft, tmp_path):
+    evaluated(held=3, asked=3)
+    code, _, err = sft(
+        "eval", "one", "--runs", tmp_path / "runs", "--no-base", "--fail-above", "loss_standard_error=1"
+    )
+    assert code == 65
+    assert "loss_standard_error was not measured on these rows" in err
