@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from sftcli.errors import DataError, MismatchError, ResourceError, UsageError
+from sftcli.modeling.config_values import config_value
 from sftcli.modeling.folder import check_model_folder
 from sftcli.modeling.modern_lm import register
 from sftcli.modeling.remote_code import refuse_code
@@ -47,13 +48,14 @@ def load_model(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    attention: str = "sdpa",
+    attention: str | None = None,
     gradient_checkpointing: bool = False,
     four_bit: bool = False,
     trusts_code: bool = False,
 ) -> PreTrainedModel:
     """Load every tensor of the model in ``folder`` as ``dtype`` on ``device``, in evaluation mode.
 
+    Without ``attention`` it is torch's, where the model's class knows it, else that of the class (``own_attention``).
     Opens no pickle file, asks no network, and runs no code from the folder unless ``trusts_code`` (``remote_code.allow_code``).
     With ``four_bit`` the linear layers are kept in NF4 by bitsandbytes, on CUDA alone, and compute in ``dtype``.
 
@@ -85,6 +87,16 @@ def load_model(
     return model
 
 
+def own_attention(model: PreTrainedModel) -> str:
+    """Return what to tell of a model that has attention and does not know torch's; "" of any other."""
+    if model.config._attn_implementation != "eager" or not config_value(model, "num_attention_heads"):
+        return ""
+    return (
+        f"{type(model).__name__} has no sdpa: its own attention (eager) is used, whose memory grows with the square of "
+        "a row's length"
+    )
+
+
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Keep only the input of each layer for the backward pass and compute the rest again there.
 
@@ -101,7 +113,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def _from_pretrained(
-    folder: Path, dtype: torch.dtype, attention: str, packed: Mapping[str, Any], *, trusts_code: bool
+    folder: Path, dtype: torch.dtype, attention: str | None, packed: Mapping[str, Any], *, trusts_code: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     register()
     try:
@@ -117,7 +129,12 @@ def _from_pretrained(
             **packed,
         )
     except ImportError as error:
-        raise UsageError(f"attention {attention!r} cannot be used here: {_first_line(error)}") from error
+        what = (
+            f"{folder} cannot be loaded"
+            if attention is None
+            else f"attention {attention!r} cannot be used here"
+        )
+        raise UsageError(f"{what}: {_first_line(error)}") from error
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, AttributeError) as error:
         raise DataError(f"{folder} cannot be loaded: {_first_line(error)}") from error
     return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)

@@ -11,6 +11,7 @@ from sftcli.data.conversation import Message
 from sftcli.data.render import encode_prompt
 from sftcli.errors import SftError
 from sftcli.events import EventSink, StopFlag, Warned
+from sftcli.modeling.config_values import config_value
 from sftcli.modeling.sampling import Answer, decode
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.runtime import monotonic
@@ -137,7 +138,7 @@ def open_answerer(
 def disagreements(choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFChatTokenizer) -> list[str]:
     """Return what does not fit together: template, stop tokens, the model's own, and those of training."""
     found = []
-    known = getattr(model.config.get_text_config(), "eos_token_id", None)
+    known = config_value(model, "eos_token_id")
     ends = set(known if isinstance(known, list) else [] if known is None else [known])
     if ends and not ends & tokenizer.stop_ids:
         found.append(

@@ -13,7 +13,12 @@ from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import Batch, ExampleSource, batches_in_order_of_length, collate
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
 from sftcli.modeling.fused import fuse_layers
-from sftcli.modeling.load import checkpoint_activations, count_parameters, load_model
+from sftcli.modeling.load import (
+    checkpoint_activations,
+    count_parameters,
+    load_model,
+    own_attention,
+)
 from sftcli.modeling.locate import LocatedModel
 from sftcli.modeling.model_folder import write_model_files
 from sftcli.runtime import (
@@ -40,7 +45,7 @@ from sftcli.training.optim import freeze_embeddings, make_optimizer
 from sftcli.training.probe import choose_batch_loss
 from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
 from sftcli.training.trainer import Trainer
-from sftcli.training.utilisation import Gauge, Workload
+from sftcli.training.utilisation import Gauge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,6 +111,8 @@ def build_trainer(
             peak_flops=peak,
         )
     )
+    if told := own_attention(model):
+        emit(Notice(text=told))
     pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
     batch_loss = choose_batch_loss(
         model, _probe_batch(examples, pad_id).to(device), emit=emit, gathered=weights.gathered
@@ -134,7 +141,7 @@ def build_trainer(
         device=device,
         name_row=lambda index: str(named.example(index).origin),
         group=group,
-        gauge=Gauge(workload=Workload.of(model), peak_flops=peak * group.size),
+        gauge=Gauge.of(model, peak_flops=peak * group.size),
     )
     return Built(trainer=trainer, model=model, adapter=adapter)
 

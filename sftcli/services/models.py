@@ -11,7 +11,7 @@ from sftcli.errors import UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice
 from sftcli.modeling.adapter_folder import is_adapter_folder
 from sftcli.modeling.fused_decode import fuse
-from sftcli.modeling.load import count_parameters, load_model, quiet_libraries
+from sftcli.modeling.load import count_parameters, load_model, own_attention, quiet_libraries
 from sftcli.modeling.locate import LocatedModel, locate_model
 from sftcli.modeling.remote_code import allow_code, allow_copied_code
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
@@ -161,6 +161,8 @@ def load_for_inference(choice: ModelChoice, *, precision: str, emit: EventSink) 
             name=choice.name, parameters=total, trainable=0, device=str(device), precision=dtype_name(dtype)
         )
     )
+    if told := own_attention(model):
+        emit(Notice(text=told))
     return model
 
 

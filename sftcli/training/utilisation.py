@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sftcli.data.batch import Batch
+from sftcli.modeling.config_values import config_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,6 +73,14 @@ class Gauge:
     workload: Workload
     peak_flops: float
 
+    @classmethod
+    def of(cls, model: "PreTrainedModel", *, peak_flops: float) -> "Gauge | None":
+        """Return the gauge of ``model``, None where its work cannot be told: a number for the screen ends no run."""
+        try:
+            return cls(workload=Workload.of(model), peak_flops=peak_flops)
+        except Exception:  # noqa: BLE001 - models differ in ways that nobody has seen yet
+            return None
+
     def __call__(self, window: Sequence[Batch], seconds: float) -> float:
         """Return what part of the peak a step of ``seconds`` on ``window`` ran at."""
         return self.workload.flops(window) / (self.peak_flops * max(seconds, 1e-9))
@@ -86,21 +95,18 @@ def _products(weight: torch.Tensor) -> float:
 
 def _expert_share(model: "PreTrainedModel") -> float:
     """Return what part of its experts a token goes through; 1 for a model without experts."""
-    config = model.config.get_text_config()
-    counts = (
-        getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")
-    )
+    counts = (config_value(model, name) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
     total = next((count for count in counts if count), None)
-    used = getattr(config, "num_experts_per_tok", None)
+    used = config_value(model, "num_experts_per_tok")
     return used / total if used and total else 1.0
 
 
 def _attention_width(model: "PreTrainedModel") -> int:
     """Return heads times numbers of a head, summed over the layers whose attention sees all that came before."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", 0) or 0
+    heads = config_value(model, "num_attention_heads") or 0
     if not heads:
         return 0
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers = config_value(model, "num_hidden_layers")
+    kinds = config_value(model, "layer_types") or ["full_attention"] * layers
+    size = config_value(model, "head_dim") or config_value(model, "hidden_size") // heads
     return int(kinds.count("full_attention") * heads * size)

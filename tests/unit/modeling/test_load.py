@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
-from sftcli.modeling.load import count_parameters, load_model, quiet_libraries
+from sftcli.modeling.load import count_parameters, load_model, own_attention, quiet_libraries
 from sftcli.modeling.model_folder import copy_tokenizer, save_model_folder, write_model_files
 from tests.support.tiny_model import build_tiny_model
 
@@ -71,6 +78,27 @@ def test_the_attention_is_the_one_that_is_asked_for(tiny: Path) -> None:
 def test_attention_that_is_not_installed_is_a_usage_error(tiny: Path) -> None:
     with pytest.raises(UsageError, match="attention 'flash_attention_2' cannot be used here"):
         _load(tiny, attention="flash_attention_2")
+
+
+def test_a_package_that_a_model_needs_is_not_told_as_a_fault_of_attention(tiny: Path) -> None:
+    _edit(tiny / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(UsageError, match=r"cannot be loaded: .*GPTQ") as caught:
+        _load(tiny)
+    assert "sdpa" not in caught.value.message
+
+
+def test_a_class_without_the_attention_of_torch_uses_its_own_and_it_is_said(tmp_path: Path) -> None:
+    build_tiny_model(tmp_path)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    Gemma2ForCausalLM(Gemma2Config(vocab_size=514, **shape, **heads)).save_pretrained(tmp_path)
+    MambaForCausalLM(
+        MambaConfig(vocab_size=514, hidden_size=32, num_hidden_layers=2, state_size=8)
+    ).save_pretrained(tmp_path / "mamba")
+    model = _load(tmp_path)
+    assert model.config._attn_implementation == "eager"
+    assert own_attention(model).startswith("Gemma2ForCausalLM has no sdpa: its own attention (eager) is used")
+    assert own_attention(_load(tmp_path / "mamba")) == ""  # there is none
 
 
 def test_gradient_checkpointing_changes_no_gradient(tiny: Path) -> None:

@@ -99,3 +99,22 @@ def test_a_step_tells_its_share_of_the_peak():
 
 def test_no_share_is_told_of_a_peak_that_was_not_measured():
     assert step_with(None)[1].utilisation is None
+
+
+def test_no_share_is_told_of_a_model_whose_layers_differ_and_no_run_ends_for_it():
+    class PerLayer:
+        num_attention_heads, num_hidden_layers, hidden_size = 4, 2, 32
+
+        def get_text_config(self):
+            return self
+
+        @property
+        def head_dim(self):
+            raise RuntimeError("each layer has its own")  # transformers' is no AttributeError either
+
+    model = tiny_llama()
+    known = Gauge.of(model, peak_flops=1e9)
+    model.config = PerLayer()
+    assert Gauge.of(model, peak_flops=1e9) == known
+    PerLayer.hidden_size = None
+    assert Gauge.of(model, peak_flops=1e9) is None

@@ -1,0 +1,17 @@
+"""What a model's configuration says, where it says one thing."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def config_value(model: "PreTrainedModel", name: str) -> Any:  # noqa: ANN401 - whatever stands there
+    """Return what the configuration of the text model calls ``name``; None where there is none, or layers differ in it.
+
+    A configuration whose layers have values of their own raises an error that is no AttributeError when one is asked for.
+    """
+    try:
+        return getattr(model.config.get_text_config(), name, None)
+    except Exception:  # noqa: BLE001 - a configuration may run any code to answer
+        return None
