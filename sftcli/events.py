@@ -85,6 +85,7 @@ class ModelLoaded:
     trainable: int
     device: str
     precision: str  # what the matrix products run in: "bf16" or "fp32"
+    precision_why: str = ""  # what decided that, in a few words
     peak_flops: float = 0.0  # operations per second of a large matrix product, measured; 0 where it was not
 
 

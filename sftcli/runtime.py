@@ -31,8 +31,7 @@ _CPU_PROBES = (
 )  # instruction sets with bfloat16 products
 _GLIBC = platform.libc_ver()[0] == "glibc"
 _MATMUL_SECONDS = 0.04
-# How many times as fast as bfloat16 float32 must be to train in it, so that noise seldom decides.
-_WORTH_LEAVING = 1.1
+_CPU_SIDE = 1024  # of a matrix that is multiplied to measure a CPU
 
 
 def choose_device() -> torch.device:
@@ -71,20 +70,60 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16_products(device) else torch.float32
 
 
-def choose_training_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of matrix products in training, which large products decide.
+def has_matrix_units() -> bool:
+    """Tell whether the CPU has units (AMX) that multiply bfloat16 matrices many times as fast as float32 ones."""
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    is_held_back = "ONEDNN_MAX_CPU_ISA" in os.environ or "ATEN_CPU_CAPABILITY" in os.environ
+    return bool(probe and probe()) and not is_held_back
 
-    There are processors whose bfloat16 instructions do half the work of the float32 ones; ``auto`` measures both.
-    Answers, which take as long as reading the weights, come no sooner in float32 there.
+
+def processor() -> str:
+    """Return what decides how fast this CPU multiplies: its model and instruction sets, threads, and the library."""
+    try:
+        lines = (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+        )
+    except OSError:  # not Linux
+        lines = []
+    wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "features")
+    facts = [line for line in lines if line.partition(":")[0].strip().lower() in wanted]
+    limits = [f"{name}={os.environ.get(name, '')}" for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")]
+    return "\n".join(
+        [
+            platform.machine(),
+            platform.processor(),
+            *facts,
+            *limits,
+            f"{torch.get_num_threads()} threads",
+            torch.__version__,
+        ]
+    )
+
+
+def products_seconds(dtype: torch.dtype) -> Callable[[], float]:
+    """Return what multiplies two large matrices on the CPU and tells the processor time that this took.
+
+    The time that other programs take counts little there.
+    """
+    generator = torch.Generator().manual_seed(0)  # training draws from the global one
+    left, right = (torch.randn(_CPU_SIDE, _CPU_SIDE, generator=generator).to(dtype) for _ in range(2))
+    _ = left @ right  # the first one sets up more than it multiplies
+
+    def measure() -> float:
+        begin = time.process_time()
+        _ = left @ right
+        return time.process_time() - begin
+
+    return measure
+
+
+def dtype_named(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that ``dtype_name`` calls ``name``: bf16 or fp32.
 
     Raises:
-        ResourceError: As ``choose_dtype``.
+        ResourceError: ``device`` cannot multiply in it.
     """
-    dtype = choose_dtype(precision, device)
-    if precision == "auto" and device.type == "cpu" and dtype is torch.bfloat16:
-        rate, wide_rate = matmul_flops(device, dtype), matmul_flops(device, torch.float32)
-        return torch.float32 if wide_rate > _WORTH_LEAVING * rate else dtype
-    return dtype
+    return choose_dtype("bf16" if name == "bf16" else "fp32", device)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -98,7 +137,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
 
     The best of some products counts, so that what else the machine does for a moment matters little.
     """
-    side = 1024 if device.type == "cpu" else 4096
+    side = _CPU_SIDE if device.type == "cpu" else 4096
     generator = torch.Generator().manual_seed(0)  # training draws from the global one
     left, right = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
     (left @ right)[0, 0].item()  # the first one sets up more than it multiplies

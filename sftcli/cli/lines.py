@@ -78,7 +78,10 @@ def model_line(event: ModelLoaded) -> str:
     trainable = "" if is_all_or_nothing else f", {short_count(event.trainable)} trained"
     size = f"{short_count(event.parameters)} parameters{trainable}"
     peak = f", {flop_rate(event.peak_flops)} measured" if event.peak_flops else ""
-    return f"model {clean(event.name)}: {size}, on {clean(event.device)} in {clean(event.precision)}{peak}"
+    why = f" ({clean(event.precision_why)})" if event.precision_why else ""
+    return (
+        f"model {clean(event.name)}: {size}, on {clean(event.device)} in {clean(event.precision)}{why}{peak}"
+    )
 
 
 def heldout_line(event: HeldoutDone) -> str:

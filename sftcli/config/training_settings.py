@@ -114,7 +114,7 @@ class TrainingSettings(Section):
     )
     precision: Precision = Field(
         Precision.AUTO,
-        description="bf16 or fp32 matrix products; auto takes the faster one, and bf16 where they are about even.",
+        description="bf16 or fp32 matrix products; auto takes the faster one, and bf16 where they are about even; a run keeps its own.",
     )
     neftune_alpha: float = Field(
         0.0,

@@ -12,6 +12,7 @@ from sftcli.config.sources import Settings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import Batch, ExampleSource, batches_in_order_of_length, collate
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
+from sftcli.modeling.document_attention import attention_of
 from sftcli.modeling.fused import fuse_layers
 from sftcli.modeling.load import (
     checkpoint_activations,
@@ -23,13 +24,13 @@ from sftcli.modeling.locate import LocatedModel
 from sftcli.modeling.model_folder import write_model_files
 from sftcli.runtime import (
     choose_device,
-    choose_training_dtype,
-    dtype_name,
+    dtype_named,
     keep_freed_memory,
     matmul_flops,
 )
 from sftcli.services.adapters import AdapterFiles, adapter_files, load_with_adapter
 from sftcli.services.counting import counted
+from sftcli.services.decisions import Decisions, require_same
 from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
 from sftcli.services.row_plan import plan_maker
@@ -71,11 +72,12 @@ class Materials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A trainer with the model that it trains, and what its adapter's folders hold where an adapter is trained."""
+    """A trainer with the model that it trains, what its adapter's folders hold where one is trained, and what was decided."""
 
     trainer: Trainer
     model: "PreTrainedModel"
     adapter: AdapterFiles | None
+    decisions: Decisions  # complete
 
 
 def build_trainer(
@@ -85,20 +87,35 @@ def build_trainer(
     *,
     check_owner: Callable[[], None],
     group: Group | None = None,
+    recorded: Decisions,
 ) -> Built:
-    """Load the model and put the parts of a run together; in a ``group``, those of this process."""
+    """Load the model and put the parts of a run together; in a ``group``, those of this process.
+
+    Args:
+        run: Where they write.
+        materials: What they are made of.
+        emit: Hears what is decided.
+        check_owner: Raises an error where another process has taken the run.
+        group: The processes that train together.
+        recorded: What was decided before: by the run that goes on, or by the first process. Its precision is.
+
+    Raises:
+        MismatchError: Something that is recorded cannot be had here.
+    """
     group = group or Group()
     settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     keep_freed_memory(device)
-    dtype = choose_training_dtype(settings.training.precision, device)
-    if group.any(dtype is torch.float32):  # each process measures for itself
-        dtype = torch.float32
+    assert recorded.precision is not None
+    dtype = dtype_named(recorded.precision, device)
     shares = shares_weights(settings, located.folder, group, dtype=dtype, device=device)
-    model, adapter = _load(materials, dtype, torch.device("cpu") if shares else device, emit)
+    model, adapter, layers = _load(
+        materials, recorded, dtype, torch.device("cpu") if shares else device, emit
+    )
     weights = make_weights(model, settings, group, dtype=dtype, device=device, shares=shares)
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
+    attention = attention_of(model)
     total, trainable = count_parameters(model)
     peak = matmul_flops(device, dtype)
     emit(
@@ -107,17 +124,33 @@ def build_trainer(
             parameters=total,
             trainable=trainable,
             device=str(device),
-            precision=dtype_name(dtype),
+            precision=recorded.precision,
+            precision_why=recorded.precision_why or "",
             peak_flops=peak,
         )
     )
     if told := own_attention(model):
         emit(Notice(text=told))
     pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
-    batch_loss = choose_batch_loss(
-        model, _probe_batch(examples, pad_id).to(device), emit=emit, gathered=weights.gathered
+    head = choose_batch_loss(
+        model,
+        _probe_batch(examples, pad_id).to(device),
+        emit=emit,
+        gathered=weights.gathered,
+        recorded=recorded.head,
     )
-    make_plan = plan_maker(model, prepared.dataset, settings, pad_id=pad_id, emit=emit)
+    make_plan, sharing = plan_maker(
+        model, prepared.dataset, settings, pad_id=pad_id, emit=emit, recorded=recorded.packing
+    )
+    decisions = Decisions(
+        precision=recorded.precision,
+        precision_why=recorded.precision_why,
+        attention=attention,
+        layers=layers,
+        packing=sharing,
+        head=head.kind,
+    )
+    require_same(recorded, decisions, what=run.name)
     named = make_plan(settings.training.micro_batch_size)
     ladder = MemoryLadder(
         micro_batch_size=settings.training.micro_batch_size,
@@ -133,9 +166,9 @@ def build_trainer(
         else settings.checkpoint.model_copy(update={"in_background": False}),
         weights=weights,
         optimizer=make_optimizer(weights.masters, settings.training),
-        batch_loss=batch_loss,
+        batch_loss=head.batch_loss,
         ladder=ladder,
-        heldout_loss=_heldout_loss(prepared, batch_loss, device, group, emit, shares=shares),
+        heldout_loss=_heldout_loss(prepared, head.batch_loss, device, group, emit, shares=shares),
         store=_store(run, materials, model, adapter, check_owner) if group.is_writer else ForgetfulStore(),
         emit=emit,
         device=device,
@@ -143,7 +176,7 @@ def build_trainer(
         group=group,
         gauge=Gauge.of(model, peak_flops=peak * group.size),
     )
-    return Built(trainer=trainer, model=model, adapter=adapter)
+    return Built(trainer=trainer, model=model, adapter=adapter, decisions=decisions)
 
 
 def _store(
@@ -175,8 +208,9 @@ def _store(
 
 
 def _load(
-    materials: Materials, dtype: torch.dtype, device: torch.device, emit: EventSink
-) -> "tuple[PreTrainedModel, AdapterFiles | None]":
+    materials: Materials, recorded: Decisions, dtype: torch.dtype, device: torch.device, emit: EventSink
+) -> "tuple[PreTrainedModel, AdapterFiles | None, tuple[str, ...]]":
+    """Return the model, what its adapter's folders hold, and the kinds of its layers that run in the faster form."""
     settings, located = materials.settings, materials.located
     if settings.adapter.is_on:
         model, config = load_with_adapter(
@@ -194,7 +228,7 @@ def _load(
             located=located,
             tokenizer=materials.prepared.tokenizer,
         )
-        return model, files
+        return model, files, ()
     model = load_model(
         located.folder,
         dtype=torch.float32,
@@ -202,11 +236,18 @@ def _load(
         gradient_checkpointing=settings.training.gradient_checkpointing,
         trusts_code=bool(materials.trusted_code),
     )
-    if left_alone := fuse_layers(model).left_alone:
-        emit(Notice(text=f"{', '.join(left_alone)}: computed as transformers does, without the faster form"))
+    layers = () if recorded.layers == () else _fused(model, emit)
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
-    return model, None
+    return model, None, layers
+
+
+def _fused(model: "PreTrainedModel", emit: EventSink) -> tuple[str, ...]:
+    fusion = fuse_layers(model)
+    if fusion.left_alone:
+        names = ", ".join(fusion.left_alone)
+        emit(Notice(text=f"{names}: computed as transformers does, without the faster form"))
+    return fusion.fused
 
 
 def _checkpointing(model: "PreTrainedModel", settings: TrainingSettings) -> Callable[[], None] | None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from sftcli.config.sources import Settings
 from sftcli.errors import MismatchError, StoppedError
-from sftcli.events import Ending, Event, EventSink, Notice, StopFlag, Warned
+from sftcli.events import Ending, Event, EventSink, NeverStop, Notice, StopFlag, Warned
 from sftcli.runtime import seed_everything
 from sftcli.services.building import Built, Materials, build_trainer
+from sftcli.services.decisions import Decisions, require_same
 from sftcli.services.finishing import take_best
 from sftcli.services.materials import find_materials
 from sftcli.services.memory import memory_errors
@@ -65,9 +66,17 @@ def follow(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -> Tr
         return outcome_of(run, task.settings, Ending.FINISHED, task.complete_at, (None, None), seconds=0.0)
     materials = peers.first(lambda: find_materials(task.settings, _silent, stop, run=run), stop)
     peers.agree_on(materials.identity)
+    decided = Decisions.from_json(peers.hear(stop), where="the first process")
     built = build_for(
-        run, materials, _silent, peers.group, check_owner=lambda: None, checkpoint=task.checkpoint
+        run,
+        materials,
+        _silent,
+        peers.group,
+        check_owner=lambda: None,
+        checkpoint=task.checkpoint,
+        recorded=decided,
     )
+    agree_on_decisions(built, peers)
     trainer, settings = built.trainer, materials.settings
     ending = fit_together(trainer, run, stop)
     ended_at = trainer.state.step
@@ -97,16 +106,30 @@ def build_for(
     *,
     check_owner: Callable[[], None],
     checkpoint: Path | None,
+    recorded: Decisions,
 ) -> Built:
-    """Return the trainer of a run as it stands at its start or at ``checkpoint``."""
+    """Return the trainer of a run as it stands at its start or at ``checkpoint``, with what is ``recorded`` of it."""
     emit(Notice(text=f"Loading pretrained model from {materials.located.folder}"))
     seed = materials.settings.training.seed
     seed_everything(seed)
-    built = build_trainer(run, materials, emit, check_owner=check_owner, group=group)
+    built = build_trainer(run, materials, emit, check_owner=check_owner, group=group, recorded=recorded)
     start_stream(group, seed=seed)
     if checkpoint is not None:
         built.trainer.restore(read_snapshot(checkpoint))
     return built
+
+
+def agree_on_decisions(built: Built, peers: Peers) -> None:
+    """Make sure that all processes have decided the same.
+
+    Raises:
+        MismatchError: This one has not.
+    """
+    if peers.group.is_writer:
+        peers.tell(built.decisions.to_json())
+        return
+    first = Decisions.from_json(peers.hear(NeverStop()), where="the first process")
+    require_same(first, built.decisions, what=f"the run in process {peers.group.rank}")
 
 
 def fit_together(trainer: Trainer, run: RunFolder, stop: StopFlag) -> Ending:

@@ -10,7 +10,8 @@ import torch
 from sftcli import __version__
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.modeling.cache import cache_folder
-from sftcli.runtime import choose_device, choose_training_dtype, dtype_name
+from sftcli.runtime import choose_device
+from sftcli.services.precision import decide_precision
 
 LIBRARIES = (
     "torch",
@@ -28,13 +29,14 @@ LIBRARIES = (
 def describe_machine() -> dict[str, str]:
     """Return names and values, without host or user names."""
     device = choose_device()
+    precision = decide_precision("auto", device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "sft": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "device": f"{device} ({name})",
-        "precision": dtype_name(choose_training_dtype("auto", device)),
+        "precision": f"{precision.name} ({precision.why})",
         "cpu threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "cache": str(cache_folder()),
@@ -46,7 +48,6 @@ def facts_of_training(settings: TrainingSettings) -> dict[str, str]:
     device = choose_device()
     return {
         "device": device.type,
-        "precision of products": dtype_name(choose_training_dtype(settings.precision, device)),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
         "cpu threads": str(torch.get_num_threads()),

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING
 from sftcli.config.sources import Settings
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.modeling.load import count_parameters
-from sftcli.runtime import dtype_name, memory_bytes, peak_memory_bytes, seed_everything, total_memory_bytes
+from sftcli.runtime import (
+    choose_device,
+    dtype_name,
+    memory_bytes,
+    peak_memory_bytes,
+    seed_everything,
+    total_memory_bytes,
+)
 from sftcli.services.building import Materials, build_trainer
+from sftcli.services.decisions import Decisions, settle_precision
 from sftcli.services.materials import find_materials
 from sftcli.services.memory import memory_errors
 from sftcli.services.run_folder import RunFolder
@@ -108,7 +116,8 @@ def plan_training(settings: Settings, emit: EventSink, stop: StopFlag) -> Plan:
 
 def _build(materials: Materials, emit: EventSink) -> "tuple[Trainer, PreTrainedModel]":
     nowhere = RunFolder(Path(materials.settings.run.root) / "plan")  # nothing is saved there
-    built = build_trainer(nowhere, materials, emit, check_owner=lambda: None)
+    decided = settle_precision(Decisions(), materials.settings.training.precision, choose_device())
+    built = build_trainer(nowhere, materials, emit, check_owner=lambda: None, recorded=decided)
     # A probe that went on with smaller micro-batches would measure something else.
     built.trainer.ladder.is_short = True
     return built.trainer, built.model

@@ -64,6 +64,14 @@ class Peers:
         self.tell({})
         return result
 
+    def share(self, work: Callable[[], Mapping[str, object]]) -> Mapping[str, object]:
+        """Return what ``work``, plain as JSON, gives in the first process."""
+        if not self.group.is_writer:
+            return self.hear(NeverStop())
+        result = work()
+        self.tell(result)
+        return result
+
     def gather(self, part: object, stop: StopFlag) -> list[object]:  # noqa: ARG002
         """Return what each process gave, by rank, once all have: plain as JSON.
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from sftcli.config.sources import Override
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Notice, StopFlag
+from sftcli.runtime import choose_device
 from sftcli.services.comparing import check_may_change, compare
-from sftcli.services.following import build_for, follow
+from sftcli.services.decisions import Decisions, read_decisions, settle_precision
+from sftcli.services.following import agree_on_decisions, build_for, follow
 from sftcli.services.lock import RunLock
 from sftcli.services.materials import find_materials
 from sftcli.services.outcome import TrainOutcome
@@ -104,7 +106,21 @@ def _verify(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peer
     peers.agree_on(materials.identity)
     for event in compare(first, materials.fingerprints).told():
         emit(event)
-    built = build_for(run, materials, emit, peers.group, check_owner=lambda: None, checkpoint=first)
+    decided = peers.share(
+        lambda: settle_precision(
+            read_decisions(run, first, emit), settings.training.precision, choose_device()
+        ).to_json()
+    )
+    built = build_for(
+        run,
+        materials,
+        emit,
+        peers.group,
+        check_owner=lambda: None,
+        checkpoint=first,
+        recorded=Decisions.from_json(decided, where=str(run.about)),
+    )
+    agree_on_decisions(built, peers)
     trainer, agreed = built.trainer, AgreedStop(stop=stop, group=peers.group)
     while trainer.state.step < step_of(second):
         if agreed.requested():

@@ -9,6 +9,7 @@ from sftcli.data.batch import BatchPlan, TextShare
 from sftcli.data.prepared import ExampleTable, PreparedDataset
 from sftcli.errors import DataError
 from sftcli.events import EventSink
+from sftcli.training.choices import RowSharing
 from sftcli.training.packing import choose_packing
 
 if TYPE_CHECKING:
@@ -16,9 +17,17 @@ if TYPE_CHECKING:
 
 
 def plan_maker(
-    model: "PreTrainedModel", dataset: PreparedDataset, settings: Settings, *, pad_id: int, emit: EventSink
-) -> Callable[[int], BatchPlan]:
-    """Return what makes the plan for a micro-batch size, after trying ``model`` with packed rows.
+    model: "PreTrainedModel",
+    dataset: PreparedDataset,
+    settings: Settings,
+    *,
+    pad_id: int,
+    emit: EventSink,
+    recorded: str | None = None,
+) -> tuple[Callable[[int], BatchPlan], RowSharing]:
+    """Return what makes the plan for a micro-batch size, after trying ``model`` with packed rows, and how these are kept apart.
+
+    ``recorded`` is how they were, in a run that goes on.
 
     Raises:
         DataError: There is no text for the share that it is to have.
@@ -27,7 +36,10 @@ def plan_maker(
     training, examples = settings.training, dataset.train
     text = _text_share(dataset.text, settings.data.text_fraction)
     longest = max(*examples.num_tokens, *(text.examples.num_tokens if text else ()), 0)
-    packing = choose_packing(model, examples, longest=longest, settings=training, pad_id=pad_id, emit=emit)
+    chosen = choose_packing(
+        model, examples, longest=longest, settings=training, pad_id=pad_id, emit=emit, recorded=recorded
+    )
+    packing = chosen.packing
     keys = _order_keys(examples, settings.data.order)
 
     def make(micro_batch_size: int) -> BatchPlan:
@@ -42,7 +54,7 @@ def plan_maker(
             text=text,
         )
 
-    return make
+    return make, chosen.kind
 
 
 def _order_keys(examples: ExampleTable, order: RowOrder) -> Sequence[float] | None:

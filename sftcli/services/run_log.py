@@ -70,7 +70,8 @@ class RunLog:
             case HeldoutDone():
                 return f"step={event.step} heldout_loss={event.loss:.4f} rows={event.rows}"
             case ModelLoaded():
-                return f"Model: {event.parameters / 1e6:.1f}M parameters"
+                why = f" ({event.precision_why})" if event.precision_why else ""
+                return f"Model: {event.parameters / 1e6:.1f}M parameters, on {event.device} in {event.precision}{why}"
             case DataPrepared():
                 return (
                     f"Loading instruction dataset: {event.source}\nTraining examples: {event.train_examples}"

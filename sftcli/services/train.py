@@ -18,12 +18,20 @@ from sftcli.events import (
 )
 from sftcli.modeling.model_folder import save_model_folder
 from sftcli.modeling.pt_checkpoint import model_differences
-from sftcli.runtime import monotonic
+from sftcli.runtime import choose_device, monotonic
 from sftcli.services.base_model import record_base
 from sftcli.services.building import Built, Materials
 from sftcli.services.comparing import compare
+from sftcli.services.decisions import read_decisions, record_decisions, settle_precision
 from sftcli.services.finishing import take_best
-from sftcli.services.following import Assignment, build_for, fit_together, follow, tell_sharing
+from sftcli.services.following import (
+    Assignment,
+    agree_on_decisions,
+    build_for,
+    fit_together,
+    follow,
+    tell_sharing,
+)
 from sftcli.services.lock import RunLock
 from sftcli.services.machine import facts_of_start
 from sftcli.services.materials import find_materials
@@ -160,15 +168,23 @@ def _train(
     located, prepared, settings = materials.located, materials.prepared, materials.settings
     for text in model_differences(located.folder, model_keys or {}):
         emit(Warned(text=text))
+    decided = read_decisions(run, checkpoint, emit)
     if checkpoint is not None:
         changes = compare(checkpoint, materials.fingerprints, allowed=allowed)
+        decided = decided.but(changes.forced)
         record_resume(run, checkpoint, changes, emit)
+    decided = settle_precision(decided, settings.training.precision, choose_device())
+    peers.tell(decided.to_json())
     record_base(run, located)
     check_space(run, checkpoint_bytes(settings, located.folder), settings.checkpoint, emit)
     if materials.trusted_code:
         write_json(run.about, run.read_about() | {"trusted_code": dict(materials.trusted_code)})
     write_json(run.data, {"fingerprint": prepared.dataset.fingerprint, **prepared.dataset.about})
-    built = build_for(run, materials, emit, peers.group, check_owner=lock.check, checkpoint=checkpoint)
+    built = build_for(
+        run, materials, emit, peers.group, check_owner=lock.check, checkpoint=checkpoint, recorded=decided
+    )
+    agree_on_decisions(built, peers)
+    record_decisions(run, built.decisions)
     trainer = built.trainer
     watch.name_rows = trainer.name_rows
     tell_sharing(trainer, emit)

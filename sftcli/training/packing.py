@@ -1,7 +1,7 @@
 """Whether examples may share a row of the model's input: tried on the model itself, with a few rows."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from sftcli.data.example import Example
 from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Notice
 from sftcli.modeling.document_attention import attend_as_before, attend_by_document, attention_of
+from sftcli.training.choices import RowSharing
 from sftcli.training.loss import MAX_CHUNK_LOGITS
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ _MEASURED = (
 )  # devices with an attention for documents that costs what the documents cost apart
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenPacking:
+    """How examples share rows, and how they are kept apart there; ``packing`` is None where each gets a row of its own."""
+
+    kind: RowSharing
+    packing: Packing | None = None
+
+
 def choose_packing(
     model: "PreTrainedModel",
     examples: ExampleSource,
@@ -39,10 +48,12 @@ def choose_packing(
     settings: TrainingSettings,
     pad_id: int,
     emit: EventSink,
-) -> Packing | None:
-    """Return how examples share rows, None where each gets a row of its own; prepares the attention of ``model``.
+    recorded: str | None = None,
+) -> ChosenPacking:
+    """Return how examples share rows; prepares the attention of ``model``.
 
-    A few of ``examples`` are tried; ``longest`` is the length of the longest one that will ever be packed.
+    A few of ``examples`` are tried; ``longest`` is the length of the longest one that will ever be packed. Of a run that
+    has ``recorded`` how, only that is tried.
 
     Documents are kept apart by an attention that gets their bounds, or, where packing is asked for and the model has no
     such attention, by the mask that the model makes from positions. On a CPU the mask is slower than padding: 263
@@ -51,21 +62,22 @@ def choose_packing(
     Raises:
         UsageError: Packing is asked for, and the model lets documents of one row see each other.
     """
-    if settings.packing is PackRows.OFF:
-        return None
+    alone = ChosenPacking(kind=RowSharing.NONE)
+    if settings.packing is PackRows.OFF or recorded == RowSharing.NONE:
+        return alone
     if settings.packing is PackRows.AUTO and settings.neftune_alpha:
         emit(Notice(text="rows are not packed: the noise of NEFTune depends on the length of a row"))
-        return None
+        return alone
     budget = max(longest, settings.micro_batch_tokens or settings.micro_batch_size * longest)
     probe = _Probe(model, examples, pad_id)
-    if settings.packing is PackRows.ON or model.device.type in _MEASURED:
+    if recorded != RowSharing.MASK and (settings.packing is PackRows.ON or model.device.type in _MEASURED):
         has_bounds = attend_by_document(model) or attention_of(model).startswith("flash_attention")
         if has_bounds and probe.keeps_apart([probe.rows]):
-            return _told(Packing(row_tokens=budget), emit)
+            return _told(RowSharing.BOUNDS, Packing(row_tokens=budget), emit)
         attend_as_before(model)
     if settings.packing is PackRows.ON:
         if probe.keeps_apart([probe.rows[:2], probe.rows[2:]]):
-            return _told(Packing(row_tokens=longest, rows=budget // longest), emit)
+            return _told(RowSharing.MASK, Packing(row_tokens=longest, rows=budget // longest), emit)
         raise UsageError(
             f"rows cannot be packed: {type(model).__name__} lets documents of one row see each other",
             hint="leave out --packing, or pass --packing off",
@@ -77,7 +89,7 @@ def choose_packing(
             "rows of like length share a pass"
         )
     )
-    return None
+    return alone
 
 
 class _Probe:
@@ -131,9 +143,9 @@ def _length(example: Example) -> int:
     return len(example.input_ids)
 
 
-def _told(packing: Packing, emit: EventSink) -> Packing:
+def _told(kind: RowSharing, packing: Packing, emit: EventSink) -> ChosenPacking:
     rows = "one row" if packing.rows == 1 else f"{packing.rows} rows"
     emit(
         Notice(text=f"rows are packed: up to {packing.row_tokens * packing.rows} tokens in {rows} of a pass")
     )
-    return packing
+    return ChosenPacking(kind=kind, packing=packing)

@@ -1,12 +1,14 @@
 """Checks on the real model before training starts."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from sftcli.data.batch import Batch
 from sftcli.events import EventSink, Warned
+from sftcli.training.choices import HeadLoss
 from sftcli.training.loss import BatchLoss, plain_nll_sum, response_nll_sum
 
 if TYPE_CHECKING:
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenLoss:
+    """The loss of a batch, and where its head runs."""
+
+    kind: HeadLoss
+    batch_loss: BatchLoss
+
+
 @torch.no_grad()
 def choose_batch_loss(
     model: "PreTrainedModel",
@@ -23,13 +33,17 @@ def choose_batch_loss(
     *,
     emit: EventSink,
     gathered: Callable[[BatchLoss], BatchLoss] = lambda batch_loss: batch_loss,
-) -> BatchLoss:
+    recorded: str | None = None,
+) -> ChosenLoss:
     """Return the loss that runs the head on response positions only, if this model allows it.
 
     It goes round the model's own forward pass behind the last hidden state. On ``batch``, one short row, both must
     agree; otherwise the model does something there that is not known, and its own logits are used. ``gathered`` makes
-    whole what a loss reads, where processes share the weights out.
+    whole what a loss reads, where processes share the weights out. What is ``recorded`` as whole is not tried.
     """
+    whole = ChosenLoss(kind=HeadLoss.WHOLE, batch_loss=lambda part: plain_nll_sum(model, part))
+    if recorded == HeadLoss.WHOLE:
+        return whole
     lean_loss = gathered(lambda part: response_nll_sum(model, part))
     model.train(False)
     plain = plain_nll_sum(model, batch)
@@ -39,10 +53,10 @@ def choose_batch_loss(
     except (AttributeError, TypeError, RuntimeError):
         agree = False
     if agree:
-        return lean_loss
+        return ChosenLoss(kind=HeadLoss.LEAN, batch_loss=lean_loss)
     emit(
         Warned(
             text=f"{type(model).__name__} has an unknown head: logits of whole batches are kept, which costs memory"
         )
     )
-    return lambda part: plain_nll_sum(model, part)
+    return whole

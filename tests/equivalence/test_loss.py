@@ -83,7 +83,7 @@ def test_adapter_on_the_head_counts_in_loss_and_gradients():
 
 def test_head_with_another_adapter_falls_back_to_whole_logits_and_says_so():
     sink, model, batch = RecordingSink(), with_head_adapter(AdapterKind.DORA), a_batch()
-    loss = choose_batch_loss(model, batch, emit=sink)
+    loss = choose_batch_loss(model, batch, emit=sink).batch_loss
     assert "unknown head" in sink.of(Warned)[0].text
     assert loss(batch).item() == pytest.approx(plain_nll_sum(model, batch).item(), rel=1e-6)
 

@@ -52,8 +52,8 @@ def seeded(kind: type[LlamaForCausalLM], *, spread: float = 0.2) -> LlamaForCaus
 def choose(model, **changes):
     sink = RecordingSink()
     settings = TrainingSettings(**({"micro_batch_size": 4} | changes))
-    packing = choose_packing(model, EXAMPLES, longest=LONGEST, settings=settings, pad_id=PAD_ID, emit=sink)
-    return packing, sink.of(Notice)
+    chosen = choose_packing(model, EXAMPLES, longest=LONGEST, settings=settings, pad_id=PAD_ID, emit=sink)
+    return chosen.packing, sink.of(Notice)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -1,0 +1,18 @@
+"""The names of what is tried on a model before it trains, as a run records them."""
+
+from enum import StrEnum
+
+
+class RowSharing(StrEnum):
+    """How documents of one row are kept apart."""
+
+    NONE = "none"  # each has a row of its own
+    BOUNDS = "bounds"  # by an attention that is told where they begin
+    MASK = "mask"  # by the mask that the model makes from positions
+
+
+class HeadLoss(StrEnum):
+    """Where the head of the model runs."""
+
+    LEAN = "lean"  # at positions with loss alone
+    WHOLE = "whole"  # everywhere, as the model does it
