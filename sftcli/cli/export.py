@@ -48,7 +48,8 @@ def export(
     dtype: Annotated[
         Dtype | None,
         typer.Option(
-            "--dtype", help="Of the weights; hf keeps the model's, gguf takes f16. q8_0 is for gguf."
+            "--dtype",
+            help="Of the weights; hf keeps the model's (f32 with an adapter merged), gguf takes f16. q8_0 is for gguf.",
         ),
     ] = None,
     tokenizer: options.Tokenizer = None,

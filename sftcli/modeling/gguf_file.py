@@ -32,6 +32,7 @@ _TYPES = {
     "bf16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _Q8_BLOCK = 32  # numbers that share a scale
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SHORT_FORMS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
@@ -65,6 +66,7 @@ def write_gguf(
     source: Path,
     kind: GgufType,
     name: str,
+    license_name: str = "",
     emit: EventSink,
     stop: StopFlag,
 ) -> None:
@@ -77,6 +79,7 @@ def write_gguf(
         source: The model folder, with ``tokenizer.json`` and the template.
         kind: Of the matrices. Vectors are float32, and so are few enough that it costs nothing.
         name: Of the model, in the metadata.
+        license_name: Of the model, in the metadata, where it is known.
         emit: Told after each tensor.
         stop: Asked before each tensor.
 
@@ -87,7 +90,7 @@ def write_gguf(
     check_family(model)
     writer = gguf.GGUFWriter(path, FAMILIES[model.config.model_type])
     try:
-        writer.add_name(name)
+        _add_facts(writer, model, name=name, license_name=license_name)
         writer.add_file_type(_TYPES[kind][1])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _add_shape(writer, model)
@@ -99,6 +102,15 @@ def write_gguf(
                 raise StoppedError
     finally:
         writer.close()
+
+
+def _add_facts(writer: gguf.GGUFWriter, model: "PreTrainedModel", *, name: str, license_name: str) -> None:
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    numbers = sum(tensor.numel() for _name, tensor in _named(model))
+    writer.add_size_label(gguf.size_label(numbers, 0, 0, 0))
+    if license_name:
+        writer.add_license(license_name)
 
 
 def _add_shape(writer: gguf.GGUFWriter, model: "PreTrainedModel") -> None:
@@ -151,8 +163,9 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: HFChatTokenizer, source: 
     if special.chat_template is not None:
         writer.add_chat_template(special.chat_template)
     writer.add_add_bos_token(bool(tokenizer.text_prefix))
-    if (bos := special.special_token_ids.get("bos")) is not None:
-        writer.add_bos_token_id(bos)
+    for kind, add in (("bos", writer.add_bos_token_id), ("unk", writer.add_unk_token_id)):
+        if (token := special.special_token_ids.get(kind)) is not None:
+            add(token)
     writer.add_pad_token_id(tokenizer.pad_id)
     _add_stop_tokens(writer, tokenizer)
 
@@ -250,12 +263,16 @@ def _write_tensors(
 
 
 def _named(model: "PreTrainedModel") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors under their names in the format. A head that is the embedding is left out, as readers expect."""
+    """Yield the tensors under their names in the format. A head that is the embedding is left out, as readers expect.
+
+    The numbers decide that: a model may have a head of its own although its configuration says that it has none.
+    """
     config = model.config
     architecture = gguf.MODEL_ARCH.LLAMA if config.model_type == "llama" else gguf.MODEL_ARCH.QWEN2
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if name == _HEAD and _are_equal(tensor, state[_EMBEDDING]):
             continue
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert found is not None, name
@@ -264,6 +281,10 @@ def _named(model: "PreTrainedModel") -> Iterator[tuple[str, torch.Tensor]]:
         if config.model_type == "llama" and ".self_attn.k_proj." in name:
             tensor = _pairs_side_by_side(tensor, config.num_key_value_heads)
         yield found, tensor
+
+
+def _are_equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.data_ptr() == right.data_ptr() or torch.equal(left, right)
 
 
 def _pairs_side_by_side(tensor: torch.Tensor, heads: int) -> torch.Tensor:

@@ -54,9 +54,18 @@ def write_model_files(
     config = json.loads(model.config.to_json_string(use_diff=True))
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(dtype).removeprefix("torch.")
+    if has_own_head(model):
+        # The file it came from says otherwise; readers that believe it would put the embeddings in place of the head.
+        config["tie_word_embeddings"] = False
     config = with_keys_of(read_json(source / "config.json"), with_older_keys(config))
     _write_json(folder / "config.json", _without_machine(config) | copy_code(model, source, folder))
     write_companions(model, folder, source=tokenizer or source, stop_ids=stop_ids, template=template)
+
+
+def has_own_head(model: PreTrainedModel) -> bool:
+    """Tell whether the head has numbers of its own although the configuration says that it is the embeddings."""
+    says_tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    return says_tied and bool(model._tied_weights_keys) and not model.all_tied_weights_keys
 
 
 def write_companions(

@@ -12,12 +12,12 @@ from sftcli import storage
 from sftcli.errors import OutputError, StoppedError, UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
 from sftcli.modeling.load import count_parameters, quiet_libraries
-from sftcli.modeling.model_folder import save_model_folder, stored_dtype
+from sftcli.modeling.model_folder import save_model_folder
 from sftcli.modeling.modern_lm import ModernLMForCausalLM
 from sftcli.modeling.tokenizer import load_chat_tokenizer
 from sftcli.runtime import dtype_name
-from sftcli.services.model_card import model_card
-from sftcli.services.models import ModelChoice, choose_model, load_choice
+from sftcli.services.model_card import license_of, model_card, portable
+from sftcli.services.models import ModelChoice, choose_model, handed_on_dtype, load_choice
 from sftcli.services.pt_output import export_pt
 from sftcli.training.checkpoint_files import STATE, read_snapshot
 from sftcli.training.checkpoint_names import list_checkpoints
@@ -44,8 +44,8 @@ class ExportFormat(StrEnum):
 class ExportRequest:
     """Which model, as in ``choose_model``, to which format and place.
 
-    ``dtype`` is that of the matrices: f32, bf16, f16, and for GGUF q8_0 too; None keeps that of the model, and takes f16
-    for GGUF.
+    ``dtype`` is that of the matrices: f32, bf16, f16, and for GGUF q8_0 too; None keeps that of the model (f32 where an
+    adapter is merged), and takes f16 for GGUF.
     """
 
     checkpoint: str | None
@@ -119,11 +119,11 @@ def _load(choice: ModelChoice, emit: EventSink, dtype: torch.dtype) -> "PreTrain
 
 def _write_hf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> str:
     tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
-    dtype = stored_dtype(choice.weights_folder) if request.dtype is None else DTYPES[request.dtype]
+    dtype = handed_on_dtype(choice) if request.dtype is None else DTYPES[request.dtype]
     model = _load(choice, emit, dtype)
     if stop.requested():
         raise StoppedError
-    emit(Notice(text=f"writing {request.out}"))
+    emit(Notice(text=f"writing {request.out}{_rounding(choice, dtype)}"))
     save_model_folder(
         model,
         source=choice.weights_folder,
@@ -137,12 +137,21 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
+def _rounding(choice: ModelChoice, dtype: torch.dtype) -> str:
+    """Return what to say of an adapter's sums with its base, which few bits take a part of."""
+    if choice.base is None:
+        return ""
+    if dtype == torch.float32:
+        return ", the adapter merged in float32"
+    return f", the adapter merged in float32 and rounded once to {dtype_name(dtype)}; --dtype f32 keeps all of it"
+
+
 def _write_gguf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> str:
     from sftcli.modeling.gguf_file import check_family, write_gguf
 
     kind = request.dtype or "f16"
     tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
-    model = _load(choice, emit, stored_dtype(choice.weights_folder))
+    model = _load(choice, emit, handed_on_dtype(choice))
     check_family(model)
     with storage.whole_file(request.out, hint=_HINT) as fresh:
         storage.disk.let_library_write(
@@ -153,7 +162,8 @@ def _write_gguf(request: ExportRequest, choice: ModelChoice, emit: EventSink, st
                 tokenizer,
                 source=choice.tokenizer_folder,
                 kind=cast("GgufType", kind),
-                name=request.out.stem,
+                name=choice.run.name if choice.run else portable(choice.name),
+                license_name=license_of(choice),
                 emit=emit,
                 stop=stop,
             ),

@@ -20,6 +20,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_NAME = re.compile(
     r"\.(jsonl?|csv|tsv|parquet|arrow|txt|toml|jinja|gguf|pt)(\.gz)?([:@#].*)?$", re.IGNORECASE
 )
+_LICENSE = re.compile(r"---\n(?:(?!---\n).*\n)*?license:[ \t]*['\"]?(?P<name>[\w.+-]+)")
 _NAMES = ("model.name", "model.tokenizer", "data.sources", "data.heldout_sources", "data.template")
 _CARD = """\
 ---
@@ -51,13 +52,25 @@ The chat template and the stop tokens in this folder are those that it was train
 
 def model_card(name: str, choice: ModelChoice) -> str:
     """Return the card of ``choice`` under the name ``name``."""
+    license_head = f"license: {found}\n" if (found := license_of(choice)) else ""
     if choice.run is None:
         story = f"A copy of {portable(choice.name)}, written by `sft export` {__version__}.\n"
-        return _CARD.format(name=name, head="", story=story)
+        return _CARD.format(name=name, head=license_head, story=story)
     resolved = resolve(preset=None, config_file=choice.run.config, overrides=(), environ={})
     base = portable(resolved.settings.model.name)
     head = f"base_model: {base}\n" if _HUB_NAME.fullmatch(base) else ""
-    return _CARD.format(name=name, head=head, story="\n".join(_story(choice.run, resolved, base)))
+    return _CARD.format(
+        name=name, head=license_head + head, story="\n".join(_story(choice.run, resolved, base))
+    )
+
+
+def license_of(choice: ModelChoice) -> str:
+    """Return the license that the card of a model, or of an adapter's base, names in its head; "" where none does."""
+    for folder in (choice.folder, choice.weights_folder):
+        card = folder / "README.md"
+        if card.is_file() and (found := _LICENSE.match(card.read_text(encoding="utf-8", errors="replace"))):
+            return found["name"]
+    return ""
 
 
 def _story(run: RunFolder, resolved: Resolved, base: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from sftcli.modeling.adapter_folder import is_adapter_folder
 from sftcli.modeling.fused_decode import fuse
 from sftcli.modeling.load import count_parameters, load_model, own_attention, quiet_libraries
 from sftcli.modeling.locate import LocatedModel, locate_model
+from sftcli.modeling.model_folder import stored_dtype
 from sftcli.modeling.remote_code import allow_code, allow_copied_code
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.adapters import locate_adapter_base
@@ -146,6 +147,16 @@ def load_choice(choice: ModelChoice, *, dtype: torch.dtype, device: torch.device
     return merge_adapter(
         choice.folder, base=choice.base.folder, dtype=dtype, device=device, trusts_code=choice.runs_code
     )
+
+
+def handed_on_dtype(choice: ModelChoice) -> torch.dtype:
+    """Return what a model's weights are when it is handed on and nothing else is asked for: nothing of them is rounded.
+
+    A whole model keeps the dtype it is stored in. An adapter's sums with its base are float32, as peft makes them: what
+    a short training adds to a bfloat16 matrix is often no larger than a step of bfloat16. So the numbers of ``sft eval``,
+    which computes in float32, are those of what ``sft export`` writes.
+    """
+    return stored_dtype(choice.folder) if choice.base is None else torch.float32
 
 
 def load_for_inference(choice: ModelChoice, *, precision: str, emit: EventSink) -> "PreTrainedModel":

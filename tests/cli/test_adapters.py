@@ -2,16 +2,20 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
 from sftcli.errors import ConsentError, ResourceError, UsageError
+from sftcli.modeling.adapter import merge_adapter
+from sftcli.services.export import DTYPES
 from tests.support.foreign_adapter import IDS, foreign_adapter, logits_by_peft
 
 
@@ -71,6 +75,46 @@ def test_folder_made_elsewhere_answers_beside_its_base_with_the_tokenizer_of_the
     assert not (folder / "tokenizer.json").exists()
     out = sft("generate", "Hello?", "--checkpoint", folder, "--base", "--max-new-tokens", "3", "--json")
     assert json.loads(out)["ok"]
+
+
+@pytest.fixture
+def bf16_adapter(tiny_model: Path, tmp_path: Path) -> Path:
+    """An adapter that changes about as much as a step of its base's bfloat16."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(base)
+    folder = foreign_adapter(
+        base, tmp_path / "adapter", r=4, lora_alpha=0.1, target_modules=["q_proj", "up_proj"]
+    )
+    exact = merge_adapter(folder, base=base).state_dict()
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in exact.values())
+    return folder
+
+
+def test_scores_are_those_of_what_an_export_holds(bf16_adapter, tmp_path):
+    rows = _heldout_rows(tmp_path)
+    sft("export", bf16_adapter, "--to", "hf", "--out", tmp_path / "merged")
+    scores = [
+        json.loads(sft("eval", model, "--no-base", "--json", "--data", rows, "--max-rows", 2))["tuned"]
+        for model in (bf16_adapter, tmp_path / "merged")
+    ]
+    for score in scores:
+        score.pop("seconds")
+        score.pop("model", None)
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_merged_weights_are_rounded_once_to_what_was_asked_for(bf16_adapter, tmp_path):
+    exact = merge_adapter(bf16_adapter, base=tmp_path / "base").state_dict()
+    for dtype in ("f32", "bf16", "f16"):
+        sft("export", bf16_adapter, "--to", "hf", "--dtype", dtype, "--out", tmp_path / dtype)
+        for name, tensor in load_file(tmp_path / dtype / "model.safetensors").items():
+            assert torch.equal(tensor, exact[name].to(DTYPES[dtype])), name
+    sft("export", bf16_adapter, "--to", "gguf", "--dtype", "f16", "--out", tmp_path / "model.gguf")
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    up = torch.from_numpy(tensors["blk.1.ffn_up.weight"].copy())
+    assert torch.equal(up, exact["model.layers.1.mlp.up_proj.weight"].half())
 
 
 def test_hostile_adapter_config_and_pickle_weights_run_nothing(tiny_model, tmp_path):

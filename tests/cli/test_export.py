@@ -3,6 +3,7 @@
 import getpass
 import json
 import resource
+import shutil
 import socket
 from pathlib import Path
 
@@ -32,6 +33,10 @@ def export(*arguments: object) -> dict[str, object]:
     result = invoke("export", *arguments, "--json")
     assert result.exit_code == 0, (result.stderr, result.exception)
     return json.loads(result.stdout)
+
+
+def edit(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def logits(model) -> torch.Tensor:
@@ -106,6 +111,42 @@ def test_every_stop_token_is_in_the_gguf_metadata(tmp_path):
     fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
     assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
     assert fields["tokenizer.ggml.eot_token_id"].contents() == 0
+
+
+def test_gguf_says_what_it_is(tiny_model, tmp_path):
+    source = tmp_path / "walnut"
+    shutil.copytree(tiny_model, source)
+    (source / "README.md").write_text("---\ntags:\n- a\nlicense: apache-2.0\n---\n# walnut\n")
+    edit(source / "tokenizer_config.json", unk_token="<|endoftext|>")
+    export(source, "--to", "gguf", "--out", tmp_path / "a.f16.gguf")
+    fields = gguf.GGUFReader(tmp_path / "a.f16.gguf").fields
+    told = {key: fields[f"general.{key}"].contents() for key in ("type", "name", "size_label", "license")}
+    assert told == {"type": "model", "name": "walnut", "size_label": "35K", "license": "apache-2.0"}
+    assert fields["tokenizer.ggml.unknown_token_id"].contents() == 0
+    export(source, "--to", "hf", "--out", tmp_path / "given")
+    assert "license: apache-2.0\n" in (tmp_path / "given" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("says_tied", [True, False])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_head_of_its_own_is_kept_whatever_the_configuration_says(says_tied, tmp_path):
+    source = build_tiny_model(tmp_path / "own", tie=False)
+    edit(source / "config.json", tie_word_embeddings=says_tied)
+    ours = logits(AutoModelForCausalLM.from_pretrained(source))
+    export(source, "--to", "gguf", "--dtype", "f32", "--out", tmp_path / "model.gguf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    torch.testing.assert_close(logits(theirs), ours, atol=1e-4, rtol=0)
+    export(source, "--to", "hf", "--out", tmp_path / "given")
+    assert json.loads((tmp_path / "given" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "given")), ours)
+
+
+def test_a_head_that_equals_the_embeddings_is_left_out_of_gguf(tmp_path):
+    source = build_tiny_model(tmp_path / "tied")
+    export(source, "--to", "gguf", "--out", tmp_path / "model.gguf")
+    names = {tensor.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert "token_embd.weight" in names
+    assert "output.weight" not in names
 
 
 def test_rows_of_a_model_beyond_its_tokens_are_unused_tokens(tiny_qwen, tmp_path):
