@@ -92,6 +92,16 @@ def check_safetensors(path: Path) -> None:
         NotFoundError: It does not exist.
         DataError: It is damaged, cut off, or something else.
     """
+    safetensors_header(path)
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a safetensors file, which is sound, and the place where the bytes of the tensors begin.
+
+    Raises:
+        NotFoundError: It does not exist.
+        DataError: It is damaged, cut off, or something else.
+    """
     again = "get the file again"
     try:
         size = path.stat().st_size
@@ -115,6 +125,7 @@ def check_safetensors(path: Path) -> None:
         raise DataError(f"{path} has a damaged header: {error}", hint=again) from error
     if size != (expected := 8 + length + max(ends, default=0)):
         raise DataError(f"{path} is {size} bytes long, its header says {expected}", hint=again)
+    return header, 8 + length
 
 
 def check_size(path: Path) -> None:

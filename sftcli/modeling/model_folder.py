@@ -1,4 +1,4 @@
-"""Write a model folder that plain transformers opens, there whole or not at all."""
+"""Write a model folder that plain transformers opens, there whole or not at all, and as the model that it was made of."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,15 +10,23 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from sftcli import storage
+from sftcli.errors import DataError
 from sftcli.modeling.cache import whole_folder
 from sftcli.modeling.folder import read_json
 from sftcli.modeling.older_config import with_keys_of, with_older_keys, with_older_tokenizer_keys
 from sftcli.modeling.remote_code import copy_code
+from sftcli.modeling.source_tensors import SourceTensors
+from sftcli.modeling.stored_tensors import StoredTensor, copied_file_parts, in_parts, stored_tensors
+from sftcli.modeling.written import check_model_written
+from sftcli.runtime import is_finite
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
 )  # fmt: skip
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_SHARD_BYTES = 5 * 10**9
+_INDEX = "model.safetensors.index.json"
 _TEMPLATE_FOLDER = "additional_chat_templates"
 _MACHINE_KEYS = (
     "_name_or_path",
@@ -103,30 +111,40 @@ def save_model_folder(
 ) -> None:
     """Write ``model`` to ``folder`` so that it is there whole or not at all; an older folder is replaced.
 
+    What lies beside the model in the folder that it was loaded from, such as a vision tower, is written as it lies there.
+    The new folder is read again and compared with what was to be written.
+
     Args:
         model: The model; left as it is.
-        source: The folder that the model was loaded from; its tokenizer files are copied.
+        source: The folder that the model was loaded from.
         folder: Where to.
         tokenizer: The folder whose tokenizer files are copied, where that is another one.
         stop_ids: Tokens that end an answer; added to those of the model.
         template: Jinja text to write in place of the templates of the tokenizer.
-        dtype: Of the weights written; None takes that of ``source``.
+        dtype: Of the weights written; None takes for each that of ``source``.
         texts: More files, by name.
         hint: What to do where writing fails.
-        weights: Whole ones by name, where ``model`` holds parts of them only.
+        weights: By the names of parameters, where others are to be written than ``model`` computes with.
 
     Raises:
-        StorageError: The disk is full.
+        StorageError: The disk is full, or the folder is not what was to be written.
         OutputError: The place is not writable.
+        DataError: The weights are too large for their type.
     """
-    dtype = dtype or stored_dtype(source)
+    origin = SourceTensors.of(model, source)
+    known, other = origin.dtypes(), stored_dtype(source)
+    state = {
+        name: (tensor, dtype or known.get(name, other))
+        for name, tensor in whole_state(model, weights).items()
+    }
+    tensors = _cast(state)
     with whole_folder(folder, hint=hint) as fresh:
         settings, stored = model.generation_config, model.config.dtype
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # theirs may fail validation
         try:
-            tensors = _cast(model.state_dict() if weights is None else weights, dtype)
             storage.disk.let_library_write(
-                fresh, lambda: model.save_pretrained(fresh, state_dict=tensors, max_shard_size="5GB")
+                fresh,
+                lambda: model.save_pretrained(fresh, state_dict=dict(tensors), max_shard_size=_SHARD_BYTES),
             )
         finally:
             model.generation_config, model.config.dtype = settings, stored
@@ -137,14 +155,76 @@ def save_model_folder(
             tokenizer=tokenizer,
             stop_ids=stop_ids,
             template=template,
-            dtype=dtype,
+            dtype=dtype or other,
         )
+        is_part = bool(origin.beside) and is_part_of_whole(model, source)
+        if is_part:
+            _write_whole_configuration(model, fresh, source, dtype=dtype or other)
+        if origin.beside:
+            _add_tensors(fresh, origin.beside)
         for name, text in (texts or {}).items():
             storage.write_file(fresh / name, [text.encode("utf-8")])
         for path in fresh.glob("*.safetensors"):
             storage.disk.copy_mode(
                 fresh / "config.json", path
             )  # safetensors makes files that others cannot read
+        check_model_written(fresh, model, tensors, origin, is_whole=is_part)
+
+
+def whole_state(
+    model: PreTrainedModel, weights: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """Return all that files of ``model`` hold, with ``weights`` in place of the parameters of these names.
+
+    A parameter with several names, as a head that is tied to the embeddings, is the same tensor under each.
+    """
+    if weights is None:
+        return dict(model.state_dict())
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return {name: weights.get(names.get(name, name), tensor) for name, tensor in model.state_dict().items()}
+
+
+def is_part_of_whole(model: PreTrainedModel, source: Path) -> bool:
+    """Tell whether ``model`` is the language model of a larger one that lies in ``source``."""
+    return read_json(source / "config.json").get("model_type") != model.config.model_type
+
+
+def _write_whole_configuration(
+    model: PreTrainedModel, folder: Path, source: Path, *, dtype: torch.dtype
+) -> None:
+    """Write the configuration of the larger model, and what turns images and sound into its input."""
+    config = _without_machine(read_json(source / "config.json"))
+    name = str(dtype).removeprefix("torch.")
+    for section in (config, config.get("text_config")):
+        if isinstance(section, dict):
+            section.update({key: name for key in ("dtype", "torch_dtype") if key in section})
+            if has_own_head(model):
+                section["tie_word_embeddings"] = False
+    _write_json(folder / "config.json", config | copy_code(model, source, folder))
+    for file in _PROCESSOR_FILES:
+        if (source / file).is_file():
+            storage.copy_file(source / file, folder / file)
+
+
+def _add_tensors(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Add tensors of other files to a model folder, as shards of their own."""
+    there = stored_tensors(folder)
+    old = sorted({tensor.path for tensor in there.values()})
+    groups = list(in_parts(tensors, _SHARD_BYTES))
+    count = len(old) + len(groups)
+    names = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    renamed = dict(zip(old, names[: len(old)], strict=True))
+    for path in reversed(old):  # the last has the highest new number, so none is in the way of another
+        storage.disk.rename(path, folder / renamed[path])
+    places = {name: renamed[tensor.path] for name, tensor in there.items()}
+    for name, group in zip(names[len(old) :], groups, strict=True):
+        storage.write_file(folder / name, copied_file_parts(group))
+        places |= dict.fromkeys(group, name)
+    size = sum(tensor.end - tensor.begin for tensor in (*there.values(), *tensors.values()))
+    _write_json(
+        folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+    )
 
 
 def copy_tokenizer(source: Path, folder: Path, *, takes_types: bool = False) -> None:
@@ -167,16 +247,31 @@ def copy_tokenizer(source: Path, folder: Path, *, takes_types: bool = False) -> 
             _write_json(path, portable)
 
 
-def _cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Convert floating-point tensors; names that share memory go on sharing it, so that it is written once."""
+def _cast(tensors: Mapping[str, tuple[torch.Tensor, torch.dtype]]) -> dict[str, torch.Tensor]:
+    """Convert floating-point tensors; names that share memory go on sharing it, so that it is written once.
+
+    Raises:
+        DataError: Numbers are too large for the type.
+    """
     made: dict[tuple[int, torch.Size], torch.Tensor] = {}
     result = {}
-    for name, tensor in tensors.items():
+    for name, (tensor, dtype) in tensors.items():
         key = (tensor.data_ptr(), tensor.shape)
         if key not in made:
-            made[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            made[key] = _rounded(name, tensor, dtype) if tensor.is_floating_point() else tensor
         result[name] = made[key]
     return result
+
+
+def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    rounded = tensor.detach().to(dtype)
+    if not is_finite(rounded):
+        word = str(dtype).removeprefix("torch.")
+        raise DataError(
+            f"{name} holds numbers that are not finite in {word}",
+            hint="write another type: sft export NAME --to hf --dtype bf16 --out FOLDER",
+        )
+    return rounded
 
 
 def _generation_settings(settings: GenerationConfig, stop_ids: Iterable[int]) -> dict[str, Any]:

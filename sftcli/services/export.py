@@ -130,7 +130,8 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop
         folder=request.out,
         tokenizer=choice.tokenizer_folder,
         stop_ids=tokenizer.stop_ids,
-        dtype=dtype,
+        # What is handed on as it is keeps the type of each of its tensors.
+        dtype=None if request.dtype is None and choice.base is None else dtype,
         texts={"README.md": model_card(request.out.name, choice)},
         hint=_HINT,
     )

@@ -219,7 +219,7 @@ def _save_final(run: RunFolder, materials: Materials, built: Built, emit: EventS
             folder=run.final,
             stop_ids=materials.prepared.tokenizer.stop_ids,
             template=materials.prepared.tokenizer.chosen_template,
-            weights=snapshot.weights if built.trainer.weights.are_shared_out else None,
+            weights=snapshot.weights,
         )
     emit(ModelSaved(path=str(run.final), pt=pt))
 

@@ -10,6 +10,8 @@ from sftcli.training.optim import MasterWeights
 class AdapterWeights(MasterWeights):
     """Float32 masters of the adapter alone. Snapshots hold nothing else, under the names that ``file_name`` gives."""
 
+    keeps_frozen = False
+
     def __init__(
         self, model: torch.nn.Module, *, compute_dtype: torch.dtype, file_name: Callable[[str], str]
     ) -> None:

@@ -14,6 +14,7 @@ import torch
 from sftcli.config.training_settings import OptimizerName, Schedule, TrainingSettings
 from sftcli.data.batch import Batch
 from sftcli.errors import DivergedError
+from sftcli.runtime import is_finite
 from sftcli.training.distributed import Group
 from sftcli.training.lean_optimizers import make_lean_optimizer
 from sftcli.training.loss import BatchLoss
@@ -42,21 +43,30 @@ class MasterWeights:
     """
 
     are_shared_out = False  # whether this process holds a part of them only
+    keeps_frozen = True  # whether snapshots hold what does not train
 
     def __init__(self, model: torch.nn.Module, *, compute_dtype: torch.dtype) -> None:
         self.model = model
         self.compute_dtype = compute_dtype
         self.masters: dict[str, torch.nn.Parameter] = {}
         self._copies: list[tuple[torch.nn.Parameter, torch.nn.Parameter]] = []
+        self._frozen: dict[str, torch.Tensor] = {}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 if parameter.is_floating_point():  # 4-bit weights are packed in bytes
-                    parameter.data = parameter.data.to(compute_dtype)
+                    self._round_frozen(name, parameter, keep=self.keeps_frozen)
             elif compute_dtype == torch.float32:
                 parameter.data = parameter.data.float()
                 self.masters[name] = parameter
             else:
                 self.masters[name] = self._split(parameter)
+
+    def _round_frozen(self, name: str, parameter: torch.nn.Parameter, *, keep: bool) -> None:
+        """Round a weight that does not train. Where that loses something it is kept as it was: what is written is exact."""
+        exact, parameter.data = parameter.data, parameter.data.to(self.compute_dtype)
+        if keep and not _is_exact(parameter.data, exact):
+            half = exact.half()
+            self._frozen[name] = (half if _is_exact(half, exact) else exact).cpu()
 
     def _split(self, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
         master = torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))
@@ -96,20 +106,23 @@ class MasterWeights:
                 torch._foreach_copy_(list(copies), list(masters))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return every weight of the model by name: the masters, and what is frozen as it is."""
-        return {
-            name: self.masters.get(name, weight).detach() for name, weight in self.model.named_parameters()
-        }
+        """Return every weight of the model by name: the masters, and what is frozen and the buffers as they were loaded."""
+        written = self._frozen | self.masters
+        weights = {name: written.get(name, weight).detach() for name, weight in self.model.named_parameters()}
+        return weights | stored_buffers(self.model)
 
     def gathered_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return whole ``tensors`` of the optimizer's state in the process that writes. All processes must ask."""
         return dict(tensors)
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Set the masters to ``tensors``, by name, and publish them."""
+        """Set the masters and buffers to ``tensors``, by name, and publish them."""
         with torch.no_grad():
             for name, master in self.masters.items():
                 master.copy_(placed_as(tensors[name], master))
+            for name, buffer in stored_buffers(self.model).items():
+                if name in tensors:
+                    buffer.copy_(tensors[name])
         self.publish()
 
     def refuse_nonfinite(self, step: int) -> None:
@@ -119,11 +132,22 @@ class MasterWeights:
             DivergedError: One is not.
         """
         for name, master in self.masters.items():
-            if not torch.isfinite(master).all():
+            if not is_finite(master):
                 raise DivergedError(
                     f"step {step} is not saved: {name} holds numbers that are not finite",
                     hint="earlier checkpoints are intact; lower training.learning_rate",
                 )
+
+
+def stored_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors that files of ``model`` hold beside its parameters, such as the routing bias of experts."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    state = {name: value for name, value in model.state_dict().items() if name not in parameters}
+    return {name: value.detach() for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _is_exact(rounded: torch.Tensor, exact: torch.Tensor) -> bool:
+    return torch.equal(rounded.to(exact.dtype), exact)
 
 
 def make_optimizer(

@@ -19,9 +19,10 @@ from torch.distributed.fsdp import (
 
 from sftcli.data.batch import Batch
 from sftcli.errors import DivergedError
+from sftcli.runtime import is_finite
 from sftcli.training.distributed import Group
 from sftcli.training.loss import BatchLoss
-from sftcli.training.optim import MasterWeights, local_part, whole
+from sftcli.training.optim import MasterWeights, local_part, stored_buffers, whole
 from sftcli.training.traffic import Weight
 
 _LOSS = "batch_loss_of_all_weights"
@@ -55,10 +56,14 @@ class ShardedWeights(MasterWeights):
         exchange_each_pass: bool = False,
         file_name: Callable[[str], str] | None = None,
     ) -> None:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute_dtype)
         self.model = model
         self.compute_dtype = compute_dtype
+        self._frozen: dict[str, torch.Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+            else:
+                self._round_frozen(name, parameter, keep=file_name is None and group.is_writer)
         self.group = group
         self.exchange_each_pass = exchange_each_pass
         self._root = _shard(model, compute_dtype, group.size, device)
@@ -66,8 +71,8 @@ class ShardedWeights(MasterWeights):
         self.masters = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         weights = (Weight(shape=tuple(master.shape)) for master in self.masters.values())
         self._gradient_bytes = 4 * sum(weight.padded(group.size) for weight in weights)
-        kept = named if file_name is None else self.masters
-        self._stored = {(file_name or str)(name): parameter for name, parameter in kept.items()}
+        kept = named | stored_buffers(model) if file_name is None else self.masters
+        self._stored = {(file_name or str)(name): tensor for name, tensor in kept.items()}
         self._trained = {(file_name or str)(name): parameter for name, parameter in self.masters.items()}
 
     def passes(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
@@ -107,16 +112,16 @@ class ShardedWeights(MasterWeights):
 
         All processes must ask.
         """
-        return collect(self._stored, self.group)
+        return collect(self._stored, self.group) | self._frozen
 
     def gathered_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return whole ``tensors`` of the optimizer's state on the CPU, in the process that writes; elsewhere nothing."""
         return collect(tensors, self.group)
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Set the masters to their parts of the whole ``tensors``, by their names in files."""
+        """Set the masters to their parts of the whole ``tensors``, by their names in files, and the buffers."""
         names = dict(zip(self.masters, self._trained, strict=True))
-        super().restore({name: tensors[file] for name, file in names.items()})
+        super().restore({**tensors, **{name: tensors[file] for name, file in names.items()}})
 
     def refuse_nonfinite(self, step: int) -> None:
         """Raise in every process where a master of step ``step`` is not finite in one of them.
@@ -124,7 +129,7 @@ class ShardedWeights(MasterWeights):
         Raises:
             DivergedError: One is not.
         """
-        finite = all(bool(torch.isfinite(local_part(master)).all()) for master in self.masters.values())
+        finite = all(is_finite(local_part(master)) for master in self.masters.values())
         if self.group.any(not finite):
             raise DivergedError(
                 f"step {step} is not saved: weights hold numbers that are not finite",

@@ -28,7 +28,14 @@ def tiny_config(*, tie: bool = True, dropout: float = 0.0) -> LlamaConfig:
     )
 
 
-def build_tiny_model(folder: Path, *, seed: int = 0, tie: bool = True, dropout: float = 0.0) -> Path:
+def build_tiny_model(
+    folder: Path,
+    *,
+    seed: int = 0,
+    tie: bool = True,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
     """Write the model and its tokenizer with a ChatML template to ``folder``; equal seeds give equal weights.
 
     The state of torch's global generator is left as it was.
@@ -37,11 +44,11 @@ def build_tiny_model(folder: Path, *, seed: int = 0, tie: bool = True, dropout: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(tiny_config(tie=tie, dropout=dropout))
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     return build_tiny_tokenizer(folder)
 
 
-def same_weights(found: Path, original: Path) -> bool:
-    """Tell whether the folder ``found`` holds the tensors of ``original``, rounded to bfloat16."""
+def same_weights(found: Path, original: Path, *, dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Tell whether the folder ``found`` holds the tensors of ``original``, rounded to ``dtype``."""
     ours, theirs = load_file(found / "model.safetensors"), load_file(original / "model.safetensors")
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k].bfloat16()) for k in ours)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k].to(dtype)) for k in ours)

@@ -236,16 +236,17 @@ def test_a_saved_model_loads_again_whole(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stored", "asked", "written"), [
-    ("float32", None, torch.float32),
-    ("bfloat16", None, torch.bfloat16),
-    ("float32", torch.bfloat16, torch.bfloat16),
+    (torch.float32, None, torch.float32),
+    (torch.bfloat16, None, torch.bfloat16),
+    (torch.float16, None, torch.float16),
+    (torch.float32, torch.bfloat16, torch.bfloat16),
 ])  # fmt: skip
 def test_weights_are_saved_as_the_source_stores_them_unless_told(
-    tiny: Path, tmp_path: Path, stored: str, asked: torch.dtype | None, written: torch.dtype
+    tmp_path: Path, stored: torch.dtype, asked: torch.dtype | None, written: torch.dtype
 ) -> None:
-    _edit(tiny / "config.json", dtype=stored)
-    model = _load(tiny)
-    save_model_folder(model, source=tiny, folder=tmp_path / "final", dtype=asked)
+    source = build_tiny_model(tmp_path / "source", dtype=stored)
+    model = _load(source)
+    save_model_folder(model, source=source, folder=tmp_path / "final", dtype=asked)
     tensors = load_file(tmp_path / "final" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {written}
     assert json.loads((tmp_path / "final" / "config.json").read_text())["dtype"] == str(written).split(".")[1]

@@ -1,0 +1,87 @@
+"""Which tensor of a model folder is which of the model that was loaded from it, and which of them it has no place for.
+
+transformers renames tensors while it loads (experts that are fused, prefixes of models inside of models) and takes no
+notice of those that a class lists as not its own, such as a vision tower or a head for several tokens.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from sftcli.modeling.stored_tensors import FLOATS, StoredTensor, stored_tensors
+
+# What older releases wrote and newer ones compute by themselves.
+_COMPUTED = re.compile(r"(?:.*\.)?(?:rotary_emb\.inv_freq|position_ids|masked_bias)")
+_MASK_AXES = 4  # of a causal mask, which some wrote under the name of a bias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """The tensor of a model that a tensor in a file becomes; ``is_converted`` if it is a part of it, or turned."""
+
+    name: str
+    is_converted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceTensors:
+    """The tensors of a model folder; ``places`` of those that the model has, and ``beside`` for those it has no place for."""
+
+    stored: Mapping[str, StoredTensor]
+    places: Mapping[str, Place]
+    beside: Mapping[str, StoredTensor]
+
+    @staticmethod
+    def of(model: PreTrainedModel, folder: Path) -> "SourceTensors":
+        """Return those of ``folder``, which ``model`` was loaded from; it may hold an adapter as well."""
+        stored, place = stored_tensors(folder), place_finder(model)
+        places = {name: found for name in stored if (found := place(name)) is not None}
+        beside = {
+            name: tensor
+            for name, tensor in stored.items()
+            if name not in places and not _is_computed(name, tensor)
+        }
+        return SourceTensors(stored=stored, places=places, beside=beside)
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Return the floating-point type of each tensor of the model in the files; of several parts that of the first."""
+        found: dict[str, torch.dtype] = {}
+        for name, place in self.places.items():
+            if (dtype := FLOATS.get(self.stored[name].dtype)) is not None:
+                found.setdefault(place.name, dtype)
+        return found
+
+    def in_words(self) -> str:
+        """Return how many tensors lie beside the model and how their names begin."""
+        counts: dict[str, int] = {}
+        for name in self.beside:
+            start = ".".join(name.split(".")[: 2 if name.startswith("model.") else 1])
+            counts[start] = counts.get(start, 0) + 1
+        return ", ".join(f"{count} {start}.*" for start, count in sorted(counts.items()))
+
+
+def place_finder(model: PreTrainedModel) -> Callable[[str], Place | None]:
+    """Return what gives the place in ``model`` of a tensor with a name as in a file, as transformers finds it."""
+    conversions = getattr(model, "_weight_conversions", None) or []
+    renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
+    converters = [one for one in conversions if isinstance(one, WeightConverter)]
+    state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
+    prefix = model.base_model_prefix
+
+    def place(name: str) -> Place | None:
+        found, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if found not in state and name in state:  # it has the model's own name already
+            found, pattern = rename_source_key(name, [], [], prefix, state)
+        return Place(name=found, is_converted=pattern is not None) if found in state else None
+
+    return place
+
+
+def _is_computed(name: str, tensor: StoredTensor) -> bool:
+    is_mask = name.endswith(".bias") and len(tensor.shape) == _MASK_AXES
+    return is_mask or _COMPUTED.fullmatch(name) is not None
