@@ -172,6 +172,7 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
         err,
         wrap=True,
     )
+    tables.show_text(_trained_text(report), err, wrap=True)
     for name, difference in (("loss", report.loss_difference), ("exact match", report.match_difference)):
         if difference is not None:
             found = change(difference.value, 3, difference.rows)
@@ -184,6 +185,12 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
         tables.show_text(f"wrong answers, {len(shown)} of {count(tuned.answered - tuned.matched)}:", err)
     for miss in shown:
         tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}", err)
+
+
+def _trained_text(report: "EvalReport") -> str:
+    if report.trained_on is None:
+        return "how many of these rows were trained on is not known"
+    return str(report.trained_on)
 
 
 def _verdict_text(verdict: "Verdict") -> str:

@@ -13,6 +13,7 @@ import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -53,6 +54,22 @@ class ExampleTable:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def keys(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield a digest of the tokens of every example, and one of those before its first trained one.
+
+        Running text has no prompt: both are of the whole of it.
+        """
+        for chunk in self._chunks:
+            ids, masks, kinds = chunk["input_ids"], chunk["loss_mask"], chunk["kind"].to_pylist()
+            tokens, trained = ids.values.to_numpy(), masks.values.to_numpy(zero_copy_only=False)
+            starts = masks.offsets.to_pylist()[:-1]
+            for (begin, end), start, kind in zip(
+                pairwise(ids.offsets.to_pylist()), starts, kinds, strict=True
+            ):
+                row = tokens[begin:end]
+                first = len(row) if kind == "text" else int(trained[start : start + len(row)].argmax())
+                yield _digest(row), _digest(row[:first])
+
     def __getitem__(self, index: int, /) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -82,8 +99,7 @@ class PreparedDataset:
     @property
     def fingerprint(self) -> str:
         """Identity of the content: the hash of all files."""
-        files = self.manifest["files"]
-        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        return fingerprint_of(self.manifest)
 
     @property
     def about(self) -> Mapping[str, object]:
@@ -215,6 +231,15 @@ class PreparedWriter:
         for sink in self._sinks.values():
             sink.close()
         storage.try_remove_tree(self.staging)
+
+
+def fingerprint_of(manifest: Mapping[str, object]) -> str:
+    """Return the identity of the content that ``manifest`` stands for."""
+    return hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
+
+
+def _digest(tokens: np.ndarray) -> bytes:
+    return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
 
 
 def open_prepared(folder: Path) -> PreparedDataset:

@@ -8,6 +8,7 @@ import numpy as np
 
 from sftcli.config.sources import Override, Settings, resolve
 from sftcli.data.example import CUT_ANSWERS
+from sftcli.data.prepared import ExampleTable
 from sftcli.errors import DataError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.extras import install_command
@@ -31,6 +32,7 @@ from sftcli.services.scores import (
     score_model,
 )
 from sftcli.services.text_metrics import TrainingSpans, has_reference_metrics
+from sftcli.services.trained_rows import TrainedRows, count_trained, prepared_rows_of
 from sftcli.services.verdict import Verdict, judge
 
 KEPT_SAMPLES = 8
@@ -62,6 +64,7 @@ class EvalReport:
     """Scores of the tuned model and, where one was named, of the base, with the difference over the same rows."""
 
     rows: int
+    trained_on: TrainedRows | None  # of these rows; None where that is not known
     cut_rows: (
         int  # their last answer has no end, so no answer is compared with it; they have loss as any other
     )
@@ -106,6 +109,7 @@ def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> Eva
 
 def _evaluate(request: EvalRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> EvalReport:
     choice, settings, prepared, base = peers.first(lambda: _find(request, emit, stop), stop)
+    trained = _trained_rows(choice, prepared, request, emit)
     heldout = prepared.dataset.heldout
     if not len(heldout):
         raise DataError("no row is held out, so there is nothing to score", hint="name rows with --data FILE")
@@ -122,13 +126,14 @@ def _evaluate(request: EvalRequest, emit: EventSink, stop: StopFlag, peers: Peer
         tokenizer=prepared.tokenizer,
         sampling=settings.sampling,
         batch_rows=request.batch_size,
-        training=TrainingSpans(_training_answers(prepared, emit)),
+        training=None if trained is None else TrainingSpans(_training_answers(trained, emit)),
         peers=peers,
     )
     base_score = None if base is None else score_model(job, base, emit, stop)
     tuned = score_model(job, choice, emit, stop)
     report = EvalReport(
         rows=len(heldout),
+        trained_on=None if trained is None else count_trained(trained, heldout),
         cut_rows=len(heldout) - len(whole),
         tuned=tuned.score,
         base=None if base_score is None else base_score.score,
@@ -182,11 +187,31 @@ def _verdict(run: RunFolder) -> Verdict:
     return judge(train, heldout, rows=heldout_rows(events))
 
 
-def _training_answers(prepared: PreparedData, emit: EventSink) -> list[list[int]]:
+def _trained_rows(
+    choice: ModelChoice, prepared: PreparedData, request: EvalRequest, emit: EventSink
+) -> ExampleTable | None:
+    """Return the rows that the model was trained on; None where they are not known, which is said."""
+    if choice.run is None:
+        return None
+    if not request.data:
+        return prepared.dataset.train
+    found = prepared_rows_of(choice.run)
+    if found is None:
+        emit(
+            Notice(
+                text=f"the rows that {choice.run.name} was trained on are no longer prepared here, so these are compared "
+                f"with none; prepare them again: sft eval {choice.run.name}"
+            )
+        )
+        return None
+    return found.train
+
+
+def _training_answers(trained: ExampleTable, emit: EventSink) -> list[list[int]]:
     """Return the trained tokens of training rows, at most ``MAX_TRAINING_TOKENS`` of them."""
     rows, tokens = [], 0
-    for index in range(len(prepared.dataset.train)):
-        example = prepared.dataset.train[index]
+    for index in range(len(trained)):
+        example = trained[index]
         rows.append(example.input_ids[example.loss_mask].tolist())
         tokens += len(rows[-1])
         if tokens >= MAX_TRAINING_TOKENS:

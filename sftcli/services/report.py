@@ -19,6 +19,7 @@ from sftcli.services.charts import Series, draw
 from sftcli.services.measures import Compared, compare_scores
 from sftcli.services.run_folder import RunFolder, write_text
 from sftcli.services.run_summary import heldout_rows, mean_utilisation
+from sftcli.services.trained_rows import TrainedRows
 from sftcli.services.verdict import judge
 
 Fields = Mapping[str, object]
@@ -66,6 +67,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "evaluation": evaluation,
         "measures": measures_of(evaluation) if evaluation else [],
         "loss_difference": difference_of(evaluation) if evaluation else "",
+        "trained_on": _trained_on(evaluation),
         "samples": evaluation.get("samples", []) if evaluation else [],
         "base": _name(evaluation, "base"),
         "tuned": _name(evaluation, "tuned"),
@@ -209,6 +211,11 @@ def difference_of(evaluation: Fields) -> str:
         return ""
     bounds = interval(found["low"], found["high"], 3, rows)
     return f"Loss changed by {change(found['value'], 3, rows)} against the base; {bounds}"
+
+
+def _trained_on(evaluation: Fields | None) -> str:
+    found = evaluation.get("trained_on") if evaluation else None
+    return str(TrainedRows(**found)).capitalize() if isinstance(found, dict) else ""
 
 
 def _name(evaluation: Fields | None, which: str) -> str:

@@ -31,8 +31,8 @@ class Score:
     mean_expected_tokens: float
     distinct_2: float | None
     looping_fraction: float
-    longest_copied_tokens: int
-    memorized_fraction: float
+    longest_copied_tokens: int | None
+    memorized_fraction: float | None
     seconds: float
 
     def to_json(self) -> dict[str, object]:

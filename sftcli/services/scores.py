@@ -58,7 +58,7 @@ class ScoringJob:
     questions: Sequence[HeldoutQuestion]
     tokenizer: HFChatTokenizer
     sampling: SamplingSettings
-    training: TrainingSpans
+    training: TrainingSpans | None  # None where it is not known what the tuned model was trained on
     batch_rows: int | None
     peers: Peers  # they share rows and questions, and all of them get the whole score
 
@@ -222,7 +222,8 @@ def _summary(
 ) -> Score:
     nll, tokens = math.fsum(row.nll for row in rows), sum(row.tokens for row in rows)
     expected = [question.expected for question in job.questions]
-    copied = [job.training.longest_copied(answer.ids) for answer in answers]
+    spans = job.training
+    copied = None if spans is None else [spans.longest_copied(answer.ids) for answer in answers]
     with_references = has_reference_metrics()
     sums: dict[str, list[RowScore]] = defaultdict(list)
     num_bytes = 0
@@ -255,11 +256,14 @@ def _summary(
         mean_expected_tokens=float(np.mean([len(question.answer_ids) - 1 for question in job.questions])),
         distinct_2=distinct_fraction([answer.ids for answer in answers], 2),
         looping_fraction=float(np.mean([has_loop(answer.ids) for answer in answers])),
-        longest_copied_tokens=max(copied),
-        memorized_fraction=float(
-            np.mean(
-                [not right and span >= COPIED_TOKENS for right, span in zip(matches, copied, strict=True)]
-            )
-        ),
+        longest_copied_tokens=None if copied is None else max(copied),
+        memorized_fraction=None if copied is None else _memorized(copied, matches),
         seconds=seconds,
+    )
+
+
+def _memorized(copied: Sequence[int], matches: Sequence[bool]) -> float:
+    """Return the share of answers that are wrong and hold a long piece of a training answer, of ``copied`` tokens."""
+    return float(
+        np.mean([not right and span >= COPIED_TOKENS for right, span in zip(matches, copied, strict=True)])
     )
