@@ -28,6 +28,7 @@ def evaluate(
         ),
     ] = None,
     tokenizer: options.Tokenizer = None,
+    base_model: options.BaseModel = None,
     trust_remote_code: options.TrustRunCode = False,
     data: options.Data = None,
     base: Annotated[
@@ -123,6 +124,7 @@ def evaluate(
                     batch_size=batch_size,
                     root=runs,
                     tokenizer=tokenizer,
+                    base_model=base_model,
                     trusts_code=trust_remote_code,
                 ),
                 emit,
@@ -144,6 +146,7 @@ def evaluate(
         request = EvalRequest(
             checkpoint=checkpoint,
             tokenizer=tokenizer,
+            base_model=base_model,
             data=tuple(data or ()),
             base=base,
             with_base=not no_base,

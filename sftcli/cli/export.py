@@ -53,6 +53,7 @@ def export(
         ),
     ] = None,
     tokenizer: options.Tokenizer = None,
+    base_model: options.BaseModel = None,
     runs: options.RunsRoot = Path("runs"),
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -78,6 +79,7 @@ def export(
             root=runs,
             dtype=None if dtype is None else dtype.value,
             tokenizer=tokenizer,
+            base_model=base_model,
         )
         outcome = run_export(request, emit, stop)
     if output.json:

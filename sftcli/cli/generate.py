@@ -42,6 +42,7 @@ def generate(
     ] = 1,
     checkpoint: options.Checkpoint = None,
     tokenizer: options.Tokenizer = None,
+    base_model: options.BaseModel = None,
     trust_remote_code: options.TrustRunCode = False,
     system: Annotated[
         str, typer.Option("--system", metavar="TEXT", help="System message to put before the prompt.")
@@ -54,6 +55,7 @@ def generate(
     repetition_penalty: sampling_options.RepetitionPenalty = None,
     stop_text: sampling_options.StopText = None,
     seed: options.Seed = None,
+    precision: sampling_options.Precision = None,
     runs: options.RunsRoot = Path("runs"),
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -83,6 +85,7 @@ def generate(
             "sampling.repetition_penalty": ("--repetition-penalty", repetition_penalty),
             "sampling.stop": ("--stop", stop_text or None),
             "sampling.seed": ("--seed", seed),
+            "training.precision": ("--precision", None if precision is None else precision.value),
         },
     ).settings
     text = _read_prompt(prompt)
@@ -100,6 +103,7 @@ def generate(
             samples=samples,
             with_base=base,
             tokenizer=tokenizer,
+            base_model=base_model,
             trusts_code=trust_remote_code,
         )
 

@@ -170,6 +170,15 @@ Tokenizer = Annotated[
         rich_help_panel=INPUT_PANEL,
     ),
 ]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model",
+        metavar="MODEL",
+        help="The model that an adapter belongs to, where it is not where the adapter says.",
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
 Checkpoint = Annotated[
     str | None,
     typer.Option(

@@ -1,10 +1,25 @@
 """The options of commands that generate text. Imports nothing but Typer, as ``options`` does."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 SAMPLING_PANEL = "Sampling"
+
+
+class PrecisionChoice(StrEnum):
+    """Of matrix products."""
+
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+Precision = Annotated[
+    PrecisionChoice | None,
+    typer.Option("--precision", help="Of matrix products; fp32 answers as other programs do in float32."),
+]
 
 MaxNewTokens = Annotated[
     int | None,

@@ -77,6 +77,11 @@ def locate_model(
     return located
 
 
+def is_path(name: str) -> bool:
+    """Tell whether ``locate_model`` takes ``name`` as a folder or a file."""
+    return name != ALIAS and Path(name).expanduser().exists()
+
+
 def _locate(name: str, revision: str | None, emit: EventSink, *, with_code: bool) -> LocatedModel:
     if name == ALIAS:
         if revision is None or revision.startswith(_PREFIX):
@@ -84,7 +89,7 @@ def _locate(name: str, revision: str | None, emit: EventSink, *, with_code: bool
             return LocatedModel(folder=found.folder, name=name, how=found.how, revision=found.revision)
         return _from_hub(HUB_NAME, name, revision, emit, with_code=with_code)
     path = Path(name).expanduser()
-    if path.exists():
+    if is_path(name):
         return _from_path(path, name, revision, emit)
     if _HUB_NAME.fullmatch(name) and path.suffix != ".gguf":
         if path.parent.is_dir() and (near := _nearest(path)):

@@ -8,7 +8,7 @@ import torch
 
 from sftcli.config.adapter_settings import AdapterSettings, Quantize
 from sftcli.config.schema import ModelSettings
-from sftcli.errors import NotFoundError
+from sftcli.errors import NetworkError, NotFoundError
 from sftcli.events import EventSink
 from sftcli.modeling.adapter import add_adapter, base_content
 from sftcli.modeling.adapter_folder import (
@@ -22,7 +22,7 @@ from sftcli.modeling.alias import ALIAS, HUB_NAME
 from sftcli.modeling.cache import whole_folder
 from sftcli.modeling.hub import is_commit
 from sftcli.modeling.load import load_model
-from sftcli.modeling.locate import LocatedModel, locate_model
+from sftcli.modeling.locate import LocatedModel, is_path, locate_model
 from sftcli.modeling.model_folder import write_companions
 from sftcli.modeling.tokenizer import HFChatTokenizer
 from sftcli.storage import write_file
@@ -100,12 +100,15 @@ def adapter_files(
 ) -> AdapterFiles:
     """Return what the folders of a run's adapter hold.
 
-    peft is told the base's name on the hub where it has one; ``sft_base.json`` has the name that the user gave.
+    peft is told the base's name on the hub where it has one; ``sft_base.json`` has the name that the user gave. A folder or
+    file is named by its whole path.
     """
     revision = located.revision if is_commit(located.revision) else None
-    name = HUB_NAME if located.name == ALIAS else located.name
+    # A path that was typed means something else, or nothing, in another working folder.
+    own_name = str(Path(located.name).expanduser().absolute()) if is_path(located.name) else located.name
+    name = HUB_NAME if located.name == ALIAS else own_name
     base = AdapterBase(
-        name=located.name,
+        name=own_name,
         # A folder is known by its content: its configuration may be written anew by another release of a library.
         revision=located.revision if revision or located.name == ALIAS else None,
         tokenizer=settings.tokenizer,
@@ -120,12 +123,17 @@ def adapter_files(
     )
 
 
-def locate_adapter_base(folder: Path, emit: EventSink, *, with_code: bool = False) -> LocatedModel:
-    """Return the model that the adapter in ``folder`` belongs to.
+def locate_adapter_base(
+    folder: Path, emit: EventSink, *, with_code: bool = False, named: str | None = None
+) -> LocatedModel:
+    """Return the model that the adapter in ``folder`` belongs to; ``named`` is where a user says that it is.
 
     Raises:
         NotFoundError: It is not where the adapter says.
+        NetworkError: The adapter says that it is on the hub, which cannot be asked.
     """
+    if named is not None:
+        return locate_model(named, revision=None, emit=emit, with_code=with_code)
     base = read_base(folder)
     try:
         return locate_model(
@@ -134,8 +142,23 @@ def locate_adapter_base(folder: Path, emit: EventSink, *, with_code: bool = Fals
     except NotFoundError as error:
         raise NotFoundError(
             f"the adapter {folder} belongs to a model that is not here: {error.message}",
-            hint=f"set its new place in {folder}: name in sft_base.json, or base_model_name_or_path in {CONFIG_FILE}",
+            hint=f"name it: --base-model MODEL; or set its new place in {folder}: name in sft_base.json, or "
+            f"base_model_name_or_path in {CONFIG_FILE}",
         ) from error
+    except NetworkError as error:
+        raise NetworkError(
+            f"the adapter {folder} belongs to {base.name}, which is not here: {error.message}",
+            hint=_hint_of(base.name),
+        ) from error
+
+
+def _hint_of(name: str) -> str:
+    """Return what to do where the hub cannot be asked for a base."""
+    if name == HUB_NAME:
+        return (
+            f"name a copy of it: --base-model {ALIAS} is the one that sft trains, with slightly other weights"
+        )
+    return "name a copy of it that is here: --base-model MODEL"
 
 
 def adapter_bytes(folder: Path, settings: AdapterSettings) -> int:

@@ -57,6 +57,7 @@ class EvalRequest:
     batch_size: int | None = None  # rows at once; numbers do not depend on it
     tokenizer: str | None = None  # of a .pt file
     trusts_code: bool = False  # that of the run, and of the model it started from
+    base_model: str | None = None  # of an adapter, where its base is not where it says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +160,7 @@ def _find(
         root=request.root,
         emit=emit,
         trusts_code=request.trusts_code,
+        base_model=request.base_model,
     )
     settings = _settings_of(choice, request.data)
     prepared = prepare_data(
@@ -263,7 +265,7 @@ def _base_of(
         return None
     if request.base is not None:
         return choose_model(request.base, root=request.root, emit=emit)
-    model = None if choice.run is None else settings.model
+    model = None if choice.run is None or request.base_model is not None else settings.model
     return base_of(choice, model, emit, trusts_code=request.trusts_code)
 
 

@@ -54,6 +54,7 @@ class ExportRequest:
     root: Path
     dtype: str | None = None
     tokenizer: str | None = None  # of a .pt file
+    base_model: str | None = None  # of an adapter, where its base is not where it says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,13 @@ def run_export(request: ExportRequest, emit: EventSink, stop: StopFlag) -> Expor
         StoppedError: ``stop`` was set.
     """
     _check(request)
-    choice = choose_model(request.checkpoint, tokenizer=request.tokenizer, root=request.root, emit=emit)
+    choice = choose_model(
+        request.checkpoint,
+        tokenizer=request.tokenizer,
+        root=request.root,
+        emit=emit,
+        base_model=request.base_model,
+    )
     write = {ExportFormat.HF: _write_hf, ExportFormat.PT: _write_pt, ExportFormat.GGUF: _write_gguf}
     if stop.requested():
         raise StoppedError

@@ -42,6 +42,7 @@ class GenerateRequest:
         None  # of a .pt file, which holds none; for other models a folder that replaces theirs
     )
     trusts_code: bool = False  # that of the run, and of the model it started from
+    base_model: str | None = None  # of an adapter, where its base is not where it says
 
     @property
     def is_pt(self) -> bool:
@@ -106,9 +107,13 @@ def model_choices(request: GenerateRequest, emit: EventSink) -> list[ModelChoice
         root=request.root,
         emit=emit,
         trusts_code=request.trusts_code,
+        base_model=request.base_model,
     )
     if not request.with_base:
         return [choice]
+    if request.base_model is not None and choice.base is not None:
+        base = base_of(choice, None, emit, trusts_code=request.trusts_code)
+        return [*([] if base is None else [base]), choice]
     return [base_choice(choice, emit, trusts_code=request.trusts_code), choice]
 
 

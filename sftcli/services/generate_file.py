@@ -176,9 +176,9 @@ def _fingerprint(request: GenerateRequest, prompts: list[PromptRow], choices: li
         "precision": request.precision,
         "tokenizer": str(request.tokenizer),
         "models": [
-            [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(choice.folder.iterdir())
+            [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(folder.iterdir())
              if file.suffix in {".safetensors", ".json", ".jinja"}]
-            for choice in choices
+            for choice in choices for folder in dict.fromkeys((choice.folder, choice.weights_folder))
         ],
     }  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -57,43 +57,56 @@ def choose_model(
     emit: EventSink,
     tokenizer: str | None = None,
     trusts_code: bool = False,
+    base_model: str | None = None,
 ) -> ModelChoice:
     """Return what ``reference`` names: by default the newest finished run's final model.
 
     A run (by name or path) means its final model, or its newest checkpoint while it is unfinished. Else ``reference`` is
     the folder of a model or checkpoint, or a model name as ``train`` takes it. ``trusts_code`` lets the code run that a run
-    was trained with.
+    was trained with. ``base_model`` is where the base of an adapter is, if not where the adapter says.
 
     Raises:
         NotFoundError: Nothing is there.
         ConsentError: The code is not that of the run.
-        UsageError: Code is trusted of a model that no run has made.
+        UsageError: Code is trusted of a model that no run has made, or a base is named of a model that is no adapter.
     """
     if reference is None:
         run = newest_run(root, finished=True)
         emit(Notice(text=f"using {run.final}"))
-        return _choice(run.name, run.final, run, emit, trusts_code=trusts_code)
+        return _choice(run.name, run.final, run, emit, trusts_code=trusts_code, base_model=base_model)
     for path in (root / reference, Path(reference)):
         if (path / "run.json").is_file():
             run = RunFolder(path)
-            return _choice(run.name, _newest_model(run), run, emit, trusts_code=trusts_code)
+            folder = _newest_model(run)
+            return _choice(run.name, folder, run, emit, trusts_code=trusts_code, base_model=base_model)
         if (path / "config.json").is_file() or is_adapter_folder(path):
-            return _choice(reference, path, _owner(path), emit, trusts_code=trusts_code)
+            owner = _owner(path)
+            return _choice(reference, path, owner, emit, trusts_code=trusts_code, base_model=base_model)
     if trusts_code:
         raise _of_no_run(reference)
+    if base_model is not None:
+        raise _of_no_adapter(reference)
     located = locate_model(reference, revision=None, tokenizer=tokenizer, emit=emit)
     return ModelChoice(name=located.name, folder=located.folder, run=None)
 
 
 def _choice(
-    name: str, folder: Path, run: RunFolder | None, emit: EventSink, *, trusts_code: bool
+    name: str,
+    folder: Path,
+    run: RunFolder | None,
+    emit: EventSink,
+    *,
+    trusts_code: bool,
+    base_model: str | None,
 ) -> ModelChoice:
     if trusts_code and run is None:
         raise _of_no_run(name)
     if is_adapter_folder(folder):
-        base = locate_adapter_base(folder, emit, with_code=trusts_code)
+        base = locate_adapter_base(folder, emit, with_code=trusts_code, named=base_model)
         runs_code = trusts_code and _may_run_code(base, emit)
         return ModelChoice(name=name, folder=folder, run=run, base=base, runs_code=runs_code)
+    if base_model is not None:
+        raise _of_no_adapter(name)
     runs_code = False
     if trusts_code and run is not None:
         trusted = run.read_about().get("trusted_code")
@@ -105,6 +118,13 @@ def _of_no_run(name: str) -> UsageError:
     return UsageError(
         f"--trust-remote-code applies to models that a run was trained with it, and {name} is none",
         hint="leave --trust-remote-code out",
+    )
+
+
+def _of_no_adapter(name: str) -> UsageError:
+    return UsageError(
+        f"--base-model names the model that an adapter belongs to, and {name} is no adapter",
+        hint="leave --base-model out",
     )
 
 

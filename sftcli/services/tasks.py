@@ -7,7 +7,7 @@ from pathlib import Path
 from sftcli.config.sources import resolve
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, Notice, StopFlag
-from sftcli.services.models import ModelChoice, choose_base, choose_model, load_for_inference
+from sftcli.services.models import ModelChoice, base_of, choose_base, choose_model, load_for_inference
 
 BATCH_ROWS = 8
 
@@ -31,6 +31,7 @@ class TasksRequest:
     root: Path
     tokenizer: str | None = None  # of a .pt file
     trusts_code: bool = False  # that of the run, and of the model it started from
+    base_model: str | None = None  # of an adapter, where its base is not where it says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,7 @@ def run_tasks(request: TasksRequest, emit: EventSink, stop: StopFlag) -> TasksRe
         root=request.root,
         emit=emit,
         trusts_code=request.trusts_code,
+        base_model=request.base_model,
     )
     base = _base_of(choice, request, emit)
     emit(Notice(text="loading lm_eval"))
@@ -105,8 +107,8 @@ def _base_of(choice: ModelChoice, request: TasksRequest, emit: EventSink) -> Mod
         return None
     if request.base is not None:
         return choose_model(request.base, root=request.root, emit=emit)
-    if choice.run is None:
-        return None
+    if choice.run is None or request.base_model is not None:
+        return base_of(choice, None, emit, trusts_code=request.trusts_code)
     return choose_base(
         resolve(preset=None, config_file=choice.run.config, overrides=(), environ={}).settings.model,
         emit,

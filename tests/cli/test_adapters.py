@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
-from sftcli.errors import ConsentError, ResourceError, UsageError
+from sftcli.errors import ConsentError, NetworkError, NotFoundError, ResourceError, UsageError
 from sftcli.modeling.adapter import merge_adapter
+from sftcli.modeling.adapter_folder import CONFIG_FILE
+from sftcli.modeling.alias import HUB_NAME
 from sftcli.services.export import DTYPES
 from tests.support.foreign_adapter import IDS, foreign_adapter, logits_by_peft
 
@@ -75,6 +77,47 @@ def test_folder_made_elsewhere_answers_beside_its_base_with_the_tokenizer_of_the
     assert not (folder / "tokenizer.json").exists()
     out = sft("generate", "Hello?", "--checkpoint", folder, "--base", "--max-new-tokens", "3", "--json")
     assert json.loads(out)["ok"]
+
+
+def test_base_that_was_named_by_a_relative_path_is_found_from_elsewhere(
+    tiny_model, rows, flags, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tiny_model.parent)
+    place = flags.index(str(tiny_model))
+    flags = [*flags[:place], f"./{tiny_model.name}", *flags[place + 1 :]]
+    sft("train", "--data", rows, "--run", "lora", "--lora", "--rank", "2", "--max-steps", "1", *flags)
+    final = tmp_path / "runs" / "lora" / "final"
+    monkeypatch.chdir(tmp_path)
+    assert json.loads((final / CONFIG_FILE).read_text())["base_model_name_or_path"] == str(tiny_model)
+    sft("generate", "Hello?", "--checkpoint", final, "--max-new-tokens", "1")
+    assert len(logits_by_peft(tiny_model, final)) == 1
+
+
+def test_base_that_has_moved_can_be_named(bf16_adapter, tmp_path):
+    (tmp_path / "base").rename(tmp_path / "moved")
+    rows = _heldout_rows(tmp_path)
+    with pytest.raises(NotFoundError) as found:
+        sft("eval", bf16_adapter, "--data", rows)
+    assert "--base-model MODEL" in found.value.hint
+    named = ("--base-model", tmp_path / "moved")
+    sft("generate", "Hello?", "--checkpoint", bf16_adapter, "--max-new-tokens", "1", "--base", *named)
+    sft("export", bf16_adapter, "--to", "hf", "--out", tmp_path / "merged", *named)
+    report = json.loads(sft("eval", bf16_adapter, "--json", "--data", rows, "--max-rows", 1, *named))
+    assert report["base"]["model"] == str(tmp_path / "moved")
+    with pytest.raises(UsageError, match="is no adapter"):
+        sft("generate", "Hello?", "--checkpoint", tmp_path / "moved", *named)
+
+
+def test_base_on_a_hub_that_cannot_be_asked_is_told_with_the_way_out(bf16_adapter, monkeypatch):
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise NetworkError("the hub cannot be reached")
+
+    monkeypatch.setattr("sftcli.modeling.locate.fetch_snapshot", refuse)
+    path = bf16_adapter / CONFIG_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": HUB_NAME}))
+    with pytest.raises(NetworkError, match="belongs to HuggingFaceTB/SmolLM2-135M-Instruct") as found:
+        sft("generate", "Hello?", "--checkpoint", bf16_adapter)
+    assert "--base-model smollm2-135m" in found.value.hint
 
 
 @pytest.fixture
