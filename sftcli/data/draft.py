@@ -10,12 +10,14 @@ from sftcli.data.pieces import ControlFinder, Piece, RowFaultError
 from sftcli.data.proofs import prove_prompt, text_fault
 from sftcli.data.records import Origin
 from sftcli.data.remedies import NO_SYSTEM, SURROGATE, TRAIN_LAST
-from sftcli.data.shape import Shape, take_apart
-from sftcli.data.skeleton import Skeleton, Span, build_skeleton, fill, set_free
+from sftcli.data.shape import CallForm, Shape, take_apart
+from sftcli.data.skeleton import Skeleton, Span, build_skeleton, check_calls, fill, set_free
 from sftcli.errors import DataError
 
 SKELETONS_KEPT = 4096
 NOWHERE = Origin(path="", line=0)
+# What is wrong with a form in which a template does not want a row, in the order in which it is found.
+_EARLY = (RejectReason.TEMPLATE_REFUSED, RejectReason.TEMPLATE_DROPS, RejectReason.TEMPLATE_REWRITES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,10 @@ class Drafter:
         """
         if isinstance(row, PlainText):
             return self._draft_text(row)
-        shape, texts = take_apart(row, thinks=self._thinks)
+        return _first_accepted(_forms(row), lambda form: self._draft_conversation(row, form))
+
+    def _draft_conversation(self, row: Conversation, form: CallForm) -> Draft:
+        shape, texts = take_apart(row, thinks=self._thinks, form=form)
         skeleton = self._skeleton(shape, asks=False)
         messages, tools = shape.messages(texts), shape.tool_list()
 
@@ -108,21 +113,38 @@ class Drafter:
             RowFaultError: The template refuses them, or rewrites them while they hold control texts.
         """
         asked = tuple(replace(message, trained=False) for message in messages)
-        shape, texts = take_apart(
-            Conversation(messages=asked, origin=NOWHERE, tools=tools), thinks=self._thinks
-        )
-        rendered = self._rendered(shape.messages(texts), shape.tool_list(), asks=True)
+        row = Conversation(messages=asked, origin=NOWHERE, tools=tools)
+        forms = _forms(row)
         try:
-            skeleton = self._skeleton(shape, asks=True)
-            filled = _agreeing(skeleton, texts, rendered)
-        except RowFaultError:
-            if any(self._controls.search(text) for text in (*texts, *shape.literals())):
+            return _first_accepted(forms, lambda form: self._draft_asking(row, form))
+        except RowFaultError as fault:
+            if self._holds_controls(row):
                 raise
-            # The template writes history in its own way; without control texts its rendering can be read as it is.
-            (ids,) = self._tokenizer.encode_many([rendered], reading="template")
-            piece = Piece(parts=(rendered,), ids=tuple(ids), turn=None)
-            return _draft(NOWHERE, [piece], [], [], has_markup=False, flags=frozenset())
+            why = fault
+        # The template writes history in its own way; without control texts its rendering can be read as it is.
+        try:
+            return _first_accepted(forms, lambda form: self._draft_as_is(row, form))
+        except RowFaultError:
+            raise why from None
+
+    def _draft_asking(self, row: Conversation, form: CallForm) -> Draft:
+        shape, texts = take_apart(row, thinks=self._thinks, form=form)
+        rendered = self._rendered(shape.messages(texts), shape.tool_list(), asks=True)
+        skeleton = self._skeleton(shape, asks=True)
+        filled = _agreeing(skeleton, texts, rendered)
         return self._finish(NOWHERE, skeleton, texts, filled, [])
+
+    def _draft_as_is(self, row: Conversation, form: CallForm) -> Draft:
+        shape, texts = take_apart(row, thinks=self._thinks, form=form)
+        rendered = self._rendered(shape.messages(texts), shape.tool_list(), asks=True)
+        check_calls(shape, texts, rendered)
+        (ids,) = self._tokenizer.encode_many([rendered], reading="template")
+        piece = Piece(parts=(rendered,), ids=tuple(ids), turn=None)
+        return _draft(NOWHERE, [piece], [], [], has_markup=False, flags=frozenset())
+
+    def _holds_controls(self, row: Conversation) -> bool:
+        shape, texts = take_apart(row, thinks=self._thinks)
+        return any(self._controls.search(text) for text in (*texts, *shape.literals()))
 
     def _draft_text(self, row: PlainText) -> Draft:
         if not row.text.strip():
@@ -272,6 +294,22 @@ def _draft(
         flags=flags,
         ids=[piece.ids or () for piece in pieces],
     )
+
+
+def _forms(row: Conversation) -> Sequence[CallForm]:
+    """Return the forms in which ``row`` may be handed to a template, the usual one first."""
+    return tuple(CallForm) if any(message.tool_calls for message in row.messages) else (CallForm.OBJECT,)
+
+
+def _first_accepted(forms: Sequence[CallForm], draft: Callable[[CallForm], Draft]) -> Draft:
+    """Return the draft in the first of ``forms`` that holds; where none does, say what is wrong with the one that came furthest."""
+    faults = []
+    for form in forms:
+        try:
+            return draft(form)
+        except RowFaultError as fault:
+            faults.append(fault)
+    raise max(faults, key=lambda fault: _EARLY.index(fault.reason) if fault.reason in _EARLY else len(_EARLY))
 
 
 def _last_trained(shape: Shape) -> Shape | None:

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from sftcli.data.jsonrows import Row
 from sftcli.data.sources import Source, near_files
-from sftcli.data.tablerows import numbered
+from sftcli.data.tablerows import arrow_dicts, numbered
 from sftcli.data.textlines import Note
 from sftcli.errors import ConsentError, DataError, NetworkError, NotFoundError, UsageError
 from sftcli.suggest import did_you_mean
@@ -93,7 +93,7 @@ def split_rows(split: Split, name: str) -> Callable[[], Iterator[Row]]:
 
     def read() -> Iterator[Row]:
         tables = split.with_format("arrow").iter(batch_size=_BATCH_ROWS)
-        return numbered(chain.from_iterable(table.to_pylist() for table in tables), name)
+        return numbered(chain.from_iterable(map(arrow_dicts, tables)), name)
 
     return read
 

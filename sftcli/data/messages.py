@@ -18,13 +18,15 @@ class Message:
     """One turn. ``content`` is byte for byte what the row holds.
 
     ``tool_calls`` is JSON text of the OpenAI list, empty where the turn makes none. Its ``arguments`` are objects, also
-    where the row had them as JSON text: that is what chat templates expect.
+    where the row had them as JSON text: that is what most chat templates expect. ``call_texts`` has these texts for the
+    others, one for each call, empty where the row had an object.
     """
 
     role: Role
     content: str
     trained: bool = False
     tool_calls: str = ""
+    call_texts: tuple[str, ...] = ()
     name: str = ""  # of the tool that a tool turn answers for, where the row gives it
     tool_call_id: str = ""  # of the call that a tool turn answers, where the row gives it
 

@@ -6,15 +6,24 @@ A text is a slot of its shape: a content, the thinking inside one, or a string i
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import lru_cache
+from itertools import chain, repeat
 
 from sftcli.data.conversation import Conversation, Message, Role
 
 # An answer that thinks first. White space around the tags belongs to the shape, because templates write their own.
 _THOUGHT = re.compile(r"(\s*<think>\s*)(.*?)(\s*</think>\s*)(.*)", re.DOTALL)
 _PLACE = "\U000f0002"  # stands for a slot inside the JSON of tool calls
+
+
+class CallForm(Enum):
+    """How a template wants the arguments of tool calls."""
+
+    OBJECT = auto()
+    TEXT = auto()  # of JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +75,11 @@ class Shape:
         for turn in self.turns:
             yield from (turn.tool_calls, turn.name, turn.tool_call_id)
 
+    @property
+    def calls_tools(self) -> bool:
+        """Whether a turn calls tools."""
+        return any(turn.tool_calls for turn in self.turns)
+
     def tool_list(self) -> list[object] | None:
         """Return the tools as the template wants them."""
         return list(json.loads(self.tools)) if self.tools else None
@@ -76,25 +90,38 @@ class Shape:
         return [_message(turn, source) for turn in self.turns]
 
 
-def take_apart(conversation: Conversation, *, thinks: bool) -> tuple[Shape, list[str]]:
+def take_apart(
+    conversation: Conversation, *, thinks: bool, form: CallForm = CallForm.OBJECT
+) -> tuple[Shape, list[str]]:
     """Return the shape of ``conversation`` and its texts.
 
     Args:
         conversation: A row.
         thinks: Whether the template knows thinking, so that it may take it out of a content.
+        form: Of the arguments in its tool calls.
     """
     texts: list[str] = []
-    turns = tuple([_turn_shape(message, texts, thinks=thinks) for message in conversation.messages])
+    turns = tuple(
+        [_turn_shape(message, texts, thinks=thinks, form=form) for message in conversation.messages]
+    )
     return Shape(turns, conversation.tools), texts
 
 
-def _turn_shape(message: Message, texts: list[str], *, thinks: bool) -> TurnShape:
+def arguments_of(message: Mapping[str, object]) -> list[object]:
+    """Return the arguments of each call of a message as `Shape.messages` makes them."""
+    calls = message.get("tool_calls", ())
+    assert isinstance(calls, list | tuple)  # as they were made
+    return [call["function"].get("arguments") for call in calls]
+
+
+def _turn_shape(message: Message, texts: list[str], *, thinks: bool, form: CallForm) -> TurnShape:
     content = _content_shape(message, texts, thinks=thinks)
     if not (message.tool_calls or message.name or message.tool_call_id):
         return _plain_turn(message.role, message.trained, content)
     before, calls = len(texts), ""
     if message.tool_calls:
-        lifted = _replace_strings(json.loads(message.tool_calls), lambda text: _lift(text, texts))
+        made = _calls_as_text(message) if form is CallForm.TEXT else json.loads(message.tool_calls)
+        lifted = _replace_strings(made, lambda text: _lift(text, texts))
         calls = json.dumps(lifted, ensure_ascii=False)
     return TurnShape(
         role=message.role,
@@ -125,6 +152,19 @@ def _content_shape(message: Message, texts: list[str], *, thinks: bool) -> tuple
             return (opening, *((None,) if thought else ()), closing, *((None,) if answer else ()))
     texts.append(message.content)
     return (None,)
+
+
+def _calls_as_text(message: Message) -> list[object]:
+    """Return calls with their arguments as JSON text: the row's own, else as `json.dumps` writes the object."""
+    made = []
+    texts = chain(message.call_texts, repeat(""))
+    for call, text in zip(json.loads(message.tool_calls), texts, strict=False):
+        function = call["function"]
+        if "arguments" in function:
+            written = text or json.dumps(function["arguments"], ensure_ascii=False)
+            call = {**call, "function": {**function, "arguments": written}}
+        made.append(call)
+    return made
 
 
 def _lift(text: str, texts: list[str]) -> str:

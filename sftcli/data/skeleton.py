@@ -24,7 +24,7 @@ from sftcli.data.pieces import (
     cut_into_pieces,
     first_difference,
 )
-from sftcli.data.shape import Shape, Slot, TurnShape
+from sftcli.data.shape import Shape, Slot, TurnShape, arguments_of
 from sftcli.data.stripping import PADDING, Kept, find_kept, strip
 from sftcli.errors import DataError
 
@@ -101,6 +101,7 @@ def build_skeleton(
         rendering = render(shape, markers.texts, tokenizer, asks=asks)
     except DataError as error:
         raise RowFaultError(RejectReason.TEMPLATE_REFUSED, error.message) from error
+    check_calls(shape, markers.texts, rendering)
     parts = markers.split(rendering)
     _check_places(parts, slots)
     prompts = _find_prompts(shape, slots, rendering, markers, tokenizer)
@@ -179,13 +180,28 @@ def _ignores_tools(
 
 def _has_lead(piece: Piece, turn: TurnShape) -> bool:
     """Tell whether a turn's first piece starts with more than white space that is not the turn's own."""
-    is_own = turn.content[0] is not None and bool(turn.content[0])  # its thinking starts with a tag
+    is_own = bool(turn.content[0])  # its thinking starts with a tag
     return (
         not is_own
         and isinstance(piece.parts[0], str)
         and bool(piece.parts[0].strip())
         and not turn.tool_calls
     )
+
+
+def check_calls(shape: Shape, texts: Sequence[str], rendering: str) -> None:
+    """See that no arguments of a call were printed as Python prints a dict.
+
+    Raises:
+        RowFaultError: Some were.
+    """
+    if not shape.calls_tools:
+        return
+    for number, message in enumerate(shape.messages(texts), 1):
+        for arguments in arguments_of(message):
+            if isinstance(arguments, dict) and arguments and repr(arguments) in rendering:
+                what = f"does not write the arguments of turn {number} as JSON"
+                raise RowFaultError(RejectReason.TEMPLATE_REWRITES, f"the template {what}")
 
 
 def _check_places(parts: Sequence[str | int], slots: Sequence[Slot]) -> None:

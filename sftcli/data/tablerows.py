@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 from sftcli.data.jsonrows import Row, check_values
@@ -94,7 +94,27 @@ def _dicts(batches: Iterable[object]) -> Iterator[list[dict[str, object]]]:
     """Yield the rows of slices of Arrow batches, so that a huge batch is not held as Python values at once."""
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH_ROWS):  # type: ignore[attr-defined]
-            yield batch.slice(start, _BATCH_ROWS).to_pylist()  # type: ignore[attr-defined]
+            yield arrow_dicts(batch.slice(start, _BATCH_ROWS))  # type: ignore[attr-defined]
+
+
+def arrow_dicts(table: object) -> list[dict[str, object]]:
+    """Return the rows of an Arrow table or batch.
+
+    A struct has every key in every row, so null inside of a column is a key that the row does not have, and is left out.
+    """
+    from pyarrow import types
+
+    rows: list[dict[str, object]] = table.to_pylist()  # type: ignore[attr-defined]
+    nested = [field.name for field in table.schema if types.is_nested(field.type)]  # type: ignore[attr-defined]
+    for row, name in product(rows, nested):
+        row[name] = _without_nulls(row[name])
+    return rows
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def numbered(rows: Iterable[dict[str, object]], name: str) -> Iterator[Row]:

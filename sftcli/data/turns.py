@@ -8,7 +8,8 @@ Roles (any case)                                                      become
   tool, function, observation, function_response, tool_response       tool
 
 Order of turns: a system turn only at the start; then the user first; a tool's turn behind an assistant's or another
-tool's. Several turns of one role in a row are left to the chat template. What stands behind the last assistant turn is cut.
+tool's. Neighbouring turns of the assistant that call tools are one turn, which is how a model calls several tools at once; other
+turns of one role in a row are left to the chat template. What stands behind the last assistant turn is cut.
 """
 
 import re
@@ -19,7 +20,7 @@ from sftcli.config.data_settings import TrainOn
 from sftcli.data.jsonrows import json_type
 from sftcli.data.messages import Conversation, Message, RejectReason, Role, RowFault, wrong_type
 from sftcli.data.records import Origin
-from sftcli.data.toolcalls import dump_calls, json_in
+from sftcli.data.toolcalls import Calls, joined, json_in, read_calls
 from sftcli.suggest import did_you_mean
 
 _CALLS = ("function_call", "tool_call")
@@ -91,16 +92,17 @@ def _read_turn(turn: object, number: int) -> Message:
         raise RowFault(
             RejectReason.UNKNOWN_ROLE, f"{where}: the role {said!r} is not known{hint and f' ({hint})'}"
         )
-    calls = ""
+    calls = Calls()
     if said.lower() in _CALLS:
-        calls = dump_calls(json_in(turn.get("value", turn.get("content")), f"{where}: the call"), where)
+        calls = read_calls(json_in(turn.get("value", turn.get("content")), f"{where}: the call"), where)
     elif role == "assistant":
         calls = _calls_of(turn, where)
     return Message(
         role=role,
-        content="" if said.lower() in _CALLS else _content(turn, where, is_call=bool(calls)),
+        content="" if said.lower() in _CALLS else _content(turn, where, is_call=bool(calls.dump)),
         trained=role == "assistant" and turn.get("weight") != 0,
-        tool_calls=calls,
+        tool_calls=calls.dump,
+        call_texts=calls.texts,
         name=_optional(turn, "name") if role == "tool" else "",
         tool_call_id=_optional(turn, "tool_call_id"),
     )
@@ -137,12 +139,12 @@ def _part(part: object, where: str) -> str:
     return text
 
 
-def _calls_of(turn: Mapping[str, object], where: str) -> str:
+def _calls_of(turn: Mapping[str, object], where: str) -> Calls:
     if calls := turn.get("tool_calls"):
-        return dump_calls(json_in(calls, f"{where}: the list of calls"), where)
+        return read_calls(json_in(calls, f"{where}: the list of calls"), where)
     if call := turn.get("function_call"):
-        return dump_calls(call, where)
-    return ""
+        return read_calls(call, where)
+    return Calls()
 
 
 def build_conversation(
@@ -162,13 +164,33 @@ def build_conversation(
     for index, turn in enumerate(kept):
         _check_place(kept, index, has_system=bool(system))
         _check_not_empty(turn, index + 1)
-    if train_on is TrainOn.LAST and last > 1:
+    kept = _with_calls_joined(kept)
+    if train_on is TrainOn.LAST:
         kept[:-1] = [replace(turn, trained=False) if turn.trained else turn for turn in kept[:-1]]
     if not any(turn.trained for turn in kept):
         raise RowFault(RejectReason.NOTHING_TRAINED, "no assistant turn is to be trained: its weight is 0")
     if system:
         kept.insert(0, Message(role="system", content=system))
     return Conversation(messages=tuple(kept), origin=origin, tools=tools, num_cut=len(turns) - last - 1)
+
+
+def _with_calls_joined(turns: Sequence[Message]) -> list[Message]:
+    """Return ``turns`` with neighbouring ones that do nothing but call tools as one, as a model makes several calls."""
+    made: list[Message] = []
+    for turn in turns:
+        before = made[-1] if made else None
+        if before and before.tool_calls and turn.tool_calls and _only_adds_calls(turn, before):
+            calls = joined(
+                Calls(before.tool_calls, before.call_texts), Calls(turn.tool_calls, turn.call_texts)
+            )
+            made[-1] = replace(before, tool_calls=calls.dump, call_texts=calls.texts)
+        else:
+            made.append(turn)
+    return made
+
+
+def _only_adds_calls(turn: Message, before: Message) -> bool:
+    return not turn.content.strip() and turn.trained == before.trained
 
 
 def _check_place(turns: Sequence[Message], index: int, *, has_system: bool) -> None:
