@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import secrets
 import time
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PASSING = frozenset(
     {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT}
 )  # network drives recover from these
-TEMPORARY, TRASH = ".tmp-", ".trash-"
+TEMPORARY, TRASH = "tmp", "trash"  # what is not whole yet, and what is on its way out
+_SCRATCH = re.compile(rf"\.sft-[0-9a-f]{{16}}-(?P<kind>{TEMPORARY}|{TRASH})(?:-(?P<label>.+))?")
 _STALE_SECONDS = 24 * 3600
 
 
@@ -43,11 +45,29 @@ def write_file(path: Path, parts: "Iterable[bytes | memoryview]") -> dict[str, i
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
+def scratch_path(parent: Path, kind: str, label: str = "") -> Path:
+    """Return a new path in ``parent`` for something of ours that has no name yet or has lost it.
+
+    The token in its name is what tells our leftovers from files of others, which no command may remove or write over.
+    """
+    return parent / "-".join(filter(None, (f".sft-{secrets.token_hex(8)}", kind, label)))
+
+
+def scratch_label(name: str, kind: str) -> str | None:
+    """Return the label in a name that ``scratch_path`` gave to something of ``kind``; None for any other name."""
+    found = _SCRATCH.fullmatch(name)
+    return (found["label"] or "") if found and found["kind"] == kind else None
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Put ``content`` in the place of the file ``path``, whole or not at all."""
-    staging = path.with_name(f"{TEMPORARY}{path.name}")
-    write_file(staging, [content])
-    disk.rename(staging, path)
+    staging = scratch_path(path.parent, TEMPORARY)
+    try:
+        write_file(staging, [content])
+        disk.rename(staging, path)
+    except OSError:
+        try_remove_tree(staging)
+        raise
     disk.sync(path.parent)
 
 
@@ -135,24 +155,25 @@ def try_remove_tree(path: Path) -> None:
 
 def discard(path: Path) -> None:
     """Remove a folder so that no moment shows a half of it under its name: rename it, then delete."""
-    trash = path.with_name(f"{TRASH}{path.name}-{secrets.token_hex(4)}")
+    trash = scratch_path(path.parent, TRASH)
     disk.rename(path, trash)
     disk.sync(path.parent)
     try_remove_tree(trash)
 
 
 def sweep(folder: Path, *, older_than_seconds: float = _STALE_SECONDS) -> list[str]:
-    """Remove what killed processes left in ``folder``; return the names."""
+    """Remove what killed processes of ours left in ``folder``; return the names. Nobody else's files are touched."""
     removed = []
-    for pattern in (TEMPORARY, TRASH):
-        for leftover in sorted(folder.glob(f"{pattern}*")):
-            try:
-                age = time.time() - leftover.lstat().st_mtime
-            except FileNotFoundError:
-                continue
-            if not older_than_seconds or age > older_than_seconds:
-                try_remove_tree(leftover)
-                removed.append(leftover.name)
+    for leftover in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not _SCRATCH.fullmatch(leftover.name):
+            continue
+        try:
+            age = time.time() - leftover.lstat().st_mtime
+        except FileNotFoundError:
+            continue
+        if not older_than_seconds or age > older_than_seconds:
+            try_remove_tree(leftover)
+            removed.append(leftover.name)
     return removed
 
 
@@ -169,7 +190,7 @@ def scratch_folder(parent: Path, *, hint: str) -> "Iterator[Path]":
     with storage_errors(parent, hint):
         make_folders(parent, mode=0o700)
         sweep(parent)
-        scratch = parent / f"{TEMPORARY}{secrets.token_hex(6)}"
+        scratch = scratch_path(parent, TEMPORARY)
         disk.make_folder(scratch, mode=0o700)
         try:
             yield scratch

@@ -10,7 +10,6 @@ PREPARED/
 import hashlib
 import json
 import math
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -119,7 +118,7 @@ class PreparedWriter:
         import pyarrow as pa
 
         self.folder = folder
-        self.staging = folder.with_name(f"{storage.TEMPORARY}{folder.name}-{secrets.token_hex(4)}")
+        self.staging = storage.scratch_path(folder.parent, storage.TEMPORARY)
         self._schema = pa.schema(
             {
                 "input_ids": pa.list_(pa.int32()),
@@ -134,6 +133,7 @@ class PreparedWriter:
         self._pending: dict[str, list[tuple[Example, int]]] = {split: [] for split in SPLITS}
         with self._storage_errors():
             storage.make_folders(folder.parent, mode=0o700)
+            storage.sweep(folder.parent)
             storage.disk.make_folder(self.staging)
             self._sinks = {
                 split: storage.FileSink(storage.disk.create(self.staging / f"{split}.arrow"))

@@ -4,7 +4,6 @@ The only module that may call ``torch.load``, and only with ``weights_only=True`
 """
 
 import json
-import secrets
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -259,7 +258,7 @@ def write_pt(
         "metadata": about,
         **about,
     }
-    staging = path.with_name(f"{storage.TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    staging = storage.scratch_path(path.parent, storage.TEMPORARY)
     try:
         storage.disk.let_library_write(path.parent, lambda: torch.save(content, staging))
         storage.disk.sync(staging)

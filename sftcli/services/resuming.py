@@ -1,5 +1,6 @@
 """What it takes to go on with a run: which checkpoint, and whether everything is still what it was."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -11,13 +12,15 @@ from sftcli.errors import MismatchError, NotFoundError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.services.comparing import Changes
 from sftcli.services.run_folder import RunFolder, write_json
+from sftcli.training.checkpoint import clear_halves
 from sftcli.training.checkpoint_files import newest_good, rng_tensors, verify
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint_names import in_use, list_checkpoints, list_set_aside, step_of
 from sftcli.training.state import Snapshot
+from sftcli.training.taking_back import TakenBack, close, has_newer, read_taken_back, rename_all, take_back
 
 
 def choose_checkpoint(run: RunFolder, step: int | None, emit: EventSink) -> Path:
-    """Return the checkpoint of ``step``, or the newest one that verifies.
+    """Return the checkpoint of ``step``, which may be set aside, or the newest one that verifies and is not.
 
     Raises:
         NotFoundError: There is none.
@@ -28,13 +31,17 @@ def choose_checkpoint(run: RunFolder, step: int | None, emit: EventSink) -> Path
         if newest is None:
             raise NotFoundError(f"run {run.name} has no checkpoint yet", hint="start it again: sft train")
         return newest
-    found = list_checkpoints(run.checkpoints)
-    for checkpoint in found:
+    found, aside = list_checkpoints(run.checkpoints), list_set_aside(run.checkpoints)
+    for checkpoint in [*found, *aside]:
         if step_of(checkpoint) == step:
             verify(checkpoint)
             return checkpoint
-    steps = ", ".join(str(step_of(checkpoint)) for checkpoint in found) or "none"
-    raise NotFoundError(f"run {run.name} has no checkpoint of step {step}", hint=f"it has: {steps}")
+    hint = f"it has: {_steps(found)}" + (f"; set aside: {_steps(aside)}" if aside else "")
+    raise NotFoundError(f"run {run.name} has no checkpoint of step {step}", hint=hint)
+
+
+def _steps(checkpoints: Sequence[Path]) -> str:
+    return ", ".join(str(step_of(checkpoint)) for checkpoint in checkpoints) or "none"
 
 
 def pair_to_verify(run: RunFolder, step: int | None) -> tuple[Path, Path]:
@@ -47,10 +54,9 @@ def pair_to_verify(run: RunFolder, step: int | None) -> tuple[Path, Path]:
     for first, second in reversed(list(pairwise(found))):
         if step in (None, step_of(first)):
             return first, second
-    steps = ", ".join(str(step_of(checkpoint)) for checkpoint in found) or "none"
     raise NotFoundError(
         f"run {run.name} has no two checkpoints to replay between",
-        hint=f"it has: {steps}; see checkpoint.keep_last",
+        hint=f"it has: {_steps(found)}; see checkpoint.keep_last",
     )
 
 
@@ -78,28 +84,58 @@ def count_equal(replayed: Snapshot, stored: Snapshot, *, name: str) -> int:
 
 
 def clear_leftovers(run: RunFolder, emit: EventSink) -> None:
-    """Remove what a killed process left half written. The caller holds the run's lock."""
-    removed = storage.sweep(run.path, older_than_seconds=0)
-    removed += storage.sweep(run.checkpoints, older_than_seconds=0)
-    unfinished = [name for name in removed if name.startswith(f"{storage.TEMPORARY}step-")]
-    if unfinished:
-        emit(Notice(text=f"removed {', '.join(unfinished)}: left half written when a save was killed"))
+    """Remove what a killed process left half written, and end what it had begun. The caller holds the run's lock."""
+    storage.sweep(run.path, older_than_seconds=0)
+    halves = clear_halves(run.checkpoints)
+    if halves:
+        emit(Notice(text=f"removed {', '.join(halves)}: left half written when a save was killed"))
+    plan = read_taken_back(run.checkpoints)
+    if plan is None:
+        return
+    if has_newer(run.checkpoints, plan):
+        close(run.checkpoints)
+    else:
+        _take_results_back(run, plan)
 
 
-def _set_aside_later(run: RunFolder, checkpoint: Path, emit: EventSink) -> None:
-    """Take checkpoints after ``checkpoint`` out of the way; they are deleted once the first new one is safe."""
-    for later in list_checkpoints(run.checkpoints):
-        if step_of(later) > step_of(checkpoint):
-            storage.disk.rename(later, later.with_name(f"{storage.TRASH}{later.name}"))
+def _take_results_back(run: RunFolder, plan: TakenBack) -> None:
+    rename_all(run.checkpoints, plan)
+    for path, aside in run.results_set_aside.items():
+        if path.exists():
+            storage.remove_tree(aside)
+            storage.disk.rename(path, aside)
+    storage.disk.sync(run.path)
+    if not plan.aside:
+        close(run.checkpoints)
+
+
+def _take_back(run: RunFolder, checkpoint: Path, emit: EventSink) -> Path:
+    """Put what is later than ``checkpoint`` out of the way; return the path that it has from then on."""
+    step = step_of(checkpoint)
+    plan = take_back(run.checkpoints, step, was_finished=run.is_finished)
+    if plan is not None:
+        _take_results_back(run, plan)
+        for name in plan.aside:
             emit(
                 Notice(
-                    text=f"checkpoint {later.name} is set aside: the run goes on from step {step_of(checkpoint)}"
+                    text=f"checkpoint {name} is set aside until a newer one is safe: the run goes on from step {step}"
                 )
             )
+    return in_use(checkpoint)
 
 
-def record_resume(run: RunFolder, checkpoint: Path, changes: Changes, emit: EventSink) -> None:
-    """Write into ``run.json`` from where the run goes on and what changed, tell it, and put later checkpoints aside."""
+def end_taking_back(run: RunFolder) -> None:
+    """Delete what was set aside when a run was taken back: it has come to its end again."""
+    close(run.checkpoints)
+    for aside in run.results_set_aside.values():
+        storage.try_remove_tree(aside)
+
+
+def record_resume(run: RunFolder, checkpoint: Path, changes: Changes, emit: EventSink) -> Path:
+    """Write into ``run.json`` from where the run goes on and what changed, tell it, and put later checkpoints aside.
+
+    Return where ``checkpoint`` is then: it may have been set aside itself.
+    """
     about = run.read_about()
     before = about.get("resumed")
     entry = {
@@ -112,4 +148,4 @@ def record_resume(run: RunFolder, checkpoint: Path, changes: Changes, emit: Even
     write_json(run.about, about | {"resumed": [*(before if isinstance(before, list) else []), entry]})
     for event in changes.told():
         emit(event)
-    _set_aside_later(run, checkpoint, emit)
+    return _take_back(run, checkpoint, emit)

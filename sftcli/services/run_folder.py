@@ -26,6 +26,7 @@ from sftcli.config.schema import RunSettings
 from sftcli.errors import NotFoundError, OutputError, ResourceError, SftError, UsageError
 from sftcli.events import EventSink, Notice
 from sftcli.suggest import did_you_mean
+from sftcli.training.checkpoint_names import ASIDE, TAKEN_BACK
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,8 +87,15 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the tuned model is there."""
+        """Whether the tuned model is there, and the run was not taken back to an earlier checkpoint since."""
+        if (self.checkpoints / TAKEN_BACK).exists():
+            return False
         return any((self.final / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+    @property
+    def results_set_aside(self) -> dict[Path, Path]:
+        """What says how a run has ended, and where it is kept while the run was taken back and has not ended again."""
+        return {path: path.with_name(ASIDE + path.name) for path in (self.final, self.evaluation)}
 
     def read_about(self) -> dict[str, object]:
         """Return what ``run.json`` holds."""

@@ -43,6 +43,7 @@ from sftcli.services.report import write_report
 from sftcli.services.resuming import (
     choose_checkpoint,
     clear_leftovers,
+    end_taking_back,
     record_resume,
 )
 from sftcli.services.run_folder import (
@@ -60,7 +61,7 @@ from sftcli.services.space import check_space, checkpoint_bytes
 from sftcli.services.spike_stop import SpikeStop
 from sftcli.services.trackers import tracked
 from sftcli.services.watch import FitWatch, watched
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint_names import in_use, list_checkpoints, step_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +162,8 @@ def _train(
         watch.replay(run.iterate_events())
     emit = watched(watch, emit)
     emit(RunStarted(run=run.name, path=str(run.path)))
-    peers.tell(Assignment(run=run, settings=settings, checkpoint=checkpoint).to_json())
+    named = None if checkpoint is None else in_use(checkpoint)
+    peers.tell(Assignment(run=run, settings=settings, checkpoint=named).to_json())
     start, starting = settings, stop
     materials = peers.first(lambda: find_materials(start, emit, starting, run=run))
     peers.agree_on(materials.identity)
@@ -172,9 +174,9 @@ def _train(
     if checkpoint is not None:
         changes = compare(checkpoint, materials.fingerprints, allowed=allowed)
         decided = decided.but(changes.forced)
-        record_resume(run, checkpoint, changes, emit)
+        checkpoint = record_resume(run, checkpoint, changes, emit)
     decided = settle_precision(decided, settings.training.precision, choose_device())
-    peers.tell(decided.to_json())
+    peers.tell(decided.to_json())  # not before the checkpoint has its name: the others read it after this
     record_base(run, located)
     check_space(run, checkpoint_bytes(settings, located.folder), settings.checkpoint, emit)
     if materials.trusted_code:
@@ -195,6 +197,7 @@ def _train(
         lock.check()
         peers.first(lambda: take_best(trainer, run, settings.training, emit))
         _save_final(run, materials, built, emit)
+        end_taking_back(run)
     _report(run, emit)
     if ending is Ending.STOPPED:
         spikes.refuse_spoilt(run, ended_at)

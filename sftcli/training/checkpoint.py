@@ -7,7 +7,7 @@ of peft, and holds no weight of the model below.
 """
 
 import json
-import secrets
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -32,10 +32,14 @@ from sftcli.training.checkpoint_files import (
 )
 from sftcli.training.checkpoint_names import PREFIX, list_checkpoints, step_of
 from sftcli.training.state import Snapshot
+from sftcli.training.taking_back import close
 from sftcli.training.tensor_file import tensor_file_bytes, tensor_file_parts
 
 ATTEMPTS = 3
 PAUSE_SECONDS = 0.5  # before the second attempt; doubles
+# What earlier versions left here: halves of killed saves, and checkpoints on their way out or set aside.
+_FORMER_LEFTOVER = re.compile(r"\.(?:tmp-step-\d{8}-|trash-step-\d{8}-)[0-9a-f]{8}")
+_FORMER_ASIDE = re.compile(r"\.trash-step-\d{8}")
 
 
 class DirectoryCheckpointStore:
@@ -103,14 +107,16 @@ class DirectoryCheckpointStore:
     def _save_once(self, snapshot: Snapshot) -> Path:
         name = f"{PREFIX}{snapshot.state.step:08d}"
         final = self.root / name
-        staging = self.root / f"{storage.TEMPORARY}{name}-{secrets.token_hex(4)}"
+        staging = storage.scratch_path(self.root, storage.TEMPORARY, name)
         try:
-            storage.make_folders(self.root)
+            if not self.root.is_dir():
+                self.check_owner()  # a run's folder that somebody has removed is not made again
+                storage.make_folders(self.root)
             storage.disk.make_folder(staging)
             self._write(staging, snapshot)
             self.check_owner()
             if final.exists():  # what a damaged or abandoned run left under this name
-                storage.disk.rename(final, self.root / f"{storage.TRASH}{name}-{secrets.token_hex(4)}")
+                storage.disk.rename(final, storage.scratch_path(self.root, storage.TRASH, name))
             storage.disk.rename(staging, final)
             storage.disk.sync(self.root)
         except OSError:
@@ -154,8 +160,10 @@ class DirectoryCheckpointStore:
                     OSError
                 ):  # an old checkpoint too many does no harm, and the next save tries again
                     storage.discard(old)
-        for trash in self.root.glob(f"{storage.TRASH}*"):
-            storage.try_remove_tree(trash)
+        close(self.root)
+        for path in self.root.iterdir():
+            if is_trash(path.name):
+                storage.try_remove_tree(path)
 
     def _full(self, snapshot: Snapshot) -> StorageError:
         need, free = snapshot_bytes(snapshot), shutil.disk_usage(self.root).free
@@ -175,6 +183,27 @@ class DirectoryCheckpointStore:
     def _intact(self) -> str:
         found = list_checkpoints(self.root)
         return f"Step {step_of(found[-1])} is intact" if found else "No earlier checkpoint exists"
+
+
+def is_trash(name: str) -> bool:
+    """Tell whether something in a folder of checkpoints is one on its way out."""
+    is_former = _FORMER_LEFTOVER.fullmatch(name) and name.startswith(".trash")
+    return bool(
+        storage.scratch_label(name, storage.TRASH) is not None or is_former or _FORMER_ASIDE.fullmatch(name)
+    )
+
+
+def clear_halves(root: Path) -> list[str]:
+    """Remove what killed saves left in a folder of checkpoints; return which checkpoints were only half written."""
+    names = [path.name for path in root.iterdir()] if root.is_dir() else []
+    former = [name for name in names if _FORMER_LEFTOVER.fullmatch(name)]
+    for name in former:
+        storage.try_remove_tree(root / name)
+    labels = [
+        storage.scratch_label(name, storage.TEMPORARY) for name in storage.sweep(root, older_than_seconds=0)
+    ]
+    halves = [name[len(".tmp-") : -len("-12345678")] for name in former if name.startswith(".tmp-")]
+    return sorted(halves + [label for label in labels if label])
 
 
 def snapshot_bytes(snapshot: Snapshot) -> int:

@@ -62,7 +62,7 @@ def test_disk_that_fails_at_any_operation_is_74_and_nothing_is_left(sft, rows, t
         assert (code, out) == (74, "")
         assert "cannot write prepared data to" in err
         assert "SFT_CACHE_DIR" in err
-        assert [path for path in prepared() if path.name.startswith(".tmp-")] == []
+        assert [path for path in prepared() if path.name.startswith(".sft-")] == []
         monkeypatch.setattr(storage, "disk", storage.Disk())
         left = tuple(sorted(str(path) for path in Path("cache").rglob("*")))
         if left not in known:  # the next try begins from what is left; from the same it ends the same

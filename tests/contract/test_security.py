@@ -36,10 +36,10 @@ def test_links_in_what_is_cleared_away_are_not_followed(place, tmp_path):  # noq
     mine.mkdir()
     (mine / "thesis").write_text("whole")
     checkpoints = place / "runs" / "exp" / "checkpoints"
-    leftover = checkpoints / ".tmp-step-00000009-abcd"
+    leftover = checkpoints / ".tmp-step-00000009-abcd0123"
     leftover.mkdir()
     (leftover / "inside").symlink_to(mine)
-    (checkpoints / ".trash-step-00000001-abcd").symlink_to(mine)
+    (checkpoints / ".trash-step-00000001-abcd0123").symlink_to(mine)
     clear_leftovers(RunFolder(place / "runs" / "exp"), RecordingSink())
     assert (mine / "thesis").read_text() == "whole"
     assert not leftover.exists()

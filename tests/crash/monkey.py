@@ -156,7 +156,7 @@ class Monkey:
         self.announced += saved > 0
         if saved > (step_of(found) if found else 0):
             self.lost += 1
-        is_saving = any(path.name.startswith(".tmp-step") for path in (run / "checkpoints").glob(".tmp-*"))
+        is_saving = any((run / "checkpoints").glob(".sft-*-tmp-step-*"))
         last = events[-1]["event"] if events else "nothing logged"
         self.killed["while saving" if is_saving else f"after {last}"] += 1
 

@@ -171,4 +171,4 @@ def test_library_that_is_cut_off_at_any_byte_leaves_the_output_whole(output, tmp
 
         assert run_forked(work) == 0
         output.check(tmp_path / "cut")
-        assert not list((tmp_path / "cut").glob(".tmp-*"))
+        assert not list((tmp_path / "cut").glob(".sft-*"))

@@ -5,11 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from sftcli.errors import (
-    OutputError,
-    StorageError,
-)
+from sftcli import storage
+from sftcli.errors import OutputError, StorageError
 from sftcli.modeling.cache import cache_folder, whole_folder
+
+FOREIGN = (
+    ".tmp-precious",
+    ".trash-mine",
+    ".sft-notes",
+    ".sft-0123456789abcdef",
+    ".sft-0123456789ABCDEF-tmp",
+    ".sft-tmp-x",
+)
 
 
 def test_the_cache_is_private_and_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,13 +56,14 @@ def test_a_folder_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_killed_processes_are_removed_after_a_day(tmp_path: Path) -> None:
-    old, recent = tmp_path / ".tmp-old", tmp_path / ".tmp-recent"
-    old.mkdir()
-    recent.mkdir()
-    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    old, recent = (storage.scratch_path(tmp_path, storage.TEMPORARY) for _ in range(2))
+    for folder in (old, recent, *(tmp_path / name for name in FOREIGN)):
+        folder.mkdir()
+    for folder in (old, *(tmp_path / name for name in FOREIGN)):
+        os.utime(folder, (time.time() - 2 * 86400,) * 2)
     with whole_folder(tmp_path / "x"):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-recent", "x"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([recent.name, "x", *FOREIGN])
 
 
 def test_of_two_that_make_the_same_folder_the_last_one_wins(tmp_path: Path) -> None:

@@ -209,12 +209,15 @@ def test_unknown_step_lists_the_known_ones(place):
 
 def test_half_written_checkpoint_of_a_killed_save_is_removed_with_a_word_and_strangers_stay(place):
     checkpoints = place / "runs" / "exp" / "checkpoints"
-    (checkpoints / ".tmp-step-00000009-abcd").mkdir()
-    (checkpoints / ".trash-step-00000003-abcd").mkdir()
+    storage.scratch_path(checkpoints, storage.TEMPORARY, "step-00000009").mkdir()
+    (checkpoints / ".tmp-step-00000008-abcd0123").mkdir()  # as earlier versions called it
+    (checkpoints / ".trash-step-00000003-abcd0123").mkdir()
+    (checkpoints / ".tmp-precious").mkdir()
     (checkpoints / "notes.txt").write_text("mine")
     _, events = resume(place)
-    assert "removed .tmp-step-00000009-abcd: left half written" in texts(events, Notice)
+    assert "removed step-00000008, step-00000009: left half written" in texts(events, Notice)
     assert sorted(path.name for path in checkpoints.iterdir()) == [
+        ".tmp-precious",
         "notes.txt",
         "step-00000009",
         "step-00000010",

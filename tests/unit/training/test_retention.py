@@ -29,7 +29,7 @@ class WatchfulDisk(Disk):
         """Cost nothing: no power is lost here."""
 
     def rename(self, source: Path, target: Path) -> None:
-        if target.name.startswith(storage.TRASH):
+        if storage.scratch_label(target.name, storage.TRASH) is not None:
             newest = list_checkpoints(source.parent)[-1]
             assert source != newest
             verify(newest)

@@ -1,0 +1,96 @@
+"""Taking a run back to an earlier checkpoint without losing the later ones: they stay until a newer one is safe.
+
+A file in the folder of the checkpoints says to which step the run was taken back, and which later checkpoints it had. It is
+written first, so that what is renamed after it can be ended by whoever starts next, and it goes before anything is deleted.
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sftcli import storage
+from sftcli.errors import DataError, NotFoundError
+from sftcli.training.checkpoint_files import verify
+from sftcli.training.checkpoint_names import (
+    TAKEN_BACK,
+    in_use,
+    list_checkpoints,
+    list_set_aside,
+    set_aside,
+    step_of,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenBack:
+    """A run was taken back to ``step``; ``aside`` are the names of the later checkpoints that it had."""
+
+    step: int
+    aside: tuple[str, ...]
+
+
+def read_taken_back(root: Path) -> TakenBack | None:
+    """Return to where the run with these checkpoints was taken back; None where it was not, or has a newer one since.
+
+    Raises:
+        DataError: The file that says so is damaged.
+    """
+    path = root / TAKEN_BACK
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        return TakenBack(step=int(content["step"]), aside=tuple(map(str, content["aside"])))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is damaged: it says which checkpoints were set aside",
+            hint="name the step to go on from once more: sft resume RUN --checkpoint STEP",
+        ) from error
+
+
+def take_back(root: Path, step: int, *, was_finished: bool) -> TakenBack | None:
+    """Make ``step`` the newest checkpoint: later ones are set aside, and earlier ones that were are brought back.
+
+    Return what is to be finished by ``rename_all``, and then ``close``; None where there is nothing to do.
+    """
+    known = {in_use(path).name: path for path in [*list_checkpoints(root), *list_set_aside(root)]}
+    later = tuple(sorted(name for name, path in known.items() if step_of(path) > step))
+    if not (later or was_finished or list_set_aside(root)):
+        return None
+    plan = TakenBack(step=step, aside=later)
+    storage.replace_file(root / TAKEN_BACK, json.dumps(asdict(plan), indent=2).encode())
+    return plan
+
+
+def rename_all(root: Path, plan: TakenBack) -> None:
+    """Do what is left to do of ``plan``; the latest goes first, so that at any moment no step is missing between others."""
+    for path in list_set_aside(root):
+        if in_use(path).name not in plan.aside and not in_use(path).exists():
+            storage.disk.rename(path, in_use(path))
+    for name in sorted(plan.aside, reverse=True):
+        path = root / name
+        if path.is_dir() and not set_aside(path).exists():
+            storage.disk.rename(path, set_aside(path))
+    storage.disk.sync(root)
+
+
+def has_newer(root: Path, plan: TakenBack) -> bool:
+    """Tell whether a whole checkpoint was written since the run was taken back."""
+    for path in reversed(list_checkpoints(root)):
+        is_old = path.name in plan.aside and not set_aside(path).exists()
+        if step_of(path) > plan.step and not is_old:
+            with suppress(DataError, NotFoundError):
+                verify(path)
+                return True
+    return False
+
+
+def close(root: Path) -> None:
+    """Delete what was set aside. The caller has verified a newer checkpoint, or there is nothing."""
+    if (root / TAKEN_BACK).exists():
+        storage.disk.unlink(root / TAKEN_BACK)
+        storage.disk.sync(root)
+    for path in list_set_aside(root):
+        with suppress(OSError):  # what is left is taken by the next save
+            storage.discard(path)
