@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sftcli.services.lock import LOCK, is_held
 from sftcli.services.run_folder import RunFolder, list_runs
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint_names import list_checkpoints, list_set_aside, step_of
 
 MAX_CURVE = 64  # points of the loss that a summary keeps
 
@@ -46,6 +46,7 @@ class RunSummary:
     utilisation: float | None  # share of the measured peak of matrix products, of the steps alone
     training_seconds: float
     checkpoints: tuple[int, ...]  # steps
+    set_aside: tuple[int, ...]  # those that the run was taken back from and that are still there
     warnings: tuple[str, ...]
     curve: tuple[float, ...]  # training loss, thinned
 
@@ -91,6 +92,7 @@ def summarize_run(run: RunFolder) -> RunSummary:
         utilisation=mean_utilisation(steps),
         training_seconds=seconds,
         checkpoints=checkpoints,
+        set_aside=tuple(map(step_of, list_set_aside(run.checkpoints))),
         warnings=tuple(filter(None, map(_warning, events))),
         curve=tuple(_thinned(losses)),
     )
