@@ -5,7 +5,10 @@ and attention costs what the documents cost apart.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import cache
 from typing import cast
 
@@ -21,6 +24,43 @@ _PLAIN = "sdpa"
 _PLAIN_ATTENTION = cast("Callable[..., tuple[torch.Tensor, None]]", sdpa_attention_forward)
 _PLAIN_MASK = cast("Callable[..., torch.Tensor | None]", sdpa_mask)
 _MOST_HEAD_DIM = 256  # that flash kernels can do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What a model told its attention, once, in one of its modules."""
+
+    module: torch.nn.Module
+    window: int | None
+    dropout: float
+    has_mask: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Overheard:
+    """What a model asked of attention by document."""
+
+    calls: list[Call] = field(default_factory=list)
+    left_out: set[int] = field(default_factory=set)  # windows for which no mask was made
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every window that no mask says was told to attention itself, by some module."""
+        return self.left_out <= {call.window for call in self.calls}
+
+
+_listening: ContextVar[Overheard | None] = ContextVar("listening", default=None)
+
+
+@contextmanager
+def overheard() -> Iterator[Overheard]:
+    """Keep what models tell attention by document meanwhile."""
+    found = Overheard()
+    token = _listening.set(found)
+    try:
+        yield found
+    finally:
+        _listening.reset(token)
 
 
 def attend_by_document(model: PreTrainedModel) -> bool:
@@ -57,6 +97,7 @@ def _mask(
     allow_is_causal_skip: bool = True,
     use_vmap: bool = False,
     config: PretrainedConfig | None = None,
+    local_size: int | None = None,
     **rest: object,
 ) -> torch.Tensor | None:
     """Return no mask where causality, windows and the documents of one row, which ``_attend`` sees to, say it all."""
@@ -64,6 +105,8 @@ def _mask(
     is_whole = isinstance(q_offset, int) and q_offset == 0 and q_length == kv_length
     is_one = batch_size == 1 or allow_is_causal_skip  # several rows are not told where their documents are
     if is_whole and is_one and attention_mask is None and not (use_vmap or is_chunked):
+        if (found := _listening.get()) is not None and local_size is not None:
+            found.left_out.add(local_size)
         return None
     return _PLAIN_MASK(
         batch_size=batch_size,
@@ -74,6 +117,7 @@ def _mask(
         allow_is_causal_skip=allow_is_causal_skip,
         use_vmap=use_vmap,
         config=config,
+        local_size=local_size,
         **rest,
     )
 
@@ -96,6 +140,10 @@ def _attend(
     def one(*parts: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         return _PLAIN_ATTENTION(module, *parts, mask, dropout=dropout, scaling=scaling, **rest)[0]
 
+    if (found := _listening.get()) is not None:
+        has_mask = attention_mask is not None
+        call = Call(module=module, window=sliding_window, dropout=dropout, has_mask=has_mask)
+        found.calls.append(call)
     if attention_mask is not None or query.shape[2] != key.shape[2]:  # the model or a cache says what is seen
         return one(query, key, value, mask=attention_mask), None
     if cu_seq_lens_q is None:

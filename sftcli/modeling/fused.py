@@ -1,23 +1,34 @@
 """Layers, norms and gated feed-forward blocks of decoders as few operations that keep less for the backward pass.
 
 The modules stay where they are, with their weights and names; only what they run while gradients are recorded changes.
-They are found by what they are made of, not by the name of a model, and each kind is tried on random input first: what
-does not give the output and the gradients of the module itself is left alone.
+They are found by what they are made of, not by the name of a model, and each one is tried first, in training mode, with
+what the model itself passes to it: what does not give the output and the gradients of the module is left alone.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from types import MethodType
 
 import torch
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from sftcli.modeling.fused_layer import GATED, is_layer, layer_forward, try_on_documents
+from sftcli.modeling.fused_layer import (
+    GATED,
+    Passed,
+    is_layer,
+    layer_forward,
+    observe_layers,
+    try_on_documents,
+)
 from sftcli.modeling.fused_math import (
     Activation,
     feed_forward_backward,
     gate_and_up,
+    has_dropout,
     has_hooks,
     norm_backward,
     norm_epsilon,
@@ -89,31 +100,69 @@ class GatedFeedForward(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fusion:
-    """Names of the module classes that run as single operations now, and of those that gave something else when tried."""
+    """Names of the module classes that run as single operations now, and of those that gave something else when tried.
+
+    Where some modules of a class do and others do not, it stands in both, with how many.
+    """
 
     fused: tuple[str, ...]
     left_alone: tuple[str, ...]
+    parts: Sequence[tuple[torch.nn.Module, Forward]] = field(default=(), compare=False, repr=False)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let every module run what its class runs meanwhile."""
+        for module, _ in self.parts:
+            module.__dict__.pop("forward", None)
+        try:
+            yield
+        finally:
+            for module, forward in self.parts:
+                module.forward = MethodType(forward, module)
 
 
 def fuse_layers(model: torch.nn.Module) -> Fusion:
-    """Let the layers, norms and feed-forward blocks of ``model`` run as few operations where that gives the same."""
-    verdicts: dict[type[torch.nn.Module], bool] = {}
-    for module, forward in _candidates(model):
-        kind = type(module)
-        if kind not in verdicts:
-            verdicts[kind] = _gives_the_same(module, forward)
-        if verdicts[kind]:
+    """Let those layers, norms and feed-forward blocks of ``model`` run as few operations that give the same so."""
+    was_training = model.training
+    model.train()
+    with torch.random.fork_rng():
+        passed = observe_layers(model)
+        tried = [(module, *_judged(module, forward, passed)) for module, forward in _candidates(model)]
+    model.train(was_training)
+    for module, forward, is_same in tried:
+        if is_same:
             module.forward = MethodType(forward, module)
+    kinds = Counter(type(module) for module, *_ in tried)
     names = {
-        verdict: sorted({k.__name__ for k in verdicts if verdicts[k] is verdict}) for verdict in (True, False)
+        verdict: tuple(sorted(_counted(kind, count, kinds[kind]) for kind, count in found.items()))
+        for verdict in (True, False)
+        for found in [Counter(type(module) for module, _, is_same in tried if is_same is verdict)]
     }
-    return Fusion(fused=tuple(names[True]), left_alone=tuple(names[False]))
+    parts = [(module, forward) for module, forward, is_same in tried if is_same]
+    return Fusion(fused=names[True], left_alone=names[False], parts=parts)
+
+
+def _counted(kind: type[torch.nn.Module], count: int, total: int) -> str:
+    return kind.__name__ if count == total else f"{kind.__name__} ({count} of {total})"
 
 
 def restore_layers(model: torch.nn.Module) -> None:
     """Undo ``fuse_layers``."""
     for module, _ in _candidates(model):
         module.__dict__.pop("forward", None)
+
+
+def _judged(
+    module: torch.nn.Module, forward: Forward, passed: dict[torch.nn.Module, Passed]
+) -> tuple[Forward, bool]:
+    """Return the faster form of ``module``, and whether it gives the same."""
+    if forward is not layer_forward:
+        return forward, not has_dropout(module, attends=False) and _gives_the_same(module, forward)
+    if module not in passed or has_dropout(module, attends=True):
+        return forward, False
+    mine = passed[module]
+    bound = partial(layer_forward, window=mine.window)
+    return bound, _gives_the_same(module, bound, mine)
 
 
 def _candidates(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Forward]]:
@@ -152,19 +201,19 @@ def _is_bare_linear(part: torch.nn.Module) -> bool:
 
 
 @torch.enable_grad()
-def _gives_the_same(module: torch.nn.Module, forward: Forward) -> bool:
+def _gives_the_same(module: torch.nn.Module, forward: Forward, passed: Passed | None = None) -> bool:
     """Compare output and gradients, each by its size: what is small, as gradients of queries are, must be right too."""
     weight = next(module.parameters())
     generator = torch.Generator().manual_seed(0)
-    shape = (*(_LAYER_SHAPE if forward is layer_forward else _PROBE_SHAPE), weight.shape[-1])
+    shape = (*(_PROBE_SHAPE if passed is None else _LAYER_SHAPE), weight.shape[-1])
     x, back = (torch.randn(shape, generator=generator).to(weight) for _ in range(2))
     x.requires_grad_()
     wanted = [x, *(part for part in module.parameters() if part.requires_grad)]
     try:
-        if forward is layer_forward:
-            made = try_on_documents(module, x)
-        else:
+        if passed is None:
             made = type(module).forward(module, x), forward(module, x)
+        else:
+            made = try_on_documents(module, forward, x, passed)
         plain, fused = ((one.detach(), *torch.autograd.grad(one, wanted, back)) for one in made)
     except (TypeError, AttributeError, RuntimeError):
         return False

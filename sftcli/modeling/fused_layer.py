@@ -4,15 +4,24 @@ Between the products of a layer there are forty operations on rows, each with a 
 overwrite what is not needed any more, and what the norms make is made again in the backward pass instead of kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from sftcli.modeling.cpu_attention import attend, attend_backward
+from sftcli.modeling.document_attention import (
+    attend_as_before,
+    attend_by_document,
+    attention_of,
+    overheard,
+)
 from sftcli.modeling.fused_math import (
     Activation,
     feed_forward_backward,
@@ -28,6 +37,7 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 GATED = ("gate_proj", "up_proj", "down_proj")
 _TRIED_LENGTHS = [2, 3]  # of the documents that a layer is tried on
 _CAUSAL = ("sdpa", "sft_documents")  # attention that without a mask looks back only
+_Kwargs = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,16 +194,98 @@ def is_layer(module: torch.nn.Module) -> bool:
     )
 
 
-def layer_forward(self: torch.nn.Module, hidden_states: torch.Tensor, **rest: object) -> torch.Tensor:
-    """Run a layer as two operations where it is given one row of documents on a CPU, else as its class does."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passed:
+    """What a model passes to one of its layers beside hidden states, and what that tells its attention."""
+
+    row: _Kwargs  # for documents in one row
+    documents: Sequence[_Kwargs]  # for each of them by itself, with the attention of transformers
+    window: int | None  # how many keys a query sees
+
+
+@torch.no_grad()
+def observe_layers(model: torch.nn.Module) -> dict[torch.nn.Module, Passed]:
+    """Let ``model`` run on documents in one row, and on each by itself, and return what reaches its layers.
+
+    A layer that runs not once in a pass, whose attention is told of a mask or of dropout, or that is not reached through
+    keywords, is left out, and so are all layers of a model that cannot be told of documents.
+    """
+    layers = [module for module in model.modules() if is_layer(module)]
+    if not layers or not isinstance(model, PreTrainedModel) or attention_of(model) != _CAUSAL[0]:
+        return {}
+    device, bounds = model.device, [0, *accumulate(_TRIED_LENGTHS)]
+    ids = torch.arange(bounds[-1], device=device)[None]
+    cuts = torch.tensor(bounds, dtype=torch.int32, device=device)
+    positions = torch.cat([torch.arange(length, device=device) for length in _TRIED_LENGTHS])[None]
+    longest = max(_TRIED_LENGTHS)
+    told: dict[str, object] = {"cu_seq_lens_q": cuts, "cu_seq_lens_k": cuts, "position_ids": positions}
+    told |= {"max_length_q": longest, "max_length_k": longest}
+    try:
+        attend_by_document(model)
+        with overheard() as found:
+            row = _kwargs_of(model, layers, input_ids=ids, **told)
+        attend_as_before(model)
+        documents = [
+            _kwargs_of(model, layers, input_ids=part) for part in torch.split(ids, _TRIED_LENGTHS, dim=1)
+        ]
+    except (AttributeError, TypeError, ValueError, RuntimeError, LookupError):
+        return {}
+    finally:
+        attend_as_before(model)
+    if not found.is_complete:
+        return {}
+    passed = {}
+    for layer in layers:
+        calls = [call for call in found.calls if call.module is layer.self_attn]
+        is_known = layer in row and all(layer in document for document in documents)
+        if is_known and len(calls) == 1 and not (calls[0].has_mask or calls[0].dropout):
+            mine = [document[layer] for document in documents]
+            passed[layer] = Passed(row=row[layer], documents=mine, window=calls[0].window)
+    return passed
+
+
+def _kwargs_of(
+    model: PreTrainedModel, layers: Sequence[torch.nn.Module], **inputs: object
+) -> dict[torch.nn.Module, _Kwargs]:
+    """Return what each of ``layers`` that runs once gets by keyword, and nothing else, beside hidden states."""
+    calls: dict[torch.nn.Module, list[tuple[int, _Kwargs]]] = {layer: [] for layer in layers}
+
+    def keep(layer: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        calls[layer].append((len(args), kwargs))
+
+    with _hooked(layers, keep):
+        model.base_model(**inputs, use_cache=False)
+    return {layer: found[0][1] for layer, found in calls.items() if [count for count, _ in found] == [1]}
+
+
+@contextmanager
+def _hooked(layers: Sequence[torch.nn.Module], hook: Any) -> Iterator[None]:  # noqa: ANN401 - torch's own type is long
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layer_forward(
+    self: torch.nn.Module, hidden_states: torch.Tensor, *, window: int | None = None, **rest: object
+) -> torch.Tensor:
+    """Run a layer as two operations where it is given one row of documents on a CPU, else as its class does.
+
+    Documents that are longer than ``window``, which is how far back its attention sees, are left to the class.
+    """
     bounds = cast("torch.Tensor | None", rest.get("cu_seq_lens_q"))
     turns = cast("Sequence[torch.Tensor] | None", rest.get("position_embeddings"))
     if bounds is None or turns is None or not _is_plain_pass(self, hidden_states, turns, rest):
         return type(self).forward(self, hidden_states, **rest)  # type: ignore[no-any-return]
+    lengths: list[int] = bounds.diff().tolist()
+    if window is not None and max(lengths) > window:
+        return type(self).forward(self, hidden_states, **rest)  # type: ignore[no-any-return]
     attention, mlp = cast("Any", self.self_attn), cast("Any", self.mlp)
     before, after = cast("Any", self.input_layernorm), cast("Any", self.post_attention_layernorm)
     shape = Shape(
-        lengths=bounds.diff().tolist(),
+        lengths=lengths,
         head_dim=attention.head_dim,
         scale=attention.scaling,
         epsilon=norm_epsilon(before) or 0.0,
@@ -229,7 +321,6 @@ def _is_plain_pass(
         and x.dtype in (torch.float32, torch.bfloat16)
         and len(x) == 1
         and all(rest.get(name) is None for name in ("attention_mask", "cache", "past_key_values"))
-        and getattr(attention, "sliding_window", None) is None
         and not dropout
         and not (layer.training and getattr(layer, "gradient_checkpointing", False))  # their class sees to it
         and all(part.shape[-1] == attention.head_dim for part in turns)
@@ -239,25 +330,22 @@ def _is_plain_pass(
     )
 
 
-def try_on_documents(layer: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the layer's class makes of two documents by themselves, and what ``layer_forward`` makes of them in a row.
+def try_on_documents(
+    layer: torch.nn.Module, forward: Callable[..., torch.Tensor], x: torch.Tensor, passed: Passed
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the layer's class makes of documents by themselves, and what ``forward`` makes of them in a row.
 
     Args:
         layer: One of those that ``is_layer`` knows.
-        x: (1, 5, D).
+        forward: Its faster form.
+        x: Its hidden states, (1, sum of the documents' lengths, D).
+        passed: What the model gives it besides.
     """
-    size = cast("Any", layer.self_attn).head_dim
-    angles = torch.arange(1.0, 1 + x.shape[1] * size // 2, device=x.device).view(1, x.shape[1], -1)
-    turns = [torch.cat((table, table), dim=-1).to(x) for table in (angles.cos(), angles.sin())]
-    pieces = zip(*(torch.split(part, _TRIED_LENGTHS, dim=1) for part in (x, *turns)), strict=True)
     plain = [
-        type(layer).forward(layer, part, attention_mask=None, position_embeddings=tables)
-        for part, *tables in pieces
+        type(layer).forward(layer, part, **kwargs)
+        for part, kwargs in zip(torch.split(x, _TRIED_LENGTHS, dim=1), passed.documents, strict=True)
     ]
-    bounds = torch.tensor([0, *_TRIED_LENGTHS], device=x.device).cumsum(0)
-    return torch.cat(plain, dim=1), layer_forward(
-        layer, x, attention_mask=None, position_embeddings=turns, cu_seq_lens_q=bounds
-    )
+    return torch.cat(plain, dim=1), forward(layer, x, **passed.row)
 
 
 def _names(module: object) -> set[str]:

@@ -25,6 +25,23 @@ def has_hooks(module: torch.nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
+def has_dropout(module: torch.nn.Module, *, attends: bool) -> bool:
+    """Tell whether ``module`` may leave something out at random in training; that of attention counts where it ``attends``.
+
+    Some modules keep the share as a number, some read it from their configuration when they run.
+    """
+    values = [
+        pair
+        for part in module.modules()
+        for owner in (part, getattr(part, "config", None))
+        if owner is not None
+        for pair in vars(owner).items()
+    ]
+    shares = [value for name, value in values if "drop" in name.lower() and (attends or "att" not in name)]
+    shares += [part.p for part in module.modules() if isinstance(part, torch.nn.Dropout)]
+    return any(isinstance(share, int | float) and share > 0 for share in shares)
+
+
 def norm_scale(rows: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Return ``1 / rms`` of each row, (T, 1) float32."""
     return torch.rsqrt(rows.float().square().mean(-1, keepdim=True) + epsilon)

@@ -9,13 +9,21 @@ from transformers import (
     Gemma3TextConfig,
     GraniteConfig,
     GraniteForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    SeedOssConfig,
+    SeedOssForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from sftcli.data.batch import collate_packed
+from sftcli.modeling import fused
 from sftcli.modeling.document_attention import attend_by_document
 from sftcli.modeling.fused import Fusion, fuse_layers, restore_layers
+from sftcli.modeling.fused_layer import layer_forward
 from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.loss import plain_nll_sum
 from tests.support.training import random_examples, tiny_llama
@@ -164,6 +172,78 @@ def test_a_layer_that_turns_positions_another_way_is_left_alone(monkeypatch):
 
     monkeypatch.setattr("transformers.models.llama.modeling_llama.rotate_half", interleaved)
     assert fuse_layers(tiny_llama()).left_alone == ("LlamaDecoderLayer",)
+
+
+WINDOW = 8  # shorter than most rows of ``random_examples``
+EVERY_OTHER = {"no_rope_layers": [1, 0], "layer_types": None}
+ODD = {
+    "layers without positions": lambda: SmolLM3ForCausalLM(SmolLM3Config(**SMALL, **EVERY_OTHER)),
+    "a window": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=WINDOW)),
+    "dropout of sums": lambda: SeedOssForCausalLM(
+        SeedOssConfig(**SMALL, head_dim=8, residual_dropout=0.5, attention_dropout=0.0)
+    ),
+    "dropout of attention": lambda: tiny_llama(dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_layers_in_training_give_what_their_class_gives(name: str):
+    results = []
+    for is_fused in (False, True):
+        model = seeded(ODD[name]).train()
+        if is_fused:
+            fuse_layers(model)
+        torch.manual_seed(0)  # dropout, where there is any
+        results.append(packed_loss_and_gradients(model))
+    (loss, gradients), (fused_loss, fused_gradients) = results
+    assert fused_loss.item() == pytest.approx(loss.item(), rel=1e-6)
+    for parameter, gradient in gradients.items():
+        assert (fused_gradients[parameter] - gradient).norm() <= 2e-5 * gradient.norm(), parameter
+
+
+def test_each_layer_is_judged_by_itself():
+    fusion = fuse_layers(seeded(ODD["layers without positions"]))
+    assert fusion.fused == ("SmolLM3DecoderLayer (1 of 2)", "SmolLM3MLP", "SmolLM3RMSNorm")
+    assert fusion.left_alone == ("SmolLM3DecoderLayer (1 of 2)",)
+
+
+def test_a_fault_of_a_thousandth_in_one_layer_is_seen(monkeypatch):
+    model = seeded(tiny_llama)
+    faulty = model.model.layers[1]
+
+    def slightly_off(self, hidden_states, **rest):
+        made = layer_forward(self, hidden_states, **rest)
+        return made * 1.001 if self is faulty else made
+
+    monkeypatch.setattr(fused, "layer_forward", slightly_off)
+    assert fuse_layers(model).left_alone == ("LlamaDecoderLayer (1 of 2)",)
+
+
+@pytest.mark.parametrize(("longest", "is_fused"), [(WINDOW, True), (WINDOW + 1, False)])
+def test_a_layer_with_a_window_is_two_operations_where_documents_are_no_longer(longest: int, is_fused: bool):
+    model = seeded(ODD["a window"])
+    fuse_layers(model)
+    examples = random_examples(8, longest=longest + 1)
+    assert max(examples.num_tokens) == longest
+    batch = collate_packed([examples], example_ids=range(8), pad_id=2)
+    assert attend_by_document(model)
+    assert (operations(plain_nll_sum(model, batch)) >= BLOCKS) is is_fused
+
+
+@pytest.mark.parametrize("name", ["dropout of sums", "dropout of attention"])
+def test_a_layer_with_dropout_is_left_alone(name: str):
+    model = seeded(ODD[name])
+    before = torch.get_rng_state()
+    assert any(kind.endswith("DecoderLayer") for kind in fuse_layers(model).left_alone)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_is_faster_can_be_suspended():
+    model = tiny_llama()
+    fusion = fuse_layers(model)
+    with fusion.suspended():
+        assert all("forward" not in vars(module) for module in model.modules())
+    assert any("forward" in vars(module) for module in model.modules())
 
 
 def test_a_layer_that_weighs_its_sums_is_left_alone():
