@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +14,7 @@ from sftcli.cli import adapter_options, complete, data_options, options, results
 from sftcli.cli.request import choose_preset, data_flags, resolve_flags
 from sftcli.cli.session import LOADING, session
 from sftcli.cli.several import is_one_of_several, start_several
+from sftcli.errors import SftError
 
 if TYPE_CHECKING:
     from sftcli.config.sources import Override
@@ -206,13 +208,16 @@ def resume(
     from sftcli.services.requirements import check_machine
 
     overrides = _resume_overrides(sets, trust_remote_code=trust_remote_code, processes=processes)
-    if not is_one_of_several():
-        recorded = find_recorded(run, runs, overrides, finished=None if verify else False)
-        check_machine(recorded.settings)
-        count = recorded.settings.training.processes
-        if count > 1:
-            raise typer.Exit(start_several(count, output))
-    with session(output, every_steps=10) as (emit, stop):
+    every_steps = 10
+    # Of several processes the first one tells, once, what is wrong with the name.
+    with suppress(SftError) if is_one_of_several() else nullcontext():
+        settings = find_recorded(run, runs, overrides, finished=None if verify else False).settings
+        every_steps = settings.training.log_every_steps
+        if not is_one_of_several():
+            check_machine(settings)
+            if settings.training.processes > 1:
+                raise typer.Exit(start_several(settings.training.processes, output))
+    with session(output, every_steps=every_steps) as (emit, stop):
         emit(LOADING)
         from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sftcli import storage
@@ -55,11 +55,18 @@ def fingerprints(settings: Settings, located: LocatedModel, prepared: PreparedDa
 class Changes:
     """What differs from what a checkpoint was made of, each as name -> (then, now)."""
 
-    harmless: Mapping[str, tuple[str, str]]  # settings that move no weight
-    machine: Mapping[
-        str, tuple[str, str]
-    ]  # what follows is right, but not bit for bit what would have followed there
-    forced: Mapping[str, tuple[str, str]]  # the user said so
+    harmless: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # settings that move no weight
+    # What follows is right, but not bit for bit what would have followed there.
+    machine: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    forced: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # the user said so
+
+    def by_kind(self) -> dict[str, dict[str, tuple[str, str]]]:
+        """Return them under the names that ``run.json`` and ``--json`` have for them."""
+        return {
+            "changes": dict(self.harmless),
+            "machine": dict(self.machine),
+            "allowed": dict(self.forced),
+        }
 
     def told(self) -> list[Event]:
         """Return what a person should hear of them."""

@@ -12,9 +12,14 @@ def end_torn_line(path: Path) -> None:
         storage.disk.truncate(path, content.rfind(b"\n") + 1)
 
 
-def lines_up_to(path: Path, step: int) -> list[str]:
-    """Return the whole lines of an event log, without events of steps after ``step`` and without a torn last line."""
+def lines_up_to(path: Path, step: int, *, owes_heldout: bool = False) -> list[str]:
+    """Return the whole lines of an event log, without events of steps after ``step`` and without a torn last line.
+
+    With ``owes_heldout`` the held-out loss of ``step`` will be measured again: a start that measured it and ended before that
+    was saved has left one, which goes, and what was said because of it.
+    """
     kept: list[str] = []
+    is_measured_again = False
     if step < 0:
         return kept
     for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
@@ -22,6 +27,11 @@ def lines_up_to(path: Path, step: int) -> list[str]:
             event = json.loads(line)
         except ValueError:
             continue  # torn by a crash
-        if not (isinstance(event.get("step"), int) and event["step"] > step) and event["event"] != "FitEnded":
+        at, kind = event.get("step"), event["event"]
+        is_later = isinstance(at, int) and at > step
+        if owes_heldout and at == step and kind == "HeldoutDone":
+            is_measured_again = True
+            continue
+        if not is_later and kind != "FitEnded" and not (is_measured_again and kind == "Judged"):
             kept.append(line + "\n")
     return kept

@@ -1,6 +1,7 @@
 """How a run ended."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sftcli.config.sources import Settings
 from sftcli.events import Ending
@@ -22,6 +23,8 @@ class TrainOutcome:
     final: str | None  # folder of the tuned model; None when stopped before the end
     seconds: float
     heldout_rows: int = 0  # that both losses are of
+    # What this start found changed: kind (machine, changes, allowed) -> name -> what it was and is.
+    changed: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
     verdict: Verdict | None = None  # on the curves of the run up to the step of ``final``
 
 

@@ -1,8 +1,8 @@
 """Go on with a run, or prove that going on with it would give what it has given."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sftcli.config.sources import Override
@@ -56,6 +56,9 @@ class VerifyOutcome:
     first: int
     second: int
     tensors: int
+    machine: Mapping[str, tuple[str, str]] = field(
+        default_factory=dict
+    )  # that differs: name -> what it was and is
 
 
 def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> TrainOutcome:
@@ -104,7 +107,8 @@ def _verify(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peer
     emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.name}"))
     materials = peers.first(lambda: find_materials(settings, emit, stop, run=run), stop)
     peers.agree_on(materials.identity)
-    for event in compare(first, materials.fingerprints).told():
+    changes = compare(first, materials.fingerprints)
+    for event in changes.told():
         emit(event)
     decided = peers.share(
         lambda: settle_precision(
@@ -127,4 +131,10 @@ def _verify(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peer
             raise StoppedError
         emit(trainer.take_step())
     compared = count_equal(trainer.snapshot(), read_snapshot(second), name=second.name)
-    return VerifyOutcome(run=run.name, first=step_of(first), second=step_of(second), tensors=compared)
+    return VerifyOutcome(
+        run=run.name,
+        first=step_of(first),
+        second=step_of(second),
+        tensors=compared,
+        machine=changes.machine,
+    )

@@ -141,9 +141,7 @@ def record_resume(run: RunFolder, checkpoint: Path, changes: Changes, emit: Even
     entry = {
         "at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
         "step": step_of(checkpoint),
-        "changes": {key: list(pair) for key, pair in changes.harmless.items()},
-        "machine": {key: list(pair) for key, pair in changes.machine.items()},
-        "allowed": {key: list(pair) for key, pair in changes.forced.items()},
+        **changes.by_kind(),
     }
     write_json(run.about, about | {"resumed": [*(before if isinstance(before, list) else []), entry]})
     for event in changes.told():

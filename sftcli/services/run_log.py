@@ -36,14 +36,17 @@ class RunLog:
         every_steps: How often a step is written to ``training.log``; ``events.jsonl`` has every step.
         after_step: On resume, the step that training goes on from: later steps in the log are cut off, so that the log
             holds each step once. -1 starts an empty log.
+        owes_heldout: Whether the held-out loss of that step is still to be measured.
     """
 
-    def __init__(self, run: RunFolder, *, every_steps: int, after_step: int | None = None) -> None:
+    def __init__(
+        self, run: RunFolder, *, every_steps: int, after_step: int | None = None, owes_heldout: bool = False
+    ) -> None:
         self.every_steps = every_steps
         self.last_step = 0
         events = run.path / "events.jsonl"
         if after_step is not None and events.exists():
-            write_text(events, "".join(lines_up_to(events, after_step)))
+            write_text(events, "".join(lines_up_to(events, after_step, owes_heldout=owes_heldout)))
         end_torn_line(run.path / "training.log")
         self._events: BinaryIO = storage.disk.append(events)
         self._text: BinaryIO = storage.disk.append(run.path / "training.log")

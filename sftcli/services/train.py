@@ -21,7 +21,7 @@ from sftcli.modeling.pt_checkpoint import model_differences
 from sftcli.runtime import choose_device, monotonic
 from sftcli.services.base_model import record_base
 from sftcli.services.building import Built, Materials
-from sftcli.services.comparing import compare
+from sftcli.services.comparing import Changes, compare
 from sftcli.services.decisions import read_decisions, record_decisions, settle_precision
 from sftcli.services.finishing import take_best
 from sftcli.services.following import (
@@ -61,6 +61,7 @@ from sftcli.services.space import check_space, checkpoint_bytes
 from sftcli.services.spike_stop import SpikeStop
 from sftcli.services.trackers import tracked
 from sftcli.services.watch import FitWatch, watched
+from sftcli.training.checkpoint_files import owes_heldout
 from sftcli.training.checkpoint_names import in_use, list_checkpoints, step_of
 
 
@@ -138,7 +139,12 @@ def continue_run(
     """Train on from ``checkpoint``, which verifies; ``allowed`` may differ. The caller holds the lock."""
     step = step_of(checkpoint)
     with (
-        RunLog(run, every_steps=settings.training.log_every_steps, after_step=step) as log,
+        RunLog(
+            run,
+            every_steps=settings.training.log_every_steps,
+            after_step=step,
+            owes_heldout=owes_heldout(checkpoint),
+        ) as log,
         tracked(run, settings, fan_out(log, emit), after_step=step) as both,
     ):
         return _train(run, settings, both, stop, lock, peers=peers, checkpoint=checkpoint, allowed=allowed)
@@ -170,12 +176,11 @@ def _train(
     located, prepared, settings = materials.located, materials.prepared, materials.settings
     for text in model_differences(located.folder, model_keys or {}):
         emit(Warned(text=text))
-    decided = read_decisions(run, checkpoint, emit)
+    changes = compare(checkpoint, materials.fingerprints, allowed=allowed) if checkpoint else Changes()
+    recorded = read_decisions(run, checkpoint, emit).but(changes.forced)
+    decided = settle_precision(recorded, settings.training.precision, choose_device())
     if checkpoint is not None:
-        changes = compare(checkpoint, materials.fingerprints, allowed=allowed)
-        decided = decided.but(changes.forced)
         checkpoint = record_resume(run, checkpoint, changes, emit)
-    decided = settle_precision(decided, settings.training.precision, choose_device())
     peers.tell(decided.to_json())  # not before the checkpoint has its name: the others read it after this
     record_base(run, located)
     check_space(run, checkpoint_bytes(settings, located.folder), settings.checkpoint, emit)
@@ -206,6 +211,7 @@ def _train(
     outcome = replace(
         outcome_of(run, settings, ending, ended_at, losses, seconds=monotonic() - begin),
         heldout_rows=len(prepared.dataset.heldout),
+        changed=changes.by_kind(),
     )
     return outcome if ending is Ending.STOPPED else replace(outcome, verdict=watch.verdict(state.step))
 

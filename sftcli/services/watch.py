@@ -89,7 +89,9 @@ class FitWatch:
             step = event.get("step")
             if not isinstance(step, int):
                 continue
-            if event.get("event") == "StepDone" and not event.get("text_tokens"):
+            if event.get("event") == "FitStarted":
+                self.last_step = _whole(event, "last_step")
+            elif event.get("event") == "StepDone" and not event.get("text_tokens"):
                 self._learn(_number(event, "loss"), _number(event, "grad_norm"))
             elif event.get("event") == "HeldoutDone":
                 self.rows = _whole(event, "rows")

@@ -162,6 +162,12 @@ def read_best_step(folder: Path) -> int:
         return 0
 
 
+def owes_heldout(folder: Path) -> bool:
+    """Tell whether a checkpoint holds no held-out loss of its own step: it was not due, or the run was stopped before it."""
+    state = _read_state(folder)["state"]
+    return state.get("last_heldout_step") != state.get("step")
+
+
 def _read_state(folder: Path) -> dict[str, dict[str, object]]:
     path = folder / STATE
     try:

@@ -75,16 +75,20 @@ class Trainer:
 
         Held-out loss is measured before the first step and after the last. On return, a checkpoint of the last step is
         in the store; a stop before the first step leaves none. A held-out loss that a stop cut off is measured when the run
-        goes on, before its next step.
+        goes on, before its next step, and saved.
 
         Raises:
             DivergedError: ``max_bad_steps`` steps in a row gave no finite loss or gradient.
         """
         last_step = self.settings.max_steps
-        if self._owes_heldout():
+        was_owed = self._owes_heldout()
+        if was_owed:
             self.measure_heldout(stop)
         self.emit(FitStarted(step=self.state.step, last_step=last_step))
         try:
+            if was_owed and self.state.step and not self._owes_heldout():
+                self._saver.saved_step = -1  # what is stored lacks it
+                self._save_and_go_on()
             self._take_steps(last_step, stop)
         finally:
             if not isinstance(

@@ -162,7 +162,15 @@ def test_interrupted_run_saves_exits_130_and_resumes_to_the_same_weights(request
     from safetensors.torch import load_file
 
     program = request.getfixturevalue("sft")  # the name is taken here
-    long = [*flags, "--max-steps", "60", "--set", "training.learning_rate=1e-3"]
+    long = [
+        *flags,
+        "--max-steps",
+        "60",
+        "--set",
+        "training.learning_rate=1e-3",
+        "--set",
+        "training.log_every_steps=7",
+    ]
     sft("train", "--data", rows, "--run", "whole", *long)
     cut = tmp_path / "runs" / "cut"
 
@@ -186,7 +194,9 @@ def test_interrupted_run_saves_exits_130_and_resumes_to_the_same_weights(request
     assert out == ""
     assert "sft resume cut" in err
     assert not (cut / "final").exists()
-    sft("resume", "--runs", tmp_path / "runs")
+    _, err = sft("resume", "--runs", tmp_path / "runs")
+    assert "step 56/60" in err
+    assert "step 50/60" not in err
     ends = [load_file(tmp_path / "runs" / name / "checkpoints" / "step-00000060" / "model.safetensors")
             for name in ("whole", "cut")]  # fmt: skip
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())

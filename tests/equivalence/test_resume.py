@@ -1,15 +1,17 @@
 """The law of resuming: a run that is stopped after any step and resumed leaves what an uninterrupted one leaves."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from sftcli.errors import NotFoundError, StoppedError
-from sftcli.events import Ending
+from sftcli.events import Ending, HeldoutDone
 from sftcli.runtime import RngState
 from sftcli.services import following
 from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
+from sftcli.training.checkpoint_files import read_snapshot
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
@@ -122,6 +124,58 @@ def test_resume_from_an_older_checkpoint_takes_the_later_ones_out_and_ends_the_s
     assert [step_of(path) for path in list_checkpoints(run / "checkpoints")] == [6, 7]
     resume_training(ResumeRequest(root=place / "runs", run=name, step=6), flag, flag)
     assert tensors_of(run, STEPS) == tensors_of(place / "runs" / "whole", STEPS)
+    assert numbers_of(run) == numbers_of(place / "runs" / "whole")
+
+
+class StopsAgain(StopAtStep):
+    """Raised as soon as a held-out loss was measured; the process that it stops can be killed before it has saved it."""
+
+    def __init__(self, kills: bool) -> None:
+        super().__init__(NEVER)
+        self.kills = kills
+
+    def __call__(self, event, /) -> None:
+        super().__call__(event)
+        if isinstance(event, HeldoutDone):
+            self.is_raised = True
+            if self.kills:
+                raise KeyboardInterrupt
+
+
+def measured_again(place: Path, name: str, *, kills: bool) -> Path:
+    run = place / "runs" / name
+    for _ in range(3 if kills else 1):
+        flag = StopsAgain(kills)
+        with suppress(KeyboardInterrupt):
+            resume_training(ResumeRequest(root=place / "runs", run=name), flag, flag)
+    return run
+
+
+@pytest.mark.parametrize("kills", [False, True], ids=["stopped", "killed"])
+def test_a_held_out_loss_that_was_owed_stands_once_in_the_log_and_is_saved(place, kills):
+    name, flag = f"owed-{kills}", StopAtStep(NEVER)
+    train(settings_of(place, place / "model", f"run.name={name}"), StopAtStep(8))
+    run = measured_again(place, name, kills=kills)
+    assert [event["step"] for event in numbers_of(run) if event["event"] == "HeldoutDone"] == [0, 4, 8]
+    owing = read_snapshot(run / "checkpoints" / "step-00000008").state.last_heldout_step
+    assert owing == (4 if kills else 8)
+    resume_training(ResumeRequest(root=place / "runs", run=name), flag, flag)
+    whole = place / "runs" / "whole"
+    assert numbers_of(run) == numbers_of(whole)
+    assert state_of(run) == state_of(whole)
+
+
+def state_of(run: Path):
+    return read_snapshot(run / "checkpoints" / f"step-{STEPS:08d}").state
+
+
+def test_a_held_out_loss_that_was_owed_at_the_last_step_is_in_its_checkpoint(place):
+    name, flag = "owed-last", StopAtStep(NEVER)
+    train(settings_of(place, place / "model", f"run.name={name}"), StopAtStep(STEPS))
+    run = place / "runs" / name
+    assert state_of(run).last_heldout_step == 8
+    resume_training(ResumeRequest(root=place / "runs", run=name), flag, flag)
+    assert state_of(run) == state_of(place / "runs" / "whole")
     assert numbers_of(run) == numbers_of(place / "runs" / "whole")
 
 

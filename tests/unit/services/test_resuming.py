@@ -159,6 +159,7 @@ def test_another_library_or_device_is_warned_of_with_both_values_and_recorded(pl
     assert "new" not in told  # the checkpoint does not know it
     (entry,) = json.loads((place / "runs" / "exp" / "run.json").read_text())["resumed"]
     assert entry["machine"]["device"] == ["cpu", "cuda"]
+    assert outcome.changed["machine"]["device"] == ("cpu", "cuda")
 
 
 def test_changeable_setting_is_told_and_recorded(place):
