@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test slow distributed crash crash-slice resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures
+.PHONY: check format lint types layers test slow distributed crash crash-slice resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures clients
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -41,6 +41,9 @@ resume-laws:  ## stop after every step, resume, compare bit for bit: packing on 
 
 dpo:  ## TRL takes a step from the final folder of a run; needs `pip install trl`
 	$(PYTHON) -m pytest -q -m slow tests/cli/test_dpo.py
+
+clients:  ## other programs open what is written and answer alike; makes environments, and compiles llama.cpp in minutes
+	$(PYTHON) -m tests.clients.run
 
 bench-generate:  ## decoding speed against transformers and the memory bound
 	$(PYTHON) benchmarks/generate.py

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -11,6 +11,7 @@ from sftcli import storage
 from sftcli.errors import DataError
 from sftcli.events import EventSink, Notice, Progressed, Warned
 from sftcli.modeling.cache import cache_folder, scratch_folder, whole_folder
+from sftcli.modeling.older_config import with_older_keys, with_older_tokenizer_keys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ _TOKENIZER_NOISE = ("backend", "is_local", "local_files_only", "name_or_path")
 _CONVERSION_ERRORS = (
     ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError, struct.error,
 )  # fmt: skip
-_GENERATION_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
+_GENERATION_KEYS = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
 
 
 def models_folder() -> Path:
@@ -162,23 +163,28 @@ def _pre_tokenizer(gguf: Path) -> str:
 
 
 def _clean(folder: Path, *, context_tokens: int) -> None:
-    """Remove what only says how the folder came to be, and name classes that older readers know as well."""
-    _edit(folder / "config.json", drop=_CONFIG_NOISE)
-    _edit(folder / "generation_config.json", keep=_GENERATION_KEYS)
-    tokenizer_class = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_tokens}
-    _edit(folder / "tokenizer_config.json", drop=_TOKENIZER_NOISE, change=tokenizer_class)
+    """Remove what only says how the folder came to be, and name classes and positions as older readers know them too."""
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_tokens}
+    _edit(folder / "config.json", lambda content: with_older_keys(_without(content, _CONFIG_NOISE)))
+    _edit(
+        folder / "generation_config.json",
+        lambda content: _without(content, content.keys() - _GENERATION_KEYS),
+    )
+    _edit(
+        folder / "tokenizer_config.json",
+        lambda content: with_older_tokenizer_keys(
+            _without(content, _TOKENIZER_NOISE) | named, takes_types=False
+        ),
+    )
 
 
-def _edit(
-    path: Path,
-    *,
-    drop: tuple[str, ...] = (),
-    keep: tuple[str, ...] | None = None,
-    change: dict[str, object] | None = None,
-) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in content.items() if key not in drop and (keep is None or key in keep)}
-    storage.write_file(path, [(json.dumps(kept | (change or {}), indent=2) + "\n").encode()])
+def _edit(path: Path, change: Callable[[dict[str, object]], dict[str, object]]) -> None:
+    content = change(json.loads(path.read_text(encoding="utf-8")))
+    storage.write_file(path, [(json.dumps(content, indent=2) + "\n").encode()])
+
+
+def _without(content: dict[str, object], names: Iterable[str]) -> dict[str, object]:
+    return {key: value for key, value in content.items() if key not in set(names)}
 
 
 def _split_digits(path: Path) -> None:

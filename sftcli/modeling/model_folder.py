@@ -194,7 +194,7 @@ def _write_whole_configuration(
     model: PreTrainedModel, folder: Path, source: Path, *, dtype: torch.dtype
 ) -> None:
     """Write the configuration of the larger model, and what turns images and sound into its input."""
-    config = _without_machine(read_json(source / "config.json"))
+    config = with_older_keys(_without_machine(read_json(source / "config.json")))
     name = str(dtype).removeprefix("torch.")
     for section in (config, config.get("text_config")):
         if isinstance(section, dict):
