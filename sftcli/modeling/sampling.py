@@ -67,8 +67,9 @@ def decode(
 
     Prompts are started in the order given; at most ``max_rows`` run together, and the next one takes the place of each
     that ends. Each row samples from a generator of its own, seeded by ``settings.seed`` and its entry of ``seeds`` (its
-    number by default), so a row's answer does not depend on which rows it shares a batch with. Rows cut by ``stop`` are
-    returned as they are, but not given to ``on_answer``.
+    number by default), so what is drawn does not depend on which rows share its batch. The logits do, by the rounding of
+    products whose shape changes with the batch: in float32 that decides between tokens that are as good as equally likely,
+    in bfloat16 now and then between others. Rows cut by ``stop`` are returned as they are, but not given to ``on_answer``.
     """
     rows = make_rows(model, min(max_rows, len(prompts)), prefix=_shared_prefix(prompts))
     waiting = deque(range(len(prompts)))
