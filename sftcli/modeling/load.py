@@ -14,6 +14,7 @@ from sftcli.modeling.config_values import config_value
 from sftcli.modeling.folder import check_model_folder
 from sftcli.modeling.modern_lm import register
 from sftcli.modeling.remote_code import refuse_code
+from sftcli.runtime import is_finite
 
 _SHOWN = 3
 
@@ -62,7 +63,7 @@ def load_model(
     Raises:
         NotFoundError, UsageError: The folder is no model folder (see ``check_model_folder``).
         ConsentError: The folder brings its own model code, or only pickle weights.
-        DataError: A file is damaged, or the model is of a kind that transformers does not know.
+        DataError: A file is damaged, the model is of a kind that transformers does not know, or weights are not finite.
         MismatchError: Tensors are missing, left over, or have other shapes than the configuration says.
         ResourceError: The device's memory is too small.
         UsageError: Gradient checkpointing is asked for and the model's code knows none.
@@ -82,9 +83,19 @@ def load_model(
             f"the model does not fit into the memory of {device}",
             hint="choose a smaller model or a larger device",
         ) from error
+    _refuse_nonfinite(folder, model)
     if gradient_checkpointing:
         checkpoint_activations(model)
     return model
+
+
+def take_names(model: PreTrainedModel, folder: Path) -> None:
+    """Let ``model``, loaded from a checkpoint, be saved under the names and in the form of the model in ``folder``.
+
+    A checkpoint has the names that transformers uses in memory, where experts are fused and prefixes are gone.
+    """
+    skeleton = AutoModelForCausalLM.from_pretrained(folder, device_map="meta", local_files_only=True)
+    vars(model)["_weight_conversions"] = skeleton._weight_conversions
 
 
 def own_attention(model: PreTrainedModel) -> str:
@@ -173,6 +184,20 @@ def _refuse_partial(folder: Path, info: Mapping[str, Any]) -> None:
     if extra := sorted(info["unexpected_keys"]):
         raise MismatchError(
             f"the weights in {folder} hold tensors that {config} has no place for: {_some(extra)}"
+        )
+
+
+def _refuse_nonfinite(folder: Path, model: PreTrainedModel) -> None:
+    """Refuse a model that computes nothing: what came of it would look like a result."""
+    weights = model.named_parameters()
+    spoilt = sorted(name for name, weight in weights if weight.is_floating_point() and not is_finite(weight))
+    if spoilt:
+        word = str(model.dtype).removeprefix("torch.")
+        hint = "take an earlier checkpoint of its training, or get the folder again"
+        if model.dtype == torch.float16:
+            hint = f"numbers above 65504 do not fit into float16: take bf16 or f32; else {hint}"
+        raise DataError(
+            f"the weights in {folder} hold numbers that are not finite in {word}: {_some(spoilt)}", hint=hint
         )
 
 

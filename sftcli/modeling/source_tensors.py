@@ -8,12 +8,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from sftcli.errors import MismatchError
 from sftcli.modeling.stored_tensors import FLOATS, StoredTensor, stored_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # What older releases wrote and newer ones compute by themselves.
 _COMPUTED = re.compile(r"(?:.*\.)?(?:rotary_emb\.inv_freq|position_ids|masked_bias)")
@@ -30,14 +33,18 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceTensors:
-    """The tensors of a model folder; ``places`` of those that the model has, and ``beside`` for those it has no place for."""
+    """The tensors of a model folder; ``places`` of those that the model has, and ``beside`` for those it has no place for.
+
+    With ``is_plain`` there are none beside it, and it holds the others as they are, under their names.
+    """
 
     stored: Mapping[str, StoredTensor]
     places: Mapping[str, Place]
     beside: Mapping[str, StoredTensor]
+    is_plain: bool
 
     @staticmethod
-    def of(model: PreTrainedModel, folder: Path) -> "SourceTensors":
+    def of(model: "PreTrainedModel", folder: Path) -> "SourceTensors":
         """Return those of ``folder``, which ``model`` was loaded from; it may hold an adapter as well."""
         stored, place = stored_tensors(folder), place_finder(model)
         places = {name: found for name in stored if (found := place(name)) is not None}
@@ -46,7 +53,8 @@ class SourceTensors:
             for name, tensor in stored.items()
             if name not in places and not _is_computed(name, tensor)
         }
-        return SourceTensors(stored=stored, places=places, beside=beside)
+        is_plain = not beside and not conversions_of(model)
+        return SourceTensors(stored=stored, places=places, beside=beside, is_plain=is_plain)
 
     def dtypes(self) -> dict[str, torch.dtype]:
         """Return the floating-point type of each tensor of the model in the files; of several parts that of the first."""
@@ -65,9 +73,11 @@ class SourceTensors:
         return ", ".join(f"{count} {start}.*" for start, count in sorted(counts.items()))
 
 
-def place_finder(model: PreTrainedModel) -> Callable[[str], Place | None]:
+def place_finder(model: "PreTrainedModel") -> Callable[[str], Place | None]:
     """Return what gives the place in ``model`` of a tensor with a name as in a file, as transformers finds it."""
-    conversions = getattr(model, "_weight_conversions", None) or []
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    conversions = conversions_of(model)
     renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
     converters = [one for one in conversions if isinstance(one, WeightConverter)]
     state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
@@ -80,6 +90,29 @@ def place_finder(model: PreTrainedModel) -> Callable[[str], Place | None]:
         return Place(name=found, is_converted=pattern is not None) if found in state else None
 
     return place
+
+
+def conversions_of(model: "PreTrainedModel") -> list[object]:
+    """Return how transformers renamed and fused tensors when it loaded ``model``."""
+    return [*(getattr(model, "_weight_conversions", None) or ())]
+
+
+def check_names_come_back(model: "PreTrainedModel", folder: Path, source: SourceTensors) -> None:
+    """Make sure that saving ``model`` gives its tensors the names that they have in ``folder``, which other parts rely on.
+
+    Raises:
+        MismatchError: It would not.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    shapes = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
+    written = revert_weight_conversion(model, shapes)
+    if lost := sorted(source.places.keys() - written.keys()):
+        raise MismatchError(
+            f"{folder} holds more than a language model, {source.in_words()}, and what is trained of it could not be "
+            f"written back in its place: {lost[0]} would have another name",
+            hint="name a folder that holds the language model alone, or train an adapter: --lora",
+        )
 
 
 def _is_computed(name: str, tensor: StoredTensor) -> bool:

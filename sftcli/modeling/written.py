@@ -6,14 +6,17 @@ The bytes are read from the files by themselves, with none of what wrote them.
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from sftcli.errors import StorageError
 from sftcli.modeling.source_tensors import SourceTensors, place_finder
 from sftcli.modeling.stored_tensors import StoredTensor, stored_tensors, tensors_of_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _TYPES = {
     torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.float16: "F16",
@@ -26,7 +29,7 @@ _SEARCHED = 1 << 24  # numbers of tensors that were cut up, among which those of
 
 def check_model_written(
     folder: Path,
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     tensors: Mapping[str, torch.Tensor],
     source: SourceTensors,
     *,

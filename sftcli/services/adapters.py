@@ -25,6 +25,7 @@ from sftcli.modeling.load import load_model
 from sftcli.modeling.locate import LocatedModel, is_path, locate_model
 from sftcli.modeling.model_folder import write_companions
 from sftcli.modeling.tokenizer import HFChatTokenizer
+from sftcli.modeling.written import check_file_written
 from sftcli.storage import write_file
 from sftcli.training.state import Snapshot
 from sftcli.training.tensor_file import tensor_file_parts
@@ -63,6 +64,7 @@ class AdapterFiles:
         """
         with whole_folder(folder, hint="choose another run.root") as fresh:
             write_file(fresh / WEIGHTS_FILE, tensor_file_parts(snapshot.weights))
+            check_file_written(fresh / WEIGHTS_FILE, snapshot.weights)
             self.write(fresh)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,8 @@ from sftcli.modeling.load import (
     own_attention,
 )
 from sftcli.modeling.locate import LocatedModel
-from sftcli.modeling.model_folder import write_model_files
+from sftcli.modeling.model_folder import is_part_of_whole, write_model_files
+from sftcli.modeling.source_tensors import SourceTensors, check_names_come_back
 from sftcli.runtime import (
     choose_device,
     dtype_named,
@@ -72,12 +74,16 @@ class Materials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A trainer with the model that it trains, what its adapter's folders hold where one is trained, and what was decided."""
+    """A trainer with the model that it trains, what its adapter's folders hold where one is trained, and what was decided.
+
+    ``is_plain`` as in ``SourceTensors``: else a checkpoint is not all that a model folder of its kind holds.
+    """
 
     trainer: Trainer
     model: "PreTrainedModel"
     adapter: AdapterFiles | None
     decisions: Decisions  # complete
+    is_plain: bool
 
 
 def build_trainer(
@@ -112,6 +118,9 @@ def build_trainer(
     model, adapter, layers = _load(
         materials, recorded, dtype, torch.device("cpu") if shares else device, emit
     )
+    source = SourceTensors.of(model, located.folder)
+    if source.beside:
+        _tell_beside(model, source, located.folder, emit, is_whole=adapter is None)
     weights = make_weights(model, settings, group, dtype=dtype, device=device, shares=shares)
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
@@ -176,7 +185,7 @@ def build_trainer(
         group=group,
         gauge=Gauge.of(model, peak_flops=peak * group.size),
     )
-    return Built(trainer=trainer, model=model, adapter=adapter, decisions=decisions)
+    return Built(trainer=trainer, model=model, adapter=adapter, decisions=decisions, is_plain=source.is_plain)
 
 
 def _store(
@@ -248,6 +257,24 @@ def _fused(model: "PreTrainedModel", emit: EventSink) -> tuple[str, ...]:
         names = ", ".join(fusion.left_alone)
         emit(Notice(text=f"{names}: computed as transformers does, without the faster form"))
     return fusion.fused
+
+
+def _tell_beside(
+    model: "PreTrainedModel", source: SourceTensors, folder: Path, emit: EventSink, *, is_whole: bool
+) -> None:
+    """Say what ``folder`` holds beside the language model; ``is_whole`` where it is not an adapter that will be written.
+
+    Raises:
+        MismatchError: The model could not be written back to where it was.
+    """
+    if is_whole and is_part_of_whole(model, folder):
+        check_names_come_back(model, folder, source)
+    emit(
+        Notice(
+            text=f"beside the language model there are {len(source.beside)} tensors ({source.in_words()}): they are not "
+            "trained, and are written as they are"
+        )
+    )
 
 
 def _checkpointing(model: "PreTrainedModel", settings: TrainingSettings) -> Callable[[], None] | None:

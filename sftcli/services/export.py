@@ -11,11 +11,12 @@ import torch
 from sftcli import storage
 from sftcli.errors import OutputError, StoppedError, UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
-from sftcli.modeling.load import count_parameters, quiet_libraries
+from sftcli.modeling.load import count_parameters, quiet_libraries, take_names
 from sftcli.modeling.model_folder import save_model_folder
 from sftcli.modeling.modern_lm import ModernLMForCausalLM
 from sftcli.modeling.tokenizer import load_chat_tokenizer
 from sftcli.runtime import dtype_name
+from sftcli.services.base_model import needed_base
 from sftcli.services.model_card import license_of, model_card, portable
 from sftcli.services.models import ModelChoice, choose_model, handed_on_dtype, load_choice
 from sftcli.services.pt_output import export_pt
@@ -130,19 +131,35 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop
     model = _load(choice, emit, dtype)
     if stop.requested():
         raise StoppedError
+    source = _named_as(choice, model, emit)
     emit(Notice(text=f"writing {request.out}{_rounding(choice, dtype)}"))
     save_model_folder(
         model,
-        source=choice.weights_folder,
+        source=source,
         folder=request.out,
         tokenizer=choice.tokenizer_folder,
         stop_ids=tokenizer.stop_ids,
         # What is handed on as it is keeps the type of each of its tensors.
-        dtype=None if request.dtype is None and choice.base is None else dtype,
+        dtype=None if request.dtype is None and source == choice.folder else dtype,
         texts={"README.md": model_card(request.out.name, choice)},
         hint=_HINT,
     )
     return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def _named_as(choice: ModelChoice, model: "PreTrainedModel", emit: EventSink) -> Path:
+    """Return the folder whose names and form ``model`` is written in: its own, or the one that its run started from.
+
+    Raises:
+        NotFoundError: It needs that one, and it is not there any more.
+    """
+    if choice.run is None or not (choice.weights_folder / STATE).is_file():
+        return choice.weights_folder
+    base = needed_base(choice.run, emit)
+    if base is None:
+        return choice.weights_folder
+    take_names(model, base.folder)
+    return base.folder
 
 
 def _rounding(choice: ModelChoice, dtype: torch.dtype) -> str:

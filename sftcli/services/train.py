@@ -19,7 +19,7 @@ from sftcli.events import (
 from sftcli.modeling.model_folder import save_model_folder
 from sftcli.modeling.pt_checkpoint import model_differences
 from sftcli.runtime import choose_device, monotonic
-from sftcli.services.base_model import record_base
+from sftcli.services.base_model import record_base, record_need
 from sftcli.services.building import Built, Materials
 from sftcli.services.comparing import Changes, compare
 from sftcli.services.decisions import read_decisions, record_decisions, settle_precision
@@ -192,6 +192,8 @@ def _train(
     )
     agree_on_decisions(built, peers)
     record_decisions(run, built.decisions)
+    if not built.is_plain:
+        record_need(run)
     trainer = built.trainer
     watch.name_rows = trainer.name_rows
     tell_sharing(trainer, emit)

@@ -28,11 +28,16 @@ def bad_step(step: int, *, loss: float, grad_norm: float, rows: str) -> Warned:
 
 
 def refuse_bad_steps(state: TrainState, settings: TrainingSettings) -> None:
-    """End the run where too many steps in a row were skipped.
+    """End the run where too many steps in a row were skipped, or all that there are.
 
     Raises:
-        DivergedError: There were ``max_bad_steps``.
+        DivergedError: There were ``max_bad_steps``, or the last step is over and none was applied.
     """
+    if state.bad_steps == settings.max_steps:
+        raise DivergedError(
+            f"every step was skipped: none of {state.bad_steps} gave a finite loss and gradient, and nothing was trained",
+            hint="look at the model with sft generate, and at the training rows named above",
+        )
     if state.bad_steps >= settings.max_bad_steps:
         raise DivergedError(
             f"{state.bad_steps} steps in a row gave no finite loss or gradient, the last one at step {state.step}",

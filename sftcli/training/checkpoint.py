@@ -2,8 +2,8 @@
 
 A checkpoint is staged beside its final name, each file is written and synced, the manifest with sizes and hashes comes
 last, and one rename makes it real. It opens as a Hugging Face model folder as well: ``model.safetensors`` holds the
-float32 masters, and the model's config and tokenizer lie beside them. Where an adapter is trained, it opens as a folder
-of peft, and holds no weight of the model below.
+float32 masters and the buffers, and the model's config and tokenizer lie beside them. Where an adapter is trained, it
+opens as a folder of peft, and holds no weight of the model below.
 """
 
 import json
@@ -18,6 +18,7 @@ from pathlib import Path
 from sftcli import storage
 from sftcli.config.schema import CheckpointSettings
 from sftcli.errors import StorageError, UnsavedError
+from sftcli.modeling.written import check_file_written
 from sftcli.training.checkpoint_files import (
     FORMAT_VERSION,
     MANIFEST,
@@ -119,7 +120,7 @@ class DirectoryCheckpointStore:
                 storage.disk.rename(final, storage.scratch_path(self.root, storage.TRASH, name))
             storage.disk.rename(staging, final)
             storage.disk.sync(self.root)
-        except OSError:
+        except (OSError, StorageError):
             storage.try_remove_tree(staging)
             raise
         return final
@@ -137,6 +138,7 @@ class DirectoryCheckpointStore:
             (RNG, rng_tensors(snapshot)),
         ):
             files[name] = storage.write_file(folder / name, tensor_file_parts(tensors))
+        check_file_written(folder / self.weights_name, snapshot.weights)
         state = {"format": FORMAT_VERSION, "state": asdict(snapshot.state), "fingerprints": self.fingerprints}
         files[STATE] = storage.write_file(folder / STATE, [json.dumps(state, indent=2).encode()])
         storage.disk.sync(folder)

@@ -78,7 +78,7 @@ class Trainer:
         goes on, before its next step, and saved.
 
         Raises:
-            DivergedError: ``max_bad_steps`` steps in a row gave no finite loss or gradient.
+            DivergedError: ``max_bad_steps`` steps in a row gave no finite loss or gradient, or all steps that there are.
         """
         last_step = self.settings.max_steps
         was_owed = self._owes_heldout()

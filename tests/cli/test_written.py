@@ -1,10 +1,22 @@
 """What a run leaves behind is what it trained, to the bit, and all that its source held."""
 
+import json
+import shutil
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
+from sftcli.errors import DataError, DivergedError, NotFoundError, StorageError
+from sftcli.events import NeverStop, Notice
+from sftcli.modeling.load import load_model
+from sftcli.modeling.model_folder import save_model_folder
+from sftcli.services.export import ExportFormat, ExportRequest, run_export
+from sftcli.training import checkpoint
+from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, settings_of, train, write_rows
+from tests.support.tiny_families import WITH_BUFFERS, build_with_buffers, build_with_tower
 from tests.support.tiny_model import build_tiny_model
 
 NEVER = 99
@@ -19,6 +31,24 @@ def rows(tmp_path_factory):
     return folder
 
 
+def run_of(rows, source, *changes, sink=None):
+    """Train for three steps; return the folder of the run."""
+    place = source.parent / "runs"
+    train(
+        settings_of(rows, source, f"run.root={place}", "run.name=one", *SHORT, *changes),
+        sink or StopAtStep(NEVER),
+    )
+    return place / "one"
+
+
+def exported(folder, out, *, dtype=None):
+    request = ExportRequest(
+        checkpoint=str(folder), format=ExportFormat.HF, out=out, root=folder.parent, dtype=dtype
+    )
+    run_export(request, RecordingSink(), NeverStop())
+    return out
+
+
 def tensors(folder):
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
@@ -30,10 +60,8 @@ def test_final_weights_are_the_masters_cast_once_and_frozen_ones_those_of_the_so
     rows, tmp_path, dtype, trains_embeddings, precision
 ):
     source = build_tiny_model(tmp_path / "model", dtype=dtype, tie=trains_embeddings)
-    run = tmp_path / "runs" / "one"
-    changes = (f"run.root={run.parent}", "run.name=one", f"training.precision={precision}", *SHORT)
     frozen = f"training.train_embeddings={str(trains_embeddings).lower()}"
-    train(settings_of(rows, source, *changes, frozen), StopAtStep(NEVER))
+    run = run_of(rows, source, f"training.precision={precision}", frozen)
     before, final = tensors(source), tensors(run / "final")
     masters = load_file(run / "checkpoints" / "step-00000003" / "model.safetensors")
     assert final.keys() == before.keys() == masters.keys()
@@ -46,3 +74,189 @@ def test_final_weights_are_the_masters_cast_once_and_frozen_ones_those_of_the_so
         assert torch.equal(tensor, masters[name].to(dtype))
         assert not torch.equal(tensor, before[name])
         assert not torch.equal(masters[name], masters[name].bfloat16().float())
+
+
+@pytest.fixture(scope="module")
+def towered(rows, tmp_path_factory):
+    """A run of a model with a tower, its source, and what was said."""
+    place, sink = tmp_path_factory.mktemp("tower"), StopAtStep(NEVER)
+    source = build_with_tower(place / "model", dtype=torch.bfloat16)
+    (source / "preprocessor_config.json").write_text("{}")
+    return (
+        run_of(rows, source, sink=sink),
+        source,
+        [event.text for event in sink.events if isinstance(event, Notice)],
+    )
+
+
+def test_a_tower_and_other_heads_are_told_of_once_and_written_as_they_were(towered, tmp_path):
+    run, source, told = towered
+    (line,) = [text for text in told if "visual" in text]
+    assert "23 tensors (21 model.visual.*, 2 mtp.*): they are not trained" in line
+    before, final = tensors(source), tensors(run / "final")
+    assert final.keys() == before.keys()
+    trained = [name for name in before if not torch.equal(final[name], before[name])]
+    assert trained
+    assert not [name for name in trained if "visual" in name or name.startswith("mtp.")]
+    assert {tensor.dtype for tensor in final.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("way", ["final", "export", "export-of-checkpoint"])
+def test_a_folder_with_a_tower_opens_as_the_model_it_was(towered, tmp_path, way):
+    run, source, _ = towered
+    folder = run / "final"
+    if way != "final":
+        folder = exported(
+            folder if way == "export" else run / "checkpoints" / "step-00000003", tmp_path / "out"
+        )
+    before, config = tensors(source), json.loads((folder / "config.json").read_text())
+    written = tensors(folder)
+    assert written.keys() == before.keys()
+    assert all(
+        torch.equal(written[name], before[name]) for name in before if "visual" in name or "mtp" in name
+    )
+    assert config["model_type"] == "qwen3_5"
+    assert config["architectures"] == ["Qwen3_5ForConditionalGeneration"]
+    assert (folder / "preprocessor_config.json").is_file()
+    model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    head = dict(model.named_parameters())["model.language_model.norm.weight"]
+    final = tensors(run / "final")["model.language_model.norm.weight"]
+    assert torch.equal(head.float().bfloat16(), final)
+
+
+def test_a_checkpoint_whose_tower_is_gone_is_not_exported_without_it(towered, tmp_path):
+    run, source, _ = towered
+    shutil.copytree(run.parent.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("cache"))
+    moved = tmp_path / "copy" / "runs" / "one"
+    config = (moved / "config.toml").read_text().replace(str(source), str(tmp_path / "gone"))
+    (moved / "config.toml").write_text(config)
+    with pytest.raises(NotFoundError, match="gone"):
+        exported(moved / "checkpoints" / "step-00000003", tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", WITH_BUFFERS)
+def test_buffers_are_in_checkpoints_which_open_and_are_exported_as_final_is(rows, tmp_path, family):
+    source = build_with_buffers(tmp_path / "model", family, dtype=torch.bfloat16)
+    run = run_of(rows, source, "training.precision=fp32")
+    before, final = tensors(source), tensors(run / "final")
+    assert final.keys() == before.keys()
+    assert {name: tensor.dtype for name, tensor in final.items()} == {
+        name: t.dtype for name, t in before.items()
+    }
+    buffers = [name for name in before if name.endswith(("e_score_correction_bias", "layer_scalar"))]
+    assert buffers
+    assert all(torch.equal(final[name], before[name]) for name in buffers)
+    checkpoint = run / "checkpoints" / "step-00000003"
+    opened = load_model(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
+    final_model = load_model(run / "final", dtype=torch.float32, device=torch.device("cpu"))
+    for name, tensor in final_model.state_dict().items():
+        kept = opened.state_dict()[name]
+        assert torch.equal(kept if tensor.equal(kept) else kept.bfloat16().float(), tensor)
+    again = tensors(exported(checkpoint, tmp_path / "out"))
+    assert again.keys() == final.keys()
+    assert all(torch.equal(again[name].to(final[name].dtype), final[name]) for name in final)
+
+
+# What the writing library might do, and what is found of it
+
+FAULTS = {
+    "lost": lambda held: held.pop("model.norm.weight"),
+    "other-numbers": lambda held: held.update({"model.norm.weight": held["model.norm.weight"] * 2}),
+    "other-type": lambda held: held.update({"model.norm.weight": held["model.norm.weight"].half()}),
+    "other-shape": lambda held: held.update({"model.norm.weight": held["model.norm.weight"][:-1].clone()}),
+    "one-more": lambda held: held.update({"model.surprise": torch.ones(3)}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_final_folder_that_is_not_what_was_trained_is_an_error_and_not_there(
+    rows, tmp_path, monkeypatch, fault
+):
+    source = build_tiny_model(tmp_path / "model")
+    save = PreTrainedModel.save_pretrained
+
+    def spoil(self, folder, **options):
+        save(self, folder, **options)
+        held = load_file(folder / "model.safetensors")
+        FAULTS[fault](held)
+        save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", spoil)
+    with pytest.raises(StorageError, match="surprise" if fault == "one-more" else r"model\.norm\.weight"):
+        run_of(rows, source)
+    assert not (tmp_path / "runs" / "one" / "final").exists()
+
+
+def test_experts_that_were_changed_on_their_way_are_found(tmp_path, monkeypatch):
+    source = build_with_buffers(tmp_path / "model", "glm4_moe")
+    model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
+    save = PreTrainedModel.save_pretrained
+
+    def spoil(self, folder, **options):
+        save(self, folder, **options)
+        held = load_file(folder / "model.safetensors")
+        held["model.layers.1.mlp.experts.2.up_proj.weight"] *= 1.01
+        save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+
+    save_model_folder(model, source=source, folder=tmp_path / "good")
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", spoil)
+    with pytest.raises(StorageError, match="experts"):
+        save_model_folder(model, source=source, folder=tmp_path / "bad")
+
+
+def test_a_checkpoint_that_is_not_what_was_trained_is_an_error_and_not_there(rows, tmp_path, monkeypatch):
+    write = checkpoint.tensor_file_parts
+
+    def spoil(held):
+        return write(
+            {name: value.clone().zero_() if "norm" in name else value for name, value in held.items()}
+        )
+
+    monkeypatch.setattr(checkpoint, "tensor_file_parts", spoil)
+    with pytest.raises(StorageError, match="holds other numbers"):
+        run_of(rows, build_tiny_model(tmp_path / "model"))
+    assert not [*(tmp_path / "runs" / "one" / "checkpoints").iterdir()]
+
+
+# Numbers that are not finite
+
+
+def test_a_run_of_skipped_steps_alone_is_no_success(rows, tmp_path):
+    source = build_tiny_model(tmp_path / "model")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"rms_norm_eps": float("nan")}))
+    with pytest.raises(DivergedError, match="every step was skipped: none of 2"):
+        run_of(rows, source, "training.max_steps=2")
+    assert not (tmp_path / "runs" / "one" / "final").exists()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, number):
+    source = build_tiny_model(tmp_path / "model")
+    held = load_file(source / "model.safetensors")
+    held["model.layers.1.mlp.up_proj.weight"][3, 5] = number
+    save_file(held, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"not finite in bfloat16: model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(source, dtype=torch.bfloat16, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_weights_too_large_for_their_type_are_refused_and_not_written(tmp_path, is_loaded):
+    source = build_tiny_model(tmp_path / "model")
+    held = load_file(source / "model.safetensors")
+    held["model.norm.weight"][3] = 1e6
+    save_file(held, source / "model.safetensors", metadata={"format": "pt"})
+    model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
+
+    def write():
+        if is_loaded:  # as after a training
+            save_model_folder(model, source=source, folder=tmp_path / "out", dtype=torch.float16)
+        else:
+            exported(source, tmp_path / "out", dtype="f16")
+
+    with pytest.raises(DataError, match="not finite in float16") as caught:
+        write()
+    assert "model.norm.weight" in caught.value.message
+    assert "bf16" in caught.value.hint
+    assert not (tmp_path / "out").exists()
