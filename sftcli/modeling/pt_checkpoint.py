@@ -258,7 +258,9 @@ def write_pt(
         "metadata": about,
         **about,
     }
-    staging = storage.scratch_path(path.parent, storage.TEMPORARY)
+    staging = storage.scratch_path(
+        path.parent, storage.TEMPORARY, path.name
+    )  # torch takes a name for its archive from it
     try:
         storage.disk.let_library_write(path.parent, lambda: torch.save(content, staging))
         storage.disk.sync(staging)
