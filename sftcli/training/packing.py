@@ -5,27 +5,35 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from sftcli.config.training_settings import PackRows, TrainingSettings
-from sftcli.data.batch import Batch, ExampleSource, Packing, collate, collate_packed
+from sftcli.data.batch import ExampleSource, Packing, collate_packed
 from sftcli.data.example import Example
 from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Notice
-from sftcli.modeling.document_attention import attend_as_before, attend_by_document, attention_of
+from sftcli.modeling.document_attention import (
+    attend_as_before,
+    attend_by_document,
+    attention_of,
+    overheard,
+)
+from sftcli.modeling.experts import experts_by_document
 from sftcli.training.choices import RowSharing
-from sftcli.training.loss import MAX_CHUNK_LOGITS
+from sftcli.training.probe_rows import cut_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Packs = Sequence[Sequence[Example]]
 
-# Part by which logits of a row may differ when others are in its row. On SmolLM2-135M they differed by 2e-6 in float32
-# and 0.03 in bfloat16, and by 0.7 once documents saw each other or positions went on.
+# Part by which logits of a row may differ from those that it gets alone, where products have other shapes. On SmolLM2-135M
+# they differed by 2e-6 in float32 and 0.03 in bfloat16, and by 0.7 once positions went on. Whether documents see each
+# other is another question, which is answered without a tolerance.
 _TOLERANCE = {torch.float32: 1e-3}
 _COARSE_TOLERANCE = 0.1
-_PROBE_TOKENS = 600  # of all probed rows together, to save time
+_PASSES = 3  # forward, over the rows that are tried
 _MEASURED = (
     "cpu",
     "cuda",
@@ -93,38 +101,57 @@ def choose_packing(
 
 
 class _Probe:
-    """Compares logits of a few rows, cut to what fits, when they are packed and when they are alone."""
+    """Runs a few rows, cut to what fits, packed and alone."""
 
     def __init__(self, model: "PreTrainedModel", examples: ExampleSource, pad_id: int) -> None:
         self._model = model
         self._pad_id = pad_id
-        room = min(_PROBE_TOKENS, MAX_CHUNK_LOGITS // model.config.get_text_config().vocab_size)
-        last = len(examples) - 1
-        self.rows = [_cut(examples[index], max(2, room // 3)) for index in (0, last // 2, last)]
+        self.rows = cut_rows(model, examples, work=2 * _PASSES)
 
     @torch.no_grad()
     def keeps_apart(self, packs: Packs) -> bool:
-        """Tell whether the rows of ``packs`` get the logits that they get alone."""
-        self._model.train(False)
-        try:
-            packed = self._logits(collate_packed(packs, example_ids=range(3), pad_id=self._pad_id))
-            alone = [
-                self._logits(collate([row], example_ids=[0], pad_id=self._pad_id))[0]
-                for row in chain.from_iterable(packs)
-            ]
-        except (AttributeError, TypeError, ValueError, RuntimeError):
-            return False  # a model that cannot be told of documents at all
-        tolerance = _TOLERANCE.get(packed.dtype, _COARSE_TOLERANCE)
-        apart = iter(alone)
-        return all(
-            _difference(part, next(apart)) <= tolerance
-            for row, pack in zip(packed, packs, strict=True)
-            for part in row[: sum(map(_length, pack))].split([_length(example) for example in pack])
-        )
+        """Tell whether no row of ``packs`` depends on another one, and each gets the logits that it gets alone.
 
-    def _logits(self, batch: Batch) -> torch.Tensor:
-        logits: torch.Tensor = self._model(**batch.to(self._model.device).inputs, use_cache=False).logits
-        return logits
+        One row in a pack gets other tokens, of the same number: then every product has the shape that it had, and the logits
+        of all other rows must be the same bit for bit, in the precision of training. Experts take rows one by one for that:
+        how many of their tokens an expert gets changes the shape of its products. That says nothing about positions, which
+        must begin anew in each row; so the logits are compared with those of the rows alone, up to rounding.
+        """
+        self._model.train(False)
+        place = max(0, len(packs[0]) - 2)  # with rows before it, where there are, and behind it
+        other = [[*packs[0][:place], _with_other_tokens(packs[0][place]), *packs[0][place + 1 :]], *packs[1:]]
+        try:
+            with overheard() as found:
+                packed, replaced = (self._by_row(each) for each in (packs, other))
+            alone = [self._by_row([[row]])[0] for row in chain.from_iterable(packs)]
+        except (AttributeError, TypeError, ValueError, RuntimeError, LookupError):
+            return False  # a model that cannot be told of documents at all
+        is_kept = [index != place for index in range(len(packed))]
+        is_apart = all(
+            torch.equal(left, right)
+            for left, right, kept in zip(packed, replaced, is_kept, strict=True)
+            if kept
+        )
+        tolerance = _TOLERANCE.get(packed[0].dtype, _COARSE_TOLERANCE)
+        differences = map(_difference, packed, alone)
+        return found.is_complete and is_apart and all(part <= tolerance for part in differences)
+
+    def _by_row(self, packs: Packs) -> list[torch.Tensor]:
+        """Return the logits (T, V) of each row of ``packs``."""
+        lengths = [[len(example.input_ids) for example in pack] for pack in packs]
+        count = sum(map(len, lengths))
+        batch = collate_packed(packs, example_ids=range(count), pad_id=self._pad_id)
+        if count == 1:
+            batch = replace(batch, documents=None)
+        width = batch.input_ids.shape[1]
+        pieces = [[*counts, width - sum(counts)] for counts in lengths]  # the last one is padding
+        with experts_by_document(self._model, list(chain.from_iterable(pieces))):
+            logits = self._model(**batch.to(self._model.device).inputs, use_cache=False).logits
+        return [
+            part
+            for row, counts in zip(logits, pieces, strict=True)
+            for part in row.split(counts)[: len(counts) - 1]
+        ]
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -133,14 +160,12 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / (expected - expected.mean(-1, keepdim=True)).norm())
 
 
-def _cut(example: Example, num_tokens: int) -> Example:
-    return replace(
-        example, input_ids=example.input_ids[:num_tokens], loss_mask=example.loss_mask[:num_tokens]
-    )
-
-
-def _length(example: Example) -> int:
-    return len(example.input_ids)
+def _with_other_tokens(example: Example) -> Example:
+    """Return ``example`` with another of its tokens at each place, or the next token where it has only one."""
+    known = np.unique(example.input_ids)
+    places = np.searchsorted(known, example.input_ids)
+    other = known[(places + 1) % len(known)] if len(known) > 1 else example.input_ids - 1
+    return replace(example, input_ids=np.abs(other).astype(example.input_ids.dtype))
 
 
 def _told(kind: RowSharing, packing: Packing, emit: EventSink) -> ChosenPacking:

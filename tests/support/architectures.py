@@ -16,7 +16,7 @@ from transformers import (
 from tests.support.tiny_modern import tiny_modern
 from tests.support.training import tiny_llama
 
-_SMALL = {
+SMALL = {
     "vocab_size": 514, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "initializer_range": 0.2,
 }  # fmt: skip
@@ -33,9 +33,9 @@ def _gpt2() -> PreTrainedModel:
 _BUILDERS = {
     "llama": tiny_llama,
     "gpt2": _gpt2,  # absolute positions
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SMALL)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**_SMALL, sliding_window=8)),
-    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_SMALL, sliding_window=8, head_dim=8)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, sliding_window=8, head_dim=8)),
     "modern": lambda: tiny_modern(initializer_range=0.1),
 }
 ARCHITECTURES = tuple(_BUILDERS)

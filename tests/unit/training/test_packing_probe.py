@@ -1,8 +1,21 @@
 """Rows are packed only where the model itself is seen to keep them apart."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import (
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+)
 
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import Packing
@@ -10,10 +23,10 @@ from sftcli.errors import UsageError
 from sftcli.events import Notice
 from sftcli.modeling.document_attention import attention_of
 from sftcli.training.packing import choose_packing
-from tests.support.architectures import ARCHITECTURES, build_architecture
+from tests.support.architectures import ARCHITECTURES, SMALL, build_architecture
 from tests.support.recording import RecordingSink
 from tests.support.tiny_model import tiny_config
-from tests.support.training import PAD_ID, random_examples
+from tests.support.training import PAD_ID, ExampleList, random_examples
 
 EXAMPLES = random_examples(20)
 LONGEST = max(EXAMPLES.num_tokens)
@@ -49,10 +62,50 @@ def seeded(kind: type[LlamaForCausalLM], *, spread: float = 0.2) -> LlamaForCaus
         return kind(config)
 
 
-def choose(model, **changes):
+HYBRID = {
+    "mamba_d_ssm": 64,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 8,
+}
+LEAKING = {
+    "falcon_h1": lambda: FalconH1ForCausalLM(FalconH1Config(**SMALL, head_dim=8, **HYBRID)),
+    "recurrent_gemma": lambda: RecurrentGemmaForCausalLM(
+        RecurrentGemmaConfig(
+            **SMALL, lru_width=32, block_types=["recurrent", "attention"], attention_window_size=8
+        )
+    ),
+}
+EXPERTS = {
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)),
+    "qwen3_moe": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(**SMALL, head_dim=8, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16)
+    ),
+}
+
+
+def built(build, dtype=torch.float32):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build().to(dtype)
+
+
+def leak(layer, size):
+    """Let each position see a little of the mean of all before it, whatever document they are of."""
+
+    def add(module, inputs, output):
+        counts = torch.arange(1, output.shape[1] + 1)[:, None]
+        return (output.float() + size * output.float().cumsum(1) / counts).to(output.dtype)
+
+    layer.register_forward_hook(add)
+
+
+def choose(model, *, examples=EXAMPLES, **changes):
     sink = RecordingSink()
     settings = TrainingSettings(**({"micro_batch_size": 4} | changes))
-    chosen = choose_packing(model, EXAMPLES, longest=LONGEST, settings=settings, pad_id=PAD_ID, emit=sink)
+    chosen = choose_packing(model, examples, longest=LONGEST, settings=settings, pad_id=PAD_ID, emit=sink)
     return chosen.packing, sink.of(Notice)
 
 
@@ -82,6 +135,37 @@ def test_model_that_tells_documents_wrongly_is_not_packed_by_itself_and_it_is_sa
 def test_model_that_knows_only_positions_is_packed_by_mask_where_packing_is_asked_for():
     assert choose(seeded(BlindToBounds))[0] is None
     assert choose(seeded(BlindToBounds), packing="on")[0] == Packing(row_tokens=LONGEST, rows=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", LEAKING)
+def test_model_whose_state_goes_on_is_not_packed(name, dtype):
+    model = built(LEAKING[name], dtype)
+    assert choose(model)[0] is None
+    with pytest.raises(UsageError, match="lets documents of one row see each other"):
+        choose(model, packing="on")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", *EXPERTS])
+def test_a_leak_of_a_thousandth_in_one_layer_is_seen(name, dtype):
+    build = EXPERTS.get(name, lambda: seeded(LlamaForCausalLM))
+    assert choose(built(build, dtype))[0] is not None
+    model = built(build, dtype)
+    leak(model.model.layers[0], 1e-3)
+    assert choose(model)[0] is None
+
+
+def test_experts_are_as_before_when_they_were_tried():
+    model = built(EXPERTS["mixtral"])
+    choose(model)
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_rows_of_one_token_over_and_over_are_told_apart_too():
+    same = ExampleList(replace(one, input_ids=np.full_like(one.input_ids, 7)) for one in EXAMPLES[:3])
+    assert choose(seeded(LlamaForCausalLM), examples=same)[0] is not None
+    assert choose(seeded(BlindToPositions), examples=same)[0] is None
 
 
 def test_model_as_it_is_first_initialized_is_told_apart_too():

@@ -1,0 +1,50 @@
+"""The rows that a model is tried on before it trains: a few real ones, cut to what costs little time."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from sftcli.data.batch import ExampleSource
+from sftcli.data.example import Example
+from sftcli.training.loss import MAX_CHUNK_LOGITS
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+_MOST_TOKENS = 600  # of all rows together
+_FEWEST_TOKENS = 48  # however large the model
+_OPERATIONS = {"cpu": 1.2e11}  # that a trial may take: about a second on two cores
+_OPERATIONS_ELSEWHERE = 1e13
+
+
+def cut_rows(model: "PreTrainedModel", examples: ExampleSource, *, work: int) -> list[Example]:
+    """Return three rows, a long one first, cut to the end of their trained tokens.
+
+    Args:
+        model: Whose size says how many tokens are affordable.
+        examples: Rows to choose from.
+        work: Operations that are made for a token and a weight.
+    """
+    weights = sum(weight.numel() for weight in model.parameters())
+    operations = _OPERATIONS.get(model.device.type, _OPERATIONS_ELSEWHERE)
+    embedding = cast("torch.nn.Embedding", model.get_input_embeddings())
+    room = min(
+        _MOST_TOKENS,
+        MAX_CHUNK_LOGITS // embedding.weight.shape[0],
+        max(_FEWEST_TOKENS, int(operations / (work * weights))),
+    )
+    order = np.argsort(np.asarray(examples.num_tokens), kind="stable")
+    chosen = (order[-1], order[len(order) // 2], order[0])
+    return [
+        _cut(examples[int(index)], max(2, size))
+        for index, size in zip(chosen, (room // 2, room // 4, room // 4), strict=True)
+    ]
+
+
+def _cut(example: Example, num_tokens: int) -> Example:
+    """Keep ``num_tokens`` up to the last one that is trained, or the first ones where that is among them."""
+    end = int(np.flatnonzero(example.loss_mask)[-1]) + 1 if example.loss_mask.any() else num_tokens
+    kept = slice(max(0, end - num_tokens), max(end, num_tokens))
+    return replace(example, input_ids=example.input_ids[kept], loss_mask=example.loss_mask[kept])
