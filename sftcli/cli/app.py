@@ -1,7 +1,10 @@
 """The ``sft`` program: its commands, and the way from an error to an exit code."""
 
+import os
 import sys
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +13,9 @@ from sftcli import __version__
 from sftcli.cli import evaluate, export, generate, inspect, prepare, report, runs, train
 from sftcli.cli.errors_view import guarded
 from sftcli.cli.several import as_one_voice
+from sftcli.cli.text import as_utf8
 from sftcli.environment import set_defaults
+from sftcli.errors import UsageError
 
 SHARED = {"sft train", "sft resume", "sft eval"}  # what several processes can do together
 
@@ -75,9 +80,36 @@ def main() -> None:
     arguments = sys.argv[1:]
     command = _command_name(arguments)
     # In its own standalone mode Typer would print boxes for errors and turn a broken pipe into exit code 1.
-    run = partial(app, arguments, prog_name="sft", standalone_mode=False)
+    run = partial(_run, arguments)
     run_here = as_one_voice(run) if command in SHARED else run
     sys.exit(guarded(run_here, command=command, json="--json" in arguments))
+
+
+def _run(arguments: list[str]) -> object:
+    _check_words(arguments)
+    return app(arguments, prog_name="sft", standalone_mode=False)
+
+
+def _check_words(arguments: list[str]) -> None:
+    """See that all names that reach a command can be written down, as settings, in a log and in JSON.
+
+    Raises:
+        UsageError: One is not UTF-8.
+    """
+    named = {f"{word!r} is": word for word in arguments}
+    named |= {
+        f"the value of {name} is": value for name, value in os.environ.items() if name.startswith("SFT_")
+    }
+    with suppress(OSError):
+        named["the name of the current folder is"] = str(Path.cwd())
+    for what, text in named.items():
+        try:
+            as_utf8(text)
+        except UnicodeError:
+            raise UsageError(
+                f"{what} not UTF-8",
+                hint="type it in UTF-8; files and folders can be renamed (convmv renames many at once)",
+            ) from None
 
 
 def _command_name(arguments: list[str]) -> str:

@@ -11,7 +11,8 @@ from sftcli.cli import options, tables
 from sftcli.cli.lines import stdout_text_writer
 from sftcli.cli.session import LOADING, session
 from sftcli.cli.signals import CommandStopped, SignalStop
-from sftcli.errors import SftError
+from sftcli.cli.text import as_utf8
+from sftcli.errors import DataError, SftError
 from sftcli.events import fan_out
 
 if TYPE_CHECKING:
@@ -51,15 +52,22 @@ def _read_line() -> str | None:
     if sys.stdin is None:  # closed by the caller
         return None
     if not sys.stdin.isatty():
-        return sys.stdin.readline() or None
+        return _as_text(sys.stdin.readline()) or None
     import readline  # noqa: F401 - gives input() its line editing
 
     try:
-        return input("you> ")
+        return _as_text(input("you> "))
     except EOFError:
         return None
     except KeyboardInterrupt as error:
         raise CommandStopped("interrupted", 130) from error
+
+
+def _as_text(line: str) -> str:
+    try:
+        return as_utf8(line)
+    except UnicodeError:
+        raise DataError("a line on standard input is not UTF-8", hint="send lines as UTF-8") from None
 
 
 def _command(text: str, talk: "Chat", output: options.Output) -> None:

@@ -119,7 +119,7 @@ class _Ending:
 
 
 def make_streams_safe() -> None:
-    """Make stdout and stderr take every character in every locale, and exist.
+    """Make stdout and stderr take every character in every locale, and exist, and stdin give every byte.
 
     Closed by the caller, stdout becomes a pipe that nobody reads, so that a lost result is noticed; stderr is let go.
     """
@@ -132,6 +132,8 @@ def make_streams_safe() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # who reads it says what is wrong with its bytes
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def _drop_if_unwritable(stream: "TextIO") -> None:

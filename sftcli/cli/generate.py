@@ -1,6 +1,5 @@
 """``sft generate``."""
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,7 +13,8 @@ from sftcli.cli.chat import chat as run_chat
 from sftcli.cli.lines import stdout_text_writer
 from sftcli.cli.request import resolve_flags
 from sftcli.cli.session import LOADING, session
-from sftcli.errors import UsageError
+from sftcli.cli.text import as_utf8
+from sftcli.errors import DataError, UsageError
 from sftcli.events import fan_out
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def generate(
             root=runs,
             precision=settings.training.precision,
             checkpoint=checkpoint,
-            system=_as_typed(system),
+            system=as_utf8(system),
             samples=samples,
             with_base=base,
             tokenizer=tokenizer,
@@ -145,18 +145,13 @@ def _check_kind(
 
 def _read_prompt(prompt: str | None) -> str:
     if prompt != "-":
-        return _as_typed(prompt or "")
+        return as_utf8(prompt or "")
     if sys.stdin is None:
         raise UsageError("standard input is closed", hint="pass the prompt as an argument")
-    return _as_typed(sys.stdin.read())
-
-
-def _as_typed(text: str) -> str:
-    """Return what was typed or piped as UTF-8: in the C locale Python makes surrogates of all that is not ASCII."""
     try:
-        return os.fsencode(text).decode("utf-8")
+        return as_utf8(sys.stdin.read())
     except UnicodeError:
-        return text
+        raise DataError("the prompt on standard input is not UTF-8", hint="send it as UTF-8") from None
 
 
 def _answer_prompt(build: Callable[[], "GenerateRequest"], output: options.Output) -> None:

@@ -258,9 +258,9 @@ def _plain(value: object) -> object:
     if isinstance(value, float):
         return value if isfinite(value) else None
     if isinstance(value, str):
-        return str(value)
+        return writable(value, "utf-8")  # half a surrogate pair is no JSON text
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {writable(str(key), "utf-8"): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence | set | frozenset):
         items = sorted(value, key=str) if isinstance(value, set | frozenset) else value
         return [_plain(item) for item in items]

@@ -4,6 +4,7 @@ Everything a view prints goes through here, so that one quantity looks the same 
 data, a path or a model can command the terminal.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,6 +68,21 @@ def writable(text: str, encoding: str | None) -> str:
     r"""Return ``text`` with what ``encoding`` cannot write as ``\u`` escapes, so that its width is known."""
     name = encoding or "utf-8"
     return text.encode(name, "backslashreplace").decode(name)
+
+
+def as_utf8(text: str) -> str:
+    """Return what was typed or piped as the text that its bytes are in UTF-8.
+
+    In the C locale Python makes surrogates of all that is not ASCII.
+
+    Raises:
+        UnicodeError: The bytes are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text).decode("utf-8")
+    return text
 
 
 def redact(text: str) -> str:

@@ -21,6 +21,10 @@ def wrong_value(error: ErrorDetails, key: str, entry: Entry, field: FieldInfo) -
     if error["type"] == "value_error":
         text = f"{entry.where}: {name} {error['msg'].removeprefix(_VALUE_ERROR)}"
         return Problem(text=text, location=entry.location)
+    if error["type"] == "string_unicode":
+        return Problem(
+            text=f"{entry.where}: {name} is {shown(value)}, which is not UTF-8", location=entry.location
+        )
     words = choices(field) if name == key else element_choices(field)
     if name == key:
         expected = allowed(field)

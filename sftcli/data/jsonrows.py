@@ -183,6 +183,8 @@ def check_values(fields: dict[str, object], name: str, line: int) -> None:
         DataError: A text holds a NUL or half of a surrogate pair, or values are nested too deeply.
     """
     for column, value in fields.items():
+        if fault := _text_trouble(column):
+            raise data_error(f"the name of a column holds {fault}", name, line, hint="remove it from the row")
         pending = [(value, 2)]
         while pending:
             item, depth = pending.pop()

@@ -7,6 +7,7 @@ read only once, standard input or a pipe, is copied to a temporary file first, s
 """
 
 import atexit
+import os
 import re
 import secrets
 import sys
@@ -80,7 +81,12 @@ class Source:
 
     def label(self, path: Path) -> str:
         """Return the name of one of the files in messages and origins."""
-        return self.name if self.kind is Kind.PIPE else str(path)
+        return self.name if self.kind is Kind.PIPE else printable(str(path))
+
+
+def printable(name: str) -> str:
+    r"""Return the name of a file with those bytes that are not UTF-8 as ``\xe9``, so that it can be written down."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def parse_source(text: str) -> Source:
@@ -249,7 +255,9 @@ def _row_files(path: Path, name: str) -> tuple[tuple[Path, ...], tuple[str, ...]
         raise DataError(
             f"{name}: the folder holds no file with rows", hint=hint, location=Location(file=name)
         )
-    skipped = [entry.name for entry in inside if entry not in files and entry.name not in _OWN_FILES]
+    skipped = [
+        printable(entry.name) for entry in inside if entry not in files and entry.name not in _OWN_FILES
+    ]
     return tuple(files), tuple(skipped)
 
 
@@ -270,7 +278,7 @@ def near_files(name: str) -> str:
     """Return "did you mean 'x'?" for a mistyped path, from the names in its folder; empty when none is near."""
     path = Path(name).expanduser()
     try:
-        names = [entry.name for entry in path.parent.iterdir()]
+        names = [printable(entry.name) for entry in path.parent.iterdir()]
     except OSError:
         return f"there is no folder {str(path.parent)!r} either"
     guess = did_you_mean(path.name, names)

@@ -7,6 +7,8 @@ import torch
 
 from sftcli.config.schema import SamplingSettings
 
+_COLDEST = 1e-6  # what is colder leaves the most likely token only, and would divide by 0
+
 
 class RowChooser:
     """Chooses tokens for one row. It owns the row's generator and remembers which tokens the row holds."""
@@ -36,7 +38,7 @@ def choose(logits: torch.Tensor, choosers: Sequence[RowChooser]) -> torch.Tensor
     settings = choosers[0].settings
     if settings.repetition_penalty != 1:
         logits = _penalized(logits.float(), choosers, settings.repetition_penalty)
-    if settings.temperature == 0:
+    if settings.temperature < _COLDEST:
         chosen = logits.max(dim=-1).indices  # the first of equals, as with argmax, in half its time on a CPU
     else:
         probabilities = _filtered(logits.float() / settings.temperature, settings).softmax(dim=-1)
@@ -69,6 +71,7 @@ def _filtered(logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
         probabilities = ordered.softmax(dim=-1)
         # The most likely token always stays.
         outside = probabilities.cumsum(dim=-1) - probabilities >= settings.top_p
+        outside[:, 0] = False  # also where top-p is no more than 0 in this precision
         logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
     if settings.min_p:
         probabilities = logits.softmax(dim=-1)

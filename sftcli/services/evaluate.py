@@ -226,9 +226,14 @@ def _rows_with_whole_answers(prepared: PreparedData, emit: EventSink) -> list[in
     """Return the held-out rows whose last answer was not cut for its length: an answer can be compared with these alone.
 
     Raises:
-        DataError: There is none.
+        DataError: There is none, or a row is running text.
     """
     heldout = prepared.dataset.heldout
+    if any(heldout[row].kind == "text" for row in range(len(heldout))):
+        raise DataError(
+            "there are held-out rows of running text, which ask for no answer that could be scored",
+            hint="name rows with prompts and answers with --data FILE; the loss of a run on its held-out text is in sft show",
+        )
     whole = [row for row in range(len(heldout)) if heldout[row].flags.isdisjoint(CUT_ANSWERS)]
     if not whole:
         raise DataError(

@@ -48,8 +48,13 @@ def read_prompts(path: Path, *, system: str) -> list[PromptRow]:
 def _parse(line: str, path: Path, number: int) -> object:
     try:
         value: object = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _fault(path, number, f"the line is not JSON: {error}") from error
+    try:
+        json.dumps(value, ensure_ascii=False).encode()  # it is written beside its answer
+    except UnicodeEncodeError as error:
+        broken = ord(error.object[error.start])
+        raise _fault(path, number, f"the line holds half of a surrogate pair (\\u{broken:04x})") from None
     return value
 
 
