@@ -64,6 +64,7 @@ def _facts(audit: "AuditSummary") -> Iterator[tuple[str, object]]:
     yield "length", f"{lengths}, longest {count(audit.longest_tokens)} ({audit.longest_row})"
     for reason, rows in audit.rejected.items():
         yield f"rejected: {reason}", f"{count(rows)}, such as {audit.rejected_rows[reason][0]}"
+        yield "  what to do", audit.remedies[reason]
     for flag, rows in audit.flags.items():
         yield f"noticed: {flag}", f"{count(rows)}, such as {audit.flagged_rows[flag][0]}"
     for name, field, kind in _DUPLICATES:

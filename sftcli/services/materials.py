@@ -2,7 +2,7 @@
 
 from sftcli.config.sources import Settings
 from sftcli.errors import DataError, Location, StoppedError, UsageError
-from sftcli.events import EventSink, StopFlag
+from sftcli.events import EventSink, StopFlag, Warned
 from sftcli.modeling.load import quiet_libraries
 from sftcli.modeling.remote_code import allow_code
 from sftcli.services.base_model import locate_base
@@ -12,7 +12,7 @@ from sftcli.services.finding import find_sources
 from sftcli.services.prepare import prepare_data, require_rows
 from sftcli.services.requirements import check_machine
 from sftcli.services.run_folder import RunFolder
-from sftcli.services.thresholds import judge
+from sftcli.services.thresholds import judge, left_out
 
 
 def find_materials(
@@ -35,7 +35,10 @@ def find_materials(
         fallback=None if run is None else run.path / "cache",
     )
     require_rows(prepared)
-    judge(list(prepared.audit.values()), settings.data).require()
+    audits = list(prepared.audit.values())
+    judge(audits, settings.data).require()
+    if missing := left_out(audits):
+        emit(Warned(text=str(missing)))
     if not len(prepared.dataset.train):
         raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
     if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):

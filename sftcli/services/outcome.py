@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from sftcli.config.sources import Settings
 from sftcli.events import Ending
 from sftcli.services.run_folder import RunFolder
+from sftcli.services.thresholds import LeftOut
 from sftcli.services.verdict import Verdict
 
 
@@ -25,6 +26,7 @@ class TrainOutcome:
     heldout_rows: int = 0  # that both losses are of
     # What this start found changed: kind (machine, changes, allowed) -> name -> what it was and is.
     changed: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
+    left_out: LeftOut | None = None  # rows that this start did not train on; None where it took all
     verdict: Verdict | None = None  # on the curves of the run up to the step of ``final``
 
 

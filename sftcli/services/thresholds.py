@@ -1,7 +1,7 @@
 """Whether prepared rows are good enough for whoever asked: limits on shares of rows, and what is over them."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -111,6 +111,38 @@ class Fitness:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """Rows that are not trained on: how many of how many, why, the first of each reason, and what would keep most of them."""
+
+    rows: int
+    of: int
+    reasons: Mapping[str, int]
+    examples: Mapping[str, str]
+    remedy: str
+
+    def __str__(self) -> str:
+        why = "; ".join(
+            f"{reason} {count}, {self.examples[reason]}" for reason, count in self.reasons.items()
+        )
+        are = "row is" if self.of == 1 else "rows are"
+        return f"{self.rows} of {self.of} {are} left out ({why}); {self.remedy}"
+
+
+def left_out(audits: Sequence[AuditSummary]) -> LeftOut | None:
+    """Return what is said about rows that are left out; None where all are kept."""
+    reasons = _rejected(audits)
+    if not reasons:
+        return None
+    return LeftOut(
+        rows=reasons.total(),
+        of=sum(audit.rows for audit in audits),
+        reasons=dict(reasons.most_common()),
+        examples=_first_rows(audits),
+        remedy=remedy_for(audits, reasons),
+    )
+
+
 def judge(audits: Sequence[AuditSummary], data: DataSettings) -> Fitness:
     """Return whether the rows of ``audits`` together are good enough for ``data``."""
     reasons = _rejected(audits)
@@ -167,8 +199,12 @@ def _find_unfit(audits: Sequence[AuditSummary], data: DataSettings) -> str:
 
 def reasons_with_rows(audits: Sequence[AuditSummary], reasons: Counter[str]) -> str:
     """Return why rows were rejected, the most frequent reason first, each with its count in ``reasons`` and its first row."""
-    first = {reason: rows[0] for audit in reversed(audits) for reason, rows in audit.rejected_rows.items()}
+    first = _first_rows(audits)
     return "; ".join(f"{reason} {count}, {first[reason]}" for reason, count in reasons.most_common())
+
+
+def _first_rows(audits: Sequence[AuditSummary]) -> dict[str, str]:
+    return {reason: rows[0] for audit in reversed(audits) for reason, rows in audit.rejected_rows.items()}
 
 
 def remedy_for(audits: Sequence[AuditSummary], reasons: Counter[str]) -> str:

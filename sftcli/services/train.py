@@ -59,6 +59,7 @@ from sftcli.services.run_log import RunLog
 from sftcli.services.sharing import check_sharing
 from sftcli.services.space import check_space, checkpoint_bytes
 from sftcli.services.spike_stop import SpikeStop
+from sftcli.services.thresholds import left_out
 from sftcli.services.trackers import tracked
 from sftcli.services.watch import FitWatch, watched
 from sftcli.training.checkpoint_files import owes_heldout
@@ -214,6 +215,7 @@ def _train(
         outcome_of(run, settings, ending, ended_at, losses, seconds=monotonic() - begin),
         heldout_rows=len(prepared.dataset.heldout),
         changed=changes.by_kind(),
+        left_out=left_out(list(prepared.audit.values())),
     )
     return outcome if ending is Ending.STOPPED else replace(outcome, verdict=watch.verdict(state.step))
 
