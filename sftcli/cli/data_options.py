@@ -16,6 +16,15 @@ Map = Annotated[
         rich_help_panel=INPUT_PANEL,
     ),
 ]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore",
+        metavar="KEY",
+        help="Drop a key that is refused because it changes what rows mean, as in `--ignore history`. Repeatable.",
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
 Template = Annotated[
     str | None,
     typer.Option(

@@ -26,6 +26,7 @@ def prepare(
     model: options.Model = None,
     tokenizer: options.Tokenizer = None,
     renames: data_options.Map = None,
+    ignored: data_options.Ignore = None,
     template: data_options.Template = None,
     train_on: data_options.TrainOn = None,
     max_tokens: data_options.MaxTokens = None,
@@ -66,6 +67,7 @@ def prepare(
             "model.tokenizer": ("--tokenizer", tokenizer),
             **data_flags(
                 renames=renames,
+                ignored=ignored,
                 template=template,
                 train_on=train_on,
                 max_tokens=max_tokens,

@@ -21,6 +21,7 @@ def choose_preset(preset: str | None, config: str | None, data: Sequence[str] | 
 def data_flags(
     *,
     renames: list[str] | None,
+    ignored: list[str] | None,
     template: str | None,
     train_on: str | None,
     max_tokens: int | None,
@@ -31,6 +32,7 @@ def data_flags(
     """Return the flags that say how rows are read, as ``resolve_flags`` takes them."""
     return {
         "data.renames": ("--map", renames or None),
+        "data.ignored_keys": ("--ignore", ignored or None),
         "data.template": ("--template", template),
         "data.train_on": ("--train-on", train_on),
         "data.max_tokens": ("--max-tokens", max_tokens),

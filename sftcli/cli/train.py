@@ -39,6 +39,7 @@ def train(
     tokenizer: options.Tokenizer = None,
     trust_remote_code: options.TrustRemoteCode = False,
     renames: data_options.Map = None,
+    ignored: data_options.Ignore = None,
     template: data_options.Template = None,
     train_on: data_options.TrainOn = None,
     max_tokens: data_options.MaxTokens = None,
@@ -109,6 +110,7 @@ def train(
             "model.trust_remote_code": ("--trust-remote-code", trust_remote_code or None),
             **data_flags(
                 renames=renames,
+                ignored=ignored,
                 template=template,
                 train_on=train_on,
                 max_tokens=max_tokens,

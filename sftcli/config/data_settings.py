@@ -76,6 +76,11 @@ class DataSettings(Section):
     renames: tuple[Text, ...] = Field(
         (), description="Columns of other names, each OURS=THEIRS, such as prompt=question."
     )
+    ignored_keys: tuple[Text, ...] = Field(
+        (),
+        description="Keys of rows and turns that are dropped although they change what a row means, such as history; else such "
+        "rows are refused.",
+    )
     template: str | None = Field(
         None,
         min_length=1,
@@ -86,6 +91,10 @@ class DataSettings(Section):
         description="Roles whose contents may write control tokens of the model: system, user, assistant, tool. The text of a "
         "control token in any other content stays text.",
         json_schema_extra={"allowed": "a list of system, user, assistant and tool"},
+    )
+    allow_control_text: bool = Field(
+        False,
+        description="Whether running text may hold chat markup and control tokens of the model; they are trained as letters.",
     )
     allow_leak: bool = Field(
         False, description="Whether held-out sources may hold rows that are trained on too."

@@ -17,6 +17,8 @@ from sftcli.data.formats import (
     Format,
     mixed_shapes,
 )
+from sftcli.data.keychecks import check_keys
+from sftcli.data.meaning import first_filled
 from sftcli.data.messages import (
     Conversation,
     Message,
@@ -28,7 +30,8 @@ from sftcli.data.messages import (
     wrong_type,
 )
 from sftcli.data.records import Origin, RawRecord
-from sftcli.data.schemas import DETECTION_ROWS, Schema, agreed_format, detect_schema, parse_renames, renamed
+from sftcli.data.rivals import check_columns
+from sftcli.data.schemas import DETECTION_ROWS, Schema, agreed_format, detect_schema, parse_renames
 from sftcli.data.toolcalls import tool_list
 from sftcli.data.turns import (
     build_conversation,
@@ -57,21 +60,30 @@ Fields = Mapping[str, object]
 
 
 def to_conversations(
-    record: RawRecord, schema: Schema, *, train_on: TrainOn
+    record: RawRecord, schema: Schema, *, train_on: TrainOn, read: frozenset[str] = frozenset()
 ) -> tuple[Conversation | PlainText | Rejected, ...]:
     """Return what a row becomes: one value, several for a row with several instances, each with the row's origin.
 
+    Args:
+        record: The row.
+        schema: What is known about its source.
+        train_on: Which assistant turns are trained.
+        read: Keys that something else reads.
+
     Raises:
         DataError: The row is of another format than ``schema``: the file is mixed.
+        UnreadError: The row says something that is not read.
     """
-    fields, origin = renamed(record.fields, schema.renames), record.origin
+    fields, origin = schema.fields(record), record.origin
     if agreed_format(schema.format, fields) is None:
         raise mixed_shapes(schema.format, schema.columns, schema.first, fields, origin)
     try:
         _check_columns(fields, schema.format)
+        rows = _instances(fields) if schema.format is Format.INSTANCES else (fields,)
+        for row in rows:
+            check_keys(row, schema.format, read=read)
         if schema.format is Format.TEXT:
             return (_plain_text(fields, origin),)
-        rows = _instances(fields) if schema.format is Format.INSTANCES else (fields,)
     except RowFault as fault:
         return (Rejected(origin=origin, reason=fault.reason, detail=fault.detail),)
     return tuple([_convert(row, schema.format, origin, train_on) for row in rows])
@@ -90,14 +102,18 @@ def _lacking_column(columns: tuple[str, ...], format_: Format) -> str:
 
 
 def _convert(fields: Fields, format_: Format, origin: Origin, train_on: TrainOn) -> Conversation | Rejected:
+    if format_ is Format.INSTANCES:
+        format_ = Format.ALPACA
     try:
-        return build_conversation(
+        row = build_conversation(
             _TURNS[format_](fields),
             system=_system(fields),
             tools=tool_list(fields),
             origin=origin,
             train_on=train_on,
         )
+        check_columns(fields, format_, row)
+        return row
     except RowFault as fault:
         return Rejected(origin=origin, reason=fault.reason, detail=fault.detail)
 
@@ -106,7 +122,9 @@ def _plain_text(fields: Fields, origin: Origin) -> PlainText:
     text = _text(fields, "text")
     if not text.strip():
         raise RowFault(RejectReason.EMPTY_TEXT, "the text is empty or blank")
-    return PlainText(text=text, origin=origin)
+    row = PlainText(text=text, origin=origin)
+    check_columns(fields, Format.TEXT, row)
+    return row
 
 
 def _instances(fields: Fields) -> tuple[Fields, ...]:
@@ -136,14 +154,7 @@ def _optional_text(fields: Fields, name: str) -> str:
 def _system(fields: Fields) -> str:
     if fields.keys().isdisjoint(SYSTEM_COLUMNS):  # nearly always
         return ""
-    column = next((name for name in SYSTEM_COLUMNS if fields.get(name) is not None), "")
-    return _text(fields, column) if column else ""
-
-
-def _first(fields: Fields, names: tuple[str, ...]) -> str:
-    """Return the first of ``names`` that has a value, else the first that is a column, else the first."""
-    filled = (name for name in names if fields.get(name) is not None)
-    return next(filled, None) or next((name for name in names if name in fields), names[0])
+    return _optional_text(fields, first_filled(fields, SYSTEM_COLUMNS))
 
 
 def _pair(user: str, answer: str) -> list[Message]:
@@ -165,13 +176,13 @@ def _two_columns(prompt: str, answer: str) -> Callable[[Fields], list[Message]]:
 def _instruction(fields: Fields) -> list[Message]:
     """Read Alpaca and Dolly: what the instruction is about follows it behind an empty line."""
     instruction = _text(fields, "instruction")
-    about = _optional_text(fields, _first(fields, ("input", "context")))
+    about = _optional_text(fields, first_filled(fields, ("input", "context")))
     parts = [part for part in (instruction, about) if part.strip()]
-    return _pair("\n\n".join(parts), _text(fields, _first(fields, ANSWER_COLUMNS)))
+    return _pair("\n\n".join(parts), _text(fields, first_filled(fields, ANSWER_COLUMNS)))
 
 
 def _chat(fields: Fields) -> list[Message]:
-    column = _first(fields, CHAT_COLUMNS)
+    column = first_filled(fields, CHAT_COLUMNS)
     return read_turns(fields[column], column)
 
 
@@ -180,7 +191,7 @@ def _preference(fields: Fields) -> list[Message]:
     chosen = _dialogue(fields["chosen"], "chosen", "assistant")
     if any(turn.role == "user" for turn in chosen):
         return chosen
-    column = _first(fields, PROMPT_COLUMNS)
+    column = first_filled(fields, PROMPT_COLUMNS)
     if column not in fields:
         raise RowFault(RejectReason.MISSING_FIELD, "there is no column with a prompt")
     prompt = _dialogue(fields[column], column, "user")
@@ -200,7 +211,6 @@ def _dialogue(value: object, column: str, role: Role) -> list[Message]:
 _TURNS: Mapping[Format, Callable[[Fields], list[Message]]] = {
     Format.ALPACA: _instruction,
     Format.DOLLY: _instruction,
-    Format.INSTANCES: _instruction,
     Format.MESSAGES: _chat,
     Format.SHAREGPT: _chat,
     Format.PREFERENCE: _preference,

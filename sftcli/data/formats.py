@@ -16,8 +16,9 @@ PROMPT_COLUMNS = ("prompt", "question", "instruction", *CHAT_COLUMNS)
 SYSTEM_COLUMNS = ("system", "system_prompt")
 TOOL_COLUMNS = ("tools", "functions")
 ANSWER_COLUMNS = ("output", "response")
+TURN_MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight")
 TURN_KEYS = frozenset(
-    ("role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name", "weight")
+    ("role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name", *TURN_MARKS)
 )
 _SLIP_RATIO = 0.8
 

@@ -27,7 +27,7 @@ from sftcli.errors import DataError, StorageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 MANIFEST = "manifest.json"
 TRAIN, HELDOUT, TEXT = "train", "heldout", "text"
 SPLITS = (TRAIN, HELDOUT, TEXT)

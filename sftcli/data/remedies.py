@@ -15,7 +15,7 @@ REMEDIES: Mapping[RejectReason, str] = {
     RejectReason.WRONG_TYPE: "mend these rows, or read others of their columns with --map",
     RejectReason.UNKNOWN_ROLE: "rename the role in these rows",
     RejectReason.ROLE_ORDER: "put the turns of these rows in order: the system first, then the user, and an answer at the end",
-    RejectReason.NOTHING_TRAINED: "give an answer of these rows another weight than 0, or leave the rows out of the file",
+    RejectReason.NOTHING_TRAINED: "mark an answer of these rows as one that is trained, or leave the rows out of the file",
     RejectReason.TOO_LONG: "raise --max-tokens, or cut such rows with --overlong truncate",
     RejectReason.TEMPLATE_REFUSED: "change these rows as the template's words say, or choose another --template",
     RejectReason.TEMPLATE_DROPS: "choose a --template that shows it, or take it out of these rows",

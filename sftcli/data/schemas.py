@@ -6,6 +6,7 @@ Each row is matched alone, and all must agree: a guess would train on the wrong 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sftcli.data.dropping import without_keys
 from sftcli.data.formats import (
     CHAT_COLUMNS,
     SHAPES,
@@ -33,6 +34,7 @@ class Schema:
     ignored: tuple[str, ...]  # columns, and keys of messages as "messages[].key", that are not read
     first: Origin  # a row of this format
     renames: Mapping[str, str]  # column as this program calls it -> as the file does
+    dropped: frozenset[str] = frozenset()  # keys that are taken out of rows and turns before they are read
 
     @property
     def name(self) -> str:
@@ -41,7 +43,13 @@ class Schema:
 
     def __str__(self) -> str:
         told = f"{self.name} rows ({', '.join(self.renames.get(name, name) for name in self.columns)})"
-        return f"{told}; not used: {', '.join(self.ignored)}" if self.ignored else told
+        told += f"; not used: {', '.join(self.ignored)}" if self.ignored else ""
+        return f"{told}; dropped on purpose: {', '.join(sorted(self.dropped))}" if self.dropped else told
+
+    def fields(self, record: RawRecord) -> Mapping[str, object]:
+        """Return the columns of a row by this program's names, without what is dropped."""
+        fields = renamed(record.fields, self.renames)
+        return without_keys(fields, self.dropped) if self.dropped else fields
 
 
 def parse_renames(texts: Iterable[str]) -> dict[str, str]:
@@ -75,7 +83,12 @@ def renamed(fields: Mapping[str, object], renames: Mapping[str, str]) -> Mapping
     }
 
 
-def detect_schema(records: Sequence[RawRecord], *, renames: Mapping[str, str] | None = None) -> Schema:
+def detect_schema(
+    records: Sequence[RawRecord],
+    *,
+    renames: Mapping[str, str] | None = None,
+    dropped: frozenset[str] = frozenset(),
+) -> Schema:
     """Return the format that the first `DETECTION_ROWS` of ``records`` have in common; there is at least one.
 
     A row that has some column of the format and lacks another does not count: it is rejected when it is converted.
@@ -87,7 +100,7 @@ def detect_schema(records: Sequence[RawRecord], *, renames: Mapping[str, str] | 
     renames = dict(renames or {})
     records = records[:DETECTION_ROWS]
     _check_renames(records, renames)
-    rows = [(renamed(record.fields, renames), record.origin) for record in records]
+    rows = [(without_keys(renamed(record.fields, renames), dropped), record.origin) for record in records]
     found = [(format_, fields, origin) for fields, origin in rows if (format_ := find_format(fields))]
     if not found:
         raise unknown_shape(*rows[0])
@@ -108,6 +121,7 @@ def detect_schema(records: Sequence[RawRecord], *, renames: Mapping[str, str] | 
         ),
         first=first,
         renames=renames,
+        dropped=dropped,
     )
 
 

@@ -9,7 +9,8 @@ Roles (any case)                                                      become
 
 Order of turns: a system turn only at the start; then the user first; a tool's turn behind an assistant's or another
 tool's. Neighbouring turns of the assistant that call tools are one turn, which is how a model calls several tools at once; other
-turns of one role in a row are left to the chat template. What stands behind the last assistant turn is cut.
+turns of one role in a row are left to the chat template. What stands behind the last assistant turn is cut. An assistant turn
+with a mark that is false or 0 (`weight`, `train`, `loss` and their like) is not trained.
 """
 
 import re
@@ -18,6 +19,7 @@ from dataclasses import replace
 
 from sftcli.config.data_settings import TrainOn
 from sftcli.data.jsonrows import json_type
+from sftcli.data.keychecks import check_part, check_turn, is_untrained
 from sftcli.data.messages import Conversation, Message, RejectReason, Role, RowFault, wrong_type
 from sftcli.data.records import Origin
 from sftcli.data.toolcalls import Calls, joined, json_in, read_calls
@@ -92,6 +94,7 @@ def _read_turn(turn: object, number: int) -> Message:
         raise RowFault(
             RejectReason.UNKNOWN_ROLE, f"{where}: the role {said!r} is not known{hint and f' ({hint})'}"
         )
+    check_turn(turn, is_assistant=role == "assistant")
     calls = Calls()
     if said.lower() in _CALLS:
         calls = read_calls(json_in(turn.get("value", turn.get("content")), f"{where}: the call"), where)
@@ -100,7 +103,7 @@ def _read_turn(turn: object, number: int) -> Message:
     return Message(
         role=role,
         content="" if said.lower() in _CALLS else _content(turn, where, is_call=bool(calls.dump)),
-        trained=role == "assistant" and turn.get("weight") != 0,
+        trained=role == "assistant" and not is_untrained(turn),
         tool_calls=calls.dump,
         call_texts=calls.texts,
         name=_optional(turn, "name") if role == "tool" else "",
@@ -132,6 +135,8 @@ def _content(turn: Mapping[str, object], where: str, *, is_call: bool) -> str:
 def _part(part: object, where: str) -> str:
     if isinstance(part, str):
         return part
+    if isinstance(part, dict):
+        check_part(part)
     kind = part.get("type", "text") if isinstance(part, dict) else json_type(part)
     text = part.get("text") if isinstance(part, dict) else None
     if kind != "text" or not isinstance(text, str):
@@ -168,7 +173,7 @@ def build_conversation(
     if train_on is TrainOn.LAST:
         kept[:-1] = [replace(turn, trained=False) if turn.trained else turn for turn in kept[:-1]]
     if not any(turn.trained for turn in kept):
-        raise RowFault(RejectReason.NOTHING_TRAINED, "no assistant turn is to be trained: its weight is 0")
+        raise RowFault(RejectReason.NOTHING_TRAINED, "no assistant turn is to be trained, as their marks say")
     if system:
         kept.insert(0, Message(role="system", content=system))
     return Conversation(messages=tuple(kept), origin=origin, tools=tools, num_cut=len(turns) - last - 1)

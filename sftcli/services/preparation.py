@@ -18,10 +18,11 @@ from sftcli.data.conversation import (
     RejectReason,
     detect_schema,
     parse_renames,
-    to_conversations,
 )
+from sftcli.data.dropping import parse_ignored
 from sftcli.data.duplicates import DuplicateFinder
 from sftcli.data.example import Example
+from sftcli.data.pieces import ControlFinder
 from sftcli.data.prepared import (
     FORMAT_VERSION,
     HELDOUT,
@@ -30,10 +31,10 @@ from sftcli.data.prepared import (
     PreparedDataset,
     PreparedWriter,
 )
+from sftcli.data.reading import RowReader
 from sftcli.data.records import Fingerprint, Source, fingerprint_source, read_records
 from sftcli.data.render import Renderer
 from sftcli.data.rowbatches import Row, rare_collections
-from sftcli.data.score import with_score
 from sftcli.data.split import choose_heldout, find_overlap, split_key
 from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag
@@ -229,12 +230,26 @@ class Preparation:
     def _read(self, source: Source, schemas: dict[str, str]) -> Iterator[Row]:
         records = read_records(source, seed=self.seed, note=lambda text: self.emit(Notice(text=text)))
         first = list(islice(records, DETECTION_ROWS))
-        schema = detect_schema(first, renames=parse_renames(self.data.renames))
+        schema = detect_schema(
+            first,
+            renames=parse_renames(self.data.renames),
+            dropped=parse_ignored(self.data.ignored_keys),
+        )
         schemas[source.text] = str(schema)
-        column = self.data.score_column if source in self.train else None
-        for record in chain(first, records):
-            for row in to_conversations(record, schema, train_on=self.data.train_on):
-                yield with_score(row, record, column)
+        reader = RowReader(
+            schema=schema,
+            train_on=self.data.train_on,
+            score_column=self.data.score_column if source in self.train else None,
+            find_control=None if self.data.allow_control_text else _control_finder(self.tokenizer).search,
+            stop=self.stop,
+        )
+        return reader.read(chain(first, records))
+
+
+def _control_finder(tokenizer: HFChatTokenizer) -> ControlFinder:
+    """Return what finds control tokens, and passes over markup such as ``<think>``."""
+    texts = tokenizer.control_texts.items()
+    return ControlFinder({text: token for text, token in texts if token in tokenizer.control_ids})
 
 
 def _repetition(source: Source) -> str:

@@ -220,14 +220,18 @@ def test_unknown_columns_are_named_with_the_nearest_format_and_how_to_map_them(r
     assert caught.value.hint == hint
 
 
-def test_the_schema_says_what_it_reads_and_what_it_leaves():
+def test_the_schema_says_what_it_reads_and_what_it_leaves_and_what_it_is_told_to_drop():
     row = {
         "id": 1,
-        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "reasoning_content": "b"}],
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "date": "c"}],
+        "history": [["d", "e"]],
     }
     assert (
-        str(detect_schema(records(row)))
-        == "messages rows (messages); not used: id, messages[].reasoning_content"
+        str(detect_schema(records(row))) == "messages rows (messages); not used: id, history, messages[].date"
+    )
+    assert (
+        str(detect_schema(records(row), dropped=frozenset({"history"})))
+        == "messages rows (messages); not used: id, messages[].date; dropped on purpose: history"
     )
 
 
