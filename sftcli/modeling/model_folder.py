@@ -1,7 +1,7 @@
 """Write a model folder that plain transformers opens, there whole or not at all, and as the model that it was made of."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,7 @@ def save_model_folder(
     texts: Mapping[str, str] | None = None,
     hint: str = "choose another run.root or output folder",
     weights: Mapping[str, torch.Tensor] | None = None,
+    unchanged: Collection[str] = (),
 ) -> None:
     """Write ``model`` to ``folder`` so that it is there whole or not at all; an older folder is replaced.
 
@@ -125,6 +126,7 @@ def save_model_folder(
         texts: More files, by name.
         hint: What to do where writing fails.
         weights: By the names of parameters, where others are to be written than ``model`` computes with.
+        unchanged: Names of tensors that are no others than those in ``source``, which is proved.
 
     Raises:
         StorageError: The disk is full, or the folder is not what was to be written.
@@ -168,7 +170,7 @@ def save_model_folder(
             storage.disk.copy_mode(
                 fresh / "config.json", path
             )  # safetensors makes files that others cannot read
-        check_model_written(fresh, model, tensors, origin, is_whole=is_part)
+        check_model_written(fresh, model, tensors, origin, unchanged=unchanged, is_whole=is_part)
 
 
 def whole_state(

@@ -258,11 +258,11 @@ def write_pt(
         "metadata": about,
         **about,
     }
-    staging = storage.scratch_path(
-        path.parent, storage.TEMPORARY, path.name
-    )  # torch takes a name for its archive from it
+    # torch names the archive by what stands before the last dot of the file's name.
+    staging = storage.scratch_path(path.parent, storage.TEMPORARY, "weights.pt")
     try:
         storage.disk.let_library_write(path.parent, lambda: torch.save(content, staging))
+        _check_written(staging, state)
         storage.disk.sync(staging)
         storage.disk.rename(staging, path)
         storage.disk.sync(path.parent)
@@ -271,6 +271,16 @@ def write_pt(
         raise StorageError(
             f"could not write {path}: {error}", hint="free space or choose another run.root"
         ) from error
+
+
+def _check_written(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Read the weights of a new file again and compare them with those that it was made of."""
+    found = torch.load(path, weights_only=True, mmap=True)["model_state"]
+    for name in found.keys() ^ state.keys():
+        raise StorageError(f"{path} is not what was to be written: {name} is in one of them only")
+    for name, tensor in state.items():
+        if not torch.equal(found[name], tensor):
+            raise StorageError(f"{path} is not what was to be written: {name} holds other numbers")
 
 
 def _optimizer_state(

@@ -53,6 +53,8 @@ class SourceTensors:
             for name, tensor in stored.items()
             if name not in places and not _is_computed(name, tensor)
         }
+        if getattr(model, "hf_quantizer", None) is not None:
+            beside = {}  # numbers that belong to packed weights, such as their scales
         is_plain = not beside and not conversions_of(model)
         return SourceTensors(stored=stored, places=places, beside=beside, is_plain=is_plain)
 

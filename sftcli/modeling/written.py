@@ -4,7 +4,7 @@ The bytes are read from the files by themselves, with none of what wrote them.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ def check_model_written(
     tensors: Mapping[str, torch.Tensor],
     source: SourceTensors,
     *,
+    unchanged: Collection[str],
     is_whole: bool,
 ) -> None:
     """Compare a model folder with the tensors that it was made of, and with the folder that these came from.
@@ -42,6 +43,7 @@ def check_model_written(
         model: Says which tensor of the folder is which.
         tensors: Of the model, by its own names, as they were to be written.
         source: What lies beside the model there has to be in ``folder`` unchanged.
+        unchanged: Names of tensors of the model that have to be bit for bit those of ``source``.
         is_whole: ``folder`` must hold every name that the source's files hold.
 
     Raises:
@@ -51,14 +53,17 @@ def check_model_written(
     for name, stored in source.beside.items():
         _require(name in written, folder, f"{name} is not in it")
         _compare_stored(folder, name, written[name], stored)
+    for name, found in source.places.items():
+        if found.name in unchanged and name in written and written[name].dtype == source.stored[name].dtype:
+            _compare_stored(folder, name, written[name], source.stored[name])
     parts: dict[str, list[str]] = {}
     converted = set()
     for name in written.keys() - source.beside.keys():
-        found = place(name)
-        if found is None:
+        of_model = place(name)
+        if of_model is None:
             raise _differs(folder, f"{name} was written, and the model has no such tensor")
-        parts.setdefault(found.name, []).append(name)
-        converted |= {found.name} if found.is_converted else set()
+        parts.setdefault(of_model.name, []).append(name)
+        converted |= {of_model.name} if of_model.is_converted else set()
     _refuse_absent(folder, tensors, parts)
     if is_whole:
         absent = source.places.keys() - written.keys()

@@ -132,6 +132,7 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop
     if stop.requested():
         raise StoppedError
     source = _named_as(choice, model, emit)
+    is_as_it_was = request.dtype is None and source == choice.folder
     emit(Notice(text=f"writing {request.out}{_rounding(choice, dtype)}"))
     save_model_folder(
         model,
@@ -139,8 +140,8 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop
         folder=request.out,
         tokenizer=choice.tokenizer_folder,
         stop_ids=tokenizer.stop_ids,
-        # What is handed on as it is keeps the type of each of its tensors.
-        dtype=None if request.dtype is None and source == choice.folder else dtype,
+        dtype=None if is_as_it_was else dtype,  # None keeps the type of each tensor
+        unchanged=model.state_dict().keys() if is_as_it_was else (),
         texts={"README.md": model_card(request.out.name, choice)},
         hint=_HINT,
     )

@@ -233,6 +233,7 @@ def _save_final(run: RunFolder, materials: Materials, built: Built, emit: EventS
             stop_ids=materials.prepared.tokenizer.stop_ids,
             template=materials.prepared.tokenizer.chosen_template,
             weights=snapshot.weights,
+            unchanged={name for name, weight in built.model.named_parameters() if not weight.requires_grad},
         )
     emit(ModelSaved(path=str(run.final), pt=pt))
 

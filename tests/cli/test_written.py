@@ -14,6 +14,7 @@ from sftcli.modeling.load import load_model
 from sftcli.modeling.model_folder import save_model_folder
 from sftcli.services.export import ExportFormat, ExportRequest, run_export
 from sftcli.training import checkpoint
+from sftcli.training.optim import MasterWeights
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, settings_of, train, write_rows
 from tests.support.tiny_families import WITH_BUFFERS, build_with_buffers, build_with_tower
@@ -186,6 +187,18 @@ def test_a_final_folder_that_is_not_what_was_trained_is_an_error_and_not_there(
     with pytest.raises(StorageError, match="surprise" if fault == "one-more" else r"model\.norm\.weight"):
         run_of(rows, source)
     assert not (tmp_path / "runs" / "one" / "final").exists()
+
+
+def test_frozen_weights_that_are_not_those_of_the_source_are_an_error(rows, tmp_path, monkeypatch):
+    source = build_tiny_model(tmp_path / "model", tie=False)
+    rounded = MasterWeights.tensors
+
+    def spoil(self):
+        return {name: tensor.bfloat16().float() for name, tensor in rounded(self).items()}
+
+    monkeypatch.setattr(MasterWeights, "tensors", spoil)
+    with pytest.raises(StorageError, match="is not that of the source"):
+        run_of(rows, source, "training.train_embeddings=false")
 
 
 def test_experts_that_were_changed_on_their_way_are_found(tmp_path, monkeypatch):
