@@ -26,6 +26,10 @@ _NAMES_BY_LAYER: Mapping[str, tuple[str, str]] = {
     "modernbert-decoder": ("global_rope_theta", "local_rope_theta"),
     "olmo3": ("rope_theta", "rope_theta"),
 }
+# model_type -> older names of kinds of layers; transformers 5 reads them too, and others end with an error in release 4.
+_LAYER_NAMES: Mapping[str, Mapping[str, str]] = {
+    "granitemoehybrid": {"full_attention": "attention", "linear_attention": "mamba"}
+}
 # Older code takes exactly these keys of the scaling, the kind under the name "type".
 _PHI = frozenset({"phi3", "phi4_multimodal"})
 _GENERIC = "PreTrainedTokenizerFast"  # any tokenizer.json; what transformers 5 calls TokenizersBackend
@@ -34,14 +38,15 @@ _NOT_KEPT = frozenset({"torch_dtype", "dtype", "quantization_config", "auto_map"
 
 
 def with_older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a ``config.json`` with the older keys added, at every depth; what stands there stays."""
+    """Return the content of a ``config.json`` with the older keys added, at every depth; it means what it meant."""
     result = {
         key: with_older_keys(value) if isinstance(value, dict) else _plain(value)
         for key, value in config.items()
     }
-    rope = config.get(_ROPE)
+    rope, kind = config.get(_ROPE), str(config.get("model_type"))
+    if kind in _LAYER_NAMES and isinstance(layers := config.get("layer_types"), list):
+        result["layer_types"] = [_LAYER_NAMES[kind].get(layer, layer) for layer in layers]
     if isinstance(rope, dict):
-        kind = str(config.get("model_type"))
         found = _by_layer(rope, kind) if _is_by_layer(rope) else _flat(rope, kind)
         result = found | result
     return result

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ def test_a_gguf_file_becomes_the_same_model(tiny: Path, tiny_gguf: Path, sink: R
     theirs = AutoTokenizer.from_pretrained(tiny).apply_chat_template(messages)["input_ids"]
     assert tokenizer.apply_chat_template(messages)["input_ids"] == theirs
     assert AutoModelForCausalLM.from_pretrained(located.folder).generation_config.eos_token_id == 2
+
+
+def test_a_converted_model_is_told_as_older_readers_know_it(tiny_gguf: Path, sink: RecordingSink) -> None:
+    folder = locate_model(str(tiny_gguf), revision=None, emit=sink).folder
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 def test_a_gguf_file_is_converted_once(tiny_gguf: Path, sink: RecordingSink) -> None:

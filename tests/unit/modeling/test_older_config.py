@@ -81,6 +81,13 @@ def test_what_had_no_older_form_is_left_as_it_is() -> None:
     assert with_older_keys(content) == content
 
 
+def test_kinds_of_layers_have_the_names_that_both_read() -> None:
+    config = CONFIG_MAPPING["granitemoehybrid"](num_hidden_layers=2, layer_types=["mamba", "full_attention"])
+    content = with_older_keys(_written(config))
+    assert content["layer_types"] == ["mamba", "attention"]
+    assert _written(CONFIG_MAPPING["granitemoehybrid"].from_dict(content)) == _written(config)
+
+
 def test_infinity_is_a_number_to_older_readers() -> None:
     content = with_older_keys(_written(CONFIG_MAPPING["mamba2"]()))
     assert json.loads(json.dumps(content))["time_step_limit"] == [0.0, float("inf")]
