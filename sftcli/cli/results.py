@@ -1,8 +1,9 @@
 """What a command leaves on the screen when it is done: results on stdout, remarks and next commands on stderr."""
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftcli.cli import options, tables
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from sftcli.services.outcome import TrainOutcome
     from sftcli.services.plan import Plan
     from sftcli.services.resume import VerifyOutcome
+    from sftcli.services.run_folder import RunFolder
     from sftcli.services.score import Score
     from sftcli.services.tasks import TasksReport
     from sftcli.services.verdict import Verdict
@@ -44,16 +46,12 @@ def show_pairs(pairs: Mapping[str, str], output: options.Output) -> None:
 
 def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
     """Print how a run ended: the path of the final model on stdout, losses and next commands on stderr."""
+    from sftcli.services.run_folder import RunFolder
+
     if not output.quiet:
-        err = tables.err(output.color)
+        err, run = tables.err(output.color), RunFolder(Path(outcome.path))
         if outcome.first_heldout_loss is not None and outcome.last_heldout_loss is not None:
-            rows = outcome.heldout_rows
-            before, after = (
-                loss_text(loss, rows) for loss in (outcome.first_heldout_loss, outcome.last_heldout_loss)
-            )
-            tables.show_text(
-                f"held-out loss {before} before, {after} after, in {duration(outcome.seconds)}", err
-            )
+            tables.show_text(f"{_heldout_text(outcome)}, in {duration(outcome.seconds)}", err)
         if outcome.verdict is not None and outcome.verdict.kind != "unknown":
             tables.show_text(_verdict_text(outcome.verdict), err, wrap=True)
         if outcome.ending == "plateau":
@@ -63,11 +61,43 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
         if outcome.final is None:
             tables.show_text(f"stopped at step {outcome.step} of {outcome.last_step}", err)
             if outcome.step:
-                tables.show_text(f"go on with: sft resume {shlex.quote(outcome.run)}", err)
+                tables.show_text(f"go on with: sft resume {run.argument}", err)
         else:
-            tables.show_text(f'next: sft generate "your prompt", or sft eval {shlex.quote(outcome.run)}', err)
+            tables.show_text(f"next: {generate_command(run)}, or sft eval {run.argument}", err)
     if outcome.final is not None:
         tables.show_text(outcome.final, tables.out(output.color))
+
+
+def _heldout_text(outcome: "TrainOutcome") -> str:
+    assert outcome.first_heldout_loss is not None
+    assert outcome.last_heldout_loss is not None
+    before, last = (
+        loss_text(loss, outcome.heldout_rows)
+        for loss in (outcome.first_heldout_loss, outcome.last_heldout_loss)
+    )
+    if outcome.final is not None or outcome.last_heldout_step == outcome.step:
+        return f"held-out loss {before} before, {last} after"
+    return f"held-out loss {not_since(before, last, outcome.last_heldout_step)}"
+
+
+def not_since(first: str, last: str, step: int) -> str:
+    """Return in words what is known of a held-out loss that was last measured at ``step``, and is behind."""
+    return (
+        f"{first} at step 0, not measured since"
+        if not step
+        else f"{first} before, {last} at step {step}, not measured since"
+    )
+
+
+def generate_command(run: "RunFolder") -> str:
+    """Return the shortest command that asks the final model of ``run``: a bare one takes the newest finished run."""
+    from sftcli.errors import NotFoundError
+    from sftcli.services.run_folder import DEFAULT_ROOT, newest_run
+
+    with suppress(NotFoundError):
+        if newest_run(DEFAULT_ROOT, finished=True).path.absolute() == run.path.absolute():
+            return 'sft generate "your prompt"'
+    return f'sft generate "your prompt" --checkpoint {run.argument}'
 
 
 def show_plan(plan: "Plan", output: options.Output) -> None:

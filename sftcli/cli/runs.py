@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli import complete, options, tables
+from sftcli.cli.results import not_since
 from sftcli.cli.session import session
 from sftcli.cli.text import count, duration, loss_text, percent, signs, sparkline
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 CURVE_COLUMNS = 32
 SHOWN_WARNINGS = 3
-STATE_STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "broken-off": "red"}
+STATE_STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "broken-off": "yellow",
+                "damaged": "red"}  # fmt: skip
 
 
 def runs(
@@ -44,6 +46,11 @@ def runs(
         tables.show_result_json({"runs": [asdict(summary) for summary in found]})
     elif found:
         tables.out(output.color).print(_runs_table(found))
+        err = tables.err(output.color)
+        for damaged in (one for one in found if one.state == "damaged"):
+            tables.show_text(f"warning: {damaged.warnings[-1]}", err)
+        if unfinished := [one for one in found if one.state in {"stopped", "broken-off"}]:
+            tables.show_text(f"go on with: sft resume {_argument(unfinished[0])}", err)
     else:
         tables.show_text(
             f"there are no runs under {root} yet; start one: sft train", tables.err(output.color)
@@ -119,11 +126,19 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
         rows = summary.heldout_rows
         best = f", best {loss_text(summary.best_heldout_loss, rows)} at step {summary.best_step}"
         of = f" ({count(rows)} row{'s' if rows > 1 else ''})" if rows else ""
-        yield (
-            "held-out loss",
-            f"{loss_text(summary.first_heldout_loss, rows)} at first, {loss_text(summary.heldout_loss, rows)} now{best}{of}",
-        )
+        first, last = loss_text(summary.first_heldout_loss, rows), loss_text(summary.heldout_loss, rows)
+        is_behind = summary.heldout_step < summary.step
+        if is_behind and not summary.heldout_step:
+            best = ""
+        told = not_since(first, last, summary.heldout_step) if is_behind else f"{first} at first, {last} now"
+        yield "held-out loss", f"{told}{best}{of}"
     yield "checkpoints", _checkpoint_steps(summary.checkpoints) if summary.checkpoints else None
+    if summary.set_aside:
+        back = f"sft resume {_argument(summary)} --checkpoint {summary.set_aside[-1]}"
+        yield (
+            "set aside",
+            f"{_checkpoint_steps(summary.set_aside)}, until a newer one is safe; back with: {back}",
+        )
 
 
 def _checkpoint_steps(steps: "Sequence[int]") -> str:
@@ -131,7 +146,7 @@ def _checkpoint_steps(steps: "Sequence[int]") -> str:
 
 
 def _next_command(summary: "RunSummary", *, has_scores: bool) -> str:
-    name = shlex.quote(summary.name if Path(summary.path).parent == Path("runs") else summary.path)
+    name = _argument(summary)
     match summary.state:
         case "finished" if has_scores:
             return f'sft generate "your prompt" --checkpoint {name}'
@@ -139,10 +154,14 @@ def _next_command(summary: "RunSummary", *, has_scores: bool) -> str:
             return f"sft eval {name}"
         case "running":
             return f"tail -f {shlex.quote(summary.path)}/training.log"
-        case "stopped":
-            return f"sft resume {name}"
         case _:
-            return summary.command
+            return f"sft resume {name}"
+
+
+def _argument(summary: "RunSummary") -> str:
+    from sftcli.services.run_folder import RunFolder
+
+    return RunFolder(Path(summary.path)).argument
 
 
 def _steps(summary: "RunSummary") -> str:

@@ -46,7 +46,12 @@ class ModelSettings(Section):
 class CheckpointSettings(Section):
     """When the full state is saved, and how much of it is kept."""
 
-    every_steps: int = Field(2000, ge=0, description="How often a checkpoint is saved; 0 only at the end.")
+    every_steps: int = Field(
+        2000, ge=0, description="After how many steps a checkpoint is saved; 0 for no number of steps."
+    )
+    every_minutes: float = Field(
+        10.0, ge=0, description="A checkpoint is saved as well when the last one is that old; 0 for never."
+    )
     keep_last: int = Field(2, ge=1, description="Newest checkpoints that are kept; older ones are deleted.")
     in_background: bool = Field(
         True, description="Write checkpoints while training goes on; takes memory for a copy of the state."

@@ -210,7 +210,7 @@ def _store(
         else adapter.write,
         weights_name=MODEL if adapter is None else ADAPTER,
         fingerprints=materials.fingerprints,
-        resume_command=f"sft resume {run.name}",
+        resume_command=f"sft resume {run.argument}",
         check_owner=check_owner,
     )
     return store if adapter is not None else PtWritingStore(model, run, settings, store)

@@ -13,12 +13,13 @@ from sftcli.events import Event, Notice, Warned
 from sftcli.modeling.locate import LocatedModel
 from sftcli.services.machine import facts_of_training
 from sftcli.services.prepare import PreparedData
+from sftcli.services.run_folder import RunFolder
 from sftcli.suggest import did_you_mean
 from sftcli.training.checkpoint_files import read_fingerprints
 
 # Keys that move no weight: they may differ from what a run was started with.
 CHANGEABLE = frozenset(
-    {"training.log_every_steps", "training.on_spike", "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_best",
+    {"training.log_every_steps", "training.on_spike", "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_last", "checkpoint.keep_best",
      "checkpoint.keep_every_steps", "checkpoint.in_background"}
 )  # fmt: skip
 IGNORED_SECTIONS = ("run.", "sampling.")  # where the run is, and what is done with it afterwards
@@ -112,7 +113,36 @@ def compare(checkpoint: Path, now: Mapping[str, str], *, allowed: Sequence[str] 
     Raises:
         MismatchError: Anything else differs that moves weights; each difference is shown.
     """
-    then = read_fingerprints(checkpoint)
+    return _changes(read_fingerprints(checkpoint), now, allowed=allowed, what=str(checkpoint))
+
+
+def compare_start(recorded: Settings, settings: Settings, *, allowed: Sequence[str] = ()) -> Changes:
+    """Return what ``settings`` change of those that a run was started with and has no checkpoint of yet.
+
+    Raises:
+        MismatchError: Something else that moves weights.
+    """
+    then, now = (
+        {f"{_SETTING}{key}": json.dumps(value) for key, value in _flat(one).items()}
+        for one in (recorded, settings)
+    )
+    return _changes(then, now, allowed=allowed, what="the run")
+
+
+def compare_data(run: RunFolder, fingerprint: str, *, allowed: Sequence[str] = ()) -> None:
+    """Make sure that the rows of a run that starts over are those that it had prepared.
+
+    Raises:
+        MismatchError: They are others.
+    """
+    then = run.data_fingerprint()
+    if then is not None:
+        _changes({"data": then}, {"data": fingerprint}, allowed=allowed, what="the run")
+
+
+def _changes(
+    then: Mapping[str, str], now: Mapping[str, str], *, allowed: Sequence[str], what: str
+) -> Changes:
     harmless: dict[str, tuple[str, str]] = {}
     machine: dict[str, tuple[str, str]] = {}
     forced: dict[str, tuple[str, str]] = {}
@@ -139,7 +169,7 @@ def compare(checkpoint: Path, now: Mapping[str, str], *, allowed: Sequence[str] 
             else ""
         )
         raise MismatchError(
-            f"{checkpoint} was made with something else: {shown}",
+            f"{what} was made with something else: {shown}",
             hint=f"put it back as it was, or start a new run: sft train.{allow} These always may change: "
             f"{', '.join(sorted(CHANGEABLE))}",
         )

@@ -202,7 +202,7 @@ def _trained_rows(
         emit(
             Notice(
                 text=f"the rows that {choice.run.name} was trained on are no longer prepared here, so these are compared "
-                f"with none; prepare them again: sft eval {choice.run.name}"
+                f"with none; prepare them again: sft eval {choice.run.argument}"
             )
         )
         return None

@@ -16,7 +16,6 @@ from sftcli.services.memory import memory_errors
 from sftcli.services.outcome import TrainOutcome, outcome_of
 from sftcli.services.processes import Peers, with_processes
 from sftcli.services.run_folder import RunFolder
-from sftcli.training.agreeing import AgreedStop
 from sftcli.training.checkpoint_files import read_snapshot
 from sftcli.training.distributed import Group
 from sftcli.training.streams import start_stream
@@ -139,9 +138,9 @@ def fit_together(trainer: Trainer, run: RunFolder, stop: StopFlag) -> Ending:
         ResourceError: Memory ran out.
         StoppedError: It was set before the first step.
     """
-    resume_command = f"sft resume {run.name}"
+    resume_command = f"sft resume {run.argument}"
     with memory_errors(trainer.tried, resume_command=resume_command, way_down=trainer.way_down):
-        ending = trainer.fit(AgreedStop(stop=stop, group=trainer.group))
+        ending = trainer.fit(stop)
     if not trainer.state.step:
         raise StoppedError
     return ending

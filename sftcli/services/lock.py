@@ -18,6 +18,7 @@ from typing import Self
 from sftcli import storage
 from sftcli.errors import OutputError, StorageError
 from sftcli.events import EventSink, Warned
+from sftcli.services.run_folder import RunFolder
 
 LOCK, GUARD = ".lock", ".lock-guard"
 BEAT_SECONDS = 60.0
@@ -94,7 +95,7 @@ class RunLock:
             raise OutputError(
                 f"run {self.path.parent.name} is in use by {_describe(holder)}",
                 hint="wait for it, or stop it; if it is certainly dead: sft resume "
-                f"{self.path.parent.name} --break-lock",
+                f"{RunFolder(self.path.parent).argument} --break-lock",
             )
         why = "it was told to be dead" if state == "alive" else "it ended without a word (killed?)"
         self.emit(Warned(text=f"taking over from {_describe(holder)}: {why}"))

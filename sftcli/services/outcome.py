@@ -21,6 +21,7 @@ class TrainOutcome:
     last_step: int
     first_heldout_loss: float | None
     last_heldout_loss: float | None
+    last_heldout_step: int  # of that loss; -1 where there is none
     final: str | None  # folder of the tuned model; None when stopped before the end
     seconds: float
     heldout_rows: int = 0  # that both losses are of
@@ -48,6 +49,7 @@ def outcome_of(
         last_step=settings.training.max_steps,
         first_heldout_loss=losses[0],
         last_heldout_loss=losses[1],
+        last_heldout_step=-1,
         final=None if ending is Ending.STOPPED else str(run.final),
         seconds=seconds,
     )

@@ -80,8 +80,9 @@ def plan_training(settings: Settings, emit: EventSink, stop: StopFlag) -> Plan:
         cost = measure_cost(trainer, last_step=settings.training.max_steps)
     total, trainable = count_parameters(model)
     evaluations, evaluation_seconds = _evaluations(materials, cost)
-    copy = cost.optimizer + 4 * trainable if _copies(settings) else 0
     steps = settings.training.max_steps
+    seconds = steps * cost.step_seconds + evaluations * evaluation_seconds
+    copy = cost.optimizer + 4 * trainable if _copies(settings, seconds) else 0
     return Plan(
         model=materials.located.name,
         parameters=total,
@@ -110,7 +111,7 @@ def plan_training(settings: Settings, emit: EventSink, stop: StopFlag) -> Plan:
         step_seconds=cost.step_seconds,
         evaluations=evaluations,
         evaluation_seconds=evaluation_seconds,
-        seconds=steps * cost.step_seconds + evaluations * evaluation_seconds,
+        seconds=seconds,
     )
 
 
@@ -132,11 +133,12 @@ def _model_bytes(trainer: Trainer) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _copies(settings: Settings) -> bool:
+def _copies(settings: Settings, seconds: float) -> bool:
     """Tell whether a checkpoint is written in the background before the last step."""
     every = settings.checkpoint.every_steps
     early = settings.training.early_stopping_evals > 0
-    return settings.checkpoint.in_background and (early or 0 < every < settings.training.max_steps)
+    timed = 0 < 60 * settings.checkpoint.every_minutes < seconds
+    return settings.checkpoint.in_background and (early or timed or 0 < every < settings.training.max_steps)
 
 
 def _evaluations(materials: Materials, cost: StepCost) -> tuple[int, float]:

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.sources import Override, Settings, resolve
+from sftcli.errors import NotFoundError
 from sftcli.services.run_folder import RunFolder, find_run, newest_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A run and its settings, changed by what the user says now."""
+    """A run, the settings that it was ``started`` with, and those, changed by what the user says now."""
 
     run: RunFolder
+    started: Settings
     settings: Settings
 
 
@@ -25,5 +27,14 @@ def find_recorded(
         NotFoundError: There is none.
     """
     run = newest_run(root, finished=finished) if name is None else find_run(name, root)
-    settings = resolve(preset=None, config_file=run.config, overrides=overrides, environ={}).settings
-    return Recorded(run=run, settings=settings)
+    if not run.config.is_file():
+        raise NotFoundError(
+            f"{run.path} lacks {run.config.name}, the settings that it was started with",
+            hint=f"start it anew under another name; its command was: {run.read_about().get('command')}",
+        )
+    return Recorded(run=run, started=read_settings(run), settings=read_settings(run, overrides))
+
+
+def read_settings(run: RunFolder, overrides: Sequence[Override] = ()) -> Settings:
+    """Return the settings that ``run`` was started with, changed by ``overrides``."""
+    return resolve(preset=None, config_file=run.config, overrides=overrides, environ={}).settings

@@ -6,6 +6,7 @@ the run folder alone: no model is needed.
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -59,6 +60,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
     resolved = resolve(preset=None, config_file=run.config, overrides=(), environ={})
     return {
         "name": run.name,
+        "argument": run.argument,
         "about": run.read_about(),
         "facts": [*_facts(events, steps, heldout), *_adapter_facts(resolved.settings, events)],
         "verdict": verdict,
@@ -75,9 +77,9 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "warnings": [event["text"] for event in events if event["event"] in {"Warned", "MemoryEased"}],
         "commands": [
             str(run.read_about().get("command", "")),
-            f"sft train --config {run.name}/config.toml",
-            f"sft eval {run.name}",
-            f'sft generate "your prompt" --checkpoint {run.name}',
+            f"sft train --config {shlex.quote(str(run.config))}",
+            f"sft eval {run.argument}",
+            f'sft generate "your prompt" --checkpoint {run.argument}',
         ],
     }
 

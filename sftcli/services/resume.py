@@ -9,7 +9,7 @@ from sftcli.config.sources import Override
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.runtime import choose_device
-from sftcli.services.comparing import check_may_change, compare
+from sftcli.services.comparing import check_may_change, compare, compare_start
 from sftcli.services.decisions import Decisions, read_decisions, settle_precision
 from sftcli.services.following import agree_on_decisions, build_for, follow
 from sftcli.services.lock import RunLock
@@ -28,10 +28,11 @@ from sftcli.services.sharing import check_sharing
 from sftcli.services.train import (
     complete_already,
     continue_run,
+    start_over,
 )
 from sftcli.training.agreeing import AgreedStop
 from sftcli.training.checkpoint_files import read_snapshot
-from sftcli.training.checkpoint_names import step_of
+from sftcli.training.checkpoint_names import list_checkpoints, step_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> 
     """Go on with a run as if it had never stopped. A finished run is left as it is.
 
     Raises:
-        NotFoundError: No such run, or it has no checkpoint.
+        NotFoundError: No such run, or no such checkpoint; without any, it is started over.
         DataError: No checkpoint is whole, or the one asked for is not.
         MismatchError: Settings, data, tokenizer or model are not what the run was started with.
         OutputError: Another process trains it.
@@ -82,9 +83,12 @@ def _lead(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peers)
     check_sharing(recorded.settings)
     run, settings = recorded.run, with_processes(recorded.settings, peers)
     if run.is_finished and request.step is None:
-        return complete_already(run, settings, choose_checkpoint(run, None, emit), emit, peers)
+        return complete_already(run, settings, emit, peers)
     with RunLock(run.path, emit, break_lock=request.break_lock) as lock:
         clear_leftovers(run, emit)
+        if request.step is None and not list_checkpoints(run.checkpoints):
+            changes = compare_start(recorded.started, recorded.settings, allowed=request.allowed)
+            return start_over(run, settings, changes, emit, stop, lock, peers=peers, allowed=request.allowed)
         checkpoint = choose_checkpoint(run, request.step, emit)
         return continue_run(run, settings, checkpoint, emit, stop, lock, peers=peers, allowed=request.allowed)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sftcli import storage
+from sftcli.config.schema import CheckpointSettings
 from sftcli.errors import MismatchError, NotFoundError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.services.comparing import Changes
@@ -29,7 +30,9 @@ def choose_checkpoint(run: RunFolder, step: int | None, emit: EventSink) -> Path
     if step is None:
         newest = newest_good(run.checkpoints, warn=lambda text: emit(Warned(text=text)))
         if newest is None:
-            raise NotFoundError(f"run {run.name} has no checkpoint yet", hint="start it again: sft train")
+            raise NotFoundError(
+                f"run {run.name} has no checkpoint yet", hint=f"start it over: sft resume {run.argument}"
+            )
         return newest
     found, aside = list_checkpoints(run.checkpoints), list_set_aside(run.checkpoints)
     for checkpoint in [*found, *aside]:
@@ -124,6 +127,16 @@ def _take_back(run: RunFolder, checkpoint: Path, emit: EventSink) -> Path:
     return in_use(checkpoint)
 
 
+def rhythm_text(settings: CheckpointSettings, last_step: int) -> str:
+    """Return in words when checkpoints come, from which a run that is killed goes on."""
+    steps, minutes = settings.every_steps, settings.every_minutes
+    moments = [f"every {steps:,} steps"] if 0 < steps < last_step else []
+    moments += [f"every {minutes:g} minutes"] if minutes else []
+    return (
+        f"a checkpoint is saved {', '.join([*moments, 'and at the end' if moments else 'at the end only'])}"
+    )
+
+
 def end_taking_back(run: RunFolder) -> None:
     """Delete what was set aside when a run was taken back: it has come to its end again."""
     close(run.checkpoints)
@@ -131,19 +144,28 @@ def end_taking_back(run: RunFolder) -> None:
         storage.try_remove_tree(aside)
 
 
+def record_start_over(run: RunFolder, changes: Changes, emit: EventSink) -> None:
+    """Write into ``run.json`` that the run begins again, and tell it."""
+    _record(run, 0, changes, emit)
+
+
 def record_resume(run: RunFolder, checkpoint: Path, changes: Changes, emit: EventSink) -> Path:
     """Write into ``run.json`` from where the run goes on and what changed, tell it, and put later checkpoints aside.
 
     Return where ``checkpoint`` is then: it may have been set aside itself.
     """
+    _record(run, step_of(checkpoint), changes, emit)
+    return _take_back(run, checkpoint, emit)
+
+
+def _record(run: RunFolder, step: int, changes: Changes, emit: EventSink) -> None:
     about = run.read_about()
     before = about.get("resumed")
     entry = {
         "at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
-        "step": step_of(checkpoint),
+        "step": step,
         **changes.by_kind(),
     }
     write_json(run.about, about | {"resumed": [*(before if isinstance(before, list) else []), entry]})
     for event in changes.told():
         emit(event)
-    return _take_back(run, checkpoint, emit)

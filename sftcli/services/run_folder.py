@@ -15,23 +15,40 @@ runs/NAME/
 """
 
 import dataclasses
+import errno
 import json
-from collections.abc import Container, Iterator
+import shlex
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar
 
 from sftcli import storage
 from sftcli.config.schema import RunSettings
-from sftcli.errors import NotFoundError, OutputError, ResourceError, SftError, UsageError
+from sftcli.errors import (
+    DataError,
+    NotFoundError,
+    OutputError,
+    ResourceError,
+    SftError,
+    StorageError,
+    UsageError,
+)
 from sftcli.events import EventSink, Notice
 from sftcli.suggest import did_you_mean
 from sftcli.training.checkpoint_names import ASIDE, TAKEN_BACK
+
+DEFAULT_ROOT = Path("runs")  # where commands look for a run that is named
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunFolder:
     """The folder of one run."""
+
+    CONFIG: ClassVar = "config.toml"
+    ORIGINS: ClassVar = "origins.json"
+    ABOUT: ClassVar = "run.json"
 
     path: Path
 
@@ -41,19 +58,26 @@ class RunFolder:
         return self.path.name
 
     @property
+    def argument(self) -> str:
+        """What names the run on a command line that is typed where this process runs, quoted for a shell."""
+        by_name = DEFAULT_ROOT / self.name
+        word = self.name if self.path.absolute() == by_name.absolute() else str(self.path)
+        return shlex.quote(f"./{word}" if word.startswith("-") else word)
+
+    @property
     def about(self) -> Path:
         """``run.json``."""
-        return self.path / "run.json"
+        return self.path / self.ABOUT
 
     @property
     def config(self) -> Path:
         """``config.toml``."""
-        return self.path / "config.toml"
+        return self.path / self.CONFIG
 
     @property
     def origins(self) -> Path:
         """``origins.json``."""
-        return self.path / "origins.json"
+        return self.path / self.ORIGINS
 
     @property
     def data(self) -> Path:
@@ -98,10 +122,41 @@ class RunFolder:
         return {path: path.with_name(ASIDE + path.name) for path in (self.final, self.evaluation)}
 
     def read_about(self) -> dict[str, object]:
-        """Return what ``run.json`` holds."""
-        about = json.loads(self.about.read_text(encoding="utf-8"))
-        assert isinstance(about, dict)
+        """Return what ``run.json`` holds.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        try:
+            about = json.loads(self.about.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._damaged(error) from error
+        if not isinstance(about, dict):
+            raise self._damaged(f"it is {type(about).__name__}, not an object")
         return about
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether ``run.json`` cannot be read."""
+        try:
+            self.read_about()
+        except DataError:
+            return True
+        return False
+
+    def _damaged(self, what: object) -> DataError:
+        return DataError(
+            f"{self.about} is damaged: {what}",
+            hint=f"the run's {self.checkpoints.name}/ and {self.final.name}/ are not touched by that: a folder in them can be "
+            "named in place of the run",
+        )
+
+    def data_fingerprint(self) -> str | None:
+        """Return the hash of the rows that were prepared for the run; None where that is not known."""
+        try:
+            return str(json.loads(self.data.read_bytes())["fingerprint"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def read_events(self) -> list[dict[str, object]]:
         """Return the events logged so far; a line torn by a crash is left out."""
@@ -123,47 +178,70 @@ class RunFolder:
                     yield event
 
 
-def create_run(settings: RunSettings, *, label: str) -> RunFolder:
-    """Make the folder of a new run, named ``settings.name`` or after ``label`` and the time.
+def create_run(settings: RunSettings, *, label: str, files: Mapping[str, str]) -> RunFolder:
+    """Make the folder of a new run, named ``settings.name`` or after ``label`` and the time, with ``files`` in it from the start.
 
     Raises:
         OutputError: The name is taken, or the folder cannot be made.
+        StorageError: The disk is full.
     """
     root = Path(settings.root)
-    stamp = datetime.now(tz=UTC).strftime("%Y%m%d-%H%M%S")
+    staging = storage.scratch_path(root, storage.TEMPORARY)
     try:
         storage.make_folders(root)
+        storage.sweep(root)
+        storage.disk.make_folder(staging)
+        for name, text in files.items():
+            storage.write_file(staging / name, [text.encode("utf-8")])
+        storage.disk.sync(staging)
+        for path in _candidates(root, settings.name, label):
+            if _is_free(path) and _renamed(staging, path):
+                storage.disk.sync(root)
+                return RunFolder(path)
     except OSError as error:
         raise _cannot_create(root, error) from error
+    finally:
+        if staging.exists():
+            storage.try_remove_tree(staging)
+    if settings.name is None:
+        raise OutputError(f"no free name for a run under {root}", hint="pass --run NAME")
+    run, hint = RunFolder(root / settings.name), "choose another name with --run"
+    if run.about.is_file() and not run.is_finished:
+        hint = f"go on with it: sft resume {run.argument}, or {hint}"
+    raise OutputError(f"{run.path} exists already", hint=hint)
+
+
+def _candidates(root: Path, name: str | None, label: str) -> Iterator[Path]:
+    if name is not None:
+        yield root / name
+        return
+    stamp = datetime.now(tz=UTC).strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1, 100):
+        yield root / (f"{label}-{stamp}" if attempt == 1 else f"{label}-{stamp}-{attempt}")
+
+
+def _is_free(path: Path) -> bool:
+    """Tell whether nothing is there, or an empty folder, as a start that was killed at once left one."""
+    return not path.is_symlink() and (not path.exists() or (path.is_dir() and not any(path.iterdir())))
+
+
+def _renamed(staging: Path, path: Path) -> bool:
+    """Give the folder its name, unless another process was faster."""
     try:
-        if settings.name is not None:
-            storage.disk.make_folder(root / settings.name)
-            return RunFolder(root / settings.name)
-        for attempt in range(1, 100):
-            folder = root / (f"{label}-{stamp}" if attempt == 1 else f"{label}-{stamp}-{attempt}")
-            try:
-                storage.disk.make_folder(folder)
-            except FileExistsError:
-                continue
-            return RunFolder(folder)
-    except FileExistsError as error:
-        if settings.name is not None and (root / settings.name / "run.json").is_file():
-            run = RunFolder(root / settings.name)
-            hint = "choose another name with --run"
-            if not run.is_finished:
-                hint = f"go on with it: sft resume {settings.name}, or {hint}"
-        else:
-            hint = "choose another name with --run"
-        raise OutputError(f"{error.filename} exists already", hint=hint) from error
+        storage.disk.rename(staging, path)
     except OSError as error:
-        raise _cannot_create(root, error) from error
-    raise OutputError(f"no free name for a run under {root}", hint="pass --run NAME")
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+            return False
+        raise
+    return True
 
 
-def _cannot_create(root: Path, error: OSError) -> OutputError:
+def _cannot_create(root: Path, error: OSError) -> SftError:
+    hint = "choose another --set run.root=DIR"
+    if error.errno in storage.FULL_DISK:
+        return StorageError(f"the disk that holds {root} is full", hint=f"make room, or {hint}")
     return OutputError(
-        f"cannot create the run folder under {root}: {error.filename}: {error.strerror}",
-        hint="choose another --set run.root=DIR",
+        f"cannot create the run folder under {root}: {error.filename}: {error.strerror}", hint=hint
     )
 
 
@@ -175,10 +253,15 @@ def is_unstarted(settings: RunSettings) -> bool:
     if settings.name is None:
         return False
     run = RunFolder(Path(settings.root) / settings.name)
-    return run.about.is_file() and not _has_begun(run, {"StepDone", "FitEnded"})
+    return run.about.is_file() and not _has_logged(run, {"StepDone", "FitEnded"})
 
 
-def _has_begun(run: RunFolder, signs: Container[object]) -> bool:
+def has_begun(run: RunFolder) -> bool:
+    """Return whether the run has taken a step."""
+    return _has_logged(run, {"StepDone"})
+
+
+def _has_logged(run: RunFolder, signs: Container[object]) -> bool:
     return run.checkpoints.exists() or any(event.get("event") in signs for event in run.iterate_events())
 
 
@@ -193,7 +276,7 @@ def forgotten_if_unstarted(run: RunFolder, emit: EventSink, *, is_new: bool) -> 
     except ResourceError:
         raise
     except SftError:
-        if is_new and not _has_begun(run, {"StepDone"}):
+        if is_new and not has_begun(run):
             storage.try_remove_tree(run.path)
             emit(Notice(text=f"{run.path} is removed: the run ended before its first step"))
         raise
@@ -224,13 +307,24 @@ def existing_run(settings: RunSettings) -> RunFolder | None:
 
 
 def _is_ours(path: Path) -> bool:
-    return path.name in {"config.toml", "origins.json"} or path.name.startswith((".lock", storage.TEMPORARY))
+    former = {f".tmp-{name}" for name in ("config.toml", "origins.json", "run.json", ".lock")}
+    is_scratch = storage.scratch_label(path.name, storage.TEMPORARY) is not None
+    return (
+        path.name in {"config.toml", "origins.json", *former} or is_scratch or path.name.startswith(".lock")
+    )
 
 
 def list_runs(root: Path) -> list[RunFolder]:
-    """Return the runs under ``root``, newest first by the time written in them."""
+    """Return the runs under ``root``, newest first by the time written in them; those that are damaged come last."""
     runs = [RunFolder(path.parent) for path in root.glob("*/run.json")]
-    return sorted(runs, key=lambda run: (str(run.read_about().get("started_at", "")), run.name), reverse=True)
+    return sorted(runs, key=lambda run: (_started_at(run), run.name), reverse=True)
+
+
+def _started_at(run: RunFolder) -> str:
+    try:
+        return str(run.read_about().get("started_at", ""))
+    except DataError:
+        return ""
 
 
 def find_run(name: str, root: Path) -> RunFolder:
@@ -242,9 +336,25 @@ def find_run(name: str, root: Path) -> RunFolder:
     for path in (root / name, Path(name)):
         if (path / "run.json").is_file():
             return RunFolder(path)
+    if (root / name).is_dir() and all(map(_is_ours, (root / name).iterdir())):
+        raise _not_begun(RunFolder(root / name))
     names = [run.name for run in list_runs(root)]
     known = f"runs there: {', '.join(names[:12])}" if names else f"there are no runs under {root} yet"
     raise NotFoundError(f"no run {name!r} under {root}", hint=did_you_mean(name, names) or known)
+
+
+def _not_begun(run: RunFolder) -> NotFoundError:
+    """Return the error of a folder that a start left which was killed before it wrote what it was."""
+    name = f"--run {shlex.quote(run.name)} --resume auto"
+    settings = (
+        f"--config {shlex.quote(str(run.config))} {name}"
+        if run.config.is_file()
+        else f"{name} --set run.root={shlex.quote(str(run.path.parent))}, with the flags that it was given"
+    )
+    return NotFoundError(
+        f"the run {run.path} was killed before it had written what it is",
+        hint=f"start it again: sft train {settings}",
+    )
 
 
 def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
@@ -254,7 +364,7 @@ def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
         NotFoundError: There is none.
     """
     for run in list_runs(root):
-        if finished is None or run.is_finished == finished:
+        if (finished is None or run.is_finished == finished) and not run.is_damaged:
             return run
     if finished:
         raise NotFoundError(f"no finished run under {root}", hint="train one first: sft train")
@@ -263,7 +373,12 @@ def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
 
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: object) -> str:
+    """Return ``value`` as a file holds it."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:

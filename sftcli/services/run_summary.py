@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from sftcli.errors import DataError
 from sftcli.services.lock import LOCK, is_held
 from sftcli.services.run_folder import RunFolder, list_runs
 from sftcli.training.checkpoint_names import list_checkpoints, list_set_aside, step_of
@@ -20,7 +21,8 @@ class RunState(StrEnum):
     FINISHED = "finished"
     RUNNING = "running"  # a process that lives trains it
     STOPPED = "stopped"  # it can go on from a checkpoint
-    BROKEN_OFF = "broken-off"  # it ended before its first checkpoint
+    BROKEN_OFF = "broken-off"  # it ended before its first checkpoint, and can start over
+    DAMAGED = "damaged"  # what it says about itself cannot be read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,7 @@ class RunSummary:
     loss: float | None  # of the last step
     first_heldout_loss: float | None
     heldout_loss: float | None
+    heldout_step: int  # of that loss
     best_heldout_loss: float | None
     best_step: int
     heldout_rows: int  # that these losses are of; 0 where the log does not tell
@@ -52,13 +55,28 @@ class RunSummary:
 
 
 def summarize_runs(root: Path) -> list[RunSummary]:
-    """Return the runs under ``root``, newest first."""
-    return [summarize_run(run) for run in list_runs(root)]
+    """Return the runs under ``root``, newest first, and damaged ones last."""
+    return [_summarize(run, is_one_of_many=True) for run in list_runs(root)]
 
 
 def summarize_run(run: RunFolder) -> RunSummary:
-    """Return what the files of a run say about it."""
-    about = run.read_about()
+    """Return what the files of a run say about it.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    return _summarize(run, is_one_of_many=False)
+
+
+def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
+    about: Mapping[str, object] = {}
+    faults: list[str] = []
+    try:
+        about = run.read_about()
+    except DataError as error:
+        if not is_one_of_many:
+            raise
+        faults.append(error.message)
     checkpoints = tuple(map(step_of, list_checkpoints(run.checkpoints)))
     events = list(run.iterate_events())
     steps = [event for event in events if event.get("event") == "StepDone"]
@@ -75,7 +93,7 @@ def summarize_run(run: RunFolder) -> RunSummary:
     return RunSummary(
         name=run.name,
         path=str(run.path),
-        state=_state(run, checkpoints),
+        state=RunState.DAMAGED if faults else _state(run, checkpoints),
         started_at=str(about.get("started_at", "")),
         command=str(about.get("command", "")),
         model=_last(events, "ModelLoaded", "name"),
@@ -85,6 +103,7 @@ def summarize_run(run: RunFolder) -> RunSummary:
         loss=_number(steps[-1], "loss") if steps else None,
         first_heldout_loss=heldout[0][0] if heldout else None,
         heldout_loss=heldout[-1][0] if heldout else None,
+        heldout_step=int(str(heldout[-1][1])) if heldout else 0,
         best_heldout_loss=best[0] if best else None,
         best_step=int(str(best[1])) if best else 0,
         heldout_rows=heldout_rows(events),
@@ -93,7 +112,7 @@ def summarize_run(run: RunFolder) -> RunSummary:
         training_seconds=seconds,
         checkpoints=checkpoints,
         set_aside=tuple(map(step_of, list_set_aside(run.checkpoints))),
-        warnings=tuple(filter(None, map(_warning, events))),
+        warnings=(*filter(None, map(_warning, events)), *faults),
         curve=tuple(_thinned(losses)),
     )
 

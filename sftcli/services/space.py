@@ -38,7 +38,7 @@ def check_space(run: RunFolder, one_bytes: int, settings: CheckpointSettings, em
         StorageError: They do not fit.
     """
     have = len(list_checkpoints(run.checkpoints))
-    most = 1 if settings.every_steps == 0 else settings.keep_last + 1
+    most = 1 if settings.every_steps == 0 else settings.keep_last + 1  # those by the clock may never come
     need, free = one_bytes * max(1, most - have), shutil.disk_usage(run.path).free
     if free < need:
         raise StorageError(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sftcli import storage
 from sftcli.config.sources import Resolved, Settings, to_toml
 from sftcli.events import (
     Ending,
@@ -21,7 +22,7 @@ from sftcli.modeling.pt_checkpoint import model_differences
 from sftcli.runtime import choose_device, monotonic
 from sftcli.services.base_model import record_base, record_need
 from sftcli.services.building import Built, Materials
-from sftcli.services.comparing import Changes, compare
+from sftcli.services.comparing import Changes, compare, compare_data, compare_start
 from sftcli.services.decisions import read_decisions, record_decisions, settle_precision
 from sftcli.services.finishing import take_best
 from sftcli.services.following import (
@@ -39,19 +40,24 @@ from sftcli.services.outcome import TrainOutcome, outcome_of
 from sftcli.services.place import find_place
 from sftcli.services.processes import Peers, joined, with_processes
 from sftcli.services.pt_output import write_final_pt
+from sftcli.services.recorded import read_settings
 from sftcli.services.report import write_report
 from sftcli.services.resuming import (
     choose_checkpoint,
     clear_leftovers,
     end_taking_back,
     record_resume,
+    record_start_over,
+    rhythm_text,
 )
 from sftcli.services.run_folder import (
     RunFolder,
     create_run,
     existing_run,
     forgotten_if_unstarted,
+    has_begun,
     is_unstarted,
+    json_text,
     write_json,
     write_text,
 )
@@ -94,18 +100,22 @@ def _lead(request: TrainRequest, emit: EventSink, stop: StopFlag, peers: Peers) 
     settings = with_processes(request.resolved.settings, peers)
     run = existing_run(settings.run) if request.auto or is_unstarted(settings.run) else None
     is_new = run is None and settings.run.name is None
+    started = _files_of_start(request, settings)
     if run is None:
-        run = create_run(settings.run, label=request.label)
+        run = create_run(settings.run, label=request.label, files=started)
     elif run.is_finished:
-        return complete_already(run, settings, choose_checkpoint(run, None, emit), emit, peers)
+        _require_same_as_finished(run, settings, emit, stop)
+        return complete_already(run, settings, emit, peers)
     with forgotten_if_unstarted(run, emit, is_new=is_new), RunLock(run.path, emit) as lock:
         clear_leftovers(run, emit)
         if run.about.is_file() and list_checkpoints(run.checkpoints):
             checkpoint = choose_checkpoint(run, None, emit)
             return continue_run(run, settings, checkpoint, emit, stop, lock, peers=peers)
-        write_text(run.config, to_toml(settings))
-        write_json(run.origins, dict(request.resolved.origins))
-        write_json(run.about, facts_of_start(request.command))
+        if _is_as_started(run, started) and has_begun(run):
+            return start_over(run, settings, Changes(), emit, stop, lock, peers=peers)
+        storage.try_remove_tree(run.data)  # of rows that may have been others
+        for name, text in started.items():
+            write_text(run.path / name, text)
         with (
             RunLog(run, every_steps=settings.training.log_every_steps, after_step=-1) as log,
             tracked(run, settings, fan_out(log, emit), after_step=-1) as both,
@@ -117,13 +127,63 @@ def _lead(request: TrainRequest, emit: EventSink, stop: StopFlag, peers: Peers) 
             )
 
 
-def complete_already(
-    run: RunFolder, settings: Settings, checkpoint: Path, emit: EventSink, peers: Peers
-) -> TrainOutcome:
+def _files_of_start(request: TrainRequest, settings: Settings) -> dict[str, str]:
+    """Return what a run's folder holds from the moment that it is there, by name; ``run.json`` comes last."""
+    return {
+        RunFolder.CONFIG: to_toml(settings),
+        RunFolder.ORIGINS: json_text(dict(request.resolved.origins)),
+        RunFolder.ABOUT: json_text(facts_of_start(request.command)),
+    }
+
+
+def _is_as_started(run: RunFolder, started: Mapping[str, str]) -> bool:
+    """Tell whether a run was started with the same settings and says so."""
+    is_whole = run.about.is_file() and run.origins.is_file() and run.config.is_file()
+    return is_whole and run.config.read_text(encoding="utf-8", errors="replace") == started[RunFolder.CONFIG]
+
+
+def _require_same_as_finished(run: RunFolder, settings: Settings, emit: EventSink, stop: StopFlag) -> None:
+    """Make sure that a finished run is what was asked for.
+
+    Raises:
+        MismatchError: It was made with other settings, rows or weights.
+    """
+    materials = find_materials(settings, emit, stop, run=run)
+    if list_checkpoints(run.checkpoints):
+        compare(choose_checkpoint(run, None, emit), materials.fingerprints)
+        return
+    compare_start(read_settings(run), settings)
+    compare_data(run, materials.fingerprints["data"])
+
+
+def complete_already(run: RunFolder, settings: Settings, emit: EventSink, peers: Peers) -> TrainOutcome:
     """Say that a finished run is left as it is."""
-    peers.tell(Assignment(run=run, settings=settings, complete_at=step_of(checkpoint)).to_json())
-    emit(Notice(text=f"{run.name} is complete already: step {step_of(checkpoint)}"))
-    return outcome_of(run, settings, Ending.FINISHED, step_of(checkpoint), (None, None), seconds=0.0)
+    steps = [step_of(one) for one in list_checkpoints(run.checkpoints)]
+    step = max(steps, default=settings.training.max_steps)
+    peers.tell(Assignment(run=run, settings=settings, complete_at=step).to_json())
+    emit(Notice(text=f"{run.name} is complete already: step {step}"))
+    return outcome_of(run, settings, Ending.FINISHED, step, (None, None), seconds=0.0)
+
+
+def start_over(
+    run: RunFolder,
+    settings: Settings,
+    changes: Changes,
+    emit: EventSink,
+    stop: StopFlag,
+    lock: RunLock,
+    *,
+    peers: Peers,
+    allowed: Sequence[str] = (),
+) -> TrainOutcome:
+    """Begin a run again that ended before its first checkpoint, as it was begun then. The caller holds the lock."""
+    with (
+        RunLog(run, every_steps=settings.training.log_every_steps, after_step=-1) as log,
+        tracked(run, settings, fan_out(log, emit), after_step=-1) as both,
+    ):
+        both(Notice(text="no checkpoint yet: starting it over from its recorded settings"))
+        record_start_over(run, changes, both)
+        return _train(run, settings, both, stop, lock, peers=peers, allowed=allowed, changes=changes)
 
 
 def continue_run(
@@ -162,7 +222,9 @@ def _train(
     checkpoint: Path | None = None,
     model_keys: Mapping[str, object] | None = None,
     allowed: Sequence[str] = (),
+    changes: Changes | None = None,
 ) -> TrainOutcome:
+    changes = changes or Changes()
     begin = monotonic()
     watch = FitWatch(stops_early=settings.training.early_stopping_evals > 0)
     if checkpoint is not None:
@@ -175,9 +237,12 @@ def _train(
     materials = peers.first(lambda: find_materials(start, emit, starting, run=run))
     peers.agree_on(materials.identity)
     located, prepared, settings = materials.located, materials.prepared, materials.settings
+    if checkpoint is None:
+        compare_data(run, prepared.dataset.fingerprint, allowed=allowed)
     for text in model_differences(located.folder, model_keys or {}):
         emit(Warned(text=text))
-    changes = compare(checkpoint, materials.fingerprints, allowed=allowed) if checkpoint else Changes()
+    if checkpoint is not None:
+        changes = compare(checkpoint, materials.fingerprints, allowed=allowed)
     recorded = read_decisions(run, checkpoint, emit).but(changes.forced)
     decided = settle_precision(recorded, settings.training.precision, choose_device())
     if checkpoint is not None:
@@ -198,6 +263,7 @@ def _train(
     trainer = built.trainer
     watch.name_rows = trainer.name_rows
     tell_sharing(trainer, emit)
+    emit(Notice(text=rhythm_text(settings.checkpoint, settings.training.max_steps)))
     spikes = SpikeStop(stop=stop, watch=watch, settings=settings.training)
     ending = fit_together(trainer, run, spikes)
     ended_at = trainer.state.step
@@ -213,6 +279,7 @@ def _train(
     losses = (state.first_heldout_loss, state.last_heldout_loss)
     outcome = replace(
         outcome_of(run, settings, ending, ended_at, losses, seconds=monotonic() - begin),
+        last_heldout_step=state.last_heldout_step,
         heldout_rows=len(prepared.dataset.heldout),
         changed=changes.by_kind(),
         left_out=left_out(list(prepared.audit.values())),

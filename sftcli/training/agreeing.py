@@ -3,7 +3,33 @@
 from dataclasses import dataclass, field
 
 from sftcli.events import StopFlag
+from sftcli.runtime import Clock
 from sftcli.training.distributed import Group
+
+
+@dataclass(slots=True, kw_only=True)
+class TimedSaves:
+    """The flag ``stop``, which asks for a checkpoint as well when none was begun for ``seconds``; 0 for never.
+
+    Of several processes the first one alone looks at its clock, and ``AgreedStop`` tells the others.
+    """
+
+    stop: StopFlag
+    clock: Clock
+    seconds: float
+    group: Group
+    begun_at: float
+
+    def requested(self) -> bool:
+        """Tell whether to stop."""
+        return self.stop.requested()
+
+    def save_requested(self) -> bool:
+        """Tell whether to save and go on."""
+        is_asked = self.stop.save_requested()
+        return is_asked or (
+            self.seconds > 0 and self.group.is_writer and self.clock() - self.begun_at >= self.seconds
+        )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -196,8 +196,15 @@ def is_trash(name: str) -> bool:
 
 
 def clear_halves(root: Path) -> list[str]:
-    """Remove what killed saves left in a folder of checkpoints; return which checkpoints were only half written."""
-    names = [path.name for path in root.iterdir()] if root.is_dir() else []
+    """Remove what killed saves left in a folder of checkpoints; return which checkpoints were only half written.
+
+    One that was on its way out because a newer one of the same step was to take its place is put back where that one never came.
+    """
+    names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    for name in names:
+        label = storage.scratch_label(name, storage.TRASH)
+        if label and label.startswith(PREFIX) and not (root / label).exists():
+            storage.disk.rename(root / name, root / label)
     former = [name for name in names if _FORMER_LEFTOVER.fullmatch(name)]
     for name in former:
         storage.try_remove_tree(root / name)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -43,7 +44,9 @@ def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
     if not found:
         return None
     raise DataError(
-        f"no checkpoint under {root} is whole: {'; '.join(faults)}", hint="start the run again: sft train"
+        f"no checkpoint under {root} is whole: {'; '.join(faults)}",
+        hint=f"to start the run over from its recorded settings: mv {shlex.quote(str(root))} {shlex.quote(f'{root}-damaged')}; "
+        f"sft resume {shlex.quote(str(root.parent))}",
     )
 
 

@@ -10,8 +10,9 @@ import torch
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import Batch
-from sftcli.events import Ending, EventSink, FitEnded, FitStarted, HeldoutDone, StepDone, StopFlag
+from sftcli.events import Ending, EventSink, FitEnded, FitStarted, HeldoutDone, NeverStop, StepDone, StopFlag
 from sftcli.runtime import Clock, capture_rng, monotonic, peak_memory_bytes, release_memory, restore_rng
+from sftcli.training.agreeing import AgreedStop, TimedSaves
 from sftcli.training.background import Saver
 from sftcli.training.bad_steps import bad_step, named_rows, refuse_bad_steps
 from sftcli.training.distributed import Group
@@ -69,9 +70,10 @@ class Trainer:
         self.state = TrainState()
         self.plan: StepPlan = ladder.plan(self.state)
         self._saver = Saver(emit, clock)
+        self._timed = self._timed_saves(NeverStop())
 
     def fit(self, stop: StopFlag) -> Ending:
-        """Take steps until the budget is spent or ``stop`` is set.
+        """Take steps until the budget is spent or ``stop`` is set in one of the processes.
 
         Held-out loss is measured before the first step and after the last. On return, a checkpoint of the last step is
         in the store; a stop before the first step leaves none. A held-out loss that a stop cut off is measured when the run
@@ -81,6 +83,8 @@ class Trainer:
             DivergedError: ``max_bad_steps`` steps in a row gave no finite loss or gradient, or all steps that there are.
         """
         last_step = self.settings.max_steps
+        self._timed = self._timed_saves(stop)
+        stop = AgreedStop(stop=self._timed, group=self.group)
         was_owed = self._owes_heldout()
         if was_owed:
             self.measure_heldout(stop)
@@ -100,6 +104,12 @@ class Trainer:
         ending = self._ending()
         self.emit(FitEnded(step=self.state.step, ending=ending))
         return ending
+
+    def _timed_saves(self, stop: StopFlag) -> TimedSaves:
+        seconds = 60 * self.checkpoint.every_minutes
+        return TimedSaves(
+            stop=stop, clock=self.clock, seconds=seconds, group=self.group, begun_at=self.clock()
+        )
 
     def _ending(self) -> Ending:
         if self._owes_heldout():
@@ -254,6 +264,7 @@ class Trainer:
         self._saver.save_now(self.state.step, lambda: self.store.save(snapshot), is_last=True)
 
     def _save_and_go_on(self) -> None:
+        self._timed.begun_at = self.clock()
         self.weights.refuse_nonfinite(self.state.step)
         snapshot, step = self.snapshot(), self.state.step
         if self.checkpoint.in_background:
