@@ -28,7 +28,7 @@ def run(rows: Path, flags: list[str], tmp_path: Path) -> Path:
 def test_a_run_leaves_a_page_with_its_charts_and_commands(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg ") == 4
-    assert "sft eval first" in page
+    assert f"sft eval {run}" in page  # by its path: it is not where commands look for a name
     assert not re.search(r'(?:src|href)="(?!#|data:,)', page)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
