@@ -127,7 +127,11 @@ def fuse_layers(model: torch.nn.Module) -> Fusion:
     model.train()
     with torch.random.fork_rng():
         passed = observe_layers(model)
-        tried = [(module, *_judged(module, forward, passed)) for module, forward in _candidates(model)]
+        seen: set[type[torch.nn.Module]] = set()
+        tried = []
+        for module, forward in _candidates(model):
+            tried.append((module, *_judged(module, forward, passed, is_first=type(module) not in seen)))
+            seen.add(type(module))
     model.train(was_training)
     for module, forward, is_same in tried:
         if is_same:
@@ -153,16 +157,17 @@ def restore_layers(model: torch.nn.Module) -> None:
 
 
 def _judged(
-    module: torch.nn.Module, forward: Forward, passed: dict[torch.nn.Module, Passed]
+    module: torch.nn.Module, forward: Forward, passed: dict[torch.nn.Module, Passed], *, is_first: bool
 ) -> tuple[Forward, bool]:
     """Return the faster form of ``module``, and whether it gives the same."""
     if forward is not layer_forward:
-        return forward, not has_dropout(module, attends=False) and _gives_the_same(module, forward)
+        is_random = has_dropout(module, attends=False)
+        return forward, not is_random and _gives_the_same(module, forward, whole=is_first)
     if module not in passed or has_dropout(module, attends=True):
         return forward, False
     mine = passed[module]
     bound = partial(layer_forward, window=mine.window)
-    return bound, _gives_the_same(module, bound, mine)
+    return bound, _gives_the_same(module, bound, mine, whole=is_first)
 
 
 def _candidates(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Forward]]:
@@ -201,14 +206,20 @@ def _is_bare_linear(part: torch.nn.Module) -> bool:
 
 
 @torch.enable_grad()
-def _gives_the_same(module: torch.nn.Module, forward: Forward, passed: Passed | None = None) -> bool:
-    """Compare output and gradients, each by its size: what is small, as gradients of queries are, must be right too."""
+def _gives_the_same(
+    module: torch.nn.Module, forward: Forward, passed: Passed | None = None, *, whole: bool
+) -> bool:
+    """Compare output and gradients, each by its size: what is small, as gradients of queries are, must be right too.
+
+    Gradients of matrices, which cost the most, are compared for the first of a class (``whole``): one module differs from
+    another in what it computes, and the gradient of its input tells that.
+    """
     weight = next(module.parameters())
     generator = torch.Generator().manual_seed(0)
     shape = (*(_PROBE_SHAPE if passed is None else _LAYER_SHAPE), weight.shape[-1])
     x, back = (torch.randn(shape, generator=generator).to(weight) for _ in range(2))
     x.requires_grad_()
-    wanted = [x, *(part for part in module.parameters() if part.requires_grad)]
+    wanted = [x, *(part for part in module.parameters() if part.requires_grad and (whole or part.ndim < 2))]
     try:
         if passed is None:
             made = type(module).forward(module, x), forward(module, x)

@@ -14,7 +14,7 @@ from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import Batch, ExampleSource, batches_in_order_of_length, collate
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
 from sftcli.modeling.document_attention import attention_of
-from sftcli.modeling.fused import fuse_layers
+from sftcli.modeling.fused import Fusion, fuse_layers
 from sftcli.modeling.load import (
     checkpoint_activations,
     count_parameters,
@@ -38,6 +38,7 @@ from sftcli.services.pt_output import PtWritingStore
 from sftcli.services.row_plan import plan_maker
 from sftcli.services.run_folder import RunFolder
 from sftcli.services.sharing import make_weights, shares_weights
+from sftcli.services.ways import try_ways
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import ADAPTER, MODEL
 from sftcli.training.distributed import Group
@@ -115,8 +116,19 @@ def build_trainer(
     assert recorded.precision is not None
     dtype = dtype_named(recorded.precision, device)
     shares = shares_weights(settings, located.folder, group, dtype=dtype, device=device)
-    model, adapter, layers = _load(
+    model, adapter, fusion = _load(
         materials, recorded, dtype, torch.device("cpu") if shares else device, emit
+    )
+    pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
+    tried = try_ways(
+        model,
+        fusion,
+        examples,
+        settings.training,
+        recorded=recorded,
+        pad_id=pad_id,
+        emit=emit,
+        with_gradients=not shares,
     )
     source = SourceTensors.of(model, located.folder)
     if source.beside:
@@ -140,22 +152,27 @@ def build_trainer(
     )
     if told := own_attention(model):
         emit(Notice(text=told))
-    pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
     head = choose_batch_loss(
         model,
         _probe_batch(examples, pad_id).to(device),
         emit=emit,
         gathered=weights.gathered,
-        recorded=recorded.head,
+        recorded=tried.head,
     )
     make_plan, sharing = plan_maker(
-        model, prepared.dataset, settings, pad_id=pad_id, emit=emit, recorded=recorded.packing
+        model,
+        prepared.dataset,
+        settings,
+        pad_id=pad_id,
+        emit=emit,
+        recorded=recorded.packing,
+        ruled_out=tried.ruled_out,
     )
     decisions = Decisions(
         precision=recorded.precision,
         precision_why=recorded.precision_why,
         attention=attention,
-        layers=layers,
+        layers=tried.layers,
         packing=sharing,
         head=head.kind,
     )
@@ -218,8 +235,8 @@ def _store(
 
 def _load(
     materials: Materials, recorded: Decisions, dtype: torch.dtype, device: torch.device, emit: EventSink
-) -> "tuple[PreTrainedModel, AdapterFiles | None, tuple[str, ...]]":
-    """Return the model, what its adapter's folders hold, and the kinds of its layers that run in the faster form."""
+) -> "tuple[PreTrainedModel, AdapterFiles | None, Fusion | None]":
+    """Return the model, what its adapter's folders hold, and the faster form of its layers."""
     settings, located = materials.settings, materials.located
     if settings.adapter.is_on:
         model, config = load_with_adapter(
@@ -237,7 +254,7 @@ def _load(
             located=located,
             tokenizer=materials.prepared.tokenizer,
         )
-        return model, files, ()
+        return model, files, None
     model = load_model(
         located.folder,
         dtype=torch.float32,
@@ -245,18 +262,18 @@ def _load(
         gradient_checkpointing=settings.training.gradient_checkpointing,
         trusts_code=bool(materials.trusted_code),
     )
-    layers = () if recorded.layers == () else _fused(model, emit)
+    fusion = None if recorded.layers == () else _fused(model, emit)
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
-    return model, None, layers
+    return model, None, fusion
 
 
-def _fused(model: "PreTrainedModel", emit: EventSink) -> tuple[str, ...]:
+def _fused(model: "PreTrainedModel", emit: EventSink) -> Fusion:
     fusion = fuse_layers(model)
     if fusion.left_alone:
         names = ", ".join(fusion.left_alone)
         emit(Notice(text=f"{names}: computed as transformers does, without the faster form"))
-    return fusion.fused
+    return fusion
 
 
 def _tell_beside(

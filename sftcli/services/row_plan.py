@@ -24,10 +24,11 @@ def plan_maker(
     pad_id: int,
     emit: EventSink,
     recorded: str | None = None,
+    ruled_out: RowSharing | None = None,
 ) -> tuple[Callable[[int], BatchPlan], RowSharing]:
     """Return what makes the plan for a micro-batch size, after trying ``model`` with packed rows, and how these are kept apart.
 
-    ``recorded`` is how they were, in a run that goes on.
+    ``recorded`` is how they were, in a run that goes on; ``ruled_out`` is how they cannot be.
 
     Raises:
         DataError: There is no text for the share that it is to have.
@@ -37,7 +38,14 @@ def plan_maker(
     text = _text_share(dataset.text, settings.data.text_fraction)
     longest = max(*examples.num_tokens, *(text.examples.num_tokens if text else ()), 0)
     chosen = choose_packing(
-        model, examples, longest=longest, settings=training, pad_id=pad_id, emit=emit, recorded=recorded
+        model,
+        examples,
+        longest=longest,
+        settings=training,
+        pad_id=pad_id,
+        emit=emit,
+        recorded=recorded,
+        ruled_out=ruled_out,
     )
     packing = chosen.packing
     keys = _order_keys(examples, settings.data.order)

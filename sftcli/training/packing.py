@@ -48,6 +48,25 @@ class ChosenPacking:
     packing: Packing | None = None
 
 
+def sharing_to_try(
+    model: "PreTrainedModel", settings: TrainingSettings, recorded: str | None = None
+) -> RowSharing:
+    """Return how rows of ``model`` would be kept apart first, by its attention, the settings and what is ``recorded`` of a run."""
+    is_auto = settings.packing is PackRows.AUTO
+    if (
+        settings.packing is PackRows.OFF
+        or recorded == RowSharing.NONE
+        or (is_auto and settings.neftune_alpha)
+    ):
+        return RowSharing.NONE
+    if recorded != RowSharing.MASK and (not is_auto or model.device.type in _MEASURED):
+        has_bounds = attend_by_document(model) or attention_of(model).startswith("flash_attention")
+        attend_as_before(model)
+        if has_bounds:
+            return RowSharing.BOUNDS
+    return RowSharing.NONE if is_auto else RowSharing.MASK
+
+
 def choose_packing(
     model: "PreTrainedModel",
     examples: ExampleSource,
@@ -57,11 +76,12 @@ def choose_packing(
     pad_id: int,
     emit: EventSink,
     recorded: str | None = None,
+    ruled_out: RowSharing | None = None,
 ) -> ChosenPacking:
     """Return how examples share rows; prepares the attention of ``model``.
 
     A few of ``examples`` are tried; ``longest`` is the length of the longest one that will ever be packed. Of a run that
-    has ``recorded`` how, only that is tried.
+    has ``recorded`` how, only that is tried, and never what is ``ruled_out`` because its gradients are others.
 
     Documents are kept apart by an attention that gets their bounds, or, where packing is asked for and the model has no
     such attention, by the mask that the model makes from positions. On a CPU the mask is slower than padding: 263
@@ -78,13 +98,13 @@ def choose_packing(
         return alone
     budget = max(longest, settings.micro_batch_tokens or settings.micro_batch_size * longest)
     probe = _Probe(model, examples, pad_id)
-    if recorded != RowSharing.MASK and (settings.packing is PackRows.ON or model.device.type in _MEASURED):
-        has_bounds = attend_by_document(model) or attention_of(model).startswith("flash_attention")
-        if has_bounds and probe.keeps_apart([probe.rows]):
+    if ruled_out != RowSharing.BOUNDS and sharing_to_try(model, settings, recorded) is RowSharing.BOUNDS:
+        attend_by_document(model)
+        if probe.keeps_apart([probe.rows]):
             return _told(RowSharing.BOUNDS, Packing(row_tokens=budget), emit)
         attend_as_before(model)
     if settings.packing is PackRows.ON:
-        if probe.keeps_apart([probe.rows[:2], probe.rows[2:]]):
+        if ruled_out != RowSharing.MASK and probe.keeps_apart([probe.rows[:2], probe.rows[2:]]):
             return _told(RowSharing.MASK, Packing(row_tokens=longest, rows=budget // longest), emit)
         raise UsageError(
             f"rows cannot be packed: {type(model).__name__} lets documents of one row see each other",

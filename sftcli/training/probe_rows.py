@@ -19,13 +19,16 @@ _OPERATIONS = {"cpu": 1.2e11}  # that a trial may take: about a second on two co
 _OPERATIONS_ELSEWHERE = 1e13
 
 
-def cut_rows(model: "PreTrainedModel", examples: ExampleSource, *, work: int) -> list[Example]:
-    """Return three rows, a long one first, cut to the end of their trained tokens.
+def cut_rows(
+    model: "PreTrainedModel", examples: ExampleSource, *, work: int, count: int = 3
+) -> list[Example]:
+    """Return two or three rows, a long one first, cut to the end of their trained tokens.
 
     Args:
         model: Whose size says how many tokens are affordable.
         examples: Rows to choose from.
         work: Operations that are made for a token and a weight.
+        count: How many rows.
     """
     weights = sum(weight.numel() for weight in model.parameters())
     operations = _OPERATIONS.get(model.device.type, _OPERATIONS_ELSEWHERE)
@@ -39,7 +42,7 @@ def cut_rows(model: "PreTrainedModel", examples: ExampleSource, *, work: int) ->
     chosen = (order[-1], order[len(order) // 2], order[0])
     return [
         _cut(examples[int(index)], max(2, size))
-        for index, size in zip(chosen, (room // 2, room // 4, room // 4), strict=True)
+        for index, size in zip(chosen[:count], (room // 2, room // 4, room // 4), strict=False)
     ]
 
 

@@ -1,0 +1,214 @@
+"""Whether the ways in which training is made faster give the loss and the gradients of the model itself, tried on real rows."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from sftcli.data.batch import Batch, collate, collate_packed
+from sftcli.data.example import Example
+from sftcli.modeling.document_attention import attend_as_before, attend_by_document
+from sftcli.modeling.fused import Fusion
+from sftcli.modeling.fused_math import has_dropout
+from sftcli.runtime import capture_rng, restore_rng
+from sftcli.training.choices import RowSharing
+from sftcli.training.loss import plain_nll_sum, response_nll_sum
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+WORK = 12  # operations for a token and a weight: two passes, forward and backward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """By what part a loss, and the gradient of a weight, may differ.
+
+    A gradient that is small beside that of all weights is a sum of larger numbers that cancel, such as that of a bias of keys,
+    so ``floor`` of the whole gradient's size is added to its own.
+    """
+
+    loss: float
+    gradient: float
+    floor: float
+
+
+_TOLERANCES = {torch.float32: Tolerance(loss=1e-5, gradient=2e-4, floor=1e-3)}
+_COARSE = Tolerance(loss=0.02, gradient=0.2, floor=0.1)  # where weights themselves are rounded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ways:
+    """What makes a training faster than the model's own forward pass on each row alone."""
+
+    layers: bool  # in their faster form
+    rows: RowSharing
+    head: bool  # at positions with loss alone
+
+    def fewer(self) -> Iterator["Ways"]:
+        """Yield these, then what is left of them, the most first, none at last; what gains the least is given up first."""
+        steps = [
+            Ways(layers=layers, rows=rows, head=head)
+            for rows in {self.rows: None, RowSharing.NONE: None}
+            for head in {self.head: None, False: None}
+            for layers in {self.layers: None, False: None}
+        ]
+        yield from sorted(steps, key=lambda ways: -ways.count)
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return self.layers + (self.rows is not RowSharing.NONE) + self.head
+
+
+def agreed_ways(
+    model: "PreTrainedModel",
+    fusion: Fusion | None,
+    rows: Sequence[Example],
+    *,
+    wanted: Ways,
+    pad_id: int,
+    with_gradients: bool = True,
+) -> Ways:
+    """Return the most of ``wanted`` with which loss and gradients on ``rows`` are those of the model's own forward pass.
+
+    That is one with the attention and the layers of transformers, on each row by itself, and with all logits. Nothing of the
+    model, and no random number, is other than before. Gradients take the memory of the weights that train.
+
+    Args:
+        model: As it was loaded, before weights are rounded: float32 tells apart what rounding would hide.
+        fusion: Its layers' faster form; None where there is none.
+        rows: A few real ones.
+        wanted: What may be used.
+        pad_id: What fills rows up.
+        with_gradients: Compare them too.
+    """
+    weight = next(model.parameters())
+    tolerance = _TOLERANCES.get(weight.dtype, _COARSE)
+    with _left_as_it_was(model):
+        for ways in wanted.fewer():
+            if not ways.count:
+                break
+            trial = _Trial(model, fusion, rows, pad_id)
+            if trial.agrees(ways, tolerance, with_gradients=with_gradients):
+                return ways
+    return Ways(layers=False, rows=RowSharing.NONE, head=False)
+
+
+class _Trial:
+    """One comparison."""
+
+    def __init__(
+        self, model: "PreTrainedModel", fusion: Fusion | None, rows: Sequence[Example], pad_id: int
+    ) -> None:
+        self.model = model
+        self.fusion = fusion
+        self.rows = rows
+        self.pad_id = pad_id
+        self.trained = [weight for weight in model.parameters() if weight.requires_grad]
+
+    def agrees(self, ways: Ways, tolerance: Tolerance, *, with_gradients: bool) -> bool:
+        """Tell whether loss and gradients in these ``ways`` are those of the model itself."""
+        own = Ways(layers=False, rows=RowSharing.NONE, head=False)
+        loss = self._loss(own, backward=with_gradients)
+        wanted: dict[torch.Tensor, torch.Tensor] = {
+            weight: weight.grad for weight in self.trained if weight.grad is not None
+        }
+        for weight in self.trained:
+            weight.grad = None
+        differences: dict[torch.Tensor, float] = {}
+        with _compared(self.trained, wanted, differences):
+            try:
+                found = self._loss(ways, backward=with_gradients)
+            except (AttributeError, TypeError, ValueError, RuntimeError, LookupError):
+                return False
+        sizes = {weight: float(gradient.norm()) for weight, gradient in wanted.items()}
+        whole = sum(size**2 for size in sizes.values()) ** 0.5
+        return abs(found - loss) <= tolerance.loss * abs(loss) and all(
+            differences.get(weight, sizes.get(weight, 0.0))
+            <= tolerance.gradient * (sizes.get(weight, 0.0) + tolerance.floor * whole)
+            for weight in self.trained
+        )
+
+    def _loss(self, ways: Ways, *, backward: bool) -> float:
+        total = 0.0
+        compute = response_nll_sum if ways.head else plain_nll_sum
+        batches = [self._together(ways.rows)] if ways.count else self._alone()
+        with self._in_these(ways):
+            for batch in batches:
+                nll: torch.Tensor = compute(self.model, batch.to(self.model.device))
+                if backward:
+                    nll.backward()  # type: ignore[no-untyped-call]
+                total += nll.item()
+        return total
+
+    @contextmanager
+    def _in_these(self, ways: Ways) -> Iterator[None]:
+        if ways.rows is RowSharing.BOUNDS:
+            attend_by_document(self.model)
+        try:
+            if self.fusion is None or ways.layers:
+                yield
+            else:
+                with self.fusion.suspended():
+                    yield
+        finally:
+            attend_as_before(self.model)
+
+    def _alone(self) -> list[Batch]:
+        return [collate([row], example_ids=[0], pad_id=self.pad_id) for row in self.rows]
+
+    def _together(self, sharing: RowSharing) -> Batch:
+        ids = range(len(self.rows))
+        if sharing is RowSharing.NONE:
+            return collate(self.rows, example_ids=ids, pad_id=self.pad_id)
+        batch = collate_packed([self.rows], example_ids=ids, pad_id=self.pad_id)
+        if sharing is RowSharing.BOUNDS or batch.documents is None:
+            return batch
+        return replace(batch, documents=replace(batch.documents, bounds=None))
+
+
+@contextmanager
+def _left_as_it_was(model: "PreTrainedModel") -> Iterator[None]:
+    """Run ``model`` as in training, but for dropout, and put random numbers, buffers and mode back."""
+    random, was_training = capture_rng(), model.training
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    model.train(not has_dropout(model, attends=True))
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for module, name, buffer, content in buffers:
+            module._buffers[name] = buffer.copy_(content)
+        for weight in model.parameters():
+            weight.grad = None
+        restore_rng(random)
+
+
+@contextmanager
+def _compared(
+    trained: Sequence[torch.Tensor],
+    wanted: dict[torch.Tensor, torch.Tensor],
+    differences: dict[torch.Tensor, float],
+) -> Iterator[None]:
+    """Note how far each gradient that is made is from the one ``wanted``, and keep none: two of them are one too many."""
+
+    def compare(weight: torch.Tensor) -> None:
+        gradient, weight.grad = weight.grad, None
+        assert gradient is not None
+        expected = wanted.get(weight)
+        differences[weight] = float((gradient if expected is None else gradient - expected).norm())
+
+    handles = [weight.register_post_accumulate_grad_hook(compare) for weight in trained]  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
