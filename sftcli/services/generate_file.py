@@ -7,19 +7,21 @@ line says what they answer. When all are there, OUT appears, whole, and the jour
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.errors import MismatchError, OutputError, StorageError
-from sftcli.events import EventSink, Notice, Progressed, StopFlag
+from sftcli.errors import MismatchError, OutputError, SftError, StorageError
+from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.services.answering import Answerer, Completion, Question
 from sftcli.services.generate import GenerateRequest, model_choices, open_answerers
+from sftcli.services.log_repair import read_lines
 from sftcli.services.models import ModelChoice
 from sftcli.services.prompt_file import PromptRow, read_prompts
 from sftcli.services.run_folder import write_text
 
 Key = tuple[int, int, int]  # (model, prompt, sample)
+ANSWER_KEYS = {field.name for field in fields(Completion)} - {"seconds"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +36,12 @@ class FileOutcome:
 
 
 class Journal:
-    """The answers known so far."""
+    """The answers known so far, of as many models, prompts and samples as ``sizes`` says."""
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
+    def __init__(self, path: Path, fingerprint: str, sizes: Key) -> None:
         self.path = path
+        self.sizes = sizes
+        self.repaired = ""  # what was left out of a file that a crash has torn, in words
         self.done: dict[Key, dict[str, object]] = {}
         if path.exists():
             self._read(fingerprint)
@@ -56,19 +60,28 @@ class Journal:
         self._file.close()
 
     def _read(self, fingerprint: str) -> None:
-        lines = self.path.read_text(encoding="utf-8").split("\n")
-        whole = lines[:-1]  # what follows the last line end was torn by a crash
-        if not whole or json.loads(whole[0]).get("answers") != fingerprint:
+        lines = read_lines(self.path)
+        if not lines.found or lines.found[0][1].get("answers") != fingerprint:
             raise MismatchError(
                 f"{self.path} was begun with other prompts, another model or other settings",
                 hint="repeat the command as it was, or delete that file to start again",
             )
-        for line in whole[1:]:
-            record = json.loads(line)
-            model, prompt, sample = record["key"]
-            self.done[model, prompt, sample] = record["completion"]
-        if lines[-1]:
-            write_text(self.path, "\n".join(whole) + "\n")
+        for _, record in lines.found[1:]:
+            key, answer = self._key(record.get("key")), record.get("completion")
+            if key is not None and isinstance(answer, dict) and answer.keys() == ANSWER_KEYS:
+                self.done[key] = answer
+        self.repaired = lines.told(self.path)
+        if self.repaired:
+            write_text(self.path, "".join(text for text, _ in lines.found))
+
+    def _key(self, value: object) -> Key | None:
+        """Return the key that ``value`` is; None for anything that is not asked for."""
+        if not (isinstance(value, list) and len(value) == len(self.sizes)):
+            return None
+        fits = all(
+            type(part) is int and 0 <= part < size for part, size in zip(value, self.sizes, strict=True)
+        )
+        return (value[0], value[1], value[2]) if fits else None
 
 
 def run_file_generation(
@@ -86,11 +99,14 @@ def run_file_generation(
         raise OutputError(f"{out} exists already", hint="choose another --out, or delete it")
     choices = model_choices(request, emit)
     try:
-        journal = Journal(out.with_name(f".{out.name}.partial"), _fingerprint(request, prompts, choices))
+        sizes = (len(choices), len(prompts), request.samples)
+        journal = Journal(
+            out.with_name(f".{out.name}.partial"), _fingerprint(request, prompts, choices), sizes
+        )
     except OSError as error:
-        raise OutputError(
-            f"cannot write next to {out}: {error.strerror}", hint="choose another --out"
-        ) from error
+        raise _unwritten(out, error) from error
+    if journal.repaired:
+        emit(Warned(text=f"{journal.repaired}; these are answered again"))
     kept = len(journal.done)
     total = len(choices) * len(prompts) * request.samples
     if kept:
@@ -107,11 +123,22 @@ def run_file_generation(
     finally:
         journal.close()
     if is_whole:
-        write_text(out, "".join(_lines(request, prompts, choices, journal)))
+        try:
+            write_text(out, "".join(_lines(request, prompts, choices, journal)))
+        except OSError as error:
+            raise _unwritten(out, error) from error
         storage.disk.unlink(journal.path)
     return FileOutcome(
         out=str(out), prompts=len(prompts), answered=len(journal.done) - kept, kept=kept, is_whole=is_whole
     )
+
+
+def _unwritten(out: Path, error: OSError) -> SftError:
+    if error.errno in storage.FULL_DISK:
+        return StorageError(
+            f"the disk that holds {out} is full", hint="free space and repeat: answers are kept"
+        )
+    return OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out")
 
 
 def _answer(
@@ -159,7 +186,17 @@ def _lines(
             [one["finish"] for one in answers[-1]] if request.samples > 1 else answers[-1][0]["finish"]
         )
         result["new_tokens"] = sum(int(str(one["new_tokens"])) for one in answers[-1])
-        yield json.dumps(result, ensure_ascii=False) + "\n"
+        yield _as_line(result)
+
+
+def _as_line(value: object) -> str:
+    """Return ``value`` as a line of JSON; half a character of a row stays an escape, for UTF-8 has none for it."""
+    text = json.dumps(value, ensure_ascii=False)
+    return (text if text.isascii() or _is_text(text) else json.dumps(value)) + "\n"
+
+
+def _is_text(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _told(answers: list[dict[str, object]]) -> object:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from sftcli import storage
 from sftcli.config.sources import Settings, resolve
-from sftcli.errors import OutputError
+from sftcli.errors import OutputError, StorageError
 from sftcli.figures import change, interval, loss_figure
 from sftcli.services.charts import Series, draw
 from sftcli.services.measures import Compared, compare_scores
@@ -33,6 +34,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
 
     Raises:
         OutputError: The place cannot be written.
+        StorageError: Its disk is full.
     """
     source = files("sftcli.services").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(
@@ -45,6 +47,10 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
     try:
         write_text(out, page)
     except OSError as error:
+        if error.errno in storage.FULL_DISK:
+            raise StorageError(
+                f"the disk that holds {out} is full", hint="make room, or choose another --out"
+            ) from error
         raise OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out") from error
     return out
 

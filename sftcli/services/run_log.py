@@ -24,7 +24,7 @@ from sftcli.events import (
     Warned,
     event_record,
 )
-from sftcli.services.log_repair import end_torn_line, lines_up_to
+from sftcli.services.log_repair import end_torn_line, lines_up_to, read_lines
 from sftcli.services.run_folder import RunFolder, write_text
 
 
@@ -44,10 +44,13 @@ class RunLog:
     ) -> None:
         self.every_steps = every_steps
         self.last_step = 0
+        self.repaired: list[str] = []  # what was left out of logs that a crash has torn, in words
         events = run.path / "events.jsonl"
         if after_step is not None and events.exists():
-            write_text(events, "".join(lines_up_to(events, after_step, owes_heldout=owes_heldout)))
-        end_torn_line(run.path / "training.log")
+            lines = read_lines(events)
+            write_text(events, "".join(lines_up_to(lines, after_step, owes_heldout=owes_heldout)))
+            self.repaired = [lines.told(events)]
+        self.repaired = [*filter(None, [*self.repaired, end_torn_line(run.path / "training.log")])]
         self._events: BinaryIO = storage.disk.append(events)
         self._text: BinaryIO = storage.disk.append(run.path / "training.log")
 

@@ -208,6 +208,8 @@ def continue_run(
         ) as log,
         tracked(run, settings, fan_out(log, emit), after_step=step) as both,
     ):
+        for text in log.repaired:
+            both(Warned(text=text))
         return _train(run, settings, both, stop, lock, peers=peers, checkpoint=checkpoint, allowed=allowed)
 
 
