@@ -28,8 +28,13 @@ _NAMES_BY_LAYER: Mapping[str, tuple[str, str]] = {
 }
 # model_type -> older names of kinds of layers; transformers 5 reads them too, and others end with an error in release 4.
 _LAYER_NAMES: Mapping[str, Mapping[str, str]] = {
-    "granitemoehybrid": {"full_attention": "attention", "linear_attention": "mamba"}
+    "granitemoehybrid": {"full_attention": "attention", "linear_attention": "mamba"},
+    "zamba": {"linear_attention": "mamba"},
+    "zamba2": {"linear_attention": "mamba"},
 }
+_LAYER_KEYS = ("layer_types", "layers_block_type")
+# model_type -> older name of a key, and the name that it has now; transformers 5 reads both.
+_RENAMED: Mapping[str, tuple[str, str]] = {"qwen3_moe": ("num_experts", "num_local_experts")}
 # Older code takes exactly these keys of the scaling, the kind under the name "type".
 _PHI = frozenset({"phi3", "phi4_multimodal"})
 _GENERIC = "PreTrainedTokenizerFast"  # any tokenizer.json; what transformers 5 calls TokenizersBackend
@@ -44,8 +49,11 @@ def with_older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in config.items()
     }
     rope, kind = config.get(_ROPE), str(config.get("model_type"))
-    if kind in _LAYER_NAMES and isinstance(layers := config.get("layer_types"), list):
-        result["layer_types"] = [_LAYER_NAMES[kind].get(layer, layer) for layer in layers]
+    for key in _LAYER_KEYS:
+        if kind in _LAYER_NAMES and isinstance(layers := config.get(key), list):
+            result[key] = [_LAYER_NAMES[kind].get(layer, layer) for layer in layers]
+    if kind in _RENAMED and (name := _RENAMED[kind])[1] in config:
+        result.setdefault(name[0], config[name[1]])
     if isinstance(rope, dict):
         found = _by_layer(rope, kind) if _is_by_layer(rope) else _flat(rope, kind)
         result = found | result

@@ -88,6 +88,17 @@ def test_kinds_of_layers_have_the_names_that_both_read() -> None:
     assert _written(CONFIG_MAPPING["granitemoehybrid"].from_dict(content)) == _written(config)
 
 
+@pytest.mark.parametrize(("kind", "key", "value"), [
+    ("zamba", "layers_block_type", ["mamba", "hybrid"] * 38),
+    ("zamba2", "layers_block_type", ["mamba", "hybrid"] * 27), ("qwen3_moe", "num_experts", 4),
+])  # fmt: skip
+def test_keys_that_have_other_names_now_are_read_in_both(kind: str, key: str, value: object) -> None:
+    config = CONFIG_MAPPING[kind].from_dict({key: value})
+    content = with_older_keys(_written(config))
+    assert content[key] == value
+    assert _written(CONFIG_MAPPING[kind].from_dict(json.loads(json.dumps(content)))) == _written(config)
+
+
 def test_infinity_is_a_number_to_older_readers() -> None:
     content = with_older_keys(_written(CONFIG_MAPPING["mamba2"]()))
     assert json.loads(json.dumps(content))["time_step_limit"] == [0.0, float("inf")]
