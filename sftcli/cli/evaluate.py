@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sftcli.cli import complete, options, results, tables
+from sftcli.cli import complete, data_options, options, results, tables
 from sftcli.cli.session import LOADING, session
 from sftcli.cli.several import is_one_of_several, start_several
 from sftcli.errors import UsageError
@@ -31,6 +31,7 @@ def evaluate(
     base_model: options.BaseModel = None,
     trust_remote_code: options.TrustRunCode = False,
     data: options.Data = None,
+    ignored: data_options.Ignore = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -148,6 +149,7 @@ def evaluate(
             tokenizer=tokenizer,
             base_model=base_model,
             data=tuple(data or ()),
+            ignored=tuple(ignored or ()),
             base=base,
             with_base=not no_base,
             max_rows=max_rows,

@@ -56,6 +56,7 @@ class EvalRequest:
     root: Path
     batch_size: int | None = None  # rows at once; numbers do not depend on it
     tokenizer: str | None = None  # of a .pt file
+    ignored: tuple[str, ...] = ()  # keys of the rows that are dropped, with those that the run drops
     trusts_code: bool = False  # that of the run, and of the model it started from
     base_model: str | None = None  # of an adapter, where its base is not where it says
 
@@ -162,7 +163,7 @@ def _find(
         trusts_code=request.trusts_code,
         base_model=request.base_model,
     )
-    settings = _settings_of(choice, request.data)
+    settings = _settings_of(choice, request)
     prepared = prepare_data(
         settings.data,
         find_sources(settings.data),
@@ -249,18 +250,20 @@ def _rows_with_whole_answers(prepared: PreparedData, emit: EventSink) -> list[in
     return whole
 
 
-def _settings_of(choice: ModelChoice, data: tuple[str, ...]) -> Settings:
-    """Return the settings of the run that made the model, with ``data`` as the rows to score where it is given."""
+def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
+    """Return the settings of the run that made the model, with the rows of ``request`` where it names some."""
     config = None if choice.run is None else choice.run.config
     overrides = []
-    if data:
+    if request.data:
         overrides.append(Override(key="data.sources", value=[], origin="--data"))
-        overrides.append(Override(key="data.heldout_sources", value=list(data), origin="--data"))
+        overrides.append(Override(key="data.heldout_sources", value=list(request.data), origin="--data"))
     elif choice.run is None:
         raise UsageError(
             f"{choice.name} was not made by a run that holds rows out", hint="name rows with --data FILE"
         )
-    return resolve(preset=None, config_file=config, overrides=overrides, environ={}).settings
+    settings = resolve(preset=None, config_file=config, overrides=overrides, environ={}).settings
+    ignored = tuple(dict.fromkeys((*settings.data.ignored_keys, *request.ignored)))
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"ignored_keys": ignored})})
 
 
 def _base_of(

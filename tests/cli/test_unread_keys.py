@@ -48,3 +48,11 @@ def test_running_text_may_hold_control_tokens_where_that_is_allowed(sft, tiny_mo
     code, out, _ = sft("prepare", write(ROWS["chat markup"]), "--model", tiny_model, *allowed)
     assert code == 0
     assert json.loads(out)["audit"]["train"]["flags"] == {"control-text": 1}
+
+
+def test_eval_refuses_the_rows_too_and_takes_the_flag_of_the_help(sft, tiny_model):
+    score = ("eval", tiny_model, "--no-base", "--json", "--data", write(ROWS["reasoning_content"]))
+    code, out, _ = sft(*score)
+    assert code == 65
+    flags = json.loads(out)["error"]["hint"].rpartition(": ")[2].split()
+    assert sft(*score, *flags)[0] == 0
