@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sftcli.cli import options, results, sampling_options, tables
+from sftcli.cli import data_options, options, results, sampling_options, tables
 from sftcli.cli.chat import chat as run_chat
 from sftcli.cli.lines import stdout_text_writer
 from sftcli.cli.request import resolve_flags
@@ -47,6 +47,7 @@ def generate(
     system: Annotated[
         str, typer.Option("--system", metavar="TEXT", help="System message to put before the prompt.")
     ] = "",
+    ignored: data_options.Ignore = None,
     max_new_tokens: sampling_options.MaxNewTokens = None,
     temperature: sampling_options.Temperature = None,
     top_p: sampling_options.TopP = None,
@@ -100,6 +101,7 @@ def generate(
             precision=settings.training.precision,
             checkpoint=checkpoint,
             system=as_utf8(system),
+            ignored=tuple(ignored or ()),
             samples=samples,
             with_base=base,
             tokenizer=tokenizer,

@@ -1,11 +1,23 @@
 """Refuses keys that say something and are not read: in rows, in turns, in parts of a content."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from sftcli.data.formats import TURN_MARKS, Format
-from sftcli.data.meaning import ASKED_MARKS, BY_KEY, LABEL, THINKING_PARTS, TREE, UnreadError, is_true
+from sftcli.data.formats import TOOL_COLUMNS, TURN_MARKS, Format
+from sftcli.data.meaning import (
+    ASKED_MARKS,
+    BY_KEY,
+    LABEL,
+    MARKS,
+    THINKING_PARTS,
+    TREE,
+    Unread,
+    UnreadError,
+    is_filled,
+    is_true,
+)
 
+_MARKS = frozenset(key for key, meanings in BY_KEY.items() if any(m.says == MARKS.says for m in meanings))
 _PLAIN_TURN = frozenset(("role", "content", "from", "value"))
 
 
@@ -88,3 +100,40 @@ def _keys_to_look_at(columns: tuple[str, ...], format_: Format) -> tuple[str, ..
     passed = LABEL.keys if is_text else ()  # of a text, not of an answer
     passed += () if is_text and is_message else TREE.keys
     return tuple(key for key in columns if key in BY_KEY and key not in passed)
+
+
+def check_prompt(row: Mapping[str, object], turns: Sequence[object], *, read: frozenset[str]) -> None:
+    """See that a row that is to be answered asks nothing that is not read. Marks say nothing here: nothing is trained.
+
+    Args:
+        row: The row.
+        turns: Its turns in front of the answer.
+        read: Its columns that are read.
+
+    Raises:
+        UnreadError: It does.
+    """
+    names = (*TOOL_COLUMNS, "context", "input", "system_prompt")
+    found = [_unread_in_prompt(key) for key in names if key not in read and is_filled(row.get(key))]
+    found += [
+        meaning.unread(key)
+        for key in row
+        for meaning in BY_KEY.get(key, ())
+        if meaning.asks and meaning.row(row[key])
+    ]
+    if found:
+        raise UnreadError(found)
+    for turn in turns:
+        if isinstance(turn, dict):
+            check_turn({key: turn[key] for key in turn if key not in _MARKS}, is_assistant=True)
+            if calls := [key for key in ("tool_calls", "function_call") if is_filled(turn.get(key))]:
+                what = f'"{calls[0]}" of turns is not read in files of prompts'
+                raise UnreadError([Unread(what, "leave out rows with calls", "")])
+
+
+def _unread_in_prompt(key: str) -> Unread:
+    return Unread(
+        f'"{key}" is not read in files of prompts',
+        "write it into the prompt, or ask without it",
+        f"--ignore {key}",
+    )

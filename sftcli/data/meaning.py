@@ -24,7 +24,7 @@ class Unread:
 
     what: str  # a sentence without its end, the same for every row that has it
     remedy: str  # what makes it read, or needless
-    way_out: str  # the flag that trains without it
+    way_out: str  # the flag that goes on without it; empty where there is none
 
 
 class UnreadError(Exception):
@@ -103,7 +103,10 @@ def first_filled(fields: Mapping[str, object], names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meaning:
-    """Keys of one meaning. ``row``, ``turn`` and ``part`` tell when a value there is refused; ``says`` is why."""
+    """Keys of one meaning. ``row``, ``turn`` and ``part`` tell when a value there is refused; ``says`` is why.
+
+    ``asks`` tells that it says something about a prompt too, and not about an answer or its training alone.
+    """
 
     keys: tuple[str, ...]
     says: str
@@ -111,6 +114,7 @@ class Meaning:
     row: Speaks = _never
     turn: Speaks = _never
     part: Speaks = _never
+    asks: bool = False
 
     def unread(self, key: str, where: str = "") -> Unread:
         """Return what is said about ``key``."""
@@ -174,18 +178,21 @@ MEANINGS = (
     TREE,
     Meaning(
         keys=("history",),
+        asks=True,
         says="it holds earlier turns, and the last one would be trained without them",
         remedy='write the turns as {"messages": [{"role": ..., "content": ...}, ...]}',
         row=is_told,
     ),
     Meaning(
         keys=("chat_template_kwargs",),
+        asks=True,
         says="it switches the chat template for the row",
         remedy="put rows that need another template into a file of their own, and choose one with --template",
         row=is_told,
     ),
     Meaning(
         keys=("images", "image", "videos", "video", "audios", "audio"),
+        asks=True,
         says="it is no text, and answers would be trained without what they are about",
         remedy="leave rows out of the file that need it",
         row=_is_media,

@@ -94,7 +94,7 @@ def run_file_generation(
         OutputError: ``out`` exists already or cannot be written.
         MismatchError: An unfinished ``out`` was begun with something else.
     """
-    prompts = read_prompts(source, system=request.system)
+    prompts = read_prompts(source, system=request.system, ignored=request.ignored)
     if out.exists():
         raise OutputError(f"{out} exists already", hint="choose another --out, or delete it")
     choices = model_choices(request, emit)

@@ -1,10 +1,15 @@
 """Files of prompts: one a line in a text file, or one JSON value a line."""
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.data.conversation import Message
+from sftcli.data.dropping import parse_ignored, without_keys
+from sftcli.data.formats import SYSTEM_COLUMNS
+from sftcli.data.keychecks import check_prompt
+from sftcli.data.meaning import UnreadError, first_filled
 from sftcli.errors import DataError, Location, NotFoundError
 
 _HINT = 'each line is text, {"prompt": "..."}, {"instruction": "...", "input": "..."} or {"messages": [...]}'
@@ -19,13 +24,19 @@ class PromptRow:
     messages: tuple[Message, ...]
 
 
-def read_prompts(path: Path, *, system: str) -> list[PromptRow]:
+def read_prompts(path: Path, *, system: str, ignored: Iterable[str] = ()) -> list[PromptRow]:
     """Read the prompts of a ``.jsonl`` file, or of a text file with one prompt a line. Blank lines are left out.
+
+    Args:
+        path: The file.
+        system: System text of prompts that bring none.
+        ignored: Keys that are dropped, although they say something.
 
     Raises:
         NotFoundError: There is no such file.
-        DataError: It is not UTF-8, a line is no prompt, or there is none.
+        DataError: It is not UTF-8, a line is no prompt or says something that is not read, or there is none.
     """
+    dropped = parse_ignored(ignored)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -39,7 +50,7 @@ def read_prompts(path: Path, *, system: str) -> list[PromptRow]:
         row = (
             _parse(line, path, number) if path.suffix in {".jsonl", ".ndjson", ".json"} else line.rstrip("\r")
         )
-        rows.append(PromptRow(line=number, row=row, messages=_messages(row, system, path, number)))
+        rows.append(PromptRow(line=number, row=row, messages=_messages(row, system, path, number, dropped)))
     if not rows:
         raise DataError(f"{path} holds no prompt", hint=_HINT)
     return rows
@@ -58,17 +69,14 @@ def _parse(line: str, path: Path, number: int) -> object:
     return value
 
 
-def _messages(row: object, system: str, path: Path, number: int) -> tuple[Message, ...]:
+def _messages(
+    row: object, system: str, path: Path, number: int, ignored: frozenset[str]
+) -> tuple[Message, ...]:
     if isinstance(row, str):
         turns = [Message(role="user", content=row)]
-    elif isinstance(row, dict) and isinstance(row.get("messages"), list):
-        turns = [_turn(turn, path, number) for turn in row["messages"]]
-        while turns and turns[-1].role == "assistant":
-            turns.pop()  # the answer that is asked for
     elif isinstance(row, dict):
-        turns = [Message(role="user", content=_prompt(row, path, number))]
-        if isinstance(row.get("system"), str):
-            system = row["system"]
+        turns, own_system = _asked(without_keys(row, ignored), path, number)
+        system = own_system or system
     else:
         raise _fault(path, number, "the line is neither text nor an object")
     if not turns or not turns[-1].content.strip():
@@ -76,6 +84,36 @@ def _messages(row: object, system: str, path: Path, number: int) -> tuple[Messag
     if system and turns[0].role != "system":
         turns.insert(0, Message(role="system", content=system))
     return tuple(turns)
+
+
+def _asked(row: Mapping[str, object], path: Path, number: int) -> tuple[list[Message], str]:
+    """Return the turns of an object, up to the answer that is asked for, and its system text.
+
+    Raises:
+        DataError: It is no prompt, or it asks something that is not read.
+    """
+    turns = row.get("messages")
+    if isinstance(turns, list):
+        while turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant":
+            turns = turns[:-1]
+        read, about = frozenset(SYSTEM_COLUMNS), ""
+    else:
+        about = first_filled(row, ("input", "context"))
+        read = frozenset((*SYSTEM_COLUMNS, *((about,) if _prompt_column(row) == "instruction" else ())))
+    try:
+        check_prompt(row, turns if isinstance(turns, list) else (), read=read)
+    except UnreadError as error:
+        unread = error.found[0]
+        raise DataError(
+            unread.what,
+            hint=unread.remedy + (f"; or ask without it: {unread.way_out}" if unread.way_out else ""),
+            location=Location(file=str(path), line=number),
+        ) from None
+    system = row.get(first_filled(row, SYSTEM_COLUMNS))
+    own_system = system if isinstance(system, str) else ""
+    if isinstance(turns, list):
+        return [_turn(turn, path, number) for turn in turns], own_system
+    return [Message(role="user", content=_prompt(row, about, path, number))], own_system
 
 
 def _turn(turn: object, path: Path, number: int) -> Message:
@@ -86,13 +124,18 @@ def _turn(turn: object, path: Path, number: int) -> Message:
     raise _fault(path, number, "a message needs a role (system, user, assistant or tool) and text as content")
 
 
-def _prompt(row: dict[str, object], path: Path, number: int) -> str:
-    for name in ("prompt", "question", "instruction"):
-        value = row.get(name)
-        if isinstance(value, str):
-            more = row.get("input") if name == "instruction" else None
-            return f"{value}\n\n{more}" if isinstance(more, str) and more else value
-    raise _fault(path, number, "the object has no prompt")
+def _prompt(row: Mapping[str, object], about: str, path: Path, number: int) -> str:
+    name = _prompt_column(row)
+    if not name:
+        raise _fault(path, number, "the object has no prompt")
+    more = row.get(about) if name == "instruction" else None
+    return f"{row[name]}\n\n{more}" if isinstance(more, str) and more else str(row[name])
+
+
+def _prompt_column(row: Mapping[str, object]) -> str:
+    return next(
+        (name for name in ("prompt", "question", "instruction") if isinstance(row.get(name), str)), ""
+    )
 
 
 def _fault(path: Path, number: int, text: str) -> DataError:
