@@ -5,6 +5,7 @@ notice of those that a class lists as not its own, such as a vision tower or a h
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from sftcli.modeling.stored_tensors import FLOATS, StoredTensor, stored_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_START = re.compile(
+    r"(?:model\.)?(?:\w+\.(?=\d))?\w+"
+)  # of a name: a part of the model, or one of its layers
 # What older releases wrote and newer ones compute by themselves.
 _COMPUTED = re.compile(r"(?:.*\.)?(?:rotary_emb\.inv_freq|position_ids|masked_bias)")
 _MASK_AXES = 4  # of a causal mask, which some wrote under the name of a bias
@@ -68,11 +72,8 @@ class SourceTensors:
 
     def in_words(self) -> str:
         """Return how many tensors lie beside the model and how their names begin."""
-        counts: dict[str, int] = {}
-        for name in self.beside:
-            start = ".".join(name.split(".")[: 2 if name.startswith("model.") else 1])
-            counts[start] = counts.get(start, 0) + 1
-        return ", ".join(f"{count} {start}.*" for start, count in sorted(counts.items()))
+        starts = Counter(found[0] for name in self.beside if (found := _START.match(name)))
+        return ", ".join(f"{count} {start}.*" for start, count in sorted(starts.items()))
 
 
 def place_finder(model: "PreTrainedModel") -> Callable[[str], Place | None]:

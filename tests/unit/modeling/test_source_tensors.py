@@ -127,6 +127,20 @@ def test_a_tower_lies_beside_and_its_language_model_comes_back_under_its_names(t
     assert again.in_words() == found.in_words()
 
 
+def test_layers_that_a_class_leaves_out_are_beside_it_under_the_names_of_the_file(tmp_path: Path) -> None:
+    source = build_with_buffers(tmp_path / "source", "glm4_moe")
+    tensors = _tensors(source)
+    layer = {
+        f"model.layers.46.mlp.experts.{number}.up_proj.weight": torch.rand(16, 32) for number in range(4)
+    }
+    layer["model.layers.46.eh_proj.weight"] = torch.rand(32, 64)
+    _write(source, tensors | layer)
+    found = SourceTensors.of(_load(source), source)
+    assert found.beside.keys() == layer.keys()
+    assert found.in_words() == "5 model.layers.46.*"
+    assert _same(_saved(source, tmp_path / "out"), tensors | layer)
+
+
 def test_tied_names_share_one_tensor_in_what_is_written(tmp_path: Path) -> None:
     model = _load(build_tiny_model(tmp_path / "source"))
     other = torch.rand_like(model.model.embed_tokens.weight)
