@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test slow distributed crash crash-slice resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures clients
+.PHONY: check format lint types layers test slow distributed crash crash-slice stop-resume resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures clients
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -35,6 +35,10 @@ crash:  ## kill -9 a real training 200 times at random moments; every end must e
 crash-slice:  ## the part of it that CI runs, under 3 minutes
 	$(PYTHON) -m pytest -q tests/crash -m "crash and not slow"
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.monkey --rounds 40 --max-seconds 110
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.stops --runs 3 --max-stops 1
+
+stop-resume:  ## stop 40 trainings at random moments with every signal beside two busy programs, go on, compare with the undisturbed
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.stops --runs 40
 
 resume-laws:  ## stop after every step, resume, compare bit for bit: packing on and off, full weights and adapters
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_resume.py

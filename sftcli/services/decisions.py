@@ -94,6 +94,12 @@ def read_decisions(run: RunFolder, checkpoint: Path | None, emit: EventSink) -> 
     return Decisions(precision=precision)
 
 
+def decisions_of(run: RunFolder) -> dict[str, object]:
+    """Return what ``run.json`` has to hold on to where ``run`` is begun again as it was: its decisions, if it has come to any."""
+    about = run.read_about()
+    return {KEY: about[KEY]} if KEY in about else {}
+
+
 def settle_precision(recorded: Decisions, setting: str, device: torch.device) -> Decisions:
     """Return ``recorded`` with a precision, decided by the setting ``training.precision`` where that is open.
 

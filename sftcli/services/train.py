@@ -23,7 +23,7 @@ from sftcli.runtime import choose_device, monotonic
 from sftcli.services.base_model import record_base, record_need
 from sftcli.services.building import Built, Materials
 from sftcli.services.comparing import Changes, compare, compare_data, compare_start
-from sftcli.services.decisions import read_decisions, record_decisions, settle_precision
+from sftcli.services.decisions import decisions_of, read_decisions, record_decisions, settle_precision
 from sftcli.services.finishing import take_best
 from sftcli.services.following import (
     Assignment,
@@ -111,11 +111,15 @@ def _lead(request: TrainRequest, emit: EventSink, stop: StopFlag, peers: Peers) 
         if run.about.is_file() and list_checkpoints(run.checkpoints):
             checkpoint = choose_checkpoint(run, None, emit)
             return continue_run(run, settings, checkpoint, emit, stop, lock, peers=peers)
-        if _is_as_started(run, started) and has_begun(run):
+        is_same = _is_as_started(run, started)
+        if is_same and has_begun(run):
             return start_over(run, settings, Changes(), emit, stop, lock, peers=peers)
+        decided = decisions_of(run) if is_same else {}
         storage.try_remove_tree(run.data)  # of rows that may have been others
         for name, text in started.items():
             write_text(run.path / name, text)
+        if decided:
+            write_json(run.about, run.read_about() | decided)
         with (
             RunLog(run, every_steps=settings.training.log_every_steps, after_step=-1) as log,
             tracked(run, settings, fan_out(log, emit), after_step=-1) as both,

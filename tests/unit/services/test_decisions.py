@@ -9,7 +9,7 @@ import torch
 
 from sftcli.config.sources import parse_set
 from sftcli.errors import DataError, MismatchError, ResourceError
-from sftcli.events import Ending, ModelLoaded, Notice
+from sftcli.events import Ending, ModelLoaded, Notice, StepDone
 from sftcli.services import decisions
 from sftcli.services.decisions import ASKED_BY, KEY, Decisions, settle_precision
 from sftcli.services.precision import Precision
@@ -66,6 +66,28 @@ def test_a_start_that_would_decide_otherwise_goes_on_in_the_precision_of_the_run
     assert (loaded.precision, loaded.precision_why) == ("bf16", "as the run began")
     assert tensors_of(cut, STEPS) == tensors_of(place / "runs" / "whole", STEPS)
     assert numbers_of(cut) == numbers_of(place / "runs" / "whole")
+
+
+@pytest.mark.parametrize(("change", "chosen"), [((), "bf16"), (("training.learning_rate=2e-2",), "fp32")])
+def test_a_run_that_starts_over_with_the_same_settings_keeps_what_it_decided(
+    place, monkeypatch, tmp_path, change, chosen
+):
+    settings = settings_of(place, place / "model", "run.name=over", f"run.root={tmp_path}")
+    monkeypatch.setenv("SFT_CACHE_DIR", str(place / "cache"))
+    decide(monkeypatch, "bf16")
+
+    class Killed(StopAtStep):
+        def __call__(self, event, /) -> None:
+            if isinstance(event, StepDone):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, Killed(NEVER))
+    decide(monkeypatch, "fp32")
+    again = settings_of(place, place / "model", "run.name=over", f"run.root={tmp_path}", *change)
+    flag = StopAtStep(1)
+    train(again, flag, auto=True)
+    assert [event.precision for event in flag.events if isinstance(event, ModelLoaded)] == [chosen]
 
 
 def test_verify_replays_in_the_precision_of_the_run(place, cut):
