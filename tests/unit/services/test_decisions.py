@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +14,11 @@ from sftcli.errors import DataError, MismatchError, ResourceError
 from sftcli.events import Ending, ModelLoaded, Notice, StepDone
 from sftcli.services import decisions
 from sftcli.services.decisions import ASKED_BY, KEY, Decisions, settle_precision
+from sftcli.services.following import agree_on_decisions
 from sftcli.services.precision import Precision
+from sftcli.services.processes import Peers
 from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
+from sftcli.training.distributed import Group
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 
@@ -162,3 +167,35 @@ def test_every_decision_survives_being_written_down_and_is_asked_for_by_known_se
     assert set(ASKED_BY) <= set(made.to_json())
     assert made.but({"training.packing"}).packing is None
     assert made.but({"training.learning_rate"}) == made
+
+
+class Wire(Peers):
+    """Processes that meet in one list of what was told."""
+
+    def __init__(self, rank: int, told: list) -> None:
+        super().__init__(Group(rank=rank, size=2))
+        self.told = told
+
+    def tell(self, value) -> None:
+        self.told.append(json.loads(json.dumps(value)))
+
+    def hear(self, stop):
+        return self.told.pop(0)
+
+
+def test_of_several_processes_the_first_decides_and_one_that_cannot_follow_is_named():
+    told: list = []
+    first, second = (Wire(rank, told) for rank in range(2))
+    assert first.share(lambda: {"precision": "bf16"}) == {"precision": "bf16"}
+    assert second.share(lambda: pytest.fail("the first one decides")) == {"precision": "bf16"}
+    made = Decisions(
+        precision="bf16", precision_why="why", attention="sdpa", layers=("A",), packing="none", head="lean"
+    )
+    for packing in ("none", "bounds"):
+        agree_on_decisions(SimpleNamespace(decisions=made), first)
+        own = SimpleNamespace(decisions=replace(made, packing=packing, precision_why="another"))
+        if packing == "none":
+            agree_on_decisions(own, second)
+        else:
+            with pytest.raises(MismatchError, match=r"process 1 .*packing was none, is bounds"):
+                agree_on_decisions(own, second)
