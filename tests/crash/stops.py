@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -113,15 +114,22 @@ class Stops:
         return self.result(form), time.monotonic() - begin
 
     def disturb(self, name: str, form: str, seconds: float, *, is_contrary: bool) -> dict[str, object]:
-        """Train a run to its end through up to ``max_stops`` stops; return what it has left."""
-        for _ in range(self.random.randint(1, self.max_stops)):
+        """Train a run to its end through up to ``max_stops`` stops, and one at least; return what it has left."""
+        planned, stops = self.random.randint(1, self.max_stops), 0
+        while stops < planned:
+            if (self.root / "runs" / name / "final").exists():
+                if stops:
+                    break
+                shutil.rmtree(self.root / "runs" / name)  # it was never stopped
             child = self.start(name, form, is_contrary=is_contrary)
             self.wait_for_a_moment(name, seconds)
             number = self.random.choice(SIGNALS)
             os.kill(child, number)  # a child that is done already is a zombie, which does not mind
             _, status = os.waitpid(child, 0)
             code = os.waitstatus_to_exitcode(status)
-            self.stopped[number.name if code else "too late"] += 1
+            if code:
+                stops += 1
+                self.stopped[number.name] += 1
             if (code if code >= 0 else 128 - code) not in STOPPED:
                 raise SystemExit(f"{name} ended with {code} on {number.name}:\n{self.output()}")
         while not (self.root / "runs" / name / "final").exists():
