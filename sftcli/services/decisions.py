@@ -63,8 +63,11 @@ class Decisions:
         layers = value.get("layers")
         if not isinstance(layers, list | None):
             raise DataError(f"{where}: {KEY}.layers is {layers!r}, which is no list")
+        precision = text("precision")
+        if precision not in {None, "bf16", "fp32"}:
+            raise DataError(f"{where}: {KEY}.precision is {precision!r}, and not bf16 or fp32")
         return Decisions(
-            precision=text("precision"),
+            precision=precision,
             precision_why=text("precision_why"),
             attention=text("attention"),
             layers=None if layers is None else tuple(map(str, layers)),

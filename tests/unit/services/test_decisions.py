@@ -18,7 +18,9 @@ from sftcli.services.following import agree_on_decisions
 from sftcli.services.precision import Precision
 from sftcli.services.processes import Peers
 from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
+from sftcli.services.run_folder import RunFolder
 from sftcli.training.distributed import Group
+from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 
@@ -142,7 +144,15 @@ def test_a_run_of_an_older_version_goes_on_as_it_is_decided_today_and_it_is_said
     assert [event.precision for event in events if isinstance(event, ModelLoaded)] == ["fp32"]
 
 
-@pytest.mark.parametrize("value", [None, 3, [], {"precision": 1}, {"layers": "all"}])
+def test_of_an_older_run_the_precision_of_its_checkpoint_is_taken(cut, monkeypatch):
+    rewrite(cut, lambda about: about.pop(KEY))
+    monkeypatch.setattr(decisions, "read_fingerprints", lambda folder: {decisions._OLDER_PRECISION: "bf16"})
+    sink = RecordingSink()
+    assert decisions.read_decisions(RunFolder(cut), cut, sink) == Decisions(precision="bf16")
+    assert "only that it runs in bf16" in sink.of(Notice)[0].text
+
+
+@pytest.mark.parametrize("value", [None, 3, [], {"precision": 1}, {"precision": "fp8"}, {"layers": "all"}])
 def test_a_record_that_no_run_has_made_is_refused_with_its_file(cut, value):
     rewrite(cut, lambda about: about.update({KEY: value}))
     with pytest.raises(DataError, match=r"run\.json"):
