@@ -21,6 +21,7 @@ from sftcli.services.materials import find_materials
 from sftcli.services.memory import memory_errors
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.measuring import StepCost, measure_cost
+from sftcli.training.memory import SPARE
 from sftcli.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Plan:
     activations_bytes: int
     head_bytes: int
     program_bytes: int  # libraries and all else of the process; 0 on a device with memory of its own
-    other_bytes: int  # passing tensors of the backward pass: what the peak holds beyond the above
+    other_bytes: int  # passing tensors of the backward pass, and gaps between blocks: what the peak holds beyond the above
     checkpoint_copy_bytes: int  # the copy that is written while training goes on
     peak_bytes: int
     total_memory_bytes: int
@@ -75,14 +76,18 @@ def plan_training(settings: Settings, emit: EventSink, stop: StopFlag) -> Plan:
     if trainer.device.type == "cpu":
         before = memory_bytes(trainer.device) - _model_bytes(trainer)
     load_peak = peak_memory_bytes(trainer.device)
-    emit(Notice(text="measuring a few steps, the first two on the longest micro-batch"))
+    emit(Notice(text="measuring a few steps, the last one on the longest micro-batch"))
     with memory_errors(trainer.tried, resume_command="sft train --plan"):
         cost = measure_cost(trainer, last_step=settings.training.max_steps)
     total, trainable = count_parameters(model)
     evaluations, evaluation_seconds = _evaluations(materials, cost)
     steps = settings.training.max_steps
     seconds = steps * cost.step_seconds + evaluations * evaluation_seconds
-    copy = cost.optimizer + 4 * trainable if _copies(settings, seconds) else 0
+    # Between the blocks that a run keeps there are gaps, which the probe has given back.
+    peak = round(SPARE * cost.peak) if trainer.device.type == "cpu" else cost.peak
+    # It is made in the machine's memory, not in that of a device of its own.
+    copies = _copies(settings, seconds) and trainer.device.type != "cuda"
+    copy = cost.optimizer + 4 * trainable if copies else 0
     return Plan(
         model=materials.located.name,
         parameters=total,
@@ -103,9 +108,9 @@ def plan_training(settings: Settings, emit: EventSink, stop: StopFlag) -> Plan:
         activations_bytes=cost.activations,
         head_bytes=cost.head,
         program_bytes=max(0, before),
-        other_bytes=max(0, cost.peak - max(0, before) - _known(cost)),
+        other_bytes=max(0, peak - max(0, before) - _known(cost)),
         checkpoint_copy_bytes=copy,
-        peak_bytes=max(load_peak, cost.peak + copy),
+        peak_bytes=max(load_peak, peak + copy),
         total_memory_bytes=total_memory_bytes(trainer.device),
         checkpoint_bytes=4 * total + cost.optimizer,
         step_seconds=cost.step_seconds,

@@ -68,14 +68,13 @@ class _Repeated:
 
 
 def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
-    """Take two steps on the longest micro-batch for memory, the second with all state there, then real ones for time."""
+    """Take real steps for time, then one on the longest micro-batch for memory: with all state and the usual kernels there."""
     longest, scanned = _longest(trainer, last_step)
+    step_seconds = _step_seconds(trainer, last_step)
     plan = trainer.plan
     trainer.plan = _Repeated(longest, times=min(2, len(plan.window(0))), pass_tokens=plan.pass_tokens)
     with _marked(trainer) as marks:
-        trainer.take_step()
         reset_peak_memory(trainer.device)
-        marks.peak = 0
         trainer.take_step()
         marks.rise(peak_memory_bytes(trainer.device))
     trainer.plan = plan
@@ -91,7 +90,7 @@ def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
         activations=max(0, marks.body - marks.before),
         head=max(0, marks.head - marks.body),
         peak=marks.peak,
-        step_seconds=_step_seconds(trainer, last_step),
+        step_seconds=step_seconds,
         forward_seconds_per_token=marks.seconds / longest.input_ids.numel(),
     )
 

@@ -6,8 +6,10 @@ from dataclasses import replace
 import torch
 
 from sftcli.events import MemoryEased
+from sftcli.runtime import memory_bytes, release_memory
 from sftcli.training.state import StepPlan, TrainState
 
+SPARE = 1.1
 _CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch raises a plain RuntimeError on the CPU, with this name in it
 
 
@@ -16,6 +18,39 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
     )
+
+
+class KeptMemory:
+    """Gives memory that is kept for the next steps back once it is more than they can use.
+
+    Blocks of a step go into the gaps that those before left, as far as they fit; what does not fit is added, and gaps
+    remain. So what a process holds grows, by a little in each step. It may become ``SPARE`` of what a step held that began
+    without gaps.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        used: Callable[[torch.device], int] = memory_bytes,
+        release: Callable[[torch.device], None] = release_memory,
+    ) -> None:
+        self._device = device
+        self._used = used
+        self._release = release
+        self._most = 0.0
+        self._is_without_gaps = True  # at the start of the newest step
+
+    def after_step(self) -> None:
+        """Look at what the process holds, and give back what is too much."""
+        if self._device.type != "cpu":
+            return
+        used = self._used(self._device)
+        if self._is_without_gaps:
+            self._most, self._is_without_gaps = max(self._most, SPARE * used), False
+        elif used > self._most:
+            self._release(self._device)
+            self._is_without_gaps = True
 
 
 class MemoryLadder:

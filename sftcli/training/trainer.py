@@ -17,7 +17,7 @@ from sftcli.training.background import Saver
 from sftcli.training.bad_steps import bad_step, named_rows, refuse_bad_steps
 from sftcli.training.distributed import Group
 from sftcli.training.loss import BatchLoss
-from sftcli.training.memory import MemoryLadder, is_out_of_memory
+from sftcli.training.memory import KeptMemory, MemoryLadder, is_out_of_memory
 from sftcli.training.optim import (
     MasterWeights,
     clip_grad_norm,
@@ -71,6 +71,7 @@ class Trainer:
         self.plan: StepPlan = ladder.plan(self.state)
         self._saver = Saver(emit, clock)
         self._timed = self._timed_saves(NeverStop())
+        self._kept = KeptMemory(device)
 
     def fit(self, stop: StopFlag) -> Ending:
         """Take steps until the budget is spent or ``stop`` is set in one of the processes.
@@ -123,6 +124,7 @@ class Trainer:
             if stop.requested():
                 return
             self.emit(self.take_step())
+            self._kept.after_step()
             self._saver.finish(wait=False)
             improved = False
             if self._is_due(self.settings.eval_every_steps) and not stop.requested():

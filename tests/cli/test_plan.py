@@ -1,18 +1,23 @@
 """`sft train --plan`: what a training needs, measured and not trained."""
 
 import json
+import os
+import subprocess
+import sys
+from random import Random
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
-from sftcli.events import FitStarted, NeverStop, StepDone
+from sftcli.events import FitStarted, NeverStop
 from sftcli.runtime import peak_memory_bytes, reset_peak_memory
 from sftcli.services.plan import plan_training
 from tests.support.recording import RecordingSink
-from tests.support.runs import StopAtStep, settings_of, train, write_rows
-from tests.support.tiny_model import build_tiny_model
+from tests.support.runs import settings_of, write_rows
+from tests.support.tiny_model import build_tiny_model, tiny_config
 from tests.support.training import CPU, tiny_llama
 
 
@@ -81,10 +86,33 @@ def test_peak_memory_can_be_measured_again_from_now():
 
 
 @pytest.mark.slow
-def test_predicted_peak_is_near_the_measured_one(place):
-    plan, _ = plan_of(place, "run.name=planned")
-    reset_peak_memory(CPU)
-    flag = StopAtStep(99)
-    train(settings_of(place, place / "model", "run.name=measured"), flag)
-    measured = max(event.peak_memory_bytes for event in flag.events if isinstance(event, StepDone))
-    assert plan.peak_bytes == pytest.approx(measured, rel=0.15)
+@pytest.mark.parametrize("attempt", range(6))
+def test_predicted_peak_is_near_that_of_a_run_in_a_process_of_its_own(tmp_path, attempt):
+    """A vocabulary as large as a real one, rows of all lengths: what made the memory of a run grow step by step."""
+    model, random = build_tiny_model(tmp_path / "model"), Random(attempt)
+    with torch.random.fork_rng(devices=[]):
+        LlamaForCausalLM(wide_config()).save_pretrained(model)
+    lines = [
+        json.dumps(
+            {"prompt": f"{n} " + "two " * random.randint(5, 90), "response": "one " * random.randint(5, 90)}
+        )
+        for n in range(400)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    command = (
+        sys.executable, "-m", "sftcli", "train", "--model", str(model), "--data", str(tmp_path / "rows.jsonl"),
+        "--max-steps", "10", "--set", f"run.root={tmp_path / 'runs'}", "--set", "training.batch_size=16",
+        "--set", "checkpoint.every_steps=4",
+    )  # fmt: skip
+    environ = os.environ | {"SFT_CACHE_DIR": str(tmp_path / "cache")}
+    planned = subprocess.run([*command, "--plan", "--json"], env=environ, capture_output=True, check=True)
+    subprocess.run([*command, "--run", "one", "--quiet"], env=environ, capture_output=True, check=True)
+    events = (tmp_path / "runs/one/events.jsonl").read_text(encoding="utf-8").splitlines()
+    measured = max(
+        event["peak_memory_bytes"] for event in map(json.loads, events) if event["event"] == "StepDone"
+    )
+    assert json.loads(planned.stdout)["peak_bytes"] == pytest.approx(measured, rel=0.15)
+
+
+def wide_config() -> LlamaConfig:
+    return LlamaConfig(**(tiny_config().to_dict() | {"vocab_size": 49152, "max_position_embeddings": 4096}))
