@@ -53,6 +53,15 @@ class ExampleTable:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def ids_from(self, first: int) -> set[int]:
+        """Return which tokens with the id ``first`` or a higher one are in some example."""
+        found: set[int] = set()
+        for chunk in self._chunks:
+            ids = chunk["input_ids"].flatten().to_numpy()
+            if len(ids) and ids.max() >= first:
+                found.update(np.unique(ids[ids >= first]).tolist())
+        return found
+
     def keys(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield a digest of the tokens of every example, and one of those before its first trained one.
 

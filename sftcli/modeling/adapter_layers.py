@@ -1,5 +1,6 @@
 """Names of layers that an adapter may sit on, and of its tensors in files."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from torch import nn
@@ -83,6 +84,25 @@ def refuse_tied(model: PreTrainedModel, name: str) -> None:
             "change both",
             hint="leave it out of adapter.target_modules; auto does",
         )
+
+
+def weights_left_alone(model: PreTrainedModel) -> tuple[float, list[str]]:
+    """Return what share of the matrices of a model's layers has no adapter, and what the largest of them are called.
+
+    Embeddings and the head are not counted.
+    """
+    beside = [model.get_output_embeddings()]  # type: ignore[no-untyped-call]
+    beside += [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    others = {id(weight) for module in beside if module is not None for weight in module.parameters()}
+    sizes: Counter[str] = Counter()
+    total = 0
+    for name, weight in model.named_parameters():
+        if weight.ndim < 2 or id(weight) in others or ".lora_" in name:
+            continue
+        total += weight.numel()
+        if ".base_layer." not in name:
+            sizes[".".join(name.removesuffix(".weight").split(".")[-2:])] += weight.numel()
+    return sizes.total() / max(1, total), [name for name, _ in sizes.most_common()]
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sftcli.config.adapter_settings import AUTO_TARGETS, AdapterSettings
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batch import Batch, ExampleSource, batches_in_order_of_length, collate
-from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
+from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag, Warned
+from sftcli.modeling.adapter_layers import weights_left_alone
 from sftcli.modeling.document_attention import attention_of
 from sftcli.modeling.fused import Fusion, fuse_layers
 from sftcli.modeling.load import (
@@ -35,6 +37,7 @@ from sftcli.services.counting import counted
 from sftcli.services.decisions import Decisions, require_same
 from sftcli.services.prepare import PreparedData
 from sftcli.services.pt_output import PtWritingStore
+from sftcli.services.room import require_positions
 from sftcli.services.row_plan import plan_maker
 from sftcli.services.run_folder import RunFolder
 from sftcli.services.sharing import make_weights, shares_weights
@@ -54,6 +57,7 @@ from sftcli.training.utilisation import Gauge
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_MUCH = 0.05  # of the weights of the layers
 HELDOUT_BATCH_TOKENS = 4096  # positions scored at once; results do not depend on it
 
 
@@ -119,6 +123,7 @@ def build_trainer(
     model, adapter, fusion = _load(
         materials, recorded, dtype, torch.device("cpu") if shares else device, emit
     )
+    require_positions(model, prepared)
     pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
     tried = try_ways(
         model,
@@ -247,6 +252,7 @@ def _load(
             gradient_checkpointing=settings.training.gradient_checkpointing,
             trusts_code=bool(materials.trusted_code),
         )
+        _tell_left_alone(model, settings.adapter, emit)
         files = adapter_files(
             model,
             config,
@@ -266,6 +272,18 @@ def _load(
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
     return model, None, fusion
+
+
+def _tell_left_alone(model: "PreTrainedModel", settings: AdapterSettings, emit: EventSink) -> None:
+    """Warn where ``auto`` leaves much without an adapter, which sits on linear layers alone."""
+    share, names = weights_left_alone(model)
+    if AUTO_TARGETS in settings.target_modules and share >= _MUCH:
+        shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
+        emit(
+            Warned(
+                text=f"the adapter leaves {share:.0%} of the weights of the layers as they are: {shown} get none"
+            )
+        )
 
 
 def _fused(model: "PreTrainedModel", emit: EventSink) -> Fusion:

@@ -20,6 +20,7 @@ from sftcli.services.place import find_place
 from sftcli.services.prepare import PreparedData, prepare_data
 from sftcli.services.processes import Peers, joined
 from sftcli.services.report import write_report
+from sftcli.services.room import require_room
 from sftcli.services.run_folder import RunFolder, write_json
 from sftcli.services.run_summary import heldout_rows
 from sftcli.services.score import Miss, Sample, Score
@@ -172,6 +173,7 @@ def _find(
         emit=emit,
         stop=stop,
     )
+    require_room(prepared, choice.weights_folder, emit)
     return choice, settings, prepared, _base_of(choice, settings, request, emit)
 
 

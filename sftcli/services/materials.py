@@ -11,6 +11,7 @@ from sftcli.services.comparing import fingerprints
 from sftcli.services.finding import find_sources
 from sftcli.services.prepare import prepare_data, require_rows
 from sftcli.services.requirements import check_machine
+from sftcli.services.room import require_room
 from sftcli.services.run_folder import RunFolder
 from sftcli.services.thresholds import judge, left_out
 
@@ -35,6 +36,7 @@ def find_materials(
         fallback=None if run is None else run.path / "cache",
     )
     require_rows(prepared)
+    require_room(prepared, located.folder, emit)
     audits = list(prepared.audit.values())
     judge(audits, settings.data).require()
     if missing := left_out(audits):

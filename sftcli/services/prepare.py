@@ -21,6 +21,7 @@ from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.services.base_model import locate_base
 from sftcli.services.finding import Sources, find_sources
 from sftcli.services.preparation import Preparation
+from sftcli.services.room import require_room
 from sftcli.services.rows_folder import check_free, write_rows
 from sftcli.services.thresholds import Fitness, judge, reasons_with_rows, remedy_for
 
@@ -112,6 +113,7 @@ def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> Pre
         settings.data, sources, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
     )
     require_rows(data)
+    require_room(data, located.folder, emit)
     train = data.dataset.train
     audits = list(data.audit.values())
     fitness = judge(audits, settings.data)

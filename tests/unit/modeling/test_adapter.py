@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from sftcli.config.adapter_settings import AdapterKind, AdapterSettings
 from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
@@ -19,10 +19,12 @@ from sftcli.modeling.adapter import (
     target_names,
 )
 from sftcli.modeling.adapter_folder import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, read_base
+from sftcli.modeling.adapter_layers import weights_left_alone
 from sftcli.modeling.load import load_model
 from tests.support.foreign_adapter import IDS, foreign_adapter
 from tests.support.tiny_model import build_tiny_model, tiny_config
 from tests.support.tiny_modern import tiny_modern
+from tests.support.training import tiny_llama
 
 CPU = torch.device("cpu")
 BODY = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -228,3 +230,17 @@ def test_base_is_read_from_peft_where_the_folder_was_made_elsewhere(tied, tmp_pa
     edit(folder / CONFIG_FILE, base_model_name_or_path=None)
     with pytest.raises(DataError, match="does not say which model"):
         read_base(folder)
+
+
+def test_what_gets_no_adapter_is_told_as_a_share_of_the_layers():
+    shape = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(**shape, **heads, num_local_experts=4))
+    add_adapter(model, AdapterSettings(kind="lora", rank=2))
+    share, names = weights_left_alone(model)
+    attention, experts, router = 4 * 16 * 16, 4 * 3 * 16 * 32, 4 * 16
+    assert share == pytest.approx((experts + router) / (attention + experts + router))
+    assert names == ["experts.gate_up_proj", "experts.down_proj", "mlp.gate"]
+    dense = tiny_llama()
+    add_adapter(dense, AdapterSettings(kind="lora", rank=2))
+    assert weights_left_alone(dense) == (0.0, [])
