@@ -132,8 +132,9 @@ def make_streams_safe() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if isinstance(sys.stdin, io.TextIOWrapper):  # who reads it says what is wrong with its bytes
-        sys.stdin.reconfigure(errors="surrogateescape")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        with suppress(io.UnsupportedOperation):  # it was read from before
+            sys.stdin.reconfigure(errors="surrogateescape")  # who reads it says what is wrong with its bytes
 
 
 def _drop_if_unwritable(stream: "TextIO") -> None:
