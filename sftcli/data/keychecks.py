@@ -128,12 +128,12 @@ def check_prompt(row: Mapping[str, object], turns: Sequence[object], *, read: fr
             check_turn({key: turn[key] for key in turn if key not in _MARKS}, is_assistant=True)
             if calls := [key for key in ("tool_calls", "function_call") if is_filled(turn.get(key))]:
                 what = f'"{calls[0]}" of turns is not read in files of prompts'
-                raise UnreadError([Unread(what, "leave out rows with calls", "")])
+                raise UnreadError([Unread(what, "leave out rows with calls")])
 
 
 def _unread_in_prompt(key: str) -> Unread:
     return Unread(
         f'"{key}" is not read in files of prompts',
         "write it into the prompt, or ask without it",
-        f"--ignore {key}",
+        key,
     )

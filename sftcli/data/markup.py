@@ -34,4 +34,4 @@ def check_text(text: str, find_control: Callable[[str], str]) -> None:
         what = f"the text holds the control token {control!r}, which would be trained as letters"
     else:
         return
-    raise UnreadError([Unread(what, TREE.remedy if markup else "take it out of the text", _ALLOW)])
+    raise UnreadError([Unread(what, TREE.remedy if markup else "take it out of the text", flag=_ALLOW)])

@@ -24,7 +24,13 @@ class Unread:
 
     what: str  # a sentence without its end, the same for every row that has it
     remedy: str  # what makes it read, or needless
-    way_out: str  # the flag that goes on without it; empty where there is none
+    key: str = ""  # that drops it where it is ignored
+    flag: str = ""  # that lets it be, where no key does
+
+    @property
+    def way_out(self) -> str:
+        """The flag that goes on without it; empty where there is none."""
+        return f"--ignore {self.key}" if self.key else self.flag
 
 
 class UnreadError(Exception):
@@ -118,7 +124,7 @@ class Meaning:
 
     def unread(self, key: str, where: str = "") -> Unread:
         """Return what is said about ``key``."""
-        return Unread(f'"{key}"{where} is not read: {self.says}', self.remedy, f"--ignore {key}")
+        return Unread(f'"{key}"{where} is not read: {self.says}', self.remedy, key)
 
 
 THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking")

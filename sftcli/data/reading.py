@@ -5,7 +5,7 @@ refusal says how many rows have what, and which is the first of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sftcli.config.data_settings import TrainOn
 from sftcli.data.conversation import Conversation, PlainText, Rejected, Schema, to_conversations
@@ -41,9 +41,9 @@ class RowReader:
         faults, total = _Faults(), 0
         for total, record in enumerate(records, 1):  # noqa: B007 - the last one is how many there are
             try:
-                rows = self._rows(record)
+                rows = self._rows(record, self.schema)
             except UnreadError as error:
-                faults.add(error, record.origin)
+                faults.add(self._all_unread(record, error), record.origin)
                 rows = []
             if not faults:
                 yield from rows
@@ -52,14 +52,30 @@ class RowReader:
         if faults:
             raise faults.error(total)
 
-    def _rows(self, record: RawRecord) -> list[Conversation | PlainText | Rejected]:
+    def _rows(self, record: RawRecord, schema: Schema) -> list[Conversation | PlainText | Rejected]:
         read = frozenset((self.score_column,) if self.score_column else ())
-        rows = to_conversations(record, self.schema, train_on=self.train_on, read=read)
+        rows = to_conversations(record, schema, train_on=self.train_on, read=read)
         if self.find_control is not None:
             for row in rows:
                 if isinstance(row, PlainText):
                     check_text(row.text, self.find_control)
         return [with_score(row, record, self.score_column) for row in rows]
+
+    def _all_unread(self, record: RawRecord, error: UnreadError) -> list[Unread]:
+        """Return what ``error`` found in a row, and what is found in it without that."""
+        schema, found = self.schema, list(error.found)
+        while keys := {unread.key for unread in error.found if unread.key} - schema.dropped:
+            schema = replace(schema, dropped=schema.dropped | keys)
+            try:
+                self._rows(record, schema)
+            except UnreadError as more:
+                error = more
+                found += more.found
+            except DataError:  # without these columns it is of another format
+                break
+            else:
+                break
+        return found
 
 
 class _Faults:
@@ -71,8 +87,8 @@ class _Faults:
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def add(self, error: UnreadError, origin: Origin) -> None:
-        for unread in dict.fromkeys(error.found):
+    def add(self, found: Iterable[Unread], origin: Origin) -> None:
+        for unread in dict.fromkeys(found):
             count, first = self._found.get(unread, (0, origin))
             self._found[unread] = (count + 1, first)
 

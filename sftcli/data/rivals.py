@@ -74,7 +74,7 @@ def _rivals(fields: Mapping[str, object], names: Sequence[str]) -> Iterable[Unre
             yield Unread(
                 f'"{name}" is not read: it differs from "{taken}", which is',
                 "leave one of them in the row",
-                f"--ignore {name}",
+                name,
             )
 
 
@@ -93,7 +93,7 @@ def _other_column(name: str, format_: Format) -> Unread:
         what, remedy = "another prompt is", "write it into the prompt"
         if maps := _maps_to_alpaca(name, format_):
             remedy = f"read both: {' '.join(maps)}"
-    return Unread(f'"{name}" is not read in {format_} rows, where {what}', remedy, f"--ignore {name}")
+    return Unread(f'"{name}" is not read in {format_} rows, where {what}', remedy, name)
 
 
 def _maps_to_alpaca(name: str, format_: Format) -> list[str]:

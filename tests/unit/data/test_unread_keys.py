@@ -217,6 +217,16 @@ def test_refusal_names_all_keys_with_their_counts_and_first_rows():
     assert caught.value.location.line == 2
 
 
+def test_keys_of_a_row_and_of_all_its_turns_are_named_at_once():
+    row = chat(reasoning_content="A wall?") | {"history": [["a", "b"]]}
+    row["messages"][3] = GOOD | {"channel": "commentary"}
+    with pytest.raises(DataError) as caught:
+        list(read(row))
+    flags = flags_of(caught.value)
+    assert flags == ["--ignore", "history", "--ignore", "reasoning_content", "--ignore", "channel"]
+    assert len(list(read(row, ignored=tuple(flags[1::2])))) == 1
+
+
 def test_key_behind_the_rows_of_detection_is_refused_too():
     with pytest.raises(DataError, match=r"rows\.jsonl:301: .*\(1 of 301 rows\)"):
         list(read(*[PAIR] * 300, PAIR | {"history": [["a", "b"]]}))
@@ -295,7 +305,7 @@ def test_nulls_that_a_table_fills_in_say_nothing(tmp_path):
     records = list(read_records(parse_source(str(path)), seed=0))
     with pytest.raises(DataError) as caught:
         list(read(*(record.fields for record in records)))
-    assert caught.value.message.count("(1 of 3 rows)") == len(told)
+    assert caught.value.message.count("(1 of 3 rows)") == len(told) + 1  # and the thinking of a turn
     rest = [record.fields for record in records[:2]]
     assert [len(made.messages) for made in read(*rest)] == [4, 4]
 
