@@ -293,6 +293,13 @@ def stored_dtype(source: Path) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
 
 
+def exact_dtype(source: Path) -> torch.dtype:
+    """Return the dtype that rounds no number of a model folder: that of all its tensors, or float32 where they differ."""
+    kinds = {tensor.dtype for tensor in stored_tensors(source).values()} & {"F64", "F32", "BF16", "F16"}
+    only = kinds.pop() if len(kinds) == 1 else ""
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(only, torch.float32)
+
+
 def _without_machine(content: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in _MACHINE_KEYS}
 

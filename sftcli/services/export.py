@@ -12,7 +12,7 @@ from sftcli import storage
 from sftcli.errors import OutputError, StoppedError, UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
 from sftcli.modeling.load import count_parameters, quiet_libraries, take_names
-from sftcli.modeling.model_folder import save_model_folder
+from sftcli.modeling.model_folder import exact_dtype, save_model_folder
 from sftcli.modeling.modern_lm import ModernLMForCausalLM
 from sftcli.modeling.tokenizer import load_chat_tokenizer
 from sftcli.runtime import dtype_name
@@ -128,7 +128,7 @@ def _load(choice: ModelChoice, emit: EventSink, dtype: torch.dtype) -> "PreTrain
 def _write_hf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> str:
     tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
     dtype = handed_on_dtype(choice) if request.dtype is None else DTYPES[request.dtype]
-    model = _load(choice, emit, dtype)
+    model = _load(choice, emit, _exact(choice) if request.dtype is None else dtype)
     if stop.requested():
         raise StoppedError
     source = _named_as(choice, model, emit)
@@ -163,6 +163,11 @@ def _named_as(choice: ModelChoice, model: "PreTrainedModel", emit: EventSink) ->
     return base.folder
 
 
+def _exact(choice: ModelChoice) -> torch.dtype:
+    """Return the dtype in which nothing is rounded before it is written."""
+    return exact_dtype(choice.folder) if choice.base is None else torch.float32
+
+
 def _rounding(choice: ModelChoice, dtype: torch.dtype) -> str:
     """Return what to say of an adapter's sums with its base, which few bits take a part of."""
     if choice.base is None:
@@ -177,7 +182,7 @@ def _write_gguf(request: ExportRequest, choice: ModelChoice, emit: EventSink, st
 
     kind = request.dtype or "f16"
     tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
-    model = _load(choice, emit, handed_on_dtype(choice))
+    model = _load(choice, emit, _exact(choice))
     check_family(model)
     with storage.whole_file(request.out, hint=_HINT) as fresh:
         storage.disk.let_library_write(

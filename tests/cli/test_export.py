@@ -10,6 +10,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from typer.testing import CliRunner
 
@@ -139,6 +140,27 @@ def test_a_head_of_its_own_is_kept_whatever_the_configuration_says(says_tied, tm
     export(source, "--to", "hf", "--out", tmp_path / "given")
     assert json.loads((tmp_path / "given" / "config.json").read_text())["tie_word_embeddings"] is False
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "given")), ours)
+
+
+@pytest.mark.parametrize("says", ["bfloat16", "float32"])
+def test_no_tensor_is_rounded_whatever_the_others_are_stored_as(says, tmp_path):
+    source = build_tiny_model(tmp_path / "mixed")
+    tensors = load_file(source / "model.safetensors")
+    tensors = {
+        name: tensor.bfloat16() if tensor.ndim > 1 else tensor + 0.1 * torch.rand_like(tensor)
+        for name, tensor in tensors.items()
+    }
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    edit(source / "config.json", dtype=says)
+    export(source, "--to", "hf", "--out", tmp_path / "given")
+    written = load_file(tmp_path / "given" / "model.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
+    assert {name: tensor.dtype for name, tensor in written.items()} == {
+        name: tensor.dtype for name, tensor in tensors.items()
+    }
+    export(source, "--to", "gguf", "--dtype", "f32", "--out", tmp_path / "model.gguf")
+    norms = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert torch.equal(torch.from_numpy(norms["output_norm.weight"].copy()), tensors["model.norm.weight"])
 
 
 def test_a_head_that_equals_the_embeddings_is_left_out_of_gguf(tmp_path):
