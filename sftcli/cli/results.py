@@ -69,6 +69,8 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
 
 
 def _heldout_text(outcome: "TrainOutcome") -> str:
+    from sftcli.services.run_summary import not_since
+
     assert outcome.first_heldout_loss is not None
     assert outcome.last_heldout_loss is not None
     before, last = (
@@ -78,15 +80,6 @@ def _heldout_text(outcome: "TrainOutcome") -> str:
     if outcome.final is not None or outcome.last_heldout_step == outcome.step:
         return f"held-out loss {before} before, {last} after"
     return f"held-out loss {not_since(before, last, outcome.last_heldout_step)}"
-
-
-def not_since(first: str, last: str, step: int) -> str:
-    """Return in words what is known of a held-out loss that was last measured at ``step``, and is behind."""
-    return (
-        f"{first} at step 0, not measured since"
-        if not step
-        else f"{first} before, {last} at step {step}, not measured since"
-    )
 
 
 def generate_command(run: "RunFolder") -> str:

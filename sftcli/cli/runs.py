@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli import complete, options, tables
-from sftcli.cli.results import not_since
 from sftcli.cli.session import session
 from sftcli.cli.text import count, duration, loss_text, percent, signs, sparkline
 
@@ -127,6 +126,8 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
         best = f", best {loss_text(summary.best_heldout_loss, rows)} at step {summary.best_step}"
         of = f" ({count(rows)} row{'s' if rows > 1 else ''})" if rows else ""
         first, last = loss_text(summary.first_heldout_loss, rows), loss_text(summary.heldout_loss, rows)
+        from sftcli.services.run_summary import not_since
+
         is_behind = summary.heldout_step < summary.step
         if is_behind and not summary.heldout_step:
             best = ""

@@ -20,7 +20,7 @@ from sftcli.figures import change, interval, loss_figure
 from sftcli.services.charts import Series, draw
 from sftcli.services.measures import Compared, compare_scores
 from sftcli.services.run_folder import RunFolder, write_text
-from sftcli.services.run_summary import heldout_rows, mean_utilisation
+from sftcli.services.run_summary import heldout_rows, mean_utilisation, not_since
 from sftcli.services.trained_rows import TrainedRows
 from sftcli.services.verdict import judge
 
@@ -127,12 +127,11 @@ def _facts(
     if heldout:
         losses, rows = _numbers(heldout, "loss"), heldout_rows(heldout)
         of = f", of {rows:,} rows" if rows else ""
-        facts.append(
-            (
-                "held-out loss",
-                f"{loss_figure(losses[0], rows)} before, {loss_figure(losses[-1], rows)} after{of}",
-            )
-        )
+        first, last = loss_figure(losses[0], rows), loss_figure(losses[-1], rows)
+        at = int(_numbers(heldout, "step")[-1])
+        is_behind = bool(steps) and at < _numbers(steps, "step")[-1]
+        told = not_since(first, last, at) if is_behind else f"{first} before, {last} after"
+        facts.append(("held-out loss", f"{told}{of}"))
     return facts
 
 

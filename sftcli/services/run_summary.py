@@ -123,6 +123,15 @@ def heldout_rows(events: Iterable[Mapping[str, object]]) -> int:
     return rows[-1] if rows and isinstance(rows[-1], int) else 0
 
 
+def not_since(first: str, last: str, step: int) -> str:
+    """Return in words what is known of a held-out loss that was last measured at ``step``, and is behind."""
+    return (
+        f"{first} at step 0, not measured since"
+        if not step
+        else f"{first} before, {last} at step {step}, not measured since"
+    )
+
+
 def mean_utilisation(steps: Sequence[Mapping[str, object]]) -> float | None:
     """Return what part of the measured peak logged steps made use of over all; None where none was measured."""
     pairs = [(_number(step, "utilisation"), _number(step, "seconds") or 0.0) for step in steps]
