@@ -18,7 +18,7 @@ def lost_peer(what: str) -> ResourceError:
     """Return the error of a training that ``what`` happened to one process of."""
     return ResourceError(
         f"{what}; all others were stopped, and checkpoints are intact",
-        hint="go on from the last checkpoint: sft resume. Where the system ended it for want of memory, lower "
+        hint="go on from the last checkpoint: sft resume RUN, with the path that was shown at the start. Where the system ended it for want of memory, lower "
         "training.micro_batch_size or start fewer processes",
     )
 
