@@ -316,7 +316,9 @@ def _is_ours(path: Path) -> bool:
 
 def list_runs(root: Path) -> list[RunFolder]:
     """Return the runs under ``root``, newest first by the time written in them; those that are damaged come last."""
-    runs = [RunFolder(path.parent) for path in root.glob("*/run.json")]
+    runs = [
+        RunFolder(path.parent) for path in root.glob("[!.]*/run.json")
+    ]  # those of killed starts have no name yet
     return sorted(runs, key=lambda run: (_started_at(run), run.name), reverse=True)
 
 

@@ -5,6 +5,7 @@ written first, so that what is renamed after it can be ended by whoever starts n
 """
 
 import json
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,8 +34,7 @@ class TakenBack:
 def read_taken_back(root: Path) -> TakenBack | None:
     """Return to where the run with these checkpoints was taken back; None where it was not, or has a newer one since.
 
-    Raises:
-        DataError: The file that says so is damaged.
+    Where the file that says so is damaged, what is set aside stays so, and no checkpoint counts as newer.
     """
     path = root / TAKEN_BACK
     if not path.is_file():
@@ -42,11 +42,8 @@ def read_taken_back(root: Path) -> TakenBack | None:
     try:
         content = json.loads(path.read_bytes())
         return TakenBack(step=int(content["step"]), aside=tuple(map(str, content["aside"])))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is damaged: it says which checkpoints were set aside",
-            hint="name the step to go on from once more: sft resume RUN --checkpoint STEP",
-        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return TakenBack(step=sys.maxsize, aside=tuple(in_use(one).name for one in list_set_aside(root)))
 
 
 def take_back(root: Path, step: int, *, was_finished: bool) -> TakenBack | None:

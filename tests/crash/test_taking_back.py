@@ -106,6 +106,17 @@ def test_finished_run_that_was_taken_back_is_unfinished_everywhere(place):
     assert [path.name for path in run.path.iterdir() if "aside" in path.name] == []
 
 
+def test_damaged_note_of_what_is_set_aside_loses_nothing(place):
+    run = RunFolder(place / "runs" / "half")
+    resume(run, 2, StopBeforeStep(NEVER))
+    (run.checkpoints / ".taken-back.json").write_bytes(b"{")
+    assert resume(run, None, StopBeforeStep(NEVER)).ending is Ending.STOPPED
+    assert sorted(whole_steps(run)) == [2, 4, 5]
+    assert resume(run, 5, StopBeforeStep(NEVER)).ending is Ending.STOPPED
+    assert [step_of(path) for path in list_checkpoints(run.checkpoints)] == [2, 4, 5]
+    assert resume(run).ending is Ending.FINISHED
+
+
 def test_last_checkpoint_of_a_finished_run_ends_it_again(place):
     run = RunFolder(place / "runs" / "whole")
     assert resume(run, STEPS).ending is Ending.FINISHED

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sftcli import storage
 from sftcli.config.sources import parse_set
 from sftcli.errors import DataError, MismatchError, NotFoundError, OutputError
 from sftcli.events import CheckpointSaved, Ending, Notice, StepDone
@@ -134,6 +135,12 @@ def test_run_that_lost_its_settings_names_its_command(place):
     with pytest.raises(NotFoundError, match=r"lacks config\.toml") as caught:
         resume("cut")
     assert "its command was: sft train" in caught.value.hint
+
+
+def test_start_that_was_killed_before_it_had_a_name_is_no_run(place):
+    unnamed = storage.scratch_path(place / "runs", storage.TEMPORARY)
+    shutil.copytree(place / "runs" / "cut", unnamed)
+    assert [run.name for run in list_runs(place / "runs")] == ["cut", "whole"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b"[" * 100_000])
