@@ -59,7 +59,7 @@ class Forgetful(MemoryStore):
 def watch_steps(options: argparse.Namespace, steps: int, every: int, root: Path | None) -> Watch:
     """Take ``steps`` steps, with a save after every so many of them where there is a ``root``."""
     watch = Watch()
-    checkpoint = CheckpointSettings(every_steps=every, keep_last=1, keep_best=False, in_background=True)
+    checkpoint = CheckpointSettings(every_steps=every, every_minutes=0, keep_last=1, keep_best=False)
     config = LlamaConfig(
         vocab_size=options.vocab, hidden_size=options.hidden, intermediate_size=options.hidden * 8 // 3,
         num_hidden_layers=options.layers, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,

@@ -57,6 +57,6 @@ def trainer_of(materials: Materials, said: list[str]) -> "Iterator[tuple[Trainer
     with tempfile.TemporaryDirectory() as root:
         settings = materials.settings
         seed_everything(settings.training.seed)
-        run = create_run(settings.run.model_copy(update={"root": root}), label="benchmark")
+        run = create_run(settings.run.model_copy(update={"root": root}), label="benchmark", files={})
         built = build_trainer(run, materials, emit, check_owner=lambda: None)
         yield built.trainer, built.model
