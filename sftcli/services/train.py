@@ -163,7 +163,7 @@ def _require_same_as_finished(run: RunFolder, settings: Settings, emit: EventSin
 def complete_already(run: RunFolder, settings: Settings, emit: EventSink, peers: Peers) -> TrainOutcome:
     """Say that a finished run is left as it is."""
     steps = [step_of(one) for one in list_checkpoints(run.checkpoints)]
-    step = max(steps, default=settings.training.max_steps)
+    step = max(steps, default=max(1, settings.training.max_steps))
     peers.tell(Assignment(run=run, settings=settings, complete_at=step).to_json())
     emit(Notice(text=f"{run.name} is complete already: step {step}"))
     return outcome_of(run, settings, Ending.FINISHED, step, (None, None), seconds=0.0)
