@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test slow distributed crash crash-slice stop-resume resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures clients
+.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice stop-resume resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures clients
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -23,6 +23,12 @@ test:
 
 slow:  ## minutes long: downloads the default model and trains it
 	$(PYTHON) -m pytest -m slow
+
+lowest:  ## the fast tests on the lowest direct versions, in an environment of its own; downloads
+	$(PYTHON) .ci/environments.py lowest
+
+newest:  ## the fast tests on the newest versions that pip finds, in an environment of its own; downloads gigabytes on Linux
+	$(PYTHON) .ci/environments.py newest
 
 distributed:  ## trainings of several processes: the same as of one, signals, kills, faults, resume on other numbers
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/cli/test_processes.py tests/cli/test_process_faults.py \
