@@ -14,7 +14,8 @@ from sftcli.events import StopFlag
 from sftcli.modeling.choosing import RowChooser, choose
 from sftcli.modeling.fused_decode import fused_step
 from sftcli.modeling.fused_rows import FusedRows
-from sftcli.modeling.slots import LoneRow, Rows, SlotRows, has_plain_cache
+from sftcli.modeling.row_kinds import fitting_rows
+from sftcli.modeling.slots import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,11 +138,9 @@ class _Answers:
 
 def make_rows(model: "PreTrainedModel", count: int, *, prefix: Sequence[int] = ()) -> Rows:
     """Return the way to decode ``count`` rows of ``model`` together, whose prompts all begin with ``prefix``."""
-    if not has_plain_cache(model):
-        return LoneRow(model)
     fused = fused_step(model)
     if fused is None:
-        return SlotRows(model, max(1, count))
+        return fitting_rows(model)(model, max(1, count))
     return FusedRows(fused, max(1, count), prefix=prefix)
 
 

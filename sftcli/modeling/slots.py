@@ -248,6 +248,32 @@ class LoneRow:
         self.cache = None
 
 
+class WholeRow:
+    """One row at a time, read anew for every token: for models whose cache is not right here."""
+
+    capacity = 1
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self.model = model
+        self.text: list[int] = []
+
+    def advance(self, tokens: torch.Tensor, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Read the row with its next token, or a prompt."""
+        self.text = [*prompts[0]] if prompts else [*self.text, *tokens.tolist()]
+        return whole_logits(self.model, self.text)
+
+    def remove(self, row: int) -> None:  # noqa: ARG002 - there is only one
+        """Forget the row."""
+        self.text = []
+
+
+def whole_logits(model: "PreTrainedModel", text: Sequence[int]) -> torch.Tensor:
+    """Return the logits of what follows ``text``, (1, V), without any cache."""
+    ids = torch.tensor([list(text)], device=model.device)
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[:, -1]
+    return logits
+
+
 def has_plain_cache(model: "PreTrainedModel") -> bool:
     """Tell whether every layer keeps all keys and values of the past and nothing else."""
     layers = DynamicCache(config=model.config).layers

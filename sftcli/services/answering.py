@@ -12,6 +12,7 @@ from sftcli.data.render import encode_prompt
 from sftcli.errors import SftError
 from sftcli.events import EventSink, StopFlag, Warned
 from sftcli.modeling.config_values import config_value
+from sftcli.modeling.row_kinds import cache_note
 from sftcli.modeling.sampling import Answer, decode
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.runtime import monotonic
@@ -132,6 +133,8 @@ def open_answerer(
     model = load_for_inference(choice, precision=precision, emit=emit)
     for text in disagreements(choice, model, tokenizer):
         emit(Warned(text=text))
+    if told := cache_note(model):
+        emit(Warned(text=told))
     return Answerer(choice, model, tokenizer)
 
 
