@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _MOST_TOKENS = 600  # of all rows together
 _FEWEST_TOKENS = 48  # however large the model
-_OPERATIONS = {"cpu": 1.2e11}  # that a trial may take: about a second on two cores
+_OPERATIONS = {"cpu": 6e10}  # that a trial may take: about half a second on two cores
 _OPERATIONS_ELSEWHERE = 1e13
 
 
