@@ -94,7 +94,9 @@ def take_names(model: PreTrainedModel, folder: Path) -> None:
 
     A checkpoint has the names that transformers uses in memory, where experts are fused and prefixes are gone.
     """
-    skeleton = AutoModelForCausalLM.from_pretrained(folder, device_map="meta", local_files_only=True)
+    skeleton = AutoModelForCausalLM.from_pretrained(
+        folder, device_map="meta", local_files_only=True, trust_remote_code=False
+    )
     vars(model)["_weight_conversions"] = skeleton._weight_conversions
 
 

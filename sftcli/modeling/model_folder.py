@@ -138,6 +138,7 @@ def save_model_folder(
     state = {
         name: (tensor, dtype or known.get(name, other))
         for name, tensor in whole_state(model, weights).items()
+        if name not in (model._keys_to_ignore_on_save or ())  # the class computes them, and files have none
     }
     tensors = _cast(state)
     with whole_folder(folder, hint=hint) as fresh:

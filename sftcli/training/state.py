@@ -37,7 +37,7 @@ class Snapshot:
     """Everything that a run needs to go on bit for bit, taken between two steps."""
 
     state: TrainState
-    weights: Mapping[str, torch.Tensor]  # by parameter name: float32 masters, frozen ones as they are
+    weights: Mapping[str, torch.Tensor]  # by name: float32 masters, the rest and buffers as loaded
     optimizer: Mapping[str, torch.Tensor]
     rng: RngState
     peers: tuple[RngState, ...] = ()  # the random states of the second process and those after it

@@ -105,6 +105,14 @@ def test_a_gpt2_as_the_hub_has_it_has_its_places(tmp_path: Path) -> None:
     )
 
 
+def test_what_a_class_keeps_out_of_files_is_not_missed_in_them(tmp_path: Path) -> None:
+    source = build_tiny_model(tmp_path / "source")
+    model = _load(source)
+    model._keys_to_ignore_on_save = ["model.norm.weight"]
+    save_model_folder(model, source=source, folder=tmp_path / "out")
+    assert _tensors(source).keys() - _tensors(tmp_path / "out").keys() == {"model.norm.weight"}
+
+
 def test_each_tensor_keeps_the_type_that_it_has_in_the_source(tmp_path: Path) -> None:
     source = build_tiny_model(tmp_path / "source")
     tensors = _tensors(source)
