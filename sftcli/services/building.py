@@ -44,6 +44,7 @@ from sftcli.services.sharing import make_weights, shares_weights
 from sftcli.services.ways import try_ways
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import ADAPTER, MODEL
+from sftcli.training.choices import WeightSharing
 from sftcli.training.distributed import Group
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.memory import MemoryLadder
@@ -119,7 +120,9 @@ def build_trainer(
     keep_freed_memory(device)
     assert recorded.precision is not None
     dtype = dtype_named(recorded.precision, device)
-    shares = shares_weights(settings, located.folder, group, dtype=dtype, device=device)
+    shares = shares_weights(
+        settings, located.folder, group, dtype=dtype, device=device, recorded=recorded.weights
+    )
     model, adapter, fusion = _load(
         materials, recorded, dtype, torch.device("cpu") if shares else device, emit
     )
@@ -180,6 +183,7 @@ def build_trainer(
         layers=tried.layers,
         packing=sharing,
         head=head.kind,
+        weights=WeightSharing.SHARED if shares else WeightSharing.WHOLE,
     )
     require_same(recorded, decisions, what=run.name)
     named = make_plan(settings.training.micro_batch_size)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sftcli import storage
 from sftcli.config.sources import FIELDS, Settings
+from sftcli.config.training_settings import Parallel, TrainingSettings
 from sftcli.errors import MismatchError, UsageError
 from sftcli.events import Event, Notice, Warned
 from sftcli.modeling.locate import LocatedModel
@@ -85,6 +86,15 @@ class Changes:
             for name, (old, new) in self.forced.items()
         ]
         return heard
+
+
+def open_again(changes: Changes, settings: TrainingSettings) -> set[str]:
+    """Return the names whose changes let a run decide anew what they asked for.
+
+    ``training.parallel`` is compared nowhere, because a run goes on in any mode: where it is not auto, it has decided.
+    """
+    names = {*changes.forced, *changes.machine}
+    return names if settings.parallel is Parallel.AUTO else names | {"training.parallel"}
 
 
 def check_may_change(names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from sftcli.errors import DataError, MismatchError, ResourceError
-from sftcli.events import EventSink, Notice
+from sftcli.events import EventSink, Notice, Warned
 from sftcli.runtime import dtype_named
 from sftcli.services.precision import decide_precision
 from sftcli.services.run_folder import RunFolder, write_json
@@ -20,6 +20,7 @@ _OLDER_PRECISION = "machine precision of products"  # what checkpoints of older 
 ASKED_BY = {
     "precision": frozenset({"training.precision"}),
     "precision_why": frozenset({"training.precision"}),
+    "weights": frozenset({"training.parallel", "processes"}),
     "packing": frozenset({"training.packing", "training.neftune_alpha"}),
 }
 
@@ -34,6 +35,7 @@ class Decisions:
     layers: tuple[str, ...] | None = None  # kinds of modules that run in the faster form; () for none
     packing: str | None = None  # how documents of one row are kept apart (``RowSharing``)
     head: str | None = None  # where the head runs (``HeadLoss``)
+    weights: str | None = None  # whether several processes share them out (``WeightSharing``)
 
     def but(self, changed: Collection[str]) -> "Decisions":
         """Return them with those open that one of the settings ``changed`` asks for."""
@@ -73,6 +75,7 @@ class Decisions:
             layers=None if layers is None else tuple(map(str, layers)),
             packing=text("packing"),
             head=text("head"),
+            weights=text("weights"),
         )
 
 
@@ -123,11 +126,17 @@ def settle_precision(recorded: Decisions, setting: str, device: torch.device) ->
     return replace(recorded, precision_why="as the run began")
 
 
-def record_decisions(run: RunFolder, decisions: Decisions) -> None:
-    """Write into ``run.json`` what was decided, before the first step that depends on it."""
+def record_decisions(run: RunFolder, decisions: Decisions, emit: EventSink) -> None:
+    """Write into ``run.json`` what was decided, before the first step that depends on it.
+
+    Another sharing of the weights, which a run may go on with, is told.
+    """
     about = run.read_about()
     before = about.get(KEY)
     made = decisions.to_json()
+    if isinstance(before, dict) and before.get("weights") not in {None, decisions.weights}:
+        text = f"weights were {before['weights']} in each process, are {decisions.weights}"
+        emit(Warned(text=f"{text}: the run goes on, but not bit for bit as it would have so"))
     if isinstance(before, dict) and before.get("precision") == decisions.precision:
         made["precision_why"] = before.get("precision_why")  # of the start, which decided it
     if before != made:

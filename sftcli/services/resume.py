@@ -9,7 +9,7 @@ from sftcli.config.sources import Override
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.runtime import choose_device
-from sftcli.services.comparing import check_may_change, compare, compare_start
+from sftcli.services.comparing import check_may_change, compare, compare_start, open_again
 from sftcli.services.decisions import Decisions, read_decisions, settle_precision
 from sftcli.services.following import agree_on_decisions, build_for, follow
 from sftcli.services.lock import RunLock
@@ -116,7 +116,9 @@ def _verify(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peer
         emit(event)
     decided = peers.share(
         lambda: settle_precision(
-            read_decisions(run, first, emit), settings.training.precision, choose_device()
+            read_decisions(run, first, emit).but(open_again(changes, settings.training)),
+            settings.training.precision,
+            choose_device(),
         ).to_json()
     )
     built = build_for(

@@ -14,6 +14,7 @@ from sftcli.runtime import total_memory_bytes
 from sftcli.services.adapters import adapter_bytes
 from sftcli.services.space import parameters_bytes
 from sftcli.training.adapter_weights import AdapterWeights
+from sftcli.training.choices import WeightSharing
 from sftcli.training.distributed import Group
 from sftcli.training.optim import MasterWeights
 from sftcli.training.sharded import ShardedWeights
@@ -40,16 +41,25 @@ def check_sharing(settings: Settings) -> None:
 
 
 def shares_weights(
-    settings: Settings, folder: Path, group: Group, *, dtype: torch.dtype, device: torch.device
+    settings: Settings,
+    folder: Path,
+    group: Group,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    recorded: str | None = None,
 ) -> bool:
     """Tell whether the processes share the weights out: when they are asked to, or by ``auto`` when one has no room for all.
 
-    A process alone has nobody to share with.
+    A process alone has nobody to share with. By ``auto`` a run that goes on does as it did, which is ``recorded``: sums in
+    another order round otherwise.
     """
     if group.size == 1 or settings.training.parallel is Parallel.DDP:
         return False
     if settings.training.parallel is Parallel.FSDP:
         return True
+    if recorded is not None:
+        return recorded == WeightSharing.SHARED
     need = replicated_bytes(settings, folder, dtype)
     return not _obstacle(settings) and need > ROOM * _memory(group, device)
 

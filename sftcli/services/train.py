@@ -22,7 +22,7 @@ from sftcli.modeling.pt_checkpoint import model_differences
 from sftcli.runtime import choose_device, monotonic
 from sftcli.services.base_model import record_base, record_need
 from sftcli.services.building import Built, Materials
-from sftcli.services.comparing import Changes, compare, compare_data, compare_start
+from sftcli.services.comparing import Changes, compare, compare_data, compare_start, open_again
 from sftcli.services.decisions import decisions_of, read_decisions, record_decisions, settle_precision
 from sftcli.services.finishing import take_best
 from sftcli.services.following import (
@@ -249,7 +249,7 @@ def _train(
         emit(Warned(text=text))
     if checkpoint is not None:
         changes = compare(checkpoint, materials.fingerprints, allowed=allowed)
-    recorded = read_decisions(run, checkpoint, emit).but(changes.forced)
+    recorded = read_decisions(run, checkpoint, emit).but(open_again(changes, settings.training))
     decided = settle_precision(recorded, settings.training.precision, choose_device())
     if checkpoint is not None:
         checkpoint = record_resume(run, checkpoint, changes, emit)
@@ -263,7 +263,7 @@ def _train(
         run, materials, emit, peers.group, check_owner=lock.check, checkpoint=checkpoint, recorded=decided
     )
     agree_on_decisions(built, peers)
-    record_decisions(run, built.decisions)
+    record_decisions(run, built.decisions, emit)
     if not built.is_plain:
         record_need(run)
     trainer = built.trainer

@@ -16,3 +16,10 @@ class HeadLoss(StrEnum):
 
     LEAN = "lean"  # at positions with loss alone
     WHOLE = "whole"  # everywhere, as the model does it
+
+
+class WeightSharing(StrEnum):
+    """What each of several processes holds."""
+
+    WHOLE = "whole"  # all weights
+    SHARED = "shared"  # a part of them

@@ -10,15 +10,18 @@ import pytest
 import torch
 
 from sftcli.config.sources import parse_set
+from sftcli.config.training_settings import Parallel
 from sftcli.errors import DataError, MismatchError, ResourceError
-from sftcli.events import Ending, ModelLoaded, Notice, StepDone
+from sftcli.events import Ending, ModelLoaded, Notice, StepDone, Warned
 from sftcli.services import decisions
+from sftcli.services.comparing import Changes, open_again
 from sftcli.services.decisions import ASKED_BY, KEY, Decisions, settle_precision
 from sftcli.services.following import agree_on_decisions
 from sftcli.services.precision import Precision
 from sftcli.services.processes import Peers
 from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
 from sftcli.services.run_folder import RunFolder
+from sftcli.services.sharing import shares_weights
 from sftcli.training.distributed import Group
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
@@ -171,7 +174,13 @@ def test_a_device_that_cannot_do_what_is_recorded_is_refused_with_the_way_out(mo
 
 def test_every_decision_survives_being_written_down_and_is_asked_for_by_known_settings():
     made = Decisions(
-        precision="bf16", precision_why="why", attention="sdpa", layers=("A",), packing="none", head="lean"
+        precision="bf16",
+        precision_why="why",
+        attention="sdpa",
+        layers=("A",),
+        packing="none",
+        head="lean",
+        weights="whole",
     )
     assert Decisions.from_json(json.loads(json.dumps(made.to_json())), where="here") == made
     assert set(ASKED_BY) <= set(made.to_json())
@@ -199,7 +208,13 @@ def test_of_several_processes_the_first_decides_and_one_that_cannot_follow_is_na
     assert first.share(lambda: {"precision": "bf16"}) == {"precision": "bf16"}
     assert second.share(lambda: pytest.fail("the first one decides")) == {"precision": "bf16"}
     made = Decisions(
-        precision="bf16", precision_why="why", attention="sdpa", layers=("A",), packing="none", head="lean"
+        precision="bf16",
+        precision_why="why",
+        attention="sdpa",
+        layers=("A",),
+        packing="none",
+        head="lean",
+        weights="whole",
     )
     for packing in ("none", "bounds"):
         agree_on_decisions(SimpleNamespace(decisions=made), first)
@@ -209,3 +224,34 @@ def test_of_several_processes_the_first_decides_and_one_that_cannot_follow_is_na
         else:
             with pytest.raises(MismatchError, match=r"process 1 .*packing was none, is bounds"):
                 agree_on_decisions(own, second)
+
+
+@pytest.mark.parametrize(("recorded", "shares"), [(None, False), ("whole", False), ("shared", True)])
+def test_by_auto_several_processes_share_the_weights_as_the_run_did(place, recorded, shares):
+    settings = settings_of(place, place / "model").settings
+    found = shares_weights(
+        settings,
+        place / "model",
+        Group(size=2),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        recorded=recorded,
+    )
+    assert found is shares
+
+
+def test_another_number_of_processes_or_a_mode_that_was_asked_for_shares_anew(place):
+    made = Decisions(precision="bf16", weights="shared")
+    training = settings_of(place, place / "model").settings.training
+    assert made.but(open_again(Changes(), training)) == made
+    assert made.but(open_again(Changes(machine={"processes": ("2", "1")}), training)).weights is None
+    ddp = training.model_copy(update={"parallel": Parallel.DDP})
+    assert made.but(open_again(Changes(), ddp)).weights is None
+
+
+def test_weights_that_are_shared_otherwise_than_before_are_told(cut):
+    rewrite(cut, lambda about: about[KEY].update({"weights": "shared"}))
+    sink, run = RecordingSink(), RunFolder(cut)
+    made = Decisions.from_json(run.read_about()[KEY], where="")
+    decisions.record_decisions(run, replace(made, weights="whole"), sink)
+    assert "weights were shared in each process, are whole" in sink.of(Warned)[0].text
