@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from sftcli.config.sources import Settings
 from sftcli.events import Event, NeverStop, Notice, Warned
-from sftcli.runtime import seed_everything
+from sftcli.runtime import choose_device, seed_everything
 from sftcli.services.building import Materials, build_trainer
+from sftcli.services.decisions import Decisions, settle_precision
 from sftcli.services.materials import find_materials
 from sftcli.services.run_folder import create_run
 
@@ -58,5 +59,6 @@ def trainer_of(materials: Materials, said: list[str]) -> "Iterator[tuple[Trainer
         settings = materials.settings
         seed_everything(settings.training.seed)
         run = create_run(settings.run.model_copy(update={"root": root}), label="benchmark", files={})
-        built = build_trainer(run, materials, emit, check_owner=lambda: None)
+        decided = settle_precision(Decisions(), settings.training.precision, choose_device())
+        built = build_trainer(run, materials, emit, check_owner=lambda: None, recorded=decided)
         yield built.trainer, built.model

@@ -9,12 +9,11 @@ import tomli_w
 
 from sftcli import __version__
 from sftcli.config.sources import DEFAULT_ORIGIN, Resolved, Settings, resolve
-from sftcli.figures import NOTHING, loss_figure
+from sftcli.figures import NOTHING
 from sftcli.services.measures import MEASURES
 from sftcli.services.models import ModelChoice
-from sftcli.services.report import measures_of
+from sftcli.services.report import heldout_text, measures_of
 from sftcli.services.run_folder import RunFolder
-from sftcli.services.run_summary import heldout_rows
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_NAME = re.compile(
@@ -77,7 +76,7 @@ def _story(run: RunFolder, resolved: Resolved, base: str) -> Iterator[str]:
     yield f"{base}, fine-tuned on instruction data with `sft` {__version__}.\n"
     yield "## Data\n"
     yield from _data(run, resolved.settings)
-    if scores := list(_scores(run)):
+    if scores := list(_scores(run, resolved.settings)):
         yield "## Scores\n"
         yield from scores
     yield "## Settings\n\nAll others are the defaults of `sft`.\n"
@@ -100,7 +99,7 @@ def _data(run: RunFolder, settings: Settings) -> Iterator[str]:
         yield ""
 
 
-def _scores(run: RunFolder) -> Iterator[str]:
+def _scores(run: RunFolder, settings: Settings) -> Iterator[str]:
     """Yield the scores of ``sft eval`` where it has run, else the held-out loss that training measured."""
     if run.evaluation.is_file():
         evaluation = json.loads(run.evaluation.read_text(encoding="utf-8"))
@@ -110,17 +109,8 @@ def _scores(run: RunFolder) -> Iterator[str]:
             yield f"| {row.measure.label} | {row.base_text} | {row.tuned_text} | {row.rows or NOTHING} |"
         yield ""
         return
-    events = run.read_events()
-    losses = [
-        float(str(event["loss"]))
-        for event in events
-        if event.get("event") == "HeldoutDone" and event["loss"] is not None
-    ]
-    if losses:
-        rows = heldout_rows(events)
-        before, after = loss_figure(losses[0], rows), loss_figure(losses[-1], rows)
-        of = f", of {rows} rows" if rows else ""
-        yield f"{MEASURES[0].label.capitalize()}: {before} before training, {after} after{of}.\n"
+    if told := heldout_text(run.read_events(), takes_best=settings.training.early_stopping_evals > 0):
+        yield f"{MEASURES[0].label.capitalize()}: {told}.\n"
 
 
 def _settings(resolved: Resolved) -> str:

@@ -68,7 +68,10 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "name": run.name,
         "argument": run.argument,
         "about": run.read_about(),
-        "facts": [*_facts(events, steps, heldout), *_adapter_facts(resolved.settings, events)],
+        "facts": [
+            *_facts(events, steps, takes_best=resolved.settings.training.early_stopping_evals > 0),
+            *_adapter_facts(resolved.settings, events),
+        ],
         "verdict": verdict,
         "audits": [(split, audit) for split, audit in _audits(run) if audit.get("rows")],
         "rows": resolved.rows(),
@@ -99,9 +102,7 @@ def _adapter_facts(settings: Settings, events: Sequence[Fields]) -> list[tuple[s
     return [("adapter", settings.adapter.described() + "".join(trained))]
 
 
-def _facts(
-    events: Sequence[Fields], steps: Sequence[Fields], heldout: Sequence[Fields]
-) -> list[tuple[str, str]]:
+def _facts(events: Sequence[Fields], steps: Sequence[Fields], *, takes_best: bool) -> list[tuple[str, str]]:
     facts = []
     for model in _of(events, "ModelLoaded")[-1:]:
         facts.append(("model", f"{model['name']}, {int(str(model['parameters'])):,} parameters"))
@@ -120,19 +121,36 @@ def _facts(
         )
         if (used := mean_utilisation(steps)) is not None:
             facts.append(("utilisation", f"{used:.0%} of the rate of large matrix products"))
-        facts.append(("peak memory", f"{max(_numbers(steps, 'peak_memory_bytes')) / 1e9:.2f} GB"))
+        if peak := max(_numbers(steps, "peak_memory_bytes")):  # 0 where the machine cannot tell
+            facts.append(("peak memory", f"{peak / 1e9:.2f} GB"))
     ended = _of(events, "FitEnded")[-1:]
     if ended and ended[0]["ending"] == "plateau":
         facts.append(("ended", f"early, at step {ended[0]['step']}: held-out loss fell no more"))
-    if heldout:
-        losses, rows = _numbers(heldout, "loss"), heldout_rows(heldout)
-        of = f", of {rows:,} rows" if rows else ""
-        first, last = loss_figure(losses[0], rows), loss_figure(losses[-1], rows)
-        at = int(_numbers(heldout, "step")[-1])
-        is_behind = bool(steps) and at < _numbers(steps, "step")[-1]
-        told = not_since(first, last, at) if is_behind else f"{first} before, {last} after"
-        facts.append(("held-out loss", f"{told}{of}"))
+    if told := heldout_text(events, takes_best=takes_best):
+        facts.append(("held-out loss", told))
     return facts
+
+
+def heldout_text(events: Sequence[Fields], *, takes_best: bool) -> str:
+    """Return what held-out loss was before training and is of the final model, and how many rows it is of; empty for none.
+
+    ``takes_best`` tells that the final model is that of the best evaluation behind the start, where there is one. A loss
+    that was measured before the last step is not said to be the final one.
+    """
+    heldout = [event for event in _of(events, "HeldoutDone") if event["loss"] is not None]
+    if not heldout:
+        return ""
+    at = list(zip(map(int, _numbers(heldout, "step")), _numbers(heldout, "loss"), strict=True))
+    best = min(at, key=lambda pair: pair[1])
+    step, last = best if takes_best and best[0] else at[-1]
+    steps, rows = _of(events, "StepDone"), heldout_rows(heldout)
+    texts = loss_figure(at[0][1], rows), loss_figure(last, rows)
+    is_behind = at[-1][0] < (_numbers(steps[-1:], "step")[0] if steps else 0)
+    of = f", of {rows:,} rows" if rows else ""
+    if is_behind or len(at) == 1:
+        return not_since(*texts, step) + of
+    where = f" (step {step})" if step != at[-1][0] else ""
+    return f"{texts[0]} before, {texts[1]} after{where}{of}"
 
 
 def _measured_peak(model: Fields) -> str:

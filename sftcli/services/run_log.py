@@ -118,7 +118,8 @@ def _step_line(event: StepDone) -> str:
     padding = event.padding_tokens / max(1, event.padding_tokens + event.tokens)
     used = "" if event.utilisation is None else f" of_peak={event.utilisation:.0%}"
     text = " text" if event.text_tokens else ""
+    memory = f" memory={event.peak_memory_bytes / 1e9:.2f}GB" if event.peak_memory_bytes else ""
     return (
         f"step={event.step} loss={event.loss:.4f} lr={event.learning_rate:.3e} response_tokens/s={speed:.0f} "
-        f"padding={padding:.0%} memory={event.peak_memory_bytes / 1e9:.2f}GB{used}{text}"
+        f"padding={padding:.0%}{memory}{used}{text}"
     )

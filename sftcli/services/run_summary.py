@@ -38,7 +38,7 @@ class RunSummary:
     data: str
     step: int
     last_step: int  # 0 while it is not known
-    loss: float | None  # of the last step
+    loss: float | None  # of the last step on rows; that of running text is another quantity
     first_heldout_loss: float | None
     heldout_loss: float | None
     heldout_step: int  # of that loss
@@ -100,7 +100,7 @@ def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
         data=_last(events, "DataPrepared", "source"),
         step=max([int(_number(event, "step") or 0) for event in steps[-1:]], default=0),
         last_step=int(_last(events, "FitStarted", "last_step") or 0),
-        loss=_number(steps[-1], "loss") if steps else None,
+        loss=_number(of_rows[-1], "loss") if of_rows else None,
         first_heldout_loss=heldout[0][0] if heldout else None,
         heldout_loss=heldout[-1][0] if heldout else None,
         heldout_step=int(str(heldout[-1][1])) if heldout else 0,

@@ -171,13 +171,13 @@ def numbers_of(event: Event) -> tuple[int, dict[str, float]] | None:
     match event:
         case StepDone():
             used = {} if event.utilisation is None else {"speed/utilisation": event.utilisation}
-            return event.step, used | {
+            memory = {"memory/peak_gb": event.peak_memory_bytes / 1e9} if event.peak_memory_bytes else {}
+            return event.step, used | memory | {
                 "train/loss": event.loss,
                 "train/learning_rate": event.learning_rate,
                 "train/grad_norm": event.grad_norm,
                 "train/epoch": event.epoch,
                 "speed/tokens_per_second": event.tokens / max(event.seconds, 1e-9),
-                "memory/peak_gb": event.peak_memory_bytes / 1e9,
             }
         case HeldoutDone():
             return event.step, {"heldout/loss": event.loss}
