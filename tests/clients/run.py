@@ -27,6 +27,8 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
     "llama.cpp": ("llama-cpp-python==0.3.36", "jinja2", "numpy"),
 }
 MOST = 64  # tokens of an answer
+# What sft eval tells besides: of a run it knows the rows that were trained on, and looks for them in the answers.
+NOT_OF_WEIGHTS = {"model", "seconds", "memorized_fraction", "longest_copied_tokens"}
 # Nats a token. The long text is read by kernels that sum in another order; llama.cpp rounds what it multiplies to float16.
 LOSS_TOLERANCE = {"transformers": 1e-4, "llama.cpp": 5e-3}
 
@@ -233,7 +235,7 @@ def scores(work: Path, model: str) -> dict[str, object]:
         work, "eval", model, "--data", "heldout.jsonl", "--no-base", "--max-rows", 8, "--json", "--quiet"
     )
     found = json.loads(text)["tuned"]
-    return {name: value for name, value in found.items() if name not in {"model", "seconds"}}
+    return {name: value for name, value in found.items() if name not in NOT_OF_WEIGHTS}
 
 
 def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
