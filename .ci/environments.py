@@ -37,14 +37,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("versions", choices=["lowest", "newest"])
     parser.add_argument(
-        "--folder", type=Path, help="keep the environment there, and use it where it is made already"
+        "--folder",
+        type=Path,
+        help="keep the environment there; one that is there is brought to the versions and to this checkout",
     )
     asked, rest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.folder or Path(scratch, "environment")
-        if not folder.exists():
-            _make(folder, Path(scratch, "floors.txt"), versions=asked.versions)
         python = folder / "bin" / "python"
+        _make(folder, Path(scratch, "floors.txt"), versions=asked.versions)
         subprocess.run([python, "-m", "pip", "list"], check=True)
         path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
@@ -56,7 +57,8 @@ def main() -> int:
 
 
 def _make(folder: Path, pins: Path, *, versions: str) -> None:
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    if not folder.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     chosen = ["--upgrade"]
     if versions == "lowest":
         pins.write_text("\n".join(floors()) + "\n", "utf-8")

@@ -27,7 +27,10 @@ _TRUE = {"1", "true", "yes", "on"}
 class Patience:
     """How long to wait for a server before it counts as unreachable."""
 
-    answer_seconds: float = 9.0  # from the start to the first answer
+    start_seconds: float = (
+        60.0  # until our own process asks; a slow disk or busy machine is no silence of the hub
+    )
+    answer_seconds: float = 9.0  # from the question to the first answer
     file_seconds: float = (
         30.0  # from the answer to the first byte of a file; 0 counts it in ``answer_seconds``
     )
@@ -100,11 +103,13 @@ def fetch_snapshot(
     asked = {"repo": repo, "revision": revision, "weights": weights, "code": code}
     request = json.dumps({**asked, "cache": str(hub_cache())})
     total = 0
-    deadline = time.monotonic() + patience.answer_seconds
+    deadline = time.monotonic() + patience.start_seconds
     with _worker(request) as (lines, stderr):
         while True:
             line = _next_line(lines, deadline - time.monotonic())
             match line.get("kind"):
+                case "asking":
+                    deadline = time.monotonic() + patience.answer_seconds
                 case "answer":
                     total = _number(line, "total")
                     deadline = max(deadline, time.monotonic() + patience.file_seconds)

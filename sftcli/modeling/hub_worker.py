@@ -1,8 +1,8 @@
 """Download one repository of the hub in a process of its own, so that a caller can end it at any moment.
 
 Run by path with one JSON argument ``{"repo", "revision", "weights", "code", "cache"}``; imports nothing of this package. Writes JSON lines:
-``answer`` (the hub knows the repository), ``progress``, ``again`` (a try failed, the next one begins), then ``done`` or ``failed``. A
-token never appears in them.
+``asking`` (the process has started), ``answer`` (the hub knows the repository), ``progress``, ``again`` (a try failed, the next one
+begins), then ``done`` or ``failed``. A token never appears in them.
 """
 
 import json
@@ -83,6 +83,7 @@ def _download(repo: str, revision: str | None, cache: Path, *, weights: bool, co
 def _model_info(repo: str, revision: str | None) -> "ModelInfo":
     from huggingface_hub import HfApi
 
+    _say(kind="asking")  # all that takes long to import is here
     return _patiently(
         lambda: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=10),
         may_repeat=lambda error: _status(error) in _BUSY,

@@ -131,6 +131,19 @@ def test_hub_that_refuses_or_fails_has_its_exit_code_and_keeps_the_token(
     assert "CANARY" not in err
 
 
+def test_a_slow_start_of_the_process_that_asks_is_no_silence_of_the_hub(
+    sft, tiny_model, monkeypatch, tmp_path
+):
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(1.5)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("sftcli.modeling.locate.Patience", lambda: Patience(answer_seconds=1.5))
+    with FakeHub("owner/name", tiny_model, status=403, error_code="GatedRepo").serving() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        assert sft("generate", "hello", "-c", "owner/name")[0] == 77
+
+
 def test_text_that_commands_a_terminal_is_shown_and_not_obeyed(sft, tiny_model, tmp_path):
     hostile = write_rows(tmp_path / "hostile.jsonl", count=1)
     hostile.write_text(json.dumps({"question": OSC, "answer": OSC}) + "\n", encoding="utf-8")
