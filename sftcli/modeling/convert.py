@@ -1,4 +1,8 @@
-"""Turn a GGUF file into a Hugging Face folder in the cache, once. Heavy libraries load only while it converts."""
+"""Turn a GGUF file into a Hugging Face folder in the cache, once. Heavy libraries load only while it converts.
+
+The numbers are those of the file, each tensor in the type of the matrices or, where that would round it, in float32.
+Quantized numbers, which have no type of their own, are rounded to bfloat16.
+"""
 
 import json
 import struct
@@ -11,15 +15,15 @@ from sftcli import storage
 from sftcli.errors import DataError
 from sftcli.events import EventSink, Notice, Progressed, Warned
 from sftcli.modeling.cache import cache_folder, scratch_folder, whole_folder
+from sftcli.modeling.gguf_header import GGUF_MAGIC, GgufHeader, read_header
 from sftcli.modeling.older_config import with_older_keys, with_older_tokenizer_keys
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 SOURCE_FILE = "source.json"
 _FORMAT = 1
-_GGUF_MAGIC = b"GGUF"
-_GGUF_STRING = 8  # the type of a value that is text
 _CONFIG_NOISE = ("_model_name_or_path", "_name_or_path")
 _TOKENIZER_NOISE = ("backend", "is_local", "local_files_only", "name_or_path")
 _CONVERSION_ERRORS = (
@@ -45,18 +49,34 @@ def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, s
         DataError: The file is not GGUF, is damaged, or holds an architecture that transformers does not convert.
     """
     with gguf.open("rb") as file:
-        if file.read(4) != _GGUF_MAGIC:
+        if file.read(4) != GGUF_MAGIC:
             raise DataError(f"{gguf} is not a GGUF file", hint="name a .gguf file or a Hugging Face folder")
     digest = storage.file_sha256(gguf)
     folder = models_folder() / f"{prefix}-{digest[: 8 if prefix != 'gguf' else 16]}"
-    if (origin := read_source(folder, emit)) is not None and origin == digest:
+    header = _header(gguf)
+    if read_source(folder, emit) == digest and _is_exact(folder) == header.is_exact:
         return folder, digest
     size = gguf.stat().st_size / 1e6
-    emit(Notice(text=f"converting {gguf.name} ({size:.0f} MB) to a bfloat16 model folder, once"))
+    emit(Notice(text=f"converting {gguf.name} ({size:.0f} MB) to a {header.dtype} model folder, once"))
     with whole_folder(folder) as fresh:
-        _convert(gguf, fresh, emit)
-        _write_source(fresh, gguf.name, digest)
+        _convert(gguf, header, fresh, emit)
+        _write_source(fresh, gguf.name, digest, header)
     return folder, digest
+
+
+def _header(gguf: Path) -> GgufHeader:
+    try:
+        return read_header(gguf)
+    except _CONVERSION_ERRORS as error:
+        raise _unconvertible(gguf, error) from error
+
+
+def _unconvertible(gguf: Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:300]
+    return DataError(
+        f"{gguf} cannot be converted: {reason}",
+        hint="the file may be cut off, or its architecture unknown to transformers; name a Hugging Face folder",
+    )
 
 
 def read_source(folder: Path, emit: EventSink) -> str | None:
@@ -76,13 +96,20 @@ def read_source(folder: Path, emit: EventSink) -> str | None:
     return digest
 
 
-def _write_source(folder: Path, name: str, digest: str) -> None:
+def _is_exact(folder: Path) -> bool:
+    """Tell whether the whole ``folder`` was made to hold the numbers of its file; older folders were all rounded."""
+    return bool(json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8")).get("exact"))
+
+
+def _write_source(folder: Path, name: str, digest: str, header: GgufHeader) -> None:
     files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    source = {"format": _FORMAT, "gguf": name, "gguf_sha256": digest, "dtype": "bfloat16", "files": files}
+    exact = {"exact": True} if header.is_exact else {}
+    made = {"gguf": name, "gguf_sha256": digest, "dtype": header.dtype, **exact}
+    source = {"format": _FORMAT, **made, "files": files}
     storage.write_file(folder / SOURCE_FILE, [(json.dumps(source, indent=2) + "\n").encode()])
 
 
-def _convert(gguf: Path, folder: Path, emit: EventSink) -> None:
+def _convert(gguf: Path, header: GgufHeader, folder: Path, emit: EventSink) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -97,7 +124,7 @@ def _convert(gguf: Path, folder: Path, emit: EventSink) -> None:
             loaded: object = AutoModelForCausalLM.from_pretrained(
                 alone,
                 gguf_file=name,
-                dtype=torch.bfloat16,
+                dtype=torch.float32 if header.is_exact else torch.bfloat16,
                 quantization_config=GgufConfig(dequantize=True),
                 output_loading_info=True,
                 trust_remote_code=False,
@@ -107,19 +134,27 @@ def _convert(gguf: Path, folder: Path, emit: EventSink) -> None:
                 alone, gguf_file=name, trust_remote_code=False, local_files_only=True
             )
         except _CONVERSION_ERRORS as error:
-            reason = " ".join(str(error).split())[:300]
-            raise DataError(
-                f"{gguf} cannot be converted: {reason}",
-                hint="the file may be cut off, or its architecture unknown to transformers; name a Hugging Face folder",
-            ) from error
+            raise _unconvertible(gguf, error) from error
         model, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
         if missing := sorted(info["missing_keys"]):
             raise DataError(f"{gguf} lacks {len(missing)} tensors of the model, for example {missing[0]}")
+        if header.is_exact:
+            _narrow(model, getattr(torch, header.dtype))
         storage.disk.let_library_write(folder, lambda: model.save_pretrained(folder))
         storage.disk.let_library_write(folder, lambda: tokenizer.save_pretrained(folder))
-    _clean(folder, context_tokens=int(model.config.max_position_embeddings))
-    if _pre_tokenizer(gguf) == "smollm":
+    _clean(folder, context_tokens=int(model.config.max_position_embeddings), dtype=header.dtype)
+    if header.pre_tokenizer == "smollm":
         _split_digits(folder / "tokenizer.json")
+
+
+def _narrow(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
+    """Let each tensor of the float32 ``model`` take half the room in ``dtype``, where that rounds none of its numbers."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.is_floating_point():
+            continue
+        narrow = tensor.data.to(dtype)
+        if narrow.to(tensor.dtype).equal(tensor.data):
+            tensor.data = narrow
 
 
 def _link(gguf: Path, place: Path) -> None:
@@ -148,24 +183,13 @@ def _progress_as_events(task: str, emit: EventSink) -> Iterator[None]:
         names["tqdm"] = theirs
 
 
-def _pre_tokenizer(gguf: Path) -> str:
-    """Return how the file says that text is cut into words, or "".
-
-    The whole metadata takes seconds to parse; this key stands before the long lists.
-    """
-    with gguf.open("rb") as file:
-        head = file.read(1 << 20)
-    key = b"tokenizer.ggml.pre"
-    marker = len(key).to_bytes(8, "little") + key + _GGUF_STRING.to_bytes(4, "little")
-    _, found, rest = head.partition(marker)
-    length = int.from_bytes(rest[:8], "little")
-    return rest[8 : 8 + length].decode("utf-8", "replace") if found and length < 100 else ""
-
-
-def _clean(folder: Path, *, context_tokens: int) -> None:
+def _clean(folder: Path, *, context_tokens: int, dtype: str) -> None:
     """Remove what only says how the folder came to be, and name classes and positions as older readers know them too."""
     named = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_tokens}
-    _edit(folder / "config.json", lambda content: with_older_keys(_without(content, _CONFIG_NOISE)))
+    _edit(
+        folder / "config.json",
+        lambda content: with_older_keys(_without(content, _CONFIG_NOISE) | {"dtype": dtype}),
+    )
     _edit(
         folder / "generation_config.json",
         lambda content: _without(content, content.keys() - _GENERATION_KEYS),

@@ -188,6 +188,25 @@ def test_an_answer_by_way_of_gguf_is_the_answer_of_the_model(tiny_model, tmp_pat
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize(("kind", "dtype"), [("f32", torch.float32), ("f16", torch.float16)])
+def test_a_gguf_export_is_scored_as_the_weights_it_was_made_of(kind, dtype, trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
+    source = tmp_path / "source"
+    shutil.copytree(trained / "first" / "final", source)
+    weights = load_file(source / "model.safetensors")
+    held = {name: tensor if tensor.ndim == 1 else tensor.to(dtype) for name, tensor in weights.items()}
+    save_file(held, source / "model.safetensors", metadata={"format": "pt"})
+    export(source, "--to", "gguf", "--dtype", kind, "--out", tmp_path / "model.gguf")
+    rows = write_rows(tmp_path / "heldout.jsonl")
+    ours, theirs = (
+        json.loads(
+            invoke("eval", model, "--data", rows, "--no-base", "--max-rows", 1, "--json", "--quiet").stdout
+        )["tuned"]
+        for model in (source, tmp_path / "model.gguf")
+    )
+    assert ours["loss"] == theirs["loss"]
+
+
 def test_folder_of_a_run_is_complete_and_says_what_it_is(trained, tmp_path):
     out = tmp_path / "given"
     assert export("first", "--runs", trained, "--to", "hf", "--out", out)["path"] == str(out)

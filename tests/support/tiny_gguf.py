@@ -22,8 +22,13 @@ _NAMES = {
 _OUTER = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
 
 
-def build_tiny_gguf(model: Path, target: Path, *, leave_out: str = "", pre_tokenizer: str = "smollm") -> Path:
-    """Write the Llama in the folder ``model`` as 32-bit GGUF, without the tensor named ``leave_out``."""
+def build_tiny_gguf(
+    model: Path, target: Path, *, leave_out: str = "", pre_tokenizer: str = "smollm", kind: str = "F32"
+) -> Path:
+    """Write the Llama in the folder ``model`` as GGUF, without the tensor named ``leave_out``.
+
+    Matrices are of the type ``kind``, vectors float32.
+    """
     config = json.loads((model / "config.json").read_text())
     writer = gguf.GGUFWriter(target, "llama")
     writer.add_context_length(config["max_position_embeddings"])
@@ -43,7 +48,9 @@ def build_tiny_gguf(model: Path, target: Path, *, leave_out: str = "", pre_token
             tensor = _interleave(tensor, config["num_attention_heads"])
         if ".k_proj" in name:
             tensor = _interleave(tensor, config["num_key_value_heads"])
-        writer.add_tensor(_gguf_name(name), np.ascontiguousarray(tensor))
+        made = gguf.GGMLQuantizationType[kind if tensor.ndim > 1 else "F32"]
+        data = gguf.quantize(np.ascontiguousarray(tensor, dtype=np.float32), made)
+        writer.add_tensor(_gguf_name(name), data, raw_dtype=made)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

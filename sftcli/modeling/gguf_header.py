@@ -1,0 +1,119 @@
+"""What the head of a GGUF file tells, in a small part of the seconds that the package ``gguf`` takes to parse it."""
+
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+GGUF_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_SIZES = {
+    0: 1,
+    1: 1,
+    2: 2,
+    3: 2,
+    4: 4,
+    5: 4,
+    6: 4,
+    7: 1,
+    10: 8,
+    11: 8,
+    12: 8,
+}  # by type of a value: its bytes
+_TEXT, _LIST = 8, 9  # types of values that have no size of their own
+_FLOATS = {0: "float32", 1: "float16", 30: "bfloat16"}  # by type of a tensor; any other is quantized
+_PRE_TOKENIZER = b"tokenizer.ggml.pre"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufHeader:
+    """How text is cut into words ("" where that is not told), and by tensor: its type, and whether it is a matrix."""
+
+    pre_tokenizer: str
+    tensors: Mapping[str, tuple[str, bool]]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether each tensor holds plain numbers, which a model folder can hold as they are."""
+        return all(kind for kind, _ in self.tensors.values())
+
+    @property
+    def dtype(self) -> str:
+        """The type of a model folder made of the file: that of the matrices; bfloat16 of numbers that are quantized.
+
+        Files in half precision keep a few matrices in float32, such as those that choose experts.
+        """
+        if not self.is_exact:
+            return "bfloat16"
+        kinds = {kind for kind, is_matrix in self.tensors.values() if is_matrix}
+        narrow = kinds - {"float32"}
+        return narrow.pop() if len(narrow) == 1 else "float32"
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Read the head of the file ``path``.
+
+    Raises:
+        ValueError, ArithmeticError, RuntimeError, struct.error: It is cut off, damaged or of a version that is not known.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _Walk(content).header()
+
+
+class _Walk:
+    """A place in the head, which moves on with what is read."""
+
+    def __init__(self, content: mmap.mmap) -> None:
+        self._content = content
+        self._at = len(GGUF_MAGIC)
+        self._order = "<" if int.from_bytes(content[4:6], "little") else ">"
+
+    def header(self) -> GgufHeader:
+        if (version := self._number("I")) not in _VERSIONS:
+            raise ValueError(f"it is of version {version} of the format")
+        tensors, values = self._number("Q"), self._number("Q")
+        pre_tokenizer = ""
+        for _ in range(values):
+            key, kind = self._text(), self._number("I")
+            if key == _PRE_TOKENIZER and kind == _TEXT:
+                pre_tokenizer = self._text().decode("utf-8", "replace")
+            else:
+                self._skip(kind, 1)
+        found = dict(self._tensor() for _ in range(tensors))
+        return GgufHeader(pre_tokenizer=pre_tokenizer, tensors=found)
+
+    def _tensor(self) -> tuple[str, tuple[str, bool]]:
+        name = self._text().decode("utf-8", "replace")
+        shape = [self._number("Q") for _ in range(self._number("I"))]
+        kind = _FLOATS.get(self._number("I"), "")
+        self._number("Q")  # where its numbers begin
+        return name, (kind, len(shape) > 1)
+
+    def _number(self, form: str) -> int:
+        found: int
+        (found,) = struct.unpack_from(self._order + form, self._content, self._at)
+        self._at += struct.calcsize(form)
+        return found
+
+    def _text(self) -> bytes:
+        size = self._number("Q")
+        start, self._at = self._at, self._at + size
+        return self._content[start : self._at]
+
+    def _skip(self, kind: int, count: int) -> None:
+        """Pass ``count`` values of the type ``kind``."""
+        if kind == _TEXT:
+            read = struct.Struct(self._order + "Q").unpack_from
+            content, at = self._content, self._at
+            for _ in range(count):  # some hundred thousand tokens
+                at += 8 + read(content, at)[0]
+            self._at = at
+        elif kind == _LIST:
+            for _ in range(count):
+                inner = self._number("I")
+                self._skip(inner, self._number("Q"))
+        elif kind in _SIZES:
+            self._at += _SIZES[kind] * count
+        else:
+            raise ValueError(f"it holds a value of the unknown type {kind}")
