@@ -95,6 +95,7 @@ def test_unknown_model_is_an_input_that_is_not_there(sft, rows):
 
 def test_taken_run_name_says_how_to_go_on(sft, rows, tiny_model):
     Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/notes.txt").touch()  # an empty folder is free: a start that was killed at once leaves one
     code, _, err = sft("train", "--data", rows, "--model", tiny_model, "--run", "mine")
     assert code == 73
     assert "--run" in err
