@@ -43,6 +43,7 @@ class SignalStop:
     signal_number: int | None = None
     enough: int = 2  # of one signal, to end at once
     _saves: int = 0  # asked for and not yet handed on
+    _is_over: bool = False  # enough came, and the command was told so
     _handled: Counter[int] = field(default_factory=Counter)
     _received: Counter[int] = field(default_factory=Counter)  # several may reach the handler as one
 
@@ -71,6 +72,7 @@ class SignalStop:
         if number in _IMPATIENT:
             self._handled[number] += 1
             if max(self._handled[number], self._received[number]) >= self.enough:
+                self._is_over = True
                 raise KeyboardInterrupt
 
     def save_requested(self) -> bool:
@@ -78,9 +80,15 @@ class SignalStop:
         asked, self._saves = self._saves > 0, 0
         return asked
 
-    def count_received(self, number: int) -> None:
-        """Count a signal when it arrives, which may be long before its handler can run."""
+    def count_received(self, number: int) -> bool:
+        """Count a signal when it arrives, which may be long before its handler can run.
+
+        Returns:
+            Whether it makes enough of them and the handler has not seen it: the interpreter takes a signal for the one
+            before while that one's handler is still to run, and may have run it before this was counted.
+        """
         self._received[number] += 1
+        return number in _IMPATIENT and self._received[number] == self.enough and not self._is_over
 
 
 @contextmanager
@@ -131,7 +139,8 @@ def _watch(reader: "socket", stop: SignalStop, show_stopping: Callable[[], None]
     is_told = False
     while received := reader.recv(16):
         for number in received:
-            stop.count_received(number)
+            if stop.count_received(number):
+                signal.pthread_kill(main_thread().ident or 0, number)
             if not is_told and number in STOP_SIGNALS:
                 is_told = True
                 show_stopping()

@@ -75,6 +75,31 @@ def test_two_interrupts_that_reach_the_handler_as_one_are_two() -> None:
         stop.handle(signal.SIGINT, None)
 
 
+def interrupted_once_more_before_the_handler_ran() -> None:
+    answered = threading.Event()
+    stop = SignalStop()
+    with stop_on_signals(stop, answered.set):
+        signal.raise_signal(signal.SIGINT)
+        assert answered.wait(timeout=5)
+        wakeup = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        os.write(wakeup, bytes([signal.SIGINT]))  # all that is left of a signal taken for the one before
+        threading.Event().wait(timeout=5)
+
+
+def test_an_interrupt_that_the_handler_was_called_too_early_for_ends_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_once_more_before_the_handler_ran()
+
+
+def test_two_interrupts_end_once() -> None:
+    with stop_on_signals(SignalStop(), lambda: None):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        threading.Event().wait(timeout=0.1)
+
+
 def test_a_command_that_keeps_nothing_ends_with_the_code_of_the_signal() -> None:
     with pytest.raises(CommandStopped, match="nothing was kept") as caught:
         keeping_nothing()
