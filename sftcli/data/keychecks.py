@@ -134,6 +134,6 @@ def check_prompt(row: Mapping[str, object], turns: Sequence[object], *, read: fr
 def _unread_in_prompt(key: str) -> Unread:
     return Unread(
         f'"{key}" is not read in files of prompts',
-        "write it into the prompt, or ask without it",
+        "write it into the prompt",
         key,
     )

@@ -11,9 +11,8 @@ _ALLOW = "--set data.allow_control_text=true"
 _MARKUP = re.compile(
     r"<\|(?:im_start|start_header_id|header_start|start_of_role|turn|START_OF_TURN_TOKEN)\|?>"
     r"|<start_of_turn>|<[|\uff5c](?:system|user|assistant)[|\uff5c]>|\[INST\]"
-    r"|### ?(?:Instruction|Human|User):(?=[\s\S]*### ?(?:Response|Assistant|Answer):)"
-    r"|(?:\A|\n)Human:(?=[\s\S]*\n+Assistant:)",
-    re.IGNORECASE,
+    r"|(?i:### ?(?:Instruction|Human|User):(?=[\s\S]*### ?(?:Response|Assistant|Answer):))"
+    r"|(?:\A|\n)Human:(?=[\s\S]*\n+Assistant:)"
 )
 
 

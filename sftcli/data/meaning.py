@@ -144,8 +144,8 @@ ASKED_MARKS = Meaning(
 )
 LABEL = Meaning(
     keys=("label", "kto_tag"),
-    says="it marks an answer as bad, and all answers would be trained",
-    remedy="leave rows with bad answers out of the file",
+    says="false or 0 may mark a bad answer, and all answers would be trained",
+    remedy="leave rows with bad answers out of the file, or drop the key where it is a class",
     row=_is_false,
 )
 TREE = Meaning(

@@ -45,7 +45,7 @@ def check_columns(fields: Mapping[str, object], format_: Format, row: Conversati
     found = [unread for names in groups for unread in _rivals(fields, names)]
     if not is_whole:
         found += [
-            _other_column(name, format_)
+            _other_column(name, format_, fields)
             for name in others
             if is_filled(fields[name]) and not _is_repeated(name, fields[name], said, answers)
         ]
@@ -86,12 +86,14 @@ def _is_repeated(name: str, value: object, said: Sequence[str], answers: Sequenc
     return bool(text) and any(text in one or (wraps and one.strip() in text) for one in said)
 
 
-def _other_column(name: str, format_: Format) -> Unread:
+def _other_column(name: str, format_: Format, fields: Mapping[str, object]) -> Unread:
     if name in _ANSWERS:
         what, remedy = "another answer is", "leave one answer in the row"
     else:
         what, remedy = "another prompt is", "write it into the prompt"
-        if maps := _maps_to_alpaca(name, format_):
+        maps = _maps_to_alpaca(name, format_)
+        columns = [name, *(one.partition("=")[2] for one in maps)]
+        if maps and all(isinstance(fields[column], str) for column in columns):
             remedy = f"read both: {' '.join(maps)}"
     return Unread(f'"{name}" is not read in {format_} rows, where {what}', remedy, name)
 

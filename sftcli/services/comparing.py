@@ -112,21 +112,27 @@ def check_may_change(names: Sequence[str]) -> None:
             raise UsageError(f"--allow-change {name}: there is no such key", hint=hint)
 
 
-def compare(checkpoint: Path, now: Mapping[str, str], *, allowed: Sequence[str] = ()) -> Changes:
+def compare(
+    checkpoint: Path, now: Mapping[str, str], *, allowed: Sequence[str] = (), is_finished: bool = False
+) -> Changes:
     """Return what has changed since ``checkpoint``.
 
     Args:
         checkpoint: It holds what it was made of.
         now: What ``fingerprints`` returns.
         allowed: Settings keys, or ``data``, of which the user says that they may differ.
+        is_finished: The run does not go on, so nothing is said of how it would.
 
     Raises:
         MismatchError: Anything else differs that moves weights; each difference is shown.
     """
-    return _changes(read_fingerprints(checkpoint), now, allowed=allowed, what=str(checkpoint))
+    then = read_fingerprints(checkpoint)
+    return _changes(then, now, allowed=allowed, what=str(checkpoint), is_finished=is_finished)
 
 
-def compare_start(recorded: Settings, settings: Settings, *, allowed: Sequence[str] = ()) -> Changes:
+def compare_start(
+    recorded: Settings, settings: Settings, *, allowed: Sequence[str] = (), is_finished: bool = False
+) -> Changes:
     """Return what ``settings`` change of those that a run was started with and has no checkpoint of yet.
 
     Raises:
@@ -136,7 +142,7 @@ def compare_start(recorded: Settings, settings: Settings, *, allowed: Sequence[s
         {f"{_SETTING}{key}": json.dumps(value) for key, value in _flat(one).items()}
         for one in (recorded, settings)
     )
-    return _changes(then, now, allowed=allowed, what="the run")
+    return _changes(then, now, allowed=allowed, what="the run", is_finished=is_finished)
 
 
 def compare_data(run: RunFolder, fingerprint: str, *, allowed: Sequence[str] = ()) -> None:
@@ -151,14 +157,19 @@ def compare_data(run: RunFolder, fingerprint: str, *, allowed: Sequence[str] = (
 
 
 def _changes(
-    then: Mapping[str, str], now: Mapping[str, str], *, allowed: Sequence[str], what: str
+    then: Mapping[str, str],
+    now: Mapping[str, str],
+    *,
+    allowed: Sequence[str],
+    what: str,
+    is_finished: bool = False,
 ) -> Changes:
     harmless: dict[str, tuple[str, str]] = {}
     machine: dict[str, tuple[str, str]] = {}
     forced: dict[str, tuple[str, str]] = {}
     refused: dict[str, tuple[str, str]] = {}
     for name in sorted(now):
-        pair = (then.get(name, "unset"), now[name])
+        pair = (then.get(name, _unsaid(name)), now[name])
         key = name.removeprefix(_SETTING).removeprefix(_MACHINE)
         if pair[0] == pair[1]:
             continue
@@ -174,8 +185,8 @@ def _changes(
         shown = "; ".join(f"{key} was {_short(a)}, is {_short(b)}" for key, (a, b) in refused.items())
         ways = [f"--allow-change {key}" for key in refused if key != "data rows" and _may_change(key)]
         allow = (
-            f" To go on all the same, as a run that is no longer the old one: {' '.join(ways)}."
-            if ways
+            f" To go on all the same, as a run that is no longer the old one, add to sft resume: {' '.join(ways)}."
+            if ways and not is_finished
             else ""
         )
         raise MismatchError(
@@ -184,6 +195,15 @@ def _changes(
             f"{', '.join(sorted(CHANGEABLE))}",
         )
     return Changes(harmless=harmless, machine=machine, forced=forced)
+
+
+def _unsaid(name: str) -> str:
+    """Return what a run had that does not say ``name``: of a setting that is newer than the run, its default."""
+    key = name.removeprefix(_SETTING)
+    if key == name or key not in FIELDS:
+        return "unset"
+    section, _, field = key.partition(".")
+    return json.dumps(Settings().model_dump(mode="json")[section][field])
 
 
 def _may_change(key: str) -> bool:

@@ -83,6 +83,7 @@ def _lead(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peers)
     check_sharing(recorded.settings)
     run, settings = recorded.run, with_processes(recorded.settings, peers)
     if run.is_finished and request.step is None:
+        compare_start(recorded.started, recorded.settings, is_finished=True)
         return complete_already(run, settings, emit, peers)
     with RunLock(run.path, emit, break_lock=request.break_lock) as lock:
         clear_leftovers(run, emit)

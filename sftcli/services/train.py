@@ -154,9 +154,9 @@ def _require_same_as_finished(run: RunFolder, settings: Settings, emit: EventSin
     """
     materials = find_materials(settings, emit, stop, run=run)
     if list_checkpoints(run.checkpoints):
-        compare(choose_checkpoint(run, None, emit), materials.fingerprints)
+        compare(choose_checkpoint(run, None, emit), materials.fingerprints, is_finished=True)
         return
-    compare_start(read_settings(run), settings)
+    compare_start(read_settings(run), settings, is_finished=True)
     compare_data(run, materials.fingerprints["data"])
 
 

@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
+from sftcli.errors import MismatchError
 from tests.cli.conftest import short_training, write_sums
 
 CONTENTS = {
@@ -155,6 +156,12 @@ def test_resume_of_a_finished_run_changes_nothing(run, tmp_path):
     assert out == f"{run / 'final'}\n"
     assert "complete already" in err
     assert state() == before
+
+
+def test_resume_of_a_finished_run_with_other_settings_is_refused(run, tmp_path):
+    with pytest.raises(MismatchError, match=r"training\.learning_rate was") as caught:
+        sft("resume", "first", "--runs", tmp_path / "runs", "--set", "training.learning_rate=0.5")
+    assert "--allow-change" not in caught.value.hint
 
 
 def test_interrupted_run_saves_exits_130_and_resumes_to_the_same_weights(request, rows, flags, tmp_path):

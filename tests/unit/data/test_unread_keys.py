@@ -140,6 +140,7 @@ HARMLESS = [
     chat() | {"answer": "4", "prompt": "something else"},
     {"prompt": "Name a fruit.", "chosen": "A pear.", "rejected": "No.", "score_chosen": 5},
     {"text": "The **Human:** heading and a <think> tag are no conversation."},
+    {"text": "operation = table[inst] + 3"},
 ]
 
 
@@ -291,6 +292,13 @@ def test_columns_that_are_not_read_are_read_with_the_named_mapping(row):
     assert isinstance(made, Conversation)
     asked = [text for name, text in row.items() if name not in ("answer", "completion", "output")]
     assert [turn.content for turn in made.messages][:-1] == ["\n\n".join(asked)]
+
+
+def test_no_mapping_is_named_that_cannot_read_the_column():
+    with pytest.raises(DataError, match='"context" is not read') as caught:
+        list(read({"question": "Is it?", "answer": "Yes.", "context": {"contexts": ["It is."]}}))
+    assert "--map" not in caught.value.hint
+    assert "--ignore context" in caught.value.hint
 
 
 def test_nulls_that_a_table_fills_in_say_nothing(tmp_path):

@@ -117,6 +117,16 @@ def test_every_setting_is_either_changeable_or_refused(origin):
     assert {f"setting {key}" for key in CHANGEABLE} <= set(keys)
 
 
+def test_setting_that_is_newer_than_the_run_has_its_default(place, monkeypatch):
+    checkpoint = list_checkpoints(place / "runs" / "exp" / "checkpoints")[-1]
+    now = read_fingerprints(checkpoint)
+    older = {name: value for name, value in now.items() if name != "setting data.ignored_keys"}
+    monkeypatch.setattr(comparing, "read_fingerprints", lambda _: older)
+    assert compare(checkpoint, now) == comparing.Changes(harmless={}, machine={}, forced={})
+    with pytest.raises(MismatchError, match=r"data\.ignored_keys was \[\], is"):
+        compare(checkpoint, now | {"setting data.ignored_keys": '["label"]'})
+
+
 @pytest.mark.parametrize("key", ["training.learning_rate", "data"])
 def test_change_that_the_user_allows_is_warned_of_and_recorded(place, key):
     if key == "data":
