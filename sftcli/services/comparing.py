@@ -37,10 +37,9 @@ FIXED = frozenset({"training.train_embeddings", "training.optimizer", "model", "
 
 def fingerprints(settings: Settings, located: LocatedModel, prepared: PreparedData) -> dict[str, str]:
     """Return what a run is made of, by name: every setting, and hashes of the data, the tokenizer and the model."""
-    values = {f"{_SETTING}{key}": json.dumps(value) for key, value in _flat(settings).items()}
     machine = {f"{_MACHINE}{name}": value for name, value in facts_of_training(settings.training).items()}
     return (
-        values
+        _named(settings)
         | machine
         | {
             "data": prepared.dataset.fingerprint,
@@ -138,11 +137,9 @@ def compare_start(
     Raises:
         MismatchError: Something else that moves weights.
     """
-    then, now = (
-        {f"{_SETTING}{key}": json.dumps(value) for key, value in _flat(one).items()}
-        for one in (recorded, settings)
+    return _changes(
+        _named(recorded), _named(settings), allowed=allowed, what="the run", is_finished=is_finished
     )
-    return _changes(then, now, allowed=allowed, what="the run", is_finished=is_finished)
 
 
 def compare_data(run: RunFolder, fingerprint: str, *, allowed: Sequence[str] = ()) -> None:
@@ -168,8 +165,9 @@ def _changes(
     machine: dict[str, tuple[str, str]] = {}
     forced: dict[str, tuple[str, str]] = {}
     refused: dict[str, tuple[str, str]] = {}
+    had = _named(Settings()) | dict(then)  # a setting that is newer than the run had its default
     for name in sorted(now):
-        pair = (then.get(name, _unsaid(name)), now[name])
+        pair = (had.get(name, "unset"), now[name])
         key = name.removeprefix(_SETTING).removeprefix(_MACHINE)
         if pair[0] == pair[1]:
             continue
@@ -197,22 +195,14 @@ def _changes(
     return Changes(harmless=harmless, machine=machine, forced=forced)
 
 
-def _unsaid(name: str) -> str:
-    """Return what a run had that does not say ``name``: of a setting that is newer than the run, its default."""
-    key = name.removeprefix(_SETTING)
-    if key == name or key not in FIELDS:
-        return "unset"
-    section, _, field = key.partition(".")
-    return json.dumps(Settings().model_dump(mode="json")[section][field])
-
-
 def _may_change(key: str) -> bool:
     return key not in FIXED and not key.startswith(FIXED_SECTIONS)
 
 
-def _flat(settings: Settings) -> dict[str, object]:
+def _named(settings: Settings) -> dict[str, str]:
+    """Return the settings that decide what a run becomes, by name, as a checkpoint holds them."""
     return {
-        f"{section}.{name}": value
+        f"{_SETTING}{section}.{name}": json.dumps(value)
         for section, values in settings.model_dump(mode="json").items()
         for name, value in values.items()
         if not f"{section}.".startswith(IGNORED_SECTIONS) and f"{section}.{name}" not in _IGNORED
