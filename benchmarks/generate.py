@@ -24,8 +24,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sftcli.config.schema import SamplingSettings
-from sftcli.data.conversation import Message
-from sftcli.data.render import encode_prompt
+from sftcli.data.conversations.convert import Message
+from sftcli.data.rendering.render import encode_prompt
 from sftcli.events import NeverStop
 from sftcli.modeling.fused_decode import fuse
 from sftcli.modeling.load import load_model

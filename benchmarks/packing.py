@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from sftcli.data.batch import Batch, BatchPlan, Packing, collate
-from sftcli.data.pack import group_alike
-from sftcli.data.prepared import ExampleTable, open_prepared
+from sftcli.data.batches.batch import Batch, BatchPlan, Packing, collate
+from sftcli.data.batches.packing import group_alike
+from sftcli.data.prepared.store import ExampleTable, open_prepared
 from sftcli.modeling.document_attention import attend_as_before, attend_by_document
 from sftcli.modeling.load import load_model
 from sftcli.runtime import choose_device, choose_dtype

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.setup import materials_of, trainer_of
-from sftcli.data.batch import BatchPlan, ExampleSource
+from sftcli.data.batches.batch import BatchPlan, ExampleSource
 from sftcli.events import NeverStop
 
 WARM_UP = 3

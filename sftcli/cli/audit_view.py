@@ -9,7 +9,7 @@ from sftcli.cli.text import count, percent, signs
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sftcli.data.audit import AuditSummary, LengthBin
+    from sftcli.data.quality.audit import AuditSummary, LengthBin
     from sftcli.services.prepare import PrepareOutcome
 
 TITLES = {"train": "training rows", "heldout": "held-out rows", "text": "plain text"}

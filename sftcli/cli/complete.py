@@ -79,7 +79,7 @@ def models(incomplete: str) -> Iterator[str | tuple[str, str]]:
 @_quiet
 def rows(incomplete: str) -> Iterator[str | tuple[str, str]]:
     """Offer folders and files that can hold rows."""
-    from sftcli.data.sources import row_format
+    from sftcli.data.reading.source import row_format
 
     yield from _paths(incomplete, lambda path: row_format(path) is not None)
 

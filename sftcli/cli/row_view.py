@@ -13,7 +13,7 @@ from sftcli.cli.text import clean, count, percent, signs, writable
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from sftcli.data.tokenview import TokenView
+    from sftcli.data.rendering.token_view import TokenView
     from sftcli.services.prepare import ShownRow
 
 PROMPT, CONTROL, TRAINED, STOP = "dim", "cyan", "green", "bold green reverse"

@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sftcli.data.conversation import Rejected
-from sftcli.data.records import Origin
+from sftcli.data.conversations.convert import Rejected
+from sftcli.data.reading.records import Origin
 
 Reading = Literal["template", "answer", "text"]
 Kind = Literal["conversation", "text"]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftcli.config.schema import SamplingSettings
-from sftcli.data.conversation import Message
-from sftcli.data.render import encode_prompt
+from sftcli.data.conversations.convert import Message
+from sftcli.data.rendering.render import encode_prompt
 from sftcli.errors import SftError
 from sftcli.events import EventSink, StopFlag, Warned
 from sftcli.modeling.config_values import config_value

@@ -12,7 +12,7 @@ from sftcli.config.adapter_settings import AUTO_TARGETS, AdapterSettings
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.sources import Settings
 from sftcli.config.training_settings import TrainingSettings
-from sftcli.data.batch import Batch, ExampleSource, batches_in_order_of_length, collate
+from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_length, collate
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag, Warned
 from sftcli.modeling.adapter_layers import weights_left_alone
 from sftcli.modeling.document_attention import attention_of

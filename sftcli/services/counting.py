@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from sftcli.data.batch import Batch
+from sftcli.data.batches.batch import Batch
 from sftcli.events import EventSink, Progressed
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from sftcli.config.sources import Override, Settings, resolve
 from sftcli.data.example import CUT_ANSWERS
-from sftcli.data.prepared import ExampleTable
+from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.extras import install_command

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sftcli.config.schema import SamplingSettings
 from sftcli.config.sources import resolve
-from sftcli.data.conversation import Message
+from sftcli.data.conversations.convert import Message
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, StopFlag, TextDelta
 from sftcli.services.answering import Answerer, Completion, open_answerer

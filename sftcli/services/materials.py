@@ -1,6 +1,7 @@
 """What a run is made of: found, prepared, and good enough to train on."""
 
 from sftcli.config.sources import Settings
+from sftcli.data.quality.thresholds import judge, left_out
 from sftcli.errors import DataError, Location, StoppedError, UsageError
 from sftcli.events import EventSink, StopFlag, Warned
 from sftcli.modeling.load import quiet_libraries
@@ -13,7 +14,6 @@ from sftcli.services.prepare import prepare_data, require_rows
 from sftcli.services.requirements import check_machine
 from sftcli.services.room import require_room
 from sftcli.services.run_folder import RunFolder
-from sftcli.services.thresholds import judge, left_out
 
 
 def find_materials(

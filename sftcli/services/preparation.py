@@ -10,8 +10,7 @@ from pathlib import Path
 
 from sftcli import __version__
 from sftcli.config.data_settings import CHECKS, DataSettings, Overlong
-from sftcli.data.audit import SupervisionAudit
-from sftcli.data.conversation import (
+from sftcli.data.conversations.convert import (
     DETECTION_ROWS,
     Conversation,
     Rejected,
@@ -19,11 +18,11 @@ from sftcli.data.conversation import (
     detect_schema,
     parse_renames,
 )
-from sftcli.data.dropping import parse_ignored
-from sftcli.data.duplicates import DuplicateFinder
+from sftcli.data.conversations.dropped_keys import parse_ignored
+from sftcli.data.conversations.heldout_split import choose_heldout, find_overlap, split_key
+from sftcli.data.conversations.row_reader import RowReader
 from sftcli.data.example import Example
-from sftcli.data.pieces import ControlFinder
-from sftcli.data.prepared import (
+from sftcli.data.prepared.store import (
     FORMAT_VERSION,
     HELDOUT,
     TEXT,
@@ -31,16 +30,17 @@ from sftcli.data.prepared import (
     PreparedDataset,
     PreparedWriter,
 )
-from sftcli.data.reading import RowReader
-from sftcli.data.records import Fingerprint, Source, fingerprint_source, read_records
-from sftcli.data.render import Renderer
-from sftcli.data.rowbatches import Row, rare_collections
-from sftcli.data.split import choose_heldout, find_overlap, split_key
+from sftcli.data.quality.audit import SupervisionAudit
+from sftcli.data.quality.duplicates import DuplicateFinder
+from sftcli.data.reading.records import Fingerprint, Source, fingerprint_source, read_records
+from sftcli.data.rendering.plain_text import PlainTextShare
+from sftcli.data.rendering.render import Renderer
+from sftcli.data.rendering.row_batches import Row, rare_collections
+from sftcli.data.rendering.segments import ControlFinder
 from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag
 from sftcli.modeling.template import TemplateRefusedError
 from sftcli.modeling.tokenizer import HFChatTokenizer
-from sftcli.services.plain_text import PlainTextShare
 
 ORDER_ONLY = ("order", "text_fraction")  # settings that change when a row is trained on, not the row
 CHUNK_ROWS = 1024  # rows rendered together, and between two looks at the stop flag

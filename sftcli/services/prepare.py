@@ -9,11 +9,13 @@ from typing import cast
 from sftcli import storage
 from sftcli.config.data_settings import DataSettings
 from sftcli.config.sources import Settings
-from sftcli.data.audit import AuditSummary
 from sftcli.data.example import Example
-from sftcli.data.prepared import TEXT, TRAIN, PreparedDataset, open_prepared
-from sftcli.data.records import fingerprint_source
-from sftcli.data.tokenview import TokenView, describe_tokens
+from sftcli.data.prepared.parquet import check_free, write_rows
+from sftcli.data.prepared.store import TEXT, TRAIN, PreparedDataset, open_prepared
+from sftcli.data.quality.audit import AuditSummary
+from sftcli.data.quality.thresholds import Fitness, judge, reasons_with_rows, remedy_for
+from sftcli.data.reading.records import fingerprint_source
+from sftcli.data.rendering.token_view import TokenView, describe_tokens
 from sftcli.errors import DataError, OutputError, SftError, StorageError
 from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
@@ -22,8 +24,6 @@ from sftcli.services.base_model import locate_base
 from sftcli.services.finding import Sources, find_sources
 from sftcli.services.preparation import Preparation
 from sftcli.services.room import require_room
-from sftcli.services.rows_folder import check_free, write_rows
-from sftcli.services.thresholds import Fitness, judge, reasons_with_rows, remedy_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from sftcli.data.prepared import ExampleTable
+    from sftcli.data.prepared.store import ExampleTable
     from sftcli.services.prepare import PreparedData
 
 _SHOWN = 3

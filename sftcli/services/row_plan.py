@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from sftcli.config.data_settings import RowOrder
 from sftcli.config.sources import Settings
-from sftcli.data.batch import BatchPlan, TextShare
-from sftcli.data.prepared import ExampleTable, PreparedDataset
+from sftcli.data.batches.batch import BatchPlan, TextShare
+from sftcli.data.prepared.store import ExampleTable, PreparedDataset
 from sftcli.errors import DataError
 from sftcli.events import EventSink
 from sftcli.training.choices import RowSharing

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from sftcli.config.schema import SamplingSettings
-from sftcli.data.batch import Batch, ExampleSource, batches_in_order_of_length, collate
+from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_length, collate
 from sftcli.data.example import Example
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Progressed, StopFlag

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sftcli import storage
 from sftcli.config.sources import Resolved, Settings, to_toml
+from sftcli.data.quality.thresholds import left_out
 from sftcli.events import (
     Ending,
     EventSink,
@@ -65,7 +66,6 @@ from sftcli.services.run_log import RunLog
 from sftcli.services.sharing import check_sharing
 from sftcli.services.space import check_space, checkpoint_bytes
 from sftcli.services.spike_stop import SpikeStop
-from sftcli.services.thresholds import left_out
 from sftcli.services.trackers import tracked
 from sftcli.services.watch import FitWatch, watched
 from sftcli.training.checkpoint_files import owes_heldout

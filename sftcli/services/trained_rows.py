@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.data.prepared import MANIFEST, ExampleTable, PreparedDataset, fingerprint_of, open_prepared
+from sftcli.data.prepared.store import MANIFEST, ExampleTable, PreparedDataset, fingerprint_of, open_prepared
 from sftcli.errors import DataError, SftError
 from sftcli.modeling.cache import cache_folder
 from sftcli.services.run_folder import RunFolder

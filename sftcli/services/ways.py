@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sftcli.config.training_settings import TrainingSettings
-from sftcli.data.batch import ExampleSource
+from sftcli.data.batches.batch import ExampleSource
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.fused import Fusion, restore_layers
 from sftcli.services.decisions import Decisions

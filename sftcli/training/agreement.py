@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.data.batch import Batch, collate, collate_packed
+from sftcli.data.batches.batch import Batch, collate, collate_packed
 from sftcli.data.example import Example
 from sftcli.modeling.document_attention import attend_as_before, attend_by_document
 from sftcli.modeling.fused import Fusion

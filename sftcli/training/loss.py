@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.nn import functional
 
-from sftcli.data.batch import IGNORED, Batch
+from sftcli.data.batches.batch import IGNORED, Batch
 from sftcli.events import StopFlag
 from sftcli.training.distributed import Group
 

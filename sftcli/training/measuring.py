@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from sftcli.data.batch import Batch
+from sftcli.data.batches.batch import Batch
 from sftcli.runtime import memory_bytes, monotonic, peak_memory_bytes, reset_peak_memory
 from sftcli.training.optim import optimizer_tensors
 from sftcli.training.state import TrainState

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from sftcli.config.training_settings import OptimizerName, Schedule, TrainingSettings
-from sftcli.data.batch import Batch
+from sftcli.data.batches.batch import Batch
 from sftcli.errors import DivergedError
 from sftcli.runtime import is_finite
 from sftcli.training.distributed import Group

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sftcli.config.training_settings import PackRows, TrainingSettings
-from sftcli.data.batch import ExampleSource, Packing, collate_packed
+from sftcli.data.batches.batch import ExampleSource, Packing, collate_packed
 from sftcli.data.example import Example
 from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Notice

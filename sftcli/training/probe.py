@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.data.batch import Batch
+from sftcli.data.batches.batch import Batch
 from sftcli.events import EventSink, Warned
 from sftcli.training.choices import HeadLoss
 from sftcli.training.loss import BatchLoss, plain_nll_sum, response_nll_sum

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from sftcli.data.batch import ExampleSource
+from sftcli.data.batches.batch import ExampleSource
 from sftcli.data.example import Example
 from sftcli.training.loss import MAX_CHUNK_LOGITS
 

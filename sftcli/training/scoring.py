@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from sftcli.data.batch import IGNORED, Batch
+from sftcli.data.batches.batch import IGNORED, Batch
 from sftcli.events import StopFlag
 
 if TYPE_CHECKING:

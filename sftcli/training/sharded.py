@@ -17,7 +17,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
-from sftcli.data.batch import Batch
+from sftcli.data.batches.batch import Batch
 from sftcli.errors import DivergedError
 from sftcli.runtime import is_finite
 from sftcli.training.distributed import Group

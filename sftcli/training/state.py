@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from sftcli.data.batch import Batch
+from sftcli.data.batches.batch import Batch
 from sftcli.events import StopFlag
 from sftcli.runtime import RngState
 from sftcli.training.loss import NllSum

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.data.batch import Batch
+from sftcli.data.batches.batch import Batch
 from sftcli.modeling.config_values import config_value
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sftcli.config.data_settings import DataSettings
-from sftcli.data.prepared import PreparedDataset
+from sftcli.data.prepared.store import PreparedDataset
 from sftcli.errors import DataError
 from sftcli.events import Event, EventSink, NeverStop, Progressed
 from sftcli.services import prepare

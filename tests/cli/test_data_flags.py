@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from sftcli.data.conversation import Message
-from sftcli.data.render import encode_prompt
+from sftcli.data.conversations.convert import Message
+from sftcli.data.rendering.render import encode_prompt
 from sftcli.modeling.tokenizer import load_chat_tokenizer
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sftcli.cli import app
-from sftcli.data.sources import parse_source
+from sftcli.data.reading.source import parse_source
 
 LATIN = os.fsdecode(b"r\xe9ponses.jsonl")
 ROW = '{"prompt": "Capital of Peru?", "response": "Lima"}\n'

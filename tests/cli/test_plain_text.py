@@ -4,7 +4,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-from sftcli.data.prepared import open_prepared
+from sftcli.data.prepared.store import open_prepared
 
 
 def write_texts(*texts: str) -> str:

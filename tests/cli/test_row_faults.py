@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sftcli.data.prepared import open_prepared
+from sftcli.data.prepared.store import open_prepared
 from tests.cli.test_data_faults import prepared, write_rows
 from tests.support.tiny_tokenizer import CHATML, build_tiny_tokenizer
 

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from sftcli.data.prepared import PreparedDataset, open_prepared
+from sftcli.data.prepared.store import PreparedDataset, open_prepared
 from tests.cli.test_data_faults import write_rows
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sftcli.config.data_settings import DataSettings
-from sftcli.data import textlines
+from sftcli.data.reading import text_lines as textlines
 from sftcli.errors import SftError
 from sftcli.events import NeverStop
 from sftcli.modeling.folder import check_model_folder, read_json

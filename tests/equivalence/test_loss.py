@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftcli.config.adapter_settings import AdapterKind, AdapterSettings
-from sftcli.data.batch import IGNORED, batches_in_order_of_length, collate
+from sftcli.data.batches.batch import IGNORED, batches_in_order_of_length, collate
 from sftcli.events import NeverStop, Warned
 from sftcli.modeling.adapter import add_adapter
 from sftcli.training import loss as loss_module

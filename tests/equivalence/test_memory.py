@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sftcli.config.training_settings import TrainingSettings
-from sftcli.data.batch import BatchPlan, Packing
+from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.errors import ResourceError
 from sftcli.events import Ending, MemoryEased, NeverStop, StepDone
 from sftcli.services import following

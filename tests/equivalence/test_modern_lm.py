@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from sftcli.config.schema import SamplingSettings
-from sftcli.data.batch import collate
+from sftcli.data.batches.batch import collate
 from sftcli.events import NeverStop
 from sftcli.modeling.load import load_model
 from sftcli.modeling.pt_checkpoint import read_pt, write_model_folder, write_pt

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sftcli.data.batch import collate, collate_packed
+from sftcli.data.batches.batch import collate, collate_packed
 from sftcli.modeling.document_attention import attend_as_before, attend_by_document
 from sftcli.training.loss import response_nll_sum
 from tests.support.architectures import ARCHITECTURES, build_architecture

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftcli.data.batch import BatchPlan
-from sftcli.data.prepared import open_prepared
+from sftcli.data.batches.batch import BatchPlan
+from sftcli.data.prepared.store import open_prepared
 from sftcli.events import Ending
 from sftcli.services.resume import ResumeRequest, resume_training
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train

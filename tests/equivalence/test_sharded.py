@@ -9,7 +9,7 @@ import torch
 from sftcli.config.adapter_settings import AdapterSettings
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
-from sftcli.data.batch import BatchPlan, Packing
+from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.modeling.adapter import add_adapter
 from sftcli.modeling.document_attention import attend_by_document
 from sftcli.modeling.fused import fuse_layers

@@ -7,7 +7,7 @@ import torch
 
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
-from sftcli.data.batch import BatchPlan, TextShare, collate
+from sftcli.data.batches.batch import BatchPlan, TextShare, collate
 from sftcli.errors import DivergedError
 from sftcli.events import CheckpointSaved, Ending, FitEnded, HeldoutDone, NeverStop, StepDone, Warned
 from sftcli.modeling.load import load_model

@@ -4,10 +4,10 @@ import functools
 import tempfile
 from pathlib import Path
 
-from sftcli.data.conversation import Conversation, Message
+from sftcli.data.conversations.convert import Conversation, Message
 from sftcli.data.example import Example
-from sftcli.data.records import Origin
-from sftcli.data.tokenview import describe_tokens
+from sftcli.data.reading.records import Origin
+from sftcli.data.rendering.token_view import describe_tokens
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.support.tiny_tokenizer import (
     build_family_tokenizer,

@@ -13,7 +13,7 @@ from sftcli.cli.errors_view import show_error
 from sftcli.cli.lines import PlainView, TextWriter
 from sftcli.cli.options import Color
 from sftcli.cli.row_view import RowView
-from sftcli.data.tokenview import TokenView
+from sftcli.data.rendering.token_view import TokenView
 from sftcli.errors import DataError, Location
 from sftcli.events import (
     CheckpointSaved,

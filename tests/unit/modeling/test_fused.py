@@ -19,7 +19,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from sftcli.data.batch import collate_packed
+from sftcli.data.batches.batch import collate_packed
 from sftcli.modeling import fused
 from sftcli.modeling.document_attention import attend_by_document
 from sftcli.modeling.fused import Fusion, fuse_layers, restore_layers

@@ -3,9 +3,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from sftcli.data.batch import Batch, collate
+from sftcli.data.batches.batch import Batch, collate
 from sftcli.data.example import Example
-from sftcli.data.records import Origin
+from sftcli.data.reading.records import Origin
 from sftcli.events import Progressed
 from sftcli.services.counting import counted
 from tests.support.recording import RecordingSink

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sftcli.data.batch import batches_in_order_of_length, collate
+from sftcli.data.batches.batch import batches_in_order_of_length, collate
 from sftcli.events import NeverStop
 from sftcli.figures import FEW_ROWS
 from sftcli.services.intervals import Interval, paired_difference, ratio_standard_error

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-from sftcli.data.prepared import ExampleTable
+from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import MismatchError
 from sftcli.events import Warned
 from sftcli.services.room import require_positions, require_room

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from sftcli.config.training_settings import TrainingSettings
-from sftcli.data.batch import Packing
+from sftcli.data.batches.batch import Packing
 from sftcli.errors import UsageError
 from sftcli.events import Notice
 from sftcli.modeling.document_attention import attention_of

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from sftcli.config.training_settings import TrainingSettings
-from sftcli.data.batch import collate, collate_packed
+from sftcli.data.batches.batch import collate, collate_packed
 from sftcli.runtime import matmul_flops
 from sftcli.training.loss import response_nll_sum
 from sftcli.training.optim import freeze_embeddings

@@ -1,0 +1,268 @@
+"""Examples to tensors: the only place where targets are shifted, and the plan of which micro-batches make which step."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from sftcli.data.batches.order import EpochOrder, TextSteps
+from sftcli.data.batches.packing import best_fit_even, group_alike
+from sftcli.data.example import Example
+
+IGNORED = -100  # the target of a position without loss; what torch's cross-entropy ignores by default
+_TEXT_STREAM = 1  # keeps the order of text rows apart from that of instruction rows
+
+
+class ExampleSource(Protocol):
+    """Random access to examples whose lengths are known without reading them."""
+
+    @property
+    def num_tokens(self) -> Sequence[int]:
+        """Length of every example in tokens."""
+        ...
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Documents:
+    """Where the documents of packed rows are. Padding counts as documents of one token, so that it sees itself only."""
+
+    position_ids: torch.Tensor  # (B, T) int64, from 0 in each document
+    bounds: (
+        torch.Tensor | None
+    )  # (documents + 1,) int32: where each begins and the last ends; None with several rows
+    longest: int  # tokens
+
+    def to(self, device: torch.device) -> "Documents":
+        """Return the same with its tensors on ``device``."""
+        bounds = None if self.bounds is None else self.bounds.to(device, non_blocking=True)
+        return replace(self, position_ids=self.position_ids.to(device, non_blocking=True), bounds=bounds)
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor | int]:
+        """What a model of transformers is told beside the ids; the names are those of its kernels for packed rows."""
+        told: dict[str, torch.Tensor | int] = {"position_ids": self.position_ids}
+        if self.bounds is not None:
+            told |= {"cu_seq_lens_q": self.bounds, "cu_seq_lens_k": self.bounds}
+            told |= {"max_length_q": self.longest, "max_length_k": self.longest}
+        return told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rows of one forward and backward pass, padded on the right.
+
+    ``targets[b, t]`` is the token after ``input_ids[b, t]`` where that token has loss, else ``IGNORED``::
+
+        input_ids   <user> hi <end> <bot> hello <stop> pad
+        targets        -    -    -  hello <stop>   -    -
+
+    No attention mask is needed: padding stands behind every real token, and attention is causal. Where ``documents``
+    is set, a row holds several examples one after the other, and no target crosses from one to the next::
+
+        input_ids   <bot> hello <stop> <bot> bye <stop>
+        targets     hello <stop>   -    bye <stop>   -
+        positions     0     1      2     0    1     2
+    """
+
+    input_ids: torch.Tensor  # (B, T) int64
+    targets: torch.Tensor  # (B, T) int64
+    example_ids: tuple[int, ...]  # index of each example in its dataset; running text counts down from -1
+    response_tokens: int  # targets that are not IGNORED, at least 1
+    tokens: int  # padding excluded
+    attended_pairs: int  # of positions that attention compares: causal, within an example
+    documents: Documents | None = None  # None: each row is one example
+    is_text: bool = False  # running text instead of instruction rows
+
+    @property
+    def padding_tokens(self) -> int:
+        """Positions that hold padding."""
+        return self.input_ids.numel() - self.tokens
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor | int]:
+        """What the model gets, by name."""
+        return {"input_ids": self.input_ids, **(self.documents.inputs if self.documents else {})}
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch with its tensors on ``device``."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            documents=self.documents.to(device) if self.documents else None,
+        )
+
+
+def collate(examples: Sequence[Example], *, example_ids: Sequence[int], pad_id: int) -> Batch:
+    """Pad ``examples`` on the right to the longest and shift their targets by one."""
+    return _lay_out([[example] for example in examples], example_ids, pad_id)
+
+
+def collate_packed(packs: Sequence[Sequence[Example]], *, example_ids: Sequence[int], pad_id: int) -> Batch:
+    """Put the examples of each pack into one row, and say where they are; ``example_ids`` follow the packs."""
+    batch = _lay_out(packs, example_ids, pad_id)
+    positions = np.zeros(batch.input_ids.shape, dtype=np.int64)
+    lengths = [[len(example.input_ids) for example in pack] for pack in packs]
+    for row, counts in enumerate(lengths):
+        positions[row, : sum(counts)] = np.concatenate([np.arange(count) for count in counts])
+    bounds = torch.tensor([0, *np.cumsum(lengths[0])], dtype=torch.int32) if len(packs) == 1 else None
+    documents = Documents(
+        position_ids=torch.from_numpy(positions), bounds=bounds, longest=max(map(max, lengths))
+    )
+    return replace(batch, documents=documents)
+
+
+def _lay_out(packs: Sequence[Sequence[Example]], example_ids: Sequence[int], pad_id: int) -> Batch:
+    lengths = [[len(example.input_ids) for example in pack] for pack in packs]
+    fills = list(map(sum, lengths))
+    input_ids = np.full((len(packs), max(fills)), pad_id, dtype=np.int64)
+    targets = np.full(input_ids.shape, IGNORED, dtype=np.int64)
+    for row, pack in enumerate(packs):
+        begin = 0
+        for example in pack:
+            end = begin + len(example.input_ids)
+            input_ids[row, begin:end] = example.input_ids
+            # The first token of an example has no position that predicts it.
+            targets[row, begin : end - 1] = np.where(example.loss_mask[1:], example.input_ids[1:], IGNORED)
+            begin = end
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        targets=torch.from_numpy(targets),
+        example_ids=tuple(example_ids),
+        response_tokens=int((targets != IGNORED).sum()),
+        tokens=sum(fills),
+        attended_pairs=sum(count * (count + 1) // 2 for count in chain.from_iterable(lengths)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """How examples share rows: up to ``row_tokens`` in a row, ``rows`` rows in a micro-batch."""
+
+    row_tokens: int
+    rows: int = 1
+
+    def reduced(self, size: int, whole: int) -> "Packing":
+        """Return what fits into a micro-batch of ``size`` where this is one of ``whole``; a row is never cut."""
+        if self.rows == 1:
+            return replace(self, row_tokens=max(1, self.row_tokens * size // whole))
+        return replace(self, rows=max(1, self.rows * size // whole))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextShare:
+    """Running text that takes ``fraction`` of the steps."""
+
+    examples: ExampleSource
+    fraction: float
+
+
+class BatchPlan:
+    """Which examples make which optimizer step, and which micro-batches; a pure function of the step.
+
+    Args:
+        examples: Instruction rows.
+        batch_size: Examples in a step.
+        micro_batch_size: Most examples in a micro-batch that is not packed.
+        pad_id: What fills rows up.
+        seed: Of the order.
+        keys: Of each example where epochs go from the lowest to the highest; None shuffles.
+        packing: How examples share rows; None gives each its own.
+        text: Whose rows take some of the steps.
+    """
+
+    def __init__(
+        self,
+        examples: ExampleSource,
+        *,
+        batch_size: int,
+        micro_batch_size: int,
+        pad_id: int,
+        seed: int,
+        keys: Sequence[float] | None = None,
+        packing: Packing | None = None,
+        text: TextShare | None = None,
+    ) -> None:
+        self.examples = examples
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.pad_id = pad_id
+        self.packing = packing
+        self._order = EpochOrder(len(examples), seed=[seed], keys=keys)
+        self._text = text
+        self._text_steps = TextSteps(text.fraction if text else 0.0, seed=seed)
+        self._text_order = EpochOrder(len(text.examples) if text else 0, seed=[seed, _TEXT_STREAM])
+
+    @property
+    def pass_tokens(self) -> int:
+        """Most positions of a micro-batch of packed rows; 0 without packing."""
+        return self.packing.row_tokens * self.packing.rows if self.packing else 0
+
+    def example_ids(self, step: int) -> list[int]:
+        """Return the examples of the step after ``step`` finished ones, in plan order; text rows on a step of text."""
+        is_text, before = self._text_steps.is_text(step), self._text_steps.before(step)
+        order, begin = (self._text_order, before) if is_text else (self._order, step - before)
+        return order.rows(begin * self.batch_size, (begin + 1) * self.batch_size)
+
+    def window(self, step: int) -> list[Batch]:
+        """Return the micro-batches of the step after ``step`` finished ones."""
+        is_text = self._text_steps.is_text(step)
+        examples = self._text.examples if self._text and is_text else self.examples
+        ids = self.example_ids(step)
+        batches = (
+            self._padded(examples, ids) if self.packing is None else self._packed(examples, ids, self.packing)
+        )
+        return [_of_text(batch) for batch in batches] if is_text else batches
+
+    def example(self, example_id: int) -> Example:
+        """Return an example of a batch by its id."""
+        if example_id >= 0:
+            return self.examples[example_id]
+        assert self._text is not None
+        return self._text.examples[-1 - example_id]
+
+    def epoch(self, step: int) -> float:
+        """Return the passes over the instruction rows after ``step`` finished steps."""
+        return (step - self._text_steps.before(step)) * self.batch_size / len(self.examples)
+
+    def _padded(self, examples: ExampleSource, ids: Sequence[int]) -> list[Batch]:
+        groups = group_alike([examples.num_tokens[index] for index in ids], self.micro_batch_size)
+        return [_collate(examples, [ids[place] for place in group], self.pad_id) for group in groups]
+
+    def _packed(self, examples: ExampleSource, ids: Sequence[int], packing: Packing) -> list[Batch]:
+        packs = best_fit_even([examples.num_tokens[index] for index in ids], packing.row_tokens)
+        chosen = [[ids[place] for place in pack] for pack in packs]
+        return [
+            collate_packed(
+                [[examples[index] for index in pack] for pack in chosen[begin : begin + packing.rows]],
+                example_ids=list(chain.from_iterable(chosen[begin : begin + packing.rows])),
+                pad_id=self.pad_id,
+            )
+            for begin in range(0, len(chosen), packing.rows)
+        ]
+
+
+def batches_in_order_of_length(
+    examples: ExampleSource, *, rows: Sequence[int], max_batch_tokens: int, pad_id: int
+) -> Iterator[Batch]:
+    """Yield each of ``rows`` once, longest first, in batches of at most ``max_batch_tokens`` positions (or one row)."""
+    lengths = examples.num_tokens
+    order = sorted(rows, key=lambda index: (-lengths[index], index))
+    while order:
+        count = max(1, max_batch_tokens // lengths[order[0]])
+        yield _collate(examples, order[:count], pad_id)
+        order = order[count:]
+
+
+def _of_text(batch: Batch) -> Batch:
+    return replace(batch, is_text=True, example_ids=tuple(-1 - index for index in batch.example_ids))
+
+
+def _collate(examples: ExampleSource, ids: Sequence[int], pad_id: int) -> Batch:
+    return collate([examples[index] for index in ids], example_ids=ids, pad_id=pad_id)

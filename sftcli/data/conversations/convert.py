@@ -1,0 +1,228 @@
+"""Rows to conversations. The front of this stage: formats, messages and the reasons for rejecting a row come from here.
+
+``schemas`` finds the format of a source, ``turns`` reads lists of turns; here each format's columns become turns.
+Contents stay byte for byte as they are in the row.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+from sftcli.config.data_settings import TrainOn
+from sftcli.data.conversations.detect import (
+    DETECTION_ROWS,
+    Schema,
+    agreed_format,
+    detect_schema,
+    parse_renames,
+)
+from sftcli.data.conversations.formats import (
+    ANSWER_COLUMNS,
+    CHAT_COLUMNS,
+    PROMPT_COLUMNS,
+    SHAPES,
+    SYSTEM_COLUMNS,
+    Format,
+    mixed_shapes,
+)
+from sftcli.data.conversations.key_checks import check_keys
+from sftcli.data.conversations.meaning import first_filled
+from sftcli.data.conversations.messages import (
+    Conversation,
+    Message,
+    PlainText,
+    Rejected,
+    RejectReason,
+    Role,
+    RowFault,
+    wrong_type,
+)
+from sftcli.data.conversations.rivals import check_columns
+from sftcli.data.conversations.tool_calls import tool_list
+from sftcli.data.conversations.turns import (
+    build_conversation,
+    is_transcript,
+    read_transcript,
+    read_turns,
+    turns_or_text,
+)
+from sftcli.data.reading.records import Origin, RawRecord
+
+__all__ = [
+    "DETECTION_ROWS",
+    "Conversation",
+    "Format",
+    "Message",
+    "PlainText",
+    "RejectReason",
+    "Rejected",
+    "Role",
+    "Schema",
+    "detect_schema",
+    "parse_renames",
+    "to_conversations",
+]
+
+Fields = Mapping[str, object]
+
+
+def to_conversations(
+    record: RawRecord, schema: Schema, *, train_on: TrainOn, read: frozenset[str] = frozenset()
+) -> tuple[Conversation | PlainText | Rejected, ...]:
+    """Return what a row becomes: one value, several for a row with several instances, each with the row's origin.
+
+    Args:
+        record: The row.
+        schema: What is known about its source.
+        train_on: Which assistant turns are trained.
+        read: Keys that something else reads.
+
+    Raises:
+        DataError: The row is of another format than ``schema``: the file is mixed.
+        UnreadError: The row says something that is not read.
+    """
+    fields, origin = schema.fields(record), record.origin
+    if agreed_format(schema.format, fields) is None:
+        raise mixed_shapes(schema.format, schema.columns, schema.first, fields, origin)
+    try:
+        _check_columns(fields, schema.format)
+        rows = _instances(fields) if schema.format is Format.INSTANCES else (fields,)
+        for row in rows:
+            check_keys(row, schema.format, read=read)
+        if schema.format is Format.TEXT:
+            return (_plain_text(fields, origin),)
+    except RowFault as fault:
+        return (Rejected(origin=origin, reason=fault.reason, detail=fault.detail),)
+    return tuple([_convert(row, schema.format, origin, train_on) for row in rows])
+
+
+def _check_columns(fields: Fields, format_: Format) -> None:
+    if lacking := _lacking_column(tuple(fields), format_):
+        raise RowFault(RejectReason.MISSING_FIELD, f'there is no column "{lacking}"')
+
+
+@lru_cache(maxsize=1024)
+def _lacking_column(columns: tuple[str, ...], format_: Format) -> str:
+    # A Dolly row without its context is complete.
+    shape = SHAPES[Format.ALPACA if format_ is Format.DOLLY else format_]
+    return next((names[0] for names in shape.needed if not any(name in columns for name in names)), "")
+
+
+def _convert(fields: Fields, format_: Format, origin: Origin, train_on: TrainOn) -> Conversation | Rejected:
+    if format_ is Format.INSTANCES:
+        format_ = Format.ALPACA
+    try:
+        row = build_conversation(
+            _TURNS[format_](fields),
+            system=_system(fields),
+            tools=tool_list(fields),
+            origin=origin,
+            train_on=train_on,
+        )
+        check_columns(fields, format_, row)
+        return row
+    except RowFault as fault:
+        return Rejected(origin=origin, reason=fault.reason, detail=fault.detail)
+
+
+def _plain_text(fields: Fields, origin: Origin) -> PlainText:
+    text = _text(fields, "text")
+    if not text.strip():
+        raise RowFault(RejectReason.EMPTY_TEXT, "the text is empty or blank")
+    row = PlainText(text=text, origin=origin)
+    check_columns(fields, Format.TEXT, row)
+    return row
+
+
+def _instances(fields: Fields) -> tuple[Fields, ...]:
+    """Return an Alpaca row for each instance of a row."""
+    instances = fields["instances"]
+    if not isinstance(instances, list) or not instances:
+        raise wrong_type('"instances"', instances, "a list with at least one object")
+    if stranger := next((item for item in instances if not isinstance(item, dict)), None):
+        raise wrong_type('an item of "instances"', stranger, "an object with input and output")
+    outer = {name: value for name, value in fields.items() if name != "instances"}
+    return tuple({**outer, **instance} for instance in instances)
+
+
+def _text(fields: Fields, name: str) -> str:
+    value = fields.get(name)
+    if isinstance(value, str):
+        return value
+    if name not in fields:
+        raise RowFault(RejectReason.MISSING_FIELD, f'there is no column "{name}"')
+    raise wrong_type(f'"{name}"', value)
+
+
+def _optional_text(fields: Fields, name: str) -> str:
+    return "" if fields.get(name) is None else _text(fields, name)
+
+
+def _system(fields: Fields) -> str:
+    if fields.keys().isdisjoint(SYSTEM_COLUMNS):  # nearly always
+        return ""
+    return _optional_text(fields, first_filled(fields, SYSTEM_COLUMNS))
+
+
+def _pair(user: str, answer: str) -> list[Message]:
+    return [Message(role="user", content=user), Message(role="assistant", content=answer, trained=True)]
+
+
+def _two_columns(prompt: str, answer: str) -> Callable[[Fields], list[Message]]:
+    """Return the reader of a format with a prompt and an answer, each a text or turns."""
+
+    def read(fields: Fields) -> list[Message]:
+        return [
+            *turns_or_text(fields[prompt], prompt, "user"),
+            *turns_or_text(fields[answer], answer, "assistant"),
+        ]
+
+    return read
+
+
+def _instruction(fields: Fields) -> list[Message]:
+    """Read Alpaca and Dolly: what the instruction is about follows it behind an empty line."""
+    instruction = _text(fields, "instruction")
+    about = _optional_text(fields, first_filled(fields, ("input", "context")))
+    parts = [part for part in (instruction, about) if part.strip()]
+    return _pair("\n\n".join(parts), _text(fields, first_filled(fields, ANSWER_COLUMNS)))
+
+
+def _chat(fields: Fields) -> list[Message]:
+    column = first_filled(fields, CHAT_COLUMNS)
+    return read_turns(fields[column], column)
+
+
+def _preference(fields: Fields) -> list[Message]:
+    """Read the chosen side. Where it is a whole dialogue, the columns with the prompt only repeat its start."""
+    chosen = _dialogue(fields["chosen"], "chosen", "assistant")
+    if any(turn.role == "user" for turn in chosen):
+        return chosen
+    column = first_filled(fields, PROMPT_COLUMNS)
+    if column not in fields:
+        raise RowFault(RejectReason.MISSING_FIELD, "there is no column with a prompt")
+    prompt = _dialogue(fields[column], column, "user")
+    if prompt and prompt[-1].role == "assistant" and not (prompt[-1].content or prompt[-1].tool_calls):
+        prompt.pop()  # a transcript ends in "Assistant:", where the answer is to follow
+    return [*prompt, *chosen]
+
+
+def _dialogue(value: object, column: str, role: Role) -> list[Message]:
+    if isinstance(value, str) and is_transcript(value):
+        return read_transcript(value)
+    if isinstance(value, str) and column in CHAT_COLUMNS:
+        return read_turns(value, column)
+    return turns_or_text(value, column, role)
+
+
+_TURNS: Mapping[Format, Callable[[Fields], list[Message]]] = {
+    Format.ALPACA: _instruction,
+    Format.DOLLY: _instruction,
+    Format.MESSAGES: _chat,
+    Format.SHAREGPT: _chat,
+    Format.PREFERENCE: _preference,
+    Format.OPENORCA: _two_columns("question", "response"),
+    Format.PROMPT_COMPLETION: _two_columns("prompt", "completion"),
+    Format.PROMPT_RESPONSE: _two_columns("prompt", "response"),
+    Format.QUESTION_ANSWER: _two_columns("question", "answer"),
+    Format.INPUT_OUTPUT: _two_columns("input", "output"),
+}

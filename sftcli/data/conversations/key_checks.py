@@ -1,0 +1,139 @@
+"""Refuses keys that say something and are not read: in rows, in turns, in parts of a content."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+from sftcli.data.conversations.formats import TOOL_COLUMNS, TURN_MARKS, Format
+from sftcli.data.conversations.meaning import (
+    ASKED_MARKS,
+    BY_KEY,
+    LABEL,
+    MARKS,
+    THINKING_PARTS,
+    TREE,
+    Unread,
+    UnreadError,
+    is_filled,
+    is_true,
+)
+
+_MARKS = frozenset(key for key, meanings in BY_KEY.items() if any(m.says == MARKS.says for m in meanings))
+_PLAIN_TURN = frozenset(("role", "content", "from", "value"))
+
+
+def is_untrained(turn: Mapping[str, object]) -> bool:
+    """Whether an assistant turn is marked as one that is not trained."""
+    return not turn.keys() <= _PLAIN_TURN and any(_is_zero(turn.get(mark)) for mark in TURN_MARKS)
+
+
+def _is_zero(value: object) -> bool:
+    return isinstance(value, bool | int | float) and value == 0
+
+
+def check_turn(turn: Mapping[str, object], *, is_assistant: bool) -> None:
+    """See that a turn says nothing that is not read.
+
+    Raises:
+        UnreadError: It does.
+    """
+    if turn.keys() <= _PLAIN_TURN:  # nearly always
+        return
+    found = [
+        meaning.unread(key, " of turns")
+        for key in turn
+        for meaning in BY_KEY.get(key, ())
+        if meaning.turn(turn[key]) and not (key in TURN_MARKS and _is_zero(turn[key]))
+    ]
+    if not is_assistant:
+        # OpenAI knows `weight` for answers alone, and tables repeat it.
+        asked = [key for key in TURN_MARKS if key != "weight" and is_true(turn.get(key))]
+        found += [ASKED_MARKS.unread(key, " of turns") for key in asked]
+    if found:
+        raise UnreadError(found)
+
+
+def check_part(part: Mapping[str, object]) -> None:
+    """See that a part of a content says nothing that is not read.
+
+    Raises:
+        UnreadError: It does.
+    """
+    kind = part.get("type")
+    found = [
+        meaning.unread(key, " of content parts")
+        for key in part
+        for meaning in BY_KEY.get(key, ())
+        if meaning.part(part[key])
+    ]
+    if kind in THINKING_PARTS and not found:
+        found = [BY_KEY["thinking"][0].unread(str(kind), " of content parts")]
+    if found:
+        raise UnreadError(found)
+
+
+def check_keys(fields: Mapping[str, object], format_: Format, *, read: frozenset[str]) -> None:
+    """See that no key of a row says something that is not read.
+
+    Args:
+        fields: The row.
+        format_: Its format.
+        read: Keys that something else reads.
+
+    Raises:
+        UnreadError: One does.
+    """
+    names = _keys_to_look_at(tuple(fields), format_)
+    found = [
+        meaning.unread(key)
+        for key in names
+        if key not in read
+        for meaning in BY_KEY[key]
+        if meaning.row(fields[key])
+    ]
+    if found:
+        raise UnreadError(found)
+
+
+@lru_cache(maxsize=1024)
+def _keys_to_look_at(columns: tuple[str, ...], format_: Format) -> tuple[str, ...]:
+    is_text, is_message = format_ is Format.TEXT, "role" in columns
+    passed = LABEL.keys if is_text else ()  # of a text, not of an answer
+    passed += () if is_text and is_message else TREE.keys
+    return tuple(key for key in columns if key in BY_KEY and key not in passed)
+
+
+def check_prompt(row: Mapping[str, object], turns: Sequence[object], *, read: frozenset[str]) -> None:
+    """See that a row that is to be answered asks nothing that is not read. Marks say nothing here: nothing is trained.
+
+    Args:
+        row: The row.
+        turns: Its turns in front of the answer.
+        read: Its columns that are read.
+
+    Raises:
+        UnreadError: It does.
+    """
+    names = (*TOOL_COLUMNS, "context", "input", "system_prompt")
+    found = [_unread_in_prompt(key) for key in names if key not in read and is_filled(row.get(key))]
+    found += [
+        meaning.unread(key)
+        for key in row
+        for meaning in BY_KEY.get(key, ())
+        if meaning.asks and meaning.row(row[key])
+    ]
+    if found:
+        raise UnreadError(found)
+    for turn in turns:
+        if isinstance(turn, dict):
+            check_turn({key: turn[key] for key in turn if key not in _MARKS}, is_assistant=True)
+            if calls := [key for key in ("tool_calls", "function_call") if is_filled(turn.get(key))]:
+                what = f'"{calls[0]}" of turns is not read in files of prompts'
+                raise UnreadError([Unread(what, "leave out rows with calls")])
+
+
+def _unread_in_prompt(key: str) -> Unread:
+    return Unread(
+        f'"{key}" is not read in files of prompts',
+        "write it into the prompt",
+        key,
+    )

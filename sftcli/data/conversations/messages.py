@@ -1,0 +1,106 @@
+"""What a row becomes before any tokenizer sees it: a conversation, a piece of plain text, or a reason why neither.
+
+Import these types from ``conversation``, which makes them; they stand apart so that its helpers can share them.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from sftcli.data.reading.json_rows import json_type
+from sftcli.data.reading.records import Origin
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn. ``content`` is byte for byte what the row holds.
+
+    ``tool_calls`` is JSON text of the OpenAI list, empty where the turn makes none. Its ``arguments`` are objects, also
+    where the row had them as JSON text: that is what most chat templates expect. ``call_texts`` has these texts for the
+    others, one for each call, empty where the row had an object.
+    """
+
+    role: Role
+    content: str
+    trained: bool = False
+    tool_calls: str = ""
+    call_texts: tuple[str, ...] = ()
+    name: str = ""  # of the tool that a tool turn answers for, where the row gives it
+    tool_call_id: str = ""  # of the call that a tool turn answers, where the row gives it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """A row as messages. ``tools`` is JSON text of the OpenAI tool list, empty where there is none.
+
+    There is at least one trained assistant turn, and the last turn is the assistant's: ``num_cut`` turns that stood
+    behind it were cut off, because nothing answers them. ``score`` says how hard it is, where the source does.
+    """
+
+    messages: tuple[Message, ...]
+    origin: Origin
+    tools: str = ""
+    num_cut: int = 0
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainText:
+    """A row of running text without turns, for the pretraining share."""
+
+    text: str
+    origin: Origin
+
+
+class RejectReason(StrEnum):
+    """Why a row is not trained on. The values are a published interface: the audit counts rows by them."""
+
+    # found by `conversation`
+    EMPTY_ANSWER = "empty-answer"
+    EMPTY_PROMPT = "empty-prompt"
+    EMPTY_TEXT = "empty-text"
+    MISSING_FIELD = "missing-field"
+    WRONG_TYPE = "wrong-type"
+    UNKNOWN_ROLE = "unknown-role"
+    ROLE_ORDER = "role-order"
+    NOTHING_TRAINED = "nothing-trained"
+    # found by `render`
+    TOO_LONG = "too-long"
+    TEMPLATE_REFUSED = "template-refused"
+    TEMPLATE_REWRITES = "template-rewrites"
+    TEMPLATE_DROPS = "template-drops"
+    SPAN_UNPROVABLE = "span-unprovable"
+    NO_STOP_TOKEN = "no-stop-token"
+    CONTROL_TOKEN = "control-token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A row that is left out. ``detail`` says what was found in it, for a line behind ``origin``.
+
+    ``remedy`` says what to do about it where more is known than what the reason alone tells.
+    """
+
+    origin: Origin
+    reason: RejectReason
+    detail: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.detail}"
+
+
+class RowFault(Exception):  # noqa: N818 - not an error of the program: it becomes a rejected row
+    """A row cannot be trained on."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def wrong_type(name: str, value: object, expected: str = "text") -> RowFault:
+    """Return the fault of a value of the wrong type; ``name`` is a column or a turn's key."""
+    return RowFault(RejectReason.WRONG_TYPE, f"{name} is {json_type(value)}, expected {expected}")

@@ -1,0 +1,221 @@
+"""Turns as rows write them, OpenAI or ShareGPT, to messages: role names, content parts, tool calls, transcripts.
+
+Roles (any case)                                                      become
+  system, developer                                                   system
+  user, human                                                         user
+  assistant, gpt, chatgpt, bard, bing, bot, claude, gemini, model     assistant
+  function_call, tool_call                                            assistant, with the content as its tool call
+  tool, function, observation, function_response, tool_response       tool
+
+Order of turns: a system turn only at the start; then the user first; a tool's turn behind an assistant's or another
+tool's. Neighbouring turns of the assistant that call tools are one turn, which is how a model calls several tools at once; other
+turns of one role in a row are left to the chat template. What stands behind the last assistant turn is cut. An assistant turn
+with a mark that is false or 0 (`weight`, `train`, `loss` and their like) is not trained.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from sftcli.config.data_settings import TrainOn
+from sftcli.data.conversations.key_checks import check_part, check_turn, is_untrained
+from sftcli.data.conversations.messages import Conversation, Message, RejectReason, Role, RowFault, wrong_type
+from sftcli.data.conversations.tool_calls import Calls, joined, json_in, read_calls
+from sftcli.data.reading.json_rows import json_type
+from sftcli.data.reading.records import Origin
+from sftcli.suggest import did_you_mean
+
+_CALLS = ("function_call", "tool_call")
+ROLES: Mapping[str, Role] = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "chatgpt", "bard", "bing", "bot", "claude", "gemini", "model"), "assistant"
+    ),
+    **dict.fromkeys(_CALLS, "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response"), "tool"),
+}
+_SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+
+
+def read_turns(value: object, column: str) -> list[Message]:
+    """Return the messages of a list of turns, or of its JSON text. Assistant turns are marked as trained.
+
+    Raises:
+        RowFault: A turn is not one, has no known role or no text.
+    """
+    if isinstance(value, str):
+        value = json_in(value, f'"{column}"')
+    if not isinstance(value, list):
+        raise wrong_type(f'"{column}"', value, "a list of turns")
+    return [_read_turn(turn, number) for number, turn in enumerate(value, 1)]
+
+
+def turns_or_text(value: object, column: str, role: Role) -> list[Message]:
+    """Return the messages of a column that holds a text, one turn, or a list of turns; ``role`` is that of a text."""
+    if isinstance(value, str):
+        return [Message(role=role, content=value, trained=role == "assistant")]
+    if isinstance(value, dict):
+        return [_read_turn(value, 1)]
+    if isinstance(value, list):
+        return read_turns(value, column)
+    raise wrong_type(f'"{column}"', value)
+
+
+def is_transcript(value: object) -> bool:
+    """Whether a text is a whole dialogue with ``Human:`` and ``Assistant:`` at the start of its turns."""
+    return isinstance(value, str) and bool((match := _SPEAKER.match(value)) and match[1] == "Human")
+
+
+def read_transcript(text: str) -> list[Message]:
+    """Return the turns of a transcript. The one space behind a speaker's colon is not part of the turn."""
+    _, *pieces = _SPEAKER.split(text)
+    return [
+        Message(
+            role="user" if speaker == "Human" else "assistant",
+            content=content.removeprefix(" "),
+            trained=speaker == "Assistant",
+        )
+        for speaker, content in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
+
+
+def _read_turn(turn: object, number: int) -> Message:
+    where = f"turn {number}"
+    if not isinstance(turn, dict):
+        raise wrong_type(where, turn, "an object with role and content")
+    said = turn.get("role", turn.get("from"))
+    if not isinstance(said, str):
+        fault = RejectReason.MISSING_FIELD if said is None else RejectReason.WRONG_TYPE
+        raise RowFault(fault, f"{where} has no role")
+    role = ROLES.get(said.lower())
+    if role is None:
+        hint = did_you_mean(said.lower(), ROLES)
+        raise RowFault(
+            RejectReason.UNKNOWN_ROLE, f"{where}: the role {said!r} is not known{hint and f' ({hint})'}"
+        )
+    check_turn(turn, is_assistant=role == "assistant")
+    calls = Calls()
+    if said.lower() in _CALLS:
+        calls = read_calls(json_in(turn.get("value", turn.get("content")), f"{where}: the call"), where)
+    elif role == "assistant":
+        calls = _calls_of(turn, where)
+    return Message(
+        role=role,
+        content="" if said.lower() in _CALLS else _content(turn, where, is_call=bool(calls.dump)),
+        trained=role == "assistant" and not is_untrained(turn),
+        tool_calls=calls.dump,
+        call_texts=calls.texts,
+        name=_optional(turn, "name") if role == "tool" else "",
+        tool_call_id=_optional(turn, "tool_call_id"),
+    )
+
+
+def _optional(turn: Mapping[str, object], key: str) -> str:
+    value = turn.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _content(turn: Mapping[str, object], where: str, *, is_call: bool) -> str:
+    key = "content" if "content" in turn else "value"
+    value = turn.get(key)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(_part(part, where) for part in value)
+    if value is not None:
+        raise wrong_type(f'{where}: "{key}"', value)
+    if is_call:
+        return ""
+    if key in turn:
+        raise wrong_type(f'{where}: "{key}"', None)
+    raise RowFault(RejectReason.MISSING_FIELD, f"{where} has no content")
+
+
+def _part(part: object, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict):
+        check_part(part)
+    kind = part.get("type", "text") if isinstance(part, dict) else json_type(part)
+    text = part.get("text") if isinstance(part, dict) else None
+    if kind != "text" or not isinstance(text, str):
+        raise RowFault(RejectReason.WRONG_TYPE, f"{where}: a content part is {kind}, expected text")
+    return text
+
+
+def _calls_of(turn: Mapping[str, object], where: str) -> Calls:
+    if calls := turn.get("tool_calls"):
+        return read_calls(json_in(calls, f"{where}: the list of calls"), where)
+    if call := turn.get("function_call"):
+        return read_calls(call, where)
+    return Calls()
+
+
+def build_conversation(
+    turns: Sequence[Message], *, system: str, tools: str, origin: Origin, train_on: TrainOn
+) -> Conversation:
+    """Return the conversation of ``turns`` under ``system`` (none when empty), checked and cut behind its last answer.
+
+    Raises:
+        RowFault: A turn is empty or out of place, or nothing would be trained.
+    """
+    last = max((index for index, turn in enumerate(turns) if turn.role == "assistant"), default=None)
+    if last is None:
+        raise RowFault(
+            RejectReason.ROLE_ORDER, "no turn is the assistant's" if turns else "there are no turns"
+        )
+    kept = list(turns[: last + 1])
+    for index, turn in enumerate(kept):
+        _check_place(kept, index, has_system=bool(system))
+        _check_not_empty(turn, index + 1)
+    kept = _with_calls_joined(kept)
+    if train_on is TrainOn.LAST:
+        kept[:-1] = [replace(turn, trained=False) if turn.trained else turn for turn in kept[:-1]]
+    if not any(turn.trained for turn in kept):
+        raise RowFault(RejectReason.NOTHING_TRAINED, "no assistant turn is to be trained, as their marks say")
+    if system:
+        kept.insert(0, Message(role="system", content=system))
+    return Conversation(messages=tuple(kept), origin=origin, tools=tools, num_cut=len(turns) - last - 1)
+
+
+def _with_calls_joined(turns: Sequence[Message]) -> list[Message]:
+    """Return ``turns`` with neighbouring ones that do nothing but call tools as one, as a model makes several calls."""
+    made: list[Message] = []
+    for turn in turns:
+        before = made[-1] if made else None
+        if before and before.tool_calls and turn.tool_calls and _only_adds_calls(turn, before):
+            calls = joined(
+                Calls(before.tool_calls, before.call_texts), Calls(turn.tool_calls, turn.call_texts)
+            )
+            made[-1] = replace(before, tool_calls=calls.dump, call_texts=calls.texts)
+        else:
+            made.append(turn)
+    return made
+
+
+def _only_adds_calls(turn: Message, before: Message) -> bool:
+    return not turn.content.strip() and turn.trained == before.trained
+
+
+def _check_place(turns: Sequence[Message], index: int, *, has_system: bool) -> None:
+    role, before = turns[index].role, turns[index - 1].role if index else None
+    number = index + 1
+    if role == "system" and (index or has_system):
+        what = "stands behind other turns" if index else "comes on top of the system text in a column"
+        raise RowFault(RejectReason.ROLE_ORDER, f"turn {number}: a system turn {what}")
+    if role in ("assistant", "tool") and before in (None, "system"):
+        raise RowFault(RejectReason.ROLE_ORDER, f"turn {number} is of role {role}, expected the user first")
+    if role == "tool" and before == "user":
+        raise RowFault(RejectReason.ROLE_ORDER, f"turn {number}: a tool answers the user, who made no call")
+
+
+def _check_not_empty(turn: Message, number: int) -> None:
+    if turn.role == "user" and not turn.content.strip():
+        raise RowFault(RejectReason.EMPTY_PROMPT, f"turn {number}: the user's text is {_seen(turn.content)}")
+    if turn.role == "assistant" and not turn.tool_calls and not turn.content.strip():
+        raise RowFault(RejectReason.EMPTY_ANSWER, f"turn {number}: the answer is {_seen(turn.content)}")
+
+
+def _seen(content: str) -> str:
+    return f"blank: {content[:20]!r}" if content else "empty"

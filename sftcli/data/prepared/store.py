@@ -1,0 +1,276 @@
+"""Prepared examples on disk: memory-mapped Arrow files and a manifest, whole or absent.
+
+PREPARED/
+  train.arrow     one row an example: input_ids, loss_mask, path, line, kind, score
+  heldout.arrow   the same
+  text.arrow      the same, of plain text that is mixed into training; often without rows
+  manifest.json   format, what it was made of, counts, audit, and size and hash of these files; written last
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from sftcli import storage
+from sftcli.data.example import Example, RowFlag
+from sftcli.data.reading.records import Origin
+from sftcli.errors import DataError, StorageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 7
+MANIFEST = "manifest.json"
+TRAIN, HELDOUT, TEXT = "train", "heldout", "text"
+SPLITS = (TRAIN, HELDOUT, TEXT)
+ROWS_PER_CHUNK = 1024
+
+
+class ExampleTable:
+    """The examples of one split, read from a memory-mapped file as they are asked for."""
+
+    def __init__(self, table: "pa.Table") -> None:
+        self._chunks = table.to_batches()
+        self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks)])
+        self.num_tokens: Sequence[int] = [
+            length for chunk in self._chunks for length in chunk["input_ids"].value_lengths().to_pylist()
+        ]
+
+    @property
+    def scores(self) -> Sequence[float]:
+        """Score of every example; NaN where there is none."""
+        columns = [chunk["score"].to_pylist() for chunk in self._chunks]
+        return [math.nan if score is None else score for column in columns for score in column]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def ids_from(self, first: int) -> set[int]:
+        """Return which tokens with the id ``first`` or a higher one are in some example."""
+        found: set[int] = set()
+        for chunk in self._chunks:
+            ids = chunk["input_ids"].flatten().to_numpy()
+            if len(ids) and ids.max() >= first:
+                found.update(np.unique(ids[ids >= first]).tolist())
+        return found
+
+    def keys(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield a digest of the tokens of every example, and one of those before its first trained one.
+
+        Running text has no prompt: both are of the whole of it.
+        """
+        for chunk in self._chunks:
+            ids, masks, kinds = chunk["input_ids"], chunk["loss_mask"], chunk["kind"].to_pylist()
+            tokens, trained = ids.values.to_numpy(), masks.values.to_numpy(zero_copy_only=False)
+            starts = masks.offsets.to_pylist()[:-1]
+            for (begin, end), start, kind in zip(
+                pairwise(ids.offsets.to_pylist()), starts, kinds, strict=True
+            ):
+                row = tokens[begin:end]
+                first = len(row) if kind == "text" else int(trained[start : start + len(row)].argmax())
+                yield _digest(row), _digest(row[:first])
+
+    def __getitem__(self, index: int, /) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        chunk_index = int(np.searchsorted(self._starts, index, side="right")) - 1
+        chunk, row = self._chunks[chunk_index], index - int(self._starts[chunk_index])
+        return Example(
+            input_ids=chunk["input_ids"][row].values.to_numpy(),
+            loss_mask=chunk["loss_mask"][row].values.to_numpy(zero_copy_only=False),
+            origin=Origin(path=chunk["path"][row].as_py(), line=chunk["line"][row].as_py()),
+            flags=frozenset(map(RowFlag, chunk["flags"][row].as_py())),
+            kind=chunk["kind"][row].as_py(),
+        )
+
+
+class PreparedDataset:
+    """Training and held-out examples, plain text to mix in, and what is known about them."""
+
+    def __init__(
+        self, folder: Path, manifest: Mapping[str, object], tables: Mapping[str, ExampleTable]
+    ) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.train = tables[TRAIN]
+        self.heldout = tables[HELDOUT]
+        self.text = tables[TEXT]
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the content: the hash of all files."""
+        return fingerprint_of(self.manifest)
+
+    @property
+    def about(self) -> Mapping[str, object]:
+        """What the writer was told to keep: sources, settings, audit."""
+        about = self.manifest["about"]
+        assert isinstance(about, dict)
+        return about
+
+
+class PreparedWriter:
+    """Writes a prepared data set beside its final name and renames it once it is whole.
+
+    Use as a context manager; leaving it without ``finish`` removes what was written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import pyarrow as pa
+
+        self.folder = folder
+        self.staging = storage.scratch_path(folder.parent, storage.TEMPORARY)
+        self._schema = pa.schema(
+            {
+                "input_ids": pa.list_(pa.int32()),
+                "loss_mask": pa.list_(pa.bool_()),
+                "path": pa.string(),
+                "line": pa.int64(),
+                "flags": pa.list_(pa.string()),
+                "kind": pa.string(),
+                "score": pa.float64(),
+            }
+        )
+        self._pending: dict[str, list[tuple[Example, int]]] = {split: [] for split in SPLITS}
+        with self._storage_errors():
+            storage.make_folders(folder.parent, mode=0o700)
+            storage.sweep(folder.parent)
+            storage.disk.make_folder(self.staging)
+            self._sinks = {
+                split: storage.FileSink(storage.disk.create(self.staging / f"{split}.arrow"))
+                for split in self._pending
+            }
+            self._writers = {
+                split: pa.ipc.new_file(sink, self._schema) for split, sink in self._sinks.items()
+            }
+
+    def add(self, split: str, example: Example, *, times: int = 1) -> None:
+        """Add one example to ``train``, ``heldout`` or ``text``, as often as ``times`` says.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        pending = self._pending[split]
+        pending.append((example, times))
+        if len(pending) >= ROWS_PER_CHUNK:
+            with self._storage_errors():
+                self._flush(split)
+
+    def finish(self, about: Mapping[str, object]) -> PreparedDataset:
+        """Write the manifest, make the data set real, and open it.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        with self._storage_errors():
+            self._publish(about)
+        return open_prepared(self.folder)
+
+    def _publish(self, about: Mapping[str, object]) -> None:
+        files = {}
+        for split, writer in self._writers.items():
+            self._flush(split)
+            writer.close()
+            self._sinks[split].close()
+            path = self.staging / f"{split}.arrow"
+            storage.disk.sync(path)
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
+        manifest = {"format": FORMAT_VERSION, "files": files, "about": about}
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        storage.write_file(self.staging / MANIFEST, [text.encode("utf-8")])
+        storage.disk.sync(self.staging)
+        try:
+            storage.disk.rename(self.staging, self.folder)
+            storage.disk.sync(self.folder.parent)
+        except OSError:
+            if not (self.folder / MANIFEST).is_file():
+                raise
+            storage.try_remove_tree(self.staging)  # another process has prepared the same data meanwhile
+
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            storage.try_remove_tree(self.staging)
+            is_full = error.errno in storage.FULL_DISK
+            raise StorageError(
+                f"cannot write prepared data to {self.folder.parent}: {error.strerror or error}",
+                hint=f"{'free some space there, or ' if is_full else ''}set SFT_CACHE_DIR to another folder",
+            ) from error
+
+    def _flush(self, split: str) -> None:
+        pending = self._pending[split]
+        # Copies stand behind a whole chunk, so that whoever looks at the first rows sees different ones.
+        for round_ in range(max((times for _, times in pending), default=0)):
+            self._write(split, [example for example, times in pending if times > round_])
+        pending.clear()
+
+    def _write(self, split: str, rows: Sequence[Example]) -> None:
+        import pyarrow as pa
+
+        lengths = np.array([0, *(len(row.input_ids) for row in rows)], dtype=np.int32).cumsum(dtype=np.int32)
+        columns = [
+            pa.ListArray.from_arrays(
+                lengths, np.concatenate([row.input_ids for row in rows]).astype(np.int32)
+            ),
+            pa.ListArray.from_arrays(lengths, pa.array(np.concatenate([row.loss_mask for row in rows]))),
+            pa.array([row.origin.path for row in rows], pa.string()),
+            pa.array([row.origin.line for row in rows], pa.int64()),
+            pa.array([sorted(row.flags) for row in rows], pa.list_(pa.string())),
+            pa.array([row.kind for row in rows], pa.string()),
+            pa.array([row.score for row in rows], pa.float64()),
+        ]
+        self._writers[split].write_batch(pa.record_batch(columns, schema=self._schema))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for sink in self._sinks.values():
+            sink.close()
+        storage.try_remove_tree(self.staging)
+
+
+def fingerprint_of(manifest: Mapping[str, object]) -> str:
+    """Return the identity of the content that ``manifest`` stands for."""
+    return hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
+
+
+def _digest(tokens: np.ndarray) -> bytes:
+    return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
+
+
+def open_prepared(folder: Path) -> PreparedDataset:
+    """Open a prepared data set after checking its files against the manifest.
+
+    Raises:
+        DataError: It is incomplete or was changed.
+    """
+    import pyarrow as pa
+
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} is not a prepared data set: its {MANIFEST} cannot be read") from error
+    if manifest.get("format") != FORMAT_VERSION:
+        raise DataError(
+            f"{folder} was prepared in format {manifest.get('format')}, this version reads {FORMAT_VERSION}"
+        )
+    tables = {}
+    for split in SPLITS:
+        path = folder / f"{split}.arrow"
+        if not path.is_file() or storage.file_sha256(path) != manifest["files"][path.name]["sha256"]:
+            raise DataError(f"{path} is missing or was changed since it was prepared")
+        tables[split] = ExampleTable(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+    return PreparedDataset(folder, manifest, tables)

@@ -1,0 +1,275 @@
+"""What became of the rows: how many are trained on, on how much of each, and why the others are not."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+
+from sftcli.data.conversations.convert import Rejected, RejectReason
+from sftcli.data.conversations.remedies import REMEDIES
+from sftcli.data.example import TROUBLES, Example, RowFlag, TooLong
+from sftcli.data.quality.duplicates import Duplicates
+from sftcli.data.reading.records import Origin
+from sftcli.errors import DataError
+
+ROWS_NAMED = 5  # of each reason
+KEPT_SHARE = 0.99
+PERCENTILES = (50, 90, 95, 99)
+SMALLEST_BIN = 32
+SOURCE_COUNTS = ("rows", "kept", "rejected", "cut", "tokens", "response_tokens")
+
+_FLAG_NOTES: Mapping[RowFlag, str] = {
+    RowFlag.CONTROL_TEXT: "in {rows} a content holds the text of a control token; it stays text",
+    RowFlag.CONTROL_WRITTEN: "in {rows} a content writes control tokens, as data.control_tokens_from allows",
+    RowFlag.STRIPPED: "in {rows} the template takes white space from the ends of contents; so they are trained",
+    RowFlag.NORMALIZED: "in {rows} the tokenizer changes answers to a Unicode normal form; so they are trained",
+    RowFlag.THOUGHT_DROPPED: "in {rows} the template leaves out the thinking of turns that are not trained",
+    RowFlag.THOUGHT_SPACED: "in {rows} the template sets its own white space around the thinking; so it is trained",
+    RowFlag.TOOLS_DROPPED: "in {rows} the template does not show the tools that the row lists",
+    RowFlag.LEAD_TRAINED: "in {rows} the template writes something before the answer that generation will not be"
+    " given; it is trained",
+    RowFlag.STOP_APPENDED: "in {rows} the template ends the last answer in no stop token; one is added and trained",
+    RowFlag.TRAILING_TURNS: "from {rows} the turns behind the last answer are left out, because nothing answers them",
+    RowFlag.UNREADABLE: "{rows} with U+FFFD, which stands for bytes that something could not read",
+    RowFlag.MISREAD: "{rows} with text that reads like UTF-8 taken for Latin-1 or Windows-1252",
+    RowFlag.CONTROL_CHARACTER: "{rows} with control characters other than tab and line ends",
+    RowFlag.CUT_TURNS: "from {rows} whole turns at the end are cut off",
+    RowFlag.CUT_ANSWER: "from {rows} the end of an answer is cut off, with its stop token",
+    RowFlag.CUT_STOP: "from {rows} the stop token of an answer is cut off; the answer is whole",
+    RowFlag.CUT_END: "from {rows} only the template's text behind the last answer is cut off",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthBin:
+    """Rows with at most ``max_tokens`` tokens and more than the bin before."""
+
+    max_tokens: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditSummary:
+    """The counts. Token counts are of kept rows; lengths are of all rows that could be tokenized, before any was cut.
+
+    ``rejected`` is reason -> rows, ``rejected_rows`` the first few of each as ``file:line: what was found``, ``remedies`` what
+    to do about most of them. ``flags`` is what was noticed about kept rows -> rows. ``max_tokens_for_99_percent`` is the limit that 99 % of the rows that
+    could be tokenized fit into, 0 where there are none.
+    """
+
+    rows: int
+    kept: int
+    rejected: Mapping[str, int]
+    rejected_rows: Mapping[str, Sequence[str]]
+    remedies: Mapping[str, str]
+    max_tokens: int
+    tokens: int
+    prompt_tokens: int
+    response_tokens: int
+    trained_turns: int
+    untrained_rows: int  # kept, and without any token that has loss
+    cut_rows: int  # kept, and cut for their length; `flags` says where
+    cut_tokens: int  # that they lost
+    sources: Mapping[str, Mapping[str, int]]  # source -> the counts of its rows
+    duplicate_rows: int  # kept, and equal to an earlier one
+    near_duplicate_rows: int  # kept, and nearly equal to an earlier one
+    near_trained_rows: int  # held out, and equal or nearly equal to one that is trained on
+    trouble_rows: int  # kept, and with unreadable, misread or control characters
+    shared_prompts: int  # held out, with a first user text that is trained on too
+    duplicates: Mapping[str, Sequence[str]]  # the first few pairs of each of the three kinds
+    flagged_rows: Mapping[str, Sequence[str]]  # the first few of each of `flags`
+    length_percentiles: Mapping[str, int]
+    length_histogram: Sequence[LengthBin]
+    longest_tokens: int
+    longest_row: str
+    max_tokens_for_99_percent: int
+    flags: Mapping[str, int]
+    notes: Sequence[str]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the same as numbers, strings, lists and dicts."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, object]) -> "AuditSummary":
+        """Return what ``to_json`` gave, as it was.
+
+        Raises:
+            DataError: The content is of another version of this program, or damaged.
+        """
+        names = {field.name for field in fields(cls)}
+        bins = content.get("length_histogram")
+        if set(content) != names or not isinstance(bins, list | tuple):
+            raise DataError(
+                f"the stored audit differs in {', '.join(sorted(names ^ set(content))) or 'length_histogram'}",
+                hint="prepare the data again",
+            )
+        made = tuple(
+            LengthBin(max_tokens=int(entry["max_tokens"]), rows=int(entry["rows"])) for entry in bins
+        )
+        return cls(**{**content, "length_histogram": made})  # type: ignore[arg-type]
+
+
+class SupervisionAudit:
+    """Counts rows as they come; what it keeps does not grow with their number.
+
+    Args:
+        max_tokens: The limit that the rows were rendered with.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._notes: list[str] = []
+        self._kept = self._total = self._response = self._turns = self._untrained = 0
+        self._rejected = Counter[str]()
+        self._rejected_rows: dict[str, list[str]] = {}
+        self._remedies: dict[str, Counter[str]] = {}
+        self._cut_rows = self._cut_tokens = self._shared_prompts = self._trouble_rows = 0
+        self._sources: dict[str, Counter[str]] = {}
+        self._duplicates = Duplicates()
+        self._flagged_rows: dict[RowFlag, list[str]] = {}
+        self._flags = Counter[RowFlag]()
+        self._lengths = Counter[int]()
+        self._longest = (0, "")
+
+    def add(self, result: Example | Rejected, *, source: str = "") -> None:
+        """Count one row of ``source``."""
+        counts = self._sources.setdefault(source, Counter(dict.fromkeys(SOURCE_COUNTS, 0)))
+        counts["rows"] += 1
+        if isinstance(result, Rejected):
+            counts["rejected"] += 1
+            self._rejected[result.reason.value] += 1
+            named = self._rejected_rows.setdefault(result.reason.value, [])
+            if len(named) < ROWS_NAMED:
+                named.append(str(result))
+            remedy = result.remedy or REMEDIES[result.reason]
+            self._remedies.setdefault(result.reason.value, Counter())[remedy] += 1
+            if isinstance(result, TooLong):
+                self._add_length(result.num_tokens, str(result.origin))
+            return
+        trained = int(np.count_nonzero(result.loss_mask))
+        counts["kept"] += 1
+        counts["tokens"] += len(result.input_ids)
+        counts["response_tokens"] += trained
+        counts["cut"] += bool(result.num_cut)
+        self._kept += 1
+        self._total += len(result.input_ids)
+        self._response += trained
+        self._untrained += trained == 0
+        self._turns += result.num_trained_turns
+        self._cut_rows += bool(result.num_cut)
+        self._trouble_rows += not TROUBLES.isdisjoint(result.flags)
+        self._cut_tokens += result.num_cut
+        for flag in result.flags:
+            self._flags[flag] += 1
+            named = self._flagged_rows.setdefault(flag, [])
+            if len(named) < ROWS_NAMED:
+                named.append(str(result.origin))
+        self._add_length(len(result.input_ids) + result.num_cut, str(result.origin))
+
+    def add_duplicates(self, duplicates: Duplicates) -> None:
+        """Take what was found out when all rows were there."""
+        self._duplicates = duplicates
+
+    def add_shared_prompts(self, count: int) -> None:
+        """Take the number of held-out rows whose prompt is trained on."""
+        self._shared_prompts = count
+
+    def note(self, text: str) -> None:
+        """Keep a sentence that a person should read beside the counts."""
+        if text and text not in self._notes:
+            self._notes.append(text)
+
+    def summary(self) -> AuditSummary:
+        """Return what was counted so far."""
+        rejected = dict(sorted(self._rejected.items(), key=lambda item: (-item[1], item[0])))
+        flags = {flag: self._flags[flag] for flag in RowFlag if self._flags[flag]}
+        flag_notes = [
+            text.format(rows=_rows(self._flags[flag]))
+            for flag, text in _FLAG_NOTES.items()
+            if self._flags[flag]
+        ]
+        return AuditSummary(
+            rows=self._kept + self._rejected.total(),
+            kept=self._kept,
+            rejected=rejected,
+            rejected_rows={reason: tuple(self._rejected_rows[reason]) for reason in rejected},
+            remedies={reason: self._remedies[reason].most_common(1)[0][0] for reason in rejected},
+            max_tokens=self._max_tokens,
+            tokens=self._total,
+            prompt_tokens=self._total - self._response,
+            response_tokens=self._response,
+            trained_turns=self._turns,
+            untrained_rows=self._untrained,
+            cut_rows=self._cut_rows,
+            cut_tokens=self._cut_tokens,
+            sources={
+                source: {name: counts[name] for name in SOURCE_COUNTS}
+                for source, counts in self._sources.items()
+            },
+            duplicate_rows=self._duplicates.exact,
+            near_duplicate_rows=self._duplicates.near,
+            near_trained_rows=self._duplicates.near_trained,
+            trouble_rows=self._trouble_rows,
+            shared_prompts=self._shared_prompts,
+            duplicates={
+                "exact": _pairs(self._duplicates.exact_examples),
+                "near": _pairs(self._duplicates.near_examples),
+                "near-trained": _pairs(self._duplicates.trained_examples),
+            },
+            flagged_rows={flag.value: tuple(self._flagged_rows[flag]) for flag in flags},
+            length_percentiles={str(p): _at_share(self._lengths, p / 100) for p in PERCENTILES},
+            length_histogram=_histogram(self._lengths),
+            longest_tokens=self._longest[0],
+            longest_row=self._longest[1],
+            max_tokens_for_99_percent=_at_share(self._lengths, KEPT_SHARE),
+            flags={flag.value: count for flag, count in flags.items()},
+            notes=(*self._notes, *flag_notes, *self._length_notes()),
+        )
+
+    def _length_notes(self) -> list[str]:
+        dropped = self._rejected[RejectReason.TOO_LONG]
+        parts = [f"{_rows(dropped)} longer than {self._max_tokens} tokens left out"] if dropped else []
+        if self._cut_rows:
+            parts.append(f"{_rows(self._cut_rows)} cut to {self._max_tokens} tokens")
+        if not parts:
+            return []
+        enough = _at_share(self._lengths, KEPT_SHARE)
+        advice = (
+            f"; {enough} would keep 99 % of those that can be tokenized" if enough > self._max_tokens else ""
+        )
+        return [", ".join(parts) + advice]
+
+    def _add_length(self, num_tokens: int, origin: str) -> None:
+        self._lengths[num_tokens] += 1
+        if num_tokens > self._longest[0]:
+            self._longest = (num_tokens, origin)
+
+
+def _pairs(pairs: Iterable[tuple[Origin, Origin]]) -> tuple[str, ...]:
+    return tuple(f"{row} like {earlier}" for row, earlier in pairs)
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
+
+
+def _at_share(lengths: Counter[int], share: float) -> int:
+    """Return the smallest length that at least ``share`` of the rows do not exceed; 0 without rows."""
+    needed, seen = share * lengths.total(), 0
+    for length in sorted(lengths):
+        seen += lengths[length]
+        if seen >= needed:
+            return length
+    return 0
+
+
+def _histogram(lengths: Counter[int]) -> tuple[LengthBin, ...]:
+    """Return bins whose limits double, up to the longest row."""
+    bins, limit, below = [], SMALLEST_BIN, 0
+    while lengths and below < max(lengths):
+        rows = sum(count for length, count in lengths.items() if below < length <= limit)
+        bins.append(LengthBin(max_tokens=limit, rows=rows))
+        below, limit = limit, limit * 2
+    return tuple(bins)

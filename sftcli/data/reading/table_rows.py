@@ -1,0 +1,133 @@
+"""Tables to rows: CSV and TSV with a header line, Parquet, Arrow. Batches are read one by one."""
+
+import csv
+from collections.abc import Iterable, Iterator
+from itertools import chain, product
+from pathlib import Path
+
+from sftcli.data.reading.json_rows import Row, check_values
+from sftcli.data.reading.text_lines import MAX_LINE_BYTES, ByteStream, Note, data_error, skip_bom, text_lines
+from sftcli.errors import DataError, Location
+
+_BATCH_ROWS = 1024
+
+
+def csv_rows(stream: ByteStream, name: str, note: Note, *, delimiter: str) -> Iterator[Row]:
+    """Yield the rows under a header line, each with the line it begins on; every value is text.
+
+    Raises:
+        DataError: A row has not the header's number of fields, a quote is left open, or the header repeats a name.
+    """
+    offset = skip_bom(stream, name, note)
+    csv.field_size_limit(MAX_LINE_BYTES)
+    lines = (text for _, text in text_lines(stream, name, offset=offset))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    line = 1
+    try:
+        header = next((row for row in reader if row), None)
+        if header is None:
+            return
+        _check_header(header, delimiter, name)
+        line = reader.line_num + 1
+        for row in reader:
+            if row:
+                if len(row) != len(header):
+                    raise data_error(
+                        f"the row has {len(row)} fields, the header has {len(header)}",
+                        name,
+                        line,
+                        hint="put a field that holds the separator or a line end in double quotes",
+                    )
+                yield line, dict(zip(header, row, strict=True))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise data_error(f"broken CSV in the row that begins here: {error}", name, line) from None
+
+
+def _check_header(header: list[str], delimiter: str, name: str) -> None:
+    if len(header) == 1 and delimiter == "," and (";" in header[0] or "\t" in header[0]):
+        raise data_error(
+            "the header has one column only and looks separated by something else than ','",
+            name,
+            1,
+            hint="call a file with tabs .tsv, or write it anew with commas",
+        )
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        raise data_error(f"the header has two columns {twice[0]!r}", name, 1)
+    if "" in header:
+        raise data_error(f"column {header.index('') + 1} has no name in the header", name, 1)
+
+
+def parquet_rows(path: Path, name: str) -> Iterator[Row]:
+    """Yield the rows of a Parquet file with their numbers, batch by batch."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield from numbered(chain.from_iterable(_dicts(file.iter_batches(_BATCH_ROWS))), name)
+    except pyarrow.ArrowException as error:
+        raise _damaged("Parquet", error, name) from None
+
+
+def arrow_rows(path: Path, name: str) -> Iterator[Row]:
+    """Yield the rows of an Arrow file, in the file or the stream form, with their numbers."""
+    import pyarrow
+    from pyarrow import ipc
+
+    try:
+        with pyarrow.memory_map(str(path)) as mapped:
+            try:
+                file = ipc.open_file(mapped)
+            except pyarrow.ArrowInvalid:
+                mapped.seek(0)
+                batches: Iterable[object] = ipc.open_stream(mapped)
+            else:
+                batches = (file.get_batch(index) for index in range(file.num_record_batches))
+            yield from numbered(chain.from_iterable(_dicts(batches)), name)
+    except pyarrow.ArrowException as error:
+        raise _damaged("Arrow", error, name) from None
+
+
+def _dicts(batches: Iterable[object]) -> Iterator[list[dict[str, object]]]:
+    """Yield the rows of slices of Arrow batches, so that a huge batch is not held as Python values at once."""
+    for batch in batches:
+        for start in range(0, batch.num_rows, _BATCH_ROWS):  # type: ignore[attr-defined]
+            yield arrow_dicts(batch.slice(start, _BATCH_ROWS))  # type: ignore[attr-defined]
+
+
+def arrow_dicts(table: object) -> list[dict[str, object]]:
+    """Return the rows of an Arrow table or batch.
+
+    A struct has every key in every row, so null inside of a column is a key that the row does not have, and is left out.
+    """
+    from pyarrow import types
+
+    rows: list[dict[str, object]] = table.to_pylist()  # type: ignore[attr-defined]
+    nested = [field.name for field in table.schema if types.is_nested(field.type)]  # type: ignore[attr-defined]
+    for row, name in product(rows, nested):
+        row[name] = _without_nulls(row[name])
+    return rows
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def numbered(rows: Iterable[dict[str, object]], name: str) -> Iterator[Row]:
+    """Yield rows that come from no text with their numbers, checked."""
+    for number, fields in enumerate(rows, 1):
+        check_values(fields, name, number)
+        yield number, fields
+
+
+def _damaged(kind: str, error: Exception, name: str) -> DataError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DataError(
+        f"{name}: cannot be read as {kind}: {reason}",
+        hint="the file is damaged, cut off, or of another kind than its name says",
+        location=Location(file=name),
+    )

@@ -1,0 +1,351 @@
+"""A row on its way to tokens: its text is proved (P1, P2) and cut into pieces, which wait for their ids."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sftcli.data.conversations.convert import Conversation, Message, PlainText, RejectReason, Role
+from sftcli.data.conversations.remedies import NO_SYSTEM, SURROGATE, TRAIN_LAST
+from sftcli.data.example import ChatTokenizer, Reading, RowFlag
+from sftcli.data.quality.encoding import find_trouble
+from sftcli.data.reading.records import Origin
+from sftcli.data.rendering.conversation_shape import CallForm, Shape, take_apart
+from sftcli.data.rendering.proofs import prove_prompt, text_fault
+from sftcli.data.rendering.segments import ControlFinder, Piece, RowFaultError
+from sftcli.data.rendering.template_layout import Skeleton, Span, build_skeleton, check_calls, fill, set_free
+from sftcli.errors import DataError
+
+SKELETONS_KEPT = 4096
+NOWHERE = Origin(path="", line=0)
+# What is wrong with a form in which a template does not want a row, in the order in which it is found.
+_EARLY = (RejectReason.TEMPLATE_REFUSED, RejectReason.TEMPLATE_DROPS, RejectReason.TEMPLATE_REWRITES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedSpan:
+    """Pieces ``begin`` to ``end`` are trained.
+
+    ``behind`` is the row's text from where generation would start; the tokenizer may put a space in front of it.
+    """
+
+    turn: int
+    begin: int
+    end: int
+    behind: str
+    contents: Sequence[str]
+    may_gain_space: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """A row as pieces. ``ids`` has an entry for each; those of pieces with contents are filled in later."""
+
+    origin: Origin
+    pieces: Sequence[Piece]
+    texts: Sequence[str]
+    spans: Sequence[TrainedSpan]
+    num_turns: int
+    has_markup: bool  # in a content
+    flags: frozenset[RowFlag]
+    ids: list[Sequence[int]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all pieces, once they are there."""
+        return sum(map(len, self.ids))
+
+    def reading(self, piece: Piece) -> Reading:
+        """Return how the text of ``piece`` is to be tokenized."""
+        if piece.is_free:
+            return "template"
+        return "text" if self.has_markup and not piece.is_answer else "answer"
+
+    def piece_text(self, index: int) -> str:
+        """Return the text of a piece."""
+        return fill(self.pieces[index].parts, self.texts)
+
+    def span_ids(self, span: TrainedSpan) -> list[int]:
+        """Return the ids of a span."""
+        return [token for part in self.ids[span.begin : span.end] for token in part]
+
+
+class Drafter:
+    """Makes drafts, and keeps what it learned about shapes for the next rows."""
+
+    def __init__(self, tokenizer: ChatTokenizer, free_roles: frozenset[Role] = frozenset()) -> None:
+        self._tokenizer = tokenizer
+        self._free_roles = free_roles
+        self._controls = ControlFinder(tokenizer.control_texts)
+        self._thinks = tokenizer.mentions("</think>")
+        self._skeletons: dict[tuple[Shape, bool], Skeleton | RowFaultError] = {}
+
+    def draft(self, row: Conversation | PlainText) -> Draft:
+        """Return ``row`` as text that the template agrees with, in pieces.
+
+        Raises:
+            RowFaultError: The row cannot be trained on.
+        """
+        if isinstance(row, PlainText):
+            return self._draft_text(row)
+        return _first_accepted(_forms(row), lambda form: self._draft_conversation(row, form))
+
+    def _draft_conversation(self, row: Conversation, form: CallForm) -> Draft:
+        shape, texts = take_apart(row, thinks=self._thinks, form=form)
+        skeleton = self._skeleton(shape, asks=False)
+        messages, tools = shape.messages(texts), shape.tool_list()
+
+        def ask(turn: int) -> str:
+            return self._tokenizer.render(messages[:turn], tools=tools, add_generation_prompt=True)
+
+        rendered = self._rendered(messages, tools, asks=False)
+        filled = _agreeing(skeleton, texts, rendered)
+        spans = [self._prove_prompt(ask, filled, rendered, skeleton, span) for span in skeleton.spans]
+        draft = self._finish(row.origin, skeleton, texts, filled, spans)
+        if self._thinks and any(_is_respaced(message, rendered) for message in row.messages):
+            draft.flags |= {RowFlag.THOUGHT_SPACED}
+        if row.num_cut:
+            draft.flags |= {RowFlag.TRAILING_TURNS}
+        return draft
+
+    def draft_prompt(self, messages: tuple[Message, ...], *, tools: str) -> Draft:
+        """Return ``messages`` followed by a generation prompt.
+
+        Raises:
+            RowFaultError: The template refuses them, or rewrites them while they hold control texts.
+        """
+        asked = tuple(replace(message, trained=False) for message in messages)
+        row = Conversation(messages=asked, origin=NOWHERE, tools=tools)
+        forms = _forms(row)
+        try:
+            return _first_accepted(forms, lambda form: self._draft_asking(row, form))
+        except RowFaultError as fault:
+            if self._holds_controls(row):
+                raise
+            why = fault
+        # The template writes history in its own way; without control texts its rendering can be read as it is.
+        try:
+            return _first_accepted(forms, lambda form: self._draft_as_is(row, form))
+        except RowFaultError:
+            raise why from None
+
+    def _draft_asking(self, row: Conversation, form: CallForm) -> Draft:
+        shape, texts = take_apart(row, thinks=self._thinks, form=form)
+        rendered = self._rendered(shape.messages(texts), shape.tool_list(), asks=True)
+        skeleton = self._skeleton(shape, asks=True)
+        filled = _agreeing(skeleton, texts, rendered)
+        return self._finish(NOWHERE, skeleton, texts, filled, [])
+
+    def _draft_as_is(self, row: Conversation, form: CallForm) -> Draft:
+        shape, texts = take_apart(row, thinks=self._thinks, form=form)
+        rendered = self._rendered(shape.messages(texts), shape.tool_list(), asks=True)
+        check_calls(shape, texts, rendered)
+        (ids,) = self._tokenizer.encode_many([rendered], reading="template")
+        piece = Piece(parts=(rendered,), ids=tuple(ids), turn=None)
+        return _draft(NOWHERE, [piece], [], [], has_markup=False, flags=frozenset())
+
+    def _holds_controls(self, row: Conversation) -> bool:
+        shape, texts = take_apart(row, thinks=self._thinks)
+        return any(self._controls.search(text) for text in (*texts, *shape.literals()))
+
+    def _draft_text(self, row: PlainText) -> Draft:
+        if not row.text.strip():
+            raise RowFaultError(RejectReason.EMPTY_TEXT, "the text is empty")
+        _check_encodable(row.text)
+        stop = self._tokenizer.eos_text
+        prefix, ending = self._tokenizer.encode_many([self._tokenizer.text_prefix, stop], reading="template")
+        pieces = [
+            Piece(parts=(), ids=tuple(prefix), turn=None),
+            Piece(
+                parts=(0,),
+                ids=None,
+                turn=0,
+                continued=bool(prefix) and self._tokenizer.prefix_space == "first",
+            ),
+            Piece(parts=(), ids=tuple(ending), turn=0),
+        ]
+        span = TrainedSpan(
+            turn=0,
+            begin=1,
+            end=3,
+            behind=row.text + stop,
+            contents=[row.text],
+            may_gain_space=self._may_gain_space(pieces[1]),
+        )
+        found = self._controls.ids_in(row.text)
+        flags = frozenset({RowFlag.CONTROL_TEXT} if found else ()) | find_trouble([row.text])
+        draft = _draft(row.origin, pieces, [row.text], [span], has_markup=bool(found), flags=flags)
+        draft.num_turns = 0
+        return draft
+
+    def _skeleton(self, shape: Shape, *, asks: bool) -> Skeleton:
+        known = self._skeletons.get((shape, asks))
+        if known is None:
+            try:
+                known = build_skeleton(shape, self._tokenizer, self._controls, asks=asks)
+                if self._free_roles:
+                    known = set_free(known, self._free_roles)
+            except RowFaultError as fault:
+                known = self._advised(fault, shape)
+            if len(self._skeletons) >= SKELETONS_KEPT:
+                del self._skeletons[next(iter(self._skeletons))]
+            self._skeletons[shape, asks] = known
+        if isinstance(known, RowFaultError):
+            raise RowFaultError(known.reason, known.detail, remedy=known.remedy)
+        return known
+
+    def _advised(self, fault: RowFaultError, shape: Shape) -> RowFaultError:
+        """Return ``fault`` with a remedy that was tried on ``shape`` and helps, where there is one."""
+        if (last := _last_trained(shape)) and self._is_kept(last):
+            remedy = TRAIN_LAST
+        elif (rest := _without_system(shape)) and self._is_kept(rest):
+            remedy = NO_SYSTEM
+        else:
+            remedy = fault.remedy
+        return RowFaultError(fault.reason, fault.detail, remedy=remedy)
+
+    def _is_kept(self, shape: Shape) -> bool:
+        try:
+            build_skeleton(shape, self._tokenizer, self._controls)
+        except RowFaultError:
+            return False
+        return True
+
+    def _rendered(
+        self, messages: Sequence[Mapping[str, object]], tools: Sequence[object] | None, *, asks: bool
+    ) -> str:
+        try:
+            rendered = self._tokenizer.render(messages, tools=tools, add_generation_prompt=asks)
+        except DataError as error:
+            raise RowFaultError(RejectReason.TEMPLATE_REFUSED, error.message) from error
+        _check_encodable(rendered)
+        return rendered
+
+    def _prove_prompt(
+        self,
+        ask: Callable[[int], str],
+        filled: Sequence[str],
+        rendered: str,
+        skeleton: Skeleton,
+        span: Span,
+    ) -> TrainedSpan:
+        """Prove P2 for one turn: by the real ``ask`` for the first and the last, by the shape in between."""
+        prompt = fill(span.prompt, filled)
+        if span in (skeleton.spans[0], skeleton.spans[-1]):
+            try:
+                prompt = ask(span.turn)
+            except DataError as error:
+                raise RowFaultError(RejectReason.SPAN_UNPROVABLE, error.message) from error
+        prove_prompt(prompt, rendered, turn=span.turn)
+        behind = rendered[len(prompt) :]
+        if skeleton.stop_appended and span is skeleton.spans[-1]:
+            behind += self._tokenizer.eos_text
+        contents = [filled[slot] for slot in span.slots]
+        if not any(content.strip() for content in contents):
+            raise RowFaultError(RejectReason.EMPTY_ANSWER, f"turn {span.turn + 1} is empty")
+        return TrainedSpan(
+            turn=span.turn,
+            begin=span.begin,
+            end=span.end,
+            behind=behind,
+            contents=contents,
+            may_gain_space=self._may_gain_space(skeleton.pieces[span.begin]),
+        )
+
+    def _may_gain_space(self, piece: Piece) -> bool:
+        return self._tokenizer.prefix_space != "never" and not piece.continued
+
+    def _finish(
+        self,
+        origin: Origin,
+        skeleton: Skeleton,
+        texts: Sequence[str],
+        filled: Sequence[str],
+        spans: Sequence[TrainedSpan],
+    ) -> Draft:
+        flags, markup = set[RowFlag](), False
+        for number, (slot, text) in enumerate(zip(skeleton.slots, filled, strict=True)):
+            if number in skeleton.free_slots:
+                flags |= {RowFlag.CONTROL_WRITTEN} if self._controls.search(text) else set()
+            elif found := self._controls.ids_in(text):
+                markup = markup or not found.isdisjoint(self._tokenizer.markup_ids)
+                if slot.role != "assistant" or not found.isdisjoint(self._tokenizer.control_ids):
+                    flags.add(RowFlag.CONTROL_TEXT)
+        if filled != texts and any(len(new) < len(old) for new, old in zip(filled, texts, strict=True)):
+            flags.add(RowFlag.STRIPPED)
+        flags |= skeleton.flags | find_trouble(texts)
+        return _draft(origin, skeleton.pieces, filled, spans, has_markup=markup, flags=frozenset(flags))
+
+
+def _draft(
+    origin: Origin,
+    pieces: Sequence[Piece],
+    texts: Sequence[str],
+    spans: Sequence[TrainedSpan],
+    *,
+    has_markup: bool,
+    flags: frozenset[RowFlag],
+) -> Draft:
+    return Draft(
+        origin=origin,
+        pieces=pieces,
+        texts=texts,
+        spans=spans,
+        num_turns=len(spans),
+        has_markup=has_markup,
+        flags=flags,
+        ids=[piece.ids or () for piece in pieces],
+    )
+
+
+def _forms(row: Conversation) -> Sequence[CallForm]:
+    """Return the forms in which ``row`` may be handed to a template, the usual one first."""
+    return tuple(CallForm) if any(message.tool_calls for message in row.messages) else (CallForm.OBJECT,)
+
+
+def _first_accepted(forms: Sequence[CallForm], draft: Callable[[CallForm], Draft]) -> Draft:
+    """Return the draft in the first of ``forms`` that holds; where none does, say what is wrong with the one that came furthest."""
+    faults = []
+    for form in forms:
+        try:
+            return draft(form)
+        except RowFaultError as fault:
+            faults.append(fault)
+    raise max(faults, key=lambda fault: _EARLY.index(fault.reason) if fault.reason in _EARLY else len(_EARLY))
+
+
+def _last_trained(shape: Shape) -> Shape | None:
+    """Return ``shape`` with its last turn trained only; None where no other one is trained."""
+    *before, last = shape.turns
+    if not last.trained or not any(turn.trained for turn in before):
+        return None
+    return replace(shape, turns=(*(replace(turn, trained=False) for turn in before), last))
+
+
+def _without_system(shape: Shape) -> Shape | None:
+    has_system = bool(shape.turns) and shape.turns[0].role == "system"
+    return replace(shape, turns=shape.turns[1:]) if has_system else None
+
+
+def _is_respaced(message: Message, rendered: str) -> bool:
+    """Tell whether a trained answer that thinks stands in the text otherwise than in the row, which P1 allows for spaces."""
+    return message.trained and "</think>" in message.content and message.content.strip() not in rendered
+
+
+def _agreeing(skeleton: Skeleton, texts: Sequence[str], rendered: str) -> Sequence[str]:
+    """Prove P1: return what stands in the slots so that the text is the real rendering."""
+    for filled in skeleton.fillings(texts):
+        if fill(skeleton.parts, filled) == rendered:
+            return filled
+    raise text_fault(rendered, fill(skeleton.parts, texts))
+
+
+def _check_encodable(text: str) -> None:
+    """See that ``text`` is Unicode text, which JSON can break with half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        broken = text[error.start : error.start + 1]
+        raise RowFaultError(
+            RejectReason.SPAN_UNPROVABLE,
+            f"the text holds the lone surrogate {broken!a}",
+            remedy=SURROGATE,
+        ) from error

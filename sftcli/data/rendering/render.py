@@ -1,0 +1,277 @@
+"""Conversations to examples: ids and loss mask, made together and proved row by row.
+
+The method is in ``skeleton``, the proofs in ``proofs``. A row that cannot be proved comes back as ``Rejected``; nothing
+is guessed and nothing disappears.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from sftcli.data.conversations.convert import Conversation, Message, PlainText, Rejected, RejectReason, Role
+from sftcli.data.example import ChatTokenizer, Example, Reading, RowFlag, TooLong
+from sftcli.data.rendering.draft import Draft, Drafter, TrainedSpan
+from sftcli.data.rendering.proofs import find_contents, has_leak, prove_cut_span, prove_no_leak, prove_span
+from sftcli.data.rendering.row_batches import Row, num_chars, row_batches
+from sftcli.data.rendering.segments import Places, RowFaultError
+from sftcli.data.rendering.truncation import Made, answer_that_fits, beginnings, cut_answer, cut_behind
+from sftcli.errors import DataError
+
+__all__ = ["ChatTokenizer", "Example", "Renderer", "RowFlag", "TooLong", "encode_prompt"]
+
+COUNTED_CHARS = (
+    1_000_000  # the tokens of a longer row are not counted where it is clear that they are too many
+)
+TOKENS_PER_CHARACTER = 4
+
+
+class Renderer:
+    """Turns rows into examples.
+
+    Args:
+        tokenizer: Gives template and tokens.
+        max_tokens: Rows with more tokens are rejected.
+        cuts: Whether they are cut instead, where something to train on is left.
+        free_roles: Whose contents may write control tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        *,
+        max_tokens: int,
+        cuts: bool = False,
+        free_roles: frozenset[Role] = frozenset(),
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+        self._cuts = cuts
+        self._drafter = Drafter(tokenizer, free_roles)
+        self._forbidden = np.zeros(tokenizer.vocab_size, dtype=np.uint8)
+        self._forbidden[list(tokenizer.markup_ids)] = Places.OTHERS
+        self._forbidden[list(tokenizer.control_ids)] = Places.ANSWERS | Places.OTHERS
+
+    def render_all(self, rows: Iterable[Row]) -> Iterator[Example | Rejected]:
+        """Yield an example or a rejection for every row, in order; what was rejected before passes through.
+
+        Rows are tokenized many at a time, in a thread of its own: the tokenizer works on all cores without Python's
+        lock, meanwhile the next rows are drafted and the last ones proved. Memory does not grow with their number.
+        """
+        with ThreadPoolExecutor(1) as background:
+            running: Future[_Batch] | None = None
+            for rows_of_batch in row_batches(rows):
+                following = background.submit(self._tokenize, self._draft_batch(rows_of_batch))
+                if running:
+                    yield from self._finish_batch(running.result())
+                running = following
+            if running:
+                yield from self._finish_batch(running.result())
+
+    def render_example(self, row: Conversation | PlainText) -> Example | Rejected:
+        """Return the example of one row, or why there is none."""
+        return next(self._finish_batch(self._tokenize(self._draft_batch([row]))))
+
+    def _draft_batch(self, rows: Sequence[Row]) -> "_Batch":
+        return _Batch(rows=rows, drafts=[self._draft(row) for row in rows])
+
+    def _draft(self, row: Row) -> Draft | Rejected:
+        if isinstance(row, Rejected):
+            return row
+        if too_long := self._too_long_to_count(row):
+            return too_long
+        try:
+            return self._drafter.draft(row)
+        except RowFaultError as fault:
+            return fault.rejected(row.origin)
+
+    def _too_long_to_count(self, row: Conversation | PlainText) -> TooLong | None:
+        """Return the rejection of a row that would take seconds to tokenize and is too long in any case."""
+        size, per_token = num_chars(row), self._tokenizer.max_chars_per_token
+        if size < COUNTED_CHARS or not per_token or self._cuts or size // per_token <= self._max_tokens:
+            return None
+        return TooLong(
+            origin=row.origin,
+            reason=RejectReason.TOO_LONG,
+            detail=f"at least {size // per_token} tokens, {self._max_tokens} are allowed",
+            num_tokens=size // per_token,
+        )
+
+    def _tokenize(self, batch: "_Batch") -> "_Batch":
+        drafts = [draft for draft in batch.drafts if isinstance(draft, Draft)]
+        _encode(drafts, self._tokenizer)
+        spans = [draft.span_ids(span) for draft in drafts for span in draft.spans]
+        ids, places = _laid_out(drafts)
+        return replace(
+            batch,
+            ids=ids,
+            places=places,
+            trained=(places & Places.TRAINED.value) != 0,
+            leaks=has_leak(ids, places, self._forbidden),
+            spans=list(zip(spans, self._tokenizer.decode_many(spans), strict=True)),
+        )
+
+    def _finish_batch(self, batch: "_Batch") -> Iterator[Example | Rejected]:
+        for row, result in zip(batch.rows, self._made(batch), strict=True):
+            if isinstance(result, Made):
+                assert not isinstance(row, Rejected)  # nothing is made of one
+                yield self._fit(row, result)
+            else:
+                yield result
+
+    def _made(self, batch: "_Batch") -> Iterator[Made | Rejected]:
+        spans, begin = iter(batch.spans), 0
+        for draft in batch.drafts:
+            if not isinstance(draft, Draft):
+                yield draft
+                continue
+            end = begin + draft.num_tokens
+            yield self._finish(batch, draft, slice(begin, end), [next(spans) for _ in draft.spans])
+            begin = end
+
+    def _finish(
+        self, batch: "_Batch", draft: Draft, place: slice, spans: Sequence[tuple[Sequence[int], str]]
+    ) -> Made | Rejected:
+        """Prove what was made of the row at ``place`` of the tokens, and return it, however long it is."""
+        try:
+            if batch.leaks:  # else P4 is proved for all rows
+                prove_no_leak(batch.ids[place], batch.places[place], self._forbidden)
+            flags = self._prove_spans(draft, spans)
+        except RowFaultError as fault:
+            return fault.rejected(draft.origin)
+        example = Example(
+            input_ids=batch.ids[place].copy(),  # a view would keep the whole batch
+            loss_mask=batch.trained[place].copy(),
+            origin=draft.origin,
+            kind="conversation" if draft.num_turns else "text",
+            num_trained_turns=draft.num_turns,
+            flags=flags,
+        )
+        return Made(draft=draft, example=example)
+
+    def _fit(self, row: Conversation | PlainText, made: Made) -> Example | Rejected:
+        """Return what is made of a row as the policy for long rows has it."""
+        num_tokens = len(made.example.input_ids)
+        if num_tokens <= self._max_tokens:
+            return made.example
+        detail = f"{num_tokens} tokens, {self._max_tokens} are allowed"
+        if self._cuts:
+            try:
+                shorter = self._cut(row, made)
+            except RowFaultError as fault:
+                return fault.rejected(row.origin)
+            if shorter is not None:
+                return shorter
+            detail += ", and what comes before the answer leaves no room for it"
+        return TooLong(origin=row.origin, reason=RejectReason.TOO_LONG, detail=detail, num_tokens=num_tokens)
+
+    def _cut(self, row: Conversation | PlainText, whole: Made) -> Example | None:
+        """Return the beginning of a row that fits: of all that can be proved, the one with the most turns."""
+        shortest = whole
+        ends_trained = isinstance(row, Conversation) and whole.draft.spans[-1].turn == len(row.messages) - 1
+        if ends_trained and (example := cut_behind(whole, max_tokens=self._max_tokens)):
+            return example
+        for beginning in beginnings(row, whole, max_tokens=self._max_tokens):
+            (made,) = self._made(self._tokenize(self._draft_batch([beginning])))
+            if isinstance(made, Rejected):
+                continue
+            lost = len(whole.example.input_ids) - len(made.example.input_ids)
+            flagged = replace(made.example, num_cut=lost, flags=made.example.flags | {RowFlag.CUT_TURNS})
+            shortest = Made(draft=made.draft, example=flagged)
+            if example := cut_behind(shortest, max_tokens=self._max_tokens):
+                return example
+        return self._cut_answer(shortest)
+
+    def _cut_answer(self, made: Made) -> Example | None:
+        """Return the example with the end of its first trained turn cut off, and prove P3 for what is left."""
+        span, ids = made.draft.spans[0], answer_that_fits(made, max_tokens=self._max_tokens)
+        text, behind, contents, flags = self._read(span, *self._tokenizer.decode_many([ids]))
+        for _ in range(TOKENS_PER_CHARACTER):
+            if not behind.startswith(text):  # the last token is the beginning of a character
+                ids = ids[:-1]
+                text, behind, contents, flags = self._read(span, *self._tokenizer.decode_many([ids]))
+        begin, end = find_contents(behind, contents)
+        if not text[begin:].strip():
+            return None
+        prove_cut_span(
+            ids, text, behind, contents=contents, stop_ids=self._tokenizer.stop_ids, turn=span.turn
+        )
+        flag = RowFlag.CUT_STOP if len(text) >= end else RowFlag.CUT_ANSWER
+        example = cut_answer(made, ids, flag)
+        return replace(example, flags=example.flags | flags)
+
+    def _prove_spans(self, draft: Draft, spans: Sequence[tuple[Sequence[int], str]]) -> frozenset[RowFlag]:
+        flags = draft.flags
+        for span, (ids, plain) in zip(draft.spans, spans, strict=True):
+            text, behind, contents, noticed = self._read(span, plain)
+            flags = flags | noticed if noticed else flags
+            prove_span(
+                ids, text, behind, contents=contents, stop_ids=self._tokenizer.stop_ids, turn=span.turn
+            )
+        return flags
+
+    def _read(self, span: TrainedSpan, text: str) -> tuple[str, str, Sequence[str], frozenset[RowFlag]]:
+        """Return decoded ``text``, and what it is to be compared with: the text behind the prompt, and the contents."""
+        behind, contents = span.behind, span.contents
+        if span.may_gain_space and text.startswith(" ") and not behind.startswith(text):
+            text = text[1:]
+        if not behind.startswith(text):
+            normal = self._tokenizer.normalize(behind)
+            if normal != behind and normal.startswith(text):
+                contents = [self._tokenizer.normalize(content) for content in contents]
+                return text, normal, contents, frozenset({RowFlag.NORMALIZED})
+        return text, behind, contents, frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """Rows on their way, and all their tokens one behind the other.
+
+    ``places`` are ``Places``, ``trained`` the loss mask, ``spans`` ids and text of the trained spans of all drafts. ``leaks`` tells that P4 does not hold for one of the rows.
+    """
+
+    rows: Sequence[Row]
+    drafts: Sequence[Draft | Rejected]
+    ids: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    places: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    trained: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    leaks: bool = False
+    spans: Sequence[tuple[Sequence[int], str]] = ()
+
+
+def _laid_out(drafts: Sequence[Draft]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Return the ids of ``drafts``, and what stands at each of them as ``Places``."""
+    pieces = [ids for draft in drafts for ids in draft.ids]
+    places = np.array([piece.places for draft in drafts for piece in draft.pieces], dtype=np.uint8)
+    return np.array(list(chain.from_iterable(pieces)), dtype=np.int32), places.repeat(list(map(len, pieces)))
+
+
+def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], *, tools: str = "") -> list[int]:
+    """Return the ids that ask for an answer to ``messages``, as training has them before an answer.
+
+    Raises:
+        DataError: The template refuses the messages, or their control tokens cannot be told from the template's.
+    """
+    try:
+        draft = Drafter(tokenizer).draft_prompt(tuple(messages), tools=tools)
+    except RowFaultError as fault:
+        raise DataError(f"the prompt cannot be rendered: {fault.detail}") from fault
+    _encode([draft], tokenizer)
+    return [token for part in draft.ids for token in part]
+
+
+def _encode(drafts: Sequence[Draft], tokenizer: ChatTokenizer) -> None:
+    """Give every piece of every draft its ids, with one call for all pieces that are read alike."""
+    queues: dict[tuple[Reading, bool], list[tuple[Draft, int]]] = {}
+    for draft in drafts:
+        for index, piece in enumerate(draft.pieces):
+            if piece.ids is None:
+                queues.setdefault((draft.reading(piece), piece.continued), []).append((draft, index))
+    for (reading, continued), queue in queues.items():
+        texts = [draft.piece_text(index) for draft, index in queue]
+        rows = tokenizer.encode_many(texts, reading=reading, continued=continued)
+        for (draft, index), ids in zip(queue, rows, strict=True):
+            draft.ids[index] = ids

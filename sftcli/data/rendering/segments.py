@@ -1,0 +1,257 @@
+"""Text with slots, cut into pieces that are tokenized one by one."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntFlag
+
+from sftcli.data.conversations.convert import Rejected, RejectReason
+from sftcli.data.conversations.remedies import name_stop_token
+from sftcli.data.example import ChatTokenizer
+from sftcli.data.reading.records import Origin
+from sftcli.data.rendering.conversation_shape import Slot
+
+CONTEXT_CHARS = 40  # of a text that is quoted in a fault
+
+
+class RowFaultError(Exception):
+    """A row, or every row of a shape, cannot be trained on."""
+
+    def __init__(self, reason: RejectReason, detail: str, *, remedy: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+        self.remedy = remedy
+
+    def rejected(self, origin: Origin) -> Rejected:
+        """Return the rejection of the row at ``origin``."""
+        return Rejected(origin=origin, reason=self.reason, detail=self.detail, remedy=self.remedy)
+
+
+def first_difference(left: str, right: str) -> int:
+    """Return the first place where two texts differ, or the length of the shorter one."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
+    )
+
+
+class ControlFinder:
+    """Finds the texts of control and markup tokens in other text, the longest at each place."""
+
+    def __init__(self, control_texts: Mapping[str, int]) -> None:
+        self._ids = control_texts
+        self._starts = tuple({text[0] for text in control_texts})
+        longest_first = sorted(control_texts, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) if longest_first else r"(?!)")
+
+    def search(self, text: str) -> str:
+        """Return the first control text in ``text``, or an empty string."""
+        for character in self._starts:  # many times faster than the pattern
+            if character in text:
+                found = self._pattern.search(text)
+                return found.group() if found else ""
+        return ""
+
+    def ids_in(self, text: str) -> set[int]:
+        """Return the ids whose texts stand in ``text``."""
+        if not self.search(text):
+            return set()
+        return {self._ids[found] for found in self._pattern.findall(text)}
+
+    def split(self, text: str) -> Iterator[tuple[str, int | None]]:
+        """Yield ``text`` in order: plain stretches with None, control texts with their id."""
+        end = 0
+        for found in self._pattern.finditer(text):
+            if found.start() > end:
+                yield text[end : found.start()], None
+            yield found.group(), self._ids[found.group()]
+            end = found.end()
+        if end < len(text):
+            yield text[end:], None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The place where generation would start turn ``turn``."""
+
+    turn: int
+
+
+class Places(IntFlag):
+    """What stands at a token."""
+
+    TRAINED = 1
+    ANSWERS = 2  # content of the assistant, which may hold markup
+    OTHERS = 4  # content of somebody else
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A stretch of text between cuts.
+
+    ``ids`` are there where no slot is inside, and empty for white space that a control token swallows. ``turn`` is the
+    trained turn the piece belongs to. ``continued`` tells that nothing may be put in front of it. In an ``is_free`` one the
+    contents are read as the template is: they may write control tokens.
+    """
+
+    parts: tuple[str | int, ...]
+    ids: tuple[int, ...] | None
+    turn: int | None
+    continued: bool = False
+    is_answer: bool = False  # every slot inside is an assistant's
+    is_free: bool = False
+    places: int = field(init=False)  # ``Places`` of its tokens
+
+    def __post_init__(self) -> None:
+        content = (
+            0 if self.ids is not None or self.is_free else Places.ANSWERS if self.is_answer else Places.OTHERS
+        )
+        # A plain number: arithmetic with flags is slow, and this is read for every piece of every row.
+        object.__setattr__(
+            self, "places", int(content) | (Places.TRAINED.value if self.turn is not None else 0)
+        )
+
+
+def cut_into_pieces(
+    parts: Sequence[str | int | Cut],
+    slots: Sequence[Slot],
+    tokenizer: ChatTokenizer,
+    controls: ControlFinder,
+) -> tuple[tuple[Piece, ...], bool]:
+    """Return the pieces of ``parts``, and whether a stop token had to be put behind the last answer.
+
+    Raises:
+        RowFaultError: A trained turn does not end in a stop token.
+    """
+    cutter = _Cutter(slots, tokenizer)
+    for part in parts:
+        if isinstance(part, Cut):
+            cutter.start_turn(part.turn)
+        elif isinstance(part, int):
+            cutter.add_slot(part)
+        else:
+            for text, control in controls.split(part):
+                cutter.add_text(text) if control is None else cutter.add_control(text, control)
+    return cutter.finish()
+
+
+class _Cutter:
+    """Collects pieces from left to right."""
+
+    def __init__(self, slots: Sequence[Slot], tokenizer: ChatTokenizer) -> None:
+        self.slots = slots
+        self.tokenizer = tokenizer
+        self.pieces: list[Piece] = []
+        self.section: list[str | int] = []  # text since the last cut
+        self.turn: int | None = None  # the trained turn that is open
+        self.waiting = set[int]()  # slots of it that are still to come
+        self.passed: list[tuple[str, int]] = []  # control tokens behind its last slot
+        self.swallows = False  # the last control token takes the white space behind it
+
+    def start_turn(self, turn: int) -> None:
+        self._flush()
+        self._check_closed()
+        self.turn, self.passed = turn, []
+        self.waiting = {index for index, slot in enumerate(self.slots) if slot.turn == turn}
+
+    def add_slot(self, slot: int) -> None:
+        if self.turn is not None and not self.waiting:
+            self._check_closed()
+        self.waiting.discard(slot)
+        self.section.append(slot)
+        self.swallows = False
+
+    def add_text(self, text: str) -> None:
+        if self.swallows and (space := text[: len(text) - len(text.lstrip())]):
+            self._add_swallowed(space)
+            text = text[len(space) :]
+        self.swallows = False
+        if text:
+            self.section.append(text)
+
+    def add_control(self, text: str, token: int) -> None:
+        last = self.section[-1] if self.section else ""
+        space = last[len(last.rstrip()) :] if isinstance(last, str) else ""
+        if space and self._reads_as(space + text, token):
+            self.section[-1] = str(last)[: -len(space)]
+        else:
+            space = ""
+        self._flush()
+        if space:
+            self._add_swallowed(space)
+        self.pieces.append(Piece(parts=(text,), ids=(token,), turn=self.turn))
+        self.swallows = self._reads_as(text + "\n", token)
+        if self.turn is not None and not self.waiting:
+            self._pass_control(text, token)
+
+    def finish(self) -> tuple[tuple[Piece, ...], bool]:
+        self._flush()
+        append = self.turn is not None and not self.passed
+        if append:
+            (ids,) = self.tokenizer.encode_many([self.tokenizer.eos_text], reading="template")
+            self.pieces.append(Piece(parts=(), ids=tuple(ids), turn=self.turn))
+        else:
+            self._check_closed()
+        return tuple(self.pieces), append
+
+    def _pass_control(self, text: str, token: int) -> None:
+        """Close the turn at a stop token; tool calls may have other control tokens in front of it."""
+        if token in self.tokenizer.stop_ids:
+            self.turn = None
+        elif token not in self.tokenizer.markup_ids:
+            self.passed.append((text, token))
+            if not any(slot.is_argument for slot in self.slots if slot.turn == self.turn):
+                self._check_closed()
+
+    def _check_closed(self) -> None:
+        if self.turn is None:
+            return
+        if not self.passed:
+            raise RowFaultError(RejectReason.NO_STOP_TOKEN, f"turn {self.turn + 1} ends in no stop token")
+        passed = "".join(text for text, _ in self.passed)
+        raise RowFaultError(
+            RejectReason.NO_STOP_TOKEN,
+            f"turn {self.turn + 1} ends in {passed!r}, at which generation does not stop",
+            remedy=name_stop_token(*self.passed[-1]),
+        )
+
+    def _add_swallowed(self, space: str) -> None:
+        self.pieces.append(Piece(parts=(space,), ids=(), turn=self.turn))
+
+    def _reads_as(self, text: str, token: int) -> bool:
+        return self.tokenizer.encode_many([text], reading="template") == [[token]]
+
+    def _flush(self) -> None:
+        parts = tuple(part for part in self.section if part != "")
+        self.section = []
+        if not parts:
+            return
+        continued = self._is_continued()
+        slots = [self.slots[part] for part in parts if isinstance(part, int)]
+        ids = None
+        if not slots:
+            text = "".join(str(part) for part in parts)
+            ids = tuple(self.tokenizer.encode_many([text], reading="answer", continued=continued)[0])
+        self.pieces.append(
+            Piece(
+                parts=parts,
+                ids=ids,
+                turn=self.turn,
+                continued=continued,
+                is_answer=bool(slots) and all(slot.role == "assistant" for slot in slots),
+            )
+        )
+
+    def _is_continued(self) -> bool:
+        """Tell whether the tokenizer, reading all of the text, would put no space in front of the next piece."""
+        match self.tokenizer.prefix_space:
+            case "never":
+                return False
+            case "first":
+                return bool(self.pieces)
+            case "always":
+                return bool(self.pieces) and not self._behind_control()
+
+    def _behind_control(self) -> bool:
+        ids = self.pieces[-1].ids
+        return ids is not None and (not ids or ids[-1] in self.tokenizer.control_texts.values())

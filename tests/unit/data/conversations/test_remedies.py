@@ -1,0 +1,98 @@
+"""The help of a rejection: one sentence for each reason, the same in the page, and what was tried keeps the row."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sftcli.data.conversations.convert import Conversation, Rejected, RejectReason
+from sftcli.data.conversations.remedies import NO_SYSTEM, REMEDIES, TRAIN_LAST
+from sftcli.data.example import Example
+from sftcli.data.rendering.render import Renderer
+from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
+from tests.support.chat import answer, conversation, family_tokenizer, system, user
+from tests.support.tiny_tokenizer import CHATML, TEMPLATES, build_tiny_tokenizer
+
+PAGE = Path(__file__).parents[4] / "docs" / "prepare.md"
+THINKS = "<think>\nWhy?\n</think>\n\n12"
+
+
+def render(tokenizer: HFChatTokenizer, row: Conversation) -> Example | Rejected:
+    return Renderer(tokenizer, max_tokens=10_000).render_example(row)
+
+
+def test_every_reason_has_a_remedy_and_the_page_has_the_same():
+    rows = re.findall(r"^\| `([a-z-]+)` \| .* \| (.*) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    told = {reason: text.replace("`", "") for reason, text in rows if reason in list(RejectReason)}
+    assert told == {reason.value: REMEDIES[reason] for reason in RejectReason}
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        (user("3 boxes?"), answer(THINKS)),
+        (system("Be brief."), user("3 boxes?"), answer(THINKS)),
+        (user("3 boxes?"), answer("12"), user("Sure?"), answer("Yes."), answer("Quite.")),
+    ],
+)
+def test_training_the_last_answer_only_is_the_help_where_it_keeps_the_row(before):
+    tokenizer = family_tokenizer("qwen3")
+    turns = (*before, user("And 4?"), answer(THINKS))
+    found = render(tokenizer, conversation(*turns))
+    assert isinstance(found, Rejected)
+    assert found.remedy == TRAIN_LAST
+    unmarked = [
+        turn if turn.role != "assistant" else answer(turn.content, trained=False) for turn in turns[:-1]
+    ]
+    assert isinstance(render(tokenizer, conversation(*unmarked, turns[-1])), Example)
+
+
+@pytest.mark.parametrize(
+    "turns", [(user("Hi"), answer("Hello")), (user("Hi"), answer("Yes"), user("Why?"), answer("So."))]
+)
+def test_a_system_text_is_named_where_the_row_is_kept_without_it(turns):
+    tokenizer = family_tokenizer("gemma")
+    found = render(tokenizer, conversation(system("Be brief."), *turns))
+    assert isinstance(found, Rejected)
+    assert (found.reason, found.remedy) == (RejectReason.TEMPLATE_REFUSED, NO_SYSTEM)
+    assert isinstance(render(tokenizer, conversation(*turns)), Example)
+
+
+def test_a_system_text_is_not_blamed_for_what_is_wrong_without_it_too():
+    found = render(
+        family_tokenizer("mistral"), conversation(system("Be brief."), user("a"), user("b"), answer("c"))
+    )
+    assert isinstance(found, Rejected)
+    assert found.remedy == ""
+
+
+@pytest.mark.parametrize(
+    "turns", [(user("Hi"), answer("Hello")), (user("Hi"), answer("Yes"), user("Why?"), answer("So."))]
+)
+def test_the_token_that_ends_an_answer_is_named_with_its_id_and_naming_it_keeps_the_row(tmp_path, turns):
+    template = (TEMPLATES / "gemma.jinja").read_text("utf-8")
+    extra = {
+        "template": template,
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "extra_special": ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+    }
+    deaf = load_chat_tokenizer(build_tiny_tokenizer(tmp_path / "deaf", **extra, stop_token="<eos>"))
+    found = render(deaf, conversation(*turns))
+    assert isinstance(found, Rejected)
+    assert found.reason is RejectReason.NO_STOP_TOKEN
+    assert "'<end_of_turn>'" in found.remedy
+    assert f" {deaf.control_texts['<end_of_turn>']} to eos_token_id" in found.remedy
+    heard = load_chat_tokenizer(build_tiny_tokenizer(tmp_path / "heard", **extra, stop_token="<end_of_turn>"))
+    assert isinstance(render(heard, conversation(*turns)), Example)
+
+
+def test_a_template_that_asks_otherwise_than_it_shows_is_to_be_changed(tmp_path):
+    opens = CHATML.replace("<|im_start|>assistant\n' }}", "<|im_start|>assistant\n<think>\n' }}")
+    found = render(
+        load_chat_tokenizer(build_tiny_tokenizer(tmp_path, template=opens)),
+        conversation(user("Hi"), answer("Hello")),
+    )
+    assert isinstance(found, Rejected)
+    assert (found.reason, found.remedy) == (RejectReason.SPAN_UNPROVABLE, "")
+    assert "--template" in REMEDIES[found.reason]

@@ -1,0 +1,130 @@
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from sftcli.data.conversations.convert import Conversation, PlainText
+from sftcli.data.conversations.messages import Message
+from sftcli.data.quality.duplicates import DuplicateFinder, Duplicates
+from sftcli.data.reading.records import Origin
+from tests.support.chat import answer, system, user
+
+WORDS = (
+    "ferry",
+    "harbour",
+    "evening",
+    "bell",
+    "river",
+    "market",
+    "bread",
+    "window",
+    "garden",
+    "letter",
+    "winter",
+)
+
+
+def text_of(seed: int, words: int = 60) -> str:
+    source = random.Random(seed)
+    return " ".join(f"{source.choice(WORDS)}{source.randrange(9)}" for _ in range(words))
+
+
+def row(line: int, *messages: Message) -> Conversation:
+    return Conversation(messages=messages, origin=Origin(path="rows.jsonl", line=line))
+
+
+def rows_of(texts: list[str]) -> list[Conversation]:
+    return [row(line, user(text), answer("It is so.")) for line, text in enumerate(texts, 1)]
+
+
+def finder_of(
+    train: Sequence[Conversation | PlainText], heldout: Sequence[Conversation] = ()
+) -> DuplicateFinder:
+    finder = DuplicateFinder()
+    for row in train:
+        finder.add(row, heldout=False)
+    for row in heldout:
+        finder.add(row, heldout=True)
+    return finder
+
+
+def found(
+    train: Sequence[Conversation | PlainText], heldout: Sequence[Conversation] = ()
+) -> tuple[Duplicates, Duplicates]:
+    return finder_of(train, heldout).find()
+
+
+def lines(pairs: tuple[tuple[Origin, Origin], ...]) -> list[tuple[int, int]]:
+    return [(later.line, earlier.line) for later, earlier in pairs]
+
+
+def changed(text: str, words: int) -> str:
+    parts = text.split()
+    return " ".join([*parts[:10], *("other",) * words, *parts[10 + words :]])
+
+
+def test_without_rows_there_is_nothing():
+    assert found([]) == (Duplicates(), Duplicates())
+
+
+def test_rows_of_their_own_are_no_duplicates():
+    train, _ = found(rows_of([text_of(seed) for seed in range(300)]))
+    assert (train.exact, train.near) == (0, 0)
+
+
+def test_an_equal_row_is_a_duplicate_of_the_first_one_whatever_its_case_and_spaces():
+    texts = [text_of(1), text_of(2), text_of(1).upper(), f"  {text_of(1)}\n"]
+    train, _ = found(rows_of(texts))
+    assert (train.exact, train.near) == (2, 0)
+    assert lines(train.exact_examples) == [(3, 1), (4, 1)]
+
+
+def test_a_row_with_another_answer_is_not_equal():
+    train, _ = found([row(1, user("u"), answer("yes")), row(2, user("u"), answer("no"))])
+    assert train.exact == 0
+
+
+def test_a_row_with_a_word_changed_is_a_near_duplicate_and_one_with_half_of_them_is_not():
+    train, _ = found(rows_of([text_of(1), changed(text_of(1), 1), changed(text_of(1), 30)]))
+    assert (train.exact, train.near) == (0, 1)
+    assert lines(train.near_examples) == [(2, 1)]
+
+
+@pytest.mark.parametrize("alphabet", ["東京駅会山川日本語学校先生時間食物", "абвгдежзиклмнопр "])
+def test_near_duplicates_are_found_in_other_scripts(alphabet: str):
+    text = "".join(random.Random(1).choices(alphabet, k=300))
+    train, _ = found(rows_of([text, f"{text[:150]}x{text[151:]}", text[::-1]]))
+    assert lines(train.near_examples) == [(2, 1)]
+
+
+def test_a_system_text_that_all_rows_share_makes_none_of_them_alike():
+    shared = system(text_of(0, 200))
+    rows = [row(line, shared, user(f"What is {line * 7919}?"), answer(str(line))) for line in range(1, 50)]
+    train, _ = found(rows)
+    assert train.near == 0
+
+
+def test_a_held_out_row_that_is_nearly_a_training_row_is_said_apart():
+    train, heldout = found(
+        rows_of([text_of(seed) for seed in range(20)]), rows_of([text_of(99), changed(text_of(7), 1)])
+    )
+    assert (train.near, heldout.near, heldout.near_trained) == (0, 0, 1)
+    assert lines(heldout.trained_examples) == [(2, 8)]
+
+
+def test_plain_texts_count_too():
+    texts = [PlainText(text=text_of(1), origin=Origin(path="t", line=line)) for line in (1, 2)]
+    assert found(texts)[0].exact == 1
+
+
+def test_it_does_not_matter_how_many_rows_are_looked_at_together(monkeypatch: pytest.MonkeyPatch):
+    rows = rows_of([text_of(seed % 40) for seed in range(100)])
+    together = found(rows)
+    monkeypatch.setattr("sftcli.data.quality.duplicates.ROWS_PER_CHUNK", 7)
+    assert found(rows) == together
+    assert together[0].exact == 60
+
+
+def test_many_equal_rows_cost_no_more_than_others():
+    train, _ = found(rows_of(["the same question"] * 3000))
+    assert (train.exact, train.near) == (2999, 0)
