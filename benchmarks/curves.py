@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, Packing, collate_packed
 from sftcli.data.example import Example
-from sftcli.data.reading.records import Origin
+from sftcli.data.reading.record import Origin
 from sftcli.modeling.document_attention import attend_by_document
 from sftcli.modeling.fused import fuse_layers
 from sftcli.runtime import choose_device, choose_dtype, peak_memory_bytes

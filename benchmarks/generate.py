@@ -24,7 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sftcli.config.schema import SamplingSettings
-from sftcli.data.conversations.convert import Message
+from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.render import encode_prompt
 from sftcli.events import NeverStop
 from sftcli.modeling.fused_decode import fuse

@@ -104,7 +104,8 @@ def compare_with_bare_tokenizer(model: Path, data: Path) -> dict[str, float]:
     from sftcli.config.data_settings import DataSettings
     from sftcli.events import NeverStop
     from sftcli.modeling.tokenizer import load_chat_tokenizer
-    from sftcli.services.prepare import find_sources, prepare_data
+    from sftcli.services.finding import find_sources
+    from sftcli.services.prepare import prepare_data
 
     settings = DataSettings(sources=(str(data),))
     begin = time.perf_counter()

@@ -170,7 +170,7 @@ def _trainer(group: Group, mode: str):
 def _window():
     from sftcli.data.batches.batch import collate
     from sftcli.data.example import Example
-    from sftcli.data.reading.records import Origin
+    from sftcli.data.reading.record import Origin
 
     ids = torch.arange(3, 3 + LENGTH, dtype=torch.int32).numpy()
     example = Example(input_ids=ids, loss_mask=ids > LENGTH // 2, origin=Origin(path="made", line=1))

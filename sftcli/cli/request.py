@@ -61,7 +61,8 @@ def resolve_flags(
         data: Sources to train on.
         heldout: Sources to hold out.
     """
-    from sftcli.config.sources import Override, parse_set, resolve
+    from sftcli.config.layers import Override
+    from sftcli.config.sources import parse_set, resolve
 
     overrides: list[Override] = []
     if data:

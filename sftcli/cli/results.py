@@ -12,8 +12,8 @@ from sftcli.figures import change, interval, share_of
 
 if TYPE_CHECKING:
     from sftcli.config.sources import Row
+    from sftcli.services.answering import Completion
     from sftcli.services.evaluate import EvalReport
-    from sftcli.services.generate import Completion
     from sftcli.services.outcome import TrainOutcome
     from sftcli.services.plan import Plan
     from sftcli.services.resume import VerifyOutcome

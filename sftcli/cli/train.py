@@ -17,7 +17,7 @@ from sftcli.cli.several import is_one_of_several, start_several
 from sftcli.errors import SftError
 
 if TYPE_CHECKING:
-    from sftcli.config.sources import Override
+    from sftcli.config.layers import Override
     from sftcli.services.outcome import TrainOutcome
 
 
@@ -242,7 +242,8 @@ def resume(
 def _resume_overrides(
     sets: list[str] | None, *, trust_remote_code: bool, processes: int | None
 ) -> "list[Override]":
-    from sftcli.config.sources import Override, parse_set
+    from sftcli.config.layers import Override
+    from sftcli.config.sources import parse_set
 
     overrides = list(map(parse_set, sets or ()))
     if trust_remote_code:

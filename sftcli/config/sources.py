@@ -35,8 +35,6 @@ from sftcli.config.training_settings import TrainingSettings
 from sftcli.config.validation import conflict, usage_error, wrong_value
 from sftcli.errors import Location, NotFoundError, UsageError
 
-__all__ = ["FIELDS", "Override", "Resolved", "Row", "Settings", "parse_set", "resolve", "to_toml"]
-
 # Keys that a person has to type each time: no file, preset or variable of somebody else's can say them.
 TYPED_KEYS = frozenset({"model.trust_remote_code"})
 DEFAULT_ORIGIN = "default"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftcli.config.schema import SamplingSettings
-from sftcli.data.conversations.convert import Message
+from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.render import encode_prompt
 from sftcli.errors import SftError
 from sftcli.events import EventSink, StopFlag, Warned

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sftcli import storage
 from sftcli.config.schema import SamplingSettings
-from sftcli.data.conversations.convert import Message
+from sftcli.data.conversations.messages import Message
 from sftcli.errors import OutputError
 from sftcli.events import EventSink, StopFlag, TextDelta
 from sftcli.services.answering import Answerer, Completion

@@ -6,20 +6,11 @@ from pathlib import Path
 
 from sftcli.config.schema import SamplingSettings
 from sftcli.config.sources import resolve
-from sftcli.data.conversations.convert import Message
+from sftcli.data.conversations.messages import Message
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, StopFlag, TextDelta
 from sftcli.services.answering import Answerer, Completion, open_answerer
 from sftcli.services.models import ModelChoice, base_of, choose_model
-
-__all__ = [
-    "Completion",
-    "GenerateRequest",
-    "base_choice",
-    "model_choices",
-    "open_answerers",
-    "run_generation",
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

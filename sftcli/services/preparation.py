@@ -10,16 +10,10 @@ from pathlib import Path
 
 from sftcli import __version__
 from sftcli.config.data_settings import CHECKS, DataSettings, Overlong
-from sftcli.data.conversations.convert import (
-    DETECTION_ROWS,
-    Conversation,
-    Rejected,
-    RejectReason,
-    detect_schema,
-    parse_renames,
-)
+from sftcli.data.conversations.detect import DETECTION_ROWS, detect_schema, parse_renames
 from sftcli.data.conversations.dropped_keys import parse_ignored
 from sftcli.data.conversations.heldout_split import choose_heldout, find_overlap, split_key
+from sftcli.data.conversations.messages import Conversation, Rejected, RejectReason
 from sftcli.data.conversations.row_reader import RowReader
 from sftcli.data.example import Example
 from sftcli.data.prepared.store import (
@@ -32,10 +26,10 @@ from sftcli.data.prepared.store import (
 )
 from sftcli.data.quality.audit import SupervisionAudit
 from sftcli.data.quality.duplicates import DuplicateFinder
-from sftcli.data.reading.records import Fingerprint, Source, fingerprint_source, read_records
-from sftcli.data.rendering.plain_text import PlainTextShare
-from sftcli.data.rendering.render import Renderer
-from sftcli.data.rendering.row_batches import Row, rare_collections
+from sftcli.data.reading.records import Fingerprint, fingerprint_source, read_records
+from sftcli.data.reading.source import Source
+from sftcli.data.rendering.pretraining_text import PlainTextShare
+from sftcli.data.rendering.render import Renderer, Row, rare_collections
 from sftcli.data.rendering.segments import ControlFinder
 from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag

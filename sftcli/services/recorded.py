@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.config.sources import Override, Settings, resolve
+from sftcli.config.layers import Override
+from sftcli.config.sources import Settings, resolve
 from sftcli.errors import NotFoundError
 from sftcli.services.run_folder import RunFolder, find_run, newest_run
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sftcli.config.sources import Override
+from sftcli.config.layers import Override
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.runtime import choose_device

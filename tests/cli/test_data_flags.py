@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sftcli.data.conversations.convert import Message
+from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.render import encode_prompt
 from sftcli.modeling.tokenizer import load_chat_tokenizer
 

@@ -11,7 +11,7 @@ from sftcli import storage
 from sftcli.config.data_settings import DataSettings
 from sftcli.data.example import Example
 from sftcli.data.prepared.store import HELDOUT, TRAIN, PreparedWriter, open_prepared
-from sftcli.data.reading.records import Origin
+from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError
 from sftcli.events import NeverStop, Warned
 from sftcli.services.finding import find_sources

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sftcli.config.schema import SamplingSettings
-from sftcli.data.conversations.convert import Message
+from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.render import encode_prompt
 from sftcli.events import NeverStop
 from sftcli.modeling.fused_decode import fuse, fused_step

@@ -4,9 +4,9 @@ import functools
 import tempfile
 from pathlib import Path
 
-from sftcli.data.conversations.convert import Conversation, Message
+from sftcli.data.conversations.messages import Conversation, Message
 from sftcli.data.example import Example
-from sftcli.data.reading.records import Origin
+from sftcli.data.reading.record import Origin
 from sftcli.data.rendering.token_view import describe_tokens
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.support.tiny_tokenizer import (

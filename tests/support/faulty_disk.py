@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from sftcli.storage import Disk
+from sftcli.disk import Disk
 
 
 class CountingDisk(Disk):

@@ -10,7 +10,7 @@ from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, batches_in_order_of_length
 from sftcli.data.example import Example
-from sftcli.data.reading.records import Origin
+from sftcli.data.reading.record import Origin
 from sftcli.events import EventSink
 from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.loss import heldout_nll, response_nll_sum

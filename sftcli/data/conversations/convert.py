@@ -9,11 +9,8 @@ from functools import lru_cache
 
 from sftcli.config.data_settings import TrainOn
 from sftcli.data.conversations.detect import (
-    DETECTION_ROWS,
     Schema,
     agreed_format,
-    detect_schema,
-    parse_renames,
 )
 from sftcli.data.conversations.formats import (
     ANSWER_COLUMNS,
@@ -37,30 +34,15 @@ from sftcli.data.conversations.messages import (
     wrong_type,
 )
 from sftcli.data.conversations.rivals import check_columns
-from sftcli.data.conversations.tool_calls import tool_list
 from sftcli.data.conversations.turns import (
     build_conversation,
     is_transcript,
     read_transcript,
     read_turns,
+    tool_list,
     turns_or_text,
 )
-from sftcli.data.reading.records import Origin, RawRecord
-
-__all__ = [
-    "DETECTION_ROWS",
-    "Conversation",
-    "Format",
-    "Message",
-    "PlainText",
-    "RejectReason",
-    "Rejected",
-    "Role",
-    "Schema",
-    "detect_schema",
-    "parse_renames",
-    "to_conversations",
-]
+from sftcli.data.reading.record import Origin, RawRecord
 
 Fields = Mapping[str, object]
 

@@ -18,7 +18,7 @@ from sftcli.data.conversations.formats import (
     mixed_shapes,
     unknown_shape,
 )
-from sftcli.data.reading.records import Origin, RawRecord
+from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.errors import UsageError
 from sftcli.suggest import did_you_mean
 

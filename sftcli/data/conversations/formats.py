@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import PurePath
 from shlex import quote
 
-from sftcli.data.reading.records import Origin
+from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError, Location
 
 CHAT_COLUMNS = ("messages", "conversations", "conversation")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from sftcli.data.conversations.messages import Conversation
-from sftcli.data.reading.records import Origin
+from sftcli.data.reading.record import Origin
 
 KEY_BYTES = 16
 

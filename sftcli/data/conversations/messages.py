@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Literal
 
 from sftcli.data.reading.json_rows import json_type
-from sftcli.data.reading.records import Origin
+from sftcli.data.reading.record import Origin
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -104,3 +104,17 @@ class RowFault(Exception):  # noqa: N818 - not an error of the program: it becom
 def wrong_type(name: str, value: object, expected: str = "text") -> RowFault:
     """Return the fault of a value of the wrong type; ``name`` is a column or a turn's key."""
     return RowFault(RejectReason.WRONG_TYPE, f"{name} is {json_type(value)}, expected {expected}")
+
+
+class RowFaultError(Exception):
+    """A row, or every row of a shape, cannot be trained on."""
+
+    def __init__(self, reason: RejectReason, detail: str, *, remedy: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+        self.remedy = remedy
+
+    def rejected(self, origin: Origin) -> Rejected:
+        """Return the rejection of the row at ``origin``."""
+        return Rejected(origin=origin, reason=self.reason, detail=self.detail, remedy=self.remedy)

@@ -4,15 +4,17 @@ One row is enough, for what it says is nowhere else. All others are looked at th
 refusal says how many rows have what, and which is the first of them.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from sftcli.config.data_settings import TrainOn
-from sftcli.data.conversations.convert import Conversation, PlainText, Rejected, Schema, to_conversations
+from sftcli.data.conversations.convert import to_conversations
+from sftcli.data.conversations.detect import Schema
 from sftcli.data.conversations.markup import check_text
 from sftcli.data.conversations.meaning import Unread, UnreadError
-from sftcli.data.conversations.score import with_score
-from sftcli.data.reading.records import Origin, RawRecord
+from sftcli.data.conversations.messages import Conversation, PlainText, Rejected
+from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import StopFlag
 
@@ -106,3 +108,28 @@ class _Faults:
             hint=f"{'; '.join(remedies)}; or train on the rows as they are read: {' '.join(flags)}",
             location=Location(file=origin.path, line=origin.line),
         )
+
+
+def with_score(
+    row: Conversation | PlainText | Rejected, record: RawRecord, column: str | None
+) -> Conversation | PlainText | Rejected:
+    """Return ``row`` with the number that ``column`` of its record holds; as it is where there is no column to read.
+
+    Raises:
+        DataError: There is no number.
+    """
+    if column is None or not isinstance(row, Conversation):
+        return row
+    value = record.fields.get(column)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # refused below
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        found = f"holds {value!r:.40}" if column in record.fields else "is not there"
+        raise DataError(
+            f'{record.origin}: the score column "{column}" {found}, and a number is needed',
+            hint="name another column with data.score_column, or leave data.order as shuffled",
+            location=Location(file=record.origin.path, line=record.origin.line),
+        )
+    return replace(row, score=number)

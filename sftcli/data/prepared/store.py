@@ -21,7 +21,7 @@ import numpy as np
 
 from sftcli import storage
 from sftcli.data.example import Example, RowFlag
-from sftcli.data.reading.records import Origin
+from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError, StorageError
 
 if TYPE_CHECKING:

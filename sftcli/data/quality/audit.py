@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from sftcli.data.conversations.convert import Rejected, RejectReason
+from sftcli.data.conversations.messages import Rejected, RejectReason
 from sftcli.data.conversations.remedies import REMEDIES
 from sftcli.data.example import TROUBLES, Example, RowFlag, TooLong
 from sftcli.data.quality.duplicates import Duplicates
-from sftcli.data.reading.records import Origin
+from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError
 
 ROWS_NAMED = 5  # of each reason

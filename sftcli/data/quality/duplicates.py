@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sftcli.data.conversations.convert import Conversation, PlainText, Rejected
 from sftcli.data.conversations.heldout_split import digest_texts, normalize
-from sftcli.data.reading.records import Origin
+from sftcli.data.conversations.messages import Conversation, PlainText, Rejected
+from sftcli.data.reading.record import Origin
 
 NEAR = 0.8  # share of word sequences that near copies have in common, as the signatures estimate it
 HASHES = 64

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from sftcli.config.data_settings import DataSettings
-from sftcli.data.conversations.convert import RejectReason
+from sftcli.data.conversations.messages import RejectReason
 from sftcli.data.example import CUTS, TROUBLES, RowFlag
 from sftcli.data.quality.audit import AuditSummary
 from sftcli.errors import DataError, ThresholdError

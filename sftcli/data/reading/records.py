@@ -7,45 +7,17 @@ know one kind of storage each. What the columns mean is not known here.
 import hashlib
 import heapq
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from gzip import BadGzipFile
 from pathlib import Path
 
 from sftcli.data.reading.json_rows import Row, json_rows
-from sftcli.data.reading.source import COMPRESSIONS, Kind, Sample, Source, parse_source, row_format
+from sftcli.data.reading.record import Origin, RawRecord
+from sftcli.data.reading.source import COMPRESSIONS, Kind, Sample, Source, row_format
 from sftcli.data.reading.table_rows import arrow_rows, csv_rows, parquet_rows
 from sftcli.data.reading.text_lines import Note, open_bytes
 from sftcli.errors import DataError, Location, StorageError, UsageError
-
-__all__ = [
-    "Fingerprint",
-    "Origin",
-    "RawRecord",
-    "Source",
-    "fingerprint_source",
-    "parse_source",
-    "read_records",
-]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Where a row came from."""
-
-    path: str
-    line: int  # 1-based; the row number in files that have no lines
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RawRecord:
-    """One row as it was read, before anything is known about its format."""
-
-    fields: Mapping[str, object]
-    origin: Origin
 
 
 def _no_note(_: str) -> None:

@@ -12,7 +12,7 @@ from enum import Enum, auto
 from functools import lru_cache
 from itertools import chain, repeat
 
-from sftcli.data.conversations.convert import Conversation, Message, Role
+from sftcli.data.conversations.messages import Conversation, Message, Role
 
 # An answer that thinks first. White space around the tags belongs to the shape, because templates write their own.
 _THOUGHT = re.compile(r"(\s*<think>\s*)(.*?)(\s*</think>\s*)(.*)", re.DOTALL)

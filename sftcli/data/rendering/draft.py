@@ -3,15 +3,23 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sftcli.data.conversations.convert import Conversation, Message, PlainText, RejectReason, Role
+from sftcli.data.conversations.messages import (
+    Conversation,
+    Message,
+    PlainText,
+    RejectReason,
+    Role,
+    RowFaultError,
+)
 from sftcli.data.conversations.remedies import NO_SYSTEM, SURROGATE, TRAIN_LAST
-from sftcli.data.example import ChatTokenizer, Reading, RowFlag
+from sftcli.data.example import RowFlag
 from sftcli.data.quality.encoding import find_trouble
-from sftcli.data.reading.records import Origin
+from sftcli.data.reading.record import Origin
 from sftcli.data.rendering.conversation_shape import CallForm, Shape, take_apart
 from sftcli.data.rendering.proofs import prove_prompt, text_fault
-from sftcli.data.rendering.segments import ControlFinder, Piece, RowFaultError
+from sftcli.data.rendering.segments import ControlFinder, Piece
 from sftcli.data.rendering.template_layout import Skeleton, Span, build_skeleton, check_calls, fill, set_free
+from sftcli.data.rendering.tokenizer import ChatTokenizer, Reading
 from sftcli.errors import DataError
 
 SKELETONS_KEPT = 4096

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sftcli.data.conversations.convert import RejectReason
-from sftcli.data.rendering.segments import CONTEXT_CHARS, RowFaultError, first_difference
+from sftcli.data.conversations.messages import RejectReason, RowFaultError
+from sftcli.data.rendering.segments import CONTEXT_CHARS, first_difference
 
 
 def text_fault(rendered: str, expected: str) -> RowFaultError:

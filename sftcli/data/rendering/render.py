@@ -4,24 +4,75 @@ The method is in ``skeleton``, the proofs in ``proofs``. A row that cannot be pr
 is guessed and nothing disappears.
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
-from sftcli.data.conversations.convert import Conversation, Message, PlainText, Rejected, RejectReason, Role
-from sftcli.data.example import ChatTokenizer, Example, Reading, RowFlag, TooLong
+from sftcli.data.conversations.messages import (
+    Conversation,
+    Message,
+    PlainText,
+    Rejected,
+    RejectReason,
+    Role,
+    RowFaultError,
+)
+from sftcli.data.example import Example, RowFlag, TooLong
 from sftcli.data.rendering.draft import Draft, Drafter, TrainedSpan
 from sftcli.data.rendering.proofs import find_contents, has_leak, prove_cut_span, prove_no_leak, prove_span
-from sftcli.data.rendering.row_batches import Row, num_chars, row_batches
-from sftcli.data.rendering.segments import Places, RowFaultError
+from sftcli.data.rendering.segments import Places
+from sftcli.data.rendering.tokenizer import ChatTokenizer, Reading
 from sftcli.data.rendering.truncation import Made, answer_that_fits, beginnings, cut_answer, cut_behind
 from sftcli.errors import DataError
 
-__all__ = ["ChatTokenizer", "Example", "Renderer", "RowFlag", "TooLong", "encode_prompt"]
+Row = Conversation | PlainText | Rejected
+
+ROWS_PER_BATCH = 256
+CHARS_PER_BATCH = 2_000_000
+COLLECTED_OBJECTS = 20_000  # more than a batch makes
+
+
+def row_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Yield ``rows`` in lists of limited length and size."""
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += num_chars(row)
+        if len(batch) >= ROWS_PER_BATCH or size >= CHARS_PER_BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def num_chars(row: Row) -> int:
+    """Return the characters of all contents."""
+    match row:
+        case Conversation():
+            return sum([len(message.content) for message in row.messages])
+        case PlainText():
+            return len(row.text)
+        case Rejected():
+            return 0
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Let Python look for reference cycles so rarely that most objects of a batch are gone before it looks at them."""
+    before = gc.get_threshold()
+    gc.set_threshold(COLLECTED_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
 
 COUNTED_CHARS = (
     1_000_000  # the tokens of a longer row are not counted where it is clear that they are too many

@@ -5,27 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
 
-from sftcli.data.conversations.convert import Rejected, RejectReason
+from sftcli.data.conversations.messages import RejectReason, RowFaultError
 from sftcli.data.conversations.remedies import name_stop_token
-from sftcli.data.example import ChatTokenizer
-from sftcli.data.reading.records import Origin
 from sftcli.data.rendering.conversation_shape import Slot
+from sftcli.data.rendering.tokenizer import ChatTokenizer
 
 CONTEXT_CHARS = 40  # of a text that is quoted in a fault
-
-
-class RowFaultError(Exception):
-    """A row, or every row of a shape, cannot be trained on."""
-
-    def __init__(self, reason: RejectReason, detail: str, *, remedy: str = "") -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
-        self.remedy = remedy
-
-    def rejected(self, origin: Origin) -> Rejected:
-        """Return the rejection of the row at ``origin``."""
-        return Rejected(origin=origin, reason=self.reason, detail=self.detail, remedy=self.remedy)
 
 
 def first_difference(left: str, right: str) -> int:

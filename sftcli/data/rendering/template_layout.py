@@ -10,23 +10,113 @@ so no token can straddle a cut, and ids and mask are born piece by piece::
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sftcli.data.conversations.convert import RejectReason, Role
-from sftcli.data.example import ChatTokenizer, RowFlag
+from sftcli.data.conversations.messages import RejectReason, Role, RowFaultError
+from sftcli.data.example import RowFlag
 from sftcli.data.rendering.conversation_shape import Shape, Slot, TurnShape, arguments_of
-from sftcli.data.rendering.markers import Markers
 from sftcli.data.rendering.segments import (
     CONTEXT_CHARS,
     ControlFinder,
+    Cut,
     Piece,
-    RowFaultError,
     cut_into_pieces,
     first_difference,
 )
-from sftcli.data.rendering.stripping import PADDING, Kept, find_kept, strip
+from sftcli.data.rendering.tokenizer import ChatTokenizer
 from sftcli.errors import DataError
+
+_DIGITS = "".join(chr(0xF0100 + digit) for digit in range(10))
+_END = "\U000f0110"
+
+
+class Markers:
+    """One text for each slot that no template and no row can hold by chance."""
+
+    def __init__(self, count: int) -> None:
+        nonce = "".join(chr(0xF1000 + secrets.randbelow(0x8000)) for _ in range(8))
+        self.texts = [nonce + "".join(_DIGITS[int(d)] for d in str(index)) + _END for index in range(count)]
+        self._pattern = re.compile(f"{nonce}([{_DIGITS}]+){_END}")
+
+    def split(self, text: str) -> list[str | int]:
+        """Return ``text`` as fixed strings, none empty, and slot numbers."""
+        parts: list[str | int] = []
+        for index, piece in enumerate(self._pattern.split(text)):
+            if index % 2:
+                parts.append(int("".join(str(_DIGITS.index(digit)) for digit in piece)))
+            elif piece:
+                parts.append(piece)
+        return parts
+
+    def split_at(self, text: str, cuts: Mapping[int, int]) -> list[str | int | Cut]:
+        """Return the same with cuts, given as offset in ``text`` -> turn, at their places."""
+        parts: list[str | int | Cut] = []
+        begin = 0
+        for offset, turn in sorted(cuts.items()):
+            parts += [*self.split(text[begin:offset]), Cut(turn)]
+            begin = offset
+        return parts + self.split(text[begin:])
+
+
+PADDING = "\n \n"
+Kept = tuple[str, str]  # what is left of the padding before and behind a text
+
+
+def find_kept(padded: Sequence[str | int], parts: Sequence[str | int], count: int) -> tuple[Kept, ...]:
+    """Return for each of ``count`` slots what a template leaves of ``PADDING`` around it.
+
+    Args:
+        padded: A rendering whose slots were padded, as fixed strings and slot numbers.
+        parts: The same without padding.
+        count: Slots.
+    """
+    kept = dict.fromkeys(range(count), (PADDING, PADDING))
+    numbers = [part for part in parts if isinstance(part, int)]
+    if [part for part in padded if isinstance(part, int)] != numbers:
+        return tuple(kept.values())
+    gaps = list(zip(_gaps(padded), _gaps(parts), strict=True))
+    for position, (gap, fixed) in enumerate(gaps):
+        behind, before = _split_gap(gap, fixed, first=position == 0, last=position == len(gaps) - 1)
+        if position > 0:
+            kept[numbers[position - 1]] = (kept[numbers[position - 1]][0], behind)
+        if position < len(numbers):
+            kept[numbers[position]] = (before, PADDING)
+    return tuple(kept.values())
+
+
+def strip(text: str, kept: Kept) -> str:
+    """Do to ``text`` what left ``kept`` of the padding."""
+    before, behind = kept
+    if before != PADDING:
+        text = text.lstrip("\n") if before.startswith(" ") else text.lstrip()
+    if behind != PADDING:
+        text = text.rstrip("\n") if behind.endswith(" ") else text.rstrip()
+    return text
+
+
+def _gaps(parts: Sequence[str | int]) -> list[str]:
+    """Return the fixed texts before, between and behind the slots, empty ones included."""
+    gaps = [""]
+    for part in parts:
+        if isinstance(part, int):
+            gaps.append("")
+        else:
+            gaps[-1] += part
+    return gaps
+
+
+def _split_gap(gap: str, fixed: str, *, first: bool, last: bool) -> tuple[str, str]:
+    """Return the white space at the start and the end of ``gap`` that is not in ``fixed``."""
+    choices = ("", " \n", "\n ", "\n", PADDING)
+    for behind in ("",) if first else choices:
+        for before in ("",) if last else choices:
+            if behind + fixed + before == gap:
+                return behind, before
+    return PADDING, PADDING
+
 
 _SAMPLE = "Seven of 12"
 

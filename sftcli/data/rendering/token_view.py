@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from sftcli.data.example import ChatTokenizer, Example
+from sftcli.data.example import Example
+from sftcli.data.rendering.tokenizer import ChatTokenizer
 
 MAX_GROUP_TOKENS = 32  # a token may end one character and begin the next, so that a group goes on
 _BROKEN = "\N{REPLACEMENT CHARACTER}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from sftcli.data.conversations.convert import Conversation, PlainText
+from sftcli.data.conversations.messages import Conversation, PlainText
 from sftcli.data.example import Example, RowFlag
 from sftcli.data.rendering.draft import Draft, TrainedSpan
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from sftcli.config.sources import Override, resolve
+from sftcli.config.layers import Override
+from sftcli.config.sources import resolve
 from sftcli.errors import UsageError
 
 CONTENT = {

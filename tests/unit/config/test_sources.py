@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sftcli.config.fields import choices, kinds
-from sftcli.config.layers import NON_SETTING_VARIABLES, environment_name
-from sftcli.config.sources import FIELDS, TYPED_KEYS, Override, Settings, parse_set, resolve, to_toml
+from sftcli.config.layers import NON_SETTING_VARIABLES, Override, environment_name
+from sftcli.config.sources import FIELDS, TYPED_KEYS, Settings, parse_set, resolve, to_toml
 from sftcli.errors import NotFoundError, UsageError
 
 KEY = "training.max_steps"

@@ -10,16 +10,9 @@ from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from sftcli.config.adapter_settings import AdapterKind, AdapterSettings
 from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
-from sftcli.modeling.adapter import (
-    add_adapter,
-    base_content,
-    check_base,
-    load_adapter,
-    merge_adapter,
-    target_names,
-)
+from sftcli.modeling.adapter import add_adapter, base_content, check_base, load_adapter, merge_adapter
 from sftcli.modeling.adapter_folder import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, read_base
-from sftcli.modeling.adapter_layers import weights_left_alone
+from sftcli.modeling.adapter_layers import target_names, weights_left_alone
 from sftcli.modeling.load import load_model
 from tests.support.foreign_adapter import IDS, foreign_adapter
 from tests.support.tiny_model import build_tiny_model, tiny_config

@@ -5,7 +5,7 @@ import pytest
 
 from sftcli.data.batches.batch import Batch, collate
 from sftcli.data.example import Example
-from sftcli.data.reading.records import Origin
+from sftcli.data.reading.record import Origin
 from sftcli.events import Progressed
 from sftcli.services.counting import counted
 from tests.support.recording import RecordingSink

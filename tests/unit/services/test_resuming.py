@@ -358,7 +358,8 @@ def test_root_that_is_a_file_is_refused_before_anything_else(place, root):
     "name", ["../x", "/etc/x", "a\0b", "", ".", "..", "a/b", "-x", ".hidden", "x" * 65, "a b"]
 )
 def test_name_of_a_run_cannot_leave_the_folder_of_runs(place, name):
-    from sftcli.config.sources import Override, resolve
+    from sftcli.config.layers import Override
+    from sftcli.config.sources import resolve
     from sftcli.errors import UsageError
 
     with pytest.raises(UsageError):

@@ -7,18 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftcli.config.data_settings import TrainOn
-from sftcli.data.conversations.convert import (
-    Conversation,
-    Format,
-    Message,
-    PlainText,
-    Rejected,
-    RejectReason,
-    detect_schema,
-    parse_renames,
-    to_conversations,
-)
-from sftcli.data.reading.records import Origin, RawRecord, parse_source, read_records
+from sftcli.data.conversations.convert import to_conversations
+from sftcli.data.conversations.detect import detect_schema, parse_renames
+from sftcli.data.conversations.formats import Format
+from sftcli.data.conversations.messages import Conversation, Message, PlainText, Rejected, RejectReason
+from sftcli.data.reading.record import Origin, RawRecord
+from sftcli.data.reading.records import read_records
+from sftcli.data.reading.source import parse_source
 from sftcli.errors import DataError, UsageError
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "schemas"

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftcli.data.conversations.convert import Conversation, Message
 from sftcli.data.conversations.heldout_split import (
     choose_heldout,
     find_overlap,
@@ -13,7 +12,8 @@ from sftcli.data.conversations.heldout_split import (
     row_key,
     split_key,
 )
-from sftcli.data.reading.records import Origin
+from sftcli.data.conversations.messages import Conversation, Message
+from sftcli.data.reading.record import Origin
 
 
 def conversation(*texts, line=1, system=""):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sftcli.data.conversations.convert import Conversation, Rejected, RejectReason
+from sftcli.data.conversations.messages import Conversation, Rejected, RejectReason
 from sftcli.data.conversations.remedies import NO_SYSTEM, REMEDIES, TRAIN_LAST
 from sftcli.data.example import Example
 from sftcli.data.rendering.render import Renderer

@@ -6,8 +6,8 @@ import pytest
 
 from sftcli.config.sources import parse_set, resolve
 from sftcli.data.conversations.messages import Conversation, Message, Rejected, RejectReason
-from sftcli.data.conversations.score import with_score
-from sftcli.data.reading.records import Origin, RawRecord
+from sftcli.data.conversations.row_reader import with_score
+from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.errors import DataError, UsageError
 
 ORIGIN = Origin(path="rows.jsonl", line=7)

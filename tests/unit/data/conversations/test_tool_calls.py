@@ -9,15 +9,13 @@ from pyarrow import ipc, parquet
 from transformers import AutoTokenizer
 
 from sftcli.config.data_settings import TrainOn
-from sftcli.data.conversations.convert import (
-    Conversation,
-    Rejected,
-    RejectReason,
-    detect_schema,
-    to_conversations,
-)
+from sftcli.data.conversations.convert import to_conversations
+from sftcli.data.conversations.detect import detect_schema
+from sftcli.data.conversations.messages import Conversation, Rejected, RejectReason
 from sftcli.data.example import Example
-from sftcli.data.reading.records import RawRecord, parse_source, read_records
+from sftcli.data.reading.record import RawRecord
+from sftcli.data.reading.records import read_records
+from sftcli.data.reading.source import parse_source
 from sftcli.data.rendering.render import Renderer, encode_prompt
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.support.chat import ORIGIN, trained_texts

@@ -8,18 +8,15 @@ from pathlib import Path
 import pytest
 
 from sftcli.config.data_settings import TrainOn
-from sftcli.data.conversations.convert import (
-    Conversation,
-    PlainText,
-    Rejected,
-    detect_schema,
-    parse_renames,
-    to_conversations,
-)
+from sftcli.data.conversations.convert import to_conversations
+from sftcli.data.conversations.detect import detect_schema, parse_renames
 from sftcli.data.conversations.dropped_keys import parse_ignored
 from sftcli.data.conversations.meaning import BY_KEY
+from sftcli.data.conversations.messages import Conversation, PlainText, Rejected
 from sftcli.data.conversations.row_reader import RowReader
-from sftcli.data.reading.records import Origin, RawRecord, parse_source, read_records
+from sftcli.data.reading.record import Origin, RawRecord
+from sftcli.data.reading.records import read_records
+from sftcli.data.reading.source import parse_source
 from sftcli.errors import DataError, StoppedError, UsageError
 from sftcli.events import NeverStop, StopFlag
 

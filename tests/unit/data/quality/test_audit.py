@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftcli.data.conversations.convert import Rejected, RejectReason
+from sftcli.data.conversations.messages import Rejected, RejectReason
 from sftcli.data.example import Example, RowFlag, TooLong
 from sftcli.data.quality.audit import AuditSummary, SupervisionAudit
 from sftcli.data.quality.duplicates import Duplicates
-from sftcli.data.reading.records import Origin
+from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError
 
 

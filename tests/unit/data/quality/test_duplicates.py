@@ -3,10 +3,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from sftcli.data.conversations.convert import Conversation, PlainText
-from sftcli.data.conversations.messages import Message
+from sftcli.data.conversations.messages import Conversation, Message, PlainText
 from sftcli.data.quality.duplicates import DuplicateFinder, Duplicates
-from sftcli.data.reading.records import Origin
+from sftcli.data.reading.record import Origin
 from tests.support.chat import answer, system, user
 
 WORDS = (

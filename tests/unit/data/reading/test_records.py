@@ -14,8 +14,8 @@ from pyarrow import ipc, parquet
 from sftcli.data.reading import json_rows as jsonrows
 from sftcli.data.reading import text_lines as textlines
 from sftcli.data.reading.hub_rows import pick_split, split_rows
-from sftcli.data.reading.records import fingerprint_source, parse_source, read_records
-from sftcli.data.reading.source import Kind, Sample
+from sftcli.data.reading.records import fingerprint_source, read_records
+from sftcli.data.reading.source import Kind, Sample, parse_source
 from sftcli.errors import DataError, NetworkError, NotFoundError, StorageError, UsageError
 
 ROWS = [{"prompt": f"p{n}", "completion": "é\u2028\n" * n} for n in range(1, 6)]

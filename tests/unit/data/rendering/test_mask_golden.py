@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sftcli.data.conversations.convert import Conversation
+from sftcli.data.conversations.messages import Conversation
 from sftcli.data.example import Example
 from sftcli.data.rendering.render import Renderer
 from tests.support.chat import answer, conversation, family_tokenizer, marked, system, tool, user

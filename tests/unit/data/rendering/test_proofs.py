@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sftcli.data.conversations.convert import Conversation, Rejected, RejectReason
-from sftcli.data.example import Example, Reading, RowFlag
+from sftcli.data.conversations.messages import Conversation, Rejected, RejectReason, RowFaultError
+from sftcli.data.example import Example, RowFlag
 from sftcli.data.rendering.proofs import prove_no_leak, prove_prompt, prove_span, text_fault
 from sftcli.data.rendering.render import Renderer
-from sftcli.data.rendering.segments import Places, RowFaultError
+from sftcli.data.rendering.segments import Places
+from sftcli.data.rendering.tokenizer import Reading
 from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.support.chat import answer, conversation, family_tokenizer, marked, user
 from tests.support.tiny_tokenizer import CHATML, build_tiny_tokenizer

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sftcli.data.conversations.convert import Conversation, Message, PlainText, Rejected, RejectReason
+from sftcli.data.conversations.messages import Conversation, Message, PlainText, Rejected, RejectReason
 from sftcli.data.example import Example, RowFlag, TooLong
 from sftcli.data.rendering.render import Renderer, encode_prompt
 from sftcli.errors import DataError

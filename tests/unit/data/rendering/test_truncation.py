@@ -5,11 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftcli.data.conversations.convert import Conversation, Message, PlainText, Rejected, RejectReason
+from sftcli.data.conversations.messages import (
+    Conversation,
+    Message,
+    PlainText,
+    Rejected,
+    RejectReason,
+    RowFaultError,
+)
 from sftcli.data.example import CUTS, Example, RowFlag, TooLong
 from sftcli.data.rendering.proofs import find_contents, prove_cut_span
 from sftcli.data.rendering.render import Renderer
-from sftcli.data.rendering.segments import RowFaultError
 from sftcli.modeling.tokenizer import HFChatTokenizer
 from tests.support.chat import ORIGIN, answer, conversation, family_tokenizer, marked, trained_texts, user
 
