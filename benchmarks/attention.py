@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from sftcli.modeling.cpu_attention import BACKWARD, FORWARD
+from sftcli.modeling.kernels.cpu_attention import BACKWARD, FORWARD
 
 HEADS, KV_HEADS, HEAD_SIZE = 9, 3, 64
 

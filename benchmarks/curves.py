@@ -21,8 +21,8 @@ from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, Packing, collate_packed
 from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin
-from sftcli.modeling.document_attention import attend_by_document
-from sftcli.modeling.fused import fuse_layers
+from sftcli.modeling.kernels.document_attention import attend_by_document
+from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.runtime import choose_device, choose_dtype, peak_memory_bytes
 from sftcli.training.loss import response_nll_sum
 from sftcli.training.optim import MasterWeights, clip_grad_norm, make_optimizer

@@ -19,7 +19,7 @@ import torch
 from sftcli.data.batches.batch import Batch, BatchPlan, Packing, collate
 from sftcli.data.batches.packing import group_alike
 from sftcli.data.prepared.store import ExampleTable, open_prepared
-from sftcli.modeling.document_attention import attend_as_before, attend_by_document
+from sftcli.modeling.kernels.document_attention import attend_as_before, attend_by_document
 from sftcli.modeling.load import load_model
 from sftcli.runtime import choose_device, choose_dtype
 from sftcli.training.loss import response_nll_sum

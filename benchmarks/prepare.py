@@ -103,7 +103,7 @@ def compare_with_bare_tokenizer(model: Path, data: Path) -> dict[str, float]:
 
     from sftcli.config.data_settings import DataSettings
     from sftcli.events import NeverStop
-    from sftcli.modeling.tokenizer import load_chat_tokenizer
+    from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
     from sftcli.services.finding import find_sources
     from sftcli.services.prepare import prepare_data
 

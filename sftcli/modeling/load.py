@@ -11,9 +11,9 @@ from transformers.utils import logging as transformers_logging
 
 from sftcli.errors import DataError, MismatchError, ResourceError, UsageError
 from sftcli.modeling.config_values import config_value
-from sftcli.modeling.folder import check_model_folder
-from sftcli.modeling.modern_lm import register
-from sftcli.modeling.remote_code import refuse_code
+from sftcli.modeling.formats.folder_check import check_model_folder
+from sftcli.modeling.formats.remote_code import refuse_code
+from sftcli.modeling.modern_lm.model import register
 from sftcli.runtime import is_finite
 
 _SHOWN = 3

@@ -10,22 +10,22 @@ from sftcli.config.adapter_settings import AdapterSettings, Quantize
 from sftcli.config.schema import ModelSettings
 from sftcli.errors import NetworkError, NotFoundError
 from sftcli.events import EventSink
-from sftcli.modeling.adapter import add_adapter, base_content
-from sftcli.modeling.adapter_folder import (
+from sftcli.modeling.adapter.adapter import add_adapter, base_content
+from sftcli.modeling.adapter.folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     AdapterBase,
     read_base,
     write_adapter_config,
 )
-from sftcli.modeling.alias import ALIAS, HUB_NAME
 from sftcli.modeling.cache import whole_folder
-from sftcli.modeling.hub import is_commit
+from sftcli.modeling.formats.folder_write import write_companions
+from sftcli.modeling.formats.written import check_file_written
+from sftcli.modeling.hub.snapshot import is_commit
 from sftcli.modeling.load import load_model
-from sftcli.modeling.locate import LocatedModel, is_path, locate_model
-from sftcli.modeling.model_folder import write_companions
-from sftcli.modeling.tokenizer import HFChatTokenizer
-from sftcli.modeling.written import check_file_written
+from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
+from sftcli.modeling.locate.locate import LocatedModel, is_path, locate_model
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.storage import write_file
 from sftcli.training.state import Snapshot
 from sftcli.training.tensor_file import tensor_file_parts

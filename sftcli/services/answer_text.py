@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sftcli.modeling.tokenizer import HFChatTokenizer
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _CONTEXT_TOKENS = 6  # decoders look at few tokens before a token

@@ -12,9 +12,9 @@ from sftcli.data.rendering.render import encode_prompt
 from sftcli.errors import SftError
 from sftcli.events import EventSink, StopFlag, Warned
 from sftcli.modeling.config_values import config_value
-from sftcli.modeling.row_kinds import cache_note
-from sftcli.modeling.sampling import Answer, decode
-from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
+from sftcli.modeling.decoding.decode import Answer, decode
+from sftcli.modeling.decoding.row_kinds import cache_note
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.runtime import monotonic
 from sftcli.services.answer_text import AnswerText
 from sftcli.services.models import ModelChoice, load_for_inference

@@ -3,8 +3,8 @@
 from sftcli.config.schema import ModelSettings
 from sftcli.config.sources import resolve
 from sftcli.events import EventSink
-from sftcli.modeling.hub import is_commit
-from sftcli.modeling.locate import LocatedModel, locate_model
+from sftcli.modeling.hub.snapshot import is_commit
+from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from sftcli.services.run_folder import RunFolder, write_json
 
 _BASE = "base"  # key in run.json

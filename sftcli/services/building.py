@@ -14,18 +14,18 @@ from sftcli.config.sources import Settings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_length, collate
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag, Warned
-from sftcli.modeling.adapter_layers import weights_left_alone
-from sftcli.modeling.document_attention import attention_of
-from sftcli.modeling.fused import Fusion, fuse_layers
+from sftcli.modeling.adapter.targets import weights_left_alone
+from sftcli.modeling.formats.folder_write import is_part_of_whole, write_model_files
+from sftcli.modeling.formats.source_tensors import SourceTensors, check_names_come_back
+from sftcli.modeling.kernels.document_attention import attention_of
+from sftcli.modeling.kernels.fuse import Fusion, fuse_layers
 from sftcli.modeling.load import (
     checkpoint_activations,
     count_parameters,
     load_model,
     own_attention,
 )
-from sftcli.modeling.locate import LocatedModel
-from sftcli.modeling.model_folder import is_part_of_whole, write_model_files
-from sftcli.modeling.source_tensors import SourceTensors, check_names_come_back
+from sftcli.modeling.locate.locate import LocatedModel
 from sftcli.runtime import (
     choose_device,
     dtype_named,

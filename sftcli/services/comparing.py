@@ -11,7 +11,7 @@ from sftcli.config.sources import FIELDS, Settings
 from sftcli.config.training_settings import Parallel, TrainingSettings
 from sftcli.errors import MismatchError, UsageError
 from sftcli.events import Event, Notice, Warned
-from sftcli.modeling.locate import LocatedModel
+from sftcli.modeling.locate.locate import LocatedModel
 from sftcli.services.machine import facts_of_training
 from sftcli.services.prepare import PreparedData
 from sftcli.services.run_folder import RunFolder

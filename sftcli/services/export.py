@@ -11,10 +11,10 @@ import torch
 from sftcli import storage
 from sftcli.errors import OutputError, StoppedError, UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
+from sftcli.modeling.formats.folder_write import exact_dtype, save_model_folder
 from sftcli.modeling.load import count_parameters, quiet_libraries, take_names
-from sftcli.modeling.model_folder import exact_dtype, save_model_folder
-from sftcli.modeling.modern_lm import ModernLMForCausalLM
-from sftcli.modeling.tokenizer import load_chat_tokenizer
+from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
+from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from sftcli.runtime import dtype_name
 from sftcli.services.base_model import needed_base
 from sftcli.services.model_card import license_of, model_card, portable
@@ -27,7 +27,7 @@ from sftcli.training.state import Snapshot
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sftcli.modeling.gguf_file import GgufType
+    from sftcli.modeling.formats.gguf_export import GgufType
 
 _HINT = "choose another --out"
 DTYPES: Mapping[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -178,7 +178,7 @@ def _rounding(choice: ModelChoice, dtype: torch.dtype) -> str:
 
 
 def _write_gguf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> str:
-    from sftcli.modeling.gguf_file import check_family, write_gguf
+    from sftcli.modeling.formats.gguf_export import check_family, write_gguf
 
     kind = request.dtype or "f16"
     tokenizer = load_chat_tokenizer(choice.tokenizer_folder)

@@ -9,12 +9,12 @@ import torch
 from sftcli.config.schema import ModelSettings
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice
-from sftcli.modeling.adapter_folder import is_adapter_folder
-from sftcli.modeling.fused_decode import fuse
+from sftcli.modeling.adapter.folder import is_adapter_folder
+from sftcli.modeling.decoding.fused_decode import fuse
+from sftcli.modeling.formats.folder_write import stored_dtype
+from sftcli.modeling.formats.remote_code import allow_code, allow_copied_code
 from sftcli.modeling.load import count_parameters, load_model, own_attention, quiet_libraries
-from sftcli.modeling.locate import LocatedModel, locate_model
-from sftcli.modeling.model_folder import stored_dtype
-from sftcli.modeling.remote_code import allow_code, allow_copied_code
+from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.adapters import locate_adapter_base
 from sftcli.services.base_model import locate_base
@@ -162,7 +162,7 @@ def load_choice(choice: ModelChoice, *, dtype: torch.dtype, device: torch.device
     """
     if choice.base is None:
         return load_model(choice.folder, dtype=dtype, device=device, trusts_code=choice.runs_code)
-    from sftcli.modeling.adapter import merge_adapter
+    from sftcli.modeling.adapter.adapter import merge_adapter
 
     return merge_adapter(
         choice.folder, base=choice.base.folder, dtype=dtype, device=device, trusts_code=choice.runs_code

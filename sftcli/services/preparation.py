@@ -33,8 +33,8 @@ from sftcli.data.rendering.render import Renderer, Row, rare_collections
 from sftcli.data.rendering.segments import ControlFinder
 from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag
-from sftcli.modeling.template import TemplateRefusedError
-from sftcli.modeling.tokenizer import HFChatTokenizer
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
+from sftcli.modeling.tokenizer.template import TemplateRefusedError
 
 ORDER_ONLY = ("order", "text_fraction")  # settings that change when a row is trained on, not the row
 CHUNK_ROWS = 1024  # rows rendered together, and between two looks at the stop flag

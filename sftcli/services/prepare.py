@@ -19,7 +19,7 @@ from sftcli.data.rendering.token_view import TokenView, describe_tokens
 from sftcli.errors import DataError, OutputError, SftError, StorageError
 from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
 from sftcli.modeling.cache import cache_folder
-from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.services.base_model import locate_base
 from sftcli.services.finding import Sources, find_sources
 from sftcli.services.preparation import Preparation

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, cast
 from sftcli import storage
 from sftcli.config.sources import Settings, resolve
 from sftcli.config.training_settings import OptimizerName
-from sftcli.modeling.modern_lm import ModernLMForCausalLM
-from sftcli.modeling.pt_checkpoint import write_pt
+from sftcli.modeling.formats.pt_file import write_pt
+from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from sftcli.training.optim import learning_rate_at
@@ -17,7 +17,7 @@ from sftcli.training.state import CheckpointStore, Snapshot
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sftcli.modeling.modern_config import ModernLMConfig
+    from sftcli.modeling.modern_lm.config import ModernLMConfig
 
 
 class PtWritingStore:

@@ -14,8 +14,8 @@ from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_
 from sftcli.data.example import Example
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Progressed, StopFlag
-from sftcli.modeling.sampling import MAX_ROWS, Answer, decode
-from sftcli.modeling.tokenizer import HFChatTokenizer
+from sftcli.modeling.decoding.decode import MAX_ROWS, Answer, decode
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.runtime import monotonic
 from sftcli.services.counting import counted
 from sftcli.services.intervals import Interval, paired_difference, ratio_standard_error

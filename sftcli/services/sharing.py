@@ -9,7 +9,7 @@ from sftcli.config.adapter_settings import Quantize
 from sftcli.config.sources import Settings
 from sftcli.config.training_settings import OptimizerName, Parallel
 from sftcli.errors import Location, UsageError
-from sftcli.modeling.adapter_layers import file_name
+from sftcli.modeling.adapter.targets import file_name
 from sftcli.runtime import total_memory_bytes
 from sftcli.services.adapters import adapter_bytes
 from sftcli.services.space import parameters_bytes

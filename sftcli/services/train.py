@@ -18,8 +18,8 @@ from sftcli.events import (
     Warned,
     fan_out,
 )
-from sftcli.modeling.model_folder import save_model_folder
-from sftcli.modeling.pt_checkpoint import model_differences
+from sftcli.modeling.formats.folder_write import save_model_folder
+from sftcli.modeling.formats.pt_file import model_differences
 from sftcli.runtime import choose_device, monotonic
 from sftcli.services.base_model import record_base, record_need
 from sftcli.services.building import Built, Materials

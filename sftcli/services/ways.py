@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batches.batch import ExampleSource
 from sftcli.events import EventSink, Notice, Warned
-from sftcli.modeling.fused import Fusion, restore_layers
+from sftcli.modeling.kernels.fuse import Fusion, restore_layers
 from sftcli.services.decisions import Decisions
 from sftcli.training.agreement import WORK, Ways, agreed_ways
 from sftcli.training.choices import HeadLoss, RowSharing

@@ -9,9 +9,9 @@ import torch
 
 from sftcli.data.batches.batch import Batch, collate, collate_packed
 from sftcli.data.example import Example
-from sftcli.modeling.document_attention import attend_as_before, attend_by_document
-from sftcli.modeling.fused import Fusion
-from sftcli.modeling.fused_math import has_dropout
+from sftcli.modeling.kernels.document_attention import attend_as_before, attend_by_document
+from sftcli.modeling.kernels.fuse import Fusion
+from sftcli.modeling.kernels.fused_math import has_dropout
 from sftcli.runtime import capture_rng, restore_rng
 from sftcli.training.choices import RowSharing
 from sftcli.training.loss import plain_nll_sum, response_nll_sum

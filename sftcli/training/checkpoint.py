@@ -18,7 +18,7 @@ from pathlib import Path
 from sftcli import storage
 from sftcli.config.schema import CheckpointSettings
 from sftcli.errors import StorageError, UnsavedError
-from sftcli.modeling.written import check_file_written
+from sftcli.modeling.formats.written import check_file_written
 from sftcli.training.checkpoint_files import (
     FORMAT_VERSION,
     MANIFEST,

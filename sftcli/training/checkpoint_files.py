@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
-from sftcli.modeling.folder import check_safetensors
+from sftcli.modeling.formats.folder_check import check_safetensors
 from sftcli.runtime import RngState
 from sftcli.training.checkpoint_names import list_checkpoints, step_of
 from sftcli.training.state import Snapshot, TrainState

@@ -13,13 +13,13 @@ from sftcli.data.batches.batch import ExampleSource, Packing, collate_packed
 from sftcli.data.example import Example
 from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Notice
-from sftcli.modeling.document_attention import (
+from sftcli.modeling.kernels.document_attention import (
     attend_as_before,
     attend_by_document,
     attention_of,
     overheard,
 )
-from sftcli.modeling.experts import experts_by_document
+from sftcli.modeling.kernels.experts import experts_by_document
 from sftcli.training.choices import RowSharing
 from sftcli.training.probe_rows import cut_rows
 

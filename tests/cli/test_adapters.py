@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from sftcli.cli.app import app
 from sftcli.errors import ConsentError, NetworkError, NotFoundError, ResourceError, UsageError
-from sftcli.modeling.adapter import merge_adapter
-from sftcli.modeling.adapter_folder import CONFIG_FILE
-from sftcli.modeling.alias import HUB_NAME
+from sftcli.modeling.adapter.adapter import merge_adapter
+from sftcli.modeling.adapter.folder import CONFIG_FILE
+from sftcli.modeling.locate.default_model import HUB_NAME
 from sftcli.services.export import DTYPES
 from tests.support.foreign_adapter import IDS, foreign_adapter, logits_by_peft
 
@@ -112,7 +112,7 @@ def test_base_on_a_hub_that_cannot_be_asked_is_told_with_the_way_out(bf16_adapte
     def refuse(*_arguments: object, **_options: object) -> None:
         raise NetworkError("the hub cannot be reached")
 
-    monkeypatch.setattr("sftcli.modeling.locate.fetch_snapshot", refuse)
+    monkeypatch.setattr("sftcli.modeling.locate.locate.fetch_snapshot", refuse)
     path = bf16_adapter / CONFIG_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": HUB_NAME}))
     with pytest.raises(NetworkError, match="belongs to HuggingFaceTB/SmolLM2-135M-Instruct") as found:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sftcli.cli import app
-from sftcli.modeling.hub import Patience
+from sftcli.modeling.hub.snapshot import Patience
 from tests.support.fake_hub import FakeHub
 from tests.support.runs import StopAtStep, settings_of, train, write_rows
 from tests.support.tiny_gguf import build_tiny_gguf
@@ -123,7 +123,7 @@ def test_hub_that_refuses_or_fails_has_its_exit_code_and_keeps_the_token(
     monkeypatch.setenv("HF_TOKEN", "hf_CANARYCANARYCANARYCANARY")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("sftcli.modeling.locate.Patience", lambda: Patience(answer_seconds=2.0))
+    monkeypatch.setattr("sftcli.modeling.locate.locate.Patience", lambda: Patience(answer_seconds=2.0))
     with FakeHub("owner/name", tiny_model, status=status, error_code=error).serving() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         found, out, err = sft("generate", "hello", "-c", "owner/name")
@@ -138,7 +138,7 @@ def test_a_slow_start_of_the_process_that_asks_is_no_silence_of_the_hub(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("sftcli.modeling.locate.Patience", lambda: Patience(answer_seconds=1.5))
+    monkeypatch.setattr("sftcli.modeling.locate.locate.Patience", lambda: Patience(answer_seconds=1.5))
     with FakeHub("owner/name", tiny_model, status=403, error_code="GatedRepo").serving() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         assert sft("generate", "hello", "-c", "owner/name")[0] == 77

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.render import encode_prompt
-from sftcli.modeling.tokenizer import load_chat_tokenizer
+from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 
 
 def test_mapped_columns_are_read_as_prompt_and_completion(sft, tiny_model):

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
-from sftcli.modeling.pt_checkpoint import read_pt
-from sftcli.modeling.tokenizer import load_chat_tokenizer
+from sftcli.modeling.formats.pt_file import read_pt
+from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from tests.support.forked import run_forked
 from tests.support.runs import StopAtStep, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from sftcli.cli.app import app
 from sftcli.cli.errors_view import guarded
-from sftcli.modeling.pt_checkpoint import read_pt
+from sftcli.modeling.formats.pt_file import read_pt
 from tests.support.runs import write_rows
 from tests.support.tiny_modern import build_tiny_pt, tiny_modern
 from tests.support.tiny_tokenizer import build_tiny_tokenizer

@@ -10,8 +10,8 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from sftcli.errors import DataError, DivergedError, NotFoundError, StorageError
 from sftcli.events import NeverStop, Notice
+from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.modeling.load import load_model
-from sftcli.modeling.model_folder import save_model_folder
 from sftcli.services.export import ExportFormat, ExportRequest, run_export
 from sftcli.training import checkpoint
 from sftcli.training.optim import MasterWeights

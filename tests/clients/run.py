@@ -132,8 +132,8 @@ def make_artefacts(work: Path) -> None:
 
 def default_model() -> Path:
     """Return the folder of the model that the runs start from."""
-    from sftcli.modeling.alias import ALIAS
-    from sftcli.modeling.locate import locate_model
+    from sftcli.modeling.locate.default_model import ALIAS
+    from sftcli.modeling.locate.locate import locate_model
 
     return locate_model(ALIAS, revision=None, emit=lambda _event: None).folder
 

@@ -14,9 +14,9 @@ from sftcli.config.data_settings import DataSettings
 from sftcli.data.reading import text_lines as textlines
 from sftcli.errors import SftError
 from sftcli.events import NeverStop
-from sftcli.modeling.folder import check_model_folder, read_json
-from sftcli.modeling.pt_checkpoint import read_pt
-from sftcli.modeling.tokenizer_files import read_tokenizer_files
+from sftcli.modeling.formats.folder_check import check_model_folder, read_json
+from sftcli.modeling.formats.pt_file import read_pt
+from sftcli.modeling.tokenizer.files import read_tokenizer_files
 from sftcli.services.finding import find_sources
 from sftcli.services.prepare import PreparedData, prepare_data
 from tests.support.forked import run_forked

@@ -13,15 +13,15 @@ from sftcli import storage
 from sftcli.config.adapter_settings import AdapterKind, AdapterSettings
 from sftcli.config.schema import ModelSettings
 from sftcli.errors import SftError, StorageError
-from sftcli.modeling.adapter import merge_adapter
-from sftcli.modeling.adapter_layers import file_name
+from sftcli.modeling.adapter.adapter import merge_adapter
+from sftcli.modeling.adapter.targets import file_name
+from sftcli.modeling.formats.folder_write import save_model_folder
+from sftcli.modeling.formats.pt_file import read_pt, write_pt
 from sftcli.modeling.load import load_model
-from sftcli.modeling.locate import locate_model
-from sftcli.modeling.model_folder import save_model_folder
-from sftcli.modeling.modern_config import ModernLMConfig
-from sftcli.modeling.modern_lm import ModernLMForCausalLM
-from sftcli.modeling.pt_checkpoint import read_pt, write_pt
-from sftcli.modeling.tokenizer import load_chat_tokenizer
+from sftcli.modeling.locate.locate import locate_model
+from sftcli.modeling.modern_lm.config import ModernLMConfig
+from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
+from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from sftcli.runtime import capture_rng
 from sftcli.services.adapters import adapter_files, load_with_adapter
 from sftcli.training.adapter_weights import AdapterWeights

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sftcli.modeling.tokenizer import load_chat_tokenizer
+from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from tests.support.tiny_tokenizer import FAMILIES, build_family_tokenizer, build_tiny_tokenizer
 
 CONVERSATIONS: list[list[dict[str, object]]] = [

@@ -6,10 +6,10 @@ from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2Fo
 
 from sftcli.config.schema import SamplingSettings
 from sftcli.events import NeverStop
-from sftcli.modeling.fused_decode import fuse, fused_step
-from sftcli.modeling.fused_rows import FusedRows
-from sftcli.modeling.sampling import decode
-from sftcli.modeling.slots import SlotRows
+from sftcli.modeling.decoding.decode import decode
+from sftcli.modeling.decoding.fused_decode import fuse, fused_step
+from sftcli.modeling.decoding.fused_rows import FusedRows
+from sftcli.modeling.decoding.kv_cache import SlotRows
 from tests.support.tiny_model import tiny_config
 
 PROMPTS = [[5, 9, 33], [7], [100, 200, 300, 301, 302], [11, 12], [400] * 140]

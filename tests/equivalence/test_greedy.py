@@ -11,11 +11,11 @@ from sftcli.config.schema import SamplingSettings
 from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.render import encode_prompt
 from sftcli.events import NeverStop
-from sftcli.modeling.fused_decode import fuse, fused_step
+from sftcli.modeling.decoding.decode import decode
+from sftcli.modeling.decoding.fused_decode import fuse, fused_step
 from sftcli.modeling.load import load_model
-from sftcli.modeling.locate import locate_model
-from sftcli.modeling.sampling import decode
-from sftcli.modeling.tokenizer import load_chat_tokenizer
+from sftcli.modeling.locate.locate import locate_model
+from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 
 ROWS = Path(__file__).parents[2] / "presets" / "quick" / "heldout.jsonl"
 TOKENS = 16

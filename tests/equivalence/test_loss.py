@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sftcli.config.adapter_settings import AdapterKind, AdapterSettings
 from sftcli.data.batches.batch import IGNORED, batches_in_order_of_length, collate
 from sftcli.events import NeverStop, Warned
-from sftcli.modeling.adapter import add_adapter
+from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.training import loss as loss_module
 from sftcli.training.loss import HeadNllSum, LogitTransform, heldout_nll, plain_nll_sum, response_nll_sum
 from sftcli.training.probe import choose_batch_loss

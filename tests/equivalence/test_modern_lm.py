@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from sftcli.config.schema import SamplingSettings
 from sftcli.data.batches.batch import collate
 from sftcli.events import NeverStop
+from sftcli.modeling.decoding.decode import decode
+from sftcli.modeling.formats.pt_file import read_pt, write_model_folder, write_pt
 from sftcli.modeling.load import load_model
-from sftcli.modeling.pt_checkpoint import read_pt, write_model_folder, write_pt
-from sftcli.modeling.sampling import decode
 from sftcli.training.loss import plain_nll_sum, response_nll_sum
 from tests.support.tiny_modern import tiny_modern
 from tests.support.training import PAD_ID, random_examples

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sftcli.data.batches.batch import collate, collate_packed
-from sftcli.modeling.document_attention import attend_as_before, attend_by_document
+from sftcli.modeling.kernels.document_attention import attend_as_before, attend_by_document
 from sftcli.training.loss import response_nll_sum
 from tests.support.architectures import ARCHITECTURES, build_architecture
 from tests.support.training import PAD_ID, random_examples

@@ -20,9 +20,9 @@ from transformers import (
 
 from sftcli.config.schema import SamplingSettings
 from sftcli.events import NeverStop
-from sftcli.modeling.row_kinds import cache_note, fitting_rows
-from sftcli.modeling.sampling import decode
-from sftcli.modeling.slots import SlotRows, WholeRow
+from sftcli.modeling.decoding.decode import decode
+from sftcli.modeling.decoding.kv_cache import SlotRows, WholeRow
+from sftcli.modeling.decoding.row_kinds import cache_note, fitting_rows
 from tests.support.architectures import SMALL
 
 ENDS = {"vocab_size": 514, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}

@@ -5,7 +5,7 @@ import torch
 
 from sftcli.config.schema import SamplingSettings
 from sftcli.events import NeverStop
-from sftcli.modeling.sampling import decode
+from sftcli.modeling.decoding.decode import decode
 from tests.support.recording import StopAfter
 from tests.support.training import tiny_llama
 

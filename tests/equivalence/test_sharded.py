@@ -10,9 +10,9 @@ from sftcli.config.adapter_settings import AdapterSettings
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, Packing
-from sftcli.modeling.adapter import add_adapter
-from sftcli.modeling.document_attention import attend_by_document
-from sftcli.modeling.fused import fuse_layers
+from sftcli.modeling.adapter.adapter import add_adapter
+from sftcli.modeling.kernels.document_attention import attend_by_document
+from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.checkpoint import DirectoryCheckpointStore
 from sftcli.training.checkpoint_files import read_snapshot

@@ -8,7 +8,7 @@ from sftcli.data.conversations.messages import Conversation, Message
 from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin
 from sftcli.data.rendering.token_view import describe_tokens
-from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.support.tiny_tokenizer import (
     build_family_tokenizer,
     build_metaspace_tokenizer,

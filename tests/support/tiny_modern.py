@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from sftcli.modeling.modern_config import ModernLMConfig
-from sftcli.modeling.modern_lm import ModernLMForCausalLM
-from sftcli.modeling.pt_checkpoint import write_pt
+from sftcli.modeling.formats.pt_file import write_pt
+from sftcli.modeling.modern_lm.config import ModernLMConfig
+from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 
 
 def tiny_modern_config(**changes) -> ModernLMConfig:

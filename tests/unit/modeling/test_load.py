@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
+from sftcli.modeling.formats.folder_write import copy_tokenizer, save_model_folder, write_model_files
 from sftcli.modeling.load import count_parameters, load_model, own_attention, quiet_libraries
-from sftcli.modeling.model_folder import copy_tokenizer, save_model_folder, write_model_files
 from tests.support.tiny_model import build_tiny_model
 
 REPO = Path(__file__).parents[3]
@@ -191,7 +191,7 @@ def test_pickle_weights_are_never_opened(tiny: Path) -> None:
 def test_loading_and_saving_write_nothing_to_the_terminal(tiny: Path) -> None:
     program = (
         "import torch; from pathlib import Path; from sftcli.modeling.load import *;"
-        "from sftcli.modeling.model_folder import *;"
+        "from sftcli.modeling.formats.folder_write import *;"
         f"source = Path({str(tiny)!r}); cpu = torch.device('cpu');"
         "model = load_model(source, dtype=torch.float32, device=cpu);"
         "save_model_folder(model, source=source, folder=source.parent / 'out', stop_ids={2});"

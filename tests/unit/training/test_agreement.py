@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 
-from sftcli.modeling import fused
-from sftcli.modeling.fused import fuse_layers
-from sftcli.modeling.fused_layer import layer_forward
+from sftcli.modeling.kernels import fuse as fused
+from sftcli.modeling.kernels.fuse import fuse_layers
+from sftcli.modeling.kernels.fused_layer import layer_forward
 from sftcli.training import agreement
 from sftcli.training.agreement import Ways, agreed_ways
 from sftcli.training.choices import RowSharing

@@ -9,7 +9,7 @@ from sftcli.data.conversations.messages import Conversation, Rejected, RejectRea
 from sftcli.data.conversations.remedies import NO_SYSTEM, REMEDIES, TRAIN_LAST
 from sftcli.data.example import Example
 from sftcli.data.rendering.render import Renderer
-from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.support.chat import answer, conversation, family_tokenizer, system, user
 from tests.support.tiny_tokenizer import CHATML, TEMPLATES, build_tiny_tokenizer
 

@@ -17,7 +17,7 @@ from sftcli.data.reading.record import RawRecord
 from sftcli.data.reading.records import read_records
 from sftcli.data.reading.source import parse_source
 from sftcli.data.rendering.render import Renderer, encode_prompt
-from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.support.chat import ORIGIN, trained_texts
 from tests.support.tiny_tokenizer import build_tiny_tokenizer
 

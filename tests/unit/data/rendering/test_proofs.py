@@ -12,7 +12,7 @@ from sftcli.data.rendering.proofs import prove_no_leak, prove_prompt, prove_span
 from sftcli.data.rendering.render import Renderer
 from sftcli.data.rendering.segments import Places
 from sftcli.data.rendering.tokenizer import Reading
-from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.support.chat import answer, conversation, family_tokenizer, marked, user
 from tests.support.tiny_tokenizer import CHATML, build_tiny_tokenizer
 

@@ -10,7 +10,7 @@ from sftcli.data.conversations.messages import Conversation, Message, PlainText,
 from sftcli.data.example import Example, RowFlag, TooLong
 from sftcli.data.rendering.render import Renderer, encode_prompt
 from sftcli.errors import DataError
-from sftcli.modeling.tokenizer import HFChatTokenizer, load_chat_tokenizer
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.support.chat import (
     ORIGIN,
     answer,

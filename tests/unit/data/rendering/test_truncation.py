@@ -16,7 +16,7 @@ from sftcli.data.conversations.messages import (
 from sftcli.data.example import CUTS, Example, RowFlag, TooLong
 from sftcli.data.rendering.proofs import find_contents, prove_cut_span
 from sftcli.data.rendering.render import Renderer
-from sftcli.modeling.tokenizer import HFChatTokenizer
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from tests.support.chat import ORIGIN, answer, conversation, family_tokenizer, marked, trained_texts, user
 
 FAMILIES = ("chatml", "llama3", "mistral", "gemma", "qwen3", "alpaca", "modern-llm", "metaspace-first")

@@ -1,0 +1,157 @@
+"""An adapter's folder, told from its small files: which model it belongs to and how its weights are meant.
+
+``adapter_config.json`` and ``adapter_model.safetensors`` are those of peft, which opens the folder. Nothing in the
+configuration is trusted: patterns are not compiled, no class or module that it names is imported, and a key that is not
+known to be harmless is refused. ``sft_base.json`` names the model by its content; folders made elsewhere have none.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sftcli import storage
+from sftcli.errors import ConsentError, DataError, NotFoundError, UsageError
+from sftcli.modeling.formats.folder_check import CONVERT_HINT, UNSAFE_SUFFIXES, check_safetensors, read_json
+
+CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "sft_base.json"
+_FORMAT = 1
+# Keys that say how the adapter is computed. They are read below.
+_READ = frozenset(
+    {"peft_type", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "init_lora_weights",
+     "base_model_name_or_path", "revision"}
+)  # fmt: skip
+# Keys that matter only while an adapter is trained or started, or that the weights themselves answer.
+_WITHOUT_MEANING = frozenset(
+    {"task_type", "inference_mode", "peft_version", "auto_mapping", "r", "rank_pattern", "lora_dropout", "bias",
+     "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern", "loftq_config",
+     "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "megatron_core", "runtime_config",
+     "ensure_weight_tying", "modules_to_tie", "target_modules_to_tie"}
+)  # fmt: skip
+# Ways to start that leave the base as it is; the others take a part out of it, and the adapter fits only the rest.
+_STARTS = (True, False, "gaussian", "eva", "orthogonal", "lora_ga")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterBase:
+    """The model that an adapter belongs to: its name as ``locate_model`` takes it, and where known its content."""
+
+    name: str
+    revision: str | None = None
+    tokenizer: str | None = None  # of a .pt file
+    content: str | None = None  # see ``base_content``
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraForm:
+    """How an adapter's matrices are used; ranks and layers follow from the weights."""
+
+    alpha: float
+    rslora: bool
+    dora: bool
+    fan_in_fan_out: bool
+    bias: bool
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Tell whether ``folder`` holds an adapter and no whole model."""
+    return (folder / CONFIG_FILE).is_file() and not (folder / "config.json").is_file()
+
+
+def read_base(folder: Path) -> AdapterBase:
+    """Return the model that the adapter in ``folder`` belongs to.
+
+    Raises:
+        DataError: The files do not say it.
+    """
+    own = folder / BASE_FILE
+    if own.is_file():
+        fields = {key: read_json(own).get(key) for key in ("name", "revision", "tokenizer", "content")}
+    else:
+        config = read_json(folder / CONFIG_FILE)
+        fields = {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")}
+    name, rest = fields.pop("name"), {key: value for key, value in fields.items() if value is not None}
+    if not isinstance(name, str) or not name or any(not isinstance(value, str) for value in rest.values()):
+        where = own if own.is_file() else folder / CONFIG_FILE
+        key = "name" if own.is_file() else "base_model_name_or_path"
+        raise DataError(f"{where} does not say which model the adapter belongs to", hint=f"set {key} in it")
+    return AdapterBase(name=name, **{key: str(value) for key, value in rest.items()})
+
+
+def check_adapter_weights(folder: Path) -> Path:
+    """Return the file with the adapter's weights, whose header is sound.
+
+    Raises:
+        ConsentError: It is a pickle file.
+        NotFoundError, DataError: There is none, or it is damaged.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        unsafe = sorted(file.name for file in folder.iterdir() if file.suffix in UNSAFE_SUFFIXES)
+        if unsafe:
+            raise ConsentError(
+                f"{folder / unsafe[0]} is a pickle file, which can run code when it is opened, and was refused",
+                hint=CONVERT_HINT.replace("AutoModelForCausalLM", "AutoPeftModelForCausalLM"),
+            )
+        raise NotFoundError(
+            f"{folder} holds no weights: {WEIGHTS_FILE} is missing", hint="get the folder again"
+        )
+    check_safetensors(path)
+    return path
+
+
+def read_form(folder: Path) -> LoraForm:
+    """Return how the weights of the adapter in ``folder`` are used.
+
+    Raises:
+        UsageError: It is no LoRA adapter, or uses a part of peft that is not supported.
+        DataError: A value has another type.
+    """
+    path = folder / CONFIG_FILE
+    config = read_json(path)
+    if config.get("peft_type") != "LORA":
+        raise UsageError(
+            f"{path}: peft_type is {_shown(config.get('peft_type'))}, and only LORA is supported",
+            hint="merge the adapter with the program that made it, and name the merged folder",
+        )
+    for key, value in config.items():
+        if key not in _READ | _WITHOUT_MEANING and value not in (None, False, [], {}):
+            raise _unsupported(path, key, value)
+    if (start := config.get("init_lora_weights", True)) is not None and start not in _STARTS:
+        raise _unsupported(path, "init_lora_weights", start)
+    alpha = config.get("lora_alpha", 8)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e9:
+        raise DataError(f"{path}: lora_alpha is {_shown(alpha)}, expected a number above 0")
+    flags = {key: config.get(key, False) for key in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")}
+    for key, value in flags.items():
+        if not isinstance(value, bool):
+            raise DataError(f"{path}: {key} is {_shown(value)}, expected true or false")
+    return LoraForm(
+        alpha=alpha,
+        rslora=flags["use_rslora"],
+        dora=flags["use_dora"],
+        fan_in_fan_out=flags["fan_in_fan_out"],
+        bias=flags["lora_bias"],
+    )
+
+
+def write_adapter_config(folder: Path, config: Mapping[str, object], base: AdapterBase) -> None:
+    """Write what says how the weights are meant, and which model they belong to."""
+    _write(folder / CONFIG_FILE, config)
+    _write(folder / BASE_FILE, {"format": _FORMAT} | asdict(base))
+
+
+def _write(path: Path, content: Mapping[str, object]) -> None:
+    storage.write_file(path, [(json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()])
+
+
+def _unsupported(path: Path, key: str, value: object) -> UsageError:
+    return UsageError(
+        f"{path}: {key} is {_shown(value)}, which is not supported",
+        hint="merge the adapter with the program that made it, and name the merged folder",
+    )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,196 @@
+"""A pass of a Llama or Qwen2 that decodes, in few large operations.
+
+Decoding is bound by reading the weights, and by the time between operations. Here the projections of a layer that read the
+same input are one matrix, laid out for the processor once, and keys and values are turned and written together. Tokens have
+no shape but their number, so that rows that go on and prompts that are read share one pass over the weights. It computes
+what the model's own ``forward`` does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.nn import Linear
+from torch.nn import functional as F  # noqa: N812 - its usual name
+from transformers import LlamaForCausalLM, Qwen2ForCausalLM
+
+from sftcli.modeling.decoding.matrices import MakeProduct, Product, products_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM)
+_TABLE = 512  # positions that the rotary tables grow by
+
+# (queries (T, heads, head size), what the cache of a layer holds) -> (T, heads * head size)
+Attend = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedLayer:
+    """Weights of a layer."""
+
+    attention_norm: torch.Tensor
+    qkv: Product
+    out: Product
+    mlp_norm: torch.Tensor
+    gate_up: Product
+    down: Product
+
+
+class FusedStep:
+    """The model as a pass needs it.
+
+    The cache of a layer is (slots, 2, kv heads, room, head size): keys, then values.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        config = model.config
+        self.heads = config.num_attention_heads
+        self.kv_heads = config.num_key_value_heads
+        self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.eps = config.rms_norm_eps
+        body = cast("LlamaForCausalLM", model).model
+        self.embedding, self.norm = body.embed_tokens.weight, body.norm.weight
+        self.rotary = body.rotary_emb
+        product = products_of([module.weight for module in model.modules() if isinstance(module, Linear)])
+        head = cast("Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+        self.head = product(head.weight, None)
+        self.layers = [_fused(layer, product) for layer in body.layers]
+        self.cos = self.sin = torch.empty(0)  # (positions, head size)
+
+    def new_caches(self, slots: int, room: int) -> list[torch.Tensor]:
+        """Return an empty cache of every layer."""
+        shape = (slots, 2, self.kv_heads, room, self.head_size)
+        return [self.embedding.new_zeros(shape) for _ in self.layers]
+
+    def run(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        caches: Sequence[torch.Tensor],
+        attend: Attend,
+        last: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Take tokens, write their keys and values, and return the logits of those after them.
+
+        Args:
+            tokens: (T,) int64.
+            positions: Of the tokens in their rows, (T,) int64.
+            slots: Of the tokens' rows, (T,) int64.
+            caches: Of every layer, written in place.
+            attend: Looks the queries of a layer up in its cache, where the new keys already are.
+            last: The tokens whose successors are asked for, (R,) int64; None for all.
+
+        Returns:
+            (R, V).
+        """
+        cos, sin = self._turns(positions)
+        places = self._places(slots, positions, caches[0].shape[3])
+        hidden = F.embedding(tokens, self.embedding)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            normed = F.rms_norm(hidden, hidden.shape[-1:], layer.attention_norm, self.eps)
+            qkv = layer.qkv(normed).view(len(tokens), -1, self.head_size)
+            turned = torch.addcmul(qkv * cos, qkv.roll(self.head_size // 2, -1), sin)
+            kept = turned[:, self.heads :].reshape(-1, self.head_size)
+            cache.view(-1, self.head_size).index_copy_(0, places, kept)
+            hidden = hidden + layer.out(attend(turned[:, : self.heads], cache))
+            normed = F.rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, self.eps)
+            gate, up = layer.gate_up(normed).chunk(2, dim=-1)
+            hidden = hidden + layer.down(F.silu(gate).mul_(up))
+        if last is not None:
+            hidden = hidden[last]
+        return self.head(F.rms_norm(hidden, hidden.shape[-1:], self.norm, self.eps))
+
+    def _places(self, slots: torch.Tensor, positions: torch.Tensor, room: int) -> torch.Tensor:
+        """Return where keys and values go in a cache seen as (-1, head size), (T * 2 * kv heads,)."""
+        parts = torch.arange(2 * self.kv_heads, device=slots.device)
+        return ((slots[:, None] * len(parts) + parts) * room + positions[:, None]).view(-1)
+
+    def _turns(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what turns queries and keys by their positions, (T, heads + 2 kv heads, head size).
+
+        A vector x becomes ``x * cos + swapped * sin``, with the halves of x swapped. Values stay what they are, with a cosine
+        of one and a sine of zero, so that what a projection gives is turned as a whole.
+        """
+        self._make_tables(int(positions.max()) + 1)
+        turned = (len(positions), self.heads + self.kv_heads, self.head_size)
+        still = (len(positions), self.kv_heads, self.head_size)
+        cos, sin = (table[positions, None].expand(turned) for table in (self.cos, self.sin))
+        return torch.cat((cos, cos.new_ones(still)), dim=1), torch.cat((sin, sin.new_zeros(still)), dim=1)
+
+    def _make_tables(self, positions: int) -> None:
+        if len(self.cos) >= positions:
+            return
+        every = torch.arange(positions + _TABLE, device=self.embedding.device)[None]
+        cos, sin = self.rotary(self.embedding[:1, None], position_ids=every)
+        self.cos, self.sin = cos[0], sin[0]
+        self.sin[:, : self.head_size // 2].neg_()
+
+
+_known: "WeakKeyDictionary[PreTrainedModel, FusedStep]" = WeakKeyDictionary()
+
+
+def fuse(model: "PreTrainedModel") -> None:
+    """Let ``fused_step`` know ``model`` where it is one that this module computes. Its weights stay what they are.
+
+    They become views of larger tensors, so that nothing is held twice. Not for models that are trained.
+    """
+    if isinstance(model, _FAMILIES) and type(model) in _FAMILIES and _is_plain(model):
+        with torch.no_grad():
+            _known[model] = FusedStep(model)
+
+
+def fused_step(model: "PreTrainedModel") -> FusedStep | None:
+    """Return the faster step of a model that ``fuse`` was told of, or None."""
+    return _known.get(model)
+
+
+def _is_plain(model: "PreTrainedModel") -> bool:
+    """Tell whether every projection is an ordinary matrix, without adapters or quantization, and of one kind."""
+    config = model.config
+    linear = [module for module in model.modules() if isinstance(module, Linear)]
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    return (
+        config.hidden_act == "silu"
+        and rope in {"default", "linear", "llama3"}  # not those that change with the length of the text
+        and len(linear) == 7 * config.num_hidden_layers + 1
+        and all(type(module) is Linear for module in linear)
+        and not getattr(config, "mlp_bias", False)
+        and all(layer.self_attn.o_proj.bias is None for layer in cast("LlamaForCausalLM", model).model.layers)
+        and len({(weight.dtype, weight.device) for weight in model.parameters()}) == 1
+    )
+
+
+def _fused(layer: torch.nn.Module, product: MakeProduct) -> FusedLayer:
+    attention, mlp = layer.self_attn, layer.mlp
+    assert isinstance(attention, torch.nn.Module)
+    assert isinstance(mlp, torch.nn.Module)
+    qkv = [cast("Linear", getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj")]
+    has_bias = qkv[0].bias is not None
+    return FusedLayer(
+        attention_norm=_weight(layer.input_layernorm),
+        qkv=product(_joined(qkv), torch.cat([module.bias for module in qkv]) if has_bias else None),
+        out=product(_weight(attention.o_proj), None),
+        mlp_norm=_weight(layer.post_attention_layernorm),
+        gate_up=product(_joined([cast("Linear", mlp.gate_proj), cast("Linear", mlp.up_proj)]), None),
+        down=product(_weight(mlp.down_proj), None),
+    )
+
+
+def _weight(module: "torch.Tensor | torch.nn.Module") -> torch.Tensor:
+    return cast("Linear", module).weight
+
+
+def _joined(modules: Sequence[Linear]) -> torch.Tensor:
+    """Return the weights of ``modules`` one below the other; each becomes a part of it."""
+    whole = torch.cat([module.weight for module in modules])
+    begin = 0
+    for module in modules:
+        end = begin + len(module.weight)
+        module.weight.data = whole[begin:end]
+        begin = end
+    return whole

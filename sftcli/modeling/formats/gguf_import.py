@@ -1,0 +1,222 @@
+"""Turn a GGUF file into a Hugging Face folder in the cache, once. Heavy libraries load only while it converts.
+
+The numbers are those of the file, each tensor in the type of the matrices or, where that would round it, in float32.
+Quantized numbers, which have no type of their own, are rounded to bfloat16.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from sftcli import storage
+from sftcli.errors import DataError
+from sftcli.events import EventSink, Notice, Progressed, Warned
+from sftcli.modeling.cache import cache_folder, scratch_folder, whole_folder
+from sftcli.modeling.formats.gguf_header import GGUF_MAGIC, GgufHeader, read_header
+from sftcli.modeling.formats.older_config import with_older_keys, with_older_tokenizer_keys
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+SOURCE_FILE = "source.json"
+_FORMAT = 1
+_CONFIG_NOISE = ("_model_name_or_path", "_name_or_path")
+_TOKENIZER_NOISE = ("backend", "is_local", "local_files_only", "name_or_path")
+_CONVERSION_ERRORS = (
+    ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError, struct.error,
+)  # fmt: skip
+_GENERATION_KEYS = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
+
+
+def models_folder() -> Path:
+    """Return the folder of the cache that holds converted models."""
+    return cache_folder() / "models"
+
+
+def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, str]:
+    """Return the Hugging Face folder made of ``gguf`` and the file's SHA-256; convert it where the cache lacks it.
+
+    Args:
+        gguf: The file.
+        prefix: Start of the folder's name in the cache; the start of the hash follows.
+        emit: Told before a conversion and when a broken folder is made anew.
+
+    Raises:
+        DataError: The file is not GGUF, is damaged, or holds an architecture that transformers does not convert.
+    """
+    with gguf.open("rb") as file:
+        if file.read(4) != GGUF_MAGIC:
+            raise DataError(f"{gguf} is not a GGUF file", hint="name a .gguf file or a Hugging Face folder")
+    digest = storage.file_sha256(gguf)
+    folder = models_folder() / f"{prefix}-{digest[: 8 if prefix != 'gguf' else 16]}"
+    header = _header(gguf)
+    if read_source(folder, emit) == digest and _is_exact(folder) == header.is_exact:
+        return folder, digest
+    size = gguf.stat().st_size / 1e6
+    emit(Notice(text=f"converting {gguf.name} ({size:.0f} MB) to a {header.dtype} model folder, once"))
+    with whole_folder(folder) as fresh:
+        _convert(gguf, header, fresh, emit)
+        _write_source(fresh, gguf.name, digest, header)
+    return folder, digest
+
+
+def _header(gguf: Path) -> GgufHeader:
+    try:
+        return read_header(gguf)
+    except _CONVERSION_ERRORS as error:
+        raise _unconvertible(gguf, error) from error
+
+
+def _unconvertible(gguf: Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:300]
+    return DataError(
+        f"{gguf} cannot be converted: {reason}",
+        hint="the file may be cut off, or its architecture unknown to transformers; name a Hugging Face folder",
+    )
+
+
+def read_source(folder: Path, emit: EventSink) -> str | None:
+    """Return the hash of the GGUF file that ``folder`` was made of, or None where it is missing or broken."""
+    try:
+        source = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+        files, digest = source["files"], source["gguf_sha256"]
+        damaged = [name for name, size in files.items() if (folder / name).stat().st_size != size]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if folder.is_dir():
+            emit(Warned(text=f"the cached model {folder} is incomplete ({error}); it is made anew"))
+        return None
+    if damaged or source.get("format") != _FORMAT or not isinstance(digest, str):
+        what = f"{damaged[0]} has another size" if damaged else "it has another format"
+        emit(Warned(text=f"the cached model {folder} is damaged ({what}); it is made anew"))
+        return None
+    return digest
+
+
+def _is_exact(folder: Path) -> bool:
+    """Tell whether the whole ``folder`` was made to hold the numbers of its file; older folders were all rounded."""
+    return bool(json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8")).get("exact"))
+
+
+def _write_source(folder: Path, name: str, digest: str, header: GgufHeader) -> None:
+    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    exact = {"exact": True} if header.is_exact else {}
+    made = {"gguf": name, "gguf_sha256": digest, "dtype": header.dtype, **exact}
+    source = {"format": _FORMAT, **made, "files": files}
+    storage.write_file(folder / SOURCE_FILE, [(json.dumps(source, indent=2) + "\n").encode()])
+
+
+def _convert(gguf: Path, header: GgufHeader, folder: Path, emit: EventSink) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from sftcli.modeling.load import quiet_libraries
+
+    quiet_libraries()
+    # alone in a folder, so that transformers sees no other file beside it
+    with scratch_folder(folder.parent) as alone, _progress_as_events(f"convert {gguf.name}", emit):
+        name = "model.gguf"
+        _link(gguf, alone / name)
+        try:
+            loaded: object = AutoModelForCausalLM.from_pretrained(
+                alone,
+                gguf_file=name,
+                dtype=torch.float32 if header.is_exact else torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                alone, gguf_file=name, trust_remote_code=False, local_files_only=True
+            )
+        except _CONVERSION_ERRORS as error:
+            raise _unconvertible(gguf, error) from error
+        model, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
+        if missing := sorted(info["missing_keys"]):
+            raise DataError(f"{gguf} lacks {len(missing)} tensors of the model, for example {missing[0]}")
+        if header.is_exact:
+            _narrow(model, getattr(torch, header.dtype))
+        storage.disk.let_library_write(folder, lambda: model.save_pretrained(folder))
+        storage.disk.let_library_write(folder, lambda: tokenizer.save_pretrained(folder))
+    _clean(folder, context_tokens=int(model.config.max_position_embeddings), dtype=header.dtype)
+    if header.pre_tokenizer == "smollm":
+        _split_digits(folder / "tokenizer.json")
+
+
+def _narrow(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
+    """Let each tensor of the float32 ``model`` take half the room in ``dtype``, where that rounds none of its numbers."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.is_floating_point():
+            continue
+        narrow = tensor.data.to(dtype)
+        if narrow.to(tensor.dtype).equal(tensor.data):
+            tensor.data = narrow
+
+
+def _link(gguf: Path, place: Path) -> None:
+    try:
+        storage.disk.link(place, gguf.resolve())
+    except OSError:
+        storage.copy_file(gguf, place)
+
+
+@contextmanager
+def _progress_as_events(task: str, emit: EventSink) -> Iterator[None]:
+    """Report the tensors that transformers converts as events; its own bar ignores the switch for bars."""
+    from transformers import modeling_gguf_pytorch_utils as module
+
+    def follow(tensors: Sequence[object], **_options: object) -> Iterator[object]:
+        for done, tensor in enumerate(tensors, start=1):
+            yield tensor
+            emit(Progressed(task=task, done=done, total=len(tensors), unit="tensors"))
+
+    names = vars(module)
+    theirs = names["tqdm"]
+    names["tqdm"] = follow
+    try:
+        yield
+    finally:
+        names["tqdm"] = theirs
+
+
+def _clean(folder: Path, *, context_tokens: int, dtype: str) -> None:
+    """Remove what only says how the folder came to be, and name classes and positions as older readers know them too."""
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_tokens}
+    _edit(
+        folder / "config.json",
+        lambda content: with_older_keys(_without(content, _CONFIG_NOISE) | {"dtype": dtype}),
+    )
+    _edit(
+        folder / "generation_config.json",
+        lambda content: _without(content, content.keys() - _GENERATION_KEYS),
+    )
+    _edit(
+        folder / "tokenizer_config.json",
+        lambda content: with_older_tokenizer_keys(
+            _without(content, _TOKENIZER_NOISE) | named, takes_types=False
+        ),
+    )
+
+
+def _edit(path: Path, change: Callable[[dict[str, object]], dict[str, object]]) -> None:
+    content = change(json.loads(path.read_text(encoding="utf-8")))
+    storage.write_file(path, [(json.dumps(content, indent=2) + "\n").encode()])
+
+
+def _without(content: dict[str, object], names: Iterable[str]) -> dict[str, object]:
+    return {key: value for key, value in content.items() if key not in set(names)}
+
+
+def _split_digits(path: Path) -> None:
+    """Cut numbers into single digits, as SmolLM2 was trained: the conversion of transformers forgets this step.
+
+    Without it "  5" becomes other tokens than those the model has seen.
+    """
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    digits = {"type": "Digits", "individual_digits": True}
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, tokenizer["pre_tokenizer"]]}
+    storage.write_file(path, [json.dumps(tokenizer, ensure_ascii=False).encode()])

@@ -1,0 +1,301 @@
+"""Checkpoint files of the Modern LLM pipeline, read without running what is in them, and written whole or not at all.
+
+The only module that may call ``torch.load``, and only with ``weights_only=True``.
+"""
+
+import json
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError  # the error alone: nothing here reads a pickle by itself
+
+import torch
+from safetensors.torch import save_file
+
+from sftcli import storage
+from sftcli.errors import DataError, MismatchError, StorageError
+from sftcli.modeling.modern_lm.config import ModernLMConfig
+from sftcli.modeling.modern_lm.model import ModernLMForCausalLM, register
+from sftcli.suggest import did_you_mean
+
+_REQUIRED = ("vocab_size", "d_model", "n_layers", "n_heads", "ffn_hidden_size", "max_seq_len")
+_DEFAULTS: Mapping[str, object] = {
+    "rmsnorm_eps": 1e-5, "dropout": 0.0, "initializer_range": 0.02, "rope_theta": 10000.0, "rope_scaling": None,
+    "use_rope": True, "use_attention_sinks": True, "num_attention_sinks": 2, "use_swiglu": True,
+    "swiglu_multiplier": 2.0, "use_gqa": False, "gqa_groups": None, "use_moe": False, "moe_config": None,
+    "tie_embeddings": True,
+}  # fmt: skip
+CONFIG_KEYS = (*_REQUIRED, *_DEFAULTS)
+_RENAMED = {
+    "rope_theta": "rotary_base",
+    "rope_scaling": "rotary_scale",
+    "tie_embeddings": "tie_word_embeddings",
+}
+_TOP_KEYS = ("model_state", "optimizer", "optimizer_state", "config", "step", "run_name", "metadata")
+_COMPILED = "_orig_mod."
+_HEAD = "lm_head.weight"
+_EMBED = "token_embed.weight"
+_SHOWN = 3
+_MAX_SIZE = 2**24
+_AGAIN = "get the file again, or write it again with the original program"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PtCheckpoint:
+    """What a file holds: tensors by their names in the file, and the full configuration in the file's own names."""
+
+    model_state: Mapping[str, torch.Tensor]
+    config: Mapping[str, object]
+    step: int
+    run_name: str
+
+
+def read_pt(path: Path) -> PtCheckpoint:
+    """Read a checkpoint and prove that its tensors fit its configuration.
+
+    Raises:
+        DataError: It is damaged, holds more than tensors and plain values, or keys that are not known.
+        MismatchError: Tensors and configuration disagree.
+    """
+    content = _load(path)
+    if "model_state" not in content or "config" not in content:
+        missing = "model_state" if "model_state" not in content else "config"
+        raise DataError(f"{path} is no Modern LLM checkpoint: it has no {missing!r}", hint=_AGAIN)
+    if unknown := [key for key in content if key not in _TOP_KEYS]:
+        raise DataError(f"{path} holds {unknown[0]!r}, which such a file does not have", hint=_AGAIN)
+    config = _checked_config(path, content["config"])
+    state = content["model_state"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise DataError(f"{path}: model_state is not a dictionary of tensors", hint=_AGAIN)
+    tensors = {str(name).removeprefix(_COMPILED): tensor for name, tensor in state.items()}
+    _check_shapes(path, config, tensors)
+    step, run_name = content.get("step", 0), content.get("run_name", "")
+    return PtCheckpoint(
+        model_state=tensors,
+        config=config,
+        step=step if isinstance(step, int) else 0,
+        run_name=str(run_name or ""),
+    )
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuse an archive whose entries are compressed: torch writes none, and a small file could fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise DataError(f"{path} holds more than its size: its entries are compressed", hint=_AGAIN)
+
+
+def _load(path: Path) -> Mapping[str, object]:
+    try:
+        _refuse_packed(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the file's age; what is wrong with it is told below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise DataError(
+            f"{path} holds more than tensors and plain values, or is damaged; it was not opened, because that could run code",
+            hint=_AGAIN,
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, zipfile.BadZipFile) as error:  # fmt: skip
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is damaged or cut off: {reason}", hint=_AGAIN) from error
+    if not isinstance(content, Mapping):
+        raise DataError(f"{path} holds no dictionary", hint=_AGAIN)
+    return content
+
+
+def _checked_config(path: Path, found: object) -> dict[str, object]:
+    if not isinstance(found, Mapping):
+        raise DataError(f"{path}: config is not a dictionary", hint=_AGAIN)
+    for key in found:
+        if key not in CONFIG_KEYS:
+            raise MismatchError(
+                f"{path}: config has the unknown key {key!r}", hint=did_you_mean(str(key), CONFIG_KEYS)
+            )
+    for key in _REQUIRED:
+        value = found.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _MAX_SIZE:
+            raise MismatchError(f"{path}: config.{key} is {value!r}, expected a whole number above 0")
+    config = {**_DEFAULTS, **found}
+    if config["use_moe"]:
+        raise MismatchError(
+            f"{path}: config.use_moe is true, but mixtures of experts were never finished in this format",
+            hint="start from a dense checkpoint",
+        )
+    _check_heads(path, config)
+    return config
+
+
+def _check_heads(path: Path, config: Mapping[str, object]) -> None:
+    width, heads, groups = (config[key] for key in ("d_model", "n_heads", "gqa_groups"))
+    assert isinstance(width, int)
+    assert isinstance(heads, int)
+    if width % heads or (width // heads) % 2:
+        raise MismatchError(f"{path}: config.d_model {width} does not make {heads} heads of an even width")
+    if config["use_gqa"] and (not isinstance(groups, int) or groups < 1 or heads % groups):
+        raise MismatchError(f"{path}: config.gqa_groups is {groups!r}, which does not divide n_heads {heads}")
+    sinks = config["num_attention_sinks"]
+    if config["use_attention_sinks"] and (not isinstance(sinks, int) or not 0 <= sinks <= _MAX_SIZE):
+        raise MismatchError(f"{path}: config.num_attention_sinks is {sinks!r}, expected a whole number")
+
+
+def hf_config(config: Mapping[str, object]) -> ModernLMConfig:
+    """Return the transformers configuration of a file's."""
+    values = {_RENAMED.get(key, key): value for key, value in config.items()}
+    for dropped in ("use_moe", "moe_config"):
+        values.pop(dropped, None)
+    return ModernLMConfig(**values)  # type: ignore[arg-type]
+
+
+def file_config(config: ModernLMConfig) -> dict[str, object]:
+    """Return the configuration that a file holds, with all of its keys."""
+    dropped = {"use_moe": False, "moe_config": None}
+    return {
+        key: dropped[key] if key in dropped else getattr(config, _RENAMED.get(key, key))
+        for key in CONFIG_KEYS
+    }
+
+
+def model_differences(folder: Path, keys: Mapping[str, object]) -> list[str]:
+    """Return, a sentence each, where ``keys`` of a pipeline's configuration differ from the model in ``folder``."""
+    if not keys:
+        return []
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if content.get("model_type") != ModernLMConfig.model_type:
+        return [f"the model is none of the pipeline's, so these keys mean nothing: {', '.join(sorted(keys))}"]
+    held = file_config(ModernLMConfig.from_dict(content))
+    return [
+        f"the configuration says that {key} is {value!r}, the checkpoint that it is {held[key]!r}, which is used"
+        for key, value in keys.items()
+        if held[key] != value
+    ]
+
+
+def _file_name(name: str) -> str:
+    return name.removeprefix("model.")
+
+
+def _check_shapes(path: Path, config: Mapping[str, object], tensors: Mapping[str, torch.Tensor]) -> None:
+    with torch.device("meta"):
+        model = ModernLMForCausalLM(hf_config(config))
+    wanted = {_file_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted.setdefault(_HEAD, wanted[_EMBED])
+    if wrong := [name for name in wanted if name in tensors and tuple(tensors[name].shape) != wanted[name]]:
+        named = [f"{name} is {tuple(tensors[name].shape)}, its config says {wanted[name]}" for name in wrong]
+        raise MismatchError(f"{path}: {', '.join(named[:_SHOWN])}{_more(named)}")
+    if missing := [f"{name} {shape}" for name, shape in wanted.items() if name not in tensors]:
+        raise MismatchError(f"{path} lacks {', '.join(missing[:_SHOWN])}{_more(missing)}")
+    if extra := [name for name in tensors if name not in wanted]:
+        shown = [f"{name} {tuple(tensors[name].shape)}" for name in extra[:_SHOWN]]
+        raise MismatchError(
+            f"{path} holds tensors its config has no place for: {', '.join(shown)}{_more(extra)}"
+        )
+    if config["tie_embeddings"] and not torch.equal(tensors[_HEAD], tensors[_EMBED]):
+        raise MismatchError(f"{path}: config.tie_embeddings is true, but {_HEAD} and {_EMBED} differ")
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+
+
+def write_model_folder(checkpoint: PtCheckpoint, folder: Path) -> None:
+    """Write configuration and weights of ``checkpoint`` as a Hugging Face folder; tokenizer files are not its matter."""
+    config = hf_config(checkpoint.config)
+    content = json.loads(config.to_json_string(use_diff=True))
+    content |= {"architectures": [ModernLMForCausalLM.__name__], "dtype": "float32"}
+    content["tie_word_embeddings"] = config.tie_word_embeddings
+    storage.write_file(folder / "config.json", [(json.dumps(content, indent=2) + "\n").encode("utf-8")])
+    tensors = {}
+    for name, tensor in checkpoint.model_state.items():
+        if name == _HEAD and config.tie_word_embeddings:
+            continue
+        tensors[name if name == _HEAD else f"model.{name}"] = tensor.float().clone().contiguous()
+    target = folder / "model.safetensors"
+    storage.disk.let_library_write(folder, lambda: save_file(tensors, target, metadata={"format": "pt"}))
+    storage.disk.copy_mode(folder / "config.json", target)
+
+
+def write_pt(
+    path: Path,
+    *,
+    config: ModernLMConfig,
+    weights: Mapping[str, torch.Tensor],
+    optimizer: Mapping[str, torch.Tensor],
+    group: Mapping[str, object],
+    step: int,
+    run_name: str,
+) -> None:
+    """Write a checkpoint that the original program loads strictly; it appears whole or not at all.
+
+    Args:
+        path: Where to.
+        config: Of the model.
+        weights: By parameter name, a shared tensor once.
+        optimizer: ``moment/parameter name`` -> tensor; may be empty.
+        group: AdamW's settings (lr, betas, eps, weight_decay).
+        step: Steps finished.
+        run_name: Name of the run, such as ``local-full-sft``.
+
+    Raises:
+        StorageError: The disk is full or writing failed; an older file is intact.
+    """
+    state = OrderedDict(
+        (_file_name(name), t.detach().float().cpu().contiguous()) for name, t in weights.items()
+    )
+    if _HEAD not in state:
+        state[_HEAD] = state[_EMBED]
+    moments = _optimizer_state(weights, optimizer, group)
+    about = {"step": step, "run_name": run_name, "config": file_config(config)}
+    content = {
+        "model_state": state,
+        "optimizer_state": moments,
+        "optimizer": moments,
+        "metadata": about,
+        **about,
+    }
+    # torch names the archive by what stands before the last dot of the file's name.
+    staging = storage.scratch_path(path.parent, storage.TEMPORARY, "weights.pt")
+    try:
+        storage.disk.let_library_write(path.parent, lambda: torch.save(content, staging))
+        _check_written(staging, state)
+        storage.disk.sync(staging)
+        storage.disk.rename(staging, path)
+        storage.disk.sync(path.parent)
+    except (OSError, RuntimeError) as error:
+        storage.try_remove_tree(staging)
+        raise StorageError(
+            f"could not write {path}: {error}", hint="free space or choose another run.root"
+        ) from error
+
+
+def _check_written(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Read the weights of a new file again and compare them with those that it was made of."""
+    found = torch.load(path, weights_only=True, mmap=True)["model_state"]
+    for name in found.keys() ^ state.keys():
+        raise StorageError(f"{path} is not what was to be written: {name} is in one of them only")
+    for name, tensor in state.items():
+        if not torch.equal(found[name], tensor):
+            raise StorageError(f"{path} is not what was to be written: {name} holds other numbers")
+
+
+def _optimizer_state(
+    weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor], group: Mapping[str, object]
+) -> dict[str, object]:
+    """Return what ``torch.optim.AdamW.state_dict`` gives for one group of all parameters in the model's order."""
+    moments = ("step", "exp_avg", "exp_avg_sq")
+    state = {
+        index: {moment: optimizer[f"{moment}/{name}"].detach().cpu() for moment in moments}
+        for index, name in enumerate(weights)
+        if f"step/{name}" in optimizer
+    }
+    fixed = {"amsgrad": False, "maximize": False, "foreach": None, "capturable": False, "differentiable": False,
+             "fused": None, "decoupled_weight_decay": True}  # fmt: skip
+    return {"state": state, "param_groups": [{**group, **fixed, "params": list(range(len(weights)))}]}
+
+
+register()

@@ -1,0 +1,105 @@
+"""The tensors in the files of a model folder: names, types, shapes and bytes, read from headers without loading any."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sftcli.modeling.formats.folder_check import safetensors_header, weight_files
+
+FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Where a tensor lies: ``end - begin`` bytes of ``path``. ``dtype`` is the format's word for it, such as BF16."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a model folder by name.
+
+    Raises:
+        NotFoundError, ConsentError, DataError: As ``check_model_folder``.
+    """
+    return {name: tensor for path in weight_files(folder) for name, tensor in tensors_of_file(path).items()}
+
+
+def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file by name.
+
+    Raises:
+        NotFoundError, DataError: It does not exist, or is damaged.
+    """
+    header, start = safetensors_header(path)
+    return {
+        name: StoredTensor(
+            path=path,
+            dtype=str(entry["dtype"]),
+            shape=tuple(entry["shape"]),
+            begin=start + entry["data_offsets"][0],
+            end=start + entry["data_offsets"][1],
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def copied_file_parts(tensors: Mapping[str, StoredTensor]) -> Iterator[bytes]:
+    """Yield the bytes of a safetensors file that holds ``tensors`` bit for bit, of whatever type they are."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers opens no file without it
+    end = 0
+    order = sorted(
+        tensors, key=lambda name: (-_width(tensors[name]), name)
+    )  # each starts at a multiple of its width
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.end - tensor.begin
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little")
+    yield text
+    for name in order:
+        yield from _bytes_of(tensors[name])
+
+
+def in_parts(tensors: Mapping[str, StoredTensor], most_bytes: int) -> Iterable[dict[str, StoredTensor]]:
+    """Return ``tensors`` in groups of at most ``most_bytes``, or of one tensor that is larger."""
+    groups: list[dict[str, StoredTensor]] = []
+    room = 0
+    for name, tensor in tensors.items():
+        size = tensor.end - tensor.begin
+        if not groups or size > room:
+            groups.append({})
+            room = most_bytes
+        groups[-1][name] = tensor
+        room -= size
+    return groups
+
+
+def _width(tensor: StoredTensor) -> int:
+    count = 1
+    for length in tensor.shape:
+        count *= length
+    return (tensor.end - tensor.begin) // count if count else 0
+
+
+def _bytes_of(tensor: StoredTensor) -> Iterator[bytes]:
+    with tensor.path.open("rb") as file:
+        file.seek(tensor.begin)
+        left = tensor.end - tensor.begin
+        while left:
+            chunk = file.read(min(left, _CHUNK_BYTES))
+            if not chunk:
+                raise OSError(f"{tensor.path} ended early")
+            left -= len(chunk)
+            yield chunk

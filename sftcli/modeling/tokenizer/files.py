@@ -1,0 +1,167 @@
+"""The files of a tokenizer folder, read and checked: what is there, which template, which tokens end an answer."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer
+
+from sftcli.errors import DataError, NotFoundError
+from sftcli.modeling.formats.folder_check import check_size
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+DEFAULT_TEMPLATE = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerFiles:
+    """What a tokenizer folder says.
+
+    ``templates`` is name -> Jinja source, empty where the folder brings none. ``named`` is what the configuration calls
+    ``bos_token`` and so on. ``stop_ids`` is what the generation settings name. ``digest`` is of ``tokenizer.json``.
+    """
+
+    tokenizer: Tokenizer
+    named: Mapping[str, str]
+    extra_special: tuple[str, ...]
+    templates: Mapping[str, str]
+    stop_ids: tuple[int, ...]
+    digest: str
+
+
+def read_tokenizer_files(folder: Path) -> TokenizerFiles:
+    """Read ``folder``; neither code nor pickles in it are touched.
+
+    Raises:
+        NotFoundError: There is no ``tokenizer.json``.
+        DataError: A file is damaged, or its parts do not fit together.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise NotFoundError(
+            f"there is no tokenizer.json in {folder}",
+            hint="put one there (transformers writes it with save_pretrained); sft generate takes another by --tokenizer DIR",
+        )
+    check_size(path)
+    content = path.read_bytes()
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    except Exception as error:
+        raise DataError(f"{path} is not a tokenizer: {error}", hint="fetch the model again") from error
+    tokenizer.no_truncation()  # a saved limit would cut rows without a word
+    tokenizer.no_padding()
+    config = {
+        **_read_object(folder / "special_tokens_map.json"),
+        **_read_object(folder / "tokenizer_config.json"),
+    }
+    _add_missing_tokens(tokenizer, config, path)
+    named = {name: text for name in NAMED_TOKENS if (text := _token_text(config.get(name)))}
+    return TokenizerFiles(
+        tokenizer=tokenizer,
+        named=named,
+        extra_special=_extra_special(config),
+        templates=_templates(folder, config),
+        stop_ids=_stop_ids(folder),
+        digest=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        return {}
+    check_size(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}", hint="fetch the model again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no JSON object", hint="fetch the model again")
+    return content
+
+
+def _token_text(value: object) -> str:
+    """Return the text of a token that is written as a string or as an object."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""
+
+
+def _extra_special(config: Mapping[str, object]) -> tuple[str, ...]:
+    texts: list[str] = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        values = config.get(key)
+        if isinstance(values, dict):
+            values = list(values.values())
+        if isinstance(values, list):
+            texts += [text for value in values if (text := _token_text(value))]
+    return tuple(texts)
+
+
+def _add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, object], path: Path) -> None:
+    """Add the tokens that only ``tokenizer_config.json`` knows, under the ids it gives them."""
+    listed = config.get("added_tokens_decoder")
+    if not isinstance(listed, dict):
+        return
+    for key, value in sorted(listed.items(), key=lambda item: int(item[0])):
+        text = _token_text(value)
+        if not text or not isinstance(value, dict) or tokenizer.token_to_id(text) is not None:
+            continue
+        flags = {
+            name: bool(value.get(name, False)) for name in ("lstrip", "rstrip", "single_word", "normalized")
+        }
+        tokenizer.add_tokens([AddedToken(text, special=bool(value.get("special", False)), **flags)])
+        if tokenizer.token_to_id(text) != int(key):
+            raise DataError(
+                f"token {text!r} has id {key} in tokenizer_config.json and another in {path}",
+                hint="the two files are of different tokenizers; fetch the model again",
+            )
+
+
+def _templates(folder: Path, config: Mapping[str, object]) -> dict[str, str]:
+    """Return name -> source; files go before the configuration, as transformers has it."""
+    templates = {}
+    if (file := folder / "chat_template.jinja").is_file():
+        templates[DEFAULT_TEMPLATE] = _read_text(file)
+    if (more := folder / "additional_chat_templates").is_dir():
+        templates |= {file.stem: _read_text(file) for file in sorted(more.glob("*.jinja"))}
+    if templates:
+        return templates
+    match config.get("chat_template"):
+        case str() as source:
+            return {DEFAULT_TEMPLATE: source}
+        case list() as entries:
+            return {
+                str(entry["name"]): str(entry["template"])
+                for entry in entries
+                if isinstance(entry, dict) and "name" in entry and "template" in entry
+            }
+    return {}
+
+
+def _read_text(path: Path) -> str:
+    check_size(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text", hint="fetch the model again") from error
+
+
+def _stop_ids(folder: Path) -> tuple[int, ...]:
+    """Return the ids at which generation stops by the model's settings."""
+    for name in ("generation_config.json", "config.json"):
+        value = _read_object(folder / name).get("eos_token_id")
+        ids = value if isinstance(value, list) else [value]
+        if found := tuple(token for token in ids if isinstance(token, int)):
+            return found
+    return ()
+
+
+def max_chars_per_token(tokenizer: Tokenizer) -> int:
+    """Return a number of characters of a text that no token goes beyond; 0 where there is none."""
+    model = tokenizer.model
+    if getattr(model, "unk_token", None) and not getattr(model, "byte_fallback", False):
+        return 0  # one unknown token may stand for a whole text
+    shrinks = 1 if tokenizer.normalizer is None else 4  # by composing letters with their marks
+    return shrinks * max(map(len, tokenizer.get_vocab()))

@@ -1,0 +1,123 @@
+"""Chat templates: untrusted Jinja programs that turn messages into text.
+
+A template comes from a model's folder or a file, so it runs in Jinja's sandbox, without files, environment or imports,
+and with limits on loops, time and output. What a well-behaved template gives is what transformers gives, byte for byte.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
+
+from jinja2 import TemplateError
+
+from sftcli.errors import DataError, UsageError
+from sftcli.modeling.tokenizer.sandbox import MAX_SECONDS, Budget, TemplateEnvironment, budget
+
+MIN_OUTPUT_CHARS = 1_000_000
+OUTPUT_PER_INPUT = 20
+
+# What a sandboxed template can raise by itself; anything else is a fault of this program.
+_TEMPLATE_FAULTS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+)
+
+
+class TemplateRefusedError(DataError):
+    """The template raised on a conversation: its own message, or the fault inside it."""
+
+    kind = "template-refused"
+
+
+class ChatTemplate:
+    """A compiled template.
+
+    Args:
+        source: Jinja text.
+        name: For messages: a built-in name, a file name, or the tokenizer's own.
+
+    Raises:
+        DataError: The source is not Jinja.
+    """
+
+    def __init__(self, source: str, *, name: str) -> None:
+        self.source = source
+        self.name = name
+        try:
+            self._template = TemplateEnvironment().from_string(source)
+            # Jinja's own mapping is a chain of two, which every rendering would walk through anew.
+            self._template.globals = dict(self._template.globals)
+        except (TemplateError, RecursionError) as error:
+            raise DataError(
+                f"the chat template {name} is not valid Jinja: {error}",
+                hint="choose another with --template",
+            ) from error
+
+    @property
+    def prints_date(self) -> bool:
+        """Whether the template asks for the date, which is always ``FIXED_DATE`` here."""
+        return "strftime_now" in self.source
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[object] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, object],
+    ) -> str:
+        """Return the text of ``messages``, followed by what opens an answer where that is asked for.
+
+        Args:
+            messages: With ``role`` and ``content``; plain JSON values only.
+            tools: Plain JSON values, or None.
+            add_generation_prompt: Whether the template should open an answer.
+            variables: What else the template can see: special tokens by name.
+
+        Raises:
+            TemplateRefusedError: The template raised, or went over a limit.
+        """
+        size = sum(
+            [len(value) for message in messages for value in message.values() if isinstance(value, str)]
+        )
+        limits = Budget(
+            output_chars=MIN_OUTPUT_CHARS + OUTPUT_PER_INPUT * size,
+            deadline=monotonic() + MAX_SECONDS,
+        )
+        token = budget.set(limits)
+        try:
+            return self._template.render(
+                **variables,
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except _TEMPLATE_FAULTS as error:
+            message = str(error) or type(error).__name__
+            raise TemplateRefusedError(message) from error
+        finally:
+            budget.reset(token)
+
+
+def read_template(text: str, *, builtins: Mapping[str, str], read: Callable[[str], str]) -> ChatTemplate:
+    """Return the built-in template named ``text``, or the one in the file of that name.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if text in builtins:
+        return ChatTemplate(builtins[text], name=text)
+    try:
+        source = read(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"no chat template {text!r}: neither built in nor a readable file",
+            hint=f"built in are {', '.join(sorted(builtins))}; a file holds Jinja text",
+        ) from error
+    return ChatTemplate(source, name=text)

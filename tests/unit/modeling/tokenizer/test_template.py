@@ -1,0 +1,129 @@
+import pytest
+
+from sftcli.errors import DataError
+from sftcli.modeling.tokenizer import sandbox
+from sftcli.modeling.tokenizer.template import ChatTemplate, TemplateRefusedError
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+def render(source: str, **variables: object) -> str:
+    return ChatTemplate(source, name="test").render(
+        MESSAGES, tools=None, add_generation_prompt=False, variables=variables
+    )
+
+
+def refusal(source: str) -> str:
+    with pytest.raises(TemplateRefusedError) as caught:
+        render(source)
+    return caught.value.message
+
+
+def test_blocks_leave_no_white_space_as_in_transformers():
+    assert (
+        render("{% for m in messages %}\n    {% if true %}\n{{ m.content }}\n    {% endif %}\n{% endfor %}")
+        == "Hi\n"
+    )
+
+
+def test_sums_are_taken_from_left_to_right_whatever_they_are_of():
+    assert render("{{ 1 + 2 + 3 }}{{ [1] + [2] }}{{ 'a' + 'b' * 2 + ('c' + 'd') }}") == "6[1, 2]abbcd"
+    assert refusal("{{ 1 + 2 + 'a' }}") == refusal("{{ 3 + 'a' }}")
+
+
+def test_loops_can_be_left():
+    assert render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}") == "01"
+
+
+def test_a_loop_knows_its_length_and_neighbours():
+    source = "{% for i in [1, 2] %}{{ loop.length }}{{ loop.last }}{{ loop.previtem }}{{ loop.nextitem }}|{% endfor %}"
+    assert render(source) == "2False2|2True1|"
+
+
+def test_json_is_not_escaped_for_web_pages():
+    assert render("{{ value | tojson }}", value={"a": "<ü>"}) == '{"a": "<ü>"}'
+
+
+def test_generation_blocks_render_as_their_content():
+    assert render("{% generation %}{{ messages[0].content }}{% endgeneration %}") == "Hi"
+
+
+def test_what_a_template_raises_is_the_message():
+    assert refusal("{{ raise_exception('No system role') }}") == "No system role"
+
+
+def test_special_tokens_that_are_not_set_are_empty():
+    assert render("[{{ bos_token }}]") == "[]"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ messages.append(1) }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+        "{{ namespace(_x=1) }}",
+        "{% set ns = namespace(x=1) %}{% set ns._x = 1 %}",
+        "{{ messages[9].content }}",
+        "{{ missing.attribute }}",
+        "{{ 1 / 0 }}",
+        "{{ 'a' + 1 }}",
+        "{{ lipsum(n=100000) }}",
+    ],
+)
+def test_what_a_template_may_not_do_is_refused(source: str):
+    assert refusal(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+        "{% for a in range(100000) %}{% for b in range(100000) %}xxxxxxxxxxxx{% endfor %}{% endfor %}",
+        "{{ 'a' * 10**10 }}",
+        "{{ [1] * 10**10 }}",
+        "{{ 10 ** 9999999 }}",
+        "{{ '%9999999999d' % 1 }}",
+        "{{ '%9999999999d' | format(1) }}",
+        "{{ '{:>9999999999}'.format(1) }}",
+        "{{ 'a' | center(9999999999) }}",
+        "{{ 'a'.ljust(9999999999) }}",
+        "{{ range(10**9) | list }}",
+        "{{ messages | tojson(indent=99999999) }}",
+        "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=['a']) %}{% for i in range(28) %}{% set ns.x = [ns.x[0] ~ ns.x[0]] %}{% endfor %}",
+        "{% set ns = namespace(x=['a']) %}{% for i in range(28) %}{% set ns.x = [ns.x[0] + ns.x[0]] %}{% endfor %}",
+        "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x | replace('a', 'aa') %}{% endfor %}",
+        "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x.replace('a', 'aa') %}{% endfor %}",
+        "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=2) %}{% for i in range(99999) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% for x in [[1]] recursive %}{{ loop([x]) }}{% endfor %}",
+    ],
+)
+def test_a_template_that_does_not_end_or_grows_is_stopped(source: str):
+    assert refusal(source)
+
+
+def test_a_template_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sftcli.modeling.tokenizer.template.MAX_SECONDS", 0.0)
+    message = refusal("{% for a in range(100000) %}{{ range(99) | sum }}{% endfor %}")
+    assert message == f"the template runs longer than {sandbox.MAX_SECONDS:.0f} seconds"
+
+
+def test_what_is_not_jinja_is_refused_at_once():
+    with pytest.raises(DataError, match="the chat template test is not valid Jinja"):
+        ChatTemplate("{% for %}", name="test")
+
+
+def test_a_content_that_looks_like_a_wide_format_is_only_text():
+    template = ChatTemplate("{{ messages[0].content.split('x') | join }}", name="own")
+    content = "It costs 5%, as of {2024000 x"
+    text = template.render(
+        [{"role": "user", "content": content}], tools=None, add_generation_prompt=False, variables={}
+    )
+    assert text == content.replace("x", "")
