@@ -1,41 +1,21 @@
 """Bring a model folder into memory whole or not at all."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from sftcli.errors import DataError, MismatchError, ResourceError, UsageError
 from sftcli.modeling.config_values import config_value
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.modeling.formats.remote_code import refuse_code
+from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.modern_lm.model import register
 from sftcli.runtime import is_finite
 
 _SHOWN = 3
-
-
-def quiet_libraries() -> None:
-    """Turn off progress bars and keep warnings and logs of libraries off the terminal.
-
-    They still reach a handler on the root logger, such as that of a log file. May be called any number of times.
-    """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.captureWarnings(capture=True)
-    for name in ("transformers", "huggingface_hub", "accelerate", "gguf", "bitsandbytes", "lm_eval", "py.warnings"):  # fmt: skip
-        logger = logging.getLogger(name)
-        for handler in [*logger.handlers]:
-            if type(handler) is logging.StreamHandler:
-                logger.removeHandler(handler)
-        if not logger.handlers:
-            logger.addHandler(logging.NullHandler())
-        logger.propagate = (
-            logging.getLogger().hasHandlers()
-        )  # else logging's last resort would write to stderr
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from sftcli import storage
 from sftcli.errors import OutputError, StoppedError, UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
 from sftcli.modeling.formats.folder_write import exact_dtype, save_model_folder
-from sftcli.modeling.load import count_parameters, quiet_libraries, take_names
+from sftcli.modeling.libraries import quiet_libraries
+from sftcli.modeling.load import count_parameters, take_names
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from sftcli.runtime import dtype_name

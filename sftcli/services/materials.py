@@ -5,7 +5,7 @@ from sftcli.data.quality.thresholds import judge, left_out
 from sftcli.errors import DataError, Location, StoppedError, UsageError
 from sftcli.events import EventSink, StopFlag, Warned
 from sftcli.modeling.formats.remote_code import allow_code
-from sftcli.modeling.load import quiet_libraries
+from sftcli.modeling.libraries import quiet_libraries
 from sftcli.services.base_model import locate_base
 from sftcli.services.building import Materials
 from sftcli.services.comparing import fingerprints

@@ -13,7 +13,8 @@ from sftcli.modeling.adapter.folder import is_adapter_folder
 from sftcli.modeling.decoding.fused_decode import fuse
 from sftcli.modeling.formats.folder_write import stored_dtype
 from sftcli.modeling.formats.remote_code import allow_code, allow_copied_code
-from sftcli.modeling.load import count_parameters, load_model, own_attention, quiet_libraries
+from sftcli.modeling.libraries import quiet_libraries
+from sftcli.modeling.load import count_parameters, load_model, own_attention
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.adapters import locate_adapter_base

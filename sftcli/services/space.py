@@ -9,7 +9,7 @@ from sftcli.config.sources import Settings
 from sftcli.config.training_settings import OptimizerName
 from sftcli.errors import StorageError
 from sftcli.events import EventSink, Warned
-from sftcli.modeling.formats.folder_check import read_json
+from sftcli.modeling.json_files import read_json
 from sftcli.services.adapters import adapter_bytes
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint import gigabytes

@@ -10,13 +10,13 @@ import sftcli
 
 PACKAGE = Path(sftcli.__file__).parent
 # The download runs in a process of its own that imports nothing of this package and leaves writing to the hub's client.
-ELSEWHERE = {"disk.py", "hub_worker.py"}
+ELSEWHERE = {"disk.py", "worker.py"}
 # Standard streams that the caller has closed, and a nameless file that catches what a child process says.
 STREAMS = {("errors_view.py", "open(writer, 'w', encoding='utf-8')"),
            ("errors_view.py", "open(os.devnull, 'w', encoding='utf-8')"),
            ("errors_view.py", "os.open(os.devnull, os.O_WRONLY)"),
            ("several.py", "Path(os.devnull).open('a', encoding='utf-8')"),
-           ("hub.py", "TemporaryFile()"),
+           ("snapshot.py", "TemporaryFile()"),
            # Not a file on a disk: tells Linux to measure the peak of memory anew.
            ("runtime.py", "Path('/proc/self/clear_refs').write_text('5', encoding='ascii')")}  # fmt: skip
 METHODS = {"write_text", "write_bytes", "mkdir", "unlink", "rmdir", "rename", "symlink_to", "hardlink_to", "touch",

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from sftcli import storage
 from sftcli.errors import ConsentError, DataError, NotFoundError, UsageError
-from sftcli.modeling.formats.folder_check import CONVERT_HINT, UNSAFE_SUFFIXES, check_safetensors, read_json
+from sftcli.modeling.formats.folder_check import CONVERT_HINT, UNSAFE_SUFFIXES, check_safetensors
+from sftcli.modeling.json_files import read_json
 
 CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "sft_base.json"
 _FORMAT = 1

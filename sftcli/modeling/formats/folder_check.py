@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sftcli.errors import ConsentError, DataError, NotFoundError, UsageError
+from sftcli.modeling.json_files import read_json
 
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CONVERT_HINT = (
@@ -16,7 +17,6 @@ CONVERT_HINT = (
 # models stay under 10 MB and 50,000 tensors; tokenizers and lists of shards under 50 MB.
 _HEADER_LIMIT_BYTES = 32 << 20
 _MAX_TENSORS = 200_000
-MAX_JSON_BYTES = 128 << 20
 _BLOCKS = 64
 _BLOCK_BYTES = 64 * 1024
 _INDEX = "model.safetensors.index.json"
@@ -128,16 +128,6 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def check_size(path: Path) -> None:
-    """Raise where a text file of a model folder is too large to be one that is read whole.
-
-    Raises:
-        DataError: It is.
-    """
-    if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise DataError(f"{path} has {size >> 20} MB; more than {MAX_JSON_BYTES >> 20} MB are not read")
-
-
 def fingerprint(folder: Path) -> str:
     """Return ``sha256:`` and a hash of the configuration and of 64 blocks spread over each weight file.
 
@@ -152,24 +142,3 @@ def fingerprint(folder: Path) -> str:
                 file.seek(max(size - _BLOCK_BYTES, 0) * index // (_BLOCKS - 1))
                 digest.update(file.read(_BLOCK_BYTES))
     return f"sha256:{digest.hexdigest()}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        NotFoundError: It does not exist.
-        DataError: It holds something else.
-    """
-    try:
-        check_size(path)
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NotFoundError(
-            f"{path} does not exist", hint="name a folder in the Hugging Face format"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} does not hold a JSON object")
-    return content

@@ -12,12 +12,12 @@ from transformers import GenerationConfig, PreTrainedModel
 from sftcli import storage
 from sftcli.errors import DataError
 from sftcli.modeling.cache import whole_folder
-from sftcli.modeling.formats.folder_check import read_json
 from sftcli.modeling.formats.older_config import with_keys_of, with_older_keys, with_older_tokenizer_keys
 from sftcli.modeling.formats.remote_code import copy_code
 from sftcli.modeling.formats.source_tensors import SourceTensors
 from sftcli.modeling.formats.stored_tensors import StoredTensor, copied_file_parts, in_parts, stored_tensors
 from sftcli.modeling.formats.written import check_model_written
+from sftcli.modeling.json_files import read_json
 from sftcli.runtime import is_finite
 
 _TOKENIZER_FILES = (

@@ -113,7 +113,7 @@ def _convert(gguf: Path, header: GgufHeader, folder: Path, emit: EventSink) -> N
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from sftcli.modeling.load import quiet_libraries
+    from sftcli.modeling.libraries import quiet_libraries
 
     quiet_libraries()
     # alone in a folder, so that transformers sees no other file beside it

@@ -142,7 +142,7 @@ def redact(text: str) -> str:
 
 @contextmanager
 def _worker(request: str) -> Iterator[tuple["queue.Queue[str]", IO[bytes]]]:
-    script = str(Path(__file__).with_name("hub_worker.py"))
+    script = str(Path(__file__).with_name("worker.py"))
     with TemporaryFile() as stderr:
         process = subprocess.Popen(
             [sys.executable, "-P", script, request],

@@ -19,7 +19,6 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from sftcli.errors import UsageError
-from sftcli.modeling.tokenizer.blinded_tokenizer import blinded_tokenizer
 from sftcli.modeling.tokenizer.builtin_templates import BUILTIN_TEMPLATES, STOP_TOKENS
 from sftcli.modeling.tokenizer.files import (
     DEFAULT_TEMPLATE,
@@ -28,7 +27,12 @@ from sftcli.modeling.tokenizer.files import (
     read_tokenizer_files,
 )
 from sftcli.modeling.tokenizer.sandbox import FIXED_DATE
-from sftcli.modeling.tokenizer.special_tokens import check_needed_tokens, classify, find_stop_ids
+from sftcli.modeling.tokenizer.special_tokens import (
+    blinded_tokenizer,
+    check_needed_tokens,
+    classify,
+    find_stop_ids,
+)
 from sftcli.modeling.tokenizer.template import ChatTemplate, read_template
 
 Reading = Literal["template", "answer", "text"]

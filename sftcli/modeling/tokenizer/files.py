@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from sftcli.errors import DataError, NotFoundError
-from sftcli.modeling.formats.folder_check import check_size
+from sftcli.modeling.json_files import check_size
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT_TEMPLATE = "default"

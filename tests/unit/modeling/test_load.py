@@ -19,7 +19,8 @@ from transformers import (
 
 from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
 from sftcli.modeling.formats.folder_write import copy_tokenizer, save_model_folder, write_model_files
-from sftcli.modeling.load import count_parameters, load_model, own_attention, quiet_libraries
+from sftcli.modeling.libraries import quiet_libraries
+from sftcli.modeling.load import count_parameters, load_model, own_attention
 from tests.support.tiny_model import build_tiny_model
 
 REPO = Path(__file__).parents[3]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sftcli.modeling.decoding import matrices
-from sftcli.modeling.decoding.matrices import products_of
+from sftcli.modeling.decoding.fused_decode import products_of
 from sftcli.runtime import has_bf16_products
 
 CPU = torch.device("cpu")
