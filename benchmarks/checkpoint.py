@@ -23,7 +23,7 @@ from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.events import CheckpointSaved, Event, NeverStop, StepDone
 from sftcli.runtime import choose_device, choose_dtype
-from sftcli.training.checkpoint import DirectoryCheckpointStore, gigabytes
+from sftcli.training.checkpoint.store import DirectoryCheckpointStore, gigabytes
 from tests.support.recording import MemoryStore
 from tests.support.training import build_trainer, random_examples
 

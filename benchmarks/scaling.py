@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from sftcli.config.training_settings import TrainingSettings
-from sftcli.training.distributed import Group
-from sftcli.training.traffic import Traffic, Weight, replicated_traffic, sharded_traffic
+from sftcli.training.distributed.group import Group
+from sftcli.training.distributed.traffic import Traffic, Weight, replicated_traffic, sharded_traffic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +149,8 @@ def _trainer(group: Group, mode: str):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from sftcli.training.loss import response_nll_sum
-    from sftcli.training.optim import MasterWeights, make_optimizer
-    from sftcli.training.sharded import ShardedWeights
+    from sftcli.training.optim.optimizer import MasterWeights, make_optimizer
+    from sftcli.training.weights.sharded import ShardedWeights
 
     config = LlamaConfig(
         hidden_size=SMALL.width, intermediate_size=SMALL.inner, num_hidden_layers=SMALL.layers,

@@ -65,7 +65,7 @@ def runs(incomplete: str) -> Iterator[str | tuple[str, str]]:
 def models(incomplete: str) -> Iterator[str | tuple[str, str]]:
     """Offer runs, the checkpoints of a run once it is named, then folders and model files."""
     from sftcli.services.run_folder import list_runs
-    from sftcli.training.checkpoint_names import list_checkpoints
+    from sftcli.training.checkpoint.names import list_checkpoints
 
     for run in list_runs(ROOT):
         if run.name.startswith(incomplete):

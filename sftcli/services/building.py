@@ -42,18 +42,18 @@ from sftcli.services.row_plan import plan_maker
 from sftcli.services.run_folder import RunFolder
 from sftcli.services.sharing import make_weights, shares_weights
 from sftcli.services.ways import try_ways
-from sftcli.training.checkpoint import DirectoryCheckpointStore
-from sftcli.training.checkpoint_files import ADAPTER, MODEL
-from sftcli.training.choices import WeightSharing
-from sftcli.training.distributed import Group
+from sftcli.training.checkpoint.format import ADAPTER, MODEL
+from sftcli.training.checkpoint.store import DirectoryCheckpointStore
+from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
-from sftcli.training.memory import MemoryLadder
 from sftcli.training.neftune import add_embedding_noise
-from sftcli.training.optim import freeze_embeddings, make_optimizer
-from sftcli.training.probe import choose_batch_loss
+from sftcli.training.optim.optimizer import freeze_embeddings, make_optimizer
+from sftcli.training.out_of_memory import MemoryLadder
+from sftcli.training.probes.choices import WeightSharing
+from sftcli.training.probes.loss import choose_batch_loss
 from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
 from sftcli.training.trainer import Trainer
-from sftcli.training.utilisation import Gauge
+from sftcli.training.utilization import Gauge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,7 +16,7 @@ from sftcli.services.machine import facts_of_training
 from sftcli.services.prepare import PreparedData
 from sftcli.services.run_folder import RunFolder
 from sftcli.suggest import did_you_mean
-from sftcli.training.checkpoint_files import read_fingerprints
+from sftcli.training.checkpoint.format import read_fingerprints
 
 # Keys that move no weight: they may differ from what a run was started with.
 CHANGEABLE = frozenset(

@@ -11,7 +11,7 @@ from sftcli.events import EventSink, Notice, Warned
 from sftcli.runtime import dtype_named
 from sftcli.services.precision import decide_precision
 from sftcli.services.run_folder import RunFolder, write_json
-from sftcli.training.checkpoint_files import read_fingerprints
+from sftcli.training.checkpoint.format import read_fingerprints
 
 KEY = "decisions"  # in ``run.json``
 _OLDER_PRECISION = "machine precision of products"  # what checkpoints of older runs call it

@@ -21,8 +21,8 @@ from sftcli.services.base_model import needed_base
 from sftcli.services.model_card import license_of, model_card, portable
 from sftcli.services.models import ModelChoice, choose_model, handed_on_dtype, load_choice
 from sftcli.services.pt_output import export_pt
-from sftcli.training.checkpoint_files import STATE, read_snapshot
-from sftcli.training.checkpoint_names import list_checkpoints
+from sftcli.training.checkpoint.format import STATE, read_snapshot
+from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.state import Snapshot
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.services.run_folder import RunFolder
-from sftcli.training.checkpoint_files import read_snapshot
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint.format import read_snapshot
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.trainer import Trainer
 
 

@@ -16,9 +16,9 @@ from sftcli.services.memory import memory_errors
 from sftcli.services.outcome import TrainOutcome, outcome_of
 from sftcli.services.processes import Peers, with_processes
 from sftcli.services.run_folder import RunFolder
-from sftcli.training.checkpoint_files import read_snapshot
-from sftcli.training.distributed import Group
-from sftcli.training.streams import start_stream
+from sftcli.training.checkpoint.format import read_snapshot
+from sftcli.training.distributed.group import Group
+from sftcli.training.random_streams import start_stream
 from sftcli.training.trainer import Trainer
 
 

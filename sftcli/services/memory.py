@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sftcli.errors import ResourceError
-from sftcli.training.memory import is_out_of_memory
+from sftcli.training.out_of_memory import is_out_of_memory
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.adapters import locate_adapter_base
 from sftcli.services.base_model import locate_base
 from sftcli.services.run_folder import RunFolder, newest_run
-from sftcli.training.checkpoint_names import list_checkpoints
+from sftcli.training.checkpoint.names import list_checkpoints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

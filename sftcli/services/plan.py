@@ -21,8 +21,8 @@ from sftcli.services.materials import find_materials
 from sftcli.services.memory import memory_errors
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.loss import MAX_CHUNK_LOGITS
-from sftcli.training.measuring import StepCost, measure_cost
-from sftcli.training.memory import SPARE
+from sftcli.training.out_of_memory import SPARE
+from sftcli.training.probes.cost import StepCost, measure_cost
 from sftcli.training.trainer import Trainer
 
 if TYPE_CHECKING:

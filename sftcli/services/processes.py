@@ -20,7 +20,7 @@ from sftcli.errors import MismatchError, ResourceError, StoppedError, ToldElsewh
 from sftcli.events import NeverStop, StopFlag
 from sftcli.services.failures import describe_failure, error_of, exit_code_of, lost_peer
 from sftcli.services.place import Place
-from sftcli.training.distributed import Group
+from sftcli.training.distributed.group import Group
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store

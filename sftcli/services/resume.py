@@ -30,9 +30,9 @@ from sftcli.services.train import (
     continue_run,
     start_over,
 )
-from sftcli.training.agreeing import AgreedStop
-from sftcli.training.checkpoint_files import read_snapshot
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint.format import read_snapshot
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
+from sftcli.training.distributed.agreed_stop import AgreedStop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,18 @@ from sftcli.errors import MismatchError, NotFoundError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.services.comparing import Changes
 from sftcli.services.run_folder import RunFolder, write_json
-from sftcli.training.checkpoint import clear_halves
-from sftcli.training.checkpoint_files import newest_good, rng_tensors, verify
-from sftcli.training.checkpoint_names import in_use, list_checkpoints, list_set_aside, step_of
+from sftcli.training.checkpoint.format import newest_good, rng_tensors, verify
+from sftcli.training.checkpoint.names import in_use, list_checkpoints, list_set_aside, step_of
+from sftcli.training.checkpoint.rewind import (
+    TakenBack,
+    close,
+    has_newer,
+    read_taken_back,
+    rename_all,
+    take_back,
+)
+from sftcli.training.checkpoint.store import clear_halves
 from sftcli.training.state import Snapshot
-from sftcli.training.taking_back import TakenBack, close, has_newer, read_taken_back, rename_all, take_back
 
 
 def choose_checkpoint(run: RunFolder, step: int | None, emit: EventSink) -> Path:

@@ -9,8 +9,8 @@ from sftcli.data.batches.batch import BatchPlan, TextShare
 from sftcli.data.prepared.store import ExampleTable, PreparedDataset
 from sftcli.errors import DataError
 from sftcli.events import EventSink
-from sftcli.training.choices import RowSharing
-from sftcli.training.packing import choose_packing
+from sftcli.training.probes.choices import RowSharing
+from sftcli.training.probes.packing import choose_packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -37,7 +37,7 @@ from sftcli.errors import (
 )
 from sftcli.events import EventSink, Notice
 from sftcli.suggest import did_you_mean
-from sftcli.training.checkpoint_names import ASIDE, TAKEN_BACK
+from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK
 
 DEFAULT_ROOT = Path("runs")  # where commands look for a run that is named
 

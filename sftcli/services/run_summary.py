@@ -10,7 +10,7 @@ from pathlib import Path
 from sftcli.errors import DataError
 from sftcli.services.lock import LOCK, is_held
 from sftcli.services.run_folder import RunFolder, list_runs
-from sftcli.training.checkpoint_names import list_checkpoints, list_set_aside, step_of
+from sftcli.training.checkpoint.names import list_checkpoints, list_set_aside, step_of
 
 MAX_CURVE = 64  # points of the loss that a summary keeps
 

@@ -13,11 +13,11 @@ from sftcli.modeling.adapter.targets import file_name
 from sftcli.runtime import total_memory_bytes
 from sftcli.services.adapters import adapter_bytes
 from sftcli.services.space import parameters_bytes
-from sftcli.training.adapter_weights import AdapterWeights
-from sftcli.training.choices import WeightSharing
-from sftcli.training.distributed import Group
-from sftcli.training.optim import MasterWeights
-from sftcli.training.sharded import ShardedWeights
+from sftcli.training.distributed.group import Group
+from sftcli.training.optim.optimizer import MasterWeights
+from sftcli.training.probes.choices import WeightSharing
+from sftcli.training.weights.adapter_weights import AdapterWeights
+from sftcli.training.weights.sharded import ShardedWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

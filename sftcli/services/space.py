@@ -12,8 +12,8 @@ from sftcli.events import EventSink, Warned
 from sftcli.modeling.json_files import read_json
 from sftcli.services.adapters import adapter_bytes
 from sftcli.services.run_folder import RunFolder
-from sftcli.training.checkpoint import gigabytes
-from sftcli.training.checkpoint_names import list_checkpoints
+from sftcli.training.checkpoint.names import list_checkpoints
+from sftcli.training.checkpoint.store import gigabytes
 
 # What optimizers keep, in parts of the float32 size of what trains, and a little more: two float32 moments; means of rows
 # and columns; two bytes and their scales, except for tensors of less than 4096 numbers.

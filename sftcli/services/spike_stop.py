@@ -7,7 +7,7 @@ from sftcli.errors import DivergedError
 from sftcli.events import StopFlag
 from sftcli.services.run_folder import RunFolder
 from sftcli.services.watch import FitWatch
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

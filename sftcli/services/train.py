@@ -68,8 +68,8 @@ from sftcli.services.space import check_space, checkpoint_bytes
 from sftcli.services.spike_stop import SpikeStop
 from sftcli.services.trackers import tracked
 from sftcli.services.watch import FitWatch, watched
-from sftcli.training.checkpoint_files import owes_heldout
-from sftcli.training.checkpoint_names import in_use, list_checkpoints, step_of
+from sftcli.training.checkpoint.format import owes_heldout
+from sftcli.training.checkpoint.names import in_use, list_checkpoints, step_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,10 @@ from sftcli.data.batches.batch import ExampleSource
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.kernels.fuse import Fusion, restore_layers
 from sftcli.services.decisions import Decisions
-from sftcli.training.agreement import WORK, Ways, agreed_ways
-from sftcli.training.choices import HeadLoss, RowSharing
-from sftcli.training.packing import sharing_to_try
-from sftcli.training.probe_rows import cut_rows
+from sftcli.training.probes.agreement import WORK, Ways, agreed_ways
+from sftcli.training.probes.choices import HeadLoss, RowSharing
+from sftcli.training.probes.packing import sharing_to_try
+from sftcli.training.probes.rows import cut_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

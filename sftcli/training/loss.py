@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from sftcli.data.batches.batch import IGNORED, Batch
 from sftcli.events import StopFlag
-from sftcli.training.distributed import Group
+from sftcli.training.distributed.group import Group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

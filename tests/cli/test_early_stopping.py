@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from sftcli.errors import UsageError
 from sftcli.events import Ending, Notice
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from tests.support.runs import StopAtStep, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model, same_weights
 

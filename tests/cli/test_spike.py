@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
 
 EASY, HARD = 96, 8
 

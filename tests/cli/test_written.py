@@ -13,8 +13,8 @@ from sftcli.events import NeverStop, Notice
 from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.modeling.load import load_model
 from sftcli.services.export import ExportFormat, ExportRequest, run_export
-from sftcli.training import checkpoint
-from sftcli.training.optim import MasterWeights
+from sftcli.training.checkpoint import store as checkpoint
+from sftcli.training.optim.optimizer import MasterWeights
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, settings_of, train, write_rows
 from tests.support.tiny_families import WITH_BUFFERS, build_with_buffers, build_with_tower

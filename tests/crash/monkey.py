@@ -21,8 +21,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sftcli.training.checkpoint_files import newest_good
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint.format import newest_good
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from tests.support.tiny_model import build_tiny_model
 
 STEPS = 80

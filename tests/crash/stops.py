@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sftcli.training.checkpoint_names import list_checkpoints
+from sftcli.training.checkpoint.names import list_checkpoints
 from tests.support.runs import CLOCKS
 from tests.support.tiny_model import build_tiny_model
 

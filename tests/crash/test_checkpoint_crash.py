@@ -16,8 +16,7 @@ from sftcli import storage
 from sftcli.config.schema import CheckpointSettings
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.errors import DataError, NotFoundError, StorageError, UnsavedError
-from sftcli.training.checkpoint import DirectoryCheckpointStore
-from sftcli.training.checkpoint_files import (
+from sftcli.training.checkpoint.format import (
     ADAPTER,
     MANIFEST,
     MODEL,
@@ -26,7 +25,8 @@ from sftcli.training.checkpoint_files import (
     read_snapshot,
     verify,
 )
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
+from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.state import Snapshot, TrainState
 from tests.support.faulty_disk import CountingDisk, FailingDisk, KillingDisk, LossyDisk, PowerLost
 from tests.support.forked import run_forked

@@ -11,7 +11,7 @@ from sftcli.cli.session import session
 from sftcli.cli.signals import CommandStopped
 from sftcli.events import CheckpointSaved, Ending, HeldoutDone, StepDone, fan_out
 from sftcli.services.train import TrainRequest, run_training
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from tests.support.faulty_disk import CountingDisk
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows

@@ -12,8 +12,8 @@ from sftcli.services.models import choose_model
 from sftcli.services.resume import ResumeRequest, resume_training
 from sftcli.services.run_folder import RunFolder
 from sftcli.services.run_summary import RunState, summarize_run
-from sftcli.training.checkpoint_files import read_snapshot, verify
-from sftcli.training.checkpoint_names import list_checkpoints, list_set_aside, step_of
+from sftcli.training.checkpoint.format import read_snapshot, verify
+from sftcli.training.checkpoint.names import list_checkpoints, list_set_aside, step_of
 from tests.support.faulty_disk import CountingDisk, KillingDisk
 from tests.support.forked import run_forked
 from tests.support.recording import RecordingSink

@@ -10,7 +10,7 @@ from sftcli.events import NeverStop, Warned
 from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.training import loss as loss_module
 from sftcli.training.loss import HeadNllSum, LogitTransform, heldout_nll, plain_nll_sum, response_nll_sum
-from sftcli.training.probe import choose_batch_loss
+from sftcli.training.probes.loss import choose_batch_loss
 from tests.support.recording import RecordingSink
 from tests.support.training import PAD_ID, random_examples, tiny_llama
 

@@ -11,8 +11,8 @@ from sftcli.errors import ResourceError
 from sftcli.events import Ending, MemoryEased, NeverStop, StepDone
 from sftcli.services import following
 from sftcli.services.resume import ResumeRequest, resume_training
-from sftcli.training.checkpoint_names import list_checkpoints
-from sftcli.training.memory import MemoryLadder
+from sftcli.training.checkpoint.names import list_checkpoints
+from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.state import TrainState
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sftcli.config.training_settings import TrainingSettings
-from sftcli.training.distributed import Group
-from sftcli.training.traffic import Weight, replicated_traffic, sharded_traffic
+from sftcli.training.distributed.group import Group
+from sftcli.training.distributed.traffic import Weight, replicated_traffic, sharded_traffic
 from tests.support.counting import TrafficCounter
 from tests.support.fed_rows import record_fed, rows_of_steps
 from tests.support.processes import run_together

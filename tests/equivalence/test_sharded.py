@@ -14,15 +14,15 @@ from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.modeling.load import checkpoint_activations
-from sftcli.training.checkpoint import DirectoryCheckpointStore
-from sftcli.training.checkpoint_files import read_snapshot
-from sftcli.training.checkpoint_names import list_checkpoints
-from sftcli.training.distributed import Group
+from sftcli.training.checkpoint.format import read_snapshot
+from sftcli.training.checkpoint.names import list_checkpoints
+from sftcli.training.checkpoint.store import DirectoryCheckpointStore
+from sftcli.training.distributed.group import Group
+from sftcli.training.distributed.traffic import Weight, sharded_traffic
 from sftcli.training.loss import response_nll_sum
-from sftcli.training.optim import make_optimizer
-from sftcli.training.sharded import ShardedWeights, layers_of
-from sftcli.training.traffic import Weight, sharded_traffic
+from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.trainer import Trainer
+from sftcli.training.weights.sharded import ShardedWeights, layers_of
 from tests.support.counting import TrafficCounter
 from tests.support.processes import run_together
 from tests.support.recording import MemoryStore

@@ -4,7 +4,7 @@ from collections import Counter
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sftcli.training.traffic import Traffic
+from sftcli.training.distributed.traffic import Traffic
 
 _COUNTED = {  # operation -> whether the tensor that is whole is its first argument
     "_allgather_base_": ("gathered", 0),

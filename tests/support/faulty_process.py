@@ -34,8 +34,8 @@ def _with_fault(kind: str) -> None:
     import torch
 
     from sftcli.services import building
-    from sftcli.training.sharded import layers_of
     from sftcli.training.trainer import Trainer
+    from sftcli.training.weights.sharded import layers_of
 
     fault, _, place = kind.partition("@")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from sftcli.training.distributed import Group
+from sftcli.training.distributed.group import Group
 from tests.support.forked import end_forked, start_forked
 
 LONGEST = timedelta(seconds=100)  # that one waits for another that has failed

@@ -22,7 +22,7 @@ from sftcli.services.processes import Peers
 from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
 from sftcli.services.run_folder import RunFolder
 from sftcli.services.sharing import shares_weights
-from sftcli.training.distributed import Group
+from sftcli.training.distributed.group import Group
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model

@@ -17,7 +17,7 @@ from sftcli.events import NeverStop
 from sftcli.services import processes
 from sftcli.services.failures import PeerBugError, describe_failure, error_of
 from sftcli.services.processes import ConnectedPeers
-from sftcli.training.distributed import Group
+from sftcli.training.distributed.group import Group
 
 BROKEN = RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer [127.0.0.1]:58722")
 

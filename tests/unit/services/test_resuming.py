@@ -21,8 +21,8 @@ from sftcli.services.resume import ResumeRequest, resume_training
 from sftcli.services.resuming import choose_checkpoint
 from sftcli.services.run_folder import RunFolder
 from sftcli.services.space import check_space, checkpoint_bytes, parameters_bytes
-from sftcli.training.checkpoint_files import read_fingerprints
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint.format import read_fingerprints
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, numbers_of, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model

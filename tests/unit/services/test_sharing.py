@@ -7,7 +7,7 @@ from sftcli.config.adapter_settings import AdapterKind
 from sftcli.errors import UsageError
 from sftcli.services import sharing
 from sftcli.services.sharing import replicated_bytes, shares_weights
-from sftcli.training.distributed import Group
+from sftcli.training.distributed.group import Group
 from tests.support.runs import StopAtStep, settings_of, train
 from tests.support.tiny_model import build_tiny_model
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sftcli.runtime import has_bf16_products
-from sftcli.training.memory import SPARE, KeptMemory
+from sftcli.training.out_of_memory import SPARE, KeptMemory
 
 CPU = torch.device("cpu")
 

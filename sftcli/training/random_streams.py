@@ -5,7 +5,7 @@ from dataclasses import fields
 import numpy as np
 
 from sftcli.runtime import RngState, capture_rng, restore_rng, seed_everything
-from sftcli.training.distributed import Group
+from sftcli.training.distributed.group import Group
 from sftcli.training.state import Snapshot
 
 

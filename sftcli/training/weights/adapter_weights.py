@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from sftcli.training.optim import MasterWeights
+from sftcli.training.optim.optimizer import MasterWeights
 
 
 class AdapterWeights(MasterWeights):

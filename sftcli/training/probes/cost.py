@@ -9,7 +9,7 @@ import torch
 
 from sftcli.data.batches.batch import Batch
 from sftcli.runtime import memory_bytes, monotonic, peak_memory_bytes, reset_peak_memory
-from sftcli.training.optim import optimizer_tensors
+from sftcli.training.optim.optimizer import optimizer_tensors
 from sftcli.training.state import TrainState
 from sftcli.training.trainer import Trainer
 

@@ -3,8 +3,8 @@
 import pytest
 
 from sftcli.events import NeverStop
-from sftcli.training.agreeing import AgreedStop, TimedSaves
-from sftcli.training.distributed import Group
+from sftcli.training.distributed.agreed_stop import AgreedStop, TimedSaves
+from sftcli.training.distributed.group import Group
 
 
 class Clock:

@@ -20,10 +20,10 @@ from torch.distributed.fsdp import (
 from sftcli.data.batches.batch import Batch
 from sftcli.errors import DivergedError
 from sftcli.runtime import is_finite
-from sftcli.training.distributed import Group
+from sftcli.training.distributed.group import Group
+from sftcli.training.distributed.traffic import Weight
 from sftcli.training.loss import BatchLoss
-from sftcli.training.optim import MasterWeights, local_part, stored_buffers, whole
-from sftcli.training.traffic import Weight
+from sftcli.training.optim.optimizer import MasterWeights, local_part, stored_buffers, whole
 
 _LOSS = "batch_loss_of_all_weights"
 

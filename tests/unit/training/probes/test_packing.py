@@ -22,7 +22,7 @@ from sftcli.data.batches.batch import Packing
 from sftcli.errors import UsageError
 from sftcli.events import Notice
 from sftcli.modeling.kernels.document_attention import attention_of
-from sftcli.training.packing import choose_packing
+from sftcli.training.probes.packing import choose_packing
 from tests.support.architectures import ARCHITECTURES, SMALL, build_architecture
 from tests.support.recording import RecordingSink
 from tests.support.tiny_model import tiny_config

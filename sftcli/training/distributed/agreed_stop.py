@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from sftcli.events import StopFlag
 from sftcli.runtime import Clock
-from sftcli.training.distributed import Group
+from sftcli.training.distributed.group import Group
 
 
 @dataclass(slots=True, kw_only=True)

@@ -20,8 +20,8 @@ from sftcli.modeling.kernels.document_attention import (
     overheard,
 )
 from sftcli.modeling.kernels.experts import experts_by_document
-from sftcli.training.choices import RowSharing
-from sftcli.training.probe_rows import cut_rows
+from sftcli.training.probes.choices import RowSharing
+from sftcli.training.probes.rows import cut_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
-from sftcli.training.checkpoint_files import verify
-from sftcli.training.checkpoint_names import (
+from sftcli.training.checkpoint.format import verify
+from sftcli.training.checkpoint.names import (
     TAKEN_BACK,
     in_use,
     list_checkpoints,

@@ -9,11 +9,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from sftcli.modeling.kernels import fuse as fused
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.modeling.kernels.fused_layer import layer_forward
-from sftcli.training import agreement
-from sftcli.training.agreement import Ways, agreed_ways
-from sftcli.training.choices import RowSharing
 from sftcli.training.loss import response_nll_sum
-from sftcli.training.probe_rows import cut_rows
+from sftcli.training.probes import agreement
+from sftcli.training.probes.agreement import Ways, agreed_ways
+from sftcli.training.probes.choices import RowSharing
+from sftcli.training.probes.rows import cut_rows
 from tests.support.architectures import ARCHITECTURES, build_architecture
 from tests.support.training import PAD_ID, random_examples, tiny_llama
 

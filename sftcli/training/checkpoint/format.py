@@ -15,7 +15,7 @@ from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
 from sftcli.modeling.formats.folder_check import check_safetensors
 from sftcli.runtime import RngState
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.state import Snapshot, TrainState
 
 FORMAT_VERSION = 1

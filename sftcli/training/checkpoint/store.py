@@ -19,7 +19,7 @@ from sftcli import storage
 from sftcli.config.schema import CheckpointSettings
 from sftcli.errors import StorageError, UnsavedError
 from sftcli.modeling.formats.written import check_file_written
-from sftcli.training.checkpoint_files import (
+from sftcli.training.checkpoint.format import (
     FORMAT_VERSION,
     MANIFEST,
     MODEL,
@@ -31,10 +31,10 @@ from sftcli.training.checkpoint_files import (
     rng_tensors,
     verify,
 )
-from sftcli.training.checkpoint_names import PREFIX, list_checkpoints, step_of
+from sftcli.training.checkpoint.names import PREFIX, list_checkpoints, step_of
+from sftcli.training.checkpoint.rewind import close
+from sftcli.training.checkpoint.tensor_file import tensor_file_bytes, tensor_file_parts
 from sftcli.training.state import Snapshot
-from sftcli.training.taking_back import close
-from sftcli.training.tensor_file import tensor_file_bytes, tensor_file_parts
 
 ATTEMPTS = 3
 PAUSE_SECONDS = 0.5  # before the second attempt; doubles

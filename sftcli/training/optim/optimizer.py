@@ -15,9 +15,9 @@ from sftcli.config.training_settings import OptimizerName, Schedule, TrainingSet
 from sftcli.data.batches.batch import Batch
 from sftcli.errors import DivergedError
 from sftcli.runtime import is_finite
-from sftcli.training.distributed import Group
-from sftcli.training.lean_optimizers import make_lean_optimizer
+from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss
+from sftcli.training.optim.lean_optimizers import make_lean_optimizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

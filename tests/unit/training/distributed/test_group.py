@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from sftcli.training.distributed import Group
+from sftcli.training.distributed.group import Group
 from tests.support.processes import run_together
 
 SHAPES = ((3, 2), (5,))

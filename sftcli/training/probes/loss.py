@@ -8,8 +8,8 @@ import torch
 
 from sftcli.data.batches.batch import Batch
 from sftcli.events import EventSink, Warned
-from sftcli.training.choices import HeadLoss
 from sftcli.training.loss import BatchLoss, plain_nll_sum, response_nll_sum
+from sftcli.training.probes.choices import HeadLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

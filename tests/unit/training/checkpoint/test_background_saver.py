@@ -1,7 +1,7 @@
 import pytest
 
 from sftcli.events import CheckpointSaved, Warned
-from sftcli.training.background import Saver
+from sftcli.training.checkpoint.background_saver import Saver
 from tests.support.recording import RecordingSink
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sftcli import storage
 from sftcli.config.schema import CheckpointSettings
 from sftcli.disk import Disk
-from sftcli.training.checkpoint_files import verify
-from sftcli.training.checkpoint_names import list_checkpoints, step_of
+from sftcli.training.checkpoint.format import verify
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.state import TrainState
 from tests.crash.test_checkpoint_crash import SNAPSHOTS, make_store
 
