@@ -25,7 +25,8 @@ from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.runtime import choose_device, choose_dtype, peak_memory_bytes
 from sftcli.training.loss import response_nll_sum
-from sftcli.training.optim.optimizer import MasterWeights, clip_grad_norm, make_optimizer
+from sftcli.training.optim.optimizer import clip_grad_norm, make_optimizer
+from sftcli.training.weights.masters import MasterWeights
 
 LAYERS = 6
 STEPS = 4  # of which the first is not timed

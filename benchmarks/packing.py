@@ -23,7 +23,7 @@ from sftcli.modeling.kernels.document_attention import attend_as_before, attend_
 from sftcli.modeling.load import load_model
 from sftcli.runtime import choose_device, choose_dtype
 from sftcli.training.loss import response_nll_sum
-from sftcli.training.optim.optimizer import MasterWeights
+from sftcli.training.weights.masters import MasterWeights
 
 Window = Callable[[int], list[Batch]]
 BY_DOCUMENT = "packed, by document"

@@ -149,7 +149,8 @@ def _trainer(group: Group, mode: str):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from sftcli.training.loss import response_nll_sum
-    from sftcli.training.optim.optimizer import MasterWeights, make_optimizer
+    from sftcli.training.optim.optimizer import make_optimizer
+    from sftcli.training.weights.masters import MasterWeights
     from sftcli.training.weights.sharded import ShardedWeights
 
     config = LlamaConfig(

@@ -27,7 +27,7 @@ from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
 from sftcli.modeling.locate.locate import LocatedModel, is_path, locate_model
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.storage import write_file
-from sftcli.training.checkpoint.tensor_file import tensor_file_parts
+from sftcli.training.checkpoint.format import tensor_file_parts
 from sftcli.training.state import Snapshot
 
 if TYPE_CHECKING:

@@ -45,9 +45,9 @@ from sftcli.services.ways import try_ways
 from sftcli.training.checkpoint.format import ADAPTER, MODEL
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.distributed.group import Group
+from sftcli.training.embeddings import add_embedding_noise, freeze_embeddings
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
-from sftcli.training.neftune import add_embedding_noise
-from sftcli.training.optim.optimizer import freeze_embeddings, make_optimizer
+from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.probes.loss import choose_batch_loss

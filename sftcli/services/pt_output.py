@@ -11,7 +11,7 @@ from sftcli.modeling.formats.pt_file import write_pt
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
-from sftcli.training.optim.optimizer import learning_rate_at
+from sftcli.training.optim.schedule import learning_rate_at
 from sftcli.training.state import CheckpointStore, Snapshot
 
 if TYPE_CHECKING:

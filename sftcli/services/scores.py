@@ -31,7 +31,7 @@ from sftcli.services.text_metrics import (
     json_validity,
     rouge_l,
 )
-from sftcli.training.scoring import RowScore, score_rows
+from sftcli.training.loss import RowScore, score_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

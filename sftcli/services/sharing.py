@@ -14,9 +14,8 @@ from sftcli.runtime import total_memory_bytes
 from sftcli.services.adapters import adapter_bytes
 from sftcli.services.space import parameters_bytes
 from sftcli.training.distributed.group import Group
-from sftcli.training.optim.optimizer import MasterWeights
 from sftcli.training.probes.choices import WeightSharing
-from sftcli.training.weights.adapter_weights import AdapterWeights
+from sftcli.training.weights.masters import AdapterWeights, MasterWeights
 from sftcli.training.weights.sharded import ShardedWeights
 
 if TYPE_CHECKING:

@@ -225,3 +225,37 @@ def heldout_nll(
             rows += len(batch.example_ids) if is_own else 0
     nll, all_tokens, all_rows = group.sum([nll, tokens, rows])
     return NllSum(nll=nll, response_tokens=int(all_tokens), rows=int(all_rows))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowScore:
+    """One row: negative log-likelihood in nats summed over its ``tokens`` response tokens, ``correct`` of them guessed."""
+
+    nll: float
+    tokens: int
+    correct: int
+
+
+@torch.inference_mode()
+def score_rows(
+    model: "PreTrainedModel", batches: Iterable[Batch], *, stop: StopFlag
+) -> dict[int, RowScore] | None:
+    """Return the score of every row by its example id; None when ``stop`` was set before the end.
+
+    Sums run in float64, row by row, over the model's own logits.
+    """
+    scores: dict[int, RowScore] = {}
+    for batch in batches:
+        if stop.requested():
+            return None
+        logits = model(**batch.inputs, use_cache=False).logits  # (B, T, V)
+        for row, example in enumerate(batch.example_ids):
+            wanted = batch.targets[row] != IGNORED
+            chosen, targets = logits[row][wanted].float(), batch.targets[row][wanted]
+            nll = functional.cross_entropy(chosen, targets, reduction="none").double().sum()
+            scores[example] = RowScore(
+                nll=float(nll),
+                tokens=len(targets),
+                correct=int((chosen.argmax(dim=-1) == targets).sum()),
+            )
+    return scores

@@ -12,24 +12,25 @@ from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batches.batch import Batch
 from sftcli.events import Ending, EventSink, FitEnded, FitStarted, HeldoutDone, NeverStop, StepDone, StopFlag
 from sftcli.runtime import Clock, capture_rng, monotonic, peak_memory_bytes, release_memory, restore_rng
-from sftcli.training.bad_steps import bad_step, named_rows, refuse_bad_steps
 from sftcli.training.checkpoint.background_saver import Saver
 from sftcli.training.distributed.agreed_stop import AgreedStop, TimedSaves
 from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss
-from sftcli.training.optim.optimizer import (
-    MasterWeights,
-    clip_grad_norm,
-    learning_rate_at,
-    optimizer_tensors,
-    restore_optimizer,
-    set_learning_rate,
-)
+from sftcli.training.optim.optimizer import clip_grad_norm, optimizer_tensors, restore_optimizer
+from sftcli.training.optim.schedule import learning_rate_at, set_learning_rate
 from sftcli.training.out_of_memory import KeptMemory, MemoryLadder, is_out_of_memory
 from sftcli.training.random_streams import collect_rng, restore_stream
 from sftcli.training.state import CheckpointStore, HeldoutLoss, Snapshot, StepPlan, TrainState
-from sftcli.training.stopping import has_plateaued, is_new_best, with_heldout
+from sftcli.training.stopping import (
+    bad_step,
+    has_plateaued,
+    is_new_best,
+    named_rows,
+    refuse_bad_steps,
+    with_heldout,
+)
 from sftcli.training.utilization import Gauge
+from sftcli.training.weights.masters import MasterWeights
 
 
 class Trainer:

@@ -14,7 +14,7 @@ from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.modeling.load import load_model
 from sftcli.services.export import ExportFormat, ExportRequest, run_export
 from sftcli.training.checkpoint import store as checkpoint
-from sftcli.training.optim.optimizer import MasterWeights
+from sftcli.training.weights.masters import MasterWeights
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, settings_of, train, write_rows
 from tests.support.tiny_families import WITH_BUFFERS, build_with_buffers, build_with_tower

@@ -25,7 +25,7 @@ from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from sftcli.runtime import capture_rng
 from sftcli.services.adapters import adapter_files, load_with_adapter
 from sftcli.training.state import Snapshot, TrainState
-from sftcli.training.weights.adapter_weights import AdapterWeights
+from sftcli.training.weights.masters import AdapterWeights
 from tests.support.faulty_disk import CountingDisk, FailingDisk, KillingDisk
 from tests.support.forked import run_forked
 from tests.support.recording import RecordingSink

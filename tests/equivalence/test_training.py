@@ -14,14 +14,10 @@ from sftcli.modeling.load import load_model
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
+from sftcli.training.embeddings import add_embedding_noise, freeze_embeddings
 from sftcli.training.loss import NllSum, response_nll_sum
-from sftcli.training.neftune import add_embedding_noise
-from sftcli.training.optim.optimizer import (
-    MasterWeights,
-    freeze_embeddings,
-    make_optimizer,
-    optimizer_tensors,
-)
+from sftcli.training.optim.optimizer import make_optimizer, optimizer_tensors
+from sftcli.training.weights.masters import MasterWeights
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
 from tests.support.tiny_model import build_tiny_model
 from tests.support.training import CPU, PAD_ID, build_trainer, random_examples, tiny_llama

@@ -14,10 +14,11 @@ from sftcli.data.reading.record import Origin
 from sftcli.events import EventSink
 from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.loss import heldout_nll, response_nll_sum
-from sftcli.training.optim.optimizer import MasterWeights, make_optimizer
+from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.state import CheckpointStore
 from sftcli.training.trainer import Trainer
+from sftcli.training.weights.masters import MasterWeights
 from tests.support.tiny_model import tiny_config
 
 PAD_ID = 2

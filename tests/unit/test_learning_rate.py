@@ -1,7 +1,7 @@
 import pytest
 
 from sftcli.config.training_settings import TrainingSettings
-from sftcli.training.optim.optimizer import learning_rate_at
+from sftcli.training.optim.schedule import learning_rate_at
 
 
 def rates(**changes) -> list[float]:

@@ -29,11 +29,12 @@ from sftcli.training.checkpoint.format import (
     manifest_bytes,
     read_best_step,
     rng_tensors,
+    tensor_file_bytes,
+    tensor_file_parts,
     verify,
 )
 from sftcli.training.checkpoint.names import PREFIX, list_checkpoints, step_of
 from sftcli.training.checkpoint.rewind import close
-from sftcli.training.checkpoint.tensor_file import tensor_file_bytes, tensor_file_parts
 from sftcli.training.state import Snapshot
 
 ATTEMPTS = 3

@@ -23,7 +23,8 @@ from sftcli.runtime import is_finite
 from sftcli.training.distributed.group import Group
 from sftcli.training.distributed.traffic import Weight
 from sftcli.training.loss import BatchLoss
-from sftcli.training.optim.optimizer import MasterWeights, local_part, stored_buffers, whole
+from sftcli.training.weights.masters import MasterWeights, stored_buffers
+from sftcli.training.weights.placement import local_part, whole
 
 _LOSS = "batch_loss_of_all_weights"
 

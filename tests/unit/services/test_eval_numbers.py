@@ -19,7 +19,7 @@ from sftcli.services.text_metrics import (
     rouge_l,
 )
 from sftcli.services.verdict import judge
-from sftcli.training.scoring import score_rows
+from sftcli.training.loss import score_rows
 from tests.support.training import PAD_ID, random_examples, tiny_llama
 
 

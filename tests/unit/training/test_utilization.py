@@ -9,8 +9,8 @@ from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from sftcli.config.training_settings import TrainingSettings
 from sftcli.data.batches.batch import collate, collate_packed
 from sftcli.runtime import matmul_flops
+from sftcli.training.embeddings import freeze_embeddings
 from sftcli.training.loss import response_nll_sum
-from sftcli.training.optim.optimizer import freeze_embeddings
 from sftcli.training.utilization import Gauge, Workload
 from tests.support.recording import MemoryStore, RecordingSink
 from tests.support.tiny_model import tiny_config

@@ -1,4 +1,4 @@
-"""Noise on embeddings while training: Jain et al. 2023, NEFTune: Noisy Embeddings Improve Instruction Finetuning."""
+"""Embeddings that do not train, and noise on those that do."""
 
 import math
 from typing import TYPE_CHECKING
@@ -7,6 +7,17 @@ import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def freeze_embeddings(model: "PreTrainedModel") -> None:
+    """Leave token embeddings and output head as they are.
+
+    AdamW scales every gradient to about the same step, also the tiny ones that the softmax sends to each token that a
+    batch does not use: over a short run on few rows they add up and push rare tokens down.
+    """
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):  # type: ignore[no-untyped-call]
+        if layer is not None:
+            layer.requires_grad_(False)
 
 
 def add_embedding_noise(model: "PreTrainedModel", alpha: float) -> None:

@@ -1,0 +1,153 @@
+"""The numbers that train: float32 beside a model that computes in another type, and those of an adapter alone.
+
+Master weights, optimizer moments and gradient sums are float32 whatever the products run in: at a learning rate of 1e-5
+an update is smaller than the spacing of bfloat16 numbers and would be rounded away.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+
+import torch
+
+from sftcli.data.batches.batch import Batch
+from sftcli.errors import DivergedError
+from sftcli.runtime import is_finite
+from sftcli.training.distributed.group import Group
+from sftcli.training.loss import BatchLoss
+from sftcli.training.weights.placement import placed_as
+
+
+class MasterWeights:
+    """Float32 masters of the trainable parameters of a model that computes in ``compute_dtype``.
+
+    With ``compute_dtype`` float32 the masters are the parameters themselves. Otherwise each parameter becomes a rounded
+    copy, its gradient is added to the master's float32 gradient as soon as backward has made it, and ``publish`` rounds
+    the updated masters into the copies.
+    """
+
+    are_shared_out = False  # whether this process holds a part of them only
+    keeps_frozen = True  # whether snapshots hold what does not train
+
+    def __init__(self, model: torch.nn.Module, *, compute_dtype: torch.dtype) -> None:
+        self.model = model
+        self.compute_dtype = compute_dtype
+        self.masters: dict[str, torch.nn.Parameter] = {}
+        self._copies: list[tuple[torch.nn.Parameter, torch.nn.Parameter]] = []
+        self._frozen: dict[str, torch.Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                if parameter.is_floating_point():  # 4-bit weights are packed in bytes
+                    self._round_frozen(name, parameter, keep=self.keeps_frozen)
+            elif compute_dtype == torch.float32:
+                parameter.data = parameter.data.float()
+                self.masters[name] = parameter
+            else:
+                self.masters[name] = self._split(parameter)
+
+    def _round_frozen(self, name: str, parameter: torch.nn.Parameter, *, keep: bool) -> None:
+        """Round a weight that does not train. Where that loses something it is kept as it was: what is written is exact."""
+        exact, parameter.data = parameter.data, parameter.data.to(self.compute_dtype)
+        if keep and not _is_exact(parameter.data, exact):
+            half = exact.half()
+            self._frozen[name] = (half if _is_exact(half, exact) else exact).cpu()
+
+    def _split(self, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+        master = torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))
+        parameter.data = parameter.data.to(self.compute_dtype)
+
+        def collect(copy: torch.Tensor) -> None:
+            gradient, copy.grad = copy.grad, None
+            if gradient is None:
+                return
+            if master.grad is None:
+                master.grad = gradient.float()
+            else:
+                master.grad += gradient
+
+        parameter.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
+        self._copies.append((parameter, master))
+        return master
+
+    def passes(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
+        """Yield this process's share of ``batches``, each with the weight of its loss in the sum."""
+        for batch in islice(batches, group.rank, None, group.size):
+            yield batch, 1.0
+
+    def gathered(self, batch_loss: BatchLoss) -> BatchLoss:
+        """Return ``batch_loss`` with every weight that it reads whole."""
+        return batch_loss
+
+    def gather(self, nll_sum: torch.Tensor, group: Group) -> torch.Tensor:
+        """Return the sum of ``nll_sum`` over the processes, after the gradients of the masters are those of all."""
+        return group.gather(nll_sum, self.masters.values())
+
+    def publish(self) -> None:
+        """Round the masters into the parameters that the model computes with."""
+        if self._copies:
+            copies, masters = zip(*self._copies, strict=True)
+            with torch.no_grad():
+                torch._foreach_copy_(list(copies), list(masters))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return every weight of the model by name: the masters, and what is frozen and the buffers as they were loaded."""
+        written = self._frozen | self.masters
+        weights = {name: written.get(name, weight).detach() for name, weight in self.model.named_parameters()}
+        return weights | stored_buffers(self.model)
+
+    def gathered_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return whole ``tensors`` of the optimizer's state in the process that writes. All processes must ask."""
+        return dict(tensors)
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set the masters and buffers to ``tensors``, by name, and publish them."""
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(placed_as(tensors[name], master))
+            for name, buffer in stored_buffers(self.model).items():
+                if name in tensors:
+                    buffer.copy_(tensors[name])
+        self.publish()
+
+    def refuse_nonfinite(self, step: int) -> None:
+        """Raise where a master of step ``step``, which is about to be saved, is not finite.
+
+        Raises:
+            DivergedError: One is not.
+        """
+        for name, master in self.masters.items():
+            if not is_finite(master):
+                raise DivergedError(
+                    f"step {step} is not saved: {name} holds numbers that are not finite",
+                    hint="earlier checkpoints are intact; lower training.learning_rate",
+                )
+
+
+class AdapterWeights(MasterWeights):
+    """Float32 masters of the adapter alone. Snapshots hold nothing else, under the names that ``file_name`` gives."""
+
+    keeps_frozen = False
+
+    def __init__(
+        self, model: torch.nn.Module, *, compute_dtype: torch.dtype, file_name: Callable[[str], str]
+    ) -> None:
+        super().__init__(model, compute_dtype=compute_dtype)
+        self._file_names = {name: file_name(name) for name in self.masters}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the masters by their names in files."""
+        return {self._file_names[name]: master.detach() for name, master in self.masters.items()}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set the masters to ``tensors``, by their names in files, and publish them."""
+        super().restore({name: tensors[file] for name, file in self._file_names.items()})
+
+
+def stored_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors that files of ``model`` hold beside its parameters, such as the routing bias of experts."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    state = {name: value for name, value in model.state_dict().items() if name not in parameters}
+    return {name: value.detach() for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _is_exact(rounded: torch.Tensor, exact: torch.Tensor) -> bool:
+    return torch.equal(rounded.to(exact.dtype), exact)
