@@ -19,8 +19,8 @@ from statistics import median
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sftcli.config.schema import CheckpointSettings
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.events import CheckpointSaved, Event, NeverStop, StepDone
 from sftcli.runtime import choose_device, choose_dtype
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore, gigabytes

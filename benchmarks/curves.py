@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, Packing, collate_packed
 from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin

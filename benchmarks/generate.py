@@ -23,7 +23,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sftcli.config.schema import SamplingSettings
+from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.render import encode_prompt
 from sftcli.events import NeverStop

@@ -101,7 +101,7 @@ def compare_with_bare_tokenizer(model: Path, data: Path) -> dict[str, float]:
     """Prepare ``data``, then tokenize the text of the same rows with the bare tokenizer."""
     from tokenizers import Tokenizer
 
-    from sftcli.config.data_settings import DataSettings
+    from sftcli.config.schema.data import DataSettings
     from sftcli.events import NeverStop
     from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
     from sftcli.services.finding import find_sources

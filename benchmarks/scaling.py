@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.training.distributed.group import Group
 from sftcli.training.distributed.traffic import Traffic, Weight, replicated_traffic, sharded_traffic
 

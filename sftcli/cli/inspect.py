@@ -22,7 +22,7 @@ def presets(
       sft presets gpu
     """
     from sftcli.config.presets import preset_names, read_preset
-    from sftcli.config.sources import resolve
+    from sftcli.config.resolve import resolve
 
     output = options.Output(json=json, color=color)
     if name is not None:

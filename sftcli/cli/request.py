@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sftcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from sftcli.config.sources import Resolved
+    from sftcli.config.resolve import Resolved
 
 DEFAULT_PRESET = "quick"
 
@@ -62,7 +62,7 @@ def resolve_flags(
         heldout: Sources to hold out.
     """
     from sftcli.config.layers import Override
-    from sftcli.config.sources import parse_set, resolve
+    from sftcli.config.resolve import parse_set, resolve
 
     overrides: list[Override] = []
     if data:

@@ -11,7 +11,7 @@ from sftcli.cli.text import count, duration, loss_text, short_count, size, whole
 from sftcli.figures import change, interval, share_of
 
 if TYPE_CHECKING:
-    from sftcli.config.sources import Row
+    from sftcli.config.resolve import Row
     from sftcli.services.answering import Completion
     from sftcli.services.evaluate import EvalReport
     from sftcli.services.outcome import TrainOutcome

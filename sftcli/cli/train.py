@@ -243,7 +243,7 @@ def _resume_overrides(
     sets: list[str] | None, *, trust_remote_code: bool, processes: int | None
 ) -> "list[Override]":
     from sftcli.config.layers import Override
-    from sftcli.config.sources import parse_set
+    from sftcli.config.resolve import parse_set
 
     overrides = list(map(parse_set, sets or ()))
     if trust_remote_code:

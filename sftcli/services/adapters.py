@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.adapter_settings import AdapterSettings, Quantize
-from sftcli.config.schema import ModelSettings
+from sftcli.config.schema.adapter import AdapterSettings, Quantize
+from sftcli.config.schema.run import ModelSettings
 from sftcli.errors import NetworkError, NotFoundError
 from sftcli.events import EventSink
 from sftcli.modeling.adapter.adapter import add_adapter, base_content

@@ -1,7 +1,7 @@
 """The model that a run starts from. Apart from ``models``, because preparing rows needs its folder and no torch."""
 
-from sftcli.config.schema import ModelSettings
-from sftcli.config.sources import resolve
+from sftcli.config.resolve import resolve
+from sftcli.config.schema.run import ModelSettings
 from sftcli.events import EventSink
 from sftcli.modeling.hub.snapshot import is_commit
 from sftcli.modeling.locate.locate import LocatedModel, locate_model

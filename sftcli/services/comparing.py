@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.config.sources import FIELDS, Settings
-from sftcli.config.training_settings import Parallel, TrainingSettings
+from sftcli.config.resolve import FIELDS, Settings
+from sftcli.config.schema.training import Parallel, TrainingSettings
 from sftcli.errors import MismatchError, UsageError
 from sftcli.events import Event, Notice, Warned
 from sftcli.modeling.locate.locate import LocatedModel

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sftcli.config.layers import Override
-from sftcli.config.sources import Settings, resolve
+from sftcli.config.resolve import Settings, resolve
 from sftcli.data.example import CUT_ANSWERS
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError, UsageError

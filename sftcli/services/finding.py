@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sftcli.config.data_settings import DataSettings
+from sftcli.config.schema.data import DataSettings
 from sftcli.data.reading.source import Source, parse_source
 from sftcli.errors import NotFoundError, UsageError
 from sftcli.suggest import aside

@@ -1,6 +1,6 @@
 """Which step's weights become the final model."""
 
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.services.run_folder import RunFolder
 from sftcli.training.checkpoint.format import read_snapshot

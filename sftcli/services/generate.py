@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.config.schema import SamplingSettings
-from sftcli.config.sources import resolve
+from sftcli.config.resolve import resolve
+from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, StopFlag, TextDelta

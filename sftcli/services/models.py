@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.schema import ModelSettings
+from sftcli.config.schema.run import ModelSettings
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice
 from sftcli.modeling.adapter.folder import is_adapter_folder

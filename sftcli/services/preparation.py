@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from sftcli import __version__
-from sftcli.config.data_settings import CHECKS, DataSettings, Overlong
+from sftcli.config.schema.data import CHECKS, DataSettings, Overlong
 from sftcli.data.conversations.detect import DETECTION_ROWS, detect_schema, parse_renames
 from sftcli.data.conversations.dropped_keys import parse_ignored
 from sftcli.data.conversations.heldout_split import choose_heldout, find_overlap, split_key

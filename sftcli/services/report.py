@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from sftcli import storage
-from sftcli.config.sources import Settings, resolve
+from sftcli.config.resolve import Settings, resolve
 from sftcli.errors import OutputError, StorageError
 from sftcli.figures import change, interval, loss_figure
 from sftcli.services.charts import Series, draw

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sftcli import storage
-from sftcli.config.schema import CheckpointSettings
+from sftcli.config.schema.run import CheckpointSettings
 from sftcli.errors import MismatchError, NotFoundError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.services.comparing import Changes

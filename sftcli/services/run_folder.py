@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from sftcli import storage
-from sftcli.config.schema import RunSettings
+from sftcli.config.schema.run import RunSettings
 from sftcli.errors import (
     DataError,
     NotFoundError,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from sftcli.config.schema import SamplingSettings
+from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_length, collate
 from sftcli.data.example import Example
 from sftcli.errors import StoppedError

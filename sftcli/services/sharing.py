@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.adapter_settings import Quantize
-from sftcli.config.sources import Settings
-from sftcli.config.training_settings import OptimizerName, Parallel
+from sftcli.config.resolve import Settings
+from sftcli.config.schema.adapter import Quantize
+from sftcli.config.schema.training import OptimizerName, Parallel
 from sftcli.errors import Location, UsageError
 from sftcli.modeling.adapter.targets import file_name
 from sftcli.runtime import total_memory_bytes

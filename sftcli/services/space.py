@@ -4,9 +4,9 @@ import math
 import shutil
 from pathlib import Path
 
-from sftcli.config.schema import CheckpointSettings
-from sftcli.config.sources import Settings
-from sftcli.config.training_settings import OptimizerName
+from sftcli.config.resolve import Settings
+from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.training import OptimizerName
 from sftcli.errors import StorageError
 from sftcli.events import EventSink, Warned
 from sftcli.modeling.json_files import read_json

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sftcli.config.training_settings import OnSpike, TrainingSettings
+from sftcli.config.schema.training import OnSpike, TrainingSettings
 from sftcli.errors import DivergedError
 from sftcli.events import StopFlag
 from sftcli.services.run_folder import RunFolder

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.config.sources import resolve
+from sftcli.config.resolve import resolve
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.services.models import ModelChoice, base_of, choose_base, choose_model, load_for_inference

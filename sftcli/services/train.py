@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.config.sources import Resolved, Settings, to_toml
+from sftcli.config.resolve import Resolved, Settings, to_toml
 from sftcli.data.quality.thresholds import left_out
 from sftcli.events import (
     Ending,

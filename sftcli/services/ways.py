@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import ExampleSource
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.kernels.fuse import Fusion, restore_layers

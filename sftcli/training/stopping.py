@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import Batch
 from sftcli.errors import DivergedError
 from sftcli.events import Warned

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from sftcli.config.schema import CheckpointSettings
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import Batch
 from sftcli.events import Ending, EventSink, FitEnded, FitStarted, HeldoutDone, NeverStop, StepDone, StopFlag
 from sftcli.runtime import Clock, capture_rng, monotonic, peak_memory_bytes, release_memory, restore_rng

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sftcli import storage
-from sftcli.config.data_settings import DataSettings
+from sftcli.config.schema.data import DataSettings
 from sftcli.errors import StoppedError
 from sftcli.events import Event
 from sftcli.services.finding import find_sources

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sftcli.config.data_settings import DataSettings
+from sftcli.config.schema.data import DataSettings
 from sftcli.data.prepared.store import PreparedDataset
 from sftcli.errors import DataError
 from sftcli.events import Event, EventSink, NeverStop, Progressed

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sftcli.config.data_settings import DataSettings
+from sftcli.config.schema.data import DataSettings
 from sftcli.events import NeverStop, Progressed
 from sftcli.services.finding import find_sources
 from sftcli.services.prepare import prepare_data

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sftcli.config.data_settings import DataSettings
+from sftcli.config.schema.data import DataSettings
 from sftcli.data.reading import text_lines as textlines
 from sftcli.errors import SftError
 from sftcli.events import NeverStop

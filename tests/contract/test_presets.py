@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sftcli.config.presets import REFERENCE_PREFIX, preset_file, preset_folder, preset_names, read_preset
-from sftcli.config.sources import Settings, resolve
+from sftcli.config.resolve import Settings, resolve
 
 REPO = Path(__file__).parents[2]
 
@@ -70,7 +70,7 @@ def test_the_wheel_carries_the_presets_to_where_they_are_looked_for_first():
 
 def test_settings_need_none_of_the_heavy_packages():
     code = (
-        "import sys, sftcli.config.sources\n"
+        "import sys, sftcli.config.resolve\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'numpy', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO)

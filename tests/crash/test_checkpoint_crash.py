@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from sftcli import storage
-from sftcli.config.schema import CheckpointSettings
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.errors import DataError, NotFoundError, StorageError, UnsavedError
 from sftcli.training.checkpoint.format import (
     ADAPTER,

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sftcli import storage
-from sftcli.config.adapter_settings import AdapterKind, AdapterSettings
-from sftcli.config.schema import ModelSettings
+from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
+from sftcli.config.schema.run import ModelSettings
 from sftcli.errors import SftError, StorageError
 from sftcli.modeling.adapter.adapter import merge_adapter
 from sftcli.modeling.adapter.targets import file_name

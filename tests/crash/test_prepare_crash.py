@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sftcli import storage
-from sftcli.config.data_settings import DataSettings
+from sftcli.config.schema.data import DataSettings
 from sftcli.data.example import Example
 from sftcli.data.prepared.store import HELDOUT, TRAIN, PreparedWriter, open_prepared
 from sftcli.data.reading.record import Origin

@@ -168,7 +168,7 @@ def test_second_signal_during_a_save_ends_at_once_and_loses_only_that_save(place
 
 
 def test_signal_while_an_answer_is_generated_ends_it_after_the_token(place):
-    from sftcli.config.schema import SamplingSettings
+    from sftcli.config.schema.run import SamplingSettings
     from sftcli.events import TextDelta
     from sftcli.services.generate import GenerateRequest, run_generation
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from sftcli.config.schema import SamplingSettings
+from sftcli.config.schema.run import SamplingSettings
 from sftcli.events import NeverStop
 from sftcli.modeling.decoding.decode import decode
 from sftcli.modeling.decoding.fused_decode import fuse, fused_step

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sftcli.config.adapter_settings import AdapterKind, AdapterSettings
+from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
 from sftcli.data.batches.batch import IGNORED, batches_in_order_of_length, collate
 from sftcli.events import NeverStop, Warned
 from sftcli.modeling.adapter.adapter import add_adapter

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.errors import ResourceError
 from sftcli.events import Ending, MemoryEased, NeverStop, StepDone

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sftcli.config.schema import SamplingSettings
+from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.batches.batch import collate
 from sftcli.events import NeverStop
 from sftcli.modeling.decoding.decode import decode

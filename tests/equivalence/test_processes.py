@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.training.distributed.group import Group
 from sftcli.training.distributed.traffic import Weight, replicated_traffic, sharded_traffic
 from tests.support.counting import TrafficCounter

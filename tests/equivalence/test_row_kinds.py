@@ -18,7 +18,7 @@ from transformers import (
     RwkvConfig,
 )
 
-from sftcli.config.schema import SamplingSettings
+from sftcli.config.schema.run import SamplingSettings
 from sftcli.events import NeverStop
 from sftcli.modeling.decoding.decode import decode
 from sftcli.modeling.decoding.kv_cache import SlotRows, WholeRow

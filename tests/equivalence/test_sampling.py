@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sftcli.config.schema import SamplingSettings
+from sftcli.config.schema.run import SamplingSettings
 from sftcli.events import NeverStop
 from sftcli.modeling.decoding.decode import decode
 from tests.support.recording import StopAfter

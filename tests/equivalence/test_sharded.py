@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftcli.config.adapter_settings import AdapterSettings
-from sftcli.config.schema import CheckpointSettings
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.adapter import AdapterSettings
+from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.modeling.kernels.document_attention import attend_by_document

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from sftcli.config.schema import CheckpointSettings
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, TextShare, collate
 from sftcli.errors import DivergedError
 from sftcli.events import CheckpointSaved, Ending, FitEnded, HeldoutDone, NeverStop, StepDone, Warned

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sftcli.config.sources import Resolved, parse_set, resolve
+from sftcli.config.resolve import Resolved, parse_set, resolve
 from sftcli.events import Event, StepDone
 from sftcli.services.outcome import TrainOutcome
 from sftcli.services.train import TrainRequest, run_training

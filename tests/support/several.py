@@ -17,7 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sftcli.config.sources import parse_set, resolve
+from sftcli.config.resolve import parse_set, resolve
 from sftcli.events import NeverStop
 from sftcli.services.processes import OVER, PREFIX
 from sftcli.services.train import TrainRequest, run_training

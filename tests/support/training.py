@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from sftcli.config.schema import CheckpointSettings
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, batches_in_order_of_length
 from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin

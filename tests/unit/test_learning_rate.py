@@ -1,6 +1,6 @@
 import pytest
 
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.training.optim.schedule import learning_rate_at
 
 

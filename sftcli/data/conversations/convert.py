@@ -7,7 +7,7 @@ Contents stay byte for byte as they are in the row.
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
-from sftcli.config.data_settings import TrainOn
+from sftcli.config.schema.data import TrainOn
 from sftcli.data.conversations.detect import (
     Schema,
     agreed_format,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from sftcli.config.data_settings import TrainOn
+from sftcli.config.schema.data import TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import Schema
 from sftcli.data.conversations.markup import check_text

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sftcli.config.data_settings import TrainOn
+from sftcli.config.schema.data import TrainOn
 from sftcli.data.conversations.formats import TOOL_COLUMNS
 from sftcli.data.conversations.key_checks import check_part, check_turn, is_untrained
 from sftcli.data.conversations.messages import Conversation, Message, RejectReason, Role, RowFault, wrong_type

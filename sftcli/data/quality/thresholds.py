@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from sftcli.config.data_settings import DataSettings
+from sftcli.config.schema.data import DataSettings
 from sftcli.data.conversations.messages import RejectReason
 from sftcli.data.example import CUTS, TROUBLES, RowFlag
 from sftcli.data.quality.audit import AuditSummary

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sftcli.config.adapter_settings import AdapterKind, AdapterSettings
+from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
 from sftcli.errors import DataError, MismatchError
 from sftcli.modeling.adapter.folder import (
     AdapterBase,

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sftcli.config.adapter_settings import AUTO_TARGETS
+from sftcli.config.schema.adapter import AUTO_TARGETS
 from sftcli.errors import UsageError
 from sftcli.suggest import did_you_mean
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.schema import SamplingSettings
+from sftcli.config.schema.run import SamplingSettings
 from sftcli.events import StopFlag
 from sftcli.modeling.decoding.fused_decode import fused_step
 from sftcli.modeling.decoding.fused_rows import FusedRows

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sftcli.config.schema import SamplingSettings
+from sftcli.config.schema.run import SamplingSettings
 
 _COLDEST = 1e-6  # what is colder leaves the most likely token only, and would divide by 0
 

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.config.schema import CheckpointSettings
+from sftcli.config.schema.run import CheckpointSettings
 from sftcli.errors import StorageError, UnsavedError
 from sftcli.modeling.formats.written import check_file_written
 from sftcli.training.checkpoint.format import (

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 
-from sftcli.config.training_settings import OptimizerName, TrainingSettings
+from sftcli.config.schema.training import OptimizerName, TrainingSettings
 from sftcli.training.weights.placement import placed_as, whole
 
 

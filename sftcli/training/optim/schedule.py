@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from sftcli.config.training_settings import Schedule, TrainingSettings
+from sftcli.config.schema.training import Schedule, TrainingSettings
 
 
 def learning_rate_at(step: int, settings: TrainingSettings) -> float:

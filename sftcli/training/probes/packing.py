@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sftcli.config.training_settings import PackRows, TrainingSettings
+from sftcli.config.schema.training import PackRows, TrainingSettings
 from sftcli.data.batches.batch import ExampleSource, Packing, collate_packed
 from sftcli.data.example import Example
 from sftcli.errors import Location, UsageError

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sftcli.config.layers import Override
-from sftcli.config.sources import resolve
+from sftcli.config.resolve import resolve
 from sftcli.errors import UsageError
 
 CONTENT = {

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sftcli.config.sources import parse_set
-from sftcli.config.training_settings import Parallel
+from sftcli.config.resolve import parse_set
+from sftcli.config.schema.training import Parallel
 from sftcli.errors import DataError, MismatchError, ResourceError
 from sftcli.events import Ending, ModelLoaded, Notice, StepDone, Warned
 from sftcli.services import decisions

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from sftcli import storage
-from sftcli.config.sources import parse_set
+from sftcli.config.resolve import parse_set
 from sftcli.errors import DataError, MismatchError, NotFoundError, OutputError, StorageError, UsageError
 from sftcli.events import Ending, Notice, Warned
 from sftcli.services import comparing, space
@@ -359,7 +359,7 @@ def test_root_that_is_a_file_is_refused_before_anything_else(place, root):
 )
 def test_name_of_a_run_cannot_leave_the_folder_of_runs(place, name):
     from sftcli.config.layers import Override
-    from sftcli.config.sources import resolve
+    from sftcli.config.resolve import resolve
     from sftcli.errors import UsageError
 
     with pytest.raises(UsageError):
@@ -399,7 +399,7 @@ def test_save_that_fails_once_is_a_warning_and_twice_in_a_row_an_error(place, mo
 def test_weights_that_are_not_finite_are_not_saved():
     import torch
 
-    from sftcli.config.training_settings import TrainingSettings
+    from sftcli.config.schema.training import TrainingSettings
     from sftcli.errors import DivergedError
     from tests.support.recording import MemoryStore
     from tests.support.training import build_trainer

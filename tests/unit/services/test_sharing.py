@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftcli.config.adapter_settings import AdapterKind
+from sftcli.config.schema.adapter import AdapterKind
 from sftcli.errors import UsageError
 from sftcli.services import sharing
 from sftcli.services.sharing import replicated_bytes, shares_weights

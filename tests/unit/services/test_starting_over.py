@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sftcli import storage
-from sftcli.config.sources import parse_set
+from sftcli.config.resolve import parse_set
 from sftcli.errors import DataError, MismatchError, NotFoundError, OutputError
 from sftcli.events import CheckpointSaved, Ending, Notice, StepDone
 from sftcli.services.resume import ResumeRequest, resume_training

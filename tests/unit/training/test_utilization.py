@@ -6,7 +6,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import collate, collate_packed
 from sftcli.runtime import matmul_flops
 from sftcli.training.embeddings import freeze_embeddings

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftcli.config.data_settings import TrainOn
+from sftcli.config.schema.data import TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import detect_schema, parse_renames
 from sftcli.data.conversations.formats import Format

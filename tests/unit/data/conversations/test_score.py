@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sftcli.config.sources import parse_set, resolve
+from sftcli.config.resolve import parse_set, resolve
 from sftcli.data.conversations.messages import Conversation, Message, Rejected, RejectReason
 from sftcli.data.conversations.row_reader import with_score
 from sftcli.data.reading.record import Origin, RawRecord

@@ -8,7 +8,7 @@ import pytest
 from pyarrow import ipc, parquet
 from transformers import AutoTokenizer
 
-from sftcli.config.data_settings import TrainOn
+from sftcli.config.schema.data import TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import detect_schema
 from sftcli.data.conversations.messages import Conversation, Rejected, RejectReason

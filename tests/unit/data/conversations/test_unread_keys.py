@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sftcli.config.data_settings import TrainOn
+from sftcli.config.schema.data import TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import detect_schema, parse_renames
 from sftcli.data.conversations.dropped_keys import parse_ignored

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from sftcli.config.adapter_settings import AdapterKind, AdapterSettings
+from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
 from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
 from sftcli.modeling.adapter.adapter import add_adapter, base_content, check_base, load_adapter, merge_adapter
 from sftcli.modeling.adapter.folder import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, read_base

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftcli import storage
-from sftcli.config.schema import CheckpointSettings
+from sftcli.config.schema.run import CheckpointSettings
 from sftcli.disk import Disk
 from sftcli.training.checkpoint.format import verify
 from sftcli.training.checkpoint.names import list_checkpoints, step_of

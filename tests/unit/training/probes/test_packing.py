@@ -17,7 +17,7 @@ from transformers import (
     RecurrentGemmaForCausalLM,
 )
 
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import Packing
 from sftcli.errors import UsageError
 from sftcli.events import Notice

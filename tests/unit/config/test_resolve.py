@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from sftcli.config.fields import choices, kinds
 from sftcli.config.layers import NON_SETTING_VARIABLES, Override, environment_name
-from sftcli.config.sources import FIELDS, TYPED_KEYS, Settings, parse_set, resolve, to_toml
+from sftcli.config.resolve import FIELDS, TYPED_KEYS, Settings, parse_set, resolve, to_toml
 from sftcli.errors import NotFoundError, UsageError
 
 KEY = "training.max_steps"

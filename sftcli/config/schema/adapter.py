@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from sftcli.config.section import Section, Text
+from sftcli.config.schema.section import Section, Text
 
 AUTO_TARGETS = "auto"
 ADAPTER_LEARNING_RATE = 2e-4

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from sftcli.config.section import Section, Text
+from sftcli.config.schema.section import Section, Text
 
 CHECKS = frozenset(  # settings that say which rows are good enough, and change none
     {

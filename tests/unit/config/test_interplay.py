@@ -2,7 +2,7 @@
 
 import pytest
 
-from sftcli.config.sources import parse_set, resolve
+from sftcli.config.resolve import parse_set, resolve
 from sftcli.errors import UsageError
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeGuard
 
-from sftcli.config.adapter_settings import ADAPTER_LEARNING_RATE, AdapterKind
 from sftcli.config.layers import Entry, Fields, Layer, merged
+from sftcli.config.schema.adapter import ADAPTER_LEARNING_RATE, AdapterKind
 
 # A key set in a later source ends the values that earlier sources gave to these.
 _ENDS: Mapping[str, Sequence[str]] = {

@@ -13,10 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from sftcli.config.adapter_settings import AdapterSettings
-from sftcli.config.data_settings import DataSettings
 from sftcli.config.fields import leaf_fields, value_from_text
-from sftcli.config.inherit import settle
+from sftcli.config.interplay import settle
 from sftcli.config.layers import (
     Entry,
     Layer,
@@ -29,9 +27,11 @@ from sftcli.config.layers import (
 )
 from sftcli.config.pipeline_json import read_pipeline_json
 from sftcli.config.presets import preset_names, read_preset
-from sftcli.config.schema import CheckpointSettings, ModelSettings, RunSettings, SamplingSettings
+from sftcli.config.schema.adapter import AdapterSettings
+from sftcli.config.schema.data import DataSettings
+from sftcli.config.schema.run import CheckpointSettings, ModelSettings, RunSettings, SamplingSettings
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.config.toml_file import TomlDocument, read_toml
-from sftcli.config.training_settings import TrainingSettings
 from sftcli.config.validation import conflict, usage_error, wrong_value
 from sftcli.errors import Location, NotFoundError, UsageError
 

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from sftcli.config.section import Section
+from sftcli.config.schema.section import Section
 from sftcli.errors import UsageError
 
 

@@ -2,9 +2,9 @@ import pytest
 from pydantic import ValidationError
 
 from sftcli.config.fields import kinds
-from sftcli.config.section import Section
-from sftcli.config.sources import FIELDS
-from sftcli.config.training_settings import TrainingSettings
+from sftcli.config.resolve import FIELDS
+from sftcli.config.schema.section import Section
+from sftcli.config.schema.training import TrainingSettings
 
 
 class Flags(Section):
