@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sftcli.config.resolve import Settings
+from sftcli.config.schema.settings import Settings
 from sftcli.events import Event, NeverStop, Notice, Warned
 from sftcli.runtime import choose_device, seed_everything
 from sftcli.services.building import Materials, build_trainer

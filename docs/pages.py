@@ -18,7 +18,7 @@ from sftcli import errors
 from sftcli.cli.app import app
 from sftcli.config.fields import allowed, leaf_fields
 from sftcli.config.presets import preset_names, read_preset
-from sftcli.config.resolve import Settings
+from sftcli.config.schema.settings import Settings
 
 HERE = Path(__file__).parent
 

@@ -104,7 +104,7 @@ def _as_setting(flag: str, context: _Private) -> str:
     """Return how to give a value to the setting that is called like ``flag``, or nothing where there is none."""
     if "--set" not in _flags(context):
         return ""
-    from sftcli.config.resolve import FIELDS
+    from sftcli.config.schema.settings import FIELDS
 
     name = flag.removeprefix("--").replace("-", "_")
     name = _SHORT_NAMES.get(name, name)

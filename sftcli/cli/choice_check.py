@@ -14,7 +14,7 @@ def one_of_setting(key: str) -> Callable[[object], object]:
     def check(value: object) -> object:
         if value:
             from sftcli.config.fields import choices, element_choices
-            from sftcli.config.resolve import FIELDS
+            from sftcli.config.schema.settings import FIELDS
 
             words = choices(FIELDS[key]) or element_choices(FIELDS[key])
             for word in value if isinstance(value, list) else [value]:

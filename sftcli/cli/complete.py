@@ -38,7 +38,7 @@ def presets(incomplete: str) -> Iterator[str | tuple[str, str]]:
 def settings(incomplete: str) -> Iterator[str | tuple[str, str]]:
     """Offer ``KEY=`` of every setting, and the values of a setting that is a choice."""
     from sftcli.config.fields import choices, leaf_fields
-    from sftcli.config.resolve import Settings
+    from sftcli.config.schema.settings import Settings
 
     fields = leaf_fields(Settings)
     key, has_value, value = incomplete.partition("=")

@@ -4,19 +4,19 @@ Precedence, the last wins: defaults, preset, ``--config`` file, environment, fla
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_core import ErrorDetails
 
-from sftcli.config.fields import leaf_fields, value_from_text
+from sftcli.config.fields import allowed, choices, element_choices, shown, value_from_text
 from sftcli.config.interplay import settle
 from sftcli.config.layers import (
     Entry,
+    Fields,
     Layer,
     Override,
     Problem,
@@ -27,69 +27,69 @@ from sftcli.config.layers import (
 )
 from sftcli.config.pipeline_json import read_pipeline_json
 from sftcli.config.presets import preset_names, read_preset
-from sftcli.config.schema.adapter import AdapterSettings
-from sftcli.config.schema.data import DataSettings
-from sftcli.config.schema.run import CheckpointSettings, ModelSettings, RunSettings, SamplingSettings
-from sftcli.config.schema.training import TrainingSettings
+from sftcli.config.schema.settings import FIELDS, Settings, current_layers
 from sftcli.config.toml_file import TomlDocument, read_toml
-from sftcli.config.validation import conflict, usage_error, wrong_value
 from sftcli.errors import Location, NotFoundError, UsageError
+from sftcli.suggest import aside, did_you_mean
+
+_MAX_PROBLEMS = 5  # listed in one message
+_VALUE_ERROR = "Value error, "  # what pydantic writes before the text of a ValueError
+
+
+def wrong_value(error: ErrorDetails, key: str, entry: Entry, field: FieldInfo) -> Problem:
+    """Describe a value that ``field`` does not accept, or one element of it."""
+    name = key + "".join(f"[{part}]" for part in error["loc"][2:])
+    value: object = error["input"]
+    if error["type"] == "value_error":
+        text = f"{entry.where}: {name} {error['msg'].removeprefix(_VALUE_ERROR)}"
+        return Problem(text=text, location=entry.location)
+    if error["type"] == "string_unicode":
+        return Problem(
+            text=f"{entry.where}: {name} is {shown(value)}, which is not UTF-8", location=entry.location
+        )
+    words = choices(field) if name == key else element_choices(field)
+    if name == key:
+        expected = allowed(field)
+    else:
+        expected = f"one of {', '.join(words)}" if words else "text that is not empty"
+    suggestion = aside(did_you_mean(value, words)) if isinstance(value, str) and value else ""
+    text = f"{entry.where}: {name} is {shown(value)} but must be {expected}{suggestion}"
+    return Problem(text=text, location=entry.location)
+
+
+def conflict(error: ErrorDetails, winners: Mapping[str, Entry], fields: Fields) -> Problem:
+    """Describe values that do not go together, with the origin of each key that the validator's message names."""
+    section = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix(_VALUE_ERROR)
+    words = {f"{section}.{word.strip('(),.;:')}" for word in message.split()}
+    named = [key for key in fields if key in words]
+    origins = [f"{key} is from {winners[key].origin}" for key in named if key in winners]
+    places = [winners[key].location for key in named if key in winners]
+    return Problem(
+        text="; ".join([f"{section}: {message}", *origins]),
+        location=places[-1] if places else Location(key=section),
+    )
+
+
+def usage_error(problems: Sequence[Problem]) -> UsageError:
+    """Return one error for all ``problems``, of which there is at least one."""
+    hint = " ".join(dict.fromkeys(problem.hint for problem in problems if problem.hint))
+    first = problems[0]
+    if len(problems) == 1:
+        return UsageError(first.text, hint=hint, location=first.location)
+    lines = [f"{len(problems)} problems with the settings:"]
+    lines += [f"  {problem.text}" for problem in problems[:_MAX_PROBLEMS]]
+    if len(problems) > _MAX_PROBLEMS:
+        lines.append(f"  and {len(problems) - _MAX_PROBLEMS} more")
+    return UsageError("\n".join(lines), hint=hint, location=first.location)
+
 
 # Keys that a person has to type each time: no file, preset or variable of somebody else's can say them.
 TYPED_KEYS = frozenset({"model.trust_remote_code"})
 DEFAULT_ORIGIN = "default"
 SET_ORIGIN = "--set"
 
-_layers: ContextVar[Sequence[Layer]] = ContextVar("layers", default=())
 
-
-class _LayerSource(PydanticBaseSettingsSource):
-    """One layer as pydantic-settings wants to see a source."""
-
-    def __init__(self, settings_cls: type[BaseSettings], layer: Layer) -> None:
-        super().__init__(settings_cls)
-        self._layer = layer
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[object, str, bool]:  # noqa: ARG002
-        """Return nothing: the whole layer is handed over at once."""
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, object]:
-        """Return the layer as nested tables."""
-        tables: dict[str, dict[str, object]] = {}
-        for key, entry in self._layer.entries.items():
-            section, _, name = key.partition(".")
-            tables.setdefault(section, {})[name] = entry.value
-        return dict(tables)
-
-
-class Settings(BaseSettings):
-    """All settings of a run. Made by ``resolve``; made directly, it reads neither environment nor files."""
-
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    run: RunSettings = RunSettings()
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    training: TrainingSettings = TrainingSettings()
-    adapter: AdapterSettings = AdapterSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    sampling: SamplingSettings = SamplingSettings()
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take the layers of the current ``resolve``, the strongest first, in place of the process's environment."""
-        return (init_settings, *(_LayerSource(settings_cls, layer) for layer in reversed(_layers.get())))
-
-
-FIELDS: Mapping[str, FieldInfo] = leaf_fields(Settings)
 """Every settings key with its description, bounds and default, in the order of the schema."""
 
 
@@ -234,7 +234,7 @@ def _validated(
     layers: Sequence[Layer], winners: Mapping[str, Entry], problems: list[Problem]
 ) -> Settings | None:
     """Return the settings, or ``None`` with ``problems`` extended."""
-    token = _layers.set(layers)
+    token = current_layers.set(layers)
     try:
         return Settings()
     except ValidationError as invalid:
@@ -246,7 +246,7 @@ def _validated(
                 problems.append(conflict(error, winners, FIELDS))
         return None
     finally:
-        _layers.reset(token)
+        current_layers.reset(token)
 
 
 def _values(settings: Settings) -> Iterator[tuple[str, object]]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.resolve import Settings
 from sftcli.config.schema.adapter import AUTO_TARGETS, AdapterSettings
 from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_length, collate
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag, Warned

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.config.resolve import FIELDS, Settings
+from sftcli.config.schema.settings import FIELDS, Settings
 from sftcli.config.schema.training import Parallel, TrainingSettings
 from sftcli.errors import MismatchError, UsageError
 from sftcli.events import Event, Notice, Warned

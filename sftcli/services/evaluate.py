@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from sftcli.config.layers import Override
-from sftcli.config.resolve import Settings, resolve
+from sftcli.config.resolve import resolve
+from sftcli.config.schema.settings import Settings
 from sftcli.data.example import CUT_ANSWERS
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError, UsageError

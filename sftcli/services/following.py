@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.config.resolve import Settings
+from sftcli.config.schema.settings import Settings
 from sftcli.errors import MismatchError, StoppedError
 from sftcli.events import Ending, Event, EventSink, NeverStop, Notice, StopFlag, Warned
 from sftcli.runtime import seed_everything

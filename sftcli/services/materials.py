@@ -1,6 +1,6 @@
 """What a run is made of: found, prepared, and good enough to train on."""
 
-from sftcli.config.resolve import Settings
+from sftcli.config.schema.settings import Settings
 from sftcli.data.quality.thresholds import judge, left_out
 from sftcli.errors import DataError, Location, StoppedError, UsageError
 from sftcli.events import EventSink, StopFlag, Warned

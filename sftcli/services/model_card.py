@@ -8,7 +8,8 @@ from pathlib import Path
 import tomli_w
 
 from sftcli import __version__
-from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved, Settings, resolve
+from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved, resolve
+from sftcli.config.schema.settings import Settings
 from sftcli.figures import NOTHING
 from sftcli.services.measures import MEASURES
 from sftcli.services.models import ModelChoice

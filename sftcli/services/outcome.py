@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sftcli.config.resolve import Settings
+from sftcli.config.schema.settings import Settings
 from sftcli.data.quality.thresholds import LeftOut
 from sftcli.events import Ending
 from sftcli.services.run_folder import RunFolder

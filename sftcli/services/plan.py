@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftcli.config.resolve import Settings
+from sftcli.config.schema.settings import Settings
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.modeling.load import count_parameters
 from sftcli.runtime import (

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import cast
 
 from sftcli import storage
-from sftcli.config.resolve import Settings
 from sftcli.config.schema.data import DataSettings
+from sftcli.config.schema.settings import Settings
 from sftcli.data.example import Example
 from sftcli.data.prepared.parquet import check_free, write_rows
 from sftcli.data.prepared.store import TEXT, TRAIN, PreparedDataset, open_prepared

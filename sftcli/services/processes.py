@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from sftcli.config.resolve import Settings
+from sftcli.config.schema.settings import Settings
 from sftcli.errors import MismatchError, ResourceError, StoppedError, ToldElsewhereError
 from sftcli.events import NeverStop, StopFlag
 from sftcli.services.failures import describe_failure, error_of, exit_code_of, lost_peer

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sftcli import storage
-from sftcli.config.resolve import Settings, resolve
+from sftcli.config.resolve import resolve
+from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OptimizerName
 from sftcli.modeling.formats.pt_file import write_pt
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM

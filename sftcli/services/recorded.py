@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.layers import Override
-from sftcli.config.resolve import Settings, resolve
+from sftcli.config.resolve import resolve
+from sftcli.config.schema.settings import Settings
 from sftcli.errors import NotFoundError
 from sftcli.services.run_folder import RunFolder, find_run, newest_run
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from sftcli import storage
-from sftcli.config.resolve import Settings, resolve
+from sftcli.config.resolve import resolve
+from sftcli.config.schema.settings import Settings
 from sftcli.errors import OutputError, StorageError
 from sftcli.figures import change, interval, loss_figure
 from sftcli.services.charts import Series, draw

@@ -1,8 +1,8 @@
 """What a command needs of the machine and of its packages, asked before anything slow. Loads torch only to look for a device."""
 
-from sftcli.config.resolve import Settings
 from sftcli.config.schema.adapter import AdapterSettings, Quantize
 from sftcli.config.schema.run import RunSettings, Tracker
+from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OptimizerName, TrainingSettings
 from sftcli.errors import Location, ResourceError, UsageError
 from sftcli.extras import require_package

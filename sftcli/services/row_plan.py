@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from sftcli.config.resolve import Settings
 from sftcli.config.schema.data import RowOrder
+from sftcli.config.schema.settings import Settings
 from sftcli.data.batches.batch import BatchPlan, TextShare
 from sftcli.data.prepared.store import ExampleTable, PreparedDataset
 from sftcli.errors import DataError

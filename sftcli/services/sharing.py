@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.resolve import Settings
 from sftcli.config.schema.adapter import Quantize
+from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OptimizerName, Parallel
 from sftcli.errors import Location, UsageError
 from sftcli.modeling.adapter.targets import file_name

@@ -4,8 +4,8 @@ import math
 import shutil
 from pathlib import Path
 
-from sftcli.config.resolve import Settings
 from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OptimizerName
 from sftcli.errors import StorageError
 from sftcli.events import EventSink, Warned

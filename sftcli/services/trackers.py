@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from sftcli import storage
-from sftcli.config.resolve import Settings
 from sftcli.config.schema.run import Tracker
+from sftcli.config.schema.settings import Settings
 from sftcli.errors import SftError, UsageError
 from sftcli.events import Event, EventSink, HeldoutDone, StepDone, Warned, fan_out
 from sftcli.extras import install_command

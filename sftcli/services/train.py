@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.config.resolve import Resolved, Settings, to_toml
+from sftcli.config.resolve import Resolved, to_toml
+from sftcli.config.schema.settings import Settings
 from sftcli.data.quality.thresholds import left_out
 from sftcli.events import (
     Ending,

@@ -11,7 +11,7 @@ from typer.main import get_command
 from sftcli.cli.app import app
 from sftcli.config.fields import leaf_fields
 from sftcli.config.presets import preset_names
-from sftcli.config.resolve import Settings
+from sftcli.config.schema.settings import Settings
 
 REPO = Path(__file__).parents[2]
 PAGES = [

@@ -1,6 +1,6 @@
 """The disks of the tests stand in for every operation of the real one."""
 
-from sftcli.disk import Disk
+from sftcli.storage import Disk
 from tests.support.faulty_disk import CountingDisk
 
 

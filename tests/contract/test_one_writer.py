@@ -1,4 +1,4 @@
-"""Everything that changes a disk goes through ``sftcli.disk``, where a test can stop or fail it."""
+"""Everything that changes a disk goes through ``storage.disk``, where a test can stop or fail it."""
 
 import ast
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import sftcli
 
 PACKAGE = Path(sftcli.__file__).parent
 # The download runs in a process of its own that imports nothing of this package and leaves writing to the hub's client.
-ELSEWHERE = {"disk.py", "worker.py"}
+ELSEWHERE = {"storage.py", "worker.py"}
 # Standard streams that the caller has closed, and a nameless file that catches what a child process says.
 STREAMS = {("errors_view.py", "open(writer, 'w', encoding='utf-8')"),
            ("errors_view.py", "open(os.devnull, 'w', encoding='utf-8')"),

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sftcli.config.presets import REFERENCE_PREFIX, preset_file, preset_folder, preset_names, read_preset
-from sftcli.config.resolve import Settings, resolve
+from sftcli.config.resolve import resolve
+from sftcli.config.schema.settings import Settings
 
 REPO = Path(__file__).parents[2]
 

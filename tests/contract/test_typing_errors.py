@@ -8,7 +8,8 @@ from sftcli.cli.app import app
 from sftcli.cli.argument_errors import usage_error
 from sftcli.config.fields import choices, leaf_fields
 from sftcli.config.presets import preset_names
-from sftcli.config.resolve import Settings, parse_set, resolve
+from sftcli.config.resolve import parse_set, resolve
+from sftcli.config.schema.settings import Settings
 from sftcli.errors import SftError
 from sftcli.services.run_folder import find_run
 from tests.contract.test_surface import pages

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from sftcli.disk import Disk
+from sftcli.storage import Disk
 
 
 class CountingDisk(Disk):

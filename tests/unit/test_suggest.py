@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftcli.config.presets import preset_names
-from sftcli.config.resolve import FIELDS
+from sftcli.config.schema.settings import FIELDS
 from sftcli.suggest import did_you_mean, edit_distance, nearest
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz_.0123456789"

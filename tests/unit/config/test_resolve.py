@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from sftcli.config.fields import choices, kinds
 from sftcli.config.layers import NON_SETTING_VARIABLES, Override, environment_name
-from sftcli.config.resolve import FIELDS, TYPED_KEYS, Settings, parse_set, resolve, to_toml
+from sftcli.config.resolve import TYPED_KEYS, parse_set, resolve, to_toml
+from sftcli.config.schema.settings import FIELDS, Settings
 from sftcli.errors import NotFoundError, UsageError
 
 KEY = "training.max_steps"

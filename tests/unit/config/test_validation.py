@@ -3,7 +3,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ValidationError
 
 from sftcli.config.layers import Entry
-from sftcli.config.validation import wrong_value
+from sftcli.config.resolve import wrong_value
 from sftcli.errors import Location
 
 

@@ -2,8 +2,8 @@ import pytest
 from pydantic import ValidationError
 
 from sftcli.config.fields import kinds
-from sftcli.config.resolve import FIELDS
 from sftcli.config.schema.section import Section
+from sftcli.config.schema.settings import FIELDS
 from sftcli.config.schema.training import TrainingSettings
 
 

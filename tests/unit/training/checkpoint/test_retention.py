@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sftcli import storage
 from sftcli.config.schema.run import CheckpointSettings
-from sftcli.disk import Disk
+from sftcli.storage import Disk
 from sftcli.training.checkpoint.format import verify
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.state import TrainState
