@@ -104,8 +104,8 @@ def compare_with_bare_tokenizer(model: Path, data: Path) -> dict[str, float]:
     from sftcli.config.schema.data import DataSettings
     from sftcli.events import NeverStop
     from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
-    from sftcli.services.finding import find_sources
-    from sftcli.services.prepare import prepare_data
+    from sftcli.services.prepare.prepare import prepare_data
+    from sftcli.services.prepare.sources import find_sources
 
     settings = DataSettings(sources=(str(data),))
     begin = time.perf_counter()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from sftcli.config.schema.settings import Settings
 from sftcli.events import Event, NeverStop, Notice, Warned
 from sftcli.runtime import choose_device, seed_everything
-from sftcli.services.building import Materials, build_trainer
-from sftcli.services.decisions import Decisions, settle_precision
-from sftcli.services.materials import find_materials
-from sftcli.services.run_folder import create_run
+from sftcli.services.runs.folder import create_run
+from sftcli.services.train.build import Materials, build_trainer
+from sftcli.services.train.decisions import Decisions, settle_precision
+from sftcli.services.train.inputs import find_materials
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sftcli.data.quality.audit import AuditSummary, LengthBin
-    from sftcli.services.prepare import PrepareOutcome
+    from sftcli.services.prepare.prepare import PrepareOutcome
 
 TITLES = {"train": "training rows", "heldout": "held-out rows", "text": "plain text"}
 MAX_BAR = 40

@@ -16,8 +16,8 @@ from sftcli.errors import DataError, SftError
 from sftcli.events import fan_out
 
 if TYPE_CHECKING:
-    from sftcli.services.chat import Chat
-    from sftcli.services.generate import GenerateRequest
+    from sftcli.services.generate.chat import Chat
+    from sftcli.services.generate.prompt import GenerateRequest
 
 HELP = (
     "/reset forgets the conversation, /system TEXT sets the system message, /save FILE keeps it, /quit ends"
@@ -29,8 +29,8 @@ def chat(build: Callable[[], "GenerateRequest"], output: options.Output) -> None
     """Talk with a model until /quit or the end of input. Ctrl-C cuts an answer short; at the prompt it ends the session."""
     with session(output) as (view, _stop):
         view(LOADING)
-        from sftcli.services.chat import Chat
-        from sftcli.services.generate import open_answerers
+        from sftcli.services.generate.chat import Chat
+        from sftcli.services.generate.prompt import open_answerers
 
         request = build()
         (answerer,) = open_answerers(request, view)

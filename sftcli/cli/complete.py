@@ -54,7 +54,7 @@ def settings(incomplete: str) -> Iterator[str | tuple[str, str]]:
 @_quiet
 def runs(incomplete: str) -> Iterator[str | tuple[str, str]]:
     """Offer runs, newest first."""
-    from sftcli.services.run_folder import list_runs
+    from sftcli.services.runs.folder import list_runs
 
     for run in list_runs(ROOT):
         if run.name.startswith(incomplete):
@@ -64,7 +64,7 @@ def runs(incomplete: str) -> Iterator[str | tuple[str, str]]:
 @_quiet
 def models(incomplete: str) -> Iterator[str | tuple[str, str]]:
     """Offer runs, the checkpoints of a run once it is named, then folders and model files."""
-    from sftcli.services.run_folder import list_runs
+    from sftcli.services.runs.folder import list_runs
     from sftcli.training.checkpoint.names import list_checkpoints
 
     for run in list_runs(ROOT):

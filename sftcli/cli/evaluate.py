@@ -15,8 +15,8 @@ from sftcli.extras import require_package
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sftcli.services.limits import Limit
-    from sftcli.services.tasks import TasksReport
+    from sftcli.services.evaluate.limits import Limit
+    from sftcli.services.evaluate.tasks import TasksReport
 
 
 def evaluate(
@@ -100,7 +100,7 @@ def evaluate(
       sft eval --tasks arc_easy --task-rows 100 --fail-under arc_easy/acc=0.5
     """
     output = options.Output(json=json, quiet=quiet, color=color)
-    from sftcli.services.limits import check_limits, read_limits, require_measurable
+    from sftcli.services.evaluate.limits import check_limits, read_limits, require_measurable
 
     limits = read_limits(fail_above or (), fail_under or ())
     if tasks is not None:
@@ -111,7 +111,7 @@ def evaluate(
         require_package("lm_eval", extra="eval", needed_by="--tasks", package="lm-eval")
         with session(output) as (emit, stop):
             emit(LOADING)
-            from sftcli.services.tasks import TasksRequest, run_tasks
+            from sftcli.services.evaluate.tasks import TasksRequest, run_tasks
 
             asked = run_tasks(
                 TasksRequest(
@@ -142,7 +142,7 @@ def evaluate(
         raise typer.Exit(start_several(processes, output))
     with session(output) as (emit, stop):
         emit(LOADING)
-        from sftcli.services.evaluate import EvalRequest, run_evaluation
+        from sftcli.services.evaluate.evaluate import EvalRequest, run_evaluation
 
         request = EvalRequest(
             checkpoint=checkpoint,
@@ -166,7 +166,7 @@ def evaluate(
 
 
 def _show_tasks(report: "TasksReport", limits: "Sequence[Limit]", output: options.Output) -> None:
-    from sftcli.services.limits import check_limits
+    from sftcli.services.evaluate.limits import check_limits
 
     if not output.json:
         results.show_tasks(report, output)

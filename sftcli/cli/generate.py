@@ -18,7 +18,7 @@ from sftcli.errors import DataError, UsageError
 from sftcli.events import fan_out
 
 if TYPE_CHECKING:
-    from sftcli.services.generate import GenerateRequest
+    from sftcli.services.generate.prompt import GenerateRequest
 
 
 def generate(
@@ -92,7 +92,7 @@ def generate(
     text = _read_prompt(prompt)
 
     def build() -> "GenerateRequest":
-        from sftcli.services.generate import GenerateRequest
+        from sftcli.services.generate.prompt import GenerateRequest
 
         return GenerateRequest(
             prompt=text,
@@ -159,7 +159,7 @@ def _read_prompt(prompt: str | None) -> str:
 def _answer_prompt(build: Callable[[], "GenerateRequest"], output: options.Output) -> None:
     with session(output) as (view, stop):
         view(LOADING)
-        from sftcli.services.generate import run_generation
+        from sftcli.services.generate.prompt import run_generation
 
         emit = view if output.json else fan_out(view, stdout_text_writer())
         request = build()
@@ -182,7 +182,7 @@ def _answer_file(
 ) -> None:
     with session(output) as (view, stop):
         view(LOADING)
-        from sftcli.services.generate_file import run_file_generation
+        from sftcli.services.generate.file import run_file_generation
 
         outcome = run_file_generation(build(), source, out, view, stop)
     if output.json:

@@ -78,7 +78,7 @@ def prepare(
         },
     )
     with session(output) as (emit, stop):
-        from sftcli.services.prepare import PrepareRequest, run_prepare
+        from sftcli.services.prepare.prepare import PrepareRequest, run_prepare
 
         request = PrepareRequest(settings=resolved.settings, show=show, out=out)
         outcome = run_prepare(request, emit, stop)

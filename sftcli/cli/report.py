@@ -38,8 +38,8 @@ def report(
     """
     output = options.Output(json=json, quiet=quiet, color=color)
     with session(output):
-        from sftcli.services.report import write_report
-        from sftcli.services.run_folder import find_run, newest_run
+        from sftcli.services.report.html import write_report
+        from sftcli.services.runs.folder import find_run, newest_run
 
         chosen = [find_run(name, runs) for name in names or ()] or [newest_run(runs, finished=True)]
         default = chosen[0].report if len(chosen) == 1 else chosen[0].path / "comparison.html"

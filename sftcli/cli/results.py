@@ -12,15 +12,15 @@ from sftcli.figures import change, interval, share_of
 
 if TYPE_CHECKING:
     from sftcli.config.resolve import Row
-    from sftcli.services.answering import Completion
-    from sftcli.services.evaluate import EvalReport
-    from sftcli.services.outcome import TrainOutcome
-    from sftcli.services.plan import Plan
-    from sftcli.services.resume import VerifyOutcome
-    from sftcli.services.run_folder import RunFolder
-    from sftcli.services.score import Score
-    from sftcli.services.tasks import TasksReport
-    from sftcli.services.verdict import Verdict
+    from sftcli.services.diagnosis.verdict import Verdict
+    from sftcli.services.evaluate.evaluate import EvalReport
+    from sftcli.services.evaluate.tasks import TasksReport
+    from sftcli.services.generate.answerer import Completion
+    from sftcli.services.report.score import Score
+    from sftcli.services.runs.folder import RunFolder
+    from sftcli.services.train.outcome import TrainOutcome
+    from sftcli.services.train.plan import Plan
+    from sftcli.services.train.resume import VerifyOutcome
 
 SHOWN_MISSES = 3
 
@@ -46,7 +46,7 @@ def show_pairs(pairs: Mapping[str, str], output: options.Output) -> None:
 
 def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
     """Print how a run ended: the path of the final model on stdout, losses and next commands on stderr."""
-    from sftcli.services.run_folder import RunFolder
+    from sftcli.services.runs.folder import RunFolder
 
     if not output.quiet:
         err, run = tables.err(output.color), RunFolder(Path(outcome.path))
@@ -69,7 +69,7 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
 
 
 def _heldout_text(outcome: "TrainOutcome") -> str:
-    from sftcli.services.run_summary import not_since
+    from sftcli.services.runs.summary import not_since
 
     assert outcome.first_heldout_loss is not None
     assert outcome.last_heldout_loss is not None
@@ -85,7 +85,7 @@ def _heldout_text(outcome: "TrainOutcome") -> str:
 def generate_command(run: "RunFolder") -> str:
     """Return the shortest command that asks the final model of ``run``: a bare one takes the newest finished run."""
     from sftcli.errors import NotFoundError
-    from sftcli.services.run_folder import DEFAULT_ROOT, newest_run
+    from sftcli.services.runs.folder import DEFAULT_ROOT, newest_run
 
     with suppress(NotFoundError):
         if newest_run(DEFAULT_ROOT, finished=True).path.absolute() == run.path.absolute():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from sftcli.data.rendering.token_view import TokenView
-    from sftcli.services.prepare import ShownRow
+    from sftcli.services.prepare.prepare import ShownRow
 
 PROMPT, CONTROL, TRAINED, STOP = "dim", "cyan", "green", "bold green reverse"
 OPEN, CLOSE = "[[", "]]"  # around trained text where there is no colour

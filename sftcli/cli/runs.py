@@ -14,7 +14,7 @@ from sftcli.cli.session import session
 from sftcli.cli.text import count, duration, loss_text, percent, signs, sparkline
 
 if TYPE_CHECKING:
-    from sftcli.services.run_summary import RunSummary
+    from sftcli.services.runs.summary import RunSummary
 
 CURVE_COLUMNS = 32
 SHOWN_WARNINGS = 3
@@ -38,7 +38,7 @@ def runs(
     """
     output = options.Output(json=json, color=color)
     with session(output):
-        from sftcli.services.run_summary import summarize_runs
+        from sftcli.services.runs.summary import summarize_runs
 
         found = summarize_runs(root)
     if output.json:
@@ -74,8 +74,8 @@ def show(
     """
     output = options.Output(json=json, color=color)
     with session(output):
-        from sftcli.services.run_folder import find_run, newest_run
-        from sftcli.services.run_summary import read_scores, summarize_run
+        from sftcli.services.runs.folder import find_run, newest_run
+        from sftcli.services.runs.summary import read_scores, summarize_run
 
         chosen = newest_run(root) if run is None else find_run(run, root)
         summary, scores = summarize_run(chosen), read_scores(chosen)
@@ -126,7 +126,7 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
         best = f", best {loss_text(summary.best_heldout_loss, rows)} at step {summary.best_step}"
         of = f" ({count(rows)} row{'s' if rows > 1 else ''})" if rows else ""
         first, last = loss_text(summary.first_heldout_loss, rows), loss_text(summary.heldout_loss, rows)
-        from sftcli.services.run_summary import not_since
+        from sftcli.services.runs.summary import not_since
 
         is_behind = summary.heldout_step < summary.step
         if is_behind and not summary.heldout_step:
@@ -160,7 +160,7 @@ def _next_command(summary: "RunSummary", *, has_scores: bool) -> str:
 
 
 def _argument(summary: "RunSummary") -> str:
-    from sftcli.services.run_folder import RunFolder
+    from sftcli.services.runs.folder import RunFolder
 
     return RunFolder(Path(summary.path)).argument
 

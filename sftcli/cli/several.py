@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1
 
 def is_one_of_several() -> bool:
     """Tell whether a launcher has started this process together with others."""
-    from sftcli.services.place import find_place
+    from sftcli.services.processes.rank import find_place
 
     return find_place(os.environ) is not None
 
@@ -26,7 +26,7 @@ def start_several(count: int, output: Output) -> int:
     """Run the command that this process was given in ``count`` processes; return its exit code."""
     with session(output) as (emit, _):
         emit(Notice(text=f"starting {count} processes"))
-        from sftcli.services.launch import run_processes
+        from sftcli.services.processes.launch import run_processes
     return run_processes(count, [sys.executable, "-m", "sftcli", *sys.argv[1:]])
 
 
@@ -37,7 +37,7 @@ def as_one_voice(run: Callable[[], object]) -> Callable[[], object]:
     """
 
     def run_here() -> object:
-        from sftcli.services.place import find_place
+        from sftcli.services.processes.rank import find_place
 
         place = find_place(os.environ)
         if place is None:

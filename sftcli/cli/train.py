@@ -18,7 +18,7 @@ from sftcli.errors import SftError
 
 if TYPE_CHECKING:
     from sftcli.config.layers import Override
-    from sftcli.services.outcome import TrainOutcome
+    from sftcli.services.train.outcome import TrainOutcome
 
 
 class Resume(StrEnum):
@@ -126,8 +126,8 @@ def train(
     if print_config:
         results.show_settings(resolved.rows(), output)
         return
-    from sftcli.services.finding import find_sources
-    from sftcli.services.requirements import check_machine, check_trackers
+    from sftcli.services.prepare.sources import find_sources
+    from sftcli.services.train.requirements import check_machine, check_trackers
 
     check_machine(resolved.settings)
     check_trackers(resolved.settings.run)
@@ -138,12 +138,12 @@ def train(
     with session(output, every_steps=resolved.settings.training.log_every_steps) as (emit, stop):
         emit(LOADING)
         if plan:
-            from sftcli.services.plan import plan_training
+            from sftcli.services.train.plan import plan_training
 
             planned = plan_training(resolved.settings, emit, stop)
             results.show_plan(planned, output)
             return
-        from sftcli.services.train import TrainRequest, run_training
+        from sftcli.services.train.lead import TrainRequest, run_training
 
         label = chosen or Path(config or "run").stem
         request = TrainRequest(
@@ -206,8 +206,8 @@ def resume(
       sft resume my-run --verify
     """
     output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color, log_format=log_format)
-    from sftcli.services.recorded import find_recorded
-    from sftcli.services.requirements import check_machine
+    from sftcli.services.runs.recorded import find_recorded
+    from sftcli.services.train.requirements import check_machine
 
     overrides = _resume_overrides(sets, trust_remote_code=trust_remote_code, processes=processes)
     every_steps = 10
@@ -221,7 +221,7 @@ def resume(
                 raise typer.Exit(start_several(settings.training.processes, output))
     with session(output, every_steps=every_steps) as (emit, stop):
         emit(LOADING)
-        from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
+        from sftcli.services.train.resume import ResumeRequest, resume_training, verify_resume
 
         request = ResumeRequest(
             root=runs,

@@ -17,10 +17,10 @@ from sftcli.modeling.load import count_parameters, take_names
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from sftcli.runtime import dtype_name
-from sftcli.services.base_model import needed_base
-from sftcli.services.model_card import license_of, model_card, portable
-from sftcli.services.models import ModelChoice, choose_model, handed_on_dtype, load_choice
-from sftcli.services.pt_output import export_pt
+from sftcli.services.models.base import needed_base
+from sftcli.services.models.choose import ModelChoice, choose_model, handed_on_dtype, load_choice
+from sftcli.services.modern_llm import export_pt
+from sftcli.services.report.model_card import license_of, model_card, portable
 from sftcli.training.checkpoint.format import STATE, read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.state import Snapshot

@@ -13,8 +13,8 @@ from sftcli import storage
 from sftcli.config.schema.data import DataSettings
 from sftcli.errors import StoppedError
 from sftcli.events import Event
-from sftcli.services.finding import find_sources
-from sftcli.services.prepare import prepare_data
+from sftcli.services.prepare.prepare import prepare_data
+from sftcli.services.prepare.sources import find_sources
 from tests.cli.test_data_faults import prepared
 from tests.cli.test_row_faults import tokenizer_with
 from tests.support.faulty_disk import CountingDisk, FailingDisk, FullDisk

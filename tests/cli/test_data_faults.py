@@ -9,9 +9,9 @@ from sftcli.config.schema.data import DataSettings
 from sftcli.data.prepared.store import PreparedDataset
 from sftcli.errors import DataError
 from sftcli.events import Event, EventSink, NeverStop, Progressed
-from sftcli.services import prepare
-from sftcli.services.finding import find_sources
-from sftcli.services.prepare import prepare_data
+from sftcli.services.prepare import prepare
+from sftcli.services.prepare.prepare import prepare_data
+from sftcli.services.prepare.sources import find_sources
 from tests.support.recording import RecordingSink
 
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
-from sftcli.services.answer_text import AnswerText
+from sftcli.services.generate.answer_text import AnswerText
 from tests.support.chat import family_tokenizer
 
 
@@ -41,7 +41,7 @@ def test_a_file_that_was_cut_goes_on_to_the_same_answers(prompts, tiny_model, tm
     sampled = ("--temperature", "1", "--seed", "5")
     whole = answer_file(prompts, tmp_path / "whole.jsonl", tiny_model, *sampled)
     # What a kill leaves behind: a journal with some answers, its last line torn.
-    from sftcli.services import generate_file
+    from sftcli.services.generate import file as generate_file
 
     kept: list[str] = []
     close = generate_file.Journal.close

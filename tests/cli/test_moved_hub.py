@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sftcli.services.resume import ResumeRequest, resume_training
+from sftcli.services.train.resume import ResumeRequest, resume_training
 from tests.support.fake_hub import COMMIT, FakeHub
 from tests.support.runs import StopAtStep, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model

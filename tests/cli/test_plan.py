@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from sftcli.cli.app import app
 from sftcli.events import FitStarted, NeverStop
 from sftcli.runtime import peak_memory_bytes, reset_peak_memory
-from sftcli.services.plan import plan_training
+from sftcli.services.train.plan import plan_training
 from tests.support.recording import RecordingSink
 from tests.support.runs import settings_of, write_rows
 from tests.support.tiny_model import build_tiny_model, tiny_config

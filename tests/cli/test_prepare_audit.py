@@ -7,8 +7,8 @@ import pytest
 
 from sftcli.config.schema.data import DataSettings
 from sftcli.events import NeverStop, Progressed
-from sftcli.services.finding import find_sources
-from sftcli.services.prepare import prepare_data
+from sftcli.services.prepare.prepare import prepare_data
+from sftcli.services.prepare.sources import find_sources
 from tests.support.recording import RecordingSink
 from tests.support.runs import write_rows
 
@@ -183,7 +183,7 @@ def test_the_pass_that_chooses_held_out_rows_tells_the_next_how_many_there_are(
     tiny_model, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("sftcli.services.preparation.CHUNK_ROWS", 10)
+    monkeypatch.setattr("sftcli.services.prepare.pipeline.CHUNK_ROWS", 10)
     rows, sink = write_rows(tmp_path / "rows.jsonl"), RecordingSink()
     data = DataSettings(sources=(str(rows),))
     prepare_data(data, find_sources(data), model_folder=tiny_model, seed=0, emit=sink, stop=NeverStop())

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from sftcli.cli import complete
 from sftcli.cli.app import app
 from sftcli.events import Event, StepDone
-from sftcli.services.run_folder import RunFolder, write_json, write_text
-from sftcli.services.run_log import RunLog
+from sftcli.services.runs.event_log import RunLog
+from sftcli.services.runs.folder import RunFolder, write_json, write_text
 from tests.contract.test_import_cost import HEAVY, start
 from tests.support.fake_run import run_events
 from tests.support.golden import assert_golden
@@ -72,7 +72,7 @@ def test_scripts_get_states_steps_and_losses():
 
 @pytest.mark.usefixtures("runs")
 def test_a_run_in_training_is_told_from_one_that_was_killed():
-    from sftcli.services.lock import RunLock
+    from sftcli.services.runs.lock import RunLock
 
     with RunLock(Path("runs/half"), lambda _: None):
         assert json.loads(invoke("show", "half", "--json"))["state"] == "running"

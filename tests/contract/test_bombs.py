@@ -18,8 +18,8 @@ from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.modeling.formats.pt_file import read_pt
 from sftcli.modeling.json_files import read_json
 from sftcli.modeling.tokenizer.files import read_tokenizer_files
-from sftcli.services.finding import find_sources
-from sftcli.services.prepare import PreparedData, prepare_data
+from sftcli.services.prepare.prepare import PreparedData, prepare_data
+from sftcli.services.prepare.sources import find_sources
 from tests.support.forked import run_forked
 from tests.support.recording import RecordingSink
 from tests.support.tiny_model import build_tiny_model

@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 
 from sftcli.events import Event
-from sftcli.services.tasks import TasksReport
+from sftcli.services.evaluate.tasks import TasksReport
 from tests.cli.conftest import flags, rows, sft, tiny_model  # noqa: F401 - fixtures
 from tests.support.golden import assert_golden
 

@@ -14,8 +14,8 @@ from sftcli import storage
 from sftcli.errors import ConsentError, DataError
 from sftcli.modeling.cache import cache_folder, whole_folder
 from sftcli.modeling.formats.folder_check import check_model_folder
-from sftcli.services.resuming import clear_leftovers
-from sftcli.services.run_folder import RunFolder
+from sftcli.services.runs.folder import RunFolder
+from sftcli.services.train.resume_point import clear_leftovers
 from tests.contract.test_canaries import origin, place, sft  # noqa: F401 - fixtures
 from tests.support.recording import RecordingSink
 

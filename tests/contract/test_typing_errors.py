@@ -11,7 +11,7 @@ from sftcli.config.presets import preset_names
 from sftcli.config.resolve import parse_set, resolve
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import SftError
-from sftcli.services.run_folder import find_run
+from sftcli.services.runs.folder import find_run
 from tests.contract.test_surface import pages
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789-_."

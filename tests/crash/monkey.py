@@ -171,9 +171,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import sftcli.services.train
+    import sftcli.services.train.lead
 
-    assert sftcli.services.train
+    assert sftcli.services.train.lead
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="monkey-") as folder:
         monkey = Monkey(Path(folder), options.seed)

@@ -40,8 +40,8 @@ LOGGED = {"StepDone", "HeldoutDone", "Judged", "MemoryEased", "FitEnded"}
 LOADED = (
     "sftcli.cli.app",
     "sftcli.cli.progress",
-    "sftcli.services.train",
-    "sftcli.services.resume",
+    "sftcli.services.train.lead",
+    "sftcli.services.train.resume",
     "peft",
     "pandas",
     "matplotlib.figure",
@@ -156,8 +156,8 @@ class Stops:
 
 def draw_otherwise() -> None:
     """Let this process measure, if it measures at all, that the other precision is the faster one."""
-    from sftcli.services import decisions
     from sftcli.services.precision import Precision, decide_precision
+    from sftcli.services.train import decisions
 
     def contrary(setting: str, device: object) -> Precision:
         found = decide_precision(setting, device)  # type: ignore[arg-type]

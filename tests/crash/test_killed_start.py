@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sftcli import storage
-from sftcli.services.resume import ResumeRequest, resume_training
-from sftcli.services.run_folder import RunFolder
+from sftcli.services.runs.folder import RunFolder
+from sftcli.services.train.resume import ResumeRequest, resume_training
 from tests.support.faulty_disk import CountingDisk, KillingDisk
 from tests.support.forked import run_forked
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows

@@ -14,8 +14,8 @@ from sftcli.data.prepared.store import HELDOUT, TRAIN, PreparedWriter, open_prep
 from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError
 from sftcli.events import NeverStop, Warned
-from sftcli.services.finding import find_sources
-from sftcli.services.prepare import prepare_data
+from sftcli.services.prepare.prepare import prepare_data
+from sftcli.services.prepare.sources import find_sources
 from tests.crash.test_two_trainers import start_together
 from tests.support.faulty_disk import CountingDisk, KillingDisk
 from tests.support.forked import run_forked

@@ -10,7 +10,7 @@ from sftcli.cli.options import Output
 from sftcli.cli.session import session
 from sftcli.cli.signals import CommandStopped
 from sftcli.events import CheckpointSaved, Ending, HeldoutDone, StepDone, fan_out
-from sftcli.services.train import TrainRequest, run_training
+from sftcli.services.train.lead import TrainRequest, run_training
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from tests.support.faulty_disk import CountingDisk
 from tests.support.recording import RecordingSink
@@ -170,7 +170,7 @@ def test_second_signal_during_a_save_ends_at_once_and_loses_only_that_save(place
 def test_signal_while_an_answer_is_generated_ends_it_after_the_token(place):
     from sftcli.config.schema.run import SamplingSettings
     from sftcli.events import TextDelta
-    from sftcli.services.generate import GenerateRequest, run_generation
+    from sftcli.services.generate.prompt import GenerateRequest, run_generation
 
     def interrupt(event):
         if isinstance(event, TextDelta):

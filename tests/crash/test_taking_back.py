@@ -8,10 +8,10 @@ import pytest
 
 from sftcli import storage
 from sftcli.events import Ending, FitStarted
-from sftcli.services.models import choose_model
-from sftcli.services.resume import ResumeRequest, resume_training
-from sftcli.services.run_folder import RunFolder
-from sftcli.services.run_summary import RunState, summarize_run
+from sftcli.services.models.choose import choose_model
+from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.summary import RunState, summarize_run
+from sftcli.services.train.resume import ResumeRequest, resume_training
 from sftcli.training.checkpoint.format import read_snapshot, verify
 from sftcli.training.checkpoint.names import list_checkpoints, list_set_aside, step_of
 from tests.support.faulty_disk import CountingDisk, KillingDisk

@@ -8,7 +8,7 @@ import pytest
 
 from sftcli.errors import SftError
 from sftcli.events import Ending
-from sftcli.services.lock import RunLock
+from sftcli.services.runs.lock import RunLock
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, numbers_of, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model

@@ -9,8 +9,8 @@ from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.errors import ResourceError
 from sftcli.events import Ending, MemoryEased, NeverStop, StepDone
-from sftcli.services import following
-from sftcli.services.resume import ResumeRequest, resume_training
+from sftcli.services.train import worker as following
+from sftcli.services.train.resume import ResumeRequest, resume_training
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.state import TrainState

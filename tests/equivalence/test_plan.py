@@ -9,7 +9,7 @@ import torch
 from sftcli.data.batches.batch import BatchPlan
 from sftcli.data.prepared.store import open_prepared
 from sftcli.events import Ending
-from sftcli.services.resume import ResumeRequest, resume_training
+from sftcli.services.train.resume import ResumeRequest, resume_training
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train
 from tests.support.tiny_model import build_tiny_model
 

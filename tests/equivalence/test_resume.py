@@ -9,8 +9,8 @@ import torch
 from sftcli.errors import StoppedError
 from sftcli.events import Ending, HeldoutDone
 from sftcli.runtime import RngState
-from sftcli.services import following
-from sftcli.services.resume import ResumeRequest, resume_training, verify_resume
+from sftcli.services.train import worker as following
+from sftcli.services.train.resume import ResumeRequest, resume_training, verify_resume
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows

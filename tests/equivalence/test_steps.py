@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from sftcli.events import NeverStop, Notice, StepDone
-from sftcli.services.materials import find_materials
+from sftcli.services.train.inputs import find_materials
 from tests.support.architectures import SMALL
 from tests.support.runs import StopAtStep, settings_of, train
 from tests.support.tiny_tokenizer import build_tiny_tokenizer

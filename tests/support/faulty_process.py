@@ -33,7 +33,7 @@ def _with_fault(kind: str) -> None:
     """Make trainers fail as ``kind`` says, at a place that it may name: ``memory@forward``; else when a pass is computed."""
     import torch
 
-    from sftcli.services import building
+    from sftcli.services.train import build as building
     from sftcli.training.trainer import Trainer
     from sftcli.training.weights.sharded import layers_of
 
@@ -73,7 +73,7 @@ def main() -> None:
     kind = sys.argv[1]
     rank = os.environ.get("RANK")
     if rank is None:
-        from sftcli.services.launch import run_processes
+        from sftcli.services.processes.launch import run_processes
 
         command = [sys.executable, "-m", "tests.support.faulty_process", *sys.argv[1:]]
         sys.exit(guarded(lambda: run_processes(2, command), command="sft train"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sftcli.services import building
+from sftcli.services.train import build as building
 from sftcli.training.trainer import Trainer
 
 ROW = re.compile(r"Say a (\d+) times")  # what tells the rows of ``several.write_rows`` apart

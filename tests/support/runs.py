@@ -6,8 +6,8 @@ from pathlib import Path
 
 from sftcli.config.resolve import Resolved, parse_set, resolve
 from sftcli.events import Event, StepDone
-from sftcli.services.outcome import TrainOutcome
-from sftcli.services.train import TrainRequest, run_training
+from sftcli.services.train.lead import TrainRequest, run_training
+from sftcli.services.train.outcome import TrainOutcome
 
 CLOCKS = {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilisation"}
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from sftcli.config.resolve import parse_set, resolve
 from sftcli.events import NeverStop
-from sftcli.services.processes import OVER, PREFIX
-from sftcli.services.train import TrainRequest, run_training
+from sftcli.services.processes.peers import OVER, PREFIX
+from sftcli.services.train.lead import TrainRequest, run_training
 from tests.support.forked import end_forked, start_forked
 from tests.support.tiny_model import build_tiny_model
 

@@ -26,7 +26,7 @@ from sftcli.events import (
     TextDelta,
     Warned,
 )
-from sftcli.services.prepare import ShownRow
+from sftcli.services.prepare.prepare import ShownRow
 
 # Introducers of terminal commands, what ends them, markup, and text in between.
 BITS = ["\x1b", "\x9b", "\x9d", "]52;c;", "[2J", "\x07", "\x1b\\", "\x08", "\r", "\n", "\x7f", "\u202e", "\u2066",

@@ -6,7 +6,7 @@ from rich.console import Console
 from sftcli.cli.audit_view import bar
 from sftcli.cli.row_view import Legend, RowView
 from sftcli.data.rendering.token_view import TokenView
-from sftcli.services.prepare import ShownRow
+from sftcli.services.prepare.prepare import ShownRow
 from tests.support.golden import assert_golden
 
 

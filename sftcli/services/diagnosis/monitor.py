@@ -1,0 +1,220 @@
+"""Judges a training while it runs. Each judgement is made once a run, spikes again after a while.
+
+What it knows follows from the run's events alone, so a resumed run says what an uninterrupted one says.
+"""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sftcli.events import Event, EventSink, FitStarted, HeldoutDone, Judged, StepDone
+from sftcli.services.diagnosis.verdict import (
+    FLAT,
+    HIGH_LOSS,
+    RISE,
+    Verdict,
+    degrading,
+    judge,
+    mean_of_recent,
+    overfitting,
+    plateau,
+    spike,
+    underfitting,
+)
+
+WINDOW_STEPS = 64  # what a spike is compared with
+MIN_STEPS = 32
+DEVIATIONS = 7.0  # robust standard deviations of the logarithm above the median
+LEAST_RATIO = {"loss": 1.5, "gradient norm": 4.0}  # to the median; less is no news even in a very steady run
+QUIET_STEPS = 50  # after a spike
+FLAT_STEPS = 30  # fewest training losses that are called flat
+FLAT_FALL = 0.05  # nats per token over the window, the error of the estimate included
+PLATEAU_EVALS = 3
+SPOILT_STEPS = 5  # in a row with a loss far above the usual, which is no single bad batch any more
+
+
+@dataclass(slots=True)
+class SpikeDetector:
+    """Tells values far above those before them. Works on logarithms, in which losses and norms scatter evenly."""
+
+    least_ratio: float
+    _past: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_STEPS))
+
+    def usual(self, value: float) -> float | None:
+        """Return what ``value`` should have been like if it is a spike, else None; remember it."""
+        if not math.isfinite(value) or value <= 0:
+            return None
+        log, past = math.log(value), list(self._past)
+        self._past.append(log)
+        if len(past) < MIN_STEPS:
+            return None
+        median = statistics.median(past)
+        deviation = 1.4826 * statistics.median(
+            abs(x - median) for x in past
+        )  # sigma of a normal distribution
+        is_spike = log > median + max(DEVIATIONS * deviation, math.log(self.least_ratio))
+        return math.exp(median) if is_spike else None
+
+
+@dataclass(slots=True)
+class FitWatch:
+    """What the events so far say about the fit.
+
+    Args:
+        name_rows: Returns the rows of a step in words.
+        stops_early: Whether the run ends by itself on a plateau.
+    """
+
+    high_steps: int = field(default=0, init=False)  # in a row, up to now, with a loss far above the usual
+
+    name_rows: Callable[[int], str] = lambda step: f"of step {step}"
+    stops_early: bool = False
+    last_step: int = 0
+    rows: int = 0  # that a held-out loss is of; 0 while it is not known
+    losses: list[float] = field(default_factory=list)  # training, finite ones
+    heldout: list[tuple[int, float]] = field(default_factory=list)  # finished steps, loss
+    _at_heldout: list[int] = field(default_factory=list)  # how many training losses there were by then
+    _said: dict[str, int] = field(default_factory=dict)  # kind -> step
+    _detectors: dict[str, SpikeDetector] = field(
+        default_factory=lambda: {what: SpikeDetector(ratio) for what, ratio in LEAST_RATIO.items()}
+    )
+
+    def replay(self, events: Iterable[Mapping[str, object]]) -> None:
+        """Take in what the log of the run holds, without saying anything again."""
+        for event in events:
+            step = event.get("step")
+            if not isinstance(step, int):
+                continue
+            if event.get("event") == "FitStarted":
+                self.last_step = _whole(event, "last_step")
+            elif event.get("event") == "StepDone" and not event.get("text_tokens"):
+                self._learn(_number(event, "loss"), _number(event, "grad_norm"))
+            elif event.get("event") == "HeldoutDone":
+                self.rows = _whole(event, "rows")
+                self._add_heldout(step, _number(event, "loss"))
+            elif event.get("event") == "Judged":
+                self._said[str(event["kind"])] = step
+        if self.is_spoilt:  # the run stopped for it, and someone goes on all the same
+            self.high_steps = 0
+
+    def take(self, event: Event) -> list[Verdict]:
+        """Return what ``event`` gives reason to say."""
+        if isinstance(event, FitStarted):
+            self.last_step = event.last_step
+        elif isinstance(event, StepDone):
+            return [] if event.text_tokens else self._on_step(event)  # the loss of text is another quantity
+        elif isinstance(event, HeldoutDone):
+            return self._once(event.step, self._on_heldout(event))
+        return []
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether the loss jumped and stayed there."""
+        return self.high_steps >= SPOILT_STEPS
+
+    def verdict(self, step: int) -> Verdict:
+        """Return the verdict on the run up to ``step``."""
+        return judge(self.losses, [loss for at, loss in self.heldout if at <= step], rows=self.rows)
+
+    def _on_step(self, event: StepDone) -> list[Verdict]:
+        said: list[Verdict] = []
+        quiet = self._said.get("spike", -QUIET_STEPS)
+        for what, usual in self._learn(event.loss, event.grad_norm).items():
+            if event.step - quiet >= QUIET_STEPS and not said:
+                value = event.loss if what == "loss" else event.grad_norm
+                said.append(spike(what, value, usual, self.name_rows(event.step)))
+                self._said["spike"] = event.step
+        return said + self._once(event.step, self._underfitting(event.step))
+
+    def _learn(self, loss: float, grad_norm: float) -> dict[str, float]:
+        """Remember a step; return by name what is out of line and what would have been usual."""
+        if math.isfinite(loss):
+            self.losses.append(loss)
+        found = {"loss": self._detectors["loss"].usual(loss)}
+        self.high_steps = 0 if found["loss"] is None else self.high_steps + 1
+        found["gradient norm"] = self._detectors["gradient norm"].usual(grad_norm)
+        return {what: usual for what, usual in found.items() if usual is not None}
+
+    def _add_heldout(self, step: int, loss: float) -> None:
+        if math.isfinite(loss):
+            self.heldout.append((step, loss))
+            self._at_heldout.append(len(self.losses))
+
+    def _on_heldout(self, event: HeldoutDone) -> Verdict | None:
+        self.rows = event.rows
+        self._add_heldout(event.step, event.loss)
+        if len(self.heldout) < 2 or not self.losses or not math.isfinite(event.loss):
+            return None
+        losses = [loss for _, loss in self.heldout]
+        first, best, last = losses[0], min(losses), losses[-1]
+        rises = last > best + RISE and (losses[-2] > best + RISE or event.step == self.last_step)
+        if rises and best == first and self.heldout[0][0] == 0:
+            return degrading(first, last, self.rows)
+        if rises and self._still_learns(losses.index(best)):
+            return overfitting(best, last, mean_of_recent(self.losses), self.rows)
+        return None if rises or self.stops_early else self._plateau(event.step, losses)
+
+    def _still_learns(self, best_index: int) -> bool:
+        """Tell whether training loss is lower now than it was around the best evaluation."""
+        then = self.losses[: self._at_heldout[best_index]]
+        return not then or mean_of_recent(self.losses) < sum(then[-10:]) / len(then[-10:])
+
+    def _plateau(self, step: int, losses: list[float]) -> Verdict | None:
+        before, recent = losses[:-PLATEAU_EVALS], losses[-PLATEAU_EVALS:]
+        if not before or step > 0.9 * self.last_step or min(before) - min(recent) >= FLAT:
+            return None
+        return plateau(PLATEAU_EVALS, min(losses), self.rows)
+
+    def _underfitting(self, step: int) -> Verdict | None:
+        """Judge the training losses of the last fifth of the run; near its end the schedule itself flattens them."""
+        window = min(500, max(FLAT_STEPS, self.last_step // 5))
+        in_time = 0.3 * self.last_step <= step <= 0.8 * self.last_step and step % 10 == 0
+        if not in_time or len(self.losses) < window or "underfitting" in self._said:
+            return None
+        recent = np.array(self.losses[-window:])
+        level = float(np.median(recent))
+        if level <= HIGH_LOSS or _fall(recent) >= FLAT_FALL:
+            return None
+        return underfitting(f"training loss has come to rest at {level:.3f}, above {HIGH_LOSS:g}")
+
+    def _once(self, step: int, verdict: Verdict | None) -> list[Verdict]:
+        if verdict is None or verdict.kind in self._said:
+            return []
+        self._said[verdict.kind] = step
+        return [verdict]
+
+
+def _fall(losses: np.ndarray) -> float:
+    """Return by how much a straight line through ``losses`` falls at most, two standard errors of its slope included."""
+    x = np.arange(len(losses)) - (len(losses) - 1) / 2
+    spread = float((x * x).sum())
+    slope = float((x * losses).sum()) / spread
+    rest = losses - losses.mean() - slope * x
+    error = math.sqrt(float((rest * rest).sum()) / (len(losses) - 2) / spread)
+    return (2 * error - slope) * (len(losses) - 1)
+
+
+def _number(event: Mapping[str, object], key: str) -> float:
+    value = event.get(key)
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _whole(event: Mapping[str, object], key: str) -> int:
+    value = event.get(key)
+    return value if isinstance(value, int) else 0
+
+
+def watched(watch: FitWatch, emit: EventSink) -> EventSink:
+    """Return a sink that hands events on to ``emit``, each followed by what it gives reason to say."""
+
+    def sink(event: Event, /) -> None:
+        emit(event)
+        step = event.step if isinstance(event, StepDone | HeldoutDone) else 0
+        for verdict in watch.take(event):
+            emit(Judged(step=step, kind=verdict.kind, reason=verdict.reason, advice=verdict.advice))
+
+    return sink

@@ -1,0 +1,53 @@
+"""A run that ends when its loss jumps and stays there, where the settings ask for that."""
+
+from dataclasses import dataclass
+
+from sftcli.config.schema.training import OnSpike, TrainingSettings
+from sftcli.errors import DivergedError
+from sftcli.events import StopFlag
+from sftcli.services.diagnosis.monitor import FitWatch
+from sftcli.services.runs.folder import RunFolder
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpikeStop:
+    """The flag ``stop``, raised as well when ``watch`` sees a loss that jumped and stays, where ``settings`` ask for it."""
+
+    stop: StopFlag
+    watch: FitWatch
+    settings: TrainingSettings
+
+    def requested(self) -> bool:
+        """Tell whether to stop."""
+        return self.stop.requested() or self.is_spoilt
+
+    def save_requested(self) -> bool:
+        """Tell whether to save and go on."""
+        return self.stop.save_requested()
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether the loss is why."""
+        return self.settings.on_spike is OnSpike.STOP and self.watch.is_spoilt
+
+    def refuse_spoilt(self, run: RunFolder, step: int) -> None:
+        """Say why the run stopped after ``step``, where it was the loss.
+
+        Raises:
+            DivergedError: It was.
+        """
+        if not self.is_spoilt or self.stop.requested():
+            return
+        first = step - self.watch.high_steps + 1
+        before = [at for at in map(step_of, list_checkpoints(run.checkpoints)) if at < first]
+        slower = "--set training.learning_rate=... --allow-change training.learning_rate"
+        back = (
+            f"from before it with a lower learning rate: sft resume {run.argument} --checkpoint {before[-1]} {slower}"
+            if before
+            else "there is no checkpoint from before it (see checkpoint.keep_every_steps)"
+        )
+        raise DivergedError(
+            f"the loss jumped at step {first} and has stayed far above what it was; stopped after step {step} and saved",
+            hint=f"look at the rows named above; {back}. As it is: sft resume {run.argument}",
+        )

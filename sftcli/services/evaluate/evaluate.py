@@ -1,0 +1,286 @@
+"""Score a model on held-out rows, beside the model it came from."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sftcli.config.layers import Override
+from sftcli.config.resolve import resolve
+from sftcli.config.schema.settings import Settings
+from sftcli.data.example import CUT_ANSWERS
+from sftcli.data.prepared.store import ExampleTable
+from sftcli.errors import DataError, UsageError
+from sftcli.events import EventSink, Notice, StopFlag
+from sftcli.extras import install_command
+from sftcli.services.diagnosis.verdict import Verdict, judge
+from sftcli.services.evaluate.intervals import Interval
+from sftcli.services.evaluate.metrics import TrainingSpans, has_reference_metrics
+from sftcli.services.evaluate.scoring import (
+    ScoringJob,
+    loss_difference,
+    match_difference,
+    question_of,
+    samples_of,
+    score_model,
+)
+from sftcli.services.models.choose import ModelChoice, base_of, choose_model
+from sftcli.services.prepare.capacity import require_room
+from sftcli.services.prepare.prepare import PreparedData, prepare_data
+from sftcli.services.prepare.sources import find_sources
+from sftcli.services.processes.peers import Peers, joined
+from sftcli.services.processes.rank import find_place
+from sftcli.services.report.html import write_report
+from sftcli.services.report.measures import Compared, compare_scores
+from sftcli.services.report.score import Miss, Sample, Score
+from sftcli.services.runs.folder import RunFolder, write_json
+from sftcli.services.runs.summary import heldout_rows
+from sftcli.services.runs.trained_rows import TrainedRows, count_trained, prepared_rows_of
+
+KEPT_SAMPLES = 8
+MAX_TRAINING_TOKENS = 2_000_000  # looked through for copied answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRequest:
+    """Which model on which rows.
+
+    ``checkpoint`` as in ``choose_model``. ``data`` names the rows; without it they are the held-out rows of the run that
+    made the model. The score is set beside that of ``base``, by default the model that the run started from. At most
+    ``max_rows`` rows, spread evenly, are answered by generation; all of them are scored for loss.
+    """
+
+    checkpoint: str | None
+    data: tuple[str, ...]
+    base: str | None
+    with_base: bool
+    max_rows: int
+    root: Path
+    batch_size: int | None = None  # rows at once; numbers do not depend on it
+    tokenizer: str | None = None  # of a .pt file
+    ignored: tuple[str, ...] = ()  # keys of the rows that are dropped, with those that the run drops
+    trusts_code: bool = False  # that of the run, and of the model it started from
+    base_model: str | None = None  # of an adapter, where its base is not where it says
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalReport:
+    """Scores of the tuned model and, where one was named, of the base, with the difference over the same rows."""
+
+    rows: int
+    trained_on: TrainedRows | None  # of these rows; None where that is not known
+    cut_rows: (
+        int  # their last answer has no end, so no answer is compared with it; they have loss as any other
+    )
+    tuned: Score
+    base: Score | None
+    loss_difference: Interval | None  # tuned minus base, nats per response token
+    match_difference: Interval | None  # tuned minus base, fraction
+    verdict: Verdict | None  # of the run that made the model
+    samples: tuple[Sample, ...]
+    misses: tuple[Miss, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report as plain values."""
+        return asdict(self) | {
+            "tuned": self.tuned.to_json(),
+            "base": None if self.base is None else self.base.to_json(),
+        }
+
+    def compared(self) -> list[Compared]:
+        """Return the scores side by side, for people."""
+        base = None if self.base is None else self.base.to_json()
+        return compare_scores(base, self.tuned.to_json(), rows=self.rows)
+
+    def numbers(self) -> dict[str, float]:
+        """Return the numbers of the tuned model."""
+        return {
+            name: float(value)
+            for name, value in self.tuned.to_json().items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+
+
+def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> EvalReport:
+    """Score the model, and the base if one is named, on the same held-out rows.
+
+    Raises:
+        DataError: No row is held out, or the answer of every one is cut.
+    """
+    with joined(find_place(os.environ)) as peers:
+        return _evaluate(request, emit, stop, peers)
+
+
+def _evaluate(request: EvalRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> EvalReport:
+    choice, settings, prepared, base = peers.first(lambda: _find(request, emit, stop), stop)
+    trained = _trained_rows(choice, prepared, request, emit)
+    heldout = prepared.dataset.heldout
+    if not len(heldout):
+        raise DataError("no row is held out, so there is nothing to score", hint="name rows with --data FILE")
+    if not has_reference_metrics():
+        needed = install_command("eval", "rouge-score", "sacrebleu")
+        emit(Notice(text=f"ROUGE-L and chrF are left out; they need: {needed}"))
+    whole = _rows_with_whole_answers(prepared, emit)
+    job = ScoringJob(
+        heldout=heldout,
+        questions=[
+            question_of(heldout[whole[place]], prepared.tokenizer)
+            for place in _spread(len(whole), request.max_rows)
+        ],
+        tokenizer=prepared.tokenizer,
+        sampling=settings.sampling,
+        batch_rows=request.batch_size,
+        training=None if trained is None else TrainingSpans(_training_answers(trained, emit)),
+        peers=peers,
+    )
+    base_score = None if base is None else score_model(job, base, emit, stop)
+    tuned = score_model(job, choice, emit, stop)
+    report = EvalReport(
+        rows=len(heldout),
+        trained_on=None if trained is None else count_trained(trained, heldout),
+        cut_rows=len(heldout) - len(whole),
+        tuned=tuned.score,
+        base=None if base_score is None else base_score.score,
+        loss_difference=None if base_score is None else loss_difference(base_score, tuned),
+        match_difference=None if base_score is None else match_difference(base_score, tuned),
+        verdict=None if choice.run is None else _verdict(choice.run),
+        samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
+        misses=tuned.misses,
+    )
+    if choice.run is not None and not request.data and peers.group.is_writer:
+        write_json(choice.run.evaluation, report.to_json())
+        write_report([choice.run], choice.run.report)
+    return report
+
+
+def _find(
+    request: EvalRequest, emit: EventSink, stop: StopFlag
+) -> tuple[ModelChoice, Settings, PreparedData, ModelChoice | None]:
+    """Return the model, its settings, the rows, and the model to compare with."""
+    choice = choose_model(
+        request.checkpoint,
+        tokenizer=request.tokenizer,
+        root=request.root,
+        emit=emit,
+        trusts_code=request.trusts_code,
+        base_model=request.base_model,
+    )
+    settings = _settings_of(choice, request)
+    prepared = prepare_data(
+        settings.data,
+        find_sources(settings.data),
+        model_folder=choice.tokenizer_folder,
+        seed=settings.training.seed,
+        emit=emit,
+        stop=stop,
+    )
+    require_room(prepared, choice.weights_folder, emit)
+    return choice, settings, prepared, _base_of(choice, settings, request, emit)
+
+
+def _verdict(run: RunFolder) -> Verdict:
+    events = run.read_events()
+    train = [
+        float(str(event["loss"]))
+        for event in events
+        if event["event"] == "StepDone" and event["loss"] is not None and not event.get("text_tokens")
+    ]
+    heldout = [
+        float(str(event["loss"]))
+        for event in events
+        if event["event"] == "HeldoutDone" and event["loss"] is not None
+    ]
+    return judge(train, heldout, rows=heldout_rows(events))
+
+
+def _trained_rows(
+    choice: ModelChoice, prepared: PreparedData, request: EvalRequest, emit: EventSink
+) -> ExampleTable | None:
+    """Return the rows that the model was trained on; None where they are not known, which is said."""
+    if choice.run is None:
+        return None
+    if not request.data:
+        return prepared.dataset.train
+    found = prepared_rows_of(choice.run)
+    if found is None:
+        emit(
+            Notice(
+                text=f"the rows that {choice.run.name} was trained on are no longer prepared here, so these are compared "
+                f"with none; prepare them again: sft eval {choice.run.argument}"
+            )
+        )
+        return None
+    return found.train
+
+
+def _training_answers(trained: ExampleTable, emit: EventSink) -> list[list[int]]:
+    """Return the trained tokens of training rows, at most ``MAX_TRAINING_TOKENS`` of them."""
+    rows, tokens = [], 0
+    for index in range(len(trained)):
+        example = trained[index]
+        rows.append(example.input_ids[example.loss_mask].tolist())
+        tokens += len(rows[-1])
+        if tokens >= MAX_TRAINING_TOKENS:
+            emit(Notice(text=f"memorization is looked for in the first {index + 1} training rows"))
+            break
+    return rows
+
+
+def _rows_with_whole_answers(prepared: PreparedData, emit: EventSink) -> list[int]:
+    """Return the held-out rows whose last answer was not cut for its length: an answer can be compared with these alone.
+
+    Raises:
+        DataError: There is none, or a row is running text.
+    """
+    heldout = prepared.dataset.heldout
+    if any(heldout[row].kind == "text" for row in range(len(heldout))):
+        raise DataError(
+            "there are held-out rows of running text, which ask for no answer that could be scored",
+            hint="name rows with prompts and answers with --data FILE; the loss of a run on its held-out text is in sft show",
+        )
+    whole = [row for row in range(len(heldout)) if heldout[row].flags.isdisjoint(CUT_ANSWERS)]
+    if not whole:
+        raise DataError(
+            "the answer of every held-out row is cut, so there is nothing to compare answers with",
+            hint="prepare with more room: --max-tokens, or name other rows with --data FILE",
+        )
+    if cut := len(heldout) - len(whole):
+        emit(
+            Notice(
+                text=f"held-out rows whose answer is cut: {cut}; they count for loss, and none is answered"
+            )
+        )
+    return whole
+
+
+def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
+    """Return the settings of the run that made the model, with the rows of ``request`` where it names some."""
+    config = None if choice.run is None else choice.run.config
+    overrides = []
+    if request.data:
+        overrides.append(Override(key="data.sources", value=[], origin="--data"))
+        overrides.append(Override(key="data.heldout_sources", value=list(request.data), origin="--data"))
+    elif choice.run is None:
+        raise UsageError(
+            f"{choice.name} was not made by a run that holds rows out", hint="name rows with --data FILE"
+        )
+    settings = resolve(preset=None, config_file=config, overrides=overrides, environ={}).settings
+    ignored = tuple(dict.fromkeys((*settings.data.ignored_keys, *request.ignored)))
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"ignored_keys": ignored})})
+
+
+def _base_of(
+    choice: ModelChoice, settings: Settings, request: EvalRequest, emit: EventSink
+) -> ModelChoice | None:
+    if not request.with_base:
+        return None
+    if request.base is not None:
+        return choose_model(request.base, root=request.root, emit=emit)
+    model = None if choice.run is None or request.base_model is not None else settings.model
+    return base_of(choice, model, emit, trusts_code=request.trusts_code)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Return at most ``most`` of ``count`` row numbers, evenly spread."""
+    return [round(row) for row in np.linspace(0, count - 1, num=min(most, count))]

@@ -1,0 +1,98 @@
+"""Limits of numbers, which end a command with 3. What can be wrong with them is said before anything is measured."""
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import get_args
+
+from sftcli.errors import DataError, ThresholdError, UsageError
+from sftcli.extras import require_package
+from sftcli.services.report.score import Score
+from sftcli.suggest import did_you_mean
+
+SCORE_NUMBERS = frozenset(
+    field.name
+    for field in fields(Score)
+    if {int, float} & {field.type, *get_args(field.type)} and field.name != "sources"
+) | {"perplexity", "match_fraction"}
+_PACKAGES = {"rouge_l": ("rouge_score", "rouge-score"), "chrf": ("sacrebleu", "sacrebleu")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A number by name, and the value that it must not be above, or under."""
+
+    metric: str
+    value: float
+    word: str  # above or under
+    is_broken: Callable[[float, float], bool]
+    text: str  # as the user wrote it
+
+
+def read_limits(above: Sequence[str], under: Sequence[str]) -> tuple[Limit, ...]:
+    """Read limits, each ``METRIC=VALUE``.
+
+    Raises:
+        UsageError: One cannot be read.
+    """
+    return tuple(
+        _read_limit(text, word, is_broken)
+        for texts, word, is_broken in ((above, "above", operator.gt), (under, "under", operator.lt))
+        for text in texts
+    )
+
+
+def _read_limit(text: str, word: str, is_broken: Callable[[float, float], bool]) -> Limit:
+    metric, _, value = text.partition("=")
+    flag = f"--fail-{word}"
+    try:
+        number = float(value)
+    except ValueError:
+        raise UsageError(f"{flag} {text}: not METRIC=VALUE", hint=f"such as {flag} loss=1.5") from None
+    return Limit(metric=metric, value=number, word=word, is_broken=is_broken, text=f"{flag} {text}")
+
+
+def require_measurable(limits: Iterable[Limit]) -> None:
+    """Make sure that a score of held-out rows has the numbers of ``limits``.
+
+    Raises:
+        UsageError: There is no such number, or what measures it is not installed.
+    """
+    for limit in limits:
+        _require_number(limit, SCORE_NUMBERS)
+        if limit.metric in _PACKAGES:
+            module, package = _PACKAGES[limit.metric]
+            require_package(module, extra="eval", needed_by=limit.text, package=package)
+
+
+def check_limits(numbers: Mapping[str, float], limits: Iterable[Limit]) -> None:
+    """Compare ``numbers`` with ``limits``.
+
+    Raises:
+        UsageError: There is no such number.
+        DataError: The rows did not give that number.
+        ThresholdError: A number is above, or under, its limit.
+    """
+    broken = []
+    for limit in limits:
+        if limit.metric in SCORE_NUMBERS - set(numbers):
+            raise DataError(
+                f"{limit.text}: {limit.metric} was not measured on these rows",
+                hint="name more rows, or rows that it can be measured on, with --data FILE",
+            )
+        _require_number(limit, numbers)
+        number = numbers[limit.metric]
+        if limit.is_broken(number, limit.value) or math.isnan(number):
+            broken.append(f"{limit.metric} is {number:.6g}, {limit.word} {limit.value:g}")
+    if broken:
+        raise ThresholdError("; ".join(broken))
+
+
+def _require_number(limit: Limit, known: Iterable[str]) -> None:
+    names = sorted(known)
+    if limit.metric not in names:
+        raise UsageError(
+            f"{limit.text}: there is no number {limit.metric!r}",
+            hint=did_you_mean(limit.metric, names) or f"there are {', '.join(names)}",
+        )

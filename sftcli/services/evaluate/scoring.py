@@ -1,0 +1,269 @@
+"""Scores a model on held-out rows: loss row by row, and answers beside the expected ones."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from sftcli.config.schema.run import SamplingSettings
+from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_length, collate
+from sftcli.data.example import Example
+from sftcli.errors import StoppedError
+from sftcli.events import EventSink, Progressed, StopFlag
+from sftcli.modeling.decoding.decode import MAX_ROWS, Answer, decode
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
+from sftcli.runtime import monotonic
+from sftcli.services.evaluate.intervals import Interval, paired_difference, ratio_standard_error
+from sftcli.services.evaluate.metrics import (
+    TrainingSpans,
+    chrf,
+    distinct_fraction,
+    has_loop,
+    has_reference_metrics,
+    json_validity,
+    rouge_l,
+)
+from sftcli.services.models.choose import ModelChoice, load_for_inference
+from sftcli.services.processes.peers import Peers
+from sftcli.services.progress import counted
+from sftcli.services.report.score import Miss, Sample, Score
+from sftcli.training.loss import RowScore, score_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SCORING_TOKENS = 1024  # positions scored at once; results do not depend on it
+COPIED_TOKENS = 16  # a copied span of so many tokens counts as memorized, unless the right answer holds it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldoutQuestion:
+    """A held-out row cut where its last answer starts."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]  # the stop token included
+    expected: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringJob:
+    """What every model is scored on."""
+
+    heldout: ExampleSource
+    questions: Sequence[HeldoutQuestion]
+    tokenizer: HFChatTokenizer
+    sampling: SamplingSettings
+    training: TrainingSpans | None  # None where it is not known what the tuned model was trained on
+    batch_rows: int | None
+    peers: Peers  # they share rows and questions, and all of them get the whole score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A score with the rows that it was made of, in order."""
+
+    score: Score
+    rows: tuple[RowScore, ...]
+    matches: tuple[bool, ...]
+    texts: tuple[str, ...]
+    misses: tuple[Miss, ...]
+
+
+def question_of(example: Example, tokenizer: HFChatTokenizer) -> HeldoutQuestion:
+    """Cut ``example`` before its last run of trained tokens."""
+    trained = np.flatnonzero(example.loss_mask)
+    gaps = np.flatnonzero(np.diff(trained) > 1)
+    begin, end = int(trained[gaps[-1] + 1 if len(gaps) else 0]), int(trained[-1]) + 1
+    ids = example.input_ids.tolist()
+    return HeldoutQuestion(
+        prompt_ids=tuple(ids[:begin]),
+        answer_ids=tuple(ids[begin:end]),
+        expected=tokenizer.decode(ids[begin:end], skip_special=True).strip(),
+        origin=str(example.origin),
+    )
+
+
+def score_model(job: ScoringJob, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> Scored:
+    """Score one model. It runs in float32, because bfloat16 sums move with the shape of a batch.
+
+    Raises:
+        StoppedError: ``stop`` was set.
+    """
+    begin = monotonic()
+    model = load_for_inference(choice, precision="fp32", emit=emit)
+    rows = _score(job, model, choice.name, emit, stop)
+    answers = _answer(job, model, choice.name, emit, stop)
+    texts = [job.tokenizer.decode(answer.ids, skip_special=False).strip() for answer in answers]
+    matches = tuple(
+        answer.stopped and text == question.expected
+        for answer, text, question in zip(answers, texts, job.questions, strict=True)
+    )
+    score = _summary(job, choice.name, rows, answers, texts, matches, seconds=monotonic() - begin)
+    return Scored(
+        score=score, rows=rows, matches=matches, texts=tuple(texts), misses=_misses(job, texts, matches)
+    )
+
+
+def _score(
+    job: ScoringJob, model: "PreTrainedModel", name: str, emit: EventSink, stop: StopFlag
+) -> tuple[RowScore, ...]:
+    group = job.peers.group
+    batches = counted(_batches(job), emit, task=f"scoring ({name})", total=len(job.heldout))
+    batches = islice(batches, group.rank, None, group.size)
+    found = score_rows(model, (batch.to(model.device) for batch in batches), stop=stop)
+    if found is None:
+        raise StoppedError
+    own = [(index, row.nll, row.tokens, row.correct) for index, row in found.items()]
+    parts = cast("list[list[tuple[int, float, int, int]]]", job.peers.gather(own, stop))
+    rows = {
+        index: RowScore(nll=nll, tokens=tokens, correct=correct)
+        for index, nll, tokens, correct in chain.from_iterable(parts)
+    }
+    return tuple(rows[index] for index in range(len(job.heldout)))
+
+
+def loss_difference(first: Scored, second: Scored) -> Interval:
+    """Return how much higher the loss of ``second`` is."""
+    return paired_difference(
+        [row.nll for row in first.rows], [row.nll for row in second.rows], [row.tokens for row in first.rows]
+    )
+
+
+def match_difference(first: Scored, second: Scored) -> Interval:
+    """Return how many more answers of ``second`` are right, as a fraction."""
+    return paired_difference(first.matches, second.matches, [1] * len(first.matches))
+
+
+def samples_of(job: ScoringJob, base: Scored | None, tuned: Scored, *, most: int) -> tuple[Sample, ...]:
+    """Return the first ``most`` questions with their answers."""
+    return tuple(
+        Sample(
+            prompt=job.tokenizer.decode(question.prompt_ids, skip_special=True),
+            expected=question.expected,
+            base=None if base is None else base.texts[index],
+            tuned=tuned.texts[index],
+        )
+        for index, question in enumerate(job.questions[:most])
+    )
+
+
+def _batches(job: ScoringJob) -> Iterator[Batch]:
+    pad_id, count = job.tokenizer.pad_id, len(job.heldout)
+    if job.batch_rows is None:
+        yield from batches_in_order_of_length(
+            job.heldout, rows=range(count), max_batch_tokens=SCORING_TOKENS, pad_id=pad_id
+        )
+        return
+    for begin in range(0, count, job.batch_rows):
+        ids = range(begin, min(begin + job.batch_rows, count))
+        yield collate([job.heldout[index] for index in ids], example_ids=ids, pad_id=pad_id)
+
+
+def _answer(
+    job: ScoringJob, model: "PreTrainedModel", name: str, emit: EventSink, stop: StopFlag
+) -> list[Answer]:
+    """Answer every question greedily, those of this process here; return all answers. They may be a little longer than the longest right one."""
+    by_length = sorted(range(len(job.questions)), key=lambda index: -len(job.questions[index].prompt_ids))
+    order = job.peers.group.share(by_length)
+    done = 0
+
+    def count(_row: int, _answer: Answer) -> None:
+        nonlocal done
+        done += 1
+        emit(Progressed(task=f"answering ({name})", done=done, total=len(order)))
+
+    longest = max(len(question.answer_ids) for question in job.questions)
+    answers = decode(
+        model,
+        [job.questions[index].prompt_ids for index in order],
+        settings=job.sampling.model_copy(update={"max_new_tokens": longest + 8, "temperature": 0.0}),
+        stop_ids=job.tokenizer.stop_ids,
+        stop=stop,
+        max_rows=job.batch_rows or MAX_ROWS,
+        on_answer=count,
+    )
+    if stop.requested():
+        raise StoppedError
+    own = [(index, answer.ids, answer.stopped) for index, answer in zip(order, answers, strict=True)]
+    parts = cast("list[list[tuple[int, list[int], bool]]]", job.peers.gather(own, stop))
+    found = {
+        index: Answer(ids=tuple(ids), stopped=stopped) for index, ids, stopped in chain.from_iterable(parts)
+    }
+    return [found[index] for index in range(len(job.questions))]
+
+
+def _misses(job: ScoringJob, texts: Sequence[str], matches: Sequence[bool]) -> tuple[Miss, ...]:
+    return tuple(
+        Miss(
+            prompt=job.tokenizer.decode(question.prompt_ids, skip_special=True),
+            expected=question.expected,
+            answer=text,
+            origin=question.origin,
+        )
+        for question, text, is_match in zip(job.questions, texts, matches, strict=True)
+        if not is_match
+    )
+
+
+def _summary(
+    job: ScoringJob,
+    name: str,
+    rows: Sequence[RowScore],
+    answers: Sequence[Answer],
+    texts: Sequence[str],
+    matches: Sequence[bool],
+    *,
+    seconds: float,
+) -> Score:
+    nll, tokens = math.fsum(row.nll for row in rows), sum(row.tokens for row in rows)
+    expected = [question.expected for question in job.questions]
+    spans = job.training
+    copied = None if spans is None else [spans.longest_copied(answer.ids) for answer in answers]
+    with_references = has_reference_metrics()
+    sums: dict[str, list[RowScore]] = defaultdict(list)
+    num_bytes = 0
+    for index, row in enumerate(rows):
+        example = job.heldout[index]
+        sums[example.origin.path].append(row)
+        text = job.tokenizer.decode(example.input_ids[example.loss_mask].tolist(), skip_special=True)
+        num_bytes += len(text.encode("utf-8"))
+    valid, json_rows = json_validity(texts, expected)
+    return Score(
+        model=name,
+        rows=len(rows),
+        loss=nll / tokens,
+        loss_standard_error=ratio_standard_error([row.nll for row in rows], [row.tokens for row in rows]),
+        response_tokens=tokens,
+        bits_per_byte=nll / math.log(2) / max(1, num_bytes),
+        token_accuracy=sum(row.correct for row in rows) / tokens,
+        sources={
+            path: math.fsum(row.nll for row in part) / sum(row.tokens for row in part)
+            for path, part in sums.items()
+        },
+        source_rows={path: len(part) for path, part in sums.items()},
+        matched=sum(matches),
+        answered=len(matches),
+        rouge_l=rouge_l(texts, expected) if with_references else None,
+        chrf=chrf(texts, expected) if with_references else None,
+        json_fraction=valid / json_rows if json_rows else None,
+        json_rows=json_rows,
+        mean_answer_tokens=float(np.mean([len(answer.ids) for answer in answers])),
+        mean_expected_tokens=float(np.mean([len(question.answer_ids) - 1 for question in job.questions])),
+        distinct_2=distinct_fraction([answer.ids for answer in answers], 2),
+        looping_fraction=float(np.mean([has_loop(answer.ids) for answer in answers])),
+        longest_copied_tokens=None if copied is None else max(copied),
+        memorized_fraction=None if copied is None else _memorized(copied, matches),
+        seconds=seconds,
+    )
+
+
+def _memorized(copied: Sequence[int], matches: Sequence[bool]) -> float:
+    """Return the share of answers that are wrong and hold a long piece of a training answer, of ``copied`` tokens."""
+    return float(
+        np.mean([not right and span >= COPIED_TOKENS for right, span in zip(matches, copied, strict=True)])
+    )

@@ -1,0 +1,117 @@
+"""Ask a model the tasks of ``lm_eval``, beside the model it came from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftcli.config.resolve import resolve
+from sftcli.errors import UsageError
+from sftcli.events import EventSink, Notice, StopFlag
+from sftcli.services.models.choose import ModelChoice, base_of, choose_base, choose_model, load_for_inference
+
+BATCH_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TasksRequest:
+    """Which tasks of which model; ``checkpoint``, ``base`` and ``with_base`` as in ``EvalRequest``.
+
+    ``task_path`` is a folder of task files to look in first. ``shots`` None leaves the examples to each task, ``most`` None
+    asks all of its questions.
+    """
+
+    checkpoint: str | None
+    names: tuple[str, ...]
+    task_path: Path | None
+    base: str | None
+    with_base: bool
+    shots: int | None
+    most: int | None
+    batch_size: int | None
+    root: Path
+    tokenizer: str | None = None  # of a .pt file
+    trusts_code: bool = False  # that of the run, and of the model it started from
+    base_model: str | None = None  # of an adapter, where its base is not where it says
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TasksReport:
+    """Numbers of each task by metric, as ``lm_eval`` names them."""
+
+    model: str
+    tasks: Mapping[str, Mapping[str, float]]
+    base_model: str | None
+    base_tasks: Mapping[str, Mapping[str, float]]
+    task_rows: Mapping[str, int]  # questions of each task that were asked
+
+    def numbers(self) -> dict[str, float]:
+        """Return the model's numbers, each under ``TASK/METRIC``."""
+        return {
+            f"{task}/{metric}": value
+            for task, values in self.tasks.items()
+            for metric, value in values.items()
+        }
+
+
+def run_tasks(request: TasksRequest, emit: EventSink, stop: StopFlag) -> TasksReport:
+    """Ask the tasks in float32, by the template that the model was trained with.
+
+    Raises:
+        UsageError: No task was named.
+        NotFoundError, NetworkError, DataError: A task, its data or the model is not there, or is damaged.
+        StoppedError: ``stop`` was set.
+    """
+    if not request.names:
+        raise UsageError("--tasks names no task", hint="such as --tasks arc_easy,gsm8k")
+    choice = choose_model(
+        request.checkpoint,
+        tokenizer=request.tokenizer,
+        root=request.root,
+        emit=emit,
+        trusts_code=request.trusts_code,
+        base_model=request.base_model,
+    )
+    base = _base_of(choice, request, emit)
+    emit(Notice(text="loading lm_eval"))
+    from sftcli.services.evaluate.lm_eval_bridge import Asked, find_tasks, run_harness
+
+    manager = find_tasks(request.names, request.task_path)
+
+    def ask(one: ModelChoice) -> Asked:
+        model = load_for_inference(one, precision="fp32", emit=emit)
+        return run_harness(
+            model,
+            one.folder,
+            manager,
+            request.names,
+            batch_rows=request.batch_size or BATCH_ROWS,
+            shots=request.shots,
+            most=request.most,
+            emit=emit,
+            stop=stop,
+        )
+
+    of_base = None if base is None else ask(base)
+    asked = ask(choice)
+    return TasksReport(
+        model=choice.name,
+        tasks=asked.numbers,
+        base_model=None if base is None else base.name,
+        base_tasks={} if of_base is None else of_base.numbers,
+        task_rows=asked.rows,
+    )
+
+
+def _base_of(choice: ModelChoice, request: TasksRequest, emit: EventSink) -> ModelChoice | None:
+    if not request.with_base:
+        return None
+    if request.base is not None:
+        return choose_model(request.base, root=request.root, emit=emit)
+    if choice.run is None or request.base_model is not None:
+        return base_of(choice, None, emit, trusts_code=request.trusts_code)
+    return choose_base(
+        resolve(preset=None, config_file=choice.run.config, overrides=(), environ={}).settings.model,
+        emit,
+        run=choice.run,
+        trusts_code=request.trusts_code,
+    )

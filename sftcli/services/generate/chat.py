@@ -1,0 +1,52 @@
+"""A conversation with a model: turns, their history, and a record of it that can be trained on."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sftcli import storage
+from sftcli.config.schema.run import SamplingSettings
+from sftcli.data.conversations.messages import Message
+from sftcli.errors import OutputError
+from sftcli.events import EventSink, StopFlag, TextDelta
+from sftcli.services.generate.answerer import Answerer, Completion
+
+
+@dataclass(slots=True)
+class Chat:
+    """A conversation that goes on."""
+
+    answerer: Answerer
+    sampling: SamplingSettings
+    system: str = ""
+    turns: list[Message] = field(default_factory=list)
+
+    def ask(self, text: str, emit: EventSink, stop: StopFlag) -> Completion:
+        """Add a turn and return its answer, which is emitted as it comes. A refused prompt leaves the history as it was."""
+        turns = [*self.turns, Message(role="user", content=text)]
+        question = self.answerer.question([*self._opening(), *turns], seed=(len(turns),))
+        (completion,) = self.answerer.answer(
+            [question], self.sampling, stop, on_text=lambda _question, piece: emit(TextDelta(text=piece))
+        )
+        self.turns = [*turns, Message(role="assistant", content=completion.text)]
+        return completion
+
+    def reset(self) -> None:
+        """Forget all turns; the system message stays."""
+        self.turns = []
+
+    def save(self, path: Path) -> None:
+        """Append the conversation to ``path`` as one line of JSON, in the form that ``train`` reads.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        messages = [{"role": turn.role, "content": turn.content} for turn in [*self._opening(), *self.turns]]
+        try:
+            with storage.disk.append(path) as file:
+                storage.append_line(file, json.dumps({"messages": messages}, ensure_ascii=False))
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}", hint="name another file") from error
+
+    def _opening(self) -> list[Message]:
+        return [Message(role="system", content=self.system)] if self.system else []

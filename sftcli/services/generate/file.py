@@ -1,0 +1,221 @@
+"""Answer a file of prompts. A killed command goes on where it was, and the answers come out in the order of the prompts.
+
+While it works, answers are kept in ``.OUT.partial`` in the order in which they become known, a whole line each; its first
+line says what they answer. When all are there, OUT appears, whole, and the journal goes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from sftcli import storage
+from sftcli.errors import MismatchError, OutputError, SftError, StorageError
+from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
+from sftcli.services.generate.answerer import Answerer, Completion, Question
+from sftcli.services.generate.prompt import GenerateRequest, model_choices, open_answerers
+from sftcli.services.generate.prompt_file import PromptRow, read_prompts
+from sftcli.services.models.choose import ModelChoice
+from sftcli.services.runs.folder import write_text
+from sftcli.services.runs.log_repair import read_lines
+
+Key = tuple[int, int, int]  # (model, prompt, sample)
+ANSWER_KEYS = {field.name for field in fields(Completion)} - {"seconds"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOutcome:
+    """What was done. ``answered`` counts this call, ``kept`` what an earlier one had left."""
+
+    out: str
+    prompts: int
+    answered: int
+    kept: int
+    is_whole: bool
+
+
+class Journal:
+    """The answers known so far, of as many models, prompts and samples as ``sizes`` says."""
+
+    def __init__(self, path: Path, fingerprint: str, sizes: Key) -> None:
+        self.path = path
+        self.sizes = sizes
+        self.repaired = ""  # what was left out of a file that a crash has torn, in words
+        self.done: dict[Key, dict[str, object]] = {}
+        if path.exists():
+            self._read(fingerprint)
+        else:
+            write_text(path, json.dumps({"answers": fingerprint}) + "\n")
+        self._file = storage.disk.append(path)
+
+    def add(self, key: Key, completion: Completion) -> None:
+        """Keep an answer; it survives a crash of this program from now on."""
+        record = {name: value for name, value in asdict(completion).items() if name != "seconds"}
+        storage.append_line(self._file, json.dumps({"key": key, "completion": record}, ensure_ascii=False))
+        self.done[key] = record
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _read(self, fingerprint: str) -> None:
+        lines = read_lines(self.path)
+        if not lines.found or lines.found[0][1].get("answers") != fingerprint:
+            raise MismatchError(
+                f"{self.path} was begun with other prompts, another model or other settings",
+                hint="repeat the command as it was, or delete that file to start again",
+            )
+        for _, record in lines.found[1:]:
+            key, answer = self._key(record.get("key")), record.get("completion")
+            if key is not None and isinstance(answer, dict) and answer.keys() == ANSWER_KEYS:
+                self.done[key] = answer
+        self.repaired = lines.told(self.path)
+        if self.repaired:
+            write_text(self.path, "".join(text for text, _ in lines.found))
+
+    def _key(self, value: object) -> Key | None:
+        """Return the key that ``value`` is; None for anything that is not asked for."""
+        if not (isinstance(value, list) and len(value) == len(self.sizes)):
+            return None
+        fits = all(
+            type(part) is int and 0 <= part < size for part, size in zip(value, self.sizes, strict=True)
+        )
+        return (value[0], value[1], value[2]) if fits else None
+
+
+def run_file_generation(
+    request: GenerateRequest, source: Path, out: Path, emit: EventSink, stop: StopFlag
+) -> FileOutcome:
+    """Answer every prompt in ``source`` into ``out``, a JSON object a line with the row and its answer.
+
+    Raises:
+        NotFoundError, DataError: The prompts cannot be read.
+        OutputError: ``out`` exists already or cannot be written.
+        MismatchError: An unfinished ``out`` was begun with something else.
+    """
+    prompts = read_prompts(source, system=request.system, ignored=request.ignored)
+    if out.exists():
+        raise OutputError(f"{out} exists already", hint="choose another --out, or delete it")
+    choices = model_choices(request, emit)
+    try:
+        sizes = (len(choices), len(prompts), request.samples)
+        journal = Journal(
+            out.with_name(f".{out.name}.partial"), _fingerprint(request, prompts, choices), sizes
+        )
+    except OSError as error:
+        raise _unwritten(out, error) from error
+    if journal.repaired:
+        emit(Warned(text=f"{journal.repaired}; these are answered again"))
+    kept = len(journal.done)
+    total = len(choices) * len(prompts) * request.samples
+    if kept:
+        emit(Notice(text=f"going on with {out}: {kept} of {total} answers are there"))
+    try:
+        if kept < total:
+            for number, answerer in enumerate(open_answerers(request, emit)):
+                _answer(request, number, answerer, prompts, journal, total, emit, stop)
+        is_whole = len(journal.done) == total
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {journal.path}: {error.strerror}", hint="free space and repeat"
+        ) from error
+    finally:
+        journal.close()
+    if is_whole:
+        try:
+            write_text(out, "".join(_lines(request, prompts, choices, journal)))
+        except OSError as error:
+            raise _unwritten(out, error) from error
+        storage.disk.unlink(journal.path)
+    return FileOutcome(
+        out=str(out), prompts=len(prompts), answered=len(journal.done) - kept, kept=kept, is_whole=is_whole
+    )
+
+
+def _unwritten(out: Path, error: OSError) -> SftError:
+    if error.errno in storage.FULL_DISK:
+        return StorageError(
+            f"the disk that holds {out} is full", hint="free space and repeat: answers are kept"
+        )
+    return OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out")
+
+
+def _answer(
+    request: GenerateRequest,
+    number: int,
+    answerer: Answerer,
+    prompts: list[PromptRow],
+    journal: Journal,
+    total: int,
+    emit: EventSink,
+    stop: StopFlag,
+) -> None:
+    """Answer what one model has not answered yet."""
+    keys: list[Key] = []
+    questions: list[Question] = []
+    for index, prompt in enumerate(prompts):
+        for sample in range(request.samples):
+            key = (number, index, sample)
+            if key not in journal.done:
+                keys.append(key)
+                questions.append(answerer.question(prompt.messages, seed=(index, sample)))
+
+    def keep(question: int, completion: Completion) -> None:
+        journal.add(keys[question], completion)
+        emit(Progressed(task="answering", done=len(journal.done), total=total, unit="answers"))
+
+    if questions and not stop.requested():
+        answerer.answer(questions, request.sampling, stop, on_completion=keep)
+
+
+def _lines(
+    request: GenerateRequest, prompts: list[PromptRow], choices: list[ModelChoice], journal: Journal
+) -> Iterator[str]:
+    for index, prompt in enumerate(prompts):
+        row = prompt.row if isinstance(prompt.row, dict) else {"prompt": prompt.row}
+        answers = [
+            [journal.done[number, index, sample] for sample in range(request.samples)]
+            for number in range(len(choices))
+        ]
+        result: dict[str, object] = {"line": prompt.line, **row}
+        if len(answers) == 2:
+            result["base_answers" if request.samples > 1 else "base_answer"] = _told(answers[0])
+        result["answers" if request.samples > 1 else "answer"] = _told(answers[-1])
+        result["finish"] = (
+            [one["finish"] for one in answers[-1]] if request.samples > 1 else answers[-1][0]["finish"]
+        )
+        result["new_tokens"] = sum(int(str(one["new_tokens"])) for one in answers[-1])
+        yield _as_line(result)
+
+
+def _as_line(value: object) -> str:
+    """Return ``value`` as a line of JSON; half a character of a row stays an escape, for UTF-8 has none for it."""
+    text = json.dumps(value, ensure_ascii=False)
+    return (text if text.isascii() or _is_text(text) else json.dumps(value)) + "\n"
+
+
+def _is_text(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _told(answers: list[dict[str, object]]) -> object:
+    texts = [answer["text"] for answer in answers]
+    return texts if len(texts) > 1 else texts[0]
+
+
+def _fingerprint(request: GenerateRequest, prompts: list[PromptRow], choices: list[ModelChoice]) -> str:
+    """Return a hash of all that decides the answers."""
+    parts = {
+        "prompts": [[asdict(message) for message in prompt.messages] for prompt in prompts],
+        "sampling": request.sampling.model_dump(mode="json"),
+        "samples": request.samples,
+        "precision": request.precision,
+        "tokenizer": str(request.tokenizer),
+        "models": [
+            [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(folder.iterdir())
+             if file.suffix in {".safetensors", ".json", ".jinja"}]
+            for choice in choices for folder in dict.fromkeys((choice.folder, choice.weights_folder))
+        ],
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,129 @@
+"""Answer one prompt with the newest run's model or any other, once or several times, alone or beside its base."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftcli.config.resolve import resolve
+from sftcli.config.schema.run import SamplingSettings
+from sftcli.data.conversations.messages import Message
+from sftcli.errors import UsageError
+from sftcli.events import EventSink, StopFlag, TextDelta
+from sftcli.services.generate.answerer import Answerer, Completion, open_answerer
+from sftcli.services.models.choose import ModelChoice, base_of, choose_model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """One prompt. ``checkpoint`` as in ``choose_model``; ``system`` empty leaves the template's own.
+
+    ``with_base`` asks the model that the run started from as well, before the tuned one. ``tokenizer`` is a folder whose
+    tokenizer is used instead of the model's.
+    """
+
+    prompt: str
+    sampling: SamplingSettings
+    root: Path
+    precision: str
+    checkpoint: str | None = None
+    system: str = ""
+    samples: int = 1
+    with_base: bool = False
+    tokenizer: str | None = (
+        None  # of a .pt file, which holds none; for other models a folder that replaces theirs
+    )
+    ignored: tuple[str, ...] = ()  # keys of a file's rows that are dropped
+    trusts_code: bool = False  # that of the run, and of the model it started from
+    base_model: str | None = None  # of an adapter, where its base is not where it says
+
+    @property
+    def is_pt(self) -> bool:
+        """Whether a ``.pt`` file is asked."""
+        return self.checkpoint is not None and self.checkpoint.endswith(".pt")
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """Folder of the tokenizer to use instead of the model's own."""
+        return None if self.tokenizer is None or self.is_pt else Path(self.tokenizer)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one answer."""
+        return self.samples == 1 and not self.with_base
+
+
+def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) -> list[Completion]:
+    """Answer ``request.prompt``: every sample of the base, if it is asked, then every sample of the model.
+
+    The text of a single answer is emitted piece by piece as it becomes known.
+
+    Raises:
+        UsageError: The prompt is empty.
+        NotFoundError: The checkpoint is not there.
+    """
+    if not request.prompt.strip():
+        raise UsageError(
+            "the prompt is empty", hint='pass one: sft generate "your prompt", or - to read standard input'
+        )
+    completions = []
+    for answerer in open_answerers(request, emit):
+        messages = messages_of(request.prompt, system=request.system)
+        completions += answerer.answer(
+            [answerer.question(messages, seed=(sample,)) for sample in range(request.samples)],
+            request.sampling,
+            stop,
+            on_text=(lambda _question, piece: emit(TextDelta(text=piece))) if request.is_single else None,
+        )
+    return completions
+
+
+def messages_of(prompt: str, *, system: str) -> list[Message]:
+    """Return the messages of a one-turn prompt."""
+    opening = [Message(role="system", content=system)] if system else []
+    return [*opening, Message(role="user", content=prompt)]
+
+
+def open_answerers(request: GenerateRequest, emit: EventSink) -> Iterator[Answerer]:
+    """Load each model of a request when it is its turn: the base first, if it is asked."""
+    for choice in model_choices(request, emit):
+        yield open_answerer(
+            choice, precision=request.precision, tokenizer_folder=request.tokenizer_folder, emit=emit
+        )
+
+
+def model_choices(request: GenerateRequest, emit: EventSink) -> list[ModelChoice]:
+    """Return the models of a request, the tuned one last."""
+    choice = choose_model(
+        request.checkpoint,
+        tokenizer=request.tokenizer if request.is_pt else None,
+        root=request.root,
+        emit=emit,
+        trusts_code=request.trusts_code,
+        base_model=request.base_model,
+    )
+    if not request.with_base:
+        return [choice]
+    if request.base_model is not None and choice.base is not None:
+        base = base_of(choice, None, emit, trusts_code=request.trusts_code)
+        return [*([] if base is None else [base]), choice]
+    return [base_choice(choice, emit, trusts_code=request.trusts_code), choice]
+
+
+def base_choice(choice: ModelChoice, emit: EventSink, *, trusts_code: bool = False) -> ModelChoice:
+    """Return the model that the run of ``choice`` started from.
+
+    Raises:
+        UsageError: No run made this model.
+    """
+    settings = None
+    if choice.run is not None:
+        settings = resolve(
+            preset=None, config_file=choice.run.config, overrides=(), environ={}
+        ).settings.model
+    base = base_of(choice, settings, emit, trusts_code=trusts_code)
+    if base is None:
+        raise UsageError(
+            f"{choice.name} was not made by a run, so its base is not known",
+            hint="ask each model by itself, with --checkpoint",
+        )
+    return base

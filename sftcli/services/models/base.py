@@ -1,0 +1,58 @@
+"""The model that a run starts from. Apart from ``models``, because preparing rows needs its folder and no torch."""
+
+from sftcli.config.resolve import resolve
+from sftcli.config.schema.run import ModelSettings
+from sftcli.events import EventSink
+from sftcli.modeling.hub.snapshot import is_commit
+from sftcli.modeling.locate.locate import LocatedModel, locate_model
+from sftcli.services.runs.folder import RunFolder, write_json
+
+_BASE = "base"  # key in run.json
+_NEEDED = "needed"  # key in it: checkpoints are not all that a model folder of their kind holds
+
+
+def locate_base(settings: ModelSettings, emit: EventSink, *, run: RunFolder | None = None) -> LocatedModel:
+    """Return the folder of the model that a run of these settings starts from.
+
+    Of a hub model it is the commit that ``run`` started from, where that is known: what its name means may have moved on.
+    """
+    return locate_model(
+        settings.name,
+        revision=_known_commit(run, settings) or settings.revision,
+        tokenizer=settings.tokenizer,
+        emit=emit,
+        with_code=settings.trust_remote_code,
+    )
+
+
+def record_base(run: RunFolder, located: LocatedModel) -> None:
+    """Write into ``run.json`` which weights the run starts from."""
+    write_json(run.about, run.read_about() | {_BASE: {"name": located.name, "revision": located.revision}})
+
+
+def record_need(run: RunFolder) -> None:
+    """Write into ``run.json`` that only with the model that the run started from a checkpoint becomes a whole model folder."""
+    about = run.read_about()
+    base = about.get(_BASE)
+    write_json(run.about, about | {_BASE: (base if isinstance(base, dict) else {}) | {_NEEDED: True}})
+
+
+def needed_base(run: RunFolder, emit: EventSink) -> LocatedModel | None:
+    """Return the model that ``run`` started from if its checkpoints need it to become whole model folders.
+
+    Raises:
+        NotFoundError: It is not there any more.
+    """
+    base = run.read_about().get(_BASE)
+    if not isinstance(base, dict) or not base.get(_NEEDED):
+        return None
+    settings = resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings
+    return locate_base(settings.model, emit, run=run)
+
+
+def _known_commit(run: RunFolder | None, settings: ModelSettings) -> str | None:
+    base = run.read_about().get(_BASE) if run is not None and run.about.is_file() else None
+    if not isinstance(base, dict) or base.get("name") != settings.name:
+        return None
+    revision = base.get("revision")
+    return revision if isinstance(revision, str) and is_commit(revision) else None

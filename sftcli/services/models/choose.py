@@ -1,0 +1,211 @@
+"""What a user may name where a model to ask or score is wanted: a run, a checkpoint, a folder, or any model name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sftcli.config.schema.run import ModelSettings
+from sftcli.errors import UsageError
+from sftcli.events import EventSink, ModelLoaded, Notice
+from sftcli.modeling.adapter.folder import is_adapter_folder
+from sftcli.modeling.decoding.fused_decode import fuse
+from sftcli.modeling.formats.folder_write import stored_dtype
+from sftcli.modeling.formats.remote_code import allow_code, allow_copied_code
+from sftcli.modeling.libraries import quiet_libraries
+from sftcli.modeling.load import count_parameters, load_model, own_attention
+from sftcli.modeling.locate.locate import LocatedModel, locate_model
+from sftcli.runtime import choose_device, choose_dtype, dtype_name
+from sftcli.services.models.base import locate_base
+from sftcli.services.runs.folder import RunFolder, newest_run
+from sftcli.services.train.adapters import locate_adapter_base
+from sftcli.training.checkpoint.names import list_checkpoints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChoice:
+    """A model folder, and the run that made it where it comes from one.
+
+    ``folder`` may be an adapter's; ``base`` is then the model that it belongs to. ``load_choice`` loads either. With
+    ``runs_code`` the model's own code runs, which was looked through and told of.
+    """
+
+    name: str
+    folder: Path
+    run: RunFolder | None
+    base: LocatedModel | None = None
+    runs_code: bool = False
+
+    @property
+    def weights_folder(self) -> Path:
+        """The folder with the model's configuration and weights: of an adapter, those of its base."""
+        return self.folder if self.base is None else self.base.folder
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer and template: of an adapter that brings none, those of its base."""
+        return self.folder if (self.folder / "tokenizer.json").is_file() else self.weights_folder
+
+
+def choose_model(
+    reference: str | None,
+    *,
+    root: Path,
+    emit: EventSink,
+    tokenizer: str | None = None,
+    trusts_code: bool = False,
+    base_model: str | None = None,
+) -> ModelChoice:
+    """Return what ``reference`` names: by default the newest finished run's final model.
+
+    A run (by name or path) means its final model, or its newest checkpoint while it is unfinished. Else ``reference`` is
+    the folder of a model or checkpoint, or a model name as ``train`` takes it. ``trusts_code`` lets the code run that a run
+    was trained with. ``base_model`` is where the base of an adapter is, if not where the adapter says.
+
+    Raises:
+        NotFoundError: Nothing is there.
+        ConsentError: The code is not that of the run.
+        UsageError: Code is trusted of a model that no run has made, or a base is named of a model that is no adapter.
+    """
+    if reference is None:
+        run = newest_run(root, finished=True)
+        emit(Notice(text=f"using {run.final}"))
+        return _choice(run.name, run.final, run, emit, trusts_code=trusts_code, base_model=base_model)
+    for path in (root / reference, Path(reference)):
+        if (path / "run.json").is_file():
+            run = RunFolder(path)
+            folder = _newest_model(run)
+            return _choice(run.name, folder, run, emit, trusts_code=trusts_code, base_model=base_model)
+        if (path / "config.json").is_file() or is_adapter_folder(path):
+            owner = _owner(path)
+            return _choice(reference, path, owner, emit, trusts_code=trusts_code, base_model=base_model)
+    if trusts_code:
+        raise _of_no_run(reference)
+    if base_model is not None:
+        raise _of_no_adapter(reference)
+    located = locate_model(reference, revision=None, tokenizer=tokenizer, emit=emit)
+    return ModelChoice(name=located.name, folder=located.folder, run=None)
+
+
+def _choice(
+    name: str,
+    folder: Path,
+    run: RunFolder | None,
+    emit: EventSink,
+    *,
+    trusts_code: bool,
+    base_model: str | None,
+) -> ModelChoice:
+    if trusts_code and run is None:
+        raise _of_no_run(name)
+    if is_adapter_folder(folder):
+        base = locate_adapter_base(folder, emit, with_code=trusts_code, named=base_model)
+        runs_code = trusts_code and _may_run_code(base, emit)
+        return ModelChoice(name=name, folder=folder, run=run, base=base, runs_code=runs_code)
+    if base_model is not None:
+        raise _of_no_adapter(name)
+    runs_code = False
+    if trusts_code and run is not None:
+        trusted = run.read_about().get("trusted_code")
+        runs_code = allow_copied_code(folder, trusted=trusted, emit=emit)
+    return ModelChoice(name=name, folder=folder, run=run, runs_code=runs_code)
+
+
+def _of_no_run(name: str) -> UsageError:
+    return UsageError(
+        f"--trust-remote-code applies to models that a run was trained with it, and {name} is none",
+        hint="leave --trust-remote-code out",
+    )
+
+
+def _of_no_adapter(name: str) -> UsageError:
+    return UsageError(
+        f"--base-model names the model that an adapter belongs to, and {name} is no adapter",
+        hint="leave --base-model out",
+    )
+
+
+def _may_run_code(located: LocatedModel, emit: EventSink) -> bool:
+    return bool(allow_code(located.folder, name=located.name, commit=located.revision, emit=emit))
+
+
+def choose_base(
+    settings: ModelSettings, emit: EventSink, *, run: RunFolder | None = None, trusts_code: bool = False
+) -> ModelChoice:
+    """Return the model that ``run``, of these settings, starts from, to be asked or scored."""
+    settings = settings.model_copy(update={"trust_remote_code": trusts_code})
+    located = locate_base(settings, emit, run=run)
+    runs_code = trusts_code and _may_run_code(located, emit)
+    return ModelChoice(name=located.name, folder=located.folder, run=None, runs_code=runs_code)
+
+
+def base_of(
+    choice: ModelChoice, settings: ModelSettings | None, emit: EventSink, *, trusts_code: bool = False
+) -> ModelChoice | None:
+    """Return the model that ``choice`` was made from: by its run's settings, or the base of its adapter."""
+    if settings is not None:
+        return choose_base(settings, emit, run=choice.run, trusts_code=trusts_code)
+    if choice.base is None:
+        return None
+    base = choice.base
+    return ModelChoice(name=base.name, folder=base.folder, run=None, runs_code=choice.runs_code)
+
+
+def load_choice(choice: ModelChoice, *, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
+    """Load a model whole, in evaluation mode; an adapter is merged into its base, in float32 and rounded once.
+
+    Raises:
+        MismatchError: The base is not the model that the adapter was trained on.
+    """
+    if choice.base is None:
+        return load_model(choice.folder, dtype=dtype, device=device, trusts_code=choice.runs_code)
+    from sftcli.modeling.adapter.adapter import merge_adapter
+
+    return merge_adapter(
+        choice.folder, base=choice.base.folder, dtype=dtype, device=device, trusts_code=choice.runs_code
+    )
+
+
+def handed_on_dtype(choice: ModelChoice) -> torch.dtype:
+    """Return what a model's weights are when it is handed on and nothing else is asked for: nothing of them is rounded.
+
+    A whole model keeps the dtype it is stored in. An adapter's sums with its base are float32, as peft makes them: what
+    a short training adds to a bfloat16 matrix is often no larger than a step of bfloat16. So the numbers of ``sft eval``,
+    which computes in float32, are those of what ``sft export`` writes.
+    """
+    return stored_dtype(choice.folder) if choice.base is None else torch.float32
+
+
+def load_for_inference(choice: ModelChoice, *, precision: str, emit: EventSink) -> "PreTrainedModel":
+    """Load a model for generating or scoring, in evaluation mode."""
+    quiet_libraries()
+    device = choose_device()
+    dtype = choose_dtype(precision, device)
+    model = load_choice(choice, dtype=dtype, device=device)
+    fuse(model)
+    total, _ = count_parameters(model)
+    emit(
+        ModelLoaded(
+            name=choice.name, parameters=total, trainable=0, device=str(device), precision=dtype_name(dtype)
+        )
+    )
+    if told := own_attention(model):
+        emit(Notice(text=told))
+    return model
+
+
+def _newest_model(run: RunFolder) -> Path:
+    checkpoints = list_checkpoints(run.checkpoints)
+    return run.final if run.is_finished or not checkpoints else checkpoints[-1]
+
+
+def _owner(path: Path) -> RunFolder | None:
+    """Return the run that a model folder lies in: RUN/final or RUN/checkpoints/STEP."""
+    for parent in list(path.resolve().parents)[:2]:
+        if (parent / "run.json").is_file():
+            return RunFolder(parent)
+    return None

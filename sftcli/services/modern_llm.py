@@ -1,0 +1,116 @@
+"""What a run of a Modern LLM checkpoint writes beside its own checkpoints: files that the original program loads."""
+
+import glob
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from sftcli import storage
+from sftcli.config.resolve import resolve
+from sftcli.config.schema.settings import Settings
+from sftcli.config.schema.training import OptimizerName
+from sftcli.modeling.formats.pt_file import write_pt
+from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
+from sftcli.services.runs.folder import RunFolder
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
+from sftcli.training.optim.schedule import learning_rate_at
+from sftcli.training.state import CheckpointStore, Snapshot
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sftcli.modeling.modern_lm.config import ModernLMConfig
+
+
+class PtWritingStore:
+    """A checkpoint store that writes ``RUN-sft_stepN.pt`` too, where the model is of the kind that has such files."""
+
+    def __init__(
+        self, model: "PreTrainedModel", run: RunFolder, settings: Settings, store: CheckpointStore
+    ) -> None:
+        self.model = model
+        self.run = run
+        self.settings = settings
+        self.store = store
+
+    def save(self, snapshot: Snapshot, /) -> str:
+        """Save as the inner store does, then write the file."""
+        path = self.store.save(snapshot)
+        if isinstance(self.model, ModernLMForCausalLM):
+            name = f"{pt_name(self.run)}_step{snapshot.state.step}.pt"
+            _write(self.model, self.run, self.run.path / name, self.settings, snapshot)
+            self._prune()
+        return path
+
+    def _prune(self) -> None:
+        """Delete the files of checkpoints that are gone: ``checkpoint.keep_last`` and its companions decide for both."""
+        kept = {
+            f"{pt_name(self.run)}_step{step_of(one)}.pt" for one in list_checkpoints(self.run.checkpoints)
+        }
+        for path in self.run.path.glob(f"{glob.escape(pt_name(self.run))}_step*.pt"):
+            if path.name not in kept and path.stem.rpartition("_step")[2].isdigit():
+                storage.try_remove_tree(path)
+
+
+def write_final_pt(model: "PreTrainedModel", run: RunFolder, settings: Settings, snapshot: Snapshot) -> str:
+    """Write ``RUN-sft_final.pt`` where the model is of the kind that has such files; return its path, or ""."""
+    if not isinstance(model, ModernLMForCausalLM):
+        return ""
+    path = run.path / f"{pt_name(run)}_final.pt"
+    _write(model, run, path, settings, snapshot)
+    return str(path)
+
+
+def export_pt(
+    path: Path, model: ModernLMForCausalLM, *, run: RunFolder | None, name: str, snapshot: Snapshot | None
+) -> None:
+    """Write the new file ``path``: with the state of ``snapshot`` where a run left one, else weights alone, as step 0.
+
+    Args:
+        path: Where to; the caller makes it whole or absent.
+        model: Its weights are written where there is no snapshot.
+        run: That made the model.
+        name: Stands for the run's where there is none.
+        snapshot: Of the run.
+    """
+    if run is not None and snapshot is not None:
+        settings = resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings
+        _write(model, run, path, settings, snapshot)
+    else:
+        write_pt(
+            path,
+            config=cast("ModernLMConfig", model.config),
+            weights=dict(model.named_parameters()),
+            optimizer={},
+            group={"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2},  # AdamW's own
+            step=0,
+            run_name=name if run is None else pt_name(run),
+        )
+
+
+def pt_name(run: RunFolder) -> str:
+    """Return the pipeline's name of a run: it ends in ``-sft``."""
+    return run.name if run.name.endswith("-sft") else f"{run.name}-sft"
+
+
+def _write(
+    model: ModernLMForCausalLM, run: RunFolder, path: Path, settings: Settings, snapshot: Snapshot
+) -> None:
+    training = settings.training
+    group = {
+        "lr": learning_rate_at(max(0, snapshot.state.step - 1), training),
+        "betas": (training.beta1, training.beta2),
+        "eps": training.epsilon,
+        "weight_decay": training.weight_decay,
+    }
+    named = dict(model.named_parameters())
+    weights = {name: snapshot.weights.get(name, parameter) for name, parameter in named.items()}
+    write_pt(
+        path,
+        config=cast("ModernLMConfig", model.config),
+        weights=weights,
+        # The original program knows AdamW's moments only.
+        optimizer=snapshot.optimizer if training.optimizer is OptimizerName.ADAMW else {},
+        group=group,
+        step=snapshot.state.step,
+        run_name=pt_name(run),
+    )

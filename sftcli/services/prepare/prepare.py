@@ -1,0 +1,236 @@
+"""Data to prepared examples: read, convert, split, render, prove, count, store. Done once for the same input."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+from sftcli import storage
+from sftcli.config.schema.data import DataSettings
+from sftcli.config.schema.settings import Settings
+from sftcli.data.example import Example
+from sftcli.data.prepared.parquet import check_free, write_rows
+from sftcli.data.prepared.store import TEXT, TRAIN, PreparedDataset, open_prepared
+from sftcli.data.quality.audit import AuditSummary
+from sftcli.data.quality.thresholds import Fitness, judge, reasons_with_rows, remedy_for
+from sftcli.data.reading.records import fingerprint_source
+from sftcli.data.rendering.token_view import TokenView, describe_tokens
+from sftcli.errors import DataError, OutputError, SftError, StorageError
+from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
+from sftcli.modeling.cache import cache_folder
+from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
+from sftcli.services.models.base import locate_base
+from sftcli.services.prepare.capacity import require_room
+from sftcli.services.prepare.pipeline import Preparation
+from sftcli.services.prepare.sources import Sources, find_sources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedData:
+    """Examples, and the tokenizer that made them."""
+
+    dataset: PreparedDataset
+    tokenizer: HFChatTokenizer
+    is_cached: bool  # they were prepared before
+
+    @property
+    def audit(self) -> Mapping[str, AuditSummary]:
+        """What became of the rows, for ``train``, ``heldout`` and, where there is some, ``text``."""
+        stored = cast("dict[str, dict[str, object]]", self.dataset.about["audit"])
+        return {split: AuditSummary.from_json(values) for split, values in stored.items()}
+
+    def describe(self) -> DataPrepared:
+        """Return the counts as an event."""
+        audit = {split: part for split, part in self.audit.items() if split != TEXT}
+        return DataPrepared(
+            source=", ".join(cast("list[str]", self.dataset.about["sources"])),
+            schema="; ".join(dict.fromkeys(cast("dict[str, str]", self.dataset.about["schemas"]).values())),
+            rows=sum(part.rows for part in audit.values()),
+            kept=sum(part.kept for part in audit.values()),
+            rejected=dict(sum((Counter(part.rejected) for part in audit.values()), Counter[str]())),
+            train_examples=len(self.dataset.train),
+            heldout_examples=len(self.dataset.heldout),
+            train_tokens=audit[TRAIN].tokens,
+            response_tokens=audit[TRAIN].response_tokens,
+            cached=self.is_cached,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareRequest:
+    """Prepare the data of ``settings``; hand back the first ``show`` training examples; write all to a folder ``out``."""
+
+    settings: Settings
+    show: int
+    out: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownRow:
+    """An example token by token, with its counts and what was noticed about it."""
+
+    origin: str
+    num_tokens: int
+    num_trained: int
+    flags: tuple[str, ...]
+    tokens: tuple[TokenView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareOutcome:
+    """What was prepared, where, the first examples token by token, whether it is good enough, and where all were written."""
+
+    data: PreparedData
+    shown: tuple[ShownRow, ...]
+    fitness: Fitness
+    out: str | None
+
+    @property
+    def folder(self) -> str:
+        """Folder of the prepared data."""
+        return str(self.data.dataset.folder)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the outcome as plain values."""
+        return {
+            "folder": self.folder,
+            "cached": self.data.is_cached,
+            **self.data.dataset.about,
+            "out": self.out,
+            "shown": [asdict(row) for row in self.shown],
+        }
+
+
+def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> PrepareOutcome:
+    """Prepare data as ``train`` would, and show what became of it."""
+    settings = request.settings
+    sources = find_sources(settings.data)
+    if request.out:
+        check_free(request.out)
+    located = locate_base(settings.model, emit)
+    data = prepare_data(
+        settings.data, sources, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
+    )
+    require_rows(data)
+    require_room(data, located.folder, emit)
+    train = data.dataset.train
+    audits = list(data.audit.values())
+    fitness = judge(audits, settings.data)
+    is_written = request.out is not None and fitness.is_good
+    if request.out and is_written:
+        write_rows(data.dataset, request.out)
+    return PrepareOutcome(
+        data=data,
+        shown=tuple(_shown(train[row], data.tokenizer) for row in range(min(request.show, len(train)))),
+        fitness=fitness,
+        out=str(request.out) if is_written else None,
+    )
+
+
+def _shown(example: Example, tokenizer: HFChatTokenizer) -> ShownRow:
+    return ShownRow(
+        origin=str(example.origin),
+        num_tokens=len(example.input_ids),
+        num_trained=int(example.loss_mask.sum()),
+        flags=tuple(sorted(example.flags)),
+        tokens=tuple(describe_tokens(example, tokenizer)),
+    )
+
+
+def prepare_data(
+    data: DataSettings,
+    sources: Sources,
+    *,
+    model_folder: Path,
+    seed: int,
+    emit: EventSink,
+    stop: StopFlag,
+    fallback: Path | None = None,
+) -> PreparedData:
+    """Return the examples of ``data`` as the model in ``model_folder`` will see them, from the cache where possible.
+
+    Where there is no cache folder that can be written to, or its disk is full, they go to ``fallback``.
+
+    Raises:
+        DataError: A file cannot be read, or its format is not known.
+        NotFoundError, NetworkError: A source is not there.
+        StoppedError: ``stop`` was set.
+    """
+    tokenizer = load_chat_tokenizer(model_folder, template=data.template)
+    job = Preparation(
+        train=sources.train,
+        heldout=sources.heldout,
+        text=sources.text,
+        data=data,
+        tokenizer=tokenizer,
+        seed=seed,
+        prints={source: fingerprint_source(source) for source in sources.all()},
+        emit=emit,
+        stop=stop,
+    )
+    store, key = _store(fallback, emit), job.key()
+    dataset = _open_cached(store / key, emit)
+    if dataset is None and fallback not in (None, store):
+        dataset = _open_cached(fallback / key, emit)
+    prepared = PreparedData(
+        dataset=dataset or _made(job, store, key, fallback, emit),
+        tokenizer=tokenizer,
+        is_cached=dataset is not None,
+    )
+    emit(prepared.describe())
+    if sources.text and not data.text_fraction:
+        emit(Notice(text="data.text_fraction is 0: the plain text is prepared, and none is trained on"))
+    return prepared
+
+
+def require_rows(prepared: PreparedData) -> None:
+    """See that there is something to train on.
+
+    Raises:
+        DataError: All rows were rejected; the first of each reason is named.
+    """
+    audit = prepared.audit[TRAIN]
+    if audit.kept or not audit.rows:
+        return
+    reasons = Counter(audit.rejected)
+    found = reasons_with_rows([audit], reasons)
+    raise DataError(
+        f"no row is left to train on: {audit.rows} of {audit.rows} were rejected ({found})",
+        hint=remedy_for([audit], reasons),
+    )
+
+
+def _store(fallback: Path | None, emit: EventSink) -> Path:
+    try:
+        return cache_folder() / "prepared"
+    except OutputError as error:
+        if fallback is None:
+            raise
+        emit(_moved(error, fallback))
+        return fallback
+
+
+def _made(job: Preparation, store: Path, key: str, fallback: Path | None, emit: EventSink) -> PreparedDataset:
+    try:
+        return job.run(store / key)
+    except StorageError as error:
+        if fallback in (None, store):
+            raise
+        emit(_moved(error, fallback))
+        return job.run(fallback / key)
+
+
+def _moved(why: SftError, fallback: Path) -> Warned:
+    return Warned(text=f"{why.message}; prepared data goes to {fallback}; {why.hint}")
+
+
+def _open_cached(folder: Path, emit: EventSink) -> PreparedDataset | None:
+    if not folder.exists():
+        return None
+    try:
+        return open_prepared(folder)
+    except DataError as error:
+        emit(Warned(text=f"{error.message}; preparing it again"))
+        storage.discard(folder)
+        return None

@@ -1,0 +1,269 @@
+"""The processes of one training at the level of a command: who goes first, who tells what, and how all of them end.
+
+They meet at a key-value store of torch.distributed. The first process writes and talks; the others follow it. Whichever
+process fails leaves a description there before its connections break, so that the first one can show it, once.
+"""
+
+import atexit
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from sftcli.config.schema.settings import Settings
+from sftcli.errors import MismatchError, ResourceError, StoppedError, ToldElsewhereError
+from sftcli.events import NeverStop, StopFlag
+from sftcli.services.processes.failures import describe_failure, error_of, exit_code_of, lost_peer
+from sftcli.services.processes.rank import Place
+from sftcli.training.distributed.group import Group
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+Result = TypeVar("Result")
+
+FAILURE, OVER = "failure", "over"  # keys of the store
+PREFIX = "sft"
+MEETING_SECONDS = 600  # in which all have to come
+EXCHANGE_SECONDS = (
+    3600  # for one exchange: longer than any save, for a peer whose machine is gone without a word
+)
+LOST_SECONDS = 2.0  # in which a launcher says which process it was that died
+_POLL_SECONDS = 0.05
+
+
+class Peers:
+    """A process alone: it is the first one, and nobody follows."""
+
+    def __init__(self, group: Group | None = None) -> None:
+        self.group = group or Group()
+
+    def tell(self, value: Mapping[str, object]) -> None:
+        """Hand ``value``, plain as JSON, to every process that follows."""
+
+    def hear(self, stop: StopFlag) -> Mapping[str, object]:
+        """Wait for what the first process tells next.
+
+        Raises:
+            StoppedError: ``stop`` was set meanwhile.
+            ToldElsewhereError: A process failed.
+        """
+        raise NotImplementedError
+
+    def first(self, work: Callable[[], Result], stop: StopFlag | None = None) -> Result:
+        """Return what ``work`` gives, done by the first process while the others wait, and by them after it."""
+        if not self.group.is_writer:
+            self.hear(stop or NeverStop())
+            return work()
+        result = work()
+        self.tell({})
+        return result
+
+    def share(self, work: Callable[[], Mapping[str, object]]) -> Mapping[str, object]:
+        """Return what ``work``, plain as JSON, gives in the first process."""
+        if not self.group.is_writer:
+            return self.hear(NeverStop())
+        result = work()
+        self.tell(result)
+        return result
+
+    def gather(self, part: object, stop: StopFlag) -> list[object]:  # noqa: ARG002
+        """Return what each process gave, by rank, once all have: plain as JSON.
+
+        Raises:
+            StoppedError, ToldElsewhereError: As ``hear`` does.
+        """
+        return [part]
+
+    def agree_on(self, found: Mapping[str, str]) -> None:
+        """Make sure that all processes have found the same, by name; the first one's counts.
+
+        Raises:
+            MismatchError: This one has found something else.
+        """
+        if self.group.is_writer:
+            self.tell(found)
+            return
+        told = self.hear(NeverStop())
+        other = [name for name in found if told.get(name) != found[name]]
+        if other:
+            raise MismatchError(
+                f"process {self.group.rank} has found another {other[0]} than process 0",
+                hint="let all machines read the same files, or copies of them",
+            )
+
+
+class ConnectedPeers(Peers):
+    """One of several processes."""
+
+    def __init__(self, group: Group, store: "Store") -> None:
+        super().__init__(group)
+        self._store = store
+        self._told = 0  # how often something was told or heard
+
+    def tell(self, value: Mapping[str, object]) -> None:
+        """Leave ``value`` at the store."""
+        self._store.set(self._next_key(), json.dumps(value))
+
+    def hear(self, stop: StopFlag) -> Mapping[str, object]:
+        """Wait at the store."""
+        return cast("Mapping[str, object]", self._take(self._next_key(), stop))
+
+    def gather(self, part: object, stop: StopFlag) -> list[object]:
+        """Leave ``part`` at the store and wait for those of the others."""
+        key = self._next_key()
+        self._store.set(f"{key}/{self.group.rank}", json.dumps(part))
+        return [self._take(f"{key}/{rank}", stop) for rank in range(self.group.size)]
+
+    def _take(self, key: str, stop: StopFlag) -> object:
+        while not self._store.check([key]):
+            if self._store.check([FAILURE]):
+                described = self._store.get(FAILURE).decode()
+                raise error_of(described) if self.group.is_writer else _as_follower(described)
+            if stop.requested():
+                raise StoppedError
+            time.sleep(_POLL_SECONDS)
+        return cast("object", json.loads(self._store.get(key)))
+
+    def await_end(self) -> None:
+        """Wait until the first process has written, said and done all: a process that ends makes launchers end the rest.
+
+        Raises:
+            ToldElsewhereError: It failed on the way.
+        """
+        with suppress(dist.DistError):  # the store ends with the process that keeps it
+            while not self._store.check([OVER]):
+                if self._store.check([FAILURE]):
+                    raise _as_follower(self._store.get(FAILURE).decode())
+                time.sleep(_POLL_SECONDS)
+
+    def say_over(self) -> None:
+        """Let the others end."""
+        with suppress(dist.DistError):
+            self._store.set(OVER, "1")
+
+    def end_with(self, error: BaseException) -> BaseException:
+        """Leave word of ``error`` and return what this process has to raise: the first process shows what came first."""
+        try:
+            found = self._claim(error)
+        except dist.DistError:  # the store is gone, and with it the first process or its launcher
+            return lost_peer(self._lost()) if is_broken_connection(error) else error
+        if found is None:
+            is_shown_here = self.group.is_writer or isinstance(error, StoppedError | KeyboardInterrupt)
+            return error if is_shown_here else ToldElsewhereError(_code_of(error))
+        return error_of(found) if self.group.is_writer else _as_follower(found)
+
+    def _claim(self, error: BaseException) -> str | None:
+        """Return None where ``error`` is the first failure of all, else the description of that."""
+        if is_broken_connection(error):
+            deadline = time.monotonic() + LOST_SECONDS
+            while not self._store.check([FAILURE]) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+            own = describe_failure(lost_peer(self._lost()), rank=self.group.rank)
+            return str(self._store.compare_set(FAILURE, "", own).decode())
+        own = describe_failure(error, rank=self.group.rank)
+        found = str(self._store.compare_set(FAILURE, "", own).decode())
+        return None if found == own else found
+
+    def _lost(self) -> str:
+        return f"one of the {self.group.size} processes was killed, or its machine is gone"
+
+    def _next_key(self) -> str:
+        self._told += 1
+        return f"told/{self._told}"
+
+
+def with_processes(settings: Settings, peers: Peers) -> Settings:
+    """Return ``settings`` with the number of processes that there are, which a launcher may have decided."""
+    training = settings.training.model_copy(update={"processes": peers.group.size})
+    return settings.model_copy(update={"training": training})
+
+
+def is_broken_connection(error: BaseException) -> bool:
+    """Tell whether ``error`` is what an exchange raises when a peer is gone."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    )
+
+
+@contextmanager
+def joined(place: Place | None) -> Iterator[Peers]:
+    """Meet the other processes, and end together with them.
+
+    Raises:
+        ResourceError: They do not all come, one was lost, or there are fewer devices than processes.
+        ToldElsewhereError: Another process failed, and the first one says so.
+    """
+    if place is None:
+        yield Peers()
+        return
+    _take_device(place)
+    peers = _connect(place)
+    if peers.group.is_writer:
+        atexit.register(peers.say_over)
+    try:
+        yield peers
+        if not peers.group.is_writer:
+            peers.await_end()
+    except ToldElsewhereError:
+        raise
+    except BaseException as error:
+        ending = peers.end_with(error)
+        if ending is error:
+            raise
+        raise ending from error
+    dist.destroy_process_group()
+
+
+def _take_device(place: Place) -> None:
+    if torch.cuda.is_available():
+        if place.local_rank >= torch.cuda.device_count():
+            raise ResourceError(
+                f"{place.local_size} processes were started on a machine with {torch.cuda.device_count()} CUDA devices",
+                hint="start one process for each device",
+            )
+        torch.cuda.set_device(place.local_rank)
+    elif torch.backends.mps.is_available():
+        raise ResourceError("several processes cannot share the GPU of a Mac", hint="start one process")
+
+
+def _connect(place: Place) -> ConnectedPeers:
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            place.address,
+            place.port,
+            place.size,
+            is_master=place.rank == 0 and not place.is_hosted,
+            timeout=timedelta(seconds=MEETING_SECONDS),
+            wait_for_workers=False,
+        )
+        words = dist.PrefixStore(f"{PREFIX}/{place.attempt}", store)  # type: ignore[attr-defined]
+        words.set(f"here/{place.rank}", "1")
+        words.wait([f"here/{rank}" for rank in range(place.size)], timedelta(seconds=MEETING_SECONDS))
+    except (dist.DistError, OSError) as error:
+        raise ResourceError(
+            f"the {place.size} processes did not all meet at {place.address}:{place.port}: {error}",
+            hint="see that all were started, with the same MASTER_ADDR and MASTER_PORT",
+        ) from error
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore(f"{PREFIX}/{place.attempt}/group", store),  # type: ignore[attr-defined]
+        rank=place.rank,
+        world_size=place.size,
+        timeout=timedelta(seconds=EXCHANGE_SECONDS),
+    )
+    return ConnectedPeers(Group(rank=place.rank, size=place.size), words)
+
+
+def _as_follower(described: str) -> Exception:
+    error = error_of(described)
+    return error if isinstance(error, StoppedError) else ToldElsewhereError(exit_code_of(described))
+
+
+def _code_of(error: BaseException) -> int:
+    return exit_code_of(describe_failure(error, rank=0))

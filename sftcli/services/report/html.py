@@ -1,0 +1,272 @@
+"""One HTML page about a run, or several on one page: what was trained, on what, how it went, and what came out.
+
+The page is one file. It loads nothing, runs no script, and follows the reader's light or dark setting. It is made from
+the run folder alone: no model is needed.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from sftcli import storage
+from sftcli.config.resolve import resolve
+from sftcli.config.schema.settings import Settings
+from sftcli.errors import OutputError, StorageError
+from sftcli.figures import change, interval, loss_figure
+from sftcli.services.diagnosis.verdict import judge
+from sftcli.services.report.charts import Series, draw
+from sftcli.services.report.measures import Compared, compare_scores
+from sftcli.services.runs.folder import RunFolder, write_text
+from sftcli.services.runs.summary import heldout_rows, mean_utilisation, not_since
+from sftcli.services.runs.trained_rows import TrainedRows
+
+Fields = Mapping[str, object]
+
+SMOOTHING = 0.7  # share of the past in the smoothed loss
+
+
+def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
+    """Write the page about ``runs`` to ``out``, whole or not at all.
+
+    Raises:
+        OutputError: The place cannot be written.
+        StorageError: Its disk is full.
+    """
+    source = files("sftcli.services").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    pages = [_describe(run) for run in runs]
+    page = environment.from_string(source).render(
+        runs=pages, charts=_charts(runs), title=", ".join(run.name for run in runs)
+    )
+    try:
+        write_text(out, page)
+    except OSError as error:
+        if error.errno in storage.FULL_DISK:
+            raise StorageError(
+                f"the disk that holds {out} is full", hint="make room, or choose another --out"
+            ) from error
+        raise OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out") from error
+    return out
+
+
+def _describe(run: RunFolder) -> dict[str, object]:
+    """Return what the page says about one run."""
+    events = run.read_events()
+    steps = _of(events, "StepDone")
+    heldout = [event for event in _of(events, "HeldoutDone") if event["loss"] is not None]
+    rows = heldout_rows(events)
+    verdict = judge(_numbers(_of_rows(steps), "loss"), _numbers(heldout, "loss"), rows=rows)
+    evaluation = _read(run.evaluation)
+    resolved = resolve(preset=None, config_file=run.config, overrides=(), environ={})
+    return {
+        "name": run.name,
+        "argument": run.argument,
+        "about": run.read_about(),
+        "facts": [
+            *_facts(events, steps, takes_best=resolved.settings.training.early_stopping_evals > 0),
+            *_adapter_facts(resolved.settings, events),
+        ],
+        "verdict": verdict,
+        "audits": [(split, audit) for split, audit in _audits(run) if audit.get("rows")],
+        "rows": resolved.rows(),
+        "evaluation": evaluation,
+        "measures": measures_of(evaluation) if evaluation else [],
+        "loss_difference": difference_of(evaluation) if evaluation else "",
+        "trained_on": _trained_on(evaluation),
+        "samples": evaluation.get("samples", []) if evaluation else [],
+        "base": _name(evaluation, "base"),
+        "tuned": _name(evaluation, "tuned"),
+        "judgements": _of(events, "Judged"),
+        "warnings": [event["text"] for event in events if event["event"] in {"Warned", "MemoryEased"}],
+        "commands": [
+            str(run.read_about().get("command", "")),
+            f"sft train --config {shlex.quote(str(run.config))}",
+            f"sft eval {run.argument}",
+            f'sft generate "your prompt" --checkpoint {run.argument}',
+        ],
+    }
+
+
+def _adapter_facts(settings: Settings, events: Sequence[Fields]) -> list[tuple[str, str]]:
+    if not settings.adapter.is_on:
+        return []
+    trained = [
+        f"; {int(str(model['trainable'])):,} weights train" for model in _of(events, "ModelLoaded")[-1:]
+    ]
+    return [("adapter", settings.adapter.described() + "".join(trained))]
+
+
+def _facts(events: Sequence[Fields], steps: Sequence[Fields], *, takes_best: bool) -> list[tuple[str, str]]:
+    facts = []
+    for model in _of(events, "ModelLoaded")[-1:]:
+        facts.append(("model", f"{model['name']}, {int(str(model['parameters'])):,} parameters"))
+        facts.append(("machine", f"{model['device']}, {model['precision']}{_measured_peak(model)}"))
+    for data in _of(events, "DataPrepared")[-1:]:
+        facts.append(("data", f"{data['source']} ({data['schema']})"))
+        facts.append(("rows", f"{data['train_examples']:,} to train, {data['heldout_examples']:,} held out"))
+    if steps:
+        seconds = sum(_numbers(steps, "seconds"))
+        tokens = sum(_numbers(steps, "tokens"))
+        facts.append(
+            (
+                "steps",
+                f"{steps[-1]['step']} in {seconds:,.0f} s, {tokens / max(seconds, 1e-9):,.0f} tokens/s",
+            )
+        )
+        if (used := mean_utilisation(steps)) is not None:
+            facts.append(("utilisation", f"{used:.0%} of the rate of large matrix products"))
+        if peak := max(_numbers(steps, "peak_memory_bytes")):  # 0 where the machine cannot tell
+            facts.append(("peak memory", f"{peak / 1e9:.2f} GB"))
+    ended = _of(events, "FitEnded")[-1:]
+    if ended and ended[0]["ending"] == "plateau":
+        facts.append(("ended", f"early, at step {ended[0]['step']}: held-out loss fell no more"))
+    if told := heldout_text(events, takes_best=takes_best):
+        facts.append(("held-out loss", told))
+    return facts
+
+
+def heldout_text(events: Sequence[Fields], *, takes_best: bool) -> str:
+    """Return what held-out loss was before training and is of the final model, and how many rows it is of; empty for none.
+
+    ``takes_best`` tells that the final model is that of the best evaluation behind the start, where there is one. A loss
+    that was measured before the last step is not said to be the final one.
+    """
+    heldout = [event for event in _of(events, "HeldoutDone") if event["loss"] is not None]
+    if not heldout:
+        return ""
+    at = list(zip(map(int, _numbers(heldout, "step")), _numbers(heldout, "loss"), strict=True))
+    best = min(at, key=lambda pair: pair[1])
+    step, last = best if takes_best and best[0] else at[-1]
+    steps, rows = _of(events, "StepDone"), heldout_rows(heldout)
+    texts = loss_figure(at[0][1], rows), loss_figure(last, rows)
+    is_behind = at[-1][0] < (_numbers(steps[-1:], "step")[0] if steps else 0)
+    of = f", of {rows:,} rows" if rows else ""
+    if is_behind or len(at) == 1:
+        return not_since(*texts, step) + of
+    where = f" (step {step})" if step != at[-1][0] else ""
+    return f"{texts[0]} before, {texts[1]} after{where}{of}"
+
+
+def _measured_peak(model: Fields) -> str:
+    flops = model.get("peak_flops")
+    return (
+        f"; {flops / 1e12:.2g} TFLOP/s measured in large matrix products"
+        if isinstance(flops, float) and flops
+        else ""
+    )
+
+
+def _charts(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
+    """Return titles and SVG of the charts, every run a colour."""
+    loss: list[Series] = []
+    rate: list[Series] = []
+    speed: list[Series] = []
+    memory: list[Series] = []
+    for number, run in enumerate(runs):
+        events = run.read_events()
+        steps = [event for event in _of(events, "StepDone") if event["loss"] is not None]
+        heldout = [event for event in _of(events, "HeldoutDone") if event["loss"] is not None]
+        x, losses = _numbers(steps, "step"), _numbers(_of_rows(steps), "loss")
+        x_of_rows = _numbers(_of_rows(steps), "step")
+        name = f"{run.name}: " if len(runs) > 1 else ""
+        color = 2 * number
+        loss.append(Series(name="", x=x_of_rows, y=losses, color=color, kind="faint"))
+        loss.append(Series(name=f"{name}training", x=x_of_rows, y=_smoothed(losses), color=color))
+        if heldout:
+            loss.append(
+                Series(
+                    name=f"{name}held out",
+                    x=_numbers(heldout, "step"),
+                    y=_numbers(heldout, "loss"),
+                    color=color + 1,
+                    kind="dots",
+                )
+            )
+        rate.append(Series(name=run.name, x=x, y=_numbers(steps, "learning_rate"), color=color))
+        per_second = [
+            t / max(s, 1e-9)
+            for t, s in zip(_numbers(steps, "tokens"), _numbers(steps, "seconds"), strict=True)
+        ]
+        speed.append(Series(name=run.name, x=x, y=per_second, color=color))
+        memory.append(
+            Series(name=run.name, x=x, y=[b / 1e9 for b in _numbers(steps, "peak_memory_bytes")], color=color)
+        )
+    if not any(series.x for series in loss):
+        return []
+    plan = (
+        ("Loss", loss, "nats per token"),
+        ("Learning rate", rate, "rate"),
+        ("Throughput", speed, "tokens per second"),
+        ("Peak memory", memory, "GB"),
+    )
+    return [
+        (title, draw(title, series, x_label="step", y_label=unit, identity=f"c{place}"))
+        for place, (title, series, unit) in enumerate(plan)
+    ]
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Return an exponential average, corrected for its start."""
+    total = weight = 0.0
+    smooth = []
+    for value in values:
+        total, weight = SMOOTHING * total + value, SMOOTHING * weight + 1
+        smooth.append(total / weight)
+    return smooth
+
+
+def measures_of(evaluation: Fields) -> list[Compared]:
+    """Return the scores of ``eval.json`` side by side."""
+    base, tuned, rows = evaluation["base"], evaluation["tuned"], evaluation["rows"]
+    if not isinstance(tuned, dict) or not isinstance(rows, int):
+        return []
+    return compare_scores(base if isinstance(base, dict) else None, tuned, rows=rows)
+
+
+def difference_of(evaluation: Fields) -> str:
+    """Return in words how the loss differs from the base's; empty where it was not compared."""
+    found, rows = evaluation.get("loss_difference"), evaluation["rows"]
+    if not isinstance(found, dict) or not isinstance(rows, int):
+        return ""
+    bounds = interval(found["low"], found["high"], 3, rows)
+    return f"Loss changed by {change(found['value'], 3, rows)} against the base; {bounds}"
+
+
+def _trained_on(evaluation: Fields | None) -> str:
+    found = evaluation.get("trained_on") if evaluation else None
+    return str(TrainedRows(**found)).capitalize() if isinstance(found, dict) else ""
+
+
+def _name(evaluation: Fields | None, which: str) -> str:
+    model = evaluation.get(which) if evaluation else None
+    return str(model["model"]) if isinstance(model, dict) else ""
+
+
+def _audits(run: RunFolder) -> list[tuple[str, Fields]]:
+    audit = (_read(run.data) or {}).get("audit")
+    return list(audit.items()) if isinstance(audit, dict) else []
+
+
+def _read(path: Path) -> dict[str, object] | None:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _of(events: Sequence[Fields], kind: str) -> list[Fields]:
+    return [event for event in events if event.get("event") == kind]
+
+
+def _of_rows(steps: Sequence[Fields]) -> list[Fields]:
+    """Return the steps on instruction rows; the loss of running text is another quantity."""
+    return [step for step in steps if not step.get("text_tokens")]
+
+
+def _numbers(events: Sequence[Fields], key: str) -> list[float]:
+    values = [event.get(key) for event in events]
+    return [float(value) if isinstance(value, int | float) else math.nan for value in values]

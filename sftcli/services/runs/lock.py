@@ -1,0 +1,214 @@
+"""One run, one trainer: a lock file that says who trains, and how to tell that nobody does any more.
+
+The lock is a courtesy between well-behaved processes. What makes two trainers safe is that a checkpoint is written under a
+name of its own and that the lock is read again before it is published. Nothing here needs ``flock``, links or equal clocks.
+"""
+
+import json
+import os
+import secrets
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self
+
+from sftcli import storage
+from sftcli.errors import OutputError, StorageError
+from sftcli.events import EventSink, Warned
+from sftcli.services.runs.folder import RunFolder
+
+LOCK, GUARD = ".lock", ".lock-guard"
+BEAT_SECONDS = 60.0
+SILENT_SECONDS = 600.0  # after which the holder on another machine is taken for dead
+_GUARD_SECONDS = 30.0  # the guard is held for milliseconds
+_WAIT_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that trains a run. ``born`` tells it from a later process with the same number."""
+
+    pid: int
+    host: str
+    boot: str
+    born: str
+    since: str
+    token: str
+
+
+class RunLock:
+    """Held while a run is trained. Use as a context manager.
+
+    Raises:
+        OutputError: Another process trains the run.
+    """
+
+    def __init__(self, run: Path, emit: EventSink, *, break_lock: bool = False) -> None:
+        self.path, self.guard = run / LOCK, run / GUARD
+        self.emit = emit
+        self.break_lock = break_lock
+        self.me = this_process()
+        self._ended = Event()
+        self._heart = Thread(target=self._beat, name="lock heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._take_guard()
+        try:
+            holder = read_holder(self.path)
+            if holder is not None:
+                self._take_over(holder)
+            storage.replace_file(self.path, json.dumps(asdict(self.me), indent=2).encode())
+        finally:
+            storage.try_remove_tree(self.guard)
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if read_holder(self.path) == self.me:
+            storage.try_remove_tree(self.path)
+
+    def check(self) -> None:
+        """Make sure that this process still holds the lock.
+
+        Raises:
+            StorageError: The run's folder is gone, or another process has taken the run over.
+        """
+        holder = read_holder(self.path)
+        if holder == self.me:
+            return
+        what = "its lock is gone" if holder is None else f"{_describe(holder)} has taken it over"
+        raise StorageError(
+            f"this process no longer owns the run {self.path.parent}: {what}; nothing more is saved",
+            hint="let one process train a run at a time",
+        )
+
+    def _take_over(self, holder: Holder) -> None:
+        silent = self.guard.stat().st_mtime - self.path.stat().st_mtime  # both times are the file server's
+        state = judge(holder, self.me, silent_seconds=silent)
+        if state == "alive" and not self.break_lock:
+            raise OutputError(
+                f"run {self.path.parent.name} is in use by {_describe(holder)}",
+                hint="wait for it, or stop it; if it is certainly dead: sft resume "
+                f"{RunFolder(self.path.parent).argument} --break-lock",
+            )
+        why = "it was told to be dead" if state == "alive" else "it ended without a word (killed?)"
+        self.emit(Warned(text=f"taking over from {_describe(holder)}: {why}"))
+
+    def _take_guard(self) -> None:
+        deadline = time.monotonic() + 2 * _GUARD_SECONDS
+        while True:
+            try:
+                guard = storage.disk.create_alone(self.guard)
+            except FileExistsError:
+                self._drop_stale_guard()
+                if time.monotonic() > deadline:
+                    raise OutputError(f"cannot lock {self.path.parent}: {self.guard} stays") from None
+                time.sleep(_WAIT_SECONDS)
+            else:
+                guard.close()
+                return
+
+    def _drop_stale_guard(self) -> None:
+        """Remove the guard of a process that was killed within the few milliseconds of holding it."""
+        probe = self.guard.with_name(f"{GUARD}-{secrets.token_hex(4)}")
+        try:
+            storage.write_file(probe, [])  # its time is the file server's now
+            if probe.stat().st_mtime - self.guard.stat().st_mtime > _GUARD_SECONDS:
+                storage.disk.unlink(self.guard)
+        except FileNotFoundError:
+            return
+        finally:
+            storage.try_remove_tree(probe)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            if read_holder(self.path) != self.me:
+                return  # ``check`` says so at the next save
+            try:
+                storage.disk.touch(self.path)
+            except OSError:
+                continue  # a drive that is away for a while
+
+
+def this_process() -> Holder:
+    """Return what a lock says about this process."""
+    return Holder(
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        boot=_boot(),
+        born=process_start(os.getpid()),
+        since=time.strftime("%Y-%m-%d %H:%M:%S"),
+        token=secrets.token_hex(8),
+    )
+
+
+def read_holder(path: Path) -> Holder | None:
+    """Return who holds a lock; None when nobody does, or when the file says nothing that can be understood."""
+    try:
+        content = json.loads(path.read_bytes())
+        return Holder(**{name: type_(content[name]) for name, type_ in _FIELDS.items()})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+_FIELDS = {"pid": int, "host": str, "boot": str, "born": str, "since": str, "token": str}
+
+
+def judge(holder: Holder, me: Holder, *, silent_seconds: float) -> str:
+    """Return "alive" or "dead". On this machine the process is looked up; elsewhere its heartbeat decides."""
+    if holder.host == me.host and (holder.boot != me.boot or _is_gone(holder)):
+        return "dead"
+    if holder.host != me.host and silent_seconds > SILENT_SECONDS:
+        return "dead"
+    return "alive"
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process that is not known to be dead holds the lock at ``path``. Nothing is changed."""
+    holder = read_holder(path)
+    if holder is None:
+        return False
+    try:
+        silent = time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    return judge(holder, this_process(), silent_seconds=silent) == "alive"
+
+
+def _is_gone(holder: Holder) -> bool:
+    try:
+        os.kill(holder.pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass  # somebody else's process
+    born = process_start(holder.pid)
+    return bool(born and holder.born and born != holder.born)
+
+
+def process_start(pid: int) -> str:
+    """Return when a process started, in ticks since boot; empty where the system does not tell, "dead" for a zombie."""
+    try:
+        fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rsplit(")", 1)[1].split()
+        )
+    except (OSError, IndexError):
+        return ""
+    return "dead" if fields[0] in "ZX" else fields[19]
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _describe(holder: Holder) -> str:
+    return f"pid {holder.pid} on {holder.host} since {holder.since}"

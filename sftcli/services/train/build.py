@@ -1,0 +1,359 @@
+"""Builds a trainer from settings, model and data: the one place where the parts of training meet."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sftcli.config.schema.adapter import AUTO_TARGETS, AdapterSettings
+from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.settings import Settings
+from sftcli.config.schema.training import TrainingSettings
+from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_length, collate
+from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag, Warned
+from sftcli.modeling.adapter.targets import weights_left_alone
+from sftcli.modeling.formats.folder_write import is_part_of_whole, write_model_files
+from sftcli.modeling.formats.source_tensors import SourceTensors, check_names_come_back
+from sftcli.modeling.kernels.document_attention import attention_of
+from sftcli.modeling.kernels.fuse import Fusion, fuse_layers
+from sftcli.modeling.load import (
+    checkpoint_activations,
+    count_parameters,
+    load_model,
+    own_attention,
+)
+from sftcli.modeling.locate.locate import LocatedModel
+from sftcli.runtime import (
+    choose_device,
+    dtype_named,
+    keep_freed_memory,
+    matmul_flops,
+)
+from sftcli.services.modern_llm import PtWritingStore
+from sftcli.services.prepare.capacity import require_positions
+from sftcli.services.prepare.prepare import PreparedData
+from sftcli.services.progress import counted
+from sftcli.services.runs.folder import RunFolder
+from sftcli.services.train.adapters import AdapterFiles, adapter_files, load_with_adapter
+from sftcli.services.train.decisions import Decisions, require_same
+from sftcli.services.train.parallelism import make_weights, shares_weights
+from sftcli.services.train.row_plan import plan_maker
+from sftcli.services.train.speedups import try_ways
+from sftcli.training.checkpoint.format import ADAPTER, MODEL
+from sftcli.training.checkpoint.store import DirectoryCheckpointStore
+from sftcli.training.distributed.group import Group
+from sftcli.training.embeddings import add_embedding_noise, freeze_embeddings
+from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
+from sftcli.training.optim.optimizer import make_optimizer
+from sftcli.training.out_of_memory import MemoryLadder
+from sftcli.training.probes.choices import WeightSharing
+from sftcli.training.probes.loss import choose_batch_loss
+from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
+from sftcli.training.trainer import Trainer
+from sftcli.training.utilization import Gauge
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_MUCH = 0.05  # of the weights of the layers
+HELDOUT_BATCH_TOKENS = 4096  # positions scored at once; results do not depend on it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Materials:
+    """What a run is made of. ``fingerprints`` identify it by content; making them reads all weights."""
+
+    settings: Settings  # complete: those that depend on the rows are filled in
+    located: LocatedModel
+    prepared: PreparedData
+    fingerprints: Mapping[str, str]
+    trusted_code: Mapping[str, str]  # what may run of the model's own code; empty for nothing
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Hashes of what several processes must have alike."""
+        return {name: self.fingerprints[name] for name in ("data", "tokenizer and template", "model")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A trainer with the model that it trains, what its adapter's folders hold where one is trained, and what was decided.
+
+    ``is_plain`` as in ``SourceTensors``: else a checkpoint is not all that a model folder of its kind holds.
+    """
+
+    trainer: Trainer
+    model: "PreTrainedModel"
+    adapter: AdapterFiles | None
+    decisions: Decisions  # complete
+    is_plain: bool
+
+
+def build_trainer(
+    run: RunFolder,
+    materials: Materials,
+    emit: EventSink,
+    *,
+    check_owner: Callable[[], None],
+    group: Group | None = None,
+    recorded: Decisions,
+) -> Built:
+    """Load the model and put the parts of a run together; in a ``group``, those of this process.
+
+    Args:
+        run: Where they write.
+        materials: What they are made of.
+        emit: Hears what is decided.
+        check_owner: Raises an error where another process has taken the run.
+        group: The processes that train together.
+        recorded: What was decided before: by the run that goes on, or by the first process. Its precision is.
+
+    Raises:
+        MismatchError: Something that is recorded cannot be had here.
+    """
+    group = group or Group()
+    settings, located, prepared = materials.settings, materials.located, materials.prepared
+    device = choose_device()
+    keep_freed_memory(device)
+    assert recorded.precision is not None
+    dtype = dtype_named(recorded.precision, device)
+    shares = shares_weights(
+        settings, located.folder, group, dtype=dtype, device=device, recorded=recorded.weights
+    )
+    model, adapter, fusion = _load(
+        materials, recorded, dtype, torch.device("cpu") if shares else device, emit
+    )
+    require_positions(model, prepared)
+    pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
+    tried = try_ways(
+        model,
+        fusion,
+        examples,
+        settings.training,
+        recorded=recorded,
+        pad_id=pad_id,
+        emit=emit,
+        with_gradients=not shares,
+    )
+    source = SourceTensors.of(model, located.folder)
+    if source.beside:
+        _tell_beside(model, source, located.folder, emit, is_whole=adapter is None)
+    weights = make_weights(model, settings, group, dtype=dtype, device=device, shares=shares)
+    if settings.training.neftune_alpha:
+        add_embedding_noise(model, settings.training.neftune_alpha)
+    attention = attention_of(model)
+    total, trainable = count_parameters(model)
+    peak = matmul_flops(device, dtype)
+    emit(
+        ModelLoaded(
+            name=located.name,
+            parameters=total,
+            trainable=trainable,
+            device=str(device),
+            precision=recorded.precision,
+            precision_why=recorded.precision_why or "",
+            peak_flops=peak,
+        )
+    )
+    if told := own_attention(model):
+        emit(Notice(text=told))
+    head = choose_batch_loss(
+        model,
+        _probe_batch(examples, pad_id).to(device),
+        emit=emit,
+        gathered=weights.gathered,
+        recorded=tried.head,
+    )
+    make_plan, sharing = plan_maker(
+        model,
+        prepared.dataset,
+        settings,
+        pad_id=pad_id,
+        emit=emit,
+        recorded=recorded.packing,
+        ruled_out=tried.ruled_out,
+    )
+    decisions = Decisions(
+        precision=recorded.precision,
+        precision_why=recorded.precision_why,
+        attention=attention,
+        layers=tried.layers,
+        packing=sharing,
+        head=head.kind,
+        weights=WeightSharing.SHARED if shares else WeightSharing.WHOLE,
+    )
+    require_same(recorded, decisions, what=run.name)
+    named = make_plan(settings.training.micro_batch_size)
+    ladder = MemoryLadder(
+        micro_batch_size=settings.training.micro_batch_size,
+        make_plan=make_plan,
+        checkpoint_activations=_checkpointing(model, settings.training),
+    )
+    # A process that ran out of memory would leave the others inside an exchange of weights.
+    ladder.is_short = shares
+    trainer = Trainer(
+        settings=settings.training,
+        checkpoint=settings.checkpoint
+        if group.is_writer
+        else settings.checkpoint.model_copy(update={"in_background": False}),
+        weights=weights,
+        optimizer=make_optimizer(weights.masters, settings.training),
+        batch_loss=head.batch_loss,
+        ladder=ladder,
+        heldout_loss=_heldout_loss(prepared, head.batch_loss, device, group, emit, shares=shares),
+        store=_store(run, materials, model, adapter, check_owner) if group.is_writer else ForgetfulStore(),
+        emit=emit,
+        device=device,
+        name_row=lambda index: str(named.example(index).origin),
+        group=group,
+        gauge=Gauge.of(model, peak_flops=peak * group.size),
+    )
+    return Built(trainer=trainer, model=model, adapter=adapter, decisions=decisions, is_plain=source.is_plain)
+
+
+def _store(
+    run: RunFolder,
+    materials: Materials,
+    model: "PreTrainedModel",
+    adapter: AdapterFiles | None,
+    check_owner: Callable[[], None],
+) -> CheckpointStore:
+    settings, prepared = materials.settings, materials.prepared
+    store = DirectoryCheckpointStore(
+        run.checkpoints,
+        settings=_kept(settings),
+        write_model_files=partial(
+            write_model_files,
+            model,
+            source=materials.located.folder,
+            stop_ids=prepared.tokenizer.stop_ids,
+            template=prepared.tokenizer.chosen_template,
+        )
+        if adapter is None
+        else adapter.write,
+        weights_name=MODEL if adapter is None else ADAPTER,
+        fingerprints=materials.fingerprints,
+        resume_command=f"sft resume {run.argument}",
+        check_owner=check_owner,
+    )
+    return store if adapter is not None else PtWritingStore(model, run, settings, store)
+
+
+def _load(
+    materials: Materials, recorded: Decisions, dtype: torch.dtype, device: torch.device, emit: EventSink
+) -> "tuple[PreTrainedModel, AdapterFiles | None, Fusion | None]":
+    """Return the model, what its adapter's folders hold, and the faster form of its layers."""
+    settings, located = materials.settings, materials.located
+    if settings.adapter.is_on:
+        model, config = load_with_adapter(
+            located,
+            settings.adapter,
+            dtype=dtype,
+            device=device,
+            gradient_checkpointing=settings.training.gradient_checkpointing,
+            trusts_code=bool(materials.trusted_code),
+        )
+        _tell_left_alone(model, settings.adapter, emit)
+        files = adapter_files(
+            model,
+            config,
+            settings=settings.model,
+            located=located,
+            tokenizer=materials.prepared.tokenizer,
+        )
+        return model, files, None
+    model = load_model(
+        located.folder,
+        dtype=torch.float32,
+        device=device,
+        gradient_checkpointing=settings.training.gradient_checkpointing,
+        trusts_code=bool(materials.trusted_code),
+    )
+    fusion = None if recorded.layers == () else _fused(model, emit)
+    if not settings.training.train_embeddings:
+        freeze_embeddings(model)
+    return model, None, fusion
+
+
+def _tell_left_alone(model: "PreTrainedModel", settings: AdapterSettings, emit: EventSink) -> None:
+    """Warn where ``auto`` leaves much without an adapter, which sits on linear layers alone."""
+    share, names = weights_left_alone(model)
+    if AUTO_TARGETS in settings.target_modules and share >= _MUCH:
+        shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
+        emit(
+            Warned(
+                text=f"the adapter leaves {share:.0%} of the weights of the layers as they are: {shown} get none"
+            )
+        )
+
+
+def _fused(model: "PreTrainedModel", emit: EventSink) -> Fusion:
+    fusion = fuse_layers(model)
+    if fusion.left_alone:
+        names = ", ".join(fusion.left_alone)
+        emit(Notice(text=f"{names}: computed as transformers does, without the faster form"))
+    return fusion
+
+
+def _tell_beside(
+    model: "PreTrainedModel", source: SourceTensors, folder: Path, emit: EventSink, *, is_whole: bool
+) -> None:
+    """Say what ``folder`` holds beside the language model; ``is_whole`` where it is not an adapter that will be written.
+
+    Raises:
+        MismatchError: The model could not be written back to where it was.
+    """
+    if is_whole and is_part_of_whole(model, folder):
+        check_names_come_back(model, folder, source)
+    emit(
+        Notice(
+            text=f"beside the language model there are {len(source.beside)} tensors ({source.in_words()}): they are not "
+            "trained, and are written as they are"
+        )
+    )
+
+
+def _checkpointing(model: "PreTrainedModel", settings: TrainingSettings) -> Callable[[], None] | None:
+    """Return what turns gradient checkpointing on where it is off and the model knows it."""
+    is_known = model.supports_gradient_checkpointing and not settings.gradient_checkpointing
+    return partial(checkpoint_activations, model) if is_known else None
+
+
+def _kept(settings: Settings) -> CheckpointSettings:
+    """Return which checkpoints are kept: early stopping needs the best one."""
+    keep_best = settings.checkpoint.keep_best or settings.training.early_stopping_evals > 0
+    return settings.checkpoint.model_copy(update={"keep_best": keep_best})
+
+
+def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:
+    shortest = min(range(len(examples)), key=lambda index: examples.num_tokens[index])
+    return collate([examples[shortest]], example_ids=[shortest], pad_id=pad_id)
+
+
+def _heldout_loss(
+    prepared: PreparedData,
+    batch_loss: BatchLoss,
+    device: torch.device,
+    group: Group,
+    emit: EventSink,
+    *,
+    shares: bool,
+) -> HeldoutLoss | None:
+    heldout = prepared.dataset.heldout
+    if not len(heldout):
+        return None
+
+    def measure(stop: StopFlag) -> NllSum | None:
+        batches = batches_in_order_of_length(
+            heldout,
+            rows=range(len(heldout)),
+            max_batch_tokens=HELDOUT_BATCH_TOKENS,
+            pad_id=prepared.tokenizer.pad_id,
+        )
+        batches = counted(batches, emit, task="held-out", total=len(heldout))
+        return heldout_nll(batch_loss, batches, stop=stop, group=group, device=device, computes_all=shares)
+
+    return measure

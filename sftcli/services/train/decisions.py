@@ -1,0 +1,163 @@
+"""What was measured or tried when a run started and moves its numbers: decided once, recorded, and taken from there on resume."""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from sftcli.errors import DataError, MismatchError, ResourceError
+from sftcli.events import EventSink, Notice, Warned
+from sftcli.runtime import dtype_named
+from sftcli.services.precision import decide_precision
+from sftcli.services.runs.folder import RunFolder, write_json
+from sftcli.training.checkpoint.format import read_fingerprints
+
+KEY = "decisions"  # in ``run.json``
+_OLDER_PRECISION = "machine precision of products"  # what checkpoints of older runs call it
+
+# The settings that ask for a decision: where the user lets one of them differ, it is made anew.
+ASKED_BY = {
+    "precision": frozenset({"training.precision"}),
+    "precision_why": frozenset({"training.precision"}),
+    "weights": frozenset({"training.parallel", "processes"}),
+    "packing": frozenset({"training.packing", "training.neftune_alpha"}),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decisions:
+    """Each is None while it is open. Whoever decides one takes what is recorded, or refuses: never another."""
+
+    precision: str | None = None  # of matrix products: bf16 or fp32
+    precision_why: str | None = None  # in a few words
+    attention: str | None = None  # what transformers calls it, before documents are kept apart
+    layers: tuple[str, ...] | None = None  # kinds of modules that run in the faster form; () for none
+    packing: str | None = None  # how documents of one row are kept apart (``RowSharing``)
+    head: str | None = None  # where the head runs (``HeadLoss``)
+    weights: str | None = None  # whether several processes share them out (``WeightSharing``)
+
+    def but(self, changed: Collection[str]) -> "Decisions":
+        """Return them with those open that one of the settings ``changed`` asks for."""
+        reopened = [name for name, keys in ASKED_BY.items() if keys & set(changed)]
+        return replace(self, **dict.fromkeys(reopened))
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as plain values."""
+        return asdict(self) | {"layers": None if self.layers is None else list(self.layers)}
+
+    @staticmethod
+    def from_json(value: object, *, where: str) -> "Decisions":
+        """Return what ``to_json`` was made of; a decision that this version does not know is left out.
+
+        Raises:
+            DataError: It is nothing of that kind.
+        """
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: {KEY} is no object")
+
+        def text(name: str) -> str | None:
+            found = value.get(name)
+            if not isinstance(found, str | None):
+                raise DataError(f"{where}: {KEY}.{name} is {found!r}, which is no text")
+            return found
+
+        layers = value.get("layers")
+        if not isinstance(layers, list | None):
+            raise DataError(f"{where}: {KEY}.layers is {layers!r}, which is no list")
+        precision = text("precision")
+        if precision not in {None, "bf16", "fp32"}:
+            raise DataError(f"{where}: {KEY}.precision is {precision!r}, and not bf16 or fp32")
+        return Decisions(
+            precision=precision,
+            precision_why=text("precision_why"),
+            attention=text("attention"),
+            layers=None if layers is None else tuple(map(str, layers)),
+            packing=text("packing"),
+            head=text("head"),
+            weights=text("weights"),
+        )
+
+
+def read_decisions(run: RunFolder, checkpoint: Path | None, emit: EventSink) -> Decisions:
+    """Return what ``run`` has decided; of an older run, which wrote down less, what its ``checkpoint`` tells.
+
+    Raises:
+        DataError: ``run.json`` holds something else there.
+    """
+    about = run.read_about() if run.about.is_file() else {}
+    if KEY in about:
+        return Decisions.from_json(about[KEY], where=str(run.about))
+    if checkpoint is None:
+        return Decisions()
+    precision = read_fingerprints(checkpoint).get(_OLDER_PRECISION)
+    told = f"only that it runs in {precision}" if precision else "nothing"
+    emit(
+        Notice(
+            text=f"run {run.name} is of an older version and says {told}: attention, faster layers and packing are tried anew"
+        )
+    )
+    return Decisions(precision=precision)
+
+
+def decisions_of(run: RunFolder) -> dict[str, object]:
+    """Return what ``run.json`` has to hold on to where ``run`` is begun again as it was: its decisions, if it has come to any."""
+    about = run.read_about()
+    return {KEY: about[KEY]} if KEY in about else {}
+
+
+def settle_precision(recorded: Decisions, setting: str, device: torch.device) -> Decisions:
+    """Return ``recorded`` with a precision, decided by the setting ``training.precision`` where that is open.
+
+    Raises:
+        ResourceError: ``device`` cannot multiply in it.
+    """
+    if recorded.precision is None:
+        decided = decide_precision(setting, device)
+        return replace(recorded, precision=decided.name, precision_why=decided.why)
+    try:
+        dtype_named(recorded.precision, device)
+    except ResourceError as error:
+        raise ResourceError(
+            f"the run trains in {recorded.precision}, and {error.message}",
+            hint="go on with it on such a device as it started on, or let it be another run from here on: "
+            "--set training.precision=fp32 --allow-change training.precision",
+        ) from error
+    return replace(recorded, precision_why="as the run began")
+
+
+def record_decisions(run: RunFolder, decisions: Decisions, emit: EventSink) -> None:
+    """Write into ``run.json`` what was decided, before the first step that depends on it.
+
+    Another sharing of the weights, which a run may go on with, is told.
+    """
+    about = run.read_about()
+    before = about.get(KEY)
+    made = decisions.to_json()
+    if isinstance(before, dict) and before.get("weights") not in {None, decisions.weights}:
+        text = f"weights were {before['weights']} in each process, are {decisions.weights}"
+        emit(Warned(text=f"{text}: the run goes on, but not bit for bit as it would have so"))
+    if isinstance(before, dict) and before.get("precision") == decisions.precision:
+        made["precision_why"] = before.get("precision_why")  # of the start, which decided it
+    if before != made:
+        write_json(run.about, about | {KEY: made})
+
+
+def require_same(recorded: Decisions, made: Decisions, *, what: str) -> None:
+    """Make sure that what is recorded was decided again.
+
+    Raises:
+        MismatchError: Something else was.
+    """
+    wanted, found = recorded.to_json(), made.to_json()
+    other = [name for name in wanted if wanted[name] not in (None, found[name]) and name != "precision_why"]
+    if other:
+        shown = "; ".join(f"{name} was {_shown(wanted[name])}, is {_shown(found[name])}" for name in other)
+        raise MismatchError(
+            f"{what} cannot be computed here as it was decided: {shown}",
+            hint="go on with it on the machine and with the library versions that it started with",
+        )
+
+
+def _shown(value: object) -> str:
+    return ", ".join(value) or "none" if isinstance(value, list) else str(value)

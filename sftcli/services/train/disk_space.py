@@ -1,0 +1,89 @@
+"""How much disk the checkpoints of a run will take, and whether it is there."""
+
+import math
+import shutil
+from pathlib import Path
+
+from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.settings import Settings
+from sftcli.config.schema.training import OptimizerName
+from sftcli.errors import StorageError
+from sftcli.events import EventSink, Warned
+from sftcli.modeling.json_files import read_json
+from sftcli.services.runs.folder import RunFolder
+from sftcli.services.train.adapters import adapter_bytes
+from sftcli.training.checkpoint.names import list_checkpoints
+from sftcli.training.checkpoint.store import gigabytes
+
+# What optimizers keep, in parts of the float32 size of what trains, and a little more: two float32 moments; means of rows
+# and columns; two bytes and their scales, except for tensors of less than 4096 numbers.
+_STATE_SHARES = {
+    OptimizerName.ADAMW: 2.0,
+    OptimizerName.ADAFACTOR: 0.1,
+    OptimizerName.ADAMW_8BIT: 0.6,
+    OptimizerName.PAGED_ADAMW_8BIT: 0.6,
+}
+
+
+def check_space(run: RunFolder, one_bytes: int, settings: CheckpointSettings, emit: EventSink) -> None:
+    """Make sure that the checkpoints that will exist at once fit on the run's disk.
+
+    Args:
+        run: Where they go.
+        one_bytes: Size of one.
+        settings: How many are kept.
+        emit: Told when room is scarce.
+
+    Raises:
+        StorageError: They do not fit.
+    """
+    have = len(list_checkpoints(run.checkpoints))
+    most = 1 if settings.every_steps == 0 else settings.keep_last + 1  # those by the clock may never come
+    need, free = one_bytes * max(1, most - have), shutil.disk_usage(run.path).free
+    if free < need:
+        raise StorageError(
+            f"the disk of {run.path} has {gigabytes(free)} free; checkpoints of this model need {gigabytes(need)}",
+            hint="free space, choose another --set run.root=DIR, or lower checkpoint.keep_last",
+        )
+    if free < 3 * one_bytes:
+        emit(
+            Warned(
+                text=f"the disk of {run.path} has only {gigabytes(free)} free; a checkpoint takes {gigabytes(one_bytes)}"
+            )
+        )
+
+
+def checkpoint_bytes(settings: Settings, folder: Path) -> int:
+    """Return about what a checkpoint takes: float32 weights, those that are frozen too, and the optimizer's state.
+
+    Of an adapter, its own weights and their moments alone, at most.
+    """
+    if settings.adapter.is_on:
+        return 3 * adapter_bytes(folder, settings.adapter)
+    share = _STATE_SHARES[settings.training.optimizer]
+    weights = parameters_bytes(folder)
+    frozen = 0 if settings.training.train_embeddings else embedding_bytes(folder)
+    return round(weights + share * (weights - frozen))
+
+
+def embedding_bytes(folder: Path) -> int:
+    """Return the float32 size of the token embeddings and the head in a model folder: one row for each token."""
+    rows = read_json(folder / "config.json").get("vocab_size")
+    return parameters_bytes(folder, rows=rows) if isinstance(rows, int) else 0
+
+
+def parameters_bytes(folder: Path, *, rows: int | None = None) -> int:
+    """Return the float32 size of the weights in a model folder, from the headers of its files.
+
+    With ``rows``, of the matrices with that many rows only.
+    """
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                shape = file.get_slice(name).get_shape()
+                if rows is None or (len(shape) == 2 and shape[0] == rows):
+                    total += 4 * math.prod(shape)
+    return total

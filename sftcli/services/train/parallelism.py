@@ -1,0 +1,113 @@
+"""Whether the processes of a training hold all weights each or share them out, and the weights of either way."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sftcli.config.schema.adapter import Quantize
+from sftcli.config.schema.settings import Settings
+from sftcli.config.schema.training import OptimizerName, Parallel
+from sftcli.errors import Location, UsageError
+from sftcli.modeling.adapter.targets import file_name
+from sftcli.runtime import total_memory_bytes
+from sftcli.services.train.adapters import adapter_bytes
+from sftcli.services.train.disk_space import parameters_bytes
+from sftcli.training.distributed.group import Group
+from sftcli.training.probes.choices import WeightSharing
+from sftcli.training.weights.masters import AdapterWeights, MasterWeights
+from sftcli.training.weights.sharded import ShardedWeights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROOM = 0.8  # share of a device's memory that weights and what belongs to them may take; the rest is for activations
+
+
+def check_sharing(settings: Settings) -> None:
+    """Make sure that weights can be shared out where that is asked for.
+
+    Raises:
+        UsageError: They cannot.
+    """
+    reason = _obstacle(settings)
+    if settings.training.parallel is Parallel.FSDP and reason:
+        raise UsageError(
+            f"training.parallel is fsdp, and {reason}",
+            hint="take training.parallel=ddp, where each process holds the whole model",
+            location=Location(key="training.parallel"),
+        )
+
+
+def shares_weights(
+    settings: Settings,
+    folder: Path,
+    group: Group,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    recorded: str | None = None,
+) -> bool:
+    """Tell whether the processes share the weights out: when they are asked to, or by ``auto`` when one has no room for all.
+
+    A process alone has nobody to share with. By ``auto`` a run that goes on does as it did, which is ``recorded``: sums in
+    another order round otherwise.
+    """
+    if group.size == 1 or settings.training.parallel is Parallel.DDP:
+        return False
+    if settings.training.parallel is Parallel.FSDP:
+        return True
+    if recorded is not None:
+        return recorded == WeightSharing.SHARED
+    need = replicated_bytes(settings, folder, dtype)
+    return not _obstacle(settings) and need > ROOM * _memory(group, device)
+
+
+def make_weights(
+    model: "PreTrainedModel",
+    settings: Settings,
+    group: Group,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    shares: bool,
+) -> MasterWeights:
+    """Return the weights of ``model``, which they change; where they are shared out, it is on the CPU before."""
+    names = file_name if settings.adapter.is_on else None
+    if shares:
+        trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        parts = (3 * trained + 4 * sum(p.numel() for p in model.parameters())) // group.size
+        return ShardedWeights(
+            model,
+            compute_dtype=dtype,
+            group=group,
+            device=device,
+            exchange_each_pass=parts + trained > ROOM * _memory(group, device),
+            file_name=names,
+        )
+    if names is not None:
+        return AdapterWeights(model, compute_dtype=dtype, file_name=names)
+    return MasterWeights(model, compute_dtype=dtype)
+
+
+def replicated_bytes(settings: Settings, folder: Path, dtype: torch.dtype) -> int:
+    """Return what weights, gradients and AdamW's moments take in a process that holds them all, activations left out."""
+    whole = parameters_bytes(folder)
+    rounded = whole * dtype.itemsize // 4
+    if settings.adapter.is_on:
+        return rounded + 4 * adapter_bytes(folder, settings.adapter)
+    return 4 * whole + (rounded if dtype != torch.float32 else 0)
+
+
+def _memory(group: Group, device: torch.device) -> int:
+    """Return how much memory a process may take; on a CPU all of them are taken to share one machine."""
+    total = total_memory_bytes(device)
+    return total // group.size if device.type == "cpu" else total
+
+
+def _obstacle(settings: Settings) -> str:
+    if settings.training.optimizer is not OptimizerName.ADAMW:
+        return f"{settings.training.optimizer} keeps a state that cannot be shared out"
+    if settings.adapter.quantize is not Quantize.NONE:
+        return "4-bit weights cannot be shared out"
+    return ""

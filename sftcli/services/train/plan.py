@@ -1,0 +1,168 @@
+"""What a training would need, from a probe on the real model and rows. Trains nothing and writes no run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sftcli.config.schema.settings import Settings
+from sftcli.events import EventSink, Notice, StopFlag
+from sftcli.modeling.load import count_parameters
+from sftcli.runtime import (
+    choose_device,
+    dtype_name,
+    memory_bytes,
+    peak_memory_bytes,
+    seed_everything,
+    total_memory_bytes,
+)
+from sftcli.services.runs.folder import RunFolder
+from sftcli.services.train.build import Materials, build_trainer
+from sftcli.services.train.decisions import Decisions, settle_precision
+from sftcli.services.train.inputs import find_materials
+from sftcli.services.train.out_of_memory import memory_errors
+from sftcli.training.loss import MAX_CHUNK_LOGITS
+from sftcli.training.out_of_memory import SPARE
+from sftcli.training.probes.cost import StepCost, measure_cost
+from sftcli.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_CHUNKS_IN_GAPS = 2.5  # float32 logits of a chunk; runs were measured with 1.5 to 3.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Sizes in bytes, times in seconds. ``peak_bytes`` is that of the process, or of a device with memory of its own."""
+
+    model: str
+    parameters: int
+    trainable: int
+    device: str
+    precision: str
+    train_examples: int
+    heldout_examples: int
+    steps: int
+    batch_size: int
+    micro_batch_size: int
+    pass_tokens: int  # most positions of a micro-batch of packed rows; 0 where its rows are limited
+    longest_micro_batch: tuple[int, int]  # rows of data, positions
+    scanned_steps: int  # in which it was looked for
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    head_bytes: int
+    program_bytes: int  # libraries and all else of the process; 0 on a device with memory of its own
+    other_bytes: int  # passing tensors of the backward pass, and gaps between blocks: what the peak holds beyond the above
+    checkpoint_copy_bytes: int  # the copy that is written while training goes on
+    peak_bytes: int
+    total_memory_bytes: int
+    checkpoint_bytes: int  # on disk
+    step_seconds: float
+    evaluations: int
+    evaluation_seconds: float  # each
+    seconds: float  # all steps and evaluations
+
+
+def plan_training(settings: Settings, emit: EventSink, stop: StopFlag) -> Plan:
+    """Measure a few steps and say what the whole training needs.
+
+    Raises:
+        ResourceError: Not even the probe fits into memory.
+    """
+    materials = find_materials(settings, emit, stop)
+    settings = materials.settings
+    seed_everything(settings.training.seed)
+    before = 0
+    trainer, model = _build(materials, emit)
+    if trainer.device.type == "cpu":
+        before = memory_bytes(trainer.device) - _model_bytes(trainer)
+    load_peak = peak_memory_bytes(trainer.device)
+    emit(Notice(text="measuring a few steps, the last one on the longest micro-batch"))
+    with memory_errors(trainer.tried, resume_command="sft train --plan"):
+        cost = measure_cost(trainer, last_step=settings.training.max_steps)
+    total, trainable = count_parameters(model)
+    evaluations, evaluation_seconds = _evaluations(materials, cost)
+    steps = settings.training.max_steps
+    seconds = steps * cost.step_seconds + evaluations * evaluation_seconds
+    peak = cost.peak + (_gaps(cost, model) if trainer.device.type == "cpu" else 0)
+    # It is made in the machine's memory, not in that of a device of its own.
+    copies = _copies(settings, seconds) and trainer.device.type != "cuda"
+    copy = cost.optimizer + 4 * trainable if copies else 0
+    return Plan(
+        model=materials.located.name,
+        parameters=total,
+        trainable=trainable,
+        device=str(trainer.device),
+        precision=dtype_name(trainer.weights.compute_dtype),
+        train_examples=len(materials.prepared.dataset.train),
+        heldout_examples=len(materials.prepared.dataset.heldout),
+        steps=steps,
+        batch_size=settings.training.batch_size,
+        micro_batch_size=settings.training.micro_batch_size,
+        pass_tokens=trainer.plan.pass_tokens,
+        longest_micro_batch=(cost.longest_rows, cost.longest_tokens),
+        scanned_steps=cost.scanned_steps,
+        weights_bytes=cost.weights,
+        gradients_bytes=cost.gradients,
+        optimizer_bytes=cost.optimizer,
+        activations_bytes=cost.activations,
+        head_bytes=cost.head,
+        program_bytes=max(0, before),
+        other_bytes=max(0, peak - max(0, before) - _known(cost)),
+        checkpoint_copy_bytes=copy,
+        peak_bytes=max(load_peak, peak + copy),
+        total_memory_bytes=total_memory_bytes(trainer.device),
+        checkpoint_bytes=4 * total + cost.optimizer,
+        step_seconds=cost.step_seconds,
+        evaluations=evaluations,
+        evaluation_seconds=evaluation_seconds,
+        seconds=seconds,
+    )
+
+
+def _build(materials: Materials, emit: EventSink) -> "tuple[Trainer, PreTrainedModel]":
+    nowhere = RunFolder(Path(materials.settings.run.root) / "plan")  # nothing is saved there
+    decided = settle_precision(Decisions(), materials.settings.training.precision, choose_device())
+    built = build_trainer(nowhere, materials, emit, check_owner=lambda: None, recorded=decided)
+    # A probe that went on with smaller micro-batches would measure something else.
+    built.trainer.ladder.is_short = True
+    return built.trainer, built.model
+
+
+def _gaps(cost: StepCost, model: "PreTrainedModel") -> int:
+    """Return the bytes between the blocks that a run keeps, which the probe has given back.
+
+    A run may hold ``SPARE`` of a step without gaps (``KeptMemory``). Within a step the largest blocks, logits of a chunk in
+    two precisions and their gradient, leave gaps for those of another size.
+    """
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    logits = min(MAX_CHUNK_LOGITS, cost.longest_tokens * vocabulary)
+    return round((SPARE - 1) * cost.peak + _CHUNKS_IN_GAPS * 4 * logits)
+
+
+def _known(cost: StepCost) -> int:
+    return cost.weights + cost.gradients + cost.optimizer + cost.activations + cost.head
+
+
+def _model_bytes(trainer: Trainer) -> int:
+    tensors = {*trainer.weights.model.parameters(), *trainer.weights.masters.values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _copies(settings: Settings, seconds: float) -> bool:
+    """Tell whether a checkpoint is written in the background before the last step."""
+    every = settings.checkpoint.every_steps
+    early = settings.training.early_stopping_evals > 0
+    timed = 0 < 60 * settings.checkpoint.every_minutes < seconds
+    return settings.checkpoint.in_background and (early or timed or 0 < every < settings.training.max_steps)
+
+
+def _evaluations(materials: Materials, cost: StepCost) -> tuple[int, float]:
+    heldout, every = materials.prepared.dataset.heldout, materials.settings.training.eval_every_steps
+    if not len(heldout):
+        return 0, 0.0
+    steps = materials.settings.training.max_steps
+    count = 1 + (-(-steps // every) if every else 1)
+    return count, sum(heldout.num_tokens) * cost.forward_seconds_per_token

@@ -1,0 +1,147 @@
+"""Go on with a run, or prove that going on with it would give what it has given."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sftcli.config.layers import Override
+from sftcli.errors import StoppedError
+from sftcli.events import EventSink, Notice, StopFlag
+from sftcli.runtime import choose_device
+from sftcli.services.processes.peers import Peers, joined, with_processes
+from sftcli.services.processes.rank import find_place
+from sftcli.services.runs.lock import RunLock
+from sftcli.services.runs.recorded import find_recorded
+from sftcli.services.train.compatibility import check_may_change, compare, compare_start, open_again
+from sftcli.services.train.decisions import Decisions, read_decisions, settle_precision
+from sftcli.services.train.inputs import find_materials
+from sftcli.services.train.lead import (
+    complete_already,
+    continue_run,
+    start_over,
+)
+from sftcli.services.train.outcome import TrainOutcome
+from sftcli.services.train.parallelism import check_sharing
+from sftcli.services.train.resume_point import (
+    choose_checkpoint,
+    clear_leftovers,
+    count_equal,
+    pair_to_verify,
+)
+from sftcli.services.train.worker import agree_on_decisions, build_for, follow
+from sftcli.training.checkpoint.format import read_snapshot
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
+from sftcli.training.distributed.agreed_stop import AgreedStop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeRequest:
+    """Go on with ``run``, or the newest unfinished one under ``root``; from ``step``, or the newest checkpoint."""
+
+    root: Path
+    run: str | None = None
+    step: int | None = None
+    overrides: Sequence[Override] = ()
+    allowed: Sequence[
+        str
+    ] = ()  # settings keys, or ``data``, that may differ from what the run was started with
+    break_lock: bool = False  # the user says that whoever holds the lock is dead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOutcome:
+    """Steps after ``first`` were replayed up to ``second``, and ``tensors`` tensors were equal bit for bit."""
+
+    run: str
+    first: int
+    second: int
+    tensors: int
+    machine: Mapping[str, tuple[str, str]] = field(
+        default_factory=dict
+    )  # that differs: name -> what it was and is
+
+
+def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> TrainOutcome:
+    """Go on with a run as if it had never stopped. A finished run is left as it is.
+
+    Raises:
+        NotFoundError: No such run, or no such checkpoint; without any, it is started over.
+        DataError: No checkpoint is whole, or the one asked for is not.
+        MismatchError: Settings, data, tokenizer or model are not what the run was started with.
+        OutputError: Another process trains it.
+    """
+    check_may_change(request.allowed)
+    with joined(find_place(os.environ)) as peers:
+        if not peers.group.is_writer:
+            return follow(peers, stop)
+        return _lead(request, emit, stop, peers)
+
+
+def _lead(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> TrainOutcome:
+    recorded = find_recorded(request.run, request.root, request.overrides)
+    check_sharing(recorded.settings)
+    run, settings = recorded.run, with_processes(recorded.settings, peers)
+    if run.is_finished and request.step is None:
+        compare_start(recorded.started, recorded.settings, is_finished=True)
+        return complete_already(run, settings, emit, peers)
+    with RunLock(run.path, emit, break_lock=request.break_lock) as lock:
+        clear_leftovers(run, emit)
+        if request.step is None and not list_checkpoints(run.checkpoints):
+            changes = compare_start(recorded.started, recorded.settings, allowed=request.allowed)
+            return start_over(run, settings, changes, emit, stop, lock, peers=peers, allowed=request.allowed)
+        checkpoint = choose_checkpoint(run, request.step, emit)
+        return continue_run(run, settings, checkpoint, emit, stop, lock, peers=peers, allowed=request.allowed)
+
+
+def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> VerifyOutcome:
+    """Replay the steps between two checkpoints of a run and compare where they end. Writes nothing.
+
+    Raises:
+        NotFoundError: The run has no two checkpoints.
+        MismatchError: The replay ended elsewhere.
+    """
+    with joined(find_place(os.environ)) as peers:  # all of several do the same, and the first one talks
+        return _verify(request, emit, stop, peers)
+
+
+def _verify(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> VerifyOutcome:
+    recorded = find_recorded(request.run, request.root, (), finished=None)
+    run, settings = recorded.run, with_processes(recorded.settings, peers)
+    first, second = pair_to_verify(run, request.step)
+    emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.name}"))
+    materials = peers.first(lambda: find_materials(settings, emit, stop, run=run), stop)
+    peers.agree_on(materials.identity)
+    changes = compare(first, materials.fingerprints)
+    for event in changes.told():
+        emit(event)
+    decided = peers.share(
+        lambda: settle_precision(
+            read_decisions(run, first, emit).but(open_again(changes, settings.training)),
+            settings.training.precision,
+            choose_device(),
+        ).to_json()
+    )
+    built = build_for(
+        run,
+        materials,
+        emit,
+        peers.group,
+        check_owner=lambda: None,
+        checkpoint=first,
+        recorded=Decisions.from_json(decided, where=str(run.about)),
+    )
+    agree_on_decisions(built, peers)
+    trainer, agreed = built.trainer, AgreedStop(stop=stop, group=peers.group)
+    while trainer.state.step < step_of(second):
+        if agreed.requested():
+            raise StoppedError
+        emit(trainer.take_step())
+    compared = count_equal(trainer.snapshot(), read_snapshot(second), name=second.name)
+    return VerifyOutcome(
+        run=run.name,
+        first=step_of(first),
+        second=step_of(second),
+        tensors=compared,
+        machine=changes.machine,
+    )

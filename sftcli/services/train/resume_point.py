@@ -1,0 +1,178 @@
+"""What it takes to go on with a run: which checkpoint, and whether everything is still what it was."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from sftcli import storage
+from sftcli.config.schema.run import CheckpointSettings
+from sftcli.errors import MismatchError, NotFoundError
+from sftcli.events import EventSink, Notice, Warned
+from sftcli.services.runs.folder import RunFolder, write_json
+from sftcli.services.train.compatibility import Changes
+from sftcli.training.checkpoint.format import newest_good, rng_tensors, verify
+from sftcli.training.checkpoint.names import in_use, list_checkpoints, list_set_aside, step_of
+from sftcli.training.checkpoint.rewind import (
+    TakenBack,
+    close,
+    has_newer,
+    read_taken_back,
+    rename_all,
+    take_back,
+)
+from sftcli.training.checkpoint.store import clear_halves
+from sftcli.training.state import Snapshot
+
+
+def choose_checkpoint(run: RunFolder, step: int | None, emit: EventSink) -> Path:
+    """Return the checkpoint of ``step``, which may be set aside, or the newest one that verifies and is not.
+
+    Raises:
+        NotFoundError: There is none.
+        DataError: The one asked for, or every one, is damaged.
+    """
+    if step is None:
+        newest = newest_good(run.checkpoints, warn=lambda text: emit(Warned(text=text)))
+        if newest is None:
+            raise NotFoundError(
+                f"run {run.name} has no checkpoint yet", hint=f"start it over: sft resume {run.argument}"
+            )
+        return newest
+    found, aside = list_checkpoints(run.checkpoints), list_set_aside(run.checkpoints)
+    for checkpoint in [*found, *aside]:
+        if step_of(checkpoint) == step:
+            verify(checkpoint)
+            return checkpoint
+    hint = f"it has: {_steps(found)}" + (f"; set aside: {_steps(aside)}" if aside else "")
+    raise NotFoundError(f"run {run.name} has no checkpoint of step {step}", hint=hint)
+
+
+def _steps(checkpoints: Sequence[Path]) -> str:
+    return ", ".join(str(step_of(checkpoint)) for checkpoint in checkpoints) or "none"
+
+
+def pair_to_verify(run: RunFolder, step: int | None) -> tuple[Path, Path]:
+    """Return the checkpoint of ``step``, or the newest but one, and the one that follows it.
+
+    Raises:
+        NotFoundError: There are no two such checkpoints.
+    """
+    found = list_checkpoints(run.checkpoints)
+    for first, second in reversed(list(pairwise(found))):
+        if step in (None, step_of(first)):
+            return first, second
+    raise NotFoundError(
+        f"run {run.name} has no two checkpoints to replay between",
+        hint=f"it has: {_steps(found)}; see checkpoint.keep_last",
+    )
+
+
+def count_equal(replayed: Snapshot, stored: Snapshot, *, name: str) -> int:
+    """Return how many tensors of weights, optimizer and random state were compared.
+
+    Raises:
+        MismatchError: One of them differs in any bit.
+    """
+    count = 0
+    rng = [
+        {key: state for key, state in rng_tensors(snapshot).items() if not key.startswith("device")}
+        for snapshot in (replayed, stored)
+    ]
+    pairs = ((replayed.weights, stored.weights), (replayed.optimizer, stored.optimizer), (rng[0], rng[1]))
+    for ours, theirs in pairs:
+        for key in sorted(ours.keys() | theirs.keys()):
+            if key not in ours or key not in theirs or not torch.equal(ours[key].cpu(), theirs[key]):
+                raise MismatchError(
+                    f"the replay does not end at {name}: {key} differs",
+                    hint="the machine, its threads or the library versions are not those of the run",
+                )
+            count += 1
+    return count
+
+
+def clear_leftovers(run: RunFolder, emit: EventSink) -> None:
+    """Remove what a killed process left half written, and end what it had begun. The caller holds the run's lock."""
+    storage.sweep(run.path, older_than_seconds=0)
+    halves = clear_halves(run.checkpoints)
+    if halves:
+        emit(Notice(text=f"removed {', '.join(halves)}: left half written when a save was killed"))
+    plan = read_taken_back(run.checkpoints)
+    if plan is None:
+        return
+    if has_newer(run.checkpoints, plan):
+        close(run.checkpoints)
+    else:
+        _take_results_back(run, plan)
+
+
+def _take_results_back(run: RunFolder, plan: TakenBack) -> None:
+    rename_all(run.checkpoints, plan)
+    for path, aside in run.results_set_aside.items():
+        if path.exists():
+            storage.remove_tree(aside)
+            storage.disk.rename(path, aside)
+    storage.disk.sync(run.path)
+    if not plan.aside:
+        close(run.checkpoints)
+
+
+def _take_back(run: RunFolder, checkpoint: Path, emit: EventSink) -> Path:
+    """Put what is later than ``checkpoint`` out of the way; return the path that it has from then on."""
+    step = step_of(checkpoint)
+    plan = take_back(run.checkpoints, step, was_finished=run.is_finished)
+    if plan is not None:
+        _take_results_back(run, plan)
+        for name in plan.aside:
+            emit(
+                Notice(
+                    text=f"checkpoint {name} is set aside until a newer one is safe: the run goes on from step {step}"
+                )
+            )
+    return in_use(checkpoint)
+
+
+def rhythm_text(settings: CheckpointSettings, last_step: int) -> str:
+    """Return in words when checkpoints come, from which a run that is killed goes on."""
+    steps, minutes = settings.every_steps, settings.every_minutes
+    moments = [f"every {steps:,} steps"] if 0 < steps < last_step else []
+    moments += [f"every {minutes:g} minutes"] if minutes else []
+    return (
+        f"a checkpoint is saved {', '.join([*moments, 'and at the end' if moments else 'at the end only'])}"
+    )
+
+
+def end_taking_back(run: RunFolder) -> None:
+    """Delete what was set aside when a run was taken back: it has come to its end again."""
+    close(run.checkpoints)
+    for aside in run.results_set_aside.values():
+        storage.try_remove_tree(aside)
+
+
+def record_start_over(run: RunFolder, changes: Changes, emit: EventSink) -> None:
+    """Write into ``run.json`` that the run begins again, and tell it."""
+    _record(run, 0, changes, emit)
+
+
+def record_resume(run: RunFolder, checkpoint: Path, changes: Changes, emit: EventSink) -> Path:
+    """Write into ``run.json`` from where the run goes on and what changed, tell it, and put later checkpoints aside.
+
+    Return where ``checkpoint`` is then: it may have been set aside itself.
+    """
+    _record(run, step_of(checkpoint), changes, emit)
+    return _take_back(run, checkpoint, emit)
+
+
+def _record(run: RunFolder, step: int, changes: Changes, emit: EventSink) -> None:
+    about = run.read_about()
+    before = about.get("resumed")
+    entry = {
+        "at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
+        "step": step,
+        **changes.by_kind(),
+    }
+    write_json(run.about, about | {"resumed": [*(before if isinstance(before, list) else []), entry]})
+    for event in changes.told():
+        emit(event)

@@ -1,0 +1,133 @@
+"""One run, one trainer."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from sftcli.errors import OutputError, StorageError
+from sftcli.events import Warned
+from sftcli.services.runs.lock import GUARD, LOCK, SILENT_SECONDS, RunLock, judge, read_holder, this_process
+from tests.support.recording import RecordingSink
+
+
+def forge(run: Path, **changes: object) -> None:
+    (run / LOCK).write_text(json.dumps(asdict(replace(this_process(), **changes))))
+
+
+def test_lock_says_who_trains_and_is_gone_afterwards(tmp_path: Path) -> None:
+    with RunLock(tmp_path, RecordingSink()) as lock:
+        holder = read_holder(tmp_path / LOCK)
+        assert holder is not None
+        assert holder.pid == os.getpid()
+        lock.check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_second_trainer_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
+    with RunLock(tmp_path, RecordingSink()):
+        with pytest.raises(OutputError, match=rf"in use by pid {os.getpid()} on ") as caught:
+            RunLock(tmp_path, RecordingSink()).__enter__()
+        assert "--break-lock" in caught.value.hint
+        assert caught.value.exit_code == 73
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pid": 2**22 + 1}, {"born": "1"}, {"boot": "another boot"}],
+    ids=["process is gone", "process number was given again", "machine was started again"],
+)
+def test_lock_of_a_dead_process_here_is_taken_over_with_a_word(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    forge(tmp_path, **changes)
+    sink = RecordingSink()
+    with RunLock(tmp_path, sink) as lock:
+        lock.check()
+    (warning,) = sink.of(Warned)
+    assert "taking over from pid" in warning.text
+
+
+def test_lock_of_a_killed_child_is_taken_over(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        stat = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        forge(tmp_path, pid=child.pid, born=stat[19])
+        with pytest.raises(OutputError):
+            RunLock(tmp_path, RecordingSink()).__enter__()
+        child.send_signal(signal.SIGKILL)
+        while Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+            pass
+        with RunLock(tmp_path, RecordingSink()):  # a zombie is dead, too
+            pass
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("silent", [0.0, SILENT_SECONDS - 1])
+def test_holder_on_another_machine_is_believed_while_its_heart_beats(silent: float) -> None:
+    me = this_process()
+    assert judge(replace(me, host="elsewhere", pid=1), me, silent_seconds=silent) == "alive"
+
+
+def test_holder_on_another_machine_is_dead_after_ten_silent_minutes(tmp_path: Path) -> None:
+    forge(tmp_path, host="elsewhere")
+    with pytest.raises(OutputError):
+        RunLock(tmp_path, RecordingSink()).__enter__()
+    old = time.time() - SILENT_SECONDS - 5
+    os.utime(tmp_path / LOCK, (old, old))
+    with RunLock(tmp_path, RecordingSink()) as lock:
+        lock.check()
+
+
+def test_living_holder_is_taken_over_when_the_user_says_it_is_dead(tmp_path: Path) -> None:
+    forge(tmp_path, host="elsewhere")
+    sink = RecordingSink()
+    with RunLock(tmp_path, sink, break_lock=True) as lock:
+        lock.check()
+    assert len(sink.of(Warned)) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff\xfe"])
+def test_lock_that_says_nothing_locks_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / LOCK).write_bytes(content)
+    with RunLock(tmp_path, RecordingSink()) as lock:
+        lock.check()
+
+
+def test_guard_of_a_killed_process_does_not_block_for_ever(tmp_path: Path) -> None:
+    (tmp_path / GUARD).touch()
+    os.utime(tmp_path / GUARD, (time.time() - 60,) * 2)
+    with RunLock(tmp_path, RecordingSink()) as lock:
+        lock.check()
+
+
+@pytest.mark.parametrize("fate", ["deleted", "taken over"])
+def test_loss_of_the_lock_is_noticed_and_the_new_holder_left_alone(tmp_path: Path, fate: str) -> None:
+    with RunLock(tmp_path, RecordingSink()) as lock:
+        if fate == "deleted":
+            (tmp_path / LOCK).unlink()
+        else:
+            forge(tmp_path, host="elsewhere")
+        with pytest.raises(StorageError, match="no longer owns the run"):
+            lock.check()
+    assert (tmp_path / LOCK).exists() == (fate == "taken over")
+
+
+def test_lock_needs_neither_flock_nor_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("not on this file system")
+
+    for module, name in ((fcntl, "flock"), (os, "symlink"), (os, "link")):
+        monkeypatch.setattr(module, name, refuse)
+    with RunLock(tmp_path, RecordingSink()) as lock:
+        lock.check()

@@ -1,0 +1,257 @@
+"""What is decided at the start of a run is written into it, and taken from there whatever a later start would decide."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sftcli.config.resolve import parse_set
+from sftcli.config.schema.training import Parallel
+from sftcli.errors import DataError, MismatchError, ResourceError
+from sftcli.events import Ending, ModelLoaded, Notice, StepDone, Warned
+from sftcli.services.precision import Precision
+from sftcli.services.processes.peers import Peers
+from sftcli.services.runs.folder import RunFolder
+from sftcli.services.train import decisions
+from sftcli.services.train.compatibility import Changes, open_again
+from sftcli.services.train.decisions import ASKED_BY, KEY, Decisions, settle_precision
+from sftcli.services.train.parallelism import shares_weights
+from sftcli.services.train.resume import ResumeRequest, resume_training, verify_resume
+from sftcli.services.train.worker import agree_on_decisions
+from sftcli.training.distributed.group import Group
+from tests.support.recording import RecordingSink
+from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
+from tests.support.tiny_model import build_tiny_model
+
+NEVER, STEPS = 99, 10
+
+
+def decide(monkeypatch, name: str) -> None:
+    monkeypatch.setattr(
+        decisions, "decide_precision", lambda setting, device: Precision(name=name, why=f"{name} was drawn")
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of bfloat16 that was stopped after step 7, and the same one uninterrupted."""
+    folder = tmp_path_factory.mktemp("decided")
+    write_rows(folder / "rows.jsonl")
+    build_tiny_model(folder / "model", dropout=0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFT_CACHE_DIR", str(folder / "cache"))
+        decide(patch, "bf16")
+        train(settings_of(folder, folder / "model", "run.name=whole"), StopAtStep(NEVER))
+        train(settings_of(folder, folder / "model", "run.name=cut"), StopAtStep(7))
+    return folder
+
+
+@pytest.fixture
+def cut(place: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A copy of the run that was stopped, on a machine that would decide for float32 now."""
+    monkeypatch.setenv("SFT_CACHE_DIR", str(place / "cache"))
+    decide(monkeypatch, "fp32")
+    return Path(shutil.copytree(place / "runs" / "cut", tmp_path / "cut"))
+
+
+def resume(run: Path, **changes):
+    flag = StopAtStep(NEVER)
+    return resume_training(ResumeRequest(root=run.parent, run=run.name, **changes), flag, flag), flag.events
+
+
+def rewrite(run: Path, change) -> None:
+    about = json.loads((run / "run.json").read_text())
+    change(about)
+    (run / "run.json").write_text(json.dumps(about))
+
+
+def test_a_start_that_would_decide_otherwise_goes_on_in_the_precision_of_the_run(place, cut):
+    outcome, events = resume(cut)
+    assert outcome.ending is Ending.FINISHED
+    (loaded,) = [event for event in events if isinstance(event, ModelLoaded)]
+    assert (loaded.precision, loaded.precision_why) == ("bf16", "as the run began")
+    assert tensors_of(cut, STEPS) == tensors_of(place / "runs" / "whole", STEPS)
+    assert numbers_of(cut) == numbers_of(place / "runs" / "whole")
+
+
+@pytest.mark.parametrize(("change", "chosen"), [((), "bf16"), (("training.learning_rate=2e-2",), "fp32")])
+def test_a_run_that_starts_over_with_the_same_settings_keeps_what_it_decided(
+    place, monkeypatch, tmp_path, change, chosen
+):
+    settings = settings_of(place, place / "model", "run.name=over", f"run.root={tmp_path}")
+    monkeypatch.setenv("SFT_CACHE_DIR", str(place / "cache"))
+    decide(monkeypatch, "bf16")
+
+    class Killed(StopAtStep):
+        def __call__(self, event, /) -> None:
+            if isinstance(event, StepDone):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, Killed(NEVER))
+    decide(monkeypatch, "fp32")
+    again = settings_of(place, place / "model", "run.name=over", f"run.root={tmp_path}", *change)
+    flag = StopAtStep(1)
+    train(again, flag, auto=True)
+    assert [event.precision for event in flag.events if isinstance(event, ModelLoaded)] == [chosen]
+
+
+def test_verify_replays_in_the_precision_of_the_run(place, cut):
+    flag = StopAtStep(NEVER)
+    assert verify_resume(ResumeRequest(root=place / "runs", run="whole"), flag, flag).second == STEPS
+
+
+def test_all_that_was_decided_is_in_the_run_and_stays_as_it_was(cut):
+    before = json.loads((cut / "run.json").read_text())[KEY]
+    assert before["precision_why"] == "bf16 was drawn"
+    assert None not in before.values()
+    resume(cut)
+    assert json.loads((cut / "run.json").read_text())[KEY] == before
+
+
+def test_a_precision_that_the_user_lets_differ_is_decided_anew(cut):
+    overrides = (parse_set("training.precision=fp32"),)
+    with pytest.raises(MismatchError, match=r"training\.precision was"):
+        resume(cut, overrides=overrides)
+    _, events = resume(cut, overrides=overrides, allowed=("training.precision",))
+    assert [event.precision for event in events if isinstance(event, ModelLoaded)] == ["fp32"]
+    assert json.loads((cut / "run.json").read_text())[KEY]["precision"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("attention", "eager"), ("layers", ["Other"]), ("packing", "mask"), ("head", "other")]
+)
+def test_what_cannot_be_decided_again_is_refused_by_name(cut, name, value):
+    rewrite(cut, lambda about: about[KEY].update({name: value}))
+    with pytest.raises(MismatchError, match=f"{name} was") as caught:
+        resume(cut)
+    assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize(("name", "value"), [("layers", []), ("packing", "none"), ("head", "whole")])
+def test_the_plain_form_of_a_run_is_taken_without_a_try(cut, name, value):
+    rewrite(cut, lambda about: about[KEY].update({name: value}))
+    assert resume(cut)[0].ending is Ending.FINISHED
+    assert json.loads((cut / "run.json").read_text())[KEY][name] == value
+
+
+def test_a_run_of_an_older_version_goes_on_as_it_is_decided_today_and_it_is_said(cut):
+    rewrite(cut, lambda about: about.pop(KEY))
+    _, events = resume(cut)
+    (told,) = [event.text for event in events if isinstance(event, Notice) and "older version" in event.text]
+    assert "says nothing" in told
+    assert [event.precision for event in events if isinstance(event, ModelLoaded)] == ["fp32"]
+
+
+def test_of_an_older_run_the_precision_of_its_checkpoint_is_taken(cut, monkeypatch):
+    rewrite(cut, lambda about: about.pop(KEY))
+    monkeypatch.setattr(decisions, "read_fingerprints", lambda folder: {decisions._OLDER_PRECISION: "bf16"})
+    sink = RecordingSink()
+    assert decisions.read_decisions(RunFolder(cut), cut, sink) == Decisions(precision="bf16")
+    assert "only that it runs in bf16" in sink.of(Notice)[0].text
+
+
+@pytest.mark.parametrize("value", [None, 3, [], {"precision": 1}, {"precision": "fp8"}, {"layers": "all"}])
+def test_a_record_that_no_run_has_made_is_refused_with_its_file(cut, value):
+    rewrite(cut, lambda about: about.update({KEY: value}))
+    with pytest.raises(DataError, match=r"run\.json"):
+        resume(cut)
+
+
+def test_a_device_that_cannot_do_what_is_recorded_is_refused_with_the_way_out(monkeypatch):
+    def cannot(name, device):
+        raise ResourceError("this device has no bfloat16 matrix products")
+
+    monkeypatch.setattr(decisions, "dtype_named", cannot)
+    with pytest.raises(ResourceError, match="the run trains in bf16, and this device") as caught:
+        settle_precision(Decisions(precision="bf16"), "auto", torch.device("cpu"))
+    assert "--allow-change training.precision" in caught.value.hint
+
+
+def test_every_decision_survives_being_written_down_and_is_asked_for_by_known_settings():
+    made = Decisions(
+        precision="bf16",
+        precision_why="why",
+        attention="sdpa",
+        layers=("A",),
+        packing="none",
+        head="lean",
+        weights="whole",
+    )
+    assert Decisions.from_json(json.loads(json.dumps(made.to_json())), where="here") == made
+    assert set(ASKED_BY) <= set(made.to_json())
+    assert made.but({"training.packing"}).packing is None
+    assert made.but({"training.learning_rate"}) == made
+
+
+class Wire(Peers):
+    """Processes that meet in one list of what was told."""
+
+    def __init__(self, rank: int, told: list) -> None:
+        super().__init__(Group(rank=rank, size=2))
+        self.told = told
+
+    def tell(self, value) -> None:
+        self.told.append(json.loads(json.dumps(value)))
+
+    def hear(self, stop):
+        return self.told.pop(0)
+
+
+def test_of_several_processes_the_first_decides_and_one_that_cannot_follow_is_named():
+    told: list = []
+    first, second = (Wire(rank, told) for rank in range(2))
+    assert first.share(lambda: {"precision": "bf16"}) == {"precision": "bf16"}
+    assert second.share(lambda: pytest.fail("the first one decides")) == {"precision": "bf16"}
+    made = Decisions(
+        precision="bf16",
+        precision_why="why",
+        attention="sdpa",
+        layers=("A",),
+        packing="none",
+        head="lean",
+        weights="whole",
+    )
+    for packing in ("none", "bounds"):
+        agree_on_decisions(SimpleNamespace(decisions=made), first)
+        own = SimpleNamespace(decisions=replace(made, packing=packing, precision_why="another"))
+        if packing == "none":
+            agree_on_decisions(own, second)
+        else:
+            with pytest.raises(MismatchError, match=r"process 1 .*packing was none, is bounds"):
+                agree_on_decisions(own, second)
+
+
+@pytest.mark.parametrize(("recorded", "shares"), [(None, False), ("whole", False), ("shared", True)])
+def test_by_auto_several_processes_share_the_weights_as_the_run_did(place, recorded, shares):
+    settings = settings_of(place, place / "model").settings
+    found = shares_weights(
+        settings,
+        place / "model",
+        Group(size=2),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        recorded=recorded,
+    )
+    assert found is shares
+
+
+def test_another_number_of_processes_or_a_mode_that_was_asked_for_shares_anew(place):
+    made = Decisions(precision="bf16", weights="shared")
+    training = settings_of(place, place / "model").settings.training
+    assert made.but(open_again(Changes(), training)) == made
+    assert made.but(open_again(Changes(machine={"processes": ("2", "1")}), training)).weights is None
+    ddp = training.model_copy(update={"parallel": Parallel.DDP})
+    assert made.but(open_again(Changes(), ddp)).weights is None
+
+
+def test_weights_that_are_shared_otherwise_than_before_are_told(cut):
+    rewrite(cut, lambda about: about[KEY].update({"weights": "shared"}))
+    sink, run = RecordingSink(), RunFolder(cut)
+    made = Decisions.from_json(run.read_about()[KEY], where="")
+    decisions.record_decisions(run, replace(made, weights="whole"), sink)
+    assert "weights were shared in each process, are whole" in sink.of(Warned)[0].text
