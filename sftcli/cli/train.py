@@ -206,7 +206,7 @@ def resume(
       sft resume my-run --verify
     """
     output = options.Output(json=json, quiet=quiet, verbose=verbose, color=color, log_format=log_format)
-    from sftcli.services.runs.recorded import find_recorded
+    from sftcli.services.runs.folder import find_recorded
     from sftcli.services.train.requirements import check_machine
 
     overrides = _resume_overrides(sets, trust_remote_code=trust_remote_code, processes=processes)

@@ -15,8 +15,7 @@ from sftcli.errors import DataError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.extras import install_command
 from sftcli.services.diagnosis.verdict import Verdict, judge
-from sftcli.services.evaluate.intervals import Interval
-from sftcli.services.evaluate.metrics import TrainingSpans, has_reference_metrics
+from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.scoring import (
     ScoringJob,
     loss_difference,

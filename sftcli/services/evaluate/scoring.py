@@ -17,14 +17,16 @@ from sftcli.events import EventSink, Progressed, StopFlag
 from sftcli.modeling.decoding.decode import MAX_ROWS, Answer, decode
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.runtime import monotonic
-from sftcli.services.evaluate.intervals import Interval, paired_difference, ratio_standard_error
 from sftcli.services.evaluate.metrics import (
+    Interval,
     TrainingSpans,
     chrf,
     distinct_fraction,
     has_loop,
     has_reference_metrics,
     json_validity,
+    paired_difference,
+    ratio_standard_error,
     rouge_l,
 )
 from sftcli.services.models.choose import ModelChoice, load_for_inference

@@ -1,0 +1,1 @@
+"""``sft generate``: a prompt, a file of prompts, or a conversation -> answers. ``answerer`` holds the model."""

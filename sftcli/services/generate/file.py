@@ -17,8 +17,8 @@ from sftcli.services.generate.answerer import Answerer, Completion, Question
 from sftcli.services.generate.prompt import GenerateRequest, model_choices, open_answerers
 from sftcli.services.generate.prompt_file import PromptRow, read_prompts
 from sftcli.services.models.choose import ModelChoice
+from sftcli.services.runs.event_log import read_lines
 from sftcli.services.runs.folder import write_text
-from sftcli.services.runs.log_repair import read_lines
 
 Key = tuple[int, int, int]  # (model, prompt, sample)
 ANSWER_KEYS = {field.name for field in fields(Completion)} - {"seconds"}

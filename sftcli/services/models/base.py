@@ -1,9 +1,14 @@
 """The model that a run starts from. Apart from ``models``, because preparing rows needs its folder and no torch."""
 
+from pathlib import Path
+
 from sftcli.config.resolve import resolve
 from sftcli.config.schema.run import ModelSettings
+from sftcli.errors import NetworkError, NotFoundError
 from sftcli.events import EventSink
+from sftcli.modeling.adapter.folder import CONFIG_FILE, read_base
 from sftcli.modeling.hub.snapshot import is_commit
+from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from sftcli.services.runs.folder import RunFolder, write_json
 
@@ -56,3 +61,41 @@ def _known_commit(run: RunFolder | None, settings: ModelSettings) -> str | None:
         return None
     revision = base.get("revision")
     return revision if isinstance(revision, str) and is_commit(revision) else None
+
+
+def locate_adapter_base(
+    folder: Path, emit: EventSink, *, with_code: bool = False, named: str | None = None
+) -> LocatedModel:
+    """Return the model that the adapter in ``folder`` belongs to; ``named`` is where a user says that it is.
+
+    Raises:
+        NotFoundError: It is not where the adapter says.
+        NetworkError: The adapter says that it is on the hub, which cannot be asked.
+    """
+    if named is not None:
+        return locate_model(named, revision=None, emit=emit, with_code=with_code)
+    base = read_base(folder)
+    try:
+        return locate_model(
+            base.name, revision=base.revision, tokenizer=base.tokenizer, emit=emit, with_code=with_code
+        )
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"the adapter {folder} belongs to a model that is not here: {error.message}",
+            hint=f"name it: --base-model MODEL; or set its new place in {folder}: name in sft_base.json, or "
+            f"base_model_name_or_path in {CONFIG_FILE}",
+        ) from error
+    except NetworkError as error:
+        raise NetworkError(
+            f"the adapter {folder} belongs to {base.name}, which is not here: {error.message}",
+            hint=_hint_of(base.name),
+        ) from error
+
+
+def _hint_of(name: str) -> str:
+    """Return what to do where the hub cannot be asked for a base."""
+    if name == HUB_NAME:
+        return (
+            f"name a copy of it: --base-model {ALIAS} is the one that sft trains, with slightly other weights"
+        )
+    return "name a copy of it that is here: --base-model MODEL"

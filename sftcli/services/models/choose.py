@@ -17,9 +17,8 @@ from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.load import count_parameters, load_model, own_attention
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
-from sftcli.services.models.base import locate_base
+from sftcli.services.models.base import locate_adapter_base, locate_base
 from sftcli.services.runs.folder import RunFolder, newest_run
-from sftcli.services.train.adapters import locate_adapter_base
 from sftcli.training.checkpoint.names import list_checkpoints
 
 if TYPE_CHECKING:

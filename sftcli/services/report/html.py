@@ -37,7 +37,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
         OutputError: The place cannot be written.
         StorageError: Its disk is full.
     """
-    source = files("sftcli.services").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    source = files("sftcli.services.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

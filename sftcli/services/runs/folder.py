@@ -18,14 +18,18 @@ import dataclasses
 import errno
 import json
 import shlex
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
 from sftcli import storage
+from sftcli.config.layers import Override
+from sftcli.config.resolve import resolve
 from sftcli.config.schema.run import RunSettings
+from sftcli.config.schema.settings import Settings
 from sftcli.errors import (
     DataError,
     NotFoundError,
@@ -386,3 +390,34 @@ def json_text(value: object) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write ``text``, whole or not at all."""
     storage.replace_file(path, text.encode("utf-8"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A run, the settings that it was ``started`` with, and those, changed by what the user says now."""
+
+    run: RunFolder
+    started: Settings
+    settings: Settings
+
+
+def find_recorded(
+    name: str | None, root: Path, overrides: Sequence[Override], *, finished: bool | None = False
+) -> Recorded:
+    """Return the run called ``name``, or the newest under ``root`` of those that are unfinished, or that ``finished`` says.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    run = newest_run(root, finished=finished) if name is None else find_run(name, root)
+    if not run.config.is_file():
+        raise NotFoundError(
+            f"{run.path} lacks {run.config.name}, the settings that it was started with",
+            hint=f"start it anew under another name; its command was: {run.read_about().get('command')}",
+        )
+    return Recorded(run=run, started=read_settings(run), settings=read_settings(run, overrides))
+
+
+def read_settings(run: RunFolder, overrides: Sequence[Override] = ()) -> Settings:
+    """Return the settings that ``run`` was started with, changed by ``overrides``."""
+    return resolve(preset=None, config_file=run.config, overrides=overrides, environ={}).settings

@@ -4,121 +4,19 @@ What is sent: losses, learning rate, gradient norm, speed and memory by step, an
 sent: rows, answers, paths of this machine beside those in the settings, its name, its command line, or its code.
 """
 
-import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
 
-from sftcli import storage
 from sftcli.config.schema.run import Tracker
 from sftcli.config.schema.settings import Settings
-from sftcli.errors import SftError, UsageError
+from sftcli.errors import SftError
 from sftcli.events import Event, EventSink, HeldoutDone, StepDone, Warned, fan_out
 from sftcli.extras import install_command
-from sftcli.services.runs.folder import RunFolder, write_text
-
-PROJECT = "sft"
-_WANDB_SECONDS = 20.0  # the longest that a start may wait for the service
-
-
-class Numbers(Protocol):
-    """Where numbers go."""
-
-    def log(self, step: int, numbers: Mapping[str, float], /) -> None:
-        """Take the numbers of a step."""
-        ...
-
-    def close(self) -> None:
-        """Be done."""
-        ...
-
-
-class TensorBoardNumbers:
-    """Event files in ``RUN/trackers/tensorboard``; on resume, later steps of the old ones are no longer shown."""
-
-    def __init__(self, run: RunFolder, settings: Settings, *, after_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = str(run.trackers / "tensorboard")
-        self._writer = SummaryWriter(folder, purge_step=after_step + 1 if after_step >= 0 else None)
-        rows = "\n".join(f"| {key} | {value} |" for key, value in _flat(settings).items())
-        self._writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}")
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Write the numbers of a step."""
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Write the rest."""
-        self._writer.close()
-
-
-class WandbNumbers:
-    """A run of Weights & Biases; its files are in ``RUN/trackers``. ``WANDB_MODE=offline`` keeps them there."""
-
-    def __init__(self, run: RunFolder, settings: Settings, *, after_step: int) -> None:
-        import wandb
-
-        if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.login(prompt=False):
-            raise UsageError("no login is known", hint="wandb login, or WANDB_MODE=offline")
-        storage.make_folders(run.trackers)
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=run.name,
-            id=_kept_id(run, "wandb", lambda: secrets.token_hex(4)),
-            resume="allow" if after_step >= 0 else None,
-            dir=str(run.trackers),
-            config=_flat(settings),
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                disable_git=True,
-                disable_code=True,
-                x_disable_meta=True,  # the command line and the name of this machine
-                x_disable_machine_info=True,
-                x_disable_stats=True,
-                x_save_requirements=False,
-                init_timeout=_WANDB_SECONDS,
-            ),
-        )
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Send the numbers of a step."""
-        self._run.log(dict(numbers), step=step)
-
-    def close(self) -> None:
-        """Send the rest."""
-        self._run.finish()
-
-
-class MlflowNumbers:
-    """A run of MLflow, where ``MLFLOW_TRACKING_URI`` says."""
-
-    def __init__(self, run: RunFolder, settings: Settings, *, after_step: int) -> None:  # noqa: ARG002
-        from mlflow.entities import Param
-        from mlflow.tracking import MlflowClient
-
-        self._client = MlflowClient()
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        experiment = self._client.get_experiment_by_name(name)
-        known = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
-        self._id = _kept_id(
-            run, "mlflow", lambda: self._client.create_run(known, run_name=run.name).info.run_id
-        )
-        params = [Param(key, str(value)[:500]) for key, value in _flat(settings).items()]
-        self._client.log_batch(self._id, params=params[:100])
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Send the numbers of a step."""
-        for name, value in numbers.items():
-            self._client.log_metric(self._id, name, value, step=step)
-
-    def close(self) -> None:
-        """Mark the run as ended."""
-        self._client.set_terminated(self._id)
-
+from sftcli.services.runs.folder import RunFolder
+from sftcli.services.trackers.base import Numbers
+from sftcli.services.trackers.mlflow import MlflowNumbers
+from sftcli.services.trackers.tensorboard import TensorBoardNumbers
+from sftcli.services.trackers.wandb import WandbNumbers
 
 KINDS: Mapping[Tracker, Callable[..., Numbers]] = {
     Tracker.TENSORBOARD: TensorBoardNumbers,
@@ -204,25 +102,6 @@ def tracked(run: RunFolder, settings: Settings, emit: EventSink, *, after_step: 
     finally:
         for sink in sinks:
             sink.close()
-
-
-def _kept_id(run: RunFolder, kind: str, make: Callable[[], str]) -> str:
-    """Return the tracker's name of this run: the same one when the run is resumed."""
-    path = run.trackers / f"{kind}.id"
-    if path.is_file():
-        return path.read_text(encoding="utf-8").strip()
-    made = make()
-    storage.make_folders(run.trackers)
-    write_text(path, f"{made}\n")
-    return made
-
-
-def _flat(settings: Settings) -> dict[str, object]:
-    return {
-        f"{section}.{key}": value
-        for section, values in settings.model_dump(mode="json", exclude_none=True).items()
-        for key, value in values.items()
-    }
 
 
 def _packages(module: str) -> tuple[str, ...]:

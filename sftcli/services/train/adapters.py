@@ -8,14 +8,10 @@ import torch
 
 from sftcli.config.schema.adapter import AdapterSettings, Quantize
 from sftcli.config.schema.run import ModelSettings
-from sftcli.errors import NetworkError, NotFoundError
-from sftcli.events import EventSink
 from sftcli.modeling.adapter.adapter import add_adapter, base_content
 from sftcli.modeling.adapter.folder import (
-    CONFIG_FILE,
     WEIGHTS_FILE,
     AdapterBase,
-    read_base,
     write_adapter_config,
 )
 from sftcli.modeling.cache import whole_folder
@@ -24,7 +20,7 @@ from sftcli.modeling.formats.written import check_file_written
 from sftcli.modeling.hub.snapshot import is_commit
 from sftcli.modeling.load import load_model
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
-from sftcli.modeling.locate.locate import LocatedModel, is_path, locate_model
+from sftcli.modeling.locate.locate import LocatedModel, is_path
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.storage import write_file
 from sftcli.training.checkpoint.format import tensor_file_parts
@@ -123,54 +119,3 @@ def adapter_files(
         source=located.folder,
         tokenizer=tokenizer,
     )
-
-
-def locate_adapter_base(
-    folder: Path, emit: EventSink, *, with_code: bool = False, named: str | None = None
-) -> LocatedModel:
-    """Return the model that the adapter in ``folder`` belongs to; ``named`` is where a user says that it is.
-
-    Raises:
-        NotFoundError: It is not where the adapter says.
-        NetworkError: The adapter says that it is on the hub, which cannot be asked.
-    """
-    if named is not None:
-        return locate_model(named, revision=None, emit=emit, with_code=with_code)
-    base = read_base(folder)
-    try:
-        return locate_model(
-            base.name, revision=base.revision, tokenizer=base.tokenizer, emit=emit, with_code=with_code
-        )
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"the adapter {folder} belongs to a model that is not here: {error.message}",
-            hint=f"name it: --base-model MODEL; or set its new place in {folder}: name in sft_base.json, or "
-            f"base_model_name_or_path in {CONFIG_FILE}",
-        ) from error
-    except NetworkError as error:
-        raise NetworkError(
-            f"the adapter {folder} belongs to {base.name}, which is not here: {error.message}",
-            hint=_hint_of(base.name),
-        ) from error
-
-
-def _hint_of(name: str) -> str:
-    """Return what to do where the hub cannot be asked for a base."""
-    if name == HUB_NAME:
-        return (
-            f"name a copy of it: --base-model {ALIAS} is the one that sft trains, with slightly other weights"
-        )
-    return "name a copy of it that is here: --base-model MODEL"
-
-
-def adapter_bytes(folder: Path, settings: AdapterSettings) -> int:
-    """Return about the most that an adapter for the model in ``folder`` takes in float32, from its files' headers."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                shape = file.get_slice(name).get_shape()
-                total += 4 * settings.rank * sum(shape) if len(shape) == 2 else 0
-    return total

@@ -1,6 +1,5 @@
 """How much disk the checkpoints of a run will take, and whether it is there."""
 
-import math
 import shutil
 from pathlib import Path
 
@@ -9,9 +8,8 @@ from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OptimizerName
 from sftcli.errors import StorageError
 from sftcli.events import EventSink, Warned
-from sftcli.modeling.json_files import read_json
+from sftcli.modeling.formats.sizes import adapter_bytes, embedding_bytes, parameters_bytes
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.train.adapters import adapter_bytes
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.checkpoint.store import gigabytes
 
@@ -64,26 +62,3 @@ def checkpoint_bytes(settings: Settings, folder: Path) -> int:
     weights = parameters_bytes(folder)
     frozen = 0 if settings.training.train_embeddings else embedding_bytes(folder)
     return round(weights + share * (weights - frozen))
-
-
-def embedding_bytes(folder: Path) -> int:
-    """Return the float32 size of the token embeddings and the head in a model folder: one row for each token."""
-    rows = read_json(folder / "config.json").get("vocab_size")
-    return parameters_bytes(folder, rows=rows) if isinstance(rows, int) else 0
-
-
-def parameters_bytes(folder: Path, *, rows: int | None = None) -> int:
-    """Return the float32 size of the weights in a model folder, from the headers of its files.
-
-    With ``rows``, of the matrices with that many rows only.
-    """
-    from safetensors import safe_open
-
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                shape = file.get_slice(name).get_shape()
-                if rows is None or (len(shape) == 2 and shape[0] == rows):
-                    total += 4 * math.prod(shape)
-    return total

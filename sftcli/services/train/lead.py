@@ -39,19 +39,18 @@ from sftcli.services.runs.folder import (
     has_begun,
     is_unstarted,
     json_text,
+    read_settings,
     write_json,
     write_text,
 )
 from sftcli.services.runs.lock import RunLock
-from sftcli.services.runs.recorded import read_settings
 from sftcli.services.trackers.sink import tracked
 from sftcli.services.train.build import Built, Materials
 from sftcli.services.train.compatibility import Changes, compare, compare_data, compare_start, open_again
 from sftcli.services.train.decisions import decisions_of, read_decisions, record_decisions, settle_precision
 from sftcli.services.train.disk_space import check_space, checkpoint_bytes
-from sftcli.services.train.finishing import take_best
 from sftcli.services.train.inputs import find_materials
-from sftcli.services.train.outcome import TrainOutcome, outcome_of
+from sftcli.services.train.outcome import TrainOutcome, outcome_of, take_best
 from sftcli.services.train.parallelism import check_sharing
 from sftcli.services.train.resume_point import (
     choose_checkpoint,

@@ -10,9 +10,8 @@ from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OptimizerName, Parallel
 from sftcli.errors import Location, UsageError
 from sftcli.modeling.adapter.targets import file_name
+from sftcli.modeling.formats.sizes import adapter_bytes, parameters_bytes
 from sftcli.runtime import total_memory_bytes
-from sftcli.services.train.adapters import adapter_bytes
-from sftcli.services.train.disk_space import parameters_bytes
 from sftcli.training.distributed.group import Group
 from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.weights.masters import AdapterWeights, MasterWeights

@@ -19,7 +19,7 @@ from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.build import Materials, build_trainer
 from sftcli.services.train.decisions import Decisions, settle_precision
 from sftcli.services.train.inputs import find_materials
-from sftcli.services.train.out_of_memory import memory_errors
+from sftcli.services.train.worker import memory_errors
 from sftcli.training.loss import MAX_CHUNK_LOGITS
 from sftcli.training.out_of_memory import SPARE
 from sftcli.training.probes.cost import StepCost, measure_cost

@@ -11,8 +11,8 @@ from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.runtime import choose_device
 from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place
+from sftcli.services.runs.folder import find_recorded
 from sftcli.services.runs.lock import RunLock
-from sftcli.services.runs.recorded import find_recorded
 from sftcli.services.train.compatibility import check_may_change, compare, compare_start, open_again
 from sftcli.services.train.decisions import Decisions, read_decisions, settle_precision
 from sftcli.services.train.inputs import find_materials

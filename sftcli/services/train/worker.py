@@ -1,23 +1,23 @@
 """What every process of a training does, and all that those do which neither write nor talk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.schema.settings import Settings
-from sftcli.errors import MismatchError, StoppedError
+from sftcli.errors import MismatchError, ResourceError, StoppedError
 from sftcli.events import Ending, Event, EventSink, NeverStop, Notice, StopFlag, Warned
 from sftcli.runtime import seed_everything
 from sftcli.services.processes.peers import Peers, with_processes
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.build import Built, Materials, build_trainer
 from sftcli.services.train.decisions import Decisions, require_same
-from sftcli.services.train.finishing import take_best
 from sftcli.services.train.inputs import find_materials
-from sftcli.services.train.out_of_memory import memory_errors
-from sftcli.services.train.outcome import TrainOutcome, outcome_of
+from sftcli.services.train.outcome import TrainOutcome, outcome_of, take_best
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.distributed.group import Group
+from sftcli.training.out_of_memory import is_out_of_memory
 from sftcli.training.random_streams import start_stream
 from sftcli.training.trainer import Trainer
 
@@ -163,3 +163,34 @@ def tell_sharing(trainer: Trainer, emit: EventSink) -> None:
 
 def _silent(event: Event, /) -> None:
     """Take an event that the first process shows."""
+
+
+@contextmanager
+def memory_errors(
+    tried: Callable[[], str], *, resume_command: str, way_down: Callable[[], str] = str
+) -> Iterator[None]:
+    """Turn running out of memory inside the block into an error with flags, the one that costs no quality first.
+
+    Args:
+        tried: Returns in words with what it ran out, such as "micro-batches of 4 rows".
+        resume_command: Goes on with the run.
+        way_down: Returns the setting that goes on with less memory, such as "training.micro_batch_size=2", where there is one.
+
+    Raises:
+        ResourceError: Memory ran out; checkpoints are intact.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        setting = way_down()
+        smaller = f"{resume_command} --set {setting} --allow-change {setting.partition('=')[0]}"
+        raise ResourceError(
+            f"out of memory with {tried()}; checkpoints are intact",
+            hint=(f"go on in smaller steps of the same updates: {smaller}; or " if setting else "")
+            + "in a new run lower training.micro_batch_size, or training.micro_batch_tokens where that is set (the updates stay "
+            "the same), set "
+            "training.gradient_checkpointing, choose training.optimizer=adafactor, lower data.max_tokens, or choose a "
+            f"smaller model; where something else took the memory: {resume_command}",
+        ) from error

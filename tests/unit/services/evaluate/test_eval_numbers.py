@@ -10,13 +10,15 @@ from sftcli.data.batches.batch import batches_in_order_of_length, collate
 from sftcli.events import NeverStop
 from sftcli.figures import FEW_ROWS
 from sftcli.services.diagnosis.verdict import judge
-from sftcli.services.evaluate.intervals import Interval, paired_difference, ratio_standard_error
 from sftcli.services.evaluate.metrics import (
+    Interval,
     TrainingSpans,
     chrf,
     distinct_fraction,
     has_loop,
     json_validity,
+    paired_difference,
+    ratio_standard_error,
     rouge_l,
 )
 from sftcli.training.loss import score_rows

@@ -10,7 +10,7 @@ from sftcli.errors import MismatchError, StorageError
 from sftcli.services.generate.answerer import Completion
 from sftcli.services.generate.file import Journal, _as_line
 from sftcli.services.report.html import write_report
-from sftcli.services.runs.log_repair import end_torn_line, lines_up_to, read_lines
+from sftcli.services.runs.event_log import end_torn_line, lines_up_to, read_lines
 from tests.support.faulty_disk import FullDisk
 
 LINES = [

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sftcli.errors import ResourceError
-from sftcli.services.train.out_of_memory import memory_errors
+from sftcli.services.train.worker import memory_errors
 
 
 def tried():

@@ -14,12 +14,13 @@ from sftcli import storage
 from sftcli.config.resolve import parse_set
 from sftcli.errors import DataError, MismatchError, NotFoundError, OutputError, StorageError, UsageError
 from sftcli.events import Ending, Notice, Warned
+from sftcli.modeling.formats.sizes import parameters_bytes
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train import compatibility as comparing
 from sftcli.services.train import disk_space as space
 from sftcli.services.train import lead as train_service
 from sftcli.services.train.compatibility import CHANGEABLE, FIXED, FIXED_SECTIONS, compare
-from sftcli.services.train.disk_space import check_space, checkpoint_bytes, parameters_bytes
+from sftcli.services.train.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.resume import ResumeRequest, resume_training
 from sftcli.services.train.resume_point import choose_checkpoint
 from sftcli.training.checkpoint.format import read_fingerprints

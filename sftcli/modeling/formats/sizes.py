@@ -1,0 +1,43 @@
+"""How large models are in memory, read from the headers of their files."""
+
+import math
+from pathlib import Path
+
+from sftcli.config.schema.adapter import AdapterSettings
+from sftcli.modeling.json_files import read_json
+
+
+def embedding_bytes(folder: Path) -> int:
+    """Return the float32 size of the token embeddings and the head in a model folder: one row for each token."""
+    rows = read_json(folder / "config.json").get("vocab_size")
+    return parameters_bytes(folder, rows=rows) if isinstance(rows, int) else 0
+
+
+def parameters_bytes(folder: Path, *, rows: int | None = None) -> int:
+    """Return the float32 size of the weights in a model folder, from the headers of its files.
+
+    With ``rows``, of the matrices with that many rows only.
+    """
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                shape = file.get_slice(name).get_shape()
+                if rows is None or (len(shape) == 2 and shape[0] == rows):
+                    total += 4 * math.prod(shape)
+    return total
+
+
+def adapter_bytes(folder: Path, settings: AdapterSettings) -> int:
+    """Return about the most that an adapter for the model in ``folder`` takes in float32, from its files' headers."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                shape = file.get_slice(name).get_shape()
+                total += 4 * settings.rank * sum(shape) if len(shape) == 2 else 0
+    return total
