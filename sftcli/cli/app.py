@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from sftcli import __version__
-from sftcli.cli import evaluate, export, generate, inspect, prepare, report, runs, train
-from sftcli.cli.errors_view import guarded
-from sftcli.cli.several import as_one_voice
-from sftcli.cli.text import as_utf8
+from sftcli.cli.commands import evaluate, export, generate, inspect, prepare, report, runs, train
+from sftcli.cli.errors.show import guarded
+from sftcli.cli.session.processes import as_one_voice
+from sftcli.cli.terminal.text import as_utf8
 from sftcli.environment import set_defaults
 from sftcli.errors import UsageError
 

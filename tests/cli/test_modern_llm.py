@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
-from sftcli.cli.errors_view import guarded
+from sftcli.cli.errors.show import guarded
 from sftcli.modeling.formats.pt_file import read_pt
 from tests.support.runs import write_rows
 from tests.support.tiny_modern import build_tiny_pt, tiny_modern

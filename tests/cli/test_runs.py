@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sftcli.cli import complete
 from sftcli.cli.app import app
+from sftcli.cli.options import complete
 from sftcli.events import Event, StepDone
 from sftcli.services.runs.event_log import RunLog
 from sftcli.services.runs.folder import RunFolder, write_json, write_text

@@ -61,7 +61,7 @@ def trace(tmp_path: Path) -> Path:
 
 def sft(*arguments: object) -> tuple[int, str]:
     """Return exit code and all output of a command."""
-    from sftcli.cli.errors_view import guarded
+    from sftcli.cli.errors.show import guarded
 
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is None or isinstance(result.exception, SystemExit):

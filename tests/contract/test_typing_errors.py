@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftcli.cli.app import app
-from sftcli.cli.argument_errors import usage_error
+from sftcli.cli.errors.arguments import usage_error
 from sftcli.config.fields import choices, leaf_fields
 from sftcli.config.presets import preset_names
 from sftcli.config.resolve import parse_set, resolve

@@ -39,7 +39,7 @@ LOGGED = {"StepDone", "HeldoutDone", "Judged", "MemoryEased", "FitEnded"}
 # Loaded once, in the parent.
 LOADED = (
     "sftcli.cli.app",
-    "sftcli.cli.progress",
+    "sftcli.cli.views.live",
     "sftcli.services.train.lead",
     "sftcli.services.train.resume",
     "peft",

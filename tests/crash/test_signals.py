@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from sftcli import storage
-from sftcli.cli.options import Output
-from sftcli.cli.session import session
-from sftcli.cli.signals import CommandStopped
+from sftcli.cli.options.shared import Output
+from sftcli.cli.session.session import session
+from sftcli.cli.session.signals import CommandStopped
 from sftcli.events import CheckpointSaved, Ending, HeldoutDone, StepDone, fan_out
 from sftcli.services.train.lead import TrainRequest, run_training
 from sftcli.training.checkpoint.names import list_checkpoints, step_of

@@ -108,9 +108,9 @@ def run_events(last_step: int = 60) -> Iterator[Event]:
 
 def main(arguments: list[str]) -> int:
     """Show a run through ``session``; with ``wait`` go on until a stop is asked for, with ``text`` write an answer."""
-    from sftcli.cli.lines import stdout_text_writer
-    from sftcli.cli.options import Output
-    from sftcli.cli.session import session
+    from sftcli.cli.options.shared import Output
+    from sftcli.cli.session.session import session
+    from sftcli.cli.views.plain import stdout_text_writer
     from sftcli.errors import StoppedError
     from sftcli.events import fan_out
 
@@ -138,6 +138,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from sftcli.cli.errors_view import guarded
+    from sftcli.cli.errors.show import guarded
 
     sys.exit(guarded(lambda: main(sys.argv[1:]), command="sft train", json="--json" in sys.argv))

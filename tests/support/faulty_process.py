@@ -4,7 +4,7 @@ import os
 import sys
 
 from sftcli.cli import app
-from sftcli.cli.errors_view import guarded
+from sftcli.cli.errors.show import guarded
 from sftcli.environment import set_defaults
 
 GOOD_STEPS = 4  # before the fault

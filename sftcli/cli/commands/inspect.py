@@ -1,0 +1,47 @@
+"""``sft presets`` and ``sft env``: what there is, without doing anything."""
+
+from typing import Annotated
+
+import typer
+
+from sftcli.cli.options import complete
+from sftcli.cli.options import shared as options
+from sftcli.cli.results import results
+
+
+def presets(
+    name: Annotated[
+        str | None, typer.Argument(help="Show the settings of this preset.", autocompletion=complete.presets)
+    ] = None,
+    json: options.Json = False,
+    color: options.ColorChoice = options.Color.AUTO,
+) -> None:
+    """List the presets, or show the settings of one.
+
+    Examples:
+      sft presets
+
+      sft presets gpu
+    """
+    from sftcli.config.presets import preset_names, read_preset
+    from sftcli.config.resolve import resolve
+
+    output = options.Output(json=json, color=color)
+    if name is not None:
+        rows = resolve(preset=name, config_file=None, overrides=(), environ={}).rows()
+        results.show_settings(rows, output)
+        return
+    results.show_pairs({preset: read_preset(preset).description for preset in preset_names()}, output)
+
+
+def env(json: options.Json = False, color: options.ColorChoice = options.Color.AUTO) -> None:
+    """Show versions, device and folders: what a bug report needs.
+
+    Examples:
+      sft env
+
+      sft env --json
+    """
+    from sftcli.services.machine import describe_machine
+
+    results.show_pairs(describe_machine(), options.Output(json=json, color=color))

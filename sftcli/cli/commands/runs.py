@@ -1,0 +1,182 @@
+"""``sft runs`` and ``sft show``: what became of earlier runs."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sftcli.cli.options import complete
+from sftcli.cli.options import shared as options
+from sftcli.cli.session.session import session
+from sftcli.cli.terminal import tables
+from sftcli.cli.terminal.text import count, duration, loss_text, percent, signs, sparkline
+
+if TYPE_CHECKING:
+    from sftcli.services.runs.summary import RunSummary
+
+CURVE_COLUMNS = 32
+SHOWN_WARNINGS = 3
+STATE_STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "broken-off": "yellow",
+                "damaged": "red"}  # fmt: skip
+
+
+def runs(
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds run folders.")] = Path(
+        "runs"
+    ),
+    json: options.Json = False,
+    color: options.ColorChoice = options.Color.AUTO,
+) -> None:
+    """List runs, newest first: where each stands, its steps, its losses.
+
+    Examples:
+      sft runs
+
+      sft runs --json
+    """
+    output = options.Output(json=json, color=color)
+    with session(output):
+        from sftcli.services.runs.summary import summarize_runs
+
+        found = summarize_runs(root)
+    if output.json:
+        tables.show_result_json({"runs": [asdict(summary) for summary in found]})
+    elif found:
+        tables.out(output.color).print(_runs_table(found))
+        err = tables.err(output.color)
+        for damaged in (one for one in found if one.state == "damaged"):
+            tables.show_text(f"warning: {damaged.warnings[-1]}", err)
+        if unfinished := [one for one in found if one.state in {"stopped", "broken-off"}]:
+            tables.show_text(f"go on with: sft resume {_argument(unfinished[0])}", err)
+    else:
+        tables.show_text(
+            f"there are no runs under {root} yet; start one: sft train", tables.err(output.color)
+        )
+
+
+def show(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="Run by name or path; the newest one.", autocompletion=complete.runs),
+    ] = None,
+    root: options.RunsRoot = Path("runs"),
+    json: options.Json = False,
+    color: options.ColorChoice = options.Color.AUTO,
+) -> None:
+    """Show one run: what was trained on what, how it went, and what to do with it next.
+
+    Examples:
+      sft show
+
+      sft show my-run --json
+    """
+    output = options.Output(json=json, color=color)
+    with session(output):
+        from sftcli.services.runs.folder import find_run, newest_run
+        from sftcli.services.runs.summary import read_scores, summarize_run
+
+        chosen = newest_run(root) if run is None else find_run(run, root)
+        summary, scores = summarize_run(chosen), read_scores(chosen)
+    if output.json:
+        tables.show_result_json({**asdict(summary), "scores": scores})
+        return
+    out = tables.out(output.color)
+    levels = signs(out.encoding).levels
+    out.print(tables.key_value_table(list(_facts(summary, levels))))
+    for warning in summary.warnings[-SHOWN_WARNINGS:]:
+        tables.show_text(f"warning: {warning}", out)
+    tables.show_text(
+        f"next: {_next_command(summary, has_scores=scores is not None)}", tables.err(output.color)
+    )
+
+
+def _runs_table(found: "Sequence[RunSummary]") -> tables.Grid:
+    return tables.Grid(
+        header=("run", "state", "step", "loss", "held-out", "best", "started"),
+        aligns=("left", "left", "right", "right", "right", "right", "left"),
+        rows=[
+            [
+                tables.Cell(text=summary.name, style="bold"),
+                tables.Cell(text=summary.state, style=STATE_STYLES[summary.state]),
+                tables.Cell(text=_steps(summary)),
+                tables.Cell(text=loss_text(summary.loss)),
+                tables.Cell(text=loss_text(summary.heldout_loss, summary.heldout_rows)),
+                tables.Cell(text=loss_text(summary.best_heldout_loss, summary.heldout_rows)),
+                tables.Cell(text=_age(summary.started_at), style="dim"),
+            ]
+            for summary in found
+        ],
+    )
+
+
+def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
+    yield "run", f"{summary.path} ({summary.state})"
+    yield "started", f"{_age(summary.started_at)}, with: {summary.command}"
+    yield "model", summary.model or None
+    yield "data", summary.data or None
+    speed = f", {count(summary.tokens_per_second)} tokens/s" if summary.tokens_per_second else ""
+    used = "" if summary.utilisation is None else f", {percent(summary.utilisation)} of the machine's peak"
+    yield "step", f"{_steps(summary)} in {duration(summary.training_seconds)}{speed}{used}"
+    if summary.curve:
+        yield "loss", f"{sparkline(summary.curve, CURVE_COLUMNS, levels)} {loss_text(summary.loss)}"
+    if summary.first_heldout_loss is not None:
+        rows = summary.heldout_rows
+        best = f", best {loss_text(summary.best_heldout_loss, rows)} at step {summary.best_step}"
+        of = f" ({count(rows)} row{'s' if rows > 1 else ''})" if rows else ""
+        first, last = loss_text(summary.first_heldout_loss, rows), loss_text(summary.heldout_loss, rows)
+        from sftcli.services.runs.summary import not_since
+
+        is_behind = summary.heldout_step < summary.step
+        if is_behind and not summary.heldout_step:
+            best = ""
+        told = not_since(first, last, summary.heldout_step) if is_behind else f"{first} at first, {last} now"
+        yield "held-out loss", f"{told}{best}{of}"
+    yield "checkpoints", _checkpoint_steps(summary.checkpoints) if summary.checkpoints else None
+    if summary.set_aside:
+        back = f"sft resume {_argument(summary)} --checkpoint {summary.set_aside[-1]}"
+        yield (
+            "set aside",
+            f"{_checkpoint_steps(summary.set_aside)}, until a newer one is safe; back with: {back}",
+        )
+
+
+def _checkpoint_steps(steps: "Sequence[int]") -> str:
+    return f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"
+
+
+def _next_command(summary: "RunSummary", *, has_scores: bool) -> str:
+    name = _argument(summary)
+    match summary.state:
+        case "finished" if has_scores:
+            return f'sft generate "your prompt" --checkpoint {name}'
+        case "finished":
+            return f"sft eval {name}"
+        case "running":
+            return f"tail -f {shlex.quote(summary.path)}/training.log"
+        case _:
+            return f"sft resume {name}"
+
+
+def _argument(summary: "RunSummary") -> str:
+    from sftcli.services.runs.folder import RunFolder
+
+    return RunFolder(Path(summary.path)).argument
+
+
+def _steps(summary: "RunSummary") -> str:
+    return (
+        f"{count(summary.step)} of {count(summary.last_step)}" if summary.last_step else count(summary.step)
+    )
+
+
+def _age(started_at: str) -> str:
+    """Return how long ago a time in ISO 8601 was, or the text itself where it is none."""
+    try:
+        seconds = (datetime.now(tz=UTC) - datetime.fromisoformat(started_at)).total_seconds()
+    except (ValueError, TypeError):
+        return started_at
+    return f"{duration(max(0.0, seconds))} ago"

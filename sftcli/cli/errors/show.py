@@ -1,0 +1,276 @@
+"""Errors as a person or a script reads them, and the way from an exception to an exit code."""
+
+import io
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from errno import ENOSPC
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from sftcli.cli.errors.arguments import usage_error
+from sftcli.cli.errors.excerpt import source_excerpt
+from sftcli.cli.options.shared import Color, use_color
+from sftcli.cli.session.signals import INTERRUPTED_EXIT_CODE, CommandStopped
+from sftcli.cli.terminal.text import clean, redact, writable
+from sftcli.errors import SftError, StorageError, ToldElsewhereError, UsageError
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from sftcli.errors import Location
+
+BUG_EXIT_CODE = 1
+BROKEN_PIPE_EXIT_CODE = 141
+
+_RED, _CYAN, _DIM, _BOLD, _RESET = "\x1b[1;31m", "\x1b[36m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
+
+
+def guarded(run: Callable[[], object], *, command: str, json: bool = False, color: Color = Color.AUTO) -> int:
+    """Call ``run`` and return the exit code of the process; whatever was raised has been shown.
+
+    Args:
+        run: The command; an ``int`` that it returns is the exit code, anything else is 0.
+        command: Its name, such as ``sft train``.
+        json: Whether the failure goes to stdout as a JSON object.
+        color: When to colour.
+    """
+    make_streams_safe()
+    ending = _Ending(command=command, json=json, color=color)
+    try:
+        code = run()
+        sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001 - the one place where every way out becomes an exit code
+        with suppress(OSError, ValueError):  # there may be nowhere left to say it
+            ending.show(error)
+    else:
+        ending.code = code if isinstance(code, int) else 0
+    for stream in (sys.stdout, sys.stderr):
+        _drop_if_unwritable(stream)
+    return ending.code
+
+
+@dataclass(slots=True, kw_only=True)
+class _Ending:
+    """Shows what a command raised; ``code`` is the exit code, also when showing it failed."""
+
+    command: str
+    json: bool
+    color: Color
+    code: int = BUG_EXIT_CODE
+
+    def show(self, error: BaseException) -> None:
+        """Show ``error`` and set ``code``."""
+        match error:
+            case CommandStopped():
+                self.code = error.exit_code
+                self._say_stopped(str(error))
+            case SftError():
+                self._show(error)
+            case ToldElsewhereError():
+                self.code = error.exit_code
+            case SystemExit():
+                self._leave(error)
+            case KeyboardInterrupt() | typer.Abort():
+                self.code = INTERRUPTED_EXIT_CODE
+                self._say_stopped("interrupted")
+            case BrokenPipeError():
+                self._leave_pipe()
+            case OSError(errno=number) if number == ENOSPC:
+                _drop_if_unwritable(sys.stdout)
+                where = f" for {error.filename}" if error.filename else ""
+                self._show(StorageError(f"no space left{where}", hint="free some space and run it again"))
+            case _ if (usage := usage_error(error, self.command, sys.argv[1:])) is not None:
+                self._show_usage(usage)
+            case _:
+                show_crash(error, command=self.command, json=self.json, color=self.color)
+
+    def _show(self, error: SftError) -> None:
+        self.code = error.exit_code
+        show_error(error, command=self.command, json=self.json, color=self.color)
+
+    def _show_usage(self, error: UsageError) -> None:
+        self.code = error.exit_code
+        if error.message:  # else Typer has shown the help of a command that was given no arguments
+            self._show(error)
+
+    def _say_stopped(self, message: str) -> None:
+        if self.json:
+            write_error_json(self.code, "stopped", message, "")
+        else:
+            sys.stderr.write(f"{message}\n")
+
+    def _leave(self, error: SystemExit) -> None:
+        if isinstance(error.__context__, BrokenPipeError):  # Typer makes 1 of it
+            self._leave_pipe()
+        else:
+            self.code = error.code if isinstance(error.code, int) else int(error.code is not None)
+
+    def _leave_pipe(self) -> None:
+        self.code = BROKEN_PIPE_EXIT_CODE
+        _let_go_of(sys.stdout)
+
+
+def make_streams_safe() -> None:
+    """Make stdout and stderr take every character in every locale, and exist, and stdin give every byte.
+
+    Closed by the caller, stdout becomes a pipe that nobody reads, so that a lost result is noticed; stderr is let go.
+    """
+    if sys.stdout is None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        sys.stdout = open(writer, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - lives as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        with suppress(io.UnsupportedOperation):  # it was read from before
+            sys.stdin.reconfigure(errors="surrogateescape")  # who reads it says what is wrong with its bytes
+
+
+def _drop_if_unwritable(stream: "TextIO") -> None:
+    """Flush ``stream``, and let go of it where that fails: the interpreter would complain at exit and end with 120."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        _let_go_of(stream)
+
+
+def _let_go_of(stream: "TextIO") -> None:
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def show_error(error: SftError, *, command: str, json: bool = False, color: Color = Color.AUTO) -> None:
+    """Show an expected error: what, where, and what to do, on stderr; or one JSON object on stdout."""
+    about_flags = error.kind == "usage" and error.location.file is None
+    hint = error.hint or (f"see `{command} --help`" if about_flags else "")
+    if json:
+        write_error_json(error.exit_code, error.kind, error.message, hint, error.location)
+        return
+    colored = use_color(color, is_terminal=sys.stderr.isatty())
+    lines = [_headline("error", error.message, colored=colored)]
+    place = str(error.location)
+    if place and not _is_told(error.location, error.message):
+        lines.append(f"{_paint('  -->', _CYAN, colored=colored)} {clean(place)}")
+    if "\n" not in error.message:  # else the message brings its own excerpt
+        lines += _excerpt(error.location, colored=colored)
+    if hint:
+        lines.append(f"{_paint('help:', _BOLD, colored=colored)} {clean(hint, keep=chr(10))}")
+    _write(lines)
+
+
+def show_crash(error: BaseException, *, command: str, json: bool = False, color: Color = Color.AUTO) -> None:
+    """Show a bug of ours: one line and the path of a file with the traceback, or with ``SFT_DEBUG=1`` all of it."""
+    report = redact("".join(traceback.format_exception(error)))
+    name = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    message = f"{command} hit a bug: {name.splitlines()[0]}"
+    path = _save_report(command, report)
+    hint = (
+        f"the traceback is in {path}; please report it"
+        if path
+        else "run again with SFT_DEBUG=1 for a traceback"
+    )
+    if os.environ.get("SFT_DEBUG") == "1":
+        _write(clean(report.rstrip("\n"), keep="\n").split("\n"))
+    if json:
+        write_error_json(BUG_EXIT_CODE, "internal", message, hint)
+        return
+    colored = use_color(color, is_terminal=sys.stderr.isatty())
+    _write(
+        [
+            _headline("error", message, colored=colored),
+            f"{_paint('help:', _BOLD, colored=colored)} {clean(hint)}",
+        ]
+    )
+
+
+def _headline(word: str, message: str, *, colored: bool) -> str:
+    return f"{_paint(word + ':', _RED, colored=colored)} {clean(message, keep=chr(10))}"
+
+
+def _is_told(location: "Location", message: str) -> bool:
+    """Return whether ``message`` says where already, the column aside."""
+    if location.file is None:
+        return location.key is None or location.key in message
+    place = location.file if location.line is None else f"{location.file}:{location.line}"
+    return place in message and (location.column is None or f"{place}:{location.column}" in message)
+
+
+def _excerpt(location: "Location", *, colored: bool) -> list[str]:
+    found = source_excerpt(location)
+    if found is None:
+        return []
+    number, text, blanks = found
+    margin = " " * len(number)
+    bar = _paint("|", _DIM, colored=colored)
+    return [
+        f"{margin} {bar}",
+        f"{_paint(number, _DIM, colored=colored)} {bar} {text}".rstrip(),
+        f"{margin} {bar} {blanks}{_paint('^', _RED, colored=colored)}",
+    ]
+
+
+def write_error_json(
+    code: int, kind: str, message: str, hint: str, location: "Location | None" = None
+) -> None:
+    """Write a failure as the one JSON object of a command."""
+    from sftcli.cli.terminal.tables import write_json
+
+    write_json(
+        {
+            "ok": False,
+            "exit_code": code,
+            "error": {
+                "kind": kind,
+                "message": redact(message),
+                "hint": redact(hint),
+                "file": location.file if location else None,
+                "line": location.line if location else None,
+                "column": location.column if location else None,
+                "key": location.key if location else None,
+            },
+        }
+    )
+
+
+def _save_report(command: str, report: str) -> Path | None:
+    """Write a traceback into the state folder of the user, else a temporary one; ``None`` if neither can be written."""
+    from sftcli import storage
+
+    name = f"{command.replace(' ', '-')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    for folder in (_state_folder(), Path(tempfile.gettempdir())):
+        try:
+            storage.make_folders(folder)
+            path = folder / name
+            with storage.disk.create_alone(path, mode=0o600) as file:
+                storage.disk.write(file, report.encode("utf-8", "backslashreplace"))
+        except (OSError, RuntimeError):
+            continue
+        return path
+    return None
+
+
+def _state_folder() -> Path:
+    root = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(root) if root.startswith("/") else Path.home() / ".local" / "state"
+    return base / "sft" / "log"
+
+
+def _paint(text: str, code: str, *, colored: bool) -> str:
+    return f"{code}{text}{_RESET}" if colored else text
+
+
+def _write(lines: list[str]) -> None:
+    for line in lines:
+        sys.stderr.write(writable(redact(line), sys.stderr.encoding) + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,244 @@
+"""What a command leaves on the screen when it is done: results on stdout, remarks and next commands on stderr."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sftcli.cli.options import shared as options
+from sftcli.cli.terminal import tables
+from sftcli.cli.terminal.text import count, duration, loss_text, short_count, size, whole_duration
+from sftcli.figures import change, interval, share_of
+
+if TYPE_CHECKING:
+    from sftcli.config.resolve import Row
+    from sftcli.services.diagnosis.verdict import Verdict
+    from sftcli.services.evaluate.evaluate import EvalReport
+    from sftcli.services.evaluate.tasks import TasksReport
+    from sftcli.services.generate.answerer import Completion
+    from sftcli.services.report.score import Score
+    from sftcli.services.runs.folder import RunFolder
+    from sftcli.services.train.outcome import TrainOutcome
+    from sftcli.services.train.plan import Plan
+    from sftcli.services.train.resume import VerifyOutcome
+
+SHOWN_MISSES = 3
+
+
+def show_settings(rows: Iterable["Row"], output: options.Output) -> None:
+    """Print settings with their origins."""
+    listed = [(row.key, row.value, row.origin) for row in rows]
+    if output.json:
+        tables.show_result_json(
+            {"settings": {key: {"value": value, "from": where} for key, value, where in listed}}
+        )
+    else:
+        tables.out(output.color).print(tables.settings_table(listed))
+
+
+def show_pairs(pairs: Mapping[str, str], output: options.Output) -> None:
+    """Print names and values."""
+    if output.json:
+        tables.show_result_json(pairs)
+    else:
+        tables.out(output.color).print(tables.key_value_table(list(pairs.items())))
+
+
+def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
+    """Print how a run ended: the path of the final model on stdout, losses and next commands on stderr."""
+    from sftcli.services.runs.folder import RunFolder
+
+    if not output.quiet:
+        err, run = tables.err(output.color), RunFolder(Path(outcome.path))
+        if outcome.first_heldout_loss is not None and outcome.last_heldout_loss is not None:
+            tables.show_text(f"{_heldout_text(outcome)}, in {duration(outcome.seconds)}", err)
+        if outcome.verdict is not None and outcome.verdict.kind != "unknown":
+            tables.show_text(_verdict_text(outcome.verdict), err, wrap=True)
+        if outcome.ending == "plateau":
+            tables.show_text(
+                f"ended early, at step {outcome.step} of {outcome.last_step}: held-out loss fell no more", err
+            )
+        if outcome.final is None:
+            tables.show_text(f"stopped at step {outcome.step} of {outcome.last_step}", err)
+            if outcome.step:
+                tables.show_text(f"go on with: sft resume {run.argument}", err)
+        else:
+            tables.show_text(f"next: {generate_command(run)}, or sft eval {run.argument}", err)
+    if outcome.final is not None:
+        tables.show_text(outcome.final, tables.out(output.color))
+
+
+def _heldout_text(outcome: "TrainOutcome") -> str:
+    from sftcli.services.runs.summary import not_since
+
+    assert outcome.first_heldout_loss is not None
+    assert outcome.last_heldout_loss is not None
+    before, last = (
+        loss_text(loss, outcome.heldout_rows)
+        for loss in (outcome.first_heldout_loss, outcome.last_heldout_loss)
+    )
+    if outcome.final is not None or outcome.last_heldout_step == outcome.step:
+        return f"held-out loss {before} before, {last} after"
+    return f"held-out loss {not_since(before, last, outcome.last_heldout_step)}"
+
+
+def generate_command(run: "RunFolder") -> str:
+    """Return the shortest command that asks the final model of ``run``: a bare one takes the newest finished run."""
+    from sftcli.errors import NotFoundError
+    from sftcli.services.runs.folder import DEFAULT_ROOT, newest_run
+
+    with suppress(NotFoundError):
+        if newest_run(DEFAULT_ROOT, finished=True).path.absolute() == run.path.absolute():
+            return 'sft generate "your prompt"'
+    return f'sft generate "your prompt" --checkpoint {run.argument}'
+
+
+def show_plan(plan: "Plan", output: options.Output) -> None:
+    """Print what a training would need."""
+    if output.json:
+        tables.show_result_json(asdict(plan))
+        return
+    tables.out(output.color).print(tables.key_value_table(list(_plan_rows(plan))))
+    if plan.peak_bytes > plan.total_memory_bytes and not output.quiet:
+        limit = "training.micro_batch_tokens" if plan.pass_tokens else "training.micro_batch_size"
+        tables.show_text(
+            f"this does not fit: lower {limit} (the updates stay the same), set "
+            "training.gradient_checkpointing=true, or choose training.optimizer=adafactor",
+            tables.err(output.color),
+        )
+
+
+def _plan_rows(plan: "Plan") -> Iterator[tuple[str, object]]:
+    trained = "" if plan.trainable == plan.parameters else f", {short_count(plan.trainable)} trained"
+    rows, tokens = plan.longest_micro_batch
+    yield "model", f"{plan.model}: {short_count(plan.parameters)} parameters{trained}"
+    yield "machine", f"{plan.device}, {plan.precision}"
+    yield "rows", f"{count(plan.train_examples)} to train, {count(plan.heldout_examples)} held out"
+    most = f"{count(plan.pass_tokens)} tokens" if plan.pass_tokens else plan.micro_batch_size
+    yield "steps", f"{count(plan.steps)} of {plan.batch_size} rows, at most {most} at once"
+    laid_out = "packed into" if plan.pass_tokens else "padded to"
+    scanned = f"of {count(plan.scanned_steps)} steps"
+    yield "longest pass", f"{rows} rows {laid_out} {count(tokens)} tokens, {scanned}"
+    yield "weights", size(plan.weights_bytes)
+    yield "gradients", size(plan.gradients_bytes)
+    yield "optimizer", size(plan.optimizer_bytes)
+    yield "activations", size(plan.activations_bytes)
+    yield "head, loss", size(plan.head_bytes)
+    if plan.program_bytes:
+        yield "program", size(plan.program_bytes)
+    if plan.other_bytes:
+        yield "other", size(plan.other_bytes)
+    if plan.checkpoint_copy_bytes:
+        yield "copy to save", size(plan.checkpoint_copy_bytes)
+    yield "peak", f"{size(plan.peak_bytes)} of {size(plan.total_memory_bytes)}"
+    yield "checkpoint", f"{size(plan.checkpoint_bytes)} on disk, each"
+    yield "a step", duration(plan.step_seconds)
+    if plan.evaluations:
+        yield "evaluations", f"{plan.evaluations}, {duration(plan.evaluation_seconds)} each"
+    yield "in all", f"about {whole_duration(plan.seconds)}"
+
+
+def show_verified(outcome: "VerifyOutcome", output: options.Output) -> None:
+    """Print what a replay has proved."""
+    if output.json:
+        tables.show_result_json(asdict(outcome))
+    else:
+        text = (
+            f"{outcome.run}: steps {outcome.first + 1} to {outcome.second} replayed; "
+            f"all {count(outcome.tensors)} tensors are equal bit for bit"
+        )
+        tables.show_text(text, tables.out(output.color))
+
+
+def show_completion(completion: "Completion", output: options.Output) -> None:
+    """End the streamed answer with a line end; say so where the token budget cut it."""
+    tables.show_text("", tables.out(output.color))
+    if completion.finish == "length" and not output.quiet:
+        hint = f"cut after {completion.new_tokens} tokens; --max-new-tokens allows more"
+        tables.show_text(hint, tables.err(output.color))
+
+
+def show_completions(
+    completions: Sequence["Completion"], *, samples: int, with_base: bool, output: options.Output
+) -> None:
+    """Print several answers, each under a line that says whose it is."""
+    out = tables.out(output.color)
+    for number, completion in enumerate(completions):
+        whose = ("base" if number < samples else "tuned") if with_base else "sample"
+        place = f" {number % samples + 1}" if samples > 1 else ""
+        cut = "" if completion.finish == "stop" else f" (cut after {completion.new_tokens} tokens)"
+        tables.show_text(f"[{whose}{place}]{cut}\n{completion.text}\n", out)
+
+
+def show_scores(report: "EvalReport", output: options.Output) -> None:
+    """Print the scores of base and tuned side by side, and a few rows that the tuned model got wrong."""
+    base, tuned = report.base, report.tuned
+    out, err = tables.out(output.color), tables.err(output.color)
+    names = (base.model if base else "base", tuned.model)
+    pairs = [
+        tables.Pair(
+            metric=row.measure.label,
+            first=row.base,
+            second=row.tuned,
+            lower_is_better=row.measure.lower_is_better,
+            digits=row.measure.digits,
+            rows=row.rows,
+        )
+        for row in report.compared()
+    ]
+    out.print(tables.comparison_table(pairs, names=names))
+    if output.quiet:
+        return
+    tables.show_text(
+        f"{count(report.rows)} held-out rows, {count(tuned.response_tokens)} response tokens; "
+        f"{_matches(tuned)} answered exactly right" + (f", {_matches(base)} by {base.model}" if base else ""),
+        err,
+        wrap=True,
+    )
+    tables.show_text(_trained_text(report), err, wrap=True)
+    for name, difference in (("loss", report.loss_difference), ("exact match", report.match_difference)):
+        if difference is not None:
+            found = change(difference.value, 3, difference.rows)
+            bounds = interval(difference.low, difference.high, 3, difference.rows)
+            tables.show_text(f"{name}: {found} against the base, {bounds}", err)
+    if report.verdict is not None:
+        tables.show_text(_verdict_text(report.verdict), err, wrap=True)
+    shown = report.misses[:SHOWN_MISSES]
+    if shown:
+        tables.show_text(f"wrong answers, {len(shown)} of {count(tuned.answered - tuned.matched)}:", err)
+    for miss in shown:
+        tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}", err)
+
+
+def _trained_text(report: "EvalReport") -> str:
+    if report.trained_on is None:
+        return "how many of these rows were trained on is not known"
+    return str(report.trained_on)
+
+
+def _verdict_text(verdict: "Verdict") -> str:
+    advice = f": {verdict.advice}" if verdict.advice else ""
+    return f"verdict: {verdict.kind} ({verdict.reason}){advice}"
+
+
+def show_tasks(report: "TasksReport", output: options.Output) -> None:
+    """Print the numbers of tasks, base and tuned side by side; standard errors stand in the JSON alone."""
+    rows = [
+        tables.Pair(
+            metric=f"{task}/{metric}",
+            first=report.base_tasks.get(task, {}).get(metric),
+            second=value,
+            lower_is_better="perplexity" in metric,
+            rows=report.task_rows.get(task, 0),
+        )
+        for task, values in report.tasks.items()
+        for metric, value in values.items()
+        if "_stderr" not in metric
+    ]
+    names = (report.base_model or "base", report.model)
+    tables.out(output.color).print(tables.comparison_table(rows, names=names))
+
+
+def _matches(score: "Score") -> str:
+    return share_of(score.matched, score.answered)

@@ -1,0 +1,114 @@
+"""The interactive session of ``sft generate --chat``: lines in, answers out."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from sftcli.cli.options import shared as options
+from sftcli.cli.session.session import LOADING, session
+from sftcli.cli.session.signals import CommandStopped, SignalStop
+from sftcli.cli.terminal import tables
+from sftcli.cli.terminal.text import as_utf8
+from sftcli.cli.views.plain import stdout_text_writer
+from sftcli.errors import DataError, SftError
+from sftcli.events import fan_out
+
+if TYPE_CHECKING:
+    from sftcli.services.generate.chat import Chat
+    from sftcli.services.generate.prompt import GenerateRequest
+
+HELP = (
+    "/reset forgets the conversation, /system TEXT sets the system message, /save FILE keeps it, /quit ends"
+)
+DEFAULT_SAVE = "chat.jsonl"
+
+
+def chat(build: Callable[[], "GenerateRequest"], output: options.Output) -> None:
+    """Talk with a model until /quit or the end of input. Ctrl-C cuts an answer short; at the prompt it ends the session."""
+    with session(output) as (view, _stop):
+        view(LOADING)
+        from sftcli.services.generate.chat import Chat
+        from sftcli.services.generate.prompt import open_answerers
+
+        request = build()
+        (answerer,) = open_answerers(request, view)
+    talk = Chat(answerer=answerer, sampling=request.sampling, system=request.system)
+    if not output.quiet:
+        tables.show_text(HELP, tables.err(output.color))
+    while (line := _read_line()) is not None:
+        text = line.strip()
+        if text in {"/quit", "/exit"}:
+            return
+        if text.startswith("/"):
+            _command(text, talk, output)
+        elif text:
+            _turn(text, talk, output)
+
+
+def _read_line() -> str | None:
+    """Return the next line, or None at the end of input."""
+    if sys.stdin is None:  # closed by the caller
+        return None
+    if not sys.stdin.isatty():
+        return _as_text(sys.stdin.readline()) or None
+    import readline  # noqa: F401 - gives input() its line editing
+
+    try:
+        return _as_text(input("you> "))
+    except EOFError:
+        return None
+    except KeyboardInterrupt as error:
+        raise CommandStopped("interrupted", 130) from error
+
+
+def _as_text(line: str) -> str:
+    try:
+        return as_utf8(line)
+    except UnicodeError:
+        raise DataError("a line on standard input is not UTF-8", hint="send lines as UTF-8") from None
+
+
+def _command(text: str, talk: "Chat", output: options.Output) -> None:
+    """Do what a line that starts with a slash says."""
+    name, _, rest = text.partition(" ")
+    err = tables.err(output.color)
+    match name:
+        case "/reset":
+            talk.reset()
+            tables.show_text("the conversation is forgotten", err)
+        case "/system":
+            talk.system = rest.strip()
+            talk.reset()
+            tables.show_text("system message set; the conversation starts again", err)
+        case "/save":
+            path = Path(rest.strip() or DEFAULT_SAVE)
+            try:
+                talk.save(path)
+                tables.show_text(f"saved to {path}", err)
+            except SftError as error:
+                tables.show_text(f"{error.message}; {error.hint}", err)
+        case _:
+            tables.show_text(HELP, err)
+
+
+def _turn(text: str, talk: "Chat", output: options.Output) -> None:
+    """Ask and show the answer as it comes."""
+    with session(output) as (view, stop):
+        try:
+            completion = talk.ask(text, fan_out(view, stdout_text_writer()), stop)
+        except SftError as error:
+            tables.show_text(f"{error.message} {error.hint}", tables.err(output.color))
+            return
+    tables.show_text("", tables.out(output.color))
+    if completion.finish != "stop" and not output.quiet:
+        tables.show_text(f"(cut after {completion.new_tokens} tokens)", tables.err(output.color))
+    _end_if_told(stop)
+
+
+def _end_if_told(stop: SignalStop) -> None:
+    """End the session for every signal but Ctrl-C, which only cuts an answer."""
+    if stop.requested() and stop.exit_code != 130:
+        raise typer.Exit(stop.exit_code)
