@@ -12,10 +12,10 @@ PACKAGE = Path(sftcli.__file__).parent
 # The download runs in a process of its own that imports nothing of this package and leaves writing to the hub's client.
 ELSEWHERE = {"storage.py", "worker.py"}
 # Standard streams that the caller has closed, and a nameless file that catches what a child process says.
-STREAMS = {("errors_view.py", "open(writer, 'w', encoding='utf-8')"),
-           ("errors_view.py", "open(os.devnull, 'w', encoding='utf-8')"),
-           ("errors_view.py", "os.open(os.devnull, os.O_WRONLY)"),
-           ("several.py", "Path(os.devnull).open('a', encoding='utf-8')"),
+STREAMS = {("show.py", "open(writer, 'w', encoding='utf-8')"),
+           ("show.py", "open(os.devnull, 'w', encoding='utf-8')"),
+           ("show.py", "os.open(os.devnull, os.O_WRONLY)"),
+           ("processes.py", "Path(os.devnull).open('a', encoding='utf-8')"),
            ("snapshot.py", "TemporaryFile()"),
            # Not a file on a disk: tells Linux to measure the peak of memory anew.
            ("runtime.py", "Path('/proc/self/clear_refs').write_text('5', encoding='ascii')")}  # fmt: skip

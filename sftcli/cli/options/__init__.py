@@ -1,0 +1,1 @@
+"""Flags that commands share, their completion, and their way into settings."""

@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sftcli.cli.options.choice_check import one_of_setting
-from sftcli.cli.options.shared import INPUT_PANEL
+from sftcli.cli.options.shared import INPUT_PANEL, one_of_setting
 
 Map = Annotated[
     list[str] | None,

@@ -4,7 +4,7 @@ Imports nothing heavier than Typer, because it is read before every command, ``-
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +13,27 @@ from typing import Annotated
 import typer
 
 from sftcli.cli.options import complete
-from sftcli.cli.options.choice_check import one_of_setting
+
+
+def one_of_setting(key: str) -> Callable[[object], object]:
+    """Return a callback that checks words of a flag against the setting ``key``, together with the other flags.
+
+    The settings would refuse them too, but only after the flags that Typer checks.
+    """
+
+    def check(value: object) -> object:
+        if value:
+            from sftcli.config.fields import choices, element_choices
+            from sftcli.config.schema.settings import FIELDS
+
+            words = choices(FIELDS[key]) or element_choices(FIELDS[key])
+            for word in value if isinstance(value, list) else [value]:
+                if word not in words:
+                    raise typer.BadParameter(f"{word!r} is not one of {', '.join(map(repr, words))}")
+        return value
+
+    return check
+
 
 SETTINGS_PANEL = "Settings"
 INPUT_PANEL = "Model and data"

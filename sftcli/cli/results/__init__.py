@@ -1,0 +1,1 @@
+"""What a service returned -> tables and text, or JSON."""

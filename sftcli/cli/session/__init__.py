@@ -1,0 +1,1 @@
+"""What surrounds a command: its view, signals, several processes, and a conversation at the prompt."""

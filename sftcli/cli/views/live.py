@@ -11,8 +11,8 @@ from rich.text import Text
 from sftcli.cli.terminal.text import clean, redact, signs, writable
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.cli.views.panel import Frame, Row, Task, build_panel
-from sftcli.cli.views.plain import STOP_TEXT, data_line, end_line, judged_text, model_line, run_line
 from sftcli.cli.views.region import Region
+from sftcli.cli.views.wording import STOP_TEXT, data_line, end_line, judged_text, model_line, run_line
 from sftcli.events import (
     CheckpointSaved,
     DataPrepared,

@@ -4,7 +4,8 @@ import json
 import pytest
 
 from sftcli.cli.views.measures import TrainingMeasures
-from sftcli.cli.views.plain import PlainView, SilentView, TextWriter, end_line
+from sftcli.cli.views.plain import PlainView, SilentView, TextWriter
+from sftcli.cli.views.wording import end_line
 from sftcli.events import Ending, FitEnded, FitStarted, Notice, Progressed, StepDone, TextDelta, Warned
 from tests.support.fake_run import HOSTILE, run_events, step_done
 from tests.support.golden import assert_golden

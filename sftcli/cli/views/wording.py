@@ -1,0 +1,117 @@
+"""Each event in words, the same for every view."""
+
+from sftcli.cli.terminal.text import (
+    clean,
+    count,
+    duration,
+    flop_rate,
+    loss_text,
+    norm_text,
+    percent,
+    rate_text,
+    short_count,
+    size,
+    whole_duration,
+)
+from sftcli.cli.views.measures import TrainingMeasures
+from sftcli.events import (
+    DataPrepared,
+    Ending,
+    FitEnded,
+    HeldoutDone,
+    Judged,
+    ModelLoaded,
+    Progressed,
+    RunStarted,
+    StepDone,
+)
+
+STOP_TEXT = "stopping after this step; press Ctrl-C again to quit now"
+
+
+def run_line(event: RunStarted) -> str:
+    """Return ``run quick-1 in runs/quick-1``."""
+    return f"run {clean(event.run)} in {clean(event.path)}"
+
+
+def data_line(event: DataPrepared) -> str:
+    """Return what became of the rows, in one line."""
+    parts = [f"{count(event.kept)} of {count(event.rows)} rows kept"]
+    if event.rejected:
+        reasons = ", ".join(
+            f"{count(rows)} {clean(reason)}" for reason, rows in sorted(event.rejected.items())
+        )
+        parts[0] += f" (rejected: {reasons})"
+    parts.append(f"{count(event.train_examples)} train, {count(event.heldout_examples)} held-out")
+    share = event.response_tokens / event.train_tokens if event.train_tokens else 0.0
+    parts.append(f"{short_count(event.train_tokens)} tokens, {percent(share)} of them trained")
+    cached = " (from cache)" if event.cached else ""
+    return f"data {clean(event.source)} [{clean(event.schema)}]{cached}: " + "; ".join(parts)
+
+
+def model_line(event: ModelLoaded) -> str:
+    """Return which model is where, in one line."""
+    # A model that only answers trains nothing, which goes without saying.
+    is_all_or_nothing = event.trainable in {0, event.parameters}
+    trainable = "" if is_all_or_nothing else f", {short_count(event.trainable)} trained"
+    size = f"{short_count(event.parameters)} parameters{trainable}"
+    peak = f", {flop_rate(event.peak_flops)} measured" if event.peak_flops else ""
+    why = f" ({clean(event.precision_why)})" if event.precision_why else ""
+    return (
+        f"model {clean(event.name)}: {size}, on {clean(event.device)} in {clean(event.precision)}{why}{peak}"
+    )
+
+
+def heldout_line(event: HeldoutDone) -> str:
+    """Return one evaluation."""
+    return (
+        f"step {event.step}  held-out loss {loss_text(event.loss, event.rows)}  ({duration(event.seconds)})"
+    )
+
+
+def judged_text(event: Judged) -> str:
+    """Return the reason of a judgement and its advice, in one line."""
+    return f"{clean(event.reason)}. Advice: {clean(event.advice)}"
+
+
+def end_line(event: FitEnded, seconds: float, measures: TrainingMeasures) -> str:
+    """Return how training ended, and what part of the measured peak of matrix products it made use of."""
+    used = measures.whole_utilisation
+    at = "" if used is None else f" at {percent(used)} of the machine's peak"
+    verb = "finished" if event.ending is Ending.FINISHED else "stopped"
+    early = " early" if event.ending is Ending.PLATEAU else ""
+    why = ": held-out loss fell no more" if early else ""
+    return f"training {verb}{early} at step {event.step} after {duration(seconds)}{at}{why}"
+
+
+def step_line(measures: TrainingMeasures, step: StepDone) -> str:
+    """Return one training step as ``step 20/90  loss 1.234  lr 2.0e-04  grad 1.9  512 tok/s  pad 9%  2.1 GB  eta 1m20s``.
+
+    The speed is in response tokens, the memory is the peak so far.
+    """
+    remaining = measures.remaining_seconds
+    parts = [
+        f"step {step.step}/{measures.last_step}",
+        f"loss {loss_text(step.loss)}",
+        f"lr {rate_text(step.learning_rate)}",
+        f"grad {norm_text(step.grad_norm)}",
+        f"{count(measures.response_tokens_per_second)} tok/s",
+        f"pad {percent(measures.padding_fraction)}",
+        *([] if measures.utilisation is None else [f"{percent(measures.utilisation)} of peak"]),
+        *([size(step.peak_memory_bytes)] if step.peak_memory_bytes else []),
+        f"eta {whole_duration(remaining) if remaining is not None else '?'}",
+    ]
+    return "  ".join(parts) + ("  text" if step.text_tokens else "") + ("" if step.applied else "  skipped")
+
+
+def progress_line(event: Progressed, seconds: float) -> str:
+    """Return ``preparing rows.jsonl 1,200/5,000 rows, 240/s, 16s left``, of work that has taken ``seconds``."""
+    amount = size if event.unit == "bytes" else count
+    unit = "" if event.unit == "bytes" else f" {clean(event.unit)}"
+    total = f"/{amount(event.total)}" if event.total else ""
+    parts = [f"{clean(event.task)} {amount(event.done)}{total}{unit}"]
+    if event.done and seconds > 0:
+        parts.append(f"{amount(event.done / seconds)}/s")
+        if event.done < event.total:
+            parts.append(f"{whole_duration(seconds * (event.total - event.done) / event.done)} left")
+    return ", ".join(parts)
