@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sftcli.modeling.decoding import matrices
+from sftcli.modeling.decoding import fused_decode
 from sftcli.modeling.decoding.fused_decode import products_of
 from sftcli.runtime import has_bf16_products
 
@@ -32,7 +32,7 @@ def test_product_is_that_of_linear(dtype, with_bias, rows):
 @pytest.mark.skipif(not has_bf16_products(CPU), reason="the processor has no bfloat16 matrix units")
 def test_weights_are_laid_out_again_only_where_memory_has_room(monkeypatch):
     weight = torch.ones(48, 32, dtype=torch.bfloat16)
-    assert products_of([weight]) is matrices._blocked
-    assert products_of([weight.float()]) is matrices._plain
-    monkeypatch.setattr(matrices, "total_memory_bytes", lambda _device: 9 * weight.nbytes)
-    assert products_of([weight]) is matrices._plain
+    assert products_of([weight]) is fused_decode._blocked
+    assert products_of([weight.float()]) is fused_decode._plain
+    monkeypatch.setattr(fused_decode, "total_memory_bytes", lambda _device: 9 * weight.nbytes)
+    assert products_of([weight]) is fused_decode._plain
