@@ -1,6 +1,6 @@
 """Rows to conversations. The front of this stage: formats, messages and the reasons for rejecting a row come from here.
 
-``schemas`` finds the format of a source, ``turns`` reads lists of turns; here each format's columns become turns.
+``detect`` finds the format of a source, ``turns`` reads lists of turns; here each format's columns become turns.
 Contents stay byte for byte as they are in the row.
 """
 

@@ -1,6 +1,6 @@
 """Sources to rows, one after another, in bounded memory, each with the place it came from.
 
-This is the front of reading: ``sources`` understands what the user names, ``jsonrows``, ``tablerows`` and ``hubrows``
+This is the front of reading: ``source`` understands what the user names, ``json_rows``, ``table_rows`` and ``hub_rows``
 know one kind of storage each. What the columns mean is not known here.
 """
 

@@ -1,6 +1,6 @@
 """Conversations to examples: ids and loss mask, made together and proved row by row.
 
-The method is in ``skeleton``, the proofs in ``proofs``. A row that cannot be proved comes back as ``Rejected``; nothing
+The method is in ``template_layout``, the proofs in ``proofs``. A row that cannot be proved comes back as ``Rejected``; nothing
 is guessed and nothing disappears.
 """
 

@@ -1,4 +1,4 @@
-"""The model that a run starts from. Apart from ``models``, because preparing rows needs its folder and no torch."""
+"""The model that a run starts from. Apart from ``choose``, because preparing rows needs its folder and no torch."""
 
 from pathlib import Path
 
