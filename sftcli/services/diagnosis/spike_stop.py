@@ -12,7 +12,7 @@ from sftcli.training.checkpoint.names import list_checkpoints, step_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpikeStop:
-    """The flag ``stop``, raised as well when ``monitor`` sees a loss that jumped and stays, where ``settings`` ask for it."""
+    """The flag ``stop``, raised as well when ``watch`` sees a loss that jumped and stays, where ``settings`` ask for it."""
 
     stop: StopFlag
     watch: FitWatch
