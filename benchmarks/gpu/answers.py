@@ -1,0 +1,95 @@
+"""Answers beside those of transformers: the stage ``decode``, and what the stage ``correct`` asks of them."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks.gpu.findings import Check
+from benchmarks.gpu.subjects import CPU, PAD_ID, config_of, model_of, random_prompts
+from sftcli.config.schema import SamplingSettings
+from sftcli.events import NeverStop
+from sftcli.modeling.fused_decode import fuse
+from sftcli.modeling.sampling import decode
+
+Prompts = Sequence[Sequence[int]]
+
+
+def check_answers(check: Check) -> None:
+    """Compare answers in float32 token for token."""
+    model = model_of("tiny", device=CPU).to(check.device).eval()
+    prompts = random_prompts(8, vocabulary=1024, longest=40)
+    expected = [_theirs(model, [prompt], 24)[0] for prompt in prompts]
+    plain = _ours(model, prompts, 24, most=4)
+    fuse(model)
+    fused = _ours(model, prompts, 24, most=4)
+    check.judge(
+        "greedy answers in float32 are those of transformers",
+        plain == expected and fused == expected,
+        plain_equal=sum(map(list.__eq__, plain, expected)),
+        fused_equal=sum(map(list.__eq__, fused, expected)),
+        of=len(expected),
+    )
+    one, other = (_ours(model, prompts, 16, most=most, temperature=0.8) for most in (8, 3))
+    check.judge(
+        "sampled answers do not depend on the rows beside them",
+        one == other,
+        equal=sum(map(list.__eq__, one, other)),
+        of=len(prompts),
+    )
+
+
+def time_decoding(check: Check) -> None:
+    """Say tokens a second of both, greedy and sampled, for one row and for many."""
+    count = 8 if check.is_small else 128
+    for kind in ("tiny",) if check.is_small else ("smol", "qwen15"):
+        with check.guarded(kind):
+            model = model_of(kind, device=check.device, dtype=torch.bfloat16).eval()
+            fuse(model)
+            for rows in (1, 4) if check.is_small else (1, 32, 256):
+                prompts = random_prompts(rows, vocabulary=config_of(kind).vocab_size, longest=60)
+                _time(check, f"{kind} {rows} rows", _ours, model, prompts, count)
+                _time(check, f"{kind} {rows} rows, sampled", _ours, model, prompts, count, temperature=0.8)
+                if rows <= 32:
+                    _time(check, f"{kind} {rows} rows, transformers", _theirs, model, prompts, count)
+
+
+def _time(check, name, work, model, prompts, count, **named):
+    work(model, prompts, 4, **named)
+    check.wait()
+    begin = time.perf_counter()
+    work(model, prompts, count, **named)
+    check.wait()
+    check.say(name, tokens_per_s=len(prompts) * count / (time.perf_counter() - begin))
+
+
+def _ours(
+    model: PreTrainedModel, prompts: Prompts, count: int, *, most: int | None = None, temperature: float = 0.0
+) -> list[list[int]]:
+    settings = SamplingSettings(max_new_tokens=count, temperature=temperature)
+    answers = decode(
+        model,
+        prompts,
+        settings=settings,
+        stop_ids=frozenset(),
+        stop=NeverStop(),
+        max_rows=most or len(prompts),
+    )
+    return [list(answer.ids) for answer in answers]
+
+
+@torch.inference_mode()
+def _theirs(model: PreTrainedModel, prompts: Prompts, count: int) -> list[list[int]]:
+    width = max(map(len, prompts))
+    ids = [[PAD_ID] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    made = model.generate(
+        input_ids=torch.tensor(ids, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
+        pad_token_id=PAD_ID,
+    )
+    return made[:, width:].tolist()

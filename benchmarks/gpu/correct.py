@@ -1,0 +1,249 @@
+"""The stage ``correct``: losses, gradients, repeats, optimizers, adapters, memory that runs out, answers."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks.gpu.answers import check_answers
+from benchmarks.gpu.findings import Check, free
+from benchmarks.gpu.subjects import CPU, PAD_ID, config_of, copy_on, memory_of, model_of, random_rows
+from benchmarks.gpu.training import (
+    KERNEL,
+    difference,
+    kernel_of_any_torch,
+    losses_of,
+    masters_of,
+    trainer_of,
+)
+from sftcli.data.batch import collate, collate_packed
+from sftcli.events import Event, MemoryEased
+from sftcli.modeling.document_attention import attend_by_document
+from sftcli.modeling.fused import fuse_layers
+from sftcli.training.loss import response_nll_sum
+from sftcli.training.optim import MasterWeights
+from sftcli.training.trainer import Trainer
+from tests.support.training import ExampleList
+
+_LIMITS = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-3, 5e-2)}  # of the loss and of the gradients
+
+
+def check_numbers(check: Check) -> None:
+    """Compare everything with a CPU in float32, or with itself."""
+    for kind in ("tiny", "tinyqwen"):
+        with check.guarded(f"loss and gradients, {kind}"):
+            _check_gradients(check, kind)
+    for name, work in {
+        "curve": _check_curve,
+        "repeats": _check_repeats,
+        "optimizers": _check_optimizers,
+        "adapters": _check_adapters,
+        "memory": _check_memory,
+        "answers": check_answers,
+    }.items():
+        with check.guarded(name):
+            work(check)
+
+
+def _check_gradients(check: Check, kind: str) -> None:
+    """Compare packed rows on the device with rows alone on the CPU."""
+    base, rows = model_of(kind, device=CPU), _documents(check)
+    expected_loss, expected = _loss_and_gradients(copy_on(base, CPU), rows, packed=False, dtype=torch.float32)
+    for name, dtype, packed, fused in (
+        ("fp32 packed", torch.float32, True, False),
+        ("fp32 packed, fused", torch.float32, True, True),
+        ("bf16 alone", torch.bfloat16, False, False),
+        ("bf16 packed, fused", torch.bfloat16, True, True),
+        ("bf16 packed, fused, torch's kernel", torch.bfloat16, True, True),
+    ):
+        is_forced = name.endswith("kernel")
+        if is_forced and (check.device.type != "cuda" or kernel_of_any_torch() is None):
+            continue
+        model = copy_on(base, check.device)
+        left_alone = fuse_layers(model).left_alone if fused else ()
+        with patch(KERNEL, kernel_of_any_torch) if is_forced else patch.dict({}):
+            loss, gradients = _loss_and_gradients(model, rows, packed=packed, dtype=dtype)
+        loss_off = abs(loss - expected_loss) / expected_loss
+        gradients_off = difference(expected, gradients)
+        most_loss, most_gradients = _LIMITS[dtype]
+        check.judge(
+            f"{kind} {name} = alone on the CPU in fp32",
+            loss_off < most_loss and gradients_off < most_gradients and not left_alone,
+            loss_off=loss_off,
+            gradients_off=gradients_off,
+            left_alone=list(left_alone),
+        )
+        free()
+
+
+def _documents(check: Check) -> ExampleList:
+    """Return rows of 2 to 700 tokens, on a CPU to 70."""
+    lengths = (70, 33, 5, 26, 2, 19) if check.is_small else (700, 33, 5, 256, 2, 129, 480)
+    pool = random_rows(400, vocabulary=1024, mean=max(lengths), longest=2 * max(lengths), seed=3)
+    made = ExampleList()
+    for length in lengths:
+        row = next(row for row in pool if len(row.input_ids) >= length)
+        pool.remove(row)
+        mask = row.loss_mask[-length:].copy()
+        mask[-1] = True
+        made.append(replace(row, input_ids=row.input_ids[-length:], loss_mask=mask))
+    return made
+
+
+def _loss_and_gradients(
+    model: PreTrainedModel, rows: ExampleList, *, packed: bool, dtype: torch.dtype
+) -> tuple[float, dict[str, torch.Tensor]]:
+    weights = MasterWeights(model, compute_dtype=dtype)
+    model.train()
+    if packed:
+        attend_by_document(model)
+        batches = [collate_packed([rows], example_ids=range(len(rows)), pad_id=PAD_ID)]
+    else:
+        batches = [collate([row], example_ids=[index], pad_id=PAD_ID) for index, row in enumerate(rows)]
+    total = 0.0
+    for batch in batches:
+        nll = response_nll_sum(model, batch.to(model.device))
+        nll.backward()
+        total += nll.item()
+    named = weights.masters.items()
+    return total, {name: weight.grad.detach().cpu() for name, weight in named if weight.grad is not None}
+
+
+def _rows(check: Check) -> ExampleList:
+    sizes = {"mean": 30, "longest": 60} if check.is_small else {"mean": 120, "longest": 600}
+    return random_rows(200, vocabulary=1024, **sizes)
+
+
+def _trainer(check: Check, *, device: torch.device | None = None, seed: int = 0, **changed: Any) -> Trainer:
+    """Return the trainer of a tiny model whose weights are the same on every device."""
+    device = device or check.device
+    model = copy_on(model_of("tiny", device=CPU, seed=seed), device)
+    steps = {"batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-3}
+    return trainer_of(model, _rows(check), device=device, **(steps | changed))
+
+
+def _check_curve(check: Check) -> None:
+    expected = losses_of(_trainer(check, device=CPU, dtype=torch.float32), 8)
+    off = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        found = losses_of(_trainer(check, dtype=dtype), 8)
+        off[name] = max(abs(one - other) for one, other in zip(expected, found, strict=True))
+    is_same = off["fp32"] < 2e-3 and off["bf16"] < 3e-2
+    check.judge("losses of 8 steps are those of the CPU", is_same, fp32_off=off["fp32"], bf16_off=off["bf16"])
+
+
+def _check_repeats(check: Check) -> None:
+    """Compare two runs, and one that goes on from a snapshot of the third step, bit for bit."""
+    for is_strict in (False, True):
+        torch.use_deterministic_algorithms(is_strict)
+        try:
+            first, second = _trainer(check), _trainer(check)
+            losses_of(first, 6)
+            losses_of(second, 3)
+            snapshot = second.snapshot().copied()
+            losses_of(second, 3)
+            resumed = _trainer(check, seed=1)
+            resumed.restore(snapshot)
+            losses_of(resumed, 3)
+        finally:
+            torch.use_deterministic_algorithms(mode=False)
+        twice, again = (difference(masters_of(first), masters_of(other)) for other in (second, resumed))
+        how = "with deterministic algorithms" if is_strict else "as it is"
+        check.judge(
+            f"two runs and a resumed one are equal bit for bit, {how}",
+            twice == again == 0.0,
+            twice=twice,
+            resumed=again,
+        )
+
+
+def _check_optimizers(check: Check) -> None:
+    last = None
+    for name in ("adamw", "adafactor", "adamw_8bit", "paged_adamw_8bit"):
+        if check.is_small and "8bit" in name and (name.startswith("paged") or not find_spec("bitsandbytes")):
+            check.say(f"optimizer {name}", verdict="left out", why="it needs CUDA or bitsandbytes")
+            continue
+        with check.guarded(f"optimizer {name}"):
+            trainer = _trainer(check, optimizer=name)
+            losses = losses_of(trainer, 8)
+            snapshot = trainer.snapshot().copied()
+            following = losses_of(trainer, 2)
+            resumed = _trainer(check, seed=1, optimizer=name)
+            resumed.restore(snapshot)
+            again = losses_of(resumed, 2)
+            last = last or losses[-1]
+            off = max(abs(one - other) for one, other in zip(following, again, strict=True))
+            check.judge(
+                f"optimizer {name}",
+                losses[-1] < losses[0] and abs(losses[-1] - last) < 0.2 and off < 5e-3,
+                first=losses[0],
+                last=losses[-1],
+                adamw_last=last,
+                resumed_off=off,
+            )
+
+
+def _check_adapters(check: Check) -> None:
+    for kind in ("lora", "dora"):
+        losses = losses_of(_trainer(check, adapter={"kind": kind, "rank": 8}, learning_rate=5e-3), 10)
+        check.judge(f"adapter {kind}", losses[-1] < losses[0] - 0.02, first=losses[0], last=losses[-1])
+
+
+def _check_memory(check: Check) -> None:
+    """Let memory run out, on CUDA for real, and compare with the steps that had enough."""
+    kind = "tiny" if check.is_small else "smol"
+    sizes = {"mean": 40, "longest": 100} if check.is_small else {}
+    rows = random_rows(64, vocabulary=config_of(kind).vocab_size, **sizes)
+    eased: list[str] = []
+
+    def note(event: Event, /) -> None:
+        if isinstance(event, MemoryEased):
+            eased.append(event.text)
+
+    free()
+    plain = trainer_of(model_of(kind, device=check.device), rows, device=check.device)
+    expected = losses_of(plain, 2)
+    peak = memory_of(check.device)["peak_GB"]
+    kept = torch.cuda.memory_allocated() / 1e9 if check.device.type == "cuda" else 0.0
+    del plain
+    free()
+    trainer = trainer_of(
+        model_of(kind, device=check.device),
+        rows,
+        device=check.device,
+        emit=note,
+        change_loss=_refuse_large if check.is_small else lambda loss: loss,
+    )
+    _allow(check, kept + 0.35 * (peak - kept))
+    try:
+        found = losses_of(trainer, 2)
+    finally:
+        _allow(check, None)
+    off = max(abs(one - other) for one, other in zip(expected, found, strict=True))
+    check.judge(
+        "memory that runs out is eased, with the same losses",
+        bool(eased) and off < 2e-2,
+        eased=eased,
+        loss_off=off,
+        peak_GB=peak,
+        rung=trainer.state.micro_batch_size,
+    )
+
+
+def _refuse_large(loss):
+    def limited(batch):
+        if batch.tokens > 500:
+            raise torch.OutOfMemoryError("made up")
+        return loss(batch)
+
+    return limited
+
+
+def _allow(check: Check, gigabytes: float | None) -> None:
+    """Let this process use ``gigabytes`` of the device, or all of it."""
+    if check.device.type == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory / 1e9
+        torch.cuda.set_per_process_memory_fraction(1.0 if gigabytes is None else gigabytes / total)

@@ -1,0 +1,198 @@
+"""Trainers on models and rows in memory, put together as a run does it, and what is read off them."""
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from benchmarks.gpu.findings import Check
+from benchmarks.gpu.subjects import PAD_ID, memory_of
+from sftcli.config.adapter_settings import AdapterSettings
+from sftcli.config.schema import CheckpointSettings
+from sftcli.config.training_settings import TrainingSettings
+from sftcli.data.batch import BatchPlan, Packing
+from sftcli.events import Event
+from sftcli.modeling.adapter import add_adapter
+from sftcli.modeling.adapter_layers import file_name
+from sftcli.modeling.document_attention import attend_by_document
+from sftcli.modeling.fused import fuse_layers
+from sftcli.modeling.fused_math import norm_epsilon
+from sftcli.modeling.load import checkpoint_activations
+from sftcli.training.adapter_weights import AdapterWeights
+from sftcli.training.loss import BatchLoss, response_nll_sum
+from sftcli.training.memory import MemoryLadder
+from sftcli.training.optim import MasterWeights, make_optimizer
+from sftcli.training.state import ForgetfulStore
+from sftcli.training.trainer import Trainer
+from sftcli.training.utilisation import Gauge, Workload
+from tests.support.training import ExampleList
+
+KERNEL = "sftcli.modeling.document_attention._varlen_kernel"  # what returns torch's kernel for packed rows
+Tensors = Mapping[str, torch.Tensor]
+
+
+def kernel_of_any_torch() -> Callable[..., torch.Tensor] | None:
+    """Return torch's kernel for packed rows: 2.12 wants to be told of grouped heads, 2.11 just does them."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters.keys()
+    if "enable_gqa" in known:
+        return varlen_attn
+    if not {"scale", "window_size"} <= known:
+        return None
+    return lambda *args, enable_gqa=False, **named: varlen_attn(*args, **named)
+
+
+def trainer_of(
+    model: PreTrainedModel,
+    rows: ExampleList,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    adapter: Mapping[str, object] | None = None,
+    row_tokens: int | None = None,
+    emit: Callable[[Event], None] = lambda event: None,
+    compiled: bool = False,
+    norms: bool = False,
+    gates: bool = False,
+    change_loss: Callable[[BatchLoss], BatchLoss] = lambda loss: loss,
+    **changed: Any,
+) -> Trainer:
+    """Return a trainer of packed rows.
+
+    Args:
+        model: What trains, or the base of an ``adapter``.
+        rows: Its rows.
+        device: Where the model is.
+        dtype: Of products.
+        adapter: Its settings.
+        row_tokens: Most tokens in a pass; else as many as its longest rows would have.
+        emit: Hears events.
+        compiled: Whether torch compiles each decoder layer, instead of our own form of it.
+        norms: Whether norms run as torch's own kernel.
+        gates: Whether gates run as Liger's kernel.
+        change_loss: Puts something around the loss of a pass.
+        changed: Settings of the training.
+    """
+    steps = {
+        "max_steps": 1000,
+        "batch_size": 32,
+        "micro_batch_size": 16,
+        "warmup_steps": 0,
+        "learning_rate": 1e-4,
+    }
+    settings = TrainingSettings.model_validate(steps | changed)
+    weights = _weights(model, adapter, dtype, is_fused=not compiled)
+    _put_kernels(model, norms=norms, gates=gates)
+    if settings.gradient_checkpointing:
+        checkpoint_activations(model)
+    if not attend_by_document(model):
+        raise RuntimeError("the model does not attend document by document")
+    if compiled:
+        for layer in model.model.layers:
+            layer.compile(dynamic=True)
+    most = settings.micro_batch_size
+    packing = Packing(row_tokens=row_tokens or most * max(rows.num_tokens))
+    ladder = MemoryLadder(
+        micro_batch_size=most,
+        make_plan=lambda size: BatchPlan(
+            rows,
+            batch_size=settings.batch_size,
+            micro_batch_size=size,
+            pad_id=PAD_ID,
+            seed=0,
+            packing=packing.reduced(size, most),
+        ),
+        checkpoint_activations=partial(checkpoint_activations, model),
+    )
+    return Trainer(
+        settings=settings,
+        checkpoint=CheckpointSettings(every_steps=0),
+        weights=weights,
+        optimizer=make_optimizer(weights.masters, settings),
+        batch_loss=change_loss(partial(response_nll_sum, model)),
+        ladder=ladder,
+        heldout_loss=None,
+        store=ForgetfulStore(),
+        emit=emit,
+        device=device,
+        gauge=Gauge(workload=Workload.of(model), peak_flops=1.0),
+    )
+
+
+def _weights(
+    model: PreTrainedModel, adapter: Mapping[str, object] | None, dtype: torch.dtype, *, is_fused: bool
+) -> MasterWeights:
+    if adapter is not None:
+        add_adapter(model, AdapterSettings.model_validate(adapter))
+        return AdapterWeights(model, compute_dtype=dtype, file_name=file_name)
+    if is_fused:
+        fuse_layers(model)
+    return MasterWeights(model, compute_dtype=dtype)
+
+
+def _put_kernels(model: PreTrainedModel, *, norms: bool, gates: bool) -> None:
+    """Let norms and gated feed-forward blocks run as kernels that are not used in training so far."""
+    for module in model.modules():
+        if norms and type(module).__name__.endswith("RMSNorm"):
+            module.forward = MethodType(_kernel_norm, module)
+        elif gates and {"gate_proj", "up_proj", "down_proj"} <= {name for name, _ in module.named_children()}:
+            module.forward = MethodType(_kernel_feed_forward, module)
+
+
+def _kernel_norm(self, x):
+    return functional.rms_norm(x, (x.shape[-1],), self.weight, norm_epsilon(self))
+
+
+def _kernel_feed_forward(self, x):
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+    return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
+
+
+def losses_of(trainer: Trainer, steps: int) -> list[float]:
+    """Take ``steps``."""
+    return [trainer.take_step().loss for _ in range(steps)]
+
+
+def masters_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Return copies of the weights."""
+    return {name: weight.detach().cpu().clone() for name, weight in trainer.weights.masters.items()}
+
+
+def difference(expected: Tensors, found: Tensors) -> float:
+    """Return how far ``found`` is from ``expected``, as a part of that; 0.0 only where both are equal bit for bit."""
+    if all(torch.equal(expected[name], found[name]) for name in expected):
+        return 0.0
+    off = sum(float((expected[name].double() - found[name].double()).square().sum()) for name in expected)
+    size = sum(float(tensor.double().square().sum()) for tensor in expected.values())
+    return max(math.sqrt(off / size), 1e-30)
+
+
+def timed_steps(check: Check, trainer: Trainer, *, warm: int, steps: int) -> dict[str, float]:
+    """Return the speed of ``steps`` after ``warm`` ones, with nothing left to do on the device at either end."""
+    losses_of(trainer, warm)
+    check.wait()
+    if check.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    begin = time.perf_counter()
+    done = [trainer.take_step() for _ in range(steps)]
+    check.wait()
+    seconds = time.perf_counter() - begin
+    tokens = sum(step.tokens for step in done)
+    flops = sum((step.utilisation or 0.0) * step.seconds for step in done)  # of a peak of 1 a second
+    return {
+        "tokens_per_s": tokens / seconds,
+        "ms_per_step": seconds / steps * 1e3,
+        "tokens_per_step": tokens // steps,
+        "tflops": flops / seconds / 1e12,
+        "last_loss": done[-1].loss,
+        **memory_of(check.device),
+    }
