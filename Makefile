@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice stop-resume resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures clients
+.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice stop-resume resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures clients models
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -54,6 +54,9 @@ dpo:  ## TRL takes a step from the final folder of a run; needs `pip install trl
 
 clients:  ## other programs open what is written and answer alike; makes environments, and compiles llama.cpp in minutes
 	$(PYTHON) -m tests.clients.run
+
+models:  ## two families through training, adapters, answers and resuming; tests/models/README.md tells of the others
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.models.matrix llama qwen3_moe --out models-out
 
 bench-generate:  ## decoding speed against transformers and the memory bound
 	$(PYTHON) benchmarks/generate.py
