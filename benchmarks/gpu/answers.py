@@ -8,10 +8,10 @@ from transformers import PreTrainedModel
 
 from benchmarks.gpu.findings import Check
 from benchmarks.gpu.subjects import CPU, PAD_ID, config_of, model_of, random_prompts
-from sftcli.config.schema import SamplingSettings
+from sftcli.config.schema.run import SamplingSettings
 from sftcli.events import NeverStop
-from sftcli.modeling.fused_decode import fuse
-from sftcli.modeling.sampling import decode
+from sftcli.modeling.decoding.decode import decode
+from sftcli.modeling.decoding.fused_decode import fuse
 
 Prompts = Sequence[Sequence[int]]
 

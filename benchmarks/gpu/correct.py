@@ -19,13 +19,13 @@ from benchmarks.gpu.training import (
     masters_of,
     trainer_of,
 )
-from sftcli.data.batch import collate, collate_packed
+from sftcli.data.batches.batch import collate, collate_packed
 from sftcli.events import Event, MemoryEased
-from sftcli.modeling.document_attention import attend_by_document
-from sftcli.modeling.fused import fuse_layers
+from sftcli.modeling.kernels.document_attention import attend_by_document
+from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.training.loss import response_nll_sum
-from sftcli.training.optim import MasterWeights
 from sftcli.training.trainer import Trainer
+from sftcli.training.weights.masters import MasterWeights
 from tests.support.training import ExampleList
 
 _LIMITS = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-3, 5e-2)}  # of the loss and of the gradients

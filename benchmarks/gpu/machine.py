@@ -9,7 +9,7 @@ from importlib import metadata
 import torch
 
 from benchmarks.gpu.findings import Check
-from sftcli.modeling.document_attention import _varlen_kernel
+from sftcli.modeling.kernels.document_attention import _varlen_kernel
 from sftcli.runtime import matmul_flops
 
 _PACKAGES = (

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
 from sftcli.data.example import Example
-from sftcli.data.records import Origin
+from sftcli.data.reading.record import Origin
 from sftcli.runtime import peak_memory_bytes
 from tests.support.training import ExampleList
 

@@ -14,27 +14,29 @@ from transformers import PreTrainedModel
 
 from benchmarks.gpu.findings import Check
 from benchmarks.gpu.subjects import PAD_ID, memory_of
-from sftcli.config.adapter_settings import AdapterSettings
-from sftcli.config.schema import CheckpointSettings
-from sftcli.config.training_settings import TrainingSettings
-from sftcli.data.batch import BatchPlan, Packing
+from sftcli.config.schema.adapter import AdapterSettings
+from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.training import TrainingSettings
+from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.events import Event
-from sftcli.modeling.adapter import add_adapter
-from sftcli.modeling.adapter_layers import file_name
-from sftcli.modeling.document_attention import attend_by_document
-from sftcli.modeling.fused import fuse_layers
-from sftcli.modeling.fused_math import norm_epsilon
+from sftcli.modeling.adapter.adapter import add_adapter
+from sftcli.modeling.adapter.targets import file_name
+from sftcli.modeling.kernels.document_attention import attend_by_document
+from sftcli.modeling.kernels.fuse import fuse_layers
+from sftcli.modeling.kernels.fused_math import norm_epsilon
 from sftcli.modeling.load import checkpoint_activations
-from sftcli.training.adapter_weights import AdapterWeights
 from sftcli.training.loss import BatchLoss, response_nll_sum
-from sftcli.training.memory import MemoryLadder
-from sftcli.training.optim import MasterWeights, make_optimizer
+from sftcli.training.optim.optimizer import make_optimizer
+from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.state import ForgetfulStore
 from sftcli.training.trainer import Trainer
-from sftcli.training.utilisation import Gauge, Workload
+from sftcli.training.utilization import Gauge, Workload
+from sftcli.training.weights.masters import AdapterWeights, MasterWeights
 from tests.support.training import ExampleList
 
-KERNEL = "sftcli.modeling.document_attention._varlen_kernel"  # what returns torch's kernel for packed rows
+KERNEL = (
+    "sftcli.modeling.kernels.document_attention._varlen_kernel"  # what returns torch's kernel for packed rows
+)
 Tensors = Mapping[str, torch.Tensor]
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sftcli.data.batch import collate, collate_packed
-from sftcli.modeling.document_attention import attend_by_document
+from sftcli.data.batches.batch import collate, collate_packed
+from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.training.loss import response_nll_sum
-from sftcli.training.optim import MasterWeights
+from sftcli.training.weights.masters import MasterWeights
 from tests.support.architectures import ARCHITECTURES, build_architecture
 from tests.support.training import PAD_ID, random_examples
 
@@ -68,7 +68,7 @@ def test_packed_rows_through_the_kernel_give_the_loss_and_gradients_of_rows_alon
     alone = [collate([row], example_ids=[index], pad_id=PAD_ID) for index, row in enumerate(rows)]
     loss, gradient = loss_and_gradient(build_architecture(name), alone)
     kernel, model = Kernel(), build_architecture(name)
-    monkeypatch.setattr("sftcli.modeling.document_attention._varlen", lambda query, value: kernel)
+    monkeypatch.setattr("sftcli.modeling.kernels.document_attention._varlen", lambda query, value: kernel)
     assert attend_by_document(model)
 
     packed = collate_packed([rows], example_ids=range(len(rows)), pad_id=PAD_ID)

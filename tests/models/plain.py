@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from sftcli.data.order import EpochOrder
+from sftcli.data.batches.order import EpochOrder
 
 IGNORED = -100
 

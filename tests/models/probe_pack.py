@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from sftcli.data.example import Example
-from sftcli.data.records import Origin
-from sftcli.modeling.document_attention import attend_by_document
+from sftcli.data.reading.record import Origin
+from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.load import load_model
-from sftcli.training.packing import _difference, _Probe
+from sftcli.training.probes.packing import _difference, _Probe
 from tests.models.child import call, prepare_children
 from tests.models.families import FAMILIES
 from tests.models.matrix import build_once

@@ -26,14 +26,15 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from sftcli.config.data_settings import TrainOn
-from sftcli.data.conversation import PlainText, Rejected, to_conversations
+from sftcli.config.schema.data import TrainOn
+from sftcli.data.conversations.convert import to_conversations
+from sftcli.data.conversations.detect import detect_schema
+from sftcli.data.conversations.meaning import UnreadError
+from sftcli.data.conversations.messages import PlainText, Rejected
 from sftcli.data.example import Example
-from sftcli.data.meaning import UnreadError
-from sftcli.data.records import Origin, RawRecord
-from sftcli.data.render import Renderer
-from sftcli.data.schemas import detect_schema
-from sftcli.modeling.tokenizer import load_chat_tokenizer
+from sftcli.data.reading.record import Origin, RawRecord
+from sftcli.data.rendering.render import Renderer
+from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from tests.models.child import call, prepare_children, run_sft
 from tests.models.rows import Row, read_rows
 from tests.support.smollm2 import lay_tokenizer

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from sftcli.events import Event
-from sftcli.modeling.locate import locate_model
+from sftcli.modeling.locate.locate import locate_model
 
 VOCABULARY = 49152
 STOP_ID = 2
