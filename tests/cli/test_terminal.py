@@ -10,6 +10,8 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -153,47 +155,51 @@ def test_streams_may_be_closed_or_full(redirect: str, code: int) -> None:
     assert b"Traceback" not in done.stderr
 
 
-def start_waiting(*arguments: str) -> "subprocess.Popen[bytes]":
-    """Start a run that goes on until it is stopped, and return when it has begun."""
-    process = subprocess.Popen(
+@contextmanager
+def waiting(*arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start a run that goes on until it is stopped; it has begun, and does not outlive the block."""
+    with subprocess.Popen(
         [*PROGRAM, "wait", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(),
         cwd=REPO,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    return process
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(
     ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 75)]
 )
 def test_a_signal_stops_a_run_at_the_next_step(name: str, code: int) -> None:
-    process = start_waiting()
-    process.send_signal(signal.Signals[name])
-    _, err = process.communicate(timeout=60)
+    with waiting() as process:
+        process.send_signal(signal.Signals[name])
+        _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert b"stopping after this step; press Ctrl-C again to quit now\n" in err
     assert b"training stopped at step" in err
 
 
 def test_a_second_interrupt_ends_a_run_that_does_not_listen() -> None:
-    process = start_waiting("deaf", "-q")
-    process.send_signal(signal.SIGINT)
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith(b"stopping")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    with waiting("deaf", "-q") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith(b"stopping")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, b"interrupted\n")
 
 
 def test_a_stopped_command_prints_its_object() -> None:
-    process = start_waiting("prepare", "--json")
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    with waiting("prepare", "--json") as process:
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
     failure = json.loads(out)
     assert (process.returncode, failure["exit_code"], failure["error"]["kind"]) == (143, 143, "stopped")
 
