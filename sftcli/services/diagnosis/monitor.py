@@ -6,7 +6,7 @@ What it knows follows from the run's events alone, so a resumed run says what an
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,21 +83,17 @@ class FitWatch:
         default_factory=lambda: {what: SpikeDetector(ratio) for what, ratio in LEAST_RATIO.items()}
     )
 
-    def replay(self, events: Iterable[Mapping[str, object]]) -> None:
+    def replay(self, events: Iterable[Event]) -> None:
         """Take in what the log of the run holds, without saying anything again."""
         for event in events:
-            step = event.get("step")
-            if not isinstance(step, int):
-                continue
-            if event.get("event") == "FitStarted":
-                self.last_step = _whole(event, "last_step")
-            elif event.get("event") == "StepDone" and not event.get("text_tokens"):
-                self._learn(_number(event, "loss"), _number(event, "grad_norm"))
-            elif event.get("event") == "HeldoutDone":
-                self.rows = _whole(event, "rows")
-                self._add_heldout(step, _number(event, "loss"))
-            elif event.get("event") == "Judged":
-                self._said[str(event["kind"])] = step
+            if isinstance(event, FitStarted):
+                self.last_step = event.last_step
+            elif isinstance(event, StepDone) and not event.text_tokens:
+                self._learn(event.loss, event.grad_norm)
+            elif isinstance(event, HeldoutDone):
+                self._add_heldout(event)
+            elif isinstance(event, Judged):
+                self._said[event.kind] = event.step
         if self.is_spoilt:  # the run stopped for it, and someone goes on all the same
             self.high_steps = 0
 
@@ -139,14 +135,14 @@ class FitWatch:
         found["gradient norm"] = self._detectors["gradient norm"].usual(grad_norm)
         return {what: usual for what, usual in found.items() if usual is not None}
 
-    def _add_heldout(self, step: int, loss: float) -> None:
-        if math.isfinite(loss):
-            self.heldout.append((step, loss))
+    def _add_heldout(self, event: HeldoutDone) -> None:
+        self.rows = event.rows
+        if math.isfinite(event.loss):
+            self.heldout.append((event.step, event.loss))
             self._at_heldout.append(len(self.losses))
 
     def _on_heldout(self, event: HeldoutDone) -> Verdict | None:
-        self.rows = event.rows
-        self._add_heldout(event.step, event.loss)
+        self._add_heldout(event)
         if len(self.heldout) < 2 or not self.losses or not math.isfinite(event.loss):
             return None
         losses = [loss for _, loss in self.heldout]
@@ -196,16 +192,6 @@ def _fall(losses: np.ndarray) -> float:
     rest = losses - losses.mean() - slope * x
     error = math.sqrt(float((rest * rest).sum()) / (len(losses) - 2) / spread)
     return (2 * error - slope) * (len(losses) - 1)
-
-
-def _number(event: Mapping[str, object], key: str) -> float:
-    value = event.get(key)
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _whole(event: Mapping[str, object], key: str) -> int:
-    value = event.get(key)
-    return value if isinstance(value, int) else 0
 
 
 def watched(watch: FitWatch, emit: EventSink) -> EventSink:

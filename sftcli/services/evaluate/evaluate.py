@@ -33,8 +33,9 @@ from sftcli.services.processes.rank import find_place
 from sftcli.services.report.html import write_report
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.report.score import Miss, Sample, Score
+from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, write_json
-from sftcli.services.runs.summary import heldout_rows
+from sftcli.services.runs.summary import RunHistory
 from sftcli.services.runs.trained_rows import TrainedRows, count_trained, prepared_rows_of
 
 KEPT_SAMPLES = 8
@@ -179,18 +180,8 @@ def _find(
 
 
 def _verdict(run: RunFolder) -> Verdict:
-    events = run.read_events()
-    train = [
-        float(str(event["loss"]))
-        for event in events
-        if event["event"] == "StepDone" and event["loss"] is not None and not event.get("text_tokens")
-    ]
-    heldout = [
-        float(str(event["loss"]))
-        for event in events
-        if event["event"] == "HeldoutDone" and event["loss"] is not None
-    ]
-    return judge(train, heldout, rows=heldout_rows(events))
+    history = RunHistory(read_events(run))
+    return judge(history.losses, history.heldout_losses, rows=history.heldout_rows)
 
 
 def _trained_rows(

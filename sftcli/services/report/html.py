@@ -17,12 +17,14 @@ from sftcli import storage
 from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import OutputError, StorageError
+from sftcli.events import DataPrepared, Ending, FitEnded, Judged, MemoryEased, ModelLoaded, Warned
 from sftcli.figures import change, interval, loss_figure
 from sftcli.services.diagnosis.verdict import judge
 from sftcli.services.report.charts import Series, draw
 from sftcli.services.report.measures import Compared, compare_scores
+from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, write_text
-from sftcli.services.runs.summary import heldout_rows, mean_utilisation, not_since
+from sftcli.services.runs.summary import RunHistory, not_since
 from sftcli.services.runs.trained_rows import TrainedRows
 
 Fields = Mapping[str, object]
@@ -58,11 +60,8 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
 
 def _describe(run: RunFolder) -> dict[str, object]:
     """Return what the page says about one run."""
-    events = run.read_events()
-    steps = _of(events, "StepDone")
-    heldout = [event for event in _of(events, "HeldoutDone") if event["loss"] is not None]
-    rows = heldout_rows(events)
-    verdict = judge(_numbers(_of_rows(steps), "loss"), _numbers(heldout, "loss"), rows=rows)
+    history = RunHistory(read_events(run))
+    verdict = judge(history.losses, history.heldout_losses, rows=history.heldout_rows)
     evaluation = _read(run.evaluation)
     resolved = resolve(preset=None, config_file=run.config, overrides=(), environ={})
     return {
@@ -70,8 +69,8 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "argument": run.argument,
         "about": run.read_about(),
         "facts": [
-            *_facts(events, steps, takes_best=resolved.settings.training.early_stopping_evals > 0),
-            *_adapter_facts(resolved.settings, events),
+            *_facts(history, takes_best=resolved.settings.training.early_stopping_evals > 0),
+            *_adapter_facts(resolved.settings, history),
         ],
         "verdict": verdict,
         "audits": [(split, audit) for split, audit in _audits(run) if audit.get("rows")],
@@ -83,8 +82,8 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "samples": evaluation.get("samples", []) if evaluation else [],
         "base": _name(evaluation, "base"),
         "tuned": _name(evaluation, "tuned"),
-        "judgements": _of(events, "Judged"),
-        "warnings": [event["text"] for event in events if event["event"] in {"Warned", "MemoryEased"}],
+        "judgements": history.of(Judged),
+        "warnings": [event.text for event in history.events if isinstance(event, Warned | MemoryEased)],
         "commands": [
             str(run.read_about().get("command", "")),
             f"sft train --config {shlex.quote(str(run.config))}",
@@ -94,59 +93,51 @@ def _describe(run: RunFolder) -> dict[str, object]:
     }
 
 
-def _adapter_facts(settings: Settings, events: Sequence[Fields]) -> list[tuple[str, str]]:
+def _adapter_facts(settings: Settings, history: RunHistory) -> list[tuple[str, str]]:
     if not settings.adapter.is_on:
         return []
-    trained = [
-        f"; {int(str(model['trainable'])):,} weights train" for model in _of(events, "ModelLoaded")[-1:]
-    ]
-    return [("adapter", settings.adapter.described() + "".join(trained))]
+    model = history.last(ModelLoaded)
+    trained = f"; {model.trainable:,} weights train" if model else ""
+    return [("adapter", settings.adapter.described() + trained)]
 
 
-def _facts(events: Sequence[Fields], steps: Sequence[Fields], *, takes_best: bool) -> list[tuple[str, str]]:
+def _facts(history: RunHistory, *, takes_best: bool) -> list[tuple[str, str]]:
     facts = []
-    for model in _of(events, "ModelLoaded")[-1:]:
-        facts.append(("model", f"{model['name']}, {int(str(model['parameters'])):,} parameters"))
-        facts.append(("machine", f"{model['device']}, {model['precision']}{_measured_peak(model)}"))
-    for data in _of(events, "DataPrepared")[-1:]:
-        facts.append(("data", f"{data['source']} ({data['schema']})"))
-        facts.append(("rows", f"{data['train_examples']:,} to train, {data['heldout_examples']:,} held out"))
-    if steps:
-        seconds = sum(_numbers(steps, "seconds"))
-        tokens = sum(_numbers(steps, "tokens"))
-        facts.append(
-            (
-                "steps",
-                f"{steps[-1]['step']} in {seconds:,.0f} s, {tokens / max(seconds, 1e-9):,.0f} tokens/s",
-            )
-        )
-        if (used := mean_utilisation(steps)) is not None:
+    if model := history.last(ModelLoaded):
+        facts.append(("model", f"{model.name}, {model.parameters:,} parameters"))
+        facts.append(("machine", f"{model.device}, {model.precision}{_measured_peak(model)}"))
+    if data := history.last(DataPrepared):
+        facts.append(("data", f"{data.source} ({data.schema})"))
+        facts.append(("rows", f"{data.train_examples:,} to train, {data.heldout_examples:,} held out"))
+    if steps := history.steps:
+        speed = f"{history.tokens_per_second or 0:,.0f} tokens/s"
+        facts.append(("steps", f"{steps[-1].step} in {history.seconds:,.0f} s, {speed}"))
+        if (used := history.utilization) is not None:
             facts.append(("utilisation", f"{used:.0%} of the rate of large matrix products"))
-        if peak := max(_numbers(steps, "peak_memory_bytes")):  # 0 where the machine cannot tell
+        if peak := max(step.peak_memory_bytes for step in steps):  # 0 where the machine cannot tell
             facts.append(("peak memory", f"{peak / 1e9:.2f} GB"))
-    ended = _of(events, "FitEnded")[-1:]
-    if ended and ended[0]["ending"] == "plateau":
-        facts.append(("ended", f"early, at step {ended[0]['step']}: held-out loss fell no more"))
-    if told := heldout_text(events, takes_best=takes_best):
+    ended = history.last(FitEnded)
+    if ended and ended.ending is Ending.PLATEAU:
+        facts.append(("ended", f"early, at step {ended.step}: held-out loss fell no more"))
+    if told := heldout_text(history, takes_best=takes_best):
         facts.append(("held-out loss", told))
     return facts
 
 
-def heldout_text(events: Sequence[Fields], *, takes_best: bool) -> str:
+def heldout_text(history: RunHistory, *, takes_best: bool) -> str:
     """Return what held-out loss was before training and is of the final model, and how many rows it is of; empty for none.
 
     ``takes_best`` tells that the final model is that of the best evaluation behind the start, where there is one. A loss
     that was measured before the last step is not said to be the final one.
     """
-    heldout = [event for event in _of(events, "HeldoutDone") if event["loss"] is not None]
-    if not heldout:
+    at = [(event.step, event.loss) for event in history.heldout]
+    if not at:
         return ""
-    at = list(zip(map(int, _numbers(heldout, "step")), _numbers(heldout, "loss"), strict=True))
     best = min(at, key=lambda pair: pair[1])
     step, last = best if takes_best and best[0] else at[-1]
-    steps, rows = _of(events, "StepDone"), heldout_rows(heldout)
+    steps, rows = history.steps, history.heldout_rows
     texts = loss_figure(at[0][1], rows), loss_figure(last, rows)
-    is_behind = at[-1][0] < (_numbers(steps[-1:], "step")[0] if steps else 0)
+    is_behind = at[-1][0] < (steps[-1].step if steps else 0)
     of = f", of {rows:,} rows" if rows else ""
     if is_behind or len(at) == 1:
         return not_since(*texts, step) + of
@@ -154,13 +145,9 @@ def heldout_text(events: Sequence[Fields], *, takes_best: bool) -> str:
     return f"{texts[0]} before, {texts[1]} after{where}{of}"
 
 
-def _measured_peak(model: Fields) -> str:
-    flops = model.get("peak_flops")
-    return (
-        f"; {flops / 1e12:.2g} TFLOP/s measured in large matrix products"
-        if isinstance(flops, float) and flops
-        else ""
-    )
+def _measured_peak(model: ModelLoaded) -> str:
+    peak = model.peak_flops
+    return f"; {peak / 1e12:.2g} TFLOP/s measured in large matrix products" if peak else ""
 
 
 def _charts(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
@@ -170,34 +157,23 @@ def _charts(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
     speed: list[Series] = []
     memory: list[Series] = []
     for number, run in enumerate(runs):
-        events = run.read_events()
-        steps = [event for event in _of(events, "StepDone") if event["loss"] is not None]
-        heldout = [event for event in _of(events, "HeldoutDone") if event["loss"] is not None]
-        x, losses = _numbers(steps, "step"), _numbers(_of_rows(steps), "loss")
-        x_of_rows = _numbers(_of_rows(steps), "step")
+        history = RunHistory(read_events(run))
+        steps = [step for step in history.steps if math.isfinite(step.loss)]
+        x, x_of_rows = [one.step for one in steps], [one.step for one in steps if not one.text_tokens]
         name = f"{run.name}: " if len(runs) > 1 else ""
         color = 2 * number
-        loss.append(Series(name="", x=x_of_rows, y=losses, color=color, kind="faint"))
-        loss.append(Series(name=f"{name}training", x=x_of_rows, y=_smoothed(losses), color=color))
-        if heldout:
+        loss.append(Series(name="", x=x_of_rows, y=history.losses, color=color, kind="faint"))
+        loss.append(Series(name=f"{name}training", x=x_of_rows, y=_smoothed(history.losses), color=color))
+        if heldout := history.heldout:
+            at = [one.step for one in heldout]
             loss.append(
-                Series(
-                    name=f"{name}held out",
-                    x=_numbers(heldout, "step"),
-                    y=_numbers(heldout, "loss"),
-                    color=color + 1,
-                    kind="dots",
-                )
+                Series(name=f"{name}held out", x=at, y=history.heldout_losses, color=color + 1, kind="dots")
             )
-        rate.append(Series(name=run.name, x=x, y=_numbers(steps, "learning_rate"), color=color))
-        per_second = [
-            t / max(s, 1e-9)
-            for t, s in zip(_numbers(steps, "tokens"), _numbers(steps, "seconds"), strict=True)
-        ]
+        rate.append(Series(name=run.name, x=x, y=[one.learning_rate for one in steps], color=color))
+        per_second = [one.tokens / max(one.seconds, 1e-9) for one in steps]
         speed.append(Series(name=run.name, x=x, y=per_second, color=color))
-        memory.append(
-            Series(name=run.name, x=x, y=[b / 1e9 for b in _numbers(steps, "peak_memory_bytes")], color=color)
-        )
+        gigabytes = [one.peak_memory_bytes / 1e9 for one in steps]
+        memory.append(Series(name=run.name, x=x, y=gigabytes, color=color))
     if not any(series.x for series in loss):
         return []
     plan = (
@@ -256,17 +232,3 @@ def _audits(run: RunFolder) -> list[tuple[str, Fields]]:
 
 def _read(path: Path) -> dict[str, object] | None:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
-def _of(events: Sequence[Fields], kind: str) -> list[Fields]:
-    return [event for event in events if event.get("event") == kind]
-
-
-def _of_rows(steps: Sequence[Fields]) -> list[Fields]:
-    """Return the steps on instruction rows; the loss of running text is another quantity."""
-    return [step for step in steps if not step.get("text_tokens")]
-
-
-def _numbers(events: Sequence[Fields], key: str) -> list[float]:
-    values = [event.get(key) for event in events]
-    return [float(value) if isinstance(value, int | float) else math.nan for value in values]

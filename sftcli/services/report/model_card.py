@@ -10,11 +10,14 @@ import tomli_w
 from sftcli import __version__
 from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved, resolve
 from sftcli.config.schema.settings import Settings
+from sftcli.events import DataPrepared
 from sftcli.figures import NOTHING
 from sftcli.services.models.choose import ModelChoice
 from sftcli.services.report.html import heldout_text, measures_of
 from sftcli.services.report.measures import MEASURES
+from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.summary import RunHistory
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_NAME = re.compile(
@@ -89,12 +92,10 @@ def _data(run: RunFolder, settings: Settings) -> Iterator[str]:
         yield f"- {portable(source)}"
     for source in settings.data.heldout_sources:
         yield f"- {portable(source)}, held out"
-    found = [event for event in run.read_events() if event.get("event") == "DataPrepared"]
-    if found:
-        last = found[-1]
+    if prepared := RunHistory(read_events(run)).last(DataPrepared):
         yield (
-            f"\n{last['train_examples']} rows were trained on, with {last['response_tokens']} response tokens; "
-            f"{last['heldout_examples']} rows were held out.\n"
+            f"\n{prepared.train_examples} rows were trained on, with {prepared.response_tokens} response tokens; "
+            f"{prepared.heldout_examples} rows were held out.\n"
         )
     else:
         yield ""
@@ -110,7 +111,8 @@ def _scores(run: RunFolder, settings: Settings) -> Iterator[str]:
             yield f"| {row.measure.label} | {row.base_text} | {row.tuned_text} | {row.rows or NOTHING} |"
         yield ""
         return
-    if told := heldout_text(run.read_events(), takes_best=settings.training.early_stopping_evals > 0):
+    history = RunHistory(read_events(run))
+    if told := heldout_text(history, takes_best=settings.training.early_stopping_evals > 0):
         yield f"{MEASURES[0].label.capitalize()}: {told}.\n"
 
 

@@ -1,18 +1,24 @@
-"""The two logs of a run: every event for programs, and the same story for people."""
+"""The two logs of a run: every event for programs, which is read back as events, and the same story for people."""
 
+import functools
 import json
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from types import TracebackType, UnionType
+from typing import Any, BinaryIO, Self, assert_never, get_args, get_origin, get_type_hints
 
 from sftcli import storage
+from sftcli.config.schema.run import RunSettings
+from sftcli.errors import ResourceError, SftError
 from sftcli.events import (
     CheckpointSaved,
     DataPrepared,
     Ending,
     Event,
+    EventSink,
     FitEnded,
     FitStarted,
     HeldoutDone,
@@ -22,12 +28,15 @@ from sftcli.events import (
     ModelSaved,
     Notice,
     Progressed,
+    RunStarted,
     StepDone,
     TextDelta,
     Warned,
     event_record,
 )
 from sftcli.services.runs.folder import RunFolder, write_text
+
+_KINDS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 class RunLog:
@@ -47,7 +56,7 @@ class RunLog:
         self.every_steps = every_steps
         self.last_step = 0
         self.repaired: list[str] = []  # what was left out of logs that a crash has torn, in words
-        events = run.path / "events.jsonl"
+        events = run.events
         if after_step is not None and events.exists():
             lines = read_lines(events)
             write_text(events, "".join(lines_up_to(lines, after_step, owes_heldout=owes_heldout)))
@@ -101,8 +110,10 @@ class RunLog:
                 return f"{event.kind} at step {event.step}: {event.reason}. Advice: {event.advice}"
             case Warned():
                 return f"warning: {event.text}"
-            case _:
+            case RunStarted() | FitEnded() | Progressed() | TextDelta():
                 return ""
+            case _:
+                assert_never(event)
 
     def __enter__(self) -> Self:
         return self
@@ -150,9 +161,9 @@ def read_lines(path: Path) -> Lines:
     return Lines(found=whole, damaged=len(lines) - len(whole) + bool(pieces[-1]))
 
 
-def _parsed(line: bytes) -> tuple[str, Mapping[str, object]] | None:
+def _parsed(line: bytes, errors: str = "strict") -> tuple[str, Mapping[str, object]] | None:
     try:
-        text = line.decode("utf-8")
+        text = line.decode("utf-8", errors)
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
@@ -181,3 +192,93 @@ def lines_up_to(lines: Lines, step: int, *, owes_heldout: bool = False) -> Itera
             is_measured_again = True
         elif not (is_later or kind in {None, "FitEnded"} or (is_measured_again and kind == "Judged")):
             yield text
+
+
+def read_events(run: RunFolder) -> Iterator[Event]:
+    """Yield the events logged so far, none where there is no log yet; logs of other versions are read as well.
+
+    A line that a crash has torn and an event of a class that is not known are left out. A field that is missing, or of another
+    type, is its default; one without a default is NaN, 0, "", or what else is empty.
+    """
+    try:
+        file = run.events.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            if (found := _parsed(line, "replace")) and (event := _event_of(found[1])):
+                yield event
+
+
+def _event_of(record: Mapping[str, object]) -> Event | None:
+    name = str(record.get("event"))
+    if name not in _KINDS:
+        return None
+    values: dict[str, Any] = {}
+    for field, form, nothing in _forms(name):
+        value = record.get(field)
+        values[field] = value if type(value) is form else _converted(value, form, nothing)
+    return _KINDS[name](**values)
+
+
+@functools.cache
+def _forms(name: str) -> tuple[tuple[str, Any, object], ...]:
+    """Return the name and type of each field of a class of events, and what stands for a value that is missing."""
+    types = get_type_hints(_KINDS[name])
+    return tuple(
+        (
+            field.name,
+            types[field.name],
+            _empty(types[field.name]) if field.default is MISSING else field.default,
+        )
+        for field in fields(_KINDS[name])
+    )
+
+
+def _empty(form: Any) -> object:  # noqa: ANN401 - a class, or several
+    return math.nan if form is float else Ending.FINISHED if form is Ending else form()
+
+
+def _converted(value: object, form: Any, nothing: object) -> object:  # noqa: ANN401 - a class, or several
+    if form is Ending:
+        return next((ending for ending in Ending if ending == value), nothing)
+    if type(value) is int and float in (form, *get_args(form)):
+        return float(value)
+    return value if isinstance(value, dict if get_origin(form) is dict else form) else nothing
+
+
+def is_unstarted(settings: RunSettings) -> bool:
+    """Return whether the run called ``settings.name`` is there and came to an end before its first step.
+
+    A wrong file name does that. The name is then still free for the command that is right.
+    """
+    if settings.name is None:
+        return False
+    run = RunFolder(Path(settings.root) / settings.name)
+    return run.about.is_file() and not _has_logged(run, StepDone | FitEnded)
+
+
+def has_begun(run: RunFolder) -> bool:
+    """Return whether the run has taken a step."""
+    return _has_logged(run, StepDone)
+
+
+def _has_logged(run: RunFolder, signs: type[Event] | UnionType) -> bool:
+    return run.checkpoints.exists() or any(isinstance(event, signs) for event in read_events(run))
+
+
+@contextmanager
+def forgotten_if_unstarted(run: RunFolder, emit: EventSink, *, is_new: bool) -> Iterator[None]:
+    """Remove the folder of a run that the block ends with an error before its first step, where nobody will ask for it.
+
+    That is a run that the block began (``is_new``), and not one that ran out of memory: that can be resumed elsewhere.
+    """
+    try:
+        yield
+    except ResourceError:
+        raise
+    except SftError:
+        if is_new and not has_begun(run):
+            storage.try_remove_tree(run.path)
+            emit(Notice(text=f"{run.path} is removed: the run ended before its first step"))
+        raise

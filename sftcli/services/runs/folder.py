@@ -18,8 +18,7 @@ import dataclasses
 import errno
 import json
 import shlex
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,12 +33,10 @@ from sftcli.errors import (
     DataError,
     NotFoundError,
     OutputError,
-    ResourceError,
     SftError,
     StorageError,
     UsageError,
 )
-from sftcli.events import EventSink, Notice
 from sftcli.suggest import did_you_mean
 from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK
 
@@ -87,6 +84,11 @@ class RunFolder:
     def data(self) -> Path:
         """``data.json``."""
         return self.path / "data.json"
+
+    @property
+    def events(self) -> Path:
+        """``events.jsonl``."""
+        return self.path / "events.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -162,25 +164,6 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def read_events(self) -> list[dict[str, object]]:
-        """Return the events logged so far; a line torn by a crash is left out."""
-        return list(self.iterate_events())
-
-    def iterate_events(self) -> Iterator[dict[str, object]]:
-        """Yield the events logged so far, none where there is no log yet; a line torn by a crash is left out."""
-        try:
-            file = (self.path / "events.jsonl").open(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return
-        with file:
-            for line in file:
-                try:
-                    event = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue
-                if isinstance(event, dict):
-                    yield event
-
 
 def create_run(settings: RunSettings, *, label: str, files: Mapping[str, str]) -> RunFolder:
     """Make the folder of a new run, named ``settings.name`` or after ``label`` and the time, with ``files`` in it from the start.
@@ -247,43 +230,6 @@ def _cannot_create(root: Path, error: OSError) -> SftError:
     return OutputError(
         f"cannot create the run folder under {root}: {error.filename}: {error.strerror}", hint=hint
     )
-
-
-def is_unstarted(settings: RunSettings) -> bool:
-    """Return whether the run called ``settings.name`` is there and came to an end before its first step.
-
-    A wrong file name does that. The name is then still free for the command that is right.
-    """
-    if settings.name is None:
-        return False
-    run = RunFolder(Path(settings.root) / settings.name)
-    return run.about.is_file() and not _has_logged(run, {"StepDone", "FitEnded"})
-
-
-def has_begun(run: RunFolder) -> bool:
-    """Return whether the run has taken a step."""
-    return _has_logged(run, {"StepDone"})
-
-
-def _has_logged(run: RunFolder, signs: Container[object]) -> bool:
-    return run.checkpoints.exists() or any(event.get("event") in signs for event in run.iterate_events())
-
-
-@contextmanager
-def forgotten_if_unstarted(run: RunFolder, emit: EventSink, *, is_new: bool) -> Iterator[None]:
-    """Remove the folder of a run that the block ends with an error before its first step, where nobody will ask for it.
-
-    That is a run that the block began (``is_new``), and not one that ran out of memory: that can be resumed elsewhere.
-    """
-    try:
-        yield
-    except ResourceError:
-        raise
-    except SftError:
-        if is_new and not has_begun(run):
-            storage.try_remove_tree(run.path)
-            emit(Notice(text=f"{run.path} is removed: the run ended before its first step"))
-        raise
 
 
 def existing_run(settings: RunSettings) -> RunFolder | None:

@@ -2,17 +2,32 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from sftcli.errors import DataError
+from sftcli.events import (
+    DataPrepared,
+    Event,
+    FitStarted,
+    HeldoutDone,
+    Judged,
+    MemoryEased,
+    ModelLoaded,
+    StepDone,
+    Warned,
+)
+from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, list_runs
 from sftcli.services.runs.lock import LOCK, is_held
 from sftcli.training.checkpoint.names import list_checkpoints, list_set_aside, step_of
 
 MAX_CURVE = 64  # points of the loss that a summary keeps
+
+_Kind = TypeVar("_Kind", bound=Event)
 
 
 class RunState(StrEnum):
@@ -54,6 +69,54 @@ class RunSummary:
     curve: tuple[float, ...]  # training loss, thinned
 
 
+class RunHistory:
+    """The events of a run, for those who look back on it."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self.events = tuple(events)
+        self.steps = self.of(StepDone)
+        # The loss of running text is another quantity.
+        self.row_steps = [step for step in self.steps if not step.text_tokens]
+        self.losses = [step.loss for step in self.row_steps if math.isfinite(step.loss)]
+        self.heldout = [event for event in self.of(HeldoutDone) if math.isfinite(event.loss)]
+        self.heldout_losses = [event.loss for event in self.heldout]
+
+    def of(self, kind: type[_Kind]) -> list[_Kind]:
+        """Return the events of one class."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def last(self, kind: type[_Kind]) -> _Kind | None:
+        """Return the newest event of one class."""
+        return next((event for event in reversed(self.events) if isinstance(event, kind)), None)
+
+    @property
+    def heldout_rows(self) -> int:
+        """How many rows the newest held-out loss is of; 0 where the log does not tell."""
+        newest = self.last(HeldoutDone)
+        return newest.rows if newest else 0
+
+    @property
+    def seconds(self) -> float:
+        """What the steps took together."""
+        return sum(step.seconds for step in self.steps if math.isfinite(step.seconds))
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Over all steps, padding excluded."""
+        return sum(step.tokens for step in self.steps) / self.seconds if self.seconds else None
+
+    @property
+    def utilization(self) -> float | None:
+        """What part of the measured peak the steps made use of over all; None where none was measured."""
+        gauged = [
+            (step.utilisation, step.seconds)
+            for step in self.steps
+            if step.utilisation is not None and math.isfinite(step.seconds)
+        ]
+        total = sum(seconds for _, seconds in gauged)
+        return sum(share * seconds for share, seconds in gauged) / total if total else None
+
+
 def summarize_runs(root: Path) -> list[RunSummary]:
     """Return the runs under ``root``, newest first, and damaged ones last."""
     return [_summarize(run, is_one_of_many=True) for run in list_runs(root)]
@@ -78,49 +141,35 @@ def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
             raise
         faults.append(error.message)
     checkpoints = tuple(map(step_of, list_checkpoints(run.checkpoints)))
-    events = list(run.iterate_events())
-    steps = [event for event in events if event.get("event") == "StepDone"]
-    heldout = [
-        (value, event.get("step"))
-        for event in events
-        if event.get("event") == "HeldoutDone" and (value := _number(event, "loss")) is not None
-    ]
-    best = min(heldout, key=lambda pair: pair[0], default=None)
-    of_rows = [event for event in steps if not event.get("text_tokens")]
-    losses = [value for event in of_rows if (value := _number(event, "loss")) is not None]
-    seconds = sum(_number(event, "seconds") or 0.0 for event in steps)
-    tokens = sum(_number(event, "tokens") or 0.0 for event in steps)
+    history = RunHistory(read_events(run))
+    row_steps, heldout = history.row_steps, history.heldout
+    best = min(heldout, key=lambda event: event.loss, default=None)
+    model, data, fit = history.last(ModelLoaded), history.last(DataPrepared), history.last(FitStarted)
     return RunSummary(
         name=run.name,
         path=str(run.path),
         state=RunState.DAMAGED if faults else _state(run, checkpoints),
         started_at=str(about.get("started_at", "")),
         command=str(about.get("command", "")),
-        model=_last(events, "ModelLoaded", "name"),
-        data=_last(events, "DataPrepared", "source"),
-        step=max([int(_number(event, "step") or 0) for event in steps[-1:]], default=0),
-        last_step=int(_last(events, "FitStarted", "last_step") or 0),
-        loss=_number(of_rows[-1], "loss") if of_rows else None,
-        first_heldout_loss=heldout[0][0] if heldout else None,
-        heldout_loss=heldout[-1][0] if heldout else None,
-        heldout_step=int(str(heldout[-1][1])) if heldout else 0,
-        best_heldout_loss=best[0] if best else None,
-        best_step=int(str(best[1])) if best else 0,
-        heldout_rows=heldout_rows(events),
-        tokens_per_second=tokens / seconds if seconds else None,
-        utilisation=mean_utilisation(steps),
-        training_seconds=seconds,
+        model=model.name if model else "",
+        data=data.source if data else "",
+        step=history.steps[-1].step if history.steps else 0,
+        last_step=fit.last_step if fit else 0,
+        loss=row_steps[-1].loss if row_steps and math.isfinite(row_steps[-1].loss) else None,
+        first_heldout_loss=heldout[0].loss if heldout else None,
+        heldout_loss=heldout[-1].loss if heldout else None,
+        heldout_step=heldout[-1].step if heldout else 0,
+        best_heldout_loss=best.loss if best else None,
+        best_step=best.step if best else 0,
+        heldout_rows=history.heldout_rows,
+        tokens_per_second=history.tokens_per_second,
+        utilisation=history.utilization,
+        training_seconds=history.seconds,
         checkpoints=checkpoints,
         set_aside=tuple(map(step_of, list_set_aside(run.checkpoints))),
-        warnings=(*filter(None, map(_warning, events)), *faults),
-        curve=tuple(_thinned(losses)),
+        warnings=(*filter(None, map(_warning, history.events)), *faults),
+        curve=tuple(_thinned(history.losses)),
     )
-
-
-def heldout_rows(events: Iterable[Mapping[str, object]]) -> int:
-    """Return how many rows the newest held-out loss of a run's ``events`` is of; 0 where they do not tell."""
-    rows = [event.get("rows", 0) for event in events if event.get("event") == "HeldoutDone"]
-    return rows[-1] if rows and isinstance(rows[-1], int) else 0
 
 
 def not_since(first: str, last: str, step: int) -> str:
@@ -132,14 +181,6 @@ def not_since(first: str, last: str, step: int) -> str:
     )
 
 
-def mean_utilisation(steps: Sequence[Mapping[str, object]]) -> float | None:
-    """Return what part of the measured peak logged steps made use of over all; None where none was measured."""
-    pairs = [(_number(step, "utilisation"), _number(step, "seconds") or 0.0) for step in steps]
-    gauged = [(share, seconds) for share, seconds in pairs if share is not None]
-    total = sum(seconds for _, seconds in gauged)
-    return sum(share * seconds for share, seconds in gauged) / total if total else None
-
-
 def _state(run: RunFolder, checkpoints: tuple[int, ...]) -> RunState:
     if is_held(run.path / LOCK):
         return RunState.RUNNING
@@ -148,20 +189,10 @@ def _state(run: RunFolder, checkpoints: tuple[int, ...]) -> RunState:
     return RunState.STOPPED if checkpoints else RunState.BROKEN_OFF
 
 
-def _last(events: list[dict[str, object]], kind: str, key: str) -> str:
-    found = [event for event in events if event.get("event") == kind]
-    return str(found[-1].get(key, "")) if found else ""
-
-
-def _warning(event: dict[str, object]) -> str:
-    if event.get("event") == "Judged":
-        return f"{event.get('kind')} at step {event.get('step')}: {event.get('reason')}"
-    return str(event.get("text", "")) if event.get("event") in {"Warned", "MemoryEased"} else ""
-
-
-def _number(event: Mapping[str, object], key: str) -> float | None:
-    value = event.get(key)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+def _warning(event: Event) -> str:
+    if isinstance(event, Judged):
+        return f"{event.kind} at step {event.step}: {event.reason}"
+    return event.text if isinstance(event, Warned | MemoryEased) else ""
 
 
 def _thinned(values: list[float]) -> Iterator[float]:

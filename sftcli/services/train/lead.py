@@ -30,14 +30,17 @@ from sftcli.services.modern_llm import write_final_pt
 from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place
 from sftcli.services.report.html import write_report
-from sftcli.services.runs.event_log import RunLog
+from sftcli.services.runs.event_log import (
+    RunLog,
+    forgotten_if_unstarted,
+    has_begun,
+    is_unstarted,
+    read_events,
+)
 from sftcli.services.runs.folder import (
     RunFolder,
     create_run,
     existing_run,
-    forgotten_if_unstarted,
-    has_begun,
-    is_unstarted,
     json_text,
     read_settings,
     write_json,
@@ -234,7 +237,7 @@ def _train(
     begin = monotonic()
     watch = FitWatch(stops_early=settings.training.early_stopping_evals > 0)
     if checkpoint is not None:
-        watch.replay(run.iterate_events())
+        watch.replay(read_events(run))
     emit = watched(watch, emit)
     emit(RunStarted(run=run.name, path=str(run.path)))
     named = None if checkpoint is None else in_use(checkpoint)
