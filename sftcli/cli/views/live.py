@@ -4,32 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event as ThreadEvent
 from threading import RLock, Thread
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from sftcli.cli.terminal.text import clean, redact, signs, writable
+from sftcli.cli.terminal.text import redact, signs, writable
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.cli.views.panel import Frame, Row, Task, build_panel
 from sftcli.cli.views.region import Region
-from sftcli.cli.views.wording import STOP_TEXT, data_line, end_line, judged_text, model_line, run_line
-from sftcli.events import (
-    CheckpointSaved,
-    DataPrepared,
-    FitEnded,
-    FitStarted,
-    HeldoutDone,
-    Judged,
-    MemoryEased,
-    ModelLoaded,
-    ModelSaved,
-    Notice,
-    Progressed,
-    RunStarted,
-    StepDone,
-    TextDelta,
-    Warned,
-)
+from sftcli.cli.views.wording import STOP_TEXT, end_line, message
+from sftcli.events import CheckpointSaved, FitEnded, FitStarted, HeldoutDone, Progressed, StepDone, TextDelta
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,7 +77,7 @@ class LiveView:
         with self._lock:
             self._note = STOP_TEXT
             if self._region is None:
-                self._print(STOP_TEXT)
+                self._print("", STOP_TEXT)
             else:
                 self.refresh()
 
@@ -112,22 +96,10 @@ class LiveView:
         with self._lock:
             self._take(event)
 
-    def _take(self, event: "Event") -> None:  # noqa: C901 - one flat case per event
+    def _take(self, event: "Event") -> None:
         match event:
-            case Notice() | MemoryEased():
-                self._print(event.text)
-            case Warned():
-                self._print(event.text, prefix="warning: ")
-            case Judged():
-                self._print(judged_text(event), prefix=f"{event.kind}: ")
-            case RunStarted():
-                self._print(run_line(event))
             case Progressed():
                 self._progress(event)
-            case DataPrepared():
-                self._print(data_line(event))
-            case ModelLoaded():
-                self._print(model_line(event))
             case FitStarted():
                 self.measures.start(event)
                 self._fit_time = self._moved_time = self.get_time()
@@ -144,14 +116,12 @@ class LiveView:
             case FitEnded():
                 self._fit_end_time = self.get_time()
                 self._note = ""
-                self._print(end_line(event, self._elapsed(), self.measures))
-            case ModelSaved():
-                self._print(f"saved {clean(event.path)}")
+                self._print("", end_line(event, self._elapsed(), self.measures))
             case TextDelta():
                 self._hide()
                 self._in_line = not event.text.endswith("\n")
             case _:
-                assert_never(event)
+                self._print(*message(event))
 
     def _progress(self, event: Progressed) -> None:
         if event.total > 0 and event.done >= event.total:
@@ -205,10 +175,10 @@ class LiveView:
         self._region, self._drawn = None, None
         self._guard(lambda: region.stop(keep=keep))
 
-    def _print(self, text: str, *, prefix: str = "") -> None:
+    def _print(self, prefix: str, text: str) -> None:
         if self._dead:
             return
-        line = Text.assemble((prefix, "bold yellow"), self._safe(clean(text)))
+        line = Text.assemble((prefix, "bold yellow"), self._safe(text))
         # Later rows of a long line are set in, so that its beginning can be found. Paths longer than a row break anywhere.
         room = max(1, self.console.width - len(HANG))
         rows = (

@@ -3,40 +3,18 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
-from sftcli.cli.terminal.text import (
-    clean,
-    count,
-    duration,
-    redact,
-    writable,
-)
+from sftcli.cli.terminal.text import clean, count, duration, redact, writable
 from sftcli.cli.views.measures import TrainingMeasures
-from sftcli.cli.views.wording import (
-    STOP_TEXT,
-    data_line,
-    end_line,
-    heldout_line,
-    judged_text,
-    model_line,
-    progress_line,
-    run_line,
-    step_line,
-)
+from sftcli.cli.views.wording import STOP_TEXT, end_line, heldout_line, message, progress_line, step_line
 from sftcli.events import (
     CheckpointSaved,
-    DataPrepared,
     FitEnded,
     FitStarted,
     HeldoutDone,
     Judged,
-    MemoryEased,
-    ModelLoaded,
-    ModelSaved,
-    Notice,
     Progressed,
-    RunStarted,
     StepDone,
     TextDelta,
     Warned,
@@ -95,23 +73,11 @@ class PlainView:
         """Say that a stop was asked for."""
         self._write(STOP_TEXT)
 
-    def __call__(self, event: "Event", /) -> None:  # noqa: C901 - one flat case per event
+    def __call__(self, event: "Event", /) -> None:
         """Write the lines of an event."""
         match event:
-            case Notice() | MemoryEased():
-                self._write(clean(event.text))
-            case Warned():
-                self._write(f"warning: {clean(event.text)}")
-            case Judged():
-                self._write(f"{event.kind}: {judged_text(event)}")
-            case RunStarted():
-                self._write(run_line(event))
             case Progressed():
                 self._progress(event)
-            case DataPrepared():
-                self._write(data_line(event))
-            case ModelLoaded():
-                self._write(model_line(event))
             case FitStarted():
                 self._start(event)
             case StepDone():
@@ -124,12 +90,10 @@ class PlainView:
                 self._write(f"saved {clean(event.path)}  ({duration(event.seconds)})")
             case FitEnded():
                 self._write(end_line(event, self.get_time() - self._fit_time, self.measures))
-            case ModelSaved():
-                self._write(f"saved {clean(event.path)}")
             case TextDelta():
                 pass  # a result; it belongs to stdout
             case _:
-                assert_never(event)
+                self._write("".join(message(event)))
 
     def _write(self, text: str) -> None:
         write_line(self.stream, text)
@@ -178,10 +142,8 @@ class SilentView:
 
     def __call__(self, event: "Event", /) -> None:
         """Write warnings, drop the rest."""
-        if isinstance(event, Warned):
-            write_line(self.stream, f"warning: {clean(event.text)}")
-        elif isinstance(event, Judged):
-            write_line(self.stream, f"{event.kind}: {judged_text(event)}")
+        if isinstance(event, Warned | Judged):
+            write_line(self.stream, "".join(message(event)))
 
 
 @dataclass(slots=True)

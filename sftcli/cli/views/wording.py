@@ -1,5 +1,7 @@
 """Each event in words, the same for every view."""
 
+from typing import assert_never
+
 from sftcli.cli.terminal.text import (
     clean,
     count,
@@ -20,21 +22,46 @@ from sftcli.events import (
     FitEnded,
     HeldoutDone,
     Judged,
+    MemoryEased,
     ModelLoaded,
+    ModelSaved,
+    Notice,
     Progressed,
     RunStarted,
     StepDone,
+    Warned,
 )
 
 STOP_TEXT = "stopping after this step; press Ctrl-C again to quit now"
 
 
-def run_line(event: RunStarted) -> str:
-    """Return ``run quick-1 in runs/quick-1``."""
-    return f"run {clean(event.run)} in {clean(event.path)}"
+Told = (
+    Notice | Warned | Judged | RunStarted | DataPrepared | ModelLoaded | MemoryEased | ModelSaved
+)  # alone says all
 
 
-def data_line(event: DataPrepared) -> str:
+def message(event: Told) -> tuple[str, str]:
+    """Return the line of an event that is the same in every view: a word before it that may stand out, and its text."""
+    match event:
+        case Notice() | MemoryEased():
+            return "", clean(event.text)
+        case Warned():
+            return "warning: ", clean(event.text)
+        case Judged():
+            return f"{event.kind}: ", f"{clean(event.reason)}. Advice: {clean(event.advice)}"
+        case RunStarted():
+            return "", f"run {clean(event.run)} in {clean(event.path)}"
+        case DataPrepared():
+            return "", _data_line(event)
+        case ModelLoaded():
+            return "", _model_line(event)
+        case ModelSaved():
+            return "", f"saved {clean(event.path)}"
+        case _:
+            assert_never(event)
+
+
+def _data_line(event: DataPrepared) -> str:
     """Return what became of the rows, in one line."""
     parts = [f"{count(event.kept)} of {count(event.rows)} rows kept"]
     if event.rejected:
@@ -49,7 +76,7 @@ def data_line(event: DataPrepared) -> str:
     return f"data {clean(event.source)} [{clean(event.schema)}]{cached}: " + "; ".join(parts)
 
 
-def model_line(event: ModelLoaded) -> str:
+def _model_line(event: ModelLoaded) -> str:
     """Return which model is where, in one line."""
     # A model that only answers trains nothing, which goes without saying.
     is_all_or_nothing = event.trainable in {0, event.parameters}
@@ -67,11 +94,6 @@ def heldout_line(event: HeldoutDone) -> str:
     return (
         f"step {event.step}  held-out loss {loss_text(event.loss, event.rows)}  ({duration(event.seconds)})"
     )
-
-
-def judged_text(event: Judged) -> str:
-    """Return the reason of a judgement and its advice, in one line."""
-    return f"{clean(event.reason)}. Advice: {clean(event.advice)}"
 
 
 def end_line(event: FitEnded, seconds: float, measures: TrainingMeasures) -> str:

@@ -6,11 +6,31 @@ sent: rows, answers, paths of this machine beside those in the settings, its nam
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import assert_never
 
 from sftcli.config.schema.run import Tracker
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import SftError
-from sftcli.events import Event, EventSink, HeldoutDone, StepDone, Warned, fan_out
+from sftcli.events import (
+    CheckpointSaved,
+    DataPrepared,
+    Event,
+    EventSink,
+    FitEnded,
+    FitStarted,
+    HeldoutDone,
+    Judged,
+    MemoryEased,
+    ModelLoaded,
+    ModelSaved,
+    Notice,
+    Progressed,
+    RunStarted,
+    StepDone,
+    TextDelta,
+    Warned,
+    fan_out,
+)
 from sftcli.extras import install_command
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.trackers.base import Numbers
@@ -79,8 +99,12 @@ def numbers_of(event: Event) -> tuple[int, dict[str, float]] | None:
             }
         case HeldoutDone():
             return event.step, {"heldout/loss": event.loss}
-        case _:
+        case Notice() | Warned() | Judged() | RunStarted() | Progressed() | DataPrepared() | ModelLoaded():
             return None
+        case FitStarted() | MemoryEased() | CheckpointSaved() | FitEnded() | ModelSaved() | TextDelta():
+            return None
+        case _:
+            assert_never(event)
 
 
 @contextmanager
