@@ -42,7 +42,7 @@ class Journal:
         self.path = path
         self.sizes = sizes
         self.repaired = ""  # what was left out of a file that a crash has torn, in words
-        self.done: dict[Key, dict[str, object]] = {}
+        self.done: dict[Key, Completion] = {}
         if path.exists():
             self._read(fingerprint)
         else:
@@ -53,7 +53,7 @@ class Journal:
         """Keep an answer; it survives a crash of this program from now on."""
         record = {name: value for name, value in asdict(completion).items() if name != "seconds"}
         storage.append_line(self._file, json.dumps({"key": key, "completion": record}, ensure_ascii=False))
-        self.done[key] = record
+        self.done[key] = completion
 
     def close(self) -> None:
         """Close the file."""
@@ -69,7 +69,7 @@ class Journal:
         for _, record in lines.found[1:]:
             key, answer = self._key(record.get("key")), record.get("completion")
             if key is not None and isinstance(answer, dict) and answer.keys() == ANSWER_KEYS:
-                self.done[key] = answer
+                self.done[key] = Completion(**answer, seconds=0.0)
         self.repaired = lines.told(self.path)
         if self.repaired:
             write_text(self.path, "".join(text for text, _ in lines.found))
@@ -183,9 +183,9 @@ def _lines(
             result["base_answers" if request.samples > 1 else "base_answer"] = _told(answers[0])
         result["answers" if request.samples > 1 else "answer"] = _told(answers[-1])
         result["finish"] = (
-            [one["finish"] for one in answers[-1]] if request.samples > 1 else answers[-1][0]["finish"]
+            [one.finish for one in answers[-1]] if request.samples > 1 else answers[-1][0].finish
         )
-        result["new_tokens"] = sum(int(str(one["new_tokens"])) for one in answers[-1])
+        result["new_tokens"] = sum(one.new_tokens for one in answers[-1])
         yield _as_line(result)
 
 
@@ -199,8 +199,8 @@ def _is_text(text: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _told(answers: list[dict[str, object]]) -> object:
-    texts = [answer["text"] for answer in answers]
+def _told(answers: list[Completion]) -> object:
+    texts = [answer.text for answer in answers]
     return texts if len(texts) > 1 else texts[0]
 
 

@@ -193,9 +193,10 @@ def read_fingerprints(folder: Path) -> dict[str, str]:
 def read_best_step(folder: Path) -> int:
     """Return the step of the lowest held-out loss up to a checkpoint; 0 where it cannot be told."""
     try:
-        return int(str(_read_state(folder)["state"].get("best_step", 0)))
-    except (DataError, ValueError):
+        step = _read_state(folder)["state"].get("best_step")
+    except DataError:
         return 0
+    return step if isinstance(step, int) else 0
 
 
 def owes_heldout(folder: Path) -> bool:
