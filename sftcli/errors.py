@@ -18,10 +18,17 @@ Codes follow sysexits where it has one; they are a published interface. 0 is don
 program, 75 is "stopped on request, saved, run again", 128 + n is a signal.
 """
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 STOPPED_EXIT_CODE = 75
+
+# Access tokens, which have 16 characters and more or mixed case where a name such as hf_models has not, and what stands
+# before the host of an address.
+_SECRETS = re.compile(
+    r"hf_(?:\w*[a-z0-9][A-Z]\w*|[A-Za-z0-9]{16,})|\bsk-[A-Za-z0-9_-]{16,}|(?<=//)[^\s/@]+(?=@)|(?<=[Bb]earer )\S{8,}"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,3 +161,13 @@ class ToldElsewhereError(Exception):
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"another process failed with exit code {exit_code}")
         self.exit_code = exit_code
+
+
+def redact(text: str) -> str:
+    """Return ``text`` without access tokens and without the user part of addresses."""
+    return _SECRETS.sub("***", text)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what another library says went wrong, or the kind of its error where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sftcli.errors import DataError, MismatchError, ResourceError, UsageError
+from sftcli.errors import DataError, MismatchError, ResourceError, UsageError, first_line
 from sftcli.modeling.config_values import config_value
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.modeling.formats.remote_code import refuse_code
@@ -127,9 +127,9 @@ def _from_pretrained(
             if attention is None
             else f"attention {attention!r} cannot be used here"
         )
-        raise UsageError(f"{what}: {_first_line(error)}") from error
+        raise UsageError(f"{what}: {first_line(error)}") from error
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, AttributeError) as error:
-        raise DataError(f"{folder} cannot be loaded: {_first_line(error)}") from error
+        raise DataError(f"{folder} cannot be loaded: {first_line(error)}") from error
     return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
 
 
@@ -186,7 +186,3 @@ def _refuse_nonfinite(folder: Path, model: PreTrainedModel) -> None:
 def _some(names: list[str]) -> str:
     rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + rest
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

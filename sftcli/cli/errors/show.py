@@ -18,8 +18,8 @@ import typer
 from sftcli.cli.errors.arguments import usage_error
 from sftcli.cli.options.shared import Color, use_color
 from sftcli.cli.session.signals import INTERRUPTED_EXIT_CODE, CommandStopped
-from sftcli.cli.terminal.text import clean, redact, writable
-from sftcli.errors import SftError, StorageError, ToldElsewhereError, UsageError
+from sftcli.cli.terminal.text import clean, writable
+from sftcli.errors import SftError, StorageError, ToldElsewhereError, UsageError, redact
 
 if TYPE_CHECKING:
     from typing import TextIO

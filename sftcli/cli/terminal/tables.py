@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.text import Text
 
 from sftcli.cli.options.shared import Color, use_color
-from sftcli.cli.terminal.text import clean, redact, writable
+from sftcli.cli.terminal.text import clean, writable
+from sftcli.errors import redact
 from sftcli.figures import NOTHING, carried, change, figure
 
 if TYPE_CHECKING:

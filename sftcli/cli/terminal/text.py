@@ -13,13 +13,7 @@ from math import isfinite
 
 from sftcli.figures import loss_figure
 
-MASK = "***"
-
 _MAX_CURVE = 1e30  # sums of larger values could overflow
-
-_SECRETS = re.compile(
-    r"hf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)|(?<=[Bb]earer )\S{8,}"
-)
 
 # C0 and C1 controls, DEL, the line separators that are not "\n", and the marks that reorder the text around them.
 _HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -83,11 +77,6 @@ def as_utf8(text: str) -> str:
     except UnicodeEncodeError:
         return os.fsencode(text).decode("utf-8")
     return text
-
-
-def redact(text: str) -> str:
-    """Return ``text`` without access tokens and without the user part of addresses."""
-    return _SECRETS.sub(MASK, text)
 
 
 def duration(seconds: float) -> str:

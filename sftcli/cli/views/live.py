@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from sftcli.cli.terminal.text import redact, signs, writable
+from sftcli.cli.terminal.text import signs, writable
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.cli.views.panel import Frame, Row, Task, build_panel
 from sftcli.cli.views.region import Region
 from sftcli.cli.views.wording import STOP_TEXT, end_line, message
+from sftcli.errors import redact
 from sftcli.events import CheckpointSaved, FitEnded, FitStarted, HeldoutDone, Progressed, StepDone, TextDelta
 
 if TYPE_CHECKING:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sftcli.cli.terminal.text import clean, count, duration, redact, writable
+from sftcli.cli.terminal.text import clean, count, duration, writable
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.cli.views.wording import STOP_TEXT, end_line, heldout_line, message, progress_line, step_line
+from sftcli.errors import redact
 from sftcli.events import (
     CheckpointSaved,
     FitEnded,

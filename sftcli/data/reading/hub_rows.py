@@ -11,7 +11,7 @@ from sftcli.data.reading.json_rows import Row
 from sftcli.data.reading.source import Source, near_files
 from sftcli.data.reading.table_rows import arrow_dicts, numbered
 from sftcli.data.reading.text_lines import Note
-from sftcli.errors import ConsentError, DataError, NetworkError, NotFoundError, UsageError
+from sftcli.errors import ConsentError, DataError, NetworkError, NotFoundError, UsageError, first_line
 from sftcli.suggest import did_you_mean
 
 ANSWER_SECONDS = 9.0
@@ -59,10 +59,10 @@ def load_split(source: Source, note: Note) -> Split:
         loaded = _load(source) if fault is None else _load_cached(source)
     except ValueError as error:
         raise UsageError(
-            f"{source.text!r}: {_first_line(error)}", hint="choose the config with NAME#config"
+            f"{source.text!r}: {first_line(error)}", hint="choose the config with NAME#config"
         ) from None
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{source.name}: the data set cannot be loaded: {_first_line(error)}") from None
+        raise DataError(f"{source.name}: the data set cannot be loaded: {first_line(error)}") from None
     return pick_split(cast("Mapping[str, Split]", loaded), source, note)
 
 
@@ -164,10 +164,6 @@ def _hub_fault(name: str, fault: Exception) -> Exception:
         )
     elsewhere = f"on a connected machine run: hf download --repo-type dataset {name} --local-dir FOLDER"
     return NetworkError(
-        f"no file {name!r}, and no hub data set could be reached under that name: {_first_line(fault)}",
+        f"no file {name!r}, and no hub data set could be reached under that name: {first_line(fault)}",
         hint=f"{near and near + ' otherwise '}{elsewhere}, copy FOLDER here and name the folder with its files",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

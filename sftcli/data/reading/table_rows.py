@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sftcli.data.reading.json_rows import Row, check_values
 from sftcli.data.reading.text_lines import MAX_LINE_BYTES, ByteStream, Note, data_error, skip_bom, text_lines
-from sftcli.errors import DataError, Location
+from sftcli.errors import DataError, Location, first_line
 
 _BATCH_ROWS = 1024
 
@@ -125,9 +125,8 @@ def numbered(rows: Iterable[dict[str, object]], name: str) -> Iterator[Row]:
 
 
 def _damaged(kind: str, error: Exception, name: str) -> DataError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return DataError(
-        f"{name}: cannot be read as {kind}: {reason}",
+        f"{name}: cannot be read as {kind}: {first_line(error)}",
         hint="the file is damaged, cut off, or of another kind than its name says",
         location=Location(file=name),
     )

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from sftcli import storage
-from sftcli.errors import DataError, MismatchError, StorageError
+from sftcli.errors import DataError, MismatchError, StorageError, first_line
 from sftcli.modeling.modern_lm.config import ModernLMConfig
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM, register
 from sftcli.suggest import did_you_mean
@@ -102,8 +102,7 @@ def _load(path: Path) -> Mapping[str, object]:
             hint=_AGAIN,
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, zipfile.BadZipFile) as error:  # fmt: skip
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} is damaged or cut off: {reason}", hint=_AGAIN) from error
+        raise DataError(f"{path} is damaged or cut off: {first_line(error)}", hint=_AGAIN) from error
     if not isinstance(content, Mapping):
         raise DataError(f"{path} holds no dictionary", hint=_AGAIN)
     return content

@@ -15,11 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from sftcli.errors import ConsentError, NetworkError, NotFoundError, OutputError, SftError
+from sftcli.errors import ConsentError, NetworkError, NotFoundError, OutputError, SftError, redact
 from sftcli.events import EventSink, Notice, Progressed
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SECRET = re.compile(r"hf_\w+|(?<=//)[^/@\s]+@")
 _TRUE = {"1", "true", "yes", "on"}
 
 
@@ -133,11 +132,6 @@ def fetch_snapshot(
                     raise NetworkError(
                         f"the hub sent nothing for too long ({_endpoint()})", hint=_elsewhere(repo)
                     )
-
-
-def redact(text: str) -> str:
-    """Return ``text`` without hub tokens and without the user part of addresses."""
-    return _SECRET.sub("[hidden]", text)
 
 
 @contextmanager

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.errors import DataError, NetworkError
+from sftcli.errors import DataError, NetworkError, redact
 from sftcli.events import EventSink, Notice, Progressed
-from sftcli.modeling.hub.snapshot import redact
 
 _STALL_SECONDS = 200.0  # more than the waiting time that pip's configuration gives slow mirrors
 _POLL_SECONDS = 0.5

@@ -17,7 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
-from sftcli.errors import DataError, NetworkError, NotFoundError, SftError, StoppedError
+from sftcli.errors import DataError, NetworkError, NotFoundError, SftError, StoppedError, first_line
 from sftcli.events import EventSink, Progressed, StopFlag
 from sftcli.suggest import did_you_mean
 
@@ -63,7 +63,7 @@ def _manager(folder: Path | None, *, with_defaults: bool) -> TaskManager:
             include_path=None if folder is None else [str(folder)], include_defaults=with_defaults
         )
     except Exception as error:
-        raise DataError(f"the tasks in {folder} cannot be read: {_first_line(error)}") from error
+        raise DataError(f"the tasks in {folder} cannot be read: {first_line(error)}") from error
 
 
 def _missing(names: Sequence[str], manager: TaskManager) -> list[str]:
@@ -117,11 +117,11 @@ def run_harness(
             raise
         except (ConnectionError, OSError) as error:
             raise NetworkError(
-                f"the data of {', '.join(names)} cannot be fetched: {_first_line(error)}",
+                f"the data of {', '.join(names)} cannot be fetched: {first_line(error)}",
                 hint="fetch them on a connected machine, or name tasks whose data are files: --task-path DIR",
             ) from error
         except Exception as error:
-            raise DataError(f"lm_eval could not run {', '.join(names)}: {_first_line(error)}") from error
+            raise DataError(f"lm_eval could not run {', '.join(names)}: {first_line(error)}") from error
     results = found["results"]
     return Asked(
         numbers={task: _numbers(values) for task, values in results.items()},
@@ -171,7 +171,3 @@ def _bars_as_events(emit: EventSink, stop: StopFlag) -> Iterator[None]:
     finally:
         for names, bar in zip(modules, theirs, strict=True):
             names["tqdm"] = bar
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

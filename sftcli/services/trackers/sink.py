@@ -10,7 +10,7 @@ from typing import assert_never
 
 from sftcli.config.schema.run import Tracker
 from sftcli.config.schema.settings import Settings
-from sftcli.errors import SftError
+from sftcli.errors import SftError, first_line
 from sftcli.events import (
     CheckpointSaved,
     DataPrepared,
@@ -138,4 +138,4 @@ def _told(error: Exception) -> str:
         return f"{error.name} is not installed ({install_command('track', *_packages(error.name or ''))})"
     if isinstance(error, SftError):
         return f"{error.message} ({error.hint})"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

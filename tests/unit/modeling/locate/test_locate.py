@@ -15,7 +15,6 @@ from sftcli.errors import (
     UsageError,
 )
 from sftcli.events import Notice, Warned
-from sftcli.modeling.hub.snapshot import redact
 from sftcli.modeling.locate.default_model import ALIAS
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from tests.support.fake_hub import COMMIT, FakeHub
@@ -255,7 +254,3 @@ def test_an_unreachable_hub_says_how_to_bring_the_model(
 def test_the_offline_switch_asks_nobody(sink: RecordingSink) -> None:
     with pytest.raises(NetworkError, match="HF_HUB_OFFLINE is set"):
         locate_model("owner/name", revision=None, emit=sink)
-
-
-def test_secrets_are_hidden() -> None:
-    assert redact("hf_abcDEF at https://me:pw@host/x") == "[hidden] at https://[hidden]host/x"
