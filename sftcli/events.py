@@ -18,11 +18,28 @@ from typing import Protocol
 
 
 class Ending(StrEnum):
-    """Why training ended."""
+    """Why training ended, in the words of every view, log and report.
 
-    FINISHED = "finished"
-    PLATEAU = "plateau"  # before the budget was spent: held-out loss fell no more
-    STOPPED = "stopped"  # on request
+    ``is_complete``: nothing is left to train, so that there is a final model.
+    """
+
+    words: str
+    reason: str  # behind the words; "" where they say it all
+    is_complete: bool
+
+    FINISHED = "finished", "finished", "", True
+    PLATEAU = "plateau", "stopped early", "held-out loss fell no more", True
+    STOPPED = "stopped", "stopped", "", False  # on request
+
+    def __new__(cls, value: str, words: str, reason: str, is_complete: bool) -> "Ending":
+        """Return the member of ``value``."""
+        member = str.__new__(cls, value)
+        member._value_, member.words, member.reason, member.is_complete = value, words, reason, is_complete
+        return member
+
+    def told(self, place: str) -> str:
+        """Return how training ended at ``place``, such as ``stopped early at step 20: held-out loss fell no more``."""
+        return f"{self.words} {place}" + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

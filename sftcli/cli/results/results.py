@@ -55,10 +55,8 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
             tables.show_text(f"{_heldout_text(outcome)}, in {duration(outcome.seconds)}", err)
         if outcome.verdict is not None and outcome.verdict.kind != "unknown":
             tables.show_text(_verdict_text(outcome.verdict), err, wrap=True)
-        if outcome.ending == "plateau":
-            tables.show_text(
-                f"ended early, at step {outcome.step} of {outcome.last_step}: held-out loss fell no more", err
-            )
+        if reason := outcome.ending.reason:
+            tables.show_text(f"ended early, at step {outcome.step} of {outcome.last_step}: {reason}", err)
         if outcome.final is None:
             tables.show_text(f"stopped at step {outcome.step} of {outcome.last_step}", err)
             if outcome.step:

@@ -18,7 +18,6 @@ from sftcli.cli.terminal.text import (
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.events import (
     DataPrepared,
-    Ending,
     FitEnded,
     HeldoutDone,
     Judged,
@@ -100,10 +99,7 @@ def end_line(event: FitEnded, seconds: float, measures: TrainingMeasures) -> str
     """Return how training ended, and what part of the measured peak of matrix products it made use of."""
     used = measures.whole_utilisation
     at = "" if used is None else f" at {percent(used)} of the machine's peak"
-    verb = "finished" if event.ending is Ending.FINISHED else "stopped"
-    early = " early" if event.ending is Ending.PLATEAU else ""
-    why = ": held-out loss fell no more" if early else ""
-    return f"training {verb}{early} at step {event.step} after {duration(seconds)}{at}{why}"
+    return f"training {event.ending.told(f'at step {event.step} after {duration(seconds)}{at}')}"
 
 
 def step_line(measures: TrainingMeasures, step: StepDone) -> str:

@@ -17,7 +17,7 @@ from sftcli import storage
 from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import OutputError, StorageError
-from sftcli.events import DataPrepared, Ending, FitEnded, Judged, MemoryEased, ModelLoaded, Warned
+from sftcli.events import DataPrepared, FitEnded, Judged, MemoryEased, ModelLoaded, Warned
 from sftcli.figures import change, interval, loss_figure
 from sftcli.services.diagnosis.verdict import judge
 from sftcli.services.report.charts import Series, draw
@@ -117,8 +117,8 @@ def _facts(history: RunHistory, *, takes_best: bool) -> list[tuple[str, str]]:
         if peak := max(step.peak_memory_bytes for step in steps):  # 0 where the machine cannot tell
             facts.append(("peak memory", f"{peak / 1e9:.2f} GB"))
     ended = history.last(FitEnded)
-    if ended and ended.ending is Ending.PLATEAU:
-        facts.append(("ended", f"early, at step {ended.step}: held-out loss fell no more"))
+    if ended and ended.ending.reason:
+        facts.append(("ended", f"early, at step {ended.step}: {ended.ending.reason}"))
     if told := heldout_text(history, takes_best=takes_best):
         facts.append(("held-out loss", told))
     return facts

@@ -98,10 +98,9 @@ class RunLog:
                 return f"Starting SFT for {event.last_step} steps{onward}"
             case CheckpointSaved():
                 return f"Saved checkpoint: {event.path}"
-            case FitEnded(ending=Ending.PLATEAU):
-                return f"Stopped early at step {event.step}: held-out loss fell no more"
-            case FitEnded(ending=Ending.STOPPED):
-                return f"Stopped at step {event.step}"
+            case FitEnded() if event.ending is not Ending.FINISHED:
+                told = event.ending.told(f"at step {event.step}")
+                return told[:1].upper() + told[1:]
             case ModelSaved():
                 return f"SFT complete. Final checkpoint: {event.pt or event.path}"
             case Notice() | MemoryEased():

@@ -54,7 +54,7 @@ def outcome_of(
         first_heldout_loss=losses[0],
         last_heldout_loss=losses[1],
         last_heldout_step=-1,
-        final=None if ending is Ending.STOPPED else str(run.final),
+        final=str(run.final) if ending.is_complete else None,
         seconds=seconds,
     )
 
