@@ -102,7 +102,7 @@ def compare_with_bare_tokenizer(model: Path, data: Path) -> dict[str, float]:
     from tokenizers import Tokenizer
 
     from sftcli.config.schema.data import DataSettings
-    from sftcli.events import NeverStop
+    from sftcli.events import NeverStop, Session
     from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
     from sftcli.services.prepare.prepare import prepare_data
     from sftcli.services.prepare.sources import find_sources
@@ -114,8 +114,7 @@ def compare_with_bare_tokenizer(model: Path, data: Path) -> dict[str, float]:
         find_sources(settings),
         model_folder=model,
         seed=0,
-        emit=lambda _event, /: None,
-        stop=NeverStop(),
+        session=Session(lambda _event, /: None, NeverStop()),
     )
     prepare_seconds = time.perf_counter() - begin
     assert not prepared.is_cached

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sftcli.config.schema.settings import Settings
-from sftcli.events import Event, NeverStop, Notice, Warned
-from sftcli.runtime import choose_device, seed_everything
+from sftcli.events import Event, NeverStop, Notice, Session, Warned
+from sftcli.runtime import choose_device
 from sftcli.services.runs.folder import create_run
-from sftcli.services.train.build import Materials, build_trainer
 from sftcli.services.train.decisions import Decisions, settle_precision
-from sftcli.services.train.inputs import find_materials
+from sftcli.services.train.inputs import TrainingInputs, find_inputs
+from sftcli.services.train.run import TrainingRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +27,7 @@ def materials_of(
     max_tokens: int = 512,
     training: Mapping[str, object] | None = None,
     root: str = "runs",
-) -> tuple[Materials, list[str]]:
+) -> tuple[TrainingInputs, list[str]]:
     """Return model, rows and settings of a run of one micro-batch a step, and what was said on the way."""
     said: list[str] = []
 
@@ -44,11 +44,11 @@ def materials_of(
             "training": steps | dict(training or {}),
         }
     )
-    return find_materials(settings, emit, NeverStop()), said
+    return find_inputs(settings, Session(emit, NeverStop())), said
 
 
 @contextmanager
-def trainer_of(materials: Materials, said: list[str]) -> "Iterator[tuple[Trainer, PreTrainedModel]]":
+def trainer_of(inputs: TrainingInputs, said: list[str]) -> "Iterator[tuple[Trainer, PreTrainedModel]]":
     """Yield a trainer and its model; ``said`` takes what the run says about its decisions."""
 
     def emit(event: Event, /) -> None:
@@ -56,9 +56,9 @@ def trainer_of(materials: Materials, said: list[str]) -> "Iterator[tuple[Trainer
             said.append(event.text)
 
     with tempfile.TemporaryDirectory() as root:
-        settings = materials.settings
-        seed_everything(settings.training.seed)
-        run = create_run(settings.run.model_copy(update={"root": root}), label="benchmark", files={})
-        decided = settle_precision(Decisions(), settings.training.precision, choose_device())
-        built = build_trainer(run, materials, emit, check_owner=lambda: None, recorded=decided)
-        yield built.trainer, built.model
+        settings = inputs.settings
+        folder = create_run(settings.run.model_copy(update={"root": root}), label="benchmark", files={})
+        run = TrainingRun(folder=folder, settings=settings, session=Session(emit, NeverStop()))
+        run.take(inputs)
+        run.build(settle_precision(Decisions(), settings.training.precision, choose_device()))
+        yield run.trainer, run.parts.model

@@ -269,6 +269,14 @@ class NeverStop:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The time in which a command works: who hears what happens, and whether it was asked to stop."""
+
+    emit: EventSink
+    stop: StopFlag
+
+
 def fan_out(*sinks: EventSink) -> EventSink:
     """Return a sink that hands each event to every one of ``sinks``, in this order."""
 

@@ -12,7 +12,7 @@ import pytest
 from sftcli import storage
 from sftcli.config.schema.data import DataSettings
 from sftcli.errors import StoppedError
-from sftcli.events import Event
+from sftcli.events import Event, Session
 from sftcli.services.prepare.prepare import prepare_data
 from sftcli.services.prepare.sources import find_sources
 from tests.cli.test_data_faults import prepared
@@ -39,7 +39,7 @@ def test_stop_while_preparing_leaves_nothing_and_the_next_try_is_whole(sft, rows
         pass
 
     with pytest.raises(StoppedError):
-        prepare_data(data, sources, model_folder=tiny_model, seed=0, emit=ignore, stop=StopsLate())
+        prepare_data(data, sources, model_folder=tiny_model, seed=0, session=Session(ignore, StopsLate()))
     assert prepared() == []
     assert sft("prepare", rows, "--model", tiny_model)[0] == 0
     assert len(prepared()) == 1

@@ -8,7 +8,7 @@ import pytest
 from sftcli.config.schema.data import DataSettings
 from sftcli.data.prepared.store import PreparedDataset
 from sftcli.errors import DataError
-from sftcli.events import Event, EventSink, NeverStop, Progressed
+from sftcli.events import Event, EventSink, NeverStop, Progressed, Session
 from sftcli.services.prepare import prepare
 from sftcli.services.prepare.prepare import prepare_data
 from sftcli.services.prepare.sources import find_sources
@@ -83,7 +83,9 @@ def test_file_that_changes_while_it_is_prepared_is_refused_and_nothing_is_kept(r
 
     data = DataSettings(sources=(str(rows),))
     with pytest.raises(DataError, match="changed while it was"):
-        prepare_data(data, find_sources(data), model_folder=tiny_model, seed=0, emit=append, stop=NeverStop())
+        prepare_data(
+            data, find_sources(data), model_folder=tiny_model, seed=0, session=Session(append, NeverStop())
+        )
     assert list((rows.parent / "cache/prepared").glob("*")) == []
 
 
@@ -99,7 +101,11 @@ def test_file_that_changes_behind_the_key_is_never_stored_under_it(rows, tiny_mo
     data = DataSettings(sources=(str(rows),))
     with pytest.raises(DataError, match="changed while it was prepared; nothing was kept"):
         prepare_data(
-            data, find_sources(data), model_folder=tiny_model, seed=0, emit=RecordingSink(), stop=NeverStop()
+            data,
+            find_sources(data),
+            model_folder=tiny_model,
+            seed=0,
+            session=Session(RecordingSink(), NeverStop()),
         )
     assert list((rows.parent / "cache/prepared").glob("*")) == []
 
@@ -116,5 +122,7 @@ def test_file_that_was_another_for_one_pass_is_not_taken_for_itself(rows, tiny_m
 
     data = DataSettings(sources=(str(rows),), heldout_fraction=0)
     with pytest.raises(DataError, match="changed while it was"):
-        prepare_data(data, find_sources(data), model_folder=tiny_model, seed=0, emit=swap, stop=NeverStop())
+        prepare_data(
+            data, find_sources(data), model_folder=tiny_model, seed=0, session=Session(swap, NeverStop())
+        )
     assert list((rows.parent / "cache/prepared").glob("*")) == []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sftcli.events import Session
 from sftcli.services.train.resume import ResumeRequest, resume_training
 from tests.support.fake_hub import COMMIT, FakeHub
 from tests.support.runs import StopAtStep, settings_of, train, write_rows
@@ -42,7 +43,9 @@ def test_run_of_a_branch_goes_on_and_is_scored_with_the_commit_that_it_started_f
     hub.folder, hub.commit = build_tiny_model(tmp_path / "newer", seed=1), NEWER
     shutil.rmtree(tmp_path / "hf")  # another machine
     flag = StopAtStep(9)
-    outcome = resume_training(ResumeRequest(root=runs, run="cut"), flag, flag)  # other weights are refused
+    outcome = resume_training(
+        ResumeRequest(root=runs, run="cut"), Session(flag, flag)
+    )  # other weights are refused
     assert outcome.step == 2
 
     shutil.rmtree(tmp_path / "hf")

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
-from sftcli.events import FitStarted, NeverStop
+from sftcli.events import FitStarted, NeverStop, Session
 from sftcli.runtime import peak_memory_bytes, reset_peak_memory
 from sftcli.services.train.plan import plan_training
 from tests.support.recording import RecordingSink
@@ -31,7 +31,7 @@ def place(tmp_path, monkeypatch):
 
 def plan_of(place, *changes):
     sink = RecordingSink()
-    plan = plan_training(settings_of(place, place / "model", *changes).settings, sink, NeverStop())
+    plan = plan_training(settings_of(place, place / "model", *changes).settings, Session(sink, NeverStop()))
     return plan, sink
 
 

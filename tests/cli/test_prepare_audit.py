@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sftcli.config.schema.data import DataSettings
-from sftcli.events import NeverStop, Progressed
+from sftcli.events import NeverStop, Progressed, Session
 from sftcli.services.prepare.prepare import prepare_data
 from sftcli.services.prepare.sources import find_sources
 from tests.support.recording import RecordingSink
@@ -186,7 +186,9 @@ def test_the_pass_that_chooses_held_out_rows_tells_the_next_how_many_there_are(
     monkeypatch.setattr("sftcli.services.prepare.pipeline.CHUNK_ROWS", 10)
     rows, sink = write_rows(tmp_path / "rows.jsonl"), RecordingSink()
     data = DataSettings(sources=(str(rows),))
-    prepare_data(data, find_sources(data), model_folder=tiny_model, seed=0, emit=sink, stop=NeverStop())
+    prepare_data(
+        data, find_sources(data), model_folder=tiny_model, seed=0, session=Session(sink, NeverStop())
+    )
     told = [(event.task.split()[0], event.done, event.total) for event in sink.of(Progressed)]
     counts = (0, 10, 20, 25)
     first = [("reading", done, 0) for done in counts]

@@ -13,7 +13,7 @@ import pytest
 from sftcli.config.schema.data import DataSettings
 from sftcli.data.reading import text_lines as textlines
 from sftcli.errors import SftError
-from sftcli.events import NeverStop
+from sftcli.events import NeverStop, Session
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.modeling.formats.pt_file import read_pt
 from sftcli.modeling.json_files import read_json
@@ -146,7 +146,7 @@ GOOD = b'{"question": "Is 1 a number?", "answer": "yes"}\n'
 def prepared(rows: Path, model: Path) -> PreparedData:
     data = DataSettings(sources=(str(rows),), heldout_fraction=0)
     sources, ignore = find_sources(data), RecordingSink()
-    return prepare_data(data, sources, model_folder=model, seed=0, emit=ignore, stop=NeverStop())
+    return prepare_data(data, sources, model_folder=model, seed=0, session=Session(ignore, NeverStop()))
 
 
 def test_row_of_ten_megabytes_is_left_out_in_bounded_memory_and_time(folder, tmp_path):

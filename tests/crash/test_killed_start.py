@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sftcli import storage
+from sftcli.events import Session
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.resume import ResumeRequest, resume_training
 from tests.support.faulty_disk import CountingDisk, KillingDisk
@@ -50,7 +51,7 @@ def test_kill_before_any_operation_of_a_start_leaves_nothing_or_a_run_that_ends_
         if is_there[-1]:
             assert {"config.toml", "origins.json", "run.json"} <= {path.name for path in run.path.iterdir()}
             flag = StopAtStep(NEVER)
-            resume_training(ResumeRequest(root=Path("runs"), run="cut"), flag, flag)
+            resume_training(ResumeRequest(root=Path("runs"), run="cut"), Session(flag, flag))
         else:
             begin("cut")
         assert tensors_of(run.path, STEPS) == tensors_of(Path("runs/whole"), STEPS)

@@ -13,7 +13,7 @@ from sftcli.data.example import Example
 from sftcli.data.prepared.store import HELDOUT, TRAIN, PreparedWriter, open_prepared
 from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError
-from sftcli.events import NeverStop, Warned
+from sftcli.events import NeverStop, Session, Warned
 from sftcli.services.prepare.prepare import prepare_data
 from sftcli.services.prepare.sources import find_sources
 from tests.crash.test_two_trainers import start_together
@@ -69,8 +69,7 @@ def prepare(folder: Path, model: Path, sink=None):
         find_sources(settings),
         model_folder=model,
         seed=0,
-        emit=sink or RecordingSink(),
-        stop=NeverStop(),
+        session=Session(sink or RecordingSink(), NeverStop()),
     )
 
 

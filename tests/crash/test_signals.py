@@ -9,7 +9,7 @@ from sftcli import storage
 from sftcli.cli.options.shared import Output
 from sftcli.cli.session.session import session
 from sftcli.cli.session.signals import CommandStopped
-from sftcli.events import CheckpointSaved, Ending, HeldoutDone, StepDone, fan_out
+from sftcli.events import CheckpointSaved, Ending, HeldoutDone, Session, StepDone, fan_out
 from sftcli.services.train.lead import TrainRequest, run_training
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from tests.support.faulty_disk import CountingDisk
@@ -63,11 +63,12 @@ def train_in_session(place: Path, name: str, *, at: int = 0, signal_name: str = 
     sink = sink or RecordingSink()
     questions = 0
     try:
-        with session(Output(quiet=True)) as (emit, stop):
+        with session(Output(quiet=True)) as current:
+            emit, stop = current.emit, current.stop
             flag = Questions(stop, at, signal_name)
             request = TrainRequest(resolved=settings(place, name), label="x", command="sft train")
             try:
-                outcome = run_training(request, fan_out(sink, emit), flag)
+                outcome = run_training(request, Session(fan_out(sink, emit), flag))
             finally:
                 questions = flag.count
         code = 0 if outcome.ending is Ending.FINISHED else stop.exit_code
@@ -176,7 +177,8 @@ def test_signal_while_an_answer_is_generated_ends_it_after_the_token(place):
         if isinstance(event, TextDelta):
             signal.raise_signal(signal.SIGINT)
 
-    with session(Output(quiet=True)) as (_, stop):
+    with session(Output(quiet=True)) as current:
+        stop = current.stop
         request = GenerateRequest(
             prompt="What is 7 plus 7?", sampling=SamplingSettings(max_new_tokens=400, temperature=2.0), root=place,
             precision="fp32", checkpoint=str(place / "runs" / "whole" / "final"),

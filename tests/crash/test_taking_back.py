@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sftcli import storage
-from sftcli.events import Ending, FitStarted
+from sftcli.events import Ending, FitStarted, Session
 from sftcli.services.models.choose import choose_model
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.summary import RunState, summarize_run
@@ -58,7 +58,7 @@ def place(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def resume(run: RunFolder, step: int | None = None, flag: StopAtStep | None = None):
     flag = flag or StopAtStep(NEVER)
-    return resume_training(ResumeRequest(root=run.path.parent, run=run.name, step=step), flag, flag)
+    return resume_training(ResumeRequest(root=run.path.parent, run=run.name, step=step), Session(flag, flag))
 
 
 def whole_steps(run: RunFolder) -> dict[int, list[Path]]:

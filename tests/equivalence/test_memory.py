@@ -8,9 +8,9 @@ import torch
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.errors import ResourceError
-from sftcli.events import Ending, MemoryEased, NeverStop, StepDone
-from sftcli.services.train import worker as following
+from sftcli.events import Ending, MemoryEased, NeverStop, Session, StepDone
 from sftcli.services.train.resume import ResumeRequest, resume_training
+from sftcli.services.train.run import TrainingRun
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.state import TrainState
@@ -152,14 +152,13 @@ def place(tmp_path, monkeypatch):
 
 
 def shrink(monkeypatch, rows):
-    build = following.build_trainer
+    build = TrainingRun.build
 
-    def build_small(*args, **kwargs):
-        built = build(*args, **kwargs)
-        built.trainer.batch_loss = SmallMachine(built.trainer.batch_loss, rows)
-        return built
+    def build_small(run, decided):
+        build(run, decided)
+        run.trainer.batch_loss = SmallMachine(run.trainer.batch_loss, rows)
 
-    monkeypatch.setattr(following, "build_trainer", build_small)
+    monkeypatch.setattr(TrainingRun, "build", build_small)
 
 
 def test_decision_is_logged_reported_and_kept_when_the_run_goes_on(place, monkeypatch):
@@ -172,7 +171,7 @@ def test_decision_is_logged_reported_and_kept_when_the_run_goes_on(place, monkey
     cut = StopAtStep(4)
     assert train(settings_of(place, place / "model", "run.name=cut", *sets), cut).ending is Ending.STOPPED
     rest = StopAtStep(99)
-    resume_training(ResumeRequest(root=place / "runs", run="cut"), rest, rest)
+    resume_training(ResumeRequest(root=place / "runs", run="cut"), Session(rest, rest))
     assert not [event for event in rest.events if isinstance(event, MemoryEased)]
     run, other = place / "runs" / "whole", place / "runs" / "cut"
     assert tensors_of(run, 10) == tensors_of(other, 10)

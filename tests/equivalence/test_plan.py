@@ -8,7 +8,7 @@ import torch
 
 from sftcli.data.batches.batch import BatchPlan
 from sftcli.data.prepared.store import open_prepared
-from sftcli.events import Ending
+from sftcli.events import Ending, Session
 from sftcli.services.train.resume import ResumeRequest, resume_training
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train
 from tests.support.tiny_model import build_tiny_model
@@ -59,7 +59,7 @@ def test_stopped_after_any_step_and_resumed_equals_uninterrupted_bit_for_bit(pla
     name, flag = f"cut-{stop_at}", StopAtStep(NEVER)
     train(mixed(place, name), StopAtStep(stop_at))
     torch.manual_seed(12345)
-    outcome = resume_training(ResumeRequest(root=place / "runs", run=name), flag, flag)
+    outcome = resume_training(ResumeRequest(root=place / "runs", run=name), Session(flag, flag))
     assert (outcome.ending, outcome.step) == (Ending.FINISHED, STEPS)
     whole, cut = place / "runs" / "whole", place / "runs" / name
     assert tensors_of(cut, STEPS) == tensors_of(whole, STEPS)

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from sftcli.errors import StoppedError
-from sftcli.events import Ending, HeldoutDone
-from sftcli.runtime import RngState
-from sftcli.services.train import worker as following
+from sftcli.events import Ending, HeldoutDone, Session
 from sftcli.services.train.resume import ResumeRequest, resume_training, verify_resume
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
+from tests.support.forged import forge_random_state
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 
@@ -69,7 +68,7 @@ def stop_and_resume(place: Path, stop_at: int, form: str) -> Path:
         train(resolved, StopAtStep(stop_at))
     torch.manual_seed(12345)
     flag = StopAtStep(NEVER)
-    outcome = resume_training(ResumeRequest(root=place / "runs", run=name), flag, flag)
+    outcome = resume_training(ResumeRequest(root=place / "runs", run=name), Session(flag, flag))
     assert (outcome.ending, outcome.step) == (Ending.FINISHED, STEPS)
     return place / "runs" / name
 
@@ -90,22 +89,13 @@ def test_stopped_after_any_step_and_resumed_equals_uninterrupted_bit_for_bit(pla
 
 
 @pytest.mark.parametrize("form", CONTROLS)
-def test_law_fails_when_one_random_generator_is_not_restored(place, monkeypatch, form):
-    def forget_torch(folder):
-        whole = read(folder)
-        rng = whole.rng
-        forgotten = RngState(
-            python=rng.python, numpy=rng.numpy, torch=torch.get_rng_state(), device=rng.device
-        )
-        return type(whole)(state=whole.state, weights=whole.weights, optimizer=whole.optimizer, rng=forgotten)
-
-    read = following.read_snapshot
-    monkeypatch.setattr(following, "read_snapshot", forget_torch)
+def test_law_fails_when_one_random_generator_is_not_restored(place, form):
     name = f"{form}-forgetful"
     train(settings_of(place, place / "model", f"run.name={name}", *FORMS[form]), StopAtStep(4))
-    torch.manual_seed(12345)
+    newest = list_checkpoints(place / "runs" / name / "checkpoints")[-1]
+    forge_random_state(newest, torch=torch.Generator().manual_seed(12345).get_state())
     flag = StopAtStep(NEVER)
-    resume_training(ResumeRequest(root=place / "runs", run=name), flag, flag)
+    resume_training(ResumeRequest(root=place / "runs", run=name), Session(flag, flag))
     run, whole = place / "runs" / name, uninterrupted(place, form)
     weights = "model.safetensors" if form.startswith("full") else "adapter_model.safetensors"
     assert tensors_of(run, STEPS)[weights] != tensors_of(whole, STEPS)[weights]
@@ -117,7 +107,7 @@ def test_resume_from_an_older_checkpoint_takes_the_later_ones_out_and_ends_the_s
     train(settings_of(place, place / "model", f"run.name={name}"), StopAtStep(7))
     run, flag = place / "runs" / name, StopAtStep(NEVER)
     assert [step_of(path) for path in list_checkpoints(run / "checkpoints")] == [6, 7]
-    resume_training(ResumeRequest(root=place / "runs", run=name, step=6), flag, flag)
+    resume_training(ResumeRequest(root=place / "runs", run=name, step=6), Session(flag, flag))
     assert tensors_of(run, STEPS) == tensors_of(place / "runs" / "whole", STEPS)
     assert numbers_of(run) == numbers_of(place / "runs" / "whole")
 
@@ -142,7 +132,7 @@ def measured_again(place: Path, name: str, *, kills: bool) -> Path:
     for _ in range(3 if kills else 1):
         flag = StopsAgain(kills)
         with suppress(KeyboardInterrupt):
-            resume_training(ResumeRequest(root=place / "runs", run=name), flag, flag)
+            resume_training(ResumeRequest(root=place / "runs", run=name), Session(flag, flag))
     return run
 
 
@@ -154,7 +144,7 @@ def test_a_held_out_loss_that_was_owed_stands_once_in_the_log_and_is_saved(place
     assert [event["step"] for event in numbers_of(run) if event["event"] == "HeldoutDone"] == [0, 4, 8]
     owing = read_snapshot(run / "checkpoints" / "step-00000008").state.last_heldout_step
     assert owing == (4 if kills else 8)
-    resume_training(ResumeRequest(root=place / "runs", run=name), flag, flag)
+    resume_training(ResumeRequest(root=place / "runs", run=name), Session(flag, flag))
     whole = place / "runs" / "whole"
     assert numbers_of(run) == numbers_of(whole)
     assert state_of(run) == state_of(whole)
@@ -169,7 +159,7 @@ def test_a_held_out_loss_that_was_owed_at_the_last_step_is_in_its_checkpoint(pla
     train(settings_of(place, place / "model", f"run.name={name}"), StopAtStep(STEPS))
     run = place / "runs" / name
     assert state_of(run).last_heldout_step == 8
-    resume_training(ResumeRequest(root=place / "runs", run=name), flag, flag)
+    resume_training(ResumeRequest(root=place / "runs", run=name), Session(flag, flag))
     assert state_of(run) == state_of(place / "runs" / "whole")
     assert numbers_of(run) == numbers_of(place / "runs" / "whole")
 
@@ -179,7 +169,7 @@ def test_verify_replays_between_two_checkpoints_and_writes_nothing(place, form):
     run = uninterrupted(place, form)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     flag = StopAtStep(NEVER)
-    proved = verify_resume(ResumeRequest(root=place / "runs", run=run.name), flag, flag)
+    proved = verify_resume(ResumeRequest(root=place / "runs", run=run.name), Session(flag, flag))
     assert (proved.first, proved.second) == (9, 10)
     assert proved.tensors > 50
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before

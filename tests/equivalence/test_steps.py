@@ -16,8 +16,8 @@ from transformers import (
     SmolLM3Config,
 )
 
-from sftcli.events import NeverStop, Notice, StepDone
-from sftcli.services.train.inputs import find_materials
+from sftcli.events import NeverStop, Notice, Session, StepDone
+from sftcli.services.train.inputs import find_inputs
 from tests.support.architectures import SMALL
 from tests.support.runs import StopAtStep, settings_of, train
 from tests.support.tiny_tokenizer import build_tiny_tokenizer
@@ -70,7 +70,7 @@ def run(resolved) -> tuple[list[float], list[str]]:
 
 def plain_loop(folder: Path, resolved) -> list[float]:
     """Each row by itself through the model of transformers, and AdamW of torch; every step sees all rows."""
-    prepared = find_materials(resolved.settings, lambda event: None, NeverStop()).prepared
+    prepared = find_inputs(resolved.settings, Session(lambda event: None, NeverStop())).prepared
     rows = [prepared.dataset.train[index] for index in range(ROWS)]
     assert max(len(row.input_ids) for row in rows) > WINDOW + 8
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

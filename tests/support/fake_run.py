@@ -114,7 +114,8 @@ def main(arguments: list[str]) -> int:
     from sftcli.errors import StoppedError
     from sftcli.events import fan_out
 
-    with session(Output(json="--json" in arguments, quiet="-q" in arguments), every_steps=10) as (emit, stop):
+    with session(Output(json="--json" in arguments, quiet="-q" in arguments), every_steps=10) as current:
+        emit, stop = current.emit, current.stop
         if "text" in arguments:
             emit = fan_out(emit, stdout_text_writer())
             while not stop.requested():

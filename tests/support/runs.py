@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sftcli.config.resolve import Resolved, parse_set, resolve
-from sftcli.events import Event, StepDone
+from sftcli.events import Event, Session, StepDone
 from sftcli.services.train.lead import TrainRequest, run_training
 from sftcli.services.train.outcome import TrainOutcome
 
@@ -53,7 +53,7 @@ def settings_of(folder: Path, model: Path, *changes: str) -> Resolved:
 
 def train(resolved: Resolved, flag, *, auto: bool = False) -> TrainOutcome:
     return run_training(
-        TrainRequest(resolved=resolved, label="run", command="sft train", auto=auto), flag, flag
+        TrainRequest(resolved=resolved, label="run", command="sft train", auto=auto), Session(flag, flag)
     )
 
 

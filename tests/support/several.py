@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sftcli.config.resolve import parse_set, resolve
-from sftcli.events import NeverStop
+from sftcli.events import NeverStop, Session
 from sftcli.services.processes.peers import OVER, PREFIX
 from sftcli.services.train.lead import TrainRequest, run_training
 from tests.support.forked import end_forked, start_forked
@@ -40,7 +40,7 @@ def train_here(place: Path, model: Path, run: str, *changes: str) -> None:
     )  # fmt: skip
     resolved = resolve(preset=None, config_file=None, overrides=tuple(map(parse_set, sets)), environ={})
     request = TrainRequest(resolved=resolved, label="run", command="sft train")
-    run_training(request, lambda _: None, NeverStop())
+    run_training(request, Session(lambda _: None, NeverStop()))
 
 
 def train_together(work: Callable[[], None], *, size: int) -> None:

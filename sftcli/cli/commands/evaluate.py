@@ -113,8 +113,8 @@ def evaluate(
         if data:
             raise UsageError("--tasks and --data exclude each other", hint="run sft eval once for each")
         require_package("lm_eval", extra="eval", needed_by="--tasks", package="lm-eval")
-        with session(output) as (emit, stop):
-            emit(LOADING)
+        with session(output) as current:
+            current.emit(LOADING)
             from sftcli.services.evaluate.tasks import TasksRequest, run_tasks
 
             asked = run_tasks(
@@ -132,8 +132,8 @@ def evaluate(
                     base_model=base_model,
                     trusts_code=trust_remote_code,
                 ),
-                emit,
-                stop,
+                current.emit,
+                current.stop,
             )
         _show_tasks(asked, limits, output)
         return
@@ -144,8 +144,8 @@ def evaluate(
     require_measurable(limits)
     if processes > 1 and not is_one_of_several():
         raise typer.Exit(start_several(processes, output))
-    with session(output) as (emit, stop):
-        emit(LOADING)
+    with session(output) as current:
+        current.emit(LOADING)
         from sftcli.services.evaluate.evaluate import EvalRequest, run_evaluation
 
         request = EvalRequest(
@@ -161,7 +161,7 @@ def evaluate(
             batch_size=batch_size,
             trusts_code=trust_remote_code,
         )
-        report = run_evaluation(request, emit, stop)
+        report = run_evaluation(request, current.emit, current.stop)
     if not output.json:
         results.show_scores(report, output)
     check_limits(report.numbers(), limits)  # first, for --json prints one object, also on failure

@@ -70,8 +70,8 @@ def export(
       sft export my-run --to gguf --dtype q8_0 --out my-model.gguf
     """
     output = options.Output(json=json, quiet=quiet, color=color, log_format=log_format)
-    with session(output) as (emit, stop):
-        emit(LOADING)
+    with session(output) as current:
+        current.emit(LOADING)
         from sftcli.services.export import ExportFormat, ExportRequest, run_export
 
         request = ExportRequest(
@@ -83,7 +83,7 @@ def export(
             tokenizer=tokenizer,
             base_model=base_model,
         )
-        outcome = run_export(request, emit, stop)
+        outcome = run_export(request, current.emit, current.stop)
     if output.json:
         tables.show_result_json(asdict(outcome))
         return

@@ -161,13 +161,13 @@ def _read_prompt(prompt: str | None) -> str:
 
 
 def _answer_prompt(build: Callable[[], "GenerateRequest"], output: options.Output) -> None:
-    with session(output) as (view, stop):
-        view(LOADING)
+    with session(output) as current:
+        current.emit(LOADING)
         from sftcli.services.generate.prompt import run_generation
 
-        emit = view if output.json else fan_out(view, stdout_text_writer())
+        emit = current.emit if output.json else fan_out(current.emit, stdout_text_writer())
         request = build()
-        completions = run_generation(request, emit, stop)
+        completions = run_generation(request, emit, current.stop)
     if output.json:
         told = [asdict(completion) for completion in completions]
         tables.show_result_json(told[0] if request.is_single else {"completions": told})
@@ -177,18 +177,18 @@ def _answer_prompt(build: Callable[[], "GenerateRequest"], output: options.Outpu
         results.show_completions(
             completions, samples=request.samples, with_base=request.with_base, output=output
         )
-    if stop.requested():
-        raise typer.Exit(stop.exit_code)
+    if current.stop.requested():
+        raise typer.Exit(current.stop.exit_code)
 
 
 def _answer_file(
     build: Callable[[], "GenerateRequest"], source: Path, out: Path, output: options.Output
 ) -> None:
-    with session(output) as (view, stop):
-        view(LOADING)
+    with session(output) as current:
+        current.emit(LOADING)
         from sftcli.services.generate.file import run_file_generation
 
-        outcome = run_file_generation(build(), source, out, view, stop)
+        outcome = run_file_generation(build(), source, out, current.emit, current.stop)
     if output.json:
         tables.show_result_json(asdict(outcome))
     elif outcome.is_whole:
@@ -196,4 +196,4 @@ def _answer_file(
     else:
         tables.show_text("stopped; the same command goes on where it was", tables.err(output.color))
     if not outcome.is_whole:
-        raise typer.Exit(stop.exit_code)
+        raise typer.Exit(current.stop.exit_code)

@@ -81,11 +81,11 @@ def prepare(
             ),
         },
     )
-    with session(output) as (emit, stop):
+    with session(output) as current:
         from sftcli.services.prepare.prepare import PrepareRequest, run_prepare
 
         request = PrepareRequest(settings=resolved.settings, show=show, out=out)
-        outcome = run_prepare(request, emit, stop)
+        outcome = run_prepare(request, current)
     if not output.json:
         audit_view.show_prepared(outcome, output)
     outcome.fitness.require()  # first, for --json prints one object, also on failure

@@ -140,12 +140,12 @@ def train(
     count = resolved.settings.training.processes
     if count > 1 and not plan and not is_one_of_several():
         raise typer.Exit(start_several(count, output))
-    with session(output, every_steps=resolved.settings.training.log_every_steps) as (emit, stop):
-        emit(LOADING)
+    with session(output, every_steps=resolved.settings.training.log_every_steps) as current:
+        current.emit(LOADING)
         if plan:
             from sftcli.services.train.plan import plan_training
 
-            planned = plan_training(resolved.settings, emit, stop)
+            planned = plan_training(resolved.settings, current)
             results.show_plan(planned, output)
             return
         from sftcli.services.train.lead import TrainRequest, run_training
@@ -157,8 +157,8 @@ def train(
             command=shlex.join(["sft", *sys.argv[1:]]),
             auto=on_existing is Resume.AUTO,
         )
-        outcome = run_training(request, emit, stop)
-    _show(outcome, output, stop.exit_code)
+        outcome = run_training(request, current)
+    _show(outcome, output, current.stop.exit_code)
 
 
 def resume(
@@ -224,8 +224,8 @@ def resume(
             check_machine(settings)
             if settings.training.processes > 1:
                 raise typer.Exit(start_several(settings.training.processes, output))
-    with session(output, every_steps=every_steps) as (emit, stop):
-        emit(LOADING)
+    with session(output, every_steps=every_steps) as current:
+        current.emit(LOADING)
         from sftcli.services.train.resume import ResumeRequest, resume_training, verify_resume
 
         request = ResumeRequest(
@@ -236,12 +236,12 @@ def resume(
             allowed=tuple(allow_change or ()),
             break_lock=break_lock,
         )
-        proved = verify_resume(request, emit, stop) if verify else None
-        outcome = None if verify else resume_training(request, emit, stop)
+        proved = verify_resume(request, current) if verify else None
+        outcome = None if verify else resume_training(request, current)
     if proved is not None:
         results.show_verified(proved, output)
     if outcome is not None:
-        _show(outcome, output, stop.exit_code)
+        _show(outcome, output, current.stop.exit_code)
 
 
 def _resume_overrides(

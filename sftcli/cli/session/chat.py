@@ -28,13 +28,13 @@ DEFAULT_SAVE = "chat.jsonl"
 
 def chat(build: Callable[[], "GenerateRequest"], output: options.Output) -> None:
     """Talk with a model until /quit or the end of input. Ctrl-C cuts an answer short; at the prompt it ends the session."""
-    with session(output) as (view, _stop):
-        view(LOADING)
+    with session(output) as current:
+        current.emit(LOADING)
         from sftcli.services.generate.chat import Chat
         from sftcli.services.generate.prompt import open_answerers
 
         request = build()
-        (answerer,) = open_answerers(request, view)
+        (answerer,) = open_answerers(request, current.emit)
     talk = Chat(answerer=answerer, sampling=request.sampling, system=request.system)
     if not output.quiet:
         tables.show_text(HELP, tables.err(output.color))
@@ -96,16 +96,16 @@ def _command(text: str, talk: "Chat", output: options.Output) -> None:
 
 def _turn(text: str, talk: "Chat", output: options.Output) -> None:
     """Ask and show the answer as it comes."""
-    with session(output) as (view, stop):
+    with session(output) as current:
         try:
-            completion = talk.ask(text, fan_out(view, stdout_text_writer()), stop)
+            completion = talk.ask(text, fan_out(current.emit, stdout_text_writer()), current.stop)
         except SftError as error:
             tables.show_text(f"{error.message} {error.hint}", tables.err(output.color))
             return
     tables.show_text("", tables.out(output.color))
     if completion.finish != "stop" and not output.quiet:
         tables.show_text(f"(cut after {completion.new_tokens} tokens)", tables.err(output.color))
-    _end_if_told(stop)
+    _end_if_told(current.stop)
 
 
 def _end_if_told(stop: SignalStop) -> None:

@@ -24,8 +24,8 @@ def is_one_of_several() -> bool:
 
 def start_several(count: int, output: Output) -> int:
     """Run the command that this process was given in ``count`` processes; return its exit code."""
-    with session(output) as (emit, _):
-        emit(Notice(text=f"starting {count} processes"))
+    with session(output) as current:
+        current.emit(Notice(text=f"starting {count} processes"))
         from sftcli.services.processes.launch import run_processes
     return run_processes(count, [sys.executable, "-m", "sftcli", *sys.argv[1:]])
 

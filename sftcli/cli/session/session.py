@@ -6,15 +6,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sftcli.cli.options.shared import Output, OutputMode, choose_output
 from sftcli.cli.session.signals import INTERRUPTED_EXIT_CODE, CommandStopped, SignalStop, stop_on_signals
 from sftcli.errors import StoppedError
-from sftcli.events import Notice
+from sftcli.events import Notice, Session
 
 if TYPE_CHECKING:
-    from sftcli.events import Event, EventSink
+    from sftcli.events import Event
 
 
 LOADING = Notice(text="loading torch and transformers")  # to be said before they are: it takes seconds
@@ -40,8 +41,15 @@ class View(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class CommandSession(Session):
+    """The session of a command at a terminal, which signals stop."""
+
+    stop: SignalStop
+
+
 @contextmanager
-def session(output: Output, *, every_steps: int = 10) -> Iterator[tuple["EventSink", SignalStop]]:
+def session(output: Output, *, every_steps: int = 10) -> Iterator[CommandSession]:
     """Show the events of a command and turn signals into a stop request while it runs.
 
     Handlers and terminal are as before when it ends, however it ends.
@@ -58,7 +66,7 @@ def session(output: Output, *, every_steps: int = 10) -> Iterator[tuple["EventSi
     with stop_on_signals(stop, view.show_stopping):
         view.open()
         try:
-            yield view, stop
+            yield CommandSession(view, stop)
         except StoppedError as error:
             raise CommandStopped(error.message, stop.exit_code) from error
         except KeyboardInterrupt as error:

@@ -12,7 +12,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.data.example import CUT_ANSWERS
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError, UsageError
-from sftcli.events import EventSink, Notice, StopFlag
+from sftcli.events import EventSink, Notice, Session, StopFlag
 from sftcli.extras import install_command
 from sftcli.services.diagnosis.verdict import Verdict, judge
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
@@ -172,8 +172,7 @@ def _find(
         find_sources(settings.data),
         model_folder=choice.tokenizer_folder,
         seed=settings.training.seed,
-        emit=emit,
-        stop=stop,
+        session=Session(emit, stop),
     )
     require_room(prepared, choice.weights_folder, emit)
     return choice, settings, prepared, _base_of(choice, settings, request, emit)

@@ -18,7 +18,7 @@ from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_
 from sftcli.runtime import monotonic
 from sftcli.services.generate.answer_text import AnswerText
 from sftcli.services.models.choose import ModelChoice, load_for_inference
-from sftcli.services.prepare.pipeline import ends_of
+from sftcli.services.prepare.pipeline import end_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -155,7 +155,7 @@ def disagreements(choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFCh
             f"({_ids(tokenizer.stop_ids)} are); answers may run on"
         )
     trained = _ends_in_training(choice)
-    if trained is not None and trained != ends_of(tokenizer):
+    if trained is not None and trained != end_tokens(tokenizer):
         found.append("the template or the stop tokens are not those that the model was trained with")
     return found
 
@@ -171,7 +171,7 @@ def _ids_behind_an_answer(tokenizer: HFChatTokenizer) -> list[int]:
 
 
 def _ends_in_training(choice: ModelChoice) -> object:
-    """Return what ``ends_of`` was in training, or None where that is not known."""
+    """Return what ``end_tokens`` was in training, or None where that is not known."""
     if choice.run is None or not choice.run.data.is_file():
         return None
     return json.loads(choice.run.data.read_text(encoding="utf-8")).get("ends")

@@ -104,7 +104,7 @@ class Preparation:
                     "sources": [source.text for source in (*self.train, *self.heldout, *self.text)],
                     "schemas": schemas,
                     "template": self.tokenizer.template_name,
-                    "ends": ends_of(self.tokenizer),
+                    "ends": end_tokens(self.tokenizer),
                     "audit": {split: audit.summary().to_json() for split, audit in audits.items()},
                 }
             )
@@ -268,7 +268,7 @@ def _rendered(
         yield place, row, result
 
 
-def ends_of(tokenizer: HFChatTokenizer) -> dict[str, object]:
+def end_tokens(tokenizer: HFChatTokenizer) -> dict[str, object]:
     """Return what must be the same when a model is asked: how its template writes a turn, and which tokens end an answer."""
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     try:

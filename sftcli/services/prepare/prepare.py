@@ -17,7 +17,7 @@ from sftcli.data.quality.thresholds import Fitness, judge, reasons_with_rows, re
 from sftcli.data.reading.records import fingerprint_source
 from sftcli.data.rendering.token_view import TokenView, describe_tokens
 from sftcli.errors import DataError, OutputError, SftError, StorageError
-from sftcli.events import DataPrepared, EventSink, Notice, StopFlag, Warned
+from sftcli.events import DataPrepared, EventSink, Notice, Session, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.services.models.base import locate_base
@@ -102,18 +102,18 @@ class PrepareOutcome:
         }
 
 
-def run_prepare(request: PrepareRequest, emit: EventSink, stop: StopFlag) -> PrepareOutcome:
+def run_prepare(request: PrepareRequest, session: Session) -> PrepareOutcome:
     """Prepare data as ``train`` would, and show what became of it."""
     settings = request.settings
     sources = find_sources(settings.data)
     if request.out:
         check_free(request.out)
-    located = locate_base(settings.model, emit)
+    located = locate_base(settings.model, session.emit)
     data = prepare_data(
-        settings.data, sources, model_folder=located.folder, seed=settings.training.seed, emit=emit, stop=stop
+        settings.data, sources, model_folder=located.folder, seed=settings.training.seed, session=session
     )
     require_rows(data)
-    require_room(data, located.folder, emit)
+    require_room(data, located.folder, session.emit)
     train = data.dataset.train
     audits = list(data.audit.values())
     fitness = judge(audits, settings.data)
@@ -144,8 +144,7 @@ def prepare_data(
     *,
     model_folder: Path,
     seed: int,
-    emit: EventSink,
-    stop: StopFlag,
+    session: Session,
     fallback: Path | None = None,
 ) -> PreparedData:
     """Return the examples of ``data`` as the model in ``model_folder`` will see them, from the cache where possible.
@@ -157,6 +156,7 @@ def prepare_data(
         NotFoundError, NetworkError: A source is not there.
         StoppedError: ``stop`` was set.
     """
+    emit = session.emit
     tokenizer = load_chat_tokenizer(model_folder, template=data.template)
     job = Preparation(
         train=sources.train,
@@ -167,7 +167,7 @@ def prepare_data(
         seed=seed,
         prints={source: fingerprint_source(source) for source in sources.all()},
         emit=emit,
-        stop=stop,
+        stop=session.stop,
     )
     store, key = _store(fallback, emit), job.key()
     dataset = _open_cached(store / key, emit)

@@ -1,7 +1,7 @@
 """Builds a trainer from settings, model and data: the one place where the parts of training meet."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from sftcli.data.batches.batch import (
     batches_in_order_of_length,
     collate,
 )
-from sftcli.data.prepared.store import ExampleTable, PreparedDataset
+from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag, Warned
 from sftcli.modeling.adapter.targets import weights_left_alone
@@ -35,7 +35,6 @@ from sftcli.modeling.load import (
     load_model,
     own_attention,
 )
-from sftcli.modeling.locate.locate import LocatedModel
 from sftcli.runtime import (
     choose_device,
     dtype_named,
@@ -44,11 +43,11 @@ from sftcli.runtime import (
 )
 from sftcli.services.modern_llm import PtWritingStore
 from sftcli.services.prepare.capacity import require_positions
-from sftcli.services.prepare.prepare import PreparedData
 from sftcli.services.progress import counted
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.adapters import AdapterFiles, adapter_files, load_with_adapter
 from sftcli.services.train.decisions import Decisions, require_same
+from sftcli.services.train.inputs import TrainingInputs
 from sftcli.services.train.parallelism import make_weights, shares_weights
 from sftcli.services.train.speedups import try_ways
 from sftcli.training.checkpoint.format import ADAPTER, MODEL
@@ -71,10 +70,8 @@ if TYPE_CHECKING:
 
 def plan_maker(
     model: "PreTrainedModel",
-    dataset: PreparedDataset,
-    settings: Settings,
+    inputs: TrainingInputs,
     *,
-    pad_id: int,
     emit: EventSink,
     recorded: str | None = None,
     ruled_out: RowSharing | None = None,
@@ -87,6 +84,7 @@ def plan_maker(
         DataError: There is no text for the share that it is to have.
         UsageError: Packing is asked for, and the model cannot do it.
     """
+    settings, dataset, pad_id = inputs.settings, inputs.prepared.dataset, inputs.pad_id
     training, examples = settings.training, dataset.train
     text = _text_share(dataset.text, settings.data.text_fraction)
     longest = max(*examples.num_tokens, *(text.examples.num_tokens if text else ()), 0)
@@ -137,23 +135,7 @@ HELDOUT_BATCH_TOKENS = 4096  # positions scored at once; results do not depend o
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Materials:
-    """What a run is made of. ``fingerprints`` identify it by content; making them reads all weights."""
-
-    settings: Settings  # complete: those that depend on the rows are filled in
-    located: LocatedModel
-    prepared: PreparedData
-    fingerprints: Mapping[str, str]
-    trusted_code: Mapping[str, str]  # what may run of the model's own code; empty for nothing
-
-    @property
-    def identity(self) -> Mapping[str, str]:
-        """Hashes of what several processes must have alike."""
-        return {name: self.fingerprints[name] for name in ("data", "tokenizer and template", "model")}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Built:
+class TrainingParts:
     """A trainer with the model that it trains, what its adapter's folders hold where one is trained, and what was decided.
 
     ``is_plain`` as in ``SourceTensors``: else a checkpoint is not all that a model folder of its kind holds.
@@ -166,20 +148,40 @@ class Built:
     is_plain: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """Where and in which precision this process multiplies, with whom it trains, and whether they share the weights out."""
+
+    device: torch.device
+    dtype: torch.dtype
+    group: Group
+    shares: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model in memory, what its adapter's folders hold where one is trained, and the faster form of its layers."""
+
+    model: "PreTrainedModel"
+    source: SourceTensors  # of its folder
+    adapter: AdapterFiles | None = None
+    fusion: Fusion | None = None
+
+
 def build_trainer(
     run: RunFolder,
-    materials: Materials,
+    inputs: TrainingInputs,
     emit: EventSink,
     *,
     check_owner: Callable[[], None],
-    group: Group | None = None,
+    group: Group,
     recorded: Decisions,
-) -> Built:
-    """Load the model and put the parts of a run together; in a ``group``, those of this process.
+) -> TrainingParts:
+    """Load the model and put the parts of a run together, those of this process in ``group``.
 
     Args:
         run: Where they write.
-        materials: What they are made of.
+        inputs: What they are made of.
         emit: Hears what is decided.
         check_owner: Raises an error where another process has taken the run.
         group: The processes that train together.
@@ -188,78 +190,58 @@ def build_trainer(
     Raises:
         MismatchError: Something that is recorded cannot be had here.
     """
-    group = group or Group()
-    settings, located, prepared = materials.settings, materials.located, materials.prepared
     device = choose_device()
     keep_freed_memory(device)
     assert recorded.precision is not None
     dtype = dtype_named(recorded.precision, device)
     shares = shares_weights(
-        settings, located.folder, group, dtype=dtype, device=device, recorded=recorded.weights
+        inputs.settings, inputs.located.folder, group, dtype=dtype, device=device, recorded=recorded.weights
     )
-    model, adapter, fusion = _load(
-        materials, recorded, dtype, torch.device("cpu") if shares else device, emit
-    )
-    require_positions(model, prepared)
-    pad_id, examples = prepared.tokenizer.pad_id, prepared.dataset.train
+    compute = Compute(device=device, dtype=dtype, group=group, shares=shares)
+    loaded = _load(inputs, recorded, compute, emit)
+    require_positions(loaded.model, inputs.prepared)
+    store = _store(run, inputs, loaded, check_owner) if group.is_writer else ForgetfulStore()
+    parts = assemble(loaded, inputs, recorded, compute=compute, store=store, emit=emit)
+    require_same(recorded, parts.decisions, what=run.name)
+    return parts
+
+
+def assemble(
+    loaded: LoadedModel,
+    inputs: TrainingInputs,
+    recorded: Decisions,
+    *,
+    compute: Compute,
+    store: CheckpointStore,
+    emit: EventSink,
+) -> TrainingParts:
+    """Try what makes the training of a model faster and build its trainer, with what is ``recorded`` and what is decided here."""
+    settings, model, group = inputs.settings, loaded.model, compute.group
     tried = try_ways(
-        model,
-        fusion,
-        examples,
-        settings.training,
-        recorded=recorded,
-        pad_id=pad_id,
-        emit=emit,
-        with_gradients=not shares,
+        model, loaded.fusion, inputs, recorded=recorded, emit=emit, with_gradients=not compute.shares
     )
-    source = SourceTensors.of(model, located.folder)
-    if source.beside:
-        _tell_beside(model, source, located.folder, emit, is_whole=adapter is None)
-    weights = make_weights(model, settings, group, dtype=dtype, device=device, shares=shares)
+    if loaded.source.beside:
+        _tell_beside(loaded, inputs.located.folder, emit)
+    weights = make_weights(
+        model, settings, group, dtype=compute.dtype, device=compute.device, shares=compute.shares
+    )
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
     attention = attention_of(model)
-    total, trainable = count_parameters(model)
-    peak = matmul_flops(device, dtype)
-    emit(
-        ModelLoaded(
-            name=located.name,
-            parameters=total,
-            trainable=trainable,
-            device=str(device),
-            precision=recorded.precision,
-            precision_why=recorded.precision_why or "",
-            peak_flops=peak,
-        )
-    )
+    peak = matmul_flops(compute.device, compute.dtype)
+    emit(_model_loaded(model, inputs.located.name, recorded, compute.device, peak_flops=peak))
     if told := own_attention(model):
         emit(Notice(text=told))
     head = choose_batch_loss(
         model,
-        _probe_batch(examples, pad_id).to(device),
+        _probe_batch(inputs.prepared.dataset.train, inputs.pad_id).to(compute.device),
         emit=emit,
         gathered=weights.gathered,
         recorded=tried.head,
     )
     make_plan, sharing = plan_maker(
-        model,
-        prepared.dataset,
-        settings,
-        pad_id=pad_id,
-        emit=emit,
-        recorded=recorded.packing,
-        ruled_out=tried.ruled_out,
+        model, inputs, emit=emit, recorded=recorded.packing, ruled_out=tried.ruled_out
     )
-    decisions = Decisions(
-        precision=recorded.precision,
-        precision_why=recorded.precision_why,
-        attention=attention,
-        layers=tried.layers,
-        packing=sharing,
-        head=head.kind,
-        weights=WeightSharing.SHARED if shares else WeightSharing.WHOLE,
-    )
-    require_same(recorded, decisions, what=run.name)
     named = make_plan(settings.training.micro_batch_size)
     ladder = MemoryLadder(
         micro_batch_size=settings.training.micro_batch_size,
@@ -267,7 +249,7 @@ def build_trainer(
         checkpoint_activations=_checkpointing(model, settings.training),
     )
     # A process that ran out of memory would leave the others inside an exchange of weights.
-    ladder.is_short = shares
+    ladder.is_short = compute.shares
     trainer = Trainer(
         settings=settings.training,
         checkpoint=settings.checkpoint
@@ -277,58 +259,85 @@ def build_trainer(
         optimizer=make_optimizer(weights.masters, settings.training),
         batch_loss=head.batch_loss,
         ladder=ladder,
-        heldout_loss=_heldout_loss(prepared, head.batch_loss, device, group, emit, shares=shares),
-        store=_store(run, materials, model, adapter, check_owner) if group.is_writer else ForgetfulStore(),
+        heldout_loss=_heldout_loss(inputs, head.batch_loss, compute, emit),
+        store=store,
         emit=emit,
-        device=device,
+        device=compute.device,
         name_row=lambda index: str(named.example(index).origin),
         group=group,
         gauge=Gauge.of(model, peak_flops=peak * group.size),
     )
-    return Built(trainer=trainer, model=model, adapter=adapter, decisions=decisions, is_plain=source.is_plain)
+    decisions = replace(
+        recorded,
+        attention=attention,
+        layers=tried.layers,
+        packing=sharing,
+        head=head.kind,
+        weights=WeightSharing.SHARED if compute.shares else WeightSharing.WHOLE,
+    )
+    return TrainingParts(
+        trainer=trainer,
+        model=model,
+        adapter=loaded.adapter,
+        decisions=decisions,
+        is_plain=loaded.source.is_plain,
+    )
+
+
+def _model_loaded(
+    model: "PreTrainedModel", name: str, recorded: Decisions, device: torch.device, *, peak_flops: float
+) -> ModelLoaded:
+    total, trainable = count_parameters(model)
+    return ModelLoaded(
+        name=name,
+        parameters=total,
+        trainable=trainable,
+        device=str(device),
+        precision=recorded.precision or "",
+        precision_why=recorded.precision_why or "",
+        peak_flops=peak_flops,
+    )
 
 
 def _store(
     run: RunFolder,
-    materials: Materials,
-    model: "PreTrainedModel",
-    adapter: AdapterFiles | None,
+    inputs: TrainingInputs,
+    loaded: LoadedModel,
     check_owner: Callable[[], None],
 ) -> CheckpointStore:
-    settings, prepared = materials.settings, materials.prepared
+    settings, prepared = inputs.settings, inputs.prepared
+    model, adapter = loaded.model, loaded.adapter
     store = DirectoryCheckpointStore(
         run.checkpoints,
         settings=_kept(settings),
         write_model_files=partial(
             write_model_files,
             model,
-            source=materials.located.folder,
+            source=inputs.located.folder,
             stop_ids=prepared.tokenizer.stop_ids,
             template=prepared.tokenizer.chosen_template,
         )
         if adapter is None
         else adapter.write,
         weights_name=MODEL if adapter is None else ADAPTER,
-        fingerprints=materials.fingerprints,
+        fingerprints=inputs.fingerprints,
         resume_command=f"sft resume {run.argument}",
         check_owner=check_owner,
     )
     return store if adapter is not None else PtWritingStore(model, run, settings, store)
 
 
-def _load(
-    materials: Materials, recorded: Decisions, dtype: torch.dtype, device: torch.device, emit: EventSink
-) -> "tuple[PreTrainedModel, AdapterFiles | None, Fusion | None]":
-    """Return the model, what its adapter's folders hold, and the faster form of its layers."""
-    settings, located = materials.settings, materials.located
+def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: EventSink) -> LoadedModel:
+    settings, located = inputs.settings, inputs.located
+    device = torch.device("cpu") if compute.shares else compute.device
     if settings.adapter.is_on:
         model, config = load_with_adapter(
             located,
             settings.adapter,
-            dtype=dtype,
+            dtype=compute.dtype,
             device=device,
             gradient_checkpointing=settings.training.gradient_checkpointing,
-            trusts_code=bool(materials.trusted_code),
+            trusts_code=bool(inputs.trusted_code),
         )
         _tell_left_alone(model, settings.adapter, emit)
         files = adapter_files(
@@ -336,20 +345,20 @@ def _load(
             config,
             settings=settings.model,
             located=located,
-            tokenizer=materials.prepared.tokenizer,
+            tokenizer=inputs.prepared.tokenizer,
         )
-        return model, files, None
+        return LoadedModel(model=model, source=SourceTensors.of(model, located.folder), adapter=files)
     model = load_model(
         located.folder,
         dtype=torch.float32,
         device=device,
         gradient_checkpointing=settings.training.gradient_checkpointing,
-        trusts_code=bool(materials.trusted_code),
+        trusts_code=bool(inputs.trusted_code),
     )
     fusion = None if recorded.layers == () else _fused(model, emit)
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
-    return model, None, fusion
+    return LoadedModel(model=model, source=SourceTensors.of(model, located.folder), fusion=fusion)
 
 
 def _tell_left_alone(model: "PreTrainedModel", settings: AdapterSettings, emit: EventSink) -> None:
@@ -372,15 +381,14 @@ def _fused(model: "PreTrainedModel", emit: EventSink) -> Fusion:
     return fusion
 
 
-def _tell_beside(
-    model: "PreTrainedModel", source: SourceTensors, folder: Path, emit: EventSink, *, is_whole: bool
-) -> None:
-    """Say what ``folder`` holds beside the language model; ``is_whole`` where it is not an adapter that will be written.
+def _tell_beside(loaded: LoadedModel, folder: Path, emit: EventSink) -> None:
+    """Say what ``folder`` holds beside the language model.
 
     Raises:
         MismatchError: The model could not be written back to where it was.
     """
-    if is_whole and is_part_of_whole(model, folder):
+    model, source = loaded.model, loaded.source
+    if loaded.adapter is None and is_part_of_whole(model, folder):
         check_names_come_back(model, folder, source)
     emit(
         Notice(
@@ -408,15 +416,9 @@ def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:
 
 
 def _heldout_loss(
-    prepared: PreparedData,
-    batch_loss: BatchLoss,
-    device: torch.device,
-    group: Group,
-    emit: EventSink,
-    *,
-    shares: bool,
+    inputs: TrainingInputs, batch_loss: BatchLoss, compute: Compute, emit: EventSink
 ) -> HeldoutLoss | None:
-    heldout = prepared.dataset.heldout
+    heldout = inputs.prepared.dataset.heldout
     if not len(heldout):
         return None
 
@@ -425,9 +427,16 @@ def _heldout_loss(
             heldout,
             rows=range(len(heldout)),
             max_batch_tokens=HELDOUT_BATCH_TOKENS,
-            pad_id=prepared.tokenizer.pad_id,
+            pad_id=inputs.pad_id,
         )
         batches = counted(batches, emit, task="held-out", total=len(heldout))
-        return heldout_nll(batch_loss, batches, stop=stop, group=group, device=device, computes_all=shares)
+        return heldout_nll(
+            batch_loss,
+            batches,
+            stop=stop,
+            group=compute.group,
+            device=compute.device,
+            computes_all=compute.shares,
+        )
 
     return measure

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 
+from sftcli.config.schema.training import TrainingSettings
 from sftcli.errors import DataError, MismatchError, ResourceError
-from sftcli.events import EventSink, Notice, Warned
-from sftcli.runtime import dtype_named
+from sftcli.events import EventSink, NeverStop, Notice, Warned
+from sftcli.runtime import choose_device, dtype_named
 from sftcli.services.precision import decide_precision
+from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder, write_json
 from sftcli.training.checkpoint.format import read_fingerprints
 
@@ -100,6 +102,19 @@ def read_decisions(run: RunFolder, checkpoint: Path | None, emit: EventSink) -> 
     return Decisions(precision=precision)
 
 
+def decide(
+    run: RunFolder,
+    checkpoint: Path | None,
+    settings: TrainingSettings,
+    emit: EventSink,
+    *,
+    reopened: Collection[str] = (),
+) -> Decisions:
+    """Return what ``run`` has decided, its precision settled; open is what ``reopened`` asks for, names as in ``open_again``."""
+    recorded = read_decisions(run, checkpoint, emit).but(reopened)
+    return settle_precision(recorded, settings.precision, choose_device())
+
+
 def decisions_of(run: RunFolder) -> dict[str, object]:
     """Return what ``run.json`` has to hold on to where ``run`` is begun again as it was: its decisions, if it has come to any."""
     about = run.read_about()
@@ -157,6 +172,19 @@ def require_same(recorded: Decisions, made: Decisions, *, what: str) -> None:
             f"{what} cannot be computed here as it was decided: {shown}",
             hint="go on with it on the machine and with the library versions that it started with",
         )
+
+
+def agree_on_decisions(made: Decisions, peers: Peers) -> None:
+    """Make sure that all processes have decided the same.
+
+    Raises:
+        MismatchError: This one has not.
+    """
+    if peers.group.is_writer:
+        peers.tell(made.to_json())
+        return
+    first = Decisions.from_json(peers.hear(NeverStop()), where="the first process")
+    require_same(first, made, what=f"the run in process {peers.group.rank}")
 
 
 def _shown(value: object) -> str:

@@ -1,46 +1,67 @@
 """What a run is made of: found, prepared, and good enough to train on."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from sftcli.config.schema.settings import Settings
 from sftcli.data.quality.thresholds import judge, left_out
 from sftcli.errors import DataError, Location, StoppedError, UsageError
-from sftcli.events import EventSink, StopFlag, Warned
+from sftcli.events import Session, Warned
 from sftcli.modeling.formats.remote_code import allow_code
 from sftcli.modeling.libraries import quiet_libraries
+from sftcli.modeling.locate.locate import LocatedModel
 from sftcli.services.models.base import locate_base
 from sftcli.services.prepare.capacity import require_room
-from sftcli.services.prepare.prepare import prepare_data, require_rows
+from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_rows
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.train.build import Materials
 from sftcli.services.train.compatibility import fingerprints
 from sftcli.services.train.requirements import check_machine
 
 
-def find_materials(
-    settings: Settings, emit: EventSink, stop: StopFlag, *, run: RunFolder | None = None
-) -> Materials:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingInputs:
+    """What a run is made of. ``fingerprints`` identify it by content; making them reads all weights."""
+
+    settings: Settings  # complete: those that depend on the rows are filled in
+    located: LocatedModel
+    prepared: PreparedData
+    fingerprints: Mapping[str, str]
+    trusted_code: Mapping[str, str]  # what may run of the model's own code; empty for nothing
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Hashes of what several processes must have alike."""
+        return {name: self.fingerprints[name] for name in ("data", "tokenizer and template", "model")}
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills rows up."""
+        return self.prepared.tokenizer.pad_id
+
+
+def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None = None) -> TrainingInputs:
     """Find model and data; fill in the settings that depend on the rows. ``run`` names weights, and stands in for the cache."""
     quiet_libraries()
     check_machine(settings)
     sources = find_sources(settings.data)
-    located = locate_base(settings.model, emit, run=run)
-    if stop.requested():
+    located = locate_base(settings.model, session.emit, run=run)
+    if session.stop.requested():
         raise StoppedError
     prepared = prepare_data(
         settings.data,
         sources,
         model_folder=located.folder,
         seed=settings.training.seed,
-        emit=emit,
-        stop=stop,
+        session=session,
         fallback=None if run is None else run.path / "cache",
     )
     require_rows(prepared)
-    require_room(prepared, located.folder, emit)
+    require_room(prepared, located.folder, session.emit)
     audits = list(prepared.audit.values())
     judge(audits, settings.data).require()
     if missing := left_out(audits):
-        emit(Warned(text=str(missing)))
+        session.emit(Warned(text=str(missing)))
     if not len(prepared.dataset.train):
         raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
     if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):
@@ -54,11 +75,11 @@ def find_materials(
     )
     settings = settings.model_copy(update={"training": training})
     trusted = (
-        allow_code(located.folder, name=located.name, commit=located.revision, emit=emit)
+        allow_code(located.folder, name=located.name, commit=located.revision, emit=session.emit)
         if settings.model.trust_remote_code
         else {}
     )
-    return Materials(
+    return TrainingInputs(
         settings=settings,
         trusted_code=trusted,
         located=located,

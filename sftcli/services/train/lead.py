@@ -1,9 +1,9 @@
 """Train and resume: builds the parts, runs the trainer, leaves a run folder behind."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from sftcli import storage
 from sftcli.config.resolve import Resolved, to_toml
@@ -12,21 +12,18 @@ from sftcli.data.quality.thresholds import left_out
 from sftcli.events import (
     Ending,
     EventSink,
-    ModelSaved,
     Notice,
     RunStarted,
-    StopFlag,
+    Session,
     Warned,
     fan_out,
 )
-from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.modeling.formats.pt_file import model_differences
-from sftcli.runtime import choose_device, monotonic
+from sftcli.runtime import monotonic
 from sftcli.services.diagnosis.monitor import FitWatch, watched
 from sftcli.services.diagnosis.spike_stop import SpikeStop
 from sftcli.services.machine import facts_of_start
 from sftcli.services.models.base import record_base, record_need
-from sftcli.services.modern_llm import write_final_pt
 from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place
 from sftcli.services.report.html import write_report
@@ -48,13 +45,12 @@ from sftcli.services.runs.folder import (
 )
 from sftcli.services.runs.lock import RunLock
 from sftcli.services.trackers.sink import tracked
-from sftcli.services.train.build import Built, Materials
 from sftcli.services.train.compatibility import Changes, compare, compare_data, compare_start, open_again
-from sftcli.services.train.decisions import decisions_of, read_decisions, record_decisions, settle_precision
+from sftcli.services.train.decisions import decide, decisions_of, record_decisions
 from sftcli.services.train.disk_space import check_space, checkpoint_bytes
-from sftcli.services.train.inputs import find_materials
-from sftcli.services.train.outcome import TrainOutcome, outcome_of, take_best
-from sftcli.services.train.parallelism import check_sharing
+from sftcli.services.train.inputs import find_inputs
+from sftcli.services.train.outcome import TrainOutcome, outcome_of
+from sftcli.services.train.parallelism import check_sharing, tell_sharing
 from sftcli.services.train.resume_point import (
     choose_checkpoint,
     clear_leftovers,
@@ -63,14 +59,8 @@ from sftcli.services.train.resume_point import (
     record_start_over,
     rhythm_text,
 )
-from sftcli.services.train.worker import (
-    Assignment,
-    agree_on_decisions,
-    build_for,
-    fit_together,
-    follow,
-    tell_sharing,
-)
+from sftcli.services.train.run import TrainingRun
+from sftcli.services.train.worker import Assignment, run_worker
 from sftcli.training.checkpoint.format import owes_heldout
 from sftcli.training.checkpoint.names import in_use, list_checkpoints, step_of
 
@@ -85,53 +75,52 @@ class TrainRequest:
     auto: bool = False  # go on with the run of this name where there is one
 
 
-def run_training(request: TrainRequest, emit: EventSink, stop: StopFlag) -> TrainOutcome:
-    """Start a new run and train it to its end, or until ``stop`` is set; with ``auto`` go on with it if it exists.
+def run_training(request: TrainRequest, session: Session) -> TrainOutcome:
+    """Start a new run and train it to its end, or until a stop is asked for; with ``auto`` go on with it if it exists.
 
     Raises:
         OutputError: The run exists and ``auto`` is not set, or another process trains it.
-        StoppedError: ``stop`` was set before the first step.
+        StoppedError: A stop was asked for before the first step.
     """
     check_sharing(request.resolved.settings)
     with joined(find_place(os.environ)) as peers:
         if not peers.group.is_writer:
-            return follow(peers, stop, asked=request.resolved.settings)
-        return _lead(request, emit, stop, peers)
+            return run_worker(peers, session.stop, asked=request.resolved.settings)
+        return _lead(request, session, peers)
 
 
-def _lead(request: TrainRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> TrainOutcome:
+def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome:
     settings = with_processes(request.resolved.settings, peers)
-    run = existing_run(settings.run) if request.auto or is_unstarted(settings.run) else None
-    is_new = run is None and settings.run.name is None
+    existing = existing_run(settings.run) if request.auto or is_unstarted(settings.run) else None
+    is_new = existing is None and settings.run.name is None
     started = _files_of_start(request, settings)
-    if run is None:
-        run = create_run(settings.run, label=request.label, files=started)
-    elif run.is_finished:
-        _require_same_as_finished(run, settings, emit, stop)
-        return complete_already(run, settings, emit, peers)
-    with forgotten_if_unstarted(run, emit, is_new=is_new), RunLock(run.path, emit) as lock:
-        clear_leftovers(run, emit)
-        if run.about.is_file() and list_checkpoints(run.checkpoints):
-            checkpoint = choose_checkpoint(run, None, emit)
-            return continue_run(run, settings, checkpoint, emit, stop, lock, peers=peers)
-        is_same = _is_as_started(run, started)
-        if is_same and has_begun(run):
-            return start_over(run, settings, Changes(), emit, stop, lock, peers=peers)
-        decided = decisions_of(run) if is_same else {}
-        storage.try_remove_tree(run.data)  # of rows that may have been others
+    folder = existing or create_run(settings.run, label=request.label, files=started)
+    run = TrainingRun(folder=folder, settings=settings, session=session, peers=peers)
+    if existing is not None and folder.is_finished:
+        _require_same_as_finished(run)
+        return complete_already(run)
+    with (
+        forgotten_if_unstarted(folder, session.emit, is_new=is_new),
+        RunLock(folder.path, session.emit) as lock,
+    ):
+        run.check_owner = lock.check
+        clear_leftovers(folder, session.emit)
+        if folder.about.is_file() and list_checkpoints(folder.checkpoints):
+            run.checkpoint = choose_checkpoint(folder, None, session.emit)
+            return continue_run(run)
+        is_same = _is_as_started(folder, started)
+        if is_same and has_begun(folder):
+            return start_over(run, Changes())
+        decided = decisions_of(folder) if is_same else {}
+        storage.try_remove_tree(folder.data)  # of rows that may have been others
         for name, text in started.items():
-            write_text(run.path / name, text)
+            write_text(folder.path / name, text)
         if decided:
-            write_json(run.about, run.read_about() | decided)
-        with (
-            RunLog(run, every_steps=settings.training.log_every_steps, after_step=-1) as log,
-            tracked(run, settings, fan_out(log, emit), after_step=-1) as both,
-        ):
+            write_json(folder.about, folder.read_about() | decided)
+        with _logged(run) as (logged, watch):
             for text in request.resolved.notices:
-                both(Notice(text=text))
-            return _train(
-                run, settings, both, stop, lock, peers=peers, model_keys=request.resolved.model_keys
-            )
+                logged.session.emit(Notice(text=text))
+            return _train(logged, watch, model_keys=request.resolved.model_keys)
 
 
 def _files_of_start(request: TrainRequest, settings: Settings) -> dict[str, str]:
@@ -149,169 +138,152 @@ def _is_as_started(run: RunFolder, started: Mapping[str, str]) -> bool:
     return is_whole and run.config.read_text(encoding="utf-8", errors="replace") == started[RunFolder.CONFIG]
 
 
-def _require_same_as_finished(run: RunFolder, settings: Settings, emit: EventSink, stop: StopFlag) -> None:
+def _require_same_as_finished(run: TrainingRun) -> None:
     """Make sure that a finished run is what was asked for.
 
     Raises:
         MismatchError: It was made with other settings, rows or weights.
     """
-    materials = find_materials(settings, emit, stop, run=run)
-    if list_checkpoints(run.checkpoints):
-        compare(choose_checkpoint(run, None, emit), materials.fingerprints, is_finished=True)
+    found = find_inputs(run.settings, run.session, run=run.folder).fingerprints
+    if list_checkpoints(run.folder.checkpoints):
+        compare(choose_checkpoint(run.folder, None, run.session.emit), found, is_finished=True)
         return
-    compare_start(read_settings(run), settings, is_finished=True)
-    compare_data(run, materials.fingerprints["data"])
+    compare_start(read_settings(run.folder), run.settings, is_finished=True)
+    compare_data(run.folder, found["data"])
 
 
-def complete_already(run: RunFolder, settings: Settings, emit: EventSink, peers: Peers) -> TrainOutcome:
+def complete_already(run: TrainingRun) -> TrainOutcome:
     """Say that a finished run is left as it is."""
-    steps = [step_of(one) for one in list_checkpoints(run.checkpoints)]
-    step = max(steps, default=max(1, settings.training.max_steps))
-    peers.tell(Assignment(run=run, settings=settings, complete_at=step).to_json())
-    emit(Notice(text=f"{run.name} is complete already: step {step}"))
-    return outcome_of(run, settings, Ending.FINISHED, step, (None, None), seconds=0.0)
+    steps = [step_of(one) for one in list_checkpoints(run.folder.checkpoints)]
+    step = max(steps, default=max(1, run.settings.training.max_steps))
+    run.peers.tell(Assignment(run=run.folder, settings=run.settings, complete_at=step).to_json())
+    run.session.emit(Notice(text=f"{run.folder.name} is complete already: step {step}"))
+    return outcome_of(run.folder, run.settings, Ending.FINISHED, step, (None, None), seconds=0.0)
 
 
-def start_over(
-    run: RunFolder,
-    settings: Settings,
-    changes: Changes,
-    emit: EventSink,
-    stop: StopFlag,
-    lock: RunLock,
-    *,
-    peers: Peers,
-    allowed: Sequence[str] = (),
-) -> TrainOutcome:
+def start_over(run: TrainingRun, changes: Changes, *, allowed: Sequence[str] = ()) -> TrainOutcome:
     """Begin a run again that ended before its first checkpoint, as it was begun then. The caller holds the lock."""
-    with (
-        RunLog(run, every_steps=settings.training.log_every_steps, after_step=-1) as log,
-        tracked(run, settings, fan_out(log, emit), after_step=-1) as both,
-    ):
-        both(Notice(text="no checkpoint yet: starting it over from its recorded settings"))
-        record_start_over(run, changes, both)
-        return _train(run, settings, both, stop, lock, peers=peers, allowed=allowed, changes=changes)
+    with _logged(run) as (logged, watch):
+        emit = logged.session.emit
+        emit(Notice(text="no checkpoint yet: starting it over from its recorded settings"))
+        record_start_over(run.folder, changes, emit)
+        return _train(logged, watch, changes=changes, allowed=allowed)
 
 
-def continue_run(
-    run: RunFolder,
-    settings: Settings,
-    checkpoint: Path,
-    emit: EventSink,
-    stop: StopFlag,
-    lock: RunLock,
-    *,
-    peers: Peers,
-    allowed: Sequence[str] = (),
-) -> TrainOutcome:
-    """Train on from ``checkpoint``, which verifies; ``allowed`` may differ. The caller holds the lock."""
-    step = step_of(checkpoint)
+def continue_run(run: TrainingRun, *, allowed: Sequence[str] = ()) -> TrainOutcome:
+    """Train on from the run's checkpoint, which verifies; ``allowed`` may differ. The caller holds the lock."""
+    with _logged(run) as (logged, watch):
+        return _train(logged, watch, allowed=allowed)
+
+
+@contextmanager
+def _logged(run: TrainingRun) -> Iterator[tuple[TrainingRun, FitWatch]]:
+    """Yield ``run`` with a session that its log, its trackers and a watch on its curves hear; they know what was before."""
+    settings, checkpoint = run.settings, run.checkpoint
+    step = -1 if checkpoint is None else step_of(checkpoint)
+    watch = FitWatch(stops_early=settings.training.early_stopping_evals > 0)
     with (
         RunLog(
-            run,
+            run.folder,
             every_steps=settings.training.log_every_steps,
             after_step=step,
-            owes_heldout=owes_heldout(checkpoint),
+            owes_heldout=checkpoint is not None and owes_heldout(checkpoint),
         ) as log,
-        tracked(run, settings, fan_out(log, emit), after_step=step) as both,
+        tracked(run.folder, settings, fan_out(log, run.session.emit), after_step=step) as emit,
     ):
-        for text in log.repaired:
-            both(Warned(text=text))
-        return _train(run, settings, both, stop, lock, peers=peers, checkpoint=checkpoint, allowed=allowed)
+        if checkpoint is not None:
+            for text in log.repaired:
+                emit(Warned(text=text))
+            watch.replay(read_events(run.folder))
+        yield replace(run, session=Session(watched(watch, emit), run.session.stop)), watch
 
 
 def _train(
-    run: RunFolder,
-    settings: Settings,
-    emit: EventSink,
-    stop: StopFlag,
-    lock: RunLock,
+    run: TrainingRun,
+    watch: FitWatch,
     *,
-    peers: Peers,
-    checkpoint: Path | None = None,
-    model_keys: Mapping[str, object] | None = None,
-    allowed: Sequence[str] = (),
     changes: Changes | None = None,
+    allowed: Sequence[str] = (),
+    model_keys: Mapping[str, object] | None = None,
 ) -> TrainOutcome:
-    changes = changes or Changes()
-    begin = monotonic()
-    watch = FitWatch(stops_early=settings.training.early_stopping_evals > 0)
-    if checkpoint is not None:
-        watch.replay(read_events(run))
-    emit = watched(watch, emit)
-    emit(RunStarted(run=run.name, path=str(run.path)))
-    named = None if checkpoint is None else in_use(checkpoint)
-    peers.tell(Assignment(run=run, settings=settings, checkpoint=named).to_json())
-    start, starting = settings, stop
-    materials = peers.first(lambda: find_materials(start, emit, starting, run=run))
-    peers.agree_on(materials.identity)
-    located, prepared, settings = materials.located, materials.prepared, materials.settings
-    if checkpoint is None:
-        compare_data(run, prepared.dataset.fingerprint, allowed=allowed)
-    for text in model_differences(located.folder, model_keys or {}):
+    begin, folder, emit = monotonic(), run.folder, run.session.emit
+    emit(RunStarted(run=folder.name, path=str(folder.path)))
+    named = None if run.checkpoint is None else in_use(run.checkpoint)
+    run.peers.tell(Assignment(run=folder, settings=run.settings, checkpoint=named).to_json())
+    run.open()
+    changes = _compared(run, changes or Changes(), allowed=allowed)
+    for text in model_differences(run.inputs.located.folder, model_keys or {}):
         emit(Warned(text=text))
-    if checkpoint is not None:
-        changes = compare(checkpoint, materials.fingerprints, allowed=allowed)
-    recorded = read_decisions(run, checkpoint, emit).but(open_again(changes, settings.training))
-    decided = settle_precision(recorded, settings.training.precision, choose_device())
-    if checkpoint is not None:
-        checkpoint = record_resume(run, checkpoint, changes, emit)
-    peers.tell(decided.to_json())  # not before the checkpoint has its name: the others read it after this
-    record_base(run, located)
-    check_space(run, checkpoint_bytes(settings, located.folder), settings.checkpoint, emit)
-    if materials.trusted_code:
-        write_json(run.about, run.read_about() | {"trusted_code": dict(materials.trusted_code)})
-    write_json(run.data, {"fingerprint": prepared.dataset.fingerprint, **prepared.dataset.about})
-    built = build_for(
-        run, materials, emit, peers.group, check_owner=lock.check, checkpoint=checkpoint, recorded=decided
-    )
-    agree_on_decisions(built, peers)
-    record_decisions(run, built.decisions, emit)
-    if not built.is_plain:
-        record_need(run)
-    trainer = built.trainer
-    watch.name_rows = trainer.name_rows
-    tell_sharing(trainer, emit)
-    emit(Notice(text=rhythm_text(settings.checkpoint, settings.training.max_steps)))
-    spikes = SpikeStop(stop=stop, watch=watch, settings=settings.training)
-    ending = fit_together(trainer, run, spikes)
-    ended_at = trainer.state.step
+    training = run.settings.training
+    decided = decide(folder, run.checkpoint, training, emit, reopened=open_again(changes, training))
+    if run.checkpoint is not None:
+        run.checkpoint = record_resume(folder, run.checkpoint, changes, emit)
+    run.peers.tell(decided.to_json())  # not before the checkpoint has its name: the others read it after this
+    _record_inputs(run)
+    emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
+    run.build(decided)
+    record_decisions(folder, run.parts.decisions, emit)
+    if not run.parts.is_plain:
+        record_need(folder)
+    watch.name_rows = run.trainer.name_rows
+    tell_sharing(run.trainer, emit)
+    emit(Notice(text=rhythm_text(run.settings.checkpoint, training.max_steps)))
+    spikes = SpikeStop(stop=run.session.stop, watch=watch, settings=training)
+    ending = run.fit(spikes)
+    ended_at = run.trainer.state.step
     if ending is not Ending.STOPPED:
-        lock.check()
-        peers.first(lambda: take_best(trainer, run, settings.training, emit))
-        _save_final(run, materials, built, emit)
-        end_taking_back(run)
-    _report(run, emit)
+        run.keep_best()
+        run.save()
+        end_taking_back(folder)
+    _report(folder, emit)
     if ending is Ending.STOPPED:
-        spikes.refuse_spoilt(run, ended_at)
-    state = trainer.state
+        spikes.refuse_spoilt(folder, ended_at)
+    outcome = _outcome(run, changes, ending, ended_at, seconds=monotonic() - begin)
+    return (
+        outcome
+        if ending is Ending.STOPPED
+        else replace(outcome, verdict=watch.verdict(run.trainer.state.step))
+    )
+
+
+def _compared(run: TrainingRun, changes: Changes, *, allowed: Sequence[str]) -> Changes:
+    """Return what differs from the run's checkpoint; of a run without one, ``changes``.
+
+    Raises:
+        MismatchError: What may not.
+    """
+    found = run.inputs.fingerprints
+    if run.checkpoint is not None:
+        return compare(run.checkpoint, found, allowed=allowed)
+    compare_data(run.folder, found["data"], allowed=allowed)
+    return changes
+
+
+def _record_inputs(run: TrainingRun) -> None:
+    """Write into the run's folder what it trains on, where its disk has room for what it will write."""
+    folder, settings, inputs = run.folder, run.settings, run.inputs
+    record_base(folder, inputs.located)
+    check_space(
+        folder, checkpoint_bytes(settings, inputs.located.folder), settings.checkpoint, run.session.emit
+    )
+    if inputs.trusted_code:
+        write_json(folder.about, folder.read_about() | {"trusted_code": dict(inputs.trusted_code)})
+    dataset = inputs.prepared.dataset
+    write_json(folder.data, {"fingerprint": dataset.fingerprint, **dataset.about})
+
+
+def _outcome(
+    run: TrainingRun, changes: Changes, ending: Ending, step: int, *, seconds: float
+) -> TrainOutcome:
+    state, prepared = run.trainer.state, run.inputs.prepared
     losses = (state.first_heldout_loss, state.last_heldout_loss)
-    outcome = replace(
-        outcome_of(run, settings, ending, ended_at, losses, seconds=monotonic() - begin),
+    return replace(
+        outcome_of(run.folder, run.settings, ending, step, losses, seconds=seconds),
         last_heldout_step=state.last_heldout_step,
         heldout_rows=len(prepared.dataset.heldout),
         changed=changes.by_kind(),
         left_out=left_out(list(prepared.audit.values())),
     )
-    return outcome if ending is Ending.STOPPED else replace(outcome, verdict=watch.verdict(state.step))
-
-
-def _save_final(run: RunFolder, materials: Materials, built: Built, emit: EventSink) -> None:
-    snapshot, pt = built.trainer.snapshot(), ""
-    if built.adapter is not None:
-        built.adapter.save(run.final, snapshot)
-    else:
-        pt = write_final_pt(built.model, run, materials.settings, snapshot)
-        save_model_folder(
-            built.model,
-            source=materials.located.folder,
-            folder=run.final,
-            stop_ids=materials.prepared.tokenizer.stop_ids,
-            template=materials.prepared.tokenizer.chosen_template,
-            weights=snapshot.weights,
-            unchanged={name for name, weight in built.model.named_parameters() if not weight.requires_grad},
-        )
-    emit(ModelSaved(path=str(run.final), pt=pt))
 
 
 def _report(run: RunFolder, emit: EventSink) -> None:

@@ -9,11 +9,13 @@ from sftcli.config.schema.adapter import Quantize
 from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OptimizerName, Parallel
 from sftcli.errors import Location, UsageError
+from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.adapter.targets import file_name
 from sftcli.modeling.formats.sizes import adapter_bytes, parameters_bytes
 from sftcli.runtime import total_memory_bytes
 from sftcli.training.distributed.group import Group
 from sftcli.training.probes.choices import WeightSharing
+from sftcli.training.trainer import Trainer
 from sftcli.training.weights.masters import AdapterWeights, MasterWeights
 from sftcli.training.weights.sharded import ShardedWeights
 
@@ -87,6 +89,21 @@ def make_weights(
     if names is not None:
         return AdapterWeights(model, compute_dtype=dtype, file_name=names)
     return MasterWeights(model, compute_dtype=dtype)
+
+
+def tell_sharing(trainer: Trainer, emit: EventSink) -> None:
+    """Say how several processes share a step, and where some of them have nothing to do."""
+    size, passes = trainer.group.size, len(trainer.plan.window(trainer.state.step))
+    if size > 1:
+        what = "each step and the weights, and" if trainer.weights.are_shared_out else "each step and"
+        emit(Notice(text=f"{size} processes share {what} sum their gradients once"))
+    if passes < size:
+        emit(
+            Warned(
+                text=f"a step has {passes} passes for {size} processes, so some do nothing: lower training.micro_batch_size "
+                "or training.micro_batch_tokens, or raise training.batch_size"
+            )
+        )
 
 
 def replicated_bytes(settings: Settings, folder: Path, dtype: torch.dtype) -> int:

@@ -5,21 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftcli.config.schema.settings import Settings
-from sftcli.events import EventSink, Notice, StopFlag
+from sftcli.events import Notice, Session
 from sftcli.modeling.load import count_parameters
 from sftcli.runtime import (
     choose_device,
     dtype_name,
     memory_bytes,
     peak_memory_bytes,
-    seed_everything,
     total_memory_bytes,
 )
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.train.build import Materials, build_trainer
 from sftcli.services.train.decisions import Decisions, settle_precision
-from sftcli.services.train.inputs import find_materials
-from sftcli.services.train.worker import memory_errors
+from sftcli.services.train.inputs import TrainingInputs, find_inputs
+from sftcli.services.train.run import TrainingRun, memory_errors
 from sftcli.training.loss import MAX_CHUNK_LOGITS
 from sftcli.training.out_of_memory import SPARE
 from sftcli.training.probes.cost import StepCost, measure_cost
@@ -65,25 +63,28 @@ class Plan:
     seconds: float  # all steps and evaluations
 
 
-def plan_training(settings: Settings, emit: EventSink, stop: StopFlag) -> Plan:
+def plan_training(settings: Settings, session: Session) -> Plan:
     """Measure a few steps and say what the whole training needs.
 
     Raises:
         ResourceError: Not even the probe fits into memory.
     """
-    materials = find_materials(settings, emit, stop)
-    settings = materials.settings
-    seed_everything(settings.training.seed)
+    nowhere = RunFolder(Path(settings.run.root) / "plan")  # nothing is saved there
+    run = TrainingRun(folder=nowhere, settings=settings, session=session)
+    run.take(find_inputs(settings, session))
+    run.build(settle_precision(Decisions(), run.settings.training.precision, choose_device()))
+    inputs, settings, trainer, model = run.inputs, run.settings, run.trainer, run.parts.model
+    # A probe that went on with smaller micro-batches would measure something else.
+    trainer.ladder.is_short = True
     before = 0
-    trainer, model = _build(materials, emit)
     if trainer.device.type == "cpu":
         before = memory_bytes(trainer.device) - _model_bytes(trainer)
     load_peak = peak_memory_bytes(trainer.device)
-    emit(Notice(text="measuring a few steps, the last one on the longest micro-batch"))
+    session.emit(Notice(text="measuring a few steps, the last one on the longest micro-batch"))
     with memory_errors(trainer.tried, resume_command="sft train --plan"):
         cost = measure_cost(trainer, last_step=settings.training.max_steps)
     total, trainable = count_parameters(model)
-    evaluations, evaluation_seconds = _evaluations(materials, cost)
+    evaluations, evaluation_seconds = _evaluations(inputs, cost)
     steps = settings.training.max_steps
     seconds = steps * cost.step_seconds + evaluations * evaluation_seconds
     peak = cost.peak + (_gaps(cost, model) if trainer.device.type == "cpu" else 0)
@@ -91,13 +92,13 @@ def plan_training(settings: Settings, emit: EventSink, stop: StopFlag) -> Plan:
     copies = _copies(settings, seconds) and trainer.device.type != "cuda"
     copy = cost.optimizer + 4 * trainable if copies else 0
     return Plan(
-        model=materials.located.name,
+        model=inputs.located.name,
         parameters=total,
         trainable=trainable,
         device=str(trainer.device),
         precision=dtype_name(trainer.weights.compute_dtype),
-        train_examples=len(materials.prepared.dataset.train),
-        heldout_examples=len(materials.prepared.dataset.heldout),
+        train_examples=len(inputs.prepared.dataset.train),
+        heldout_examples=len(inputs.prepared.dataset.heldout),
         steps=steps,
         batch_size=settings.training.batch_size,
         micro_batch_size=settings.training.micro_batch_size,
@@ -120,15 +121,6 @@ def plan_training(settings: Settings, emit: EventSink, stop: StopFlag) -> Plan:
         evaluation_seconds=evaluation_seconds,
         seconds=seconds,
     )
-
-
-def _build(materials: Materials, emit: EventSink) -> "tuple[Trainer, PreTrainedModel]":
-    nowhere = RunFolder(Path(materials.settings.run.root) / "plan")  # nothing is saved there
-    decided = settle_precision(Decisions(), materials.settings.training.precision, choose_device())
-    built = build_trainer(nowhere, materials, emit, check_owner=lambda: None, recorded=decided)
-    # A probe that went on with smaller micro-batches would measure something else.
-    built.trainer.ladder.is_short = True
-    return built.trainer, built.model
 
 
 def _gaps(cost: StepCost, model: "PreTrainedModel") -> int:
@@ -159,10 +151,10 @@ def _copies(settings: Settings, seconds: float) -> bool:
     return settings.checkpoint.in_background and (early or timed or 0 < every < settings.training.max_steps)
 
 
-def _evaluations(materials: Materials, cost: StepCost) -> tuple[int, float]:
-    heldout, every = materials.prepared.dataset.heldout, materials.settings.training.eval_every_steps
+def _evaluations(inputs: TrainingInputs, cost: StepCost) -> tuple[int, float]:
+    heldout, every = inputs.prepared.dataset.heldout, inputs.settings.training.eval_every_steps
     if not len(heldout):
         return 0, 0.0
-    steps = materials.settings.training.max_steps
+    steps = inputs.settings.training.max_steps
     count = 1 + (-(-steps // every) if every else 1)
     return count, sum(heldout.num_tokens) * cost.forward_seconds_per_token

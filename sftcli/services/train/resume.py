@@ -7,15 +7,13 @@ from pathlib import Path
 
 from sftcli.config.layers import Override
 from sftcli.errors import StoppedError
-from sftcli.events import EventSink, Notice, StopFlag
-from sftcli.runtime import choose_device
+from sftcli.events import Notice, Session
 from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place
 from sftcli.services.runs.folder import find_recorded
 from sftcli.services.runs.lock import RunLock
 from sftcli.services.train.compatibility import check_may_change, compare, compare_start, open_again
-from sftcli.services.train.decisions import Decisions, read_decisions, settle_precision
-from sftcli.services.train.inputs import find_materials
+from sftcli.services.train.decisions import Decisions, decide
 from sftcli.services.train.lead import (
     complete_already,
     continue_run,
@@ -29,7 +27,8 @@ from sftcli.services.train.resume_point import (
     count_equal,
     pair_to_verify,
 )
-from sftcli.services.train.worker import agree_on_decisions, build_for, follow
+from sftcli.services.train.run import TrainingRun
+from sftcli.services.train.worker import run_worker
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.distributed.agreed_stop import AgreedStop
@@ -62,7 +61,7 @@ class VerifyOutcome:
     )  # that differs: name -> what it was and is
 
 
-def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> TrainOutcome:
+def resume_training(request: ResumeRequest, session: Session) -> TrainOutcome:
     """Go on with a run as if it had never stopped. A finished run is left as it is.
 
     Raises:
@@ -74,27 +73,31 @@ def resume_training(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> 
     check_may_change(request.allowed)
     with joined(find_place(os.environ)) as peers:
         if not peers.group.is_writer:
-            return follow(peers, stop)
-        return _lead(request, emit, stop, peers)
+            return run_worker(peers, session.stop)
+        return _lead(request, session, peers)
 
 
-def _lead(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> TrainOutcome:
+def _lead(request: ResumeRequest, session: Session, peers: Peers) -> TrainOutcome:
     recorded = find_recorded(request.run, request.root, request.overrides)
     check_sharing(recorded.settings)
-    run, settings = recorded.run, with_processes(recorded.settings, peers)
-    if run.is_finished and request.step is None:
+    folder, emit = recorded.run, session.emit
+    run = TrainingRun(
+        folder=folder, settings=with_processes(recorded.settings, peers), session=session, peers=peers
+    )
+    if folder.is_finished and request.step is None:
         compare_start(recorded.started, recorded.settings, is_finished=True)
-        return complete_already(run, settings, emit, peers)
-    with RunLock(run.path, emit, break_lock=request.break_lock) as lock:
-        clear_leftovers(run, emit)
-        if request.step is None and not list_checkpoints(run.checkpoints):
+        return complete_already(run)
+    with RunLock(folder.path, emit, break_lock=request.break_lock) as lock:
+        run.check_owner = lock.check
+        clear_leftovers(folder, emit)
+        if request.step is None and not list_checkpoints(folder.checkpoints):
             changes = compare_start(recorded.started, recorded.settings, allowed=request.allowed)
-            return start_over(run, settings, changes, emit, stop, lock, peers=peers, allowed=request.allowed)
-        checkpoint = choose_checkpoint(run, request.step, emit)
-        return continue_run(run, settings, checkpoint, emit, stop, lock, peers=peers, allowed=request.allowed)
+            return start_over(run, changes, allowed=request.allowed)
+        run.checkpoint = choose_checkpoint(folder, request.step, emit)
+        return continue_run(run, allowed=request.allowed)
 
 
-def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> VerifyOutcome:
+def verify_resume(request: ResumeRequest, session: Session) -> VerifyOutcome:
     """Replay the steps between two checkpoints of a run and compare where they end. Writes nothing.
 
     Raises:
@@ -102,44 +105,39 @@ def verify_resume(request: ResumeRequest, emit: EventSink, stop: StopFlag) -> Ve
         MismatchError: The replay ended elsewhere.
     """
     with joined(find_place(os.environ)) as peers:  # all of several do the same, and the first one talks
-        return _verify(request, emit, stop, peers)
+        return _verify(request, session, peers)
 
 
-def _verify(request: ResumeRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> VerifyOutcome:
+def _verify(request: ResumeRequest, session: Session, peers: Peers) -> VerifyOutcome:
     recorded = find_recorded(request.run, request.root, (), finished=None)
-    run, settings = recorded.run, with_processes(recorded.settings, peers)
-    first, second = pair_to_verify(run, request.step)
-    emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.name}"))
-    materials = peers.first(lambda: find_materials(settings, emit, stop, run=run), stop)
-    peers.agree_on(materials.identity)
-    changes = compare(first, materials.fingerprints)
+    first, second = pair_to_verify(recorded.run, request.step)
+    run = TrainingRun(
+        folder=recorded.run,
+        settings=with_processes(recorded.settings, peers),
+        session=session,
+        peers=peers,
+        checkpoint=first,
+    )
+    emit = session.emit
+    emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.folder.name}"))
+    run.open()
+    changes = compare(first, run.inputs.fingerprints)
     for event in changes.told():
         emit(event)
+    training = run.settings.training
     decided = peers.share(
-        lambda: settle_precision(
-            read_decisions(run, first, emit).but(open_again(changes, settings.training)),
-            settings.training.precision,
-            choose_device(),
-        ).to_json()
+        lambda: decide(run.folder, first, training, emit, reopened=open_again(changes, training)).to_json()
     )
-    built = build_for(
-        run,
-        materials,
-        emit,
-        peers.group,
-        check_owner=lambda: None,
-        checkpoint=first,
-        recorded=Decisions.from_json(decided, where=str(run.about)),
-    )
-    agree_on_decisions(built, peers)
-    trainer, agreed = built.trainer, AgreedStop(stop=stop, group=peers.group)
-    while trainer.state.step < step_of(second):
+    emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
+    run.build(Decisions.from_json(decided, where=str(run.folder.about)))
+    agreed = AgreedStop(stop=session.stop, group=peers.group)
+    while run.trainer.state.step < step_of(second):
         if agreed.requested():
             raise StoppedError
-        emit(trainer.take_step())
-    compared = count_equal(trainer.snapshot(), read_snapshot(second), name=second.name)
+        emit(run.trainer.take_step())
+    compared = count_equal(run.trainer.snapshot(), read_snapshot(second), name=second.name)
     return VerifyOutcome(
-        run=run.name,
+        run=run.folder.name,
         first=step_of(first),
         second=step_of(second),
         tensors=compared,

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftcli.config.schema.training import TrainingSettings
-from sftcli.data.batches.batch import ExampleSource
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.kernels.fuse import Fusion, restore_layers
 from sftcli.services.train.decisions import Decisions
+from sftcli.services.train.inputs import TrainingInputs
 from sftcli.training.probes.agreement import WORK, Ways, agreed_ways
 from sftcli.training.probes.choices import HeadLoss, RowSharing
 from sftcli.training.probes.packing import sharing_to_try
@@ -29,11 +28,9 @@ class Tried:
 def try_ways(
     model: "PreTrainedModel",
     fusion: Fusion | None,
-    examples: ExampleSource,
-    settings: TrainingSettings,
+    inputs: TrainingInputs,
     *,
     recorded: Decisions,
-    pad_id: int,
     emit: EventSink,
     with_gradients: bool,
 ) -> Tried:
@@ -42,20 +39,20 @@ def try_ways(
     Args:
         model: As it was loaded.
         fusion: The faster form of its layers; None where there is none.
-        examples: Rows that will be trained on.
-        settings: Say whether rows may be packed.
+        inputs: Rows that will be trained on, and settings that say whether they may be packed.
         recorded: What the run that goes on has decided; what it does without is not tried.
-        pad_id: What fills rows up.
         emit: Hears what is left out.
         with_gradients: Compare gradients too, which takes the memory of the weights that train.
     """
     wanted = Ways(
         layers=fusion is not None and bool(fusion.fused),
-        rows=sharing_to_try(model, settings, recorded.packing),
+        rows=sharing_to_try(model, inputs.settings.training, recorded.packing),
         head=recorded.head != HeadLoss.WHOLE,
     )
-    rows = cut_rows(model, examples, work=WORK, count=2)
-    agreed = agreed_ways(model, fusion, rows, wanted=wanted, pad_id=pad_id, with_gradients=with_gradients)
+    rows = cut_rows(model, inputs.prepared.dataset.train, work=WORK, count=2)
+    agreed = agreed_ways(
+        model, fusion, rows, wanted=wanted, pad_id=inputs.pad_id, with_gradients=with_gradients
+    )
     kind = type(model).__name__
     if wanted.layers and not agreed.layers:
         restore_layers(model)

@@ -26,17 +26,17 @@ def test_without_a_signal_nothing_is_asked() -> None:
     ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 75)]
 )
 def test_the_exit_code_tells_the_signal(name: str, code: int) -> None:
-    with session(Output(quiet=True)) as (_, stop):
+    with session(Output(quiet=True)) as current:
         signal.raise_signal(signal.Signals[name])
-        assert stop.requested()
-    assert stop.exit_code == code
+        assert current.stop.requested()
+    assert current.stop.exit_code == code
 
 
 def test_the_first_signal_counts() -> None:
-    with session(Output(quiet=True)) as (_, stop):
+    with session(Output(quiet=True)) as current:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
-    assert stop.exit_code == 143
+    assert current.stop.exit_code == 143
 
 
 def interrupted_twice() -> None:
@@ -125,9 +125,9 @@ def test_handlers_are_restored(error: Exception | None) -> None:
 def test_a_signal_that_was_ignored_from_outside_stays_ignored() -> None:
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with session(Output(quiet=True)) as (_, stop):
+        with session(Output(quiet=True)) as current:
             signal.raise_signal(signal.SIGHUP)
-        assert not stop.requested()
+        assert not current.stop.requested()
     finally:
         signal.signal(signal.SIGHUP, old)
 

@@ -4,7 +4,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,16 +11,15 @@ import torch
 from sftcli.config.resolve import parse_set
 from sftcli.config.schema.training import Parallel
 from sftcli.errors import DataError, MismatchError, ResourceError
-from sftcli.events import Ending, ModelLoaded, Notice, StepDone, Warned
+from sftcli.events import Ending, ModelLoaded, Notice, Session, StepDone, Warned
 from sftcli.services.precision import Precision
 from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train import decisions
 from sftcli.services.train.compatibility import Changes, open_again
-from sftcli.services.train.decisions import ASKED_BY, KEY, Decisions, settle_precision
+from sftcli.services.train.decisions import ASKED_BY, KEY, Decisions, agree_on_decisions, settle_precision
 from sftcli.services.train.parallelism import shares_weights
 from sftcli.services.train.resume import ResumeRequest, resume_training, verify_resume
-from sftcli.services.train.worker import agree_on_decisions
 from sftcli.training.distributed.group import Group
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
@@ -60,7 +58,9 @@ def cut(place: Path, tmp_path: Path, monkeypatch) -> Path:
 
 def resume(run: Path, **changes):
     flag = StopAtStep(NEVER)
-    return resume_training(ResumeRequest(root=run.parent, run=run.name, **changes), flag, flag), flag.events
+    return resume_training(
+        ResumeRequest(root=run.parent, run=run.name, **changes), Session(flag, flag)
+    ), flag.events
 
 
 def rewrite(run: Path, change) -> None:
@@ -102,7 +102,7 @@ def test_a_run_that_starts_over_with_the_same_settings_keeps_what_it_decided(
 
 def test_verify_replays_in_the_precision_of_the_run(place, cut):
     flag = StopAtStep(NEVER)
-    assert verify_resume(ResumeRequest(root=place / "runs", run="whole"), flag, flag).second == STEPS
+    assert verify_resume(ResumeRequest(root=place / "runs", run="whole"), Session(flag, flag)).second == STEPS
 
 
 def test_all_that_was_decided_is_in_the_run_and_stays_as_it_was(cut):
@@ -217,8 +217,8 @@ def test_of_several_processes_the_first_decides_and_one_that_cannot_follow_is_na
         weights="whole",
     )
     for packing in ("none", "bounds"):
-        agree_on_decisions(SimpleNamespace(decisions=made), first)
-        own = SimpleNamespace(decisions=replace(made, packing=packing, precision_why="another"))
+        agree_on_decisions(made, first)
+        own = replace(made, packing=packing, precision_why="another")
         if packing == "none":
             agree_on_decisions(own, second)
         else:

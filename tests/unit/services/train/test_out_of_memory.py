@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sftcli.errors import ResourceError
-from sftcli.services.train.worker import memory_errors
+from sftcli.services.train.run import memory_errors
 
 
 def tried():

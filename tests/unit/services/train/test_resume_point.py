@@ -13,18 +13,16 @@ from safetensors.torch import load_file
 from sftcli import storage
 from sftcli.config.resolve import parse_set
 from sftcli.errors import DataError, MismatchError, NotFoundError, OutputError, StorageError, UsageError
-from sftcli.events import Ending, Notice, Warned
+from sftcli.events import Ending, Notice, Session, Warned
 from sftcli.modeling.formats.sizes import parameters_bytes
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.train import compatibility as comparing
-from sftcli.services.train import disk_space as space
-from sftcli.services.train import lead as train_service
-from sftcli.services.train.compatibility import CHANGEABLE, FIXED, FIXED_SECTIONS, compare
+from sftcli.services.train.compatibility import CHANGEABLE, FIXED, FIXED_SECTIONS, Changes, compare
 from sftcli.services.train.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.resume import ResumeRequest, resume_training
 from sftcli.services.train.resume_point import choose_checkpoint
 from sftcli.training.checkpoint.format import read_fingerprints
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
+from tests.support.forged import forge_fingerprints
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, numbers_of, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
@@ -57,7 +55,7 @@ def place(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def resume(place: Path, **changes):
     flag = StopAtStep(NEVER)
     values = {"root": place / "runs", "run": "exp"}
-    return resume_training(ResumeRequest(**(values | changes)), flag, flag), flag.events
+    return resume_training(ResumeRequest(**(values | changes)), Session(flag, flag)), flag.events
 
 
 def texts(events, kind) -> str:
@@ -119,12 +117,11 @@ def test_every_setting_is_either_changeable_or_refused(origin):
     assert {f"setting {key}" for key in CHANGEABLE} <= set(keys)
 
 
-def test_setting_that_is_newer_than_the_run_has_its_default(place, monkeypatch):
+def test_setting_that_is_newer_than_the_run_has_its_default(place):
     checkpoint = list_checkpoints(place / "runs" / "exp" / "checkpoints")[-1]
     now = read_fingerprints(checkpoint)
-    older = {name: value for name, value in now.items() if name != "setting data.ignored_keys"}
-    monkeypatch.setattr(comparing, "read_fingerprints", lambda _: older)
-    assert compare(checkpoint, now) == comparing.Changes(harmless={}, machine={}, forced={})
+    forge_fingerprints(checkpoint, lambda stored: stored.pop("setting data.ignored_keys"))
+    assert compare(checkpoint, now) == Changes()
     with pytest.raises(MismatchError, match=r"data\.ignored_keys was \[\], is"):
         compare(checkpoint, now | {"setting data.ignored_keys": '["label"]'})
 
@@ -159,19 +156,21 @@ def test_change_of_what_the_weights_fit_to_cannot_be_allowed_and_a_misspelled_ke
     assert FIXED_SECTIONS
 
 
-def test_another_library_or_device_is_warned_of_with_both_values_and_recorded(place, monkeypatch):
-    monkeypatch.setattr(
-        comparing, "facts_of_training", lambda precision: {"device": "cuda", "torch": "9.9.9", "new": "fact"}
-    )
+def test_another_library_or_device_is_warned_of_with_both_values_and_recorded(place):
+    def remember(stored):
+        stored |= {"machine device": "cuda", "machine torch": "9.9.9"}
+        del stored["machine cpu capability"]
+
+    forge_fingerprints(list_checkpoints(place / "runs" / "exp" / "checkpoints")[-1], remember)
     outcome, events = resume(place)
     assert outcome.ending is Ending.FINISHED
     (told,) = [event.text for event in events if isinstance(event, Warned) and "bit for bit" in event.text]
-    assert "device was cpu, is cuda" in told
-    assert f"torch was {torch.__version__}, is 9.9.9" in told
-    assert "new" not in told  # the checkpoint does not know it
+    assert "device was cuda, is cpu" in told
+    assert f"torch was 9.9.9, is {torch.__version__}" in told
+    assert "capability" not in told  # the checkpoint does not know it
     (entry,) = json.loads((place / "runs" / "exp" / "run.json").read_text())["resumed"]
-    assert entry["machine"]["device"] == ["cpu", "cuda"]
-    assert outcome.changed["machine"]["device"] == ("cpu", "cuda")
+    assert entry["machine"]["device"] == ["cuda", "cpu"]
+    assert outcome.changed["machine"]["device"] == ("cuda", "cpu")
 
 
 def test_changeable_setting_is_told_and_recorded(place):
@@ -286,7 +285,7 @@ def test_run_that_was_taken_over_stops_before_it_saves(place):
 
     flag = TakeOver(NEVER)
     with pytest.raises(StorageError, match="no longer owns"):
-        resume_training(ResumeRequest(root=place / "runs", run="exp"), flag, flag)
+        resume_training(ResumeRequest(root=place / "runs", run="exp"), Session(flag, flag))
     assert [step_of(path) for path in list_checkpoints(place / "runs" / "exp" / "checkpoints")] == [6, 7]
 
 
@@ -297,7 +296,7 @@ def test_room_for_the_checkpoints_is_checked_before_the_model_is_loaded(place, m
     one = checkpoint_bytes(settings, place / "model")
     free = int(one * share)  # three may exist at once, two are there
     usage = shutil.disk_usage(place)._replace(free=free)
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     if fits:
         check_space(run, one, settings.checkpoint, sink)
         assert len(sink.of(Warned)) == 1
@@ -315,18 +314,11 @@ def test_room_for_the_checkpoints_is_checked_before_the_model_is_loaded(place, m
         ("adapter.kind=lora", 1.6),  # as if it sat on the embeddings as well, which are most of a tiny model
     ],
 )
-def test_room_that_is_asked_for_is_what_a_checkpoint_takes(place, monkeypatch, change, most):
+def test_room_that_is_asked_for_is_what_a_checkpoint_takes(place, change, most):
     name = re.sub(r"\W", "-", change)
-    changes = (f"run.name={name}", "training.max_steps=1", change)
-    asked = []
-    check = train_service.check_space
-
-    def listen(run, one_bytes, settings, emit):
-        asked.append(one_bytes)
-        check(run, one_bytes, settings, emit)
-
-    monkeypatch.setattr(train_service, "check_space", listen)
-    train(settings_of(Path(), Path("model"), *changes), StopAtStep(NEVER))
+    resolved = settings_of(Path(), Path("model"), f"run.name={name}", "training.max_steps=1", change)
+    asked = checkpoint_bytes(resolved.settings, place / "model")
+    train(resolved, StopAtStep(NEVER))
     folder = place / "runs" / name / "checkpoints" / "step-00000001"
     taken = sum(
         tensor.nbytes
@@ -334,7 +326,7 @@ def test_room_that_is_asked_for_is_what_a_checkpoint_takes(place, monkeypatch, c
         if file.name != "rng.safetensors"
         for tensor in load_file(file).values()
     )
-    assert 0.99 * taken <= asked[0] <= most * taken
+    assert 0.99 * taken <= asked <= most * taken
 
 
 def test_size_of_the_parameters_is_read_from_the_headers(place):

@@ -8,7 +8,7 @@ import pytest
 from sftcli import storage
 from sftcli.config.resolve import parse_set
 from sftcli.errors import DataError, MismatchError, NotFoundError, OutputError
-from sftcli.events import CheckpointSaved, Ending, Notice, StepDone
+from sftcli.events import CheckpointSaved, Ending, Notice, Session, StepDone
 from sftcli.services.runs.folder import RunFolder, find_run, list_runs, newest_run
 from sftcli.services.runs.summary import RunState, summarize_run, summarize_runs
 from sftcli.services.train.resume import ResumeRequest, resume_training
@@ -63,7 +63,7 @@ def resume(name: str, *sets: str, allowed: tuple[str, ...] = ()):
     request = ResumeRequest(
         root=Path("runs"), run=name, overrides=tuple(map(parse_set, sets)), allowed=allowed
     )
-    return resume_training(request, flag, flag), "\n".join(
+    return resume_training(request, Session(flag, flag)), "\n".join(
         e.text for e in flag.events if isinstance(e, Notice)
     )
 

@@ -1,0 +1,163 @@
+"""One training, in each of its processes: from its inputs to the model that it leaves behind."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sftcli.config.schema.settings import Settings
+from sftcli.errors import ResourceError, StoppedError
+from sftcli.events import Ending, ModelSaved, Session, StopFlag
+from sftcli.modeling.formats.folder_write import save_model_folder
+from sftcli.runtime import seed_everything
+from sftcli.services.modern_llm import write_final_pt
+from sftcli.services.processes.peers import Peers
+from sftcli.services.runs.folder import RunFolder
+from sftcli.services.train.build import TrainingParts, build_trainer
+from sftcli.services.train.decisions import Decisions, agree_on_decisions
+from sftcli.services.train.inputs import TrainingInputs, find_inputs
+from sftcli.services.train.outcome import take_best
+from sftcli.training.checkpoint.format import read_snapshot
+from sftcli.training.out_of_memory import is_out_of_memory
+from sftcli.training.random_streams import start_stream
+from sftcli.training.state import Snapshot
+from sftcli.training.trainer import Trainer
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainingRun:
+    """A run on its way: ``open`` -> ``build`` -> ``fit`` -> ``keep_best`` -> ``save``. All its processes take the same steps.
+
+    Who trains nothing, or has its inputs already, begins with ``take`` in place of ``open``.
+    """
+
+    folder: RunFolder
+    settings: Settings  # complete once there are inputs
+    session: Session
+    peers: Peers = field(default_factory=Peers)
+    checkpoint: Path | None = None  # that it goes on from
+    check_owner: Callable[[], None] = lambda: None  # raises an error where another process has taken the run
+    inputs: TrainingInputs = field(init=False)
+    parts: TrainingParts = field(init=False)
+
+    @property
+    def trainer(self) -> Trainer:
+        """What takes the steps, once it is built."""
+        return self.parts.trainer
+
+    def open(self) -> None:
+        """Find the inputs, in the first process before the others.
+
+        Raises:
+            MismatchError: This process has found others than the first one.
+        """
+        self.take(
+            self.peers.first(
+                lambda: find_inputs(self.settings, self.session, run=self.folder), self.session.stop
+            )
+        )
+        self.peers.agree_on(self.inputs.identity)
+
+    def take(self, inputs: TrainingInputs) -> None:
+        """Train on ``inputs``."""
+        self.inputs, self.settings = inputs, inputs.settings
+
+    def build(self, decided: Decisions) -> None:
+        """Build the trainer as it stands at the start or at the checkpoint, with what is ``decided``.
+
+        Raises:
+            MismatchError: Something cannot be had here as it is decided, or as the first process has it.
+        """
+        group, seed = self.peers.group, self.settings.training.seed
+        seed_everything(seed)
+        self.parts = build_trainer(
+            self.folder,
+            self.inputs,
+            self.session.emit,
+            check_owner=self.check_owner,
+            group=group,
+            recorded=decided,
+        )
+        start_stream(group, seed=seed)
+        if self.checkpoint is not None:
+            self.trainer.restore(read_snapshot(self.checkpoint))
+        agree_on_decisions(self.parts.decisions, self.peers)
+
+    def fit(self, stop: StopFlag) -> Ending:
+        """Train until the end, or until ``stop`` is set in any of the processes.
+
+        Raises:
+            ResourceError: Memory ran out.
+            StoppedError: It was set before the first step.
+        """
+        with memory_errors(
+            self.trainer.tried,
+            resume_command=f"sft resume {self.folder.argument}",
+            way_down=self.trainer.way_down,
+        ):
+            ending = self.trainer.fit(stop)
+        if not self.trainer.state.step:
+            raise StoppedError
+        return ending
+
+    def keep_best(self) -> None:
+        """Go back to the step with the lowest held-out loss, where the settings ask for early stopping."""
+        self.check_owner()
+        self.peers.first(
+            lambda: take_best(self.trainer, self.folder, self.settings.training, self.session.emit)
+        )
+
+    def save(self) -> None:
+        """Write the final model; all processes have a part in it."""
+        snapshot = self.trainer.snapshot()
+        if self.peers.group.is_writer:
+            self.session.emit(ModelSaved(path=str(self.folder.final), pt=self._write_final(snapshot)))
+
+    def _write_final(self, snapshot: Snapshot) -> str:
+        """Return the path of the file for the model's own pipeline, where it has one."""
+        model, tokenizer = self.parts.model, self.inputs.prepared.tokenizer
+        if self.parts.adapter is not None:
+            self.parts.adapter.save(self.folder.final, snapshot)
+            return ""
+        pt = write_final_pt(model, self.folder, self.settings, snapshot)
+        save_model_folder(
+            model,
+            source=self.inputs.located.folder,
+            folder=self.folder.final,
+            stop_ids=tokenizer.stop_ids,
+            template=tokenizer.chosen_template,
+            weights=snapshot.weights,
+            unchanged={name for name, weight in model.named_parameters() if not weight.requires_grad},
+        )
+        return pt
+
+
+@contextmanager
+def memory_errors(
+    tried: Callable[[], str], *, resume_command: str, way_down: Callable[[], str] = str
+) -> Iterator[None]:
+    """Turn running out of memory inside the block into an error with flags, the one that costs no quality first.
+
+    Args:
+        tried: Returns in words with what it ran out, such as "micro-batches of 4 rows".
+        resume_command: Goes on with the run.
+        way_down: Returns the setting that goes on with less memory, such as "training.micro_batch_size=2", where there is one.
+
+    Raises:
+        ResourceError: Memory ran out; checkpoints are intact.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        setting = way_down()
+        smaller = f"{resume_command} --set {setting} --allow-change {setting.partition('=')[0]}"
+        raise ResourceError(
+            f"out of memory with {tried()}; checkpoints are intact",
+            hint=(f"go on in smaller steps of the same updates: {smaller}; or " if setting else "")
+            + "in a new run lower training.micro_batch_size, or training.micro_batch_tokens where that is set (the updates stay "
+            "the same), set "
+            "training.gradient_checkpointing, choose training.optimizer=adafactor, lower data.max_tokens, or choose a "
+            f"smaller model; where something else took the memory: {resume_command}",
+        ) from error
