@@ -63,6 +63,9 @@ class Ways:
         return self.layers + (self.rows is not RowSharing.NONE) + self.head
 
 
+_OWN = Ways(layers=False, rows=RowSharing.NONE, head=False)  # the model itself
+
+
 def agreed_ways(
     model: "PreTrainedModel",
     fusion: Fusion | None,
@@ -87,59 +90,61 @@ def agreed_ways(
     """
     weight = next(model.parameters())
     tolerance = _TOLERANCES.get(weight.dtype, _COARSE)
+    if not wanted.count:
+        return _OWN
     with _left_as_it_was(model):
-        for ways in wanted.fewer():
-            if not ways.count:
-                break
-            trial = _Trial(model, fusion, rows, pad_id)
-            if trial.agrees(ways, tolerance, with_gradients=with_gradients):
-                return ways
-    return Ways(layers=False, rows=RowSharing.NONE, head=False)
+        trial = _Trial(model, fusion, rows, pad_id, with_gradients=with_gradients)
+        return next(ways for ways in wanted.fewer() if not ways.count or trial.agrees(ways, tolerance))
 
 
 class _Trial:
-    """One comparison."""
+    """Loss and gradients of a model itself, computed once, with which any number of ways are compared."""
 
     def __init__(
-        self, model: "PreTrainedModel", fusion: Fusion | None, rows: Sequence[Example], pad_id: int
+        self,
+        model: "PreTrainedModel",
+        fusion: Fusion | None,
+        rows: Sequence[Example],
+        pad_id: int,
+        *,
+        with_gradients: bool,
     ) -> None:
         self.model = model
         self.fusion = fusion
         self.rows = rows
         self.pad_id = pad_id
+        self.with_gradients = with_gradients
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
-
-    def agrees(self, ways: Ways, tolerance: Tolerance, *, with_gradients: bool) -> bool:
-        """Tell whether loss and gradients in these ``ways`` are those of the model itself."""
-        own = Ways(layers=False, rows=RowSharing.NONE, head=False)
-        loss = self._loss(own, backward=with_gradients)
-        wanted: dict[torch.Tensor, torch.Tensor] = {
-            weight: weight.grad for weight in self.trained if weight.grad is not None
-        }
+        self.loss = self._loss(_OWN)
+        self.gradients: dict[torch.Tensor, torch.Tensor] = {}
         for weight in self.trained:
-            weight.grad = None
+            if weight.grad is not None:
+                self.gradients[weight], weight.grad = weight.grad, None
+        self.sizes = {weight: float(gradient.norm()) for weight, gradient in self.gradients.items()}
+
+    def agrees(self, ways: Ways, tolerance: Tolerance) -> bool:
+        """Tell whether loss and gradients in these ``ways`` are those of the model itself."""
         differences: dict[torch.Tensor, float] = {}
-        with _compared(self.trained, wanted, differences):
+        with _compared(self.trained, self.gradients, differences):
             try:
-                found = self._loss(ways, backward=with_gradients)
+                found = self._loss(ways)
             except (AttributeError, TypeError, ValueError, RuntimeError, LookupError):
                 return False
-        sizes = {weight: float(gradient.norm()) for weight, gradient in wanted.items()}
-        whole = sum(size**2 for size in sizes.values()) ** 0.5
-        return abs(found - loss) <= tolerance.loss * abs(loss) and all(
-            differences.get(weight, sizes.get(weight, 0.0))
-            <= tolerance.gradient * (sizes.get(weight, 0.0) + tolerance.floor * whole)
+        whole = sum(size**2 for size in self.sizes.values()) ** 0.5
+        return abs(found - self.loss) <= tolerance.loss * abs(self.loss) and all(
+            differences.get(weight, self.sizes.get(weight, 0.0))
+            <= tolerance.gradient * (self.sizes.get(weight, 0.0) + tolerance.floor * whole)
             for weight in self.trained
         )
 
-    def _loss(self, ways: Ways, *, backward: bool) -> float:
+    def _loss(self, ways: Ways) -> float:
         total = 0.0
         compute = response_nll_sum if ways.head else plain_nll_sum
         batches = [self._together(ways.rows)] if ways.count else self._alone()
         with self._in_these(ways):
             for batch in batches:
                 nll: torch.Tensor = compute(self.model, batch.to(self.model.device))
-                if backward:
+                if self.with_gradients:
                     nll.backward()  # type: ignore[no-untyped-call]
                 total += nll.item()
         return total

@@ -99,6 +99,15 @@ def test_a_head_whose_loss_is_another_one_is_not_used(monkeypatch, factor: float
     assert agreed(model, fuse_layers(model)) == Ways(layers=True, rows=RowSharing.BOUNDS, head=False)
 
 
+def test_the_model_itself_is_run_once_for_all_ways_that_are_tried(monkeypatch):
+    monkeypatch.setattr(agreement, "response_nll_sum", lambda *args: response_nll_sum(*args) * 1.001)
+    model, passes = tiny_llama(), []
+    fusion = fuse_layers(model)
+    model.model.register_forward_hook(lambda *_: passes.append(1))
+    assert agreed(model, fusion).count == 2
+    assert len(passes) == 3 + 3  # three rows by themselves, and three ways until the head is left out
+
+
 def test_gradients_count_where_the_loss_is_right(monkeypatch):
     class Wrong(torch.autograd.Function):
         @staticmethod
