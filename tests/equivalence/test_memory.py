@@ -44,7 +44,12 @@ class SmallMachine:
 def trainer_on(rows, *, micro_batch_size, store=None, error="cuda", dtype=torch.float32, from_step=1):
     sink = RecordingSink()
     settings = TrainingSettings(
-        max_steps=5, batch_size=8, micro_batch_size=micro_batch_size, learning_rate=1e-2, warmup_steps=1
+        max_steps=5,
+        batch_size=8,
+        micro_batch_size=micro_batch_size,
+        learning_rate=1e-2,
+        warmup_steps=1,
+        packing="off",
     )
     torch.manual_seed(0)
     made = build_trainer(
@@ -75,7 +80,9 @@ def test_halved_step_has_the_loss_of_the_whole_one_up_to_rounding():
     steps = []
     for rows in (8, 1):
         sink = RecordingSink()
-        settings = TrainingSettings(max_steps=1, batch_size=8, micro_batch_size=4, warmup_steps=0)
+        settings = TrainingSettings(
+            max_steps=1, batch_size=8, micro_batch_size=4, warmup_steps=0, packing="off"
+        )
         made = build_trainer(settings=settings, store=MemoryStore(), emit=sink)
         made.batch_loss = SmallMachine(made.batch_loss, rows)
         steps.append(made.take_step())

@@ -9,7 +9,6 @@ import torch
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.training import TrainingSettings
-from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
@@ -27,7 +26,7 @@ from tests.support.counting import TrafficCounter
 from tests.support.processes import run_together
 from tests.support.recording import MemoryStore
 from tests.support.tiny_modern import tiny_modern
-from tests.support.training import CPU, PAD_ID, build_trainer, random_examples, tiny_llama
+from tests.support.training import CPU, build_trainer, tiny_llama
 
 SIZES = (2, 3)
 STEPS = 3
@@ -42,6 +41,7 @@ def settings(**changes: object) -> TrainingSettings:
         "learning_rate": 1e-3,
         "warmup_steps": 0,
         "precision": "fp32",
+        "packing": "off",
     }
     return TrainingSettings(**(values | changes))
 
@@ -65,6 +65,8 @@ def build_model(kind: str) -> torch.nn.Module:
 def trainer_of(group: Group, kind: str, *, dtype: torch.dtype = torch.float32, **changes: object) -> Trainer:
     """Return a trainer that shares out the weights among ``group``, or has them all where it is one process."""
     model = build_model(kind)
+    if kind == "packed":
+        changes |= {"packing": "on", "micro_batch_tokens": 48}
     trainer = build_trainer(
         settings=settings(**changes), store=MemoryStore(), emit=lambda _: None, model=model, dtype=dtype
     )
@@ -73,15 +75,6 @@ def trainer_of(group: Group, kind: str, *, dtype: torch.dtype = torch.float32, *
         trainer.weights = ShardedWeights(build_model(kind), compute_dtype=dtype, group=group, device=CPU)
         trainer.optimizer = make_optimizer(trainer.weights.masters, trainer.settings)
         trainer.batch_loss = trainer.weights.gathered(partial(response_nll_sum, trainer.weights.model))
-    if kind == "packed":
-        trainer.plan = BatchPlan(
-            random_examples(20),
-            batch_size=6,
-            micro_batch_size=2,
-            pad_id=PAD_ID,
-            seed=0,
-            packing=Packing(row_tokens=48),
-        )
     return trainer
 
 

@@ -1,24 +1,25 @@
-"""A trainer on a tiny model and random examples, built the way the service builds it."""
+"""The trainer of the service, on a tiny model and random examples."""
 
-from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
 from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import TrainingSettings
-from sftcli.data.batches.batch import BatchPlan, batches_in_order_of_length
 from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin
 from sftcli.events import EventSink
-from sftcli.modeling.load import checkpoint_activations
-from sftcli.training.loss import heldout_nll, response_nll_sum
-from sftcli.training.optim.optimizer import make_optimizer
-from sftcli.training.out_of_memory import MemoryLadder
+from sftcli.modeling.formats.source_tensors import SourceTensors
+from sftcli.runtime import dtype_name
+from sftcli.services.train.build import Compute, LoadedModel, assemble
+from sftcli.services.train.decisions import Decisions
+from sftcli.services.train.inputs import TrainingInputs
+from sftcli.training.distributed.group import Group
 from sftcli.training.state import CheckpointStore
 from sftcli.training.trainer import Trainer
-from sftcli.training.weights.masters import MasterWeights
 from tests.support.tiny_model import tiny_config
 
 PAD_ID = 2
@@ -63,37 +64,25 @@ def build_trainer(
     checkpoint: CheckpointSettings | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Trainer:
+    """Return what ``sft train`` would take steps with, had it loaded ``model`` and prepared ``examples``."""
     model = model or tiny_llama()
-    examples = examples or random_examples(20)
-    weights = MasterWeights(model, compute_dtype=dtype)
-    batch_loss = partial(response_nll_sum, model)
-
-    def heldout_loss(stop):
-        batches = batches_in_order_of_length(
-            heldout, rows=range(len(heldout)), max_batch_tokens=64, pad_id=PAD_ID
-        )
-        return heldout_nll(batch_loss, batches, stop=stop)
-
-    ladder = MemoryLadder(
-        micro_batch_size=settings.micro_batch_size,
-        make_plan=lambda size: BatchPlan(
-            examples,
-            batch_size=settings.batch_size,
-            micro_batch_size=size,
-            pad_id=PAD_ID,
-            seed=settings.seed,
-        ),
-        checkpoint_activations=partial(checkpoint_activations, model),
+    values = {"training": settings, "checkpoint": checkpoint or CheckpointSettings(every_steps=0)}
+    dataset = SimpleNamespace(
+        train=examples or random_examples(20), heldout=heldout or ExampleList(), text=ExampleList()
     )
-    return Trainer(
-        settings=settings,
-        checkpoint=checkpoint or CheckpointSettings(every_steps=0),
-        weights=weights,
-        optimizer=make_optimizer(weights.masters, settings),
-        batch_loss=batch_loss,
-        ladder=ladder,
-        heldout_loss=heldout_loss if heldout else None,
+    inputs = TrainingInputs(
+        settings=Settings().model_copy(update=values),
+        located=SimpleNamespace(name="tiny", folder=None),
+        prepared=SimpleNamespace(dataset=dataset, tokenizer=SimpleNamespace(pad_id=PAD_ID)),
+        fingerprints={},
+        trusted_code={},
+    )
+    source = SourceTensors(stored={}, places={}, beside={}, is_plain=True)
+    return assemble(
+        LoadedModel(model=model, source=source),
+        inputs,
+        Decisions(precision=dtype_name(dtype)),
+        compute=Compute(device=CPU, dtype=dtype, group=Group(), shares=False),
         store=store,
         emit=emit,
-        device=CPU,
-    )
+    ).trainer
