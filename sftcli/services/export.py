@@ -10,7 +10,7 @@ import torch
 
 from sftcli import storage
 from sftcli.errors import OutputError, StoppedError, UsageError
-from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
+from sftcli.events import EventSink, ModelLoaded, Notice, Session
 from sftcli.modeling.formats.folder_write import exact_dtype, save_model_folder
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.load import count_parameters, take_names
@@ -70,27 +70,27 @@ class ExportOutcome:
     bytes: int
 
 
-def run_export(request: ExportRequest, emit: EventSink, stop: StopFlag) -> ExportOutcome:
+def run_export(request: ExportRequest, session: Session) -> ExportOutcome:
     """Write the model; ``request.out`` is there whole or not at all.
 
     Raises:
         OutputError: ``out`` exists, or cannot be written.
         UsageError: The model cannot be written in that format, or not with that dtype.
         StorageError: The disk is full.
-        StoppedError: ``stop`` was set.
+        StoppedError: A stop was asked for.
     """
     _check(request)
     choice = choose_model(
         request.checkpoint,
         tokenizer=request.tokenizer,
         root=request.root,
-        emit=emit,
+        emit=session.emit,
         base_model=request.base_model,
     )
     write = {ExportFormat.HF: _write_hf, ExportFormat.PT: _write_pt, ExportFormat.GGUF: _write_gguf}
-    if stop.requested():
+    if session.stop.requested():
         raise StoppedError
-    dtype = write[request.format](request, choice, emit, stop)
+    dtype = write[request.format](request, choice, session)
     return ExportOutcome(
         path=str(request.out),
         format=request.format.value,
@@ -126,15 +126,15 @@ def _load(choice: ModelChoice, emit: EventSink, dtype: torch.dtype) -> "PreTrain
     return model
 
 
-def _write_hf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> str:
+def _write_hf(request: ExportRequest, choice: ModelChoice, session: Session) -> str:
     tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
     dtype = handed_on_dtype(choice) if request.dtype is None else DTYPES[request.dtype]
-    model = _load(choice, emit, _exact(choice) if request.dtype is None else dtype)
-    if stop.requested():
+    model = _load(choice, session.emit, _exact(choice) if request.dtype is None else dtype)
+    if session.stop.requested():
         raise StoppedError
-    source = _named_as(choice, model, emit)
+    source = _named_as(choice, model, session.emit)
     is_as_it_was = request.dtype is None and source == choice.folder
-    emit(Notice(text=f"writing {request.out}{_rounding(choice, dtype)}"))
+    session.emit(Notice(text=f"writing {request.out}{_rounding(choice, dtype)}"))
     save_model_folder(
         model,
         source=source,
@@ -178,12 +178,12 @@ def _rounding(choice: ModelChoice, dtype: torch.dtype) -> str:
     return f", the adapter merged in float32 and rounded once to {dtype_name(dtype)}; --dtype f32 keeps all of it"
 
 
-def _write_gguf(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> str:
+def _write_gguf(request: ExportRequest, choice: ModelChoice, session: Session) -> str:
     from sftcli.modeling.formats.gguf_export import check_family, write_gguf
 
     kind = request.dtype or "f16"
     tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
-    model = _load(choice, emit, _exact(choice))
+    model = _load(choice, session.emit, _exact(choice))
     check_family(model)
     with storage.whole_file(request.out, hint=_HINT) as fresh:
         storage.disk.let_library_write(
@@ -196,25 +196,24 @@ def _write_gguf(request: ExportRequest, choice: ModelChoice, emit: EventSink, st
                 kind=cast("GgufType", kind),
                 name=choice.run.name if choice.run else portable(choice.name),
                 license_name=license_of(choice),
-                emit=emit,
-                stop=stop,
+                session=session,
             ),
         )
     return kind
 
 
-def _write_pt(request: ExportRequest, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> str:
-    model = _load(choice, emit, torch.float32)
+def _write_pt(request: ExportRequest, choice: ModelChoice, session: Session) -> str:
+    model = _load(choice, session.emit, torch.float32)
     if not isinstance(model, ModernLMForCausalLM):
         raise UsageError(
             f"{choice.name} is no Modern LLM model, and only those have .pt files",
             hint="export it --to hf or --to gguf",
         )
-    if stop.requested():
+    if session.stop.requested():
         raise StoppedError
     snapshot = _state_of(choice, model)
     without = "" if snapshot else ", without an optimizer state: none is kept with these weights"
-    emit(Notice(text=f"writing {request.out}{without}"))
+    session.emit(Notice(text=f"writing {request.out}{without}"))
     with storage.whole_file(request.out, hint=_HINT) as fresh:
         export_pt(
             fresh,

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from sftcli.errors import DataError, DivergedError, NotFoundError, StorageError
-from sftcli.events import NeverStop, Notice
+from sftcli.events import NeverStop, Notice, Session
 from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.modeling.load import load_model
 from sftcli.services.export import ExportFormat, ExportRequest, run_export
@@ -46,7 +46,7 @@ def exported(folder, out, *, dtype=None):
     request = ExportRequest(
         checkpoint=str(folder), format=ExportFormat.HF, out=out, root=folder.parent, dtype=dtype
     )
-    run_export(request, RecordingSink(), NeverStop())
+    run_export(request, Session(RecordingSink(), NeverStop()))
     return out
 
 

@@ -132,8 +132,7 @@ def evaluate(
                     base_model=base_model,
                     trusts_code=trust_remote_code,
                 ),
-                current.emit,
-                current.stop,
+                current,
             )
         _show_tasks(asked, limits, output)
         return
@@ -161,7 +160,7 @@ def evaluate(
             batch_size=batch_size,
             trusts_code=trust_remote_code,
         )
-        report = run_evaluation(request, current.emit, current.stop)
+        report = run_evaluation(request, current)
     if not output.json:
         results.show_scores(report, output)
     check_limits(report.numbers(), limits)  # first, for --json prints one object, also on failure

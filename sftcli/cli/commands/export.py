@@ -83,7 +83,7 @@ def export(
             tokenizer=tokenizer,
             base_model=base_model,
         )
-        outcome = run_export(request, current.emit, current.stop)
+        outcome = run_export(request, current)
     if output.json:
         tables.show_result_json(asdict(outcome))
         return

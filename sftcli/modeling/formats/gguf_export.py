@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from sftcli.errors import StoppedError, UsageError
-from sftcli.events import EventSink, Progressed, StopFlag
+from sftcli.events import Progressed, Session
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def write_gguf(
     kind: GgufType,
     name: str,
     license_name: str = "",
-    emit: EventSink,
-    stop: StopFlag,
+    session: Session,
 ) -> None:
     """Write ``model`` to the new file ``path``.
 
@@ -80,12 +79,11 @@ def write_gguf(
         kind: Of the matrices. Vectors are float32, and so are few enough that it costs nothing.
         name: Of the model, in the metadata.
         license_name: Of the model, in the metadata, where it is known.
-        emit: Told after each tensor.
-        stop: Asked before each tensor.
+        session: Told after each tensor, and asked whether to stop.
 
     Raises:
         UsageError: The family, or the kind of tokenizer, is not among those that can be written.
-        StoppedError: ``stop`` was set.
+        StoppedError: A stop was asked for.
     """
     check_family(model)
     writer = gguf.GGUFWriter(path, FAMILIES[model.config.model_type])
@@ -97,8 +95,8 @@ def write_gguf(
         _add_tokenizer(writer, tokenizer, source, rows=model.config.vocab_size)
         _add_tensors(writer, model, kind)
         for done, total in _write_tensors(writer, model, kind):
-            emit(Progressed(task=f"writing {path.name}", done=done, total=total, unit="tensors"))
-            if stop.requested():
+            session.emit(Progressed(task=f"writing {path.name}", done=done, total=total, unit="tensors"))
+            if session.stop.requested():
                 raise StoppedError
     finally:
         writer.close()

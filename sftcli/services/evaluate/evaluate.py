@@ -12,7 +12,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.data.example import CUT_ANSWERS
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError, UsageError
-from sftcli.events import EventSink, Notice, Session, StopFlag
+from sftcli.events import EventSink, Notice, Session
 from sftcli.extras import install_command
 from sftcli.services.diagnosis.verdict import Verdict, judge
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
@@ -102,18 +102,19 @@ class EvalReport:
         }
 
 
-def run_evaluation(request: EvalRequest, emit: EventSink, stop: StopFlag) -> EvalReport:
+def run_evaluation(request: EvalRequest, session: Session) -> EvalReport:
     """Score the model, and the base if one is named, on the same held-out rows.
 
     Raises:
         DataError: No row is held out, or the answer of every one is cut.
     """
     with joined(find_place(os.environ)) as peers:
-        return _evaluate(request, emit, stop, peers)
+        return _evaluate(request, session, peers)
 
 
-def _evaluate(request: EvalRequest, emit: EventSink, stop: StopFlag, peers: Peers) -> EvalReport:
-    choice, settings, prepared, base = peers.first(lambda: _find(request, emit, stop), stop)
+def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalReport:
+    emit, stop = session.emit, session.stop
+    choice, settings, prepared, base = peers.first(lambda: _find(request, session), stop)
     trained = _trained_rows(choice, prepared, request, emit)
     heldout = prepared.dataset.heldout
     if not len(heldout):
@@ -155,9 +156,10 @@ def _evaluate(request: EvalRequest, emit: EventSink, stop: StopFlag, peers: Peer
 
 
 def _find(
-    request: EvalRequest, emit: EventSink, stop: StopFlag
+    request: EvalRequest, session: Session
 ) -> tuple[ModelChoice, Settings, PreparedData, ModelChoice | None]:
     """Return the model, its settings, the rows, and the model to compare with."""
+    emit = session.emit
     choice = choose_model(
         request.checkpoint,
         tokenizer=request.tokenizer,
@@ -172,7 +174,7 @@ def _find(
         find_sources(settings.data),
         model_folder=choice.tokenizer_folder,
         seed=settings.training.seed,
-        session=Session(emit, stop),
+        session=session,
     )
     require_room(prepared, choice.weights_folder, emit)
     return choice, settings, prepared, _base_of(choice, settings, request, emit)

@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
 from sftcli.errors import DataError, NetworkError, NotFoundError, SftError, StoppedError, first_line
-from sftcli.events import EventSink, Progressed, StopFlag
+from sftcli.events import Progressed, Session
 from sftcli.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ def run_harness(
     batch_rows: int,
     shots: int | None,
     most: int | None,
-    emit: EventSink,
-    stop: StopFlag,
+    session: Session,
 ) -> Asked:
     """Return the numbers of each task, with ``model`` asked by the chat template in ``folder``.
 
@@ -92,17 +91,16 @@ def run_harness(
         batch_rows: Requests run together.
         shots: Solved examples before each question; None leaves it to the task.
         most: Questions of each task; None for all.
-        emit: Told how far it is.
-        stop: Asked between batches.
+        session: Told how far it is, and asked between batches whether to stop.
 
     Raises:
         NetworkError: The data of a task are not here and cannot be fetched.
         DataError: A task failed.
-        StoppedError: ``stop`` was set.
+        StoppedError: A stop was asked for.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     datasets.disable_progress_bars()
-    with _bars_as_events(emit, stop):
+    with _bars_as_events(session):
         try:
             found = simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_rows),
@@ -138,7 +136,7 @@ def _numbers(values: Mapping[str, object]) -> dict[str, float]:
 
 
 @contextmanager
-def _bars_as_events(emit: EventSink, stop: StopFlag) -> Iterator[None]:
+def _bars_as_events(session: Session) -> Iterator[None]:
     """Report what lm_eval would draw as bars; the only place between its batches where a stop can be noticed."""
 
     class Bar:
@@ -153,10 +151,12 @@ def _bars_as_events(emit: EventSink, stop: StopFlag) -> Iterator[None]:
                 self.update(1)
 
         def update(self, count: int = 1) -> None:
-            if stop.requested():
+            if session.stop.requested():
                 raise StoppedError
             self.done += count
-            emit(Progressed(task=self.desc or "asking", done=self.done, total=self.total, unit="requests"))
+            session.emit(
+                Progressed(task=self.desc or "asking", done=self.done, total=self.total, unit="requests")
+            )
 
         def close(self) -> None:
             if self.done < self.total:  # requests that share a context are answered at once

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sftcli.config.resolve import resolve
 from sftcli.errors import UsageError
-from sftcli.events import EventSink, Notice, StopFlag
+from sftcli.events import EventSink, Notice, Session
 from sftcli.services.models.choose import ModelChoice, base_of, choose_base, choose_model, load_for_inference
 
 BATCH_ROWS = 8
@@ -53,16 +53,17 @@ class TasksReport:
         }
 
 
-def run_tasks(request: TasksRequest, emit: EventSink, stop: StopFlag) -> TasksReport:
+def run_tasks(request: TasksRequest, session: Session) -> TasksReport:
     """Ask the tasks in float32, by the template that the model was trained with.
 
     Raises:
         UsageError: No task was named.
         NotFoundError, NetworkError, DataError: A task, its data or the model is not there, or is damaged.
-        StoppedError: ``stop`` was set.
+        StoppedError: A stop was asked for.
     """
     if not request.names:
         raise UsageError("--tasks names no task", hint="such as --tasks arc_easy,gsm8k")
+    emit = session.emit
     choice = choose_model(
         request.checkpoint,
         tokenizer=request.tokenizer,
@@ -87,8 +88,7 @@ def run_tasks(request: TasksRequest, emit: EventSink, stop: StopFlag) -> TasksRe
             batch_rows=request.batch_size or BATCH_ROWS,
             shots=request.shots,
             most=request.most,
-            emit=emit,
-            stop=stop,
+            session=session,
         )
 
     of_base = None if base is None else ask(base)

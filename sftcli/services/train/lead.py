@@ -60,9 +60,9 @@ from sftcli.services.train.resume_point import (
     rhythm_text,
 )
 from sftcli.services.train.run import TrainingRun
-from sftcli.services.train.worker import Assignment, run_worker
+from sftcli.services.train.worker import assignment, run_worker
 from sftcli.training.checkpoint.format import owes_heldout
-from sftcli.training.checkpoint.names import in_use, list_checkpoints, step_of
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +156,9 @@ def complete_already(run: TrainingRun) -> TrainOutcome:
     """Say that a finished run is left as it is."""
     steps = [step_of(one) for one in list_checkpoints(run.folder.checkpoints)]
     step = max(steps, default=max(1, run.settings.training.max_steps))
-    run.peers.tell(Assignment(run=run.folder, settings=run.settings, complete_at=step).to_json())
+    run.peers.tell(assignment(run, complete_at=step))
     run.session.emit(Notice(text=f"{run.folder.name} is complete already: step {step}"))
-    return outcome_of(run.folder, run.settings, Ending.FINISHED, step, (None, None), seconds=0.0)
+    return outcome_of(run.folder, run.settings, Ending.FINISHED, step)
 
 
 def start_over(run: TrainingRun, changes: Changes, *, allowed: Sequence[str] = ()) -> TrainOutcome:
@@ -208,8 +208,7 @@ def _train(
 ) -> TrainOutcome:
     begin, folder, emit = monotonic(), run.folder, run.session.emit
     emit(RunStarted(run=folder.name, path=str(folder.path)))
-    named = None if run.checkpoint is None else in_use(run.checkpoint)
-    run.peers.tell(Assignment(run=folder, settings=run.settings, checkpoint=named).to_json())
+    run.peers.tell(assignment(run))
     run.open()
     changes = _compared(run, changes or Changes(), allowed=allowed)
     for text in model_differences(run.inputs.located.folder, model_keys or {}):
@@ -231,19 +230,16 @@ def _train(
     spikes = SpikeStop(stop=run.session.stop, watch=watch, settings=training)
     ending = run.fit(spikes)
     ended_at = run.trainer.state.step
-    if ending is not Ending.STOPPED:
+    if ending.is_complete:
         run.keep_best()
         run.save()
         end_taking_back(folder)
     _report(folder, emit)
-    if ending is Ending.STOPPED:
+    if not ending.is_complete:
         spikes.refuse_spoilt(folder, ended_at)
-    outcome = _outcome(run, changes, ending, ended_at, seconds=monotonic() - begin)
-    return (
-        outcome
-        if ending is Ending.STOPPED
-        else replace(outcome, verdict=watch.verdict(run.trainer.state.step))
-    )
+    outcome = _outcome(run, changes, ending, ended_at)
+    verdict = watch.verdict(run.trainer.state.step) if ending.is_complete else None
+    return replace(outcome, seconds=monotonic() - begin, verdict=verdict)
 
 
 def _compared(run: TrainingRun, changes: Changes, *, allowed: Sequence[str]) -> Changes:
@@ -272,13 +268,12 @@ def _record_inputs(run: TrainingRun) -> None:
     write_json(folder.data, {"fingerprint": dataset.fingerprint, **dataset.about})
 
 
-def _outcome(
-    run: TrainingRun, changes: Changes, ending: Ending, step: int, *, seconds: float
-) -> TrainOutcome:
+def _outcome(run: TrainingRun, changes: Changes, ending: Ending, step: int) -> TrainOutcome:
     state, prepared = run.trainer.state, run.inputs.prepared
-    losses = (state.first_heldout_loss, state.last_heldout_loss)
     return replace(
-        outcome_of(run.folder, run.settings, ending, step, losses, seconds=seconds),
+        outcome_of(run.folder, run.settings, ending, step),
+        first_heldout_loss=state.first_heldout_loss,
+        last_heldout_loss=state.last_heldout_loss,
         last_heldout_step=state.last_heldout_step,
         heldout_rows=len(prepared.dataset.heldout),
         changed=changes.by_kind(),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import ResourceError, StoppedError
-from sftcli.events import Ending, ModelSaved, Session, StopFlag
+from sftcli.events import Ending, ModelSaved, Notice, Session, StopFlag, Warned
 from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.runtime import seed_everything
 from sftcli.services.modern_llm import write_final_pt
@@ -16,8 +16,8 @@ from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.build import TrainingParts, build_trainer
 from sftcli.services.train.decisions import Decisions, agree_on_decisions
 from sftcli.services.train.inputs import TrainingInputs, find_inputs
-from sftcli.services.train.outcome import take_best
 from sftcli.training.checkpoint.format import read_snapshot
+from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.out_of_memory import is_out_of_memory
 from sftcli.training.random_streams import start_stream
 from sftcli.training.state import Snapshot
@@ -101,10 +101,39 @@ class TrainingRun:
         return ending
 
     def keep_best(self) -> None:
-        """Go back to the step with the lowest held-out loss, where the settings ask for early stopping."""
+        """Go back to the checkpoint with the lowest held-out loss, where the settings ask for early stopping.
+
+        Raises:
+            DataError: That checkpoint is damaged.
+        """
         self.check_owner()
-        self.peers.first(
-            lambda: take_best(self.trainer, self.folder, self.settings.training, self.session.emit)
+        self.peers.first(self._take_best)
+
+    def _take_best(self) -> None:
+        emit, state = self.session.emit, self.trainer.state
+        if not self.settings.training.early_stopping_evals or state.best_step == state.step:
+            return
+        if not state.best_step:
+            emit(
+                Warned(
+                    text="held-out loss was lowest before training; final/ holds the last step. Lower "
+                    "training.learning_rate, or mix in pretraining text"
+                )
+            )
+            return
+        found = [
+            path for path in list_checkpoints(self.folder.checkpoints) if step_of(path) == state.best_step
+        ]
+        if not found:
+            emit(
+                Warned(text=f"step {state.best_step} was best but was not saved; final/ holds the last step")
+            )
+            return
+        self.trainer.restore(read_snapshot(found[0]))
+        emit(
+            Notice(
+                text=f"final/ takes step {state.best_step}: its held-out loss {state.best_heldout_loss:.4f} is the lowest"
+            )
         )
 
     def save(self) -> None:

@@ -1,7 +1,5 @@
 """What those processes of a training do that neither write nor talk."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.schema.settings import Settings
@@ -12,35 +10,17 @@ from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.decisions import Decisions
 from sftcli.services.train.outcome import TrainOutcome, outcome_of
 from sftcli.services.train.run import TrainingRun
+from sftcli.training.checkpoint.names import in_use
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """What the first process tells the others to do: train ``run``, from ``checkpoint`` on; or nothing, it is complete."""
-
-    run: RunFolder
-    settings: Settings
-    checkpoint: Path | None = None
-    complete_at: int = 0  # step
-
-    def to_json(self) -> dict[str, object]:
-        """Return it as plain values."""
-        return {
-            "run": str(self.run.path.absolute()),
-            "settings": self.settings.model_dump_json(),
-            "checkpoint": str(self.checkpoint.absolute()) if self.checkpoint else "",
-            "complete_at": self.complete_at,
-        }
-
-    @staticmethod
-    def from_json(told: Mapping[str, object]) -> "Assignment":
-        """Return what ``to_json`` was made of."""
-        return Assignment(
-            run=RunFolder(Path(str(told["run"]))),
-            settings=Settings.model_validate_json(str(told["settings"])),
-            checkpoint=Path(str(told["checkpoint"])) if told["checkpoint"] else None,
-            complete_at=int(str(told["complete_at"])),
-        )
+def assignment(run: TrainingRun, *, complete_at: int = 0) -> dict[str, object]:
+    """Return what the first process tells the others to do, plain as JSON: train ``run``, or nothing, it is complete at a step."""
+    return {
+        "run": str(run.folder.path.absolute()),
+        "settings": run.settings.model_dump_json(),
+        "checkpoint": str(in_use(run.checkpoint).absolute()) if run.checkpoint else "",
+        "complete_at": complete_at,
+    }
 
 
 def run_worker(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -> TrainOutcome:
@@ -49,28 +29,26 @@ def run_worker(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -
     Raises:
         MismatchError: It was started with something else.
     """
-    task = Assignment.from_json(peers.hear(stop))
-    if asked is not None:
-        _require_same(with_processes(asked, peers), task.settings, rank=peers.group.rank)
-    if task.complete_at:
-        return outcome_of(
-            task.run, task.settings, Ending.FINISHED, task.complete_at, (None, None), seconds=0.0
-        )
+    task = peers.hear(stop)
     run = TrainingRun(
-        folder=task.run,
-        settings=task.settings,
+        folder=RunFolder(Path(str(task["run"]))),
+        settings=Settings.model_validate_json(str(task["settings"])),
         session=Session(_silent, stop),
         peers=peers,
-        checkpoint=task.checkpoint,
+        checkpoint=Path(str(task["checkpoint"])) if task["checkpoint"] else None,
     )
+    if asked is not None:
+        _require_same(with_processes(asked, peers), run.settings, rank=peers.group.rank)
+    if complete_at := int(str(task["complete_at"])):
+        return outcome_of(run.folder, run.settings, Ending.FINISHED, complete_at)
     run.open()
     run.build(Decisions.from_json(peers.hear(stop), where="the first process"))
     ending = run.fit(stop)
     ended_at = run.trainer.state.step
-    if ending is not Ending.STOPPED:
+    if ending.is_complete:
         run.keep_best()
         run.save()
-    return outcome_of(run.folder, run.settings, ending, ended_at, (None, None), seconds=0.0)
+    return outcome_of(run.folder, run.settings, ending, ended_at)
 
 
 def _require_same(own: Settings, led: Settings, *, rank: int) -> None:
