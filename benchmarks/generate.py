@@ -28,7 +28,7 @@ from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.render import encode_prompt
 from sftcli.events import NeverStop
 from sftcli.modeling.decoding.decode import decode
-from sftcli.modeling.decoding.fused_decode import fuse
+from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
 from sftcli.modeling.load import load_model
 from sftcli.modeling.locate.locate import locate_model
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
@@ -50,7 +50,7 @@ def main() -> None:
     folder = locate_model(flags.model, revision=None, emit=lambda _event: None).folder
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     ours = load_model(folder, dtype=torch.bfloat16, device=torch.device("cpu"))
-    fuse(ours)
+    decoder = choose_decoder(ours)
     prompts = prompts_of(folder, flags.prompts)
     weights = sum(parameter.numel() for parameter in theirs.parameters()) * 2
     rate = read_rate()
@@ -68,10 +68,10 @@ def main() -> None:
             most = int(case)
             chosen, lengths = prompts[:most], [flags.tokens] * most
         tokens = sum(lengths)
-        decode_ours(ours, chosen[:most], [4] * most, most)
+        decode_ours(decoder, chosen[:most], [4] * most, most)
         decode_theirs(theirs, chosen[:most], [4] * most, most)
         slow = tokens / seconds(lambda: decode_theirs(theirs, chosen, lengths, most))  # noqa: B023
-        fast = tokens / seconds(lambda: decode_ours(ours, chosen, lengths, most))  # noqa: B023
+        fast = tokens / seconds(lambda: decode_ours(decoder, chosen, lengths, most))  # noqa: B023
         print(
             f"{case:<10}{slow:>10.1f} t/s{fast:>6.1f} t/s{fast / slow:>8.2f}{fast / (bound * most):>21.0%}",
             flush=True,
@@ -87,19 +87,22 @@ def prompts_of(folder: Path, count: int) -> list[list[int]]:
     ]
 
 
-def decode_ours(model: PreTrainedModel, prompts: Prompts, lengths: Sequence[int], most: int) -> int:
+def decode_ours(decoder: Decoder, prompts: Prompts, lengths: Sequence[int], most: int) -> int:
     """Return how many tokens were made."""
-    answers = decode(
-        model,
+    made = 0
+    for row in decode(
+        decoder,
         prompts,
         settings=SamplingSettings(max_new_tokens=max(lengths)),
         stop_ids=frozenset(),
         stop=NeverStop(),
         max_rows=most,
-        is_over=lambda row, ids: len(ids) >= lengths[row],
-    )
-    assert [len(answer.ids) for answer in answers] == list(lengths)
-    return sum(lengths)
+    ):
+        made += 1
+        if len(row.ids) >= lengths[row.index]:
+            row.end()
+    assert made == sum(lengths)
+    return made
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
-from sftcli.services.generate.answer_text import AnswerText
+from sftcli.services.generate.answerer import AnswerText
 from tests.support.chat import family_tokenizer
 
 

@@ -4,12 +4,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from sftcli.config.schema.run import SamplingSettings
-from sftcli.events import NeverStop
-from sftcli.modeling.decoding.decode import decode
-from sftcli.modeling.decoding.fused_decode import fuse, fused_step
-from sftcli.modeling.decoding.fused_rows import FusedRows
-from sftcli.modeling.decoding.kv_cache import SlotRows
+from sftcli.modeling.decoding.decoder import checked_decoder, choose_decoder
+from sftcli.modeling.decoding.fused_decode import FusedRows, fuse
+from sftcli.modeling.decoding.kv_cache import CachedRows
+from tests.support.decoding import answers
 from tests.support.tiny_model import tiny_config
 
 PROMPTS = [[5, 9, 33], [7], [100, 200, 300, 301, 302], [11, 12], [400] * 140]
@@ -33,12 +31,10 @@ def build(family: str) -> PreTrainedModel:
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_rows_that_go_on_and_rows_that_begin_get_the_logits_of_forward(family, prefix):
     plain, faster = build(family), build(family)
-    fuse(faster)
-    found = fused_step(faster)
-    assert found is not None
-    assert fused_step(plain) is None
+    fused = fuse(faster)
+    assert fused is not None
     shared = list(range(50, 50 + prefix))
-    pairs = SlotRows(plain, 8), FusedRows(found, 8, prefix=shared)
+    pairs = CachedRows(plain, 8), FusedRows(fused, 8, shared)
     prompts = [shared + prompt for prompt in PROMPTS]
     entering = iter([prompts[:2], [], prompts[2:3], [], [], prompts[3:], [], [], []])
     with torch.inference_mode():
@@ -54,17 +50,18 @@ def test_rows_that_go_on_and_rows_that_begin_get_the_logits_of_forward(family, p
 @pytest.mark.parametrize("max_rows", [1, 3])
 @pytest.mark.parametrize("prefix", [0, 9])
 def test_answers_of_a_fused_model_are_those_of_the_plain_one(family, max_rows, prefix):
-    answers = []
     prompts = [[*range(50, 50 + prefix), *prompt] for prompt in PROMPTS]
-    for is_fused in (False, True):
-        model = build(family)
-        if is_fused:
-            fuse(model)
-        answers.append(
-            decode(model, prompts, settings=SamplingSettings(max_new_tokens=20), stop_ids=frozenset(range(60, 90)),
-                   stop=NeverStop(), max_rows=max_rows)
-        )  # fmt: skip
-    assert answers[0] == answers[1]
+    plain, fused = (
+        answers(
+            choose(build(family)),
+            prompts,
+            max_new_tokens=20,
+            stop_ids=frozenset(range(60, 90)),
+            max_rows=max_rows,
+        )
+        for choose in (checked_decoder, choose_decoder)
+    )
+    assert plain == fused
 
 
 def test_fusing_leaves_weights_and_forward_as_they_were():
@@ -83,5 +80,5 @@ def test_model_with_a_projection_of_another_kind_is_left_to_its_own_forward():
         pass
 
     model.model.layers[0].self_attn.q_proj = Adapted(32, 32, bias=False)
-    fuse(model)
-    assert fused_step(model) is None
+    assert fuse(model) is None
+    assert isinstance(choose_decoder(model).make_rows(2, ()), CachedRows)

@@ -7,15 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.render import encode_prompt
-from sftcli.events import NeverStop
-from sftcli.modeling.decoding.decode import decode
-from sftcli.modeling.decoding.fused_decode import fuse, fused_step
+from sftcli.modeling.decoding.decoder import checked_decoder, choose_decoder
+from sftcli.modeling.decoding.fused_decode import FusedRows
 from sftcli.modeling.load import load_model
 from sftcli.modeling.locate.locate import locate_model
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
+from tests.support.decoding import answers
 
 ROWS = Path(__file__).parents[2] / "presets" / "quick" / "heldout.jsonl"
 TOKENS = 16
@@ -32,7 +31,7 @@ def test_fifty_prompts_of_the_default_model_equal_transformers_cached_and_uncach
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def told(*, use_cache: bool) -> list[list[int]]:
-        answers = []
+        made_by_them = []
         for prompt in prompts:
             ids = torch.tensor([prompt])
             made = theirs.generate(
@@ -40,18 +39,15 @@ def test_fifty_prompts_of_the_default_model_equal_transformers_cached_and_uncach
                 use_cache=use_cache,
             )[0, len(prompt) :].tolist()  # fmt: skip
             ends = [place for place, token in enumerate(made) if token in tokenizer.stop_ids]
-            answers.append(made[: ends[0]] if ends else made)
-        return answers
+            made_by_them.append(made[: ends[0]] if ends else made)
+        return made_by_them
 
     ours = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
     plain = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
-    fuse(ours)
-    assert fused_step(ours) is not None
+    fused, plain = choose_decoder(ours), checked_decoder(plain)
+    assert isinstance(fused.make_rows(1, ()), FusedRows)
     wanted = told(use_cache=True)
     assert told(use_cache=False) == wanted
-    for model, most in ((ours, 1), (ours, 16), (plain, 16)):
-        answers = decode(
-            model, prompts, settings=SamplingSettings(max_new_tokens=TOKENS), stop_ids=tokenizer.stop_ids,
-            stop=NeverStop(), max_rows=most,
-        )  # fmt: skip
-        assert [list(answer.ids) for answer in answers] == wanted, most
+    for decoder, most in ((fused, 1), (fused, 16), (plain, 16)):
+        rows = answers(decoder, prompts, max_new_tokens=TOKENS, stop_ids=tokenizer.stop_ids, max_rows=most)
+        assert [row.ids for row in rows] == wanted, most

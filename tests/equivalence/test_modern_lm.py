@@ -6,13 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.batches.batch import collate
-from sftcli.events import NeverStop
-from sftcli.modeling.decoding.decode import decode
+from sftcli.modeling.decoding.decoder import choose_decoder
 from sftcli.modeling.formats.pt_file import read_pt, write_model_folder, write_pt
 from sftcli.modeling.load import load_model
 from sftcli.training.loss import plain_nll_sum, response_nll_sum
+from tests.support.decoding import answers
 from tests.support.tiny_modern import tiny_modern
 from tests.support.training import PAD_ID, random_examples
 
@@ -61,14 +60,13 @@ def test_logits_and_loss_are_those_of_the_original_program(name, rewritten, tmp_
 def test_cached_greedy_equals_uncached_token_by_token(kind):
     model = tiny_modern(**KINDS[kind])
     prompts = [[5, 9, 300, 41, 7], [11, 3], [400, 20, 20, 31, 77, 8, 12]]
-    settings = SamplingSettings(max_new_tokens=12)
-    cached = decode(model, prompts, settings=settings, stop_ids=frozenset(), stop=NeverStop())
+    cached = answers(choose_decoder(model), prompts, max_new_tokens=12)
     for prompt, answer in zip(prompts, cached, strict=True):
         ids = [*prompt]
         for _ in range(12):
             with torch.no_grad():
                 ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-        assert tuple(ids[len(prompt) :]) == answer.ids
+        assert ids[len(prompt) :] == answer.ids
 
 
 @kinds

@@ -18,12 +18,10 @@ from transformers import (
     RwkvConfig,
 )
 
-from sftcli.config.schema.run import SamplingSettings
-from sftcli.events import NeverStop
-from sftcli.modeling.decoding.decode import decode
-from sftcli.modeling.decoding.kv_cache import SlotRows, WholeRow
-from sftcli.modeling.decoding.row_kinds import cache_note, fitting_rows
+from sftcli.modeling.decoding.decoder import choose_decoder
+from sftcli.modeling.decoding.kv_cache import CachedRows, UncachedRow
 from tests.support.architectures import SMALL
+from tests.support.decoding import answers
 
 ENDS = {"vocab_size": 514, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 GATED = {**SMALL, "head_dim": 8}
@@ -72,24 +70,18 @@ def read_anew(model, prompt: list[int]) -> list[int]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_greedy_answers_are_those_of_whole_texts(name: str):
     model = build(name)
-    answers = decode(
-        model,
-        PROMPTS,
-        settings=SamplingSettings(max_new_tokens=TOKENS),
-        stop_ids=frozenset(),
-        stop=NeverStop(),
-    )
-    assert [list(answer.ids) for answer in answers] == [read_anew(model, prompt) for prompt in PROMPTS]
+    rows = answers(choose_decoder(model), PROMPTS, max_new_tokens=TOKENS)
+    assert [row.ids for row in rows] == [read_anew(model, prompt) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_models_with_an_ordinary_cache_decode_many_rows_together(name: str):
-    model = build(name)
-    assert isinstance(fitting_rows(model)(model, 4), SlotRows)
-    assert cache_note(model) == ""
+    decoder = choose_decoder(build(name))
+    assert isinstance(decoder.make_rows(4, ()), CachedRows)
+    assert decoder.note == ""
 
 
 def test_a_model_that_is_read_anew_for_each_token_says_so():
-    model = build("rwkv")
-    assert isinstance(fitting_rows(model)(model, 4), WholeRow)
-    assert cache_note(model).startswith("RwkvForCausalLM keeps no cache that is right here")
+    decoder = choose_decoder(build("rwkv"))
+    assert isinstance(decoder.make_rows(4, ()), UncachedRow)
+    assert decoder.note.startswith("RwkvForCausalLM keeps no cache that is right here")

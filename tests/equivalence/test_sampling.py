@@ -6,22 +6,25 @@ import torch
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.events import NeverStop
 from sftcli.modeling.decoding.decode import decode
+from sftcli.modeling.decoding.decoder import choose_decoder
+from tests.support.decoding import answers
 from tests.support.recording import StopAfter
 from tests.support.training import tiny_llama
 
 PROMPTS = [[5, 9, 33], [7], [100, 200, 300, 301, 302], [11, 12]]
 
 
-def run(prompts, *, stop_ids=frozenset({2}), stop=None, on_token=None, **settings):
-    chosen = SamplingSettings(**({"max_new_tokens": 12} | settings))
-    return decode(
-        tiny_llama().eval(),
-        prompts,
-        settings=chosen,
-        stop_ids=stop_ids,
-        stop=stop or NeverStop(),
-        on_token=on_token,
-    )
+def run(prompts, *, stop_ids=frozenset({2}), **settings):
+    decoder = choose_decoder(tiny_llama().eval())
+    return answers(decoder, prompts, stop_ids=stop_ids, **({"max_new_tokens": 12} | settings))
+
+
+def decode_one(**settings):
+    """Yield the row of the first prompt at each of its tokens."""
+    yield from decode(
+        choose_decoder(tiny_llama().eval()), PROMPTS[:1], settings=SamplingSettings(max_new_tokens=12),
+        stop_ids=frozenset(), stop=NeverStop(), **settings,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -55,36 +58,46 @@ def test_top_k_of_one_is_greedy():
 
 def test_stop_token_ends_an_answer_and_is_not_part_of_it():
     (free,) = run([PROMPTS[0]], stop_ids=frozenset())
-    assert not free.stopped
+    assert free.finish == "length"
     end = free.ids[4]
     (stopped,) = run([PROMPTS[0]], stop_ids=frozenset({end}))
-    assert stopped.stopped
+    assert stopped.finish == "stop"
     assert stopped.ids == free.ids[: free.ids.index(end)]
 
 
 def test_tokens_are_handed_on_as_they_come():
-    heard = []
-    (answer,) = run([PROMPTS[0]], on_token=lambda row, token: heard.append((row, token)))
-    assert heard == [(0, token) for token in answer.ids]
+    (answer,) = run([PROMPTS[0]], stop_ids=frozenset())
+    for count, row in enumerate(decode_one(), 1):
+        assert (row.index, row.token, row.ids) == (0, answer.ids[count - 1], answer.ids[:count])
+        assert row.finish == ("length" if count == 12 else "")
 
 
 def test_decoding_ends_early_when_told_to():
     (answer,) = run([PROMPTS[0]], stop_ids=frozenset(), stop=StopAfter(2))
-    assert 0 < len(answer.ids) < 12
+    assert (len(answer.ids), answer.finish) == (2, "stopped")
+
+
+def test_prompts_that_were_not_begun_when_decoding_ends_have_empty_answers():
+    begun, waiting = run(PROMPTS[:2], stop_ids=frozenset(), stop=StopAfter(2), max_rows=1)
+    assert (len(begun.ids), begun.finish) == (2, "stopped")
+    assert (waiting.ids, waiting.finish, waiting.token) == ([], "stopped", None)
+
+
+def test_who_iterates_is_not_in_inference_mode():
+    for _ in decode_one():
+        assert not torch.is_inference_mode_enabled()
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 3, 16])
 def test_answers_do_not_depend_on_how_many_rows_run_together(max_rows: int):
     prompts = [*PROMPTS, [7, 8, 9], [400], [5, 9, 33, 34]]
     stop_ids = frozenset(range(100, 110))  # answers of many lengths, so that rows leave and others enter
-    model = tiny_llama().eval()
-    answers = [
-        decode(model, prompts, settings=SamplingSettings(max_new_tokens=200, temperature=1.0), stop_ids=stop_ids,
-               stop=NeverStop(), max_rows=rows)
+    alone, together = (
+        run(prompts, max_new_tokens=200, temperature=1.0, stop_ids=stop_ids, max_rows=rows)
         for rows in (1, max_rows)
-    ]  # fmt: skip
-    assert answers[0] == answers[1]
-    assert len({len(answer.ids) for answer in answers[0]}) > 3
+    )
+    assert alone == together
+    assert len({len(answer.ids) for answer in alone}) > 3
 
 
 def test_min_p_of_one_is_greedy():
@@ -102,8 +115,7 @@ def test_repetition_penalty_equals_transformers_own(prompt: list[int]):
 
 
 def test_a_caller_can_end_an_answer():
-    (answer,) = decode(
-        tiny_llama().eval(), [PROMPTS[0]], settings=SamplingSettings(max_new_tokens=12), stop_ids=frozenset(),
-        stop=NeverStop(), is_over=lambda _row, ids: len(ids) == 3,
-    )  # fmt: skip
-    assert (len(answer.ids), answer.stopped) == (3, True)
+    for row in decode_one():
+        if len(row.ids) == 3:
+            row.end()
+    assert (len(row.ids), row.finish) == (3, "stop")

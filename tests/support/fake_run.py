@@ -109,15 +109,14 @@ def run_events(last_step: int = 60) -> Iterator[Event]:
 def main(arguments: list[str]) -> int:
     """Show a run through ``session``; with ``wait`` go on until a stop is asked for, with ``text`` write an answer."""
     from sftcli.cli.options.shared import Output
+    from sftcli.cli.results.answers import with_text
     from sftcli.cli.session.session import session
-    from sftcli.cli.views.plain import stdout_text_writer
     from sftcli.errors import StoppedError
-    from sftcli.events import fan_out
 
     with session(Output(json="--json" in arguments, quiet="-q" in arguments), every_steps=10) as current:
         emit, stop = current.emit, current.stop
         if "text" in arguments:
-            emit = fan_out(emit, stdout_text_writer())
+            emit = with_text(emit)
             while not stop.requested():
                 emit(TextDelta(text=f"an answer {HOSTILE}\n"))
                 if "forever" not in arguments:

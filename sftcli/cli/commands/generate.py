@@ -12,14 +12,12 @@ from sftcli.cli.options import data as data_options
 from sftcli.cli.options import sampling as sampling_options
 from sftcli.cli.options import shared as options
 from sftcli.cli.options.to_settings import resolve_flags
-from sftcli.cli.results import results
+from sftcli.cli.results import answers
 from sftcli.cli.session.chat import chat as run_chat
 from sftcli.cli.session.session import LOADING, session
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import as_utf8
-from sftcli.cli.views.plain import stdout_text_writer
 from sftcli.errors import DataError, UsageError
-from sftcli.events import fan_out
 
 if TYPE_CHECKING:
     from sftcli.services.generate.prompt import GenerateRequest
@@ -165,18 +163,10 @@ def _answer_prompt(build: Callable[[], "GenerateRequest"], output: options.Outpu
         current.emit(LOADING)
         from sftcli.services.generate.prompt import run_generation
 
-        emit = current.emit if output.json else fan_out(current.emit, stdout_text_writer())
         request = build()
+        emit = current.emit if output.json else answers.with_text(current.emit)
         completions = run_generation(request, emit, current.stop)
-    if output.json:
-        told = [asdict(completion) for completion in completions]
-        tables.show_result_json(told[0] if request.is_single else {"completions": told})
-    elif request.is_single:
-        results.show_completion(completions[0], output)
-    else:
-        results.show_completions(
-            completions, samples=request.samples, with_base=request.with_base, output=output
-        )
+    answers.show_completions(completions, request, output)
     if current.stop.requested():
         raise typer.Exit(current.stop.exit_code)
 

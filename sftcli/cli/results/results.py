@@ -1,6 +1,6 @@
 """What a command leaves on the screen when it is done: results on stdout, remarks and next commands on stderr."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from sftcli.services.diagnosis.verdict import Verdict
     from sftcli.services.evaluate.evaluate import EvalReport
     from sftcli.services.evaluate.tasks import TasksReport
-    from sftcli.services.generate.answerer import Completion
     from sftcli.services.report.score import Score
     from sftcli.services.runs.folder import RunFolder
     from sftcli.services.train.outcome import TrainOutcome
@@ -147,26 +146,6 @@ def show_verified(outcome: "VerifyOutcome", output: options.Output) -> None:
             f"all {count(outcome.tensors)} tensors are equal bit for bit"
         )
         tables.show_text(text, tables.out(output.color))
-
-
-def show_completion(completion: "Completion", output: options.Output) -> None:
-    """End the streamed answer with a line end; say so where the token budget cut it."""
-    tables.show_text("", tables.out(output.color))
-    if completion.finish == "length" and not output.quiet:
-        hint = f"cut after {completion.new_tokens} tokens; --max-new-tokens allows more"
-        tables.show_text(hint, tables.err(output.color))
-
-
-def show_completions(
-    completions: Sequence["Completion"], *, samples: int, with_base: bool, output: options.Output
-) -> None:
-    """Print several answers, each under a line that says whose it is."""
-    out = tables.out(output.color)
-    for number, completion in enumerate(completions):
-        whose = ("base" if number < samples else "tuned") if with_base else "sample"
-        place = f" {number % samples + 1}" if samples > 1 else ""
-        cut = "" if completion.finish == "stop" else f" (cut after {completion.new_tokens} tokens)"
-        tables.show_text(f"[{whose}{place}]{cut}\n{completion.text}\n", out)
 
 
 def show_scores(report: "EvalReport", output: options.Output) -> None:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from sftcli.cli.options import shared as options
+from sftcli.cli.results.answers import with_text
 from sftcli.cli.session.session import LOADING, session
 from sftcli.cli.session.signals import CommandStopped, SignalStop
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import as_utf8
-from sftcli.cli.views.plain import stdout_text_writer
 from sftcli.errors import DataError, SftError
-from sftcli.events import fan_out
 
 if TYPE_CHECKING:
     from sftcli.services.generate.chat import Chat
@@ -98,7 +97,7 @@ def _turn(text: str, talk: "Chat", output: options.Output) -> None:
     """Ask and show the answer as it comes."""
     with session(output) as current:
         try:
-            completion = talk.ask(text, fan_out(current.emit, stdout_text_writer()), current.stop)
+            completion = talk.ask(text, with_text(current.emit), current.stop)
         except SftError as error:
             tables.show_text(f"{error.message} {error.hint}", tables.err(output.color))
             return

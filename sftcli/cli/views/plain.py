@@ -1,6 +1,5 @@
 """Events as lines of plain text, and the views that need no terminal."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -145,27 +144,3 @@ class SilentView:
         """Write warnings, drop the rest."""
         if isinstance(event, Warned | Judged):
             write_line(self.stream, "".join(message(event)))
-
-
-@dataclass(slots=True)
-class TextWriter:
-    """Writes generated text to a stream as it comes: made harmless on a terminal, untouched into a file or pipe.
-
-    Raises:
-        BrokenPipeError: The reader is gone. This is a result, so it must not be lost in silence.
-    """
-
-    stream: "TextIO"
-    raw: bool
-
-    def __call__(self, event: "Event", /) -> None:
-        """Write the text of a ``TextDelta``, drop the rest."""
-        if isinstance(event, TextDelta):
-            text = event.text if self.raw else clean(event.text, keep="\n\t")
-            self.stream.write(writable(text, self.stream.encoding))
-            self.stream.flush()
-
-
-def stdout_text_writer(*, raw: bool = False) -> TextWriter:
-    """Return a writer of generated text to stdout; ``raw`` leaves control characters alone on a terminal too."""
-    return TextWriter(stream=sys.stdout, raw=raw or not sys.stdout.isatty())

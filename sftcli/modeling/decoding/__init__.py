@@ -1,5 +1,5 @@
-"""A model and prompts -> text, token by token.
+"""A model and prompts -> tokens.
 
-``decode`` is the loop, ``sampling`` chooses a token, ``kv_cache`` keeps what was computed, ``fused_decode`` and
-``fused_rows`` are a faster forward pass for one token, and ``row_kinds`` tries which way is right for a model.
+``decoder`` chooses how a model is decoded: by ``fused_decode``, a faster pass for the families it knows, or with one of the
+caches of ``kv_cache``. ``decode`` is the loop, which yields tokens as ``sampling`` draws them.
 """

@@ -1,27 +1,18 @@
-"""Token-level decoding: prompts in, answers out, with a key-value cache. Knows nothing about text."""
+"""Token-level decoding: prompts in, tokens out as they are drawn. Knows nothing about text."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.events import StopFlag
-from sftcli.modeling.decoding.fused_decode import fused_step
-from sftcli.modeling.decoding.fused_rows import FusedRows
-from sftcli.modeling.decoding.kv_cache import Rows
-from sftcli.modeling.decoding.row_kinds import fitting_rows
-from sftcli.modeling.decoding.sampling import RowChooser, choose
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-OnToken = Callable[[int, int], None]  # (row, token id), each as soon as it is known
-IsOver = Callable[[int, Sequence[int]], bool]  # (row, its tokens so far) -> whether the answer ends here
+from sftcli.modeling.decoding.decoder import Decoder
+from sftcli.modeling.decoding.sampling import RowSampler, sample
 
 MAX_ROWS = 32  # rows decoded together
 _MAX_READ = (
@@ -29,30 +20,35 @@ _MAX_READ = (
 )
 _MIN_PREFIX = 8  # tokens that prompts must share for it to be worth a pass of their own
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """The new tokens of one prompt, the stop token left out; ``stopped`` is false where the length ran out."""
-
-    ids: tuple[int, ...]
-    stopped: bool
+Finish = Literal["", "stop", "length", "stopped"]  # "stopped" by the user
 
 
-OnAnswer = Callable[[int, Answer], None]  # (row, its answer), each as soon as it is complete
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """The answer to one prompt as it grows; ``finish`` is "" until it ends."""
+
+    index: int  # of the prompt
+    ids: list[int] = field(default_factory=list)  # without the stop token
+    token: int | None = None  # the newest of ``ids``; None where the row ends without another one
+    finish: Finish = ""
+
+    def take(self, token: int, stop_ids: AbstractSet[int], max_new_tokens: int) -> None:
+        """Add a token, or end with it."""
+        if token in stop_ids:
+            self.token, self.finish = None, "stop"
+            return
+        self.token = token
+        self.ids.append(token)
+        if len(self.ids) >= max_new_tokens:
+            self.finish = "length"
+
+    def end(self) -> None:
+        """End the answer with the token it has just got."""
+        self.finish = "stop"
 
 
-@dataclass(slots=True)
-class _Running:
-    """A row that is being decoded."""
-
-    index: int
-    chooser: RowChooser
-    ids: list[int] = field(default_factory=list)
-
-
-@torch.inference_mode()
 def decode(
-    model: "PreTrainedModel",
+    decoder: Decoder,
     prompts: Sequence[Sequence[int]],
     *,
     settings: SamplingSettings,
@@ -60,88 +56,86 @@ def decode(
     stop: StopFlag,
     max_rows: int = MAX_ROWS,
     seeds: Sequence[Sequence[int]] | None = None,
-    on_token: OnToken | None = None,
-    on_answer: OnAnswer | None = None,
-    is_over: IsOver | None = None,
-) -> list[Answer]:
-    """Continue every prompt until a stop token, ``is_over``, ``max_new_tokens``, or ``stop``.
+) -> Iterator[Row]:
+    """Continue every prompt, and yield its row at each new token and where it ends.
+
+    A row ends at a stop token, at ``max_new_tokens``, or where who iterates calls ``Row.end``; once ``stop`` is set all that
+    are left end as "stopped", those that were never begun too. So each row comes with a ``finish`` once, the last time.
 
     Prompts are started in the order given; at most ``max_rows`` run together, and the next one takes the place of each
     that ends. Each row samples from a generator of its own, seeded by ``settings.seed`` and its entry of ``seeds`` (its
     number by default), so what is drawn does not depend on which rows share its batch. The logits do, by the rounding of
     products whose shape changes with the batch: in float32 that decides between tokens that are as good as equally likely,
-    in bfloat16 now and then between others. Rows cut by ``stop`` are returned as they are, but not given to ``on_answer``.
+    in bfloat16 now and then between others.
     """
-    rows = make_rows(model, min(max_rows, len(prompts)), prefix=_shared_prefix(prompts))
-    waiting = deque(range(len(prompts)))
-    running: list[_Running] = []
-    answers = _Answers(len(prompts), settings.max_new_tokens, stop_ids, on_token, on_answer, is_over)
-    while (waiting or running) and not stop.requested():
-        last = torch.tensor([row.ids[-1] for row in running], dtype=torch.int64, device=model.device)
-        new = _next_prompts(waiting, prompts, rows.capacity - len(running))
-        logits = rows.advance(last, [prompts[index] for index in new])
-        for index in new:
-            seed = (settings.seed, *(seeds[index] if seeds is not None else (index,)))
-            chooser = RowChooser(
-                settings, seed=seed, prompt=prompts[index], vocab_size=logits.shape[-1], device=logits.device
-            )
-            running.append(_Running(index, chooser))
-        chosen = choose(logits, [row.chooser for row in running]).tolist()
-        ended = [place for place, token in enumerate(chosen) if answers.take(running[place], token)]
-        for place in reversed(ended):
-            rows.remove(place)
-            running[place] = running[-1]
-            running.pop()
-    for row in running:
-        answers.keep(row, stopped=False)
-    return answers.answers
+    batch = _Batch(decoder, prompts, settings, seeds, max_rows)
+    waiting = deque(Row(index=index) for index in range(len(prompts)))
+    while (waiting or batch.running) and not stop.requested():
+        for row, token in batch.step(_next_rows(waiting, prompts, batch.free)):
+            row.take(token, stop_ids, settings.max_new_tokens)
+            yield row
+        batch.drop_ended()
+    for row in [*batch.running, *waiting]:
+        row.token, row.finish = None, "stopped"
+        yield row
 
 
-class _Answers:
-    """Takes tokens as they come and tells when a row ends."""
+class _Batch:
+    """The rows that are decoded together, each with its sampler.
 
+    Only its own methods run in inference mode: what iterates over ``decode`` must not.
+    """
+
+    @torch.inference_mode()
     def __init__(
         self,
-        count: int,
-        max_new_tokens: int,
-        stop_ids: AbstractSet[int],
-        on_token: OnToken | None,
-        on_answer: OnAnswer | None,
-        is_over: IsOver | None,
+        decoder: Decoder,
+        prompts: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        seeds: Sequence[Sequence[int]] | None,
+        max_rows: int,
     ) -> None:
-        self.answers = [Answer(ids=(), stopped=False)] * count
-        self._max_new_tokens = max_new_tokens
-        self._stop_ids = stop_ids
-        self._on_token = on_token
-        self._on_answer = on_answer
-        self._is_over = is_over
+        self.device = decoder.model.device
+        self.prompts = prompts
+        self.settings = settings
+        self.seeds = seeds
+        self.running: list[Row] = []
+        self.samplers: list[RowSampler] = []
+        self.rows = decoder.make_rows(max(1, min(max_rows, len(prompts))), _shared_prefix(prompts))
 
-    def take(self, row: _Running, token: int) -> bool:
-        """Add a token to a row; return whether the row ends with it."""
-        stopped = token in self._stop_ids
-        if not stopped:
-            row.ids.append(token)
-            if self._on_token is not None:
-                self._on_token(row.index, token)
-            stopped = self._is_over is not None and self._is_over(row.index, row.ids)
-        ended = stopped or len(row.ids) >= self._max_new_tokens
-        if ended:
-            self.keep(row, stopped=stopped)
-            if self._on_answer is not None:
-                self._on_answer(row.index, self.answers[row.index])
-        return ended
+    @property
+    def free(self) -> int:
+        """How many rows may join."""
+        return self.rows.capacity - len(self.running)
 
-    def keep(self, row: _Running, *, stopped: bool) -> None:
-        """Make the answer of a row that goes no further."""
-        self.answers[row.index] = Answer(ids=tuple(row.ids), stopped=stopped)
+    @torch.inference_mode()
+    def step(self, new: Sequence[Row]) -> list[tuple[Row, int]]:
+        """Return the next token of every row, after ``new`` ones have joined."""
+        last = torch.tensor([row.ids[-1] for row in self.running], dtype=torch.int64, device=self.device)
+        logits = self.rows.advance(last, [self.prompts[row.index] for row in new])
+        self.running += new
+        self.samplers += [self._sampler(row.index, logits) for row in new]
+        return list(zip(self.running, sample(logits, self.samplers).tolist(), strict=True))
 
+    @torch.inference_mode()
+    def drop_ended(self) -> None:
+        """Let go of the rows that have ended; the last row takes the place of each."""
+        for place in reversed(range(len(self.running))):
+            if self.running[place].finish:
+                self.rows.remove(place)
+                self.running[place], self.samplers[place] = self.running[-1], self.samplers[-1]
+                self.running.pop()
+                self.samplers.pop()
 
-def make_rows(model: "PreTrainedModel", count: int, *, prefix: Sequence[int] = ()) -> Rows:
-    """Return the way to decode ``count`` rows of ``model`` together, whose prompts all begin with ``prefix``."""
-    fused = fused_step(model)
-    if fused is None:
-        return fitting_rows(model)(model, max(1, count))
-    return FusedRows(fused, max(1, count), prefix=prefix)
+    def _sampler(self, index: int, logits: torch.Tensor) -> RowSampler:
+        own = (index,) if self.seeds is None else self.seeds[index]
+        return RowSampler(
+            self.settings,
+            seed=(self.settings.seed, *own),
+            prompt=self.prompts[index],
+            vocab_size=logits.shape[-1],
+            device=logits.device,
+        )
 
 
 def _shared_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
@@ -155,11 +149,11 @@ def _shared_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
     return first[:shared] if shared >= _MIN_PREFIX else ()
 
 
-def _next_prompts(waiting: deque[int], prompts: Sequence[Sequence[int]], places: int) -> list[int]:
-    """Take the next prompts to read together, at most ``places``, and at least one where there is a place."""
-    new: list[int] = []
+def _next_rows(waiting: deque[Row], prompts: Sequence[Sequence[int]], places: int) -> list[Row]:
+    """Take the next rows to read the prompts of together, at most ``places``, and at least one where there is a place."""
+    new: list[Row] = []
     size = 0
-    while waiting and len(new) < places and (not new or size + len(prompts[waiting[0]]) <= _MAX_READ):
-        size += len(prompts[waiting[0]])
+    while waiting and len(new) < places and (not new or size + len(prompts[waiting[0].index]) <= _MAX_READ):
+        size += len(prompts[waiting[0].index])
         new.append(waiting.popleft())
     return new

@@ -40,13 +40,13 @@ class Rows(Protocol):
         """Drop ``row``; the last row takes its place."""
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class KVCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, (slots, heads, positions, head size), of which the first ``width`` positions count."""
 
     is_compileable = False
     is_sliding = False
 
-    def __init__(self, state: "SlotState") -> None:
+    def __init__(self, state: "KVCacheState") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.state = state
 
@@ -115,7 +115,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return self.keys, self.values
 
 
-class SlotState:
+class KVCacheState:
     """Which slots are in use and how long their rows are; shared by the layers of a cache."""
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
@@ -162,14 +162,16 @@ class SlotState:
         return (self.positions[: self.width] <= self.lengths[: self.size, None])[:, None, None]
 
 
-class SlotRows:
+class CachedRows:
     """Rows of a model with plain attention layers, decoded together whatever their lengths."""
 
     def __init__(self, model: "PreTrainedModel", num_slots: int) -> None:
+        if not has_plain_cache(model):
+            raise TypeError(f"layers of {type(model).__name__} keep something other than all keys")
         self.model = model
         self.cache_argument = cache_argument(model)
-        self.state = SlotState(num_slots, model.device)
-        self.layers = [SlotLayer(self.state) for _ in DynamicCache(config=model.config).layers]
+        self.state = KVCacheState(num_slots, model.device)
+        self.layers = [KVCacheLayer(self.state) for _ in DynamicCache(config=model.config).layers]
         self.cache = Cache(layers=list(self.layers))
 
     @property
@@ -223,12 +225,12 @@ class SlotRows:
                 layer.grow()
 
 
-class LoneRow:
+class SingleRow:
     """One row at a time, with the model's own cache: for models whose layers keep something other than all keys."""
 
     capacity = 1
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(self, model: "PreTrainedModel", _num_rows: int) -> None:
         self.model = model
         self.cache_argument = cache_argument(model)
         self.cache: DynamicCache | None = None
@@ -248,26 +250,26 @@ class LoneRow:
         self.cache = None
 
 
-class WholeRow:
+class UncachedRow:
     """One row at a time, read anew for every token: for models whose cache is not right here."""
 
     capacity = 1
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(self, model: "PreTrainedModel", _num_rows: int) -> None:
         self.model = model
         self.text: list[int] = []
 
     def advance(self, tokens: torch.Tensor, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Read the row with its next token, or a prompt."""
         self.text = [*prompts[0]] if prompts else [*self.text, *tokens.tolist()]
-        return whole_logits(self.model, self.text)
+        return uncached_logits(self.model, self.text)
 
     def remove(self, row: int) -> None:  # noqa: ARG002 - there is only one
         """Forget the row."""
         self.text = []
 
 
-def whole_logits(model: "PreTrainedModel", text: Sequence[int]) -> torch.Tensor:
+def uncached_logits(model: "PreTrainedModel", text: Sequence[int]) -> torch.Tensor:
     """Return the logits of what follows ``text``, (1, V), without any cache."""
     ids = torch.tensor([list(text)], device=model.device)
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[:, -1]

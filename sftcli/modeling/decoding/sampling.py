@@ -10,8 +10,8 @@ from sftcli.config.schema.run import SamplingSettings
 _COLDEST = 1e-6  # what is colder leaves the most likely token only, and would divide by 0
 
 
-class RowChooser:
-    """Chooses tokens for one row. It owns the row's generator and remembers which tokens the row holds."""
+class RowSampler:
+    """Draws tokens for one row. It owns the row's generator and remembers which tokens the row holds."""
 
     def __init__(
         self,
@@ -33,31 +33,31 @@ class RowChooser:
             self.seen[torch.tensor(list(prompt), dtype=torch.int64, device=device)] = True
 
 
-def choose(logits: torch.Tensor, choosers: Sequence[RowChooser]) -> torch.Tensor:
+def sample(logits: torch.Tensor, samplers: Sequence[RowSampler]) -> torch.Tensor:
     """Return the next token of every row, (B,) int64, from ``logits`` (B, V). The rows share one set of settings."""
-    settings = choosers[0].settings
+    settings = samplers[0].settings
     if settings.repetition_penalty != 1:
-        logits = _penalized(logits.float(), choosers, settings.repetition_penalty)
+        logits = _penalized(logits.float(), samplers, settings.repetition_penalty)
     if settings.temperature < _COLDEST:
         chosen = logits.max(dim=-1).indices  # the first of equals, as with argmax, in half its time on a CPU
     else:
         probabilities = _filtered(logits.float() / settings.temperature, settings).softmax(dim=-1)
         chosen = torch.cat(
             [
-                torch.multinomial(row, 1, generator=chooser.generator)
-                for row, chooser in zip(probabilities, choosers, strict=True)
+                torch.multinomial(row, 1, generator=sampler.generator)
+                for row, sampler in zip(probabilities, samplers, strict=True)
             ]
         )
     if settings.repetition_penalty != 1:
-        for token, chooser in zip(chosen, choosers, strict=True):
-            if chooser.seen is not None:
-                chooser.seen[token] = True
+        for token, sampler in zip(chosen, samplers, strict=True):
+            if sampler.seen is not None:
+                sampler.seen[token] = True
     return chosen
 
 
-def _penalized(logits: torch.Tensor, choosers: Sequence[RowChooser], penalty: float) -> torch.Tensor:
+def _penalized(logits: torch.Tensor, samplers: Sequence[RowSampler], penalty: float) -> torch.Tensor:
     """Make tokens that a row holds less likely (Keskar et al. 2019, arXiv:1909.05858, as transformers has it)."""
-    seen = torch.stack([chooser.seen for chooser in choosers if chooser.seen is not None])
+    seen = torch.stack([sampler.seen for sampler in samplers if sampler.seen is not None])
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 

@@ -14,7 +14,8 @@ from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_
 from sftcli.data.example import Example
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Progressed, StopFlag
-from sftcli.modeling.decoding.decode import MAX_ROWS, Answer, decode
+from sftcli.modeling.decoding.decode import MAX_ROWS, Finish, Row, decode
+from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.runtime import monotonic
 from sftcli.services.evaluate.metrics import (
@@ -98,11 +99,12 @@ def score_model(job: ScoringJob, choice: ModelChoice, emit: EventSink, stop: Sto
     """
     begin = monotonic()
     model = load_for_inference(choice, precision="fp32", emit=emit)
+    decoder = choose_decoder(model)
     rows = _score(job, model, choice.name, emit, stop)
-    answers = _answer(job, model, choice.name, emit, stop)
+    answers = _answer(job, decoder, choice.name, emit, stop)
     texts = [job.tokenizer.decode(answer.ids, skip_special=False).strip() for answer in answers]
     matches = tuple(
-        answer.stopped and text == question.expected
+        answer.finish == "stop" and text == question.expected
         for answer, text, question in zip(answers, texts, job.questions, strict=True)
     )
     score = _summary(job, choice.name, rows, answers, texts, matches, seconds=monotonic() - begin)
@@ -166,35 +168,28 @@ def _batches(job: ScoringJob) -> Iterator[Batch]:
         yield collate([job.heldout[index] for index in ids], example_ids=ids, pad_id=pad_id)
 
 
-def _answer(
-    job: ScoringJob, model: "PreTrainedModel", name: str, emit: EventSink, stop: StopFlag
-) -> list[Answer]:
+def _answer(job: ScoringJob, decoder: Decoder, name: str, emit: EventSink, stop: StopFlag) -> list[Row]:
     """Answer every question greedily, those of this process here; return all answers. They may be a little longer than the longest right one."""
     by_length = sorted(range(len(job.questions)), key=lambda index: -len(job.questions[index].prompt_ids))
     order = job.peers.group.share(by_length)
-    done = 0
-
-    def count(_row: int, _answer: Answer) -> None:
-        nonlocal done
-        done += 1
-        emit(Progressed(task=f"answering ({name})", done=done, total=len(order)))
-
     longest = max(len(question.answer_ids) for question in job.questions)
-    answers = decode(
-        model,
+    own: list[tuple[int, list[int], Finish]] = []
+    for row in decode(
+        decoder,
         [job.questions[index].prompt_ids for index in order],
         settings=job.sampling.model_copy(update={"max_new_tokens": longest + 8, "temperature": 0.0}),
         stop_ids=job.tokenizer.stop_ids,
         stop=stop,
         max_rows=job.batch_rows or MAX_ROWS,
-        on_answer=count,
-    )
-    if stop.requested():
-        raise StoppedError
-    own = [(index, answer.ids, answer.stopped) for index, answer in zip(order, answers, strict=True)]
-    parts = cast("list[list[tuple[int, list[int], bool]]]", job.peers.gather(own, stop))
+    ):
+        if row.finish and stop.requested():
+            raise StoppedError
+        if row.finish:
+            own.append((order[row.index], row.ids, row.finish))
+            emit(Progressed(task=f"answering ({name})", done=len(own), total=len(order)))
+    parts = cast("list[list[tuple[int, list[int], Finish]]]", job.peers.gather(own, stop))
     found = {
-        index: Answer(ids=tuple(ids), stopped=stopped) for index, ids, stopped in chain.from_iterable(parts)
+        index: Row(index=index, ids=ids, finish=finish) for index, ids, finish in chain.from_iterable(parts)
     }
     return [found[index] for index in range(len(job.questions))]
 
@@ -216,7 +211,7 @@ def _summary(
     job: ScoringJob,
     name: str,
     rows: Sequence[RowScore],
-    answers: Sequence[Answer],
+    answers: Sequence[Row],
     texts: Sequence[str],
     matches: Sequence[bool],
     *,

@@ -1,7 +1,7 @@
-"""Ask a loaded model: messages in, completions out, with the template and stop tokens that it was trained with."""
+"""Ask a loaded model: messages in, text and completions out, with the template and stop tokens that it was trained with."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,20 +10,20 @@ from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.render import encode_prompt
 from sftcli.errors import SftError
-from sftcli.events import EventSink, StopFlag, Warned
+from sftcli.events import EventSink, StopFlag, TextDelta, Warned
 from sftcli.modeling.config_values import config_value
-from sftcli.modeling.decoding.decode import Answer, decode
-from sftcli.modeling.decoding.row_kinds import cache_note
+from sftcli.modeling.decoding.decode import decode
+from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.runtime import monotonic
-from sftcli.services.generate.answer_text import AnswerText
 from sftcli.services.models.choose import ModelChoice, load_for_inference
 from sftcli.services.prepare.pipeline import end_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-OnText = Callable[[int, str], None]  # (question, a piece of its answer)
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_CONTEXT_TOKENS = 6  # decoders look at few tokens before a token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +38,6 @@ class Completion:
     seconds: float
 
 
-OnCompletion = Callable[[int, Completion], None]  # (question, its completion)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """What is asked: the ids of a prompt, and the seed that its sampling adds to the one of the settings."""
@@ -49,12 +46,85 @@ class Question:
     seed: tuple[int, ...] = (0,)
 
 
-class Answerer:
-    """A model in memory with its tokenizer."""
+class AnswerText:
+    """The text of one answer.
 
-    def __init__(self, choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFChatTokenizer) -> None:
+    ``push`` costs the same however long the answer is. Characters whose bytes are not all there, and the beginning of what
+    may become a stop text, are held back until it is clear what they are.
+
+    Args:
+        tokenizer: Decodes.
+        stops: Texts that end the answer; the first of them and all behind it is left out.
+    """
+
+    def __init__(self, tokenizer: HFChatTokenizer, stops: Sequence[str] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.stops = tuple(stops)
+        self.text = ""
+        self.is_over = False
+        self._ids: list[int] = []
+        self._context, self._read = (
+            0,
+            0,
+        )  # tokens from `_context` are decoded; those before `_read` are in `text`
+        self._given = 0  # characters handed out
+
+    def push(self, token: int) -> str:
+        """Add a token; return the text that is certain now and was not before."""
+        self._ids.append(token)
+        if self.is_over:
+            return ""
+        known = self._decode(self._ids[self._context : self._read])
+        whole = self._decode(self._ids[self._context :])
+        if whole.endswith(_REPLACEMENT) or len(whole) <= len(known):
+            return ""
+        self.text += whole[len(known) :]
+        self._read = len(self._ids)
+        self._context = max(self._context, self._read - _CONTEXT_TOKENS)
+        self._cut()
+        return self._give(len(self.text) - self._held())
+
+    def close(self) -> str:
+        """End the answer; return the rest of its text. ``text`` is then whole."""
+        if not self.is_over:
+            self.text = self._decode(self._ids)
+            self._cut()
+        return self._give(len(self.text))
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special=False)
+
+    def _cut(self) -> None:
+        found = [place for stop in self.stops if (place := self.text.find(stop)) >= 0]
+        if found:
+            self.text, self.is_over = self.text[: min(found)], True
+
+    def _held(self) -> int:
+        """Return how many characters at the end may be the beginning of a stop text."""
+        if self.is_over:
+            return 0
+        return max(
+            (
+                size
+                for stop in self.stops
+                for size in range(1, min(len(stop), len(self.text)) + 1)
+                if self.text.endswith(stop[:size])
+            ),
+            default=0,
+        )
+
+    def _give(self, end: int) -> str:
+        piece = self.text[self._given : end]
+        self._given = max(self._given, end)
+        return piece
+
+
+class Answerer:
+    """A model in memory with its decoder and tokenizer."""
+
+    def __init__(self, choice: ModelChoice, decoder: Decoder, tokenizer: HFChatTokenizer) -> None:
         self.choice = choice
-        self.model = model
+        self.decoder = decoder
         self.tokenizer = tokenizer
 
     def question(self, messages: Sequence[Message], *, seed: tuple[int, ...] = (0,)) -> Question:
@@ -67,58 +137,50 @@ class Answerer:
         sampling: SamplingSettings,
         stop: StopFlag,
         *,
-        on_text: OnText | None = None,
-        on_completion: OnCompletion | None = None,
-    ) -> list[Completion]:
-        """Answer every question, longest prompt first; the result is in the order of ``questions``.
+        emit: EventSink | None = None,
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yield the number of each question with its completion as it ends, longest prompt first.
 
-        Answers that ``stop`` cuts are returned with ``finish`` "stopped", but not given to ``on_completion``.
+        Text is handed to ``emit`` as it becomes certain, for one question at a time. Answers that ``stop`` cuts, or that
+        were never begun, come last, with ``finish`` "stopped".
         """
         begin = monotonic()
         order = sorted(range(len(questions)), key=lambda index: -len(questions[index].ids))
         # Text is made while tokens come only where someone reads it: decoding it afterwards costs less.
-        texts = [AnswerText(self.tokenizer, sampling.stop) for _ in order] if on_text or sampling.stop else []
-
-        def hear(place: int, token: int) -> None:
-            piece = texts[place].push(token)
-            if piece and on_text is not None:
-                on_text(order[place], piece)
-
-        def finished(place: int, answer: Answer) -> None:
-            if on_completion is not None:
-                on_completion(order[place], complete(place, answer))
-
-        def complete(place: int, answer: Answer) -> Completion:
-            if texts:
-                rest = texts[place].close()
-                if rest and on_text is not None:
-                    on_text(order[place], rest)
-                text = texts[place].text
-            else:
-                text = self.tokenizer.decode(answer.ids, skip_special=False)
-            is_cut = not answer.stopped and len(answer.ids) < sampling.max_new_tokens
-            return Completion(
-                text=text,
-                model=str(self.choice.folder),
-                prompt_tokens=len(questions[order[place]].ids),
-                new_tokens=len(answer.ids),
-                finish="stop" if answer.stopped else "stopped" if is_cut else "length",
-                seconds=monotonic() - begin,
-            )
-
-        answers = decode(
-            self.model,
+        is_read = emit is not None or bool(sampling.stop)
+        texts = [AnswerText(self.tokenizer, sampling.stop) for _ in order] if is_read else []
+        for row in decode(
+            self.decoder,
             [questions[index].ids for index in order],
             settings=sampling,
             stop_ids=self.tokenizer.stop_ids,
             stop=stop,
             seeds=[questions[index].seed for index in order],
-            on_token=hear if texts else None,
-            on_answer=finished,
-            is_over=(lambda place, _ids: texts[place].is_over) if sampling.stop else None,
-        )
-        places = {index: place for place, index in enumerate(order)}
-        return [complete(places[index], answers[places[index]]) for index in range(len(questions))]
+        ):
+            if is_read:
+                text = texts[row.index]
+                piece = "" if row.token is None else text.push(row.token)
+                if text.is_over:
+                    row.end()
+                piece += text.close() if row.finish else ""
+                if piece and emit is not None:
+                    emit(TextDelta(text=piece))
+            if row.finish:
+                question = order[row.index]
+                yield (
+                    question,
+                    Completion(
+                        text=texts[row.index].text if is_read else self._text(row.ids),
+                        model=str(self.choice.folder),
+                        prompt_tokens=len(questions[question].ids),
+                        new_tokens=len(row.ids),
+                        finish=row.finish,
+                        seconds=monotonic() - begin,
+                    ),
+                )
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special=False)
 
 
 def open_answerer(
@@ -131,11 +193,12 @@ def open_answerer(
     """
     tokenizer = load_chat_tokenizer(tokenizer_folder or choice.tokenizer_folder)
     model = load_for_inference(choice, precision=precision, emit=emit)
+    decoder = choose_decoder(model)
     for text in disagreements(choice, model, tokenizer):
         emit(Warned(text=text))
-    if told := cache_note(model):
-        emit(Warned(text=told))
-    return Answerer(choice, model, tokenizer)
+    if decoder.note:
+        emit(Warned(text=decoder.note))
+    return Answerer(choice, decoder, tokenizer)
 
 
 def disagreements(choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFChatTokenizer) -> list[str]:

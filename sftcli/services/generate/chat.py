@@ -8,7 +8,7 @@ from sftcli import storage
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
 from sftcli.errors import OutputError
-from sftcli.events import EventSink, StopFlag, TextDelta
+from sftcli.events import EventSink, StopFlag
 from sftcli.services.generate.answerer import Answerer, Completion
 
 
@@ -25,9 +25,7 @@ class Chat:
         """Add a turn and return its answer, which is emitted as it comes. A refused prompt leaves the history as it was."""
         turns = [*self.turns, Message(role="user", content=text)]
         question = self.answerer.question([*self._opening(), *turns], seed=(len(turns),))
-        (completion,) = self.answerer.answer(
-            [question], self.sampling, stop, on_text=lambda _question, piece: emit(TextDelta(text=piece))
-        )
+        ((_, completion),) = self.answerer.answer([question], self.sampling, stop, emit=emit)
         self.turns = [*turns, Message(role="assistant", content=completion.text)]
         return completion
 

@@ -18,7 +18,6 @@ from sftcli.services.generate.prompt import GenerateRequest, model_choices, open
 from sftcli.services.generate.prompt_file import PromptRow, read_prompts
 from sftcli.services.models.choose import ModelChoice
 from sftcli.services.runs.event_log import read_lines
-from sftcli.services.runs.folder import write_text
 
 Key = tuple[int, int, int]  # (model, prompt, sample)
 ANSWER_KEYS = {field.name for field in fields(Completion)} - {"seconds"}
@@ -46,12 +45,12 @@ class Journal:
         if path.exists():
             self._read(fingerprint)
         else:
-            write_text(path, json.dumps({"answers": fingerprint}) + "\n")
+            storage.replace_file(path, (json.dumps({"answers": fingerprint}) + "\n").encode())
         self._file = storage.disk.append(path)
 
     def add(self, key: Key, completion: Completion) -> None:
         """Keep an answer; it survives a crash of this program from now on."""
-        record = {name: value for name, value in asdict(completion).items() if name != "seconds"}
+        record = {name: value for name, value in asdict(completion).items() if name in ANSWER_KEYS}
         storage.append_line(self._file, json.dumps({"key": key, "completion": record}, ensure_ascii=False))
         self.done[key] = completion
 
@@ -72,7 +71,7 @@ class Journal:
                 self.done[key] = Completion(**answer, seconds=0.0)
         self.repaired = lines.told(self.path)
         if self.repaired:
-            write_text(self.path, "".join(text for text, _ in lines.found))
+            storage.replace_file(self.path, "".join(text for text, _ in lines.found).encode())
 
     def _key(self, value: object) -> Key | None:
         """Return the key that ``value`` is; None for anything that is not asked for."""
@@ -124,7 +123,7 @@ def run_file_generation(
         journal.close()
     if is_whole:
         try:
-            write_text(out, "".join(_lines(request, prompts, choices, journal)))
+            storage.replace_file(out, "".join(_lines(request, prompts, choices, journal)).encode())
         except OSError as error:
             raise _unwritten(out, error) from error
         storage.disk.unlink(journal.path)
@@ -160,13 +159,10 @@ def _answer(
             if key not in journal.done:
                 keys.append(key)
                 questions.append(answerer.question(prompt.messages, seed=(index, sample)))
-
-    def keep(question: int, completion: Completion) -> None:
-        journal.add(keys[question], completion)
-        emit(Progressed(task="answering", done=len(journal.done), total=total, unit="answers"))
-
-    if questions and not stop.requested():
-        answerer.answer(questions, request.sampling, stop, on_completion=keep)
+    for question, completion in answerer.answer(questions, request.sampling, stop):
+        if completion.finish != "stopped":
+            journal.add(keys[question], completion)
+            emit(Progressed(task="answering", done=len(journal.done), total=total, unit="answers"))
 
 
 def _lines(

@@ -8,7 +8,7 @@ from sftcli.config.resolve import resolve
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
 from sftcli.errors import UsageError
-from sftcli.events import EventSink, StopFlag, TextDelta
+from sftcli.events import EventSink, StopFlag
 from sftcli.services.generate.answerer import Answerer, Completion, open_answerer
 from sftcli.services.models.choose import ModelChoice, base_of, choose_model
 
@@ -68,12 +68,10 @@ def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) ->
     completions = []
     for answerer in open_answerers(request, emit):
         messages = messages_of(request.prompt, system=request.system)
-        completions += answerer.answer(
-            [answerer.question(messages, seed=(sample,)) for sample in range(request.samples)],
-            request.sampling,
-            stop,
-            on_text=(lambda _question, piece: emit(TextDelta(text=piece))) if request.is_single else None,
-        )
+        questions = [answerer.question(messages, seed=(sample,)) for sample in range(request.samples)]
+        read_by = emit if request.is_single else None
+        answers = dict(answerer.answer(questions, request.sampling, stop, emit=read_by))
+        completions += [answers[sample] for sample in range(request.samples)]
     return completions
 
 

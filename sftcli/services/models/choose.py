@@ -10,7 +10,6 @@ from sftcli.config.schema.run import ModelSettings
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice
 from sftcli.modeling.adapter.folder import is_adapter_folder
-from sftcli.modeling.decoding.fused_decode import fuse
 from sftcli.modeling.formats.folder_write import stored_dtype
 from sftcli.modeling.formats.remote_code import allow_code, allow_copied_code
 from sftcli.modeling.libraries import quiet_libraries
@@ -185,7 +184,6 @@ def load_for_inference(choice: ModelChoice, *, precision: str, emit: EventSink) 
     device = choose_device()
     dtype = choose_dtype(precision, device)
     model = load_choice(choice, dtype=dtype, device=device)
-    fuse(model)
     total, _ = count_parameters(model)
     emit(
         ModelLoaded(

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from sftcli.cli.errors.show import show_error
 from sftcli.cli.options.shared import Color
+from sftcli.cli.results.answers import TextWriter
 from sftcli.cli.results.rows import RowView
 from sftcli.cli.terminal import tables
-from sftcli.cli.views.plain import PlainView, TextWriter
+from sftcli.cli.views.plain import PlainView
 from sftcli.data.rendering.token_view import TokenView
 from sftcli.errors import DataError, Location
 from sftcli.events import (
@@ -66,7 +67,7 @@ def test_no_event_commands_the_terminal(text: str) -> None:
     view = PlainView(stream=stream, get_time=lambda: 0.0, every_steps=1)
     for event in events_of(text):
         view(event)
-    writer = TextWriter(stream=stream, raw=False)
+    writer = TextWriter(view=view, stream=stream, raw=False)
     writer(TextDelta(text=text.replace("\t", " ")))
     assert not COMMANDS.search(stream.getvalue())
 

@@ -3,12 +3,14 @@ import json
 
 import pytest
 
+from sftcli.cli.results.answers import TextWriter
 from sftcli.cli.views.measures import TrainingMeasures
-from sftcli.cli.views.plain import PlainView, SilentView, TextWriter
+from sftcli.cli.views.plain import PlainView, SilentView
 from sftcli.cli.views.wording import end_line
 from sftcli.events import Ending, FitEnded, FitStarted, Notice, Progressed, StepDone, TextDelta, Warned
 from tests.support.fake_run import HOSTILE, run_events, step_done
 from tests.support.golden import assert_golden
+from tests.support.recording import RecordingSink
 
 
 class Clock:
@@ -118,7 +120,7 @@ def test_text_from_outside_is_harmless_in_ascii_too() -> None:
 def test_an_answer_is_raw_in_a_file_and_harmless_on_a_terminal() -> None:
     raw, shown = io.StringIO(), io.StringIO()
     for stream, is_raw in ((raw, True), (shown, False)):
-        TextWriter(stream=stream, raw=is_raw)(TextDelta(text=f"two\nlines {HOSTILE}"))
+        TextWriter(view=RecordingSink(), stream=stream, raw=is_raw)(TextDelta(text=f"two\nlines {HOSTILE}"))
     assert raw.getvalue() == f"two\nlines {HOSTILE}"
     assert shown.getvalue().startswith("two\nlines \\x1b]52")
 
