@@ -11,14 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sftcli.errors import ResourceError
 
@@ -216,46 +213,11 @@ def release_memory(device: torch.device) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RngState:
-    """The state of every random generator that training can draw from, as plain tensors.
-
-    ``python`` and ``numpy`` are int64 words of the Mersenne twister followed by its position; ``torch`` and ``device``
-    are the byte states of torch's generators (``device`` is empty without CUDA).
-    """
-
-    python: Tensor
-    numpy: Tensor
-    torch: Tensor
-    device: Tensor
-
-
 def seed_everything(seed: int) -> None:
     """Seed every generator that training can draw from."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)  # seeds CUDA too
-
-
-def capture_rng() -> RngState:
-    """Copy the state of every generator."""
-    _, words, position, *_ = cast("tuple[str, np.ndarray, int, int, float]", np.random.get_state(legacy=True))
-    return RngState(
-        python=torch.tensor(random.getstate()[1], dtype=torch.int64),
-        numpy=torch.tensor([*words.tolist(), position], dtype=torch.int64),
-        torch=torch.get_rng_state(),
-        device=torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0, dtype=torch.uint8),
-    )
-
-
-def restore_rng(state: RngState) -> None:
-    """Put every generator back to ``state``."""
-    random.setstate((3, tuple(state.python.tolist()), None))
-    *words, position = state.numpy.tolist()
-    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, 0, 0.0))
-    torch.set_rng_state(state.torch)
-    if state.device.numel() and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state.device)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

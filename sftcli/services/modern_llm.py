@@ -13,7 +13,7 @@ from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.services.runs.folder import RunFolder
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.optim.schedule import learning_rate_at
-from sftcli.training.state import CheckpointStore, Snapshot
+from sftcli.training.state import Snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,43 +21,39 @@ if TYPE_CHECKING:
     from sftcli.modeling.modern_lm.config import ModernLMConfig
 
 
-class PtWritingStore:
-    """A checkpoint store that writes ``RUN-sft_stepN.pt`` too, where the model is of the kind that has such files."""
+class PtFiles:
+    """The files of a run that the original program loads: ``RUN-sft_stepN.pt`` of each checkpoint, and ``RUN-sft_final.pt``."""
 
-    def __init__(
-        self, model: "PreTrainedModel", run: RunFolder, settings: Settings, store: CheckpointStore
-    ) -> None:
+    def __init__(self, model: ModernLMForCausalLM, run: RunFolder, settings: Settings) -> None:
         self.model = model
         self.run = run
         self.settings = settings
-        self.store = store
 
-    def save(self, snapshot: Snapshot, /) -> str:
-        """Save as the inner store does, then write the file."""
-        path = self.store.save(snapshot)
-        if isinstance(self.model, ModernLMForCausalLM):
-            name = f"{pt_name(self.run)}_step{snapshot.state.step}.pt"
-            _write(self.model, self.run, self.run.path / name, self.settings, snapshot)
-            self._prune()
-        return path
+    def write_step(self, snapshot: Snapshot) -> None:
+        """Write the file of a checkpoint, and delete those of checkpoints that are gone.
 
-    def _prune(self) -> None:
-        """Delete the files of checkpoints that are gone: ``checkpoint.keep_last`` and its companions decide for both."""
-        kept = {
-            f"{pt_name(self.run)}_step{step_of(one)}.pt" for one in list_checkpoints(self.run.checkpoints)
-        }
-        for path in self.run.path.glob(f"{glob.escape(pt_name(self.run))}_step*.pt"):
+        So ``checkpoint.keep_last`` and its companions decide for both.
+        """
+        name = pt_name(self.run)
+        self._write(self.run.path / f"{name}_step{snapshot.state.step}.pt", snapshot)
+        kept = {f"{name}_step{step_of(one)}.pt" for one in list_checkpoints(self.run.checkpoints)}
+        for path in self.run.path.glob(f"{glob.escape(name)}_step*.pt"):
             if path.name not in kept and path.stem.rpartition("_step")[2].isdigit():
                 storage.try_remove_tree(path)
 
+    def write_final(self, snapshot: Snapshot) -> str:
+        """Write the file of the final model; return its path."""
+        path = self.run.path / f"{pt_name(self.run)}_final.pt"
+        self._write(path, snapshot)
+        return str(path)
 
-def write_final_pt(model: "PreTrainedModel", run: RunFolder, settings: Settings, snapshot: Snapshot) -> str:
-    """Write ``RUN-sft_final.pt`` where the model is of the kind that has such files; return its path, or ""."""
-    if not isinstance(model, ModernLMForCausalLM):
-        return ""
-    path = run.path / f"{pt_name(run)}_final.pt"
-    _write(model, run, path, settings, snapshot)
-    return str(path)
+    def _write(self, path: Path, snapshot: Snapshot) -> None:
+        _write(self.model, self.run, path, self.settings, snapshot)
+
+
+def pt_files(model: "PreTrainedModel", run: RunFolder, settings: Settings) -> PtFiles | None:
+    """Return what writes the ``.pt`` files of a run, where its model is of the kind that has such files."""
+    return PtFiles(model, run, settings) if isinstance(model, ModernLMForCausalLM) else None
 
 
 def export_pt(

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from sftcli.data.batches.batch import Batch
 from sftcli.events import StopFlag
-from sftcli.runtime import RngState
 from sftcli.training.loss import NllSum
 
 
@@ -30,6 +30,20 @@ class TrainState:
     stale_evals: int = 0  # since then
     micro_batch_size: int = 0  # rows, where memory ran out with what the settings say; else 0
     checkpoints_activations: bool = False  # the same for gradient checkpointing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RngState:
+    """The state of every random generator that training can draw from, as plain tensors.
+
+    ``python`` and ``numpy`` are int64 words of the Mersenne twister followed by its position; ``torch`` and ``device``
+    are the byte states of torch's generators (``device`` is empty without CUDA).
+    """
+
+    python: Tensor
+    numpy: Tensor
+    torch: Tensor
+    device: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import Batch
 from sftcli.events import Ending, EventSink, FitEnded, FitStarted, HeldoutDone, NeverStop, StepDone, StopFlag
-from sftcli.runtime import Clock, capture_rng, monotonic, peak_memory_bytes, release_memory, restore_rng
+from sftcli.runtime import Clock, monotonic, peak_memory_bytes, release_memory
 from sftcli.training.checkpoint.background_saver import Saver
 from sftcli.training.distributed.agreed_stop import AgreedStop, TimedSaves
 from sftcli.training.distributed.group import Group
@@ -19,7 +19,7 @@ from sftcli.training.loss import BatchLoss
 from sftcli.training.optim.optimizer import clip_grad_norm, optimizer_tensors, restore_optimizer
 from sftcli.training.optim.schedule import learning_rate_at, set_learning_rate
 from sftcli.training.out_of_memory import KeptMemory, MemoryLadder, is_out_of_memory
-from sftcli.training.random_streams import collect_rng, restore_stream
+from sftcli.training.random_streams import capture_rng, collect_rng, restore_rng, restore_stream
 from sftcli.training.state import CheckpointStore, HeldoutLoss, Snapshot, StepPlan, TrainState
 from sftcli.training.stopping import (
     bad_step,
@@ -289,6 +289,10 @@ class Trainer:
             rng=rng,
             peers=tuple(peers),
         )
+
+    def take_part_in_snapshot(self) -> None:
+        """Give this process's part to the snapshot that another one takes."""
+        self.snapshot()
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to ``snapshot``: the next step is the one that would have followed it."""

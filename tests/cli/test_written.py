@@ -13,7 +13,7 @@ from sftcli.events import NeverStop, Notice, Session
 from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.modeling.load import load_model
 from sftcli.services.export import ExportFormat, ExportRequest, run_export
-from sftcli.training.checkpoint import store as checkpoint
+from sftcli.training.checkpoint import format as checkpoint
 from sftcli.training.weights.masters import MasterWeights
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, settings_of, train, write_rows

@@ -22,8 +22,8 @@ from sftcli.modeling.locate.locate import locate_model
 from sftcli.modeling.modern_lm.config import ModernLMConfig
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
-from sftcli.runtime import capture_rng
 from sftcli.services.train.adapters import adapter_files, load_with_adapter
+from sftcli.training.random_streams import capture_rng
 from sftcli.training.state import Snapshot, TrainState
 from sftcli.training.weights.masters import AdapterWeights
 from tests.support.faulty_disk import CountingDisk, FailingDisk, KillingDisk

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sftcli import storage
 from sftcli.errors import StoppedError
 from sftcli.events import Ending, HeldoutDone, Session
 from sftcli.services.train.resume import ResumeRequest, resume_training, verify_resume
@@ -100,6 +101,17 @@ def test_law_fails_when_one_random_generator_is_not_restored(place, form):
     weights = "model.safetensors" if form.startswith("full") else "adapter_model.safetensors"
     assert tensors_of(run, STEPS)[weights] != tensors_of(whole, STEPS)[weights]
     assert numbers_of(run) != numbers_of(whole)
+
+
+def test_the_checkpoint_that_a_run_goes_on_from_is_hashed_once(place, monkeypatch):
+    name = "hashed"
+    train(settings_of(place, place / "model", f"run.name={name}"), StopAtStep(7))
+    read, hashed = storage.file_sha256, []
+    monkeypatch.setattr(storage, "file_sha256", lambda path: hashed.append(path) or read(path))
+    flag = StopAtStep(NEVER)
+    resume_training(ResumeRequest(root=place / "runs", run=name), Session(flag, flag))
+    weights = place / "runs" / name / "checkpoints" / "step-00000007" / "model.safetensors"
+    assert hashed.count(weights) == 1
 
 
 def test_resume_from_an_older_checkpoint_takes_the_later_ones_out_and_ends_the_same(place):

@@ -41,7 +41,7 @@ from sftcli.runtime import (
     keep_freed_memory,
     matmul_flops,
 )
-from sftcli.services.modern_llm import PtWritingStore
+from sftcli.services.modern_llm import PtFiles, pt_files
 from sftcli.services.prepare.capacity import require_positions
 from sftcli.services.progress import counted
 from sftcli.services.runs.folder import RunFolder
@@ -146,6 +146,7 @@ class TrainingParts:
     adapter: AdapterFiles | None
     decisions: Decisions  # complete
     is_plain: bool
+    pt: PtFiles | None = None  # beside its checkpoints, where its model has such files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,10 +201,11 @@ def build_trainer(
     compute = Compute(device=device, dtype=dtype, group=group, shares=shares)
     loaded = _load(inputs, recorded, compute, emit)
     require_positions(loaded.model, inputs.prepared)
-    store = _store(run, inputs, loaded, check_owner) if group.is_writer else ForgetfulStore()
+    pt = None if loaded.adapter else pt_files(loaded.model, run, inputs.settings)
+    store = _store(run, inputs, loaded, pt, check_owner) if group.is_writer else ForgetfulStore()
     parts = assemble(loaded, inputs, recorded, compute=compute, store=store, emit=emit)
     require_same(recorded, parts.decisions, what=run.name)
-    return parts
+    return replace(parts, pt=pt)
 
 
 def assemble(
@@ -303,11 +305,12 @@ def _store(
     run: RunFolder,
     inputs: TrainingInputs,
     loaded: LoadedModel,
+    pt: PtFiles | None,
     check_owner: Callable[[], None],
 ) -> CheckpointStore:
     settings, prepared = inputs.settings, inputs.prepared
     model, adapter = loaded.model, loaded.adapter
-    store = DirectoryCheckpointStore(
+    return DirectoryCheckpointStore(
         run.checkpoints,
         settings=_kept(settings),
         write_model_files=partial(
@@ -323,8 +326,8 @@ def _store(
         fingerprints=inputs.fingerprints,
         resume_command=f"sft resume {run.argument}",
         check_owner=check_owner,
+        write_beside=None if pt is None else pt.write_step,
     )
-    return store if adapter is not None else PtWritingStore(model, run, settings, store)
 
 
 def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: EventSink) -> LoadedModel:

@@ -220,7 +220,7 @@ def _train(
     run.peers.tell(decided.to_json())  # not before the checkpoint has its name: the others read it after this
     _record_inputs(run)
     emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
-    run.build(decided)
+    run.build(decided, is_verified=run.checkpoint is not None)  # who chose it has verified it
     record_decisions(folder, run.parts.decisions, emit)
     if not run.parts.is_plain:
         record_need(folder)

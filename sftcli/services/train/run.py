@@ -10,7 +10,6 @@ from sftcli.errors import ResourceError, StoppedError
 from sftcli.events import Ending, ModelSaved, Notice, Session, StopFlag, Warned
 from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.runtime import seed_everything
-from sftcli.services.modern_llm import write_final_pt
 from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.build import TrainingParts, build_trainer
@@ -62,8 +61,10 @@ class TrainingRun:
         """Train on ``inputs``."""
         self.inputs, self.settings = inputs, inputs.settings
 
-    def build(self, decided: Decisions) -> None:
+    def build(self, decided: Decisions, *, is_verified: bool = False) -> None:
         """Build the trainer as it stands at the start or at the checkpoint, with what is ``decided``.
+
+        With ``is_verified`` this process has verified the checkpoint.
 
         Raises:
             MismatchError: Something cannot be had here as it is decided, or as the first process has it.
@@ -80,7 +81,7 @@ class TrainingRun:
         )
         start_stream(group, seed=seed)
         if self.checkpoint is not None:
-            self.trainer.restore(read_snapshot(self.checkpoint))
+            self.trainer.restore(read_snapshot(self.checkpoint, is_verified=is_verified))
         agree_on_decisions(self.parts.decisions, self.peers)
 
     def fit(self, stop: StopFlag) -> Ending:
@@ -138,9 +139,11 @@ class TrainingRun:
 
     def save(self) -> None:
         """Write the final model; all processes have a part in it."""
-        snapshot = self.trainer.snapshot()
-        if self.peers.group.is_writer:
-            self.session.emit(ModelSaved(path=str(self.folder.final), pt=self._write_final(snapshot)))
+        if not self.peers.group.is_writer:
+            self.trainer.take_part_in_snapshot()
+            return
+        pt = self._write_final(self.trainer.snapshot())
+        self.session.emit(ModelSaved(path=str(self.folder.final), pt=pt))
 
     def _write_final(self, snapshot: Snapshot) -> str:
         """Return the path of the file for the model's own pipeline, where it has one."""
@@ -148,7 +151,7 @@ class TrainingRun:
         if self.parts.adapter is not None:
             self.parts.adapter.save(self.folder.final, snapshot)
             return ""
-        pt = write_final_pt(model, self.folder, self.settings, snapshot)
+        pt = "" if self.parts.pt is None else self.parts.pt.write_final(snapshot)
         save_model_folder(
             model,
             source=self.inputs.located.folder,

@@ -1,10 +1,14 @@
-"""What is inside a checkpoint folder: reading it, and telling whether it is as it was written."""
+"""What is inside a checkpoint folder, written and read: nothing else knows its files.
+
+It holds safetensors files of the weights, of the optimizer's state and of the random states; the counters of the run as JSON;
+the files that make it a model folder or an adapter's; and a manifest, which comes last, with the size and hash of each.
+"""
 
 import hashlib
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -15,46 +19,89 @@ from torch import Tensor
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
 from sftcli.modeling.formats.folder_check import check_safetensors
-from sftcli.runtime import RngState
+from sftcli.modeling.formats.written import check_file_written
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
-from sftcli.training.state import Snapshot, TrainState
+from sftcli.training.state import RngState, Snapshot, TrainState
 
+FORMAT_VERSION = 1
+MANIFEST, STATE = "manifest.json", "state.json"
+MODEL, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
+ADAPTER = "adapter_model.safetensors"  # in place of MODEL where an adapter is trained
 _TYPES = {
     torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.float16: "F16",
     torch.bfloat16: "BF16", torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL",
 }  # fmt: skip
 
 
-def tensor_file_parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of a safetensors file that holds ``tensors``; each is read when its turn comes."""
-    # Wide types first, so that every tensor starts at a multiple of its own width.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers opens no file without it
-    end = 0
-    for name in order:
-        tensor = tensors[name]
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end],
-        }  # fmt: skip
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little")
-    yield text
-    for name in order:
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        yield flat.view(torch.uint8).numpy().data
+def write_snapshot(
+    folder: Path, snapshot: Snapshot, *, weights_name: str, fingerprints: Mapping[str, str]
+) -> None:
+    """Make a checkpoint of ``folder``, which holds the files of its model but no weights. Each file is synced.
+
+    Raises:
+        StorageError: The weights do not read back as they are.
+    """
+    files: dict[str, Mapping[str, object]] = {
+        path.name: {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }
+    for name, tensors in (
+        (weights_name, snapshot.weights),
+        (OPTIMIZER, snapshot.optimizer),
+        (RNG, rng_tensors(snapshot)),
+    ):
+        files[name] = storage.write_file(folder / name, tensor_file_parts(tensors))
+    check_file_written(folder / weights_name, snapshot.weights)
+    state = {"format": FORMAT_VERSION, "state": asdict(snapshot.state), "fingerprints": dict(fingerprints)}
+    files[STATE] = storage.write_file(folder / STATE, [json.dumps(state, indent=2).encode()])
+    storage.disk.sync(folder)
+    storage.write_file(folder / MANIFEST, [manifest_bytes(snapshot.state.step, files)])
+    storage.disk.sync(folder)
 
 
-def tensor_file_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Return about how large the file will be."""
-    return sum(tensor.numel() * tensor.element_size() + 128 for tensor in tensors.values())
+def read_snapshot(folder: Path, *, is_verified: bool = False) -> Snapshot:
+    """Read a checkpoint back, on the CPU. It is verified first, unless this process has done so.
+
+    Raises:
+        NotFoundError: ``folder`` is no complete checkpoint.
+        DataError: Its content does not verify.
+    """
+    if not is_verified:
+        verify(folder)
+    weights = MODEL if (folder / MODEL).is_file() else ADAPTER
+    for name in (weights, OPTIMIZER, RNG):
+        check_safetensors(folder / name)
+    state = _read_state(folder)
+    try:
+        rng, *peers = _rng_states(load_file(folder / RNG))
+        return Snapshot(
+            state=TrainState(**state["state"]),  # type: ignore[arg-type]
+            weights=load_file(folder / weights),
+            optimizer=load_file(folder / OPTIMIZER),
+            rng=rng,
+            peers=tuple(peers),
+        )
+    except (TypeError, ValueError, SafetensorError) as error:
+        raise DataError(f"{folder} was written in another format: {error}") from error
 
 
-FORMAT_VERSION = 1
-MANIFEST, STATE = "manifest.json", "state.json"
-MODEL, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
-ADAPTER = "adapter_model.safetensors"  # in place of MODEL where an adapter is trained
+def verify(folder: Path) -> None:
+    """Compare every file of a checkpoint with its manifest.
+
+    Raises:
+        NotFoundError: A file is missing.
+        DataError: A file has another size or another hash, or the manifest cannot be read.
+    """
+    for name, wanted in read_manifest(folder).items():
+        path = folder / name
+        if not path.is_file():
+            raise NotFoundError(f"checkpoint {folder} lacks {name}")
+        size = path.stat().st_size
+        if size != wanted.get("bytes"):
+            raise DataError(f"{path} has {size} bytes, its manifest says {wanted.get('bytes')}")
+        if storage.file_sha256(path) != wanted.get("sha256"):
+            raise DataError(f"{path} was changed after it was saved: its sha256 is not the manifest's")
 
 
 def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
@@ -83,24 +130,6 @@ def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
     )
 
 
-def verify(folder: Path) -> None:
-    """Compare every file of a checkpoint with its manifest.
-
-    Raises:
-        NotFoundError: A file is missing.
-        DataError: A file has another size or another hash, or the manifest cannot be read.
-    """
-    for name, wanted in read_manifest(folder).items():
-        path = folder / name
-        if not path.is_file():
-            raise NotFoundError(f"checkpoint {folder} lacks {name}")
-        size = path.stat().st_size
-        if size != wanted.get("bytes"):
-            raise DataError(f"{path} has {size} bytes, its manifest says {wanted.get('bytes')}")
-        if storage.file_sha256(path) != wanted.get("sha256"):
-            raise DataError(f"{path} was changed after it was saved: its sha256 is not the manifest's")
-
-
 def manifest_bytes(step: int, files: Mapping[str, Mapping[str, object]]) -> bytes:
     """Return a manifest that holds its own hash: damage to it is told from damage to what it lists."""
     content: dict[str, object] = {"format": FORMAT_VERSION, "step": step, "files": files}
@@ -119,11 +148,11 @@ def read_manifest(folder: Path) -> dict[str, dict[str, object]]:
     if not path.is_file():
         raise NotFoundError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}")
     try:
-        content = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        content = json.loads(text)
         files = content["files"]
-        is_intact = path.read_bytes() == manifest_bytes(content["step"], files)
         whole = (
-            is_intact
+            text == manifest_bytes(content["step"], files)
             and {OPTIMIZER, RNG, STATE} <= set(files)
             and len({MODEL, ADAPTER} & set(files)) == 1
             and all(isinstance(file, dict) for file in files.values())
@@ -138,29 +167,31 @@ def read_manifest(folder: Path) -> dict[str, dict[str, object]]:
     return dict(files)
 
 
-def read_snapshot(folder: Path) -> Snapshot:
-    """Read a checkpoint back, on the CPU.
+def tensor_file_parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a safetensors file that holds ``tensors``; each is read when its turn comes."""
+    # Wide types first, so that every tensor starts at a multiple of its own width.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers opens no file without it
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end],
+        }  # fmt: skip
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little")
+    yield text
+    for name in order:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().data
 
-    Raises:
-        NotFoundError: ``folder`` is no complete checkpoint.
-        DataError: Its content does not verify.
-    """
-    verify(folder)
-    weights = MODEL if (folder / MODEL).is_file() else ADAPTER
-    for name in (weights, OPTIMIZER, RNG):
-        check_safetensors(folder / name)
-    state = _read_state(folder)
-    try:
-        rng, *peers = _rng_states(load_file(folder / RNG))
-        return Snapshot(
-            state=TrainState(**state["state"]),  # type: ignore[arg-type]
-            weights=load_file(folder / weights),
-            optimizer=load_file(folder / OPTIMIZER),
-            rng=rng,
-            peers=tuple(peers),
-        )
-    except (TypeError, ValueError, SafetensorError) as error:
-        raise DataError(f"{folder} was written in another format: {error}") from error
+
+def snapshot_bytes(snapshot: Snapshot) -> int:
+    """Return about how much disk a checkpoint of ``snapshot`` takes."""
+    tensors = (*snapshot.weights.values(), *snapshot.optimizer.values())
+    return sum(tensor.numel() * tensor.element_size() + 128 for tensor in tensors)
 
 
 def rng_tensors(snapshot: Snapshot) -> dict[str, Tensor]:

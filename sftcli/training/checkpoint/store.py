@@ -6,33 +6,17 @@ float32 masters and the buffers, and the model's config and tokenizer lie beside
 opens as a folder of peft, and holds no weight of the model below.
 """
 
-import json
 import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from sftcli import storage
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.errors import StorageError, UnsavedError
-from sftcli.modeling.formats.written import check_file_written
-from sftcli.training.checkpoint.format import (
-    FORMAT_VERSION,
-    MANIFEST,
-    MODEL,
-    OPTIMIZER,
-    RNG,
-    STATE,
-    manifest_bytes,
-    read_best_step,
-    rng_tensors,
-    tensor_file_bytes,
-    tensor_file_parts,
-    verify,
-)
+from sftcli.training.checkpoint.format import MODEL, read_best_step, snapshot_bytes, verify, write_snapshot
 from sftcli.training.checkpoint.names import PREFIX, list_checkpoints, step_of
 from sftcli.training.checkpoint.rewind import close
 from sftcli.training.state import Snapshot
@@ -56,6 +40,7 @@ class DirectoryCheckpointStore:
         check_owner: Raises when this run was taken over; asked before a checkpoint is published.
         pause: Waits that many seconds.
         weights_name: File of the weights: ``MODEL`` or ``ADAPTER``.
+        write_beside: Writes what belongs beside a checkpoint, once that is durable.
     """
 
     def __init__(
@@ -69,6 +54,7 @@ class DirectoryCheckpointStore:
         check_owner: Callable[[], None] = lambda: None,
         pause: Callable[[float], None] = time.sleep,
         weights_name: str = MODEL,
+        write_beside: Callable[[Snapshot], None] | None = None,
     ) -> None:
         self.root = root
         self.settings = settings
@@ -78,6 +64,7 @@ class DirectoryCheckpointStore:
         self.check_owner = check_owner
         self.pause = pause
         self.weights_name = weights_name
+        self.write_beside = write_beside
 
     def save(self, snapshot: Snapshot) -> str:
         """Write ``snapshot``, verify it, then delete what the settings do not keep.
@@ -93,6 +80,8 @@ class DirectoryCheckpointStore:
             self.pause(PAUSE_SECONDS * 2 ** (attempt - 1))
             attempt += 1
         self._prune(final)
+        if self.write_beside is not None:
+            self.write_beside(snapshot)
         return str(final)
 
     def _try_save(self, snapshot: Snapshot, *, is_last: bool) -> Path | None:
@@ -115,7 +104,8 @@ class DirectoryCheckpointStore:
                 self.check_owner()  # a run's folder that somebody has removed is not made again
                 storage.make_folders(self.root)
             storage.disk.make_folder(staging)
-            self._write(staging, snapshot)
+            self.write_model_files(staging)
+            write_snapshot(staging, snapshot, weights_name=self.weights_name, fingerprints=self.fingerprints)
             self.check_owner()
             if final.exists():  # what a damaged or abandoned run left under this name
                 storage.disk.rename(final, storage.scratch_path(self.root, storage.TRASH, name))
@@ -125,26 +115,6 @@ class DirectoryCheckpointStore:
             storage.try_remove_tree(staging)
             raise
         return final
-
-    def _write(self, folder: Path, snapshot: Snapshot) -> None:
-        self.write_model_files(folder)
-        files: dict[str, Mapping[str, object]] = {
-            path.name: {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
-            for path in sorted(folder.iterdir())
-            if path.is_file()
-        }
-        for name, tensors in (
-            (self.weights_name, snapshot.weights),
-            (OPTIMIZER, snapshot.optimizer),
-            (RNG, rng_tensors(snapshot)),
-        ):
-            files[name] = storage.write_file(folder / name, tensor_file_parts(tensors))
-        check_file_written(folder / self.weights_name, snapshot.weights)
-        state = {"format": FORMAT_VERSION, "state": asdict(snapshot.state), "fingerprints": self.fingerprints}
-        files[STATE] = storage.write_file(folder / STATE, [json.dumps(state, indent=2).encode()])
-        storage.disk.sync(folder)
-        storage.write_file(folder / MANIFEST, [manifest_bytes(snapshot.state.step, files)])
-        storage.disk.sync(folder)
 
     def _prune(self, newest: Path) -> None:
         """Delete what the settings do not keep, once ``newest`` reads back as it was written."""
@@ -214,11 +184,6 @@ def clear_halves(root: Path) -> list[str]:
     ]
     halves = [name[len(".tmp-") : -len("-12345678")] for name in former if name.startswith(".tmp-")]
     return sorted(halves + [label for label in labels if label])
-
-
-def snapshot_bytes(snapshot: Snapshot) -> int:
-    """Return about how much disk a checkpoint of ``snapshot`` takes."""
-    return tensor_file_bytes(snapshot.weights) + tensor_file_bytes(snapshot.optimizer)
 
 
 def gigabytes(count: int) -> str:

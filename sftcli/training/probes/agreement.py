@@ -12,9 +12,9 @@ from sftcli.data.example import Example
 from sftcli.modeling.kernels.document_attention import attend_as_before, attend_by_document
 from sftcli.modeling.kernels.fuse import Fusion
 from sftcli.modeling.kernels.fused_math import has_dropout
-from sftcli.runtime import capture_rng, restore_rng
 from sftcli.training.loss import plain_nll_sum, response_nll_sum
 from sftcli.training.probes.choices import RowSharing
+from sftcli.training.random_streams import capture_rng, restore_rng
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
