@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, assert_never, cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from sftcli.config.schema.adapter import Quantize
 from sftcli.errors import DataError, MismatchError, ResourceError, UsageError, first_line
 from sftcli.modeling.config_values import config_value
 from sftcli.modeling.formats.folder_check import check_model_folder
@@ -31,14 +32,14 @@ def load_model(
     device: torch.device,
     attention: str | None = None,
     gradient_checkpointing: bool = False,
-    four_bit: bool = False,
+    quantize: Quantize = Quantize.NONE,
     trusts_code: bool = False,
 ) -> PreTrainedModel:
     """Load every tensor of the model in ``folder`` as ``dtype`` on ``device``, in evaluation mode.
 
     Without ``attention`` it is torch's, where the model's class knows it, else that of the class (``own_attention``).
     Opens no pickle file, asks no network, and runs no code from the folder unless ``trusts_code`` (``remote_code.allow_code``).
-    With ``four_bit`` the linear layers are kept in NF4 by bitsandbytes, on CUDA alone, and compute in ``dtype``.
+    With ``quantize`` the linear layers are kept in that form, on CUDA alone, and compute in ``dtype``.
 
     Raises:
         NotFoundError, UsageError: The folder is no model folder (see ``check_model_folder``).
@@ -52,7 +53,7 @@ def load_model(
     check_model_folder(folder)
     if not trusts_code:
         refuse_code(folder)
-    packed = _four_bit(dtype, device) if four_bit else {}
+    packed = _quantization(quantize, dtype, device)
     model, info = _from_pretrained(folder, dtype, attention, packed, trusts_code=trusts_code)
     _refuse_partial(folder, info)
     _train_every_embedding(model)
@@ -133,16 +134,22 @@ def _from_pretrained(
     return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
 
 
-def _four_bit(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Return what QLoRA asks for (Dettmers et al. 2023): NF4, with its scales quantized as well."""
-    from transformers import BitsAndBytesConfig
+def _quantization(quantize: Quantize, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Return what ``from_pretrained`` is asked for. In 4 bits it is QLoRA's (Dettmers et al. 2023): NF4, its scales quantized too."""
+    match quantize:
+        case Quantize.NONE:
+            return {}
+        case Quantize.FOUR_BIT:
+            from transformers import BitsAndBytesConfig
 
-    form = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+            form = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        case _:
+            assert_never(quantize)
     return {"quantization_config": form, "device_map": {"": device}}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from sftcli import storage
 from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import Settings
-from sftcli.config.schema.training import OptimizerName
+from sftcli.config.schema.training import OPTIMIZERS
 from sftcli.modeling.formats.pt_file import write_pt
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.services.runs.folder import RunFolder
@@ -105,7 +105,7 @@ def _write(
         config=cast("ModernLMConfig", model.config),
         weights=weights,
         # The original program knows AdamW's moments only.
-        optimizer=snapshot.optimizer if training.optimizer is OptimizerName.ADAMW else {},
+        optimizer=snapshot.optimizer if OPTIMIZERS[training.optimizer].has_adamw_moments else {},
         group=group,
         step=snapshot.state.step,
         run_name=pt_name(run),

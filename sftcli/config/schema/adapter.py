@@ -21,10 +21,15 @@ class AdapterKind(StrEnum):
 
 
 class Quantize(StrEnum):
-    """How the model below an adapter is kept in memory."""
+    """How the model below an adapter is kept in memory. All but ``none`` need bitsandbytes and a CUDA device."""
 
     NONE = "none"
     FOUR_BIT = "4bit"
+
+    @property
+    def described(self) -> str:
+        """The form as a person says it, such as ``4-bit``."""
+        return self.value.replace("bit", "-bit")
 
 
 class AdapterSettings(Section):
@@ -61,7 +66,7 @@ class AdapterSettings(Section):
         parts = [f"rank {self.rank}, alpha {self.alpha}"]
         parts += [f"dropout {self.dropout:g}"] if self.dropout else []
         parts += ["scaled by the root of the rank"] if self.rslora else []
-        parts += ["on a 4-bit base"] if self.quantize is Quantize.FOUR_BIT else []
+        parts += [] if self.quantize is Quantize.NONE else [f"on a {self.quantize.described} base"]
         return f"{name} of {', '.join(parts)}, on {', '.join(self.target_modules)}"
 
     @model_validator(mode="after")

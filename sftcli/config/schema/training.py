@@ -1,6 +1,8 @@
 """The settings of the optimizer's steps."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
@@ -34,6 +36,30 @@ class OptimizerName(StrEnum):
     ADAFACTOR = "adafactor"
     ADAMW_8BIT = "adamw_8bit"
     PAGED_ADAMW_8BIT = "paged_adamw_8bit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerFacts:
+    """What is known of an optimizer before it is made; how it is made, ``make_optimizer`` knows.
+
+    ``state_share`` is what it keeps, in parts of the float32 size of what trains, and a little more.
+    """
+
+    state_share: float
+    has_adamw_moments: bool = (
+        False  # two float32 tensors in the shape of each weight, so they can be shared out as it is
+    )
+    needs_bitsandbytes: bool = False
+    needs_cuda: bool = False
+
+
+OPTIMIZERS: Mapping[OptimizerName, OptimizerFacts] = {
+    OptimizerName.ADAMW: OptimizerFacts(state_share=2.0, has_adamw_moments=True),
+    OptimizerName.ADAFACTOR: OptimizerFacts(state_share=0.1),  # means of rows and columns
+    # Two bytes and their scales, except for tensors of less than 4096 numbers.
+    OptimizerName.ADAMW_8BIT: OptimizerFacts(state_share=0.6, needs_bitsandbytes=True),
+    OptimizerName.PAGED_ADAMW_8BIT: OptimizerFacts(state_share=0.6, needs_bitsandbytes=True, needs_cuda=True),
+}
 
 
 class PackRows(StrEnum):

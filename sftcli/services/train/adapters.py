@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.schema.adapter import AdapterSettings, Quantize
+from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.config.schema.run import ModelSettings
 from sftcli.modeling.adapter.adapter import add_adapter, base_content
 from sftcli.modeling.adapter.folder import (
@@ -82,7 +82,7 @@ def load_with_adapter(
         dtype=dtype,
         device=device,
         gradient_checkpointing=gradient_checkpointing,
-        four_bit=settings.quantize is Quantize.FOUR_BIT,
+        quantize=settings.quantize,
         trusts_code=trusts_code,
     )
     return model, add_adapter(model, settings)

@@ -5,22 +5,13 @@ from pathlib import Path
 
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.settings import Settings
-from sftcli.config.schema.training import OptimizerName
+from sftcli.config.schema.training import OPTIMIZERS
 from sftcli.errors import StorageError
 from sftcli.events import EventSink, Warned
 from sftcli.modeling.formats.sizes import adapter_bytes, embedding_bytes, parameters_bytes
 from sftcli.services.runs.folder import RunFolder
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.checkpoint.store import gigabytes
-
-# What optimizers keep, in parts of the float32 size of what trains, and a little more: two float32 moments; means of rows
-# and columns; two bytes and their scales, except for tensors of less than 4096 numbers.
-_STATE_SHARES = {
-    OptimizerName.ADAMW: 2.0,
-    OptimizerName.ADAFACTOR: 0.1,
-    OptimizerName.ADAMW_8BIT: 0.6,
-    OptimizerName.PAGED_ADAMW_8BIT: 0.6,
-}
 
 
 def check_space(run: RunFolder, one_bytes: int, settings: CheckpointSettings, emit: EventSink) -> None:
@@ -58,7 +49,7 @@ def checkpoint_bytes(settings: Settings, folder: Path) -> int:
     """
     if settings.adapter.is_on:
         return 3 * adapter_bytes(folder, settings.adapter)
-    share = _STATE_SHARES[settings.training.optimizer]
+    share = OPTIMIZERS[settings.training.optimizer].state_share
     weights = parameters_bytes(folder)
     frozen = 0 if settings.training.train_embeddings else embedding_bytes(folder)
     return round(weights + share * (weights - frozen))

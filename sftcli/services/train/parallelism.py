@@ -7,7 +7,7 @@ import torch
 
 from sftcli.config.schema.adapter import Quantize
 from sftcli.config.schema.settings import Settings
-from sftcli.config.schema.training import OptimizerName, Parallel
+from sftcli.config.schema.training import OPTIMIZERS, Parallel
 from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.adapter.targets import file_name
@@ -122,7 +122,7 @@ def _memory(group: Group, device: torch.device) -> int:
 
 
 def _obstacle(settings: Settings) -> str:
-    if settings.training.optimizer is not OptimizerName.ADAMW:
+    if not OPTIMIZERS[settings.training.optimizer].has_adamw_moments:
         return f"{settings.training.optimizer} keeps a state that cannot be shared out"
     if settings.adapter.quantize is not Quantize.NONE:
         return "4-bit weights cannot be shared out"

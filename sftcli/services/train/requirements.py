@@ -3,7 +3,7 @@
 from sftcli.config.schema.adapter import AdapterSettings, Quantize
 from sftcli.config.schema.run import RunSettings, Tracker
 from sftcli.config.schema.settings import Settings
-from sftcli.config.schema.training import OptimizerName, TrainingSettings
+from sftcli.config.schema.training import OPTIMIZERS, TrainingSettings
 from sftcli.errors import Location, ResourceError, UsageError
 from sftcli.extras import require_package
 
@@ -37,29 +37,33 @@ def _check_adapter(settings: AdapterSettings) -> None:
         return
     if not _has_cuda():
         raise ResourceError(
-            "adapter.quantize is 4bit, which needs a CUDA device, and there is none here",
+            f"adapter.quantize is {settings.quantize}, which needs a CUDA device, and there is none here",
             hint="train a plain adapter: --lora; in bfloat16 the base takes 2 bytes a weight",
         )
-    require_package("bitsandbytes", extra="qlora", needed_by="adapter.quantize=4bit", key="adapter.quantize")
+    require_package(
+        "bitsandbytes",
+        extra="qlora",
+        needed_by=f"adapter.quantize={settings.quantize}",
+        key="adapter.quantize",
+    )
 
 
 def _check_optimizer(settings: TrainingSettings) -> None:
-    if settings.optimizer not in {OptimizerName.ADAMW_8BIT, OptimizerName.PAGED_ADAMW_8BIT}:
-        return
-    asked = f"training.optimizer={settings.optimizer}"
-    if settings.optimizer is OptimizerName.PAGED_ADAMW_8BIT and not _has_cuda():
+    facts, asked = OPTIMIZERS[settings.optimizer], f"training.optimizer={settings.optimizer}"
+    if facts.needs_cuda and not _has_cuda():
         raise UsageError(
             f"{asked} needs a CUDA device, and there is none here",
             hint="take adamw_8bit or adafactor",
             location=Location(key="training.optimizer"),
         )
-    require_package(
-        "bitsandbytes",
-        extra="8bit",
-        needed_by=asked,
-        otherwise="take training.optimizer=adafactor",
-        key="training.optimizer",
-    )
+    if facts.needs_bitsandbytes:
+        require_package(
+            "bitsandbytes",
+            extra="8bit",
+            needed_by=asked,
+            otherwise="take training.optimizer=adafactor",
+            key="training.optimizer",
+        )
 
 
 def _has_cuda() -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, assert_never, cast
 
 import torch
 
@@ -10,56 +10,64 @@ from sftcli.config.schema.training import OptimizerName, TrainingSettings
 from sftcli.training.weights.placement import placed_as, whole
 
 
-def make_lean_optimizer(
-    groups: Sequence[dict[str, object]], settings: TrainingSettings
+def make_optimizer(
+    masters: Mapping[str, torch.nn.Parameter], settings: TrainingSettings
 ) -> torch.optim.Optimizer:
-    """Return the optimizer that ``settings`` name, which is not AdamW.
+    """Return the optimizer of ``masters``; weight decay applies to matrices, not to gains and biases.
 
-    Adafactor keeps row and column means of the squared gradients and no first moment (Shazeer and Stern 2018); its
-    learning rate is absolute, as AdamW's is. The 8-bit ones keep AdamW's moments in blocks of 8-bit numbers; whether package
-    and device are there is asked before a run begins, by ``check_machine``.
+    Whether the package and the device that it needs are there is asked before a run begins, by ``check_machine``.
     """
-    if settings.optimizer is OptimizerName.ADAFACTOR:
-        from transformers.optimization import Adafactor
+    decayed = [master for master in masters.values() if master.ndim >= 2]
+    undecayed = [master for master in masters.values() if master.ndim < 2]
+    groups: list[dict[str, object]] = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": undecayed, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    match settings.optimizer:
+        case OptimizerName.ADAMW:
+            return torch.optim.AdamW(
+                groups,
+                lr=settings.learning_rate,
+                betas=(settings.beta1, settings.beta2),
+                eps=settings.epsilon,
+                fused=True,
+            )
+        case OptimizerName.ADAFACTOR:
+            return _adafactor(groups, settings)
+        case OptimizerName.ADAMW_8BIT:
+            return _adamw_8bit(groups, settings, is_paged=False)
+        case OptimizerName.PAGED_ADAMW_8BIT:
+            return _adamw_8bit(groups, settings, is_paged=True)
+        case _:
+            assert_never(settings.optimizer)
 
-        return Adafactor(  # type: ignore[no-untyped-call]
-            groups, lr=settings.learning_rate, scale_parameter=False, relative_step=False, warmup_init=False
-        )
+
+def _adafactor(groups: Sequence[dict[str, object]], settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Row and column means of the squared gradients and no first moment (Shazeer and Stern 2018).
+
+    Its learning rate is absolute, as AdamW's is.
+    """
+    from transformers.optimization import Adafactor
+
+    return Adafactor(  # type: ignore[no-untyped-call]
+        groups, lr=settings.learning_rate, scale_parameter=False, relative_step=False, warmup_init=False
+    )
+
+
+def _adamw_8bit(
+    groups: Sequence[dict[str, object]], settings: TrainingSettings, *, is_paged: bool
+) -> torch.optim.Optimizer:
+    """AdamW whose moments are kept in blocks of 8-bit numbers."""
     optimizer: torch.optim.Optimizer = cast("Any", import_module("bitsandbytes.optim")).AdamW(
         groups,
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
         optim_bits=8,
-        is_paged=settings.optimizer is OptimizerName.PAGED_ADAMW_8BIT,
+        is_paged=is_paged,
     )
     return optimizer
-
-
-def make_optimizer(
-    masters: Mapping[str, torch.nn.Parameter], settings: TrainingSettings
-) -> torch.optim.Optimizer:
-    """Return the optimizer of ``masters``; weight decay applies to matrices, not to gains and biases.
-
-    Raises:
-        UsageError: The optimizer that the settings name needs a package or a device that is not here.
-    """
-    decayed = [master for master in masters.values() if master.ndim >= 2]
-    undecayed = [master for master in masters.values() if master.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if settings.optimizer is not OptimizerName.ADAMW:
-        return make_lean_optimizer(groups, settings)
-    return torch.optim.AdamW(
-        groups,
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        fused=True,
-    )
 
 
 def clip_grad_norm(masters: Collection[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
