@@ -161,8 +161,8 @@ def place(tmp_path, monkeypatch):
 def shrink(monkeypatch, rows):
     build = TrainingRun.build
 
-    def build_small(run, decided):
-        build(run, decided)
+    def build_small(run, decided, **verified):
+        build(run, decided, **verified)
         run.trainer.batch_loss = SmallMachine(run.trainer.batch_loss, rows)
 
     monkeypatch.setattr(TrainingRun, "build", build_small)
