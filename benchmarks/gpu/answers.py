@@ -11,7 +11,7 @@ from benchmarks.gpu.subjects import CPU, PAD_ID, config_of, model_of, random_pro
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.events import NeverStop
 from sftcli.modeling.decoding.decode import decode
-from sftcli.modeling.decoding.fused_decode import fuse
+from sftcli.modeling.decoding.decoder import Decoder, checked_decoder, choose_decoder
 
 Prompts = Sequence[Sequence[int]]
 
@@ -21,9 +21,9 @@ def check_answers(check: Check) -> None:
     model = model_of("tiny", device=CPU).to(check.device).eval()
     prompts = random_prompts(8, vocabulary=1024, longest=40)
     expected = [_theirs(model, [prompt], 24)[0] for prompt in prompts]
-    plain = _ours(model, prompts, 24, most=4)
-    fuse(model)
-    fused = _ours(model, prompts, 24, most=4)
+    plain = _ours(checked_decoder(model), prompts, 24, most=4)
+    decoder = choose_decoder(model)
+    fused = _ours(decoder, prompts, 24, most=4)
     check.judge(
         "greedy answers in float32 are those of transformers",
         plain == expected and fused == expected,
@@ -31,7 +31,7 @@ def check_answers(check: Check) -> None:
         fused_equal=sum(map(list.__eq__, fused, expected)),
         of=len(expected),
     )
-    one, other = (_ours(model, prompts, 16, most=most, temperature=0.8) for most in (8, 3))
+    one, other = (_ours(decoder, prompts, 16, most=most, temperature=0.8) for most in (8, 3))
     check.judge(
         "sampled answers do not depend on the rows beside them",
         one == other,
@@ -46,11 +46,11 @@ def time_decoding(check: Check) -> None:
     for kind in ("tiny",) if check.is_small else ("smol", "qwen15"):
         with check.guarded(kind):
             model = model_of(kind, device=check.device, dtype=torch.bfloat16).eval()
-            fuse(model)
+            decoder = choose_decoder(model)
             for rows in (1, 4) if check.is_small else (1, 32, 256):
                 prompts = random_prompts(rows, vocabulary=config_of(kind).vocab_size, longest=60)
-                _time(check, f"{kind} {rows} rows", _ours, model, prompts, count)
-                _time(check, f"{kind} {rows} rows, sampled", _ours, model, prompts, count, temperature=0.8)
+                _time(check, f"{kind} {rows} rows", _ours, decoder, prompts, count)
+                _time(check, f"{kind} {rows} rows, sampled", _ours, decoder, prompts, count, temperature=0.8)
                 if rows <= 32:
                     _time(check, f"{kind} {rows} rows, transformers", _theirs, model, prompts, count)
 
@@ -65,18 +65,19 @@ def _time(check, name, work, model, prompts, count, **named):
 
 
 def _ours(
-    model: PreTrainedModel, prompts: Prompts, count: int, *, most: int | None = None, temperature: float = 0.0
+    decoder: Decoder, prompts: Prompts, count: int, *, most: int | None = None, temperature: float = 0.0
 ) -> list[list[int]]:
     settings = SamplingSettings(max_new_tokens=count, temperature=temperature)
-    answers = decode(
-        model,
+    rows = decode(
+        decoder,
         prompts,
         settings=settings,
         stop_ids=frozenset(),
         stop=NeverStop(),
         max_rows=most or len(prompts),
     )
-    return [list(answer.ids) for answer in answers]
+    answers = {row.index: row.ids for row in rows if row.finish}
+    return [answers[index] for index in range(len(prompts))]
 
 
 @torch.inference_mode()
