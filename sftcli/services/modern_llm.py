@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sftcli import storage
-from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OPTIMIZERS
 from sftcli.modeling.formats.pt_file import write_pt
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
-from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.optim.schedule import learning_rate_at
 from sftcli.training.state import Snapshot
@@ -69,8 +68,7 @@ def export_pt(
         snapshot: Of the run.
     """
     if run is not None and snapshot is not None:
-        settings = resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings
-        _write(model, run, path, settings, snapshot)
+        _write(model, run, path, read_settings(run), snapshot)
     else:
         write_pt(
             path,

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.config.resolve import resolve
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, Notice, Session
-from sftcli.services.models.choose import ModelChoice, base_of, choose_base, choose_model, load_for_inference
+from sftcli.services.models.choose import ModelChoice, base_of, choose_model, load_for_inference
+from sftcli.services.runs.folder import read_settings
 
 BATCH_ROWS = 8
 
@@ -107,11 +107,7 @@ def _base_of(choice: ModelChoice, request: TasksRequest, emit: EventSink) -> Mod
         return None
     if request.base is not None:
         return choose_model(request.base, root=request.root, emit=emit)
-    if choice.run is None or request.base_model is not None:
-        return base_of(choice, None, emit, trusts_code=request.trusts_code)
-    return choose_base(
-        resolve(preset=None, config_file=choice.run.config, overrides=(), environ={}).settings.model,
-        emit,
-        run=choice.run,
-        trusts_code=request.trusts_code,
-    )
+    model = None
+    if choice.run is not None and request.base_model is None:
+        model = read_settings(choice.run).model
+    return base_of(choice, model, emit, trusts_code=request.trusts_code)

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.config.resolve import resolve
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, StopFlag
 from sftcli.services.generate.answerer import Answerer, Completion, open_answerer
 from sftcli.services.models.choose import ModelChoice, base_of, choose_model
+from sftcli.services.runs.folder import read_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +113,7 @@ def base_choice(choice: ModelChoice, emit: EventSink, *, trusts_code: bool = Fal
     Raises:
         UsageError: No run made this model.
     """
-    settings = None
-    if choice.run is not None:
-        settings = resolve(
-            preset=None, config_file=choice.run.config, overrides=(), environ={}
-        ).settings.model
+    settings = None if choice.run is None else read_settings(choice.run).model
     base = base_of(choice, settings, emit, trusts_code=trusts_code)
     if base is None:
         raise UsageError(

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from sftcli.config.resolve import resolve
 from sftcli.config.schema.run import ModelSettings
 from sftcli.errors import NetworkError, NotFoundError
 from sftcli.events import EventSink
@@ -10,7 +9,7 @@ from sftcli.modeling.adapter.folder import CONFIG_FILE, read_base
 from sftcli.modeling.hub.snapshot import is_commit
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
-from sftcli.services.runs.folder import RunFolder, write_json
+from sftcli.services.runs.folder import RunFolder, read_settings, write_json
 
 _BASE = "base"  # key in run.json
 _NEEDED = "needed"  # key in it: checkpoints are not all that a model folder of their kind holds
@@ -51,8 +50,7 @@ def needed_base(run: RunFolder, emit: EventSink) -> LocatedModel | None:
     base = run.read_about().get(_BASE)
     if not isinstance(base, dict) or not base.get(_NEEDED):
         return None
-    settings = resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings
-    return locate_base(settings.model, emit, run=run)
+    return locate_base(read_settings(run).model, emit, run=run)
 
 
 def _known_commit(run: RunFolder | None, settings: ModelSettings) -> str | None:
