@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import sftcli
 from sftcli.cli.app import app
-from tests.support.runs import StopAtStep, settings_of, train, write_rows
+from tests.support.runs import StopAtStep, copied_here, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 
 PACKAGE = Path(sftcli.__file__).parent
@@ -47,10 +47,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    copy = Path(shutil.copytree(origin, tmp_path / "copy"))
-    monkeypatch.chdir(copy)
-    monkeypatch.setenv("SFT_CACHE_DIR", str(copy / "cache"))
-    return copy
+    return copied_here(origin, tmp_path, monkeypatch)
 
 
 @pytest.fixture

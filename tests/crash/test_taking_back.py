@@ -17,7 +17,7 @@ from sftcli.training.checkpoint.names import list_checkpoints, list_set_aside, s
 from tests.support.faulty_disk import CountingDisk, KillingDisk
 from tests.support.forked import run_forked
 from tests.support.recording import RecordingSink
-from tests.support.runs import StopAtStep, settings_of, tensors_of, train, write_rows
+from tests.support.runs import StopAtStep, copied_here, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 
 NEVER, STEPS = 99, 6
@@ -50,10 +50,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    copy = Path(shutil.copytree(origin, tmp_path / "copy"))
-    monkeypatch.chdir(copy)
-    monkeypatch.setenv("SFT_CACHE_DIR", str(copy / "cache"))
-    return copy
+    return copied_here(origin, tmp_path, monkeypatch)
 
 
 def resume(run: RunFolder, step: int | None = None, flag: StopAtStep | None = None):

@@ -1,8 +1,11 @@
 """Whole runs of the service on the tiny model, in this process."""
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 from sftcli.config.resolve import Resolved, parse_set, resolve
 from sftcli.events import Event, Session, StepDone
@@ -10,6 +13,14 @@ from sftcli.services.train.lead import TrainRequest, run_training
 from sftcli.services.train.outcome import TrainOutcome
 
 CLOCKS = {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilisation"}
+
+
+def copied_here(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of ``origin``, which is the working directory now and has a cache of its own."""
+    copy = Path(shutil.copytree(origin, tmp_path / "copy"))
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("SFT_CACHE_DIR", str(copy / "cache"))
+    return copy
 
 
 @dataclass

@@ -172,20 +172,22 @@ def test_a_device_that_cannot_do_what_is_recorded_is_refused_with_the_way_out(mo
     assert "--allow-change training.precision" in caught.value.hint
 
 
+COMPLETE = Decisions(
+    precision="bf16",
+    precision_why="why",
+    attention="sdpa",
+    layers=("A",),
+    packing="none",
+    head="lean",
+    weights="whole",
+)
+
+
 def test_every_decision_survives_being_written_down_and_is_asked_for_by_known_settings():
-    made = Decisions(
-        precision="bf16",
-        precision_why="why",
-        attention="sdpa",
-        layers=("A",),
-        packing="none",
-        head="lean",
-        weights="whole",
-    )
-    assert Decisions.from_json(json.loads(json.dumps(made.to_json())), where="here") == made
-    assert set(ASKED_BY) <= set(made.to_json())
-    assert made.but({"training.packing"}).packing is None
-    assert made.but({"training.learning_rate"}) == made
+    assert Decisions.from_json(json.loads(json.dumps(COMPLETE.to_json())), where="here") == COMPLETE
+    assert set(ASKED_BY) <= set(COMPLETE.to_json())
+    assert COMPLETE.but({"training.packing"}).packing is None
+    assert COMPLETE.but({"training.learning_rate"}) == COMPLETE
 
 
 class Wire(Peers):
@@ -207,18 +209,9 @@ def test_of_several_processes_the_first_decides_and_one_that_cannot_follow_is_na
     first, second = (Wire(rank, told) for rank in range(2))
     assert first.share(lambda: {"precision": "bf16"}) == {"precision": "bf16"}
     assert second.share(lambda: pytest.fail("the first one decides")) == {"precision": "bf16"}
-    made = Decisions(
-        precision="bf16",
-        precision_why="why",
-        attention="sdpa",
-        layers=("A",),
-        packing="none",
-        head="lean",
-        weights="whole",
-    )
     for packing in ("none", "bounds"):
-        agree_on_decisions(made, first)
-        own = replace(made, packing=packing, precision_why="another")
+        agree_on_decisions(COMPLETE, first)
+        own = replace(COMPLETE, packing=packing, precision_why="another")
         if packing == "none":
             agree_on_decisions(own, second)
         else:

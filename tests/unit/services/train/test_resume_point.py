@@ -24,7 +24,7 @@ from sftcli.training.checkpoint.format import read_fingerprints
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from tests.support.forged import forge_fingerprints
 from tests.support.recording import RecordingSink
-from tests.support.runs import StopAtStep, numbers_of, settings_of, train, write_rows
+from tests.support.runs import StopAtStep, copied_here, numbers_of, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 
 NEVER = 99
@@ -46,10 +46,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, which is the working directory."""
-    copy = Path(shutil.copytree(origin, tmp_path / "copy"))
-    monkeypatch.chdir(copy)
-    monkeypatch.setenv("SFT_CACHE_DIR", str(copy / "cache"))
-    return copy
+    return copied_here(origin, tmp_path, monkeypatch)
 
 
 def resume(place: Path, **changes):

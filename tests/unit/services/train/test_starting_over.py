@@ -12,7 +12,7 @@ from sftcli.events import CheckpointSaved, Ending, Notice, Session, StepDone
 from sftcli.services.runs.folder import RunFolder, find_run, list_runs, newest_run
 from sftcli.services.runs.summary import RunState, summarize_run, summarize_runs
 from sftcli.services.train.resume import ResumeRequest, resume_training
-from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
+from tests.support.runs import StopAtStep, copied_here, numbers_of, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 
 NEVER, STEPS = 99, 5
@@ -48,10 +48,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    copy = Path(shutil.copytree(origin, tmp_path / "copy"))
-    monkeypatch.chdir(copy)
-    monkeypatch.setenv("SFT_CACHE_DIR", str(copy / "cache"))
-    return copy
+    return copied_here(origin, tmp_path, monkeypatch)
 
 
 def settings(name: str, *changes: str):
