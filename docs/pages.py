@@ -76,7 +76,8 @@ def _parameter(name: str, kind: object, info: ArgumentInfo | OptionInfo, *, defa
     )  # within Annotated, Typer keeps the first one there
     if kind is not bool:
         spelling += f" {info.metavar or _choices(kind)}"
-    shown = "" if default is None or kind is bool else str(getattr(default, "value", default))
+    has_none = default in (None, inspect.Parameter.empty) or kind is bool
+    shown = "" if has_none else str(getattr(default, "value", default))
     return Parameter(spelling=spelling, help=info.help or "", default=shown, is_argument=False)
 
 

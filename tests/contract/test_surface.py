@@ -22,6 +22,10 @@ def test_pages_are_what_the_program_says(page):
     assert written == pages.PAGES[page](), "run `make docs`, and say in CHANGELOG.md what moved"
 
 
+def test_pages_show_no_default_where_there_is_none():
+    assert not [page for page, make in pages.PAGES.items() if "inspect._empty" in make()]
+
+
 @pytest.mark.parametrize("command", pages.commands(), ids=lambda command: command.name)
 def test_every_command_has_examples_that_use_its_own_flags(command):
     flags = {

@@ -1,14 +1,15 @@
 """``sft eval``."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sftcli.cli.options import complete
-from sftcli.cli.options import data as data_options
-from sftcli.cli.options import shared as options
+from sftcli.cli.options.flags import FLAGS, RUN_PANEL
+from sftcli.cli.options.groups import command
+from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
 from sftcli.cli.results import results
 from sftcli.cli.session.processes import is_one_of_several, start_several
 from sftcli.cli.session.session import LOADING, session
@@ -17,25 +18,27 @@ from sftcli.errors import UsageError
 from sftcli.extras import require_package
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from sftcli.services.evaluate.evaluate import EvalReport
     from sftcli.services.evaluate.limits import Limit
     from sftcli.services.evaluate.tasks import TasksReport
 
 
-def evaluate(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredFlags:
+    """What is scored, and beside what."""
+
     checkpoint: Annotated[
         str | None,
         typer.Argument(
             help="Run, checkpoint, folder or model name; the newest finished run.",
             autocompletion=complete.models,
         ),
-    ] = None,
-    tokenizer: options.Tokenizer = None,
-    base_model: options.BaseModel = None,
-    trust_remote_code: options.TrustRunCode = False,
-    data: options.Data = None,
-    ignored: data_options.Ignore = None,
+    ] = None
+    model: ModelFlags
+    data: Annotated[list[str] | None, FLAGS["--data"].option] = None
+    ignored: Annotated[list[str] | None, FLAGS["--ignore"].option] = None
     base: Annotated[
         str | None,
         typer.Option(
@@ -44,53 +47,80 @@ def evaluate(
             autocompletion=complete.models,
             help="Model to compare with; the one the run started from.",
         ),
-    ] = None,
-    no_base: Annotated[bool, typer.Option("--no-base", help="Compare with no other model.")] = False,
+    ] = None
+    no_base: Annotated[bool, typer.Option("--no-base", help="Compare with no other model.")] = False
     max_rows: Annotated[
         int, typer.Option("--max-rows", metavar="N", min=1, help="Most rows to answer by generation.")
-    ] = 200,
+    ] = 200
     batch_size: Annotated[
         int | None,
         typer.Option(
             "--batch-size", metavar="N", min=1, help="Rows scored at once; numbers do not depend on it."
         ),
-    ] = None,
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitFlags:
+    """Numbers that end the command with 3."""
+
     fail_above: Annotated[
         list[str] | None,
         typer.Option(
             "--fail-above", metavar="METRIC=VALUE", help="Exit with 3 if the number is larger. Repeatable."
         ),
-    ] = None,
+    ] = None
     fail_under: Annotated[
         list[str] | None,
         typer.Option(
             "--fail-under", metavar="METRIC=VALUE", help="Exit with 3 if the number is smaller. Repeatable."
         ),
-    ] = None,
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFlags:
+    """Tasks of lm_eval that are asked in place of rows."""
+
     tasks: Annotated[
         str | None,
         typer.Option(
             "--tasks", metavar="NAME[,NAME]", help="Ask these tasks of lm_eval instead of the held-out rows."
         ),
-    ] = None,
+    ] = None
     task_path: Annotated[
         Path | None,
         typer.Option(
             "--task-path", metavar="DIR", help="Folder of task files of your own; they may hold code."
         ),
-    ] = None,
+    ] = None
     task_rows: Annotated[
         int | None, typer.Option("--task-rows", metavar="N", min=1, help="Most questions of each task.")
-    ] = None,
+    ] = None
     shots: Annotated[
         int | None,
         typer.Option("--shots", metavar="N", min=0, help="Solved examples before each question of a task."),
-    ] = None,
-    processes: options.EvalProcesses = 1,
-    runs: options.RunsRoot = Path("runs"),
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    color: options.ColorChoice = options.Color.AUTO,
+    ] = None
+
+
+@command
+def evaluate(
+    *,
+    scored: ScoredFlags,
+    fail: LimitFlags,
+    asked: TaskFlags,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes",
+            metavar="N",
+            min=1,
+            help="Share the rows among so many processes on this machine; numbers do not depend on it.",
+            rich_help_panel=RUN_PANEL,
+        ),
+    ] = 1,
+    runs: RunsRoot = Path("runs"),
+    output: Annotated[Output, "json", "quiet", "color"],
 ) -> None:
     """Score a model on its held-out rows beside the model it started from: loss, answers, repetition, copying.
 
@@ -103,76 +133,99 @@ def evaluate(
 
       sft eval --tasks arc_easy --task-rows 100 --fail-under arc_easy/acc=0.5
     """
-    output = options.Output(json=json, quiet=quiet, color=color)
-    from sftcli.services.evaluate.limits import check_limits, read_limits, require_measurable
+    from sftcli.services.evaluate.limits import read_limits, require_measurable
 
-    limits = read_limits(fail_above or (), fail_under or ())
-    if tasks is not None:
-        if processes > 1:
-            raise UsageError("--tasks and --processes exclude each other", hint="lm_eval asks in one process")
-        if data:
-            raise UsageError("--tasks and --data exclude each other", hint="run sft eval once for each")
-        require_package("lm_eval", extra="eval", needed_by="--tasks", package="lm-eval")
-        with session(output) as current:
-            current.emit(LOADING)
-            from sftcli.services.evaluate.tasks import TasksRequest, run_tasks
-
-            asked = run_tasks(
-                TasksRequest(
-                    checkpoint=checkpoint,
-                    names=tuple(name.strip() for name in tasks.split(",") if name.strip()),
-                    task_path=task_path,
-                    base=base,
-                    with_base=not no_base,
-                    shots=shots,
-                    most=task_rows,
-                    batch_size=batch_size,
-                    root=runs,
-                    tokenizer=tokenizer,
-                    base_model=base_model,
-                    trusts_code=trust_remote_code,
-                ),
-                current,
-            )
-        _show_tasks(asked, limits, output)
+    limits = read_limits(fail.fail_above or (), fail.fail_under or ())
+    _check_tasks(asked, scored, processes)
+    if asked.tasks is not None:
+        answered = _ask_tasks(asked.tasks, asked, scored, runs, output)
+        _judge(answered.numbers(), asdict(answered), limits, output)
         return
-    if task_path is not None or task_rows is not None or shots is not None:
-        raise UsageError(
-            "--task-path, --task-rows and --shots go with --tasks", hint="name tasks: --tasks NAME"
-        )
     require_measurable(limits)
     if processes > 1 and not is_one_of_several():
         raise typer.Exit(start_several(processes, output))
+    report = _score_rows(scored, runs, output)
+    _judge(report.numbers(), report.to_json(), limits, output)
+
+
+def _check_tasks(asked: TaskFlags, scored: ScoredFlags, processes: int) -> None:
+    """Refuse what does not go with tasks, and flags of tasks without one.
+
+    Raises:
+        UsageError: There is such a flag, or lm_eval is not installed.
+    """
+    if asked.tasks is not None:
+        if processes > 1:
+            raise UsageError("--tasks and --processes exclude each other", hint="lm_eval asks in one process")
+        if scored.data:
+            raise UsageError("--tasks and --data exclude each other", hint="run sft eval once for each")
+        require_package("lm_eval", extra="eval", needed_by="--tasks", package="lm-eval")
+    elif asked.task_path is not None or asked.task_rows is not None or asked.shots is not None:
+        raise UsageError(
+            "--task-path, --task-rows and --shots go with --tasks", hint="name tasks: --tasks NAME"
+        )
+
+
+def _ask_tasks(
+    names: str, asked: TaskFlags, scored: ScoredFlags, runs: Path, output: Output
+) -> "TasksReport":
+    with session(output) as current:
+        current.emit(LOADING)
+        from sftcli.services.evaluate.tasks import TasksRequest, run_tasks
+
+        request = TasksRequest(
+            checkpoint=scored.checkpoint,
+            names=tuple(name.strip() for name in names.split(",") if name.strip()),
+            task_path=asked.task_path,
+            base=scored.base,
+            with_base=not scored.no_base,
+            shots=asked.shots,
+            most=asked.task_rows,
+            batch_size=scored.batch_size,
+            root=runs,
+            tokenizer=scored.model.tokenizer,
+            base_model=scored.model.base_model,
+            trusts_code=scored.model.trusts_code,
+        )
+        report = run_tasks(request, current)
+    if not output.json:
+        results.show_tasks(report, output)
+    return report
+
+
+def _score_rows(scored: ScoredFlags, runs: Path, output: Output) -> "EvalReport":
     with session(output) as current:
         current.emit(LOADING)
         from sftcli.services.evaluate.evaluate import EvalRequest, run_evaluation
 
         request = EvalRequest(
-            checkpoint=checkpoint,
-            tokenizer=tokenizer,
-            base_model=base_model,
-            data=tuple(data or ()),
-            ignored=tuple(ignored or ()),
-            base=base,
-            with_base=not no_base,
-            max_rows=max_rows,
+            checkpoint=scored.checkpoint,
+            tokenizer=scored.model.tokenizer,
+            base_model=scored.model.base_model,
+            data=tuple(scored.data or ()),
+            ignored=tuple(scored.ignored or ()),
+            base=scored.base,
+            with_base=not scored.no_base,
+            max_rows=scored.max_rows,
             root=runs,
-            batch_size=batch_size,
-            trusts_code=trust_remote_code,
+            batch_size=scored.batch_size,
+            trusts_code=scored.model.trusts_code,
         )
         report = run_evaluation(request, current)
     if not output.json:
         results.show_scores(report, output)
-    check_limits(report.numbers(), limits)  # first, for --json prints one object, also on failure
-    if output.json:
-        tables.show_result_json(report.to_json())
+    return report
 
 
-def _show_tasks(report: "TasksReport", limits: "Sequence[Limit]", output: options.Output) -> None:
+def _judge(
+    numbers: "Mapping[str, float]",
+    document: "Mapping[str, object]",
+    limits: "Sequence[Limit]",
+    output: Output,
+) -> None:
+    """Check limits first, for ``--json`` prints one object, also on failure."""
     from sftcli.services.evaluate.limits import check_limits
 
-    if not output.json:
-        results.show_tasks(report, output)
-    check_limits(report.numbers(), limits)
+    check_limits(numbers, limits)
     if output.json:
-        tables.show_result_json(asdict(report))
+        tables.show_result_json(document)

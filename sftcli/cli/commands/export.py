@@ -1,6 +1,6 @@
 """``sft export``."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from sftcli.cli.options import complete
-from sftcli.cli.options import shared as options
+from sftcli.cli.options.groups import command
+from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
 from sftcli.cli.session.session import LOADING, session
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import size
@@ -31,14 +32,17 @@ class Dtype(StrEnum):
     Q8_0 = "q8_0"
 
 
-def export(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportFlags:
+    """What is written, where and as what."""
+
     to: Annotated[
         Format,
         typer.Option("--to", help="A Hugging Face folder, a .pt file of the Modern LLM pipeline, or GGUF."),
-    ],
+    ]
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="PATH", help="Folder or file to write; it must not exist.")
-    ],
+    ]
     checkpoint: Annotated[
         str | None,
         typer.Argument(
@@ -46,21 +50,23 @@ def export(
             help="Run, checkpoint, folder or model name; the newest finished run.",
             autocompletion=complete.models,
         ),
-    ] = None,
+    ] = None
     dtype: Annotated[
         Dtype | None,
         typer.Option(
             "--dtype",
             help="Of the weights; hf keeps the model's (f32 with an adapter merged), gguf takes f16. q8_0 is for gguf.",
         ),
-    ] = None,
-    tokenizer: options.Tokenizer = None,
-    base_model: options.BaseModel = None,
-    runs: options.RunsRoot = Path("runs"),
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_format: options.LogFormatChoice = None,
-    color: options.ColorChoice = options.Color.AUTO,
+    ] = None
+    model: Annotated[ModelFlags, "tokenizer", "base_model"]
+
+
+@command
+def export(
+    *,
+    asked: ExportFlags,
+    runs: RunsRoot = Path("runs"),
+    output: Annotated[Output, "json", "quiet", "log_format", "color"],
 ) -> None:
     """Write a model for other programs: transformers, TRL and vLLM, llama.cpp, or the Modern LLM pipeline.
 
@@ -69,26 +75,26 @@ def export(
 
       sft export my-run --to gguf --dtype q8_0 --out my-model.gguf
     """
-    output = options.Output(json=json, quiet=quiet, color=color, log_format=log_format)
     with session(output) as current:
         current.emit(LOADING)
         from sftcli.services.export import ExportFormat, ExportRequest, run_export
 
         request = ExportRequest(
-            checkpoint=checkpoint,
-            format=ExportFormat(to.value),
-            out=out,
+            checkpoint=asked.checkpoint,
+            format=ExportFormat(asked.to.value),
+            out=asked.out,
             root=runs,
-            dtype=None if dtype is None else dtype.value,
-            tokenizer=tokenizer,
-            base_model=base_model,
+            dtype=None if asked.dtype is None else asked.dtype.value,
+            tokenizer=asked.model.tokenizer,
+            base_model=asked.model.base_model,
         )
         outcome = run_export(request, current)
     if output.json:
         tables.show_result_json(asdict(outcome))
         return
-    if not quiet:
+    if not output.quiet:
         tables.show_text(
-            f"{outcome.model} as {outcome.format}, {outcome.dtype}, {size(outcome.bytes)}", tables.err(color)
+            f"{outcome.model} as {outcome.format}, {outcome.dtype}, {size(outcome.bytes)}",
+            tables.err(output.color),
         )
-    tables.show_text(outcome.path, tables.out(color))
+    tables.show_text(outcome.path, tables.out(output.color))

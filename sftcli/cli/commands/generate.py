@@ -2,15 +2,16 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sftcli.cli.options import data as data_options
-from sftcli.cli.options import sampling as sampling_options
-from sftcli.cli.options import shared as options
+from sftcli.cli.options import complete
+from sftcli.cli.options.flags import FLAGS, INPUT_PANEL, Flags
+from sftcli.cli.options.groups import command
+from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
 from sftcli.cli.options.to_settings import resolve_flags
 from sftcli.cli.results import answers
 from sftcli.cli.session.chat import chat as run_chat
@@ -23,46 +24,67 @@ if TYPE_CHECKING:
     from sftcli.services.generate.prompt import GenerateRequest
 
 
-def generate(
-    prompt: Annotated[str | None, typer.Argument(help="What to ask; - reads it from standard input.")] = None,
+SAMPLING_FLAGS = (
+    *("--max-new-tokens", "--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty", "--stop"),
+    replace(FLAGS["--seed"], key="sampling.seed"),
+    "--precision",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedFlags:
+    """What is answered: a prompt, a file, or a person."""
+
+    prompt: Annotated[str | None, typer.Argument(help="What to ask; - reads it from standard input.")] = None
     file: Annotated[
         Path | None,
         typer.Option("--file", "-f", metavar="IN", help="Answer every line of this .jsonl or .txt file."),
-    ] = None,
+    ] = None
     out: Annotated[
         Path | None,
         typer.Option(
             "--out", "-o", metavar="OUT", help="Where the answers to --file go; resumes after a kill."
         ),
-    ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Talk with the model, turn by turn.")] = False,
+    ] = None
+    chat: Annotated[bool, typer.Option("--chat", help="Talk with the model, turn by turn.")] = False
     base: Annotated[
         bool, typer.Option("--base", help="Show the answer of the model before training too.")
-    ] = False,
+    ] = False
     samples: Annotated[
         int, typer.Option("--samples", "-n", metavar="N", min=1, help="Answers per prompt.")
-    ] = 1,
-    checkpoint: options.Checkpoint = None,
-    tokenizer: options.Tokenizer = None,
-    base_model: options.BaseModel = None,
-    trust_remote_code: options.TrustRunCode = False,
+    ] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweringFlags:
+    """Who answers, and what is put before a prompt."""
+
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint",
+            "-c",
+            metavar="PATH",
+            autocompletion=complete.models,
+            help="Checkpoint, run folder or model folder to use; without it, the newest run.",
+            rich_help_panel=INPUT_PANEL,
+        ),
+    ] = None
+    model: ModelFlags
     system: Annotated[
         str, typer.Option("--system", metavar="TEXT", help="System message to put before the prompt.")
-    ] = "",
-    ignored: data_options.Ignore = None,
-    max_new_tokens: sampling_options.MaxNewTokens = None,
-    temperature: sampling_options.Temperature = None,
-    top_p: sampling_options.TopP = None,
-    top_k: sampling_options.TopK = None,
-    min_p: sampling_options.MinP = None,
-    repetition_penalty: sampling_options.RepetitionPenalty = None,
-    stop_text: sampling_options.StopText = None,
-    seed: options.Seed = None,
-    precision: sampling_options.Precision = None,
-    runs: options.RunsRoot = Path("runs"),
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    color: options.ColorChoice = options.Color.AUTO,
+    ] = ""
+    ignored: Annotated[list[str] | None, FLAGS["--ignore"].option] = None
+
+
+@command
+def generate(
+    *,
+    asked: AskedFlags,
+    answering: AnsweringFlags,
+    flags: Annotated[Flags, *SAMPLING_FLAGS],
+    runs: RunsRoot = Path("runs"),
+    output: Annotated[Output, "json", "quiet", "color"],
 ) -> None:
     """Answer a prompt, a file of prompts, or a person, with the newest run's final model or with any other.
 
@@ -73,25 +95,9 @@ def generate(
 
       sft generate --chat
     """
-    output = options.Output(json=json, quiet=quiet, color=color)
-    _check_kind(prompt, file, out, chat=chat, base=base, samples=samples, json=json)
-    settings = resolve_flags(
-        preset=None,
-        config=None,
-        sets=None,
-        flags={
-            "sampling.max_new_tokens": ("--max-new-tokens", max_new_tokens),
-            "sampling.temperature": ("--temperature", temperature),
-            "sampling.top_p": ("--top-p", top_p),
-            "sampling.top_k": ("--top-k", top_k),
-            "sampling.min_p": ("--min-p", min_p),
-            "sampling.repetition_penalty": ("--repetition-penalty", repetition_penalty),
-            "sampling.stop": ("--stop", stop_text or None),
-            "sampling.seed": ("--seed", seed),
-            "training.precision": ("--precision", None if precision is None else precision.value),
-        },
-    ).settings
-    text = _read_prompt(prompt)
+    _check_kind(asked, output)
+    settings = resolve_flags(flags).settings
+    text = _read_prompt(asked.prompt)
 
     def build() -> "GenerateRequest":
         from sftcli.services.generate.prompt import GenerateRequest
@@ -101,47 +107,38 @@ def generate(
             sampling=settings.sampling,
             root=runs,
             precision=settings.training.precision,
-            checkpoint=checkpoint,
-            system=as_utf8(system),
-            ignored=tuple(ignored or ()),
-            samples=samples,
-            with_base=base,
-            tokenizer=tokenizer,
-            base_model=base_model,
-            trusts_code=trust_remote_code,
+            checkpoint=answering.checkpoint,
+            system=as_utf8(answering.system),
+            ignored=tuple(answering.ignored or ()),
+            samples=asked.samples,
+            with_base=asked.base,
+            tokenizer=answering.model.tokenizer,
+            base_model=answering.model.base_model,
+            trusts_code=answering.model.trusts_code,
         )
 
-    if chat:
+    if asked.chat:
         run_chat(build, output)
-    elif file is not None and out is not None:
-        _answer_file(build, file, out, output)
+    elif asked.file is not None and asked.out is not None:
+        _answer_file(build, asked.file, asked.out, output)
     else:
         _answer_prompt(build, output)
 
 
-def _check_kind(
-    prompt: str | None,
-    file: Path | None,
-    out: Path | None,
-    *,
-    chat: bool,
-    base: bool,
-    samples: int,
-    json: bool,
-) -> None:
+def _check_kind(asked: AskedFlags, output: Output) -> None:
     """Refuse combinations that mean nothing.
 
     Raises:
         UsageError: There is not exactly one thing to answer, or a flag does not go with it.
     """
-    if sum((prompt is not None, file is not None, chat)) != 1:
+    if sum((asked.prompt is not None, asked.file is not None, asked.chat)) != 1:
         raise UsageError(
             "there must be one thing to answer: a prompt, --file or --chat",
             hint='sft generate "your prompt", or sft generate --file prompts.jsonl --out answers.jsonl',
         )
-    if (file is None) != (out is None):
+    if (asked.file is None) != (asked.out is None):
         raise UsageError("--file and --out go together", hint="pass both")
-    if chat and (base or samples > 1 or json):
+    if asked.chat and (asked.base or asked.samples > 1 or output.json):
         raise UsageError(
             "--chat talks with one model, once a turn", hint="leave out --base, --samples and --json"
         )
@@ -158,7 +155,7 @@ def _read_prompt(prompt: str | None) -> str:
         raise DataError("the prompt on standard input is not UTF-8", hint="send it as UTF-8") from None
 
 
-def _answer_prompt(build: Callable[[], "GenerateRequest"], output: options.Output) -> None:
+def _answer_prompt(build: Callable[[], "GenerateRequest"], output: Output) -> None:
     with session(output) as current:
         current.emit(LOADING)
         from sftcli.services.generate.prompt import run_generation
@@ -171,9 +168,7 @@ def _answer_prompt(build: Callable[[], "GenerateRequest"], output: options.Outpu
         raise typer.Exit(current.stop.exit_code)
 
 
-def _answer_file(
-    build: Callable[[], "GenerateRequest"], source: Path, out: Path, output: options.Output
-) -> None:
+def _answer_file(build: Callable[[], "GenerateRequest"], source: Path, out: Path, output: Output) -> None:
     with session(output) as current:
         current.emit(LOADING)
         from sftcli.services.generate.file import run_file_generation

@@ -5,16 +5,18 @@ from typing import Annotated
 import typer
 
 from sftcli.cli.options import complete
-from sftcli.cli.options import shared as options
+from sftcli.cli.options.groups import command
+from sftcli.cli.options.shared import Output
 from sftcli.cli.results import results
 
 
+@command
 def presets(
+    *,
     name: Annotated[
         str | None, typer.Argument(help="Show the settings of this preset.", autocompletion=complete.presets)
     ] = None,
-    json: options.Json = False,
-    color: options.ColorChoice = options.Color.AUTO,
+    output: Annotated[Output, "json", "color"],
 ) -> None:
     """List the presets, or show the settings of one.
 
@@ -26,7 +28,6 @@ def presets(
     from sftcli.config.presets import preset_names, read_preset
     from sftcli.config.resolve import resolve
 
-    output = options.Output(json=json, color=color)
     if name is not None:
         rows = resolve(preset=name, config_file=None, overrides=(), environ={}).rows()
         results.show_settings(rows, output)
@@ -34,7 +35,8 @@ def presets(
     results.show_pairs({preset: read_preset(preset).description for preset in preset_names()}, output)
 
 
-def env(json: options.Json = False, color: options.ColorChoice = options.Color.AUTO) -> None:
+@command
+def env(*, output: Annotated[Output, "json", "color"]) -> None:
     """Show versions, device and folders: what a bug report needs.
 
     Examples:
@@ -44,4 +46,4 @@ def env(json: options.Json = False, color: options.ColorChoice = options.Color.A
     """
     from sftcli.services.machine import describe_machine
 
-    results.show_pairs(describe_machine(), options.Output(json=json, color=color))
+    results.show_pairs(describe_machine(), output)

@@ -6,12 +6,15 @@ from typing import Annotated
 import typer
 
 from sftcli.cli.options import complete
-from sftcli.cli.options import shared as options
+from sftcli.cli.options.groups import command
+from sftcli.cli.options.shared import Output, RunsRoot
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
 
 
+@command
 def report(
+    *,
     names: Annotated[
         list[str] | None,
         typer.Argument(
@@ -26,10 +29,8 @@ def report(
             "--out", "-o", metavar="FILE", help="Where to write; by default into the first run's folder."
         ),
     ] = None,
-    runs: options.RunsRoot = Path("runs"),
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    color: options.ColorChoice = options.Color.AUTO,
+    runs: RunsRoot = Path("runs"),
+    output: Annotated[Output, "json", "quiet", "color"],
 ) -> None:
     """Write one HTML page about a run, or about several side by side. It needs no network and no model.
 
@@ -38,7 +39,6 @@ def report(
 
       sft report first second --out compared.html
     """
-    output = options.Output(json=json, quiet=quiet, color=color)
     with session(output):
         from sftcli.services.report.html import write_report
         from sftcli.services.runs.folder import find_run, newest_run

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli.options import complete
-from sftcli.cli.options import shared as options
+from sftcli.cli.options.groups import command
+from sftcli.cli.options.shared import Output, RunsRoot
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import count, duration, loss_text, percent, signs, sparkline
@@ -24,12 +25,13 @@ STATE_STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "br
                 "damaged": "red"}  # fmt: skip
 
 
+@command
 def runs(
+    *,
     root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds run folders.")] = Path(
         "runs"
     ),
-    json: options.Json = False,
-    color: options.ColorChoice = options.Color.AUTO,
+    output: Annotated[Output, "json", "color"],
 ) -> None:
     """List runs, newest first: where each stands, its steps, its losses.
 
@@ -38,7 +40,6 @@ def runs(
 
       sft runs --json
     """
-    output = options.Output(json=json, color=color)
     with session(output):
         from sftcli.services.runs.summary import summarize_runs
 
@@ -58,14 +59,15 @@ def runs(
         )
 
 
+@command
 def show(
+    *,
     run: Annotated[
         str | None,
         typer.Argument(help="Run by name or path; the newest one.", autocompletion=complete.runs),
     ] = None,
-    root: options.RunsRoot = Path("runs"),
-    json: options.Json = False,
-    color: options.ColorChoice = options.Color.AUTO,
+    root: RunsRoot = Path("runs"),
+    output: Annotated[Output, "json", "color"],
 ) -> None:
     """Show one run: what was trained on what, how it went, and what to do with it next.
 
@@ -74,7 +76,6 @@ def show(
 
       sft show my-run --json
     """
-    output = options.Output(json=json, color=color)
     with session(output):
         from sftcli.services.runs.folder import find_run, newest_run
         from sftcli.services.runs.summary import read_scores, summarize_run

@@ -1,10 +1,14 @@
 """From flags to resolved settings, the same way for every command."""
 
 import os
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from sftcli.cli.options import complete
+from sftcli.cli.options.flags import FLAGS, SETTINGS_PANEL, Flags
 from sftcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -12,77 +16,66 @@ if TYPE_CHECKING:
 
 DEFAULT_PRESET = "quick"
 
-
-def choose_preset(preset: str | None, config: str | None, data: Sequence[str] | None) -> str | None:
-    """Return the preset to start from: ``quick`` when the user named neither a preset, nor a file, nor data."""
-    return DEFAULT_PRESET if preset is None and config is None and not data else preset
-
-
-def data_flags(
-    *,
-    renames: list[str] | None,
-    ignored: list[str] | None,
-    template: str | None,
-    train_on: str | None,
-    max_tokens: int | None,
-    overlong: str | None,
-    allow_leak: bool,
-    strict: bool,
-) -> Mapping[str, tuple[str, object]]:
-    """Return the flags that say how rows are read, as ``resolve_flags`` takes them."""
-    return {
-        "data.renames": ("--map", renames or None),
-        "data.ignored_keys": ("--ignore", ignored or None),
-        "data.template": ("--template", template),
-        "data.train_on": ("--train-on", train_on),
-        "data.max_tokens": ("--max-tokens", max_tokens),
-        "data.overlong": ("--overlong", overlong),
-        "data.allow_leak": ("--allow-leak", allow_leak or None),
-        "data.strict": ("--strict", strict or None),
-    }
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=complete.settings,
+        help="Change one setting, as in `--set training.learning_rate=1e-4`. Repeatable.",
+        rich_help_panel=SETTINGS_PANEL,
+    ),
+]
 
 
-def resolve_flags(
-    *,
-    preset: str | None,
-    config: str | None,
-    sets: Sequence[str] | None,
-    flags: Mapping[str, tuple[str, object]],
-    data: Sequence[str] | None = None,
-    heldout: Sequence[str] | None = None,
-) -> "Resolved":
-    """Resolve the settings of a command.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """The flags that bring settings of any key."""
 
-    Args:
-        preset: Name of a preset.
-        config: Path of a settings file.
-        sets: Arguments of ``--set``.
-        flags: Settings key -> (flag, value); a value of None was not given.
-        data: Sources to train on.
-        heldout: Sources to hold out.
-    """
-    from sftcli.config.layers import Override
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            "-p",
+            metavar="NAME",
+            autocompletion=complete.presets,
+            help="Start from the settings of this preset; `sft presets` lists them.",
+            rich_help_panel=SETTINGS_PANEL,
+        ),
+    ] = None
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            autocompletion=complete.config_files,
+            help="Read settings from this TOML file.",
+            rich_help_panel=SETTINGS_PANEL,
+        ),
+    ] = None
+    sets: Set = None
+
+
+def or_default_preset(layers: Layers, flags: Flags) -> Layers:
+    """Return ``layers`` from ``quick`` on when the user named neither a preset, nor a file, nor data."""
+    names_any = layers.preset is not None or layers.config is not None or flags.values[FLAGS["--data"]]
+    return layers if names_any else replace(layers, preset=DEFAULT_PRESET)
+
+
+def resolve_flags(flags: Flags, layers: Layers | None = None) -> "Resolved":
+    """Resolve the settings of a command; what is wrong with ``--set`` is told with all else that is."""
     from sftcli.config.resolve import parse_set, resolve
 
-    overrides: list[Override] = []
-    if data:
-        overrides.append(Override(key="data.sources", value=list(data), origin="--data"))
-    if heldout:
-        overrides.append(Override(key="data.heldout_sources", value=list(heldout), origin="--heldout"))
-    overrides += [
-        Override(key=key, value=value, origin=flag)
-        for key, (flag, value) in flags.items()
-        if value is not None
-    ]
-    faults: list[UsageError] = []
-    for text in sets or ():
+    layers = layers or Layers()
+    overrides, faults = flags.overrides(), list[UsageError]()
+    for text in layers.sets or ():
         try:
             overrides.append(parse_set(text))
         except UsageError as error:
             faults.append(error)
     return resolve(
-        preset=preset,
-        config_file=None if config is None else Path(config),
+        preset=layers.preset,
+        config_file=None if layers.config is None else Path(layers.config),
         overrides=overrides,
         environ=os.environ,
         faults=faults,

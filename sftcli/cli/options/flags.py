@@ -1,0 +1,247 @@
+"""The flags that set settings: a row of ``FLAGS`` each. To give one to a command, name it in the command's list.
+
+Imports nothing heavier than Typer, because it is read before every command, ``--help`` and shell completion included.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
+from enum import StrEnum
+from inspect import Parameter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sftcli.cli.options import complete
+
+if TYPE_CHECKING:
+    from typer.models import OptionInfo
+
+    from sftcli.config.layers import Override
+
+SETTINGS_PANEL = "Settings"
+INPUT_PANEL = "Model and data"
+ADAPTER_PANEL = "Adapter"
+SAMPLING_PANEL = "Sampling"
+RUN_PANEL = "Run"
+
+
+class AdapterChoice(StrEnum):
+    """Adapters as people call them."""
+
+    NONE = "none"
+    LORA = "lora"
+    DORA = "dora"
+    RSLORA = "rslora"
+    QLORA = "qlora"
+
+
+class PrecisionChoice(StrEnum):
+    """Of matrix products."""
+
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+def _one_of_setting(key: str) -> Callable[[object], object]:
+    """Return a callback that checks words of a flag against the setting ``key``, together with the other flags.
+
+    The settings would refuse them too, but only after the flags that Typer checks.
+    """
+
+    def check(value: object) -> object:
+        if value:
+            from sftcli.config.fields import choices, element_choices
+            from sftcli.config.schema.settings import FIELDS
+
+            words = choices(FIELDS[key]) or element_choices(FIELDS[key])
+            for word in value if isinstance(value, list) else [value]:
+                if word not in words:
+                    raise typer.BadParameter(f"{word!r} is not one of {', '.join(map(repr, words))}")
+        return value
+
+    return check
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flag:
+    """A flag that sets a setting.
+
+    Attributes:
+        names: As they are typed, the long one first: ``--data -d``.
+        key: The setting.
+        kind: Type of the value; a ``bool`` is set by the name alone, a list by each repetition.
+        checks_words: Whether the value must be one of the words that the setting accepts.
+        means: Settings that a value stands for, where that is not the value itself for ``key``.
+    """
+
+    names: str
+    key: str
+    _: KW_ONLY
+    help: str
+    panel: str | None = None
+    kind: type = str
+    metavar: str | None = None
+    min: float | None = None
+    max: float | None = None
+    complete: Callable[[str], list[str | tuple[str, str]]] | None = None
+    checks_words: bool = False
+    means: Mapping[object, Mapping[str, object]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The long name."""
+        return self.names.split()[0]
+
+    @property
+    def parameter_name(self) -> str:
+        """The name of the parameter that the flag is to Typer."""
+        return self.name.removeprefix("--").replace("-", "_")
+
+    @property
+    def option(self) -> "OptionInfo":
+        """The flag as Typer wants it within ``Annotated``."""
+        option: OptionInfo = typer.Option(
+            *self.names.split(),
+            metavar=self.metavar,
+            min=self.min,
+            max=self.max,
+            autocompletion=self.complete,
+            callback=_one_of_setting(self.key) if self.checks_words else None,
+            help=self.help,
+            rich_help_panel=self.panel,
+            show_default=False,
+        )
+        return option
+
+    @property
+    def parameter(self) -> Parameter:
+        """The flag as a parameter of a command."""
+        kind, default = (bool, False) if self.kind is bool else (self.kind | None, None)
+        return Parameter(
+            self.parameter_name,
+            Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[kind, self.option],
+        )
+
+    def overrides(self, given: object) -> "Iterator[Override]":
+        """Yield what the value ``given`` sets; nothing where the user gave none."""
+        from sftcli.config.layers import Override
+
+        if given is None or given is False or given == []:
+            return
+        value = given.value if isinstance(given, StrEnum) else given
+        origin = f"{self.name} {value}" if self.means and value is not True else self.name
+        meant = self.means[value] if self.means else {self.key: value}
+        for key, setting in meant.items():
+            yield Override(key=key, value=setting, origin=origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What the user gave for each flag of a command."""
+
+    values: Mapping[Flag, object]
+
+    def with_value(self, name: str, value: object) -> "Flags":
+        """Return these and the flag ``name`` as if it had been given ``value``."""
+        return Flags({**self.values, FLAGS[name]: value})
+
+    def overrides(self) -> "list[Override]":
+        """Return the settings that the user gave."""
+        return [override for flag, given in self.values.items() for override in flag.overrides(given)]
+
+
+_ADAPTERS: Mapping[object, Mapping[str, object]] = {
+    "none": {"adapter.kind": "none"},
+    "lora": {"adapter.kind": "lora"},
+    "dora": {"adapter.kind": "dora"},
+    "rslora": {"adapter.kind": "lora", "adapter.rslora": True},
+    "qlora": {"adapter.kind": "lora", "adapter.quantize": "4bit"},
+}
+
+# fmt: off
+_ROWS: Mapping[str | None, tuple[Flag, ...]] = {
+    SETTINGS_PANEL: (
+        Flag("--max-steps", "training.max_steps", kind=int, metavar="N", min=1,
+             help="Optimizer steps to train."),
+        Flag("--seed", "training.seed", kind=int, metavar="N", min=0, max=2**32 - 1,
+             help="Seed of everything random."),
+        Flag("--packing", "training.packing", metavar="auto|on|off", checks_words=True,
+             help="Put several rows into one, kept apart by attention; auto does where the model is seen to keep them apart."),
+    ),
+    INPUT_PANEL: (
+        Flag("--data -d", "data.sources", kind=list[str], metavar="SOURCE", complete=complete.rows,
+             help="File, folder or hub name of rows to use; SOURCE:N takes N rows. Repeatable."),
+        Flag("--heldout", "data.heldout_sources", kind=list[str], metavar="SOURCE", complete=complete.rows,
+             help="Rows to hold out; without it, a share of the data is. Repeatable."),
+        Flag("--model -m", "model.name", metavar="MODEL", complete=complete.models,
+             help="Alias, hub name, folder, .gguf or .pt file of a model."),
+        Flag("--tokenizer", "model.tokenizer", metavar="NAME_OR_DIR",
+             help="Tokenizer of a .pt model, which holds none; gpt2 by default."),
+        Flag("--trust-remote-code", "model.trust_remote_code", kind=bool,
+             help="Run the code that a hub model brings, at the full commit in model.revision. Read it first."),
+        Flag("--map", "data.renames", kind=list[str], metavar="OURS=THEIRS",
+             help="Read a column under another name, as in `--map prompt=question`. Repeatable."),
+        Flag("--ignore", "data.ignored_keys", kind=list[str], metavar="KEY",
+             help="Drop a key that is refused because it changes what rows mean, as in `--ignore history`. Repeatable."),
+        Flag("--template", "data.template", metavar="NAME",
+             help="Chat template: chatml, alpaca, modern-llm or a file of Jinja text; the tokenizer's own without it."),
+        Flag("--train-on", "data.train_on", metavar="all|last", checks_words=True,
+             help="Train all assistant turns of a conversation, or the last one only."),
+        Flag("--max-tokens", "data.max_tokens", kind=int, metavar="N", min=8,
+             help="Longest row in tokens; longer ones are left out and counted."),
+        Flag("--overlong", "data.overlong", metavar="drop|truncate|error", checks_words=True,
+             help="What to do with longer rows: leave them out, cut them to the turns that fit, or stop."),
+        Flag("--allow-leak", "data.allow_leak", kind=bool,
+             help="Go on although held-out rows are trained on too."),
+        Flag("--strict", "data.strict", kind=bool,
+             help="Exit with 3 if rows are rejected, cut, repeated or broken, or share prompts with held-out ones."),
+    ),
+    ADAPTER_PANEL: (
+        Flag("--lora", "adapter.kind", kind=bool, means={True: _ADAPTERS["lora"]},
+             help="Train a LoRA adapter in place of the whole model."),
+        Flag("--adapter", "adapter.kind", kind=AdapterChoice, means=_ADAPTERS,
+             help="Train an adapter of this kind; `qlora` keeps the model below it in 4 bits, on CUDA."),
+        Flag("--rank", "adapter.rank", kind=int, metavar="N", min=1,
+             help="Inner width of the adapter's matrices."),
+    ),
+    RUN_PANEL: (
+        Flag("--run", "run.name", metavar="NAME",
+             help="Name of the run folder; without it, one is made from preset and time."),
+        Flag("--track", "run.trackers", kind=list[str], metavar="TRACKER", checks_words=True,
+             help="Send the numbers of the run to tensorboard, wandb or mlflow too. Repeatable."),
+        Flag("--processes", "training.processes", kind=int, metavar="N", min=1,
+             help="Share each step among so many processes on this machine, one for each GPU."),
+    ),
+    SAMPLING_PANEL: (
+        Flag("--max-new-tokens", "sampling.max_new_tokens", kind=int, metavar="N", min=1,
+             help="Longest answer in tokens."),
+        Flag("--temperature", "sampling.temperature", kind=float, metavar="T", min=0.0, max=5.0,
+             help="0 always takes the most likely token."),
+        Flag("--top-p", "sampling.top_p", kind=float, metavar="P", min=0.0, max=1.0,
+             help="Sample from the smallest set of tokens with this probability."),
+        Flag("--top-k", "sampling.top_k", kind=int, metavar="K", min=0,
+             help="Sample from this many most likely tokens; 0 for all."),
+        Flag("--min-p", "sampling.min_p", kind=float, metavar="P", min=0.0, max=1.0,
+             help="Leave out tokens with less than this share of the most likely one's probability."),
+        Flag("--repetition-penalty", "sampling.repetition_penalty", kind=float, metavar="X", min=0.1, max=10.0,
+             help="Above 1 makes tokens less likely that are there already."),
+        Flag("--stop", "sampling.stop", kind=list[str], metavar="TEXT",
+             help="End the answer before this text. Repeatable."),
+    ),
+    None: (
+        Flag("--precision", "training.precision", kind=PrecisionChoice,
+             help="Of matrix products; fp32 answers as other programs do in float32."),
+    ),
+}
+# fmt: on
+FLAGS: Mapping[str, Flag] = {
+    flag.name: replace(flag, panel=panel) for panel, flags in _ROWS.items() for flag in flags
+}
+
+# Of every command that reads rows to train on.
+ROW_FLAGS = (
+    "--map", "--ignore", "--template", "--train-on", "--max-tokens", "--overlong", "--allow-leak", "--strict",
+)  # fmt: skip
