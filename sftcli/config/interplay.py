@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeGuard
 
-from sftcli.config.layers import Entry, Fields, Layer, merged
+from sftcli.config.layers import Entry, Fields, Layer, winning
 from sftcli.config.schema.adapter import ADAPTER_LEARNING_RATE, AdapterKind
 
 # A key set in a later source ends the values that earlier sources gave to these.
@@ -31,7 +31,7 @@ def settle(layers: Sequence[Layer], fields: Fields) -> Sequence[Layer]:
     What users wrote themselves is not changed to make it fit: that is a conflict, and validation refuses it.
     """
     settled = [_without(layer, _ended_by(layer, layers[index + 1 :])) for index, layer in enumerate(layers)]
-    winners = merged(settled)
+    winners = winning(settled)
     if _is_outgrown(settled, _WARMUP, winners.get(_STEPS), fields):
         settled = [_without(layer, {_WARMUP}) for layer in settled]
     batch = winners.get(_BATCH)
@@ -39,7 +39,7 @@ def settle(layers: Sequence[Layer], fields: Fields) -> Sequence[Layer]:
         lowered = replace(batch, key=_MICRO_BATCH, origin=f"limited by {batch.origin}")
         settled.append(Layer(entries={_MICRO_BATCH: lowered}))
     adapter = winners.get(_ADAPTER)
-    if adapter is not None and adapter.value in _ADAPTERS and _is_from_before(settled, _RATE, _ADAPTER):
+    if adapter is not None and adapter.value in _ADAPTERS and _is_inherited(settled, _RATE, _ADAPTER):
         suited = replace(
             adapter, key=_RATE, value=ADAPTER_LEARNING_RATE, origin=f"goes with {adapter.origin}"
         )
@@ -47,15 +47,19 @@ def settle(layers: Sequence[Layer], fields: Fields) -> Sequence[Layer]:
     return settled
 
 
-def _is_from_before(layers: Sequence[Layer], key: str, other: str) -> bool:
+def _is_inherited(layers: Sequence[Layer], key: str, other: str) -> bool:
     """Tell whether ``key`` is a default, or of a preset that knew nothing of what ``other`` is set to later."""
-    holders = [index for index, layer in enumerate(layers) if key in layer.entries]
-    others = [index for index, layer in enumerate(layers) if other in layer.entries]
-    return not holders or (layers[holders[-1]].is_preset and holders[-1] < others[-1])
+    source = _source(layers, key)
+    return source < 0 or (layers[source].is_preset and source < _source(layers, other))
+
+
+def _source(layers: Sequence[Layer], key: str) -> int:
+    """Return the index of the layer whose value of ``key`` counts, -1 for the default."""
+    return max((index for index, layer in enumerate(layers) if key in layer.entries), default=-1)
 
 
 def _ended_by(layer: Layer, later: Sequence[Layer]) -> set[str]:
-    ended = {ended for key in merged(later) for ended in _ENDS.get(key, ())}
+    ended = {ended for key in winning(later) for ended in _ENDS.get(key, ())}
     # A source that names a tokenizer and no model does not say whose tokenizer it is: the later model's.
     return ended if "model.name" in layer.entries else ended - {"model.tokenizer"}
 
@@ -66,13 +70,10 @@ def _without(layer: Layer, keys: set[str]) -> Layer:
 
 def _is_outgrown(layers: Sequence[Layer], key: str, limit: Entry | None, fields: Fields) -> bool:
     """Tell whether ``key`` is inherited and above ``limit``, the value of another key from a later source."""
-    holders = [index for index, layer in enumerate(layers) if key in layer.entries]
-    limiters = [
-        index for index, layer in enumerate(layers) if limit is not None and limit.key in layer.entries
-    ]
-    if limit is None or (holders and (not layers[holders[-1]].is_preset or holders[-1] >= limiters[-1])):
+    if limit is None or not _is_inherited(layers, key, limit.key):
         return False
-    value: object = layers[holders[-1]].entries[key].value if holders else fields[key].default
+    entry = winning(layers).get(key)
+    value: object = fields[key].default if entry is None else entry.value
     # A limit that is itself wrong is left for validation to report, and only it.
     return _is_whole(limit.value) and _is_whole(value) and value > limit.value >= 1
 

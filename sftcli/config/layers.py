@@ -1,5 +1,6 @@
 """One layer of settings per source, each value with the place it came from. Unknown keys become problems, not errors."""
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,8 +55,16 @@ class Entry:
 class Layer:
     """The values of one source. ``is_preset`` tells that its author is not the user."""
 
-    entries: Mapping[str, Entry]
+    entries: dict[str, Entry]
     is_preset: bool = False
+
+    def tables(self) -> dict[str, dict[str, object]]:
+        """Return the values as a file has them: by section, then by name."""
+        tables: dict[str, dict[str, object]] = {}
+        for key, entry in self.entries.items():
+            section, _, name = key.partition(".")
+            tables.setdefault(section, {})[name] = entry.value
+        return tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +76,9 @@ class Problem:
     hint: str = ""
 
 
-def merged(layers: Sequence[Layer]) -> Mapping[str, Entry]:
-    """Return the winning entry of each key; later layers win."""
-    return {key: entry for layer in layers for key, entry in layer.entries.items()}
+def winning(layers: Sequence[Layer]) -> Mapping[str, Entry]:
+    """Look up the winning entry of a key in ``layers`` as they are; later layers win."""
+    return ChainMap(*(layer.entries for layer in reversed(layers)))
 
 
 def document_layer(

@@ -4,6 +4,7 @@ Precedence, the last wins: defaults, preset, ``--config`` file, environment, fla
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,12 +23,12 @@ from sftcli.config.layers import (
     Problem,
     document_layer,
     environment_layer,
-    merged,
     override_layer,
+    winning,
 )
 from sftcli.config.pipeline_json import read_pipeline_json
 from sftcli.config.presets import preset_names, read_preset
-from sftcli.config.schema.settings import FIELDS, Settings, current_layers
+from sftcli.config.schema.settings import FIELDS, Settings
 from sftcli.config.toml_file import TomlDocument, read_toml
 from sftcli.errors import Location, NotFoundError, UsageError
 from sftcli.suggest import aside, did_you_mean
@@ -90,9 +91,6 @@ DEFAULT_ORIGIN = "default"
 SET_ORIGIN = "--set"
 
 
-"""Every settings key with its description, bounds and default, in the order of the schema."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One settings key as ``--print-config`` shows it; an unset value is ``None``."""
@@ -146,80 +144,96 @@ def resolve(
     config_file: Path | None,
     overrides: Sequence[Override],
     environ: Mapping[str, str],
-    faults: Sequence[UsageError] = (),
+    sets: Sequence[str] = (),
 ) -> Resolved:
-    """Merge all sources and validate the result; ``faults`` that were found in them before are told with the others.
+    """Merge all sources and validate the result; ``sets`` are arguments of ``--set``, which win over ``overrides``.
 
     Raises:
         UsageError: Anything is wrong; all of it is listed in the message.
         NotFoundError: There is no ``config_file``.
     """
-    notices: list[str] = []
-    model_keys: dict[str, object] = {}
-    layers, problems = _read(preset, config_file, overrides, environ, notices, model_keys)
-    problems += map(_as_problem, faults)
-    layers = settle(layers, FIELDS)
-    winners = merged(layers)
-    settings = _validated(layers, winners, problems)
-    if problems or settings is None:
-        raise usage_error(problems)
+    reading = _Reading()
+    if preset is not None:
+        reading.add_preset(preset)
+    if config_file is not None:
+        reading.add_file(config_file)
+    reading.add_environment(environ)
+    reading.refuse_typed_keys()
+    reading.add_command_line(overrides, sets)
+    layers = settle(reading.layers, FIELDS)
+    winners = winning(layers)
+    settings = _validated(layers, winners, reading.problems)
+    if reading.problems or settings is None:
+        raise usage_error(reading.problems)
     origins = {key: winners[key].origin if key in winners else DEFAULT_ORIGIN for key in FIELDS}
-    return Resolved(settings=settings, origins=origins, notices=notices, model_keys=model_keys)
+    return Resolved(
+        settings=settings, origins=origins, notices=reading.notices, model_keys=reading.model_keys
+    )
 
 
-def _read(
-    preset: str | None,
-    config_file: Path | None,
-    overrides: Sequence[Override],
-    environ: Mapping[str, str],
-    notices: list[str],
-    model_keys: dict[str, object],
-) -> tuple[Sequence[Layer], list[Problem]]:
-    layers: list[Layer] = []
-    problems: list[Problem] = []
+@dataclass(slots=True)
+class _Reading:
+    """What was read of the sources so far, and all that is wrong with it."""
 
-    def add(layer: Layer, found: Sequence[Problem]) -> None:
-        layers.append(layer)
-        problems.extend(found)
+    layers: list[Layer] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    model_keys: Mapping[str, object] = field(default_factory=dict)
 
-    try:
-        for link in read_preset(preset).chain if preset is not None else ():
-            add(*document_layer(link.document, FIELDS, preset=link.name))
-    except UsageError as error:
-        problems.append(_as_problem(error))
-    try:
-        if config_file is not None:
-            _refuse_preset_as_file(config_file)
-            add(*document_layer(_read_config(config_file, notices, model_keys), FIELDS))
-    except UsageError as error:
-        problems.append(_as_problem(error))
-    add(*environment_layer(environ, FIELDS))
-    problems += [
-        Problem(
-            text=f"{entry.where}: {key} can be set on the command line only",
-            location=entry.location,
-            hint="For a model whose code you have read: --trust-remote-code --set model.revision=COMMIT.",
-        )
-        for layer in layers
-        for key, entry in layer.entries.items()
-        if key in TYPED_KEYS and entry.value is not False
-    ]
-    add(*override_layer(overrides, FIELDS))
-    return layers, problems
+    def add(self, layer: Layer, problems: Sequence[Problem]) -> None:
+        self.layers.append(layer)
+        self.problems += problems
 
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Keep an error of the block for the end, where it is told with all others."""
+        try:
+            yield
+        except UsageError as error:
+            self.problems.append(Problem(text=error.message, location=error.location, hint=error.hint))
 
-def _as_problem(error: UsageError) -> Problem:
-    return Problem(text=error.message, location=error.location, hint=error.hint)
+    def add_preset(self, name: str) -> None:
+        with self.refusals():
+            for link in read_preset(name).chain:
+                self.add(*document_layer(link.document, FIELDS, preset=link.name))
 
+    def add_file(self, path: Path) -> None:
+        with self.refusals():
+            _refuse_preset_as_file(path)
+            self.add(*document_layer(self._read_file(path), FIELDS))
 
-def _read_config(config_file: Path, notices: list[str], model_keys: dict[str, object]) -> TomlDocument:
-    if config_file.suffix != ".json":
-        return read_toml(config_file)
-    found = read_pipeline_json(config_file)
-    if found.ignored:
-        notices.append(f"{config_file}: keys of other stages are ignored: {', '.join(found.ignored)}")
-    model_keys |= found.model_keys
-    return found.document
+    def _read_file(self, path: Path) -> TomlDocument:
+        if path.suffix != ".json":
+            return read_toml(path)
+        found = read_pipeline_json(path)
+        if found.ignored:
+            self.notices.append(f"{path}: keys of other stages are ignored: {', '.join(found.ignored)}")
+        self.model_keys = found.model_keys
+        return found.document
+
+    def add_environment(self, environ: Mapping[str, str]) -> None:
+        self.add(*environment_layer(environ, FIELDS))
+
+    def refuse_typed_keys(self) -> None:
+        """Refuse the keys that a person has to type, in what was read before the command line."""
+        self.problems += [
+            Problem(
+                text=f"{entry.where}: {key} can be set on the command line only",
+                location=entry.location,
+                hint="For a model whose code you have read: --trust-remote-code --set model.revision=COMMIT.",
+            )
+            for layer in self.layers
+            for key, entry in layer.entries.items()
+            if key in TYPED_KEYS and entry.value is not False
+        ]
+
+    def add_command_line(self, overrides: Sequence[Override], sets: Sequence[str]) -> None:
+        typed, unreadable = list(overrides), _Reading()
+        for text in sets:
+            with unreadable.refusals():
+                typed.append(parse_set(text))
+        self.add(*override_layer(typed, FIELDS))
+        self.problems += unreadable.problems
 
 
 def _refuse_preset_as_file(config_file: Path) -> None:
@@ -234,9 +248,8 @@ def _validated(
     layers: Sequence[Layer], winners: Mapping[str, Entry], problems: list[Problem]
 ) -> Settings | None:
     """Return the settings, or ``None`` with ``problems`` extended."""
-    token = current_layers.set(layers)
     try:
-        return Settings()
+        return Settings.of_layers(layers)
     except ValidationError as invalid:
         for error in invalid.errors(include_url=False):
             key = ".".join(str(part) for part in error["loc"][:2])
@@ -245,8 +258,6 @@ def _validated(
             elif not problems:  # a misspelled key may be all that makes two others contradict each other
                 problems.append(conflict(error, winners, FIELDS))
         return None
-    finally:
-        current_layers.reset(token)
 
 
 def _values(settings: Settings) -> Iterator[tuple[str, object]]:

@@ -9,7 +9,6 @@ import typer
 
 from sftcli.cli.options import complete
 from sftcli.cli.options.flags import FLAGS, SETTINGS_PANEL, Flags
-from sftcli.errors import UsageError
 
 if TYPE_CHECKING:
     from sftcli.config.resolve import Resolved
@@ -63,20 +62,14 @@ def or_default_preset(layers: Layers, flags: Flags) -> Layers:
 
 
 def resolve_flags(flags: Flags, layers: Layers | None = None) -> "Resolved":
-    """Resolve the settings of a command; what is wrong with ``--set`` is told with all else that is."""
-    from sftcli.config.resolve import parse_set, resolve
+    """Resolve the settings of a command."""
+    from sftcli.config.resolve import resolve
 
     layers = layers or Layers()
-    overrides, faults = flags.overrides(), list[UsageError]()
-    for text in layers.sets or ():
-        try:
-            overrides.append(parse_set(text))
-        except UsageError as error:
-            faults.append(error)
     return resolve(
         preset=layers.preset,
         config_file=None if layers.config is None else Path(layers.config),
-        overrides=overrides,
+        overrides=flags.overrides(),
         environ=os.environ,
-        faults=faults,
+        sets=layers.sets or (),
     )

@@ -2,9 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from typing import Self
 
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from sftcli.config.fields import leaf_fields
 from sftcli.config.layers import Layer
@@ -13,31 +19,11 @@ from sftcli.config.schema.data import DataSettings
 from sftcli.config.schema.run import CheckpointSettings, ModelSettings, RunSettings, SamplingSettings
 from sftcli.config.schema.training import TrainingSettings
 
-current_layers: ContextVar[Sequence[Layer]] = ContextVar("layers", default=())
-
-
-class _LayerSource(PydanticBaseSettingsSource):
-    """One layer as pydantic-settings wants to see a source."""
-
-    def __init__(self, settings_cls: type[BaseSettings], layer: Layer) -> None:
-        super().__init__(settings_cls)
-        self._layer = layer
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[object, str, bool]:  # noqa: ARG002
-        """Return nothing: the whole layer is handed over at once."""
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, object]:
-        """Return the layer as nested tables."""
-        tables: dict[str, dict[str, object]] = {}
-        for key, entry in self._layer.entries.items():
-            section, _, name = key.partition(".")
-            tables.setdefault(section, {})[name] = entry.value
-        return dict(tables)
+_layers: ContextVar[Sequence[Layer]] = ContextVar("layers", default=())
 
 
 class Settings(BaseSettings):
-    """All settings of a run. Made by ``resolve``; made directly, it reads neither environment nor files."""
+    """All settings of a run. Made by ``of_layers``; made directly, it reads neither environment nor files."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -50,6 +36,19 @@ class Settings(BaseSettings):
     sampling: SamplingSettings = SamplingSettings()
 
     @classmethod
+    def of_layers(cls, layers: Sequence[Layer]) -> Self:
+        """Return the settings that ``layers`` make together; later layers win.
+
+        Raises:
+            ValidationError: A value is wrong, or values do not go together.
+        """
+        token = _layers.set(layers)
+        try:
+            return cls()
+        finally:
+            _layers.reset(token)
+
+    @classmethod
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
@@ -58,11 +57,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take the layers of the current ``resolve``, the strongest first, in place of the process's environment."""
-        return (
-            init_settings,
-            *(_LayerSource(settings_cls, layer) for layer in reversed(current_layers.get())),
-        )
+        """Take the layers of ``of_layers``, the strongest first, in place of the process's environment."""
+        layers = [InitSettingsSource(settings_cls, layer.tables()) for layer in reversed(_layers.get())]
+        return (init_settings, *layers)
 
 
 FIELDS: Mapping[str, FieldInfo] = leaf_fields(Settings)
