@@ -155,7 +155,7 @@ class StoppedError(SftError):
         super().__init__("stopped before the end; nothing was kept")
 
 
-class ToldElsewhereError(Exception):
+class ReportedByPeerError(Exception):
     """Another process of the same command says why it ended; this one ends in silence with the same ``exit_code``."""
 
     def __init__(self, exit_code: int) -> None:

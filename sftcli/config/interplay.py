@@ -48,7 +48,7 @@ def settle(layers: Sequence[Layer], fields: Fields) -> Sequence[Layer]:
 
 
 def _is_inherited(layers: Sequence[Layer], key: str, other: str) -> bool:
-    """Tell whether ``key`` is a default, or of a preset that knew nothing of what ``other`` is set to later."""
+    """Return whether ``key`` is a default, or of a preset that knew nothing of what ``other`` is set to later."""
     source = _source(layers, key)
     return source < 0 or (layers[source].is_preset and source < _source(layers, other))
 
@@ -69,7 +69,7 @@ def _without(layer: Layer, keys: set[str]) -> Layer:
 
 
 def _is_outgrown(layers: Sequence[Layer], key: str, limit: Entry | None, fields: Fields) -> bool:
-    """Tell whether ``key`` is inherited and above ``limit``, the value of another key from a later source."""
+    """Return whether ``key`` is inherited and above ``limit``, the value of another key from a later source."""
     if limit is None or not _is_inherited(layers, key, limit.key):
         return False
     entry = winning(layers).get(key)

@@ -15,7 +15,7 @@ from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import size
 
 
-class Format(StrEnum):
+class ExportFormat(StrEnum):
     """What a model is written as."""
 
     HF = "hf"
@@ -37,7 +37,7 @@ class ExportFlags:
     """What is written, where and as what."""
 
     to: Annotated[
-        Format,
+        ExportFormat,
         typer.Option("--to", help="A Hugging Face folder, a .pt file of the Modern LLM pipeline, or GGUF."),
     ]
     out: Annotated[

@@ -134,8 +134,8 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
         is_behind = summary.heldout_step < summary.step
         if is_behind and not summary.heldout_step:
             best = ""
-        told = not_since(first, last, summary.heldout_step) if is_behind else f"{first} at first, {last} now"
-        yield "held-out loss", f"{told}{best}{of}"
+        shown = not_since(first, last, summary.heldout_step) if is_behind else f"{first} at first, {last} now"
+        yield "held-out loss", f"{shown}{best}{of}"
     yield "checkpoints", _checkpoint_steps(summary.checkpoints) if summary.checkpoints else None
     if summary.set_aside:
         back = f"sft resume {_argument(summary)} --checkpoint {summary.set_aside[-1]}"

@@ -99,7 +99,7 @@ def end_line(event: FitEnded, seconds: float, measures: TrainingMeasures) -> str
     """Return how training ended, and what part of the measured peak of matrix products it made use of."""
     used = measures.whole_utilisation
     at = "" if used is None else f" at {percent(used)} of the machine's peak"
-    return f"training {event.ending.told(f'at step {event.step} after {duration(seconds)}{at}')}"
+    return f"training {event.ending.message(f'at step {event.step} after {duration(seconds)}{at}')}"
 
 
 def step_line(measures: TrainingMeasures, step: StepDone) -> str:

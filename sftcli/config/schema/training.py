@@ -102,7 +102,7 @@ class TrainingSettings(Section):
     micro_batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="Most tokens in one pass of packed rows, or one row; unset takes `micro_batch_size` times the longest row.",
+        description="Most tokens in one micro-batch of packed rows, or one row; unset takes `micro_batch_size` times the longest row.",
     )
     learning_rate: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
     schedule: Schedule = Field(

@@ -143,7 +143,7 @@ def left_out(audits: Sequence[AuditSummary]) -> LeftOut | None:
     )
 
 
-def judge(audits: Sequence[AuditSummary], data: DataSettings) -> Fitness:
+def assess_rows(audits: Sequence[AuditSummary], data: DataSettings) -> Fitness:
     """Return whether the rows of ``audits`` together are good enough for ``data``."""
     reasons = _rejected(audits)
     unfit = _find_unfit(audits, data)

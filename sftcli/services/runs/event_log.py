@@ -60,7 +60,7 @@ class RunLog:
         if after_step is not None and events.exists():
             lines = read_lines(events)
             write_text(events, "".join(lines_up_to(lines, after_step, owes_heldout=owes_heldout)))
-            self.repaired = [lines.told(events)]
+            self.repaired = [lines.message(events)]
         self.repaired = [*filter(None, [*self.repaired, end_torn_line(run.path / "training.log")])]
         self._events: BinaryIO = storage.disk.append(events)
         self._text: BinaryIO = storage.disk.append(run.path / "training.log")
@@ -99,8 +99,8 @@ class RunLog:
             case CheckpointSaved():
                 return f"Saved checkpoint: {event.path}"
             case FitEnded() if event.ending is not Ending.FINISHED:
-                told = event.ending.told(f"at step {event.step}")
-                return told[:1].upper() + told[1:]
+                message = event.ending.message(f"at step {event.step}")
+                return message[:1].upper() + message[1:]
             case ModelSaved():
                 return f"SFT complete. Final checkpoint: {event.pt or event.path}"
             case Notice() | MemoryEased():
@@ -144,7 +144,7 @@ class Lines:
     found: tuple[tuple[str, Mapping[str, object]], ...]
     damaged: int
 
-    def told(self, path: Path) -> str:
+    def message(self, path: Path) -> str:
         """Return in words what was left out; empty where all lines are whole."""
         if not self.damaged:
             return ""
@@ -173,7 +173,7 @@ def end_torn_line(path: Path) -> str:
     """Cut off a last line that a crash left without its end; return in words that it was."""
     if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
         storage.disk.truncate(path, content.rfind(b"\n") + 1)
-        return Lines(found=(), damaged=1).told(path)
+        return Lines(found=(), damaged=1).message(path)
     return ""
 
 

@@ -80,7 +80,7 @@ class TrackerSink:
         except Exception as error:  # noqa: BLE001 - whatever happens in a tracker, the run goes on
             self._numbers = None
             self.warn(
-                Warned(text=f"{self.name} gets no more numbers: {_told(error)}; the run goes on without it")
+                Warned(text=f"{self.name} gets no more numbers: {_reason(error)}; the run goes on without it")
             )
 
 
@@ -133,7 +133,7 @@ def _packages(module: str) -> tuple[str, ...]:
     return (f"{top}-skinny",) if top == "mlflow" else (top,)
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed ({install_command('track', *_packages(error.name or ''))})"
     if isinstance(error, SftError):
