@@ -50,7 +50,7 @@ class Shape:
         return sum(w.padded(1) for w in self.layer) * self.layers + sum(w.padded(1) for w in self.root)
 
     def traffic(
-        self, mode: str, processes: int, passes: int, compute_bytes: int, *, each_pass: bool
+        self, mode: str, processes: int, micro_batches: int, compute_bytes: int, *, each_micro_batch: bool
     ) -> Traffic:
         if processes == 1:
             return Traffic()
@@ -60,9 +60,9 @@ class Shape:
             [self.layer] * self.layers,
             self.root,
             processes=processes,
-            passes=passes,
+            micro_batches=micro_batches,
             compute_bytes=compute_bytes,
-            exchanges=passes if each_pass else 1,
+            exchanges=micro_batches if each_micro_batch else 1,
         )
 
 
@@ -89,7 +89,7 @@ class Machine:
 
 
 def memory_bytes(
-    shape: Shape, mode: str, processes: int, passes: int, tokens: int, *, each_pass: bool
+    shape: Shape, mode: str, processes: int, micro_batches: int, tokens: int, *, each_micro_batch: bool
 ) -> float:
     """Weights, gradients, moments and, with gradient checkpointing, activations of ``tokens`` in a pass."""
     numbers, one = shape.numbers, sum(w.padded(1) for w in shape.layer)
@@ -99,18 +99,27 @@ def memory_bytes(
     if mode == "ddp" or processes == 1:
         return (2 + 4 + 4 + 8) * numbers + activations
     root = sum(w.padded(1) for w in shape.root)
-    gradients = 4 * numbers if passes > 1 and not each_pass else 4 * numbers / processes
+    gradients = 4 * numbers if micro_batches > 1 and not each_micro_batch else 4 * numbers / processes
     return (4 + 8) * numbers / processes + gradients + 2 * (2 * one + root) + activations
 
 
 def step_seconds(
-    shape: Shape, mode: str, processes: int, passes: int, tokens: int, *, each_pass: bool, machine: Machine
+    shape: Shape,
+    mode: str,
+    processes: int,
+    micro_batches: int,
+    tokens: int,
+    *,
+    each_micro_batch: bool,
+    machine: Machine,
 ) -> tuple[float, float]:
     """Compute, and exchange, of a step; 8 N for a token, as gradient checkpointing computes forward twice."""
-    compute = passes * tokens * 8 * shape.numbers / machine.flops
-    traffic = shape.traffic(mode, processes, passes, 2, each_pass=each_pass)
+    compute = micro_batches * tokens * 8 * shape.numbers / machine.flops
+    traffic = shape.traffic(mode, processes, micro_batches, 2, each_micro_batch=each_micro_batch)
     wire = traffic.wire_bytes(processes) / machine.bandwidth(processes)
-    calls = 0 if processes == 1 else shape.numbers / 2**24 if mode == "ddp" else passes * 3 * shape.layers
+    calls = (
+        0 if processes == 1 else shape.numbers / 2**24 if mode == "ddp" else micro_batches * 3 * shape.layers
+    )
     return compute, wire + calls * machine.latency * max(1, processes.bit_length())
 
 
@@ -124,14 +133,16 @@ def predict(rows: int, tokens: int) -> None:
     for shape in MODELS:
         for processes in (1, 8, 64, 1024):
             for mode in ("ddp", "fsdp") if processes > 1 else ("ddp",):
-                passes = -(-rows // processes)
-                size = partial(memory_bytes, shape, mode, processes, passes, tokens)
-                each = mode == "fsdp" and size(each_pass=False) > machine.memory
-                memory = size(each_pass=each)
+                micro_batches = -(-rows // processes)
+                size = partial(memory_bytes, shape, mode, processes, micro_batches, tokens)
+                each = mode == "fsdp" and size(each_micro_batch=False) > machine.memory
+                memory = size(each_micro_batch=each)
                 compute, exchange = step_seconds(
-                    shape, mode, processes, passes, tokens, each_pass=each, machine=machine
+                    shape, mode, processes, micro_batches, tokens, each_micro_batch=each, machine=machine
                 )
-                bytes_ = shape.traffic(mode, processes, passes, 2, each_pass=each).wire_bytes(processes)
+                bytes_ = shape.traffic(mode, processes, micro_batches, 2, each_micro_batch=each).wire_bytes(
+                    processes
+                )
                 # fully_shard gathers the next layer while one computes; gradients of ddp go after the last pass.
                 seconds = compute + exchange if mode == "ddp" else max(compute, exchange)
                 print(
@@ -179,13 +190,13 @@ def _window():
 
 
 def _timed_step(group: Group, mode: str) -> tuple[float, float]:
-    """Median seconds of the passes with their exchanges, and of the update."""
+    """Median seconds of the micro_batches with their exchanges, and of the update."""
     weights, optimizer, batch_loss = _trainer(group, mode)
-    passes, updates = [], []
+    micro_batches, updates = [], []
     for _ in range(STEPS + 1):
         begin = time.monotonic()
         total = torch.zeros(())
-        for batch, weight in weights.passes(_window(), group):
+        for batch, weight in weights.micro_batches(_window(), group):
             nll = batch_loss(batch) * weight
             nll.backward()
             total += nll.detach()
@@ -194,9 +205,9 @@ def _timed_step(group: Group, mode: str) -> tuple[float, float]:
         optimizer.step()
         weights.publish()
         optimizer.zero_grad()
-        passes.append(middle - begin)
+        micro_batches.append(middle - begin)
         updates.append(time.monotonic() - middle)
-    return statistics.median(passes[1:]), statistics.median(updates[1:])
+    return statistics.median(micro_batches[1:]), statistics.median(updates[1:])
 
 
 def _median_seconds(call: Callable[[], object]) -> float:
@@ -231,8 +242,8 @@ def _one_of_two(rank: int, folder: str) -> None:
     dist.destroy_process_group()
     if rank:
         return
-    passes = ROWS // 2
-    print(f"{SMALL.numbers / 1e6:.1f} M weights, {ROWS} passes a step; a pass {1e3 * alone / ROWS:.1f} ms, update "
+    micro_batches = ROWS // 2
+    print(f"{SMALL.numbers / 1e6:.1f} M weights, {ROWS} micro_batches a step; a pass {1e3 * alone / ROWS:.1f} ms, update "
           f"{1e3 * update:.1f} ms, exchange {1e6 * latency:.0f} us and MB/s "
           f"{ {kind: round(rate / 1e6) for kind, rate in rates.items()} }")  # fmt: skip
     print(
@@ -240,8 +251,8 @@ def _one_of_two(rank: int, folder: str) -> None:
     )
     print(f"| 1 | - | {1e3 * (alone + update):.0f} | (gives the terms) | | |")
     groups = SMALL.layers + 1
-    for mode, calls in (("ddp", 2), ("fsdp", passes * (groups + SMALL.layers) + groups + 1)):
-        traffic = SMALL.traffic(mode, 2, passes, 4, each_pass=False)
+    for mode, calls in (("ddp", 2), ("fsdp", micro_batches * (groups + SMALL.layers) + groups + 1)):
+        traffic = SMALL.traffic(mode, 2, micro_batches, 4, each_micro_batch=False)
         exchange = sum(getattr(traffic, kind) / rate for kind, rate in rates.items()) + calls * latency
         predicted = alone / 2 + (update if mode == "ddp" else update / 2) + exchange
         off = predicted / result[mode] - 1

@@ -31,5 +31,5 @@ def _bound_kernels() -> None:
 
 
 def is_scheduled(environ: Mapping[str, str]) -> bool:
-    """Tell whether a scheduler of a cluster started this process, and may end it."""
+    """Return whether a scheduler of a cluster started this process, and may end it."""
     return any(name in environ for name in _SCHEDULER_VARIABLES)

@@ -28,7 +28,7 @@ class Ending(StrEnum):
     is_complete: bool
 
     FINISHED = "finished", "finished", "", True
-    PLATEAU = "plateau", "stopped early", "held-out loss fell no more", True
+    PLATEAU = "plateau", "stopped early", "held-out loss stopped improving", True
     STOPPED = "stopped", "stopped", "", False  # on request
 
     def __new__(cls, value: str, words: str, reason: str, is_complete: bool) -> "Ending":
@@ -37,8 +37,8 @@ class Ending(StrEnum):
         member._value_, member.words, member.reason, member.is_complete = value, words, reason, is_complete
         return member
 
-    def told(self, place: str) -> str:
-        """Return how training ended at ``place``, such as ``stopped early at step 20: held-out loss fell no more``."""
+    def message(self, place: str) -> str:
+        """Return how training ended at ``place``, such as ``stopped early at step 20: held-out loss stopped improving``."""
         return f"{self.words} {place}" + (f": {self.reason}" if self.reason else "")
 
 
@@ -132,9 +132,9 @@ class StepDone:
     text_tokens: int = 0  # those of running text: a step has only such, or none
     examples: int = 0  # in the global batch
     rows: int = 0  # that the examples were put into; fewer where they are packed
-    passes: int = 0  # forward and backward passes
+    micro_batches: int = 0
     exchanged_bytes: int = 0  # of gradients that each of several processes gave to be summed
-    utilisation: float | None = (
+    utilization: float | None = (
         None  # share of the measured peak of matrix products; None where there is none
     )
 
@@ -145,7 +145,7 @@ class MemoryEased:
 
     step: int
     micro_batch_size: int  # rows; 0 where they are packed
-    pass_tokens: int  # most positions of a micro-batch of packed rows; 0 elsewhere
+    micro_batch_tokens: int  # most positions of a micro-batch of packed rows; 0 elsewhere
     micro_batches: int  # of this global batch
     gradient_checkpointing: bool
     text: str

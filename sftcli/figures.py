@@ -11,7 +11,7 @@ NOTHING = "-"  # where nothing can be said
 
 
 def are_few(rows: int) -> bool:
-    """Tell whether ``rows`` are too few for an interval and for all digits."""
+    """Return whether ``rows`` are too few for an interval and for all digits."""
     return 0 < rows < FEW_ROWS
 
 

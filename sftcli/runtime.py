@@ -41,7 +41,7 @@ def choose_device() -> torch.device:
 
 
 def has_bf16_products(device: torch.device) -> bool:
-    """Tell whether ``device`` has instructions for bfloat16 matrix products."""
+    """Return whether ``device`` has instructions for bfloat16 matrix products."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -68,7 +68,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def has_matrix_units() -> bool:
-    """Tell whether the CPU has units (AMX) that multiply bfloat16 matrices many times as fast as float32 ones."""
+    """Return whether the CPU has units (AMX) that multiply bfloat16 matrices many times as fast as float32 ones."""
     probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
     is_held_back = "ONEDNN_MAX_CPU_ISA" in os.environ or "ATEN_CPU_CAPABILITY" in os.environ
     return bool(probe and probe()) and not is_held_back
@@ -189,7 +189,7 @@ def total_memory_bytes(device: torch.device) -> int:
 
 
 def keep_freed_memory(device: torch.device) -> bool:
-    """Let this process keep what tensors on a CPU free, for those of the next step; tell whether it does so now.
+    """Let this process keep what tensors on a CPU free, for those of the next step; return whether it does so now.
 
     The C library gives large blocks back to the system at once, and the system clears each page that it hands out again:
     5 to 10 % of a step (``docs/speed.md``). What a user set for the allocator stays.
@@ -221,7 +221,7 @@ def seed_everything(seed: int) -> None:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Tell whether every number of a floating-point tensor is finite; a tenth of the time of ``torch.isfinite``."""
+    """Return whether every number of a floating-point tensor is finite; a tenth of the time of ``torch.isfinite``."""
     if not tensor.numel():
         return True
     low, high = torch.aminmax(tensor.detach())  # a NaN is the least and the greatest

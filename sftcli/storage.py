@@ -282,7 +282,7 @@ def scratch_folder(parent: Path, *, hint: str) -> "Iterator[Path]":
 
 
 @contextmanager
-def whole_folder(target: Path, *, hint: str) -> "Iterator[Path]":
+def atomic_folder(target: Path, *, hint: str) -> "Iterator[Path]":
     """Yield a folder beside ``target`` to write in, and put it in the place of ``target`` when the block succeeds.
 
     Content is synced before it gets its name, so a crash leaves the old folder, no folder or the whole new one. When two
@@ -308,7 +308,7 @@ def whole_folder(target: Path, *, hint: str) -> "Iterator[Path]":
 
 @contextmanager
 def whole_file(target: Path, *, hint: str) -> "Iterator[Path]":
-    """Yield a path to write a file at, and put it in the place of ``target`` when the block succeeds; see ``whole_folder``."""
+    """Yield a path to write a file at, and put it in the place of ``target`` when the block succeeds; see ``atomic_folder``."""
     with scratch_folder(target.parent, hint=hint) as scratch:
         fresh = scratch / target.name
         yield fresh

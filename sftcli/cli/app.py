@@ -12,7 +12,7 @@ import typer
 from sftcli import __version__
 from sftcli.cli.commands import evaluate, export, generate, inspect, prepare, report, runs, train
 from sftcli.cli.errors.show import guarded
-from sftcli.cli.session.processes import as_one_voice
+from sftcli.cli.session.processes import rank_zero_output
 from sftcli.cli.terminal.text import as_utf8
 from sftcli.environment import set_defaults
 from sftcli.errors import UsageError
@@ -81,7 +81,7 @@ def main() -> None:
     command = _command_name(arguments)
     # In its own standalone mode Typer would print boxes for errors and turn a broken pipe into exit code 1.
     run = partial(_run, arguments)
-    run_here = as_one_voice(run) if command in SHARED else run
+    run_here = rank_zero_output(run) if command in SHARED else run
     sys.exit(guarded(run_here, command=command, json="--json" in arguments))
 
 

@@ -48,7 +48,7 @@ def settle(layers: Sequence[Layer], fields: Fields) -> Sequence[Layer]:
 
 
 def _is_from_before(layers: Sequence[Layer], key: str, other: str) -> bool:
-    """Tell whether ``key`` is a default, or of a preset that knew nothing of what ``other`` is set to later."""
+    """Return whether ``key`` is a default, or of a preset that knew nothing of what ``other`` is set to later."""
     holders = [index for index, layer in enumerate(layers) if key in layer.entries]
     others = [index for index, layer in enumerate(layers) if other in layer.entries]
     return not holders or (layers[holders[-1]].is_preset and holders[-1] < others[-1])
@@ -65,7 +65,7 @@ def _without(layer: Layer, keys: set[str]) -> Layer:
 
 
 def _is_outgrown(layers: Sequence[Layer], key: str, limit: Entry | None, fields: Fields) -> bool:
-    """Tell whether ``key`` is inherited and above ``limit``, the value of another key from a later source."""
+    """Return whether ``key`` is inherited and above ``limit``, the value of another key from a later source."""
     holders = [index for index, layer in enumerate(layers) if key in layer.entries]
     limiters = [
         index for index, layer in enumerate(layers) if limit is not None and limit.key in layer.entries

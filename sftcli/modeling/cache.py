@@ -57,7 +57,7 @@ def scratch_folder(parent: Path, *, hint: str = _HINT) -> "Iterator[Path]":
 
 
 @contextmanager
-def whole_folder(target: Path, *, hint: str = _HINT) -> "Iterator[Path]":
-    """Make the folder ``target`` in the cache whole or not at all; see ``storage.whole_folder``."""
-    with storage.whole_folder(target, hint=hint) as fresh:
+def atomic_folder(target: Path, *, hint: str = _HINT) -> "Iterator[Path]":
+    """Make the folder ``target`` in the cache whole or not at all; see ``storage.atomic_folder``."""
+    with storage.atomic_folder(target, hint=hint) as fresh:
         yield fresh

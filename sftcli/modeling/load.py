@@ -75,10 +75,10 @@ def take_names(model: PreTrainedModel, folder: Path) -> None:
 
     A checkpoint has the names that transformers uses in memory, where experts are fused and prefixes are gone.
     """
-    skeleton = AutoModelForCausalLM.from_pretrained(
+    layout = AutoModelForCausalLM.from_pretrained(
         folder, device_map="meta", local_files_only=True, trust_remote_code=False
     )
-    vars(model)["_weight_conversions"] = skeleton._weight_conversions
+    vars(model)["_weight_conversions"] = layout._weight_conversions
 
 
 def own_attention(model: PreTrainedModel) -> str:

@@ -23,7 +23,7 @@ from sftcli.services.modern_llm import export_pt
 from sftcli.services.report.model_card import license_of, model_card, portable
 from sftcli.training.checkpoint.format import STATE, read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints
-from sftcli.training.state import Snapshot
+from sftcli.training.state import TrainingSnapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -225,7 +225,7 @@ def _write_pt(request: ExportRequest, choice: ModelChoice, session: Session) -> 
     return "f32"
 
 
-def _state_of(choice: ModelChoice, model: "PreTrainedModel") -> Snapshot | None:
+def _state_of(choice: ModelChoice, model: "PreTrainedModel") -> TrainingSnapshot | None:
     """Return the newest full state of the run that made a model, of those that hold its weights.
 
     An adapter's optimizer state is not that of the model it is merged into.
@@ -245,7 +245,7 @@ def _state_of(choice: ModelChoice, model: "PreTrainedModel") -> Snapshot | None:
 
 
 def _is_made_of(weight: torch.Tensor, master: torch.Tensor) -> bool:
-    """Tell whether a final weight is a float32 master, or its rounding where products ran in bfloat16."""
+    """Return whether a final weight is a float32 master, or its rounding where products ran in bfloat16."""
     return torch.equal(weight, master) or torch.equal(weight, master.bfloat16().float())
 
 

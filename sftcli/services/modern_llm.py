@@ -12,7 +12,7 @@ from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.optim.schedule import learning_rate_at
-from sftcli.training.state import Snapshot
+from sftcli.training.state import TrainingSnapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +28,7 @@ class PtFiles:
         self.run = run
         self.settings = settings
 
-    def write_step(self, snapshot: Snapshot) -> None:
+    def write_step(self, snapshot: TrainingSnapshot) -> None:
         """Write the file of a checkpoint, and delete those of checkpoints that are gone.
 
         So ``checkpoint.keep_last`` and its companions decide for both.
@@ -40,13 +40,13 @@ class PtFiles:
             if path.name not in kept and path.stem.rpartition("_step")[2].isdigit():
                 storage.try_remove_tree(path)
 
-    def write_final(self, snapshot: Snapshot) -> str:
+    def write_final(self, snapshot: TrainingSnapshot) -> str:
         """Write the file of the final model; return its path."""
         path = self.run.path / f"{pt_name(self.run)}_final.pt"
         self._write(path, snapshot)
         return str(path)
 
-    def _write(self, path: Path, snapshot: Snapshot) -> None:
+    def _write(self, path: Path, snapshot: TrainingSnapshot) -> None:
         _write(self.model, self.run, path, self.settings, snapshot)
 
 
@@ -56,7 +56,12 @@ def pt_files(model: "PreTrainedModel", run: RunFolder, settings: Settings) -> Pt
 
 
 def export_pt(
-    path: Path, model: ModernLMForCausalLM, *, run: RunFolder | None, name: str, snapshot: Snapshot | None
+    path: Path,
+    model: ModernLMForCausalLM,
+    *,
+    run: RunFolder | None,
+    name: str,
+    snapshot: TrainingSnapshot | None,
 ) -> None:
     """Write the new file ``path``: with the state of ``snapshot`` where a run left one, else weights alone, as step 0.
 
@@ -87,7 +92,7 @@ def pt_name(run: RunFolder) -> str:
 
 
 def _write(
-    model: ModernLMForCausalLM, run: RunFolder, path: Path, settings: Settings, snapshot: Snapshot
+    model: ModernLMForCausalLM, run: RunFolder, path: Path, settings: Settings, snapshot: TrainingSnapshot
 ) -> None:
     training = settings.training
     group = {

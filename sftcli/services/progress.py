@@ -6,7 +6,7 @@ from sftcli.data.batches.batch import Batch
 from sftcli.events import EventSink, Progressed
 
 
-def counted(batches: Iterable[Batch], emit: EventSink, *, task: str, total: int) -> Iterator[Batch]:
+def with_progress(batches: Iterable[Batch], emit: EventSink, *, task: str, total: int) -> Iterator[Batch]:
     """Yield ``batches`` and tell after each one how many of ``total`` rows were in them; the task is over however it ends."""
     done = 0
     emit(Progressed(task=task, done=done, total=total))

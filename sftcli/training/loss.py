@@ -139,7 +139,7 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
     hidden = model.base_model(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, D)
     wanted = batch.targets != IGNORED
     head = cast("torch.nn.Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
-    features, weight = with_adapter(head, hidden[wanted])
+    features, weight = fold_lora_into_head(head, hidden[wanted])
     nll: torch.Tensor = HeadNllSum.apply(  # type: ignore[no-untyped-call]
         features,
         weight,
@@ -150,7 +150,7 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
     return nll
 
 
-def with_adapter(head: torch.nn.Linear, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def fold_lora_into_head(head: torch.nn.Linear, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return features (N, D + rank) and a weight (V, D + rank) whose product is what ``head`` makes of ``hidden`` (N, D).
 
     A head without a LoRA adapter gives back both as they are. ``W x + s B (A x)`` is ``[W, B] [x, s A x]``.

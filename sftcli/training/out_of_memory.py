@@ -14,7 +14,7 @@ _CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch raises a plain RuntimeError on t
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether ``error`` says that the machine or the device has no memory left."""
+    """Return whether ``error`` says that the machine or the device has no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
     )
@@ -98,15 +98,15 @@ class MemoryLadder:
         return self.make_plan(self._size(state))
 
     def event(self, state: TrainState, plan: StepPlan) -> MemoryEased:
-        """Return what is told when the step after ``state`` did not fit and runs on the rung of ``state``, by ``plan``, now."""
+        """Return the event that reports the step-down after the step behind ``state`` ran out of memory."""
         count = len(plan.window(state.step))
-        what = f"{self._passes(state, plan)} from here on, {count} in this step"
+        what = f"{self._micro_batches(state, plan)} from here on, {count} in this step"
         if state.checkpoints_activations:
             what = "gradient checkpointing from here on"
         return MemoryEased(
             step=state.step + 1,
-            micro_batch_size=0 if plan.pass_tokens else self._size(state),
-            pass_tokens=plan.pass_tokens,
+            micro_batch_size=0 if plan.micro_batch_tokens else self._size(state),
+            micro_batch_tokens=plan.micro_batch_tokens,
             micro_batches=count,
             gradient_checkpointing=state.checkpoints_activations,
             text=f"step {state.step + 1} ran out of memory: {what}; the global batch stays",
@@ -114,22 +114,22 @@ class MemoryLadder:
 
     def tried(self, state: TrainState, plan: StepPlan) -> str:
         """Return in words what the rung of ``state`` is, whose plan is ``plan``."""
-        passes = self._passes(state, plan)
+        micro_batches = self._micro_batches(state, plan)
         on = state.checkpoints_activations or self.checkpoint_activations is None
-        return f"{passes} and gradient checkpointing" if on else passes
+        return f"{micro_batches} and gradient checkpointing" if on else micro_batches
 
     def way_down(self, state: TrainState, plan: StepPlan) -> str:
         """Return the setting, ``KEY=VALUE``, of the next rung for a run that takes none itself; empty where none is left."""
         if not self.is_short:
             return ""
         size = self._size(state)
-        if size > 1 and not plan.pass_tokens:
+        if size > 1 and not plan.micro_batch_tokens:
             return f"training.micro_batch_size={size // 2}"
         return "training.gradient_checkpointing=true" if self.checkpoint_activations is not None else ""
 
-    def _passes(self, state: TrainState, plan: StepPlan) -> str:
-        if plan.pass_tokens:
-            return f"micro-batches of {plan.pass_tokens:,} tokens of packed rows"
+    def _micro_batches(self, state: TrainState, plan: StepPlan) -> str:
+        if plan.micro_batch_tokens:
+            return f"micro-batches of {plan.micro_batch_tokens:,} tokens of packed rows"
         size = self._size(state)
         return f"micro-batches of {size} {'row' if size == 1 else 'rows'}"
 

@@ -9,7 +9,7 @@ import torch
 
 from sftcli.runtime import seed_everything
 from sftcli.training.distributed.group import Group
-from sftcli.training.state import RngState, Snapshot
+from sftcli.training.state import RngState, TrainingSnapshot
 
 
 def start_stream(group: Group, *, seed: int, step: int = 0) -> None:
@@ -27,7 +27,7 @@ def collect_rng(group: Group) -> list[RngState]:
     return [RngState(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
-def restore_stream(snapshot: Snapshot, group: Group, *, seed: int) -> None:
+def restore_stream(snapshot: TrainingSnapshot, group: Group, *, seed: int) -> None:
     """Go on with this process's stream of ``snapshot``; begin one where that was taken of another number of processes."""
     states = (snapshot.rng, *snapshot.peers)
     restore_rng(states[group.rank] if len(states) == group.size else snapshot.rng)

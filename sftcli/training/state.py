@@ -47,7 +47,7 @@ class RngState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class TrainingSnapshot:
     """Everything that a run needs to go on bit for bit, taken between two steps."""
 
     state: TrainState
@@ -56,7 +56,7 @@ class Snapshot:
     rng: RngState
     peers: tuple[RngState, ...] = ()  # the random states of the second process and those after it
 
-    def copied(self) -> "Snapshot":
+    def copied(self) -> "TrainingSnapshot":
         """Return a copy in the CPU's memory that the next step does not change."""
         parts = (self.weights, self.optimizer)
         weights, optimizer = ({k: v.to("cpu", copy=True) for k, v in part.items()} for part in parts)
@@ -66,7 +66,7 @@ class Snapshot:
 class CheckpointStore(Protocol):
     """Keeps snapshots."""
 
-    def save(self, snapshot: Snapshot, /) -> str:
+    def save(self, snapshot: TrainingSnapshot, /) -> str:
         """Make the snapshot durable and return where it is; it survives a crash once this returns."""
         ...
 
@@ -74,7 +74,7 @@ class CheckpointStore(Protocol):
 class ForgetfulStore:
     """The store of a process whose snapshots another one keeps."""
 
-    def save(self, snapshot: Snapshot, /) -> str:  # noqa: ARG002
+    def save(self, snapshot: TrainingSnapshot, /) -> str:  # noqa: ARG002
         """Keep nothing."""
         return ""
 
@@ -83,7 +83,7 @@ class StepPlan(Protocol):
     """Says which micro-batches make which step."""
 
     @property
-    def pass_tokens(self) -> int:
+    def micro_batch_tokens(self) -> int:
         """Most positions of a micro-batch where rows are packed; 0 where its rows are what is limited."""
         ...
 

@@ -32,12 +32,12 @@ def with_heldout(state: TrainState, loss: float, settings: TrainingSettings) -> 
 
 
 def has_plateaued(state: TrainState, settings: TrainingSettings) -> bool:
-    """Tell whether the settings end the run because of its last evaluations."""
+    """Return whether the settings end the run because of its last evaluations."""
     return 0 < settings.early_stopping_evals <= state.stale_evals
 
 
 def is_new_best(state: TrainState, settings: TrainingSettings) -> bool:
-    """Tell whether the state of this step has to be kept because it is the best so far and may become final."""
+    """Return whether the state of this step has to be kept because it is the best so far and may become final."""
     return bool(settings.early_stopping_evals) and 0 < state.step == state.best_step
 
 

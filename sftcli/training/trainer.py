@@ -20,7 +20,7 @@ from sftcli.training.optim.optimizer import clip_grad_norm, optimizer_tensors, r
 from sftcli.training.optim.schedule import learning_rate_at, set_learning_rate
 from sftcli.training.out_of_memory import KeptMemory, MemoryLadder, is_out_of_memory
 from sftcli.training.random_streams import capture_rng, collect_rng, restore_rng, restore_stream
-from sftcli.training.state import CheckpointStore, HeldoutLoss, Snapshot, StepPlan, TrainState
+from sftcli.training.state import CheckpointStore, HeldoutLoss, StepPlan, TrainingSnapshot, TrainState
 from sftcli.training.stopping import (
     bad_step,
     has_plateaued,
@@ -177,11 +177,11 @@ class Trainer:
             text_tokens=text_tokens,
             examples=sum(len(batch.example_ids) for batch in window),
             rows=sum(len(batch.input_ids) for batch in window),
-            passes=len(window),
+            micro_batches=len(window),
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(self.device),
             exchanged_bytes=self.group.exchanged_bytes - exchanged,
-            utilisation=self.gauge(window, seconds) if self.gauge else None,
+            utilization=self.gauge(window, seconds) if self.gauge else None,
         )
 
     def _accumulate(self) -> tuple[Sequence[Batch], torch.Tensor]:
@@ -220,7 +220,7 @@ class Trainer:
         """Add up the gradients of this process's share of ``window``; return its summed loss."""
         response_tokens = sum(batch.response_tokens for batch in window)
         nll_sum = torch.zeros((), device=self.device)
-        for batch, weight in self.weights.passes(window, self.group):
+        for batch, weight in self.weights.micro_batches(window, self.group):
             nll = self.batch_loss(batch.to(self.device)) * weight
             (nll / response_tokens).backward()  # type: ignore[no-untyped-call]
             nll_sum += nll.detach()
@@ -276,13 +276,13 @@ class Trainer:
         else:
             self._saver.save_now(step, lambda: self.store.save(snapshot), is_last=False)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> TrainingSnapshot:
         """Return the full state. Its tensors are the live ones: write them out before the next step.
 
         Every process has to ask for it at the same time.
         """
         rng, *peers = collect_rng(self.group)
-        return Snapshot(
+        return TrainingSnapshot(
             state=self.state,
             weights=self.weights.tensors(),
             optimizer=self.weights.gathered_state(optimizer_tensors(self.optimizer, self.weights.masters)),
@@ -294,7 +294,7 @@ class Trainer:
         """Give this process's part to the snapshot that another one takes."""
         self.snapshot()
 
-    def restore(self, snapshot: Snapshot) -> None:
+    def restore(self, snapshot: TrainingSnapshot) -> None:
         """Go back to ``snapshot``: the next step is the one that would have followed it."""
         self.weights.restore(snapshot.weights)
         restore_optimizer(self.optimizer, self.weights.masters, snapshot.optimizer)

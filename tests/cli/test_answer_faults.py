@@ -212,7 +212,7 @@ def run(*arguments: object, shell: str = "", **env: str) -> subprocess.Completed
 
 @pytest.mark.slow
 def test_off_a_terminal_there_is_no_escape_in_any_command(finished, tmp_path):
-    """One process a command: on a pipe, in the C locale, with colour forced off by its variable."""
+    """One process a command: on a pipe, in the C locale, with color forced off by its variable."""
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "NO_COLOR": "1"}
     for command in (
         ["generate", "☃ hello", "--runs", finished, "--max-new-tokens", 3],
@@ -250,7 +250,7 @@ def test_chat_without_a_person_ends_and_never_asks(tiny_model):
     ("variable", "value", "styled"),
     [("NO_COLOR", "1", False), ("NO_COLOR", "", True), ("TERM", "dumb", False)],
 )
-def test_colours_of_scores_follow_the_terminal(tiny_model, rows, variable, value, styled):
+def test_colors_of_scores_follow_the_terminal(tiny_model, rows, variable, value, styled):
     leader, follower = pty.openpty()
     command = [
         sys.executable,

@@ -69,7 +69,7 @@ def test_a_file_begun_with_other_settings_is_not_mixed(prompts, tiny_model, tmp_
 
 def test_a_line_that_is_no_prompt_is_named(tiny_model, tmp_path):
     path = tmp_path / "bad.jsonl"
-    path.write_text('{"prompt": "a"}\n{"colour": 1}\n', encoding="utf-8")
+    path.write_text('{"prompt": "a"}\n{"color": 1}\n', encoding="utf-8")
     error = invoke("generate", "--file", path, "--out", tmp_path / "out.jsonl", "-c", tiny_model).exception
     assert (error.exit_code, str(error.location)) == (65, f"{path}:2")
 

@@ -69,7 +69,7 @@ def test_plan_is_one_json_object_or_a_table(place, monkeypatch):
         )
     )
     assert json.loads(printed)["steps"] == 5
-    most = json.loads(printed)["pass_tokens"]
+    most = json.loads(printed)["micro_batch_tokens"]
     assert most >= 2
     assert f"5 of 4 rows, at most {most} tokens at once" in table
     assert " rows packed into " in table

@@ -143,7 +143,7 @@ def test_shown_rows_are_described_for_scripts(prepare):
     assert [token["text"] for token in stops] == ["<|im_end|>"]
 
 
-def test_shown_rows_tell_trained_text_apart_without_colour(prepare):
+def test_shown_rows_tell_trained_text_apart_without_color(prepare):
     _, out, _ = prepare(GOOD, "--show", "1")
     text, _folder = out.rsplit("\n", 2)[0], out.rsplit("\n", 2)[1]
     assert text.startswith("rows.jsonl:1  ")

@@ -187,7 +187,7 @@ def test_memory_that_runs_out_in_one_process_is_met_by_all(place, alone, paralle
         assert f"sft resume {run} {' '.join(smaller)}" in done.err
         done = sft(place, "resume", run, *smaller)
         assert done.code == 0, done.err
-    assert [event["passes"] for event in steps(place, run)] == [3] * 4 + [6] * 4
+    assert [event["micro_batches"] for event in steps(place, run)] == [3] * 4 + [6] * 4
     ours, theirs = ([event["loss"] for event in steps(place, one)] for one in (run, alone))
     assert ours == pytest.approx(theirs, abs=1e-5)
 

@@ -3,13 +3,13 @@
 import random
 
 _GOODS = ("lamp", "kettle", "bicycle", "tent", "radio", "violin", "desk", "drill", "camera", "coat")
-_FLAWS = ("arrived broken", "is too small", "makes a noise", "has the wrong colour", "came without a plug")
+_FLAWS = ("arrived broken", "is too small", "makes a noise", "has the wrong color", "came without a plug")
 _NAMES = ("Ana", "Bo", "Chidi", "Dora", "Emre", "Fatou", "Goran", "Hana", "Ines", "Jun")
 _REPLIES = {
     "arrived broken": "I am sorry, {name}. We send you a new {good} within two days; keep the old one.",
     "is too small": "Of course, {name}. Send the {good} back, and we exchange it for a larger one.",
     "makes a noise": "Thank you for telling us, {name}. Please switch the {good} off; we call you today.",
-    "has the wrong colour": "That should not happen, {name}. Which colour did you order for the {good}?",
+    "has the wrong color": "That should not happen, {name}. Which color did you order for the {good}?",
     "came without a plug": "We are sorry, {name}. The plug for your {good} is on its way \N{ELECTRIC PLUG}.",
 }
 _SYSTEM = "You are a polite clerk of a shop."

@@ -12,7 +12,7 @@ import pytest
 import sftcli
 from sftcli import storage
 from sftcli.errors import ConsentError, DataError
-from sftcli.modeling.cache import cache_folder, whole_folder
+from sftcli.modeling.cache import atomic_folder, cache_folder
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.resume_point import clear_leftovers
@@ -52,7 +52,7 @@ def test_link_at_the_place_of_a_cached_model_is_replaced_and_its_target_left(tmp
     (mine / "thesis").write_text("whole")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "tiny").symlink_to(mine)
-    with whole_folder(tmp_path / "models" / "tiny") as fresh:
+    with atomic_folder(tmp_path / "models" / "tiny") as fresh:
         storage.write_file(fresh / "config.json", [b"{}"])
     assert not (tmp_path / "models" / "tiny").is_symlink()
     assert [path.name for path in mine.iterdir()] == ["thesis"]

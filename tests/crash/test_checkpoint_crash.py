@@ -27,20 +27,20 @@ from sftcli.training.checkpoint.format import (
 )
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
-from sftcli.training.state import Snapshot, TrainState
+from sftcli.training.state import TrainingSnapshot, TrainState
 from tests.support.faulty_disk import CountingDisk, FailingDisk, KillingDisk, LossyDisk, PowerLost
 from tests.support.forked import run_forked
 from tests.support.recording import MemoryStore, RecordingSink
 from tests.support.training import build_trainer
 
 
-def snapshot(step: int) -> Snapshot:
+def snapshot(step: int) -> TrainingSnapshot:
     """A state in which every number tells the step."""
     trainer = build_trainer(
         settings=TrainingSettings(max_steps=1, warmup_steps=0), store=MemoryStore(), emit=RecordingSink()
     )
     tensors = {"a": torch.full((40, 30), float(step)), "b": torch.full((7,), float(step))}
-    return Snapshot(
+    return TrainingSnapshot(
         state=TrainState(step=step), weights=tensors, optimizer=tensors, rng=trainer.snapshot().rng
     )
 

@@ -24,7 +24,7 @@ from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from sftcli.services.train.adapters import adapter_files, load_with_adapter
 from sftcli.training.random_streams import capture_rng
-from sftcli.training.state import Snapshot, TrainState
+from sftcli.training.state import TrainingSnapshot, TrainState
 from sftcli.training.weights.masters import AdapterWeights
 from tests.support.faulty_disk import CountingDisk, FailingDisk, KillingDisk
 from tests.support.forked import run_forked
@@ -76,7 +76,7 @@ class FinalAdapter:
             located=located,
             tokenizer=load_chat_tokenizer(folder),
         )
-        self.snapshot = Snapshot(
+        self.snapshot = TrainingSnapshot(
             state=TrainState(step=1), weights=weights.tensors(), optimizer={}, rng=capture_rng()
         )
 

@@ -118,7 +118,7 @@ def test_packed_rows_are_told_in_tokens():
     event = ladder.event(lower, ladder.plan(lower))
     passes = plans[2].window(0)
     assert max(batch.input_ids.numel() for batch in passes) <= 48
-    assert (event.micro_batch_size, event.pass_tokens, event.micro_batches) == (0, 48, len(passes))
+    assert (event.micro_batch_size, event.micro_batch_tokens, event.micro_batches) == (0, 48, len(passes))
     assert (
         f"micro-batches of 48 tokens of packed rows from here on, {len(passes)} in this step;" in event.text
     )

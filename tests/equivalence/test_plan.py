@@ -78,7 +78,7 @@ def test_steps_of_text_are_counted_apart_and_are_their_share(place):
 def test_packed_rows_of_a_step_are_fewer_than_its_examples_and_hold_no_padding(place):
     steps = steps_of(place / "runs" / "whole")
     assert {step["examples"] for step in steps} == {4}
-    assert all(step["rows"] == step["passes"] < 4 for step in steps)
+    assert all(step["rows"] == step["micro_batches"] < 4 for step in steps)
     assert {step["padding_tokens"] for step in steps} == {0}
 
 

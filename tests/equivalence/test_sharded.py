@@ -112,24 +112,24 @@ def test_products_in_bfloat16_leave_float32_masters(tmp_path: Path) -> None:
     run_together(rounded_is_near, size=2, folder=tmp_path)
 
 
-def counts_what_is_predicted(group: Group, exchange_each_pass: bool) -> None:
+def counts_what_is_predicted(group: Group, exchange_each_micro_batch: bool) -> None:
     trainer = trainer_of(group, "tied")
     assert isinstance(trainer.weights, ShardedWeights)
-    trainer.weights.exchange_each_pass = exchange_each_pass
+    trainer.weights.exchange_each_micro_batch = exchange_each_micro_batch
     layers = [
         [Weight(shape=tuple(p.shape)) for p in layer.parameters()]
         for layer in layers_of(trainer.weights.model)
     ]
     inner = {id(p) for layer in layers_of(trainer.weights.model) for p in layer.parameters()}
     root = [Weight(shape=tuple(p.shape)) for p in trainer.weights.model.parameters() if id(p) not in inner]
-    passes = -(-3 // group.size)  # three micro-batches a step
+    micro_batches = -(-3 // group.size)  # three micro-batches a step
     expected = sharded_traffic(
         layers,
         root,
         processes=group.size,
-        passes=passes,
+        micro_batches=micro_batches,
         compute_bytes=4,
-        exchanges=passes if exchange_each_pass else 1,
+        exchanges=micro_batches if exchange_each_micro_batch else 1,
     )
     for _ in range(2):
         with TrafficCounter() as counter:
@@ -139,10 +139,12 @@ def counts_what_is_predicted(group: Group, exchange_each_pass: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exchange_each_pass", [False, True])
+@pytest.mark.parametrize("exchange_each_micro_batch", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_exchanged_bytes_are_the_predicted_ones(tmp_path: Path, size: int, exchange_each_pass: bool) -> None:
-    run_together(counts_what_is_predicted, size=size, folder=tmp_path, args=(exchange_each_pass,))
+def test_exchanged_bytes_are_the_predicted_ones(
+    tmp_path: Path, size: int, exchange_each_micro_batch: bool
+) -> None:
+    run_together(counts_what_is_predicted, size=size, folder=tmp_path, args=(exchange_each_micro_batch,))
 
 
 def goes_on_and_saves(group: Group, folder: str, shards: bool, until: int, losses: list[float]) -> None:

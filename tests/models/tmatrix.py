@@ -238,7 +238,7 @@ def _bare(text: str) -> str:
 
 
 def _is_as_theirs(row: Row, example: Example, tokenizer: Any) -> bool:
-    """Tell whether transformers writes the same text, apart from dates and a stop token at its end."""
+    """Return whether transformers writes the same text, apart from dates and a stop token at its end."""
     fields = json.loads(json.dumps(row.fields))
     try:
         theirs = tokenizer.apply_chat_template(fields["messages"], tools=fields.get("tools"), tokenize=False)

@@ -43,7 +43,7 @@ def step_done(
         padding_tokens=128,
         seconds=seconds,
         peak_memory_bytes=2_100_000_000,
-        utilisation=0.31,
+        utilization=0.31,
     )
 
 
@@ -81,7 +81,7 @@ def run_events(last_step: int = 60) -> Iterator[Event]:
             yield MemoryEased(
                 step=5,
                 micro_batch_size=4,
-                pass_tokens=0,
+                micro_batch_tokens=0,
                 micro_batches=8,
                 gradient_checkpointing=False,
                 text="step 5 ran out of memory: micro-batches of 4 rows from here on, 8 in this step; the global batch stays",

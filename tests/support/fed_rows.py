@@ -1,4 +1,4 @@
-"""What a training really feeds its model: the rows, read back from the ids at the embedding, of each pass that counts."""
+"""What a training really feeds its model: the rows, read back from the ids at the embedding, of each micro-batch that counts."""
 
 import json
 import re
@@ -14,27 +14,27 @@ ROW = re.compile(r"Say a (\d+) times")  # what tells the rows of ``several.write
 
 
 def record_fed(folder: Path) -> None:
-    """Make trainers that are built from now on in this process write each pass to ``folder``, a file for each process."""
+    """Make trainers that are built from now on in this process write each micro-batch to ``folder``, a file for each process."""
 
     class RecordingTrainer(Trainer):
         def __init__(self, **parts):
             super().__init__(**parts)
             fed: list[list[int]] = []
-            passes = self.weights.passes
+            micro_batches = self.weights.micro_batches
 
             def recorded(batches, group):
                 with (folder / f"{group.rank}.jsonl").open("a", encoding="utf-8") as file:
-                    for batch, weight in passes(batches, group):
+                    for batch, weight in micro_batches(batches, group):
                         fed.clear()
                         yield batch, weight
-                        told = {"step": self.state.step + 1, "weight": weight, "rows": fed}
-                        file.write(json.dumps(told) + "\n")
+                        row = {"step": self.state.step + 1, "weight": weight, "rows": fed}
+                        file.write(json.dumps(row) + "\n")
 
             def see(_module, inputs):
                 if torch.is_grad_enabled():
                     fed.extend(inputs[0].tolist())
 
-            self.weights.passes = recorded
+            self.weights.micro_batches = recorded
             self.weights.model.get_input_embeddings().register_forward_pre_hook(see)
 
     building.Trainer = RecordingTrainer

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from sftcli.events import Event
-from sftcli.training.state import Snapshot
+from sftcli.training.state import TrainingSnapshot
 
 
 @dataclass
@@ -23,9 +23,9 @@ class RecordingSink:
 class MemoryStore:
     """Keeps copies of snapshots by step."""
 
-    snapshots: dict[int, Snapshot] = field(default_factory=dict)
+    snapshots: dict[int, TrainingSnapshot] = field(default_factory=dict)
 
-    def save(self, snapshot: Snapshot, /) -> str:
+    def save(self, snapshot: TrainingSnapshot, /) -> str:
         self.snapshots[snapshot.state.step] = replace(
             snapshot,
             weights={name: tensor.clone() for name, tensor in snapshot.weights.items()},

@@ -140,7 +140,16 @@ def assert_same_training(place: Path, run: str, other: str, name: str = "final/m
     import pytest
 
     ours, theirs = steps(place, run), steps(place, other)
-    counted = ("step", "tokens", "response_tokens", "padding_tokens", "examples", "rows", "passes", "epoch")
+    counted = (
+        "step",
+        "tokens",
+        "response_tokens",
+        "padding_tokens",
+        "examples",
+        "rows",
+        "micro_batches",
+        "epoch",
+    )
     assert [[event[key] for key in counted] for event in ours] == [
         [event[key] for key in counted] for event in theirs
     ]

@@ -49,6 +49,6 @@ def build_tiny_model(
 
 
 def same_weights(found: Path, original: Path, *, dtype: torch.dtype = torch.bfloat16) -> bool:
-    """Tell whether the folder ``found`` holds the tensors of ``original``, rounded to ``dtype``."""
+    """Return whether the folder ``found`` holds the tensors of ``original``, rounded to ``dtype``."""
     ours, theirs = load_file(found / "model.safetensors"), load_file(original / "model.safetensors")
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k].to(dtype)) for k in ours)

@@ -51,7 +51,7 @@ def name_words(split: str) -> set[str]:
     return {word for name in values(split, "customer") for word in name.split()} - titles - joining
 
 
-def skeleton(row: dict[str, str]) -> str:
+def layout(row: dict[str, str]) -> str:
     """The sentence of a row with a mark in place of each value of its answer and of every number."""
     text = row["prompt"].lower()
     answer = json.loads(row["completion"])
@@ -131,7 +131,7 @@ def test_splits_share_no_frame_by_structure() -> None:
 
 
 def test_splits_share_no_frame_by_committed_text() -> None:
-    train, heldout = ({skeleton(row) for row in committed(split)} for split in SPLITS)
+    train, heldout = ({layout(row) for row in committed(split)} for split in SPLITS)
     assert not train & heldout
 
 

@@ -14,7 +14,7 @@ from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import size
 
 
-class Format(StrEnum):
+class ExportFormat(StrEnum):
     """What a model is written as."""
 
     HF = "hf"
@@ -33,7 +33,7 @@ class Dtype(StrEnum):
 
 def export(
     to: Annotated[
-        Format,
+        ExportFormat,
         typer.Option("--to", help="A Hugging Face folder, a .pt file of the Modern LLM pipeline, or GGUF."),
     ],
     out: Annotated[

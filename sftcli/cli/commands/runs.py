@@ -119,7 +119,7 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
     yield "model", summary.model or None
     yield "data", summary.data or None
     speed = f", {count(summary.tokens_per_second)} tokens/s" if summary.tokens_per_second else ""
-    used = "" if summary.utilisation is None else f", {percent(summary.utilisation)} of the machine's peak"
+    used = "" if summary.utilization is None else f", {percent(summary.utilization)} of the machine's peak"
     yield "step", f"{_steps(summary)} in {duration(summary.training_seconds)}{speed}{used}"
     if summary.curve:
         yield "loss", f"{sparkline(summary.curve, CURVE_COLUMNS, levels)} {loss_text(summary.loss)}"
@@ -133,8 +133,8 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
         is_behind = summary.heldout_step < summary.step
         if is_behind and not summary.heldout_step:
             best = ""
-        told = not_since(first, last, summary.heldout_step) if is_behind else f"{first} at first, {last} now"
-        yield "held-out loss", f"{told}{best}{of}"
+        shown = not_since(first, last, summary.heldout_step) if is_behind else f"{first} at first, {last} now"
+        yield "held-out loss", f"{shown}{best}{of}"
     yield "checkpoints", _checkpoint_steps(summary.checkpoints) if summary.checkpoints else None
     if summary.set_aside:
         back = f"sft resume {_argument(summary)} --checkpoint {summary.set_aside[-1]}"

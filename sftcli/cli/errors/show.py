@@ -19,7 +19,7 @@ from sftcli.cli.errors.arguments import usage_error
 from sftcli.cli.options.shared import Color, use_color
 from sftcli.cli.session.signals import INTERRUPTED_EXIT_CODE, CommandStopped
 from sftcli.cli.terminal.text import clean, writable
-from sftcli.errors import SftError, StorageError, ToldElsewhereError, UsageError, redact
+from sftcli.errors import ReportedByPeerError, SftError, StorageError, UsageError, redact
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -73,7 +73,7 @@ def guarded(run: Callable[[], object], *, command: str, json: bool = False, colo
         run: The command; an ``int`` that it returns is the exit code, anything else is 0.
         command: Its name, such as ``sft train``.
         json: Whether the failure goes to stdout as a JSON object.
-        color: When to colour.
+        color: When to color.
     """
     make_streams_safe()
     ending = _Ending(command=command, json=json, color=color)
@@ -107,7 +107,7 @@ class _Ending:
                 self._say_stopped(str(error))
             case SftError():
                 self._show(error)
-            case ToldElsewhereError():
+            case ReportedByPeerError():
                 self.code = error.exit_code
             case SystemExit():
                 self._leave(error)

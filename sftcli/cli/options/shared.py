@@ -61,7 +61,7 @@ class LogFormat(StrEnum):
 
 
 class Color(StrEnum):
-    """When output is coloured."""
+    """When output is colored."""
 
     AUTO = "auto"
     ALWAYS = "always"
@@ -281,7 +281,7 @@ ColorChoice = Annotated[
     Color,
     typer.Option(
         "--color",
-        help="When to use colour. NO_COLOR and FORCE_COLOR are respected.",
+        help="When to use color. NO_COLOR and FORCE_COLOR are respected.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]
@@ -292,7 +292,7 @@ def choose_output(
 ) -> OutputMode:
     """Return the view for a command: live only where a person watches a terminal that can redraw.
 
-    Colour variables have no say, so that ``FORCE_COLOR`` in a CI job does not fill its log with bars.
+    Color variables have no say, so that ``FORCE_COLOR`` in a CI job does not fill its log with bars.
 
     Args:
         output: What the user asked for.
@@ -318,7 +318,7 @@ def choose_output(
 
 
 def use_color(color: Color, *, is_terminal: bool, environment: Mapping[str, str] | None = None) -> bool:
-    """Return whether to colour a stream: the flag, then NO_COLOR, then FORCE_COLOR, then whether it is a terminal."""
+    """Return whether to color a stream: the flag, then NO_COLOR, then FORCE_COLOR, then whether it is a terminal."""
     env = os.environ if environment is None else environment
     if color is not Color.AUTO:
         return color is Color.ALWAYS

@@ -98,7 +98,7 @@ def show_plan(plan: "Plan", output: options.Output) -> None:
         return
     tables.out(output.color).print(tables.key_value_table(list(_plan_rows(plan))))
     if plan.peak_bytes > plan.total_memory_bytes and not output.quiet:
-        limit = "training.micro_batch_tokens" if plan.pass_tokens else "training.micro_batch_size"
+        limit = "training.micro_batch_tokens" if plan.micro_batch_tokens else "training.micro_batch_size"
         tables.show_text(
             f"this does not fit: lower {limit} (the updates stay the same), set "
             "training.gradient_checkpointing=true, or choose training.optimizer=adafactor",
@@ -112,9 +112,9 @@ def _plan_rows(plan: "Plan") -> Iterator[tuple[str, object]]:
     yield "model", f"{plan.model}: {short_count(plan.parameters)} parameters{trained}"
     yield "machine", f"{plan.device}, {plan.precision}"
     yield "rows", f"{count(plan.train_examples)} to train, {count(plan.heldout_examples)} held out"
-    most = f"{count(plan.pass_tokens)} tokens" if plan.pass_tokens else plan.micro_batch_size
+    most = f"{count(plan.micro_batch_tokens)} tokens" if plan.micro_batch_tokens else plan.micro_batch_size
     yield "steps", f"{count(plan.steps)} of {plan.batch_size} rows, at most {most} at once"
-    laid_out = "packed into" if plan.pass_tokens else "padded to"
+    laid_out = "packed into" if plan.micro_batch_tokens else "padded to"
     scanned = f"of {count(plan.scanned_steps)} steps"
     yield "longest pass", f"{rows} rows {laid_out} {count(tokens)} tokens, {scanned}"
     yield "weights", size(plan.weights_bytes)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sftcli.services.prepare.prepare import ShownRow
 
 PROMPT, CONTROL, TRAINED, STOP = "dim", "cyan", "green", "bold green reverse"
-OPEN, CLOSE = "[[", "]]"  # around trained text where there is no colour
+OPEN, CLOSE = "[[", "]]"  # around trained text where there is no color
 _HIDDEN_SPACE = re.compile(r"^ | (?= )|(?<= ) | $")  # at an end, or one of several
 _INDENT = "  "
 

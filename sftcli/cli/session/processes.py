@@ -9,14 +9,14 @@ from pathlib import Path
 from sftcli.cli.options.shared import Output
 from sftcli.cli.session.session import session
 from sftcli.cli.session.signals import CommandStopped
-from sftcli.errors import SftError, ToldElsewhereError
+from sftcli.errors import ReportedByPeerError, SftError
 from sftcli.events import Notice
 
 _PR_SET_PDEATHSIG = 1
 
 
 def is_one_of_several() -> bool:
-    """Tell whether a launcher has started this process together with others."""
+    """Return whether a launcher has started this process together with others."""
     from sftcli.services.processes.rank import find_place
 
     return find_place(os.environ) is not None
@@ -30,7 +30,7 @@ def start_several(count: int, output: Output) -> int:
     return run_processes(count, [sys.executable, "-m", "sftcli", *sys.argv[1:]])
 
 
-def as_one_voice(run: Callable[[], object]) -> Callable[[], object]:
+def rank_zero_output(run: Callable[[], object]) -> Callable[[], object]:
     """Return ``run`` for any process of a command: of several, only the first one shows anything.
 
     What fails before they have met fails in all of them alike, and is shown once on each machine.
@@ -67,7 +67,7 @@ def _muted(run: Callable[[], object], *, is_alike: bool) -> object:
         sys.stdout = sys.stderr = nowhere
         try:
             return run()
-        except (CommandStopped, ToldElsewhereError) as error:
+        except (CommandStopped, ReportedByPeerError) as error:
             return error.exit_code
         except SftError as error:
             if is_alike:

@@ -77,7 +77,7 @@ def session(output: Output, *, every_steps: int = 10) -> Iterator[CommandSession
 
 
 def is_signalled_twice(environ: Mapping[str, str]) -> bool:
-    """Tell whether each signal comes here twice: from Slurm, which signals all of a job, and from torchrun in that job."""
+    """Return whether each signal comes here twice: from Slurm, which signals all of a job, and from torchrun in that job."""
     return "SLURM_JOB_ID" in environ and "TORCHELASTIC_RUN_ID" in environ
 
 

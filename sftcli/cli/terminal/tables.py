@@ -211,7 +211,7 @@ def make_console(stream: "TextIO", color: Color = Color.AUTO) -> Console:
     """Return a console that prints text as it is: no markup, no emoji codes, no highlighting of numbers."""
     is_terminal = stream.isatty()
     colored = use_color(color, is_terminal=is_terminal)
-    # Without a colour system Rich writes no style at all; its own no_color would leave bold and dim.
+    # Without a color system Rich writes no style at all; its own no_color would leave bold and dim.
     return Console(
         file=stream,
         force_terminal=is_terminal,

@@ -102,7 +102,7 @@ class TrainingSettings(Section):
     micro_batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="Most tokens in one pass of packed rows, or one row; unset takes `micro_batch_size` times the longest row.",
+        description="Most tokens in one micro-batch of packed rows, or one row; unset takes `micro_batch_size` times the longest row.",
     )
     learning_rate: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
     schedule: Schedule = Field(
@@ -180,8 +180,8 @@ class TrainingSettings(Section):
     )
     parallel: Parallel = Field(
         Parallel.AUTO,
-        description="How processes share the work: ddp (each holds the whole model) or fsdp (each a part); auto is fsdp where "
-        "the whole does not fit into a device.",
+        description="How processes share the work: ddp (full replica) or fsdp (sharded); auto picks fsdp if a replica does not "
+        "fit on the device.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the row order, the split and dropout.")
 

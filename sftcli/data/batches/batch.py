@@ -46,11 +46,11 @@ class Documents:
     @property
     def inputs(self) -> dict[str, torch.Tensor | int]:
         """What a model of transformers is told beside the ids; the names are those of its kernels for packed rows."""
-        told: dict[str, torch.Tensor | int] = {"position_ids": self.position_ids}
+        arguments: dict[str, torch.Tensor | int] = {"position_ids": self.position_ids}
         if self.bounds is not None:
-            told |= {"cu_seq_lens_q": self.bounds, "cu_seq_lens_k": self.bounds}
-            told |= {"max_length_q": self.longest, "max_length_k": self.longest}
-        return told
+            arguments |= {"cu_seq_lens_q": self.bounds, "cu_seq_lens_k": self.bounds}
+            arguments |= {"max_length_q": self.longest, "max_length_k": self.longest}
+        return arguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +200,7 @@ class BatchPlan:
         self._text_order = EpochOrder(len(text.examples) if text else 0, seed=[seed, _TEXT_STREAM])
 
     @property
-    def pass_tokens(self) -> int:
+    def micro_batch_tokens(self) -> int:
         """Most positions of a micro-batch of packed rows; 0 without packing."""
         return self.packing.row_tokens * self.packing.rows if self.packing else 0
 

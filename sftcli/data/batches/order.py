@@ -51,5 +51,5 @@ class TextSteps:
         return (step * self._share + self._phase) // _SHARES
 
     def is_text(self, step: int) -> bool:
-        """Tell whether the step after ``step`` finished ones is on text."""
+        """Return whether the step after ``step`` finished ones is on text."""
         return self.before(step + 1) > self.before(step)

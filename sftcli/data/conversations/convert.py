@@ -15,10 +15,10 @@ from sftcli.data.conversations.detect import (
 from sftcli.data.conversations.formats import (
     ANSWER_COLUMNS,
     CHAT_COLUMNS,
+    COLUMN_SETS,
     PROMPT_COLUMNS,
-    SHAPES,
     SYSTEM_COLUMNS,
-    Format,
+    RowFormat,
     mixed_shapes,
 )
 from sftcli.data.conversations.key_checks import check_keys
@@ -67,31 +67,33 @@ def to_conversations(
         raise mixed_shapes(schema.format, schema.columns, schema.first, fields, origin)
     try:
         _check_columns(fields, schema.format)
-        rows = _instances(fields) if schema.format is Format.INSTANCES else (fields,)
+        rows = _instances(fields) if schema.format is RowFormat.INSTANCES else (fields,)
         for row in rows:
             check_keys(row, schema.format, read=read)
-        if schema.format is Format.TEXT:
+        if schema.format is RowFormat.TEXT:
             return (_plain_text(fields, origin),)
     except RowFault as fault:
         return (Rejected(origin=origin, reason=fault.reason, detail=fault.detail),)
     return tuple([_convert(row, schema.format, origin, train_on) for row in rows])
 
 
-def _check_columns(fields: Fields, format_: Format) -> None:
+def _check_columns(fields: Fields, format_: RowFormat) -> None:
     if lacking := _lacking_column(tuple(fields), format_):
         raise RowFault(RejectReason.MISSING_FIELD, f'there is no column "{lacking}"')
 
 
 @lru_cache(maxsize=1024)
-def _lacking_column(columns: tuple[str, ...], format_: Format) -> str:
+def _lacking_column(columns: tuple[str, ...], format_: RowFormat) -> str:
     # A Dolly row without its context is complete.
-    shape = SHAPES[Format.ALPACA if format_ is Format.DOLLY else format_]
+    shape = COLUMN_SETS[RowFormat.ALPACA if format_ is RowFormat.DOLLY else format_]
     return next((names[0] for names in shape.needed if not any(name in columns for name in names)), "")
 
 
-def _convert(fields: Fields, format_: Format, origin: Origin, train_on: TrainOn) -> Conversation | Rejected:
-    if format_ is Format.INSTANCES:
-        format_ = Format.ALPACA
+def _convert(
+    fields: Fields, format_: RowFormat, origin: Origin, train_on: TrainOn
+) -> Conversation | Rejected:
+    if format_ is RowFormat.INSTANCES:
+        format_ = RowFormat.ALPACA
     try:
         row = build_conversation(
             _TURNS[format_](fields),
@@ -111,7 +113,7 @@ def _plain_text(fields: Fields, origin: Origin) -> PlainText:
     if not text.strip():
         raise RowFault(RejectReason.EMPTY_TEXT, "the text is empty or blank")
     row = PlainText(text=text, origin=origin)
-    check_columns(fields, Format.TEXT, row)
+    check_columns(fields, RowFormat.TEXT, row)
     return row
 
 
@@ -196,15 +198,15 @@ def _dialogue(value: object, column: str, role: Role) -> list[Message]:
     return turns_or_text(value, column, role)
 
 
-_TURNS: Mapping[Format, Callable[[Fields], list[Message]]] = {
-    Format.ALPACA: _instruction,
-    Format.DOLLY: _instruction,
-    Format.MESSAGES: _chat,
-    Format.SHAREGPT: _chat,
-    Format.PREFERENCE: _preference,
-    Format.OPENORCA: _two_columns("question", "response"),
-    Format.PROMPT_COMPLETION: _two_columns("prompt", "completion"),
-    Format.PROMPT_RESPONSE: _two_columns("prompt", "response"),
-    Format.QUESTION_ANSWER: _two_columns("question", "answer"),
-    Format.INPUT_OUTPUT: _two_columns("input", "output"),
+_TURNS: Mapping[RowFormat, Callable[[Fields], list[Message]]] = {
+    RowFormat.ALPACA: _instruction,
+    RowFormat.DOLLY: _instruction,
+    RowFormat.MESSAGES: _chat,
+    RowFormat.SHAREGPT: _chat,
+    RowFormat.PREFERENCE: _preference,
+    RowFormat.OPENORCA: _two_columns("question", "response"),
+    RowFormat.PROMPT_COMPLETION: _two_columns("prompt", "completion"),
+    RowFormat.PROMPT_RESPONSE: _two_columns("prompt", "response"),
+    RowFormat.QUESTION_ANSWER: _two_columns("question", "answer"),
+    RowFormat.INPUT_OUTPUT: _two_columns("input", "output"),
 }

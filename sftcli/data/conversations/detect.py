@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from sftcli.data.conversations.dropped_keys import without_keys
 from sftcli.data.conversations.formats import (
     CHAT_COLUMNS,
-    SHAPES,
+    COLUMN_SETS,
     TURN_KEYS,
-    Format,
+    RowFormat,
     common_format,
     find_format,
     known_columns,
@@ -29,7 +29,7 @@ DETECTION_ROWS = 200
 class Schema:
     """The format of a source's rows and what was seen when it was found. Its text is what a person wants to hear."""
 
-    format: Format
+    format: RowFormat
     columns: tuple[str, ...]  # that are read, in the file's order, by this program's names
     ignored: tuple[str, ...]  # columns, and keys of messages as "messages[].key", that are not read
     first: Origin  # a row of this format
@@ -42,9 +42,9 @@ class Schema:
         return self.format.value
 
     def __str__(self) -> str:
-        told = f"{self.name} rows ({', '.join(self.renames.get(name, name) for name in self.columns)})"
-        told += f"; not used: {', '.join(self.ignored)}" if self.ignored else ""
-        return f"{told}; dropped on purpose: {', '.join(sorted(self.dropped))}" if self.dropped else told
+        text = f"{self.name} rows ({', '.join(self.renames.get(name, name) for name in self.columns)})"
+        text += f"; not used: {', '.join(self.ignored)}" if self.ignored else ""
+        return f"{text}; dropped on purpose: {', '.join(sorted(self.dropped))}" if self.dropped else text
 
     def fields(self, record: RawRecord) -> Mapping[str, object]:
         """Return the columns of a row by this program's names, without what is dropped."""
@@ -58,7 +58,7 @@ def parse_renames(texts: Iterable[str]) -> dict[str, str]:
     Raises:
         UsageError: One has another form, no format reads such a column, or one is given twice.
     """
-    known = sorted(frozenset[str]().union(*map(known_columns, Format)))
+    known = sorted(frozenset[str]().union(*map(known_columns, RowFormat)))
     renames = dict[str, str]()
     for text in texts:
         ours, _, theirs = text.partition("=")
@@ -125,11 +125,11 @@ def detect_schema(
     )
 
 
-def agreed_format(format_: Format, fields: Mapping[str, object]) -> Format | None:
+def agreed_format(format_: RowFormat, fields: Mapping[str, object]) -> RowFormat | None:
     """Return the format that reads rows of ``format_`` and this row, or would if it lacked nothing; None for none."""
     found = find_format(fields)
     if found is None:
-        return format_ if SHAPES[format_].touches(fields) else None
+        return format_ if COLUMN_SETS[format_].touches(fields) else None
     return common_format(format_, found)
 
 

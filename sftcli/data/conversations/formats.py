@@ -23,7 +23,7 @@ TURN_KEYS = frozenset(
 _SLIP_RATIO = 0.8
 
 
-class Format(StrEnum):
+class RowFormat(StrEnum):
     """The formats that are read without being named."""
 
     PREFERENCE = "preference"
@@ -41,7 +41,7 @@ class Format(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ColumnSet:
     """The columns of a format. ``needed`` holds alternatives: one of each must be there."""
 
     needed: tuple[tuple[str, ...], ...]
@@ -59,45 +59,45 @@ class Shape:
 _SIDES = (*SYSTEM_COLUMNS, *TOOL_COLUMNS)
 
 # The first shape that a row meets is its format: columns that no other format reads decide before common ones.
-SHAPES: Mapping[Format, Shape] = {
-    Format.PREFERENCE: Shape((("chosen",),), (*PROMPT_COLUMNS, *_SIDES)),
-    Format.MESSAGES: Shape((CHAT_COLUMNS,), _SIDES),
-    Format.SHAREGPT: Shape((CHAT_COLUMNS,), _SIDES),
-    Format.INSTANCES: Shape((("instruction",), ("instances",)), SYSTEM_COLUMNS),
-    Format.DOLLY: Shape(
+COLUMN_SETS: Mapping[RowFormat, ColumnSet] = {
+    RowFormat.PREFERENCE: ColumnSet((("chosen",),), (*PROMPT_COLUMNS, *_SIDES)),
+    RowFormat.MESSAGES: ColumnSet((CHAT_COLUMNS,), _SIDES),
+    RowFormat.SHAREGPT: ColumnSet((CHAT_COLUMNS,), _SIDES),
+    RowFormat.INSTANCES: ColumnSet((("instruction",), ("instances",)), SYSTEM_COLUMNS),
+    RowFormat.DOLLY: ColumnSet(
         (("instruction",), ("context",), ("response",)), ("input", "output", *SYSTEM_COLUMNS)
     ),
-    Format.ALPACA: Shape((("instruction",), ANSWER_COLUMNS), ("input", *SYSTEM_COLUMNS)),
-    Format.OPENORCA: Shape((("question",), ("response",)), SYSTEM_COLUMNS),
-    Format.PROMPT_COMPLETION: Shape((("prompt",), ("completion",)), _SIDES),
-    Format.PROMPT_RESPONSE: Shape((("prompt",), ("response",)), _SIDES),
-    Format.QUESTION_ANSWER: Shape((("question",), ("answer",)), SYSTEM_COLUMNS),
-    Format.INPUT_OUTPUT: Shape((("input",), ("output",)), SYSTEM_COLUMNS),
-    Format.TEXT: Shape((("text",),)),
+    RowFormat.ALPACA: ColumnSet((("instruction",), ANSWER_COLUMNS), ("input", *SYSTEM_COLUMNS)),
+    RowFormat.OPENORCA: ColumnSet((("question",), ("response",)), SYSTEM_COLUMNS),
+    RowFormat.PROMPT_COMPLETION: ColumnSet((("prompt",), ("completion",)), _SIDES),
+    RowFormat.PROMPT_RESPONSE: ColumnSet((("prompt",), ("response",)), _SIDES),
+    RowFormat.QUESTION_ANSWER: ColumnSet((("question",), ("answer",)), SYSTEM_COLUMNS),
+    RowFormat.INPUT_OUTPUT: ColumnSet((("input",), ("output",)), SYSTEM_COLUMNS),
+    RowFormat.TEXT: ColumnSet((("text",),)),
 }
 
 # Formats of one family may stand in one file; the second of each reads both. Dolly rows without a context are Alpaca
 # rows, and turns say themselves whether they have `role` or `from`.
-_FAMILIES = ((Format.ALPACA, Format.DOLLY), (Format.MESSAGES, Format.SHAREGPT))
+_FAMILIES = ((RowFormat.ALPACA, RowFormat.DOLLY), (RowFormat.MESSAGES, RowFormat.SHAREGPT))
 
 
-def known_columns(format_: Format) -> frozenset[str]:
+def known_columns(format_: RowFormat) -> frozenset[str]:
     """Return the columns that rows of this format are read from."""
-    shape = SHAPES[format_]
+    shape = COLUMN_SETS[format_]
     return frozenset((*(name for names in shape.needed for name in names), *shape.optional))
 
 
-def find_format(fields: Mapping[str, object]) -> Format | None:
+def find_format(fields: Mapping[str, object]) -> RowFormat | None:
     """Return the format of one row, None when it is of no known one."""
     found = _format_of_columns(tuple(fields))
-    if found is Format.MESSAGES and _speaks_sharegpt(fields):
-        return Format.SHAREGPT
+    if found is RowFormat.MESSAGES and _speaks_sharegpt(fields):
+        return RowFormat.SHAREGPT
     return found
 
 
 @lru_cache(maxsize=1024)
-def _format_of_columns(columns: tuple[str, ...]) -> Format | None:
-    return next((format_ for format_, shape in SHAPES.items() if shape.is_met_by(columns)), None)
+def _format_of_columns(columns: tuple[str, ...]) -> RowFormat | None:
+    return next((format_ for format_, shape in COLUMN_SETS.items() if shape.is_met_by(columns)), None)
 
 
 def _speaks_sharegpt(fields: Mapping[str, object]) -> bool:
@@ -107,7 +107,7 @@ def _speaks_sharegpt(fields: Mapping[str, object]) -> bool:
     return isinstance(turns, str) and '"from"' in turns
 
 
-def common_format(one: Format, other: Format) -> Format | None:
+def common_format(one: RowFormat, other: RowFormat) -> RowFormat | None:
     """Return the format that reads rows of both, None when there is none."""
     if one is other:
         return one
@@ -115,7 +115,7 @@ def common_format(one: Format, other: Format) -> Format | None:
 
 
 def mixed_shapes(
-    format_: Format, columns: Iterable[str], origin: Origin, fields: Mapping[str, object], other: Origin
+    format_: RowFormat, columns: Iterable[str], origin: Origin, fields: Mapping[str, object], other: Origin
 ) -> DataError:
     """Return the error for a row that is of another format than those before it, with the place of each."""
     found = find_format(fields)
@@ -157,17 +157,17 @@ def _holds_rows(value: object) -> bool:
 
 def near_format(fields: Mapping[str, object]) -> str:
     """Return the known format that a row nearly has and the options that make it so; empty when none is near."""
-    pairs = {format_: _nearest_columns(shape, fields) for format_, shape in SHAPES.items()}
-    best = max(pairs, key=lambda format_: len(pairs[format_]) / len(SHAPES[format_].needed))
+    pairs = {format_: _nearest_columns(shape, fields) for format_, shape in COLUMN_SETS.items()}
+    best = max(pairs, key=lambda format_: len(pairs[format_]) / len(COLUMN_SETS[format_].needed))
     if not pairs[best]:
         return ""
     maps = [f"--map {ours}={_quoted(theirs)}" for ours, theirs in pairs[best].items() if ours != theirs]
-    missing = [names for names in SHAPES[best].needed if not any(name in pairs[best] for name in names)]
+    missing = [names for names in COLUMN_SETS[best].needed if not any(name in pairs[best] for name in names)]
     maps += [f"--map {names[0]}=COLUMN" for names in missing]
     return f"{best} rows, with {' '.join(maps)}"
 
 
-def _nearest_columns(shape: Shape, fields: Iterable[str]) -> dict[str, str]:
+def _nearest_columns(shape: ColumnSet, fields: Iterable[str]) -> dict[str, str]:
     """Return needed columns of ``shape`` with those of the row that are the same or a slip of them."""
     pairs = dict[str, str]()
     for names in shape.needed:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from sftcli.data.conversations.formats import TOOL_COLUMNS, TURN_MARKS, Format
+from sftcli.data.conversations.formats import TOOL_COLUMNS, TURN_MARKS, RowFormat
 from sftcli.data.conversations.meaning import (
     ASKED_MARKS,
     BY_KEY,
@@ -71,7 +71,7 @@ def check_part(part: Mapping[str, object]) -> None:
         raise UnreadError(found)
 
 
-def check_keys(fields: Mapping[str, object], format_: Format, *, read: frozenset[str]) -> None:
+def check_keys(fields: Mapping[str, object], format_: RowFormat, *, read: frozenset[str]) -> None:
     """See that no key of a row says something that is not read.
 
     Args:
@@ -95,8 +95,8 @@ def check_keys(fields: Mapping[str, object], format_: Format, *, read: frozenset
 
 
 @lru_cache(maxsize=1024)
-def _keys_to_look_at(columns: tuple[str, ...], format_: Format) -> tuple[str, ...]:
-    is_text, is_message = format_ is Format.TEXT, "role" in columns
+def _keys_to_look_at(columns: tuple[str, ...], format_: RowFormat) -> tuple[str, ...]:
+    is_text, is_message = format_ is RowFormat.TEXT, "role" in columns
     passed = LABEL.keys if is_text else ()  # of a text, not of an answer
     passed += () if is_text and is_message else TREE.keys
     return tuple(key for key in columns if key in BY_KEY and key not in passed)

@@ -6,10 +6,10 @@ from functools import lru_cache
 from sftcli.data.conversations.formats import (
     ANSWER_COLUMNS,
     CHAT_COLUMNS,
-    SHAPES,
+    COLUMN_SETS,
     SYSTEM_COLUMNS,
     TOOL_COLUMNS,
-    Format,
+    RowFormat,
     known_columns,
 )
 from sftcli.data.conversations.meaning import Unread, UnreadError, first_filled, is_filled
@@ -18,16 +18,16 @@ from sftcli.data.conversations.messages import Conversation, PlainText
 _ASKED = ("prompt", "question", "instruction", "input", "context")
 _ANSWERS = ("completion", "response", "output", "answer", "chosen")
 _ABOUT = ("input", "context")  # what a prompt is about
-_CHATS = (Format.MESSAGES, Format.SHAREGPT)
+_CHATS = (RowFormat.MESSAGES, RowFormat.SHAREGPT)
 _PAIRS = (
-    Format.OPENORCA,
-    Format.PROMPT_COMPLETION,
-    Format.PROMPT_RESPONSE,
-    Format.QUESTION_ANSWER,
+    RowFormat.OPENORCA,
+    RowFormat.PROMPT_COMPLETION,
+    RowFormat.PROMPT_RESPONSE,
+    RowFormat.QUESTION_ANSWER,
 )
 
 
-def check_columns(fields: Mapping[str, object], format_: Format, row: Conversation | PlainText) -> None:
+def check_columns(fields: Mapping[str, object], format_: RowFormat, row: Conversation | PlainText) -> None:
     """See that no column that other formats read holds another prompt or answer than those that ``row`` was made of.
 
     Raises:
@@ -55,13 +55,13 @@ def check_columns(fields: Mapping[str, object], format_: Format, row: Conversati
 
 @lru_cache(maxsize=1024)
 def _columns_to_compare(
-    columns: tuple[str, ...], format_: Format
+    columns: tuple[str, ...], format_: RowFormat
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Return columns that only other formats read, and groups of columns of which one alone is read."""
     known = known_columns(format_)
     apart = _ANSWERS if format_ in _CHATS else (*_ASKED, *_ANSWERS)
     others = tuple(name for name in columns if name in apart and name not in known)
-    groups: list[tuple[str, ...]] = [] if format_ is Format.TEXT else [SYSTEM_COLUMNS, TOOL_COLUMNS]
+    groups: list[tuple[str, ...]] = [] if format_ is RowFormat.TEXT else [SYSTEM_COLUMNS, TOOL_COLUMNS]
     groups += [CHAT_COLUMNS] if format_ in _CHATS else []
     groups += [names for names in (ANSWER_COLUMNS, _ABOUT) if known.issuperset(names)]
     return others, tuple(names for names in groups if sum(name in columns for name in names) > 1)
@@ -86,7 +86,7 @@ def _is_repeated(name: str, value: object, said: Sequence[str], answers: Sequenc
     return bool(text) and any(text in one or (wraps and one.strip() in text) for one in said)
 
 
-def _other_column(name: str, format_: Format, fields: Mapping[str, object]) -> Unread:
+def _other_column(name: str, format_: RowFormat, fields: Mapping[str, object]) -> Unread:
     if name in _ANSWERS:
         what, remedy = "another answer is", "leave one answer in the row"
     else:
@@ -98,12 +98,12 @@ def _other_column(name: str, format_: Format, fields: Mapping[str, object]) -> U
     return Unread(f'"{name}" is not read in {format_} rows, where {what}', remedy, name)
 
 
-def _maps_to_alpaca(name: str, format_: Format) -> list[str]:
+def _maps_to_alpaca(name: str, format_: RowFormat) -> list[str]:
     """Return the options that read a row with its column ``name`` as Alpaca or Dolly; none where there are none."""
-    if format_ is Format.INPUT_OUTPUT:
+    if format_ is RowFormat.INPUT_OUTPUT:
         return [] if name in _ABOUT else [f"--map instruction={name}"]
     if name not in _ABOUT or format_ not in _PAIRS:
         return []
-    (prompt,), (answer,) = SHAPES[format_].needed
+    (prompt,), (answer,) = COLUMN_SETS[format_].needed
     maps = {"instruction": prompt, "response": answer}
     return [f"--map {ours}={theirs}" for ours, theirs in maps.items() if ours != theirs]

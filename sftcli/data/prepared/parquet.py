@@ -45,7 +45,7 @@ def write_rows(dataset: PreparedDataset, folder: Path) -> None:
     check_free(folder)
     tables = {"train": dataset.train, "validation": dataset.heldout, "text": dataset.text}
     try:
-        with storage.whole_folder(folder, hint=_HINT) as fresh:
+        with storage.atomic_folder(folder, hint=_HINT) as fresh:
             for name, table in tables.items():
                 if len(table):
                     _write_table(table, fresh / f"{name}.parquet")

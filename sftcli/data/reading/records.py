@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sftcli.data.reading.json_rows import Row, json_rows
 from sftcli.data.reading.record import Origin, RawRecord
-from sftcli.data.reading.source import COMPRESSIONS, Kind, Sample, Source, row_format
+from sftcli.data.reading.source import COMPRESSIONS, RowLimit, Source, SourceKind, row_format
 from sftcli.data.reading.table_rows import arrow_rows, csv_rows, parquet_rows
 from sftcli.data.reading.text_lines import Note, open_bytes
 from sftcli.errors import DataError, Location, StorageError, UsageError
@@ -72,7 +72,7 @@ def fingerprint_source(source: Source) -> Fingerprint:
         NetworkError, NotFoundError, ConsentError: The hub does not give the data set.
     """
     digest = hashlib.blake2b(source.text.encode("utf-8", "surrogateescape"), digest_size=16)
-    if source.kind is Kind.HUB:
+    if source.kind is SourceKind.HUB:
         from sftcli.data.reading.hub_rows import load_split
 
         for file in load_split(source, _no_note).cache_files:
@@ -91,7 +91,7 @@ def fingerprint_source(source: Source) -> Fingerprint:
 
 
 def _sample(
-    read: Callable[[], Iterator[RawRecord]], source: Source, sample: Sample, seed: int
+    read: Callable[[], Iterator[RawRecord]], source: Source, sample: RowLimit, seed: int
 ) -> Iterator[RawRecord]:
     """Return the rows whose hashes of seed and index are smallest: the same on every machine, in any Python."""
     key = seed.to_bytes(8, "big", signed=True)
@@ -119,7 +119,7 @@ def _sample(
 
 def _reader(source: Source, note: Note) -> Callable[[], Iterator[RawRecord]]:
     """Return a function that reads all rows, each time from the start. Notes come the first time only."""
-    if source.kind is Kind.HUB:
+    if source.kind is SourceKind.HUB:
         from sftcli.data.reading.hub_rows import load_split, split_rows
 
         name = f"{source.name}@{source.split}" if source.split else source.name

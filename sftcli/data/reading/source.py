@@ -43,7 +43,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
 _OWN_FILES = {"dataset_info.json", "dataset_dict.json", "state.json"}  # of `datasets`, beside its rows
 
 
-class Kind(StrEnum):
+class SourceKind(StrEnum):
     """Where rows come from."""
 
     FILES = "files"
@@ -52,7 +52,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class RowLimit:
     """How many of the rows are taken: ``rows`` of them, or ``percent`` of 100."""
 
     rows: int | None = None
@@ -71,17 +71,17 @@ class Source:
 
     text: str  # as the user wrote it
     name: str  # without options
-    kind: Kind
+    kind: SourceKind
     files: tuple[Path, ...] = ()  # empty for the hub
     skipped: tuple[str, ...] = ()  # names in the folder that hold no rows this program can read
-    sample: "Sample | None" = None  # all rows when None
+    sample: "RowLimit | None" = None  # all rows when None
     times: int = 1  # an epoch has each row
     split: str | None = None
     config: str | None = None
 
     def label(self, path: Path) -> str:
         """Return the name of one of the files in messages and origins."""
-        return self.name if self.kind is Kind.PIPE else printable(str(path))
+        return self.name if self.kind is SourceKind.PIPE else printable(str(path))
 
 
 def printable(name: str) -> str:
@@ -108,19 +108,24 @@ def parse_source(text: str) -> Source:
     if rest == STDIN:
         _no_hub_options(options, text)
         return Source(
-            text=text, name="stdin", kind=Kind.PIPE, files=(_stdin_copy(),), sample=sample, times=times
+            text=text, name="stdin", kind=SourceKind.PIPE, files=(_stdin_copy(),), sample=sample, times=times
         )
     if path := _local_path(rest):
         _no_hub_options(options, text)
         if not path.is_file() and not path.is_dir():
             return Source(
-                text=text, name=rest, kind=Kind.PIPE, files=(_pipe_copy(path),), sample=sample, times=times
+                text=text,
+                name=rest,
+                kind=SourceKind.PIPE,
+                files=(_pipe_copy(path),),
+                sample=sample,
+                times=times,
             )
         files, skipped = _row_files(path, rest)
         return Source(
             text=text,
             name=rest,
-            kind=Kind.FILES,
+            kind=SourceKind.FILES,
             files=files,
             skipped=skipped,
             sample=sample,
@@ -130,7 +135,9 @@ def parse_source(text: str) -> Source:
         raise NotFoundError(
             f"no file or folder {rest or text!r}", hint=near_files(rest), location=Location(file=rest)
         )
-    return Source(text=text, name=rest, kind=Kind.HUB, sample=sample, times=times, split=split, config=config)
+    return Source(
+        text=text, name=rest, kind=SourceKind.HUB, sample=sample, times=times, split=split, config=config
+    )
 
 
 _GRAMMAR = (
@@ -194,7 +201,7 @@ def _copy(stream: IO[bytes], suffix: str) -> Path:
     return path
 
 
-def _rows(value: str | None, text: str) -> tuple[Sample | None, int]:
+def _rows(value: str | None, text: str) -> tuple[RowLimit | None, int]:
     """Return the sample that ``ROWS`` asks for, and how many times an epoch has its rows."""
     if value is None:
         return None, 1
@@ -208,10 +215,10 @@ def _rows(value: str | None, text: str) -> tuple[Sample | None, int]:
         percent = float(match["percent"])
         if not 0 < percent <= 100:
             raise UsageError(f"{text!r}: {match['percent']}% is no share of rows above 0", hint=_GRAMMAR)
-        return Sample(percent=percent), times
+        return RowLimit(percent=percent), times
     if match["rows"] and not int(match["rows"]):
         raise UsageError(f"{text!r}: {value!r} is not a number of rows above 0", hint=_GRAMMAR)
-    return Sample(rows=int(match["rows"])) if match["rows"] else None, times
+    return RowLimit(rows=int(match["rows"])) if match["rows"] else None, times
 
 
 def _no_hub_options(options: dict[str, str], text: str) -> None:

@@ -51,7 +51,7 @@ class TurnShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ConversationShape:
     """A conversation without its texts."""
 
     turns: tuple[TurnShape, ...]
@@ -92,7 +92,7 @@ class Shape:
 
 def take_apart(
     conversation: Conversation, *, thinks: bool, form: CallForm = CallForm.OBJECT
-) -> tuple[Shape, list[str]]:
+) -> tuple[ConversationShape, list[str]]:
     """Return the shape of ``conversation`` and its texts.
 
     Args:
@@ -104,11 +104,11 @@ def take_apart(
     turns = tuple(
         [_turn_shape(message, texts, thinks=thinks, form=form) for message in conversation.messages]
     )
-    return Shape(turns, conversation.tools), texts
+    return ConversationShape(turns, conversation.tools), texts
 
 
 def arguments_of(message: Mapping[str, object]) -> list[object]:
-    """Return the arguments of each call of a message as `Shape.messages` makes them."""
+    """Return the arguments of each call of a message as `ConversationShape.messages` makes them."""
     calls = message.get("tool_calls", ())
     assert isinstance(calls, list | tuple)  # as they were made
     return [call["function"].get("arguments") for call in calls]

@@ -1,4 +1,4 @@
-"""A row on its way to tokens: its text is proved (P1, P2) and cut into pieces, which wait for their ids."""
+"""A row on its way to tokens: its text is proved (P1, P2) and cut into segments, which wait for their ids."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +15,21 @@ from sftcli.data.conversations.remedies import NO_SYSTEM, SURROGATE, TRAIN_LAST
 from sftcli.data.example import RowFlag
 from sftcli.data.quality.encoding import find_trouble
 from sftcli.data.reading.record import Origin
-from sftcli.data.rendering.conversation_shape import CallForm, Shape, take_apart
+from sftcli.data.rendering.conversation_shape import CallForm, ConversationShape, take_apart
 from sftcli.data.rendering.proofs import prove_prompt, text_fault
-from sftcli.data.rendering.segments import ControlFinder, Piece
-from sftcli.data.rendering.template_layout import Skeleton, Span, build_skeleton, check_calls, fill, set_free
+from sftcli.data.rendering.segments import ControlFinder, Segment
+from sftcli.data.rendering.template_layout import (
+    Span,
+    TemplateLayout,
+    allow_control_tokens_of,
+    build_layout,
+    check_calls,
+    fill,
+)
 from sftcli.data.rendering.tokenizer import ChatTokenizer, Reading
 from sftcli.errors import DataError
 
-SKELETONS_KEPT = 4096
+LAYOUTS_KEPT = 4096
 NOWHERE = Origin(path="", line=0)
 # What is wrong with a form in which a template does not want a row, in the order in which it is found.
 _EARLY = (RejectReason.TEMPLATE_REFUSED, RejectReason.TEMPLATE_DROPS, RejectReason.TEMPLATE_REWRITES)
@@ -45,10 +52,10 @@ class TrainedSpan:
 
 @dataclass(slots=True, kw_only=True)
 class Draft:
-    """A row as pieces. ``ids`` has an entry for each; those of pieces with contents are filled in later."""
+    """A row as segments. ``ids`` has an entry for each; those of segments with contents are filled in later."""
 
     origin: Origin
-    pieces: Sequence[Piece]
+    segments: Sequence[Segment]
     texts: Sequence[str]
     spans: Sequence[TrainedSpan]
     num_turns: int
@@ -58,18 +65,18 @@ class Draft:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all pieces, once they are there."""
+        """Tokens of all segments, once they are there."""
         return sum(map(len, self.ids))
 
-    def reading(self, piece: Piece) -> Reading:
-        """Return how the text of ``piece`` is to be tokenized."""
-        if piece.is_free:
+    def reading(self, segment: Segment) -> Reading:
+        """Return how the text of ``segment`` is to be tokenized."""
+        if segment.is_free:
             return "template"
-        return "text" if self.has_markup and not piece.is_answer else "answer"
+        return "text" if self.has_markup and not segment.is_answer else "answer"
 
-    def piece_text(self, index: int) -> str:
-        """Return the text of a piece."""
-        return fill(self.pieces[index].parts, self.texts)
+    def segment_text(self, index: int) -> str:
+        """Return the text of a segment."""
+        return fill(self.segments[index].parts, self.texts)
 
     def span_ids(self, span: TrainedSpan) -> list[int]:
         """Return the ids of a span."""
@@ -79,15 +86,15 @@ class Draft:
 class Drafter:
     """Makes drafts, and keeps what it learned about shapes for the next rows."""
 
-    def __init__(self, tokenizer: ChatTokenizer, free_roles: frozenset[Role] = frozenset()) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, allow_control_tokens: frozenset[Role] = frozenset()) -> None:
         self._tokenizer = tokenizer
-        self._free_roles = free_roles
+        self._free_roles = allow_control_tokens
         self._controls = ControlFinder(tokenizer.control_texts)
         self._thinks = tokenizer.mentions("</think>")
-        self._skeletons: dict[tuple[Shape, bool], Skeleton | RowFaultError] = {}
+        self._layouts: dict[tuple[ConversationShape, bool], TemplateLayout | RowFaultError] = {}
 
     def draft(self, row: Conversation | PlainText) -> Draft:
-        """Return ``row`` as text that the template agrees with, in pieces.
+        """Return ``row`` as text that the template agrees with, in segments.
 
         Raises:
             RowFaultError: The row cannot be trained on.
@@ -98,16 +105,16 @@ class Drafter:
 
     def _draft_conversation(self, row: Conversation, form: CallForm) -> Draft:
         shape, texts = take_apart(row, thinks=self._thinks, form=form)
-        skeleton = self._skeleton(shape, asks=False)
+        layout = self._layout(shape, asks=False)
         messages, tools = shape.messages(texts), shape.tool_list()
 
         def ask(turn: int) -> str:
             return self._tokenizer.render(messages[:turn], tools=tools, add_generation_prompt=True)
 
         rendered = self._rendered(messages, tools, asks=False)
-        filled = _agreeing(skeleton, texts, rendered)
-        spans = [self._prove_prompt(ask, filled, rendered, skeleton, span) for span in skeleton.spans]
-        draft = self._finish(row.origin, skeleton, texts, filled, spans)
+        filled = _agreeing(layout, texts, rendered)
+        spans = [self._prove_prompt(ask, filled, rendered, layout, span) for span in layout.spans]
+        draft = self._finish(row.origin, layout, texts, filled, spans)
         if self._thinks and any(_is_respaced(message, rendered) for message in row.messages):
             draft.flags |= {RowFlag.THOUGHT_SPACED}
         if row.num_cut:
@@ -138,17 +145,17 @@ class Drafter:
     def _draft_asking(self, row: Conversation, form: CallForm) -> Draft:
         shape, texts = take_apart(row, thinks=self._thinks, form=form)
         rendered = self._rendered(shape.messages(texts), shape.tool_list(), asks=True)
-        skeleton = self._skeleton(shape, asks=True)
-        filled = _agreeing(skeleton, texts, rendered)
-        return self._finish(NOWHERE, skeleton, texts, filled, [])
+        layout = self._layout(shape, asks=True)
+        filled = _agreeing(layout, texts, rendered)
+        return self._finish(NOWHERE, layout, texts, filled, [])
 
     def _draft_as_is(self, row: Conversation, form: CallForm) -> Draft:
         shape, texts = take_apart(row, thinks=self._thinks, form=form)
         rendered = self._rendered(shape.messages(texts), shape.tool_list(), asks=True)
         check_calls(shape, texts, rendered)
         (ids,) = self._tokenizer.encode_many([rendered], reading="template")
-        piece = Piece(parts=(rendered,), ids=tuple(ids), turn=None)
-        return _draft(NOWHERE, [piece], [], [], has_markup=False, flags=frozenset())
+        segment = Segment(parts=(rendered,), ids=tuple(ids), turn=None)
+        return _draft(NOWHERE, [segment], [], [], has_markup=False, flags=frozenset())
 
     def _holds_controls(self, row: Conversation) -> bool:
         shape, texts = take_apart(row, thinks=self._thinks)
@@ -160,15 +167,15 @@ class Drafter:
         _check_encodable(row.text)
         stop = self._tokenizer.eos_text
         prefix, ending = self._tokenizer.encode_many([self._tokenizer.text_prefix, stop], reading="template")
-        pieces = [
-            Piece(parts=(), ids=tuple(prefix), turn=None),
-            Piece(
+        segments = [
+            Segment(parts=(), ids=tuple(prefix), turn=None),
+            Segment(
                 parts=(0,),
                 ids=None,
                 turn=0,
                 continued=bool(prefix) and self._tokenizer.prefix_space == "first",
             ),
-            Piece(parts=(), ids=tuple(ending), turn=0),
+            Segment(parts=(), ids=tuple(ending), turn=0),
         ]
         span = TrainedSpan(
             turn=0,
@@ -176,31 +183,31 @@ class Drafter:
             end=3,
             behind=row.text + stop,
             contents=[row.text],
-            may_gain_space=self._may_gain_space(pieces[1]),
+            may_gain_space=self._may_gain_space(segments[1]),
         )
         found = self._controls.ids_in(row.text)
         flags = frozenset({RowFlag.CONTROL_TEXT} if found else ()) | find_trouble([row.text])
-        draft = _draft(row.origin, pieces, [row.text], [span], has_markup=bool(found), flags=flags)
+        draft = _draft(row.origin, segments, [row.text], [span], has_markup=bool(found), flags=flags)
         draft.num_turns = 0
         return draft
 
-    def _skeleton(self, shape: Shape, *, asks: bool) -> Skeleton:
-        known = self._skeletons.get((shape, asks))
+    def _layout(self, shape: ConversationShape, *, asks: bool) -> TemplateLayout:
+        known = self._layouts.get((shape, asks))
         if known is None:
             try:
-                known = build_skeleton(shape, self._tokenizer, self._controls, asks=asks)
+                known = build_layout(shape, self._tokenizer, self._controls, asks=asks)
                 if self._free_roles:
-                    known = set_free(known, self._free_roles)
+                    known = allow_control_tokens_of(known, self._free_roles)
             except RowFaultError as fault:
                 known = self._advised(fault, shape)
-            if len(self._skeletons) >= SKELETONS_KEPT:
-                del self._skeletons[next(iter(self._skeletons))]
-            self._skeletons[shape, asks] = known
+            if len(self._layouts) >= LAYOUTS_KEPT:
+                del self._layouts[next(iter(self._layouts))]
+            self._layouts[shape, asks] = known
         if isinstance(known, RowFaultError):
             raise RowFaultError(known.reason, known.detail, remedy=known.remedy)
         return known
 
-    def _advised(self, fault: RowFaultError, shape: Shape) -> RowFaultError:
+    def _advised(self, fault: RowFaultError, shape: ConversationShape) -> RowFaultError:
         """Return ``fault`` with a remedy that was tried on ``shape`` and helps, where there is one."""
         if (last := _last_trained(shape)) and self._is_kept(last):
             remedy = TRAIN_LAST
@@ -210,9 +217,9 @@ class Drafter:
             remedy = fault.remedy
         return RowFaultError(fault.reason, fault.detail, remedy=remedy)
 
-    def _is_kept(self, shape: Shape) -> bool:
+    def _is_kept(self, shape: ConversationShape) -> bool:
         try:
-            build_skeleton(shape, self._tokenizer, self._controls)
+            build_layout(shape, self._tokenizer, self._controls)
         except RowFaultError:
             return False
         return True
@@ -232,19 +239,19 @@ class Drafter:
         ask: Callable[[int], str],
         filled: Sequence[str],
         rendered: str,
-        skeleton: Skeleton,
+        layout: TemplateLayout,
         span: Span,
     ) -> TrainedSpan:
         """Prove P2 for one turn: by the real ``ask`` for the first and the last, by the shape in between."""
         prompt = fill(span.prompt, filled)
-        if span in (skeleton.spans[0], skeleton.spans[-1]):
+        if span in (layout.spans[0], layout.spans[-1]):
             try:
                 prompt = ask(span.turn)
             except DataError as error:
                 raise RowFaultError(RejectReason.SPAN_UNPROVABLE, error.message) from error
         prove_prompt(prompt, rendered, turn=span.turn)
         behind = rendered[len(prompt) :]
-        if skeleton.stop_appended and span is skeleton.spans[-1]:
+        if layout.stop_appended and span is layout.spans[-1]:
             behind += self._tokenizer.eos_text
         contents = [filled[slot] for slot in span.slots]
         if not any(content.strip() for content in contents):
@@ -255,23 +262,23 @@ class Drafter:
             end=span.end,
             behind=behind,
             contents=contents,
-            may_gain_space=self._may_gain_space(skeleton.pieces[span.begin]),
+            may_gain_space=self._may_gain_space(layout.segments[span.begin]),
         )
 
-    def _may_gain_space(self, piece: Piece) -> bool:
-        return self._tokenizer.prefix_space != "never" and not piece.continued
+    def _may_gain_space(self, segment: Segment) -> bool:
+        return self._tokenizer.prefix_space != "never" and not segment.continued
 
     def _finish(
         self,
         origin: Origin,
-        skeleton: Skeleton,
+        layout: TemplateLayout,
         texts: Sequence[str],
         filled: Sequence[str],
         spans: Sequence[TrainedSpan],
     ) -> Draft:
         flags, markup = set[RowFlag](), False
-        for number, (slot, text) in enumerate(zip(skeleton.slots, filled, strict=True)):
-            if number in skeleton.free_slots:
+        for number, (slot, text) in enumerate(zip(layout.slots, filled, strict=True)):
+            if number in layout.control_token_slots:
                 flags |= {RowFlag.CONTROL_WRITTEN} if self._controls.search(text) else set()
             elif found := self._controls.ids_in(text):
                 markup = markup or not found.isdisjoint(self._tokenizer.markup_ids)
@@ -279,13 +286,13 @@ class Drafter:
                     flags.add(RowFlag.CONTROL_TEXT)
         if filled != texts and any(len(new) < len(old) for new, old in zip(filled, texts, strict=True)):
             flags.add(RowFlag.STRIPPED)
-        flags |= skeleton.flags | find_trouble(texts)
-        return _draft(origin, skeleton.pieces, filled, spans, has_markup=markup, flags=frozenset(flags))
+        flags |= layout.flags | find_trouble(texts)
+        return _draft(origin, layout.segments, filled, spans, has_markup=markup, flags=frozenset(flags))
 
 
 def _draft(
     origin: Origin,
-    pieces: Sequence[Piece],
+    segments: Sequence[Segment],
     texts: Sequence[str],
     spans: Sequence[TrainedSpan],
     *,
@@ -294,13 +301,13 @@ def _draft(
 ) -> Draft:
     return Draft(
         origin=origin,
-        pieces=pieces,
+        segments=segments,
         texts=texts,
         spans=spans,
         num_turns=len(spans),
         has_markup=has_markup,
         flags=flags,
-        ids=[piece.ids or () for piece in pieces],
+        ids=[segment.ids or () for segment in segments],
     )
 
 
@@ -320,7 +327,7 @@ def _first_accepted(forms: Sequence[CallForm], draft: Callable[[CallForm], Draft
     raise max(faults, key=lambda fault: _EARLY.index(fault.reason) if fault.reason in _EARLY else len(_EARLY))
 
 
-def _last_trained(shape: Shape) -> Shape | None:
+def _last_trained(shape: ConversationShape) -> ConversationShape | None:
     """Return ``shape`` with its last turn trained only; None where no other one is trained."""
     *before, last = shape.turns
     if not last.trained or not any(turn.trained for turn in before):
@@ -328,22 +335,22 @@ def _last_trained(shape: Shape) -> Shape | None:
     return replace(shape, turns=(*(replace(turn, trained=False) for turn in before), last))
 
 
-def _without_system(shape: Shape) -> Shape | None:
+def _without_system(shape: ConversationShape) -> ConversationShape | None:
     has_system = bool(shape.turns) and shape.turns[0].role == "system"
     return replace(shape, turns=shape.turns[1:]) if has_system else None
 
 
 def _is_respaced(message: Message, rendered: str) -> bool:
-    """Tell whether a trained answer that thinks stands in the text otherwise than in the row, which P1 allows for spaces."""
+    """Return whether a trained answer that thinks stands in the text otherwise than in the row, which P1 allows for spaces."""
     return message.trained and "</think>" in message.content and message.content.strip() not in rendered
 
 
-def _agreeing(skeleton: Skeleton, texts: Sequence[str], rendered: str) -> Sequence[str]:
+def _agreeing(layout: TemplateLayout, texts: Sequence[str], rendered: str) -> Sequence[str]:
     """Prove P1: return what stands in the slots so that the text is the real rendering."""
-    for filled in skeleton.fillings(texts):
-        if fill(skeleton.parts, filled) == rendered:
+    for filled in layout.fillings(texts):
+        if fill(layout.parts, filled) == rendered:
             return filled
-    raise text_fault(rendered, fill(skeleton.parts, texts))
+    raise text_fault(rendered, fill(layout.parts, texts))
 
 
 def _check_encodable(text: str) -> None:

@@ -132,7 +132,7 @@ def find_contents(text: str, contents: Sequence[str]) -> tuple[int, int]:
 def has_leak(
     ids: npt.NDArray[np.int32], places: npt.NDArray[np.uint8], forbidden: npt.NDArray[np.uint8]
 ) -> bool:
-    """Tell whether one of ``ids`` (n,) is at one of ``places`` (n,) for which it is ``forbidden`` (vocabulary,); both are flags.
+    """Return whether one of ``ids`` (n,) is at one of ``places`` (n,) for which it is ``forbidden`` (vocabulary,); both are flags.
 
     The tokens may be those of many rows: where this is false, P4 holds for each of them.
     """

@@ -87,7 +87,7 @@ class Renderer:
         tokenizer: Gives template and tokens.
         max_tokens: Rows with more tokens are rejected.
         cuts: Whether they are cut instead, where something to train on is left.
-        free_roles: Whose contents may write control tokens.
+        allow_control_tokens: Whose contents may write control tokens.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class Renderer:
         *,
         max_tokens: int,
         cuts: bool = False,
-        free_roles: frozenset[Role] = frozenset(),
+        allow_control_tokens: frozenset[Role] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._cuts = cuts
-        self._drafter = Drafter(tokenizer, free_roles)
+        self._drafter = Drafter(tokenizer, allow_control_tokens)
         self._forbidden = np.zeros(tokenizer.vocab_size, dtype=np.uint8)
         self._forbidden[list(tokenizer.markup_ids)] = Places.OTHERS
         self._forbidden[list(tokenizer.control_ids)] = Places.ANSWERS | Places.OTHERS
@@ -295,9 +295,11 @@ class _Batch:
 
 def _laid_out(drafts: Sequence[Draft]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
     """Return the ids of ``drafts``, and what stands at each of them as ``Places``."""
-    pieces = [ids for draft in drafts for ids in draft.ids]
-    places = np.array([piece.places for draft in drafts for piece in draft.pieces], dtype=np.uint8)
-    return np.array(list(chain.from_iterable(pieces)), dtype=np.int32), places.repeat(list(map(len, pieces)))
+    segments = [ids for draft in drafts for ids in draft.ids]
+    places = np.array([segment.places for draft in drafts for segment in draft.segments], dtype=np.uint8)
+    return np.array(list(chain.from_iterable(segments)), dtype=np.int32), places.repeat(
+        list(map(len, segments))
+    )
 
 
 def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], *, tools: str = "") -> list[int]:
@@ -315,14 +317,14 @@ def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], *, tool
 
 
 def _encode(drafts: Sequence[Draft], tokenizer: ChatTokenizer) -> None:
-    """Give every piece of every draft its ids, with one call for all pieces that are read alike."""
+    """Give every segment of every draft its ids, with one call for all segments that are read alike."""
     queues: dict[tuple[Reading, bool], list[tuple[Draft, int]]] = {}
     for draft in drafts:
-        for index, piece in enumerate(draft.pieces):
-            if piece.ids is None:
-                queues.setdefault((draft.reading(piece), piece.continued), []).append((draft, index))
+        for index, segment in enumerate(draft.segments):
+            if segment.ids is None:
+                queues.setdefault((draft.reading(segment), segment.continued), []).append((draft, index))
     for (reading, continued), queue in queues.items():
-        texts = [draft.piece_text(index) for draft, index in queue]
+        texts = [draft.segment_text(index) for draft, index in queue]
         rows = tokenizer.encode_many(texts, reading=reading, continued=continued)
         for (draft, index), ids in zip(queue, rows, strict=True):
             draft.ids[index] = ids

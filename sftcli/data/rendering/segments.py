@@ -1,4 +1,4 @@
-"""Text with slots, cut into pieces that are tokenized one by one."""
+"""Text with slots, cut into segments that are tokenized one by one."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,11 +71,11 @@ class Places(IntFlag):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class Segment:
     """A stretch of text between cuts.
 
     ``ids`` are there where no slot is inside, and empty for white space that a control token swallows. ``turn`` is the
-    trained turn the piece belongs to. ``continued`` tells that nothing may be put in front of it. In an ``is_free`` one the
+    trained turn the segment belongs to. ``continued`` tells that nothing may be put in front of it. In an ``is_free`` one the
     contents are read as the template is: they may write control tokens.
     """
 
@@ -91,19 +91,19 @@ class Piece:
         content = (
             0 if self.ids is not None or self.is_free else Places.ANSWERS if self.is_answer else Places.OTHERS
         )
-        # A plain number: arithmetic with flags is slow, and this is read for every piece of every row.
+        # A plain number: arithmetic with flags is slow, and this is read for every segment of every row.
         object.__setattr__(
             self, "places", int(content) | (Places.TRAINED.value if self.turn is not None else 0)
         )
 
 
-def cut_into_pieces(
+def cut_into_segments(
     parts: Sequence[str | int | Cut],
     slots: Sequence[Slot],
     tokenizer: ChatTokenizer,
     controls: ControlFinder,
-) -> tuple[tuple[Piece, ...], bool]:
-    """Return the pieces of ``parts``, and whether a stop token had to be put behind the last answer.
+) -> tuple[tuple[Segment, ...], bool]:
+    """Return the segments of ``parts``, and whether a stop token had to be put behind the last answer.
 
     Raises:
         RowFaultError: A trained turn does not end in a stop token.
@@ -121,12 +121,12 @@ def cut_into_pieces(
 
 
 class _Cutter:
-    """Collects pieces from left to right."""
+    """Collects segments from left to right."""
 
     def __init__(self, slots: Sequence[Slot], tokenizer: ChatTokenizer) -> None:
         self.slots = slots
         self.tokenizer = tokenizer
-        self.pieces: list[Piece] = []
+        self.segments: list[Segment] = []
         self.section: list[str | int] = []  # text since the last cut
         self.turn: int | None = None  # the trained turn that is open
         self.waiting = set[int]()  # slots of it that are still to come
@@ -164,20 +164,20 @@ class _Cutter:
         self._flush()
         if space:
             self._add_swallowed(space)
-        self.pieces.append(Piece(parts=(text,), ids=(token,), turn=self.turn))
+        self.segments.append(Segment(parts=(text,), ids=(token,), turn=self.turn))
         self.swallows = self._reads_as(text + "\n", token)
         if self.turn is not None and not self.waiting:
             self._pass_control(text, token)
 
-    def finish(self) -> tuple[tuple[Piece, ...], bool]:
+    def finish(self) -> tuple[tuple[Segment, ...], bool]:
         self._flush()
         append = self.turn is not None and not self.passed
         if append:
             (ids,) = self.tokenizer.encode_many([self.tokenizer.eos_text], reading="template")
-            self.pieces.append(Piece(parts=(), ids=tuple(ids), turn=self.turn))
+            self.segments.append(Segment(parts=(), ids=tuple(ids), turn=self.turn))
         else:
             self._check_closed()
-        return tuple(self.pieces), append
+        return tuple(self.segments), append
 
     def _pass_control(self, text: str, token: int) -> None:
         """Close the turn at a stop token; tool calls may have other control tokens in front of it."""
@@ -201,7 +201,7 @@ class _Cutter:
         )
 
     def _add_swallowed(self, space: str) -> None:
-        self.pieces.append(Piece(parts=(space,), ids=(), turn=self.turn))
+        self.segments.append(Segment(parts=(space,), ids=(), turn=self.turn))
 
     def _reads_as(self, text: str, token: int) -> bool:
         return self.tokenizer.encode_many([text], reading="template") == [[token]]
@@ -217,8 +217,8 @@ class _Cutter:
         if not slots:
             text = "".join(str(part) for part in parts)
             ids = tuple(self.tokenizer.encode_many([text], reading="answer", continued=continued)[0])
-        self.pieces.append(
-            Piece(
+        self.segments.append(
+            Segment(
                 parts=parts,
                 ids=ids,
                 turn=self.turn,
@@ -228,15 +228,15 @@ class _Cutter:
         )
 
     def _is_continued(self) -> bool:
-        """Tell whether the tokenizer, reading all of the text, would put no space in front of the next piece."""
+        """Return whether the tokenizer, reading all of the text, would put no space in front of the next segment."""
         match self.tokenizer.prefix_space:
             case "never":
                 return False
             case "first":
-                return bool(self.pieces)
+                return bool(self.segments)
             case "always":
-                return bool(self.pieces) and not self._behind_control()
+                return bool(self.segments) and not self._behind_control()
 
     def _behind_control(self) -> bool:
-        ids = self.pieces[-1].ids
+        ids = self.segments[-1].ids
         return ids is not None and (not ids or ids[-1] in self.tokenizer.control_texts.values())

@@ -2,8 +2,8 @@ r"""What a template makes of a shape: the fixed text between contents, where ans
 
 A shape is rendered once with an unguessable marker in every slot. The places of the markers give the fixed text for any
 template. Where generation would start is where the rendering of the turns before, with a generation prompt, ends. The
-text is then cut at its control tokens and where generation would start; each piece in between is tokenized by itself,
-so no token can straddle a cut, and ids and mask are born piece by piece::
+text is then cut at its control tokens and where generation would start; each segment in between is tokenized by itself,
+so no token can straddle a cut, and ids and mask are born segment by segment::
 
     <|im_start|> | user\n{slot} | <|im_end|> | \n | <|im_start|> | assistant\n || {slot} | <|im_end|> | \n
                                                                   generation starts  ~~~~~~ trained ~~~~
@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 
 from sftcli.data.conversations.messages import RejectReason, Role, RowFaultError
 from sftcli.data.example import RowFlag
-from sftcli.data.rendering.conversation_shape import Shape, Slot, TurnShape, arguments_of
+from sftcli.data.rendering.conversation_shape import ConversationShape, Slot, TurnShape, arguments_of
 from sftcli.data.rendering.segments import (
     CONTEXT_CHARS,
     ControlFinder,
     Cut,
-    Piece,
-    cut_into_pieces,
+    Segment,
+    cut_into_segments,
     first_difference,
 )
 from sftcli.data.rendering.tokenizer import ChatTokenizer
@@ -44,11 +44,11 @@ class Markers:
     def split(self, text: str) -> list[str | int]:
         """Return ``text`` as fixed strings, none empty, and slot numbers."""
         parts: list[str | int] = []
-        for index, piece in enumerate(self._pattern.split(text)):
+        for index, segment in enumerate(self._pattern.split(text)):
             if index % 2:
-                parts.append(int("".join(str(_DIGITS.index(digit)) for digit in piece)))
-            elif piece:
-                parts.append(piece)
+                parts.append(int("".join(str(_DIGITS.index(digit)) for digit in segment)))
+            elif segment:
+                parts.append(segment)
         return parts
 
     def split_at(self, text: str, cuts: Mapping[int, int]) -> list[str | int | Cut]:
@@ -123,27 +123,27 @@ _SAMPLE = "Seven of 12"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """A trained turn: the text that asks for it, its pieces, and the slots inside them."""
+    """A trained turn: the text that asks for it, its segments, and the slots inside them."""
 
     turn: int
     prompt: tuple[str | int, ...]
-    begin: int  # first piece
-    end: int  # one behind the last piece
+    begin: int  # first segment
+    end: int  # one behind the last segment
     slots: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Skeleton:
-    """The text of a shape, with slot numbers where texts go, and the same cut into pieces."""
+class TemplateLayout:
+    """The text of a shape, with slot numbers where texts go, and the same cut into segments."""
 
     slots: tuple[Slot, ...]
     parts: tuple[str | int, ...]
-    pieces: tuple[Piece, ...]
+    segments: tuple[Segment, ...]
     spans: tuple[Span, ...]
     stop_appended: bool
     kept: tuple[Kept, ...]  # for each slot
     flags: frozenset[RowFlag]
-    free_slots: frozenset[int] = frozenset()  # what stands there may write control tokens
+    control_token_slots: frozenset[int] = frozenset()  # what stands there may write control tokens
 
     def fillings(self, texts: Sequence[str]) -> Iterator[list[str]]:
         """Yield what may stand in the slots for ``texts``: first as they are, then as templates change them."""
@@ -164,9 +164,9 @@ def fill(parts: Sequence[str | int], texts: Sequence[str]) -> str:
     return "".join([texts[part] if isinstance(part, int) else part for part in parts])
 
 
-def build_skeleton(
-    shape: Shape, tokenizer: ChatTokenizer, controls: ControlFinder, *, asks: bool = False
-) -> Skeleton:
+def build_layout(
+    shape: ConversationShape, tokenizer: ChatTokenizer, controls: ControlFinder, *, asks: bool = False
+) -> TemplateLayout:
     """Render ``shape`` with markers and find out all there is to know about its rows.
 
     Args:
@@ -196,16 +196,16 @@ def build_skeleton(
     _check_places(parts, slots)
     prompts = _find_prompts(shape, slots, rendering, markers, tokenizer)
     cuts = {len(prompt): turn for turn, prompt in prompts.items()}
-    pieces, stop_appended = cut_into_pieces(markers.split_at(rendering, cuts), slots, tokenizer, controls)
+    segments, stop_appended = cut_into_segments(markers.split_at(rendering, cuts), slots, tokenizer, controls)
     spans = tuple(
-        _span(turn, tuple(markers.split(prompt)), pieces, slots) for turn, prompt in prompts.items()
+        _span(turn, tuple(markers.split(prompt)), segments, slots) for turn, prompt in prompts.items()
     )
     if spans:
-        _check_whole(spans[0], pieces, slots, tokenizer)
-    return Skeleton(
+        _check_whole(spans[0], segments, slots, tokenizer)
+    return TemplateLayout(
         slots=slots,
         parts=tuple(parts),
-        pieces=pieces,
+        segments=segments,
         spans=spans,
         stop_appended=stop_appended,
         kept=_find_kept(shape, parts, markers, tokenizer, asks=asks),
@@ -216,7 +216,7 @@ def build_skeleton(
                 RowFlag.TOOLS_DROPPED: shape.tools
                 and _ignores_tools(shape, rendering, markers, tokenizer, asks=asks),
                 RowFlag.LEAD_TRAINED: any(
-                    _has_lead(pieces[span.begin], shape.turns[span.turn]) for span in spans
+                    _has_lead(segments[span.begin], shape.turns[span.turn]) for span in spans
                 ),
                 RowFlag.STOP_APPENDED: stop_appended,
             }.items()
@@ -225,19 +225,24 @@ def build_skeleton(
     )
 
 
-def set_free(skeleton: Skeleton, roles: frozenset[Role]) -> Skeleton:
-    """Return ``skeleton`` with those pieces free whose contents are all of ``roles``."""
-    pieces, free = [], set[int]()
-    for piece in skeleton.pieces:
-        inside = [part for part in piece.parts if isinstance(part, int)]
-        is_free = bool(inside) and roles.issuperset(skeleton.slots[part].role for part in inside)
-        pieces.append(replace(piece, is_free=is_free))
+def allow_control_tokens_of(layout: TemplateLayout, roles: frozenset[Role]) -> TemplateLayout:
+    """Return ``layout`` with those segments free whose contents are all of ``roles``."""
+    segments, free = [], set[int]()
+    for segment in layout.segments:
+        inside = [part for part in segment.parts if isinstance(part, int)]
+        is_free = bool(inside) and roles.issuperset(layout.slots[part].role for part in inside)
+        segments.append(replace(segment, is_free=is_free))
         free.update(inside if is_free else ())
-    return replace(skeleton, pieces=tuple(pieces), free_slots=frozenset(free))
+    return replace(layout, segments=tuple(segments), control_token_slots=frozenset(free))
 
 
 def render(
-    shape: Shape, texts: Sequence[str], tokenizer: ChatTokenizer, *, num_turns: int | None = None, asks: bool
+    shape: ConversationShape,
+    texts: Sequence[str],
+    tokenizer: ChatTokenizer,
+    *,
+    num_turns: int | None = None,
+    asks: bool,
 ) -> str:
     """Return what the template makes of the first ``num_turns`` turns (all by default) with ``texts`` in the slots.
 
@@ -248,8 +253,10 @@ def render(
     return tokenizer.render(messages, tools=shape.tool_list(), add_generation_prompt=asks)
 
 
-def _span(turn: int, prompt: tuple[str | int, ...], pieces: Sequence[Piece], slots: Sequence[Slot]) -> Span:
-    numbers = [index for index, piece in enumerate(pieces) if piece.turn == turn]
+def _span(
+    turn: int, prompt: tuple[str | int, ...], segments: Sequence[Segment], slots: Sequence[Slot]
+) -> Span:
+    numbers = [index for index, segment in enumerate(segments) if segment.turn == turn]
     return Span(
         turn=turn,
         prompt=prompt,
@@ -260,7 +267,7 @@ def _span(turn: int, prompt: tuple[str | int, ...], pieces: Sequence[Piece], slo
 
 
 def _ignores_tools(
-    shape: Shape, rendering: str, markers: Markers, tokenizer: ChatTokenizer, *, asks: bool
+    shape: ConversationShape, rendering: str, markers: Markers, tokenizer: ChatTokenizer, *, asks: bool
 ) -> bool:
     try:
         return rendering == render(replace(shape, tools=""), markers.texts, tokenizer, asks=asks)
@@ -268,18 +275,18 @@ def _ignores_tools(
         return False
 
 
-def _has_lead(piece: Piece, turn: TurnShape) -> bool:
-    """Tell whether a turn's first piece starts with more than white space that is not the turn's own."""
+def _has_lead(segment: Segment, turn: TurnShape) -> bool:
+    """Return whether a turn's first segment starts with more than white space that is not the turn's own."""
     is_own = bool(turn.content[0])  # its thinking starts with a tag
     return (
         not is_own
-        and isinstance(piece.parts[0], str)
-        and bool(piece.parts[0].strip())
+        and isinstance(segment.parts[0], str)
+        and bool(segment.parts[0].strip())
         and not turn.tool_calls
     )
 
 
-def check_calls(shape: Shape, texts: Sequence[str], rendering: str) -> None:
+def check_calls(shape: ConversationShape, texts: Sequence[str], rendering: str) -> None:
     """See that no arguments of a call were printed as Python prints a dict.
 
     Raises:
@@ -312,7 +319,11 @@ def _check_places(parts: Sequence[str | int], slots: Sequence[Slot]) -> None:
 
 
 def _find_prompts(
-    shape: Shape, slots: Sequence[Slot], rendering: str, markers: Markers, tokenizer: ChatTokenizer
+    shape: ConversationShape,
+    slots: Sequence[Slot],
+    rendering: str,
+    markers: Markers,
+    tokenizer: ChatTokenizer,
 ) -> dict[int, str]:
     """Return for each trained turn the text that asks for it, which the rendering starts with."""
     ends = _slot_ends(markers.split(rendering), markers)
@@ -356,26 +367,31 @@ def _prompt_differs(number: int, prompt: str, rendering: str, markers: Markers) 
 
 
 def _check_whole(
-    span: Span, pieces: Sequence[Piece], slots: Sequence[Slot], tokenizer: ChatTokenizer
+    span: Span, segments: Sequence[Segment], slots: Sequence[Slot], tokenizer: ChatTokenizer
 ) -> None:
-    """See that the pieces of the first prompt give the ids that the tokenizer gives for it as a whole."""
+    """See that the segments of the first prompt give the ids that the tokenizer gives for it as a whole."""
     samples = [_SAMPLE] * len(slots)
     (whole,) = tokenizer.encode_many([fill(span.prompt, samples)], reading="template")
     ids: list[int] = []
-    for piece in pieces[: span.begin]:
-        if piece.ids is None:
-            text = fill(piece.parts, samples)
-            ids += tokenizer.encode_many([text], reading="text", continued=piece.continued)[0]
+    for segment in segments[: span.begin]:
+        if segment.ids is None:
+            text = fill(segment.parts, samples)
+            ids += tokenizer.encode_many([text], reading="text", continued=segment.continued)[0]
         else:
-            ids += piece.ids
+            ids += segment.ids
     if ids != whole:
         raise RowFaultError(
-            RejectReason.SPAN_UNPROVABLE, "the tokenizer reads a prompt otherwise than piece by piece"
+            RejectReason.SPAN_UNPROVABLE, "the tokenizer reads a prompt otherwise than segment by segment"
         )
 
 
 def _find_kept(
-    shape: Shape, parts: Sequence[str | int], markers: Markers, tokenizer: ChatTokenizer, *, asks: bool
+    shape: ConversationShape,
+    parts: Sequence[str | int],
+    markers: Markers,
+    tokenizer: ChatTokenizer,
+    *,
+    asks: bool,
 ) -> tuple[Kept, ...]:
     padded = [f"{PADDING}{marker}{PADDING}" for marker in markers.texts]
     try:

@@ -49,5 +49,5 @@ def describe_tokens(example: Example, tokenizer: ChatTokenizer) -> list[TokenVie
 
 
 def _may_grow(begin: int, end: int, trained: list[bool]) -> bool:
-    """Tell whether the tokens from ``begin`` may take one more: few enough, and with loss alike."""
+    """Return whether the tokens from ``begin`` may take one more: few enough, and with loss alike."""
     return end < len(trained) and end - begin < MAX_GROUP_TOKENS and trained[end] == trained[begin]

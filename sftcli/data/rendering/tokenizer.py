@@ -50,7 +50,7 @@ class ChatTokenizer(Protocol):
         """When text gets a space in front: not at all, at the start, or behind every control token too."""
 
     def mentions(self, text: str) -> bool:
-        """Tell whether the template's source holds ``text``."""
+        """Return whether the template's source holds ``text``."""
 
     def render(
         self,

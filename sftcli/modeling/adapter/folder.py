@@ -55,7 +55,7 @@ class LoraForm:
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Tell whether ``folder`` holds an adapter and no whole model."""
+    """Return whether ``folder`` holds an adapter and no whole model."""
     return (folder / CONFIG_FILE).is_file() and not (folder / "config.json").is_file()
 
 

@@ -183,7 +183,7 @@ def fuse(model: "PreTrainedModel") -> FusedModel | None:
 
 
 def _is_plain(model: "PreTrainedModel") -> bool:
-    """Tell whether every projection is an ordinary matrix, without adapters or quantization, and of one kind."""
+    """Return whether every projection is an ordinary matrix, without adapters or quantization, and of one kind."""
     config = model.config
     linear = [module for module in model.modules() if isinstance(module, Linear)]
     rope = (config.rope_parameters or {}).get("rope_type", "default")

@@ -277,7 +277,7 @@ def uncached_logits(model: "PreTrainedModel", text: Sequence[int]) -> torch.Tens
 
 
 def has_plain_cache(model: "PreTrainedModel") -> bool:
-    """Tell whether every layer keeps all keys and values of the past and nothing else."""
+    """Return whether every layer keeps all keys and values of the past and nothing else."""
     layers = DynamicCache(config=model.config).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from sftcli import storage
 from sftcli.errors import DataError
-from sftcli.modeling.cache import whole_folder
+from sftcli.modeling.cache import atomic_folder
 from sftcli.modeling.formats.older_config import with_keys_of, with_older_keys, with_older_tokenizer_keys
 from sftcli.modeling.formats.remote_code import copy_code
 from sftcli.modeling.formats.source_tensors import SourceTensors
@@ -71,7 +71,7 @@ def write_model_files(
 
 
 def has_own_head(model: PreTrainedModel) -> bool:
-    """Tell whether the head has numbers of its own although the configuration says that it is the embeddings."""
+    """Return whether the head has numbers of its own although the configuration says that it is the embeddings."""
     says_tied = bool(getattr(model.config, "tie_word_embeddings", False))
     return says_tied and bool(model._tied_weights_keys) and not model.all_tied_weights_keys
 
@@ -141,7 +141,7 @@ def save_model_folder(
         if name not in (model._keys_to_ignore_on_save or ())  # the class computes them, and files have none
     }
     tensors = _cast(state)
-    with whole_folder(folder, hint=hint) as fresh:
+    with atomic_folder(folder, hint=hint) as fresh:
         settings, stored = model.generation_config, model.config.dtype
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # theirs may fail validation
         try:
@@ -189,7 +189,7 @@ def whole_state(
 
 
 def is_part_of_whole(model: PreTrainedModel, source: Path) -> bool:
-    """Tell whether ``model`` is the language model of a larger one that lies in ``source``."""
+    """Return whether ``model`` is the language model of a larger one that lies in ``source``."""
     return read_json(source / "config.json").get("model_type") != model.config.model_type
 
 

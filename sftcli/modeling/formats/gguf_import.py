@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from sftcli import storage
 from sftcli.errors import DataError
 from sftcli.events import EventSink, Notice, Progressed, Warned
-from sftcli.modeling.cache import cache_folder, scratch_folder, whole_folder
+from sftcli.modeling.cache import atomic_folder, cache_folder, scratch_folder
 from sftcli.modeling.formats.gguf_header import GGUF_MAGIC, GgufHeader, read_header
 from sftcli.modeling.formats.older_config import with_older_keys, with_older_tokenizer_keys
 
@@ -58,7 +58,7 @@ def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, s
         return folder, digest
     size = gguf.stat().st_size / 1e6
     emit(Notice(text=f"converting {gguf.name} ({size:.0f} MB) to a {header.dtype} model folder, once"))
-    with whole_folder(folder) as fresh:
+    with atomic_folder(folder) as fresh:
         _convert(gguf, header, fresh, emit)
         _write_source(fresh, gguf.name, digest, header)
     return folder, digest
@@ -97,7 +97,7 @@ def read_source(folder: Path, emit: EventSink) -> str | None:
 
 
 def _is_exact(folder: Path) -> bool:
-    """Tell whether the whole ``folder`` was made to hold the numbers of its file; older folders were all rounded."""
+    """Return whether the whole ``folder`` was made to hold the numbers of its file; older folders were all rounded."""
     return bool(json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8")).get("exact"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from sftcli import storage
 from sftcli.errors import MismatchError
 from sftcli.events import EventSink, Notice
-from sftcli.modeling.cache import whole_folder
+from sftcli.modeling.cache import atomic_folder
 from sftcli.modeling.formats.gguf_import import SOURCE_FILE, models_folder
 from sftcli.modeling.hub.snapshot import Patience, cached_snapshot, fetch_snapshot
 from sftcli.modeling.tokenizer.builtin_templates import MODERN_LLM
@@ -52,7 +52,7 @@ def _convert(path: Path, folder: Path, source: Path, digest: str, emit: EventSin
 
     checkpoint = read_pt(path)
     emit(Notice(text=f"converting {path.name} to a model folder, once"))
-    with whole_folder(folder) as fresh:
+    with atomic_folder(folder) as fresh:
         write_model_folder(checkpoint, fresh)
         copy_tokenizer(source, fresh)
         storage.write_file(fresh / "chat_template.jinja", [MODERN_LLM.encode("utf-8")])

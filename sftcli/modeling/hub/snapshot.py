@@ -37,7 +37,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class HubSnapshot:
     """A repository at one commit in the hub's cache. The folder is read only for us."""
 
     folder: Path
@@ -45,14 +45,14 @@ class Snapshot:
 
 
 def is_offline() -> bool:
-    """Tell whether the environment forbids the hub."""
+    """Return whether the environment forbids the hub."""
     return any(
         os.environ.get(name, "").lower() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     )
 
 
 def is_commit(revision: str | None) -> bool:
-    """Tell whether ``revision`` is a full commit, which never moves."""
+    """Return whether ``revision`` is a full commit, which never moves."""
     return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
@@ -66,7 +66,7 @@ def hub_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
 
 
-def cached_snapshot(repo: str, revision: str | None) -> Snapshot | None:
+def cached_snapshot(repo: str, revision: str | None) -> HubSnapshot | None:
     """Return the repository as the hub's cache has it, without any request. It may lack files."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -74,7 +74,7 @@ def cached_snapshot(repo: str, revision: str | None) -> Snapshot | None:
         found = try_to_load_from_cache(repo, probe, cache_dir=hub_cache(), revision=revision)
         if isinstance(found, str):
             folder = Path(found).parent
-            return Snapshot(folder=folder, commit=folder.name)
+            return HubSnapshot(folder=folder, commit=folder.name)
     return None
 
 
@@ -86,7 +86,7 @@ def fetch_snapshot(
     patience: Patience,
     weights: bool = True,
     code: bool = False,
-) -> Snapshot:
+) -> HubSnapshot:
     """Download the configuration, the tokenizer and, with ``weights``, the safetensors files of ``repo``.
 
     ``code`` brings its Python files as well; nothing here runs them.
@@ -123,7 +123,7 @@ def fetch_snapshot(
                 case "done":
                     emit(Progressed(task=f"download {repo}", done=total, total=total, unit="bytes"))
                     folder = Path(str(line["folder"]))
-                    return Snapshot(folder=folder, commit=folder.name)
+                    return HubSnapshot(folder=folder, commit=folder.name)
                 case "failed":
                     raise _failure(repo, revision, str(line["reason"]), redact(str(line["text"])))
                 case "ended":

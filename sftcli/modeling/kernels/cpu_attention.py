@@ -15,7 +15,7 @@ BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def can_attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Tell whether ``CpuAttention`` does these."""
+    """Return whether ``CpuAttention`` does these."""
     return (
         query.device.type == "cpu"
         and query.dtype in (torch.bfloat16, torch.float32)

@@ -41,7 +41,7 @@ _Kwargs = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class AttentionShape:
     """What attention is told besides tensors: the lengths of the documents, and what the scores are multiplied by."""
 
     lengths: Sequence[int]
@@ -61,7 +61,7 @@ class AttentionBlock(torch.autograd.Function):
         out: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
-        shape: Shape,
+        shape: AttentionShape,
         *projections: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return (T, D) for ``x`` (T, D).
@@ -183,7 +183,7 @@ def _by_head(part: torch.Tensor) -> torch.Tensor:
 
 
 def is_layer(module: torch.nn.Module) -> bool:
-    """Tell whether ``module`` has the parts of a Llama's layer and no others."""
+    """Return whether ``module`` has the parts of a Llama's layer and no others."""
     attention, mlp = getattr(module, "self_attn", None), getattr(module, "mlp", None)
     return (
         _names(module) == {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -218,12 +218,12 @@ def observe_layers(model: torch.nn.Module) -> dict[torch.nn.Module, Passed]:
     cuts = torch.tensor(bounds, dtype=torch.int32, device=device)
     positions = torch.cat([torch.arange(length, device=device) for length in _TRIED_LENGTHS])[None]
     longest = max(_TRIED_LENGTHS)
-    told: dict[str, object] = {"cu_seq_lens_q": cuts, "cu_seq_lens_k": cuts, "position_ids": positions}
-    told |= {"max_length_q": longest, "max_length_k": longest}
+    arguments: dict[str, object] = {"cu_seq_lens_q": cuts, "cu_seq_lens_k": cuts, "position_ids": positions}
+    arguments |= {"max_length_q": longest, "max_length_k": longest}
     try:
         attend_by_document(model)
         with overheard() as found:
-            row = _kwargs_of(model, layers, input_ids=ids, **told)
+            row = _kwargs_of(model, layers, input_ids=ids, **arguments)
         attend_as_before(model)
         documents = [
             _kwargs_of(model, layers, input_ids=part) for part in torch.split(ids, _TRIED_LENGTHS, dim=1)
@@ -284,7 +284,7 @@ def layer_forward(
         return type(self).forward(self, hidden_states, **rest)  # type: ignore[no-any-return]
     attention, mlp = cast("Any", self.self_attn), cast("Any", self.mlp)
     before, after = cast("Any", self.input_layernorm), cast("Any", self.post_attention_layernorm)
-    shape = Shape(
+    shape = AttentionShape(
         lengths=lengths,
         head_dim=attention.head_dim,
         scale=attention.scaling,

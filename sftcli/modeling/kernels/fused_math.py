@@ -21,12 +21,12 @@ def norm_epsilon(norm: torch.nn.Module) -> float | None:
 
 
 def has_hooks(module: torch.nn.Module) -> bool:
-    """Tell whether a call of ``module`` does more than its ``forward``."""
+    """Return whether a call of ``module`` does more than its ``forward``."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def has_dropout(module: torch.nn.Module, *, attends: bool) -> bool:
-    """Tell whether ``module`` may leave something out at random in training; that of attention counts where it ``attends``.
+    """Return whether ``module`` may leave something out at random in training; that of attention counts where it ``attends``.
 
     Some modules keep the share as a number, some read it from their configuration when they run.
     """

@@ -22,8 +22,8 @@ from sftcli.modeling.formats.folder_check import (
 from sftcli.modeling.formats.gguf_import import converted_gguf
 from sftcli.modeling.formats.pt_import import converted_pt
 from sftcli.modeling.hub.snapshot import (
+    HubSnapshot,
     Patience,
-    Snapshot,
     cached_snapshot,
     fetch_snapshot,
     is_commit,
@@ -90,7 +90,7 @@ def locate_model(
 
 
 def is_path(name: str) -> bool:
-    """Tell whether ``locate_model`` takes ``name`` as a folder or a file."""
+    """Return whether ``locate_model`` takes ``name`` as a folder or a file."""
     return name != ALIAS and Path(name).expanduser().exists()
 
 
@@ -185,11 +185,11 @@ def _from_hub(
     return _hub_model(snapshot, name, f"the hub, {repo} at {snapshot.commit[:8]}")
 
 
-def _hub_model(snapshot: Snapshot, name: str, how: str) -> LocatedModel:
+def _hub_model(snapshot: HubSnapshot, name: str, how: str) -> LocatedModel:
     return LocatedModel(folder=snapshot.folder, name=name, how=how, revision=snapshot.commit)
 
 
-def _complete(snapshot: Snapshot | None, *, with_code: bool) -> Snapshot | None:
+def _complete(snapshot: HubSnapshot | None, *, with_code: bool) -> HubSnapshot | None:
     if snapshot is None or (with_code and not any(snapshot.folder.glob("*.py"))):
         return None
     try:

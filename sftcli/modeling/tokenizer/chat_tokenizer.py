@@ -28,10 +28,10 @@ from sftcli.modeling.tokenizer.files import (
 )
 from sftcli.modeling.tokenizer.sandbox import FIXED_DATE
 from sftcli.modeling.tokenizer.special_tokens import (
-    blinded_tokenizer,
     check_needed_tokens,
     classify,
     find_stop_ids,
+    without_control_tokens,
 )
 from sftcli.modeling.tokenizer.template import ChatTemplate, read_template
 
@@ -134,7 +134,7 @@ class HFChatTokenizer:
         return max_chars_per_token(self._tokenizer)
 
     def mentions(self, text: str) -> bool:
-        """Tell whether the template's source holds ``text``."""
+        """Return whether the template's source holds ``text``."""
         return any(text in template.source for template in self._templates.values())
 
     def encode(self, text: str, *, reading: Reading = "template") -> list[int]:
@@ -227,7 +227,7 @@ class HFChatTokenizer:
     def _reader(self, *, masked: bool, continued: bool) -> Tokenizer:
         if not masked and not continued:
             return self._tokenizer
-        return blinded_tokenizer(
+        return without_control_tokens(
             self._tokenizer, hidden=self.markup_ids if masked else frozenset(), prefix_space=not continued
         )
 

@@ -69,7 +69,7 @@ def check_needed_tokens(files: TokenizerFiles, template: str) -> None:
         )
 
 
-def blinded_tokenizer(tokenizer: Tokenizer, *, hidden: frozenset[int], prefix_space: bool) -> Tokenizer:
+def without_control_tokens(tokenizer: Tokenizer, *, hidden: frozenset[int], prefix_space: bool) -> Tokenizer:
     """Return a copy of ``tokenizer`` that reads the added tokens ``hidden`` as plain text.
 
     Args:
@@ -96,7 +96,7 @@ def blinded_tokenizer(tokenizer: Tokenizer, *, hidden: frozenset[int], prefix_sp
 
 
 def _hide_tokens(content: dict[str, object], ids: frozenset[int]) -> None:
-    """Make a serialised tokenizer blind for added tokens without moving the ids of the others."""
+    """Make a serialized tokenizer blind for added tokens without moving the ids of the others."""
     added, model = content["added_tokens"], content["model"]
     assert isinstance(added, list)
     assert isinstance(model, dict)
@@ -114,7 +114,7 @@ def _hide_tokens(content: dict[str, object], ids: frozenset[int]) -> None:
 
 
 def _without_prefix_space(part: object) -> object:
-    """Return a serialised normalizer or pre-tokenizer that puts no space in front of a text."""
+    """Return a serialized normalizer or pre-tokenizer that puts no space in front of a text."""
     if not isinstance(part, dict):
         return part
     match part.get("type"):

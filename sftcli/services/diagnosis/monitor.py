@@ -18,7 +18,7 @@ from sftcli.services.diagnosis.verdict import (
     RISE,
     Verdict,
     degrading,
-    judge,
+    judge_losses,
     mean_of_recent,
     overfitting,
     plateau,
@@ -94,7 +94,7 @@ class FitWatch:
                 self._add_heldout(event)
             elif isinstance(event, Judged):
                 self._said[event.kind] = event.step
-        if self.is_spoilt:  # the run stopped for it, and someone goes on all the same
+        if self.is_non_finite:  # the run stopped for it, and someone goes on all the same
             self.high_steps = 0
 
     def take(self, event: Event) -> list[Verdict]:
@@ -108,13 +108,13 @@ class FitWatch:
         return []
 
     @property
-    def is_spoilt(self) -> bool:
+    def is_non_finite(self) -> bool:
         """Whether the loss jumped and stayed there."""
         return self.high_steps >= SPOILT_STEPS
 
     def verdict(self, step: int) -> Verdict:
         """Return the verdict on the run up to ``step``."""
-        return judge(self.losses, [loss for at, loss in self.heldout if at <= step], rows=self.rows)
+        return judge_losses(self.losses, [loss for at, loss in self.heldout if at <= step], rows=self.rows)
 
     def _on_step(self, event: StepDone) -> list[Verdict]:
         said: list[Verdict] = []
@@ -155,7 +155,7 @@ class FitWatch:
         return None if rises or self.stops_early else self._plateau(event.step, losses)
 
     def _still_learns(self, best_index: int) -> bool:
-        """Tell whether training loss is lower now than it was around the best evaluation."""
+        """Return whether training loss is lower now than it was around the best evaluation."""
         then = self.losses[: self._at_heldout[best_index]]
         return not then or mean_of_recent(self.losses) < sum(then[-10:]) / len(then[-10:])
 

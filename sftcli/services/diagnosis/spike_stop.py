@@ -19,17 +19,17 @@ class SpikeStop:
     settings: TrainingSettings
 
     def requested(self) -> bool:
-        """Tell whether to stop."""
-        return self.stop.requested() or self.is_spoilt
+        """Return whether to stop."""
+        return self.stop.requested() or self.is_non_finite
 
     def save_requested(self) -> bool:
-        """Tell whether to save and go on."""
+        """Return whether to save and go on."""
         return self.stop.save_requested()
 
     @property
-    def is_spoilt(self) -> bool:
+    def is_non_finite(self) -> bool:
         """Whether the loss is why."""
-        return self.settings.on_spike is OnSpike.STOP and self.watch.is_spoilt
+        return self.settings.on_spike is OnSpike.STOP and self.watch.is_non_finite
 
     def refuse_spoilt(self, run: RunFolder, step: int) -> None:
         """Say why the run stopped after ``step``, where it was the loss.
@@ -37,7 +37,7 @@ class SpikeStop:
         Raises:
             DivergedError: It was.
         """
-        if not self.is_spoilt or self.stop.requested():
+        if not self.is_non_finite or self.stop.requested():
             return
         first = step - self.watch.high_steps + 1
         before = [at for at in map(step_of, list_checkpoints(run.checkpoints)) if at < first]

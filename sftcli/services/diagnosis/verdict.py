@@ -25,7 +25,7 @@ class Verdict:
     advice: str
 
 
-def judge(train_losses: Sequence[float], heldout_losses: Sequence[float], *, rows: int = 0) -> Verdict:
+def judge_losses(train_losses: Sequence[float], heldout_losses: Sequence[float], *, rows: int = 0) -> Verdict:
     """Judge a run by its training losses per step and its held-out losses, both in order of time.
 
     ``rows`` is how many the held-out losses are of, 0 where it is not known. A verdict from too few of them says so.

@@ -14,7 +14,7 @@ from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError, UsageError
 from sftcli.events import EventSink, Notice, Session
 from sftcli.extras import install_command
-from sftcli.services.diagnosis.verdict import Verdict, judge
+from sftcli.services.diagnosis.verdict import Verdict, judge_losses
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.scoring import (
     ScoringJob,
@@ -32,7 +32,7 @@ from sftcli.services.processes.peers import Peers, joined
 from sftcli.services.processes.rank import find_place
 from sftcli.services.report.html import write_report
 from sftcli.services.report.measures import Compared, compare_scores
-from sftcli.services.report.score import Miss, Sample, Score
+from sftcli.services.report.score import AnsweredRow, Miss, Score
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, write_json
 from sftcli.services.runs.summary import RunHistory
@@ -78,7 +78,7 @@ class EvalReport:
     loss_difference: Interval | None  # tuned minus base, nats per response token
     match_difference: Interval | None  # tuned minus base, fraction
     verdict: Verdict | None  # of the run that made the model
-    samples: tuple[Sample, ...]
+    samples: tuple[AnsweredRow, ...]
     misses: tuple[Miss, ...]
 
     def to_json(self) -> dict[str, object]:
@@ -114,7 +114,7 @@ def run_evaluation(request: EvalRequest, session: Session) -> EvalReport:
 
 def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalReport:
     emit, stop = session.emit, session.stop
-    choice, settings, prepared, base = peers.first(lambda: _find(request, session), stop)
+    choice, settings, prepared, base = peers.rank_zero_first(lambda: _find(request, session), stop)
     trained = _trained_rows(choice, prepared, request, emit)
     heldout = prepared.dataset.heldout
     if not len(heldout):
@@ -182,7 +182,7 @@ def _find(
 
 def _verdict(run: RunFolder) -> Verdict:
     history = RunHistory(read_events(run))
-    return judge(history.losses, history.heldout_losses, rows=history.heldout_rows)
+    return judge_losses(history.losses, history.heldout_losses, rows=history.heldout_rows)
 
 
 def _trained_rows(

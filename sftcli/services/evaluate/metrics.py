@@ -19,7 +19,7 @@ MAX_LOOP_TOKENS = 32
 
 
 def has_reference_metrics() -> bool:
-    """Tell whether the libraries of the extra ``eval`` are installed."""
+    """Return whether the libraries of the extra ``eval`` are installed."""
     return find_spec("rouge_score") is not None and find_spec("sacrebleu") is not None
 
 
@@ -58,7 +58,7 @@ def distinct_fraction(answers: Iterable[Sequence[int]], n: int) -> float | None:
 
 
 def has_loop(ids: Sequence[int]) -> bool:
-    """Tell whether the answer ends in a piece of up to 32 tokens said four times in a row."""
+    """Return whether the answer ends in a piece of up to 32 tokens said four times in a row."""
     return any(
         len(ids) >= size * LOOP_REPEATS
         and all(ids[-size * (k + 1) : len(ids) - size * k] == ids[-size:] for k in range(1, LOOP_REPEATS))

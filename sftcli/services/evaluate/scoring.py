@@ -32,8 +32,8 @@ from sftcli.services.evaluate.metrics import (
 )
 from sftcli.services.models.choose import ModelChoice, load_for_inference
 from sftcli.services.processes.peers import Peers
-from sftcli.services.progress import counted
-from sftcli.services.report.score import Miss, Sample, Score
+from sftcli.services.progress import with_progress
+from sftcli.services.report.score import AnsweredRow, Miss, Score
 from sftcli.training.loss import RowScore, score_rows
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _score(
     job: ScoringJob, model: "PreTrainedModel", name: str, emit: EventSink, stop: StopFlag
 ) -> tuple[RowScore, ...]:
     group = job.peers.group
-    batches = counted(_batches(job), emit, task=f"scoring ({name})", total=len(job.heldout))
+    batches = with_progress(_batches(job), emit, task=f"scoring ({name})", total=len(job.heldout))
     batches = islice(batches, group.rank, None, group.size)
     found = score_rows(model, (batch.to(model.device) for batch in batches), stop=stop)
     if found is None:
@@ -143,10 +143,10 @@ def match_difference(first: Scored, second: Scored) -> Interval:
     return paired_difference(first.matches, second.matches, [1] * len(first.matches))
 
 
-def samples_of(job: ScoringJob, base: Scored | None, tuned: Scored, *, most: int) -> tuple[Sample, ...]:
+def samples_of(job: ScoringJob, base: Scored | None, tuned: Scored, *, most: int) -> tuple[AnsweredRow, ...]:
     """Return the first ``most`` questions with their answers."""
     return tuple(
-        Sample(
+        AnsweredRow(
             prompt=job.tokenizer.decode(question.prompt_ids, skip_special=True),
             expected=question.expected,
             base=None if base is None else base.texts[index],

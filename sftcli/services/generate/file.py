@@ -69,7 +69,7 @@ class Journal:
             key, answer = self._key(record.get("key")), record.get("completion")
             if key is not None and isinstance(answer, dict) and answer.keys() == ANSWER_KEYS:
                 self.done[key] = Completion(**answer, seconds=0.0)
-        self.repaired = lines.told(self.path)
+        self.repaired = lines.message(self.path)
         if self.repaired:
             storage.replace_file(self.path, "".join(text for text, _ in lines.found).encode())
 
@@ -176,8 +176,8 @@ def _lines(
         ]
         result: dict[str, object] = {"line": prompt.line, **row}
         if len(answers) == 2:
-            result["base_answers" if request.samples > 1 else "base_answer"] = _told(answers[0])
-        result["answers" if request.samples > 1 else "answer"] = _told(answers[-1])
+            result["base_answers" if request.samples > 1 else "base_answer"] = _as_json(answers[0])
+        result["answers" if request.samples > 1 else "answer"] = _as_json(answers[-1])
         result["finish"] = (
             [one.finish for one in answers[-1]] if request.samples > 1 else answers[-1][0].finish
         )
@@ -195,7 +195,7 @@ def _is_text(text: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _told(answers: list[Completion]) -> object:
+def _as_json(answers: list[Completion]) -> object:
     texts = [answer.text for answer in answers]
     return texts if len(texts) > 1 else texts[0]
 

@@ -190,8 +190,8 @@ def load_for_inference(choice: ModelChoice, *, precision: str, emit: EventSink) 
             name=choice.name, parameters=total, trainable=0, device=str(device), precision=dtype_name(dtype)
         )
     )
-    if told := own_attention(model):
-        emit(Notice(text=told))
+    if message := own_attention(model):
+        emit(Notice(text=message))
     return model
 
 

@@ -78,7 +78,7 @@ class Preparation:
             self.tokenizer,
             max_tokens=self.data.max_tokens,
             cuts=self.data.overlong is Overlong.TRUNCATE,
-            free_roles=frozenset(author.value for author in self.data.control_tokens_from),
+            allow_control_tokens=frozenset(author.value for author in self.data.control_tokens_from),
         )
         splits = (TRAIN, HELDOUT, TEXT) if self.text else (TRAIN, HELDOUT)
         audits = {split: SupervisionAudit(self.data.max_tokens) for split in splits}
@@ -210,7 +210,7 @@ class Preparation:
     def _chunks(
         self, source: Source, schemas: dict[str, str], verb: str = "preparing", total: int = 0
     ) -> Iterator[list[Row]]:
-        """Yield the rows of ``source`` in pieces and tell how far they are; ``total`` is 0 where it is not known."""
+        """Yield the rows of ``source`` in segments and tell how far they are; ``total`` is 0 where it is not known."""
         rows, done, task = self._read(source, schemas), 0, f"{verb} {source.name}"
         self.emit(Progressed(task=task, done=0, total=total))
         while chunk := list(islice(rows, CHUNK_ROWS)):

@@ -13,7 +13,7 @@ from sftcli.data.example import Example
 from sftcli.data.prepared.parquet import check_free, write_rows
 from sftcli.data.prepared.store import TEXT, TRAIN, PreparedDataset, open_prepared
 from sftcli.data.quality.audit import AuditSummary
-from sftcli.data.quality.thresholds import Fitness, judge, reasons_with_rows, remedy_for
+from sftcli.data.quality.thresholds import Fitness, assess_rows, reasons_with_rows, remedy_for
 from sftcli.data.reading.records import fingerprint_source
 from sftcli.data.rendering.token_view import TokenView, describe_tokens
 from sftcli.errors import DataError, OutputError, SftError, StorageError
@@ -116,7 +116,7 @@ def run_prepare(request: PrepareRequest, session: Session) -> PrepareOutcome:
     require_room(data, located.folder, session.emit)
     train = data.dataset.train
     audits = list(data.audit.values())
-    fitness = judge(audits, settings.data)
+    fitness = assess_rows(audits, settings.data)
     is_written = request.out is not None and fitness.is_good
     if request.out and is_written:
         write_rows(data.dataset, request.out)
@@ -196,7 +196,7 @@ def require_rows(prepared: PreparedData) -> None:
     reasons = Counter(audit.rejected)
     found = reasons_with_rows([audit], reasons)
     raise DataError(
-        f"no row is left to train on: {audit.rows} of {audit.rows} were rejected ({found})",
+        f"all {audit.rows} rows were rejected ({found})",
         hint=remedy_for([audit], reasons),
     )
 

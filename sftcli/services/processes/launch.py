@@ -83,7 +83,7 @@ class _Processes(SubprocessContext):
         return lost_peer(f"process {rank} of {self.nprocs} was killed by {name}")
 
     def is_over(self) -> bool:
-        """Tell whether the first process had said all before it ended."""
+        """Return whether the first process had said all before it ended."""
         return bool(self.words.check([OVER]))
 
     def failure(self) -> str | None:

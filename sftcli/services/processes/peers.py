@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from sftcli.config.schema.settings import Settings
-from sftcli.errors import MismatchError, ResourceError, StoppedError, ToldElsewhereError
+from sftcli.errors import MismatchError, ReportedByPeerError, ResourceError, StoppedError
 from sftcli.events import NeverStop, StopFlag
 from sftcli.services.processes.failures import describe_failure, error_of, exit_code_of, lost_peer
 from sftcli.services.processes.rank import Place
@@ -43,40 +43,40 @@ class Peers:
     def __init__(self, group: Group | None = None) -> None:
         self.group = group or Group()
 
-    def tell(self, value: Mapping[str, object]) -> None:
+    def broadcast(self, value: Mapping[str, object]) -> None:
         """Hand ``value``, plain as JSON, to every process that follows."""
 
-    def hear(self, stop: StopFlag) -> Mapping[str, object]:
+    def receive(self, stop: StopFlag) -> Mapping[str, object]:
         """Wait for what the first process tells next.
 
         Raises:
             StoppedError: ``stop`` was set meanwhile.
-            ToldElsewhereError: A process failed.
+            ReportedByPeerError: A process failed.
         """
         raise NotImplementedError
 
-    def first(self, work: Callable[[], Result], stop: StopFlag | None = None) -> Result:
+    def rank_zero_first(self, work: Callable[[], Result], stop: StopFlag | None = None) -> Result:
         """Return what ``work`` gives, done by the first process while the others wait, and by them after it."""
         if not self.group.is_writer:
-            self.hear(stop or NeverStop())
+            self.receive(stop or NeverStop())
             return work()
         result = work()
-        self.tell({})
+        self.broadcast({})
         return result
 
     def share(self, work: Callable[[], Mapping[str, object]]) -> Mapping[str, object]:
         """Return what ``work``, plain as JSON, gives in the first process."""
         if not self.group.is_writer:
-            return self.hear(NeverStop())
+            return self.receive(NeverStop())
         result = work()
-        self.tell(result)
+        self.broadcast(result)
         return result
 
     def gather(self, part: object, stop: StopFlag) -> list[object]:  # noqa: ARG002
         """Return what each process gave, by rank, once all have: plain as JSON.
 
         Raises:
-            StoppedError, ToldElsewhereError: As ``hear`` does.
+            StoppedError, ReportedByPeerError: As ``receive`` does.
         """
         return [part]
 
@@ -87,10 +87,10 @@ class Peers:
             MismatchError: This one has found something else.
         """
         if self.group.is_writer:
-            self.tell(found)
+            self.broadcast(found)
             return
-        told = self.hear(NeverStop())
-        other = [name for name in found if told.get(name) != found[name]]
+        received = self.receive(NeverStop())
+        other = [name for name in found if received.get(name) != found[name]]
         if other:
             raise MismatchError(
                 f"process {self.group.rank} has found another {other[0]} than process 0",
@@ -104,13 +104,13 @@ class ConnectedPeers(Peers):
     def __init__(self, group: Group, store: "Store") -> None:
         super().__init__(group)
         self._store = store
-        self._told = 0  # how often something was told or heard
+        self._exchanged = 0  # how many values were exchanged
 
-    def tell(self, value: Mapping[str, object]) -> None:
+    def broadcast(self, value: Mapping[str, object]) -> None:
         """Leave ``value`` at the store."""
         self._store.set(self._next_key(), json.dumps(value))
 
-    def hear(self, stop: StopFlag) -> Mapping[str, object]:
+    def receive(self, stop: StopFlag) -> Mapping[str, object]:
         """Wait at the store."""
         return cast("Mapping[str, object]", self._take(self._next_key(), stop))
 
@@ -134,7 +134,7 @@ class ConnectedPeers(Peers):
         """Wait until the first process has written, said and done all: a process that ends makes launchers end the rest.
 
         Raises:
-            ToldElsewhereError: It failed on the way.
+            ReportedByPeerError: It failed on the way.
         """
         with suppress(dist.DistError):  # the store ends with the process that keeps it
             while not self._store.check([OVER]):
@@ -155,7 +155,7 @@ class ConnectedPeers(Peers):
             return lost_peer(self._lost()) if is_broken_connection(error) else error
         if found is None:
             is_shown_here = self.group.is_writer or isinstance(error, StoppedError | KeyboardInterrupt)
-            return error if is_shown_here else ToldElsewhereError(_code_of(error))
+            return error if is_shown_here else ReportedByPeerError(_code_of(error))
         return error_of(found) if self.group.is_writer else _as_follower(found)
 
     def _claim(self, error: BaseException) -> str | None:
@@ -174,8 +174,8 @@ class ConnectedPeers(Peers):
         return f"one of the {self.group.size} processes was killed, or its machine is gone"
 
     def _next_key(self) -> str:
-        self._told += 1
-        return f"told/{self._told}"
+        self._exchanged += 1
+        return f"message/{self._exchanged}"
 
 
 def with_processes(settings: Settings, peers: Peers) -> Settings:
@@ -185,7 +185,7 @@ def with_processes(settings: Settings, peers: Peers) -> Settings:
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Tell whether ``error`` is what an exchange raises when a peer is gone."""
+    """Return whether ``error`` is what an exchange raises when a peer is gone."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error).lower()
     )
@@ -197,7 +197,7 @@ def joined(place: Place | None) -> Iterator[Peers]:
 
     Raises:
         ResourceError: They do not all come, one was lost, or there are fewer devices than processes.
-        ToldElsewhereError: Another process failed, and the first one says so.
+        ReportedByPeerError: Another process failed, and the first one says so.
     """
     if place is None:
         yield Peers()
@@ -210,7 +210,7 @@ def joined(place: Place | None) -> Iterator[Peers]:
         yield peers
         if not peers.group.is_writer:
             peers.await_end()
-    except ToldElsewhereError:
+    except ReportedByPeerError:
         raise
     except BaseException as error:
         ending = peers.end_with(error)
@@ -262,7 +262,7 @@ def _connect(place: Place) -> ConnectedPeers:
 
 def _as_follower(described: str) -> Exception:
     error = error_of(described)
-    return error if isinstance(error, StoppedError) else ToldElsewhereError(exit_code_of(described))
+    return error if isinstance(error, StoppedError) else ReportedByPeerError(exit_code_of(described))
 
 
 def _code_of(error: BaseException) -> int:

@@ -1,4 +1,4 @@
-"""Charts as inline SVG that follows the colours of the page it stands in."""
+"""Charts as inline SVG that follows the colors of the page it stands in."""
 
 import io
 import re
@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-# Colours that are drawn with, and the variables of the page that replace them.
+# Colors that are drawn with, and the variables of the page that replace them.
 _INK, _GRID = "#010203", "#040506"
 _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
 _VARIABLES = {_INK: "var(--muted)", _GRID: "var(--line)"} | {
@@ -26,7 +26,7 @@ _MARGINS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A named curve. ``color`` counts the colours of the page; ``kind`` "dots" joins marked points."""
+    """A named curve. ``color`` counts the colors of the page; ``kind`` "dots" joins marked points."""
 
     name: str
     x: Sequence[float]
@@ -79,7 +79,7 @@ def draw(title: str, series: Sequence[Series], *, x_label: str, y_label: str, id
 
 
 def _inline(svg: str, title: str, identity: str) -> str:
-    """Return the element without its file header, in the page's colours, at any width, with ids of its own."""
+    """Return the element without its file header, in the page's colors, at any width, with ids of its own."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)

@@ -19,7 +19,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.errors import OutputError, StorageError
 from sftcli.events import DataPrepared, FitEnded, Judged, MemoryEased, ModelLoaded, Warned
 from sftcli.figures import change, interval, loss_figure
-from sftcli.services.diagnosis.verdict import judge
+from sftcli.services.diagnosis.verdict import judge_losses
 from sftcli.services.report.charts import Series, draw
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.runs.event_log import read_events
@@ -61,7 +61,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
 def _describe(run: RunFolder) -> dict[str, object]:
     """Return what the page says about one run."""
     history = RunHistory(read_events(run))
-    verdict = judge(history.losses, history.heldout_losses, rows=history.heldout_rows)
+    verdict = judge_losses(history.losses, history.heldout_losses, rows=history.heldout_rows)
     evaluation = _read(run.evaluation)
     resolved = resolve(preset=None, config_file=run.config, overrides=(), environ={})
     return {
@@ -113,14 +113,14 @@ def _facts(history: RunHistory, *, takes_best: bool) -> list[tuple[str, str]]:
         speed = f"{history.tokens_per_second or 0:,.0f} tokens/s"
         facts.append(("steps", f"{steps[-1].step} in {history.seconds:,.0f} s, {speed}"))
         if (used := history.utilization) is not None:
-            facts.append(("utilisation", f"{used:.0%} of the rate of large matrix products"))
+            facts.append(("utilization", f"{used:.0%} of the rate of large matrix products"))
         if peak := max(step.peak_memory_bytes for step in steps):  # 0 where the machine cannot tell
             facts.append(("peak memory", f"{peak / 1e9:.2f} GB"))
     ended = history.last(FitEnded)
     if ended and ended.ending.reason:
         facts.append(("ended", f"early, at step {ended.step}: {ended.ending.reason}"))
-    if told := heldout_text(history, takes_best=takes_best):
-        facts.append(("held-out loss", told))
+    if message := heldout_text(history, takes_best=takes_best):
+        facts.append(("held-out loss", message))
     return facts
 
 
@@ -151,7 +151,7 @@ def _measured_peak(model: ModelLoaded) -> str:
 
 
 def _charts(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
-    """Return titles and SVG of the charts, every run a colour."""
+    """Return titles and SVG of the charts, every run a color."""
     loss: list[Series] = []
     rate: list[Series] = []
     speed: list[Series] = []

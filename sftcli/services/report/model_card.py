@@ -112,8 +112,8 @@ def _scores(run: RunFolder, settings: Settings) -> Iterator[str]:
         yield ""
         return
     history = RunHistory(read_events(run))
-    if told := heldout_text(history, takes_best=settings.training.early_stopping_evals > 0):
-        yield f"{MEASURES[0].label.capitalize()}: {told}.\n"
+    if message := heldout_text(history, takes_best=settings.training.early_stopping_evals > 0):
+        yield f"{MEASURES[0].label.capitalize()}: {message}.\n"
 
 
 def _settings(resolved: Resolved) -> str:

@@ -61,7 +61,7 @@ class Miss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class AnsweredRow:
     """A held-out row with the answers of both models."""
 
     prompt: str

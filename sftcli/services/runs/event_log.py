@@ -37,6 +37,11 @@ from sftcli.events import (
 from sftcli.services.runs.folder import RunFolder, write_text
 
 _KINDS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
+_FORMER_NAMES = {
+    "micro_batch_tokens": "pass_tokens",
+    "micro_batches": "passes",
+    "utilization": "utilisation",
+}  # in logs of older versions
 
 
 class RunLog:
@@ -60,7 +65,7 @@ class RunLog:
         if after_step is not None and events.exists():
             lines = read_lines(events)
             write_text(events, "".join(lines_up_to(lines, after_step, owes_heldout=owes_heldout)))
-            self.repaired = [lines.told(events)]
+            self.repaired = [lines.message(events)]
         self.repaired = [*filter(None, [*self.repaired, end_torn_line(run.path / "training.log")])]
         self._events: BinaryIO = storage.disk.append(events)
         self._text: BinaryIO = storage.disk.append(run.path / "training.log")
@@ -99,8 +104,8 @@ class RunLog:
             case CheckpointSaved():
                 return f"Saved checkpoint: {event.path}"
             case FitEnded() if event.ending is not Ending.FINISHED:
-                told = event.ending.told(f"at step {event.step}")
-                return told[:1].upper() + told[1:]
+                message = event.ending.message(f"at step {event.step}")
+                return message[:1].upper() + message[1:]
             case ModelSaved():
                 return f"SFT complete. Final checkpoint: {event.pt or event.path}"
             case Notice() | MemoryEased():
@@ -128,7 +133,7 @@ def _step_line(event: StepDone) -> str:
     """Return a step as ``step=10 loss=1.2345 lr=9.511e-06 response_tokens/s=512 padding=9% memory=2.10GB of_peak=31%``."""
     speed = event.response_tokens / max(event.seconds, 1e-9)
     padding = event.padding_tokens / max(1, event.padding_tokens + event.tokens)
-    used = "" if event.utilisation is None else f" of_peak={event.utilisation:.0%}"
+    used = "" if event.utilization is None else f" of_peak={event.utilization:.0%}"
     text = " text" if event.text_tokens else ""
     memory = f" memory={event.peak_memory_bytes / 1e9:.2f}GB" if event.peak_memory_bytes else ""
     return (
@@ -144,7 +149,7 @@ class Lines:
     found: tuple[tuple[str, Mapping[str, object]], ...]
     damaged: int
 
-    def told(self, path: Path) -> str:
+    def message(self, path: Path) -> str:
         """Return in words what was left out; empty where all lines are whole."""
         if not self.damaged:
             return ""
@@ -173,7 +178,7 @@ def end_torn_line(path: Path) -> str:
     """Cut off a last line that a crash left without its end; return in words that it was."""
     if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
         storage.disk.truncate(path, content.rfind(b"\n") + 1)
-        return Lines(found=(), damaged=1).told(path)
+        return Lines(found=(), damaged=1).message(path)
     return ""
 
 
@@ -215,7 +220,7 @@ def _event_of(record: Mapping[str, object]) -> Event | None:
         return None
     values: dict[str, Any] = {}
     for field, form, nothing in _forms(name):
-        value = record.get(field)
+        value = record.get(field, record.get(_FORMER_NAMES.get(field, "")))
         values[field] = value if type(value) is form else _converted(value, form, nothing)
     return _KINDS[name](**values)
 
@@ -268,7 +273,7 @@ def _has_logged(run: RunFolder, signs: type[Event] | UnionType) -> bool:
 
 @contextmanager
 def forgotten_if_unstarted(run: RunFolder, emit: EventSink, *, is_new: bool) -> Iterator[None]:
-    """Remove the folder of a run that the block ends with an error before its first step, where nobody will ask for it.
+    """Delete a new run's folder if the block fails before the first step.
 
     That is a run that the block began (``is_new``), and not one that ran out of memory: that can be resumed elsewhere.
     """

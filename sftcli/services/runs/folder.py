@@ -208,7 +208,7 @@ def _candidates(root: Path, name: str | None, label: str) -> Iterator[Path]:
 
 
 def _is_free(path: Path) -> bool:
-    """Tell whether nothing is there, or an empty folder, as a start that was killed at once left one."""
+    """Return whether nothing is there, or an empty folder, as a start that was killed at once left one."""
     return not path.is_symlink() and (not path.exists() or (path.is_dir() and not any(path.iterdir())))
 
 

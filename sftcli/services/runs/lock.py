@@ -90,7 +90,7 @@ class RunLock:
 
     def _take_over(self, holder: Holder) -> None:
         silent = self.guard.stat().st_mtime - self.path.stat().st_mtime  # both times are the file server's
-        state = judge(holder, self.me, silent_seconds=silent)
+        state = holder_state(holder, self.me, silent_seconds=silent)
         if state == "alive" and not self.break_lock:
             raise OutputError(
                 f"run {self.path.parent.name} is in use by {_describe(holder)}",
@@ -160,7 +160,7 @@ def read_holder(path: Path) -> Holder | None:
 _FIELDS = {"pid": int, "host": str, "boot": str, "born": str, "since": str, "token": str}
 
 
-def judge(holder: Holder, me: Holder, *, silent_seconds: float) -> str:
+def holder_state(holder: Holder, me: Holder, *, silent_seconds: float) -> str:
     """Return "alive" or "dead". On this machine the process is looked up; elsewhere its heartbeat decides."""
     if holder.host == me.host and (holder.boot != me.boot or _is_gone(holder)):
         return "dead"
@@ -178,7 +178,7 @@ def is_held(path: Path) -> bool:
         silent = time.time() - path.stat().st_mtime
     except OSError:
         return False
-    return judge(holder, this_process(), silent_seconds=silent) == "alive"
+    return holder_state(holder, this_process(), silent_seconds=silent) == "alive"
 
 
 def _is_gone(holder: Holder) -> bool:

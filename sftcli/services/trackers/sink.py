@@ -80,7 +80,7 @@ class TrackerSink:
         except Exception as error:  # noqa: BLE001 - whatever happens in a tracker, the run goes on
             self._numbers = None
             self.warn(
-                Warned(text=f"{self.name} gets no more numbers: {_told(error)}; the run goes on without it")
+                Warned(text=f"{self.name} gets no more numbers: {_reason(error)}; the run goes on without it")
             )
 
 
@@ -88,7 +88,7 @@ def numbers_of(event: Event) -> tuple[int, dict[str, float]] | None:
     """Return the step and the numbers of an event that has some."""
     match event:
         case StepDone():
-            used = {} if event.utilisation is None else {"speed/utilisation": event.utilisation}
+            used = {} if event.utilization is None else {"speed/utilization": event.utilization}
             memory = {"memory/peak_gb": event.peak_memory_bytes / 1e9} if event.peak_memory_bytes else {}
             return event.step, used | memory | {
                 "train/loss": event.loss,
@@ -133,7 +133,7 @@ def _packages(module: str) -> tuple[str, ...]:
     return (f"{top}-skinny",) if top == "mlflow" else (top,)
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed ({install_command('track', *_packages(error.name or ''))})"
     if isinstance(error, SftError):

@@ -14,7 +14,7 @@ from sftcli.modeling.adapter.folder import (
     AdapterBase,
     write_adapter_config,
 )
-from sftcli.modeling.cache import whole_folder
+from sftcli.modeling.cache import atomic_folder
 from sftcli.modeling.formats.folder_write import write_companions
 from sftcli.modeling.formats.written import check_file_written
 from sftcli.modeling.hub.snapshot import is_commit
@@ -24,7 +24,7 @@ from sftcli.modeling.locate.locate import LocatedModel, is_path
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.storage import write_file
 from sftcli.training.checkpoint.format import tensor_file_parts
-from sftcli.training.state import Snapshot
+from sftcli.training.state import TrainingSnapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,14 +51,14 @@ class AdapterFiles:
             template=self.tokenizer.chosen_template,
         )
 
-    def save(self, folder: Path, snapshot: Snapshot) -> None:
+    def save(self, folder: Path, snapshot: TrainingSnapshot) -> None:
         """Write a folder that plain peft opens, whole or not at all.
 
         Raises:
             StorageError: The disk is full.
             OutputError: The place is not writable.
         """
-        with whole_folder(folder, hint="choose another run.root") as fresh:
+        with atomic_folder(folder, hint="choose another run.root") as fresh:
             write_file(fresh / WEIGHTS_FILE, tensor_file_parts(snapshot.weights))
             check_file_written(fresh / WEIGHTS_FILE, snapshot.weights)
             self.write(fresh)

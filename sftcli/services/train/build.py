@@ -43,7 +43,7 @@ from sftcli.runtime import (
 )
 from sftcli.services.modern_llm import PtFiles, pt_files
 from sftcli.services.prepare.capacity import require_positions
-from sftcli.services.progress import counted
+from sftcli.services.progress import with_progress
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.adapters import AdapterFiles, adapter_files, load_with_adapter
 from sftcli.services.train.decisions import Decisions, require_same
@@ -232,8 +232,8 @@ def assemble(
     attention = attention_of(model)
     peak = matmul_flops(compute.device, compute.dtype)
     emit(_model_loaded(model, inputs.located.name, recorded, compute.device, peak_flops=peak))
-    if told := own_attention(model):
-        emit(Notice(text=told))
+    if message := own_attention(model):
+        emit(Notice(text=message))
     head = choose_batch_loss(
         model,
         _probe_batch(inputs.prepared.dataset.train, inputs.pad_id).to(compute.device),
@@ -432,7 +432,7 @@ def _heldout_loss(
             max_batch_tokens=HELDOUT_BATCH_TOKENS,
             pad_id=inputs.pad_id,
         )
-        batches = counted(batches, emit, task="held-out", total=len(heldout))
+        batches = with_progress(batches, emit, task="held-out", total=len(heldout))
         return heldout_nll(
             batch_loss,
             batches,

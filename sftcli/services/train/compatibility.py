@@ -69,7 +69,7 @@ class Changes:
             "allowed": dict(self.forced),
         }
 
-    def told(self) -> list[Event]:
+    def message(self) -> list[Event]:
         """Return what a person should hear of them."""
         heard: list[Event] = [
             Notice(text=f"{name} was {old}, is {new} from here on")

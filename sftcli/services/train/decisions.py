@@ -93,10 +93,10 @@ def read_decisions(run: RunFolder, checkpoint: Path | None, emit: EventSink) -> 
     if checkpoint is None:
         return Decisions()
     precision = read_fingerprints(checkpoint).get(_OLDER_PRECISION)
-    told = f"only that it runs in {precision}" if precision else "nothing"
+    recorded = f"only that it runs in {precision}" if precision else "nothing"
     emit(
         Notice(
-            text=f"run {run.name} is of an older version and says {told}: attention, faster layers and packing are tried anew"
+            text=f"run {run.name} is of an older version and says {recorded}: attention, faster layers and packing are tried anew"
         )
     )
     return Decisions(precision=precision)
@@ -181,9 +181,9 @@ def agree_on_decisions(made: Decisions, peers: Peers) -> None:
         MismatchError: This one has not.
     """
     if peers.group.is_writer:
-        peers.tell(made.to_json())
+        peers.broadcast(made.to_json())
         return
-    first = Decisions.from_json(peers.hear(NeverStop()), where="the first process")
+    first = Decisions.from_json(peers.receive(NeverStop()), where="the first process")
     require_same(first, made, what=f"the run in process {peers.group.rank}")
 
 

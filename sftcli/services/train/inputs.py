@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sftcli.config.schema.settings import Settings
-from sftcli.data.quality.thresholds import judge, left_out
+from sftcli.data.quality.thresholds import assess_rows, left_out
 from sftcli.errors import DataError, Location, StoppedError, UsageError
 from sftcli.events import Session, Warned
 from sftcli.modeling.formats.remote_code import allow_code
@@ -59,7 +59,7 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
     require_rows(prepared)
     require_room(prepared, located.folder, session.emit)
     audits = list(prepared.audit.values())
-    judge(audits, settings.data).require()
+    assess_rows(audits, settings.data).require()
     if missing := left_out(audits):
         session.emit(Warned(text=str(missing)))
     if not len(prepared.dataset.train):

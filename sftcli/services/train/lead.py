@@ -133,7 +133,7 @@ def _files_of_start(request: TrainRequest, settings: Settings) -> dict[str, str]
 
 
 def _is_as_started(run: RunFolder, started: Mapping[str, str]) -> bool:
-    """Tell whether a run was started with the same settings and says so."""
+    """Return whether a run was started with the same settings and says so."""
     is_whole = run.about.is_file() and run.origins.is_file() and run.config.is_file()
     return is_whole and run.config.read_text(encoding="utf-8", errors="replace") == started[RunFolder.CONFIG]
 
@@ -156,7 +156,7 @@ def complete_already(run: TrainingRun) -> TrainOutcome:
     """Say that a finished run is left as it is."""
     steps = [step_of(one) for one in list_checkpoints(run.folder.checkpoints)]
     step = max(steps, default=max(1, run.settings.training.max_steps))
-    run.peers.tell(assignment(run, complete_at=step))
+    run.peers.broadcast(assignment(run, complete_at=step))
     run.session.emit(Notice(text=f"{run.folder.name} is complete already: step {step}"))
     return outcome_of(run.folder, run.settings, Ending.FINISHED, step)
 
@@ -208,7 +208,7 @@ def _train(
 ) -> TrainOutcome:
     begin, folder, emit = monotonic(), run.folder, run.session.emit
     emit(RunStarted(run=folder.name, path=str(folder.path)))
-    run.peers.tell(assignment(run))
+    run.peers.broadcast(assignment(run))
     run.open()
     changes = _compared(run, changes or Changes(), allowed=allowed)
     for text in model_differences(run.inputs.located.folder, model_keys or {}):
@@ -217,7 +217,9 @@ def _train(
     decided = decide(folder, run.checkpoint, training, emit, reopened=open_again(changes, training))
     if run.checkpoint is not None:
         run.checkpoint = record_resume(folder, run.checkpoint, changes, emit)
-    run.peers.tell(decided.to_json())  # not before the checkpoint has its name: the others read it after this
+    run.peers.broadcast(
+        decided.to_json()
+    )  # not before the checkpoint has its name: the others read it after this
     _record_inputs(run)
     emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
     run.build(decided, is_verified=run.checkpoint is not None)  # who chose it has verified it

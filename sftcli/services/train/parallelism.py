@@ -49,7 +49,7 @@ def shares_weights(
     device: torch.device,
     recorded: str | None = None,
 ) -> bool:
-    """Tell whether the processes share the weights out: when they are asked to, or by ``auto`` when one has no room for all.
+    """Return whether the processes share the weights out: when they are asked to, or by ``auto`` when one has no room for all.
 
     A process alone has nobody to share with. By ``auto`` a run that goes on does as it did, which is ``recorded``: sums in
     another order round otherwise.
@@ -83,7 +83,7 @@ def make_weights(
             compute_dtype=dtype,
             group=group,
             device=device,
-            exchange_each_pass=parts + trained > ROOM * _memory(group, device),
+            exchange_each_micro_batch=parts + trained > ROOM * _memory(group, device),
             file_name=names,
         )
     if names is not None:
@@ -93,14 +93,14 @@ def make_weights(
 
 def tell_sharing(trainer: Trainer, emit: EventSink) -> None:
     """Say how several processes share a step, and where some of them have nothing to do."""
-    size, passes = trainer.group.size, len(trainer.plan.window(trainer.state.step))
+    size, micro_batches = trainer.group.size, len(trainer.plan.window(trainer.state.step))
     if size > 1:
-        what = "each step and the weights, and" if trainer.weights.are_shared_out else "each step and"
+        what = "each step and the weights, and" if trainer.weights.is_sharded else "each step and"
         emit(Notice(text=f"{size} processes share {what} sum their gradients once"))
-    if passes < size:
+    if micro_batches < size:
         emit(
             Warned(
-                text=f"a step has {passes} passes for {size} processes, so some do nothing: lower training.micro_batch_size "
+                text=f"a step has {micro_batches} micro-batches for {size} processes: {size - micro_batches} stay idle: lower training.micro_batch_size "
                 "or training.micro_batch_tokens, or raise training.batch_size"
             )
         )

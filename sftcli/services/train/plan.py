@@ -43,7 +43,7 @@ class Plan:
     steps: int
     batch_size: int
     micro_batch_size: int
-    pass_tokens: int  # most positions of a micro-batch of packed rows; 0 where its rows are limited
+    micro_batch_tokens: int  # most positions of a micro-batch of packed rows; 0 where its rows are limited
     longest_micro_batch: tuple[int, int]  # rows of data, positions
     scanned_steps: int  # in which it was looked for
     weights_bytes: int
@@ -102,7 +102,7 @@ def plan_training(settings: Settings, session: Session) -> Plan:
         steps=steps,
         batch_size=settings.training.batch_size,
         micro_batch_size=settings.training.micro_batch_size,
-        pass_tokens=trainer.plan.pass_tokens,
+        micro_batch_tokens=trainer.plan.micro_batch_tokens,
         longest_micro_batch=(cost.longest_rows, cost.longest_tokens),
         scanned_steps=cost.scanned_steps,
         weights_bytes=cost.weights,
@@ -144,7 +144,7 @@ def _model_bytes(trainer: Trainer) -> int:
 
 
 def _copies(settings: Settings, seconds: float) -> bool:
-    """Tell whether a checkpoint is written in the background before the last step."""
+    """Return whether a checkpoint is written in the background before the last step."""
     every = settings.checkpoint.every_steps
     early = settings.training.early_stopping_evals > 0
     timed = 0 < 60 * settings.checkpoint.every_minutes < seconds

@@ -122,7 +122,7 @@ def _verify(request: ResumeRequest, session: Session, peers: Peers) -> VerifyOut
     emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.folder.name}"))
     run.open()
     changes = compare(first, run.inputs.fingerprints)
-    for event in changes.told():
+    for event in changes.message():
         emit(event)
     training = run.settings.training
     decided = peers.share(

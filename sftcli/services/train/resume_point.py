@@ -24,7 +24,7 @@ from sftcli.training.checkpoint.rewind import (
     take_back,
 )
 from sftcli.training.checkpoint.store import clear_halves
-from sftcli.training.state import Snapshot
+from sftcli.training.state import TrainingSnapshot
 
 
 def choose_checkpoint(run: RunFolder, step: int | None, emit: EventSink) -> Path:
@@ -70,7 +70,7 @@ def pair_to_verify(run: RunFolder, step: int | None) -> tuple[Path, Path]:
     )
 
 
-def count_equal(replayed: Snapshot, stored: Snapshot, *, name: str) -> int:
+def count_equal(replayed: TrainingSnapshot, stored: TrainingSnapshot, *, name: str) -> int:
     """Return how many tensors of weights, optimizer and random state were compared.
 
     Raises:
@@ -174,5 +174,5 @@ def _record(run: RunFolder, step: int, changes: Changes, emit: EventSink) -> Non
         **changes.by_kind(),
     }
     write_json(run.about, about | {"resumed": [*(before if isinstance(before, list) else []), entry]})
-    for event in changes.told():
+    for event in changes.message():
         emit(event)

@@ -19,7 +19,7 @@ from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.out_of_memory import is_out_of_memory
 from sftcli.training.random_streams import start_stream
-from sftcli.training.state import Snapshot
+from sftcli.training.state import TrainingSnapshot
 from sftcli.training.trainer import Trainer
 
 
@@ -51,7 +51,7 @@ class TrainingRun:
             MismatchError: This process has found others than the first one.
         """
         self.take(
-            self.peers.first(
+            self.peers.rank_zero_first(
                 lambda: find_inputs(self.settings, self.session, run=self.folder), self.session.stop
             )
         )
@@ -108,7 +108,7 @@ class TrainingRun:
             DataError: That checkpoint is damaged.
         """
         self.check_owner()
-        self.peers.first(self._take_best)
+        self.peers.rank_zero_first(self._take_best)
 
     def _take_best(self) -> None:
         emit, state = self.session.emit, self.trainer.state
@@ -145,7 +145,7 @@ class TrainingRun:
         pt = self._write_final(self.trainer.snapshot())
         self.session.emit(ModelSaved(path=str(self.folder.final), pt=pt))
 
-    def _write_final(self, snapshot: Snapshot) -> str:
+    def _write_final(self, snapshot: TrainingSnapshot) -> str:
         """Return the path of the file for the model's own pipeline, where it has one."""
         model, tokenizer = self.parts.model, self.inputs.prepared.tokenizer
         if self.parts.adapter is not None:

@@ -29,7 +29,7 @@ def run_worker(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -
     Raises:
         MismatchError: It was started with something else.
     """
-    task = peers.hear(stop)
+    task = peers.receive(stop)
     run = TrainingRun(
         folder=RunFolder(Path(str(task["run"]))),
         settings=Settings.model_validate_json(str(task["settings"])),
@@ -42,7 +42,7 @@ def run_worker(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -
     if complete_at := int(str(task["complete_at"])):
         return outcome_of(run.folder, run.settings, Ending.FINISHED, complete_at)
     run.open()
-    run.build(Decisions.from_json(peers.hear(stop), where="the first process"))
+    run.build(Decisions.from_json(peers.receive(stop), where="the first process"))
     ending = run.fit(stop)
     ended_at = run.trainer.state.step
     if ending.is_complete:

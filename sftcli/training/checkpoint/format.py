@@ -21,7 +21,7 @@ from sftcli.errors import DataError, NotFoundError
 from sftcli.modeling.formats.folder_check import check_safetensors
 from sftcli.modeling.formats.written import check_file_written
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
-from sftcli.training.state import RngState, Snapshot, TrainState
+from sftcli.training.state import RngState, TrainingSnapshot, TrainState
 
 FORMAT_VERSION = 1
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -34,7 +34,7 @@ _TYPES = {
 
 
 def write_snapshot(
-    folder: Path, snapshot: Snapshot, *, weights_name: str, fingerprints: Mapping[str, str]
+    folder: Path, snapshot: TrainingSnapshot, *, weights_name: str, fingerprints: Mapping[str, str]
 ) -> None:
     """Make a checkpoint of ``folder``, which holds the files of its model but no weights. Each file is synced.
 
@@ -60,7 +60,7 @@ def write_snapshot(
     storage.disk.sync(folder)
 
 
-def read_snapshot(folder: Path, *, is_verified: bool = False) -> Snapshot:
+def read_snapshot(folder: Path, *, is_verified: bool = False) -> TrainingSnapshot:
     """Read a checkpoint back, on the CPU. It is verified first, unless this process has done so.
 
     Raises:
@@ -75,7 +75,7 @@ def read_snapshot(folder: Path, *, is_verified: bool = False) -> Snapshot:
     state = _read_state(folder)
     try:
         rng, *peers = _rng_states(load_file(folder / RNG))
-        return Snapshot(
+        return TrainingSnapshot(
             state=TrainState(**state["state"]),  # type: ignore[arg-type]
             weights=load_file(folder / weights),
             optimizer=load_file(folder / OPTIMIZER),
@@ -188,13 +188,13 @@ def tensor_file_parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | m
         yield flat.view(torch.uint8).numpy().data
 
 
-def snapshot_bytes(snapshot: Snapshot) -> int:
+def snapshot_bytes(snapshot: TrainingSnapshot) -> int:
     """Return about how much disk a checkpoint of ``snapshot`` takes."""
     tensors = (*snapshot.weights.values(), *snapshot.optimizer.values())
     return sum(tensor.numel() * tensor.element_size() + 128 for tensor in tensors)
 
 
-def rng_tensors(snapshot: Snapshot) -> dict[str, Tensor]:
+def rng_tensors(snapshot: TrainingSnapshot) -> dict[str, Tensor]:
     """Return the random states as a file holds them: those of the first process by name, of others as ``name.rank``."""
     return {
         f"{field.name}.{rank}" if rank else field.name: getattr(state, field.name)
@@ -231,7 +231,7 @@ def read_best_step(folder: Path) -> int:
 
 
 def owes_heldout(folder: Path) -> bool:
-    """Tell whether a checkpoint holds no held-out loss of its own step: it was not due, or the run was stopped before it."""
+    """Return whether a checkpoint holds no held-out loss of its own step: it was not due, or the run was stopped before it."""
     state = _read_state(folder)["state"]
     return state.get("last_heldout_step") != state.get("step")
 

@@ -19,7 +19,7 @@ from sftcli.errors import StorageError, UnsavedError
 from sftcli.training.checkpoint.format import MODEL, read_best_step, snapshot_bytes, verify, write_snapshot
 from sftcli.training.checkpoint.names import PREFIX, list_checkpoints, step_of
 from sftcli.training.checkpoint.rewind import close
-from sftcli.training.state import Snapshot
+from sftcli.training.state import TrainingSnapshot
 
 ATTEMPTS = 3
 PAUSE_SECONDS = 0.5  # before the second attempt; doubles
@@ -54,7 +54,7 @@ class DirectoryCheckpointStore:
         check_owner: Callable[[], None] = lambda: None,
         pause: Callable[[float], None] = time.sleep,
         weights_name: str = MODEL,
-        write_beside: Callable[[Snapshot], None] | None = None,
+        write_beside: Callable[[TrainingSnapshot], None] | None = None,
     ) -> None:
         self.root = root
         self.settings = settings
@@ -66,7 +66,7 @@ class DirectoryCheckpointStore:
         self.weights_name = weights_name
         self.write_beside = write_beside
 
-    def save(self, snapshot: Snapshot) -> str:
+    def save(self, snapshot: TrainingSnapshot) -> str:
         """Write ``snapshot``, verify it, then delete what the settings do not keep.
 
         A fault that may pass, as of a network drive, is tried again into a new folder.
@@ -84,7 +84,7 @@ class DirectoryCheckpointStore:
             self.write_beside(snapshot)
         return str(final)
 
-    def _try_save(self, snapshot: Snapshot, *, is_last: bool) -> Path | None:
+    def _try_save(self, snapshot: TrainingSnapshot, *, is_last: bool) -> Path | None:
         """Return the new checkpoint, or None when trying again may help."""
         try:
             return self._save_once(snapshot)
@@ -95,7 +95,7 @@ class DirectoryCheckpointStore:
                 raise self._unsaved(snapshot, error) from error
             return None
 
-    def _save_once(self, snapshot: Snapshot) -> Path:
+    def _save_once(self, snapshot: TrainingSnapshot) -> Path:
         name = f"{PREFIX}{snapshot.state.step:08d}"
         final = self.root / name
         staging = storage.scratch_path(self.root, storage.TEMPORARY, name)
@@ -138,7 +138,7 @@ class DirectoryCheckpointStore:
             if is_trash(path.name):
                 storage.try_remove_tree(path)
 
-    def _full(self, snapshot: Snapshot) -> StorageError:
+    def _full(self, snapshot: TrainingSnapshot) -> StorageError:
         need, free = snapshot_bytes(snapshot), shutil.disk_usage(self.root).free
         return StorageError(
             f"disk full while saving step {snapshot.state.step} to {self.root}: "
@@ -146,7 +146,7 @@ class DirectoryCheckpointStore:
             hint=f"free space, then run: {self.resume_command}",
         )
 
-    def _unsaved(self, snapshot: Snapshot, error: OSError) -> UnsavedError:
+    def _unsaved(self, snapshot: TrainingSnapshot, error: OSError) -> UnsavedError:
         return UnsavedError(
             f"could not save the checkpoint of step {snapshot.state.step} to {self.root}: "
             f"{error.strerror or error}. {self._intact()}",
@@ -159,7 +159,7 @@ class DirectoryCheckpointStore:
 
 
 def is_trash(name: str) -> bool:
-    """Tell whether something in a folder of checkpoints is one on its way out."""
+    """Return whether something in a folder of checkpoints is one on its way out."""
     is_former = _FORMER_LEFTOVER.fullmatch(name) and name.startswith(".trash")
     return bool(
         storage.scratch_label(name, storage.TRASH) is not None or is_former or _FORMER_ASIDE.fullmatch(name)

@@ -21,11 +21,11 @@ class TimedSaves:
     begun_at: float
 
     def requested(self) -> bool:
-        """Tell whether to stop."""
+        """Return whether to stop."""
         return self.stop.requested()
 
     def save_requested(self) -> bool:
-        """Tell whether to save and go on."""
+        """Return whether to save and go on."""
         is_asked = self.stop.save_requested()
         return is_asked or (
             self.seconds > 0 and self.group.is_writer and self.clock() - self.begun_at >= self.seconds
@@ -41,10 +41,10 @@ class AgreedStop:
     _is_raised: bool = field(default=False, init=False)
 
     def requested(self) -> bool:
-        """Tell whether one of the processes was asked to stop."""
+        """Return whether one of the processes was asked to stop."""
         self._is_raised = self._is_raised or self.group.any(self.stop.requested())
         return self._is_raised
 
     def save_requested(self) -> bool:
-        """Tell whether one of them was asked for a checkpoint."""
+        """Return whether one of them was asked for a checkpoint."""
         return self.group.any(self.stop.save_requested())

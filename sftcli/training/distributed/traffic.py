@@ -41,7 +41,7 @@ def sharded_traffic(
     root: Sequence[Weight],
     *,
     processes: int,
-    passes: int,
+    micro_batches: int,
     compute_bytes: int,
     exchanges: int = 1,
 ) -> Traffic:
@@ -51,15 +51,16 @@ def sharded_traffic(
         layers: Weights of each decoder layer: gathered before its forward pass and again before its backward pass.
         root: All others: gathered once a pass.
         processes: That share them.
-        passes: Of each process in the step.
+        micro_batches: Of each process in the step.
         compute_bytes: Of a number in the precision of the products, in which weights travel.
-        exchanges: Of gradients in the step, in float32: 1, or as many as there are passes.
+        exchanges: Of gradients in the step, in float32: 1, or as many as there are micro-batches.
     """
     inner = [weight for layer in layers for weight in layer]
     gathered = 2 * _padded(inner, processes) + _padded(root, processes)
     trained = [weight for weight in (*inner, *root) if weight.trains]
     return Traffic(
-        gathered=passes * compute_bytes * gathered, scattered=exchanges * 4 * _padded(trained, processes)
+        gathered=micro_batches * compute_bytes * gathered,
+        scattered=exchanges * 4 * _padded(trained, processes),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, assert_never, cast
 import torch
 
 from sftcli.config.schema.training import OptimizerName, TrainingSettings
-from sftcli.training.weights.placement import placed_as, whole
+from sftcli.training.weights.placement import full_tensor, placed_as
 
 
 def make_optimizer(
@@ -73,7 +73,7 @@ def _adamw_8bit(
 def clip_grad_norm(masters: Collection[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
     """Scale the gradients down to ``max_norm`` where their global norm exceeds it; return the norm before."""
     norm = torch.nn.utils.get_total_norm([master.grad for master in masters if master.grad is not None])
-    total = whole(norm)
+    total = full_tensor(norm)
     if total > max_norm:  # else there is no need to go over all of them again
         torch.nn.utils.clip_grads_with_norm_(masters, max_norm, norm)
     return total

@@ -15,11 +15,11 @@ def learning_rate_at(step: int, settings: TrainingSettings) -> float:
     warmup = settings.num_warmup_steps
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
-    height, floor = _height(step, settings), settings.min_learning_rate_fraction
+    height, floor = _schedule_factor(step, settings), settings.min_learning_rate_fraction
     return settings.learning_rate * (floor + (1 - floor) * height)
 
 
-def _height(step: int, settings: TrainingSettings) -> float:
+def _schedule_factor(step: int, settings: TrainingSettings) -> float:
     """Return where the schedule stands between 1 after warm-up and 0 at ``max_steps``.
 
     Cosine is ``(1 + cos(pi * p)) / 2`` with ``p`` from 0 after warm-up to 1 at the end (Loshchilov and Hutter 2017, SGDR,

@@ -125,7 +125,7 @@ class _Trial:
         self.sizes = {weight: float(gradient.norm()) for weight, gradient in self.gradients.items()}
 
     def agrees(self, ways: Ways, tolerance: Tolerance) -> bool:
-        """Tell whether loss and gradients in these ``ways`` are those of the model itself."""
+        """Return whether loss and gradients in these ``ways`` are those of the model itself."""
         differences: dict[torch.Tensor, float] = {}
         with _compared(self.trained, self.gradients, differences):
             try:

@@ -55,10 +55,10 @@ class _Marks:
 class _Repeated:
     """A plan whose every step is one micro-batch, ``times`` over: the second finds gradients in memory."""
 
-    def __init__(self, batch: Batch, times: int, pass_tokens: int) -> None:
+    def __init__(self, batch: Batch, times: int, micro_batch_tokens: int) -> None:
         self.batch = batch
         self.times = times
-        self.pass_tokens = pass_tokens
+        self.micro_batch_tokens = micro_batch_tokens
 
     def window(self, step: int, /) -> list[Batch]:  # noqa: ARG002
         return [self.batch] * self.times
@@ -72,7 +72,9 @@ def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
     longest, scanned = _longest(trainer, last_step)
     step_seconds = _step_seconds(trainer, last_step)
     plan = trainer.plan
-    trainer.plan = _Repeated(longest, times=min(2, len(plan.window(0))), pass_tokens=plan.pass_tokens)
+    trainer.plan = _Repeated(
+        longest, times=min(2, len(plan.window(0))), micro_batch_tokens=plan.micro_batch_tokens
+    )
     with _marked(trainer) as marks:
         reset_peak_memory(trainer.device)
         trainer.take_step()

@@ -101,11 +101,11 @@ def choose_packing(
     if ruled_out != RowSharing.BOUNDS and sharing_to_try(model, settings, recorded) is RowSharing.BOUNDS:
         attend_by_document(model)
         if probe.keeps_apart([probe.rows]):
-            return _told(RowSharing.BOUNDS, Packing(row_tokens=budget), emit)
+            return _announced(RowSharing.BOUNDS, Packing(row_tokens=budget), emit)
         attend_as_before(model)
     if settings.packing is PackRows.ON:
         if ruled_out != RowSharing.MASK and probe.keeps_apart([probe.rows[:2], probe.rows[2:]]):
-            return _told(RowSharing.MASK, Packing(row_tokens=longest, rows=budget // longest), emit)
+            return _announced(RowSharing.MASK, Packing(row_tokens=longest, rows=budget // longest), emit)
         raise UsageError(
             f"rows cannot be packed: {type(model).__name__} lets documents of one row see each other",
             hint="leave out --packing, or pass --packing off",
@@ -114,7 +114,7 @@ def choose_packing(
     emit(
         Notice(
             text=f"rows are not packed: {type(model).__name__} has no attention here that keeps documents of one row apart; "
-            "rows of like length share a pass"
+            "rows of like length share a micro-batch"
         )
     )
     return alone
@@ -130,7 +130,7 @@ class _Probe:
 
     @torch.no_grad()
     def keeps_apart(self, packs: Packs) -> bool:
-        """Tell whether no row of ``packs`` depends on another one, and each gets the logits that it gets alone.
+        """Return whether no row of ``packs`` depends on another one, and each gets the logits that it gets alone.
 
         One row in a pack gets other tokens, of the same number: then every product has the shape that it had, and the logits
         of all other rows must be the same bit for bit, in the precision of training. Experts take rows one by one for that:
@@ -188,9 +188,11 @@ def _with_other_tokens(example: Example) -> Example:
     return replace(example, input_ids=np.abs(other).astype(example.input_ids.dtype))
 
 
-def _told(kind: RowSharing, packing: Packing, emit: EventSink) -> ChosenPacking:
+def _announced(kind: RowSharing, packing: Packing, emit: EventSink) -> ChosenPacking:
     rows = "one row" if packing.rows == 1 else f"{packing.rows} rows"
     emit(
-        Notice(text=f"rows are packed: up to {packing.row_tokens * packing.rows} tokens in {rows} of a pass")
+        Notice(
+            text=f"rows are packed: up to {packing.row_tokens * packing.rows} tokens in {rows} of a micro-batch"
+        )
     )
     return ChosenPacking(kind=kind, packing=packing)

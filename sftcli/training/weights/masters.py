@@ -25,7 +25,7 @@ class MasterWeights:
     the updated masters into the copies.
     """
 
-    are_shared_out = False  # whether this process holds a part of them only
+    is_sharded = False  # whether this process holds a part of them only
     keeps_frozen = True  # whether snapshots hold what does not train
 
     def __init__(self, model: torch.nn.Module, *, compute_dtype: torch.dtype) -> None:
@@ -68,7 +68,7 @@ class MasterWeights:
         self._copies.append((parameter, master))
         return master
 
-    def passes(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
+    def micro_batches(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
         """Yield this process's share of ``batches``, each with the weight of its loss in the sum."""
         for batch in islice(batches, group.rank, None, group.size):
             yield batch, 1.0

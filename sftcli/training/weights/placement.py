@@ -5,7 +5,7 @@ from typing import cast
 import torch
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return all of ``tensor``. Where each process holds a part of it, all of them must ask."""
     # Importing DTensor to ask for it costs a start-up; no other tensor has this method.
     gather = getattr(tensor, "full_tensor", None)

@@ -24,7 +24,7 @@ from sftcli.training.distributed.group import Group
 from sftcli.training.distributed.traffic import Weight
 from sftcli.training.loss import BatchLoss
 from sftcli.training.weights.masters import MasterWeights, stored_buffers
-from sftcli.training.weights.placement import local_part, whole
+from sftcli.training.weights.placement import full_tensor, local_part
 
 _LOSS = "batch_loss_of_all_weights"
 
@@ -40,12 +40,12 @@ class ShardedWeights(MasterWeights):
         compute_dtype: Of matrix products.
         group: The processes; more than one.
         device: Where each keeps its part.
-        exchange_each_pass: Exchange gradients after every pass, not once per step: costs traffic, and saves the memory of
-            a float32 gradient of the whole model between the passes of a step.
+        exchange_each_micro_batch: Exchange gradients after every pass, not once per step: costs traffic, and saves the memory of
+            a float32 gradient of the whole model between the micro-batches of a step.
         file_name: Gives the name in checkpoints of what trains, where they hold nothing else (an adapter).
     """
 
-    are_shared_out = True
+    is_sharded = True
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class ShardedWeights(MasterWeights):
         compute_dtype: torch.dtype,
         group: Group,
         device: torch.device,
-        exchange_each_pass: bool = False,
+        exchange_each_micro_batch: bool = False,
         file_name: Callable[[str], str] | None = None,
     ) -> None:
         self.model = model
@@ -66,7 +66,7 @@ class ShardedWeights(MasterWeights):
             else:
                 self._round_frozen(name, parameter, keep=file_name is None and group.is_writer)
         self.group = group
-        self.exchange_each_pass = exchange_each_pass
+        self.exchange_each_micro_batch = exchange_each_micro_batch
         self._root = _shard(model, compute_dtype, group.size, device)
         named = dict(model.named_parameters())
         self.masters = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
@@ -76,14 +76,14 @@ class ShardedWeights(MasterWeights):
         self._stored = {(file_name or str)(name): tensor for name, tensor in kept.items()}
         self._trained = {(file_name or str)(name): parameter for name, parameter in self.masters.items()}
 
-    def passes(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
+    def micro_batches(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
         """Yield as many batches in every process: one that is short of one computes another's, of weight 0.
 
         Each pass gathers the weights, and all processes must take part in that.
         """
         rounds = list(group.rounds(batches))
         for index, (batch, is_own) in enumerate(rounds):
-            exchanges = self.exchange_each_pass or index == len(rounds) - 1
+            exchanges = self.exchange_each_micro_batch or index == len(rounds) - 1
             self._root.set_requires_gradient_sync(exchanges)
             yield batch, float(is_own)
             group.exchanged_bytes += self._gradient_bytes if exchanges else 0
@@ -142,7 +142,7 @@ def collect(tensors: Mapping[str, torch.Tensor], group: Group) -> dict[str, torc
     """Return whole ``tensors`` on the CPU in the process that writes, one gathered at a time; elsewhere nothing."""
     result = {}
     for name, tensor in tensors.items():
-        all_of_it = whole(tensor.detach())
+        all_of_it = full_tensor(tensor.detach())
         if group.is_writer:
             result[name] = all_of_it.cpu()
     return result

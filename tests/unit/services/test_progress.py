@@ -7,7 +7,7 @@ from sftcli.data.batches.batch import Batch, collate
 from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin
 from sftcli.events import Progressed
-from sftcli.services.progress import counted
+from sftcli.services.progress import with_progress
 from tests.support.recording import RecordingSink
 
 
@@ -29,7 +29,8 @@ def told(sink: RecordingSink) -> list[tuple[int, int]]:
 def test_rows_are_counted_when_their_batch_is_done_and_the_end_is_told_once(batches):
     sink = RecordingSink()
     seen = [
-        (len(batch.example_ids), told(sink)[-1]) for batch in counted(batches, sink, task="held-out", total=3)
+        (len(batch.example_ids), told(sink)[-1])
+        for batch in with_progress(batches, sink, task="held-out", total=3)
     ]
     assert seen == [(2, (0, 3)), (1, (2, 3))]
     assert told(sink) == [(0, 3), (2, 3), (3, 3)]
@@ -41,11 +42,11 @@ def test_task_is_over_when_it_is_left_or_fails(batches):
         raise OSError
 
     left = RecordingSink()
-    rows = counted(batches, left, task="held-out", total=3)
+    rows = with_progress(batches, left, task="held-out", total=3)
     next(rows)
     rows.close()
     assert told(left) == [(0, 3), (3, 3)]
     failed = RecordingSink()
     with pytest.raises(OSError):  # noqa: PT011 - the one from above
-        list(counted(failing(), failed, task="held-out", total=3))
+        list(with_progress(failing(), failed, task="held-out", total=3))
     assert told(failed)[-1] == (3, 3)

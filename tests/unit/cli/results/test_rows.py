@@ -52,7 +52,7 @@ def drawn(columns: int, *, color: bool = False, encoding: str = "utf-8") -> str:
 
 
 @pytest.mark.parametrize("columns", [60, 100])
-def test_a_row_reads_well_without_colour(columns: int):
+def test_a_row_reads_well_without_color(columns: int):
     assert_golden(f"views/row-{columns}.txt", drawn(columns))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sftcli.config.schema.data import TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import detect_schema, parse_renames
-from sftcli.data.conversations.formats import Format
+from sftcli.data.conversations.formats import RowFormat
 from sftcli.data.conversations.messages import Conversation, Message, PlainText, Rejected, RejectReason
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.reading.records import read_records
@@ -19,11 +19,11 @@ from sftcli.errors import DataError, UsageError
 GOLDEN = Path(__file__).parents[3] / "golden" / "schemas"
 SHARED = Path(__file__).parents[4].parent / "shared" / "data"
 FORMATS = {
-    "alpaca": Format.ALPACA,
-    "dolly": Format.DOLLY,
-    "messages": Format.MESSAGES,
-    "preference": Format.PREFERENCE,
-    "sharegpt": Format.SHAREGPT,
+    "alpaca": RowFormat.ALPACA,
+    "dolly": RowFormat.DOLLY,
+    "messages": RowFormat.MESSAGES,
+    "preference": RowFormat.PREFERENCE,
+    "sharegpt": RowFormat.SHAREGPT,
 }
 
 
@@ -80,7 +80,7 @@ def test_rows_of_each_format_become_the_conversations_of_the_golden_file(path):
 
 
 def test_every_format_has_a_golden_file():
-    assert len(list(GOLDEN.glob("*.txt"))) == len(Format)
+    assert len(list(GOLDEN.glob("*.txt"))) == len(RowFormat)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data files are not here")

@@ -15,7 +15,7 @@ from sftcli.data.reading import json_rows as jsonrows
 from sftcli.data.reading import text_lines as textlines
 from sftcli.data.reading.hub_rows import pick_split, split_rows
 from sftcli.data.reading.records import fingerprint_source, read_records
-from sftcli.data.reading.source import Kind, Sample, parse_source
+from sftcli.data.reading.source import RowLimit, SourceKind, parse_source
 from sftcli.errors import DataError, NetworkError, NotFoundError, StorageError, UsageError
 
 ROWS = [{"prompt": f"p{n}", "completion": "é\u2028\n" * n} for n in range(1, 6)]
@@ -65,15 +65,15 @@ def fault(text):
 )
 def test_a_hub_name_has_rows_split_and_config_behind_it(text, name, rows, split, config):
     source = parse_source(text)
-    assert (source.kind, source.name) == (Kind.HUB, name)
-    assert (source.sample, source.split, source.config) == (rows and Sample(rows=rows), split, config)
+    assert (source.kind, source.name) == (SourceKind.HUB, name)
+    assert (source.sample, source.split, source.config) == (rows and RowLimit(rows=rows), split, config)
 
 
 @pytest.mark.parametrize("name", ["a:5@b#c.jsonl", "rows:3", "-x.jsonl", "preset:x.jsonl", "gsm8k"])
 def test_a_path_that_exists_wins_as_a_whole(write, name):
     write(name, LINES)
-    assert (parse_source(name).kind, parse_source(name).sample) == (Kind.FILES, None)
-    assert parse_source(f"{name}:2").sample == Sample(rows=2)
+    assert (parse_source(name).kind, parse_source(name).sample) == (SourceKind.FILES, None)
+    assert parse_source(f"{name}:2").sample == RowLimit(rows=2)
     assert len(read(name)) == 5
 
 
@@ -309,12 +309,12 @@ def test_a_sample_is_neither_the_first_rows_nor_the_same_for_every_seed(write):
 @pytest.mark.parametrize(
     ("rows", "sample", "times"),
     [
-        ("20", Sample(rows=20), 1),
-        ("25%", Sample(percent=25), 1),
-        ("0.5%", Sample(percent=0.5), 1),
+        ("20", RowLimit(rows=20), 1),
+        ("25%", RowLimit(percent=25), 1),
+        ("0.5%", RowLimit(percent=0.5), 1),
         ("x3", None, 3),
-        ("20x3", Sample(rows=20), 3),
-        ("50%x2", Sample(percent=50), 2),
+        ("20x3", RowLimit(rows=20), 3),
+        ("50%x2", RowLimit(percent=50), 2),
     ],
 )
 def test_rows_are_a_number_a_share_and_a_repetition(write, rows, sample, times):

@@ -60,7 +60,7 @@ def test_missing_and_left_over_tensors_are_named(content, tmp_path):
 def test_experts_unknown_keys_and_other_dictionaries_are_refused(content, tmp_path):
     config = content["config"]
     assert "use_moe" in refused(content | {"config": config | {"use_moe": True}}, tmp_path, MismatchError)
-    assert "'colour'" in refused(content | {"config": config | {"colour": 1}}, tmp_path, MismatchError)
+    assert "'color'" in refused(content | {"config": config | {"color": 1}}, tmp_path, MismatchError)
     assert "'scheduler'" in refused(content | {"scheduler": {}}, tmp_path, DataError)
     assert "model_state" in refused({"weights": 1}, tmp_path, DataError)
 

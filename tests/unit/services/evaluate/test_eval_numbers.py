@@ -9,7 +9,7 @@ import torch
 from sftcli.data.batches.batch import batches_in_order_of_length, collate
 from sftcli.events import NeverStop
 from sftcli.figures import FEW_ROWS
-from sftcli.services.diagnosis.verdict import judge
+from sftcli.services.diagnosis.verdict import judge_losses
 from sftcli.services.evaluate.metrics import (
     Interval,
     TrainingSpans,
@@ -123,14 +123,14 @@ def test_reference_metrics_are_full_for_the_right_answer_only():
     ],
 )
 def test_verdict_follows_the_curves(train, heldout, kind):
-    assert judge(train, heldout).kind == kind
+    assert judge_losses(train, heldout).kind == kind
 
 
 @pytest.mark.parametrize(
     "heldout", [[2.01, 0.61], [0.91, 0.912], [2.01, 1.51], [0.51, 0.91], [0.91, 0.51, 0.95]]
 )
 def test_a_verdict_from_few_rows_says_so_and_has_their_digits_alone(heldout):
-    few, enough = judge([2.0, 0.5], heldout, rows=3), judge([2.0, 0.5], heldout, rows=FEW_ROWS)
+    few, enough = judge_losses([2.0, 0.5], heldout, rows=3), judge_losses([2.0, 0.5], heldout, rows=FEW_ROWS)
     assert few.kind == enough.kind
     assert "(3 rows are too few to be sure)" in few.reason
     assert "too few" not in enough.reason

@@ -8,9 +8,9 @@ from sftcli.errors import (
     DivergedError,
     Location,
     MismatchError,
+    ReportedByPeerError,
     ResourceError,
     StoppedError,
-    ToldElsewhereError,
     UnsavedError,
 )
 from sftcli.events import NeverStop
@@ -67,22 +67,24 @@ def test_bug_travels_with_its_process_and_traceback():
 
 def test_what_the_first_process_tells_is_heard_in_order(pair):
     leader, follower = pair
-    leader.tell({"run": "a"})
-    leader.tell({"run": "b"})
-    assert [follower.hear(NeverStop())["run"] for _ in range(2)] == ["a", "b"]
+    leader.broadcast({"run": "a"})
+    leader.broadcast({"run": "b"})
+    assert [follower.receive(NeverStop())["run"] for _ in range(2)] == ["a", "b"]
 
 
 def test_work_is_done_by_the_first_process_and_then_by_the_others(pair):
     done = []
     for peers in pair:
-        assert peers.first(lambda peers=peers: done.append(peers.group.rank) or "result") == "result"
+        assert (
+            peers.rank_zero_first(lambda peers=peers: done.append(peers.group.rank) or "result") == "result"
+        )
     assert done == [0, 1]
 
 
 def test_first_process_shows_the_failure_of_another_one(pair):
     leader, follower = pair
     ending = follower.end_with(DataError("row 7 is bad"))
-    assert isinstance(ending, ToldElsewhereError)
+    assert isinstance(ending, ReportedByPeerError)
     assert ending.exit_code == 65
     shown = leader.end_with(BROKEN)
     assert isinstance(shown, DataError)
@@ -93,24 +95,24 @@ def test_failure_of_the_first_process_is_shown_as_it_is_and_followed(pair):
     leader, follower = pair
     error = DivergedError("no finite loss")
     assert leader.end_with(error) is error
-    assert isinstance(ending := follower.end_with(BROKEN), ToldElsewhereError)
+    assert isinstance(ending := follower.end_with(BROKEN), ReportedByPeerError)
     assert ending.exit_code == 4
-    with pytest.raises(ToldElsewhereError):
-        follower.hear(NeverStop())
-    with pytest.raises(ToldElsewhereError):
+    with pytest.raises(ReportedByPeerError):
+        follower.receive(NeverStop())
+    with pytest.raises(ReportedByPeerError):
         follower.await_end()
 
 
 def test_what_happens_to_all_is_shown_once(pair):
     leader, follower = pair
-    assert isinstance(follower.end_with(DivergedError("no finite loss")), ToldElsewhereError)
+    assert isinstance(follower.end_with(DivergedError("no finite loss")), ReportedByPeerError)
     assert isinstance(leader.end_with(DivergedError("no finite loss")), DivergedError)
 
 
 def test_connection_that_breaks_without_a_word_is_71(pair, monkeypatch):
     monkeypatch.setattr(processes, "LOST_SECONDS", 0.0)
     leader, follower = pair
-    assert isinstance(ending := follower.end_with(BROKEN), ToldElsewhereError)
+    assert isinstance(ending := follower.end_with(BROKEN), ReportedByPeerError)
     shown = leader.end_with(BROKEN)
     assert isinstance(shown, ResourceError)
     assert "one of the 2 processes was killed" in shown.message
@@ -120,7 +122,7 @@ def test_connection_that_breaks_without_a_word_is_71(pair, monkeypatch):
 def test_stop_before_the_first_step_ends_every_process_with_the_code_of_its_own_signal(pair):
     leader, follower = pair
     with pytest.raises(StoppedError) as caught:
-        follower.hear(Stopped())
+        follower.receive(Stopped())
     assert follower.end_with(caught.value) is caught.value
     assert isinstance(leader.end_with(BROKEN), StoppedError)
 

@@ -13,7 +13,15 @@ import pytest
 
 from sftcli.errors import OutputError, StorageError
 from sftcli.events import Warned
-from sftcli.services.runs.lock import GUARD, LOCK, SILENT_SECONDS, RunLock, judge, read_holder, this_process
+from sftcli.services.runs.lock import (
+    GUARD,
+    LOCK,
+    SILENT_SECONDS,
+    RunLock,
+    holder_state,
+    read_holder,
+    this_process,
+)
 from tests.support.recording import RecordingSink
 
 
@@ -74,7 +82,7 @@ def test_lock_of_a_killed_child_is_taken_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("silent", [0.0, SILENT_SECONDS - 1])
 def test_holder_on_another_machine_is_believed_while_its_heart_beats(silent: float) -> None:
     me = this_process()
-    assert judge(replace(me, host="elsewhere", pid=1), me, silent_seconds=silent) == "alive"
+    assert holder_state(replace(me, host="elsewhere", pid=1), me, silent_seconds=silent) == "alive"
 
 
 def test_holder_on_another_machine_is_dead_after_ten_silent_minutes(tmp_path: Path) -> None:

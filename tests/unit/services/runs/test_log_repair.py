@@ -34,8 +34,8 @@ def test_log_that_is_cut_at_any_byte_keeps_its_whole_lines(tmp_path):
         lines = read_lines(path)
         count = whole[:cut].count(b"\n")
         assert [event for _, event in lines.found] == LINES[:count]
-        assert bool(lines.told(path)) == (cut > 0 and not whole[:cut].endswith(b"\n"))
-        assert end_torn_line(path) == lines.told(path)
+        assert bool(lines.message(path)) == (cut > 0 and not whole[:cut].endswith(b"\n"))
+        assert end_torn_line(path) == lines.message(path)
         assert path.read_bytes() == encoded(LINES[:count])
         kept = [json.loads(line) for line in lines_up_to(lines, 1)]
         assert kept == [line for line in LINES[:count] if line.get("step", 0) < 2]
