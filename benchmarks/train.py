@@ -70,7 +70,7 @@ def measure_sft(args: argparse.Namespace) -> dict[str, object]:
         timed = steps[WARM_UP:]
         tokens, seconds = sum(step.tokens for step in timed), sum(step.seconds for step in timed)
         assert trainer.gauge is not None
-        needed = trainer.gauge.peak_flops * sum((step.utilisation or 0) * step.seconds for step in timed)
+        needed = trainer.gauge.peak_flops * sum((step.utilization or 0) * step.seconds for step in timed)
         result = {
             "tokens_per_second": tokens / seconds,
             "padding_fraction": 1 - tokens / sum(step.tokens + step.padding_tokens for step in timed),

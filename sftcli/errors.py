@@ -156,7 +156,7 @@ class StoppedError(SftError):
 
 
 class ReportedByPeerError(Exception):
-    """Another process of the same command says why it ended; this one ends in silence with the same ``exit_code``."""
+    """Another rank has reported the failure; exit quietly with its ``exit_code``."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"another process failed with exit code {exit_code}")

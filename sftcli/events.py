@@ -28,7 +28,7 @@ class Ending(StrEnum):
     is_complete: bool
 
     FINISHED = "finished", "finished", "", True
-    PLATEAU = "plateau", "stopped early", "held-out loss fell no more", True
+    PLATEAU = "plateau", "stopped early", "held-out loss stopped improving", True
     STOPPED = "stopped", "stopped", "", False  # on request
 
     def __new__(cls, value: str, words: str, reason: str, is_complete: bool) -> "Ending":
@@ -38,7 +38,7 @@ class Ending(StrEnum):
         return member
 
     def message(self, place: str) -> str:
-        """Return how training ended at ``place``, such as ``stopped early at step 20: held-out loss fell no more``."""
+        """Return how training ended at ``place``, such as ``stopped early at step 20: held-out loss stopped improving``."""
         return f"{self.words} {place}" + (f": {self.reason}" if self.reason else "")
 
 
@@ -134,7 +134,7 @@ class StepDone:
     rows: int = 0  # that the examples were put into; fewer where they are packed
     micro_batches: int = 0
     exchanged_bytes: int = 0  # of gradients that each of several processes gave to be summed
-    utilisation: float | None = (
+    utilization: float | None = (
         None  # share of the measured peak of matrix products; None where there is none
     )
 

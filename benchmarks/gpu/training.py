@@ -189,7 +189,7 @@ def timed_steps(check: Check, trainer: Trainer, *, warm: int, steps: int) -> dic
     check.wait()
     seconds = time.perf_counter() - begin
     tokens = sum(step.tokens for step in done)
-    flops = sum((step.utilisation or 0.0) * step.seconds for step in done)  # of a peak of 1 a second
+    flops = sum((step.utilization or 0.0) * step.seconds for step in done)  # of a peak of 1 a second
     return {
         "tokens_per_s": tokens / seconds,
         "ms_per_step": seconds / steps * 1e3,

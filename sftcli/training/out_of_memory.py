@@ -98,7 +98,7 @@ class MemoryLadder:
         return self.make_plan(self._size(state))
 
     def event(self, state: TrainState, plan: StepPlan) -> MemoryEased:
-        """Return what is told when the step after ``state`` did not fit and runs on the rung of ``state``, by ``plan``, now."""
+        """Return the event that reports the step-down after the step behind ``state`` ran out of memory."""
         count = len(plan.window(state.step))
         what = f"{self._micro_batches(state, plan)} from here on, {count} in this step"
         if state.checkpoints_activations:

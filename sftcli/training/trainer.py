@@ -181,7 +181,7 @@ class Trainer:
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(self.device),
             exchanged_bytes=self.group.exchanged_bytes - exchanged,
-            utilisation=self.gauge(window, seconds) if self.gauge else None,
+            utilization=self.gauge(window, seconds) if self.gauge else None,
         )
 
     def _accumulate(self) -> tuple[Sequence[Batch], torch.Tensor]:

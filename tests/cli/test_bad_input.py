@@ -56,7 +56,7 @@ def test_file_without_a_row_to_train_on_is_refused(sft, tiny_model):
     empty = write("empty.jsonl", '{"prompt": "a", "completion": ""}\n')
     code, _, err = sft("train", "--data", empty, "--model", tiny_model)
     assert code == 65
-    assert "no row is left to train on" in err
+    assert "rows were rejected" in err
 
 
 @pytest.mark.parametrize(

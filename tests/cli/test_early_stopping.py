@@ -54,7 +54,7 @@ def test_early_end_makes_the_best_checkpoint_the_final_model_and_says_so(place):
         f"final/ takes step {best}" in event.text for event in flag.events if isinstance(event, Notice)
     )
     assert "Stopped early at step" in (run / "training.log").read_text()
-    assert "held-out loss fell no more" in (run / "report.html").read_text()
+    assert "held-out loss stopped improving" in (run / "report.html").read_text()
 
 
 def test_early_stopping_without_heldout_rows_is_refused(place):

@@ -119,7 +119,7 @@ def test_packed_rows_that_grow_a_hundredfold_and_more_are_refused(tmp_path, pack
             for _ in range(200):
                 file.write(block)
     assert path.stat().st_size < 3 << 20
-    refused_in_bounds(lambda: read_rows(path), "times its size|longer than 64 MB")
+    refused_in_bounds(lambda: read_rows(path), "x its size|longer than 64 MB")
 
 
 def test_packed_rows_as_people_have_them_are_read(tmp_path):

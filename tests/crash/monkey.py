@@ -104,7 +104,7 @@ class Monkey:
                     {
                         k: v
                         for k, v in event.items()
-                        if k not in {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilisation"}
+                        if k not in {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilization"}
                     }
                 )
         return result | {"events": json.dumps(kept)}

@@ -43,7 +43,7 @@ def step_done(
         padding_tokens=128,
         seconds=seconds,
         peak_memory_bytes=2_100_000_000,
-        utilisation=0.31,
+        utilization=0.31,
     )
 
 

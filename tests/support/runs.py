@@ -12,7 +12,7 @@ from sftcli.events import Event, Session, StepDone
 from sftcli.services.train.lead import TrainRequest, run_training
 from sftcli.services.train.outcome import TrainOutcome
 
-CLOCKS = {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilisation"}
+CLOCKS = {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilization"}
 
 
 def copied_here(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

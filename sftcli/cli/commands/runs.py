@@ -120,7 +120,7 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
     yield "model", summary.model or None
     yield "data", summary.data or None
     speed = f", {count(summary.tokens_per_second)} tokens/s" if summary.tokens_per_second else ""
-    used = "" if summary.utilisation is None else f", {percent(summary.utilisation)} of the machine's peak"
+    used = "" if summary.utilization is None else f", {percent(summary.utilization)} of the machine's peak"
     yield "step", f"{_steps(summary)} in {duration(summary.training_seconds)}{speed}{used}"
     if summary.curve:
         yield "loss", f"{sparkline(summary.curve, CURVE_COLUMNS, levels)} {loss_text(summary.loss)}"

@@ -57,7 +57,7 @@ class TrainingMeasures:
     _heldout_seconds: float = 0.0  # of the evaluations since training started
     _heldout_step: int = 0  # of the newest of them
     _started: bool = False
-    _gauged_seconds: float = 0.0  # of steps whose utilisation is known
+    _gauged_seconds: float = 0.0  # of steps whose utilization is known
     _peak_seconds: float = 0.0  # that they would have taken at the peak
 
     def start(self, event: FitStarted) -> None:
@@ -73,9 +73,9 @@ class TrainingMeasures:
             self._recent.append(event)
         else:
             self._first_seconds = max(event.seconds, 1e-9)
-        if event.utilisation is not None:
+        if event.utilization is not None:
             self._gauged_seconds += event.seconds
-            self._peak_seconds += event.seconds * event.utilisation
+            self._peak_seconds += event.seconds * event.utilization
         if not event.applied:
             self.skipped_steps += 1
         if isfinite(event.loss) and not event.text_tokens:  # the loss of running text is another quantity
@@ -133,16 +133,16 @@ class TrainingMeasures:
         return self._speed(sum(event.tokens for event in self._window()))
 
     @property
-    def utilisation(self) -> float | None:
+    def utilization(self) -> float | None:
         """Share of the measured peak of matrix products that recent steps made use of; ``None`` where it was not measured."""
-        measured = [(event.utilisation, event.seconds) for event in self._window()]
+        measured = [(event.utilization, event.seconds) for event in self._window()]
         seconds = sum(part for share, part in measured if share is not None)
         return (
             sum(share * part for share, part in measured if share is not None) / seconds if seconds else None
         )
 
     @property
-    def whole_utilisation(self) -> float | None:
+    def whole_utilization(self) -> float | None:
         """The same over all steps of this process."""
         return self._peak_seconds / self._gauged_seconds if self._gauged_seconds else None
 

@@ -121,8 +121,8 @@ def _training_rows(measures: TrainingMeasures, frame: Frame, columns: int, signs
         ((count(measures.tokens_per_second), VALUE), "all"),
         ((percent(measures.padding_fraction), VALUE), "padding"),
     ]
-    if measures.utilisation is not None:
-        speed.append(((percent(measures.utilisation), VALUE), "of peak"))
+    if measures.utilization is not None:
+        speed.append(((percent(measures.utilization), VALUE), "of peak"))
     rows += [*loss_rows, *_heldout_rows(measures, columns)]
     rows += _cells("step", update, columns) + _cells("tokens/s", speed, columns)
     if measures.checkpoint is not None:

@@ -97,7 +97,7 @@ def heldout_line(event: HeldoutDone) -> str:
 
 def end_line(event: FitEnded, seconds: float, measures: TrainingMeasures) -> str:
     """Return how training ended, and what part of the measured peak of matrix products it made use of."""
-    used = measures.whole_utilisation
+    used = measures.whole_utilization
     at = "" if used is None else f" at {percent(used)} of the machine's peak"
     return f"training {event.ending.message(f'at step {event.step} after {duration(seconds)}{at}')}"
 
@@ -115,7 +115,7 @@ def step_line(measures: TrainingMeasures, step: StepDone) -> str:
         f"grad {norm_text(step.grad_norm)}",
         f"{count(measures.response_tokens_per_second)} tok/s",
         f"pad {percent(measures.padding_fraction)}",
-        *([] if measures.utilisation is None else [f"{percent(measures.utilisation)} of peak"]),
+        *([] if measures.utilization is None else [f"{percent(measures.utilization)} of peak"]),
         *([size(step.peak_memory_bytes)] if step.peak_memory_bytes else []),
         f"eta {whole_duration(remaining) if remaining is not None else '?'}",
     ]

@@ -180,8 +180,8 @@ class TrainingSettings(Section):
     )
     parallel: Parallel = Field(
         Parallel.AUTO,
-        description="How processes share the work: ddp (each holds the whole model) or fsdp (each a part); auto is fsdp where "
-        "the whole does not fit into a device.",
+        description="How processes share the work: ddp (full replica) or fsdp (sharded); auto picks fsdp if a replica does not "
+        "fit on the device.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the row order, the split and dropout.")
 

@@ -100,7 +100,7 @@ class Fitness:
         """
         if self.unfit:
             raise DataError(
-                f"{self.unfit}; at most {MOST_UNFIT:.0%} may be left out unasked",
+                f"{self.unfit}; at most {MOST_UNFIT:.0%} may be rejected by default",
                 hint=f"{self.remedy}, or say how many may be left out: --set data.max_rejected_fraction=0.5",
             )
         if self.exceeded:

@@ -79,7 +79,7 @@ class _Bounded(RawIOBase):
         self.count += len(data)
         if self.count > self.most:
             raise DataError(
-                f"{self.path}: unpacks to more than {MAX_RATIO} times its size, which no text does",
+                f"{self.path}: decompresses to more than {MAX_RATIO}x its size; refused as a possible archive bomb",
                 hint="unpack it yourself where it is what it should be",
                 location=Location(file=str(self.path)),
             )

@@ -197,7 +197,7 @@ def _word_cutter(content: Mapping[str, object], source: Path) -> str:
     """
     outer = content.get("pre_tokenizer")
     steps = outer.get("pretokenizers", [outer]) if isinstance(outer, dict) else []
-    found = tuple(_told(step) for step in steps)
+    found = tuple(_shown_step(step) for step in steps)
     known = {
         ("words",): "gpt-2",
         ("digits", "words"): "smollm",
@@ -212,7 +212,7 @@ def _word_cutter(content: Mapping[str, object], source: Path) -> str:
     return known[found]
 
 
-def _told(step: Mapping[str, object]) -> str:
+def _shown_step(step: Mapping[str, object]) -> str:
     pattern = step.get("pattern")
     match step.get("type"):
         case "ByteLevel" if not step.get("add_prefix_space"):

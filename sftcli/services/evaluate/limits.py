@@ -93,6 +93,6 @@ def _require_number(limit: Limit, known: Iterable[str]) -> None:
     names = sorted(known)
     if limit.metric not in names:
         raise UsageError(
-            f"{limit.text}: there is no number {limit.metric!r}",
+            f"{limit.text}: unknown metric {limit.metric!r}",
             hint=did_you_mean(limit.metric, names) or f"there are {', '.join(names)}",
         )

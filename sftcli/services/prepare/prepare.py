@@ -196,7 +196,7 @@ def require_rows(prepared: PreparedData) -> None:
     reasons = Counter(audit.rejected)
     found = reasons_with_rows([audit], reasons)
     raise DataError(
-        f"no row is left to train on: {audit.rows} of {audit.rows} were rejected ({found})",
+        f"all {audit.rows} rows were rejected ({found})",
         hint=remedy_for([audit], reasons),
     )
 

@@ -113,7 +113,7 @@ def _facts(history: RunHistory, *, takes_best: bool) -> list[tuple[str, str]]:
         speed = f"{history.tokens_per_second or 0:,.0f} tokens/s"
         facts.append(("steps", f"{steps[-1].step} in {history.seconds:,.0f} s, {speed}"))
         if (used := history.utilization) is not None:
-            facts.append(("utilisation", f"{used:.0%} of the rate of large matrix products"))
+            facts.append(("utilization", f"{used:.0%} of the rate of large matrix products"))
         if peak := max(step.peak_memory_bytes for step in steps):  # 0 where the machine cannot tell
             facts.append(("peak memory", f"{peak / 1e9:.2f} GB"))
     ended = history.last(FitEnded)

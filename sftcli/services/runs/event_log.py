@@ -37,6 +37,11 @@ from sftcli.events import (
 from sftcli.services.runs.folder import RunFolder, write_text
 
 _KINDS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
+_FORMER_NAMES = {
+    "micro_batch_tokens": "pass_tokens",
+    "micro_batches": "passes",
+    "utilization": "utilisation",
+}  # in logs of older versions
 
 
 class RunLog:
@@ -128,7 +133,7 @@ def _step_line(event: StepDone) -> str:
     """Return a step as ``step=10 loss=1.2345 lr=9.511e-06 response_tokens/s=512 padding=9% memory=2.10GB of_peak=31%``."""
     speed = event.response_tokens / max(event.seconds, 1e-9)
     padding = event.padding_tokens / max(1, event.padding_tokens + event.tokens)
-    used = "" if event.utilisation is None else f" of_peak={event.utilisation:.0%}"
+    used = "" if event.utilization is None else f" of_peak={event.utilization:.0%}"
     text = " text" if event.text_tokens else ""
     memory = f" memory={event.peak_memory_bytes / 1e9:.2f}GB" if event.peak_memory_bytes else ""
     return (
@@ -215,7 +220,7 @@ def _event_of(record: Mapping[str, object]) -> Event | None:
         return None
     values: dict[str, Any] = {}
     for field, form, nothing in _forms(name):
-        value = record.get(field)
+        value = record.get(field, record.get(_FORMER_NAMES.get(field, "")))
         values[field] = value if type(value) is form else _converted(value, form, nothing)
     return _KINDS[name](**values)
 
@@ -268,7 +273,7 @@ def _has_logged(run: RunFolder, signs: type[Event] | UnionType) -> bool:
 
 @contextmanager
 def forgotten_if_unstarted(run: RunFolder, emit: EventSink, *, is_new: bool) -> Iterator[None]:
-    """Remove the folder of a run that the block ends with an error before its first step, where nobody will ask for it.
+    """Delete a new run's folder if the block fails before the first step.
 
     That is a run that the block began (``is_new``), and not one that ran out of memory: that can be resumed elsewhere.
     """

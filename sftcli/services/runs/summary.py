@@ -61,7 +61,7 @@ class RunSummary:
     best_step: int
     heldout_rows: int  # that these losses are of; 0 where the log does not tell
     tokens_per_second: float | None  # of the steps alone, padding excluded
-    utilisation: float | None  # share of the measured peak of matrix products, of the steps alone
+    utilization: float | None  # share of the measured peak of matrix products, of the steps alone
     training_seconds: float
     checkpoints: tuple[int, ...]  # steps
     set_aside: tuple[int, ...]  # those that the run was taken back from and that are still there
@@ -109,9 +109,9 @@ class RunHistory:
     def utilization(self) -> float | None:
         """What part of the measured peak the steps made use of over all; None where none was measured."""
         gauged = [
-            (step.utilisation, step.seconds)
+            (step.utilization, step.seconds)
             for step in self.steps
-            if step.utilisation is not None and math.isfinite(step.seconds)
+            if step.utilization is not None and math.isfinite(step.seconds)
         ]
         total = sum(seconds for _, seconds in gauged)
         return sum(share * seconds for share, seconds in gauged) / total if total else None
@@ -163,7 +163,7 @@ def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
         best_step=best.step if best else 0,
         heldout_rows=history.heldout_rows,
         tokens_per_second=history.tokens_per_second,
-        utilisation=history.utilization,
+        utilization=history.utilization,
         training_seconds=history.seconds,
         checkpoints=checkpoints,
         set_aside=tuple(map(step_of, list_set_aside(run.checkpoints))),

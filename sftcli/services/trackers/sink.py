@@ -88,7 +88,7 @@ def numbers_of(event: Event) -> tuple[int, dict[str, float]] | None:
     """Return the step and the numbers of an event that has some."""
     match event:
         case StepDone():
-            used = {} if event.utilisation is None else {"speed/utilisation": event.utilisation}
+            used = {} if event.utilization is None else {"speed/utilization": event.utilization}
             memory = {"memory/peak_gb": event.peak_memory_bytes / 1e9} if event.peak_memory_bytes else {}
             return event.step, used | memory | {
                 "train/loss": event.loss,

@@ -24,7 +24,7 @@ from sftcli.modeling.locate.locate import LocatedModel, is_path
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.storage import write_file
 from sftcli.training.checkpoint.format import tensor_file_parts
-from sftcli.training.state import HubSnapshot
+from sftcli.training.state import TrainingSnapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +51,7 @@ class AdapterFiles:
             template=self.tokenizer.chosen_template,
         )
 
-    def save(self, folder: Path, snapshot: HubSnapshot) -> None:
+    def save(self, folder: Path, snapshot: TrainingSnapshot) -> None:
         """Write a folder that plain peft opens, whole or not at all.
 
         Raises:

@@ -94,11 +94,11 @@ def step_with(gauge):
 def test_a_step_tells_its_share_of_the_peak():
     workload = Workload.of(tiny_llama())
     window, step = step_with(Gauge(workload=workload, peak_flops=1e9))
-    assert step.utilisation == pytest.approx(workload.flops(window) / step.seconds / 1e9)
+    assert step.utilization == pytest.approx(workload.flops(window) / step.seconds / 1e9)
 
 
 def test_no_share_is_told_of_a_peak_that_was_not_measured():
-    assert step_with(None)[1].utilisation is None
+    assert step_with(None)[1].utilization is None
 
 
 def test_no_share_is_told_of_a_model_whose_layers_differ_and_no_run_ends_for_it():

@@ -144,8 +144,9 @@ def test_early_end_says_why() -> None:
     event = FitEnded(step=80, ending=Ending.PLATEAU)
     measures = TrainingMeasures()
     text = "training stopped early at step 80 after 1m01s"
-    assert end_line(event, 61.0, measures) == f"{text}: held-out loss fell no more"
+    assert end_line(event, 61.0, measures) == f"{text}: held-out loss stopped improving"
     measures.add_step(step_done(80))
     assert (
-        end_line(event, 61.0, measures) == f"{text} at 31% of the machine's peak: held-out loss fell no more"
+        end_line(event, 61.0, measures)
+        == f"{text} at 31% of the machine's peak: held-out loss stopped improving"
     )

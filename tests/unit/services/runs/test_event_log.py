@@ -134,9 +134,9 @@ def test_event_is_read_as_it_was_written(kind, data):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_number_that_is_not_finite_comes_back_as_nan(value):
-    [step] = read(event_record(replace(step_done(1), loss=value, utilisation=value)))
+    [step] = read(event_record(replace(step_done(1), loss=value, utilization=value)))
     assert math.isnan(step.loss)
-    assert step.utilisation is None
+    assert step.utilization is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,11 +151,16 @@ def test_fields_that_are_missing_have_the_defaults_of_their_class():
     [step, heldout] = read(
         {"event": "StepDone", "step": 3, "loss": 1, "seconds": 2}, {"event": "HeldoutDone", "step": 3}
     )
-    assert (step.step, step.loss, step.seconds, step.text_tokens, step.utilisation) == (3, 1.0, 2.0, 0, None)
+    assert (step.step, step.loss, step.seconds, step.text_tokens, step.utilization) == (3, 1.0, 2.0, 0, None)
     assert isinstance(step.loss, float)
     assert math.isnan(step.grad_norm)
     assert (heldout.step, heldout.rows, math.isnan(heldout.loss)) == (3, 0, True)
     assert read({"event": "FitEnded", "step": 3, "ending": "tired"})[0].ending is Ending.FINISHED
+
+
+def test_fields_are_read_under_the_names_that_older_versions_gave_them():
+    [step] = read({"event": "StepDone", "step": 3, "passes": 2, "utilisation": 0.5})
+    assert (step.micro_batches, step.utilization) == (2, 0.5)
 
 
 def test_what_is_no_event_is_left_out_and_nan_in_text_is_no_number():

@@ -142,8 +142,8 @@ def test_the_plain_form_of_a_run_is_taken_without_a_try(cut, name, value):
 def test_a_run_of_an_older_version_goes_on_as_it_is_decided_today_and_it_is_said(cut):
     rewrite(cut, lambda about: about.pop(KEY))
     _, events = resume(cut)
-    (told,) = [event.text for event in events if isinstance(event, Notice) and "older version" in event.text]
-    assert "says nothing" in told
+    (sent,) = [event.text for event in events if isinstance(event, Notice) and "older version" in event.text]
+    assert "says nothing" in sent
     assert [event.precision for event in events if isinstance(event, ModelLoaded)] == ["fp32"]
 
 
@@ -191,22 +191,22 @@ def test_every_decision_survives_being_written_down_and_is_asked_for_by_known_se
 
 
 class Wire(Peers):
-    """Processes that meet in one list of what was told."""
+    """Processes that meet in one list of what was broadcast."""
 
-    def __init__(self, rank: int, told: list) -> None:
+    def __init__(self, rank: int, sent: list) -> None:
         super().__init__(Group(rank=rank, size=2))
-        self.told = told
+        self.sent = sent
 
-    def tell(self, value) -> None:
-        self.told.append(json.loads(json.dumps(value)))
+    def broadcast(self, value) -> None:
+        self.sent.append(json.loads(json.dumps(value)))
 
-    def hear(self, stop):
-        return self.told.pop(0)
+    def receive(self, stop):
+        return self.sent.pop(0)
 
 
 def test_of_several_processes_the_first_decides_and_one_that_cannot_follow_is_named():
-    told: list = []
-    first, second = (Wire(rank, told) for rank in range(2))
+    sent: list = []
+    first, second = (Wire(rank, sent) for rank in range(2))
     assert first.share(lambda: {"precision": "bf16"}) == {"precision": "bf16"}
     assert second.share(lambda: pytest.fail("the first one decides")) == {"precision": "bf16"}
     for packing in ("none", "bounds"):
