@@ -22,7 +22,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-STOPPED_EXIT_CODE = 75
+STOPPED_EXIT_CODE = 75  # also of a process of several that was stopped without a signal of its own
 
 # Access tokens, which have 16 characters and more or mixed case where a name such as hf_models has not, and what stands
 # before the host of an address.

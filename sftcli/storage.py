@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import IO
 
+    from _typeshed import ReadableBuffer
+
 
 _FOREIGN_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust tells errors of the system
 
@@ -170,9 +172,9 @@ class FileSink(io.RawIOBase):
         """Return true."""
         return True
 
-    def write(self, data: object, /) -> int:
+    def write(self, data: "ReadableBuffer", /) -> int:
         """Write all of ``data``, which is bytes or a buffer of them."""
-        view = memoryview(data).cast("B")  # type: ignore[arg-type]
+        view = memoryview(data).cast("B")
         disk.write(self.file, view)
         return len(view)
 

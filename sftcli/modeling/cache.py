@@ -1,17 +1,12 @@
-"""The folder that keeps what was downloaded or converted once, and folders that appear whole or not at all."""
+"""The folder that keeps what was downloaded or converted once."""
 
 import os
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sftcli import storage
 from sftcli.errors import ConsentError, OutputError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_HINT = "set SFT_CACHE_DIR to a folder that you can write to"
+CACHE_HINT = "set SFT_CACHE_DIR to a folder that you can write to"
 
 
 def cache_folder() -> Path:
@@ -27,9 +22,11 @@ def cache_folder() -> Path:
     try:
         storage.make_folders(root, mode=0o700)
     except OSError as error:
-        raise OutputError(f"cannot make the cache folder {root}: {error.strerror}", hint=_HINT) from error
+        raise OutputError(
+            f"cannot make the cache folder {root}: {error.strerror}", hint=CACHE_HINT
+        ) from error
     if not os.access(root, os.W_OK | os.X_OK):
-        raise OutputError(f"the cache folder {root} is not writable", hint=_HINT)
+        raise OutputError(f"the cache folder {root} is not writable", hint=CACHE_HINT)
     if not os.environ.get("SFT_CACHE_DIR") and root.stat().st_uid not in (os.getuid(), 0):
         raise ConsentError(
             f"the cache folder {root} belongs to another user, who decides what is in it",
@@ -46,18 +43,4 @@ def _named_root() -> Path:
     try:
         return Path.home() / ".cache" / "sft"
     except RuntimeError as error:
-        raise OutputError("no home folder is known to keep models in", hint=_HINT) from error
-
-
-@contextmanager
-def scratch_folder(parent: Path, *, hint: str = _HINT) -> "Iterator[Path]":
-    """Yield a private folder in the cache folder ``parent``; see ``storage.scratch_folder``."""
-    with storage.scratch_folder(parent, hint=hint) as scratch:
-        yield scratch
-
-
-@contextmanager
-def atomic_folder(target: Path, *, hint: str = _HINT) -> "Iterator[Path]":
-    """Make the folder ``target`` in the cache whole or not at all; see ``storage.atomic_folder``."""
-    with storage.atomic_folder(target, hint=hint) as fresh:
-        yield fresh
+        raise OutputError("no home folder is known to keep models in", hint=CACHE_HINT) from error

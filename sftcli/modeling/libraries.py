@@ -10,7 +10,7 @@ def quiet_libraries() -> None:
 
     They still reach a handler on the root logger, such as that of a log file. May be called any number of times.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     logging.captureWarnings(capture=True)
     for name in ("transformers", "huggingface_hub", "accelerate", "gguf", "bitsandbytes", "lm_eval", "py.warnings"):  # fmt: skip
         logger = logging.getLogger(name)

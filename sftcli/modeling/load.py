@@ -142,7 +142,7 @@ def _quantization(quantize: Quantize, dtype: torch.dtype, device: torch.device) 
         case Quantize.FOUR_BIT:
             from transformers import BitsAndBytesConfig
 
-            form = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            form = BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,

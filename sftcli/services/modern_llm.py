@@ -2,7 +2,7 @@
 
 import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from sftcli import storage
 from sftcli.config.schema.settings import Settings
@@ -16,8 +16,6 @@ from sftcli.training.state import TrainingSnapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from sftcli.modeling.modern_lm.config import ModernLMConfig
 
 
 class PtFiles:
@@ -77,7 +75,7 @@ def export_pt(
     else:
         write_pt(
             path,
-            config=cast("ModernLMConfig", model.config),
+            config=model.config,
             weights=dict(model.named_parameters()),
             optimizer={},
             group={"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2},  # AdamW's own
@@ -105,7 +103,7 @@ def _write(
     weights = {name: snapshot.weights.get(name, parameter) for name, parameter in named.items()}
     write_pt(
         path,
-        config=cast("ModernLMConfig", model.config),
+        config=model.config,
         weights=weights,
         # The original program knows AdamW's moments only.
         optimizer=snapshot.optimizer if OPTIMIZERS[training.optimizer].has_adamw_moments else {},

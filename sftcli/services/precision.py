@@ -1,7 +1,6 @@
 """In which precision a training multiplies: decided by the processor, or by timings that agree, once for a machine."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from statistics import median
 
 import torch
 
-from sftcli import storage
 from sftcli.errors import SftError
+from sftcli.json_files import read_json_or_nothing, replace_json
 from sftcli.modeling.cache import cache_folder
 from sftcli.runtime import (
     choose_dtype,
@@ -85,30 +84,30 @@ def _remembered(machine: str) -> Precision:
     try:
         path = cache_folder() / REMEMBERED
     except SftError:  # a training can do without a cache
-        return _measured(machine)
+        return measured_here(machine)
     known = _read(path)
     if key in known:
         return known[key]
-    measured = _measured(machine)
+    measured = measured_here(machine)
     kept = {key: {"precision": one.name, "why": one.why} for key, one in (known | {key: measured}).items()}
     with suppress(OSError):
-        storage.replace_file(path, json.dumps(kept, indent=2).encode())
+        replace_json(path, kept)
     return measured
 
 
 @cache
-def _measured(machine: str) -> Precision:  # noqa: ARG001 - what it was measured on
+def measured_here(machine: str) -> Precision:  # noqa: ARG001 - what it was measured on
+    """Return what ``machine``, this one, measures, once in a process."""
     return compare_products(products_seconds(torch.bfloat16), products_seconds(torch.float32))
 
 
 def _read(path: Path) -> dict[str, Precision]:
     """Return what the file holds that is whole; another start writes the rest anew."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         return {
-            str(key): Precision(name=entry["precision"], why=str(entry["why"]))
-            for key, entry in content.items()
+            key: Precision(name=entry["precision"], why=str(entry["why"]))
+            for key, entry in read_json_or_nothing(path).items()
             if entry["precision"] in {"bf16", "fp32"}
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError):
         return {}

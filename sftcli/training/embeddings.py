@@ -15,7 +15,7 @@ def freeze_embeddings(model: "PreTrainedModel") -> None:
     AdamW scales every gradient to about the same step, also the tiny ones that the softmax sends to each token that a
     batch does not use: over a short run on few rows they add up and push rare tokens down.
     """
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):  # type: ignore[no-untyped-call]
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         if layer is not None:
             layer.requires_grad_(False)
 

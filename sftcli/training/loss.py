@@ -4,13 +4,14 @@ The loss of a global batch is ``sum(nll over response tokens) / number of respon
 by the caller who knows the number.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch.nn import functional
 
+from sftcli.autograd import Context, applied
 from sftcli.data.batches.batch import IGNORED, Batch
 from sftcli.events import StopFlag
 from sftcli.training.distributed.group import Group
@@ -44,6 +45,10 @@ class LogitTransform:
         return logits
 
 
+class _Kept(Context, Protocol):
+    weight_dtype: torch.dtype
+
+
 class HeadNllSum(torch.autograd.Function):
     """Head and cross-entropy in chunks, with the gradients made in the forward pass.
 
@@ -53,7 +58,7 @@ class HeadNllSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: "_Kept",
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -61,7 +66,7 @@ class HeadNllSum(torch.autograd.Function):
         transform: LogitTransform,
     ) -> torch.Tensor:
         """Return the summed negative log-likelihood of ``targets`` (N,) given ``hidden`` (N, D); ``weight`` is (V, D)."""
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         nll_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight: torch.Tensor | None = None
@@ -80,17 +85,16 @@ class HeadNllSum(torch.autograd.Function):
                 grad_weight = _added(grad_weight, grad_raw.t() @ chunk)
             if needs_bias:
                 grad_bias = _added(grad_bias, grad_raw.sum(0))
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)  # type: ignore[arg-type]
-        ctx.weight_dtype = weight.dtype  # type: ignore[attr-defined]
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.weight_dtype = weight.dtype
         return nll_sum
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad_nll: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: "_Kept", grad_nll: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients that the forward pass kept."""
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors  # type: ignore[attr-defined]
-        dtype = ctx.weight_dtype  # type: ignore[attr-defined]
+        kept: Sequence[torch.Tensor | None] = ctx.saved_tensors
+        grad_hidden, grad_weight, grad_bias = kept
+        dtype = ctx.weight_dtype
         return (
             None if grad_hidden is None else grad_hidden * grad_nll.to(grad_hidden.dtype),
             None if grad_weight is None else (grad_weight.mul_(grad_nll)).to(dtype),
@@ -138,16 +142,16 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
     """
     hidden = model.base_model(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, D)
     wanted = batch.targets != IGNORED
-    head = cast("torch.nn.Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    head = cast("torch.nn.Linear", model.get_output_embeddings())
     features, weight = fold_lora_into_head(head, hidden[wanted])
-    nll: torch.Tensor = HeadNllSum.apply(  # type: ignore[no-untyped-call]
+    return applied(
+        HeadNllSum,
         features,
         weight,
         getattr(head, "bias", None),
         batch.targets[wanted],
         logit_transform(model),
     )
-    return nll
 
 
 def fold_lora_into_head(head: torch.nn.Linear, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -222,7 +222,7 @@ class Trainer:
         nll_sum = torch.zeros((), device=self.device)
         for batch, weight in self.weights.micro_batches(window, self.group):
             nll = self.batch_loss(batch.to(self.device)) * weight
-            (nll / response_tokens).backward()  # type: ignore[no-untyped-call]
+            (nll / response_tokens).backward()
             nll_sum += nll.detach()
         return nll_sum
 

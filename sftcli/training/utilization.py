@@ -36,7 +36,7 @@ class Workload:
     @classmethod
     def of(cls, model: "PreTrainedModel") -> "Workload":
         """Count the matrices of ``model``, and which of them train."""
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head = model.get_output_embeddings()
         of_head = {} if head is None else {id(weight): weight for weight in head.parameters()}
         looked_up = {
             id(weight)

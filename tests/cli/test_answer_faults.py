@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from sftcli.cli import app
 from sftcli.modeling.hub.snapshot import Patience
 from tests.support.fake_hub import FakeHub
 from tests.support.runs import StopAtStep, settings_of, train, write_rows
@@ -24,22 +23,6 @@ from tests.support.tiny_tokenizer import build_tiny_tokenizer
 REPO = Path(__file__).parents[2]
 OSC = "\x1b]52;c;aGk=\x07[/] [bold]"
 Program = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def sft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Program:
-    """Run the program in an empty folder; return exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["sft", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            app.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return int(end.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 MANY = 100_000  # steps: more than a test waits for
 GOOD_STEPS = 4  # that a faulty process takes
-SECONDS = 10  # in which all have to end
+SECONDS = 30  # in which all have to end on a busy machine; torch itself gives a process 30 before it kills it
 
 
 @pytest.fixture(scope="module")

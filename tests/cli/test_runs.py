@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from sftcli.cli.app import app
 from sftcli.cli.options import complete
 from sftcli.events import Event, StepDone
+from sftcli.json_files import replace_json
 from sftcli.services.runs.event_log import RunLog
-from sftcli.services.runs.folder import RunFolder, write_json, write_text
+from sftcli.services.runs.folder import RunFolder
 from tests.contract.test_import_cost import HEAVY, start
 from tests.support.fake_run import run_events
 from tests.support.golden import assert_golden
@@ -25,7 +26,7 @@ def write_run(
 ) -> RunFolder:
     run = RunFolder(Path("runs") / name)
     run.path.mkdir(parents=True)
-    write_json(run.about, {"started_at": started, "command": "sft train --preset quick"})
+    replace_json(run.about, {"started_at": started, "command": "sft train --preset quick"})
     with RunLog(run, every_steps=10, after_step=-1) as log:
         for event in events:
             log(event)
@@ -42,7 +43,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     until_30 = [event for event in whole if not isinstance(event, StepDone) or event.step <= 30]
     done = write_run("done", "2026-01-03T00:00:00+00:00", whole, checkpoints=(50, 60))
     done.final.mkdir()
-    write_text(done.final / "config.json", "{}")
+    (done.final / "config.json").write_text("{}")
     write_run("half", "2026-01-02T00:00:00+00:00", until_30, checkpoints=(30,))
     write_run("none", "2026-01-01T00:00:00+00:00", whole[:2])
 

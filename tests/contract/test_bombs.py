@@ -14,9 +14,9 @@ from sftcli.config.schema.data import DataSettings
 from sftcli.data.reading import text_lines as textlines
 from sftcli.errors import SftError
 from sftcli.events import NeverStop, Session
+from sftcli.json_files import read_json
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.modeling.formats.pt_file import read_pt
-from sftcli.modeling.json_files import read_json
 from sftcli.modeling.tokenizer.files import read_tokenizer_files
 from sftcli.services.prepare.prepare import PreparedData, prepare_data
 from sftcli.services.prepare.sources import find_sources

@@ -14,6 +14,7 @@ from sftcli.services.train.run import TrainingRun
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.state import TrainState
+from sftcli.training.trainer import Trainer
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
@@ -159,13 +160,11 @@ def place(tmp_path, monkeypatch):
 
 
 def shrink(monkeypatch, rows):
-    build = TrainingRun.build
+    class SmallTrainer(Trainer):
+        def __init__(self, *, batch_loss, **parts) -> None:
+            super().__init__(batch_loss=SmallMachine(batch_loss, rows), **parts)
 
-    def build_small(run, decided, **verified):
-        build(run, decided, **verified)
-        run.trainer.batch_loss = SmallMachine(run.trainer.batch_loss, rows)
-
-    monkeypatch.setattr(TrainingRun, "build", build_small)
+    monkeypatch.setattr(TrainingRun, "trainer_type", SmallTrainer)
 
 
 def test_decision_is_logged_reported_and_kept_when_the_run_goes_on(place, monkeypatch):

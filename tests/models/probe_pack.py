@@ -17,7 +17,7 @@ from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.load import load_model
-from sftcli.training.probes.packing import _difference, _Probe
+from sftcli.training.probes.packing import Probe, difference
 from tests.models.child import call, prepare_children
 from tests.models.families import FAMILIES
 from tests.models.matrix import build_once
@@ -54,17 +54,17 @@ def _seen(folder: str) -> dict[str, str]:
 
 def _cell(folder: str, dtype: torch.dtype, length: int) -> str:
     model: Any = load_model(Path(folder), dtype=torch.float32, device=CPU).to(dtype)
-    probe = _Probe(model, _rows(length), STOP_ID)
+    probe = Probe(model, _rows(length), STOP_ID)
     if not attend_by_document(model):
         return "has no such attention"
     verdict = "packs" if probe.keeps_apart([probe.rows]) else "does not pack"
     try:
         with torch.no_grad():
-            packed = probe._by_row([probe.rows])
-            alone = [probe._by_row([[row]])[0] for row in probe.rows]
+            packed = probe.by_row([probe.rows])
+            alone = [probe.by_row([[row]])[0] for row in probe.rows]
     except (AttributeError, TypeError, ValueError, RuntimeError, LookupError) as error:
         return f"{verdict} ({type(error).__name__}: {str(error)[:60]})"
-    return f"{max(map(_difference, packed, alone)):.1e}, {verdict}"
+    return f"{max(map(difference, packed, alone)):.1e}, {verdict}"
 
 
 def _rows(length: int) -> ExampleList:

@@ -33,7 +33,7 @@ def _with_fault(kind: str) -> None:
     """Make trainers fail as ``kind`` says, at a place that it may name: ``memory@forward``; else when a pass is computed."""
     import torch
 
-    from sftcli.services.train import build as building
+    from sftcli.services.train.run import TrainingRun
     from sftcli.training.trainer import Trainer
     from sftcli.training.weights.sharded import layers_of
 
@@ -65,7 +65,7 @@ def _with_fault(kind: str) -> None:
                 rows = self.rows_of_pass
                 hidden.register_hook(lambda gradient: _fail(fault, gradient, rows))
 
-    building.Trainer = FaultyTrainer
+    TrainingRun.trainer_type = FaultyTrainer
 
 
 def main() -> None:

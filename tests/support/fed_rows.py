@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sftcli.services.train import build as building
+from sftcli.services.train.run import TrainingRun
 from sftcli.training.trainer import Trainer
 
 ROW = re.compile(r"Say a (\d+) times")  # what tells the rows of ``several.write_rows`` apart
@@ -37,7 +37,7 @@ def record_fed(folder: Path) -> None:
             self.weights.micro_batches = recorded
             self.weights.model.get_input_embeddings().register_forward_pre_hook(see)
 
-    building.Trainer = RecordingTrainer
+    TrainingRun.trainer_type = RecordingTrainer
 
 
 def rows_of_steps(folder: Path, model: Path) -> list[list[int]]:

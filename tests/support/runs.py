@@ -10,7 +10,7 @@ import pytest
 from sftcli.config.resolve import Resolved, parse_set, resolve
 from sftcli.events import Event, Session, StepDone
 from sftcli.services.train.lead import TrainRequest, run_training
-from sftcli.services.train.outcome import TrainOutcome
+from sftcli.services.train.run import TrainOutcome
 
 CLOCKS = {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilization"}
 

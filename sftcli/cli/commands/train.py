@@ -23,7 +23,7 @@ from sftcli.errors import SftError
 
 if TYPE_CHECKING:
     from sftcli.config.layers import Override
-    from sftcli.services.train.outcome import TrainOutcome
+    from sftcli.services.train.run import TrainOutcome
 
 
 TRAIN_FLAGS = (

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from sftcli.services.evaluate.tasks import TasksReport
     from sftcli.services.report.score import Score
     from sftcli.services.runs.folder import RunFolder
-    from sftcli.services.train.outcome import TrainOutcome
     from sftcli.services.train.plan import Plan
     from sftcli.services.train.resume import VerifyOutcome
+    from sftcli.services.train.run import TrainOutcome
 
 SHOWN_MISSES = 3
 

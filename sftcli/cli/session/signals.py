@@ -10,11 +10,12 @@ from socket import socketpair
 from threading import Thread, current_thread, main_thread
 from typing import TYPE_CHECKING
 
+from sftcli.errors import STOPPED_EXIT_CODE
+
 if TYPE_CHECKING:
     from socket import socket
     from types import FrameType
 
-STOPPED_EXIT_CODE = 75  # saved, run again
 INTERRUPTED_EXIT_CODE = 130
 
 # SIGUSR1 is how a scheduler such as Slurm says that the time is nearly up.

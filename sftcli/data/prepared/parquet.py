@@ -11,7 +11,6 @@ where there is loss and -100 elsewhere, not shifted; ``completion_mask``, 1 wher
 row comes from; ``flags``, what was noticed about it.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from sftcli import storage
 from sftcli.data.prepared.store import ExampleTable, PreparedDataset
 from sftcli.errors import OutputError
+from sftcli.json_files import write_json
 
 IGNORED = -100
 ROWS_PER_GROUP = 1024
@@ -49,8 +49,7 @@ def write_rows(dataset: PreparedDataset, folder: Path) -> None:
             for name, table in tables.items():
                 if len(table):
                     _write_table(table, fresh / f"{name}.parquet")
-            text = json.dumps(dataset.about, indent=2, ensure_ascii=False)
-            storage.write_file(fresh / "audit.json", [text.encode()])
+            write_json(fresh / "audit.json", dataset.about)
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError(f"cannot make {folder}: {error.strerror}", hint=_HINT) from error
 

@@ -22,7 +22,8 @@ import numpy as np
 from sftcli import storage
 from sftcli.data.example import Example, RowFlag
 from sftcli.data.reading.record import Origin
-from sftcli.errors import DataError, StorageError
+from sftcli.errors import DataError, NotFoundError, StorageError
+from sftcli.json_files import read_json, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -184,8 +185,7 @@ class PreparedWriter:
             storage.disk.sync(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
         manifest = {"format": FORMAT_VERSION, "files": files, "about": about}
-        text = json.dumps(manifest, indent=2, ensure_ascii=False)
-        storage.write_file(self.staging / MANIFEST, [text.encode("utf-8")])
+        write_json(self.staging / MANIFEST, manifest)
         storage.disk.sync(self.staging)
         try:
             storage.disk.rename(self.staging, self.folder)
@@ -260,8 +260,8 @@ def open_prepared(folder: Path) -> PreparedDataset:
     import pyarrow as pa
 
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        manifest = read_json(folder / MANIFEST)
+    except (OSError, DataError, NotFoundError) as error:
         raise DataError(f"{folder} is not a prepared data set: its {MANIFEST} cannot be read") from error
     if manifest.get("format") != FORMAT_VERSION:
         raise DataError(

@@ -4,14 +4,12 @@ The layers of peft are put into the model in place: it keeps its class, its head
 works on the model works on it with an adapter.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -36,7 +34,7 @@ from sftcli.modeling.adapter.targets import (
     refuse_tied,
     target_names,
 )
-from sftcli.modeling.formats.folder_check import weight_files
+from sftcli.modeling.formats.identity import numbers_hash
 from sftcli.modeling.load import load_model
 
 _MATRIX = re.compile(r"(?P<layer>.+)\.(?P<part>lora_A\.weight|lora_embedding_A)")
@@ -73,24 +71,6 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, 
     return {**config, "inference_mode": True, "peft_version": peft.__version__}
 
 
-def base_content(folder: Path) -> str:
-    """Return ``sha256:`` and a hash of names, shapes and some rows of every tensor of a model folder.
-
-    The numbers count, not the type they are stored in: a copy in float32 of a bfloat16 model is the same base.
-    """
-    digest = hashlib.sha256()
-    for path in weight_files(folder):
-        with safe_open(path, framework="pt") as file:
-            for name in sorted(file.keys()):
-                part = file.get_slice(name)
-                shape = part.get_shape()
-                digest.update(f"{name}:{shape};".encode())
-                for row in dict.fromkeys((0, shape[0] // 2, shape[0] - 1)) if shape else ():
-                    numbers = part[row : row + 1].float().contiguous()
-                    digest.update(numbers.view(torch.uint8).numpy().tobytes())
-    return f"sha256:{digest.hexdigest()}"
-
-
 def check_base(folder: Path, base: Path) -> None:
     """Compare the model folder ``base`` with what the adapter in ``folder`` says that it was trained on.
 
@@ -98,7 +78,7 @@ def check_base(folder: Path, base: Path) -> None:
         MismatchError: It is another model.
     """
     wanted: AdapterBase = read_base(folder)
-    if wanted.content not in (None, base_content(base)):
+    if wanted.content not in (None, numbers_hash(base)):
         raise MismatchError(
             f"the adapter {folder} was trained on {wanted.name} with other weights than those in {base}",
             hint="put the weights back that it was trained on, or train a new adapter",

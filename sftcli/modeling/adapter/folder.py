@@ -5,15 +5,13 @@ configuration is trusted: patterns are not compiled, no class or module that it 
 known to be harmless is refused. ``sft_base.json`` names the model by its content; folders made elsewhere have none.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sftcli import storage
 from sftcli.errors import ConsentError, DataError, NotFoundError, UsageError
+from sftcli.json_files import read_json, write_json
 from sftcli.modeling.formats.folder_check import CONVERT_HINT, UNSAFE_SUFFIXES, check_safetensors
-from sftcli.modeling.json_files import read_json
 
 CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "sft_base.json"
 _FORMAT = 1
@@ -40,7 +38,7 @@ class AdapterBase:
     name: str
     revision: str | None = None
     tokenizer: str | None = None  # of a .pt file
-    content: str | None = None  # see ``base_content``
+    content: str | None = None  # see ``identity.numbers_hash``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,12 +136,8 @@ def read_form(folder: Path) -> LoraForm:
 
 def write_adapter_config(folder: Path, config: Mapping[str, object], base: AdapterBase) -> None:
     """Write what says how the weights are meant, and which model they belong to."""
-    _write(folder / CONFIG_FILE, config)
-    _write(folder / BASE_FILE, {"format": _FORMAT} | asdict(base))
-
-
-def _write(path: Path, content: Mapping[str, object]) -> None:
-    storage.write_file(path, [(json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()])
+    write_json(folder / CONFIG_FILE, config)
+    write_json(folder / BASE_FILE, {"format": _FORMAT} | asdict(base))
 
 
 def _unsupported(path: Path, key: str, value: object) -> UsageError:

@@ -62,7 +62,7 @@ def matching_layers(model: PreTrainedModel, items: Sequence[str]) -> dict[str, n
 
 def name_of_head(model: PreTrainedModel) -> str:
     """Return the name of the layer that makes scores of tokens; "" where there is none."""
-    return _name_of(model, model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    return _name_of(model, model.get_output_embeddings())
 
 
 def name_of_embedding(model: PreTrainedModel) -> str:
@@ -76,7 +76,7 @@ def refuse_tied(model: PreTrainedModel, name: str) -> None:
     Raises:
         UsageError: They are; ``name`` is what the adapter would sit on.
     """
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
     if head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", head):
         raise UsageError(
@@ -91,7 +91,7 @@ def weights_left_alone(model: PreTrainedModel) -> tuple[float, list[str]]:
 
     Embeddings and the head are not counted.
     """
-    beside = [model.get_output_embeddings()]  # type: ignore[no-untyped-call]
+    beside = [model.get_output_embeddings()]
     beside += [module for module in model.modules() if isinstance(module, nn.Embedding)]
     others = {id(weight) for module in beside if module is not None for weight in module.parameters()}
     sizes: Counter[str] = Counter()

@@ -9,7 +9,7 @@ what the model's own ``forward`` does.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, get_args
 
 import torch
 from torch.nn import Linear
@@ -28,7 +28,7 @@ MakeProduct = Callable[[torch.Tensor, torch.Tensor | None], Product]  # of a wei
 # (queries (T, heads, head size), what the cache of a layer holds) -> (T, heads * head size)
 Attend = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-_FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM)
+Llama = LlamaForCausalLM | Qwen2ForCausalLM
 _TABLE = 512  # positions that the rotary tables grow by
 _LARGEST_SHARE = 0.1  # of the machine's memory that weights may take a second time
 _ROWS = 8  # the number of rows that a layout is made for; it serves any other
@@ -86,18 +86,17 @@ class FusedModel:
     The cache of a layer is (slots, 2, kv heads, room, head size): keys, then values.
     """
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(self, model: Llama) -> None:
         config = model.config
         self.heads = config.num_attention_heads
-        self.kv_heads = config.num_key_value_heads
+        self.kv_heads = config.num_key_value_heads or self.heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps = config.rms_norm_eps
-        body = cast("LlamaForCausalLM", model).model
+        body = model.model
         self.embedding, self.norm = body.embed_tokens.weight, body.norm.weight
         self.rotary = body.rotary_emb
         product = products_of([module.weight for module in model.modules() if isinstance(module, Linear)])
-        head = cast("Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
-        self.head = product(head.weight, None)
+        self.head = product(model.lm_head.weight, None)
         self.layers = [_fused(layer, product) for layer in body.layers]
         self.cos = self.sin = torch.empty(0)  # (positions, head size)
 
@@ -176,13 +175,13 @@ def fuse(model: "PreTrainedModel") -> FusedModel | None:
 
     They become views of larger tensors, so that nothing is held twice. Not for models that are trained.
     """
-    if isinstance(model, _FAMILIES) and type(model) in _FAMILIES and _is_plain(model):
+    if isinstance(model, Llama) and type(model) in get_args(Llama) and _is_plain(model):
         with torch.no_grad():
             return FusedModel(model)
     return None
 
 
-def _is_plain(model: "PreTrainedModel") -> bool:
+def _is_plain(model: Llama) -> bool:
     """Return whether every projection is an ordinary matrix, without adapters or quantization, and of one kind."""
     config = model.config
     linear = [module for module in model.modules() if isinstance(module, Linear)]
@@ -193,7 +192,7 @@ def _is_plain(model: "PreTrainedModel") -> bool:
         and len(linear) == 7 * config.num_hidden_layers + 1
         and all(type(module) is Linear for module in linear)
         and not getattr(config, "mlp_bias", False)
-        and all(layer.self_attn.o_proj.bias is None for layer in cast("LlamaForCausalLM", model).model.layers)
+        and all(layer.self_attn.o_proj.bias is None for layer in model.model.layers)
         and len({(weight.dtype, weight.device) for weight in model.parameters()}) == 1
     )
 
@@ -202,16 +201,20 @@ def _fused(layer: torch.nn.Module, product: MakeProduct) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
     assert isinstance(attention, torch.nn.Module)
     assert isinstance(mlp, torch.nn.Module)
-    qkv = [cast("Linear", getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj")]
+    qkv = _linear(attention, "q_proj", "k_proj", "v_proj")
     has_bias = qkv[0].bias is not None
     return FusedLayer(
         attention_norm=_weight(layer.input_layernorm),
         qkv=product(_joined(qkv), torch.cat([module.bias for module in qkv]) if has_bias else None),
         out=product(_weight(attention.o_proj), None),
         mlp_norm=_weight(layer.post_attention_layernorm),
-        gate_up=product(_joined([cast("Linear", mlp.gate_proj), cast("Linear", mlp.up_proj)]), None),
+        gate_up=product(_joined(_linear(mlp, "gate_proj", "up_proj")), None),
         down=product(_weight(mlp.down_proj), None),
     )
+
+
+def _linear(module: torch.nn.Module, *names: str) -> list[Linear]:
+    return [cast("Linear", getattr(module, name)) for name in names]
 
 
 def _weight(module: "torch.Tensor | torch.nn.Module") -> torch.Tensor:

@@ -40,7 +40,7 @@ class Rows(Protocol):
         """Drop ``row``; the last row takes its place."""
 
 
-class KVCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class KVCacheLayer(CacheLayerMixin):
     """Keys and values of one layer, (slots, heads, positions, head size), of which the first ``width`` positions count."""
 
     is_compileable = False

@@ -1,12 +1,11 @@
 """What a model folder must hold, told from its files alone: nothing heavy is imported and no tensor is read."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from sftcli.errors import ConsentError, DataError, NotFoundError, UsageError
-from sftcli.modeling.json_files import read_json
+from sftcli.json_files import read_json
 
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CONVERT_HINT = (
@@ -17,8 +16,6 @@ CONVERT_HINT = (
 # models stay under 10 MB and 50,000 tensors; tokenizers and lists of shards under 50 MB.
 _HEADER_LIMIT_BYTES = 32 << 20
 _MAX_TENSORS = 200_000
-_BLOCKS = 64
-_BLOCK_BYTES = 64 * 1024
 _INDEX = "model.safetensors.index.json"
 
 
@@ -126,19 +123,3 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     if size != (expected := 8 + length + max(ends, default=0)):
         raise DataError(f"{path} is {size} bytes long, its header says {expected}", hint=again)
     return header, 8 + length
-
-
-def fingerprint(folder: Path) -> str:
-    """Return ``sha256:`` and a hash of the configuration and of 64 blocks spread over each weight file.
-
-    Reading gigabytes at every start would cost seconds; training changes nearly every weight, so blocks tell.
-    """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in weight_files(folder):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            for index in range(_BLOCKS):
-                file.seek(max(size - _BLOCK_BYTES, 0) * index // (_BLOCKS - 1))
-                digest.update(file.read(_BLOCK_BYTES))
-    return f"sha256:{digest.hexdigest()}"

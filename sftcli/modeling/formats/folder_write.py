@@ -11,13 +11,12 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from sftcli import storage
 from sftcli.errors import DataError
-from sftcli.modeling.cache import atomic_folder
+from sftcli.json_files import read_json, write_json
 from sftcli.modeling.formats.older_config import with_keys_of, with_older_keys, with_older_tokenizer_keys
 from sftcli.modeling.formats.remote_code import copy_code
 from sftcli.modeling.formats.source_tensors import SourceTensors
 from sftcli.modeling.formats.stored_tensors import StoredTensor, copied_file_parts, in_parts, stored_tensors
 from sftcli.modeling.formats.written import check_model_written
-from sftcli.modeling.json_files import read_json
 from sftcli.runtime import is_finite
 
 _TOKENIZER_FILES = (
@@ -66,7 +65,7 @@ def write_model_files(
         # The file it came from says otherwise; readers that believe it would put the embeddings in place of the head.
         config["tie_word_embeddings"] = False
     config = with_keys_of(read_json(source / "config.json"), with_older_keys(config))
-    _write_json(folder / "config.json", _without_machine(config) | copy_code(model, source, folder))
+    write_json(folder / "config.json", _without_machine(config) | copy_code(model, source, folder))
     write_companions(model, folder, source=tokenizer or source, stop_ids=stop_ids, template=template)
 
 
@@ -86,9 +85,7 @@ def write_companions(
 ) -> None:
     """Write generation settings, tokenizer and template; as ``write_model_files``, which adds the configuration."""
     if model.can_generate() and isinstance(model.generation_config, GenerationConfig):
-        _write_json(
-            folder / "generation_config.json", _generation_settings(model.generation_config, stop_ids)
-        )
+        write_json(folder / "generation_config.json", _generation_settings(model.generation_config, stop_ids))
     copy_tokenizer(source, folder, takes_types="token_type_ids" in signature(model.forward).parameters)
     if template is not None:
         # A template for tools beside it would go before it in rows that list some.
@@ -141,9 +138,9 @@ def save_model_folder(
         if name not in (model._keys_to_ignore_on_save or ())  # the class computes them, and files have none
     }
     tensors = _cast(state)
-    with atomic_folder(folder, hint=hint) as fresh:
+    with storage.atomic_folder(folder, hint=hint) as fresh:
         settings, stored = model.generation_config, model.config.dtype
-        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # theirs may fail validation
+        model.generation_config = GenerationConfig()  # theirs may fail validation
         try:
             storage.disk.let_library_write(
                 fresh,
@@ -204,7 +201,7 @@ def _write_whole_configuration(
             section.update({key: name for key in ("dtype", "torch_dtype") if key in section})
             if has_own_head(model):
                 section["tie_word_embeddings"] = False
-    _write_json(folder / "config.json", config | copy_code(model, source, folder))
+    write_json(folder / "config.json", config | copy_code(model, source, folder))
     for file in _PROCESSOR_FILES:
         if (source / file).is_file():
             storage.copy_file(source / file, folder / file)
@@ -225,7 +222,7 @@ def _add_tensors(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
         storage.write_file(folder / name, copied_file_parts(group))
         places |= dict.fromkeys(group, name)
     size = sum(tensor.end - tensor.begin for tensor in (*there.values(), *tensors.values()))
-    _write_json(
+    write_json(
         folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
     )
 
@@ -247,7 +244,7 @@ def copy_tokenizer(source: Path, folder: Path, *, takes_types: bool = False) -> 
         content = read_json(path)
         portable = with_older_tokenizer_keys(_without_machine(content), takes_types=takes_types)
         if portable != content:
-            _write_json(path, portable)
+            write_json(path, portable)
 
 
 def _cast(tensors: Mapping[str, tuple[torch.Tensor, torch.dtype]]) -> dict[str, torch.Tensor]:
@@ -303,8 +300,3 @@ def exact_dtype(source: Path) -> torch.dtype:
 
 def _without_machine(content: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in _MACHINE_KEYS}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    storage.write_file(path, [text.encode("utf-8")])

@@ -6,7 +6,6 @@ a file that opens and computes something else is worse than none.
 """
 
 import errno
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from sftcli.errors import StoppedError, UsageError
 from sftcli.events import Progressed, Session
+from sftcli.json_files import read_json
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _add_shape(writer: gguf.GGUFWriter, model: "PreTrainedModel") -> None:
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: HFChatTokenizer, source: Path, *, rows: int) -> None:
     """Write tokens, merges, template and stop tokens; ``rows`` may exceed the tokens, as in Qwen2."""
-    content = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    content = read_json(source / "tokenizer.json")
     ids: dict[str, int] = dict(content["model"].get("vocab", {})) if _is_byte_level(content) else {}
     if not ids:
         raise UsageError(

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sftcli import storage
-from sftcli.errors import DataError
+from sftcli.errors import DataError, NotFoundError
 from sftcli.events import EventSink, Notice, Progressed, Warned
-from sftcli.modeling.cache import atomic_folder, cache_folder, scratch_folder
+from sftcli.json_files import read_json, write_json
+from sftcli.modeling.cache import CACHE_HINT, cache_folder
 from sftcli.modeling.formats.gguf_header import GGUF_MAGIC, GgufHeader, read_header
 from sftcli.modeling.formats.older_config import with_older_keys, with_older_tokenizer_keys
 
@@ -58,7 +59,7 @@ def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, s
         return folder, digest
     size = gguf.stat().st_size / 1e6
     emit(Notice(text=f"converting {gguf.name} ({size:.0f} MB) to a {header.dtype} model folder, once"))
-    with atomic_folder(folder) as fresh:
+    with storage.atomic_folder(folder, hint=CACHE_HINT) as fresh:
         _convert(gguf, header, fresh, emit)
         _write_source(fresh, gguf.name, digest, header)
     return folder, digest
@@ -82,10 +83,10 @@ def _unconvertible(gguf: Path, error: Exception) -> DataError:
 def read_source(folder: Path, emit: EventSink) -> str | None:
     """Return the hash of the GGUF file that ``folder`` was made of, or None where it is missing or broken."""
     try:
-        source = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+        source = read_json(folder / SOURCE_FILE)
         files, digest = source["files"], source["gguf_sha256"]
         damaged = [name for name, size in files.items() if (folder / name).stat().st_size != size]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, DataError, NotFoundError, ValueError, KeyError, AttributeError) as error:
         if folder.is_dir():
             emit(Warned(text=f"the cached model {folder} is incomplete ({error}); it is made anew"))
         return None
@@ -98,7 +99,7 @@ def read_source(folder: Path, emit: EventSink) -> str | None:
 
 def _is_exact(folder: Path) -> bool:
     """Return whether the whole ``folder`` was made to hold the numbers of its file; older folders were all rounded."""
-    return bool(json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8")).get("exact"))
+    return bool(read_json(folder / SOURCE_FILE).get("exact"))
 
 
 def _write_source(folder: Path, name: str, digest: str, header: GgufHeader) -> None:
@@ -106,7 +107,7 @@ def _write_source(folder: Path, name: str, digest: str, header: GgufHeader) -> N
     exact = {"exact": True} if header.is_exact else {}
     made = {"gguf": name, "gguf_sha256": digest, "dtype": header.dtype, **exact}
     source = {"format": _FORMAT, **made, "files": files}
-    storage.write_file(folder / SOURCE_FILE, [(json.dumps(source, indent=2) + "\n").encode()])
+    write_json(folder / SOURCE_FILE, source)
 
 
 def _convert(gguf: Path, header: GgufHeader, folder: Path, emit: EventSink) -> None:
@@ -117,7 +118,10 @@ def _convert(gguf: Path, header: GgufHeader, folder: Path, emit: EventSink) -> N
 
     quiet_libraries()
     # alone in a folder, so that transformers sees no other file beside it
-    with scratch_folder(folder.parent) as alone, _progress_as_events(f"convert {gguf.name}", emit):
+    with (
+        storage.scratch_folder(folder.parent, hint=CACHE_HINT) as alone,
+        _progress_as_events(f"convert {gguf.name}", emit),
+    ):
         name = "model.gguf"
         _link(gguf, alone / name)
         try:
@@ -203,8 +207,7 @@ def _clean(folder: Path, *, context_tokens: int, dtype: str) -> None:
 
 
 def _edit(path: Path, change: Callable[[dict[str, object]], dict[str, object]]) -> None:
-    content = change(json.loads(path.read_text(encoding="utf-8")))
-    storage.write_file(path, [(json.dumps(content, indent=2) + "\n").encode()])
+    write_json(path, change(read_json(path)))
 
 
 def _without(content: dict[str, object], names: Iterable[str]) -> dict[str, object]:
@@ -216,7 +219,7 @@ def _split_digits(path: Path) -> None:
 
     Without it "  5" becomes other tokens than those the model has seen.
     """
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer = read_json(path)
     digits = {"type": "Digits", "individual_digits": True}
     tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, tokenizer["pre_tokenizer"]]}
     storage.write_file(path, [json.dumps(tokenizer, ensure_ascii=False).encode()])

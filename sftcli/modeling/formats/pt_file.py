@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from sftcli import storage
 from sftcli.errors import DataError, MismatchError, StorageError, first_line
+from sftcli.json_files import read_json, write_json
 from sftcli.modeling.modern_lm.config import ModernLMConfig
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM, register
 from sftcli.suggest import did_you_mean
@@ -164,7 +165,7 @@ def model_differences(folder: Path, keys: Mapping[str, object]) -> list[str]:
     """Return, a sentence each, where ``keys`` of a pipeline's configuration differ from the model in ``folder``."""
     if not keys:
         return []
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content = read_json(folder / "config.json")
     if content.get("model_type") != ModernLMConfig.model_type:
         return [f"the model is none of the pipeline's, so these keys mean nothing: {', '.join(sorted(keys))}"]
     held = file_config(ModernLMConfig.from_dict(content))
@@ -208,7 +209,7 @@ def write_model_folder(checkpoint: PtCheckpoint, folder: Path) -> None:
     content = json.loads(config.to_json_string(use_diff=True))
     content |= {"architectures": [ModernLMForCausalLM.__name__], "dtype": "float32"}
     content["tie_word_embeddings"] = config.tie_word_embeddings
-    storage.write_file(folder / "config.json", [(json.dumps(content, indent=2) + "\n").encode("utf-8")])
+    write_json(folder / "config.json", content)
     tensors = {}
     for name, tensor in checkpoint.model_state.items():
         if name == _HEAD and config.tie_word_embeddings:
@@ -257,19 +258,13 @@ def write_pt(
         "metadata": about,
         **about,
     }
-    # torch names the archive by what stands before the last dot of the file's name.
-    staging = storage.scratch_path(path.parent, storage.TEMPORARY, "weights.pt")
+    hint = "free space or choose another run.root"
     try:
-        storage.disk.let_library_write(path.parent, lambda: torch.save(content, staging))
-        _check_written(staging, state)
-        storage.disk.sync(staging)
-        storage.disk.rename(staging, path)
-        storage.disk.sync(path.parent)
+        with storage.whole_file(path, hint=hint) as fresh:
+            storage.disk.let_library_write(fresh.parent, lambda: torch.save(content, fresh))
+            _check_written(fresh, state)
     except (OSError, RuntimeError) as error:
-        storage.try_remove_tree(staging)
-        raise StorageError(
-            f"could not write {path}: {error}", hint="free space or choose another run.root"
-        ) from error
+        raise StorageError(f"could not write {path}: {error}", hint=hint) from error
 
 
 def _check_written(path: Path, state: Mapping[str, torch.Tensor]) -> None:

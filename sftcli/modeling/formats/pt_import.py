@@ -1,13 +1,13 @@
 """Turn a ``.pt`` file of the Modern LLM pipeline and a tokenizer into a model folder in the cache, once."""
 
 import hashlib
-import json
 from pathlib import Path
 
 from sftcli import storage
 from sftcli.errors import MismatchError
 from sftcli.events import EventSink, Notice
-from sftcli.modeling.cache import atomic_folder
+from sftcli.json_files import read_json_or_nothing, write_json
+from sftcli.modeling.cache import CACHE_HINT
 from sftcli.modeling.formats.gguf_import import SOURCE_FILE, models_folder
 from sftcli.modeling.hub.snapshot import Patience, cached_snapshot, fetch_snapshot
 from sftcli.modeling.tokenizer.builtin_templates import MODERN_LLM
@@ -52,7 +52,7 @@ def _convert(path: Path, folder: Path, source: Path, digest: str, emit: EventSin
 
     checkpoint = read_pt(path)
     emit(Notice(text=f"converting {path.name} to a model folder, once"))
-    with atomic_folder(folder) as fresh:
+    with storage.atomic_folder(folder, hint=CACHE_HINT) as fresh:
         write_model_folder(checkpoint, fresh)
         copy_tokenizer(source, fresh)
         storage.write_file(fresh / "chat_template.jinja", [MODERN_LLM.encode("utf-8")])
@@ -65,19 +65,15 @@ def _convert(path: Path, folder: Path, source: Path, digest: str, emit: EventSin
                 hint="name the tokenizer that the model was trained with: --tokenizer NAME_OR_DIR",
             )
         generation = {"eos_token_id": sorted(chat.stop_ids), "pad_token_id": chat.pad_id}
-        _write_json(fresh / "generation_config.json", generation)
+        write_json(fresh / "generation_config.json", generation)
         files = {file.name: file.stat().st_size for file in sorted(fresh.iterdir()) if file.is_file()}
         about = {"format": _FORMAT, "pt": path.name, "pt_sha256": digest, "files": files}
-        _write_json(fresh / SOURCE_FILE, about)
-
-
-def _write_json(path: Path, content: dict[str, object]) -> None:
-    storage.write_file(path, [(json.dumps(content, indent=2) + "\n").encode("utf-8")])
+        write_json(fresh / SOURCE_FILE, about)
 
 
 def _is_whole(folder: Path, digest: str) -> bool:
     try:
-        about = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+        about = read_json_or_nothing(folder / SOURCE_FILE)
         sizes = all((folder / name).stat().st_size == size for name, size in about["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sftcli import storage
 from sftcli.errors import ConsentError, UsageError
 from sftcli.events import Warned
-from sftcli.modeling.json_files import read_json
+from sftcli.json_files import read_json
 
 if TYPE_CHECKING:
     from sftcli.events import EventSink

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from sftcli.config.schema.adapter import AdapterSettings
-from sftcli.modeling.json_files import read_json
+from sftcli.json_files import read_json
 
 
 def embedding_bytes(folder: Path) -> int:

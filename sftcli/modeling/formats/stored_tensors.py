@@ -1,7 +1,7 @@
 """The tensors in the files of a model folder: names, types, shapes and bytes, read from headers without loading any."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,21 +55,28 @@ def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
 
 def copied_file_parts(tensors: Mapping[str, StoredTensor]) -> Iterator[bytes]:
     """Yield the bytes of a safetensors file that holds ``tensors`` bit for bit, of whatever type they are."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers opens no file without it
-    end = 0
-    order = sorted(
-        tensors, key=lambda name: (-_width(tensors[name]), name)
-    )  # each starts at a multiple of its width
-    for name in order:
-        tensor = tensors[name]
-        begin, end = end, end + tensor.end - tensor.begin
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little")
-    yield text
+    order = sorted(tensors, key=lambda name: (-_width(tensors[name]), name))
+    sizes = {name: tensors[name].end - tensors[name].begin for name in order}
+    yield file_header(
+        {name: (tensors[name].dtype, tensors[name].shape, size) for name, size in sizes.items()}
+    )
     for name in order:
         yield from _bytes_of(tensors[name])
+
+
+def file_header(tensors: Mapping[str, tuple[str, Sequence[int], int]]) -> bytes:
+    """Return what a safetensors file of ``tensors`` begins with: name -> type, shape and bytes.
+
+    They come widest type first, so that every tensor starts at a multiple of its own width.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers opens no file without it
+    end = 0
+    for name, (dtype, shape, size) in tensors.items():
+        begin, end = end, end + size
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def in_parts(tensors: Mapping[str, StoredTensor], most_bytes: int) -> Iterable[dict[str, StoredTensor]]:

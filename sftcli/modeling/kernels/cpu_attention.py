@@ -5,9 +5,12 @@ float32, so that it pays to widen what it reads (``benchmarks/attention.py`` pri
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
+
+from sftcli.autograd import Context
 
 _LONGEST_WIDENED = 384  # tokens of a document up to which the backward pass is faster in float32
 FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -63,12 +66,17 @@ def attend_backward(
     return made
 
 
+class _Kept(Context, Protocol):
+    lengths: Sequence[int]
+    scale: float | None
+
+
 class CpuAttention(torch.autograd.Function):
     """Flash attention (Dao 2023, arXiv:2307.08691), document by document, with grouped heads."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: "_Kept",
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -78,15 +86,15 @@ class CpuAttention(torch.autograd.Function):
         """Return (1, T, heads, D) for ``query`` (1, heads, T, D); ``key`` and ``value`` may have fewer heads."""
         seen, weights = attend(query, key, value, lengths, scale)
         ctx.save_for_backward(query, key, value, seen, *weights)
-        ctx.lengths, ctx.scale = lengths, scale  # type: ignore[attr-defined]
+        ctx.lengths, ctx.scale = lengths, scale
         return seen
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: "_Kept", gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of ``query``, ``key`` and ``value``."""
-        query, key, value, seen, *weights = ctx.saved_tensors  # type: ignore[attr-defined]
-        lengths, scale = ctx.lengths, ctx.scale  # type: ignore[attr-defined]
+        query, key, value, seen, *weights = ctx.saved_tensors
+        lengths, scale = ctx.lengths, ctx.scale
         made = attend_backward(gradient, (query, key, value), seen, weights, lengths, scale)
         return *made, None, None
 

@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from sftcli.autograd import applied
 from sftcli.modeling.kernels.cpu_attention import CpuAttention, can_attend, split_documents
 
 NAME = "sft_documents"  # what transformers knows this attention as
@@ -150,13 +151,14 @@ def _attend(
         return one(query, key, value, mask=_window(query, sliding_window)), None
     if not dropout and (varlen := _varlen(query, value)) is not None:
         rows = (part[0].transpose(0, 1) for part in (query, key, value))
+        # transformers counts the query itself, the kernel what is left and right of it; -1 is no bound.
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         bounds = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
         return varlen(*rows, *bounds, scale=scaling, window_size=window, enable_gqa=True)[None], None
     lengths: list[int] = cu_seq_lens_q.diff().tolist()
     is_whole = sliding_window is None or max(lengths) <= sliding_window
     if not dropout and is_whole and can_attend(query, key, value):
-        return CpuAttention.apply(query, key, value, lengths, scaling), None  # type: ignore[no-untyped-call]
+        return applied(CpuAttention, query, key, value, lengths, scaling), None
     documents = split_documents(lengths, query, key, value)
     return torch.cat(
         [one(*parts, mask=_window(parts[0], sliding_window)) for parts in documents], dim=1

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import TypeGuard
 
 import torch
 
@@ -50,9 +50,10 @@ def _split(forward: Callable[..., torch.Tensor], lengths: Sequence[int]) -> Call
 def _pieces(value: object, lengths: Sequence[int]) -> Sequence[object]:
     """Return what each document gets of ``value``: its tokens' part, or all of what is not by token."""
     if _is_by_token(value, lengths):
-        return cast("torch.Tensor", value).split(list(lengths))  # type: ignore[no-untyped-call,no-any-return]
+        split: tuple[torch.Tensor, ...] = value.split(list(lengths))
+        return split
     return [value] * len(lengths)
 
 
-def _is_by_token(value: object, lengths: Sequence[int]) -> bool:
+def _is_by_token(value: object, lengths: Sequence[int]) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == sum(lengths)

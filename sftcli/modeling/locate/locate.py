@@ -17,9 +17,9 @@ from sftcli.modeling.formats.folder_check import (
     CONVERT_HINT,
     UNSAFE_SUFFIXES,
     check_model_folder,
-    fingerprint,
 )
 from sftcli.modeling.formats.gguf_import import converted_gguf
+from sftcli.modeling.formats.identity import sampled_hash
 from sftcli.modeling.formats.pt_import import converted_pt
 from sftcli.modeling.hub.snapshot import (
     HubSnapshot,
@@ -115,7 +115,7 @@ def _from_path(path: Path, name: str, revision: str | None, emit: EventSink) -> 
         raise UsageError(f"a revision ({revision}) applies to models of the hub, and {name} is a path")
     if path.is_dir():
         check_model_folder(path)
-        located = LocatedModel(folder=path, name=name, how=f"the folder {path}", revision=fingerprint(path))
+        located = LocatedModel(folder=path, name=name, how=f"the folder {path}", revision=sampled_hash(path))
     elif path.suffix == ".gguf":
         folder, digest = converted_gguf(path, prefix="gguf", emit=emit)
         located = LocatedModel(

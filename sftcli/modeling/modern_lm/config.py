@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 MODEL_TYPE = "modern-lm"
 
 
-class ModernLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+class ModernLMConfig(PreTrainedConfig):
     """The configuration in a ``.pt`` file, under the same names.
 
     ``rope_theta`` and ``rope_scaling`` are called ``rotary_base`` and ``rotary_scale``: transformers gives the

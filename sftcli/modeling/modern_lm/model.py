@@ -132,7 +132,7 @@ class ModernAttention(nn.Module):
         return projected
 
     def _heads(self, x: Tensor) -> Tensor:
-        heads: Tensor = x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # type: ignore[no-untyped-call]
+        heads: Tensor = x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
         return heads
 
     def _with_sinks(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,7 @@ class ModernFeedForward(nn.Module):
         return mapped
 
 
-class ModernBlock(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
+class ModernBlock(GradientCheckpointingLayer):
     """Attention and feed-forward, each behind its norm, with dropout on what is added."""
 
     def __init__(self, config: ModernLMConfig, layer: int) -> None:
@@ -182,9 +182,10 @@ class ModernBlock(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
         return out
 
 
-class ModernLMPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+class ModernLMPreTrainedModel(PreTrainedModel):
     """What both classes share."""
 
+    config: ModernLMConfig
     config_class = ModernLMConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -203,7 +204,7 @@ class ModernLMPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             init.normal_(module.sink_states, mean=0.0, std=spread)
 
 
-class ModernLMModel(ModernLMPreTrainedModel):  # type: ignore[no-untyped-call]
+class ModernLMModel(ModernLMPreTrainedModel):
     """Embedding, blocks and the last norm."""
 
     def __init__(self, config: ModernLMConfig) -> None:
@@ -244,7 +245,7 @@ class ModernLMModel(ModernLMPreTrainedModel):  # type: ignore[no-untyped-call]
         past = int(cache.get_seq_length()) if cache is not None else 0
         if position_ids is None:
             position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
-        sinks = cast("ModernLMConfig", self.config).sinks
+        sinks = self.config.sinks
         mask = visible_keys(position_ids, attention_mask, past=past, sinks=sinks)
         x = self.dropout(x)
         for block in self.blocks:

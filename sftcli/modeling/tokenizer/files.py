@@ -1,7 +1,6 @@
 """The files of a tokenizer folder, read and checked: what is there, which template, which tokens end an answer."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from sftcli.errors import DataError, NotFoundError
-from sftcli.modeling.json_files import check_size
+from sftcli.json_files import check_size, read_json
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT_TEMPLATE = "default"
@@ -69,16 +68,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
 
 def _read_object(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
-    check_size(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}", hint="fetch the model again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds no JSON object", hint="fetch the model again")
-    return content
+    return read_json(path, hint="fetch the model again") if path.is_file() else {}
 
 
 def _token_text(value: object) -> str:

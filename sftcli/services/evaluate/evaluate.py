@@ -14,6 +14,7 @@ from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError, UsageError
 from sftcli.events import EventSink, Notice, Session
 from sftcli.extras import install_command
+from sftcli.json_files import replace_json
 from sftcli.services.diagnosis.verdict import Verdict, judge_losses
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.scoring import (
@@ -34,7 +35,7 @@ from sftcli.services.report.html import write_report
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.report.score import AnsweredRow, Miss, Score
 from sftcli.services.runs.event_log import read_events
-from sftcli.services.runs.folder import RunFolder, write_json
+from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.summary import RunHistory
 from sftcli.services.runs.trained_rows import TrainedRows, count_trained, prepared_rows_of
 
@@ -150,7 +151,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         misses=tuned.misses,
     )
     if choice.run is not None and not request.data and peers.group.is_writer:
-        write_json(choice.run.evaluation, report.to_json())
+        replace_json(choice.run.evaluation, report.to_json())
         write_report([choice.run], choice.run.report)
     return report
 

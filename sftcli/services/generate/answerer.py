@@ -1,6 +1,5 @@
 """Ask a loaded model: messages in, text and completions out, with the template and stop tokens that it was trained with."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.render import encode_prompt
 from sftcli.errors import SftError
 from sftcli.events import EventSink, StopFlag, TextDelta, Warned
+from sftcli.json_files import read_json
 from sftcli.modeling.config_values import config_value
 from sftcli.modeling.decoding.decode import decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
@@ -237,7 +237,7 @@ def _ends_in_training(choice: ModelChoice) -> object:
     """Return what ``end_tokens`` was in training, or None where that is not known."""
     if choice.run is None or not choice.run.data.is_file():
         return None
-    return json.loads(choice.run.data.read_text(encoding="utf-8")).get("ends")
+    return read_json(choice.run.data).get("ends")
 
 
 def _ids(ids: "Sequence[int] | set[int] | frozenset[int]") -> str:

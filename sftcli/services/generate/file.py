@@ -13,6 +13,7 @@ from pathlib import Path
 from sftcli import storage
 from sftcli.errors import MismatchError, OutputError, SftError, StorageError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
+from sftcli.modeling.formats.identity import file_stamps
 from sftcli.services.generate.answerer import Answerer, Completion, Question
 from sftcli.services.generate.prompt import GenerateRequest, model_choices, open_answerers
 from sftcli.services.generate.prompt_file import PromptRow, read_prompts
@@ -182,10 +183,10 @@ def _lines(
             [one.finish for one in answers[-1]] if request.samples > 1 else answers[-1][0].finish
         )
         result["new_tokens"] = sum(one.new_tokens for one in answers[-1])
-        yield _as_line(result)
+        yield as_line(result)
 
 
-def _as_line(value: object) -> str:
+def as_line(value: object) -> str:
     """Return ``value`` as a line of JSON; half a character of a row stays an escape, for UTF-8 has none for it."""
     text = json.dumps(value, ensure_ascii=False)
     return (text if text.isascii() or _is_text(text) else json.dumps(value)) + "\n"
@@ -209,9 +210,9 @@ def _fingerprint(request: GenerateRequest, prompts: list[PromptRow], choices: li
         "precision": request.precision,
         "tokenizer": str(request.tokenizer),
         "models": [
-            [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(folder.iterdir())
-             if file.suffix in {".safetensors", ".json", ".jinja"}]
-            for choice in choices for folder in dict.fromkeys((choice.folder, choice.weights_folder))
+            file_stamps(folder)
+            for choice in choices
+            for folder in dict.fromkeys((choice.folder, choice.weights_folder))
         ],
-    }  # fmt: skip
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -5,11 +5,12 @@ from pathlib import Path
 from sftcli.config.schema.run import ModelSettings
 from sftcli.errors import NetworkError, NotFoundError
 from sftcli.events import EventSink
+from sftcli.json_files import replace_json
 from sftcli.modeling.adapter.folder import CONFIG_FILE, read_base
 from sftcli.modeling.hub.snapshot import is_commit
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
-from sftcli.services.runs.folder import RunFolder, read_settings, write_json
+from sftcli.services.runs.folder import RunFolder, read_settings
 
 _BASE = "base"  # key in run.json
 _NEEDED = "needed"  # key in it: checkpoints are not all that a model folder of their kind holds
@@ -31,14 +32,14 @@ def locate_base(settings: ModelSettings, emit: EventSink, *, run: RunFolder | No
 
 def record_base(run: RunFolder, located: LocatedModel) -> None:
     """Write into ``run.json`` which weights the run starts from."""
-    write_json(run.about, run.read_about() | {_BASE: {"name": located.name, "revision": located.revision}})
+    replace_json(run.about, run.read_about() | {_BASE: {"name": located.name, "revision": located.revision}})
 
 
 def record_need(run: RunFolder) -> None:
     """Write into ``run.json`` that only with the model that the run started from a checkpoint becomes a whole model folder."""
     about = run.read_about()
     base = about.get(_BASE)
-    write_json(run.about, about | {_BASE: (base if isinstance(base, dict) else {}) | {_NEEDED: True}})
+    replace_json(run.about, about | {_BASE: (base if isinstance(base, dict) else {}) | {_NEEDED: True}})
 
 
 def needed_base(run: RunFolder, emit: EventSink) -> LocatedModel | None:

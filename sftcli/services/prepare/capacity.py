@@ -7,8 +7,8 @@ import numpy as np
 
 from sftcli.errors import MismatchError
 from sftcli.events import EventSink, Warned
+from sftcli.json_files import read_json
 from sftcli.modeling.config_values import config_value
-from sftcli.modeling.json_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,19 +10,20 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SubprocessContext
 
-from sftcli.errors import ResourceError
+from sftcli.errors import STOPPED_EXIT_CODE, ResourceError
 from sftcli.services.processes.failures import describe_failure, error_of, exit_code_of, lost_peer
-from sftcli.services.processes.peers import FAILURE, OVER, PREFIX
+from sftcli.services.processes.peers import FAILURE, OVER, PREFIX, prefixed, tcp_store
 from sftcli.services.processes.rank import cpu_count
 
-STOPPED_EXIT_CODE = 75  # of a process that was stopped without a signal of its own
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
+
 UNASKED_SECONDS, GRACE_SECONDS = (
     3,
     5,
@@ -49,9 +50,9 @@ class _NoLogs(LogsSpecs):
 class _Processes(SubprocessContext):
     """Torchrun's processes of one machine. ``store`` is where they look for why one of them failed."""
 
-    def __init__(self, count: int, command: Sequence[str], store: "dist.TCPStore") -> None:  # type: ignore[name-defined]
+    def __init__(self, count: int, command: Sequence[str], store: "TCPStore") -> None:
         self.dead: set[int] = set()  # those that failed first
-        self.words = dist.PrefixStore(f"{PREFIX}/0", store)  # type: ignore[attr-defined]
+        self.words = prefixed(f"{PREFIX}/0", store)
         super().__init__(
             name="sft",
             entrypoint=command[0],
@@ -104,9 +105,7 @@ def run_processes(count: int, command: Sequence[str]) -> int:
             hint="start one process for each device",
         )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    store = dist.TCPStore(  # type: ignore[attr-defined]
-        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=5)
-    )
+    store = tcp_store("127.0.0.1", 0, is_master=True, seconds=5)
     processes = _Processes(count, command, store)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # else it replaces the handlers that pass them on
     forwarded = _forward(processes)

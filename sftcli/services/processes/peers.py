@@ -23,7 +23,7 @@ from sftcli.services.processes.rank import Place
 from sftcli.training.distributed.group import Group
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+    from torch._C._distributed_c10d import Store, TCPStore
 
 Result = TypeVar("Result")
 
@@ -128,7 +128,8 @@ class ConnectedPeers(Peers):
             if stop.requested():
                 raise StoppedError
             time.sleep(_POLL_SECONDS)
-        return cast("object", json.loads(self._store.get(key)))
+        value: object = json.loads(self._store.get(key))
+        return value
 
     def await_end(self) -> None:
         """Wait until the first process has written, said and done all: a process that ends makes launchers end the rest.
@@ -232,17 +233,29 @@ def _take_device(place: Place) -> None:
         raise ResourceError("several processes cannot share the GPU of a Mac", hint="start one process")
 
 
+def tcp_store(
+    address: str, port: int, size: int | None = None, *, is_master: bool, seconds: float
+) -> "TCPStore":
+    """Return the store at ``address``, which the master opens; an answer may take ``seconds``."""
+    timeout = timedelta(seconds=seconds)
+    return dist.TCPStore(address, port, size, is_master, timeout, wait_for_workers=False)  # type: ignore[attr-defined]
+
+
+def prefixed(prefix: str, store: "Store") -> "Store":
+    """Return the part of ``store`` whose keys begin with ``prefix``."""
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+
+
 def _connect(place: Place) -> ConnectedPeers:
     try:
-        store = dist.TCPStore(  # type: ignore[attr-defined]
+        store = tcp_store(
             place.address,
             place.port,
             place.size,
             is_master=place.rank == 0 and not place.is_hosted,
-            timeout=timedelta(seconds=MEETING_SECONDS),
-            wait_for_workers=False,
+            seconds=MEETING_SECONDS,
         )
-        words = dist.PrefixStore(f"{PREFIX}/{place.attempt}", store)  # type: ignore[attr-defined]
+        words = prefixed(f"{PREFIX}/{place.attempt}", store)
         words.set(f"here/{place.rank}", "1")
         words.wait([f"here/{rank}" for rank in range(place.size)], timedelta(seconds=MEETING_SECONDS))
     except (dist.DistError, OSError) as error:
@@ -252,7 +265,7 @@ def _connect(place: Place) -> ConnectedPeers:
         ) from error
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=dist.PrefixStore(f"{PREFIX}/{place.attempt}/group", store),  # type: ignore[attr-defined]
+        store=prefixed(f"{PREFIX}/{place.attempt}/group", store),
         rank=place.rank,
         world_size=place.size,
         timeout=timedelta(seconds=EXCHANGE_SECONDS),

@@ -4,7 +4,6 @@ The page is one file. It loads nothing, runs no script, and follows the reader's
 the run folder alone: no model is needed.
 """
 
-import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,12 +18,13 @@ from sftcli.config.schema.settings import Settings
 from sftcli.errors import OutputError, StorageError
 from sftcli.events import DataPrepared, FitEnded, Judged, MemoryEased, ModelLoaded, Warned
 from sftcli.figures import change, interval, loss_figure
+from sftcli.json_files import read_json
 from sftcli.services.diagnosis.verdict import judge_losses
 from sftcli.services.report.charts import Series, draw
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.runs.event_log import read_events
-from sftcli.services.runs.folder import RunFolder, write_text
-from sftcli.services.runs.summary import RunHistory, not_since
+from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.summary import RunHistory, not_since, read_scores
 from sftcli.services.runs.trained_rows import TrainedRows
 
 Fields = Mapping[str, object]
@@ -48,7 +48,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
         runs=pages, charts=_charts(runs), title=", ".join(run.name for run in runs)
     )
     try:
-        write_text(out, page)
+        storage.replace_file(out, page.encode())
     except OSError as error:
         if error.errno in storage.FULL_DISK:
             raise StorageError(
@@ -62,7 +62,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
     """Return what the page says about one run."""
     history = RunHistory(read_events(run))
     verdict = judge_losses(history.losses, history.heldout_losses, rows=history.heldout_rows)
-    evaluation = _read(run.evaluation)
+    evaluation = read_scores(run)
     resolved = resolve(preset=None, config_file=run.config, overrides=(), environ={})
     return {
         "name": run.name,
@@ -226,9 +226,5 @@ def _name(evaluation: Fields | None, which: str) -> str:
 
 
 def _audits(run: RunFolder) -> list[tuple[str, Fields]]:
-    audit = (_read(run.data) or {}).get("audit")
+    audit = read_json(run.data).get("audit") if run.data.is_file() else None
     return list(audit.items()) if isinstance(audit, dict) else []
-
-
-def _read(path: Path) -> dict[str, object] | None:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None

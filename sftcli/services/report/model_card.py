@@ -1,6 +1,5 @@
 """The README.md of an exported model: what was trained on what, how, and how well. It names no machine and no path."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from sftcli.services.report.html import heldout_text, measures_of
 from sftcli.services.report.measures import MEASURES
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.runs.summary import RunHistory
+from sftcli.services.runs.summary import RunHistory, read_scores
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_NAME = re.compile(
@@ -103,8 +102,7 @@ def _data(run: RunFolder, settings: Settings) -> Iterator[str]:
 
 def _scores(run: RunFolder, settings: Settings) -> Iterator[str]:
     """Yield the scores of ``sft eval`` where it has run, else the held-out loss that training measured."""
-    if run.evaluation.is_file():
-        evaluation = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    if evaluation := read_scores(run):
         yield "On held-out rows; the last column is the number of rows that each number is of:\n"
         yield "| | base | tuned | rows |\n|---|---|---|---|"
         for row in measures_of(evaluation):

@@ -34,7 +34,7 @@ from sftcli.events import (
     Warned,
     event_record,
 )
-from sftcli.services.runs.folder import RunFolder, write_text
+from sftcli.services.runs.folder import RunFolder
 
 _KINDS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
 _FORMER_NAMES = {
@@ -64,7 +64,8 @@ class RunLog:
         events = run.events
         if after_step is not None and events.exists():
             lines = read_lines(events)
-            write_text(events, "".join(lines_up_to(lines, after_step, owes_heldout=owes_heldout)))
+            kept = lines_up_to(lines, after_step, owes_heldout=owes_heldout)
+            storage.replace_file(events, "".join(kept).encode())
             self.repaired = [lines.message(events)]
         self.repaired = [*filter(None, [*self.repaired, end_torn_line(run.path / "training.log")])]
         self._events: BinaryIO = storage.disk.append(events)

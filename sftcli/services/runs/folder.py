@@ -16,7 +16,6 @@ runs/NAME/
 
 import dataclasses
 import errno
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from sftcli.errors import (
     StorageError,
     UsageError,
 )
+from sftcli.json_files import read_json, read_json_or_nothing
 from sftcli.suggest import did_you_mean
 from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK
 
@@ -134,12 +134,13 @@ class RunFolder:
             DataError: It is damaged.
         """
         try:
-            about = json.loads(self.about.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise self._damaged(error) from error
-        if not isinstance(about, dict):
-            raise self._damaged(f"it is {type(about).__name__}, not an object")
-        return about
+            return read_json(self.about)
+        except (OSError, DataError, NotFoundError) as error:
+            raise DataError(
+                f"{self.about} is damaged: {str(error).replace(str(self.about), 'it')}",
+                hint=f"the run's {self.checkpoints.name}/ and {self.final.name}/ are not touched by that: a folder in them "
+                "can be named in place of the run",
+            ) from error
 
     @property
     def is_damaged(self) -> bool:
@@ -150,19 +151,10 @@ class RunFolder:
             return True
         return False
 
-    def _damaged(self, what: object) -> DataError:
-        return DataError(
-            f"{self.about} is damaged: {what}",
-            hint=f"the run's {self.checkpoints.name}/ and {self.final.name}/ are not touched by that: a folder in them can be "
-            "named in place of the run",
-        )
-
     def data_fingerprint(self) -> str | None:
         """Return the hash of the rows that were prepared for the run; None where that is not known."""
-        try:
-            return str(json.loads(self.data.read_bytes())["fingerprint"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        fingerprint = read_json_or_nothing(self.data).get("fingerprint")
+        return fingerprint if isinstance(fingerprint, str) else None
 
 
 def create_run(settings: RunSettings, *, label: str, files: Mapping[str, str]) -> RunFolder:
@@ -321,21 +313,6 @@ def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
     if finished:
         raise NotFoundError(f"no finished run under {root}", hint="train one first: sft train")
     raise NotFoundError(f"no unfinished run under {root}", hint="start one: sft train")
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as JSON, whole or not at all."""
-    write_text(path, json_text(value))
-
-
-def json_text(value: object) -> str:
-    """Return ``value`` as a file holds it."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text``, whole or not at all."""
-    storage.replace_file(path, text.encode("utf-8"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

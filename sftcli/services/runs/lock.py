@@ -4,7 +4,6 @@ The lock is a courtesy between well-behaved processes. What makes two trainers s
 name of its own and that the lock is read again before it is published. Nothing here needs ``flock``, links or equal clocks.
 """
 
-import json
 import os
 import secrets
 import socket
@@ -18,6 +17,7 @@ from typing import Self
 from sftcli import storage
 from sftcli.errors import OutputError, StorageError
 from sftcli.events import EventSink, Warned
+from sftcli.json_files import read_json_or_nothing, replace_json
 from sftcli.services.runs.folder import RunFolder
 
 LOCK, GUARD = ".lock", ".lock-guard"
@@ -60,7 +60,7 @@ class RunLock:
             holder = read_holder(self.path)
             if holder is not None:
                 self._take_over(holder)
-            storage.replace_file(self.path, json.dumps(asdict(self.me), indent=2).encode())
+            replace_json(self.path, asdict(self.me))
         finally:
             storage.try_remove_tree(self.guard)
         self._heart.start()
@@ -70,7 +70,7 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        if read_holder(self.path) == self.me:
+        if read_holder(self.path) == self.me:  # else another process has taken the run over
             storage.try_remove_tree(self.path)
 
     def check(self) -> None:
@@ -151,9 +151,9 @@ def this_process() -> Holder:
 def read_holder(path: Path) -> Holder | None:
     """Return who holds a lock; None when nobody does, or when the file says nothing that can be understood."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json_or_nothing(path)
         return Holder(**{name: type_(content[name]) for name, type_ in _FIELDS.items()})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 
@@ -162,6 +162,7 @@ _FIELDS = {"pid": int, "host": str, "boot": str, "born": str, "since": str, "tok
 
 def holder_state(holder: Holder, me: Holder, *, silent_seconds: float) -> str:
     """Return "alive" or "dead". On this machine the process is looked up; elsewhere its heartbeat decides."""
+    # Another boot of this machine has none of its processes.
     if holder.host == me.host and (holder.boot != me.boot or _is_gone(holder)):
         return "dead"
     if holder.host != me.host and silent_seconds > SILENT_SECONDS:
@@ -183,8 +184,8 @@ def is_held(path: Path) -> bool:
 
 def _is_gone(holder: Holder) -> bool:
     try:
-        os.kill(holder.pid, 0)
-    except (ProcessLookupError, OverflowError):
+        os.kill(holder.pid, 0)  # sends nothing: it asks
+    except (ProcessLookupError, OverflowError):  # or a number that no process can have
         return True
     except PermissionError:
         pass  # somebody else's process

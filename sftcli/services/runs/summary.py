@@ -1,6 +1,5 @@
 """What became of the runs in a folder, read from the files they left: no model and no torch are needed."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from sftcli.events import (
     StepDone,
     Warned,
 )
+from sftcli.json_files import read_json_or_nothing
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, list_runs
 from sftcli.services.runs.lock import LOCK, is_held
@@ -205,8 +205,4 @@ def _thinned(values: list[float]) -> Iterator[float]:
 
 def read_scores(run: RunFolder) -> dict[str, object] | None:
     """Return what ``sft eval`` has written about a run; None where it has not, or not whole."""
-    try:
-        scores = json.loads(run.evaluation.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return dict(scores) if isinstance(scores, dict) else None
+    return read_json_or_nothing(run.evaluation) or None

@@ -1,12 +1,12 @@
 """Which rows a run has trained on, as far as they are still prepared somewhere, and which of others are among them."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.data.prepared.store import MANIFEST, ExampleTable, PreparedDataset, fingerprint_of, open_prepared
-from sftcli.errors import DataError, SftError
+from sftcli.errors import DataError, NotFoundError, SftError
+from sftcli.json_files import read_json
 from sftcli.modeling.cache import cache_folder
 from sftcli.services.runs.folder import RunFolder
 
@@ -53,16 +53,14 @@ def count_trained(trained: ExampleTable, rows: ExampleTable) -> TrainedRows:
 
 def prepared_rows_of(run: RunFolder) -> PreparedDataset | None:
     """Return what ``run`` was trained on, found by its content; None where it is no longer prepared anywhere."""
-    try:
-        wanted = json.loads(run.data.read_text(encoding="utf-8"))["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
+    wanted = run.data_fingerprint()
+    if wanted is None:
         return None
     for folder in _prepared_folders(run):
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            if fingerprint_of(manifest) == wanted:
+            if fingerprint_of(read_json(folder / MANIFEST)) == wanted:
                 return open_prepared(folder)
-        except (OSError, ValueError, KeyError, TypeError, DataError):
+        except (OSError, KeyError, TypeError, DataError, NotFoundError):
             continue
     return None
 

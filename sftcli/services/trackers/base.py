@@ -5,7 +5,7 @@ from typing import Protocol
 
 from sftcli import storage
 from sftcli.config.schema.settings import Settings
-from sftcli.services.runs.folder import RunFolder, write_text
+from sftcli.services.runs.folder import RunFolder
 
 PROJECT = "sft"
 
@@ -29,7 +29,7 @@ def kept_id(run: RunFolder, kind: str, make: Callable[[], str]) -> str:
         return path.read_text(encoding="utf-8").strip()
     made = make()
     storage.make_folders(run.trackers)
-    write_text(path, f"{made}\n")
+    storage.replace_file(path, f"{made}\n".encode())
     return made
 
 

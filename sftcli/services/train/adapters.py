@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sftcli import storage
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.config.schema.run import ModelSettings
-from sftcli.modeling.adapter.adapter import add_adapter, base_content
+from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.modeling.adapter.folder import (
     WEIGHTS_FILE,
     AdapterBase,
     write_adapter_config,
 )
-from sftcli.modeling.cache import atomic_folder
 from sftcli.modeling.formats.folder_write import write_companions
+from sftcli.modeling.formats.identity import numbers_hash
 from sftcli.modeling.formats.written import check_file_written
 from sftcli.modeling.hub.snapshot import is_commit
 from sftcli.modeling.load import load_model
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
 from sftcli.modeling.locate.locate import LocatedModel, is_path
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
-from sftcli.storage import write_file
 from sftcli.training.checkpoint.format import tensor_file_parts
 from sftcli.training.state import TrainingSnapshot
 
@@ -58,8 +58,8 @@ class AdapterFiles:
             StorageError: The disk is full.
             OutputError: The place is not writable.
         """
-        with atomic_folder(folder, hint="choose another run.root") as fresh:
-            write_file(fresh / WEIGHTS_FILE, tensor_file_parts(snapshot.weights))
+        with storage.atomic_folder(folder, hint="choose another run.root") as fresh:
+            storage.write_file(fresh / WEIGHTS_FILE, tensor_file_parts(snapshot.weights))
             check_file_written(fresh / WEIGHTS_FILE, snapshot.weights)
             self.write(fresh)
 
@@ -110,7 +110,7 @@ def adapter_files(
         # A folder is known by its content: its configuration may be written anew by another release of a library.
         revision=located.revision if revision or located.name == ALIAS else None,
         tokenizer=settings.tokenizer,
-        content=base_content(located.folder),
+        content=numbers_hash(located.folder),
     )
     return AdapterFiles(
         config={"base_model_name_or_path": name, "revision": revision, **config},

@@ -177,6 +177,7 @@ def build_trainer(
     check_owner: Callable[[], None],
     group: Group,
     recorded: Decisions,
+    trainer_type: type[Trainer] = Trainer,
 ) -> TrainingParts:
     """Load the model and put the parts of a run together, those of this process in ``group``.
 
@@ -187,6 +188,7 @@ def build_trainer(
         check_owner: Raises an error where another process has taken the run.
         group: The processes that train together.
         recorded: What was decided before: by the run that goes on, or by the first process. Its precision is.
+        trainer_type: What takes the steps.
 
     Raises:
         MismatchError: Something that is recorded cannot be had here.
@@ -203,7 +205,9 @@ def build_trainer(
     require_positions(loaded.model, inputs.prepared)
     pt = None if loaded.adapter else pt_files(loaded.model, run, inputs.settings)
     store = _store(run, inputs, loaded, pt, check_owner) if group.is_writer else ForgetfulStore()
-    parts = assemble(loaded, inputs, recorded, compute=compute, store=store, emit=emit)
+    parts = assemble(
+        loaded, inputs, recorded, compute=compute, store=store, emit=emit, trainer_type=trainer_type
+    )
     require_same(recorded, parts.decisions, what=run.name)
     return replace(parts, pt=pt)
 
@@ -216,6 +220,7 @@ def assemble(
     compute: Compute,
     store: CheckpointStore,
     emit: EventSink,
+    trainer_type: type[Trainer] = Trainer,
 ) -> TrainingParts:
     """Try what makes the training of a model faster and build its trainer, with what is ``recorded`` and what is decided here."""
     settings, model, group = inputs.settings, loaded.model, compute.group
@@ -252,7 +257,7 @@ def assemble(
     )
     # A process that ran out of memory would leave the others inside an exchange of weights.
     ladder.is_short = compute.shares
-    trainer = Trainer(
+    trainer = trainer_type(
         settings=settings.training,
         checkpoint=settings.checkpoint
         if group.is_writer

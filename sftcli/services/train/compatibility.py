@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sftcli import storage
 from sftcli.config.schema.settings import FIELDS, Settings
 from sftcli.config.schema.training import Parallel, TrainingSettings
 from sftcli.errors import MismatchError, UsageError
 from sftcli.events import Event, Notice, Warned
+from sftcli.modeling.formats.identity import exact_hash
 from sftcli.modeling.locate.locate import LocatedModel
 from sftcli.services.machine import facts_of_training
 from sftcli.services.prepare.prepare import PreparedData
@@ -47,7 +47,7 @@ def fingerprints(settings: Settings, located: LocatedModel, prepared: PreparedDa
             "tokenizer and template": hashlib.sha256(
                 str(prepared.tokenizer.fingerprint).encode()
             ).hexdigest(),
-            "model": _model_hash(located.folder),
+            "model": exact_hash(located.folder),
         }
     )
 
@@ -207,13 +207,6 @@ def _named(settings: Settings) -> dict[str, str]:
         for name, value in values.items()
         if not f"{section}.".startswith(IGNORED_SECTIONS) and f"{section}.{name}" not in _IGNORED
     }
-
-
-def _model_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        digest.update(f"{path.name} {storage.file_sha256(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def _short(value: str) -> str:

@@ -9,10 +9,11 @@ import torch
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.errors import DataError, MismatchError, ResourceError
 from sftcli.events import EventSink, NeverStop, Notice, Warned
+from sftcli.json_files import replace_json
 from sftcli.runtime import choose_device, dtype_named
 from sftcli.services.precision import decide_precision
 from sftcli.services.processes.peers import Peers
-from sftcli.services.runs.folder import RunFolder, write_json
+from sftcli.services.runs.folder import RunFolder
 from sftcli.training.checkpoint.format import read_fingerprints
 
 KEY = "decisions"  # in ``run.json``
@@ -155,7 +156,7 @@ def record_decisions(run: RunFolder, decisions: Decisions, emit: EventSink) -> N
     if isinstance(before, dict) and before.get("precision") == decisions.precision:
         made["precision_why"] = before.get("precision_why")  # of the start, which decided it
     if before != made:
-        write_json(run.about, about | {KEY: made})
+        replace_json(run.about, about | {KEY: made})
 
 
 def require_same(recorded: Decisions, made: Decisions, *, what: str) -> None:

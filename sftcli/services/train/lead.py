@@ -18,6 +18,7 @@ from sftcli.events import (
     Warned,
     fan_out,
 )
+from sftcli.json_files import json_text, replace_json
 from sftcli.modeling.formats.pt_file import model_differences
 from sftcli.runtime import monotonic
 from sftcli.services.diagnosis.monitor import FitWatch, watched
@@ -38,10 +39,7 @@ from sftcli.services.runs.folder import (
     RunFolder,
     create_run,
     existing_run,
-    json_text,
     read_settings,
-    write_json,
-    write_text,
 )
 from sftcli.services.runs.lock import RunLock
 from sftcli.services.trackers.sink import tracked
@@ -49,7 +47,6 @@ from sftcli.services.train.compatibility import Changes, compare, compare_data, 
 from sftcli.services.train.decisions import decide, decisions_of, record_decisions
 from sftcli.services.train.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.inputs import find_inputs
-from sftcli.services.train.outcome import TrainOutcome, outcome_of
 from sftcli.services.train.parallelism import check_sharing, tell_sharing
 from sftcli.services.train.resume_point import (
     choose_checkpoint,
@@ -59,7 +56,7 @@ from sftcli.services.train.resume_point import (
     record_start_over,
     rhythm_text,
 )
-from sftcli.services.train.run import TrainingRun
+from sftcli.services.train.run import TrainingRun, TrainOutcome
 from sftcli.services.train.worker import assignment, run_worker
 from sftcli.training.checkpoint.format import owes_heldout
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
@@ -114,9 +111,9 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
         decided = decisions_of(folder) if is_same else {}
         storage.try_remove_tree(folder.data)  # of rows that may have been others
         for name, text in started.items():
-            write_text(folder.path / name, text)
+            storage.replace_file(folder.path / name, text.encode())
         if decided:
-            write_json(folder.about, folder.read_about() | decided)
+            replace_json(folder.about, folder.read_about() | decided)
         with _logged(run) as (logged, watch):
             for text in request.resolved.notices:
                 logged.session.emit(Notice(text=text))
@@ -158,7 +155,7 @@ def complete_already(run: TrainingRun) -> TrainOutcome:
     step = max(steps, default=max(1, run.settings.training.max_steps))
     run.peers.broadcast(assignment(run, complete_at=step))
     run.session.emit(Notice(text=f"{run.folder.name} is complete already: step {step}"))
-    return outcome_of(run.folder, run.settings, Ending.FINISHED, step)
+    return run.outcome(Ending.FINISHED, step)
 
 
 def start_over(run: TrainingRun, changes: Changes, *, allowed: Sequence[str] = ()) -> TrainOutcome:
@@ -265,15 +262,15 @@ def _record_inputs(run: TrainingRun) -> None:
         folder, checkpoint_bytes(settings, inputs.located.folder), settings.checkpoint, run.session.emit
     )
     if inputs.trusted_code:
-        write_json(folder.about, folder.read_about() | {"trusted_code": dict(inputs.trusted_code)})
+        replace_json(folder.about, folder.read_about() | {"trusted_code": dict(inputs.trusted_code)})
     dataset = inputs.prepared.dataset
-    write_json(folder.data, {"fingerprint": dataset.fingerprint, **dataset.about})
+    replace_json(folder.data, {"fingerprint": dataset.fingerprint, **dataset.about})
 
 
 def _outcome(run: TrainingRun, changes: Changes, ending: Ending, step: int) -> TrainOutcome:
     state, prepared = run.trainer.state, run.inputs.prepared
     return replace(
-        outcome_of(run.folder, run.settings, ending, step),
+        run.outcome(ending, step),
         first_heldout_loss=state.first_heldout_loss,
         last_heldout_loss=state.last_heldout_loss,
         last_heldout_step=state.last_heldout_step,

@@ -19,7 +19,6 @@ from sftcli.services.train.lead import (
     continue_run,
     start_over,
 )
-from sftcli.services.train.outcome import TrainOutcome
 from sftcli.services.train.parallelism import check_sharing
 from sftcli.services.train.resume_point import (
     choose_checkpoint,
@@ -27,7 +26,7 @@ from sftcli.services.train.resume_point import (
     count_equal,
     pair_to_verify,
 )
-from sftcli.services.train.run import TrainingRun
+from sftcli.services.train.run import TrainingRun, TrainOutcome
 from sftcli.services.train.worker import run_worker
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints, step_of

@@ -11,7 +11,8 @@ from sftcli import storage
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.errors import MismatchError, NotFoundError
 from sftcli.events import EventSink, Notice, Warned
-from sftcli.services.runs.folder import RunFolder, write_json
+from sftcli.json_files import replace_json
+from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.compatibility import Changes
 from sftcli.training.checkpoint.format import newest_good, rng_tensors, verify
 from sftcli.training.checkpoint.names import in_use, list_checkpoints, list_set_aside, step_of
@@ -173,6 +174,6 @@ def _record(run: RunFolder, step: int, changes: Changes, emit: EventSink) -> Non
         "step": step,
         **changes.by_kind(),
     }
-    write_json(run.about, about | {"resumed": [*(before if isinstance(before, list) else []), entry]})
+    replace_json(run.about, about | {"resumed": [*(before if isinstance(before, list) else []), entry]})
     for event in changes.message():
         emit(event)

@@ -1,15 +1,18 @@
 """One training, in each of its processes: from its inputs to the model that it leaves behind."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from sftcli.config.schema.settings import Settings
+from sftcli.data.quality.thresholds import LeftOut
 from sftcli.errors import ResourceError, StoppedError
 from sftcli.events import Ending, ModelSaved, Notice, Session, StopFlag, Warned
 from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.runtime import seed_everything
+from sftcli.services.diagnosis.verdict import Verdict
 from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.build import TrainingParts, build_trainer
@@ -23,12 +26,35 @@ from sftcli.training.state import TrainingSnapshot
 from sftcli.training.trainer import Trainer
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOutcome:
+    """How a run ended. Losses are nats per response token, the last one that of ``final``; None where nothing is held out."""
+
+    run: str
+    path: str
+    ending: Ending
+    step: int
+    last_step: int
+    first_heldout_loss: float | None = None
+    last_heldout_loss: float | None = None
+    last_heldout_step: int = -1  # of that loss; -1 where there is none
+    final: str | None  # folder of the tuned model; None when stopped before the end
+    seconds: float = 0.0
+    heldout_rows: int = 0  # that both losses are of
+    # What this start found changed: kind (machine, changes, allowed) -> name -> what it was and is.
+    changed: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
+    left_out: LeftOut | None = None  # rows that this start did not train on; None where it took all
+    verdict: Verdict | None = None  # on the curves of the run up to the step of ``final``
+
+
 @dataclass(slots=True, kw_only=True)
 class TrainingRun:
     """A run on its way: ``open`` -> ``build`` -> ``fit`` -> ``keep_best`` -> ``save``. All its processes take the same steps.
 
     Who trains nothing, or has its inputs already, begins with ``take`` in place of ``open``.
     """
+
+    trainer_type: ClassVar[type[Trainer]] = Trainer
 
     folder: RunFolder
     settings: Settings  # complete once there are inputs
@@ -78,6 +104,7 @@ class TrainingRun:
             check_owner=self.check_owner,
             group=group,
             recorded=decided,
+            trainer_type=self.trainer_type,
         )
         start_stream(group, seed=seed)
         if self.checkpoint is not None:
@@ -135,6 +162,17 @@ class TrainingRun:
             Notice(
                 text=f"final/ takes step {state.best_step}: its held-out loss {state.best_heldout_loss:.4f} is the lowest"
             )
+        )
+
+    def outcome(self, ending: Ending, step: int) -> TrainOutcome:
+        """Return how the run ended at ``step``, without what only the process that led its training knows."""
+        return TrainOutcome(
+            run=self.folder.name,
+            path=str(self.folder.path),
+            ending=ending,
+            step=step,
+            last_step=self.settings.training.max_steps,
+            final=str(self.folder.final) if ending.is_complete else None,
         )
 
     def save(self) -> None:

@@ -8,8 +8,7 @@ from sftcli.events import Ending, Event, Session, StopFlag
 from sftcli.services.processes.peers import Peers, with_processes
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.decisions import Decisions
-from sftcli.services.train.outcome import TrainOutcome, outcome_of
-from sftcli.services.train.run import TrainingRun
+from sftcli.services.train.run import TrainingRun, TrainOutcome
 from sftcli.training.checkpoint.names import in_use
 
 
@@ -40,7 +39,7 @@ def run_worker(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -
     if asked is not None:
         _require_same(with_processes(asked, peers), run.settings, rank=peers.group.rank)
     if complete_at := int(str(task["complete_at"])):
-        return outcome_of(run.folder, run.settings, Ending.FINISHED, complete_at)
+        return run.outcome(Ending.FINISHED, complete_at)
     run.open()
     run.build(Decisions.from_json(peers.receive(stop), where="the first process"))
     ending = run.fit(stop)
@@ -48,7 +47,7 @@ def run_worker(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -
     if ending.is_complete:
         run.keep_best()
         run.save()
-    return outcome_of(run.folder, run.settings, ending, ended_at)
+    return run.outcome(ending, ended_at)
 
 
 def _require_same(own: Settings, led: Settings, *, rank: int) -> None:

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
+from sftcli.json_files import read_json, write_json
 from sftcli.modeling.formats.folder_check import check_safetensors
+from sftcli.modeling.formats.stored_tensors import file_header
 from sftcli.modeling.formats.written import check_file_written
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.state import RngState, TrainingSnapshot, TrainState
@@ -54,7 +56,7 @@ def write_snapshot(
         files[name] = storage.write_file(folder / name, tensor_file_parts(tensors))
     check_file_written(folder / weights_name, snapshot.weights)
     state = {"format": FORMAT_VERSION, "state": asdict(snapshot.state), "fingerprints": dict(fingerprints)}
-    files[STATE] = storage.write_file(folder / STATE, [json.dumps(state, indent=2).encode()])
+    files[STATE] = write_json(folder / STATE, state)
     storage.disk.sync(folder)
     storage.write_file(folder / MANIFEST, [manifest_bytes(snapshot.state.step, files)])
     storage.disk.sync(folder)
@@ -169,22 +171,12 @@ def read_manifest(folder: Path) -> dict[str, dict[str, object]]:
 
 def tensor_file_parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a safetensors file that holds ``tensors``; each is read when its turn comes."""
-    # Wide types first, so that every tensor starts at a multiple of its own width.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers opens no file without it
-    end = 0
-    for name in order:
-        tensor = tensors[name]
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end],
-        }  # fmt: skip
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little")
-    yield text
-    for name in order:
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+    order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    yield file_header(
+        {name: (_TYPES[one.dtype], one.shape, one.numel() * one.element_size()) for name, one in order}
+    )
+    for _, tensor in order:
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
         yield flat.view(torch.uint8).numpy().data
 
 
@@ -239,7 +231,7 @@ def owes_heldout(folder: Path) -> bool:
 def _read_state(folder: Path) -> dict[str, dict[str, object]]:
     path = folder / STATE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         return {"state": dict(content["state"]), "fingerprints": dict(content["fingerprints"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, NotFoundError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error

@@ -4,7 +4,6 @@ A file in the folder of the checkpoints says to which step the run was taken bac
 written first, so that what is renamed after it can be ended by whoever starts next, and it goes before anything is deleted.
 """
 
-import json
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
+from sftcli.json_files import read_json, replace_json
 from sftcli.training.checkpoint.format import verify
 from sftcli.training.checkpoint.names import (
     TAKEN_BACK,
@@ -40,9 +40,9 @@ def read_taken_back(root: Path) -> TakenBack | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         return TakenBack(step=int(content["step"]), aside=tuple(map(str, content["aside"])))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (DataError, ValueError, KeyError, TypeError):
         return TakenBack(step=sys.maxsize, aside=tuple(in_use(one).name for one in list_set_aside(root)))
 
 
@@ -56,7 +56,7 @@ def take_back(root: Path, step: int, *, was_finished: bool) -> TakenBack | None:
     if not (later or was_finished or list_set_aside(root)):
         return None
     plan = TakenBack(step=step, aside=later)
-    storage.replace_file(root / TAKEN_BACK, json.dumps(asdict(plan), indent=2).encode())
+    replace_json(root / TAKEN_BACK, asdict(plan))
     return plan
 
 

@@ -50,7 +50,7 @@ def _adafactor(groups: Sequence[dict[str, object]], settings: TrainingSettings) 
     """
     from transformers.optimization import Adafactor
 
-    return Adafactor(  # type: ignore[no-untyped-call]
+    return Adafactor(
         groups, lr=settings.learning_rate, scale_parameter=False, relative_step=False, warmup_init=False
     )
 

@@ -147,7 +147,7 @@ class _Trial:
             for batch in batches:
                 nll: torch.Tensor = compute(self.model, batch.to(self.model.device))
                 if self.with_gradients:
-                    nll.backward()  # type: ignore[no-untyped-call]
+                    nll.backward()
                 total += nll.item()
         return total
 
@@ -213,7 +213,7 @@ def _compared(
         expected = wanted.get(weight)
         differences[weight] = float((gradient if expected is None else gradient - expected).norm())
 
-    handles = [weight.register_post_accumulate_grad_hook(compare) for weight in trained]  # type: ignore[no-untyped-call]
+    handles = [weight.register_post_accumulate_grad_hook(compare) for weight in trained]
     try:
         yield
     finally:

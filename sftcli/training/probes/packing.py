@@ -97,7 +97,7 @@ def choose_packing(
         emit(Notice(text="rows are not packed: the noise of NEFTune depends on the length of a row"))
         return alone
     budget = max(longest, settings.micro_batch_tokens or settings.micro_batch_size * longest)
-    probe = _Probe(model, examples, pad_id)
+    probe = Probe(model, examples, pad_id)
     if ruled_out != RowSharing.BOUNDS and sharing_to_try(model, settings, recorded) is RowSharing.BOUNDS:
         attend_by_document(model)
         if probe.keeps_apart([probe.rows]):
@@ -120,7 +120,7 @@ def choose_packing(
     return alone
 
 
-class _Probe:
+class Probe:
     """Runs a few rows, cut to what fits, packed and alone."""
 
     def __init__(self, model: "PreTrainedModel", examples: ExampleSource, pad_id: int) -> None:
@@ -142,8 +142,8 @@ class _Probe:
         other = [[*packs[0][:place], _with_other_tokens(packs[0][place]), *packs[0][place + 1 :]], *packs[1:]]
         try:
             with overheard() as found:
-                packed, replaced = (self._by_row(each) for each in (packs, other))
-            alone = [self._by_row([[row]])[0] for row in chain.from_iterable(packs)]
+                packed, replaced = (self.by_row(each) for each in (packs, other))
+            alone = [self.by_row([[row]])[0] for row in chain.from_iterable(packs)]
         except (AttributeError, TypeError, ValueError, RuntimeError, LookupError):
             return False  # a model that cannot be told of documents at all
         is_kept = [index != place for index in range(len(packed))]
@@ -153,10 +153,10 @@ class _Probe:
             if kept
         )
         tolerance = _TOLERANCE.get(packed[0].dtype, _COARSE_TOLERANCE)
-        differences = map(_difference, packed, alone)
+        differences = map(difference, packed, alone)
         return found.is_complete and is_apart and all(part <= tolerance for part in differences)
 
-    def _by_row(self, packs: Packs) -> list[torch.Tensor]:
+    def by_row(self, packs: Packs) -> list[torch.Tensor]:
         """Return the logits (T, V) of each row of ``packs``."""
         lengths = [[len(example.input_ids) for example in pack] for pack in packs]
         count = sum(map(len, lengths))
@@ -174,7 +174,7 @@ class _Probe:
         ]
 
 
-def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Return how far ``found`` (T, V) is from ``expected``, as a part of how much that varies; NaN where one is."""
     found, expected = found.float(), expected.float()
     return float((found - expected).norm() / (expected - expected.mean(-1, keepdim=True)).norm())

@@ -56,7 +56,7 @@ class MasterWeights:
         parameter.data = parameter.data.to(self.compute_dtype)
 
         def collect(copy: torch.Tensor) -> None:
-            gradient, copy.grad = copy.grad, None
+            gradient, copy.grad = copy.grad, None  # gone at once: all of them are never there together
             if gradient is None:
                 return
             if master.grad is None:
@@ -64,7 +64,7 @@ class MasterWeights:
             else:
                 master.grad += gradient
 
-        parameter.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
+        parameter.register_post_accumulate_grad_hook(collect)
         self._copies.append((parameter, master))
         return master
 

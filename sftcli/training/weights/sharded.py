@@ -84,7 +84,7 @@ class ShardedWeights(MasterWeights):
         rounds = list(group.rounds(batches))
         for index, (batch, is_own) in enumerate(rounds):
             exchanges = self.exchange_each_micro_batch or index == len(rounds) - 1
-            self._root.set_requires_gradient_sync(exchanges)
+            self._root.set_requires_gradient_sync(exchanges)  # else each process keeps its sums whole
             yield batch, float(is_own)
             group.exchanged_bytes += self._gradient_bytes if exchanges else 0
 
@@ -166,7 +166,7 @@ def _shard(
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for module in [*layers_of(model), model]:
+    for module in [*layers_of(model), model]:  # inner ones first: the root takes what is left
         plain = type(module)
         fully_shard(module, mesh=mesh, mp_policy=policy)
         # The class is a new one of another name, which would end in config.json and in messages.

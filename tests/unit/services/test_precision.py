@@ -21,12 +21,12 @@ def machine(monkeypatch):
     monkeypatch.setattr(precision, "choose_dtype", lambda setting, device: DTYPES[setting])
 
     def takes(**seconds):
-        precision._measured.cache_clear()
+        precision.measured_here.cache_clear()
         times = {getattr(torch, name): value for name, value in seconds.items()}
         monkeypatch.setattr(precision, "products_seconds", lambda dtype: lambda: times[dtype])
 
     yield takes
-    precision._measured.cache_clear()
+    precision.measured_here.cache_clear()
 
 
 DTYPES = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -10,9 +10,10 @@ from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
 from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
-from sftcli.modeling.adapter.adapter import add_adapter, base_content, check_base, load_adapter, merge_adapter
+from sftcli.modeling.adapter.adapter import add_adapter, check_base, load_adapter, merge_adapter
 from sftcli.modeling.adapter.folder import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, read_base
 from sftcli.modeling.adapter.targets import target_names, weights_left_alone
+from sftcli.modeling.formats.identity import numbers_hash
 from sftcli.modeling.load import load_model
 from tests.support.foreign_adapter import IDS, foreign_adapter
 from tests.support.tiny_model import build_tiny_model, tiny_config
@@ -123,14 +124,14 @@ def test_base_is_known_by_its_numbers_and_not_by_how_they_are_stored(tied, tmp_p
     wide = load(tied, torch.bfloat16)
     for dtype in (torch.bfloat16, torch.float32):
         wide.to(dtype).save_pretrained(tmp_path / str(dtype))
-    contents = [base_content(tmp_path / str(dtype)) for dtype in (torch.bfloat16, torch.float32)]
-    assert contents[0] == contents[1] != base_content(tied)
+    contents = [numbers_hash(tmp_path / str(dtype)) for dtype in (torch.bfloat16, torch.float32)]
+    assert contents[0] == contents[1] != numbers_hash(tied)
 
 
 def test_other_base_is_refused(tied, tmp_path):
     folder = foreign_adapter(tied, tmp_path / "adapter", **FORMS["lora"])
     check_base(folder, tied)  # says nothing: the folder does not know its base's content
-    (folder / BASE_FILE).write_text(json.dumps({"name": "x", "content": base_content(tied)}))
+    (folder / BASE_FILE).write_text(json.dumps({"name": "x", "content": numbers_hash(tied)}))
     check_base(folder, tied)
     other = build_tiny_model(tmp_path / "other", seed=1)
     with pytest.raises(MismatchError, match="trained on x with other weights"):

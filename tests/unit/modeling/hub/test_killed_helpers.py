@@ -1,6 +1,6 @@
 """The only processes that work for a command beside it, a download and pip, may die: that is told and nothing hangs."""
 
-import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,14 +11,16 @@ from sftcli.modeling.locate.package_index import fetch_member
 from tests.support.fake_hub import silent_server
 
 
-class KilledAtOnce(subprocess.Popen):
-    def __init__(self, *arguments, **options) -> None:
-        super().__init__(*arguments, **options)
-        self.kill()
+@pytest.fixture(autouse=True)
+def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each Python that this one starts kill itself before it does anything."""
+    suicide = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "sitecustomize.py").write_text(suicide, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "killed"))
 
 
-def test_killed_download_is_told_and_does_not_hang(use_hub, sink, monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", KilledAtOnce)
+def test_killed_download_is_told_and_does_not_hang(use_hub, sink):
     with silent_server() as url:
         use_hub(url)
         with pytest.raises(NetworkError, match="the download of owner/name ended early") as caught:
@@ -26,8 +28,7 @@ def test_killed_download_is_told_and_does_not_hang(use_hub, sink, monkeypatch):
     assert caught.value.exit_code == 69
 
 
-def test_killed_pip_is_told_and_does_not_hang(tmp_path, sink, monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", KilledAtOnce)
+def test_killed_pip_is_told_and_does_not_hang(tmp_path, sink):
     with pytest.raises(NetworkError, match="package index: pip failed without a message") as caught:
         fetch_member(WHEEL, tmp_path, sink)
     assert caught.value.exit_code == 69

@@ -108,6 +108,17 @@ def test_layers_of_packed_rows_are_two_operations_and_give_the_same(name: str):
         assert difference < 2e-5, parameter
 
 
+def test_layers_of_packed_rows_return_no_view_since_sharding_warns_of_one():
+    model = tiny_llama()
+    fuse_layers(model)
+    made = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda module, inputs, output: made.append(output))
+    loss, _ = packed_loss_and_gradients(model)
+    assert operations(loss) >= BLOCKS
+    assert [output._is_view() for output in made] == [False] * len(model.model.layers)
+
+
 def test_layers_of_packed_rows_in_bfloat16_round_no_more_than_those_of_transformers():
     model = seeded(tiny_llama)
     fused = deepcopy(model)

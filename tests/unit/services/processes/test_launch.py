@@ -1,45 +1,57 @@
-"""What a launcher makes of the first process that was ended: shown once, by whoever still can."""
+"""What a launcher makes of a first process that was ended: what had happened is shown once, by whoever still can."""
 
 import signal
+import sys
+from collections.abc import Iterator
 
 import pytest
 
 from sftcli.errors import DataError, ResourceError
+from sftcli.services.processes.launch import FORWARDED, run_processes
+
+FAILS = """
+import os, signal, sys
+import torch.distributed as dist
+from sftcli.errors import DataError
 from sftcli.services.processes.failures import describe_failure
-from sftcli.services.processes.launch import _ending
+from sftcli.services.processes.peers import FAILURE, OVER, PREFIX
+
+words = dist.PrefixStore(f"{PREFIX}/0", dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=False))
+if os.environ["RANK"] == "1":
+    words.set(FAILURE, describe_failure(DataError("row 7 cannot be read"), rank=1))
+    sys.exit(DataError.exit_code)
+words.wait([FAILURE])
+"""
+SHOWS_IT_AND_IS_ENDED = "words.set(OVER, '1'); os.kill(os.getpid(), signal.SIGTERM)"
+IS_ENDED = "signal.pause()"
+KILLED = "import os, signal; os.environ['RANK'] == '0' and os.kill(os.getpid(), signal.SIGTERM)"
 
 
-class Ended:
-    """Processes of which the first was ended by the launcher, after another one had failed."""
-
-    dead = frozenset({1})
-
-    def __init__(self, *, is_over: bool, failure: str | None) -> None:
-        self._is_over, self._failure = is_over, failure
-
-    def is_over(self) -> bool:
-        return self._is_over
-
-    def failure(self) -> str | None:
-        return self._failure
-
-    def death_of(self, rank: int) -> ResourceError:
-        return ResourceError(f"process {rank} was killed")
+@pytest.fixture(autouse=True)
+def own_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give signals and variables that a launcher takes for itself back."""
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "")
+    handlers = {number: signal.getsignal(number) for number in FORWARDED}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
-FAILED = describe_failure(DataError("row 7 cannot be read"), rank=1)
-CODES = {0: -signal.SIGTERM, 1: 65}
+def two(program: str) -> int:
+    return run_processes(2, [sys.executable, "-c", program])
 
 
+@pytest.mark.slow
 def test_error_that_the_first_process_had_shown_before_it_was_ended_is_not_shown_again():
-    assert _ending(Ended(is_over=True, failure=FAILED), CODES, []) == 65
+    assert two(FAILS + SHOWS_IT_AND_IS_ENDED) == 65
 
 
+@pytest.mark.slow
 def test_error_that_it_had_not_shown_is_shown_for_it():
     with pytest.raises(DataError, match="row 7"):
-        _ending(Ended(is_over=False, failure=FAILED), CODES, [])
+        two(FAILS + IS_ENDED)
 
 
 def test_first_process_that_ended_without_a_word_is_told_of():
-    with pytest.raises(ResourceError, match="process 0 was killed"):
-        _ending(Ended(is_over=False, failure=None), CODES, [])
+    with pytest.raises(ResourceError, match="process 0 of 2 was killed by SIGTERM"):
+        two(KILLED)

@@ -8,7 +8,7 @@ import pytest
 from sftcli import storage
 from sftcli.errors import MismatchError, StorageError
 from sftcli.services.generate.answerer import Completion
-from sftcli.services.generate.file import Journal, _as_line
+from sftcli.services.generate.file import Journal, as_line
 from sftcli.services.report.html import write_report
 from sftcli.services.runs.event_log import end_torn_line, lines_up_to, read_lines
 from tests.support.faulty_disk import FullDisk
@@ -90,8 +90,8 @@ def test_file_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path):
 
 
 def test_half_a_character_of_a_row_can_be_written():
-    assert json.loads(_as_line({"a": "\ud83d", "b": "ä"}).encode()) == {"a": "\ud83d", "b": "ä"}
-    assert "ä" in _as_line({"b": "ä"})
+    assert json.loads(as_line({"a": "\ud83d", "b": "ä"}).encode()) == {"a": "\ud83d", "b": "ä"}
+    assert "ä" in as_line({"b": "ä"})
 
 
 def test_report_on_a_full_disk_is_74_and_leaves_nothing(tmp_path: Path, monkeypatch):

@@ -17,9 +17,17 @@ from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train import decisions
 from sftcli.services.train.compatibility import Changes, open_again
-from sftcli.services.train.decisions import ASKED_BY, KEY, Decisions, agree_on_decisions, settle_precision
+from sftcli.services.train.decisions import (
+    ASKED_BY,
+    KEY,
+    Decisions,
+    agree_on_decisions,
+    read_decisions,
+    settle_precision,
+)
 from sftcli.services.train.parallelism import shares_weights
 from sftcli.services.train.resume import ResumeRequest, resume_training, verify_resume
+from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.distributed.group import Group
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
@@ -147,11 +155,14 @@ def test_a_run_of_an_older_version_goes_on_as_it_is_decided_today_and_it_is_said
     assert [event.precision for event in events if isinstance(event, ModelLoaded)] == ["fp32"]
 
 
-def test_of_an_older_run_the_precision_of_its_checkpoint_is_taken(cut, monkeypatch):
+def test_of_an_older_run_the_precision_of_its_checkpoint_is_taken(cut):
     rewrite(cut, lambda about: about.pop(KEY))
-    monkeypatch.setattr(decisions, "read_fingerprints", lambda folder: {decisions._OLDER_PRECISION: "bf16"})
+    checkpoint = list_checkpoints(cut / "checkpoints")[-1]
+    state = json.loads((checkpoint / "state.json").read_text())
+    older = {"fingerprints": {"machine precision of products": "bf16"}}
+    (checkpoint / "state.json").write_text(json.dumps(state | older))
     sink = RecordingSink()
-    assert decisions.read_decisions(RunFolder(cut), cut, sink) == Decisions(precision="bf16")
+    assert read_decisions(RunFolder(cut), checkpoint, sink) == Decisions(precision="bf16")
     assert "only that it runs in bf16" in sink.of(Notice)[0].text
 
 

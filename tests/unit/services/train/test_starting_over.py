@@ -12,6 +12,8 @@ from sftcli.events import CheckpointSaved, Ending, Notice, Session, StepDone
 from sftcli.services.runs.folder import RunFolder, find_run, list_runs, newest_run
 from sftcli.services.runs.summary import RunState, summarize_run, summarize_runs
 from sftcli.services.train.resume import ResumeRequest, resume_training
+from sftcli.services.train.run import TrainingRun
+from sftcli.training.trainer import Trainer
 from tests.support.runs import StopAtStep, copied_here, numbers_of, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 
@@ -166,10 +168,11 @@ class Ticking:
 
 @pytest.mark.parametrize("in_background", ["true", "false"])
 def test_checkpoints_by_the_clock_move_no_number(place, monkeypatch, in_background):
-    from sftcli.training.trainer import Trainer
+    class Clocked(Trainer):
+        def __init__(self, **parts) -> None:
+            super().__init__(**parts, clock=Ticking())
 
-    defaults = dict(Trainer.__init__.__kwdefaults__ or {})
-    monkeypatch.setattr(Trainer.__init__, "__kwdefaults__", defaults | {"clock": Ticking()})
+    monkeypatch.setattr(TrainingRun, "trainer_type", Clocked)
     flag = StopAtStep(NEVER)
     changes = (
         "checkpoint.every_minutes=0.1",
