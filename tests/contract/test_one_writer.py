@@ -19,7 +19,7 @@ WRITES = re.compile(
     LIBRARIES
     + r"|\.(?:write_text|write_bytes|mkdir|unlink|rmdir|rename|symlink_to|hardlink_to|touch|l?chmod)\("
     r"|\.(?:extract|extractall|to_parquet|to_csv|save_to_disk)\(|\bpa\.OSFile\(|\bmk[sd]temp\(|Temporary(?:File|Directory)\("
-    r"|\.replace\([^,()]*\)|\bopen\(.*[\"'][rbt+]*[wax][rbt+]*[\"']|\bshutil\.(?:copy|move|rmtree)"
+    r"|\.replace\([^,()=]*\)|\bopen\(.*[\"'][rbt+]*[wax][rbt+]*[\"']|\bshutil\.(?:copy|move|rmtree)"
     r"|\bos\.(?:open|remove|unlink|re(?:name|place)|mkdir|makedirs|rmdir|truncate|utime|link|symlink|chmod|write)"
 )
 
