@@ -20,10 +20,16 @@ class RowFlag(StrEnum):
     CONTROL_WRITTEN = "control-written"  # a content wrote a control token, as the settings allow
     STRIPPED = "stripped"  # the template takes white space from the ends of contents; so it is trained
     NORMALIZED = "normalized"  # the tokenizer brings answers to a Unicode normal form; so it is trained
+    THINKING = "thinking"  # an answer thinks first
     THOUGHT_DROPPED = "thought-dropped"  # the template leaves the thinking out of a turn that is not trained
     THOUGHT_SPACED = (
         "thought-spaced"  # the template sets its own white space around thinking; so it is trained
     )
+    THOUGHT_WRITTEN = (
+        "thought-written"  # the template knows of no thinking; it stands in the answer, between tags
+    )
+    PROMPT_JOINED = "prompt-joined"  # the template asks for an answer otherwise than it shows one; it stands behind what asks for it
+    SPLIT_TURNS = "split-turns"  # one of several answers of a row, in an example of its own
     TOOLS_DROPPED = "tools-dropped"  # the row lists tools, and the template does not show them
     LEAD_TRAINED = (
         "lead-trained"  # the template writes something between the prompt and an answer; it is trained
@@ -56,6 +62,7 @@ class Example:
     kind: Kind = "conversation"
     num_trained_turns: int = 0
     num_cut: int = 0
+    thinking_tokens: int = 0  # of those with loss; known only as long as the example was not stored
     flags: frozenset[RowFlag] = frozenset()
     score: float | None = None  # what the row was told to be by its source
 

@@ -179,9 +179,7 @@ def test_rows_are_not_written_over_others_nor_when_they_are_not_good_enough(prep
     assert not list(Path("there").iterdir())
 
 
-def test_the_pass_that_chooses_held_out_rows_tells_the_next_how_many_there_are(
-    tiny_model, tmp_path, monkeypatch
-):
+def test_rows_are_told_as_they_are_read_with_the_number_of_lines(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("sftcli.services.prepare.pipeline.CHUNK_ROWS", 10)
     rows, sink = write_rows(tmp_path / "rows.jsonl"), RecordingSink()
@@ -190,7 +188,4 @@ def test_the_pass_that_chooses_held_out_rows_tells_the_next_how_many_there_are(
         data, find_sources(data), model_folder=tiny_model, seed=0, session=Session(sink, NeverStop())
     )
     told = [(event.task.split()[0], event.done, event.total) for event in sink.of(Progressed)]
-    counts = (0, 10, 20, 25)
-    first = [("reading", done, 0) for done in counts]
-    second = [("preparing", done, 25) for done in counts]
-    assert told == [*first, ("reading", 25, 25), *second, ("preparing", 25, 25)]
+    assert told == [("preparing", done, 25) for done in (0, 10, 20, 25, 25)]

@@ -7,7 +7,7 @@ import pytest
 
 TURNS = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "A pear."}]
 ROWS = {
-    "reasoning_content": {"messages": [TURNS[0], TURNS[1] | {"reasoning_content": "A wall? No."}]},
+    "images": {"messages": [TURNS[0] | {"images": ["wall.png"]}, TURNS[1]]},
     "train": {"prompt": "Name a fruit.", "completion": "Brick.", "train": False},
     "chat markup": {"text": "<|im_start|>user\nName a fruit.<|im_end|>\n<|im_start|>assistant\nA pear."},
 }
@@ -37,9 +37,9 @@ def test_train_refuses_the_rows_before_it_begins_a_run(sft, tiny_model):
 
 
 def test_what_is_dropped_on_purpose_is_said_and_is_another_store(sft, tiny_model):
-    data = ("prepare", write(*[ROWS["reasoning_content"]] * 4), "--model", tiny_model, "--json")
-    dropping = json.loads(sft(*data, "--ignore", "reasoning_content")[1])
-    assert dropping["schemas"]["rows.jsonl"].endswith("dropped on purpose: reasoning_content")
+    data = ("prepare", write(*[ROWS["images"]] * 4), "--model", tiny_model, "--json")
+    dropping = json.loads(sft(*data, "--ignore", "images")[1])
+    assert dropping["schemas"]["rows.jsonl"].endswith("dropped on purpose: images")
     assert sft(*data)[0] == 65
 
 
@@ -51,7 +51,7 @@ def test_running_text_may_hold_control_tokens_where_that_is_allowed(sft, tiny_mo
 
 
 def test_eval_refuses_the_rows_too_and_takes_the_flag_of_the_help(sft, tiny_model):
-    score = ("eval", tiny_model, "--no-base", "--json", "--data", write(ROWS["reasoning_content"]))
+    score = ("eval", tiny_model, "--no-base", "--json", "--data", write(ROWS["images"]))
     code, out, _ = sft(*score)
     assert code == 65
     flags = json.loads(out)["error"]["hint"].rpartition(": ")[2].split()

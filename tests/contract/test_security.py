@@ -12,10 +12,11 @@ import pytest
 import sftcli
 from sftcli import storage
 from sftcli.errors import ConsentError, DataError
-from sftcli.modeling.cache import atomic_folder, cache_folder
+from sftcli.modeling.cache import CACHE_HINT, cache_folder
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.resume_point import clear_leftovers
+from sftcli.storage import atomic_folder
 from tests.contract.test_canaries import origin, place, sft  # noqa: F401 - fixtures
 from tests.support.recording import RecordingSink
 
@@ -52,7 +53,7 @@ def test_link_at_the_place_of_a_cached_model_is_replaced_and_its_target_left(tmp
     (mine / "thesis").write_text("whole")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "tiny").symlink_to(mine)
-    with atomic_folder(tmp_path / "models" / "tiny") as fresh:
+    with atomic_folder(tmp_path / "models" / "tiny", hint=CACHE_HINT) as fresh:
         storage.write_file(fresh / "config.json", [b"{}"])
     assert not (tmp_path / "models" / "tiny").is_symlink()
     assert [path.name for path in mine.iterdir()] == ["thesis"]

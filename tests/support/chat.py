@@ -3,10 +3,12 @@
 import functools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from sftcli.data.conversations.messages import Conversation, Message
 from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin
+from sftcli.data.rendering.render import Renderer
 from sftcli.data.rendering.token_view import describe_tokens
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.support.tiny_tokenizer import (
@@ -26,12 +28,21 @@ def user(content: str) -> Message:
     return Message(role="user", content=content)
 
 
-def answer(content: str, *, trained: bool = True, tool_calls: str = "") -> Message:
-    return Message(role="assistant", content=content, trained=trained, tool_calls=tool_calls)
+def answer(content: str, *, trained: bool = True, tool_calls: str = "", thinking: str = "") -> Message:
+    return Message(
+        role="assistant", content=content, trained=trained, tool_calls=tool_calls, thinking=thinking
+    )
 
 
 def tool(content: str) -> Message:
     return Message(role="tool", content=content)
+
+
+def rendered(tokenizer: HFChatTokenizer, row: Conversation, **options: Any) -> list[Example]:
+    """Return the examples of a row, all of which are kept."""
+    results = Renderer(tokenizer, max_tokens=9999, **options).render_batch([row]).results
+    assert all(isinstance(result, Example) for result in results), results
+    return [result for result in results if isinstance(result, Example)]
 
 
 def conversation(*messages: Message, tools: str = "") -> Conversation:

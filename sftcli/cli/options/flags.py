@@ -188,8 +188,12 @@ _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
              help="Drop a key that is refused because it changes what rows mean, as in `--ignore history`. Repeatable."),
         Flag("--template", "data.template", metavar="NAME",
              help="Chat template: chatml, alpaca, modern-llm or a file of Jinja text; the tokenizer's own without it."),
-        Flag("--train-on", "data.train_on", metavar="all|last", checks_words=True,
-             help="Train all assistant turns of a conversation, or the last one only."),
+        Flag("--template-var", "data.template_variables", kind=list[str], metavar="NAME=VALUE",
+             help="Set a variable of the chat template, as in `--template-var enable_thinking=false`. Repeatable."),
+        Flag("--train-on", "data.train_on", metavar="all|last|each", checks_words=True,
+             help="Train all assistant turns of a conversation, the last one only, or each in an example of its own."),
+        Flag("--thinking", "data.thinking", metavar="train|keep|drop", checks_words=True,
+             help="Train the thinking before answers, keep it in the context without loss, or leave it out."),
         Flag("--max-tokens", "data.max_tokens", kind=int, metavar="N", min=8,
              help="Longest row in tokens; longer ones are left out and counted."),
         Flag("--overlong", "data.overlong", metavar="drop|truncate|error", checks_words=True,
@@ -243,5 +247,6 @@ FLAGS: Mapping[str, Flag] = {
 
 # Of every command that reads rows to train on.
 ROW_FLAGS = (
-    "--map", "--ignore", "--template", "--train-on", "--max-tokens", "--overlong", "--allow-leak", "--strict",
+    "--map", "--ignore", "--template", "--template-var", "--train-on", "--thinking", "--max-tokens", "--overlong",
+    "--allow-leak", "--strict",
 )  # fmt: skip

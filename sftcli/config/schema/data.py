@@ -24,6 +24,15 @@ class TrainOn(StrEnum):
 
     ALL = "all"
     LAST = "last"
+    EACH = "each"  # all, each in an example of its own that ends with it
+
+
+class Thinking(StrEnum):
+    """What becomes of the thinking that comes before an answer."""
+
+    TRAIN = "train"
+    KEEP = "keep"  # in the context, without loss
+    DROP = "drop"
 
 
 class RowOrder(StrEnum):
@@ -108,8 +117,17 @@ class DataSettings(Section):
         Overlong.DROP,
         description="Longer rows are dropped, truncated to the turns that fit or to the start of an answer, or an error.",
     )
+    template_variables: tuple[Text, ...] = Field(
+        (), description="Variables of the chat template, each NAME=VALUE, such as enable_thinking=false."
+    )
+    thinking: Thinking = Field(
+        Thinking.TRAIN,
+        description="Whether thinking before an answer has loss (train), stands in the context without loss (keep), or is left "
+        "out (drop).",
+    )
     train_on: TrainOn = Field(
-        TrainOn.ALL, description="Which assistant turns have loss: all of them, or the last."
+        TrainOn.ALL,
+        description="Which assistant turns have loss: all of them, the last, or all, each in an example of its own (each).",
     )
     order: RowOrder = Field(
         RowOrder.SHUFFLED,

@@ -5,6 +5,7 @@ Contents stay byte for byte as they are in the row.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from sftcli.config.schema.data import TrainOn
@@ -21,7 +22,7 @@ from sftcli.data.conversations.formats import (
     RowFormat,
     mixed_shapes,
 )
-from sftcli.data.conversations.key_checks import check_keys
+from sftcli.data.conversations.key_checks import check_keys, reads_thinking
 from sftcli.data.conversations.meaning import first_filled
 from sftcli.data.conversations.messages import (
     Conversation,
@@ -34,11 +35,13 @@ from sftcli.data.conversations.messages import (
     wrong_type,
 )
 from sftcli.data.conversations.rivals import check_columns
+from sftcli.data.conversations.thinking import read_thinking
 from sftcli.data.conversations.turns import (
     build_conversation,
     is_transcript,
     read_transcript,
     read_turns,
+    template_variables,
     tool_list,
     turns_or_text,
 )
@@ -95,10 +98,12 @@ def _convert(
     if format_ is RowFormat.INSTANCES:
         format_ = RowFormat.ALPACA
     try:
+        turns = _TURNS[format_](fields)
         row = build_conversation(
-            _TURNS[format_](fields),
+            _with_thinking(turns, fields) if reads_thinking(format_) else turns,
             system=_system(fields),
             tools=tool_list(fields),
+            variables=template_variables(fields),
             origin=origin,
             train_on=train_on,
         )
@@ -106,6 +111,16 @@ def _convert(
         return row
     except RowFault as fault:
         return Rejected(origin=origin, reason=fault.reason, detail=fault.detail)
+
+
+def _with_thinking(turns: list[Message], fields: Fields) -> list[Message]:
+    """Return the turns of a row of columns with the thinking of its last answer, where a column has it."""
+    thinking = read_thinking(fields)
+    if not thinking or not turns or turns[-1].role != "assistant":
+        return turns
+    if turns[-1].thinking:
+        raise RowFault(RejectReason.WRONG_TYPE, "thinking stands in a column and in the turn of the answer")
+    return [*turns[:-1], replace(turns[-1], thinking=thinking)]
 
 
 def _plain_text(fields: Fields, origin: Origin) -> PlainText:

@@ -17,8 +17,21 @@ SYSTEM_COLUMNS = ("system", "system_prompt")
 TOOL_COLUMNS = ("tools", "functions")
 ANSWER_COLUMNS = ("output", "response")
 TURN_MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight")
+THINKING_COLUMNS = (
+    "reasoning_content",
+    "reasoning",
+    "reasoning_details",
+    "thinking",
+    "thinking_blocks",
+    "thought",
+    "thoughts",
+)
 TURN_KEYS = frozenset(
-    ("role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name", *TURN_MARKS)
+    (
+        *("role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name"),
+        *TURN_MARKS,
+        *THINKING_COLUMNS,
+    )
 )
 _SLIP_RATIO = 0.8
 
@@ -56,23 +69,25 @@ class ColumnSet:
         return any(name in fields for names in self.needed for name in names)
 
 
-_SIDES = (*SYSTEM_COLUMNS, *TOOL_COLUMNS)
+VARIABLES_COLUMN = "chat_template_kwargs"
+_SIDES = (*SYSTEM_COLUMNS, *TOOL_COLUMNS, VARIABLES_COLUMN)
+_ANSWER_SIDES = (*SYSTEM_COLUMNS, *THINKING_COLUMNS, VARIABLES_COLUMN)
 
 # The first shape that a row meets is its format: columns that no other format reads decide before common ones.
 COLUMN_SETS: Mapping[RowFormat, ColumnSet] = {
     RowFormat.PREFERENCE: ColumnSet((("chosen",),), (*PROMPT_COLUMNS, *_SIDES)),
     RowFormat.MESSAGES: ColumnSet((CHAT_COLUMNS,), _SIDES),
     RowFormat.SHAREGPT: ColumnSet((CHAT_COLUMNS,), _SIDES),
-    RowFormat.INSTANCES: ColumnSet((("instruction",), ("instances",)), SYSTEM_COLUMNS),
+    RowFormat.INSTANCES: ColumnSet((("instruction",), ("instances",)), _ANSWER_SIDES),
     RowFormat.DOLLY: ColumnSet(
-        (("instruction",), ("context",), ("response",)), ("input", "output", *SYSTEM_COLUMNS)
+        (("instruction",), ("context",), ("response",)), ("input", "output", *_ANSWER_SIDES)
     ),
-    RowFormat.ALPACA: ColumnSet((("instruction",), ANSWER_COLUMNS), ("input", *SYSTEM_COLUMNS)),
-    RowFormat.OPENORCA: ColumnSet((("question",), ("response",)), SYSTEM_COLUMNS),
-    RowFormat.PROMPT_COMPLETION: ColumnSet((("prompt",), ("completion",)), _SIDES),
-    RowFormat.PROMPT_RESPONSE: ColumnSet((("prompt",), ("response",)), _SIDES),
-    RowFormat.QUESTION_ANSWER: ColumnSet((("question",), ("answer",)), SYSTEM_COLUMNS),
-    RowFormat.INPUT_OUTPUT: ColumnSet((("input",), ("output",)), SYSTEM_COLUMNS),
+    RowFormat.ALPACA: ColumnSet((("instruction",), ANSWER_COLUMNS), ("input", *_ANSWER_SIDES)),
+    RowFormat.OPENORCA: ColumnSet((("question",), ("response",)), _ANSWER_SIDES),
+    RowFormat.PROMPT_COMPLETION: ColumnSet((("prompt",), ("completion",)), (*_SIDES, *THINKING_COLUMNS)),
+    RowFormat.PROMPT_RESPONSE: ColumnSet((("prompt",), ("response",)), (*_SIDES, *THINKING_COLUMNS)),
+    RowFormat.QUESTION_ANSWER: ColumnSet((("question",), ("answer",)), _ANSWER_SIDES),
+    RowFormat.INPUT_OUTPUT: ColumnSet((("input",), ("output",)), _ANSWER_SIDES),
     RowFormat.TEXT: ColumnSet((("text",),)),
 }
 

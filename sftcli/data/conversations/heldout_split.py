@@ -82,22 +82,40 @@ class Overlap:
     examples: tuple[tuple[Origin, Origin], ...]  # (training, held-out) of the same prompt, the first few
 
 
-def find_overlap(
-    train: Iterable[Conversation], heldout: Iterable[Conversation], *, max_examples: int = 5
-) -> Overlap:
-    """Return what is on both sides. ``train`` may be a stream; of ``heldout`` two hashes per row are held."""
-    held = [(split_key(row), row_key(row), row.origin) for row in heldout]
-    prompts, rows = {key for key, _, _ in held}, {key for _, key, _ in held}
-    seen_prompts, seen_rows = dict[bytes, Origin](), set[bytes]()
-    for row in train:
-        if (key := split_key(row)) in prompts:
-            seen_prompts.setdefault(key, row.origin)
-            if (whole := row_key(row)) in rows:
-                seen_rows.add(whole)
-    shared = [(seen_prompts[key], origin) for key, _, origin in held if key in seen_prompts]
-    return Overlap(
-        heldout_rows=len(held),
-        same_prompt=len(shared),
-        same_row=sum(key in seen_rows for _, key, _ in held),
-        examples=tuple(shared[:max_examples]),
-    )
+class OverlapFinder:
+    """Finds what is on both sides: takes all held-out rows first, and holds two hashes of each, then those trained on.
+
+    A row is known by its ``split_key`` and its ``row_key``.
+    """
+
+    def __init__(self, *, max_examples: int = 5) -> None:
+        self._max_examples = max_examples
+        self._held: list[tuple[bytes, bytes, Origin]] = []
+        self._first_trained: dict[bytes, Origin | None] = {}  # by the prompt of a held-out row
+        self._is_trained: dict[bytes, bool] = {}  # by the key of a held-out row
+
+    def add_heldout(self, prompt: bytes, whole: bytes, origin: Origin) -> None:
+        """Take a row that is held out."""
+        self._held.append((prompt, whole, origin))
+        self._first_trained[prompt], self._is_trained[whole] = None, False
+
+    def add_trained(self, prompt: bytes, whole: bytes, origin: Origin) -> None:
+        """Take a row that is trained on."""
+        if prompt in self._first_trained:
+            self._first_trained[prompt] = self._first_trained[prompt] or origin
+        if whole in self._is_trained:
+            self._is_trained[whole] = True
+
+    def find(self) -> Overlap:
+        """Return what is on both sides."""
+        shared = [
+            (first, origin)
+            for key, _, origin in self._held
+            if (first := self._first_trained[key]) is not None
+        ]
+        return Overlap(
+            heldout_rows=len(self._held),
+            same_prompt=len(shared),
+            same_row=sum(self._is_trained[key] for _, key, _ in self._held),
+            examples=tuple(shared[: self._max_examples]),
+        )

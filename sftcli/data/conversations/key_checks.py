@@ -3,13 +3,20 @@
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from sftcli.data.conversations.formats import TOOL_COLUMNS, TURN_MARKS, RowFormat
+from sftcli.data.conversations.formats import (
+    THINKING_COLUMNS,
+    TOOL_COLUMNS,
+    TURN_MARKS,
+    VARIABLES_COLUMN,
+    RowFormat,
+    known_columns,
+)
 from sftcli.data.conversations.meaning import (
     ASKED_MARKS,
     BY_KEY,
     LABEL,
     MARKS,
-    THINKING_PARTS,
+    THINKING,
     TREE,
     Unread,
     UnreadError,
@@ -42,7 +49,9 @@ def check_turn(turn: Mapping[str, object], *, is_assistant: bool) -> None:
         meaning.unread(key, " of turns")
         for key in turn
         for meaning in BY_KEY.get(key, ())
-        if meaning.turn(turn[key]) and not (key in TURN_MARKS and _is_zero(turn[key]))
+        if meaning.turn(turn[key])
+        and not (key in TURN_MARKS and _is_zero(turn[key]))
+        and not (is_assistant and meaning is THINKING)
     ]
     if not is_assistant:
         # OpenAI knows `weight` for answers alone, and tables repeat it.
@@ -58,15 +67,12 @@ def check_part(part: Mapping[str, object]) -> None:
     Raises:
         UnreadError: It does.
     """
-    kind = part.get("type")
     found = [
         meaning.unread(key, " of content parts")
         for key in part
         for meaning in BY_KEY.get(key, ())
         if meaning.part(part[key])
     ]
-    if kind in THINKING_PARTS and not found:
-        found = [BY_KEY["thinking"][0].unread(str(kind), " of content parts")]
     if found:
         raise UnreadError(found)
 
@@ -94,10 +100,17 @@ def check_keys(fields: Mapping[str, object], format_: RowFormat, *, read: frozen
         raise UnreadError(found)
 
 
+def reads_thinking(format_: RowFormat) -> bool:
+    """Return whether a row of this format has columns for one answer and its thinking."""
+    return not known_columns(format_).isdisjoint(THINKING_COLUMNS)
+
+
 @lru_cache(maxsize=1024)
 def _keys_to_look_at(columns: tuple[str, ...], format_: RowFormat) -> tuple[str, ...]:
     is_text, is_message = format_ is RowFormat.TEXT, "role" in columns
     passed = LABEL.keys if is_text else ()  # of a text, not of an answer
+    passed += THINKING.keys if reads_thinking(format_) else ()
+    passed += () if is_text else (VARIABLES_COLUMN,)
     passed += () if is_text and is_message else TREE.keys
     return tuple(key for key in columns if key in BY_KEY and key not in passed)
 

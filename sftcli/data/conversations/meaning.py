@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sftcli.data.conversations.formats import (
+    THINKING_COLUMNS,
     TOOL_COLUMNS,
     TURN_MARKS,
 )
@@ -75,7 +76,7 @@ def _written(value: object) -> str:
     return str(value).strip().lower() if isinstance(value, str | bool | int | float) else ""
 
 
-def _is_thinking(value: object) -> bool:
+def is_thinking(value: object) -> bool:
     """Whether a value is a text or parts of one; a number or a word such as "on" tells about thinking, and holds none."""
     if isinstance(value, str):
         return is_told(value) and _written(value) not in ("on", "off", "yes", "no", "true", "false")
@@ -154,23 +155,16 @@ TREE = Meaning(
     remedy='put the turns of each conversation into one row: {"messages": [{"role": ..., "content": ...}, ...]}',
     row=is_told,
 )
+THINKING = Meaning(
+    keys=THINKING_COLUMNS,
+    says="it holds thinking, and no answer stands beside it",
+    remedy="put it into the turn of its answer",
+    row=is_thinking,
+    turn=is_thinking,
+    part=is_thinking,
+)
 MEANINGS = (
-    Meaning(
-        keys=(
-            "reasoning_content",
-            "reasoning",
-            "reasoning_details",
-            "thinking",
-            "thinking_blocks",
-            "thought",
-            "thoughts",
-        ),
-        says="it holds thinking, and answers would be trained without it",
-        remedy="write it into the content, as <think>...</think> in front of the answer",
-        row=_is_thinking,
-        turn=_is_thinking,
-        part=_is_thinking,
-    ),
+    THINKING,
     MARKS,
     Meaning(
         keys=("mask", "train_detail", "training_detail"),

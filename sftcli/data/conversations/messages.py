@@ -17,6 +17,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 class Message:
     """One turn. ``content`` is byte for byte what the row holds.
 
+    ``thinking`` comes before it: the reasoning of a row that has it in a field of its own.
+
     ``tool_calls`` is JSON text of the OpenAI list, empty where the turn makes none. Its ``arguments`` are objects, also
     where the row had them as JSON text: that is what most chat templates expect. ``call_texts`` has these texts for the
     others, one for each call, empty where the row had an object.
@@ -27,6 +29,7 @@ class Message:
     trained: bool = False
     tool_calls: str = ""
     call_texts: tuple[str, ...] = ()
+    thinking: str = ""
     name: str = ""  # of the tool that a tool turn answers for, where the row gives it
     tool_call_id: str = ""  # of the call that a tool turn answers, where the row gives it
 
@@ -36,12 +39,14 @@ class Conversation:
     """A row as messages. ``tools`` is JSON text of the OpenAI tool list, empty where there is none.
 
     There is at least one trained assistant turn, and the last turn is the assistant's: ``num_cut`` turns that stood
-    behind it were cut off, because nothing answers them. ``score`` says how hard it is, where the source does.
+    behind it were cut off, because nothing answers them. ``score`` says how hard it is, where the source does. ``variables`` is
+    JSON text of the variables that the row sets for its chat template, empty where it sets none.
     """
 
     messages: tuple[Message, ...]
     origin: Origin
     tools: str = ""
+    variables: str = ""
     num_cut: int = 0
     score: float | None = None
 

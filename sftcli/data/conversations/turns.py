@@ -19,13 +19,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sftcli.config.schema.data import TrainOn
-from sftcli.data.conversations.formats import TOOL_COLUMNS
+from sftcli.data.conversations.formats import TOOL_COLUMNS, VARIABLES_COLUMN
 from sftcli.data.conversations.key_checks import check_part, check_turn, is_untrained
+from sftcli.data.conversations.meaning import THINKING, UnreadError, is_told
 from sftcli.data.conversations.messages import Conversation, Message, RejectReason, Role, RowFault, wrong_type
+from sftcli.data.conversations.thinking import is_thinking_part, part_text, read_thinking
 from sftcli.data.reading.json_rows import json_type
 from sftcli.data.reading.record import Origin
 from sftcli.suggest import did_you_mean
 
+_SET_BY_RENDERING = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
 _NULL_MEANS = ("default", "const", "example")  # in the JSON schema of a tool
 
 
@@ -108,6 +111,25 @@ def tool_list(fields: Mapping[str, object]) -> str:
     if not isinstance(tools, list):
         raise wrong_type(f'"{column}"', tools, "a list of tools")
     return _dump([_without_filled(_tool(tool, column)) for tool in tools]) if tools else ""
+
+
+def template_variables(fields: Mapping[str, object]) -> str:
+    """Return what a row sets for its chat template as JSON text of an object, empty where it sets nothing.
+
+    Raises:
+        RowFault: It is no object of plain values.
+    """
+    if not is_told(fields.get(VARIABLES_COLUMN)):
+        return ""
+    value = json_in(fields[VARIABLES_COLUMN], f'"{VARIABLES_COLUMN}"')
+    if not isinstance(value, dict):
+        raise wrong_type(f'"{VARIABLES_COLUMN}"', value, "an object")
+    for name, inner in value.items():
+        if isinstance(inner, list | dict) or not name.isidentifier() or name in _SET_BY_RENDERING:
+            raise RowFault(
+                RejectReason.WRONG_TYPE, f'"{VARIABLES_COLUMN}" sets {name!r}, which is no plain variable'
+            )
+    return _dump(_without_nulls(value))
 
 
 def _tool(tool: object, column: str) -> dict[str, object]:
@@ -212,16 +234,26 @@ def _read_turn(turn: object, number: int) -> Message:
         raise RowFault(
             RejectReason.UNKNOWN_ROLE, f"{where}: the role {said!r} is not known{hint and f' ({hint})'}"
         )
-    check_turn(turn, is_assistant=role == "assistant")
+    is_answer = role == "assistant"
+    check_turn(turn, is_assistant=is_answer)
     calls = Calls()
     if said.lower() in _CALLS:
         calls = read_calls(json_in(turn.get("value", turn.get("content")), f"{where}: the call"), where)
     elif role == "assistant":
         calls = _calls_of(turn, where)
+    thinking = read_thinking(turn, f"{where}: ") if is_answer else ""
+    thought, content = ("", "") if said.lower() in _CALLS else _content(turn, where, is_call=bool(calls.dump))
+    if thought and not is_answer:
+        raise UnreadError([THINKING.unread("thinking", " of content parts")])
+    if thought and thinking and thought.strip() != thinking.strip():
+        raise RowFault(
+            RejectReason.WRONG_TYPE, f"{where} holds different thinking in its content and beside it"
+        )
     return Message(
         role=role,
-        content="" if said.lower() in _CALLS else _content(turn, where, is_call=bool(calls.dump)),
-        trained=role == "assistant" and not is_untrained(turn),
+        content=content,
+        thinking=thinking or thought,
+        trained=is_answer and not is_untrained(turn),
         tool_calls=calls.dump,
         call_texts=calls.texts,
         name=_optional(turn, "name") if role == "tool" else "",
@@ -234,20 +266,32 @@ def _optional(turn: Mapping[str, object], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _content(turn: Mapping[str, object], where: str, *, is_call: bool) -> str:
+def _content(turn: Mapping[str, object], where: str, *, is_call: bool) -> tuple[str, str]:
+    """Return the thinking that stands in a content as parts, and the rest."""
     key = "content" if "content" in turn else "value"
     value = turn.get(key)
     if isinstance(value, str):
-        return value
+        return "", value
     if isinstance(value, list):
-        return "".join(_part(part, where) for part in value)
+        return _parts(value, where)
     if value is not None:
         raise wrong_type(f'{where}: "{key}"', value)
     if is_call:
-        return ""
+        return "", ""
     if key in turn:
         raise wrong_type(f'{where}: "{key}"', None)
     raise RowFault(RejectReason.MISSING_FIELD, f"{where} has no content")
+
+
+def _parts(parts: Sequence[object], where: str) -> tuple[str, str]:
+    thoughts = [part for part in parts if is_thinking_part(part)]
+    others = [part for part in parts if not is_thinking_part(part)]
+    if parts[: len(thoughts)] != thoughts:
+        raise RowFault(RejectReason.WRONG_TYPE, f"{where}: a content part of thinking stands behind text")
+    return (
+        "\n\n".join(part_text(part, f"{where}: a content part") for part in thoughts),
+        "".join(_part(part, where) for part in others),
+    )
 
 
 def _part(part: object, where: str) -> str:
@@ -271,7 +315,7 @@ def _calls_of(turn: Mapping[str, object], where: str) -> Calls:
 
 
 def build_conversation(
-    turns: Sequence[Message], *, system: str, tools: str, origin: Origin, train_on: TrainOn
+    turns: Sequence[Message], *, system: str, tools: str, variables: str, origin: Origin, train_on: TrainOn
 ) -> Conversation:
     """Return the conversation of ``turns`` under ``system`` (none when empty), checked and cut behind its last answer.
 
@@ -294,7 +338,9 @@ def build_conversation(
         raise RowFault(RejectReason.NOTHING_TRAINED, "no assistant turn is to be trained, as their marks say")
     if system:
         kept.insert(0, Message(role="system", content=system))
-    return Conversation(messages=tuple(kept), origin=origin, tools=tools, num_cut=len(turns) - last - 1)
+    return Conversation(
+        messages=tuple(kept), origin=origin, tools=tools, variables=variables, num_cut=len(turns) - last - 1
+    )
 
 
 def _with_calls_joined(turns: Sequence[Message]) -> list[Message]:
@@ -313,7 +359,7 @@ def _with_calls_joined(turns: Sequence[Message]) -> list[Message]:
 
 
 def _only_adds_calls(turn: Message, before: Message) -> bool:
-    return not turn.content.strip() and turn.trained == before.trained
+    return not turn.content.strip() and not turn.thinking and turn.trained == before.trained
 
 
 def _check_place(turns: Sequence[Message], index: int, *, has_system: bool) -> None:

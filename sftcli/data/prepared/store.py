@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 
@@ -140,6 +140,7 @@ class PreparedWriter:
                 "score": pa.float64(),
             }
         )
+        self._aside: list[BinaryIO] = []  # the same file, to write and to read
         self._pending: dict[str, list[tuple[Example, int]]] = {split: [] for split in SPLITS}
         with self._storage_errors():
             storage.make_folders(folder.parent, mode=0o700)
@@ -164,6 +165,28 @@ class PreparedWriter:
         if len(pending) >= ROWS_PER_CHUNK:
             with self._storage_errors():
                 self._flush(split)
+
+    def put_aside(self, data: bytes) -> None:
+        """Keep ``data`` on disk until it is known where it belongs, in a file without a name, which nobody else can open.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        with self._storage_errors():
+            if not self._aside:
+                path = self.staging / "aside"
+                self._aside = [storage.disk.create(path), path.open("rb")]
+                storage.disk.unlink(path)
+            storage.disk.write(self._aside[0], len(data).to_bytes(8, "big") + data)
+
+    def take_back(self) -> Iterator[bytes]:
+        """Yield what was put aside, in its order."""
+        if not self._aside:
+            return
+        file = self._aside[1]
+        with self._storage_errors():
+            while size := file.read(8):
+                yield file.read(int.from_bytes(size, "big"))
 
     def finish(self, about: Mapping[str, object]) -> PreparedDataset:
         """Write the manifest, make the data set real, and open it.
@@ -239,6 +262,8 @@ class PreparedWriter:
     ) -> None:
         for sink in self._sinks.values():
             sink.close()
+        for file in self._aside:
+            file.close()
         storage.try_remove_tree(self.staging)
 
 

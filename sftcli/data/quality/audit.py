@@ -24,11 +24,17 @@ _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.CONTROL_WRITTEN: "in {rows} a content writes control tokens, as data.control_tokens_from allows",
     RowFlag.STRIPPED: "in {rows} the template takes white space from the ends of contents; so they are trained",
     RowFlag.NORMALIZED: "in {rows} the tokenizer changes answers to a Unicode normal form; so they are trained",
+    RowFlag.THINKING: "thinking: {rows}, {thinking} of trained tokens",
+    RowFlag.THOUGHT_WRITTEN: "in {rows} the thinking stands in the answer as <think>...</think>: the template has no place for it",
+    RowFlag.PROMPT_JOINED: "in {rows} the template asks for an answer otherwise than it shows one; the answer is trained behind the"
+    " prompt that generation sees",
+    RowFlag.SPLIT_TURNS: "{rows} with one answer each, of rows with several: the template shows earlier answers otherwise than it asks"
+    " for them, or --train-on each",
     RowFlag.THOUGHT_DROPPED: "in {rows} the template leaves out the thinking of turns that are not trained",
     RowFlag.THOUGHT_SPACED: "in {rows} the template sets its own white space around the thinking; so it is trained",
     RowFlag.TOOLS_DROPPED: "in {rows} the template does not show the tools that the row lists",
     RowFlag.LEAD_TRAINED: "in {rows} the template writes something before the answer that generation will not be"
-    " given; it is trained",
+    " given; it is trained (--thinking drop leaves an empty thought without loss)",
     RowFlag.STOP_APPENDED: "in {rows} the template ends the last answer in no stop token; one is added and trained",
     RowFlag.TRAILING_TURNS: "from {rows} the turns behind the last answer are left out, because nothing answers them",
     RowFlag.UNREADABLE: "{rows} with U+FFFD, which stands for bytes that something could not read",
@@ -67,6 +73,7 @@ class AuditSummary:
     tokens: int
     prompt_tokens: int
     response_tokens: int
+    thinking_tokens: int  # of these, those of thinking
     trained_turns: int
     untrained_rows: int  # kept, and without any token that has loss
     cut_rows: int  # kept, and cut for their length; `flags` says where
@@ -121,7 +128,7 @@ class SupervisionAudit:
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._notes: list[str] = []
-        self._kept = self._total = self._response = self._turns = self._untrained = 0
+        self._kept = self._total = self._response = self._thinking = self._turns = self._untrained = 0
         self._rejected = Counter[str]()
         self._rejected_rows: dict[str, list[str]] = {}
         self._remedies: dict[str, Counter[str]] = {}
@@ -156,6 +163,7 @@ class SupervisionAudit:
         self._kept += 1
         self._total += len(result.input_ids)
         self._response += trained
+        self._thinking += result.thinking_tokens
         self._untrained += trained == 0
         self._turns += result.num_trained_turns
         self._cut_rows += bool(result.num_cut)
@@ -186,7 +194,9 @@ class SupervisionAudit:
         rejected = dict(sorted(self._rejected.items(), key=lambda item: (-item[1], item[0])))
         flags = {flag: self._flags[flag] for flag in RowFlag if self._flags[flag]}
         flag_notes = [
-            text.format(rows=_rows(self._flags[flag]))
+            text.format(
+                rows=_rows(self._flags[flag]), thinking=f"{self._thinking / max(1, self._response):.0%}"
+            )
             for flag, text in _FLAG_NOTES.items()
             if self._flags[flag]
         ]
@@ -200,6 +210,7 @@ class SupervisionAudit:
             tokens=self._total,
             prompt_tokens=self._total - self._response,
             response_tokens=self._response,
+            thinking_tokens=self._thinking,
             trained_turns=self._turns,
             untrained_rows=self._untrained,
             cut_rows=self._cut_rows,

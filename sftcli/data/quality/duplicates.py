@@ -6,6 +6,7 @@ and with the first one that agree with it there. So the time is linear in the ro
 long it is. System texts do not count: what all rows share would make short ones alike.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sftcli.data.conversations.heldout_split import digest_texts, normalize
-from sftcli.data.conversations.messages import Conversation, PlainText, Rejected
+from sftcli.data.conversations.messages import Conversation, PlainText
 from sftcli.data.reading.record import Origin
 
 NEAR = 0.8  # share of word sequences that near copies have in common, as the signatures estimate it
@@ -21,7 +22,6 @@ HASHES = 64
 SEED = 1
 WINDOW_BYTES = 16  # from the start of a word: about three words
 EXAMPLES = 5
-ROWS_PER_CHUNK = 1024
 _GAP = b"\0" * WINDOW_BYTES
 _BETWEEN_TURNS = " \0 "  # no row that was read holds a NUL
 _ROWS_COMPARED = 1 << 13
@@ -45,57 +45,52 @@ class Duplicates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Chunk:
-    """Some rows: (rows, 3) of path, line and whether it is held out, (rows,) hashes, and (rows, HASHES) signatures."""
+class Marks:
+    """What rows are told apart by: their hashes (rows,), and signatures (rows, HASHES)."""
 
-    places: npt.NDArray[np.int64]
     keys: npt.NDArray[np.uint64]
     signatures: npt.NDArray[np.uint16]
 
 
+def mark_rows(rows: Sequence[Conversation | PlainText]) -> Marks:
+    """Return the marks of ``rows``; those of a row do not depend on the others."""
+    if not rows:
+        return Marks(keys=np.empty(0, np.uint64), signatures=np.empty((0, HASHES), np.uint16))
+    keys, texts = zip(*map(_key_and_text, rows), strict=True)
+    return Marks(keys=np.frombuffer(b"".join(keys), dtype="<u8"), signatures=_signatures(texts))
+
+
 class DuplicateFinder:
-    """Takes rows as they come, and finds the duplicates among them when all are there."""
+    """Takes the marks of rows as they come, and finds the duplicates among them when all are there."""
 
     def __init__(self) -> None:
         self._paths: dict[str, int] = {}
-        self._waiting: list[tuple[bytes, bytes]] = []  # hash and text of the last rows
-        self._places: list[tuple[int, int, bool]] = []  # of the last rows: path, line, is held out
-        self._done: list[_Chunk] = []
+        self._places = array("q")  # of each row: path, line, is held out
+        self._keys, self._signatures = (
+            bytearray(),
+            bytearray(),
+        )  # which grow in place, and are never there twice
 
-    def add(self, row: Conversation | PlainText | Rejected, *, heldout: bool) -> None:
-        """Take one row that is kept."""
-        if isinstance(row, Rejected):
-            return
-        self._waiting.append(_key_and_text(row))
-        path = self._paths.setdefault(row.origin.path, len(self._paths))
-        self._places.append((path, row.origin.line, heldout))
-        if len(self._waiting) >= ROWS_PER_CHUNK:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        keys, texts = zip(*self._waiting, strict=True)
-        self._done.append(
-            _Chunk(
-                places=np.array(self._places, dtype=np.int64),
-                keys=np.frombuffer(b"".join(keys), dtype="<u8"),
-                signatures=_signatures(texts),
-            )
-        )
-        self._waiting, self._places = [], []
+    def add(self, marks: Marks, origins: Sequence[Origin], heldout: Sequence[bool]) -> None:
+        """Take rows that are kept."""
+        for origin, is_held in zip(origins, heldout, strict=True):
+            path = self._paths.setdefault(origin.path, len(self._paths))
+            self._places.extend((path, origin.line, is_held))
+        self._keys += marks.keys.tobytes()
+        self._signatures += marks.signatures.tobytes()
 
     def find(self) -> tuple[Duplicates, Duplicates]:
         """Return the duplicates among the training rows and among the held-out rows."""
-        self._flush()
-        if not self._done:
+        if not self._places:
             return Duplicates(), Duplicates()
-        places = np.concatenate([chunk.places for chunk in self._done])
+        places = np.frombuffer(self._places, dtype=np.int64).reshape(-1, 3)
         heldout = places[:, 2].astype(bool)
-        equal = _earlier(np.concatenate([chunk.keys for chunk in self._done]))
-        signatures = np.concatenate([chunk.signatures for chunk in self._done])
-        self._done.clear()  # so that they are not held twice while they are compared
+        equal = _earlier(np.frombuffer(self._keys, dtype=np.uint64))
+        signatures = np.frombuffer(self._signatures, dtype=np.uint16).reshape(-1, HASHES)
         near = _near_pairs(signatures)
+        near = near[
+            (places[near[:, 0], :2] != places[near[:, 1], :2]).any(axis=1)
+        ]  # not two answers of a row
         train, held = (self._among(places, side, equal, near) for side in (~heldout, heldout))
         across = np.concatenate([equal, near])
         across = across[heldout[across[:, 0]] != heldout[across[:, 1]]]

@@ -23,6 +23,8 @@ class Split(Protocol):
 
     cache_files: list[dict[str, str]]
 
+    def __len__(self) -> int: ...
+
     def with_format(self, type: str) -> "Split":
         """Return a view that gives tables of the named kind."""
         ...

@@ -7,37 +7,46 @@ know one kind of storage each. What the columns mean is not known here.
 import hashlib
 import heapq
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from gzip import BadGzipFile
+from io import BufferedReader
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from sftcli.data.reading.blocks import BLOCK_BYTES, BlockFile, buffered, changed_error, hash_rest
 from sftcli.data.reading.json_rows import Row, json_rows
 from sftcli.data.reading.record import Origin, RawRecord
-from sftcli.data.reading.source import COMPRESSIONS, RowLimit, Source, SourceKind, row_format
-from sftcli.data.reading.table_rows import arrow_rows, csv_rows, parquet_rows
-from sftcli.data.reading.text_lines import Note, open_bytes
+from sftcli.data.reading.source import COMPRESSIONS, JSON_LINES, RowLimit, Source, SourceKind, row_format
+from sftcli.data.reading.table_rows import arrow_rows, csv_rows, num_parquet_rows, parquet_rows
+from sftcli.data.reading.text_lines import Note, unpacked
 from sftcli.errors import DataError, Location, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from sftcli.data.reading.hub_rows import Split
 
 
 def _no_note(_: str) -> None:
     pass
 
 
-def read_records(source: Source, *, seed: int, note: Note = _no_note) -> Iterator[RawRecord]:
+def read_records(
+    source: Source, *, seed: int, known: "Fingerprint | None" = None, note: Note = _no_note
+) -> Iterator[RawRecord]:
     """Yield the rows of ``source`` in their order.
 
     With ``source.sample`` it is a sample without replacement. Which rows are in it depends on ``seed`` and on how many
-    there are, and on nothing else; a smaller sample of the same seed is part of a larger one. The
-    source is then read twice, for a share of the rows three times.
+    there are, and on nothing else; a smaller sample of the same seed is part of a larger one.
 
     Args:
         source: What to read.
         seed: Chooses the sample.
+        known: What the source has to be. Without it, a sample is counted first, in a reading of its own.
         note: Receives what a person should know about the source.
 
     Raises:
-        DataError: A file is broken, holds no rows, or changed while it was read.
+        DataError: A file is broken, holds no rows, changed while it was read, or is not the one that is ``known``.
         UsageError: More rows are asked for than there are.
         NetworkError, NotFoundError, ConsentError: The hub does not give the data set.
         StorageError: A file cannot be read.
@@ -46,8 +55,13 @@ def read_records(source: Source, *, seed: int, note: Note = _no_note) -> Iterato
         note(
             f"{source.name}: not read, because they hold no rows of a known kind: {', '.join(source.skipped)}"
         )
-    read = _reader(source, note)
-    rows = read() if source.sample is None else _sample(read, source, source.sample, seed)
+    if source.sample is None:
+        rows = _all_records(source, known, note)
+    else:
+        total = sum(1 for _ in _all_records(source, known, note)) if known is None else known.rows
+        chosen = _sample(source, source.sample, total, seed)
+        everything = _all_records(source, known, _no_note if known is None else note)
+        rows = (record for index, record in enumerate(everything) if index in chosen)
     is_empty = True
     for row in rows:
         is_empty = False
@@ -58,86 +72,98 @@ def read_records(source: Source, *, seed: int, note: Note = _no_note) -> Iterato
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What tells the content of a source from any other, and its files from those that stood there at another time."""
+    """What tells the content of a source from any other, found in one reading of it.
+
+    ``blocks`` has the hashes of each file's blocks. ``rows`` is how many rows there are where a sample is taken of them; else
+    how many lines JSON lines have, for whoever wants to know how long it will take, and 0 for other files.
+    """
 
     content: str  # a hash of the files' names and bytes
-    files: tuple[tuple[int, int, int], ...]  # their identities; none for the hub
+    blocks: Mapping[Path, list[bytes]]
+    rows: int = 0
 
 
 def fingerprint_source(source: Source) -> Fingerprint:
     """Return what changes when the rows of ``source``, or the names of their files, have changed.
 
     Raises:
+        DataError: The rows are counted for a sample, and one is broken.
         StorageError: A file cannot be read.
         NetworkError, NotFoundError, ConsentError: The hub does not give the data set.
     """
-    digest = hashlib.blake2b(source.text.encode("utf-8", "surrogateescape"), digest_size=16)
     if source.kind is SourceKind.HUB:
         from sftcli.data.reading.hub_rows import load_split
 
-        for file in load_split(source, _no_note).cache_files:
-            path = Path(file["filename"])
-            digest.update(f"{path}\0{path.stat().st_size}\0".encode())
-    identities = []
+        split = load_split(source, _no_note)
+        return Fingerprint(_hub_content(source, split), {}, len(split))
+    digest = hashlib.blake2b(source.text.encode("utf-8", "surrogateescape"), digest_size=16)
+    blocks, rows, lines = dict[Path, list[bytes]](), 0, 0
     for path in source.files:
-        digest.update(f"{source.label(path)}\0".encode("utf-8", "surrogateescape"))
+        name = source.label(path)
+        digests = blocks[path] = list[bytes]()
         try:
-            identities.append(_identity(path))
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            if source.sample is not None:
+                rows += _count_rows(path, name, digests)
+            lines += hash_rest(path, digests)
         except OSError as error:
-            raise _unreadable(source.label(path), error) from None
-    return Fingerprint(digest.hexdigest(), tuple(identities))
+            raise _unreadable(name, error) from None
+        digest.update(f"{name}\0{len(digests)}\0".encode("utf-8", "surrogateescape"))
+        digest.update(b"".join(digests))
+    if source.sample is None and all(path.suffix.lower() in JSON_LINES for path in source.files):
+        rows = lines
+    return Fingerprint(digest.hexdigest(), blocks, rows)
 
 
-def _sample(
-    read: Callable[[], Iterator[RawRecord]], source: Source, sample: RowLimit, seed: int
-) -> Iterator[RawRecord]:
-    """Return the rows whose hashes of seed and index are smallest: the same on every machine, in any Python."""
-    key = seed.to_bytes(8, "big", signed=True)
-    size = sample.rows or sample.size(sum(1 for _ in read()))
-    heap: list[
-        tuple[int, int]
-    ] = []  # hash and index of the sample so far, negated: the largest hash is on top
-    total = 0
-    for index, _ in enumerate(read()):
-        total += 1
-        rank = hashlib.blake2b(index.to_bytes(8, "big"), digest_size=8, key=key).digest()
-        entry = (-int.from_bytes(rank, "big"), -index)
-        if len(heap) < size:
-            heapq.heappush(heap, entry)
-        else:
-            heapq.heappushpop(heap, entry)
+def _hub_content(source: Source, split: "Split") -> str:
+    """Go by the names and sizes of the files in the hub's cache, which names them by their content."""
+    digest = hashlib.blake2b(source.text.encode("utf-8", "surrogateescape"), digest_size=16)
+    for file in split.cache_files:
+        path = Path(file["filename"])
+        digest.update(f"{path}\0{path.stat().st_size}\0".encode())
+    return digest.hexdigest()
+
+
+def _count_rows(path: Path, name: str, digests: list[bytes]) -> int:
+    """Return the number of rows; where they have to be read for it in their order, hash the file on the way."""
+    kind = row_format(path)
+    if kind == "parquet":
+        return num_parquet_rows(path, name)
+    if kind == "arrow":
+        return sum(1 for _ in arrow_rows(path, name))
+    with buffered(BlockFile(path, name, digests, is_known=False)) as stream:
+        return sum(1 for _ in _checked(_text_rows(stream, path, name, _no_note), path, name))
+
+
+def _sample(source: Source, sample: RowLimit, total: int, seed: int) -> frozenset[int]:
+    """Return the indices whose hashes with seed are smallest: the same on every machine, in any Python."""
+    key, size = seed.to_bytes(8, "big", signed=True), sample.size(total)
     if 0 < total < size:
         raise UsageError(
             f"{source.text!r} asks for {size} rows, and there are {total}",
             hint=f"leave out :{size} to take all",
         )
-    chosen = {-index for _, index in heap}
-    return (record for index, record in enumerate(read()) if index in chosen)
+
+    def rank(index: int) -> tuple[bytes, int]:
+        return hashlib.blake2b(index.to_bytes(8, "big"), digest_size=8, key=key).digest(), index
+
+    return frozenset(heapq.nsmallest(size, range(total), key=rank))
 
 
-def _reader(source: Source, note: Note) -> Callable[[], Iterator[RawRecord]]:
-    """Return a function that reads all rows, each time from the start. Notes come the first time only."""
+def _all_records(source: Source, known: Fingerprint | None, note: Note) -> Iterator[RawRecord]:
+    """Yield all rows, in their order."""
     if source.kind is SourceKind.HUB:
         from sftcli.data.reading.hub_rows import load_split, split_rows
 
         name = f"{source.name}@{source.split}" if source.split else source.name
-        read = split_rows(load_split(source, note), name)
-        return lambda: _as_records(read(), name)
-    said = set[str]()
-
-    def note_once(text: str) -> None:
-        if text not in said:
-            said.add(text)
-            note(text)
-
-    def read_files() -> Iterator[RawRecord]:
-        for path in source.files:
-            name = source.label(path)
-            yield from _as_records(_file_rows(path, name, note_once), name)
-
-    return read_files
+        split = load_split(source, note)
+        if known is not None and _hub_content(source, split) != known.content:
+            raise changed_error(name)
+        yield from _as_records(split_rows(split, name)(), name)
+        return
+    for path in source.files:
+        name = source.label(path)
+        blocks = None if known is None else known.blocks[path]
+        yield from _as_records(_checked(_file_rows(path, name, blocks, note), path, name), name)
 
 
 def _as_records(rows: Iterable[Row], name: str) -> Iterator[RawRecord]:
@@ -145,11 +171,11 @@ def _as_records(rows: Iterable[Row], name: str) -> Iterator[RawRecord]:
         yield RawRecord(fields=fields, origin=Origin(path=name, line=line))
 
 
-def _file_rows(path: Path, name: str, note: Note) -> Iterator[Row]:
+def _checked(rows: Iterator[Row], path: Path, name: str) -> Iterator[Row]:
     """Yield the rows of one file, and fail if it is not the same file at the end as at the start."""
     try:
         before = _identity(path)
-        yield from _rows_by_format(path, name, note)
+        yield from rows
         after = _identity(path)
     except (EOFError, BadGzipFile, zlib.error) as error:
         raise _damaged(path, name, error) from None
@@ -164,21 +190,33 @@ def _file_rows(path: Path, name: str, note: Note) -> Iterator[Row]:
         )
 
 
-def _rows_by_format(path: Path, name: str, note: Note) -> Iterator[Row]:
-    kind = row_format(path)
-    if kind == "parquet":
-        yield from parquet_rows(path, name)
-    elif kind == "arrow":
-        yield from arrow_rows(path, name)
+def _file_rows(path: Path, name: str, blocks: list[bytes] | None, note: Note) -> Iterator[Row]:
+    """Yield the rows of one file, whose bytes have to be those of ``blocks``."""
+    with (
+        path.open("rb")
+        if blocks is None
+        else buffered(BlockFile(path, name, blocks, is_known=True)) as stream
+    ):
+        kind = row_format(path)
+        if kind == "parquet":
+            yield from parquet_rows(stream, name)
+        elif kind == "arrow":  # mapped, since one batch may be all of the file
+            yield from arrow_rows(path, name)
+        else:
+            yield from _text_rows(stream, path, name, note)
+        if (
+            blocks is not None and kind != "parquet"
+        ):  # which is read here and there, and looked at where it is read
+            stream.seek(0 if kind == "arrow" else stream.tell())
+            deque(iter(lambda: stream.read(BLOCK_BYTES), b""), maxlen=0)
+
+
+def _text_rows(stream: BufferedReader, path: Path, name: str, note: Note) -> Iterator[Row]:
+    text, kind = unpacked(stream, path), row_format(path)
+    if kind in ("csv", "tsv"):
+        yield from csv_rows(text, name, note, delimiter="\t" if kind == "tsv" else ",")
     else:
-        stream = open_bytes(path)
-        try:
-            if kind in ("csv", "tsv"):
-                yield from csv_rows(stream, name, note, delimiter="\t" if kind == "tsv" else ",")
-            else:
-                yield from json_rows(stream, name, note)
-        finally:
-            stream.close()
+        yield from json_rows(text, name, note)
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

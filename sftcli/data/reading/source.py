@@ -31,6 +31,7 @@ FORMATS = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
+JSON_LINES = (".jsonl", ".ndjson")
 COMPRESSIONS = (".gz", ".zst")
 STDIN = "-"
 _PRESET = "preset:"

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from itertools import chain, product
 from pathlib import Path
 
@@ -59,14 +60,25 @@ def _check_header(header: list[str], delimiter: str, name: str) -> None:
         raise data_error(f"column {header.index('') + 1} has no name in the header", name, 1)
 
 
-def parquet_rows(path: Path, name: str) -> Iterator[Row]:
+def parquet_rows(stream: BufferedReader, name: str) -> Iterator[Row]:
     """Yield the rows of a Parquet file with their numbers, batch by batch."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(stream) as file:
             yield from numbered(chain.from_iterable(_dicts(file.iter_batches(_BATCH_ROWS))), name)
+    except pyarrow.ArrowException as error:
+        raise _damaged("Parquet", error, name) from None
+
+
+def num_parquet_rows(path: Path, name: str) -> int:
+    """Return the number of rows that a Parquet file says it has."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return int(parquet.read_metadata(path).num_rows)
     except pyarrow.ArrowException as error:
         raise _damaged("Parquet", error, name) from None
 

@@ -7,15 +7,20 @@ A text is a slot of its shape: a content, the thinking inside one, or a string i
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import lru_cache
 from itertools import chain, repeat
 
+from sftcli.config.schema.data import Thinking
 from sftcli.data.conversations.messages import Conversation, Message, Role
 
 # An answer that thinks first. White space around the tags belongs to the shape, because templates write their own.
 _THOUGHT = re.compile(r"(\s*<think>\s*)(.*?)(\s*</think>\s*)(.*)", re.DOTALL)
+_CLOSED_THOUGHT = re.compile(r"(\s*(?:<think>\s*)?)(.*?)(\s*</think>\s*)(.*)", re.DOTALL)
+_OPENING, CLOSING = "<think>\n", "\n</think>\n\n"
+# Under which of these a template takes the thinking of a turn, the commonest first.
+THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _PLACE = "\U000f0002"  # stands for a slot inside the JSON of tool calls
 
 
@@ -26,15 +31,24 @@ class CallForm(Enum):
     TEXT = auto()  # of JSON
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a template is handed a row. ``thinking_key`` is "" where thinking stands in the content, between tags."""
+
+    calls: CallForm = CallForm.OBJECT
+    thinking_key: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """Where one text goes. ``turn`` counts from 0."""
+    """Where one text goes. ``turn`` counts from 0. Of a trained turn, thinking may have no loss."""
 
     turn: int
     role: Role
     trained: bool
     is_argument: bool = False  # inside a tool call, where templates may write it as JSON
     is_thought: bool = False
+    has_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +58,7 @@ class TurnShape:
     role: Role
     trained: bool
     content: tuple[str | None, ...]
+    thinking_key: str
     tool_calls: str
     num_arguments: int
     name: str
@@ -56,22 +71,25 @@ class ConversationShape:
 
     turns: tuple[TurnShape, ...]
     tools: str
+    variables: str = ""
 
-    def slots(self) -> tuple[Slot, ...]:
-        """Return the slots in the order of their texts."""
+    def slots(self, thinking: Thinking = Thinking.TRAIN) -> tuple[Slot, ...]:
+        """Return the slots in the order of their texts; ``thinking`` says whether thinking has loss."""
         slots: list[Slot] = []
         for index, turn in enumerate(self.turns):
+            content = Slot(turn=index, role=turn.role, trained=turn.trained, has_loss=turn.trained)
+            thought = replace(content, is_thought=True, has_loss=turn.trained and thinking is Thinking.TRAIN)
             count = turn.content.count(None)
-            for number in range(count):
-                thought = number < count - 1 or turn.content[-1] is not None
-                slots.append(Slot(turn=index, role=turn.role, trained=turn.trained, is_thought=thought))
-            argument = Slot(turn=index, role=turn.role, trained=turn.trained, is_argument=True)
-            slots += [argument] * turn.num_arguments
+            is_thought = [number < count - 1 or turn.content[-1] is not None for number in range(count)]
+            slots += [thought] if turn.thinking_key else []
+            slots += [thought if is_so else content for is_so in is_thought]
+            slots += [replace(content, is_argument=True)] * turn.num_arguments
         return tuple(slots)
 
     def literals(self) -> Iterator[str]:
-        """Return what came from the row and is no slot: names, ids, keys and the tool list."""
+        """Return what came from the row and is no slot: names, ids, keys, variables and the tool list."""
         yield self.tools
+        yield self.variables
         for turn in self.turns:
             yield from (turn.tool_calls, turn.name, turn.tool_call_id)
 
@@ -84,6 +102,11 @@ class ConversationShape:
         """Return the tools as the template wants them."""
         return list(json.loads(self.tools)) if self.tools else None
 
+    def variable_values(self) -> dict[str, object]:
+        """Return what the row sets for the template."""
+        values: dict[str, object] = json.loads(self.variables) if self.variables else {}
+        return values
+
     def messages(self, texts: Sequence[str]) -> list[dict[str, object]]:
         """Return the messages for the template with ``texts`` in the slots."""
         source = iter(texts)
@@ -91,20 +114,42 @@ class ConversationShape:
 
 
 def take_apart(
-    conversation: Conversation, *, thinks: bool, form: CallForm = CallForm.OBJECT
+    conversation: Conversation, *, thinks: bool, form: Form, thinking: Thinking = Thinking.TRAIN
 ) -> tuple[ConversationShape, list[str]]:
     """Return the shape of ``conversation`` and its texts.
 
     Args:
         conversation: A row.
-        thinks: Whether the template knows thinking, so that it may take it out of a content.
-        form: Of the arguments in its tool calls.
+        thinks: Whether the template knows ``</think>``, so that it may take thinking out of a content.
+        form: In which the template is handed the row.
+        thinking: Whether there is any: with ``drop`` there is none.
     """
     texts: list[str] = []
     turns = tuple(
-        [_turn_shape(message, texts, thinks=thinks, form=form) for message in conversation.messages]
+        [
+            _turn_shape(message, texts, thinks=thinks, form=form, drops=thinking is Thinking.DROP)
+            for message in conversation.messages
+        ]
     )
-    return ConversationShape(turns, conversation.tools), texts
+    return ConversationShape(turns, conversation.tools, conversation.variables), texts
+
+
+def find_thinking(message: Message, *, thinks: bool) -> tuple[str, str, str, str] | None:
+    """Return the thinking of an answer with what opens and closes it and what follows it; None where it has none.
+
+    A content that closes a thought and opens none begins inside one, for a template that knows such tags (``thinks``).
+    """
+    if message.role != "assistant":
+        return None
+    if message.thinking:
+        return _OPENING, message.thinking, CLOSING, message.content
+    if "</think>" not in message.content:
+        return None
+    found = (_CLOSED_THOUGHT if thinks else _THOUGHT).fullmatch(message.content)
+    if found is None:
+        return None
+    opening, thought, closing, answer = found.groups()
+    return opening, thought, closing, answer
 
 
 def arguments_of(message: Mapping[str, object]) -> list[object]:
@@ -114,19 +159,20 @@ def arguments_of(message: Mapping[str, object]) -> list[object]:
     return [call["function"].get("arguments") for call in calls]
 
 
-def _turn_shape(message: Message, texts: list[str], *, thinks: bool, form: CallForm) -> TurnShape:
-    content = _content_shape(message, texts, thinks=thinks)
+def _turn_shape(message: Message, texts: list[str], *, thinks: bool, form: Form, drops: bool) -> TurnShape:
+    key, content = _content_shape(message, texts, thinks=thinks, key=form.thinking_key, drops=drops)
     if not (message.tool_calls or message.name or message.tool_call_id):
-        return _plain_turn(message.role, message.trained, content)
+        return _plain_turn(message.role, message.trained, content, key)
     before, calls = len(texts), ""
     if message.tool_calls:
-        made = _calls_as_text(message) if form is CallForm.TEXT else json.loads(message.tool_calls)
+        made = _calls_as_text(message) if form.calls is CallForm.TEXT else json.loads(message.tool_calls)
         lifted = _replace_strings(made, lambda text: _lift(text, texts))
         calls = json.dumps(lifted, ensure_ascii=False)
     return TurnShape(
         role=message.role,
         trained=message.trained,
         content=content,
+        thinking_key=key,
         tool_calls=calls,
         num_arguments=len(texts) - before,
         name=message.name,
@@ -135,22 +181,40 @@ def _turn_shape(message: Message, texts: list[str], *, thinks: bool, form: CallF
 
 
 @lru_cache(maxsize=256)
-def _plain_turn(role: Role, trained: bool, content: tuple[str | None, ...]) -> TurnShape:
+def _plain_turn(role: Role, trained: bool, content: tuple[str | None, ...], key: str) -> TurnShape:
     return TurnShape(
-        role=role, trained=trained, content=content, tool_calls="", num_arguments=0, name="", tool_call_id=""
+        role=role,
+        trained=trained,
+        content=content,
+        thinking_key=key,
+        tool_calls="",
+        num_arguments=0,
+        name="",
+        tool_call_id="",
     )
 
 
-def _content_shape(message: Message, texts: list[str], *, thinks: bool) -> tuple[str | None, ...]:
-    if not message.content:
+def _content_shape(
+    message: Message, texts: list[str], *, thinks: bool, key: str, drops: bool
+) -> tuple[str, tuple[str | None, ...]]:
+    """Return the key that has the thinking, "" for none, and the content; the texts of both go to ``texts``."""
+    found = find_thinking(message, thinks=thinks)
+    if found is None:
+        return "", _slot(message.content, texts)
+    opening, thought, closing, answer = found
+    if drops:
+        return "", _slot(answer, texts)
+    if key and thought:
+        texts.append(thought)
+        return key, _slot(answer, texts)
+    texts += [text for text in (thought.strip(), answer) if text]
+    return "", (opening, *((None,) if thought else ()), closing, *((None,) if answer else ()))
+
+
+def _slot(text: str, texts: list[str]) -> tuple[str | None, ...]:
+    if not text:
         return ("",)
-    if thinks and message.role == "assistant" and "</think>" in message.content:
-        found = _THOUGHT.fullmatch(message.content)
-        if found is not None:
-            opening, thought, closing, answer = found.groups()
-            texts += [text for text in (thought, answer) if text]
-            return (opening, *((None,) if thought else ()), closing, *((None,) if answer else ()))
-    texts.append(message.content)
+    texts.append(text)
     return (None,)
 
 
@@ -203,8 +267,10 @@ def _replace_leaves(value: object, replace: Callable[[str], str]) -> object:
 
 
 def _message(turn: TurnShape, texts: Iterator[str]) -> dict[str, object]:
-    content = "".join([next(texts) if piece is None else piece for piece in turn.content])
-    message: dict[str, object] = {"role": turn.role, "content": content}
+    message: dict[str, object] = {"role": turn.role}
+    if turn.thinking_key:
+        message[turn.thinking_key] = next(texts)
+    message["content"] = "".join([next(texts) if part is None else part for part in turn.content])
     if turn.tool_calls:
         calls = json.loads(turn.tool_calls)
         message["tool_calls"] = _replace_strings(calls, lambda _place: next(texts))

@@ -1,8 +1,10 @@
 """A row on its way to tokens: its text is proved (P1, P2) and cut into segments, which wait for their ids."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
+from sftcli.config.schema.data import Thinking
 from sftcli.data.conversations.messages import (
     Conversation,
     Message,
@@ -15,7 +17,15 @@ from sftcli.data.conversations.remedies import NO_SYSTEM, SURROGATE, TRAIN_LAST
 from sftcli.data.example import RowFlag
 from sftcli.data.quality.encoding import find_trouble
 from sftcli.data.reading.record import Origin
-from sftcli.data.rendering.conversation_shape import CallForm, ConversationShape, take_apart
+from sftcli.data.rendering.conversation_shape import (
+    THINKING_KEYS,
+    CallForm,
+    ConversationShape,
+    Form,
+    find_thinking,
+    take_apart,
+)
+from sftcli.data.rendering.markers import fill, render
 from sftcli.data.rendering.proofs import prove_prompt, text_fault
 from sftcli.data.rendering.segments import ControlFinder, Segment
 from sftcli.data.rendering.template_layout import (
@@ -24,7 +34,6 @@ from sftcli.data.rendering.template_layout import (
     allow_control_tokens_of,
     build_layout,
     check_calls,
-    fill,
 )
 from sftcli.data.rendering.tokenizer import ChatTokenizer, Reading
 from sftcli.errors import DataError
@@ -59,6 +68,7 @@ class Draft:
     texts: Sequence[str]
     spans: Sequence[TrainedSpan]
     num_turns: int
+    thoughts: frozenset[int]  # slots of thinking
     has_markup: bool  # in a content
     flags: frozenset[RowFlag]
     ids: list[Sequence[int]]
@@ -78,6 +88,19 @@ class Draft:
         """Return the text of a segment."""
         return fill(self.segments[index].parts, self.texts)
 
+    def count_thinking(self) -> int:
+        """Return how many tokens with loss are thinking: by its share of the characters where a token may be of both."""
+        if not self.thoughts:
+            return 0
+        count = 0.0
+        for segment, ids in zip(self.segments, self.ids, strict=True):
+            slots = [part for part in segment.parts if isinstance(part, int)]
+            if segment.turn is not None and not self.thoughts.isdisjoint(slots):
+                sizes = {slot: len(self.texts[slot]) for slot in slots}
+                own = sum(size for slot, size in sizes.items() if slot in self.thoughts)
+                count += len(ids) * own / max(1, sum(sizes.values()))
+        return round(count)
+
     def span_ids(self, span: TrainedSpan) -> list[int]:
         """Return the ids of a span."""
         return [token for part in self.ids[span.begin : span.end] for token in part]
@@ -86,11 +109,18 @@ class Draft:
 class Drafter:
     """Makes drafts, and keeps what it learned about shapes for the next rows."""
 
-    def __init__(self, tokenizer: ChatTokenizer, allow_control_tokens: frozenset[Role] = frozenset()) -> None:
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        allow_control_tokens: frozenset[Role] = frozenset(),
+        thinking: Thinking = Thinking.TRAIN,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._thinking = thinking
         self._free_roles = allow_control_tokens
         self._controls = ControlFinder(tokenizer.control_texts)
         self._thinks = tokenizer.mentions("</think>")
+        self._thinking_keys = tuple(key for key in THINKING_KEYS if _reads(tokenizer, key))
         self._layouts: dict[tuple[ConversationShape, bool], TemplateLayout | RowFaultError] = {}
 
     def draft(self, row: Conversation | PlainText) -> Draft:
@@ -101,24 +131,29 @@ class Drafter:
         """
         if isinstance(row, PlainText):
             return self._draft_text(row)
-        return _first_accepted(_forms(row), lambda form: self._draft_conversation(row, form))
+        return _first_accepted(self._forms(row), lambda form: self._draft_conversation(row, form))
 
-    def _draft_conversation(self, row: Conversation, form: CallForm) -> Draft:
-        shape, texts = take_apart(row, thinks=self._thinks, form=form)
+    def _draft_conversation(self, row: Conversation, form: Form) -> Draft:
+        shape, texts = take_apart(row, thinks=self._thinks, form=form, thinking=self._thinking)
         layout = self._layout(shape, asks=False)
-        messages, tools = shape.messages(texts), shape.tool_list()
 
         def ask(turn: int) -> str:
-            return self._tokenizer.render(messages[:turn], tools=tools, add_generation_prompt=True)
+            return self._render(shape, texts, num_turns=turn, asks=True)
 
-        rendered = self._rendered(messages, tools, asks=False)
+        rendered = self._rendered(shape, texts, asks=False)
         filled = _agreeing(layout, texts, rendered)
+        if layout.is_joined:
+            filled = layout.with_own_stripped(filled)
+            rendered = fill(layout.parts, filled)
         spans = [self._prove_prompt(ask, filled, rendered, layout, span) for span in layout.spans]
         draft = self._finish(row.origin, layout, texts, filled, spans)
-        if self._thinks and any(_is_respaced(message, rendered) for message in row.messages):
+        if self._thinks and any(_is_respaced(row.messages[span.turn], span.behind) for span in spans):
             draft.flags |= {RowFlag.THOUGHT_SPACED}
         if row.num_cut:
             draft.flags |= {RowFlag.TRAILING_TURNS}
+        is_written = not form.thinking_key and not self._thinks and self._thinking is not Thinking.DROP
+        if is_written and any(message.thinking for message in row.messages):
+            draft.flags |= {RowFlag.THOUGHT_WRITTEN}
         return draft
 
     def draft_prompt(self, messages: tuple[Message, ...], *, tools: str) -> Draft:
@@ -129,7 +164,7 @@ class Drafter:
         """
         asked = tuple(replace(message, trained=False) for message in messages)
         row = Conversation(messages=asked, origin=NOWHERE, tools=tools)
-        forms = _forms(row)
+        forms = self._forms(row)
         try:
             return _first_accepted(forms, lambda form: self._draft_asking(row, form))
         except RowFaultError as fault:
@@ -142,23 +177,23 @@ class Drafter:
         except RowFaultError:
             raise why from None
 
-    def _draft_asking(self, row: Conversation, form: CallForm) -> Draft:
+    def _draft_asking(self, row: Conversation, form: Form) -> Draft:
         shape, texts = take_apart(row, thinks=self._thinks, form=form)
-        rendered = self._rendered(shape.messages(texts), shape.tool_list(), asks=True)
+        rendered = self._rendered(shape, texts, asks=True)
         layout = self._layout(shape, asks=True)
         filled = _agreeing(layout, texts, rendered)
         return self._finish(NOWHERE, layout, texts, filled, [])
 
-    def _draft_as_is(self, row: Conversation, form: CallForm) -> Draft:
+    def _draft_as_is(self, row: Conversation, form: Form) -> Draft:
         shape, texts = take_apart(row, thinks=self._thinks, form=form)
-        rendered = self._rendered(shape.messages(texts), shape.tool_list(), asks=True)
+        rendered = self._rendered(shape, texts, asks=True)
         check_calls(shape, texts, rendered)
         (ids,) = self._tokenizer.encode_many([rendered], reading="template")
         segment = Segment(parts=(rendered,), ids=tuple(ids), turn=None)
         return _draft(NOWHERE, [segment], [], [], has_markup=False, flags=frozenset())
 
     def _holds_controls(self, row: Conversation) -> bool:
-        shape, texts = take_apart(row, thinks=self._thinks)
+        shape, texts = take_apart(row, thinks=self._thinks, form=Form())
         return any(self._controls.search(text) for text in (*texts, *shape.literals()))
 
     def _draft_text(self, row: PlainText) -> Draft:
@@ -195,7 +230,7 @@ class Drafter:
         known = self._layouts.get((shape, asks))
         if known is None:
             try:
-                known = build_layout(shape, self._tokenizer, self._controls, asks=asks)
+                known = self._build(shape, asks=asks)
                 if self._free_roles:
                     known = allow_control_tokens_of(known, self._free_roles)
             except RowFaultError as fault:
@@ -219,16 +254,33 @@ class Drafter:
 
     def _is_kept(self, shape: ConversationShape) -> bool:
         try:
-            build_layout(shape, self._tokenizer, self._controls)
+            self._build(shape)
         except RowFaultError:
             return False
         return True
 
-    def _rendered(
-        self, messages: Sequence[Mapping[str, object]], tools: Sequence[object] | None, *, asks: bool
+    def _build(self, shape: ConversationShape, *, asks: bool = False) -> TemplateLayout:
+        return build_layout(shape, self._tokenizer, self._controls, asks=asks, thinking=self._thinking)
+
+    def _forms(self, row: Conversation) -> Sequence[Form]:
+        """Return the forms in which ``row`` may be handed to the template, the likeliest first."""
+        calls = tuple(CallForm) if any(message.tool_calls for message in row.messages) else (CallForm.OBJECT,)
+        keys: tuple[str, ...] = ("",)
+        if self._thinking is not Thinking.DROP and self._thinking_keys:
+            if any(message.thinking for message in row.messages):
+                keys = (*self._thinking_keys, "") if self._thinks else self._thinking_keys
+            elif any(find_thinking(message, thinks=self._thinks) for message in row.messages):
+                keys = ("", *self._thinking_keys) if self._thinks else self._thinking_keys
+        return tuple(Form(call, key) for key, call in product(keys, calls))
+
+    def _render(
+        self, shape: ConversationShape, texts: Sequence[str], *, num_turns: int | None = None, asks: bool
     ) -> str:
+        return render(shape, texts, self._tokenizer, num_turns=num_turns, asks=asks)
+
+    def _rendered(self, shape: ConversationShape, texts: Sequence[str], *, asks: bool) -> str:
         try:
-            rendered = self._tokenizer.render(messages, tools=tools, add_generation_prompt=asks)
+            rendered = self._render(shape, texts, asks=asks)
         except DataError as error:
             raise RowFaultError(RejectReason.TEMPLATE_REFUSED, error.message) from error
         _check_encodable(rendered)
@@ -250,7 +302,7 @@ class Drafter:
             except DataError as error:
                 raise RowFaultError(RejectReason.SPAN_UNPROVABLE, error.message) from error
         prove_prompt(prompt, rendered, turn=span.turn)
-        behind = rendered[len(prompt) :]
+        behind = rendered[len(prompt) if span.lead == span.prompt else len(fill(span.lead, filled)) :]
         if layout.stop_appended and span is layout.spans[-1]:
             behind += self._tokenizer.eos_text
         contents = [filled[slot] for slot in span.slots]
@@ -287,7 +339,13 @@ class Drafter:
         if filled != texts and any(len(new) < len(old) for new, old in zip(filled, texts, strict=True)):
             flags.add(RowFlag.STRIPPED)
         flags |= layout.flags | find_trouble(texts)
-        return _draft(origin, layout.segments, filled, spans, has_markup=markup, flags=frozenset(flags))
+        draft = _draft(origin, layout.segments, filled, spans, has_markup=markup, flags=frozenset(flags))
+        draft.thoughts = frozenset(
+            index for index, slot in enumerate(layout.slots) if slot.is_thought and slot.trained
+        )
+        if draft.thoughts:
+            draft.flags |= {RowFlag.THINKING}
+        return draft
 
 
 def _draft(
@@ -305,18 +363,19 @@ def _draft(
         texts=texts,
         spans=spans,
         num_turns=len(spans),
+        thoughts=frozenset(),
         has_markup=has_markup,
         flags=flags,
         ids=[segment.ids or () for segment in segments],
     )
 
 
-def _forms(row: Conversation) -> Sequence[CallForm]:
-    """Return the forms in which ``row`` may be handed to a template, the usual one first."""
-    return tuple(CallForm) if any(message.tool_calls for message in row.messages) else (CallForm.OBJECT,)
+def _reads(tokenizer: ChatTokenizer, key: str) -> bool:
+    """Return whether the template looks for a message's ``key``."""
+    return any(tokenizer.mentions(text) for text in (f".{key}", f"'{key}'", f'"{key}"'))
 
 
-def _first_accepted(forms: Sequence[CallForm], draft: Callable[[CallForm], Draft]) -> Draft:
+def _first_accepted(forms: Sequence[Form], draft: Callable[[Form], Draft]) -> Draft:
     """Return the draft in the first of ``forms`` that holds; where none does, say what is wrong with the one that came furthest."""
     faults = []
     for form in forms:
@@ -340,17 +399,17 @@ def _without_system(shape: ConversationShape) -> ConversationShape | None:
     return replace(shape, turns=shape.turns[1:]) if has_system else None
 
 
-def _is_respaced(message: Message, rendered: str) -> bool:
-    """Return whether a trained answer that thinks stands in the text otherwise than in the row, which P1 allows for spaces."""
-    return message.trained and "</think>" in message.content and message.content.strip() not in rendered
+def _is_respaced(message: Message, text: str) -> bool:
+    """Return whether an answer that thinks stands in its ``text`` otherwise than in the row, which P1 allows for spaces."""
+    return "</think>" in message.content and message.content.strip() not in text
 
 
 def _agreeing(layout: TemplateLayout, texts: Sequence[str], rendered: str) -> Sequence[str]:
     """Prove P1: return what stands in the slots so that the text is the real rendering."""
     for filled in layout.fillings(texts):
-        if fill(layout.parts, filled) == rendered:
+        if fill(layout.shown, filled) == rendered:
             return filled
-    raise text_fault(rendered, fill(layout.parts, texts))
+    raise text_fault(rendered, fill(layout.shown, texts))
 
 
 def _check_encodable(text: str) -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from sftcli.data.conversations.messages import Conversation, PlainText, Rejected
 from sftcli.data.example import Example
 from sftcli.data.quality.audit import SupervisionAudit
-from sftcli.data.rendering.render import Renderer
+from sftcli.data.rendering.render import Renderer, row_batches
 from sftcli.data.rendering.tokenizer import ChatTokenizer
 from sftcli.errors import DataError, Location
 
@@ -51,7 +52,8 @@ class PlainTextShare:
         Raises:
             DataError: One of them is a conversation.
         """
-        for result in self._renderer.render_all(map(_plain, rows)):
+        rendered = self._renderer.render_all(row_batches(map(_plain, rows)))
+        for result in chain.from_iterable(batch.results for batch in rendered):
             self._texts += 1
             if not isinstance(result, Example):
                 self._audit.add(result, source=source)

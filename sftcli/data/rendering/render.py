@@ -14,6 +14,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+from sftcli.config.schema.data import Thinking, TrainOn
 from sftcli.data.conversations.messages import (
     Conversation,
     Message,
@@ -80,6 +81,33 @@ COUNTED_CHARS = (
 TOKENS_PER_CHARACTER = 4
 
 
+# Why a template may not take a row whose answers are all trained, and take each of them.
+SEPARABLE = frozenset(
+    (
+        RejectReason.TEMPLATE_DROPS,
+        RejectReason.TEMPLATE_REWRITES,
+        RejectReason.SPAN_UNPROVABLE,
+        RejectReason.NO_STOP_TOKEN,
+    )
+)
+
+
+def separate_answers(row: Conversation) -> list[Conversation]:
+    """Return a conversation for each trained answer of ``row``, which ends with it and trains it alone; none for a single one."""
+    turns = [index for index, message in enumerate(row.messages) if message.trained]
+    if len(turns) < 2:
+        return []
+    context = [replace(message, trained=False) if message.trained else message for message in row.messages]
+    return [
+        replace(
+            row,
+            messages=(*context[:turn], row.messages[turn]),
+            num_cut=row.num_cut if turn == turns[-1] else 0,
+        )
+        for turn in turns
+    ]
+
+
 class Renderer:
     """Turns rows into examples.
 
@@ -88,6 +116,9 @@ class Renderer:
         max_tokens: Rows with more tokens are rejected.
         cuts: Whether they are cut instead, where something to train on is left.
         allow_control_tokens: Whose contents may write control tokens.
+        train_on: With ``each`` a row becomes an example for each of its trained answers; so it does else where its template
+            lets no other way.
+        thinking: Whether there is any, and whether it has loss.
     """
 
     def __init__(
@@ -97,37 +128,64 @@ class Renderer:
         max_tokens: int,
         cuts: bool = False,
         allow_control_tokens: frozenset[Role] = frozenset(),
+        train_on: TrainOn = TrainOn.ALL,
+        thinking: Thinking = Thinking.TRAIN,
     ) -> None:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._cuts = cuts
-        self._drafter = Drafter(tokenizer, allow_control_tokens)
+        self._drafter = Drafter(tokenizer, allow_control_tokens, thinking)
+        self._trains_each = train_on is TrainOn.EACH
         self._forbidden = np.zeros(tokenizer.vocab_size, dtype=np.uint8)
         self._forbidden[list(tokenizer.markup_ids)] = Places.OTHERS
         self._forbidden[list(tokenizer.control_ids)] = Places.ANSWERS | Places.OTHERS
 
-    def render_all(self, rows: Iterable[Row]) -> Iterator[Example | Rejected]:
-        """Yield an example or a rejection for every row, in order; what was rejected before passes through.
+    def render_all(self, batches: Iterable[Sequence[Row]]) -> Iterator["RenderedRows"]:
+        """Yield what became of each batch, in order; what was rejected before passes through.
 
-        Rows are tokenized many at a time, in a thread of its own: the tokenizer works on all cores without Python's
-        lock, meanwhile the next rows are drafted and the last ones proved. Memory does not grow with their number.
+        A row whose answers are trained one by one gives several examples.
+        A batch is tokenized in a thread of its own: the tokenizer works on all cores without Python's lock, meanwhile the
+        next rows are drafted and the last ones proved. Memory does not grow with their number.
         """
         with ThreadPoolExecutor(1) as background:
             running: Future[_Batch] | None = None
-            for rows_of_batch in row_batches(rows):
-                following = background.submit(self._tokenize, self._draft_batch(rows_of_batch))
+            for rows in batches:
+                following = background.submit(self._tokenize, self._draft_batch(rows))
                 if running:
-                    yield from self._finish_batch(running.result())
+                    yield self._finish_batch(running.result())
                 running = following
             if running:
-                yield from self._finish_batch(running.result())
+                yield self._finish_batch(running.result())
+
+    def render_batch(self, rows: Sequence[Row]) -> "RenderedRows":
+        """Return what becomes of ``rows``, in this thread."""
+        return self._finish_batch(self._tokenize(self._draft_batch(rows)))
 
     def render_example(self, row: Conversation | PlainText) -> Example | Rejected:
-        """Return the example of one row, or why there is none."""
-        return next(self._finish_batch(self._tokenize(self._draft_batch([row]))))
+        """Return the example of one row, the first where it gives several, or why there is none."""
+        return self.render_batch([row]).results[0]
 
     def _draft_batch(self, rows: Sequence[Row]) -> "_Batch":
-        return _Batch(rows=rows, drafts=[self._draft(row) for row in rows])
+        pairs = [pair for row in rows for pair in self._drafts(row)]
+        return _Batch(rows=[row for row, _ in pairs], drafts=[draft for _, draft in pairs])
+
+    def _drafts(self, row: Row) -> list[tuple[Row, Draft | Rejected]]:
+        """Return ``row`` with its draft; or the rows that it becomes with theirs, one for each trained answer."""
+        parts = separate_answers(row) if isinstance(row, Conversation) else []
+        if not parts:
+            return [(row, self._draft(row))]
+        whole = None if self._trains_each else self._draft(row)
+        if isinstance(whole, Draft) or (whole and whole.reason not in SEPARABLE):
+            return [(row, whole)]
+        pairs: list[tuple[Row, Draft | Rejected]] = []
+        for part in parts:
+            draft = self._draft(part)
+            if isinstance(draft, Draft):
+                draft.flags |= {RowFlag.SPLIT_TURNS}
+            elif whole:
+                return [(row, whole)]  # not all of its answers can be trained
+            pairs.append((part, draft))
+        return pairs
 
     def _draft(self, row: Row) -> Draft | Rejected:
         if isinstance(row, Rejected):
@@ -165,26 +223,34 @@ class Renderer:
             spans=list(zip(spans, self._tokenizer.decode_many(spans), strict=True)),
         )
 
-    def _finish_batch(self, batch: "_Batch") -> Iterator[Example | Rejected]:
-        for row, result in zip(batch.rows, self._made(batch), strict=True):
-            if isinstance(result, Made):
+    def _finish_batch(self, batch: "_Batch") -> "RenderedRows":
+        results: list[Example | Rejected] = []
+        for row, made in zip(batch.rows, self._made(batch), strict=True):
+            if isinstance(made, Made):
                 assert not isinstance(row, Rejected)  # nothing is made of one
-                yield self._fit(row, result)
+                results.append(self._fit(row, made))
             else:
-                yield result
+                results.append(made)
+        return RenderedRows(rows=batch.rows, results=results)
 
     def _made(self, batch: "_Batch") -> Iterator[Made | Rejected]:
         spans, begin = iter(batch.spans), 0
-        for draft in batch.drafts:
+        for row, draft in zip(batch.rows, batch.drafts, strict=True):
             if not isinstance(draft, Draft):
                 yield draft
                 continue
             end = begin + draft.num_tokens
-            yield self._finish(batch, draft, slice(begin, end), [next(spans) for _ in draft.spans])
+            score = row.score if isinstance(row, Conversation) else None
+            yield self._finish(batch, draft, slice(begin, end), [next(spans) for _ in draft.spans], score)
             begin = end
 
     def _finish(
-        self, batch: "_Batch", draft: Draft, place: slice, spans: Sequence[tuple[Sequence[int], str]]
+        self,
+        batch: "_Batch",
+        draft: Draft,
+        place: slice,
+        spans: Sequence[tuple[Sequence[int], str]],
+        score: float | None,
     ) -> Made | Rejected:
         """Prove what was made of the row at ``place`` of the tokens, and return it, however long it is."""
         try:
@@ -199,7 +265,9 @@ class Renderer:
             origin=draft.origin,
             kind="conversation" if draft.num_turns else "text",
             num_trained_turns=draft.num_turns,
+            thinking_tokens=draft.count_thinking(),
             flags=flags,
+            score=score,
         )
         return Made(draft=draft, example=example)
 
@@ -275,6 +343,14 @@ class Renderer:
                 contents = [self._tokenizer.normalize(content) for content in contents]
                 return text, normal, contents, frozenset({RowFlag.NORMALIZED})
         return text, behind, contents, frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedRows:
+    """Rows, and an example or a rejection for each of them."""
+
+    rows: Sequence[Row]
+    results: Sequence[Example | Rejected]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

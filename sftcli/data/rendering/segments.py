@@ -57,9 +57,9 @@ class ControlFinder:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The place where generation would start turn ``turn``."""
+    """A place that no token may straddle: generation would start there. ``turn`` is trained from there on, where it is one."""
 
-    turn: int
+    turn: int | None = None
 
 
 class Places(IntFlag):
@@ -111,7 +111,7 @@ def cut_into_segments(
     cutter = _Cutter(slots, tokenizer)
     for part in parts:
         if isinstance(part, Cut):
-            cutter.start_turn(part.turn)
+            cutter.cut(part.turn)
         elif isinstance(part, int):
             cutter.add_slot(part)
         else:
@@ -133,11 +133,13 @@ class _Cutter:
         self.passed: list[tuple[str, int]] = []  # control tokens behind its last slot
         self.swallows = False  # the last control token takes the white space behind it
 
-    def start_turn(self, turn: int) -> None:
+    def cut(self, turn: int | None) -> None:
         self._flush()
         self._check_closed()
+        if turn is None:
+            return
         self.turn, self.passed = turn, []
-        self.waiting = {index for index, slot in enumerate(self.slots) if slot.turn == turn}
+        self.waiting = {index for index, slot in enumerate(self.slots) if slot.turn == turn and slot.has_loss}
 
     def add_slot(self, slot: int) -> None:
         if self.turn is not None and not self.waiting:
@@ -180,13 +182,11 @@ class _Cutter:
         return tuple(self.segments), append
 
     def _pass_control(self, text: str, token: int) -> None:
-        """Close the turn at a stop token; tool calls may have other control tokens in front of it."""
+        """Close the turn at a stop token; a template may write other control tokens in front of it."""
         if token in self.tokenizer.stop_ids:
             self.turn = None
         elif token not in self.tokenizer.markup_ids:
             self.passed.append((text, token))
-            if not any(slot.is_argument for slot in self.slots if slot.turn == self.turn):
-                self._check_closed()
 
     def _check_closed(self) -> None:
         if self.turn is None:
@@ -197,7 +197,7 @@ class _Cutter:
         raise RowFaultError(
             RejectReason.NO_STOP_TOKEN,
             f"turn {self.turn + 1} ends in {passed!r}, at which generation does not stop",
-            remedy=name_stop_token(*self.passed[-1]),
+            remedy=name_stop_token(*self.passed[0]),
         )
 
     def _add_swallowed(self, space: str) -> None:

@@ -10,58 +10,20 @@ so no token can straddle a cut, and ids and mask are born segment by segment::
 """
 
 import json
-import re
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from sftcli.config.schema.data import Thinking
 from sftcli.data.conversations.messages import RejectReason, Role, RowFaultError
 from sftcli.data.example import RowFlag
 from sftcli.data.rendering.conversation_shape import ConversationShape, Slot, TurnShape, arguments_of
-from sftcli.data.rendering.segments import (
-    CONTEXT_CHARS,
-    ControlFinder,
-    Cut,
-    Segment,
-    cut_into_segments,
-    first_difference,
-)
+from sftcli.data.rendering.markers import Markers, fill, render
+from sftcli.data.rendering.prompts import Asked, find_asked, find_cuts
+from sftcli.data.rendering.segments import ControlFinder, Segment, cut_into_segments
 from sftcli.data.rendering.tokenizer import ChatTokenizer
 from sftcli.errors import DataError
 
-_DIGITS = "".join(chr(0xF0100 + digit) for digit in range(10))
-_END = "\U000f0110"
-
-
-class Markers:
-    """One text for each slot that no template and no row can hold by chance."""
-
-    def __init__(self, count: int) -> None:
-        nonce = "".join(chr(0xF1000 + secrets.randbelow(0x8000)) for _ in range(8))
-        self.texts = [nonce + "".join(_DIGITS[int(d)] for d in str(index)) + _END for index in range(count)]
-        self._pattern = re.compile(f"{nonce}([{_DIGITS}]+){_END}")
-
-    def split(self, text: str) -> list[str | int]:
-        """Return ``text`` as fixed strings, none empty, and slot numbers."""
-        parts: list[str | int] = []
-        for index, segment in enumerate(self._pattern.split(text)):
-            if index % 2:
-                parts.append(int("".join(str(_DIGITS.index(digit)) for digit in segment)))
-            elif segment:
-                parts.append(segment)
-        return parts
-
-    def split_at(self, text: str, cuts: Mapping[int, int]) -> list[str | int | Cut]:
-        """Return the same with cuts, given as offset in ``text`` -> turn, at their places."""
-        parts: list[str | int | Cut] = []
-        begin = 0
-        for offset, turn in sorted(cuts.items()):
-            parts += [*self.split(text[begin:offset]), Cut(turn)]
-            begin = offset
-        return parts + self.split(text[begin:])
-
-
-PADDING = "\n \n"
+PADDING = "\n\u2003\n"  # white space that no template writes
 Kept = tuple[str, str]  # what is left of the padding before and behind a text
 
 
@@ -91,9 +53,9 @@ def strip(text: str, kept: Kept) -> str:
     """Do to ``text`` what left ``kept`` of the padding."""
     before, behind = kept
     if before != PADDING:
-        text = text.lstrip("\n") if before.startswith(" ") else text.lstrip()
+        text = text.lstrip("\n") if before.startswith("\u2003") else text.lstrip()
     if behind != PADDING:
-        text = text.rstrip("\n") if behind.endswith(" ") else text.rstrip()
+        text = text.rstrip("\n") if behind.endswith("\u2003") else text.rstrip()
     return text
 
 
@@ -110,7 +72,7 @@ def _gaps(parts: Sequence[str | int]) -> list[str]:
 
 def _split_gap(gap: str, fixed: str, *, first: bool, last: bool) -> tuple[str, str]:
     """Return the white space at the start and the end of ``gap`` that is not in ``fixed``."""
-    choices = ("", " \n", "\n ", "\n", PADDING)
+    choices = ("", "\u2003\n", "\n\u2003", PADDING)
     for behind in ("",) if first else choices:
         for before in ("",) if last else choices:
             if behind + fixed + before == gap:
@@ -123,10 +85,14 @@ _SAMPLE = "Seven of 12"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """A trained turn: the text that asks for it, its segments, and the slots inside them."""
+    """A trained turn: the text that asks for it, the text in front of its loss, its segments, and the slots inside them.
+
+    ``lead`` is ``prompt``, and what generation would write in front of the answer where that has no loss.
+    """
 
     turn: int
     prompt: tuple[str | int, ...]
+    lead: tuple[str | int, ...]
     begin: int  # first segment
     end: int  # one behind the last segment
     slots: tuple[int, ...]
@@ -134,38 +100,59 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateLayout:
-    """The text of a shape, with slot numbers where texts go, and the same cut into segments."""
+    """The text of a shape, with slot numbers where texts go, and the same cut into segments.
+
+    ``shown`` is what the template makes of the conversation: the same but where the prompt of generation was put in front of the
+    answer. ``levels`` says how often a text is written as JSON: never, inside a JSON text, inside one in another.
+    """
 
     slots: tuple[Slot, ...]
+    shown: tuple[str | int, ...]
     parts: tuple[str | int, ...]
     segments: tuple[Segment, ...]
     spans: tuple[Span, ...]
     stop_appended: bool
     kept: tuple[Kept, ...]  # for each slot
+    levels: tuple[int, ...]  # for each slot
     flags: frozenset[RowFlag]
     control_token_slots: frozenset[int] = frozenset()  # what stands there may write control tokens
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the text is put together from a prompt and an answer."""
+        return self.shown != self.parts
 
     def fillings(self, texts: Sequence[str]) -> Iterator[list[str]]:
         """Yield what may stand in the slots for ``texts``: first as they are, then as templates change them."""
         plain = list(texts)
-        written = [
-            json.dumps(text, ensure_ascii=False)[1:-1] if slot.is_argument else text
-            for slot, text in zip(self.slots, texts, strict=True)
-        ]
+        written = [_as_json(text, level) for text, level in zip(texts, self.levels, strict=True)]
         for candidate in [written] if written == plain else [written, plain]:
             yield candidate
             stripped = [strip(text, kept) for text, kept in zip(candidate, self.kept, strict=True)]
             if stripped != candidate:
                 yield stripped
 
+    def with_own_stripped(self, filled: Sequence[str]) -> list[str]:
+        """Return ``filled`` without the white space around thinking that the template does not write, and this program does."""
+        return [
+            text.strip() if slot.is_thought and index not in self.shown else text
+            for index, (slot, text) in enumerate(zip(self.slots, filled, strict=True))
+        ]
 
-def fill(parts: Sequence[str | int], texts: Sequence[str]) -> str:
-    """Return ``parts`` with a text for every number."""
-    return "".join([texts[part] if isinstance(part, int) else part for part in parts])
+
+def _as_json(text: str, level: int) -> str:
+    for _ in range(level):
+        text = json.dumps(text, ensure_ascii=False)[1:-1]
+    return text
 
 
 def build_layout(
-    shape: ConversationShape, tokenizer: ChatTokenizer, controls: ControlFinder, *, asks: bool = False
+    shape: ConversationShape,
+    tokenizer: ChatTokenizer,
+    controls: ControlFinder,
+    *,
+    asks: bool = False,
+    thinking: Thinking = Thinking.TRAIN,
 ) -> TemplateLayout:
     """Render ``shape`` with markers and find out all there is to know about its rows.
 
@@ -174,6 +161,7 @@ def build_layout(
         tokenizer: Gives the template.
         controls: Finds its control tokens.
         asks: Whether the text is to end in a generation prompt.
+        thinking: Whether thinking has loss.
 
     Raises:
         RowFaultError: No row of this shape can be trained on: the template refuses it, drops or repeats a content,
@@ -185,36 +173,47 @@ def build_layout(
                 RejectReason.CONTROL_TOKEN,
                 f"a tool's name, key or description holds the control token {found!r}",
             )
-    slots = shape.slots()
+    if unknown := [name for name in shape.variable_values() if not tokenizer.mentions(name)]:
+        raise RowFaultError(RejectReason.TEMPLATE_DROPS, f"the template reads no variable {unknown[0]!r}")
+    slots = shape.slots(thinking)
     markers = Markers(len(slots))
     try:
-        rendering = render(shape, markers.texts, tokenizer, asks=asks)
+        shown = render(shape, markers.texts, tokenizer, asks=asks)
     except DataError as error:
         raise RowFaultError(RejectReason.TEMPLATE_REFUSED, error.message) from error
-    check_calls(shape, markers.texts, rendering)
-    parts = markers.split(rendering)
-    _check_places(parts, slots)
-    prompts = _find_prompts(shape, slots, rendering, markers, tokenizer)
-    cuts = {len(prompt): turn for turn, prompt in prompts.items()}
-    segments, stop_appended = cut_into_segments(markers.split_at(rendering, cuts), slots, tokenizer, controls)
-    spans = tuple(
-        _span(turn, tuple(markers.split(prompt)), segments, slots) for turn, prompt in prompts.items()
+    check_calls(shape, markers.texts, shown)
+    asked = find_asked(shape, slots, shown, markers, tokenizer)
+    cuts = find_cuts(asked, slots, markers, trains_lead=thinking is Thinking.TRAIN)
+    segments, stop_appended = cut_into_segments(
+        markers.split_at(asked.text, cuts), slots, tokenizer, controls
     )
-    if spans:
-        _check_whole(spans[0], segments, slots, tokenizer)
+    spans = tuple(
+        _span(cut.turn, asked, offset, segments, slots, markers)
+        for offset, cut in cuts.items()
+        if cut.turn is not None
+    )
+    if cuts:
+        _check_whole(markers.split(asked.text[: min(cuts)]), segments, tokenizer, len(slots))
+    shown_parts = markers.split(shown)
     return TemplateLayout(
         slots=slots,
-        parts=tuple(parts),
+        shown=tuple(shown_parts),
+        parts=tuple(markers.split(asked.text)),
         segments=segments,
         spans=spans,
         stop_appended=stop_appended,
-        kept=_find_kept(shape, parts, markers, tokenizer, asks=asks),
+        kept=_find_kept(shape, shown_parts, markers, tokenizer, asks=asks),
+        levels=_find_levels(shape, shown_parts, markers, tokenizer, asks=asks),
         flags=frozenset(
             flag
             for flag, is_so in {
-                RowFlag.THOUGHT_DROPPED: len({part for part in parts if isinstance(part, int)}) < len(slots),
+                RowFlag.THOUGHT_DROPPED: any(
+                    slot.is_thought and markers.texts[index] not in asked.text
+                    for index, slot in enumerate(slots)
+                ),
+                RowFlag.PROMPT_JOINED: asked.text != shown,
                 RowFlag.TOOLS_DROPPED: shape.tools
-                and _ignores_tools(shape, rendering, markers, tokenizer, asks=asks),
+                and _ignores_tools(shape, shown, markers, tokenizer, asks=asks),
                 RowFlag.LEAD_TRAINED: any(
                     _has_lead(segments[span.begin], shape.turns[span.turn]) for span in spans
                 ),
@@ -236,33 +235,20 @@ def allow_control_tokens_of(layout: TemplateLayout, roles: frozenset[Role]) -> T
     return replace(layout, segments=tuple(segments), control_token_slots=frozenset(free))
 
 
-def render(
-    shape: ConversationShape,
-    texts: Sequence[str],
-    tokenizer: ChatTokenizer,
-    *,
-    num_turns: int | None = None,
-    asks: bool,
-) -> str:
-    """Return what the template makes of the first ``num_turns`` turns (all by default) with ``texts`` in the slots.
-
-    Raises:
-        DataError: The template refuses them; the message is the template's.
-    """
-    messages = shape.messages(texts)[:num_turns]
-    return tokenizer.render(messages, tools=shape.tool_list(), add_generation_prompt=asks)
-
-
 def _span(
-    turn: int, prompt: tuple[str | int, ...], segments: Sequence[Segment], slots: Sequence[Slot]
+    turn: int, asked: Asked, offset: int, segments: Sequence[Segment], slots: Sequence[Slot], markers: Markers
 ) -> Span:
     numbers = [index for index, segment in enumerate(segments) if segment.turn == turn]
+    inside = dict.fromkeys(
+        part for index in numbers for part in segments[index].parts if isinstance(part, int)
+    )
     return Span(
         turn=turn,
-        prompt=prompt,
+        prompt=tuple(markers.split(asked.prompts[turn])),
+        lead=tuple(markers.split(asked.text[:offset])),
         begin=numbers[0],
         end=numbers[-1] + 1,
-        slots=tuple(index for index, slot in enumerate(slots) if slot.turn == turn),
+        slots=tuple(index for index in inside if slots[index].turn == turn),
     )
 
 
@@ -277,7 +263,7 @@ def _ignores_tools(
 
 def _has_lead(segment: Segment, turn: TurnShape) -> bool:
     """Return whether a turn's first segment starts with more than white space that is not the turn's own."""
-    is_own = bool(turn.content[0])  # its thinking starts with a tag
+    is_own = bool(turn.content[0] or turn.thinking_key)  # its thinking starts with a tag
     return (
         not is_own
         and isinstance(segment.parts[0], str)
@@ -301,88 +287,54 @@ def check_calls(shape: ConversationShape, texts: Sequence[str], rendering: str) 
                 raise RowFaultError(RejectReason.TEMPLATE_REWRITES, f"the template {what}")
 
 
-def _check_places(parts: Sequence[str | int], slots: Sequence[Slot]) -> None:
-    """See that every text has its place, and trained ones only one."""
-    places = [part for part in parts if isinstance(part, int)]
-    for index, slot in enumerate(slots):
-        count = places.count(index)
-        if count == 0 and (slot.trained or not slot.is_thought):
-            what = "thinking" if slot.is_thought else "tool call" if slot.is_argument else "content"
-            raise RowFaultError(
-                RejectReason.TEMPLATE_DROPS,
-                f"the template drops the {what} of turn {slot.turn + 1} ({slot.role})",
-            )
-        if count > 1 and slot.trained:
-            raise RowFaultError(
-                RejectReason.TEMPLATE_REWRITES, f"the template writes turn {slot.turn + 1} {count} times"
-            )
-
-
-def _find_prompts(
-    shape: ConversationShape,
-    slots: Sequence[Slot],
-    rendering: str,
-    markers: Markers,
-    tokenizer: ChatTokenizer,
-) -> dict[int, str]:
-    """Return for each trained turn the text that asks for it, which the rendering starts with."""
-    ends = _slot_ends(markers.split(rendering), markers)
-    prompts = {}
-    for number, turn in enumerate(shape.turns):
-        if not turn.trained:
-            continue
-        if not any(slot.turn == number for slot in slots):
-            raise RowFaultError(RejectReason.EMPTY_ANSWER, f"turn {number + 1} is empty")
-        try:
-            prompt = render(shape, markers.texts, tokenizer, num_turns=number, asks=True)
-        except DataError as error:
-            detail = f"the template refuses to ask for turn {number + 1}: {error.message}"
-            raise RowFaultError(RejectReason.SPAN_UNPROVABLE, detail) from error
-        if not rendering.startswith(prompt):
-            raise RowFaultError(
-                RejectReason.SPAN_UNPROVABLE, _prompt_differs(number, prompt, rendering, markers)
-            )
-        if any((end <= len(prompt)) != (slots[slot].turn < number) for slot, end in ends):
-            detail = f"the template moves contents across the start of turn {number + 1}"
-            raise RowFaultError(RejectReason.SPAN_UNPROVABLE, detail)
-        prompts[number] = prompt
-    return prompts
-
-
-def _slot_ends(parts: Sequence[str | int], markers: Markers) -> list[tuple[int, int]]:
-    """Return each slot number in ``parts`` with the offset of its end."""
-    ends, offset = [], 0
-    for part in parts:
-        offset += len(markers.texts[part] if isinstance(part, int) else part)
-        if isinstance(part, int):
-            ends.append((part, offset))
-    return ends
-
-
-def _prompt_differs(number: int, prompt: str, rendering: str, markers: Markers) -> str:
-    asked, shown = (fill(markers.split(text), ["..."] * len(markers.texts)) for text in (prompt, rendering))
-    start = max(0, first_difference(asked, shown) - CONTEXT_CHARS // 2)
-    asked, shown = asked[start : start + CONTEXT_CHARS], shown[start : start + CONTEXT_CHARS]
-    return f"generation is asked for turn {number + 1} by {asked!r}, but the conversation shows {shown!r}"
-
-
 def _check_whole(
-    span: Span, segments: Sequence[Segment], slots: Sequence[Slot], tokenizer: ChatTokenizer
+    begins: Sequence[str | int], segments: Sequence[Segment], tokenizer: ChatTokenizer, num_slots: int
 ) -> None:
-    """See that the segments of the first prompt give the ids that the tokenizer gives for it as a whole."""
-    samples = [_SAMPLE] * len(slots)
-    (whole,) = tokenizer.encode_many([fill(span.prompt, samples)], reading="template")
+    """See that the segments of ``begins``, all in front of the first cut, give the ids that the tokenizer gives for it as a whole."""
+    samples = [_SAMPLE] * num_slots
+    text = fill(begins, samples)
+    (whole,) = tokenizer.encode_many([text], reading="template")
     ids: list[int] = []
-    for segment in segments[: span.begin]:
-        if segment.ids is None:
-            text = fill(segment.parts, samples)
-            ids += tokenizer.encode_many([text], reading="text", continued=segment.continued)[0]
-        else:
-            ids += segment.ids
+    for segment in segments:
+        if not text:
+            break
+        part = fill(segment.parts, samples)
+        text = text.removeprefix(part)
+        ids += (
+            segment.ids
+            if segment.ids is not None
+            else tokenizer.encode_many([part], reading="text", continued=segment.continued)[0]
+        )
     if ids != whole:
         raise RowFaultError(
-            RejectReason.SPAN_UNPROVABLE, "the tokenizer reads a prompt otherwise than segment by segment"
+            RejectReason.SPAN_UNPROVABLE, "the tokenizer reads a prompt otherwise than piece by piece"
         )
+
+
+def _find_levels(
+    shape: ConversationShape,
+    parts: Sequence[str | int],
+    markers: Markers,
+    tokenizer: ChatTokenizer,
+    *,
+    asks: bool,
+) -> tuple[int, ...]:
+    """Return for each slot how often the template writes what stands there as JSON, seen at a quotation mark behind it."""
+    found = {index: 1 if slot.is_argument else 0 for index, slot in enumerate(shape.slots())}
+    try:
+        quoted = markers.split(
+            render(shape, [f'{marker}"' for marker in markers.texts], tokenizer, asks=asks)
+        )
+    except DataError:
+        return tuple(found.values())  # P1 finds out
+    numbers = [part for part in parts if isinstance(part, int)]
+    if [part for part in quoted if isinstance(part, int)] != numbers:
+        return tuple(found.values())
+    for number, seen, fixed in zip(numbers, _gaps(quoted)[1:], _gaps(parts)[1:], strict=True):
+        for level, mark in enumerate(('"', '\\"', '\\\\\\"')):
+            if seen == mark + fixed:
+                found[number] = level
+    return tuple(found.values())
 
 
 def _find_kept(

@@ -58,8 +58,13 @@ class ChatTokenizer(Protocol):
         *,
         tools: Sequence[object] | None,
         add_generation_prompt: bool,
+        variables: Mapping[str, object] | None = None,
     ) -> str:
-        """Return the template's text; raises a ``DataError`` with the template's message where it refuses."""
+        """Return the template's text with ``variables`` of the row set.
+
+        Raises:
+            DataError: The template refuses; the message is its own.
+        """
 
     def encode_many(
         self, texts: Sequence[str], *, reading: Reading, continued: bool = False

@@ -34,6 +34,7 @@ from sftcli.modeling.tokenizer.special_tokens import (
     without_control_tokens,
 )
 from sftcli.modeling.tokenizer.template import ChatTemplate, read_template
+from sftcli.modeling.tokenizer.variables import Value, check_known, with_defaults
 
 Reading = Literal["template", "answer", "text"]
 PrefixSpace = Literal["never", "first", "always"]
@@ -59,12 +60,17 @@ class HFChatTokenizer:
     """
 
     def __init__(
-        self, files: TokenizerFiles, templates: Mapping[str, ChatTemplate], stop_texts: Sequence[str]
+        self,
+        files: TokenizerFiles,
+        templates: Mapping[str, ChatTemplate],
+        stop_texts: Sequence[str],
+        variables: Mapping[str, Value],
     ) -> None:
         self._tokenizer = files.tokenizer
         self._encoding = threading.Lock()
         self._templates = templates
-        self._variables: dict[str, object] = dict(files.named)
+        self._chosen = variables
+        self._variables: dict[str, object] = {**files.named, **variables}
         self.control_ids, self.markup_ids = classify(files)
         texts = {i: token.content for i, token in self._tokenizer.get_added_tokens_decoder().items()}
         self.control_texts: Mapping[str, int] = {
@@ -88,10 +94,10 @@ class HFChatTokenizer:
 
     @property
     def chosen_template(self) -> str | None:
-        """The template that was chosen in place of the model's own, as others can read it: without ``text_prefix``."""
-        if self.template_name == OWN_TEMPLATE:
+        """What was chosen in place of the model's own, as others can read it: with its variables, and without ``text_prefix``."""
+        if self.template_name == OWN_TEMPLATE and not self._chosen:
             return None
-        source = self._template(None).source
+        source = with_defaults(self._template(None).source, self._chosen)
         if "text_prefix" not in source:
             return source
         return f"{{%- set text_prefix = {json.dumps(self.text_prefix)} %}}{source}"
@@ -118,14 +124,18 @@ class HFChatTokenizer:
         *,
         tools: Sequence[object] | None,
         add_generation_prompt: bool,
+        variables: Mapping[str, object] | None = None,
     ) -> str:
-        """Return the text of ``messages`` by the template.
+        """Return the text of ``messages`` by the template; ``variables`` of a row go before those of the settings.
 
         Raises:
             TemplateRefusedError: The template raised; the message is its own.
         """
         return self._template(tools).render(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=self._variables
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            variables={**self._variables, **variables} if variables else self._variables,
         )
 
     @functools.cached_property
@@ -233,19 +243,24 @@ class HFChatTokenizer:
 
 
 def load_chat_tokenizer(
-    folder: Path, *, template: str | None = None, stop_tokens: Sequence[str] = ()
+    folder: Path,
+    *,
+    template: str | None = None,
+    variables: Mapping[str, Value] | None = None,
+    stop_tokens: Sequence[str] = (),
 ) -> HFChatTokenizer:
     """Load the tokenizer of ``folder``.
 
     Args:
         folder: With ``tokenizer.json``; the configuration, template and generation settings beside it are used.
         template: A built-in name or a file of Jinja text; None takes the tokenizer's own.
+        variables: What the template is to see by name.
         stop_tokens: Texts of tokens at which generation stops too, beside those the files name.
 
     Raises:
         NotFoundError: There is no tokenizer.
         DataError: A file is damaged.
-        UsageError: There is no template or none of that name, or no token ends an answer.
+        UsageError: There is no template or none of that name, it reads no such variable, or no token ends an answer.
     """
     files = read_tokenizer_files(folder)
     if template is not None:
@@ -254,11 +269,18 @@ def load_chat_tokenizer(
         )
         check_needed_tokens(files, template)
         stop_tokens = (*stop_tokens, *STOP_TOKENS.get(template, ()))
-        return HFChatTokenizer(files, {DEFAULT_TEMPLATE: chosen}, stop_tokens)
+        check_known(variables or {}, [chosen.source], f"the chat template {template}")
+        return HFChatTokenizer(files, {DEFAULT_TEMPLATE: chosen}, stop_tokens, variables or {})
     if DEFAULT_TEMPLATE not in files.templates:
         raise UsageError(
             f"the tokenizer in {folder} has no chat template",
             hint=f"choose one with --template: {', '.join(sorted(BUILTIN_TEMPLATES))}, or a file of Jinja text",
         )
     own = {name: ChatTemplate(source, name=OWN_TEMPLATE) for name, source in files.templates.items()}
-    return HFChatTokenizer(files, own, stop_tokens)
+    if variables and len(own) > 1:
+        raise UsageError(
+            f"the tokenizer in {folder} has several chat templates ({', '.join(own)}), which cannot be given variables",
+            hint="choose one with --template FILE",
+        )
+    check_known(variables or {}, files.templates.values(), "the model's chat template")
+    return HFChatTokenizer(files, own, stop_tokens, variables or {})

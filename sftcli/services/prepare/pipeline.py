@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from sftcli import __version__
 from sftcli.config.schema.data import CHECKS, DataSettings, Overlong
 from sftcli.data.conversations.detect import DETECTION_ROWS, detect_schema, parse_renames
 from sftcli.data.conversations.dropped_keys import parse_ignored
-from sftcli.data.conversations.heldout_split import choose_heldout, find_overlap, split_key
-from sftcli.data.conversations.messages import Conversation, Rejected, RejectReason
+from sftcli.data.conversations.heldout_split import OverlapFinder, choose_heldout
+from sftcli.data.conversations.messages import RejectReason
 from sftcli.data.conversations.row_reader import RowReader
 from sftcli.data.example import Example
 from sftcli.data.prepared.store import (
@@ -26,20 +26,22 @@ from sftcli.data.prepared.store import (
 )
 from sftcli.data.quality.audit import SupervisionAudit
 from sftcli.data.quality.duplicates import DuplicateFinder
-from sftcli.data.reading.records import Fingerprint, fingerprint_source, read_records
+from sftcli.data.reading.records import Fingerprint, read_records
 from sftcli.data.reading.source import Source
 from sftcli.data.rendering.pretraining_text import PlainTextShare
-from sftcli.data.rendering.render import Renderer, Row, rare_collections
+from sftcli.data.rendering.render import Row, rare_collections, row_batches
 from sftcli.data.rendering.segments import ControlFinder
-from sftcli.errors import DataError, Location, StoppedError
+from sftcli.errors import DataError, StoppedError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.modeling.tokenizer.template import TemplateRefusedError
+from sftcli.modeling.tokenizer.variables import parse_variables
+from sftcli.services.prepare.rendering import RenderedBatch, RenderOrder
+from sftcli.services.prepare.wire import pack, unpack
+from sftcli.services.prepare.workers import RenderWorkers
 
 ORDER_ONLY = ("order", "text_fraction")  # settings that change when a row is trained on, not the row
-CHUNK_ROWS = 1024  # rows rendered together, and between two looks at the stop flag
-
-Place = tuple[str, int, str]  # the split of a row, how many times an epoch has it, and its source
+CHUNK_ROWS = 1024  # rows between two looks at the stop flag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,17 +50,20 @@ class Preparation:
 
     ``prints`` tells the content of each source from any other. It is found once, before anything is read: the key stands
     for it, and rows of any other content are refused, so that none is ever stored under a key that is not theirs.
+    ``workers`` is how many processes may render, beside this one.
     """
 
     train: Sequence[Source]
     heldout: Sequence[Source]
     text: Sequence[Source]
     data: DataSettings
+    model_folder: Path
     tokenizer: HFChatTokenizer
     seed: int
     prints: Mapping[Source, Fingerprint]
     emit: EventSink
     stop: StopFlag
+    workers: int = 0
 
     def key(self) -> str:
         """Return a hash of all that decides the outcome: rows, settings, tokenizer, template, format, program."""
@@ -73,36 +78,30 @@ class Preparation:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def run(self, folder: Path) -> PreparedDataset:
-        """Read, convert, split, render and store."""
-        renderer = Renderer(
-            self.tokenizer,
-            max_tokens=self.data.max_tokens,
-            cuts=self.data.overlong is Overlong.TRUNCATE,
-            allow_control_tokens=frozenset(author.value for author in self.data.control_tokens_from),
-        )
+        """Read, convert, render, split and store."""
         splits = (TRAIN, HELDOUT, TEXT) if self.text else (TRAIN, HELDOUT)
         audits = {split: SupervisionAudit(self.data.max_tokens) for split in splits}
         for note in (*self.tokenizer.notes, *map(_repetition, self.train)):
             audits[TRAIN].note(note)
-        duplicates = DuplicateFinder()
         schemas: dict[str, str] = {}
-        with PreparedWriter(folder) as writer, rare_collections():
-            for (split, times, source), row, result in _rendered(self._split_rows(schemas), renderer):
-                audits[split].add(result, source=source)
-                if isinstance(result, Example):
-                    writer.add(split, result, times=times)
-                    duplicates.add(row, heldout=split == HELDOUT)
-            for split, found in zip((TRAIN, HELDOUT), duplicates.find(), strict=True):
+        with PreparedWriter(folder) as writer, self._render_workers() as workers, rare_collections():
+            intake = _Intake(writer, audits)
+            overlap = OverlapFinder()
+            if self.heldout or not self.data.heldout_fraction:
+                self._take_sides(intake, workers, schemas, overlap)
+            else:
+                self._take_and_split(intake, workers, schemas)
+            for split, found in zip((TRAIN, HELDOUT), intake.duplicates.find(), strict=True):
                 audits[split].add_duplicates(found)
             if self.text:
                 self._add_text(writer, audits[TEXT], schemas)
             self._check_lengths(audits)
-            self._check_overlap(audits[HELDOUT])
-            self._check_unchanged()
+            self._check_overlap(overlap, audits[HELDOUT])
+            sources = [source.text for side in self._sides() for source in side]
             return writer.finish(
                 {
-                    "sources": [source.text for source in (*self.train, *self.heldout, *self.text)],
-                    "schemas": schemas,
+                    "sources": sources,
+                    "schemas": {source: schemas[source] for source in dict.fromkeys(sources)},
                     "template": self.tokenizer.template_name,
                     "ends": end_tokens(self.tokenizer),
                     "audit": {split: audit.summary().to_json() for split, audit in audits.items()},
@@ -112,6 +111,60 @@ class Preparation:
     def _sides(self) -> tuple[Sequence[Source], ...]:
         return self.train, self.heldout, self.text
 
+    def _take_sides(
+        self, intake: "_Intake", workers: RenderWorkers, schemas: dict[str, str], overlap: OverlapFinder
+    ) -> None:
+        """Take all rows; a row is held out where its source is.
+
+        Held-out sources are read first, so that of those trained on, which are more, nothing has to be held to compare them.
+        """
+        for source, batch in self._rendered(self.heldout, workers, schemas):
+            for prompt, whole, result in zip(batch.prompts, batch.wholes, batch.results, strict=True):
+                if prompt:
+                    overlap.add_heldout(prompt, whole, result.origin)
+            intake.writer.put_aside(self._aside(source, batch))
+        for source, batch in self._rendered(self.train, workers, schemas):
+            for prompt, whole, result in zip(batch.prompts, batch.wholes, batch.results, strict=True):
+                if prompt:
+                    overlap.add_trained(prompt, whole, result.origin)
+            intake.take(source, batch, [False] * len(batch.results))
+        for source, batch in self._taken_back(intake.writer):
+            intake.take(source, batch, [True] * len(batch.results))
+
+    def _take_and_split(self, intake: "_Intake", workers: RenderWorkers, schemas: dict[str, str]) -> None:
+        """Take all rows, and hold some of them out, which is known when the last one was read."""
+        rows_per_prompt = Counter[bytes]()
+        for source, batch in self._rendered(self.train, workers, schemas):
+            rows_per_prompt.update(filter(None, batch.prompts))
+            intake.writer.put_aside(self._aside(source, batch))
+        chosen = choose_heldout(
+            rows_per_prompt,
+            fraction=self.data.heldout_fraction,
+            max_rows=self.data.heldout_max_rows,
+            seed=self.seed,
+        )
+        del rows_per_prompt  # which is as long as the rows are many
+        for source, batch in self._taken_back(intake.writer):
+            intake.take(source, batch, [prompt in chosen for prompt in batch.prompts])
+
+    def _rendered(
+        self, sources: Sequence[Source], workers: RenderWorkers, schemas: dict[str, str]
+    ) -> Iterator[tuple[Source, RenderedBatch]]:
+        """Yield the batches of ``sources``; fill in the format of each."""
+        for source in sources:
+            batches = chain.from_iterable(map(row_batches, self._chunks(source, schemas)))
+            for batch in workers.render(batches):
+                yield source, batch
+
+    def _taken_back(self, writer: PreparedWriter) -> Iterator[tuple[Source, RenderedBatch]]:
+        for data in writer.take_back():
+            if self.stop.requested():
+                raise StoppedError
+            yield (*self.train, *self.heldout)[int.from_bytes(data[:4], "big")], unpack(data[4:])
+
+    def _aside(self, source: Source, batch: RenderedBatch) -> bytes:
+        return (*self.train, *self.heldout).index(source).to_bytes(4, "big") + pack(batch)
+
     def _add_text(self, writer: PreparedWriter, audit: SupervisionAudit, schemas: dict[str, str]) -> None:
         share = PlainTextShare(self.tokenizer, max_tokens=self.data.max_tokens, audit=audit)
         for source in self.text:
@@ -119,16 +172,6 @@ class Preparation:
                 for example in share.take(chunk, source=source.text):
                     writer.add(TEXT, example, times=source.times)
         share.note_cuts()
-
-    def _check_unchanged(self) -> None:
-        """Refuse rows of a file that changed since the key was found, or between two of the passes over it."""
-        for source, known in self.prints.items():
-            if fingerprint_source(source) != known:
-                raise DataError(
-                    f"{source.name}: changed while it was prepared; nothing was kept",
-                    hint="wait until it is written, then run again",
-                    location=Location(file=source.name),
-                )
 
     def _check_lengths(self, audits: Mapping[str, SupervisionAudit]) -> None:
         """Refuse rows that are too long, where that is wanted."""
@@ -148,12 +191,9 @@ class Preparation:
                     "--overlong drop leaves them out, --overlong truncate cuts them",
                 )
 
-    def _check_overlap(self, audit: SupervisionAudit) -> None:
+    def _check_overlap(self, overlap: OverlapFinder, audit: SupervisionAudit) -> None:
         """Refuse held-out rows that are trained on; only the same prompt is worth a note."""
-        if not (self.train and self.heldout):
-            return
-        verb = "comparing"
-        found = find_overlap(self._conversations(self.train, verb), self._conversations(self.heldout, verb))
+        found = overlap.find()
         audit.add_shared_prompts(found.same_prompt)
         if found.same_prompt:
             train, held = found.examples[0]
@@ -167,62 +207,42 @@ class Preparation:
                 hint="take them out of one side, or allow it: --allow-leak",
             )
 
-    def _conversations(self, sources: Sequence[Source], verb: str) -> Iterator[Conversation]:
-        for source in sources:
-            for row in chain.from_iterable(self._chunks(source, {}, verb)):
-                if isinstance(row, Conversation):
-                    yield row
-
-    def _split_rows(self, schemas: dict[str, str]) -> Iterator[tuple[Place, Row]]:
-        """Yield rows with the split that they belong to; fill in the format of each source."""
-        flags, totals = self._choose_heldout()
-        chosen = iter(flags)
-        for source in self.train:
-            kept, held = (TRAIN, source.times, source.text), (HELDOUT, 1, source.text)
-            for row in chain.from_iterable(self._chunks(source, schemas, total=totals.get(source, 0))):
-                is_held = isinstance(row, Conversation) and next(chosen, 0)
-                yield held if is_held else kept, row
-        for source in self.heldout:
-            for row in chain.from_iterable(self._chunks(source, schemas)):
-                yield (HELDOUT, 1, source.text), row
-
-    def _choose_heldout(self) -> tuple[bytes, Mapping[Source, int]]:
-        """Return 1 for each training conversation that is held out and 0 for others, and how many rows a source has.
-
-        It takes a pass of its own over the rows, and returns nothing where it would hold out nothing.
-        """
-        if self.heldout or not self.data.heldout_fraction:
-            return b"", {}
-        keys: list[bytes] = []
-        totals = Counter[Source]()
-        for source in self.train:
-            for chunk in self._chunks(source, {}, "reading"):
-                totals[source] += len(chunk)
-                keys += [split_key(row) for row in chunk if isinstance(row, Conversation)]
-        chosen = choose_heldout(
-            Counter(keys),
-            fraction=self.data.heldout_fraction,
-            max_rows=self.data.heldout_max_rows,
-            seed=self.seed,
+    def _render_workers(self) -> RenderWorkers:
+        order = RenderOrder(
+            model_folder=self.model_folder,
+            template=self.data.template,
+            variables=parse_variables(self.data.template_variables),
+            max_tokens=self.data.max_tokens,
+            cuts=self.data.overlong is Overlong.TRUNCATE,
+            allow_control_tokens=frozenset(author.value for author in self.data.control_tokens_from),
+            train_on=self.data.train_on,
+            thinking=self.data.thinking,
+            compares=bool(self.train and self.heldout),
         )
-        return bytes(key in chosen for key in keys), totals
+        return RenderWorkers(self.tokenizer, order, count=self.workers, stop=self.stop)
 
-    def _chunks(
-        self, source: Source, schemas: dict[str, str], verb: str = "preparing", total: int = 0
-    ) -> Iterator[list[Row]]:
-        """Yield the rows of ``source`` in segments and tell how far they are; ``total`` is 0 where it is not known."""
-        rows, done, task = self._read(source, schemas), 0, f"{verb} {source.name}"
+    def _chunks(self, source: Source, schemas: dict[str, str]) -> Iterator[list[Row]]:
+        """Yield the rows of ``source`` in segments and tell how far they are."""
+        done, task, total = 0, f"preparing {source.name}", self.prints[source].rows
+        if source.sample:
+            total = source.sample.size(total)
         self.emit(Progressed(task=task, done=0, total=total))
+        rows = self._read(source, schemas)
         while chunk := list(islice(rows, CHUNK_ROWS)):
             if self.stop.requested():
                 raise StoppedError
             yield chunk
             done += len(chunk)
-            self.emit(Progressed(task=task, done=done, total=total))
+            self.emit(Progressed(task=task, done=done, total=total if done <= total else 0))
         self.emit(Progressed(task=task, done=done, total=done))
 
     def _read(self, source: Source, schemas: dict[str, str]) -> Iterator[Row]:
-        records = read_records(source, seed=self.seed, note=lambda text: self.emit(Notice(text=text)))
+        records = read_records(
+            source,
+            seed=self.seed,
+            known=self.prints[source],
+            note=lambda text: self.emit(Notice(text=text)),
+        )
         first = list(islice(records, DETECTION_ROWS))
         schema = detect_schema(
             first,
@@ -250,22 +270,25 @@ def _repetition(source: Source) -> str:
     return f"{source.name}: an epoch has each row {source.times} times" if source.times > 1 else ""
 
 
-def _rendered(
-    rows: Iterator[tuple[Place, Row]], renderer: Renderer
-) -> Iterator[tuple[Place, Row, Example | Rejected]]:
-    """Render ``rows``, which the renderer reads ahead, and hand each on with where it belongs; examples get its score."""
-    waiting = deque[tuple[Place, Row]]()
+class _Intake:
+    """Where rows go once it is known whether they are held out: counted, stored, compared with each other."""
 
-    def without_places() -> Iterator[Row]:
-        for place, row in rows:
-            waiting.append((place, row))
-            yield row
+    def __init__(self, writer: PreparedWriter, audits: Mapping[str, SupervisionAudit]) -> None:
+        self.writer = writer
+        self.duplicates = DuplicateFinder()
+        self._audits = audits
 
-    for result in renderer.render_all(without_places()):
-        place, row = waiting.popleft()
-        if isinstance(result, Example) and isinstance(row, Conversation) and row.score is not None:
-            result = replace(result, score=row.score)
-        yield place, row, result
+    def take(self, source: Source, batch: RenderedBatch, heldout: Sequence[bool]) -> None:
+        """Take rows of ``source``; ``heldout`` tells of each whether it is."""
+        origins, sides = [], []
+        for result, is_held in zip(batch.results, heldout, strict=True):
+            split = HELDOUT if is_held else TRAIN
+            self._audits[split].add(result, source=source.text)
+            if isinstance(result, Example):
+                self.writer.add(split, result, times=1 if is_held else source.times)
+                origins.append(result.origin)
+                sides.append(is_held)
+        self.duplicates.add(batch.marks, origins, sides)
 
 
 def end_tokens(tokenizer: HFChatTokenizer) -> dict[str, object]:

@@ -20,10 +20,12 @@ from sftcli.errors import DataError, OutputError, SftError, StorageError
 from sftcli.events import DataPrepared, EventSink, Notice, Session, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
+from sftcli.modeling.tokenizer.variables import parse_variables
 from sftcli.services.models.base import locate_base
 from sftcli.services.prepare.capacity import require_room
 from sftcli.services.prepare.pipeline import Preparation
 from sftcli.services.prepare.sources import Sources, find_sources
+from sftcli.services.prepare.workers import worker_count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,10 +148,12 @@ def prepare_data(
     seed: int,
     session: Session,
     fallback: Path | None = None,
+    workers: int | None = None,
 ) -> PreparedData:
     """Return the examples of ``data`` as the model in ``model_folder`` will see them, from the cache where possible.
 
-    Where there is no cache folder that can be written to, or its disk is full, they go to ``fallback``.
+    Where there is no cache folder that can be written to, or its disk is full, they go to ``fallback``. ``workers`` is how
+    many processes may render; where it is not given, the machine decides.
 
     Raises:
         DataError: A file cannot be read, or its format is not known.
@@ -157,17 +161,21 @@ def prepare_data(
         StoppedError: ``stop`` was set.
     """
     emit = session.emit
-    tokenizer = load_chat_tokenizer(model_folder, template=data.template)
+    tokenizer = load_chat_tokenizer(
+        model_folder, template=data.template, variables=parse_variables(data.template_variables)
+    )
     job = Preparation(
         train=sources.train,
         heldout=sources.heldout,
         text=sources.text,
         data=data,
+        model_folder=model_folder,
         tokenizer=tokenizer,
         seed=seed,
         prints={source: fingerprint_source(source) for source in sources.all()},
         emit=emit,
         stop=session.stop,
+        workers=worker_count() if workers is None else workers,
     )
     store, key = _store(fallback, emit), job.key()
     dataset = _open_cached(store / key, emit)

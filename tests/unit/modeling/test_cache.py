@@ -7,7 +7,8 @@ import pytest
 
 from sftcli import storage
 from sftcli.errors import OutputError, StorageError
-from sftcli.modeling.cache import atomic_folder, cache_folder
+from sftcli.modeling.cache import CACHE_HINT, cache_folder
+from sftcli.storage import atomic_folder
 
 FOREIGN = (
     ".tmp-precious",
@@ -45,7 +46,7 @@ def test_a_folder_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
     (target / "old").write_text("")
 
     def fail() -> None:
-        with atomic_folder(target) as fresh:
+        with atomic_folder(target, hint=CACHE_HINT) as fresh:
             (fresh / "new").write_text("")
             raise KeyboardInterrupt
 
@@ -61,15 +62,15 @@ def test_leftovers_of_killed_processes_are_removed_after_a_day(tmp_path: Path) -
         folder.mkdir()
     for folder in (old, *(tmp_path / name for name in FOREIGN)):
         os.utime(folder, (time.time() - 2 * 86400,) * 2)
-    with atomic_folder(tmp_path / "x"):
+    with atomic_folder(tmp_path / "x", hint=CACHE_HINT):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([recent.name, "x", *FOREIGN])
 
 
 def test_of_two_that_make_the_same_folder_the_last_one_wins(tmp_path: Path) -> None:
-    with atomic_folder(tmp_path / "model") as slow:
+    with atomic_folder(tmp_path / "model", hint=CACHE_HINT) as slow:
         (slow / "file").write_text("slow")
-        with atomic_folder(tmp_path / "model") as fast:
+        with atomic_folder(tmp_path / "model", hint=CACHE_HINT) as fast:
             (fast / "file").write_text("fast")
         assert (tmp_path / "model" / "file").read_text() == "fast"
     assert (tmp_path / "model" / "file").read_text() == "slow"
@@ -77,6 +78,9 @@ def test_of_two_that_make_the_same_folder_the_last_one_wins(tmp_path: Path) -> N
 
 
 def test_a_full_disk_is_told_with_a_way_out(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="is full") as caught, atomic_folder(tmp_path / "model"):
+    with (
+        pytest.raises(StorageError, match="is full") as caught,
+        atomic_folder(tmp_path / "model", hint=CACHE_HINT),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert "SFT_CACHE_DIR" in caught.value.hint

@@ -115,7 +115,7 @@ def test_contents_stay_as_they_are_and_only_assistant_turns_are_trained(pairs, t
     assert [(turn.role, turn.content) for turn in made.messages] == turns
     trained = [turn for turn in made.messages if turn.trained]
     assert all(turn.role == "assistant" for turn in trained)
-    assert len(trained) == (len(pairs) if train_on is TrainOn.ALL else 1)
+    assert len(trained) == (1 if train_on is TrainOn.LAST else len(pairs))
     assert made.messages[-1].trained
 
 

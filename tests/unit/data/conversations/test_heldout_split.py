@@ -1,13 +1,15 @@
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sftcli.data.conversations.heldout_split import (
+    Overlap,
+    OverlapFinder,
     choose_heldout,
-    find_overlap,
     normalize,
     row_key,
     split_key,
@@ -85,6 +87,15 @@ def test_nothing_is_held_out_when_there_is_nothing_to_choose_from(counts, fracti
     assert choose_heldout(counts, fraction=fraction, max_rows=9, seed=0) == frozenset()
 
 
+def overlap(train: Sequence[Conversation], heldout: Sequence[Conversation]) -> Overlap:
+    finder = OverlapFinder()
+    for row in heldout:
+        finder.add_heldout(split_key(row), row_key(row), row.origin)
+    for row in train:
+        finder.add_trained(split_key(row), row_key(row), row.origin)
+    return finder.find()
+
+
 def test_overlap_tells_same_prompts_from_same_rows_and_shows_where():
     train = [conversation("A", "1", line=1), conversation("b", "2", line=2), conversation("c", "3", line=3)]
     heldout = [
@@ -92,7 +103,7 @@ def test_overlap_tells_same_prompts_from_same_rows_and_shows_where():
         conversation("B", "other", line=11),
         conversation("d", "3", line=12),
     ]
-    found = find_overlap(iter(train), iter(heldout))
+    found = overlap(train, heldout)
     assert (found.heldout_rows, found.same_prompt, found.same_row) == (3, 2, 1)
     assert [(train.line, held.line) for train, held in found.examples] == [(1, 10), (2, 11)]
 
@@ -105,4 +116,4 @@ def test_a_split_by_prompt_has_no_overlap():
     train = [row for row in rows if split_key(row) not in chosen]
     assert held
     assert train
-    assert find_overlap(train, held).same_prompt == 0
+    assert overlap(train, held).same_prompt == 0

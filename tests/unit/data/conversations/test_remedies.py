@@ -14,7 +14,6 @@ from tests.support.chat import answer, conversation, family_tokenizer, system, u
 from tests.support.tiny_tokenizer import CHATML, TEMPLATES, build_tiny_tokenizer
 
 PAGE = Path(__file__).parents[4] / "docs" / "prepare.md"
-THINKS = "<think>\nWhy?\n</think>\n\n12"
 
 
 def render(tokenizer: HFChatTokenizer, row: Conversation) -> Example | Rejected:
@@ -27,24 +26,17 @@ def test_every_reason_has_a_remedy_and_the_page_has_the_same():
     assert told == {reason.value: REMEDIES[reason] for reason in RejectReason}
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        (user("3 boxes?"), answer(THINKS)),
-        (system("Be brief."), user("3 boxes?"), answer(THINKS)),
-        (user("3 boxes?"), answer("12"), user("Sure?"), answer("Yes."), answer("Quite.")),
-    ],
-)
-def test_training_the_last_answer_only_is_the_help_where_it_keeps_the_row(before):
-    tokenizer = family_tokenizer("qwen3")
-    turns = (*before, user("And 4?"), answer(THINKS))
+def test_training_the_last_answer_only_is_the_help_where_it_keeps_the_row(tmp_path):
+    shy = CHATML.replace(
+        "{% if add", "{% if messages|length == 1 %}{{ raise_exception('ask more') }}{% endif %}{% if add"
+    )
+    tokenizer = load_chat_tokenizer(build_tiny_tokenizer(tmp_path, template=shy))
+    turns = (user("3 boxes?"), answer("12"), user("And 4?"), answer("16"))
     found = render(tokenizer, conversation(*turns))
     assert isinstance(found, Rejected)
     assert found.remedy == TRAIN_LAST
-    unmarked = [
-        turn if turn.role != "assistant" else answer(turn.content, trained=False) for turn in turns[:-1]
-    ]
-    assert isinstance(render(tokenizer, conversation(*unmarked, turns[-1])), Example)
+    kept = render(tokenizer, conversation(turns[0], answer("12", trained=False), *turns[2:]))
+    assert isinstance(kept, Example)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +80,7 @@ def test_the_token_that_ends_an_answer_is_named_with_its_id_and_naming_it_keeps_
 
 
 def test_a_template_that_asks_otherwise_than_it_shows_is_to_be_changed(tmp_path):
-    opens = CHATML.replace("<|im_start|>assistant\n' }}", "<|im_start|>assistant\n<think>\n' }}")
+    opens = CHATML.replace("<|im_start|>assistant\n' }}", "<|im_start|>assistant\nHm: ' }}")
     found = render(
         load_chat_tokenizer(build_tiny_tokenizer(tmp_path, template=opens)),
         conversation(user("Hi"), answer("Hello")),

@@ -108,7 +108,7 @@ def test_a_template_that_wants_an_object_gets_one(tmp_path, written):
 
 
 def test_what_is_wrong_with_the_form_that_came_furthest_is_told(tmp_path):
-    endless = TEXT.replace("{{- '<|im_end|>\\n' }}", "{{- '\\n' }}")
+    endless = TEXT.replace("{{- '<|im_end|>\\n' }}", "{{- '<|im_start|>\\n' }}")
     row = converted(ASK, calls(call("{}")), *TOLD)
     found = Renderer(tokenizer_of(tmp_path, endless), max_tokens=10_000).render_example(row)
     assert isinstance(found, Rejected)

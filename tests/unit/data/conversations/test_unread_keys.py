@@ -54,11 +54,9 @@ THINKING = (
 MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight")
 
 REFUSED = [
-    *((key, chat(**{key: "A wall?"})) for key in THINKING),
-    *((key, PAIR | {key: "A wall?"}) for key in THINKING),
-    ("reasoning_details", chat(reasoning_details=[{"type": "reasoning.text", "text": "A wall?"}])),
-    ("thinking", part(type="thinking", thinking="A wall?", text=None)),
-    ("reasoning", part(type="reasoning", text="A wall?")),
+    *((key, chat() | {key: "A wall?"}) for key in THINKING),
+    *((key, asked(**{key: "A wall?"})) for key in THINKING),
+    ("reasoning", TEXT | {"reasoning": "A wall?"}),
     ("reasoning", part(reasoning="A wall?")),
     *((key, chat(**{key: 0.5})) for key in MARKS),
     *((key, chat(**{key: "0"})) for key in MARKS),
@@ -78,7 +76,7 @@ REFUSED = [
     ("label", PAIR | {"label": 0}),
     ("label", PAIR | {"label": "False"}),
     ("kto_tag", chat() | {"kto_tag": False}),
-    ("chat_template_kwargs", chat() | {"chat_template_kwargs": {"enable_thinking": False}}),
+    ("chat_template_kwargs", TEXT | {"chat_template_kwargs": {"enable_thinking": False}}),
     ("role", TEXT | {"role": "prompter", "parent_id": None, "message_id": "m1"}),
     ("parent_id", TEXT | {"role": "assistant", "parent_id": "m1", "message_id": "m2"}),
     ("images", chat() | {"images": ["pear.png"]}),
@@ -216,12 +214,12 @@ def test_refusal_names_all_keys_with_their_counts_and_first_rows():
 
 
 def test_keys_of_a_row_and_of_all_its_turns_are_named_at_once():
-    row = chat(reasoning_content="A wall?") | {"history": [["a", "b"]]}
+    row = chat(images=["wall.png"]) | {"history": [["a", "b"]]}
     row["messages"][3] = GOOD | {"channel": "commentary"}
     with pytest.raises(DataError) as caught:
         list(read(row))
     flags = flags_of(caught.value)
-    assert flags == ["--ignore", "history", "--ignore", "reasoning_content", "--ignore", "channel"]
+    assert flags == ["--ignore", "history", "--ignore", "images", "--ignore", "channel"]
     assert len(list(read(row, ignored=tuple(flags[1::2])))) == 1
 
 
@@ -245,10 +243,10 @@ def test_the_score_column_is_read():
 
 
 def test_turns_in_tables_are_looked_at_as_json_text_too():
-    row = {"conversations": json.dumps(chat(reasoning_content="A wall?")["messages"])}
-    with pytest.raises(DataError, match='"reasoning_content" of turns'):
+    row = {"conversations": json.dumps(chat(images=["wall.png"])["messages"])}
+    with pytest.raises(DataError, match='"images" of turns'):
         list(read(row))
-    assert [turn.content for made in read(row, ignored=("reasoning_content",)) for turn in made.messages] == [
+    assert [turn.content for made in read(row, ignored=("images",)) for turn in made.messages] == [
         "Name a fruit.", "Brick.", "Really?", "A pear.",
     ]  # fmt: skip
 
@@ -301,8 +299,8 @@ def test_no_mapping_is_named_that_cannot_read_the_column():
 def test_nulls_that_a_table_fills_in_say_nothing(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    told = {"history": [["a", "b"]], "chat_template_kwargs": {"enable_thinking": False}, "label": False}
-    marked = chat(reasoning_content="A wall?", train=False)
+    told = {"history": [["a", "b"]], "kto_tag": False, "label": False}
+    marked = chat(images=["wall.png"], train=False)
     path = tmp_path / "rows.parquet"
     parquet.write_table(
         pyarrow.Table.from_pylist([chat() | dict.fromkeys(told), chat(), marked | told]), path
@@ -310,7 +308,7 @@ def test_nulls_that_a_table_fills_in_say_nothing(tmp_path):
     records = list(read_records(parse_source(str(path)), seed=0))
     with pytest.raises(DataError) as caught:
         list(read(*(record.fields for record in records)))
-    assert caught.value.message.count("(1 of 3 rows)") == len(told) + 1  # and the thinking of a turn
+    assert caught.value.message.count("(1 of 3 rows)") == len(told) + 1  # and the images of a turn
     rest = [record.fields for record in records[:2]]
     assert [len(made.messages) for made in read(*rest)] == [4, 4]
 

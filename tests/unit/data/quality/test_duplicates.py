@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import pytest
 
 from sftcli.data.conversations.messages import Conversation, Message, PlainText
-from sftcli.data.quality.duplicates import DuplicateFinder, Duplicates
+from sftcli.data.quality.duplicates import DuplicateFinder, Duplicates, mark_rows
 from sftcli.data.reading.record import Origin
 from tests.support.chat import answer, system, user
 
@@ -36,21 +36,15 @@ def rows_of(texts: list[str]) -> list[Conversation]:
     return [row(line, user(text), answer("It is so.")) for line, text in enumerate(texts, 1)]
 
 
-def finder_of(
-    train: Sequence[Conversation | PlainText], heldout: Sequence[Conversation] = ()
-) -> DuplicateFinder:
-    finder = DuplicateFinder()
-    for row in train:
-        finder.add(row, heldout=False)
-    for row in heldout:
-        finder.add(row, heldout=True)
-    return finder
-
-
 def found(
-    train: Sequence[Conversation | PlainText], heldout: Sequence[Conversation] = ()
+    train: Sequence[Conversation | PlainText], heldout: Sequence[Conversation] = (), *, together: int = 1024
 ) -> tuple[Duplicates, Duplicates]:
-    return finder_of(train, heldout).find()
+    finder = DuplicateFinder()
+    for side, is_held in ((train, False), (heldout, True)):
+        for begin in range(0, len(side), together):
+            rows = side[begin : begin + together]
+            finder.add(mark_rows(rows), [row.origin for row in rows], [is_held] * len(rows))
+    return finder.find()
 
 
 def lines(pairs: tuple[tuple[Origin, Origin], ...]) -> list[tuple[int, int]]:
@@ -116,11 +110,10 @@ def test_plain_texts_count_too():
     assert found(texts)[0].exact == 1
 
 
-def test_it_does_not_matter_how_many_rows_are_looked_at_together(monkeypatch: pytest.MonkeyPatch):
+def test_it_does_not_matter_how_many_rows_are_marked_together():
     rows = rows_of([text_of(seed % 40) for seed in range(100)])
     together = found(rows)
-    monkeypatch.setattr("sftcli.data.quality.duplicates.ROWS_PER_CHUNK", 7)
-    assert found(rows) == together
+    assert found(rows, together=7) == together
     assert together[0].exact == 60
 
 

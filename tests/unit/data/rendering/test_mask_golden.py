@@ -47,12 +47,12 @@ def test_masks_are_what_a_person_read_and_found_good(family: str):
     renderer = Renderer(tokenizer, max_tokens=9999)
     blocks = []
     for title, row in ROWS.items():
-        result = renderer.render_example(row)
-        if isinstance(result, Example):
-            flags = f" ({', '.join(sorted(result.flags))})" if result.flags else ""
-            blocks.append(f"# {title}: kept{flags}\n{marked(result, tokenizer)}")
-        else:
-            blocks.append(f"# {title}: {result.reason.value}\n{result.detail}")
+        for result in renderer.render_batch([row]).results:
+            if isinstance(result, Example):
+                flags = f" ({', '.join(sorted(result.flags))})" if result.flags else ""
+                blocks.append(f"# {title}: kept{flags}\n{marked(result, tokenizer)}")
+            else:
+                blocks.append(f"# {title}: {result.reason.value}\n{result.detail}")
     assert_golden(f"masks/{family}.txt", "\n\n".join(block.rstrip("\n") for block in blocks) + "\n")
 
 

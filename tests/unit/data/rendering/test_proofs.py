@@ -8,12 +8,13 @@ import pytest
 
 from sftcli.data.conversations.messages import Conversation, Rejected, RejectReason, RowFaultError
 from sftcli.data.example import Example, RowFlag
+from sftcli.data.rendering.draft import Drafter
 from sftcli.data.rendering.proofs import prove_no_leak, prove_prompt, prove_span, text_fault
 from sftcli.data.rendering.render import Renderer
 from sftcli.data.rendering.segments import Places
 from sftcli.data.rendering.tokenizer import Reading
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
-from tests.support.chat import answer, conversation, family_tokenizer, marked, user
+from tests.support.chat import answer, conversation, family_tokenizer, marked, rendered, user
 from tests.support.tiny_tokenizer import CHATML, build_tiny_tokenizer
 
 ROW = conversation(user("a question"), answer("an answer"))
@@ -84,7 +85,7 @@ def test_p1_says_what_was_changed(tmp_path: Path):
     )
 
 
-@pytest.mark.parametrize("opening", ["<|im_start|>assistant\n<think>\n", "<|im_start|>model\n", "Assistant:"])
+@pytest.mark.parametrize("opening", ["<|im_start|>assistant\nHm: ", "<|im_start|>model\n", "Assistant:"])
 def test_p2_catches_a_generation_prompt_that_training_does_not_show(tmp_path: Path, opening: str):
     template = CHATML.replace(
         "{{ '<|im_start|>assistant\n' }}", "{{ '" + opening.replace("\n", "\\n") + "' }}"
@@ -139,7 +140,13 @@ def test_p3_catches_a_turn_without_a_stop_token(tmp_path: Path):
     template = CHATML.replace("'<|im_end|>'", "('' if loop.index == 2 else '<|im_end|>')")
     tokenizer = with_template(tmp_path, template)
     row = conversation(user("u"), answer("a"), user("v"), answer("b"))
-    assert reason(render(tokenizer, row)) is RejectReason.NO_STOP_TOKEN
+    whole = Drafter(tokenizer)
+    with pytest.raises(RowFaultError) as caught:
+        whole.draft(row)
+    assert caught.value.reason is RejectReason.NO_STOP_TOKEN
+    first, last = rendered(tokenizer, row)  # so its answers are trained one by one
+    assert marked(first, tokenizer).endswith("⟦a\n<|im_end|>⟧")
+    assert marked(last, tokenizer).endswith("⟦b<|im_end|>⟧\n")
 
 
 def test_a_template_without_any_control_token_gets_a_stop_token_behind_the_last_answer(tmp_path: Path):

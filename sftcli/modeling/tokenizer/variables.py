@@ -1,0 +1,74 @@
+"""Variables of a chat template, such as ``enable_thinking=false``: read from text, and written into the template as defaults."""
+
+import json
+from collections.abc import Iterable, Mapping
+
+from jinja2 import meta
+
+from sftcli.errors import UsageError
+from sftcli.modeling.tokenizer.sandbox import TemplateEnvironment
+from sftcli.suggest import did_you_mean
+
+Value = bool | int | float | str | None
+# What rendering sets itself.
+RESERVED = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
+
+
+def parse_variables(texts: Iterable[str]) -> dict[str, Value]:
+    """Return ``enable_thinking=false`` and its like as a mapping; a value that is no JSON is text.
+
+    Raises:
+        UsageError: One has no name or no value, or a name is given twice or used by rendering itself.
+    """
+    values: dict[str, Value] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(
+                f"{text!r} sets no variable", hint="write NAME=VALUE, such as enable_thinking=false"
+            )
+        if name in values or name in RESERVED:
+            what = "is set twice" if name in values else "is set by rendering itself"
+            raise UsageError(f"{text!r}: the template variable {name} {what}")
+        values[name] = _value(value)
+    return values
+
+
+def _value(text: str) -> Value:
+    try:
+        value = json.loads(text.lower() if text.lower() in ("true", "false") else text)
+    except ValueError:
+        return text
+    return value if isinstance(value, bool | int | float | str | None) else text
+
+
+def check_known(values: Mapping[str, Value], sources: Iterable[str], where: str) -> None:
+    """See that a template of ``sources`` reads each of ``values``.
+
+    Raises:
+        UsageError: None does: it would change nothing.
+    """
+    environment = TemplateEnvironment()
+    known = frozenset[str]().union(
+        *(meta.find_undeclared_variables(environment.parse(source)) for source in sources)
+    )
+    for name in values:
+        if name not in known:
+            names = sorted(known - RESERVED)
+            raise UsageError(
+                f"{where} reads no variable {name!r}",
+                hint=did_you_mean(name, names) or f"it reads {', '.join(names) or 'none'}",
+            )
+
+
+def with_defaults(source: str, values: Mapping[str, Value]) -> str:
+    """Return ``source`` so that each of ``values`` holds where nothing else is set."""
+    lines = (
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
+        for name, value in values.items()
+    )
+    return "".join(lines) + source
+
+
+def _literal(value: Value) -> str:
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
