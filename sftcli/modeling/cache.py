@@ -32,8 +32,8 @@ def cache_folder() -> Path:
         raise OutputError(f"the cache folder {root} is not writable", hint=_HINT)
     if not os.environ.get("SFT_CACHE_DIR") and root.stat().st_uid not in (os.getuid(), 0):
         raise ConsentError(
-            f"the cache folder {root} belongs to another user, who decides what is in it",
-            hint=f"trust it with SFT_CACHE_DIR={root}, or set SFT_CACHE_DIR to a folder of yours",
+            f"the cache folder {root} belongs to another user, who controls its contents",
+            hint=f"trust it with SFT_CACHE_DIR={root}, or set SFT_CACHE_DIR to a folder of your own",
         )
     return root
 
@@ -46,7 +46,7 @@ def _named_root() -> Path:
     try:
         return Path.home() / ".cache" / "sft"
     except RuntimeError as error:
-        raise OutputError("no home folder is known to keep models in", hint=_HINT) from error
+        raise OutputError("there is no home folder to cache models in", hint=_HINT) from error
 
 
 @contextmanager

@@ -16,7 +16,7 @@ def check_size(path: Path) -> None:
         DataError: It is.
     """
     if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise DataError(f"{path} has {size >> 20} MB; more than {MAX_JSON_BYTES >> 20} MB are not read")
+        raise DataError(f"{path} has {size >> 20} MB; the limit is {MAX_JSON_BYTES >> 20} MB")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def decide_precision(setting: str, device: torch.device) -> Precision:
     """
     chosen = dtype_name(choose_dtype(setting, device))
     if setting != "auto":
-        return Precision(name=chosen, why="as training.precision says")
+        return Precision(name=chosen, why="set by training.precision")
     if not has_bf16_products(device):
         return Precision(name=chosen, why=f"{device.type} has no bfloat16 products")
     if device.type != "cpu":

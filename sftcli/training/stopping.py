@@ -68,10 +68,10 @@ def refuse_bad_steps(state: TrainState, settings: TrainingSettings) -> None:
     if state.bad_steps == settings.max_steps:
         raise DivergedError(
             f"every step was skipped: none of {state.bad_steps} gave a finite loss and gradient, and nothing was trained",
-            hint="look at the model with sft generate, and at the training rows named above",
+            hint="check the model with sft generate, and the training rows named above",
         )
     if state.bad_steps >= settings.max_bad_steps:
         raise DivergedError(
             f"{state.bad_steps} steps in a row gave no finite loss or gradient, the last one at step {state.step}",
-            hint="lower training.learning_rate, or look at the training rows named above",
+            hint="lower training.learning_rate, or check the training rows named above",
         )

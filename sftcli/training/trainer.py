@@ -202,7 +202,7 @@ class Trainer:
                 self._discard_gradients()
                 lower = self.ladder.below(self.state)
                 if lower is None:
-                    raise MemoryError("another process has none left")
+                    raise MemoryError("another process is out of memory")
             # Out here nothing holds the tensors of the failed pass any more.
             self.state, self.plan = lower, self.ladder.plan(lower)
             release_memory(self.device)

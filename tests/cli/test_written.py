@@ -204,7 +204,7 @@ def test_a_folder_that_is_not_what_was_to_be_written_is_an_error_and_not_there(t
 def test_a_final_folder_that_is_not_what_was_trained_is_an_error_and_not_there(rows, tmp_path, monkeypatch):
     source = build_tiny_model(tmp_path / "model")
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", spoilt_by(FAULTS["lost"]))
-    with pytest.raises(StorageError, match=r"model\.norm\.weight is not in it"):
+    with pytest.raises(StorageError, match=r"model\.norm\.weight is missing"):
         run_of(rows, source)
     assert not (tmp_path / "runs" / "one" / "final").exists()
 

@@ -262,7 +262,7 @@ def open_prepared(folder: Path) -> PreparedDataset:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder} is not a prepared data set: its {MANIFEST} cannot be read") from error
+        raise DataError(f"{folder} is not a prepared dataset: its {MANIFEST} cannot be read") from error
     if manifest.get("format") != FORMAT_VERSION:
         raise DataError(
             f"{folder} was prepared in format {manifest.get('format')}, this version reads {FORMAT_VERSION}"

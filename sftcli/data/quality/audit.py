@@ -20,24 +20,24 @@ SMALLEST_BIN = 32
 SOURCE_COUNTS = ("rows", "kept", "rejected", "cut", "tokens", "response_tokens")
 
 _FLAG_NOTES: Mapping[RowFlag, str] = {
-    RowFlag.CONTROL_TEXT: "in {rows} a content holds the text of a control token; it stays text",
-    RowFlag.CONTROL_WRITTEN: "in {rows} a content writes control tokens, as data.control_tokens_from allows",
-    RowFlag.STRIPPED: "in {rows} the template takes white space from the ends of contents; so they are trained",
-    RowFlag.NORMALIZED: "in {rows} the tokenizer changes answers to a Unicode normal form; so they are trained",
+    RowFlag.CONTROL_TEXT: "in {rows} a message contains the text of a control token; it stays text",
+    RowFlag.CONTROL_WRITTEN: "in {rows} a message contains control tokens, as data.control_tokens_from allows",
+    RowFlag.STRIPPED: "in {rows} the template strips white space around messages; they are trained stripped",
+    RowFlag.NORMALIZED: "in {rows} the tokenizer normalizes the Unicode of answers; they are trained normalized",
     RowFlag.THOUGHT_DROPPED: "in {rows} the template leaves out the thinking of turns that are not trained",
-    RowFlag.THOUGHT_SPACED: "in {rows} the template sets its own white space around the thinking; so it is trained",
+    RowFlag.THOUGHT_SPACED: "in {rows} the template changes the white space around the thinking; it is trained as changed",
     RowFlag.TOOLS_DROPPED: "in {rows} the template does not show the tools that the row lists",
-    RowFlag.LEAD_TRAINED: "in {rows} the template writes something before the answer that generation will not be"
-    " given; it is trained",
-    RowFlag.STOP_APPENDED: "in {rows} the template ends the last answer in no stop token; one is added and trained",
-    RowFlag.TRAILING_TURNS: "from {rows} the turns behind the last answer are left out, because nothing answers them",
-    RowFlag.UNREADABLE: "{rows} with U+FFFD, which stands for bytes that something could not read",
-    RowFlag.MISREAD: "{rows} with text that reads like UTF-8 taken for Latin-1 or Windows-1252",
+    RowFlag.LEAD_TRAINED: "in {rows} the template puts text before the answer that the generation prompt"
+    " lacks; it is trained",
+    RowFlag.STOP_APPENDED: "in {rows} the template ends the last answer without a stop token; one is added and trained",
+    RowFlag.TRAILING_TURNS: "in {rows} the turns after the last answer are dropped, because nothing answers them",
+    RowFlag.UNREADABLE: "{rows} with U+FFFD, which stands for bytes that could not be decoded",
+    RowFlag.MISREAD: "{rows} with text that looks like UTF-8 decoded as Latin-1 or Windows-1252",
     RowFlag.CONTROL_CHARACTER: "{rows} with control characters other than tab and line ends",
     RowFlag.CUT_TURNS: "from {rows} whole turns at the end are cut off",
     RowFlag.CUT_ANSWER: "from {rows} the end of an answer is cut off, with its stop token",
     RowFlag.CUT_STOP: "from {rows} the stop token of an answer is cut off; the answer is whole",
-    RowFlag.CUT_END: "from {rows} only the template's text behind the last answer is cut off",
+    RowFlag.CUT_END: "from {rows} only the template's text after the last answer is cut off",
 }
 
 

@@ -43,9 +43,7 @@ def read_records(source: Source, *, seed: int, note: Note = _no_note) -> Iterato
         StorageError: A file cannot be read.
     """
     if source.skipped:
-        note(
-            f"{source.name}: not read, because they hold no rows of a known kind: {', '.join(source.skipped)}"
-        )
+        note(f"{source.name}: skipped, not a known data format: {', '.join(source.skipped)}")
     read = _reader(source, note)
     rows = read() if source.sample is None else _sample(read, source, source.sample, seed)
     is_empty = True
@@ -110,7 +108,7 @@ def _sample(
             heapq.heappushpop(heap, entry)
     if 0 < total < size:
         raise UsageError(
-            f"{source.text!r} asks for {size} rows, and there are {total}",
+            f"{source.text!r} asks for {size} rows, but there are only {total}",
             hint=f"leave out :{size} to take all",
         )
     chosen = {-index for _, index in heap}
@@ -159,7 +157,7 @@ def _file_rows(path: Path, name: str, note: Note) -> Iterator[Row]:
     if before != after:
         raise DataError(
             f"{name}: the file changed while it was read",
-            hint="wait until it is written, then run again",
+            hint="wait until the file is complete, then run again",
             location=Location(file=name),
         )
 
@@ -189,8 +187,8 @@ def _identity(path: Path) -> tuple[int, int, int]:
 def _damaged(path: Path, name: str, error: Exception) -> DataError:
     kind = path.suffix if path.suffix in COMPRESSIONS else "compressed"
     return DataError(
-        f"{name}: not a whole {kind} file: {error}",
-        hint="it is cut off or damaged: copy or download it again",
+        f"{name}: truncated or damaged {kind} file: {error}",
+        hint="copy or download it again",
         location=Location(file=name),
     )
 

@@ -91,11 +91,11 @@ def check_adapter_weights(folder: Path) -> Path:
         unsafe = sorted(file.name for file in folder.iterdir() if file.suffix in UNSAFE_SUFFIXES)
         if unsafe:
             raise ConsentError(
-                f"{folder / unsafe[0]} is a pickle file, which can run code when it is opened, and was refused",
+                f"{folder / unsafe[0]} is a pickle file, which can run code when opened; refused",
                 hint=CONVERT_HINT.replace("AutoModelForCausalLM", "AutoPeftModelForCausalLM"),
             )
         raise NotFoundError(
-            f"{folder} holds no weights: {WEIGHTS_FILE} is missing", hint="get the folder again"
+            f"{folder} holds no weights: {WEIGHTS_FILE} is missing", hint="copy or download the folder again"
         )
     check_safetensors(path)
     return path

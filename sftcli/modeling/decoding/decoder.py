@@ -43,7 +43,7 @@ def checked_decoder(model: "PreTrainedModel") -> Decoder:
     That is many rows with a cache of ours, one row with the model's own cache, or one row that is read anew for every token.
     """
     kind = next((kind for kind in (CachedRows, SingleRow) if _is_right(model, kind)), UncachedRow)
-    note = f"{type(model).__name__} keeps no cache that is right here: each new token reads the whole text again, which is slow"
+    note = f"{type(model).__name__} has no usable KV cache here: each new token reprocesses the whole text, which is slow"
     return Decoder(
         model=model,
         make_rows=lambda count, _prefix: kind(model, count),

@@ -271,8 +271,8 @@ def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tenso
     if not is_finite(rounded):
         word = str(dtype).removeprefix("torch.")
         raise DataError(
-            f"{name} holds numbers that are not finite in {word}",
-            hint="write another type: sft export NAME --to hf --dtype bf16 --out FOLDER",
+            f"{name} holds non-finite values in {word}",
+            hint="export another dtype: sft export NAME --to hf --dtype bf16 --out FOLDER",
         )
     return rounded
 

@@ -71,7 +71,7 @@ class _Walk:
 
     def header(self) -> GgufHeader:
         if (version := self._number("I")) not in _VERSIONS:
-            raise ValueError(f"it is of version {version} of the format")
+            raise ValueError(f"it has format version {version}")
         tensors, values = self._number("Q"), self._number("Q")
         pre_tokenizer = ""
         for _ in range(values):

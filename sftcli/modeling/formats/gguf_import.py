@@ -75,7 +75,7 @@ def _unconvertible(gguf: Path, error: Exception) -> DataError:
     reason = " ".join(str(error).split())[:300]
     return DataError(
         f"{gguf} cannot be converted: {reason}",
-        hint="the file may be cut off, or its architecture unknown to transformers; name a Hugging Face folder",
+        hint="the file may be truncated, or its architecture unknown to transformers; name a Hugging Face folder",
     )
 
 
@@ -87,11 +87,11 @@ def read_source(folder: Path, emit: EventSink) -> str | None:
         damaged = [name for name, size in files.items() if (folder / name).stat().st_size != size]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if folder.is_dir():
-            emit(Warned(text=f"the cached model {folder} is incomplete ({error}); it is made anew"))
+            emit(Warned(text=f"the cached model {folder} is incomplete ({error}); rebuilding it"))
         return None
     if damaged or source.get("format") != _FORMAT or not isinstance(digest, str):
         what = f"{damaged[0]} has another size" if damaged else "it has another format"
-        emit(Warned(text=f"the cached model {folder} is damaged ({what}); it is made anew"))
+        emit(Warned(text=f"the cached model {folder} is damaged ({what}); rebuilding it"))
         return None
     return digest
 

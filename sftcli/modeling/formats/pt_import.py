@@ -61,7 +61,7 @@ def _convert(path: Path, folder: Path, source: Path, digest: str, emit: EventSin
         assert isinstance(rows, int)
         if chat.vocab_size > rows:
             raise MismatchError(
-                f"the tokenizer {source} has {chat.vocab_size} tokens, and {path} has room for {rows}",
+                f"the tokenizer {source} has {chat.vocab_size} tokens, but {path} has embeddings for {rows}",
                 hint="name the tokenizer that the model was trained with: --tokenizer NAME_OR_DIR",
             )
         generation = {"eos_token_id": sorted(chat.stop_ids), "pad_token_id": chat.pad_id}

@@ -34,10 +34,10 @@ def refuse_code(folder: Path) -> None:
     if not config.get(AUTO_MAP) or (is_known and not any(folder.glob("*.py"))):
         return  # without files of its own a known model can only be the library's class
     raise ConsentError(
-        f"{folder / 'config.json'} asks to run code that comes with the model (auto_map), which is not done here",
-        hint="use a model that transformers knows by itself; if it knows this one, remove auto_map and the .py files. To "
-        "train a hub model whose code you have read: --trust-remote-code --set model.revision=COMMIT. To ask or score what came "
-        "of it: --trust-remote-code again",
+        f"{folder / 'config.json'} requires code that comes with the model (auto_map), which is not run here",
+        hint="use a model that transformers supports natively; if it supports this one, remove auto_map and the .py files. To "
+        "train a hub model whose code you have read: --trust-remote-code --set model.revision=COMMIT. To generate with "
+        "or evaluate the tuned model: --trust-remote-code again",
     )
 
 
@@ -50,7 +50,7 @@ def allow_code(folder: Path, *, name: str, commit: str, emit: "EventSink") -> di
     """
     if folder.name != commit:
         raise UsageError(
-            f"--trust-remote-code applies to models of the hub at a commit, and {name} is none",
+            f"--trust-remote-code applies to hub models at a commit, and {name} is not one",
             hint="leave --trust-remote-code out",
         )
     digest, shown = _look_through(folder)
@@ -78,7 +78,7 @@ def allow_copied_code(folder: Path, *, trusted: object, emit: "EventSink") -> bo
     if record.get("sha256") != digest:
         raise ConsentError(
             f"the code in {folder} ({shown}) is not what ran when the model was trained",
-            hint="put back the files of the run, or leave the model alone",
+            hint="restore the files of the run, or use another model",
         )
     _tell(f"{record.get('model')} at {record.get('commit')}, copied to {folder},", shown, emit)
     return True
@@ -93,7 +93,7 @@ def _look_through(folder: Path) -> tuple[str, str]:
     for reference in _references(folder):
         if "--" in reference:
             raise ConsentError(
-                f"{folder} asks to run code of another repository ({reference}), whose commit is not pinned",
+                f"{folder} requires code of another repository ({reference}), whose commit is not pinned",
                 hint="use another model",
             )
     files = sorted(folder.glob("*.py"))
@@ -105,7 +105,9 @@ def _look_through(folder: Path) -> tuple[str, str]:
 
 def _tell(whose: str, shown: str, emit: "EventSink") -> None:
     emit(
-        Warned(text=f"code of {whose} runs with your rights, because --trust-remote-code was passed: {shown}")
+        Warned(
+            text=f"code of {whose} runs with your permissions, because --trust-remote-code was passed: {shown}"
+        )
     )
 
 

@@ -112,8 +112,8 @@ def check_names_come_back(model: "PreTrainedModel", folder: Path, source: Source
     written = revert_weight_conversion(model, shapes)
     if lost := sorted(source.places.keys() - written.keys()):
         raise MismatchError(
-            f"{folder} holds more than a language model, {source.in_words()}, and what is trained of it could not be "
-            f"written back in its place: {lost[0]} would have another name",
+            f"{folder} holds more than a language model, {source.in_words()}, and its trained weights could not be "
+            f"saved under their original names: {lost[0]} would be renamed",
             hint="name a folder that holds the language model alone, or train an adapter: --lora",
         )
 

@@ -109,7 +109,7 @@ class HFChatTokenizer:
         if any(template.prints_date for template in self._templates.values()):
             notes.append(f"the template prints the date; here it is always {FIXED_DATE:%d %b %Y}")
         if self.text_prefix and self.template_name in BUILTIN_TEMPLATES:
-            notes.append(f"every text starts with {self.text_prefix}, as this tokenizer has it")
+            notes.append(f"every text starts with {self.text_prefix}, as this tokenizer adds it")
         return tuple(notes)
 
     def render(

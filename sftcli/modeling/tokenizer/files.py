@@ -42,14 +42,14 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     if not path.is_file():
         raise NotFoundError(
             f"there is no tokenizer.json in {folder}",
-            hint="put one there (transformers writes it with save_pretrained); sft generate takes another by --tokenizer DIR",
+            hint="put one there (transformers writes it with save_pretrained); sft generate takes another one with --tokenizer DIR",
         )
     check_size(path)
     content = path.read_bytes()
     try:
         tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:
-        raise DataError(f"{path} is not a tokenizer: {error}", hint="fetch the model again") from error
+        raise DataError(f"{path} is not a tokenizer: {error}", hint="download the model again") from error
     tokenizer.no_truncation()  # a saved limit would cut rows without a word
     tokenizer.no_padding()
     config = {
@@ -75,9 +75,9 @@ def _read_object(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}", hint="fetch the model again") from error
+        raise DataError(f"{path} is not valid JSON: {error}", hint="download the model again") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds no JSON object", hint="fetch the model again")
+        raise DataError(f"{path} holds no JSON object", hint="download the model again")
     return content
 
 
@@ -115,7 +115,7 @@ def _add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, object], path
         if tokenizer.token_to_id(text) != int(key):
             raise DataError(
                 f"token {text!r} has id {key} in tokenizer_config.json and another in {path}",
-                hint="the two files are of different tokenizers; fetch the model again",
+                hint="the two files belong to different tokenizers; download the model again",
             )
 
 
@@ -145,7 +145,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text", hint="fetch the model again") from error
+        raise DataError(f"{path} is not UTF-8 text", hint="download the model again") from error
 
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:

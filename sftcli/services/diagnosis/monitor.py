@@ -175,7 +175,7 @@ class FitWatch:
         level = float(np.median(recent))
         if level <= HIGH_LOSS or _fall(recent) >= FLAT_FALL:
             return None
-        return underfitting(f"training loss has come to rest at {level:.3f}, above {HIGH_LOSS:g}")
+        return underfitting(f"training loss has leveled off at {level:.3f}, above {HIGH_LOSS:g}")
 
     def _once(self, step: int, verdict: Verdict | None) -> list[Verdict]:
         if verdict is None or verdict.kind in self._said:

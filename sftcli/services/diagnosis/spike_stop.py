@@ -43,11 +43,11 @@ class SpikeStop:
         before = [at for at in map(step_of, list_checkpoints(run.checkpoints)) if at < first]
         slower = "--set training.learning_rate=... --allow-change training.learning_rate"
         back = (
-            f"from before it with a lower learning rate: sft resume {run.argument} --checkpoint {before[-1]} {slower}"
+            f"to resume from before the spike with a lower learning rate: sft resume {run.argument} --checkpoint {before[-1]} {slower}"
             if before
-            else "there is no checkpoint from before it (see checkpoint.keep_every_steps)"
+            else "there is no checkpoint from before the spike (see checkpoint.keep_every_steps)"
         )
         raise DivergedError(
-            f"the loss jumped at step {first} and has stayed far above what it was; stopped after step {step} and saved",
-            hint=f"look at the rows named above; {back}. As it is: sft resume {run.argument}",
+            f"the loss spiked at step {first} and stayed high; stopped after step {step} and saved",
+            hint=f"check the rows named above; {back}. To continue anyway: sft resume {run.argument}",
         )

@@ -48,7 +48,7 @@ def judge_losses(train_losses: Sequence[float], heldout_losses: Sequence[float],
     if first - last < FLAT:
         return Verdict(
             kind="unchanged",
-            reason=f"held-out loss went {moved}, which is next to nothing",
+            reason=f"held-out loss went {moved}, which is almost no change",
             advice="train longer, or increase the learning rate",
         )
     return Verdict(kind="good", reason=f"held-out loss fell {moved}", advice="")
@@ -99,7 +99,7 @@ def plateau(evaluations: int, best: float, rows: int = 0) -> Verdict:
         kind="plateau",
         reason=f"held-out loss fell by less than {FLAT:g} in the last {evaluations} evaluations; "
         f"the best is {loss_figure(best, rows)}{_doubt(rows)}",
-        advice="more steps may bring nothing: stop (Ctrl-C saves), or set training.early_stopping_evals",
+        advice="more steps may not help: stop (Ctrl-C saves), or set training.early_stopping_evals",
     )
 
 
@@ -108,5 +108,5 @@ def spike(what: str, value: float, usual: float, rows: str) -> Verdict:
     return Verdict(
         kind="spike",
         reason=f"{what} jumped to {value:.3g} from about {usual:.3g}; rows {rows}",
-        advice="look at these rows; where it comes back, lower the learning rate",
+        advice="check these rows; if it happens again, lower the learning rate",
     )

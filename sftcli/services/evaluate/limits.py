@@ -49,7 +49,7 @@ def _read_limit(text: str, word: str, is_broken: Callable[[float, float], bool])
     try:
         number = float(value)
     except ValueError:
-        raise UsageError(f"{flag} {text}: not METRIC=VALUE", hint=f"such as {flag} loss=1.5") from None
+        raise UsageError(f"{flag} {text}: expected METRIC=VALUE", hint=f"such as {flag} loss=1.5") from None
     return Limit(metric=metric, value=number, word=word, is_broken=is_broken, text=f"{flag} {text}")
 
 

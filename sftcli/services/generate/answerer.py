@@ -214,12 +214,12 @@ def disagreements(choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFCh
     tail = _ids_behind_an_answer(tokenizer)
     if tail and not set(tail) & tokenizer.stop_ids:
         found.append(
-            f"the template puts token {_ids(tail)} behind an answer, which is no stop token "
+            f"the template puts token {_ids(tail)} after an answer, which is not a stop token "
             f"({_ids(tokenizer.stop_ids)} are); answers may run on"
         )
     trained = _ends_in_training(choice)
     if trained is not None and trained != end_tokens(tokenizer):
-        found.append("the template or the stop tokens are not those that the model was trained with")
+        found.append("the template or the stop tokens differ from those the model was trained with")
     return found
 
 

@@ -79,13 +79,13 @@ def locate_adapter_base(
         )
     except NotFoundError as error:
         raise NotFoundError(
-            f"the adapter {folder} belongs to a model that is not here: {error.message}",
-            hint=f"name it: --base-model MODEL; or set its new place in {folder}: name in sft_base.json, or "
+            f"the adapter {folder} has a base model that was not found: {error.message}",
+            hint=f"name it: --base-model MODEL; or set its new location in {folder}: name in sft_base.json, or "
             f"base_model_name_or_path in {CONFIG_FILE}",
         ) from error
     except NetworkError as error:
         raise NetworkError(
-            f"the adapter {folder} belongs to {base.name}, which is not here: {error.message}",
+            f"the adapter {folder} has the base model {base.name}, which is not available: {error.message}",
             hint=_hint_of(base.name),
         ) from error
 
@@ -93,7 +93,5 @@ def locate_adapter_base(
 def _hint_of(name: str) -> str:
     """Return what to do where the hub cannot be asked for a base."""
     if name == HUB_NAME:
-        return (
-            f"name a copy of it: --base-model {ALIAS} is the one that sft trains, with slightly other weights"
-        )
-    return "name a copy of it that is here: --base-model MODEL"
+        return f"name a copy of it: --base-model {ALIAS} is the one that sft trains, with slightly different weights"
+    return "name a local copy of it: --base-model MODEL"

@@ -115,14 +115,14 @@ def _choice(
 
 def _of_no_run(name: str) -> UsageError:
     return UsageError(
-        f"--trust-remote-code applies to models that a run was trained with it, and {name} is none",
+        f"--trust-remote-code applies to models trained with it, and {name} is not one",
         hint="leave --trust-remote-code out",
     )
 
 
 def _of_no_adapter(name: str) -> UsageError:
     return UsageError(
-        f"--base-model names the model that an adapter belongs to, and {name} is no adapter",
+        f"--base-model names the base model of an adapter, and {name} is not an adapter",
         hint="leave --base-model out",
     )
 

@@ -100,7 +100,7 @@ def run_processes(count: int, command: Sequence[str]) -> int:
     """
     if torch.cuda.is_available() and count > torch.cuda.device_count():
         raise ResourceError(
-            f"{count} processes were asked for, and this machine has {torch.cuda.device_count()} CUDA devices",
+            f"{count} processes were requested, but this machine has {torch.cuda.device_count()} CUDA devices",
             hint="start one process for each device",
         )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

@@ -93,8 +93,8 @@ class Peers:
         other = [name for name in found if received.get(name) != found[name]]
         if other:
             raise MismatchError(
-                f"process {self.group.rank} has found another {other[0]} than process 0",
-                hint="let all machines read the same files, or copies of them",
+                f"process {self.group.rank} found a different {other[0]} than process 0",
+                hint="make sure all machines read the same files, or copies of them",
             )
 
 
@@ -171,7 +171,7 @@ class ConnectedPeers(Peers):
         return None if found == own else found
 
     def _lost(self) -> str:
-        return f"one of the {self.group.size} processes was killed, or its machine is gone"
+        return f"one of the {self.group.size} processes was killed, or its machine was lost"
 
     def _next_key(self) -> str:
         self._exchanged += 1
@@ -247,8 +247,8 @@ def _connect(place: Place) -> ConnectedPeers:
         words.wait([f"here/{rank}" for rank in range(place.size)], timedelta(seconds=MEETING_SECONDS))
     except (dist.DistError, OSError) as error:
         raise ResourceError(
-            f"the {place.size} processes did not all meet at {place.address}:{place.port}: {error}",
-            hint="see that all were started, with the same MASTER_ADDR and MASTER_PORT",
+            f"the {place.size} processes did not all connect to {place.address}:{place.port}: {error}",
+            hint="make sure all were started with the same MASTER_ADDR and MASTER_PORT",
         ) from error
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",

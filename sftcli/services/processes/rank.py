@@ -83,7 +83,7 @@ def first_host(nodes: str) -> str:
 def _text(environ: Mapping[str, str], name: str) -> str:
     if not environ.get(name):
         raise UsageError(
-            f"several processes were started for one command, and {name} is not set",
+            f"several processes were started for one command, but {name} is not set",
             hint="start them with sft train --processes N, torchrun or srun",
         )
     return environ[name]

@@ -52,7 +52,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
     except OSError as error:
         if error.errno in storage.FULL_DISK:
             raise StorageError(
-                f"the disk that holds {out} is full", hint="make room, or choose another --out"
+                f"the disk that holds {out} is full", hint="free space, or choose another --out"
             ) from error
         raise OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out") from error
     return out

@@ -99,7 +99,7 @@ class RunLog:
                     f"Loading instruction dataset: {event.source}\nTraining examples: {event.train_examples}"
                 )
             case FitStarted():
-                onward = f", going on from step {event.step}" if event.step else ""
+                onward = f", resuming from step {event.step}" if event.step else ""
                 return f"Starting SFT for {event.last_step} steps{onward}"
             case CheckpointSaved():
                 return f"Saved checkpoint: {event.path}"
@@ -154,7 +154,7 @@ class Lines:
         if not self.damaged:
             return ""
         what = "a line that is" if self.damaged == 1 else f"{self.damaged} lines that are"
-        return f"{path}: {what} not whole, as after a kill or on a full disk, left out"
+        return f"{path}: {what} incomplete, as after a kill or on a full disk, skipped"
 
 
 def read_lines(path: Path) -> Lines:
@@ -284,5 +284,5 @@ def forgotten_if_unstarted(run: RunFolder, emit: EventSink, *, is_new: bool) -> 
     except SftError:
         if is_new and not has_begun(run):
             storage.try_remove_tree(run.path)
-            emit(Notice(text=f"{run.path} is removed: the run ended before its first step"))
+            emit(Notice(text=f"removed {run.path}: the run ended before its first step"))
         raise

@@ -153,8 +153,8 @@ class RunFolder:
     def _damaged(self, what: object) -> DataError:
         return DataError(
             f"{self.about} is damaged: {what}",
-            hint=f"the run's {self.checkpoints.name}/ and {self.final.name}/ are not touched by that: a folder in them can be "
-            "named in place of the run",
+            hint=f"the run's {self.checkpoints.name}/ and {self.final.name}/ are not affected: name a folder in them "
+            "instead of the run",
         )
 
     def data_fingerprint(self) -> str | None:
@@ -194,7 +194,7 @@ def create_run(settings: RunSettings, *, label: str, files: Mapping[str, str]) -
         raise OutputError(f"no free name for a run under {root}", hint="pass --run NAME")
     run, hint = RunFolder(root / settings.name), "choose another name with --run"
     if run.about.is_file() and not run.is_finished:
-        hint = f"go on with it: sft resume {run.argument}, or {hint}"
+        hint = f"resume it: sft resume {run.argument}, or {hint}"
     raise OutputError(f"{run.path} exists already", hint=hint)
 
 
@@ -226,7 +226,7 @@ def _renamed(staging: Path, path: Path) -> bool:
 def _cannot_create(root: Path, error: OSError) -> SftError:
     hint = "choose another --set run.root=DIR"
     if error.errno in storage.FULL_DISK:
-        return StorageError(f"the disk that holds {root} is full", hint=f"make room, or {hint}")
+        return StorageError(f"the disk that holds {root} is full", hint=f"free space, or {hint}")
     return OutputError(
         f"cannot create the run folder under {root}: {error.filename}: {error.strerror}", hint=hint
     )
@@ -304,7 +304,7 @@ def _not_begun(run: RunFolder) -> NotFoundError:
         else f"{name} --set run.root={shlex.quote(str(run.path.parent))}, with the flags that it was given"
     )
     return NotFoundError(
-        f"the run {run.path} was killed before it had written what it is",
+        f"the run {run.path} was killed before its settings were saved",
         hint=f"start it again: sft train {settings}",
     )
 
@@ -359,7 +359,7 @@ def find_recorded(
     if not run.config.is_file():
         raise NotFoundError(
             f"{run.path} lacks {run.config.name}, the settings that it was started with",
-            hint=f"start it anew under another name; its command was: {run.read_about().get('command')}",
+            hint=f"start it again under another name; its command was: {run.read_about().get('command')}",
         )
     return Recorded(run=run, started=read_settings(run), settings=read_settings(run, overrides))
 

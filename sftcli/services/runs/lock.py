@@ -97,7 +97,7 @@ class RunLock:
                 hint="wait for it, or stop it; if it is certainly dead: sft resume "
                 f"{RunFolder(self.path.parent).argument} --break-lock",
             )
-        why = "it was told to be dead" if state == "alive" else "it ended without a word (killed?)"
+        why = "it was declared dead" if state == "alive" else "it ended without a message (killed?)"
         self.emit(Warned(text=f"taking over from {_describe(holder)}: {why}"))
 
     def _take_guard(self) -> None:
@@ -108,7 +108,9 @@ class RunLock:
             except FileExistsError:
                 self._drop_stale_guard()
                 if time.monotonic() > deadline:
-                    raise OutputError(f"cannot lock {self.path.parent}: {self.guard} stays") from None
+                    raise OutputError(
+                        f"cannot lock {self.path.parent}: {self.guard} was not released"
+                    ) from None
                 time.sleep(_WAIT_SECONDS)
             else:
                 guard.close()

@@ -80,7 +80,9 @@ class TrackerSink:
         except Exception as error:  # noqa: BLE001 - whatever happens in a tracker, the run goes on
             self._numbers = None
             self.warn(
-                Warned(text=f"{self.name} gets no more numbers: {_reason(error)}; the run goes on without it")
+                Warned(
+                    text=f"metrics are no longer sent to {self.name}: {_reason(error)}; the run continues without it"
+                )
             )
 
 

@@ -77,10 +77,12 @@ class Changes:
         ]
         if self.machine:
             pairs = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in self.machine.items())
-            heard.append(Warned(text=f"{pairs}: the run goes on, but not bit for bit as it would have there"))
+            heard.append(
+                Warned(text=f"{pairs}: the run continues, but not bit for bit as it would have there")
+            )
         heard += [
             Warned(
-                text=f"{name} was {_short(old)}, is {_short(new)}, as was allowed: no uninterrupted run ends as this one"
+                text=f"{name} was {_short(old)}, is {_short(new)}, as allowed: the result differs from an uninterrupted run"
             )
             for name, (old, new) in self.forced.items()
         ]
@@ -105,10 +107,10 @@ def check_may_change(names: Sequence[str]) -> None:
     known = [key for key in FIELDS if _may_change(key)]
     for name in names:
         if not _may_change(name):
-            raise UsageError(f"{name} decides what the checkpoint's weights fit to and cannot change")
+            raise UsageError(f"the checkpoint's weights depend on {name}, so it cannot change")
         if name not in (*known, "data"):
             hint = did_you_mean(name, ["data", *known]) or "name a settings key, or data"
-            raise UsageError(f"--allow-change {name}: there is no such key", hint=hint)
+            raise UsageError(f"--allow-change {name}: unknown key", hint=hint)
 
 
 def compare(
@@ -183,13 +185,13 @@ def _changes(
         shown = "; ".join(f"{key} was {_short(a)}, is {_short(b)}" for key, (a, b) in refused.items())
         ways = [f"--allow-change {key}" for key in refused if key != "data rows" and _may_change(key)]
         allow = (
-            f" To go on all the same, as a run that is no longer the old one, add to sft resume: {' '.join(ways)}."
+            f" To resume anyway, as a different run from here on, add to sft resume: {' '.join(ways)}."
             if ways and not is_finished
             else ""
         )
         raise MismatchError(
-            f"{what} was made with something else: {shown}",
-            hint=f"put it back as it was, or start a new run: sft train.{allow} These always may change: "
+            f"{what} does not match: {shown}",
+            hint=f"restore it, or start a new run: sft train.{allow} These may always change: "
             f"{', '.join(sorted(CHANGEABLE))}",
         )
     return Changes(harmless=harmless, machine=machine, forced=forced)

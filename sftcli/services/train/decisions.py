@@ -56,17 +56,17 @@ class Decisions:
             DataError: It is nothing of that kind.
         """
         if not isinstance(value, dict):
-            raise DataError(f"{where}: {KEY} is no object")
+            raise DataError(f"{where}: {KEY} is not an object")
 
         def text(name: str) -> str | None:
             found = value.get(name)
             if not isinstance(found, str | None):
-                raise DataError(f"{where}: {KEY}.{name} is {found!r}, which is no text")
+                raise DataError(f"{where}: {KEY}.{name} is {found!r}, which is not text")
             return found
 
         layers = value.get("layers")
         if not isinstance(layers, list | None):
-            raise DataError(f"{where}: {KEY}.layers is {layers!r}, which is no list")
+            raise DataError(f"{where}: {KEY}.layers is {layers!r}, which is not a list")
         precision = text("precision")
         if precision not in {None, "bf16", "fp32"}:
             raise DataError(f"{where}: {KEY}.precision is {precision!r}, and not bf16 or fp32")
@@ -96,7 +96,7 @@ def read_decisions(run: RunFolder, checkpoint: Path | None, emit: EventSink) -> 
     recorded = f"only that it runs in {precision}" if precision else "nothing"
     emit(
         Notice(
-            text=f"run {run.name} is of an older version and says {recorded}: attention, faster layers and packing are tried anew"
+            text=f"run {run.name} is from an older version and records {recorded}: attention, faster layers and packing are decided again"
         )
     )
     return Decisions(precision=precision)
@@ -135,10 +135,10 @@ def settle_precision(recorded: Decisions, setting: str, device: torch.device) ->
     except ResourceError as error:
         raise ResourceError(
             f"the run trains in {recorded.precision}, and {error.message}",
-            hint="go on with it on such a device as it started on, or let it be another run from here on: "
+            hint="resume it on a device like the one it started on, or accept other numbers from here on: "
             "--set training.precision=fp32 --allow-change training.precision",
         ) from error
-    return replace(recorded, precision_why="as the run began")
+    return replace(recorded, precision_why="as at the start of the run")
 
 
 def record_decisions(run: RunFolder, decisions: Decisions, emit: EventSink) -> None:
@@ -151,7 +151,7 @@ def record_decisions(run: RunFolder, decisions: Decisions, emit: EventSink) -> N
     made = decisions.to_json()
     if isinstance(before, dict) and before.get("weights") not in {None, decisions.weights}:
         text = f"weights were {before['weights']} in each process, are {decisions.weights}"
-        emit(Warned(text=f"{text}: the run goes on, but not bit for bit as it would have so"))
+        emit(Warned(text=f"{text}: the run continues, but not bit for bit as before"))
     if isinstance(before, dict) and before.get("precision") == decisions.precision:
         made["precision_why"] = before.get("precision_why")  # of the start, which decided it
     if before != made:
@@ -169,8 +169,8 @@ def require_same(recorded: Decisions, made: Decisions, *, what: str) -> None:
     if other:
         shown = "; ".join(f"{name} was {_shown(wanted[name])}, is {_shown(found[name])}" for name in other)
         raise MismatchError(
-            f"{what} cannot be computed here as it was decided: {shown}",
-            hint="go on with it on the machine and with the library versions that it started with",
+            f"{what} cannot run here as it was decided at the start: {shown}",
+            hint="resume it on the machine and with the library versions it started with",
         )
 
 

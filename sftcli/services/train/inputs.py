@@ -63,7 +63,7 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
     if missing := left_out(audits):
         session.emit(Warned(text=str(missing)))
     if not len(prepared.dataset.train):
-        raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
+        raise DataError("there are only held-out rows, none to train on", hint="name some with --data")
     if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):
         raise UsageError(
             "training.early_stopping_evals needs held-out rows, and there are none",

@@ -165,7 +165,7 @@ def start_over(run: TrainingRun, changes: Changes, *, allowed: Sequence[str] = (
     """Begin a run again that ended before its first checkpoint, as it was begun then. The caller holds the lock."""
     with _logged(run) as (logged, watch):
         emit = logged.session.emit
-        emit(Notice(text="no checkpoint yet: starting it over from its recorded settings"))
+        emit(Notice(text="no checkpoint yet: starting over from the recorded settings"))
         record_start_over(run.folder, changes, emit)
         return _train(logged, watch, changes=changes, allowed=allowed)
 

@@ -35,7 +35,7 @@ def check_sharing(settings: Settings) -> None:
     if settings.training.parallel is Parallel.FSDP and reason:
         raise UsageError(
             f"training.parallel is fsdp, and {reason}",
-            hint="take training.parallel=ddp, where each process holds the whole model",
+            hint="use training.parallel=ddp, where each process holds a full replica",
             location=Location(key="training.parallel"),
         )
 

@@ -37,8 +37,8 @@ def _check_adapter(settings: AdapterSettings) -> None:
         return
     if not _has_cuda():
         raise ResourceError(
-            f"adapter.quantize is {settings.quantize}, which needs a CUDA device, and there is none here",
-            hint="train a plain adapter: --lora; in bfloat16 the base takes 2 bytes a weight",
+            f"adapter.quantize is {settings.quantize}, which needs a CUDA device, and none is available",
+            hint="train a plain adapter: --lora; in bfloat16 the base model takes 2 bytes a weight",
         )
     require_package(
         "bitsandbytes",
@@ -52,8 +52,8 @@ def _check_optimizer(settings: TrainingSettings) -> None:
     facts, asked = OPTIMIZERS[settings.optimizer], f"training.optimizer={settings.optimizer}"
     if facts.needs_cuda and not _has_cuda():
         raise UsageError(
-            f"{asked} needs a CUDA device, and there is none here",
-            hint="take adamw_8bit or adafactor",
+            f"{asked} needs a CUDA device, and none is available",
+            hint="use adamw_8bit or adafactor",
             location=Location(key="training.optimizer"),
         )
     if facts.needs_bitsandbytes:

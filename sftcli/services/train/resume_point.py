@@ -87,7 +87,7 @@ def count_equal(replayed: TrainingSnapshot, stored: TrainingSnapshot, *, name: s
             if key not in ours or key not in theirs or not torch.equal(ours[key].cpu(), theirs[key]):
                 raise MismatchError(
                     f"the replay does not end at {name}: {key} differs",
-                    hint="the machine, its threads or the library versions are not those of the run",
+                    hint="the machine, its threads or the library versions differ from those of the run",
                 )
             count += 1
     return count
@@ -98,7 +98,7 @@ def clear_leftovers(run: RunFolder, emit: EventSink) -> None:
     storage.sweep(run.path, older_than_seconds=0)
     halves = clear_halves(run.checkpoints)
     if halves:
-        emit(Notice(text=f"removed {', '.join(halves)}: left half written when a save was killed"))
+        emit(Notice(text=f"removed {', '.join(halves)}: incomplete, from a save that was killed"))
     plan = read_taken_back(run.checkpoints)
     if plan is None:
         return
@@ -128,7 +128,7 @@ def _take_back(run: RunFolder, checkpoint: Path, emit: EventSink) -> Path:
         for name in plan.aside:
             emit(
                 Notice(
-                    text=f"checkpoint {name} is set aside until a newer one is safe: the run goes on from step {step}"
+                    text=f"checkpoint {name} is kept aside until a newer one is safe: the run resumes from step {step}"
                 )
             )
     return in_use(checkpoint)

@@ -133,7 +133,7 @@ class TrainingRun:
         self.trainer.restore(read_snapshot(found[0]))
         emit(
             Notice(
-                text=f"final/ takes step {state.best_step}: its held-out loss {state.best_heldout_loss:.4f} is the lowest"
+                text=f"final/ holds step {state.best_step}: its held-out loss {state.best_heldout_loss:.4f} is the lowest"
             )
         )
 
@@ -187,9 +187,11 @@ def memory_errors(
         smaller = f"{resume_command} --set {setting} --allow-change {setting.partition('=')[0]}"
         raise ResourceError(
             f"out of memory with {tried()}; checkpoints are intact",
-            hint=(f"go on in smaller steps of the same updates: {smaller}; or " if setting else "")
-            + "in a new run lower training.micro_batch_size, or training.micro_batch_tokens where that is set (the updates stay "
+            hint=(
+                f"resume with smaller micro-batches and the same updates: {smaller}; or " if setting else ""
+            )
+            + "in a new run lower training.micro_batch_size, or training.micro_batch_tokens if set (the updates stay "
             "the same), set "
             "training.gradient_checkpointing, choose training.optimizer=adafactor, lower data.max_tokens, or choose a "
-            f"smaller model; where something else took the memory: {resume_command}",
+            f"smaller model; if another program took the memory: {resume_command}",
         ) from error

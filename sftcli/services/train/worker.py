@@ -57,7 +57,7 @@ def _require_same(own: Settings, led: Settings, *, rank: int) -> None:
         for key, value in values.items():
             if value != theirs[section][key]:
                 raise MismatchError(
-                    f"process {rank} was started with {section}.{key} {value}, and process 0 with {theirs[section][key]}",
+                    f"process {rank} was started with {section}.{key} {value}, but process 0 with {theirs[section][key]}",
                     hint="processes that a launcher starts together share one training, with one command line; several "
                     "trainings under srun are steps of their own: srun --ntasks=1",
                 )

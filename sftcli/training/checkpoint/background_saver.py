@@ -64,7 +64,7 @@ class Saver:
         result, self._result = self._result, None
         if isinstance(result, UnsavedError) and not (self._has_failed or is_last):
             self._has_failed = True
-            self.emit(Warned(text=f"{result.message}; training goes on and saves again when next due"))
+            self.emit(Warned(text=f"{result.message}; training continues and saves again when next due"))
         elif isinstance(result, BaseException):
             raise result
         elif result is not None:

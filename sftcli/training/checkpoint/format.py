@@ -101,7 +101,7 @@ def verify(folder: Path) -> None:
         if size != wanted.get("bytes"):
             raise DataError(f"{path} has {size} bytes, its manifest says {wanted.get('bytes')}")
         if storage.file_sha256(path) != wanted.get("sha256"):
-            raise DataError(f"{path} was changed after it was saved: its sha256 is not the manifest's")
+            raise DataError(f"{path} was changed after it was saved: its sha256 does not match the manifest")
 
 
 def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
@@ -124,7 +124,7 @@ def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
     if not found:
         return None
     raise DataError(
-        f"no checkpoint under {root} is whole: {'; '.join(faults)}",
+        f"no checkpoint under {root} is intact: {'; '.join(faults)}",
         hint=f"to start the run over from its recorded settings: mv {shlex.quote(str(root))} {shlex.quote(f'{root}-damaged')}; "
         f"sft resume {shlex.quote(str(root.parent))}",
     )

@@ -150,7 +150,7 @@ class DirectoryCheckpointStore:
         return UnsavedError(
             f"could not save the checkpoint of step {snapshot.state.step} to {self.root}: "
             f"{error.strerror or error}. {self._intact()}",
-            hint=f"see to the drive, then run: {self.resume_command}",
+            hint=f"check the drive, then run: {self.resume_command}",
         )
 
     def _intact(self) -> str:

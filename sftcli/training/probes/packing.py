@@ -88,13 +88,13 @@ def choose_packing(
     against 275 tokens/s, and 300 with bounds (SmolLM2-135M in bfloat16 on two cores, 8 rows of 200 tokens a step).
 
     Raises:
-        UsageError: Packing is asked for, and the model lets documents of one row see each other.
+        UsageError: Packing is asked for, and the model lets packed documents attend to each other.
     """
     alone = ChosenPacking(kind=RowSharing.NONE)
     if settings.packing is PackRows.OFF or recorded == RowSharing.NONE:
         return alone
     if settings.packing is PackRows.AUTO and settings.neftune_alpha:
-        emit(Notice(text="rows are not packed: the noise of NEFTune depends on the length of a row"))
+        emit(Notice(text="rows are not packed: NEFTune noise depends on the length of a row"))
         return alone
     budget = max(longest, settings.micro_batch_tokens or settings.micro_batch_size * longest)
     probe = _Probe(model, examples, pad_id)
@@ -107,14 +107,14 @@ def choose_packing(
         if ruled_out != RowSharing.MASK and probe.keeps_apart([probe.rows[:2], probe.rows[2:]]):
             return _announced(RowSharing.MASK, Packing(row_tokens=longest, rows=budget // longest), emit)
         raise UsageError(
-            f"rows cannot be packed: {type(model).__name__} lets documents of one row see each other",
+            f"rows cannot be packed: {type(model).__name__} lets packed documents attend to each other",
             hint="leave out --packing, or pass --packing off",
             location=Location(key="training.packing"),
         )
     emit(
         Notice(
             text=f"rows are not packed: {type(model).__name__} has no attention here that keeps documents of one row apart; "
-            "rows of like length share a micro-batch"
+            "rows of similar length share a micro-batch"
         )
     )
     return alone

@@ -117,7 +117,7 @@ class MasterWeights:
         for name, master in self.masters.items():
             if not is_finite(master):
                 raise DivergedError(
-                    f"step {step} is not saved: {name} holds numbers that are not finite",
+                    f"step {step} is not saved: {name} holds non-finite values",
                     hint="earlier checkpoints are intact; lower training.learning_rate",
                 )
 

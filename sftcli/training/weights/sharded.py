@@ -133,7 +133,7 @@ class ShardedWeights(MasterWeights):
         finite = all(is_finite(local_part(master)) for master in self.masters.values())
         if self.group.any(not finite):
             raise DivergedError(
-                f"step {step} is not saved: weights hold numbers that are not finite",
+                f"step {step} is not saved: weights hold non-finite values",
                 hint="earlier checkpoints are intact; lower training.learning_rate",
             )
 

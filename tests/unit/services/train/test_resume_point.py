@@ -137,7 +137,7 @@ def test_change_that_the_user_allows_is_warned_of_and_recorded(place, key):
     outcome, events = resume(place, overrides=overrides, allowed=(key,))
     assert outcome.ending is Ending.FINISHED
     assert f"{key} was " in texts(events, Warned)
-    assert "as was allowed: no uninterrupted run ends as this one" in texts(events, Warned)
+    assert "as allowed: the result differs from an uninterrupted run" in texts(events, Warned)
     (entry,) = json.loads((place / "runs" / "exp" / "run.json").read_text())["resumed"]
     assert list(entry["allowed"]) == [key]
     assert entry["changes"] == {}
@@ -224,7 +224,9 @@ def test_half_written_checkpoint_of_a_killed_save_is_removed_with_a_word_and_str
     (checkpoints / ".tmp-precious").mkdir()
     (checkpoints / "notes.txt").write_text("mine")
     _, events = resume(place)
-    assert "removed step-00000008, step-00000009: left half written" in texts(events, Notice)
+    assert "removed step-00000008, step-00000009: incomplete, from a save that was killed" in texts(
+        events, Notice
+    )
     assert sorted(path.name for path in checkpoints.iterdir()) == [
         ".tmp-precious",
         "notes.txt",
