@@ -147,7 +147,7 @@ def test_change_of_what_the_weights_fit_to_cannot_be_allowed_and_a_misspelled_ke
     for key in (*FIXED, "model.name"):
         with pytest.raises(UsageError, match="cannot change"):
             resume(place, allowed=(key,))
-    with pytest.raises(UsageError, match="no such key") as caught:
+    with pytest.raises(UsageError, match="unknown key") as caught:
         resume(place, allowed=("training.learning_rte",))
     assert "training.learning_rate" in caught.value.hint
     assert FIXED_SECTIONS
