@@ -1,4 +1,4 @@
-"""The folder that keeps what was downloaded or converted once, and folders that appear whole or not at all."""
+"""The cache folder for downloaded and converted models, and atomic creation of folders in it."""
 
 import os
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ _HINT = "set SFT_CACHE_DIR to a folder that you can write to"
 
 
 def cache_folder() -> Path:
-    """Return the cache folder, made for this user alone where it is missing.
+    """Return the cache folder, created for this user alone if missing.
 
     ``SFT_CACHE_DIR``, else ``$XDG_CACHE_HOME/sft``, else ``~/.cache/sft``.
 
@@ -58,6 +58,6 @@ def scratch_folder(parent: Path, *, hint: str = _HINT) -> "Iterator[Path]":
 
 @contextmanager
 def atomic_folder(target: Path, *, hint: str = _HINT) -> "Iterator[Path]":
-    """Make the folder ``target`` in the cache whole or not at all; see ``storage.atomic_folder``."""
+    """Create the folder ``target`` in the cache atomically; see ``storage.atomic_folder``."""
     with storage.atomic_folder(target, hint=hint) as fresh:
         yield fresh

@@ -10,7 +10,7 @@ MAX_JSON_BYTES = 128 << 20
 
 
 def check_size(path: Path) -> None:
-    """Raise where a text file of a model folder is too large to be one that is read whole.
+    """Raise if a text file of a model folder is too large to read into memory.
 
     Raises:
         DataError: It is.

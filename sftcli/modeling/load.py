@@ -1,4 +1,4 @@
-"""Bring a model folder into memory whole or not at all."""
+"""Load a model folder completely or not at all."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +82,7 @@ def take_names(model: PreTrainedModel, folder: Path) -> None:
 
 
 def own_attention(model: PreTrainedModel) -> str:
-    """Return what to tell of a model that has attention and does not know torch's; "" of any other."""
+    """Return the notice for a model whose attention is not torch's; "" for any other."""
     if model.config._attn_implementation != "eager" or not config_value(model, "num_attention_heads"):
         return ""
     return (

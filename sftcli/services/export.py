@@ -71,7 +71,7 @@ class ExportOutcome:
 
 
 def run_export(request: ExportRequest, session: Session) -> ExportOutcome:
-    """Write the model; ``request.out`` is there whole or not at all.
+    """Write the model to ``request.out``, atomically.
 
     Raises:
         OutputError: ``out`` exists, or cannot be written.

@@ -51,7 +51,7 @@ class PtFiles:
 
 
 def pt_files(model: "PreTrainedModel", run: RunFolder, settings: Settings) -> PtFiles | None:
-    """Return what writes the ``.pt`` files of a run, where its model is of the kind that has such files."""
+    """Return the writer of a run's ``.pt`` files, if its model is a Modern LLM model."""
     return PtFiles(model, run, settings) if isinstance(model, ModernLMForCausalLM) else None
 
 

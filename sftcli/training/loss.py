@@ -169,7 +169,7 @@ def fold_lora_into_head(head: torch.nn.Linear, hidden: torch.Tensor) -> tuple[to
 
 
 def plain_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
-    """Return the same as ``response_nll_sum`` from the model's own logits, at the cost of logits of the whole batch."""
+    """Return the same as ``response_nll_sum`` from the model's own logits, which keeps the logits of the full batch."""
     logits = model(**batch.inputs, use_cache=False).logits
     return functional.cross_entropy(
         logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"

@@ -13,7 +13,7 @@ from sftcli.training.state import RngState, TrainingSnapshot
 
 
 def start_stream(group: Group, *, seed: int, step: int = 0) -> None:
-    """Give this process random numbers of its own from ``step`` on; the first process keeps what a single one would draw."""
+    """Seed this process separately from ``step`` on; rank 0 draws what a single process would."""
     if group.rank:
         (word,) = np.random.SeedSequence([seed, group.rank, step]).generate_state(1)
         seed_everything(int(word))

@@ -48,7 +48,7 @@ class RngState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSnapshot:
-    """Everything that a run needs to go on bit for bit, taken between two steps."""
+    """Everything that a run needs to resume bit for bit, taken between two steps."""
 
     state: TrainState
     weights: Mapping[str, torch.Tensor]  # by name: float32 masters, the rest and buffers as loaded
@@ -67,7 +67,7 @@ class CheckpointStore(Protocol):
     """Keeps snapshots."""
 
     def save(self, snapshot: TrainingSnapshot, /) -> str:
-        """Make the snapshot durable and return where it is; it survives a crash once this returns."""
+        """Make the snapshot durable and return its path; it survives a crash once this returns."""
         ...
 
 

@@ -52,7 +52,7 @@ def named_rows(window: Sequence[Batch], name_row: Callable[[int], str]) -> str:
 
 
 def bad_step(step: int, *, loss: float, grad_norm: float, rows: str) -> Warned:
-    """Return what is told of a step that was skipped."""
+    """Return the warning about a skipped step."""
     what, value = ("gradient norm", grad_norm) if math.isfinite(loss) else ("loss", loss)
     return Warned(
         text=f"step {step} skipped: its {what} is {value}; weights are unchanged; training rows {rows}"

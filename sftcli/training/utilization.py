@@ -75,7 +75,7 @@ class Gauge:
 
     @classmethod
     def of(cls, model: "PreTrainedModel", *, peak_flops: float) -> "Gauge | None":
-        """Return the gauge of ``model``, None where its work cannot be told: a number for the screen ends no run."""
+        """Return the gauge of ``model``; None if its work is unknown, as a display value must not end a run."""
         try:
             return cls(workload=Workload.of(model), peak_flops=peak_flops)
         except Exception:  # noqa: BLE001 - models differ in ways that nobody has seen yet

@@ -216,7 +216,11 @@ def test_extra_columns_are_named_once_and_not_used(sft, tiny_model):
         ("a.jsonl", "", "a.jsonl: no rows"),
         ("a.jsonl", "\n \n", "a.jsonl: no rows"),
         ("a.json", "[]", "a.json: no rows"),
-        ("a.jsonl.gz", gzip.compress(GOOD.encode() * 99, mtime=0)[:-20], "a.jsonl.gz: not a whole .gz file"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(GOOD.encode() * 99, mtime=0)[:-20],
+            "a.jsonl.gz: truncated or damaged .gz file",
+        ),
         ("a.parquet", b"PAR1", "a.parquet: cannot be read as Parquet"),
         ("a.csv", "question,answer\na,b,c\n", "a.csv:2: the row has 3 fields, the header has 2"),
     ],

@@ -159,8 +159,9 @@ def test_what_came_of_it_is_asked_and_scored_only_with_the_flag_typed_again(plac
         def trusting(command=command) -> None:
             code, text = sft(*command, "--trust-remote-code")
             assert code == 0, text
-            assert f"code of {REPO} at {COMMIT}, copied to runs/exp/final, runs with your permissions" in " ".join(
-                text.split()
+            assert (
+                f"code of {REPO} at {COMMIT}, copied to runs/exp/final, runs with your permissions"
+                in " ".join(text.split())
             )
 
         assert run_forked(trusting) == 0

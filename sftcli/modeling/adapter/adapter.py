@@ -149,7 +149,7 @@ def merge_adapter(
     device: torch.device | None = None,
     trusts_code: bool = False,
 ) -> PreTrainedModel:
-    """Return the model in ``base`` with the adapter in ``folder`` worked into its weights: a whole, ordinary model.
+    """Return the model in ``base`` with the adapter in ``folder`` merged into its weights: an ordinary full model.
 
     Args:
         folder: An adapter's folder.

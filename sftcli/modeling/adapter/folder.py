@@ -1,4 +1,4 @@
-"""An adapter's folder, told from its small files: which model it belongs to and how its weights are meant.
+"""An adapter folder, read from its small files: its base model and its configuration.
 
 ``adapter_config.json`` and ``adapter_model.safetensors`` are those of peft, which opens the folder. Nothing in the
 configuration is trusted: patterns are not compiled, no class or module that it names is imported, and a key that is not
@@ -55,7 +55,7 @@ class LoraForm:
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Return whether ``folder`` holds an adapter and no whole model."""
+    """Return whether ``folder`` holds an adapter and not a full model."""
     return (folder / CONFIG_FILE).is_file() and not (folder / "config.json").is_file()
 
 

@@ -16,7 +16,7 @@ PREFIX = "base_model.model."
 
 
 def target_names(model: PreTrainedModel, wanted: Iterable[str]) -> list[str]:
-    """Return the last parts of the names of the linear layers that ``wanted`` means, or whole names where they clash.
+    """Return the last parts of the names of the linear layers in ``wanted``, or full names if they clash.
 
     Raises:
         UsageError: There is no such layer, or it is the head and shares its weights with the embeddings.

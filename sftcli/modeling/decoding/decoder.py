@@ -38,7 +38,7 @@ def choose_decoder(model: "PreTrainedModel") -> Decoder:
 
 
 def checked_decoder(model: "PreTrainedModel") -> Decoder:
-    """Return the fastest decoder by the model's own forward that gives what the model gives for whole texts.
+    """Return the fastest decoder with the model's own forward that matches the model on full texts.
 
     That is many rows with a cache of ours, one row with the model's own cache, or one row that is read anew for every token.
     """

@@ -180,7 +180,7 @@ class CachedRows:
         return self.state.num_slots
 
     def advance(self, tokens: torch.Tensor, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Take a step of the rows, and read each prompt by itself."""
+        """Take a step of the rows, and process each prompt separately."""
         logits = [self._step(tokens)] if len(tokens) else []
         return torch.cat([*logits, *(self._admit(prompt) for prompt in prompts)])
 
@@ -251,7 +251,7 @@ class SingleRow:
 
 
 class UncachedRow:
-    """One row at a time, read anew for every token: for models whose cache is not right here."""
+    """One row at a time, recomputed for every token: for models without a usable cache."""
 
     capacity = 1
 

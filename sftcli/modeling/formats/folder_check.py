@@ -1,4 +1,4 @@
-"""What a model folder must hold, told from its files alone: nothing heavy is imported and no tensor is read."""
+"""What a model folder must contain, checked on its files alone: nothing heavy is imported and no tensor is read."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise unless ``folder`` holds a configuration and whole safetensors weights.
+    """Raise unless ``folder`` holds a configuration and complete safetensors weights.
 
     Raises:
         UsageError: It is a LoRA adapter.

@@ -1,4 +1,4 @@
-"""Write a model folder that plain transformers opens, there whole or not at all, and as the model that it was made of."""
+"""Write a model folder atomically, so that plain transformers opens it as the original model class."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -71,7 +71,7 @@ def write_model_files(
 
 
 def has_own_head(model: PreTrainedModel) -> bool:
-    """Return whether the head has numbers of its own although the configuration says that it is the embeddings."""
+    """Return whether the head is untied although the configuration says that it is tied to the embeddings."""
     says_tied = bool(getattr(model.config, "tie_word_embeddings", False))
     return says_tied and bool(model._tied_weights_keys) and not model.all_tied_weights_keys
 
@@ -110,7 +110,7 @@ def save_model_folder(
     weights: Mapping[str, torch.Tensor] | None = None,
     unchanged: Collection[str] = (),
 ) -> None:
-    """Write ``model`` to ``folder`` so that it is there whole or not at all; an older folder is replaced.
+    """Write ``model`` to ``folder`` atomically; an older folder is replaced.
 
     What lies beside the model in the folder that it was loaded from, such as a vision tower, is written as it lies there.
     The new folder is read again and compared with what was to be written.
@@ -189,7 +189,7 @@ def whole_state(
 
 
 def is_part_of_whole(model: PreTrainedModel, source: Path) -> bool:
-    """Return whether ``model`` is the language model of a larger one that lies in ``source``."""
+    """Return whether ``model`` is the language model of a larger one in ``source``."""
     return read_json(source / "config.json").get("model_type") != model.config.model_type
 
 

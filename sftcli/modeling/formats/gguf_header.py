@@ -1,4 +1,4 @@
-"""What the head of a GGUF file tells, in a small part of the seconds that the package ``gguf`` takes to parse it."""
+"""Read the header of a GGUF file, much faster than the package ``gguf`` parses it."""
 
 import mmap
 import struct
@@ -28,7 +28,7 @@ _PRE_TOKENIZER = b"tokenizer.ggml.pre"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHeader:
-    """How text is cut into words ("" where that is not told), and by tensor: its type, and whether it is a matrix."""
+    """The pre-tokenizer ("" if not stated), and for each tensor its type and whether it is a matrix."""
 
     pre_tokenizer: str
     tensors: Mapping[str, tuple[str, bool]]

@@ -1,4 +1,4 @@
-"""Checkpoint files of the Modern LLM pipeline, read without running what is in them, and written whole or not at all.
+"""Checkpoint files of the Modern LLM pipeline, read without running code in them, and written atomically.
 
 The only module that may call ``torch.load``, and only with ``weights_only=True``.
 """
@@ -235,7 +235,7 @@ def write_pt(
     step: int,
     run_name: str,
 ) -> None:
-    """Write a checkpoint that the original program loads strictly; it appears whole or not at all.
+    """Write a checkpoint that the original program loads strictly, atomically.
 
     Args:
         path: Where to.

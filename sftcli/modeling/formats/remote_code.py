@@ -22,7 +22,7 @@ _CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
 
 
 def refuse_code(folder: Path) -> None:
-    """Raise where the model in ``folder`` cannot be loaded without running code that lies beside it.
+    """Raise if the model in ``folder`` cannot be loaded without running its own code.
 
     Raises:
         ConsentError: It asks for that.
@@ -42,7 +42,7 @@ def refuse_code(folder: Path) -> None:
 
 
 def allow_code(folder: Path, *, name: str, commit: str, emit: "EventSink") -> dict[str, str]:
-    """Return what may run, for the record, and tell it loudly; empty where the model brings no code.
+    """Return the code files that may run, for the record, with a warning; empty if the model has no code.
 
     Raises:
         ConsentError: The code of another repository is asked for.
@@ -61,7 +61,7 @@ def allow_code(folder: Path, *, name: str, commit: str, emit: "EventSink") -> di
 
 
 def allow_copied_code(folder: Path, *, trusted: object, emit: "EventSink") -> bool:
-    """Return whether code in ``folder`` of a run may run, and tell it loudly; not where there is none.
+    """Return whether code in ``folder`` of a run may run, with a warning; false if there is none.
 
     Args:
         folder: With a model that the run has made.

@@ -71,7 +71,7 @@ class SourceTensors:
         return found
 
     def in_words(self) -> str:
-        """Return how many tensors lie beside the model and how their names begin."""
+        """Return how many tensors are outside the model and their name prefixes."""
         starts = Counter(found[0] for name in self.beside if (found := _START.match(name)))
         return ", ".join(f"{count} {start}.*" for start, count in sorted(starts.items()))
 

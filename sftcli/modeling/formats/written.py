@@ -1,4 +1,4 @@
-"""Compare what was written with what was to be written: names, shapes, types, and sampled numbers, bit for bit.
+"""Verify written files against the intended tensors: names, shapes, types, and sampled values, bit for bit.
 
 The bytes are read from the files by themselves, with none of what wrote them.
 """

@@ -147,7 +147,7 @@ class _Bounded(NodeTransformer):
         return _filtered("_sized", node)
 
     def visit_Add(self, node: nodes.Add) -> nodes.Filter:  # noqa: N802 (Jinja goes by the name)
-        """Make one call of ``a + b + c``: templates put whole messages together so."""
+        """Make one call of ``a + b + c``, which templates use to assemble messages."""
         terms, first = [node.right], node.left
         while isinstance(first, nodes.Add):
             terms, first = [first.right, *terms], first.left

@@ -74,7 +74,7 @@ class TrainingSpans:
         self._by_length: dict[int, set[tuple[int, ...]]] = {}
 
     def longest_copied(self, ids: Sequence[int]) -> int:
-        """Return the length of the longest span of ``ids`` that stands in a training answer."""
+        """Return the length of the longest span of ``ids`` that occurs in a training answer."""
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high + 1) // 2

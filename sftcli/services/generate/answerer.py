@@ -85,7 +85,7 @@ class AnswerText:
         return self._give(len(self.text) - self._held())
 
     def close(self) -> str:
-        """End the answer; return the rest of its text. ``text`` is then whole."""
+        """End the answer; return the rest of its text. ``text`` is then complete."""
         if not self.is_over:
             self.text = self._decode(self._ids)
             self._cut()

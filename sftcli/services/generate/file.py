@@ -1,4 +1,4 @@
-"""Answer a file of prompts. A killed command goes on where it was, and the answers come out in the order of the prompts.
+"""Answer a file of prompts. A killed command resumes where it stopped, and the answers come out in the order of the prompts.
 
 While it works, answers are kept in ``.OUT.partial`` in the order in which they become known, a whole line each; its first
 line says what they answer. When all are there, OUT appears, whole, and the journal goes.

@@ -35,14 +35,14 @@ def record_base(run: RunFolder, located: LocatedModel) -> None:
 
 
 def record_need(run: RunFolder) -> None:
-    """Write into ``run.json`` that only with the model that the run started from a checkpoint becomes a whole model folder."""
+    """Record in ``run.json`` that exporting a checkpoint needs the model that the run started from."""
     about = run.read_about()
     base = about.get(_BASE)
     write_json(run.about, about | {_BASE: (base if isinstance(base, dict) else {}) | {_NEEDED: True}})
 
 
 def needed_base(run: RunFolder, emit: EventSink) -> LocatedModel | None:
-    """Return the model that ``run`` started from if its checkpoints need it to become whole model folders.
+    """Return the model that ``run`` started from if exporting its checkpoints needs it.
 
     Raises:
         NotFoundError: It is not there any more.

@@ -154,7 +154,7 @@ def base_of(
 
 
 def load_choice(choice: ModelChoice, *, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
-    """Load a model whole, in evaluation mode; an adapter is merged into its base, in float32 and rounded once.
+    """Load a full model, in evaluation mode; an adapter is merged into its base, in float32 and rounded once.
 
     Raises:
         MismatchError: The base is not the model that the adapter was trained on.

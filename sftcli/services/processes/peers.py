@@ -1,4 +1,4 @@
-"""The processes of one training at the level of a command: who goes first, who tells what, and how all of them end.
+"""The processes of one training at the level of a command: order of work, messages of rank 0, and a common end.
 
 They meet at a key-value store of torch.distributed. The first process writes and talks; the others follow it. Whichever
 process fails leaves a description there before its connections break, so that the first one can show it, once.
@@ -38,7 +38,7 @@ _POLL_SECONDS = 0.05
 
 
 class Peers:
-    """A process alone: it is the first one, and nobody follows."""
+    """A single process: rank 0 without others."""
 
     def __init__(self, group: Group | None = None) -> None:
         self.group = group or Group()
@@ -148,7 +148,7 @@ class ConnectedPeers(Peers):
             self._store.set(OVER, "1")
 
     def end_with(self, error: BaseException) -> BaseException:
-        """Leave word of ``error`` and return what this process has to raise: the first process shows what came first."""
+        """Report ``error`` to the others and return what this process must raise: rank 0 shows the first error."""
         try:
             found = self._claim(error)
         except dist.DistError:  # the store is gone, and with it the first process or its launcher

@@ -144,13 +144,13 @@ def _step_line(event: StepDone) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """The whole lines of a file, each a JSON object, with its text and end; and how many others there were."""
+    """The complete lines of a file, each a JSON object, with its text and end; and the number of incomplete ones."""
 
     found: tuple[tuple[str, Mapping[str, object]], ...]
     damaged: int
 
     def message(self, path: Path) -> str:
-        """Return in words what was left out; empty where all lines are whole."""
+        """Describe the skipped lines; empty if all are complete."""
         if not self.damaged:
             return ""
         what = "a line that is" if self.damaged == 1 else f"{self.damaged} lines that are"

@@ -124,7 +124,7 @@ class RunFolder:
 
     @property
     def results_set_aside(self) -> dict[Path, Path]:
-        """What says how a run has ended, and where it is kept while the run was taken back and has not ended again."""
+        """Files with the outcome of a run, and where they are kept while a rewound run has not ended again."""
         return {path: path.with_name(ASIDE + path.name) for path in (self.final, self.evaluation)}
 
     def read_about(self) -> dict[str, object]:
@@ -233,7 +233,7 @@ def _cannot_create(root: Path, error: OSError) -> SftError:
 
 
 def existing_run(settings: RunSettings) -> RunFolder | None:
-    """Return the run called ``settings.name`` where it is there, even if it was killed before anything was in it.
+    """Return the run called ``settings.name`` if its folder exists, even an empty one of a killed start.
 
     Raises:
         UsageError: The settings give no name.
@@ -310,7 +310,7 @@ def _not_begun(run: RunFolder) -> NotFoundError:
 
 
 def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
-    """Return the newest run, of those that are finished or not where ``finished`` says so.
+    """Return the newest run, only of finished or unfinished ones if ``finished`` is set.
 
     Raises:
         NotFoundError: There is none.
@@ -324,7 +324,7 @@ def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as JSON, whole or not at all."""
+    """Write ``value`` as JSON, atomically."""
     write_text(path, json_text(value))
 
 
@@ -334,7 +334,7 @@ def json_text(value: object) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text``, whole or not at all."""
+    """Write ``text``, atomically."""
     storage.replace_file(path, text.encode("utf-8"))
 
 

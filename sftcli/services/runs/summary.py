@@ -91,7 +91,7 @@ class RunHistory:
 
     @property
     def heldout_rows(self) -> int:
-        """How many rows the newest held-out loss is of; 0 where the log does not tell."""
+        """Number of rows of the newest held-out loss; 0 if the log does not have it."""
         newest = self.last(HeldoutDone)
         return newest.rows if newest else 0
 
@@ -204,7 +204,7 @@ def _thinned(values: list[float]) -> Iterator[float]:
 
 
 def read_scores(run: RunFolder) -> dict[str, object] | None:
-    """Return what ``sft eval`` has written about a run; None where it has not, or not whole."""
+    """Return what ``sft eval`` has written about a run; None if missing or incomplete."""
     try:
         scores = json.loads(run.evaluation.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -13,7 +13,7 @@ from sftcli.services.runs.folder import RunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRows:
-    """How many of ``rows`` a run has trained on: whole, or up to their first answer alone. Tokens are compared."""
+    """How many of ``rows`` a run has trained on: the full row, or only its prompt. Tokens are compared."""
 
     rows: int
     same_row: int
@@ -52,7 +52,7 @@ def count_trained(trained: ExampleTable, rows: ExampleTable) -> TrainedRows:
 
 
 def prepared_rows_of(run: RunFolder) -> PreparedDataset | None:
-    """Return what ``run`` was trained on, found by its content; None where it is no longer prepared anywhere."""
+    """Return the prepared training rows of ``run``, found by content hash; None if no longer cached."""
     try:
         wanted = json.loads(run.data.read_text(encoding="utf-8"))["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -111,7 +111,7 @@ def numbers_of(event: Event) -> tuple[int, dict[str, float]] | None:
 
 @contextmanager
 def tracked(run: RunFolder, settings: Settings, emit: EventSink, *, after_step: int) -> Iterator[EventSink]:
-    """Yield a sink that tells ``emit`` and every tracker of ``run.trackers``.
+    """Yield a sink that forwards events to ``emit`` and every tracker of ``run.trackers``.
 
     Args:
         run: Whose numbers.

@@ -52,7 +52,7 @@ class AdapterFiles:
         )
 
     def save(self, folder: Path, snapshot: TrainingSnapshot) -> None:
-        """Write a folder that plain peft opens, whole or not at all.
+        """Write a folder that plain peft opens, atomically.
 
         Raises:
             StorageError: The disk is full.

@@ -90,7 +90,7 @@ class Changes:
 
 
 def open_again(changes: Changes, settings: TrainingSettings) -> set[str]:
-    """Return the names whose changes let a run decide anew what they asked for.
+    """Return the names of changed settings whose decisions are made again.
 
     ``training.parallel`` is compared nowhere, because a run goes on in any mode: where it is not auto, it has decided.
     """
@@ -99,7 +99,7 @@ def open_again(changes: Changes, settings: TrainingSettings) -> set[str]:
 
 
 def check_may_change(names: Sequence[str]) -> None:
-    """Make sure that each of ``names`` is a settings key, or ``data``, that a run may go on without.
+    """Make sure that each of ``names`` is a settings key, or ``data``, that may change on resume.
 
     Raises:
         UsageError: One is not.

@@ -82,7 +82,7 @@ class Decisions:
 
 
 def read_decisions(run: RunFolder, checkpoint: Path | None, emit: EventSink) -> Decisions:
-    """Return what ``run`` has decided; of an older run, which wrote down less, what its ``checkpoint`` tells.
+    """Return the decisions of ``run``; for an older run that recorded fewer, those in its ``checkpoint``.
 
     Raises:
         DataError: ``run.json`` holds something else there.

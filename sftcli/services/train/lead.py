@@ -76,7 +76,7 @@ class TrainRequest:
 
 
 def run_training(request: TrainRequest, session: Session) -> TrainOutcome:
-    """Start a new run and train it to its end, or until a stop is asked for; with ``auto`` go on with it if it exists.
+    """Start a new run and train it to its end, or until a stop is requested; with ``auto`` resume it if it exists.
 
     Raises:
         OutputError: The run exists and ``auto`` is not set, or another process trains it.
@@ -153,7 +153,7 @@ def _require_same_as_finished(run: TrainingRun) -> None:
 
 
 def complete_already(run: TrainingRun) -> TrainOutcome:
-    """Say that a finished run is left as it is."""
+    """Report that a finished run is left unchanged."""
     steps = [step_of(one) for one in list_checkpoints(run.folder.checkpoints)]
     step = max(steps, default=max(1, run.settings.training.max_steps))
     run.peers.broadcast(assignment(run, complete_at=step))

@@ -49,7 +49,7 @@ def shares_weights(
     device: torch.device,
     recorded: str | None = None,
 ) -> bool:
-    """Return whether the processes share the weights out: when they are asked to, or by ``auto`` when one has no room for all.
+    """Return whether weights are sharded: if requested, or with ``auto`` if a replica does not fit.
 
     A process alone has nobody to share with. By ``auto`` a run that goes on does as it did, which is ``recorded``: sums in
     another order round otherwise.

@@ -9,7 +9,7 @@ from sftcli.extras import require_package
 
 
 def check_trackers(settings: RunSettings) -> None:
-    """Make sure that the packages of the trackers are there. A run that goes on does without those that are gone.
+    """Make sure that the packages of the trackers are installed. A resumed run continues without missing ones.
 
     Raises:
         UsageError: One is not installed.

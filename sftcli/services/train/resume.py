@@ -62,7 +62,7 @@ class VerifyOutcome:
 
 
 def resume_training(request: ResumeRequest, session: Session) -> TrainOutcome:
-    """Go on with a run as if it had never stopped. A finished run is left as it is.
+    """Resume a run as if it had never stopped. A finished run is left unchanged.
 
     Raises:
         NotFoundError: No such run, or no such checkpoint; without any, it is started over.

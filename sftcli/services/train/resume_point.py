@@ -1,4 +1,4 @@
-"""What it takes to go on with a run: which checkpoint, and whether everything is still what it was."""
+"""Resuming a run: the choice of a checkpoint, and the check that nothing else has changed."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -135,7 +135,7 @@ def _take_back(run: RunFolder, checkpoint: Path, emit: EventSink) -> Path:
 
 
 def rhythm_text(settings: CheckpointSettings, last_step: int) -> str:
-    """Return in words when checkpoints come, from which a run that is killed goes on."""
+    """Describe when checkpoints are saved, from which a killed run resumes."""
     steps, minutes = settings.every_steps, settings.every_minutes
     moments = [f"every {steps:,} steps"] if 0 < steps < last_step else []
     moments += [f"every {minutes:g} minutes"] if minutes else []
@@ -152,12 +152,12 @@ def end_taking_back(run: RunFolder) -> None:
 
 
 def record_start_over(run: RunFolder, changes: Changes, emit: EventSink) -> None:
-    """Write into ``run.json`` that the run begins again, and tell it."""
+    """Record in ``run.json`` that the run starts over, and report it."""
     _record(run, 0, changes, emit)
 
 
 def record_resume(run: RunFolder, checkpoint: Path, changes: Changes, emit: EventSink) -> Path:
-    """Write into ``run.json`` from where the run goes on and what changed, tell it, and put later checkpoints aside.
+    """Record in ``run.json`` where the run resumes and what changed, report it, and set later checkpoints aside.
 
     Return where ``checkpoint`` is then: it may have been set aside itself.
     """

@@ -14,7 +14,7 @@ from sftcli.training.checkpoint.names import in_use
 
 
 def assignment(run: TrainingRun, *, complete_at: int = 0) -> dict[str, object]:
-    """Return what the first process tells the others to do, plain as JSON: train ``run``, or nothing, it is complete at a step."""
+    """Return the message of rank 0 to the others as JSON: train ``run``, or nothing, as it is complete at a step."""
     return {
         "run": str(run.folder.path.absolute()),
         "settings": run.settings.model_dump_json(),

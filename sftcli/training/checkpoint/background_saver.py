@@ -41,7 +41,7 @@ class Saver:
         self._tell(is_last=is_last)
 
     def finish(self, *, wait: bool) -> None:
-        """Tell how the save that was begun has ended, if it has; ``wait`` for it."""
+        """Report the outcome of the pending save, if it has ended; ``wait`` for it."""
         if self._thread is not None and (wait or not self._thread.is_alive()):
             self._thread.join()
             self._thread = None

@@ -105,7 +105,7 @@ def verify(folder: Path) -> None:
 
 
 def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint under ``root`` that verifies; ``warn`` is told what is wrong with newer ones.
+    """Return the newest checkpoint under ``root`` that verifies; ``warn`` receives what is wrong with newer ones.
 
     Raises:
         DataError: There are checkpoints and none of them verifies.
@@ -131,7 +131,7 @@ def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def manifest_bytes(step: int, files: Mapping[str, Mapping[str, object]]) -> bytes:
-    """Return a manifest that holds its own hash: damage to it is told from damage to what it lists."""
+    """Return a manifest with its own hash, to distinguish damage to it from damage to the listed files."""
     content: dict[str, object] = {"format": FORMAT_VERSION, "step": step, "files": files}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=2).encode()
@@ -222,7 +222,7 @@ def read_fingerprints(folder: Path) -> dict[str, str]:
 
 
 def read_best_step(folder: Path) -> int:
-    """Return the step of the lowest held-out loss up to a checkpoint; 0 where it cannot be told."""
+    """Return the step of the lowest held-out loss up to a checkpoint; 0 if unknown."""
     try:
         step = _read_state(folder)["state"].get("best_step")
     except DataError:
@@ -231,7 +231,7 @@ def read_best_step(folder: Path) -> int:
 
 
 def owes_heldout(folder: Path) -> bool:
-    """Return whether a checkpoint holds no held-out loss of its own step: it was not due, or the run was stopped before it."""
+    """Return whether a checkpoint lacks the held-out loss of its step: not due, or the run was stopped before it."""
     state = _read_state(folder)["state"]
     return state.get("last_heldout_step") != state.get("step")
 

@@ -1,4 +1,4 @@
-"""Which folders are checkpoints, told from their names: no torch is needed to list them."""
+"""Which folders are checkpoints, by name alone, so that listing them needs no torch."""
 
 import re
 from pathlib import Path

@@ -73,7 +73,7 @@ def rename_all(root: Path, plan: TakenBack) -> None:
 
 
 def has_newer(root: Path, plan: TakenBack) -> bool:
-    """Return whether a whole checkpoint was written since the run was taken back."""
+    """Return whether a complete checkpoint was written since the run was rewound."""
     for path in reversed(list_checkpoints(root)):
         is_old = path.name in plan.aside and not set_aside(path).exists()
         if step_of(path) > plan.step and not is_old:

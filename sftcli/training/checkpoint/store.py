@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or absent, and never gone before a newer one is proved.
+"""Checkpoints on disk: complete or absent, and never deleted before a newer one is verified.
 
 A checkpoint is staged beside its final name, each file is written and synced, the manifest with sizes and hashes comes
 last, and one rename makes it real. It opens as a Hugging Face model folder as well: ``model.safetensors`` holds the

@@ -41,7 +41,7 @@ class Group:
         return [float(value) for value in total.tolist()]
 
     def any(self, flag: bool) -> bool:
-        """Tell every process the same: whether one of them says yes."""
+        """Return in every process whether any of them passed true."""
         return self.sum([float(flag)])[0] > 0
 
     def rounds(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:

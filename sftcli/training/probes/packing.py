@@ -42,7 +42,7 @@ _MEASURED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenPacking:
-    """How examples share rows, and how they are kept apart there; ``packing`` is None where each gets a row of its own."""
+    """How examples share rows, and how they are isolated there; ``packing`` is None if rows are not packed."""
 
     kind: RowSharing
     packing: Packing | None = None

@@ -74,7 +74,7 @@ class MasterWeights:
             yield batch, 1.0
 
     def gathered(self, batch_loss: BatchLoss) -> BatchLoss:
-        """Return ``batch_loss`` with every weight that it reads whole."""
+        """Return ``batch_loss`` with every weight that it reads gathered."""
         return batch_loss
 
     def gather(self, nll_sum: torch.Tensor, group: Group) -> torch.Tensor:
@@ -95,7 +95,7 @@ class MasterWeights:
         return weights | stored_buffers(self.model)
 
     def gathered_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return whole ``tensors`` of the optimizer's state in the process that writes. All processes must ask."""
+        """Return full ``tensors`` of the optimizer state in the process that writes. All processes must call it."""
         return dict(tensors)
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:

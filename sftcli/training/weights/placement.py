@@ -1,4 +1,4 @@
-"""Tensors of which each process holds a part, and the whole of them."""
+"""Sharded tensors and their full tensors."""
 
 from typing import cast
 

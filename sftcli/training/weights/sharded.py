@@ -1,4 +1,4 @@
-"""Weights that the processes of one training share out: each keeps a part, and gathers a layer's whole when it computes.
+"""Sharded weights: each process keeps a shard, and gathers a full layer when it computes.
 
 The engine is ``torch.distributed.fsdp.fully_shard``. Every decoder layer is gathered and dropped by itself; embeddings,
 last norm and head are the root, which stays gathered from the forward pass to the end of the backward pass.
@@ -94,7 +94,7 @@ class ShardedWeights(MasterWeights):
         return nll_sum
 
     def gathered(self, batch_loss: BatchLoss) -> BatchLoss:
-        """Return ``batch_loss``, during which the root's weights are whole: it reads the head's without its forward."""
+        """Return ``batch_loss`` with the root's weights gathered: it reads the head's weights without its forward."""
 
         def run(_: torch.nn.Module, batch: Batch) -> torch.Tensor:
             return batch_loss(batch)
@@ -109,18 +109,18 @@ class ShardedWeights(MasterWeights):
         self._root.reshard()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return whole weights on the CPU by their names in files, in the process that writes; elsewhere nothing.
+        """Return full weights on the CPU by their names in files, in the process that writes; elsewhere nothing.
 
         All processes must ask.
         """
         return collect(self._stored, self.group) | self._frozen
 
     def gathered_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return whole ``tensors`` of the optimizer's state on the CPU, in the process that writes; elsewhere nothing."""
+        """Return full ``tensors`` of the optimizer state on the CPU, in the process that writes; elsewhere nothing."""
         return collect(tensors, self.group)
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Set the masters to their parts of the whole ``tensors``, by their names in files, and the buffers."""
+        """Set the masters to their shards of the full ``tensors``, by their names in files, and the buffers."""
         names = dict(zip(self.masters, self._trained, strict=True))
         super().restore({**tensors, **{name: tensors[file] for name, file in names.items()}})
 
@@ -139,7 +139,7 @@ class ShardedWeights(MasterWeights):
 
 
 def collect(tensors: Mapping[str, torch.Tensor], group: Group) -> dict[str, torch.Tensor]:
-    """Return whole ``tensors`` on the CPU in the process that writes, one gathered at a time; elsewhere nothing."""
+    """Return full ``tensors`` on the CPU in the process that writes, gathered one at a time; elsewhere nothing."""
     result = {}
     for name, tensor in tensors.items():
         all_of_it = full_tensor(tensor.detach())

@@ -125,7 +125,7 @@ def test_missing_tensors_are_named_three_at_most(tiny: Path) -> None:
         tiny, lambda tensors: [tensors.pop(n) for n in list(tensors) if "layers.1.mlp" in n or "norm" in n]
     )
     with pytest.raises(
-        MismatchError, match=r"lack tensors that .*config\.json asks for: .* and 5 more"
+        MismatchError, match=r"lack tensors that .*config\.json requires: .* and 5 more"
     ) as caught:
         _load(tiny)
     assert caught.value.message.count("model.layers") == 3

@@ -342,7 +342,7 @@ def test_a_share_is_that_many_rows_and_the_sample_of_that_number(write, share, c
 
 def test_more_rows_than_there_are_is_refused(write):
     write("rows.jsonl", LINES)
-    with pytest.raises(UsageError, match="asks for 6 rows, and there are 5"):
+    with pytest.raises(UsageError, match="asks for 6 rows, but there are only 5"):
         read("rows.jsonl:6")
 
 
@@ -458,10 +458,14 @@ def test_more_rows_than_there_are_is_refused(write):
         (
             "a.jsonl.gz",
             gzip.compress(LINES, mtime=0)[:-20],
-            "a.jsonl.gz: not a whole .gz file: Compressed file ended before the end-of-stream marker was reached",
+            "a.jsonl.gz: truncated or damaged .gz file: Compressed file ended before the end-of-stream marker was reached",
         ),
-        ("b.jsonl.gz", LINES, "b.jsonl.gz: not a whole .gz file: Not a gzipped file (b'{\"')"),
-        ("a.jsonl.zst", zstd(LINES)[:-5], "a.jsonl.zst: not a whole .zst file: Truncated compressed stream"),
+        ("b.jsonl.gz", LINES, "b.jsonl.gz: truncated or damaged .gz file: Not a gzipped file (b'{\"')"),
+        (
+            "a.jsonl.zst",
+            zstd(LINES)[:-5],
+            "a.jsonl.zst: truncated or damaged .zst file: Truncated compressed stream",
+        ),
     ],
 )
 def test_a_broken_file_is_named_with_the_place_of_the_fault(write, name, data, message):

@@ -143,7 +143,7 @@ def test_a_run_of_an_older_version_goes_on_as_it_is_decided_today_and_it_is_said
     rewrite(cut, lambda about: about.pop(KEY))
     _, events = resume(cut)
     (sent,) = [event.text for event in events if isinstance(event, Notice) and "older version" in event.text]
-    assert "says nothing" in sent
+    assert "records nothing" in sent
     assert [event.precision for event in events if isinstance(event, ModelLoaded)] == ["fp32"]
 
 

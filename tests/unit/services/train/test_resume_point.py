@@ -383,7 +383,7 @@ def test_save_that_fails_once_is_a_warning_and_twice_in_a_row_an_error(place, mo
     if fault == "once":
         assert train(resolved, flag).ending is Ending.FINISHED
         assert "could not save the checkpoint of step 3" in texts(flag.events, Warned)
-        assert "training goes on" in texts(flag.events, Warned)
+        assert "training continues" in texts(flag.events, Warned)
     else:
         with pytest.raises(StorageError, match="could not save the checkpoint of step 6"):
             train(resolved, flag)
