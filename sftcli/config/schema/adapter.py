@@ -33,7 +33,7 @@ class Quantize(StrEnum):
 
 
 class AdapterSettings(Section):
-    """Whether an adapter is trained in place of the model's own weights, and its shape."""
+    """Whether to train an adapter instead of the full model, and its shape."""
 
     kind: AdapterKind = Field(
         AdapterKind.NONE,

@@ -44,7 +44,7 @@ class ModelSettings(Section):
 
 
 class CheckpointSettings(Section):
-    """When the full state is saved, and how much of it is kept."""
+    """When the full state is saved, and which checkpoints are kept."""
 
     every_steps: int = Field(2000, ge=0, description="Steps between checkpoints; 0 saves by time alone.")
     every_minutes: float = Field(
@@ -90,7 +90,7 @@ class SamplingSettings(Section):
 
 
 class Tracker(StrEnum):
-    """Where the numbers of a run may go as well."""
+    """Trackers that can receive the metrics of a run."""
 
     TENSORBOARD = "tensorboard"
     WANDB = "wandb"
@@ -98,7 +98,7 @@ class Tracker(StrEnum):
 
 
 class RunSettings(Section):
-    """Where a run is kept, and who is told its numbers."""
+    """Where a run is stored, and the trackers that receive its metrics."""
 
     root: str = Field("runs", min_length=1, description="Folder that holds run folders.")
     name: str | None = Field(

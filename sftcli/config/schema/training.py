@@ -86,7 +86,7 @@ class Parallel(StrEnum):
 
 
 class TrainingSettings(Section):
-    """How the weights are updated. Numbers that are not said otherwise are those of the source recipe."""
+    """How the weights are updated. Defaults are those of the source recipe unless noted."""
 
     max_steps: int = Field(0, ge=0, description="Optimizer steps; 0 trains for `epochs`.")
     epochs: float = Field(3.0, gt=0, description="Passes over the rows when `max_steps` is 0.")

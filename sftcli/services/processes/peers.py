@@ -47,7 +47,7 @@ class Peers:
         """Hand ``value``, plain as JSON, to every process that follows."""
 
     def receive(self, stop: StopFlag) -> Mapping[str, object]:
-        """Wait for what the first process tells next.
+        """Wait for the next message of rank 0.
 
         Raises:
             StoppedError: ``stop`` was set meanwhile.

@@ -119,7 +119,7 @@ def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
             faults.append(error.message)
             continue
         for fault in faults:
-            warn(f"{fault}; going on from step {step_of(checkpoint)} instead")
+            warn(f"{fault}; resuming from step {step_of(checkpoint)} instead")
         return checkpoint
     if not found:
         return None
