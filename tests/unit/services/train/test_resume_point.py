@@ -185,7 +185,7 @@ def test_damaged_newest_checkpoint_is_named_and_the_older_one_taken(place):
     outcome, events = resume(place)
     assert outcome.ending is Ending.FINISHED
     assert "step-00000007/optimizer.safetensors has 1 bytes" in texts(events, Warned)
-    assert "going on from step 6" in texts(events, Warned)
+    assert "resuming from step 6" in texts(events, Warned)
     assert [e["step"] for e in numbers_of(run.path) if e["event"] == "StepDone"] == list(range(1, 11))
 
 
