@@ -1,4 +1,4 @@
-"""Hand a trained model on: as a Hugging Face folder, as a ``.pt`` file of its pipeline, or as GGUF; adapters merged."""
+"""Export a trained model: as a Hugging Face folder, as a ``.pt`` file of its pipeline, or as GGUF; adapters merged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a run of a Modern LLM checkpoint writes beside its own checkpoints: files that the original program loads."""
+"""The ``.pt`` files of a Modern LLM run, written next to its own checkpoints for the original program."""
 
 import glob
 from pathlib import Path
@@ -63,7 +63,7 @@ def export_pt(
     name: str,
     snapshot: TrainingSnapshot | None,
 ) -> None:
-    """Write the new file ``path``: with the state of ``snapshot`` where a run left one, else weights alone, as step 0.
+    """Write the new file ``path``: with the state of ``snapshot`` if there is one, else weights alone, as step 0.
 
     Args:
         path: Where to; the caller makes it whole or absent.

@@ -58,7 +58,7 @@ def decide_precision(setting: str, device: torch.device) -> Precision:
 
 
 def compare_products(narrow: Timing, wide: Timing) -> Precision:
-    """Return the precision that multiplies faster: ``wide`` (float32) where a clear majority of paired timings says so.
+    """Return the precision that multiplies faster: ``wide`` (float32) if a clear majority of paired timings favors it.
 
     Each round times both, in turns first, so that what slows the machine down for a while slows both.
     """

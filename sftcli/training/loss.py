@@ -32,7 +32,7 @@ class LogitTransform:
 
     @property
     def is_identity(self) -> bool:
-        """True where the softmax gets what the head gives."""
+        """Whether the softmax receives the head's output unchanged."""
         return self.scale == 1.0 and self.softcap is None
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
@@ -209,7 +209,7 @@ def heldout_nll(
     device: torch.device | None = None,
     computes_all: bool = False,
 ) -> NllSum | None:
-    """Sum the loss over ``batches``, shared out in ``group``; None when ``stop``, the same for all, was set before the end.
+    """Sum the loss over ``batches``, distributed in ``group``; None when ``stop``, the same for all, was set before the end.
 
     With ``computes_all`` every process computes as often, as it must where a pass is an exchange.
     """

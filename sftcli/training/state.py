@@ -1,4 +1,4 @@
-"""What the loop hands around: the state of a run, and what it asks of a plan, a store and a scorer."""
+"""The state of a run, and the interfaces of a plan, a store and a scorer that the loop uses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -72,7 +72,7 @@ class CheckpointStore(Protocol):
 
 
 class ForgetfulStore:
-    """The store of a process whose snapshots another one keeps."""
+    """The store of a rank other than 0, which saves nothing."""
 
     def save(self, snapshot: TrainingSnapshot, /) -> str:  # noqa: ARG002
         """Keep nothing."""
@@ -84,7 +84,7 @@ class StepPlan(Protocol):
 
     @property
     def micro_batch_tokens(self) -> int:
-        """Most positions of a micro-batch where rows are packed; 0 where its rows are what is limited."""
+        """Maximum positions of a micro-batch of packed rows; 0 if its number of rows is limited instead."""
         ...
 
     def window(self, step: int, /) -> Sequence[Batch]:

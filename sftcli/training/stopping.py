@@ -37,7 +37,7 @@ def has_plateaued(state: TrainState, settings: TrainingSettings) -> bool:
 
 
 def is_new_best(state: TrainState, settings: TrainingSettings) -> bool:
-    """Return whether the state of this step has to be kept because it is the best so far and may become final."""
+    """Return whether the state of this step must be saved because it is the best so far and may become final."""
     return bool(settings.early_stopping_evals) and 0 < state.step == state.best_step
 
 
@@ -45,7 +45,7 @@ SHOWN_ROWS = 8
 
 
 def named_rows(window: Sequence[Batch], name_row: Callable[[int], str]) -> str:
-    """Return in words which rows a step is made of."""
+    """Name the rows of a step."""
     ids = sorted(index for batch in window for index in batch.example_ids)
     more = f" and {len(ids) - SHOWN_ROWS} more" if len(ids) > SHOWN_ROWS else ""
     return ", ".join(map(name_row, ids[:SHOWN_ROWS])) + more

@@ -237,7 +237,7 @@ class Trainer:
         return self.ladder.tried(self.state, self.plan)
 
     def way_down(self) -> str:
-        """Return the setting with which a run that ended for want of memory needs less, or nothing."""
+        """Return the setting that lowers the memory of a run that ran out of it, or nothing."""
         return self.ladder.way_down(self.state, self.plan)
 
     def measure_heldout(self, stop: StopFlag) -> None:
@@ -291,7 +291,7 @@ class Trainer:
         )
 
     def take_part_in_snapshot(self) -> None:
-        """Give this process's part to the snapshot that another one takes."""
+        """Contribute this process's shard to a snapshot that rank 0 takes."""
         self.snapshot()
 
     def restore(self, snapshot: TrainingSnapshot) -> None:

@@ -1,4 +1,4 @@
-"""How much of the machine's matrix-multiply rate a step makes use of: what the step needs against what was measured."""
+"""Utilization: the operations a step needs, relative to the measured matrix-multiply rate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauge:
-    """Tells the share of ``peak_flops`` per second, which were measured, that a step makes use of."""
+    """Computes the share of the measured ``peak_flops`` per second that a step uses."""
 
     workload: Workload
     peak_flops: float

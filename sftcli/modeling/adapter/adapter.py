@@ -92,7 +92,7 @@ def base_content(folder: Path) -> str:
 
 
 def check_base(folder: Path, base: Path) -> None:
-    """Compare the model folder ``base`` with what the adapter in ``folder`` says that it was trained on.
+    """Compare the model folder ``base`` with the base that the adapter in ``folder`` records.
 
     Raises:
         MismatchError: It is another model.

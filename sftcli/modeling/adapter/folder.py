@@ -137,7 +137,7 @@ def read_form(folder: Path) -> LoraForm:
 
 
 def write_adapter_config(folder: Path, config: Mapping[str, object], base: AdapterBase) -> None:
-    """Write what says how the weights are meant, and which model they belong to."""
+    """Write the configuration of the weights and the name of their base model."""
     _write(folder / CONFIG_FILE, config)
     _write(folder / BASE_FILE, {"format": _FORMAT} | asdict(base))
 

@@ -61,7 +61,7 @@ def matching_layers(model: PreTrainedModel, items: Sequence[str]) -> dict[str, n
 
 
 def name_of_head(model: PreTrainedModel) -> str:
-    """Return the name of the layer that makes scores of tokens; "" where there is none."""
+    """Return the name of the output head; "" if there is none."""
     return _name_of(model, model.get_output_embeddings())  # type: ignore[no-untyped-call]
 
 
@@ -87,7 +87,7 @@ def refuse_tied(model: PreTrainedModel, name: str) -> None:
 
 
 def weights_left_alone(model: PreTrainedModel) -> tuple[float, list[str]]:
-    """Return what share of the matrices of a model's layers has no adapter, and what the largest of them are called.
+    """Return the share of a model's layer weights without an adapter, and the names of the largest of them.
 
     Embeddings and the head are not counted.
     """

@@ -1,4 +1,4 @@
-"""How the rows of a model are decoded: chosen once for a model, and held by who asks it."""
+"""The decoder of a model, chosen once per model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

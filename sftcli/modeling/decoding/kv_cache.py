@@ -270,7 +270,7 @@ class UncachedRow:
 
 
 def uncached_logits(model: "PreTrainedModel", text: Sequence[int]) -> torch.Tensor:
-    """Return the logits of what follows ``text``, (1, V), without any cache."""
+    """Return the logits of the token after ``text``, (1, V), without a cache."""
     ids = torch.tensor([list(text)], device=model.device)
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[:, -1]
     return logits

@@ -96,7 +96,7 @@ def check_safetensors(path: Path) -> None:
 
 
 def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the header of a safetensors file, which is sound, and the place where the bytes of the tensors begin.
+    """Return the header of a safetensors file, after checking it, and the offset of the tensor data.
 
     Raises:
         NotFoundError: It does not exist.

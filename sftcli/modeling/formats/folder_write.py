@@ -48,7 +48,7 @@ def write_model_files(
     template: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write what a model folder holds beside its weights: configuration, generation settings, tokenizer, template.
+    """Write the files of a model folder besides its weights: configuration, generation settings, tokenizer, template.
 
     Args:
         model: Its configuration is written; nothing about it is changed.
@@ -288,14 +288,14 @@ def _generation_settings(settings: GenerationConfig, stop_ids: Iterable[int]) ->
 
 
 def stored_dtype(source: Path) -> torch.dtype:
-    """Return the dtype that a model folder says its weights have; float32 where it does not."""
+    """Return the dtype recorded in a model folder; float32 if none is."""
     config = read_json(source / "config.json")
     dtype = getattr(torch, str(config.get("dtype", config.get("torch_dtype"))), None)
     return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
 
 
 def exact_dtype(source: Path) -> torch.dtype:
-    """Return the dtype that rounds no number of a model folder: that of all its tensors, or float32 where they differ."""
+    """Return the dtype that rounds nothing in a model folder: that of all its tensors, or float32 if they differ."""
     kinds = {tensor.dtype for tensor in stored_tensors(source).values()} & {"F64", "F32", "BF16", "F16"}
     only = kinds.pop() if len(kinds) == 1 else ""
     return {"BF16": torch.bfloat16, "F16": torch.float16}.get(only, torch.float32)

@@ -40,7 +40,7 @@ class GgufHeader:
 
     @property
     def dtype(self) -> str:
-        """The type of a model folder made of the file: that of the matrices; bfloat16 of numbers that are quantized.
+        """The dtype of a model folder converted from the file: that of the matrices; bfloat16 for quantized ones.
 
         Files in half precision keep a few matrices in float32, such as those that choose experts.
         """

@@ -38,7 +38,7 @@ def models_folder() -> Path:
 
 
 def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, str]:
-    """Return the Hugging Face folder made of ``gguf`` and the file's SHA-256; convert it where the cache lacks it.
+    """Return the Hugging Face folder made of ``gguf`` and the file's SHA-256; convert it if not cached.
 
     Args:
         gguf: The file.
@@ -80,7 +80,7 @@ def _unconvertible(gguf: Path, error: Exception) -> DataError:
 
 
 def read_source(folder: Path, emit: EventSink) -> str | None:
-    """Return the hash of the GGUF file that ``folder`` was made of, or None where it is missing or broken."""
+    """Return the hash of the GGUF file that ``folder`` was converted from, or None if missing or broken."""
     try:
         source = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
         files, digest = source["files"], source["gguf_sha256"]

@@ -18,7 +18,7 @@ _FORMAT = 1
 
 
 def converted_pt(path: Path, *, tokenizer: str | None, emit: EventSink) -> tuple[Path, str]:
-    """Return the model folder made of ``path``, and the file's SHA-256; convert it where the cache lacks it.
+    """Return the model folder made of ``path``, and the file's SHA-256; convert it if not cached.
 
     Args:
         path: The file.

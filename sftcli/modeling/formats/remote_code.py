@@ -112,7 +112,7 @@ def _tell(whose: str, shown: str, emit: "EventSink") -> None:
 
 
 def copy_code(model: object, source: Path, folder: Path) -> dict[str, object]:
-    """Let the code of a ``model`` that brought its own go along with its weights; return what a configuration says of it.
+    """Copy the custom code of a ``model`` along with its weights; return its entry for the configuration.
 
     ``allow_copied_code`` compares the copy with the record of the run; transformers opens it with its ``trust_remote_code``.
     """

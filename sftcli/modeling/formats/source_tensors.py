@@ -37,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceTensors:
-    """The tensors of a model folder; ``places`` of those that the model has, and ``beside`` for those it has no place for.
+    """The tensors of a model folder; ``places`` are those that the model has, ``beside`` the others.
 
     With ``is_plain`` there are none beside it, and it holds the others as they are, under their names.
     """

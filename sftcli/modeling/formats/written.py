@@ -36,7 +36,7 @@ def check_model_written(
     unchanged: Collection[str],
     is_whole: bool,
 ) -> None:
-    """Compare a model folder with the tensors that it was made of, and with the folder that these came from.
+    """Compare a model folder with its intended tensors, and with the source folder.
 
     Args:
         folder: As it was written.
@@ -80,7 +80,7 @@ def check_model_written(
 
 
 def check_file_written(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Compare a safetensors file with the tensors that it was made of.
+    """Compare a safetensors file with its intended tensors.
 
     Raises:
         StorageError: They differ.

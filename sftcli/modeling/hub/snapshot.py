@@ -57,7 +57,7 @@ def is_commit(revision: str | None) -> bool:
 
 
 def hub_cache() -> Path:
-    """Return where the hub's own tools keep what they downloaded."""
+    """Return the download cache of the hub's own tools."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if chosen := os.environ.get(name):
             return Path(chosen).expanduser()
@@ -67,7 +67,7 @@ def hub_cache() -> Path:
 
 
 def cached_snapshot(repo: str, revision: str | None) -> HubSnapshot | None:
-    """Return the repository as the hub's cache has it, without any request. It may lack files."""
+    """Return the cached repository without any request. It may lack files."""
     from huggingface_hub import try_to_load_from_cache
 
     for probe in ("config.json", "tokenizer_config.json", "tokenizer.json"):

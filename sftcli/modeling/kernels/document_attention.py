@@ -38,7 +38,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Overheard:
-    """What a model asked of attention by document."""
+    """The recorded calls of attention by document."""
 
     calls: list[Call] = field(default_factory=list)
     left_out: set[int] = field(default_factory=set)  # windows for which no mask was made

@@ -28,7 +28,7 @@ _HUB_PATIENCE = Patience(answer_seconds=9.0, file_seconds=0.0, stall_seconds=30.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A model folder, the words that say where it came from, and what names its weights for ever."""
+    """A model folder, a description of its source, and a permanent identifier of its weights."""
 
     folder: Path
     how: str

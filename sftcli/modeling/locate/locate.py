@@ -58,7 +58,7 @@ def locate_model(
     tokenizer: str | None = None,
     with_code: bool = False,
 ) -> LocatedModel:
-    """Return the folder of the model called ``name``; download or convert it first where that is needed.
+    """Return the folder of the model called ``name``; download or convert it first if needed.
 
     Args:
         name: The alias, a folder, a .gguf or .pt file, or OWNER/NAME on the hub. What exists as a path is a path.

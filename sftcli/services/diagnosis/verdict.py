@@ -1,4 +1,4 @@
-"""Whether a run learns well, too much, or too little: what its curves say, and what to do about it.
+"""Whether a run overfits, underfits or learns well, judged by its losses, with advice.
 
 Thresholds and advice stand here for all who judge: the watch over a running training, the report and `eval`.
 """
@@ -94,7 +94,7 @@ def degrading(first: float, last: float, rows: int = 0) -> Verdict:
 
 
 def plateau(evaluations: int, best: float, rows: int = 0) -> Verdict:
-    """Return the verdict on a held-out loss that has come to rest before the end."""
+    """Return the verdict on a held-out loss that leveled off before the end."""
     return Verdict(
         kind="plateau",
         reason=f"held-out loss fell by less than {FLAT:g} in the last {evaluations} evaluations; "
@@ -104,7 +104,7 @@ def plateau(evaluations: int, best: float, rows: int = 0) -> Verdict:
 
 
 def spike(what: str, value: float, usual: float, rows: str) -> Verdict:
-    """Return the verdict on a step far out of line; ``rows`` names what it was made of."""
+    """Return the verdict on a loss or gradient spike; ``rows`` names the rows of the step."""
     return Verdict(
         kind="spike",
         reason=f"{what} jumped to {value:.3g} from about {usual:.3g}; rows {rows}",

@@ -1,4 +1,4 @@
-"""Ask a loaded model: messages in, text and completions out, with the template and stop tokens that it was trained with."""
+"""Generate with a loaded model: messages in, text and completions out, with the template and stop tokens of its training."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked: the ids of a prompt, and the seed that its sampling adds to the one of the settings."""
+    """A prompt: its ids, and the seed that its sampling adds to that of the settings."""
 
     ids: tuple[int, ...]
     seed: tuple[int, ...] = (0,)
@@ -70,7 +70,7 @@ class AnswerText:
         self._given = 0  # characters handed out
 
     def push(self, token: int) -> str:
-        """Add a token; return the text that is certain now and was not before."""
+        """Add a token; return the text that has become final."""
         self._ids.append(token)
         if self.is_over:
             return ""
@@ -202,7 +202,7 @@ def open_answerer(
 
 
 def disagreements(choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFChatTokenizer) -> list[str]:
-    """Return what does not fit together: template, stop tokens, the model's own, and those of training."""
+    """Return the disagreements between template, stop tokens, the model's own, and those of training."""
     found = []
     known = config_value(model, "eos_token_id")
     ends = set(known if isinstance(known, list) else [] if known is None else [known])

@@ -1,4 +1,4 @@
-"""Answer one prompt with the newest run's model or any other, once or several times, alone or beside its base."""
+"""Answer one prompt with the newest run's model or any other, once or several times, alone or with its base."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Why one of several processes ended, as text that travels: the first process shows it, whichever it happened to."""
+"""Why one of several processes ended, as a message to rank 0, which shows it."""
 
 import json
 import traceback

@@ -44,7 +44,7 @@ class Peers:
         self.group = group or Group()
 
     def broadcast(self, value: Mapping[str, object]) -> None:
-        """Hand ``value``, plain as JSON, to every process that follows."""
+        """Send ``value``, plain JSON, to all other ranks."""
 
     def receive(self, stop: StopFlag) -> Mapping[str, object]:
         """Wait for the next message of rank 0.
@@ -56,7 +56,7 @@ class Peers:
         raise NotImplementedError
 
     def rank_zero_first(self, work: Callable[[], Result], stop: StopFlag | None = None) -> Result:
-        """Return what ``work`` gives, done by the first process while the others wait, and by them after it."""
+        """Return the result of ``work``, done by rank 0 while the others wait, and then by them."""
         if not self.group.is_writer:
             self.receive(stop or NeverStop())
             return work()
@@ -65,7 +65,7 @@ class Peers:
         return result
 
     def share(self, work: Callable[[], Mapping[str, object]]) -> Mapping[str, object]:
-        """Return what ``work``, plain as JSON, gives in the first process."""
+        """Return the result of ``work`` in rank 0, plain JSON, in every process."""
         if not self.group.is_writer:
             return self.receive(NeverStop())
         result = work()
@@ -185,7 +185,7 @@ def with_processes(settings: Settings, peers: Peers) -> Settings:
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Return whether ``error`` is what an exchange raises when a peer is gone."""
+    """Return whether ``error`` is that of a collective whose peer is gone."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error).lower()
     )

@@ -207,7 +207,7 @@ def measures_of(evaluation: Fields) -> list[Compared]:
 
 
 def difference_of(evaluation: Fields) -> str:
-    """Return in words how the loss differs from the base's; empty where it was not compared."""
+    """Describe how the loss differs from the base's; empty if not compared."""
     found, rows = evaluation.get("loss_difference"), evaluation["rows"]
     if not isinstance(found, dict) or not isinstance(rows, int):
         return ""

@@ -175,7 +175,7 @@ def _parsed(line: bytes, errors: str = "strict") -> tuple[str, Mapping[str, obje
 
 
 def end_torn_line(path: Path) -> str:
-    """Cut off a last line that a crash left without its end; return in words that it was."""
+    """Remove an incomplete last line that a crash left; return the notice about it."""
     if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
         storage.disk.truncate(path, content.rfind(b"\n") + 1)
         return Lines(found=(), damaged=1).message(path)
@@ -199,7 +199,7 @@ def lines_up_to(lines: Lines, step: int, *, owes_heldout: bool = False) -> Itera
 
 
 def read_events(run: RunFolder) -> Iterator[Event]:
-    """Yield the events logged so far, none where there is no log yet; logs of other versions are read as well.
+    """Yield the events logged so far, none without a log; logs of other versions are read as well.
 
     A line that a crash has torn and an event of a class that is not known are left out. A field that is missing, or of another
     type, is its default; one without a default is NaN, 0, "", or what else is empty.

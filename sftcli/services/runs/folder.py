@@ -60,7 +60,7 @@ class RunFolder:
 
     @property
     def argument(self) -> str:
-        """What names the run on a command line that is typed where this process runs, quoted for a shell."""
+        """The argument that names the run in a command typed in the current folder, quoted for a shell."""
         by_name = DEFAULT_ROOT / self.name
         word = self.name if self.path.absolute() == by_name.absolute() else str(self.path)
         return shlex.quote(f"./{word}" if word.startswith("-") else word)
@@ -158,7 +158,7 @@ class RunFolder:
         )
 
     def data_fingerprint(self) -> str | None:
-        """Return the hash of the rows that were prepared for the run; None where that is not known."""
+        """Return the hash of the rows that were prepared for the run; None if unknown."""
         try:
             return str(json.loads(self.data.read_bytes())["fingerprint"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -340,7 +340,7 @@ def write_text(path: Path, text: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A run, the settings that it was ``started`` with, and those, changed by what the user says now."""
+    """A run, the settings it was ``started`` with, and the current ones with the user's changes."""
 
     run: RunFolder
     started: Settings

@@ -31,7 +31,7 @@ _Kind = TypeVar("_Kind", bound=Event)
 
 
 class RunState(StrEnum):
-    """Where a run stands."""
+    """The state of a run."""
 
     FINISHED = "finished"
     RUNNING = "running"  # a process that lives trains it
@@ -107,7 +107,7 @@ class RunHistory:
 
     @property
     def utilization(self) -> float | None:
-        """What part of the measured peak the steps made use of over all; None where none was measured."""
+        """Share of the measured peak that all steps used; None if not measured."""
         gauged = [
             (step.utilization, step.seconds)
             for step in self.steps
@@ -123,7 +123,7 @@ def summarize_runs(root: Path) -> list[RunSummary]:
 
 
 def summarize_run(run: RunFolder) -> RunSummary:
-    """Return what the files of a run say about it.
+    """Return a summary of the files of a run.
 
     Raises:
         DataError: It is damaged.
@@ -173,7 +173,7 @@ def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
 
 
 def not_since(first: str, last: str, step: int) -> str:
-    """Return in words what is known of a held-out loss that was last measured at ``step``, and is behind."""
+    """Describe a held-out loss last measured at ``step``, before the current step."""
     return (
         f"{first} at step 0, not measured since"
         if not step

@@ -46,7 +46,7 @@ KINDS: Mapping[Tracker, Callable[..., Numbers]] = {
 
 
 class TrackerSink:
-    """Hands numbers of events on. The first failure is a warning, and the end of it.
+    """Sends metrics of events to a tracker. The first failure is a warning, and the tracker is dropped.
 
     Args:
         name: Of the tracker.

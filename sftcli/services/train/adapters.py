@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFiles:
-    """What an adapter's folder holds beside its weights."""
+    """The files of an adapter folder besides its weights."""
 
     config: dict[str, object]
     base: AdapterBase

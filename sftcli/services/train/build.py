@@ -1,4 +1,4 @@
-"""Builds a trainer from settings, model and data: the one place where the parts of training meet."""
+"""Builds a trainer from settings, model and data: the one place where the parts of training are assembled."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

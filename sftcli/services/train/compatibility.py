@@ -1,4 +1,4 @@
-"""What a run is made of, by content, and whether it is still what it was."""
+"""Fingerprints of a run's inputs, and the check whether they have changed."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ FIXED = frozenset({"training.train_embeddings", "training.optimizer", "model", "
 
 
 def fingerprints(settings: Settings, located: LocatedModel, prepared: PreparedData) -> dict[str, str]:
-    """Return what a run is made of, by name: every setting, and hashes of the data, the tokenizer and the model."""
+    """Return the fingerprints of a run by name: every setting, and hashes of the data, the tokenizer and the model."""
     machine = {f"{_MACHINE}{name}": value for name, value in facts_of_training(settings.training).items()}
     return (
         _named(settings)
@@ -54,7 +54,7 @@ def fingerprints(settings: Settings, located: LocatedModel, prepared: PreparedDa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What differs from what a checkpoint was made of, each as name -> (then, now)."""
+    """Differences from the fingerprints of a checkpoint, each as name -> (then, now)."""
 
     harmless: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # settings that move no weight
     # What follows is right, but not bit for bit what would have followed there.
@@ -134,7 +134,7 @@ def compare(
 def compare_start(
     recorded: Settings, settings: Settings, *, allowed: Sequence[str] = (), is_finished: bool = False
 ) -> Changes:
-    """Return what ``settings`` change of those that a run was started with and has no checkpoint of yet.
+    """Return how ``settings`` differ from those of a run without a checkpoint.
 
     Raises:
         MismatchError: Something else that moves weights.

@@ -40,7 +40,7 @@ class Decisions:
     weights: str | None = None  # whether several processes share them out (``WeightSharing``)
 
     def but(self, changed: Collection[str]) -> "Decisions":
-        """Return them with those open that one of the settings ``changed`` asks for."""
+        """Return them without the decisions that the settings ``changed`` reopen."""
         reopened = [name for name, keys in ASKED_BY.items() if keys & set(changed)]
         return replace(self, **dict.fromkeys(reopened))
 
@@ -50,7 +50,7 @@ class Decisions:
 
     @staticmethod
     def from_json(value: object, *, where: str) -> "Decisions":
-        """Return what ``to_json`` was made of; a decision that this version does not know is left out.
+        """Return the inverse of ``to_json``; decisions unknown to this version are dropped.
 
         Raises:
             DataError: It is nothing of that kind.
@@ -116,7 +116,7 @@ def decide(
 
 
 def decisions_of(run: RunFolder) -> dict[str, object]:
-    """Return what ``run.json`` has to hold on to where ``run`` is begun again as it was: its decisions, if it has come to any."""
+    """Return what ``run.json`` must keep when ``run`` starts over: its decisions, if any."""
     about = run.read_about()
     return {KEY: about[KEY]} if KEY in about else {}
 

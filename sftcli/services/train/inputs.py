@@ -1,4 +1,4 @@
-"""What a run is made of: found, prepared, and good enough to train on."""
+"""The inputs of a run: located, prepared, and checked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from sftcli.services.train.requirements import check_machine
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingInputs:
-    """What a run is made of. ``fingerprints`` identify it by content; making them reads all weights."""
+    """The inputs of a run. ``fingerprints`` identify them by content; computing them reads all weights."""
 
     settings: Settings  # complete: those that depend on the rows are filled in
     located: LocatedModel

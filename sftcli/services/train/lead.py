@@ -67,7 +67,7 @@ from sftcli.training.checkpoint.names import list_checkpoints, step_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRequest:
-    """A new run. ``label`` starts its name where the settings give none; ``command`` is what the user typed."""
+    """A new run. ``label`` starts its name if the settings give none; ``command`` is what the user typed."""
 
     resolved: Resolved
     label: str
@@ -162,7 +162,7 @@ def complete_already(run: TrainingRun) -> TrainOutcome:
 
 
 def start_over(run: TrainingRun, changes: Changes, *, allowed: Sequence[str] = ()) -> TrainOutcome:
-    """Begin a run again that ended before its first checkpoint, as it was begun then. The caller holds the lock."""
+    """Start a run over that ended before its first checkpoint, with its recorded settings. The caller holds the lock."""
     with _logged(run) as (logged, watch):
         emit = logged.session.emit
         emit(Notice(text="no checkpoint yet: starting over from the recorded settings"))

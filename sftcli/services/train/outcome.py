@@ -12,7 +12,7 @@ from sftcli.services.runs.folder import RunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOutcome:
-    """How a run ended. Losses are nats per response token, the last one that of ``final``; None where nothing is held out."""
+    """How a run ended. Losses are nats per response token, the last one that of ``final``; None without held-out rows."""
 
     run: str
     path: str

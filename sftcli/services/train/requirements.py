@@ -1,4 +1,4 @@
-"""What a command needs of the machine and of its packages, asked before anything slow. Loads torch only to look for a device."""
+"""Requirements of a command on the machine and its packages, checked before anything slow. Loads torch only to find a device."""
 
 from sftcli.config.schema.adapter import AdapterSettings, Quantize
 from sftcli.config.schema.run import RunSettings, Tracker

@@ -145,7 +145,7 @@ def rhythm_text(settings: CheckpointSettings, last_step: int) -> str:
 
 
 def end_taking_back(run: RunFolder) -> None:
-    """Delete what was set aside when a run was taken back: it has come to its end again."""
+    """Delete what was set aside when a run was rewound: it has finished again."""
     close(run.checkpoints)
     for aside in run.results_set_aside.values():
         storage.try_remove_tree(aside)

@@ -41,11 +41,11 @@ class TrainingRun:
 
     @property
     def trainer(self) -> Trainer:
-        """What takes the steps, once it is built."""
+        """The trainer, once it is built."""
         return self.parts.trainer
 
     def open(self) -> None:
-        """Find the inputs, in the first process before the others.
+        """Find the inputs, in rank 0 before the others.
 
         Raises:
             MismatchError: This process has found others than the first one.
@@ -62,7 +62,7 @@ class TrainingRun:
         self.inputs, self.settings = inputs, inputs.settings
 
     def build(self, decided: Decisions, *, is_verified: bool = False) -> None:
-        """Build the trainer as it stands at the start or at the checkpoint, with what is ``decided``.
+        """Build the trainer in the state of the start or of the checkpoint, with what is ``decided``.
 
         With ``is_verified`` this process has verified the checkpoint.
 
@@ -102,7 +102,7 @@ class TrainingRun:
         return ending
 
     def keep_best(self) -> None:
-        """Go back to the checkpoint with the lowest held-out loss, where the settings ask for early stopping.
+        """Go back to the checkpoint with the lowest held-out loss, if the settings request early stopping.
 
         Raises:
             DataError: That checkpoint is damaged.

@@ -34,7 +34,7 @@ def try_ways(
     emit: EventSink,
     with_gradients: bool,
 ) -> Tried:
-    """Leave ``model`` with what gives its own loss and gradients, and say what does not.
+    """Keep the speedups of ``model`` that preserve its loss and gradients, and report the others.
 
     Args:
         model: As it was loaded.

@@ -24,7 +24,7 @@ def assignment(run: TrainingRun, *, complete_at: int = 0) -> dict[str, object]:
 
 
 def run_worker(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -> TrainOutcome:
-    """Take part in the training that the first process leads; ``asked`` is what this one was started with, if it says.
+    """Take part in the training that rank 0 leads; ``asked`` is what this process was started with, if stated.
 
     Raises:
         MismatchError: It was started with something else.

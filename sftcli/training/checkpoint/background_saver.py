@@ -1,4 +1,4 @@
-"""Saving without making steps wait for a disk, and telling of it only when it is durable."""
+"""Saves that do not make steps wait for a disk, announced only when durable."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ SLOW_SECONDS = 25.0  # schedulers wait about 30 s between SIGTERM and SIGKILL
 
 
 class Saver:
-    """Runs one save at a time, on a thread where that is asked for, and emits ``CheckpointSaved`` once it has returned.
+    """Runs one save at a time, on a thread if requested, and emits ``CheckpointSaved`` once it has returned.
 
     Faults and events come on the caller's thread. One save in a row may fail for a reason that may pass.
     """

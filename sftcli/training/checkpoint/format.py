@@ -195,7 +195,7 @@ def snapshot_bytes(snapshot: TrainingSnapshot) -> int:
 
 
 def rng_tensors(snapshot: TrainingSnapshot) -> dict[str, Tensor]:
-    """Return the random states as a file holds them: those of the first process by name, of others as ``name.rank``."""
+    """Return the random states as stored in a file: those of rank 0 by name, of others as ``name.rank``."""
     return {
         f"{field.name}.{rank}" if rank else field.name: getattr(state, field.name)
         for rank, state in enumerate((snapshot.rng, *snapshot.peers))

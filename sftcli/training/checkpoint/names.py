@@ -31,7 +31,7 @@ def _named(root: Path, prefix: str) -> list[Path]:
 
 
 def step_of(folder: Path) -> int:
-    """Return the step that the name of a checkpoint, set aside or not, says."""
+    """Return the step in the name of a checkpoint, set aside or not."""
     return int(folder.name.removeprefix(ASIDE).removeprefix(PREFIX))
 
 

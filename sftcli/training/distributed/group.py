@@ -1,4 +1,4 @@
-"""The processes of one training: what they sum, decide and share out together. One process is a group of one, at no cost."""
+"""The processes of one training and their collectives. A single process is a group of one, at no cost."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Whether examples may share a row of the model's input: tried on the model itself, with a few rows."""
+"""Whether examples can be packed into one input row: checked on the model itself, with a few rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

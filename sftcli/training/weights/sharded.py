@@ -30,7 +30,7 @@ _LOSS = "batch_loss_of_all_weights"
 
 
 class ShardedWeights(MasterWeights):
-    """Float32 masters of which each process holds a part along the first dimension.
+    """Float32 masters, sharded along the first dimension.
 
     There are no copies of lower precision beside them: what is gathered is rounded to ``compute_dtype`` on the way, and
     gradients are summed and exchanged in float32. What is frozen is shared out as well, in ``compute_dtype``.
@@ -77,7 +77,7 @@ class ShardedWeights(MasterWeights):
         self._trained = {(file_name or str)(name): parameter for name, parameter in self.masters.items()}
 
     def micro_batches(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
-        """Yield as many batches in every process: one that is short of one computes another's, of weight 0.
+        """Yield the same number of batches in every process: one that runs short computes another's with weight 0.
 
         Each pass gathers the weights, and all processes must take part in that.
         """
@@ -105,7 +105,7 @@ class ShardedWeights(MasterWeights):
         return loss
 
     def publish(self) -> None:
-        """Drop weights that are gathered, so that the next pass gathers those of now."""
+        """Drop gathered weights, so that the next pass gathers the current ones."""
         self._root.reshard()
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -149,7 +149,7 @@ def collect(tensors: Mapping[str, torch.Tensor], group: Group) -> dict[str, torc
 
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return the modules that are gathered by themselves: the entries of the outermost lists of modules."""
+    """Return the modules that are gathered separately: the entries of the outermost lists of modules."""
     found: list[torch.nn.Module] = []
     for child in model.children():
         if isinstance(child, torch.nn.ModuleList):
