@@ -124,12 +124,12 @@ class StepDone:
     learning_rate: float
     applied: bool
     epoch: float  # passes over the training examples so far
-    response_tokens: int  # those with loss; on a step of running text nearly all
+    response_tokens: int  # those with loss; on a step of pretraining text nearly all
     tokens: int  # fed to the model, padding excluded
     padding_tokens: int
     seconds: float  # wall time of this step, data wait included
     peak_memory_bytes: int  # 0 where the machine cannot tell
-    text_tokens: int = 0  # those of running text: a step has only such, or none
+    text_tokens: int = 0  # those of pretraining text: a step has only such, or none
     examples: int = 0  # in the global batch
     rows: int = 0  # that the examples were put into; fewer where they are packed
     micro_batches: int = 0

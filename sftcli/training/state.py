@@ -20,7 +20,7 @@ class TrainState:
     bad_steps: int = 0  # skipped ones in a row, up to now
     tokens: int = 0  # fed to the model, padding excluded
     response_tokens: int = 0  # of instruction rows
-    text_tokens: int = 0  # of running text
+    text_tokens: int = 0  # of pretraining text
     first_heldout_loss: float | None = None
     last_heldout_loss: float | None = None
     last_heldout_step: int = -1  # of ``last_heldout_loss``

@@ -1,4 +1,4 @@
-"""Rows of a data set on the Hugging Face hub, through `datasets`. A hub that does not answer costs seconds, not minutes."""
+"""Rows of a dataset on the Hugging Face hub, through `datasets`. A hub that does not answer costs seconds, not minutes."""
 
 import queue
 import threading
@@ -19,7 +19,7 @@ _BATCH_ROWS = 1024
 
 
 class Split(Protocol):
-    """One split of a loaded data set, memory-mapped from the hub's cache."""
+    """One split of a loaded dataset, memory-mapped from the hub's cache."""
 
     cache_files: list[dict[str, str]]
 
@@ -37,13 +37,13 @@ class _Table(Protocol):
 
 
 def load_split(source: Source, note: Note) -> Split:
-    """Download the data set of ``source``, or find it in the cache, and return the split that is asked for.
+    """Download the dataset of ``source``, or find it in the cache, and return the split that is asked for.
 
     Without ``@split`` it is ``train``, or the only one there is.
 
     Raises:
-        NetworkError: The hub does not answer, and the data set is not in the cache.
-        NotFoundError: The hub has no such data set.
+        NetworkError: The hub does not answer, and the dataset is not in the cache.
+        NotFoundError: The hub has no such dataset.
         ConsentError: Access needs a login or an approval.
         UsageError: There is no such split or config.
     """

@@ -39,7 +39,7 @@ def read_records(source: Source, *, seed: int, note: Note = _no_note) -> Iterato
     Raises:
         DataError: A file is broken, holds no rows, or changed while it was read.
         UsageError: More rows are asked for than there are.
-        NetworkError, NotFoundError, ConsentError: The hub does not give the data set.
+        NetworkError, NotFoundError, ConsentError: The hub does not give the dataset.
         StorageError: A file cannot be read.
     """
     if source.skipped:
@@ -67,7 +67,7 @@ def fingerprint_source(source: Source) -> Fingerprint:
 
     Raises:
         StorageError: A file cannot be read.
-        NetworkError, NotFoundError, ConsentError: The hub does not give the data set.
+        NetworkError, NotFoundError, ConsentError: The hub does not give the dataset.
     """
     digest = hashlib.blake2b(source.text.encode("utf-8", "surrogateescape"), digest_size=16)
     if source.kind is SourceKind.HUB:

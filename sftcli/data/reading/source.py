@@ -1,4 +1,4 @@
-"""What the user names as data: ``NAME[:ROWS][@split][#config]`` to files, standard input, or a hub data set.
+"""What the user names as data: ``NAME[:ROWS][@split][#config]`` to files, standard input, or a hub dataset.
 
 ``ROWS`` is a number or a share of the rows, how many times an epoch has each, or both: ``5000``, ``25%``, ``x3``, ``5000x3``.
 

@@ -1,7 +1,7 @@
 """Key-value caches that rows enter and leave one by one.
 
 Each row has a slot with a length of its own, and new keys are written in place behind it. Nothing is padded on the left,
-nothing is copied per token, and a slot that becomes free is filled again while its neighbours go on::
+nothing is copied per token, and a slot that becomes free is filled again while its neighbors go on::
 
     slot 0   k k k k k k .  .        length 6
     slot 1   k k .  .  .  . .  .     length 2

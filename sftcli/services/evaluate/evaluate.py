@@ -222,7 +222,7 @@ def _rows_with_whole_answers(prepared: PreparedData, emit: EventSink) -> list[in
     """Return the held-out rows whose last answer was not cut for its length: an answer can be compared with these alone.
 
     Raises:
-        DataError: There is none, or a row is running text.
+        DataError: There is none, or a row is pretraining text.
     """
     heldout = prepared.dataset.heldout
     if any(heldout[row].kind == "text" for row in range(len(heldout))):

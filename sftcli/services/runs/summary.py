@@ -53,7 +53,7 @@ class RunSummary:
     data: str
     step: int
     last_step: int  # 0 while it is not known
-    loss: float | None  # of the last step on rows; that of running text is another quantity
+    loss: float | None  # of the last step on rows; that of pretraining text is another quantity
     first_heldout_loss: float | None
     heldout_loss: float | None
     heldout_step: int  # of that loss
@@ -75,7 +75,7 @@ class RunHistory:
     def __init__(self, events: Iterable[Event]) -> None:
         self.events = tuple(events)
         self.steps = self.of(StepDone)
-        # The loss of running text is another quantity.
+        # The loss of pretraining text is another quantity.
         self.row_steps = [step for step in self.steps if not step.text_tokens]
         self.losses = [step.loss for step in self.row_steps if math.isfinite(step.loss)]
         self.heldout = [event for event in self.of(HeldoutDone) if math.isfinite(event.loss)]
@@ -196,7 +196,7 @@ def _warning(event: Event) -> str:
 
 
 def _thinned(values: list[float]) -> Iterator[float]:
-    """Yield the means of at most ``MAX_CURVE`` neighbouring groups of ``values``."""
+    """Yield the means of at most ``MAX_CURVE`` neighboring groups of ``values``."""
     groups = min(MAX_CURVE, len(values))
     for index in range(groups):
         group = values[index * len(values) // groups : (index + 1) * len(values) // groups]
