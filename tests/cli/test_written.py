@@ -266,7 +266,9 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, number):
     held = load_file(source / "model.safetensors")
     held["model.layers.1.mlp.up_proj.weight"][3, 5] = number
     save_file(held, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DataError, match=r"non-finite values in bfloat16: model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(
+        DataError, match=r"non-finite values in bfloat16: model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
         load_model(source, dtype=torch.bfloat16, device=torch.device("cpu"))
 
 
