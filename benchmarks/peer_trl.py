@@ -1,6 +1,6 @@
 """TRL's SFTTrainer on the same rows, as one line of JSON. Runs with the Python of an environment that has TRL.
 
-The rows come tokenised, as {"input_ids", "completion_mask"} a line, so that both tools train the same tokens. With
+The rows come tokenized, as {"input_ids", "completion_mask"} a line, so that both tools train the same tokens. With
 ``--in-order`` they are taken as they stand in the file; with ``--heldout`` their loss is measured after the last step.
 """
 
@@ -86,7 +86,7 @@ def main():
         logging_steps=1,
         report_to=[],
         max_length=args.max_length,
-        completion_only_loss=True,  # left out, rows that come tokenised are trained as a whole, whatever their mask says
+        completion_only_loss=True,  # left out, rows that come tokenized are trained as a whole, whatever their mask says
         gradient_checkpointing=False,
         save_strategy="no",
         seed=0,

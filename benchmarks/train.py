@@ -117,7 +117,7 @@ def measure_peer(args: argparse.Namespace, mode: str) -> dict[str, object]:
 
 
 def write_rows(path: Path, examples: ExampleSource, order: Iterable[int]) -> None:
-    """Write tokenised rows as TRL reads them."""
+    """Write tokenized rows as TRL reads them."""
     with path.open("w", encoding="utf-8") as file:
         for index in order:
             example = examples[index]

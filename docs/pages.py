@@ -91,7 +91,7 @@ def _choices(kind: object) -> str:
 def commands_page() -> str:
     """Return commands.md."""
     parts = [
-        "# Commands\n\nMade from `sft --help`. Every flag comes from here; every setting is in [settings](settings.md).\n"
+        "# Commands\n\nGenerated from `sft --help`. All flags are listed here; all settings are in [settings](settings.md).\n"
     ]
     for command in commands():
         parts.append(f"## sft {command.name}\n\n{command.text}\n")
@@ -107,7 +107,7 @@ def commands_page() -> str:
 def settings_page() -> str:
     """Return settings.md."""
     parts = [
-        "# Settings\n\nMade from the schema. Set one with `--set KEY=VALUE`, in a TOML file (`--config`), or in the environment: "
+        "# Settings\n\nGenerated from the schema. Set a key with `--set KEY=VALUE`, in a TOML file (`--config`), or in the environment: "
         "`SFT_` and the key in capitals with `__` for the dot. `sft train --print-config` shows what applies and why.\n"
     ]
     section = ""

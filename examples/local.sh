@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fine-tune on your own rows, on this machine: look at the rows, train, score, ask.
+# Fine-tune on your own rows, on this machine: check the rows, train, evaluate, generate.
 # usage: local.sh ROWS [FLAGS OF sft train...]
 set -eu
 rows=$1

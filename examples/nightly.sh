@@ -1,5 +1,5 @@
 #!/bin/sh
-# A nightly fine-tune with a quality gate: the new model takes the place of the old one only if it is good enough.
+# A nightly fine-tune with a quality gate: the new model replaces the old one only if it is good enough.
 # usage: nightly.sh ROWS BEST_LINK MAX_LOSS [FLAGS OF sft train...]
 set -eu
 rows=$1 link=$2 max_loss=$3

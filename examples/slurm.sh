@@ -6,7 +6,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
 # A run that is longer than its time limit. Slurm sends USR1 five minutes before the end; sft saves and ends with 75, and the
-# job goes back into the queue. Started again, `--resume auto` goes on bit for bit.
+# job is requeued. After the restart, `--resume auto` resumes bit for bit.
 # usage: sbatch slurm.sh ROWS [FLAGS OF sft train...]
 set -uo pipefail
 rows=$1

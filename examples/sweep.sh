@@ -1,5 +1,5 @@
 #!/bin/sh
-# Try learning rates, print the held-out loss of each, and name the best. Started again, it goes on where it was.
+# Try learning rates, print the held-out loss of each, and name the best. Started again, it resumes where it stopped.
 # usage: sweep.sh ROWS "RATE RATE..." [FLAGS OF sft train...]
 set -eu
 rows=$1 rates=$2

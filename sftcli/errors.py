@@ -152,7 +152,7 @@ class StoppedError(SftError):
     kind = "stopped"
 
     def __init__(self) -> None:
-        super().__init__("stopped before the end; nothing was kept")
+        super().__init__("stopped early; nothing was kept")
 
 
 class ReportedByPeerError(Exception):

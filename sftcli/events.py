@@ -44,7 +44,7 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """One line that a person wants to read: what is being done, or what was decided and why."""
+    """One line for the user: what is being done, or what was decided and why."""
 
     text: str
 
@@ -66,7 +66,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progressed:
-    """A long piece of work other than training moved on: reading, rendering, downloading, evaluating, generating.
+    """Progress of a long task other than training: reading, rendering, downloading, evaluating, generating.
 
     ``total`` is 0 while it is not known. The last event of a task has ``done == total``.
     """
@@ -108,7 +108,7 @@ class ModelLoaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitStarted:
-    """Training starts, or goes on, at ``step`` finished steps."""
+    """Training starts or resumes at ``step`` finished steps."""
 
     step: int
     last_step: int
@@ -124,12 +124,12 @@ class StepDone:
     learning_rate: float
     applied: bool
     epoch: float  # passes over the training examples so far
-    response_tokens: int  # those with loss; on a step of running text nearly all
+    response_tokens: int  # those with loss; on a step of pretraining text nearly all
     tokens: int  # fed to the model, padding excluded
     padding_tokens: int
     seconds: float  # wall time of this step, data wait included
     peak_memory_bytes: int  # 0 where the machine cannot tell
-    text_tokens: int = 0  # those of running text: a step has only such, or none
+    text_tokens: int = 0  # those of pretraining text: a step has only such, or none
     examples: int = 0  # in the global batch
     rows: int = 0  # that the examples were put into; fewer where they are packed
     micro_batches: int = 0
@@ -141,7 +141,7 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEased:
-    """Memory ran out in step ``step``, which is taken again, as all later ones, in a way that needs less of it."""
+    """Memory ran out in step ``step``; it and all later steps run in a way that needs less memory."""
 
     step: int
     micro_batch_size: int  # rows; 0 where they are packed
@@ -153,7 +153,7 @@ class MemoryEased:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """The curves up to ``step`` give reason to say something about the fit."""
+    """The loss curves up to ``step`` give reason for a warning."""
 
     step: int
     kind: str  # overfitting, underfitting, degrading, plateau or spike
@@ -246,14 +246,14 @@ class EventSink(Protocol):
 
 
 class StopFlag(Protocol):
-    """Tells whether the user has asked to stop."""
+    """Tells whether the user has requested a stop."""
 
     def requested(self) -> bool:
-        """Return true once a stop was asked for; never turns false again."""
+        """Return true once a stop was requested; never turns false again."""
         ...
 
     def save_requested(self) -> bool:
-        """Return true, once for each time that a checkpoint was asked for without a stop."""
+        """Return true once for each requested checkpoint without a stop."""
         ...
 
 
@@ -271,7 +271,7 @@ class NeverStop:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The time in which a command works: who hears what happens, and whether it was asked to stop."""
+    """The context of a running command: the event sink and the stop flag."""
 
     emit: EventSink
     stop: StopFlag

@@ -60,7 +60,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "bf16":
         if device.type == "cuda" and not has_bf16_products(device):
             raise ResourceError(
-                f"{torch.cuda.get_device_name(device)} has no bfloat16 matrix products",
+                f"{torch.cuda.get_device_name(device)} does not support bfloat16 matrix products",
                 hint="pass --set training.precision=fp32",
             )
         return torch.bfloat16

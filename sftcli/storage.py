@@ -329,7 +329,7 @@ def storage_errors(folder: Path, hint: str) -> "Iterator[None]":
     except OSError as error:
         if error.errno in FULL_DISK:
             raise StorageError(
-                f"the disk that holds {folder} is full", hint=f"make room, or {hint}"
+                f"the disk that holds {folder} is full", hint=f"free space, or {hint}"
             ) from error
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS} and _is_below(error.filename, folder):
             raise OutputError(f"cannot write to {folder}: {error.strerror}", hint=hint) from error

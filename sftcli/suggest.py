@@ -6,7 +6,7 @@ MAX_SUGGESTIONS = 3
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Return how many insertions, deletions, replacements and swaps of neighbours turn ``a`` into ``b``."""
+    """Return how many insertions, deletions, replacements and swaps of neighbors turn ``a`` into ``b``."""
     rows = [list(range(len(b) + 1))]
     for i, left in enumerate(a, start=1):
         row = [i]

@@ -96,7 +96,7 @@ def _read(path: Path, location: Location) -> Mapping[str, object]:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON: {error}", location=location) from None
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: holds no JSON object", location=location)
+        raise UsageError(f"{path}: not a JSON object", location=location)
     return content
 
 

@@ -70,7 +70,7 @@ def _read(name: str, folder: Path, extended_by: tuple[str, ...]) -> Preset:
     if base in (*extended_by, name):
         circle = " -> ".join((*extended_by, name, base))
         raise UsageError(
-            f"{_place(document, 'extends')}: presets extend each other in a circle: {circle}",
+            f"{_place(document, 'extends')}: presets extend each other in a cycle: {circle}",
             location=document.places["extends"],
         )
     if not (description := _text(document, "description")) or "\n" in description:
@@ -111,7 +111,7 @@ def preset_file(reference: str) -> Path:
     path = (folder / relative).resolve()
     if relative == reference or not relative or not path.is_relative_to(folder):
         raise UsageError(
-            f"{reference!r} names no file of a preset",
+            f"{reference!r} is not a preset file",
             hint="Write it as preset:NAME/FILE, such as preset:quick/train.jsonl.",
             location=location,
         )

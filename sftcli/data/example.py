@@ -51,7 +51,7 @@ class RowFlag(StrEnum):
 class Example:
     """A row as the model sees it: ``input_ids`` (n,) int32 and ``loss_mask`` (n,) bool, true where there is loss.
 
-    Of kind ``text`` it is a piece of running text, and every token behind its first has loss. ``num_cut`` tokens were left
+    Of kind ``text`` it is a piece of pretraining text, and every token behind its first has loss. ``num_cut`` tokens were left
     out at the end for the row's length. ``num_trained_turns``, 0 for text, ``num_cut`` and ``flags`` are known only as
     long as the example was not stored.
     """

@@ -1,4 +1,4 @@
-"""Models and tokenizers: found, loaded, written, run faster, and asked for text.
+"""Models and tokenizers: locating, loading, writing, faster kernels, and decoding.
 
 ``locate`` turns what a user names into a folder, ``load`` makes the model of it, ``adapter`` lays weights beside it
 that train alone, ``decoding`` draws text from it, and ``formats`` reads and writes the files of models. ``kernels``

@@ -10,7 +10,7 @@ CACHE_HINT = "set SFT_CACHE_DIR to a folder that you can write to"
 
 
 def cache_folder() -> Path:
-    """Return the cache folder, made for this user alone where it is missing.
+    """Return the cache folder, created for this user alone if missing.
 
     ``SFT_CACHE_DIR``, else ``$XDG_CACHE_HOME/sft``, else ``~/.cache/sft``.
 
@@ -29,8 +29,8 @@ def cache_folder() -> Path:
         raise OutputError(f"the cache folder {root} is not writable", hint=CACHE_HINT)
     if not os.environ.get("SFT_CACHE_DIR") and root.stat().st_uid not in (os.getuid(), 0):
         raise ConsentError(
-            f"the cache folder {root} belongs to another user, who decides what is in it",
-            hint=f"trust it with SFT_CACHE_DIR={root}, or set SFT_CACHE_DIR to a folder of yours",
+            f"the cache folder {root} belongs to another user, who controls its contents",
+            hint=f"trust it with SFT_CACHE_DIR={root}, or set SFT_CACHE_DIR to a folder of your own",
         )
     return root
 

@@ -1,4 +1,4 @@
-"""What a model's configuration says, where it says one thing."""
+"""Values of a model's configuration that are the same for all layers."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def config_value(model: "PreTrainedModel", name: str) -> Any:  # noqa: ANN401 - whatever stands there
-    """Return what the configuration of the text model calls ``name``; None where there is none, or layers differ in it.
+    """Return ``name`` from the configuration of the text model; None if absent, or if layers differ in it.
 
     A configuration whose layers have values of their own raises an error that is no AttributeError when one is asked for.
     """

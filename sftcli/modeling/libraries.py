@@ -1,4 +1,4 @@
-"""What transformers and its relatives may say at the terminal."""
+"""Silences transformers and related libraries at the terminal."""
 
 import logging
 

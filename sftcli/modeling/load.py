@@ -1,4 +1,4 @@
-"""Bring a model folder into memory whole or not at all."""
+"""Load a model folder completely or not at all."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +61,7 @@ def load_model(
         torch.nn.Module.to(model, device)
     except torch.OutOfMemoryError as error:
         raise ResourceError(
-            f"the model does not fit into the memory of {device}",
+            f"the model does not fit in the memory of {device}",
             hint="choose a smaller model or a larger device",
         ) from error
     _refuse_nonfinite(folder, model)
@@ -82,7 +82,7 @@ def take_names(model: PreTrainedModel, folder: Path) -> None:
 
 
 def own_attention(model: PreTrainedModel) -> str:
-    """Return what to tell of a model that has attention and does not know torch's; "" of any other."""
+    """Return the notice for a model whose attention is not torch's; "" for any other."""
     if model.config._attn_implementation != "eager" or not config_value(model, "num_attention_heads"):
         return ""
     return (
@@ -99,7 +99,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     """
     if not model.supports_gradient_checkpointing:
         raise UsageError(
-            f"{type(model).__name__} knows no gradient checkpointing",
+            f"{type(model).__name__} does not support gradient checkpointing",
             hint="leave training.gradient_checkpointing false",
         )
     newer = getattr(model, "activation_checkpointing_enable", None)  # the older name is deprecated
@@ -169,10 +169,10 @@ def _refuse_partial(folder: Path, info: Mapping[str, Any]) -> None:
         named = [f"{name} is {tuple(found)} instead of {tuple(wanted)}" for name, found, wanted in shapes]
         raise MismatchError(f"{config} and the weights disagree about shapes: {_some(named)}")
     if missing := sorted(info["missing_keys"]):
-        raise MismatchError(f"the weights in {folder} lack tensors that {config} asks for: {_some(missing)}")
+        raise MismatchError(f"the weights in {folder} lack tensors that {config} requires: {_some(missing)}")
     if extra := sorted(info["unexpected_keys"]):
         raise MismatchError(
-            f"the weights in {folder} hold tensors that {config} has no place for: {_some(extra)}"
+            f"the weights in {folder} hold tensors that {config} does not define: {_some(extra)}"
         )
 
 
@@ -182,11 +182,11 @@ def _refuse_nonfinite(folder: Path, model: PreTrainedModel) -> None:
     spoilt = sorted(name for name, weight in weights if weight.is_floating_point() and not is_finite(weight))
     if spoilt:
         word = str(model.dtype).removeprefix("torch.")
-        hint = "take an earlier checkpoint of its training, or get the folder again"
+        hint = "use an earlier checkpoint, or copy or download the folder again"
         if model.dtype == torch.float16:
-            hint = f"numbers above 65504 do not fit into float16: take bf16 or f32; else {hint}"
+            hint = f"values above 65504 do not fit in float16: use bf16 or f32; otherwise {hint}"
         raise DataError(
-            f"the weights in {folder} hold numbers that are not finite in {word}: {_some(spoilt)}", hint=hint
+            f"the weights in {folder} hold non-finite values in {word}: {_some(spoilt)}", hint=hint
         )
 
 

@@ -1,4 +1,4 @@
-"""Hand a trained model on: as a Hugging Face folder, as a ``.pt`` file of its pipeline, or as GGUF; adapters merged."""
+"""Export a trained model: as a Hugging Face folder, as a ``.pt`` file of its pipeline, or as GGUF; adapters merged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class ExportOutcome:
 
 
 def run_export(request: ExportRequest, session: Session) -> ExportOutcome:
-    """Write the model; ``request.out`` is there whole or not at all.
+    """Write the model to ``request.out``, atomically.
 
     Raises:
         OutputError: ``out`` exists, or cannot be written.
@@ -175,7 +175,9 @@ def _rounding(choice: ModelChoice, dtype: torch.dtype) -> str:
         return ""
     if dtype == torch.float32:
         return ", the adapter merged in float32"
-    return f", the adapter merged in float32 and rounded once to {dtype_name(dtype)}; --dtype f32 keeps all of it"
+    return (
+        f", the adapter merged in float32 and rounded once to {dtype_name(dtype)}; --dtype f32 loses nothing"
+    )
 
 
 def _write_gguf(request: ExportRequest, choice: ModelChoice, session: Session) -> str:
@@ -206,13 +208,13 @@ def _write_pt(request: ExportRequest, choice: ModelChoice, session: Session) -> 
     model = _load(choice, session.emit, torch.float32)
     if not isinstance(model, ModernLMForCausalLM):
         raise UsageError(
-            f"{choice.name} is no Modern LLM model, and only those have .pt files",
-            hint="export it --to hf or --to gguf",
+            f"{choice.name} is not a Modern LLM model, and only those have .pt files",
+            hint="export with --to hf or --to gguf",
         )
     if session.stop.requested():
         raise StoppedError
     snapshot = _state_of(choice, model)
-    without = "" if snapshot else ", without an optimizer state: none is kept with these weights"
+    without = "" if snapshot else ", without optimizer state: none is saved with these weights"
     session.emit(Notice(text=f"writing {request.out}{without}"))
     with storage.whole_file(request.out, hint=_HINT) as fresh:
         export_pt(

@@ -1,4 +1,4 @@
-"""What this machine and installation are: the facts that a bug report needs."""
+"""Facts about this machine and installation, as a bug report needs them."""
 
 import os
 import platform
@@ -44,7 +44,7 @@ def describe_machine() -> dict[str, str]:
 
 
 def facts_of_training(settings: TrainingSettings) -> dict[str, str]:
-    """Return what decides, beside everything that a run is made of, whether two trainings are equal bit for bit."""
+    """Return the facts of the machine that decide whether two trainings are equal bit for bit."""
     device = choose_device()
     return {
         "device": device.type,

@@ -1,4 +1,4 @@
-"""What a run of a Modern LLM checkpoint writes beside its own checkpoints: files that the original program loads."""
+"""The ``.pt`` files of a Modern LLM run, written next to its own checkpoints for the original program."""
 
 import glob
 from pathlib import Path
@@ -49,7 +49,7 @@ class PtFiles:
 
 
 def pt_files(model: "PreTrainedModel", run: RunFolder, settings: Settings) -> PtFiles | None:
-    """Return what writes the ``.pt`` files of a run, where its model is of the kind that has such files."""
+    """Return the writer of a run's ``.pt`` files, if its model is a Modern LLM model."""
     return PtFiles(model, run, settings) if isinstance(model, ModernLMForCausalLM) else None
 
 
@@ -61,7 +61,7 @@ def export_pt(
     name: str,
     snapshot: TrainingSnapshot | None,
 ) -> None:
-    """Write the new file ``path``: with the state of ``snapshot`` where a run left one, else weights alone, as step 0.
+    """Write the new file ``path``: with the state of ``snapshot`` if there is one, else weights alone, as step 0.
 
     Args:
         path: Where to; the caller makes it whole or absent.

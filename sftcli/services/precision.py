@@ -46,7 +46,7 @@ def decide_precision(setting: str, device: torch.device) -> Precision:
     """
     chosen = dtype_name(choose_dtype(setting, device))
     if setting != "auto":
-        return Precision(name=chosen, why="as training.precision says")
+        return Precision(name=chosen, why="set by training.precision")
     if not has_bf16_products(device):
         return Precision(name=chosen, why=f"{device.type} has no bfloat16 products")
     if device.type != "cpu":
@@ -57,7 +57,7 @@ def decide_precision(setting: str, device: torch.device) -> Precision:
 
 
 def compare_products(narrow: Timing, wide: Timing) -> Precision:
-    """Return the precision that multiplies faster: ``wide`` (float32) where a clear majority of paired timings says so.
+    """Return the precision that multiplies faster: ``wide`` (float32) if a clear majority of paired timings favors it.
 
     Each round times both, in turns first, so that what slows the machine down for a while slows both.
     """

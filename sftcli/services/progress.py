@@ -1,4 +1,4 @@
-"""How far a pass over rows is, told as it goes."""
+"""Progress of a pass over rows."""
 
 from collections.abc import Iterable, Iterator
 
@@ -7,7 +7,7 @@ from sftcli.events import EventSink, Progressed
 
 
 def with_progress(batches: Iterable[Batch], emit: EventSink, *, task: str, total: int) -> Iterator[Batch]:
-    """Yield ``batches`` and tell after each one how many of ``total`` rows were in them; the task is over however it ends."""
+    """Yield ``batches`` and report after each how many of ``total`` rows are done; the task ends even on an error."""
     done = 0
     emit(Progressed(task=task, done=done, total=total))
     try:

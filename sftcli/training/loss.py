@@ -33,7 +33,7 @@ class LogitTransform:
 
     @property
     def is_identity(self) -> bool:
-        """True where the softmax gets what the head gives."""
+        """Whether the softmax receives the head's output unchanged."""
         return self.scale == 1.0 and self.softcap is None
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
@@ -173,7 +173,7 @@ def fold_lora_into_head(head: torch.nn.Linear, hidden: torch.Tensor) -> tuple[to
 
 
 def plain_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
-    """Return the same as ``response_nll_sum`` from the model's own logits, at the cost of logits of the whole batch."""
+    """Return the same as ``response_nll_sum`` from the model's own logits, which keeps the logits of the full batch."""
     logits = model(**batch.inputs, use_cache=False).logits
     return functional.cross_entropy(
         logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
@@ -213,7 +213,7 @@ def heldout_nll(
     device: torch.device | None = None,
     computes_all: bool = False,
 ) -> NllSum | None:
-    """Sum the loss over ``batches``, shared out in ``group``; None when ``stop``, the same for all, was set before the end.
+    """Sum the loss over ``batches``, distributed in ``group``; None when ``stop``, the same for all, was set before the end.
 
     With ``computes_all`` every process computes as often, as it must where a pass is an exchange.
     """

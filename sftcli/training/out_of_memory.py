@@ -1,4 +1,4 @@
-"""Running out of memory: how it shows, and the ladder down that leaves the updates what they are."""
+"""Running out of memory: how to detect it, and the ladder of fallbacks that keeps the updates the same."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +21,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class KeptMemory:
-    """Gives memory that is kept for the next steps back once it is more than they can use.
+    """Returns freed memory to the system once it exceeds what the next steps can use.
 
     Blocks of a step go into the gaps that those before left, as far as they fit; what does not fit is added, and gaps
     remain. So what a process holds grows, by a little in each step. It may become ``SPARE`` of what a step held that began
@@ -42,7 +42,7 @@ class KeptMemory:
         self._is_without_gaps = True  # at the start of the newest step
 
     def after_step(self) -> None:
-        """Look at what the process holds, and give back what is too much."""
+        """Return excess memory of the process to the system."""
         if self._device.type != "cpu":
             return
         used = self._used(self._device)
@@ -113,13 +113,13 @@ class MemoryLadder:
         )
 
     def tried(self, state: TrainState, plan: StepPlan) -> str:
-        """Return in words what the rung of ``state`` is, whose plan is ``plan``."""
+        """Describe the rung of ``state``, whose plan is ``plan``."""
         micro_batches = self._micro_batches(state, plan)
         on = state.checkpoints_activations or self.checkpoint_activations is None
         return f"{micro_batches} and gradient checkpointing" if on else micro_batches
 
     def way_down(self, state: TrainState, plan: StepPlan) -> str:
-        """Return the setting, ``KEY=VALUE``, of the next rung for a run that takes none itself; empty where none is left."""
+        """Return the setting, ``KEY=VALUE``, of the next rung for a run that cannot change rungs itself; empty if none is left."""
         if not self.is_short:
             return ""
         size = self._size(state)

@@ -13,14 +13,14 @@ from sftcli.training.state import RngState, TrainingSnapshot
 
 
 def start_stream(group: Group, *, seed: int, step: int = 0) -> None:
-    """Give this process random numbers of its own from ``step`` on; the first process keeps what a single one would draw."""
+    """Seed this process separately from ``step`` on; rank 0 draws what a single process would."""
     if group.rank:
         (word,) = np.random.SeedSequence([seed, group.rank, step]).generate_state(1)
         seed_everything(int(word))
 
 
 def collect_rng(group: Group) -> list[RngState]:
-    """Return the random states of all processes, by rank. All have to ask at the same time."""
+    """Return the random states of all processes, by rank. All processes must call it together."""
     own = capture_rng()
     names = [field.name for field in fields(own)]
     columns = [group.collect(getattr(own, name)) for name in names]
@@ -28,7 +28,7 @@ def collect_rng(group: Group) -> list[RngState]:
 
 
 def restore_stream(snapshot: TrainingSnapshot, group: Group, *, seed: int) -> None:
-    """Go on with this process's stream of ``snapshot``; begin one where that was taken of another number of processes."""
+    """Restore this process's stream from ``snapshot``; start a new one if that had another number of processes."""
     states = (snapshot.rng, *snapshot.peers)
     restore_rng(states[group.rank] if len(states) == group.size else snapshot.rng)
     if len(states) != group.size:
@@ -47,7 +47,7 @@ def capture_rng() -> RngState:
 
 
 def restore_rng(state: RngState) -> None:
-    """Put every generator back to ``state``."""
+    """Restore every generator to ``state``."""
     random.setstate((3, tuple(state.python.tolist()), None))
     *words, position = state.numpy.tolist()
     np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, 0, 0.0))

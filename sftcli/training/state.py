@@ -1,4 +1,4 @@
-"""What the loop hands around: the state of a run, and what it asks of a plan, a store and a scorer."""
+"""The state of a run, and the interfaces of a plan, a store and a scorer that the loop uses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ class TrainState:
     bad_steps: int = 0  # skipped ones in a row, up to now
     tokens: int = 0  # fed to the model, padding excluded
     response_tokens: int = 0  # of instruction rows
-    text_tokens: int = 0  # of running text
+    text_tokens: int = 0  # of pretraining text
     first_heldout_loss: float | None = None
     last_heldout_loss: float | None = None
     last_heldout_step: int = -1  # of ``last_heldout_loss``
@@ -48,7 +48,7 @@ class RngState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSnapshot:
-    """Everything that a run needs to go on bit for bit, taken between two steps."""
+    """Everything that a run needs to resume bit for bit, taken between two steps."""
 
     state: TrainState
     weights: Mapping[str, torch.Tensor]  # by name: float32 masters, the rest and buffers as loaded
@@ -67,12 +67,12 @@ class CheckpointStore(Protocol):
     """Keeps snapshots."""
 
     def save(self, snapshot: TrainingSnapshot, /) -> str:
-        """Make the snapshot durable and return where it is; it survives a crash once this returns."""
+        """Make the snapshot durable and return its path; it survives a crash once this returns."""
         ...
 
 
 class ForgetfulStore:
-    """The store of a process whose snapshots another one keeps."""
+    """The store of a rank other than 0, which saves nothing."""
 
     def save(self, snapshot: TrainingSnapshot, /) -> str:  # noqa: ARG002
         """Keep nothing."""
@@ -84,7 +84,7 @@ class StepPlan(Protocol):
 
     @property
     def micro_batch_tokens(self) -> int:
-        """Most positions of a micro-batch where rows are packed; 0 where its rows are what is limited."""
+        """Maximum positions of a micro-batch of packed rows; 0 if its number of rows is limited instead."""
         ...
 
     def window(self, step: int, /) -> Sequence[Batch]:

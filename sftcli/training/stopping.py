@@ -37,7 +37,7 @@ def has_plateaued(state: TrainState, settings: TrainingSettings) -> bool:
 
 
 def is_new_best(state: TrainState, settings: TrainingSettings) -> bool:
-    """Return whether the state of this step has to be kept because it is the best so far and may become final."""
+    """Return whether the state of this step must be saved because it is the best so far and may become final."""
     return bool(settings.early_stopping_evals) and 0 < state.step == state.best_step
 
 
@@ -45,14 +45,14 @@ SHOWN_ROWS = 8
 
 
 def named_rows(window: Sequence[Batch], name_row: Callable[[int], str]) -> str:
-    """Return in words which rows a step is made of."""
+    """Name the rows of a step."""
     ids = sorted(index for batch in window for index in batch.example_ids)
     more = f" and {len(ids) - SHOWN_ROWS} more" if len(ids) > SHOWN_ROWS else ""
     return ", ".join(map(name_row, ids[:SHOWN_ROWS])) + more
 
 
 def bad_step(step: int, *, loss: float, grad_norm: float, rows: str) -> Warned:
-    """Return what is told of a step that was skipped."""
+    """Return the warning about a skipped step."""
     what, value = ("gradient norm", grad_norm) if math.isfinite(loss) else ("loss", loss)
     return Warned(
         text=f"step {step} skipped: its {what} is {value}; weights are unchanged; training rows {rows}"
@@ -68,10 +68,10 @@ def refuse_bad_steps(state: TrainState, settings: TrainingSettings) -> None:
     if state.bad_steps == settings.max_steps:
         raise DivergedError(
             f"every step was skipped: none of {state.bad_steps} gave a finite loss and gradient, and nothing was trained",
-            hint="look at the model with sft generate, and at the training rows named above",
+            hint="check the model with sft generate, and the training rows named above",
         )
     if state.bad_steps >= settings.max_bad_steps:
         raise DivergedError(
             f"{state.bad_steps} steps in a row gave no finite loss or gradient, the last one at step {state.step}",
-            hint="lower training.learning_rate, or look at the training rows named above",
+            hint="lower training.learning_rate, or check the training rows named above",
         )

@@ -202,7 +202,7 @@ class Trainer:
                 self._discard_gradients()
                 lower = self.ladder.below(self.state)
                 if lower is None:
-                    raise MemoryError("another process has none left")
+                    raise MemoryError("another process is out of memory")
             # Out here nothing holds the tensors of the failed pass any more.
             self.state, self.plan = lower, self.ladder.plan(lower)
             release_memory(self.device)
@@ -237,7 +237,7 @@ class Trainer:
         return self.ladder.tried(self.state, self.plan)
 
     def way_down(self) -> str:
-        """Return the setting with which a run that ended for want of memory needs less, or nothing."""
+        """Return the setting that lowers the memory of a run that ran out of it, or nothing."""
         return self.ladder.way_down(self.state, self.plan)
 
     def measure_heldout(self, stop: StopFlag) -> None:
@@ -291,7 +291,7 @@ class Trainer:
         )
 
     def take_part_in_snapshot(self) -> None:
-        """Give this process's part to the snapshot that another one takes."""
+        """Contribute this process's shard to a snapshot that rank 0 takes."""
         self.snapshot()
 
     def restore(self, snapshot: TrainingSnapshot) -> None:

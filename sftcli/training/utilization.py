@@ -1,4 +1,4 @@
-"""How much of the machine's matrix-multiply rate a step makes use of: what the step needs against what was measured."""
+"""Utilization: the operations a step needs, relative to the measured matrix-multiply rate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,14 +68,14 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauge:
-    """Tells the share of ``peak_flops`` per second, which were measured, that a step makes use of."""
+    """Computes the share of the measured ``peak_flops`` per second that a step uses."""
 
     workload: Workload
     peak_flops: float
 
     @classmethod
     def of(cls, model: "PreTrainedModel", *, peak_flops: float) -> "Gauge | None":
-        """Return the gauge of ``model``, None where its work cannot be told: a number for the screen ends no run."""
+        """Return the gauge of ``model``; None if its work is unknown, as a display value must not end a run."""
         try:
             return cls(workload=Workload.of(model), peak_flops=peak_flops)
         except Exception:  # noqa: BLE001 - models differ in ways that nobody has seen yet

@@ -104,7 +104,7 @@ def test_base_that_has_moved_can_be_named(bf16_adapter, tmp_path):
     sft("export", bf16_adapter, "--to", "hf", "--out", tmp_path / "merged", *named)
     report = json.loads(sft("eval", bf16_adapter, "--json", "--data", rows, "--max-rows", 1, *named))
     assert report["base"]["model"] == str(tmp_path / "moved")
-    with pytest.raises(UsageError, match="is no adapter"):
+    with pytest.raises(UsageError, match="is not an adapter"):
         sft("generate", "Hello?", "--checkpoint", tmp_path / "moved", *named)
 
 
@@ -115,7 +115,7 @@ def test_base_on_a_hub_that_cannot_be_asked_is_told_with_the_way_out(bf16_adapte
     monkeypatch.setattr("sftcli.modeling.locate.locate.fetch_snapshot", refuse)
     path = bf16_adapter / CONFIG_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": HUB_NAME}))
-    with pytest.raises(NetworkError, match="belongs to HuggingFaceTB/SmolLM2-135M-Instruct") as found:
+    with pytest.raises(NetworkError, match="has the base model HuggingFaceTB/SmolLM2-135M-Instruct") as found:
         sft("generate", "Hello?", "--checkpoint", bf16_adapter)
     assert "--base-model smollm2-135m" in found.value.hint
 

@@ -51,7 +51,7 @@ def test_early_end_makes_the_best_checkpoint_the_final_model_and_says_so(place):
     assert not same_weights(run / "final", saved[outcome.step], dtype=torch.float32)
     assert load_file(run / "final" / "model.safetensors")
     assert any(
-        f"final/ takes step {best}" in event.text for event in flag.events if isinstance(event, Notice)
+        f"final/ holds step {best}:" in event.text for event in flag.events if isinstance(event, Notice)
     )
     assert "Stopped early at step" in (run / "training.log").read_text()
     assert "held-out loss stopped improving" in (run / "report.html").read_text()

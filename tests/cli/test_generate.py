@@ -138,4 +138,4 @@ def test_a_template_that_is_not_that_of_training_is_warned_about(rows, flags, tm
     assert "warning" not in invoke(*ask).stderr
     template = tmp_path / "runs" / "first" / "final" / "chat_template.jinja"
     template.write_text(template.read_text(encoding="utf-8") + "changed", encoding="utf-8")
-    assert "not those that the model was trained with" in invoke(*ask).stderr
+    assert "differ from those the model was trained with" in invoke(*ask).stderr

@@ -41,7 +41,7 @@ def test_run_goes_on_where_a_tracker_of_its_start_is_missing(sft, rows, flags, m
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     code, _, err = sft("resume", "one", "--checkpoint", "2")
     assert code == 0, err
-    assert "the run goes on without it" in err
+    assert "the run continues without it" in err
 
 
 def test_four_bits_and_paged_optimizer_name_the_device_before_the_package(sft, monkeypatch) -> None:

@@ -129,7 +129,7 @@ def test_running_text_is_not_scored_as_answers(sft, tiny_model):
     Path("text.jsonl").write_text('{"text": "The ferry leaves at seven."}\n', "utf-8")
     code, _, err = sft("eval", tiny_model, "--data", "text.jsonl")
     assert code == 65
-    assert "running text" in err
+    assert "pretraining text" in err
 
 
 @pytest.mark.parametrize("flags", [("-",), ("--chat",)])

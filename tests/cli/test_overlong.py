@@ -68,4 +68,4 @@ def test_held_out_answer_that_was_cut_has_loss_and_is_compared_with_no_answer(sf
     assert code == 0, err
     report = json.loads(Path("runs/one/eval.json").read_text(encoding="utf-8"))
     assert (report["rows"], report["cut_rows"], report["tuned"]["answered"]) == (20, 1, 19)
-    assert "held-out rows whose answer is cut: 1" in err
+    assert "held-out rows with a truncated answer: 1" in err

@@ -65,7 +65,7 @@ def test_turns_behind_the_last_answer_are_counted_and_said(sft, tiny_model):
         {"trailing-turns": ["rows.jsonl:1"]},
     )
     assert [row["flags"] for row in shown] == [["trailing-turns"], []]
-    assert "from 1 row the turns behind the last answer are left out" in audit["notes"][-1]
+    assert "in 1 row the turns after the last answer are dropped" in audit["notes"][-1]
 
 
 def test_a_person_sees_the_audit_with_a_histogram(prepare):

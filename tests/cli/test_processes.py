@@ -175,7 +175,7 @@ def test_tasks_that_were_started_for_trainings_of_their_own_are_refused(place):
     ]
     ended = [end(task) for task in tasks]
     assert [one.code for one in ended] == [78, 78]
-    assert "process 1 was started with run.name own-1, and process 0 with own-0" in ended[0].err
+    assert "process 1 was started with run.name own-1, but process 0 with own-0" in ended[0].err
     assert not (place / "runs" / "own-1").exists()
 
 
@@ -215,7 +215,7 @@ def test_run_goes_on_with_any_number_of_processes(place, alone, before, after):
     assert sft(place, "train", *flags(place / "model", run), "--processes", str(before)).code == 0
     done = sft(place, "resume", run, "--checkpoint", "4", "--processes", str(after))
     assert done.code == 0, done.err
-    assert f"processes was {before}, is {after}: the run goes on, but not bit for bit" in done.err
+    assert f"processes was {before}, is {after}: the run continues, but not bit for bit" in done.err
     assert len(steps(place, run)) == 8
     assert_same_training(place, run, alone)
     back = sft(place, "resume", run, "--checkpoint", "6", "--processes", str(before))

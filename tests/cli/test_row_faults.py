@@ -212,11 +212,15 @@ def test_extra_columns_are_named_once_and_not_used(sft, tiny_model):
     ("name", "data", "message"),
     [
         ("a.jsonl", GOOD + '{"question": "a", "answer" "b"}\n' + GOOD, "a.jsonl:2:28: broken JSON"),
-        ("a.jsonl", GOOD + GOOD[:30], "a.jsonl:2:31: the last line is cut off"),
+        ("a.jsonl", GOOD + GOOD[:30], "a.jsonl:2:31: the last line is truncated"),
         ("a.jsonl", "", "a.jsonl: no rows"),
         ("a.jsonl", "\n \n", "a.jsonl: no rows"),
         ("a.json", "[]", "a.json: no rows"),
-        ("a.jsonl.gz", gzip.compress(GOOD.encode() * 99, mtime=0)[:-20], "a.jsonl.gz: not a whole .gz file"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(GOOD.encode() * 99, mtime=0)[:-20],
+            "a.jsonl.gz: truncated or damaged .gz file",
+        ),
         ("a.parquet", b"PAR1", "a.parquet: cannot be read as Parquet"),
         ("a.csv", "question,answer\na,b,c\n", "a.csv:2: the row has 3 fields, the header has 2"),
     ],
@@ -239,7 +243,7 @@ def test_folder_without_rows_is_refused(sft, tiny_model):
     Path("folder").mkdir()
     code, _, err = sft("prepare", "folder", "--model", tiny_model)
     assert code == 65
-    assert "folder: the folder holds no file with rows" in err
+    assert "folder: the folder contains no data files" in err
 
 
 # F49
@@ -390,7 +394,7 @@ def test_tokenizer_without_any_stop_token_is_refused(sft, tiny_model):
         (model / name).write_text(json.dumps(settings), encoding="utf-8")
     code, out, err = sft("prepare", write("rows.jsonl", GOOD), "--model", model)
     assert (code, out, prepared()) == (2, "", [])
-    assert "a token that ends an answer" in err
+    assert "define a stop token" in err
 
 
 # F55 to F58

@@ -35,7 +35,7 @@ def test_loss_that_stays_high_ends_the_run_with_4_saved_and_with_the_way_back(sf
     code, out, err = sft("train", *flags, "--run", "one", "--set", "training.on_spike=stop")
     text = " ".join(err.split())
     assert (code, out) == (4, ""), err
-    assert f"the loss jumped at step {EASY + 1}" in text
+    assert f"the loss spiked at step {EASY + 1}" in text
     assert f"stopped after step {EASY + 5} and saved" in text
     assert f"sft resume one --checkpoint {EASY} --set training.learning_rate=" in text
     assert [step_of(path) for path in list_checkpoints(Path("runs/one/checkpoints"))][-1] == EASY + 5

@@ -60,7 +60,7 @@ def test_where_the_trained_rows_are_gone_nothing_is_claimed(scored, tmp_path):
     shutil.rmtree(tmp_path / "cache" / "prepared")
     data = write(tmp_path / "test.jsonl", [row(trained[0])])
     out, err = run("--data", data)
-    assert "how many of these rows were trained on is not known" in err
+    assert "how many of these rows were trained on is unknown" in err
     assert "prepare them again: sft eval one" in err
     assert "memorized" not in out
     report = json.loads(run("--data", data, "--json")[0])

@@ -117,7 +117,7 @@ def test_trusted_code_is_told_recorded_and_asked_for_again_on_resume(place, hub)
         code, text = train(*TRUST)
         assert code == 0, text
         told = " ".join(text.split())
-        assert f"code of {REPO} at {COMMIT} runs with your rights" in told
+        assert f"code of {REPO} at {COMMIT} runs with your permissions" in told
         assert "own.py" in told
         assert (place / "trace").exists()
 
@@ -159,8 +159,9 @@ def test_what_came_of_it_is_asked_and_scored_only_with_the_flag_typed_again(plac
         def trusting(command=command) -> None:
             code, text = sft(*command, "--trust-remote-code")
             assert code == 0, text
-            assert f"code of {REPO} at {COMMIT}, copied to runs/exp/final, runs with your rights" in " ".join(
-                text.split()
+            assert (
+                f"code of {REPO} at {COMMIT}, copied to runs/exp/final, runs with your permissions"
+                in " ".join(text.split())
             )
 
         assert run_forked(trusting) == 0

@@ -32,7 +32,7 @@ RUNS = ["lr-1e-4", "lr-2e-5", "alpaca-full", "quick-20260101-120000"]
 
 @st.composite
 def slips(draw: st.DrawFn, word: str, start: int = 0) -> str:
-    """Return ``word`` after one insertion, deletion, replacement or swap of neighbours behind ``start``."""
+    """Return ``word`` after one insertion, deletion, replacement or swap of neighbors behind ``start``."""
     at = draw(st.integers(start, len(word) - 1))
     letter = draw(st.sampled_from(LETTERS))
     edits = [word[:at] + letter + word[at:], word[:at] + word[at + 1 :], word[:at] + letter + word[at + 1 :],

@@ -231,7 +231,7 @@ def _expect_fallback(root: Path, path: Path) -> None:
     assert step_of(found) == 1
     assert len(warnings) == 1
     assert path.name in warnings[0]
-    assert "going on from step 1" in warnings[0]
+    assert "resuming from step 1" in warnings[0]
 
 
 def test_with_no_whole_checkpoint_left_each_fault_is_told(root):

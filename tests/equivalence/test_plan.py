@@ -1,4 +1,4 @@
-"""Laws of a run with packed rows, a curriculum and a share of running text: resumed, repeated, and in its order."""
+"""Laws of a run with packed rows, a curriculum and a share of pretraining text: resumed, repeated, and in its order."""
 
 import json
 from pathlib import Path

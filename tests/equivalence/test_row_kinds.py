@@ -84,4 +84,4 @@ def test_models_with_an_ordinary_cache_decode_many_rows_together(name: str):
 def test_a_model_that_is_read_anew_for_each_token_says_so():
     decoder = choose_decoder(build("rwkv"))
     assert isinstance(decoder.make_rows(4, ()), UncachedRow)
-    assert decoder.note.startswith("RwkvForCausalLM keeps no cache that is right here")
+    assert decoder.note.startswith("RwkvForCausalLM has no usable KV cache here")

@@ -1,4 +1,4 @@
-"""Decoding gives what transformers gives, and a row does not feel its neighbours."""
+"""Decoding gives what transformers gives, and a row does not feel its neighbors."""
 
 import pytest
 import torch

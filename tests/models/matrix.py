@@ -156,7 +156,9 @@ class Trial:
             self.cells["packing"] = "not packed; on: " + (
                 "refused" if forced.code == REFUSED else told(forced)
             )
-        alone = [note.split(":")[0] for note in auto["notes"] if "computed as" in note]
+        alone = [
+            note.split(":")[0] for note in auto["notes"] if "using the transformers implementation" in note
+        ]
         self.cells["left alone"] = "; ".join(alone)
         done = self.train("off", RATE, FP32, flags=("--packing", "off"))
         self.cells["auto = off"] = (

@@ -94,7 +94,7 @@ def run_events(last_step: int = 60) -> Iterator[Event]:
                 step=45,
                 kind="spike",
                 reason="loss jumped to 9.1 from about 0.7; rows rows.jsonl:3, rows.jsonl:9",
-                advice="look at these rows; where it comes back, lower the learning rate",
+                advice="check these rows; if it happens again, lower the learning rate",
             )
         if step % 20 == 0:
             yield HeldoutDone(

@@ -10,7 +10,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz_.0123456789"
 
 @st.composite
 def slips(draw, names):
-    """A name and the same name after one deletion, replacement or swap of neighbours."""
+    """A name and the same name after one deletion, replacement or swap of neighbors."""
     name = draw(st.sampled_from(names))
     at = draw(st.integers(0, len(name) - 1))
     kind = draw(st.sampled_from(["delete", "replace", "swap", "insert"]))
@@ -43,7 +43,7 @@ def test_edit_distance_is_symmetric_and_zero_only_for_equal_words(a, b):
     assert (edit_distance(a, b) == 0) == (a == b)
 
 
-def test_a_swap_of_neighbours_is_one_edit():
+def test_a_swap_of_neighbors_is_one_edit():
     assert edit_distance("steps", "setps") == 1
 
 

@@ -59,7 +59,7 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
         if outcome.final is None:
             tables.show_text(f"stopped at step {outcome.step} of {outcome.last_step}", err)
             if outcome.step:
-                tables.show_text(f"go on with: sft resume {run.argument}", err)
+                tables.show_text(f"resume with: sft resume {run.argument}", err)
         else:
             tables.show_text(f"next: {generate_command(run)}, or sft eval {run.argument}", err)
     if outcome.final is not None:
@@ -100,7 +100,7 @@ def show_plan(plan: "Plan", output: options.Output) -> None:
     if plan.peak_bytes > plan.total_memory_bytes and not output.quiet:
         limit = "training.micro_batch_tokens" if plan.micro_batch_tokens else "training.micro_batch_size"
         tables.show_text(
-            f"this does not fit: lower {limit} (the updates stay the same), set "
+            f"this does not fit in memory: lower {limit} (the updates stay the same), set "
             "training.gradient_checkpointing=true, or choose training.optimizer=adafactor",
             tables.err(output.color),
         )
@@ -190,7 +190,7 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
 
 def _trained_text(report: "EvalReport") -> str:
     if report.trained_on is None:
-        return "how many of these rows were trained on is not known"
+        return "how many of these rows were trained on is unknown"
     return str(report.trained_on)
 
 

@@ -13,7 +13,7 @@ _MAX_POINTS = 512
 
 @dataclass(slots=True)
 class Trace:
-    """A curve in bounded memory: when it is full, neighbours are merged into their mean."""
+    """A curve in bounded memory: when it is full, neighbors are merged into their mean."""
 
     points: list[float] = field(default_factory=list)
     stride: int = 1  # values behind one point
@@ -78,7 +78,7 @@ class TrainingMeasures:
             self._peak_seconds += event.seconds * event.utilization
         if not event.applied:
             self.skipped_steps += 1
-        if isfinite(event.loss) and not event.text_tokens:  # the loss of running text is another quantity
+        if isfinite(event.loss) and not event.text_tokens:  # the loss of pretraining text is another quantity
             self.losses.append(event.loss)
             self._smooth_sum = _SMOOTHING * self._smooth_sum + (1 - _SMOOTHING) * event.loss
             self._smooth_weight = _SMOOTHING * self._smooth_weight + (1 - _SMOOTHING)

@@ -101,7 +101,7 @@ class PlainView:
     def _start(self, event: FitStarted) -> None:
         self.measures.start(event)
         self._fit_time = self._line_time = self.get_time()
-        begin = "training" if event.step == 0 else f"training goes on after step {event.step}"
+        begin = "training" if event.step == 0 else f"training resumes after step {event.step}"
         self._write(f"{begin}, {count(event.last_step)} step{'s' if event.last_step != 1 else ''}")
 
     def _step(self, event: StepDone) -> None:

@@ -33,26 +33,26 @@ class Quantize(StrEnum):
 
 
 class AdapterSettings(Section):
-    """Whether an adapter is trained in place of the model's own weights, and its shape."""
+    """Whether to train an adapter instead of the full model, and its shape."""
 
     kind: AdapterKind = Field(
         AdapterKind.NONE,
-        description="none trains the model itself; lora (Hu et al. 2021) and dora (Liu et al. 2024) train an adapter.",
+        description="none trains the full model; lora (Hu et al. 2021) and dora (Liu et al. 2024) train an adapter.",
     )
-    rank: int = Field(16, ge=1, le=4096, description="Inner width of an adapter's pair of matrices.")
-    alpha: int = Field(32, ge=1, description="What an adapter adds is scaled by `alpha / rank`.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of an adapter's matrices.")
+    rank: int = Field(16, ge=1, le=4096, description="Rank of the adapter matrices.")
+    alpha: int = Field(32, ge=1, description="The adapter's output is scaled by `alpha / rank`.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     target_modules: tuple[Text, ...] = Field(
         (AUTO_TARGETS,),
         min_length=1,
         description="Names of the linear layers that get an adapter; auto means all but the output head.",
     )
     rslora: bool = Field(
-        False, description="Scale by `alpha / sqrt(rank)`, so that high ranks learn too (Kalajdzievski 2023)."
+        False, description="Rank-stabilized LoRA: scale by `alpha / sqrt(rank)` (Kalajdzievski 2023)."
     )
     quantize: Quantize = Field(
         Quantize.NONE,
-        description="4bit keeps the model below the adapter in NF4 (QLoRA, Dettmers et al. 2023); CUDA only.",
+        description="4bit keeps the base model in NF4 (QLoRA, Dettmers et al. 2023); CUDA only.",
     )
 
     @property

@@ -68,54 +68,52 @@ class DataSettings(Section):
         description="Files, folders or hub names, each NAME[:ROWS][@split][#config]; ROWS is 5000, 25%, x3 or 5000x3.",
     )
     heldout_sources: tuple[Text, ...] = Field(
-        (), description="Sources of the held-out rows; empty takes a share of `sources`."
+        (), description="Sources of the held-out rows; empty holds out a share of `sources`."
     )
     heldout_fraction: float = Field(
         0.02, ge=0, le=0.5, description="Share of rows held out when there are no held-out sources."
     )
     heldout_max_rows: int = Field(
-        512, ge=1, description="Most rows that are held out when there are no held-out sources."
+        512, ge=1, description="Maximum number of rows held out when there are no held-out sources."
     )
     text_sources: tuple[Text, ...] = Field(
-        (), description="Sources of plain text, rows with a column `text`, mixed into training."
+        (), description="Sources of pretraining text (rows with a column `text`) mixed into training."
     )
     text_fraction: float = Field(
-        0.0, ge=0, le=0.2, description="Share of the steps that are taken on plain text, evenly spread."
+        0.0, ge=0, le=0.2, description="Share of the steps on pretraining text, evenly spread."
     )
     renames: tuple[Text, ...] = Field(
-        (), description="Columns of other names, each OURS=THEIRS, such as prompt=question."
+        (), description="Columns to rename, each OURS=THEIRS, such as prompt=question."
     )
     ignored_keys: tuple[Text, ...] = Field(
         (),
-        description="Keys of rows and turns that are dropped although they change what a row means, such as history; else such "
+        description="Row and turn keys to drop although they change what a row means, such as history; otherwise such "
         "rows are refused.",
     )
     template: str | None = Field(
         None,
         min_length=1,
-        description="Chat template: chatml, alpaca, modern-llm or a file of Jinja text; unset takes the tokenizer's own.",
+        description="Chat template: chatml, alpaca, modern-llm or a file of Jinja text; unset uses the tokenizer's own.",
     )
     control_tokens_from: tuple[Author, ...] = Field(
         (),
-        description="Roles whose contents may write control tokens of the model: system, user, assistant, tool. The text of a "
+        description="Roles whose content may contain control tokens of the model: system, user, assistant, tool. The text of a "
         "control token in any other content stays text.",
         json_schema_extra={"allowed": "a list of system, user, assistant and tool"},
     )
     allow_control_text: bool = Field(
         False,
-        description="Whether running text may hold chat markup and control tokens of the model; they are trained as letters.",
+        description="Whether pretraining text may contain chat markup and control tokens; they are trained as ordinary text.",
     )
-    allow_leak: bool = Field(
-        False, description="Whether held-out sources may hold rows that are trained on too."
-    )
+    allow_leak: bool = Field(False, description="Whether held-out sources may contain training rows.")
     max_tokens: int = Field(
         512,
         ge=8,
-        description="Longest row in tokens, prompt included; `overlong` says what becomes of longer ones.",
+        description="Maximum row length in tokens, prompt included; `overlong` handles longer rows.",
     )
     overlong: Overlong = Field(
         Overlong.DROP,
-        description="Longer rows are dropped, truncated to the turns that fit or to the start of an answer, or an error.",
+        description="What to do with longer rows: drop them, truncate them to the turns that fit (or part of an answer), or fail.",
     )
     template_variables: tuple[Text, ...] = Field(
         (), description="Variables of the chat template, each NAME=VALUE, such as enable_thinking=false."
@@ -131,13 +129,13 @@ class DataSettings(Section):
     )
     order: RowOrder = Field(
         RowOrder.SHUFFLED,
-        description="Order of the rows in each epoch: shuffled, or a curriculum from the shortest row (length) or the lowest "
-        "value of `score_column` (score) on.",
+        description="Row order in each epoch: shuffled, or a curriculum by increasing row length (length) or "
+        "`score_column` (score).",
     )
     score_column: str | None = Field(
         None,
         min_length=1,
-        description="Column with a number that says how hard a row is, for the order `score`.",
+        description="Numeric column with the difficulty of each row, for the order `score`.",
     )
     strict: bool = Field(
         False,
@@ -148,32 +146,30 @@ class DataSettings(Section):
         None,
         ge=0,
         le=1,
-        description="Most rows that may be rejected, also for their length; unset is a tenth, for other reasons, and none with `strict`.",
+        description="Largest share of rejected rows, overlong ones included; unset allows 10 % not counting overlong ones, none with `strict`.",
     )
     max_cut_fraction: float | None = Field(
-        None, ge=0, le=1, description="Most kept rows that may be cut; unset is any, and none with `strict`."
+        None, ge=0, le=1, description="Largest share of truncated rows; unset allows any, none with `strict`."
     )
     max_duplicate_fraction: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Most kept rows that may repeat an earlier one; unset is any, and none with `strict`.",
+        description="Largest share of exact duplicates; unset allows any, none with `strict`.",
     )
     max_near_duplicate_fraction: float | None = Field(
-        None, ge=0, le=1, description="Most kept rows that may nearly repeat an earlier one; unset is any."
+        None, ge=0, le=1, description="Largest share of near duplicates; unset allows any."
     )
     max_trouble_fraction: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Most kept rows that may have encoding trouble; unset is any, and none with `strict`.",
+        description="Largest share of rows with encoding trouble; unset allows any, none with `strict`.",
     )
 
     @model_validator(mode="after")
     def _score_is_used(self) -> Self:
         if (self.order is RowOrder.SCORE) != (self.score_column is not None):
             found = f'"{self.score_column}"' if self.score_column else "unset"
-            raise ValueError(
-                f"score_column is {found} and order is {self.order}; each of them needs the other"
-            )
+            raise ValueError(f"score_column is {found} and order is {self.order}; each needs the other")
         return self

@@ -27,11 +27,11 @@ class ModelSettings(Section):
     tokenizer: str | None = Field(
         None,
         min_length=1,
-        description="Folder or hub name of the tokenizer of a .pt model; unset takes `gpt2`. Others bring their own.",
+        description="Folder or hub name of the tokenizer of a .pt model; unset uses `gpt2`. Other models have their own.",
     )
     trust_remote_code: bool = Field(
         False,
-        description="Run code that a hub model brings; on the command line only, with `revision` a full commit.",
+        description="Run the code of a hub model; command line only, and `revision` must be a full commit.",
     )
 
     @model_validator(mode="after")
@@ -44,30 +44,30 @@ class ModelSettings(Section):
 
 
 class CheckpointSettings(Section):
-    """When the full state is saved, and how much of it is kept."""
+    """When the full state is saved, and which checkpoints are kept."""
 
-    every_steps: int = Field(
-        2000, ge=0, description="After how many steps a checkpoint is saved; 0 for no number of steps."
-    )
+    every_steps: int = Field(2000, ge=0, description="Steps between checkpoints; 0 saves by time alone.")
     every_minutes: float = Field(
-        10.0, ge=0, description="A checkpoint is saved as well when the last one is that old; 0 for never."
+        10.0, ge=0, description="Also save when the last checkpoint is this many minutes old; 0 for never."
     )
-    keep_last: int = Field(2, ge=1, description="Newest checkpoints that are kept; older ones are deleted.")
+    keep_last: int = Field(
+        2, ge=1, description="Number of newest checkpoints to keep; older ones are deleted."
+    )
     in_background: bool = Field(
-        True, description="Write checkpoints while training goes on; takes memory for a copy of the state."
+        True, description="Write checkpoints while training continues; needs memory for a copy of the state."
     )
     keep_best: bool = Field(
-        True, description="Keep the checkpoint with the lowest held-out loss as well, if that step was saved."
+        True, description="Also keep the checkpoint with the lowest held-out loss, if that step was saved."
     )
     keep_every_steps: int = Field(
-        0, ge=0, description="Checkpoints of every so many steps are never deleted; 0 for none."
+        0, ge=0, description="Keep every checkpoint at a multiple of this many steps; 0 for none."
     )
 
 
 class SamplingSettings(Section):
     """How answers are generated."""
 
-    max_new_tokens: int = Field(256, ge=1, description="Longest answer in tokens.")
+    max_new_tokens: int = Field(256, ge=1, description="Maximum answer length in tokens.")
     temperature: float = Field(0.0, ge=0, le=5, description="0 always takes the most likely token.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the smallest set with this probability.")
     top_k: int = Field(0, ge=0, description="Sample from this many most likely tokens; 0 for all.")
@@ -75,20 +75,22 @@ class SamplingSettings(Section):
         0.0,
         ge=0,
         le=1,
-        description="Leave out tokens with less than this share of the most likely one's probability.",
+        description="Drop tokens with less than this share of the most likely token's probability.",
     )
     repetition_penalty: float = Field(
         1.0,
         ge=0.1,
         le=10,
-        description="Above 1 makes tokens less likely that the prompt or answer already holds.",
+        description="Above 1 makes tokens already in the prompt or answer less likely.",
     )
-    stop: tuple[Text, ...] = Field((), description="Texts that end an answer; they are not part of it.")
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of sampling.")
+    stop: tuple[Text, ...] = Field(
+        (), description="Stop strings, which end an answer and are not part of it."
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Sampling seed.")
 
 
 class Tracker(StrEnum):
-    """Where the numbers of a run may go as well."""
+    """Trackers that can receive the metrics of a run."""
 
     TENSORBOARD = "tensorboard"
     WANDB = "wandb"
@@ -96,7 +98,7 @@ class Tracker(StrEnum):
 
 
 class RunSettings(Section):
-    """Where a run is kept, and who is told its numbers."""
+    """Where a run is stored, and the trackers that receive its metrics."""
 
     root: str = Field("runs", min_length=1, description="Folder that holds run folders.")
     name: str | None = Field(
@@ -109,6 +111,6 @@ class RunSettings(Section):
     )
     trackers: tuple[Tracker, ...] = Field(
         (),
-        description="Trackers that get losses and settings too: tensorboard, wandb, mlflow.",
+        description="Trackers to send losses and settings to: tensorboard, wandb, mlflow.",
         json_schema_extra={"allowed": "a list of tensorboard, wandb and mlflow"},
     )

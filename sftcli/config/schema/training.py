@@ -86,45 +86,43 @@ class Parallel(StrEnum):
 
 
 class TrainingSettings(Section):
-    """How the weights are updated. Numbers that are not said otherwise are those of the source recipe."""
+    """How the weights are updated. Defaults are those of the source recipe unless noted."""
 
-    max_steps: int = Field(0, ge=0, description="Optimizer steps; 0 takes `epochs` passes over the rows.")
+    max_steps: int = Field(0, ge=0, description="Optimizer steps; 0 trains for `epochs`.")
     epochs: float = Field(3.0, gt=0, description="Passes over the rows when `max_steps` is 0.")
     batch_size: int = Field(32, ge=1, description="Rows in the global batch of one optimizer step.")
     micro_batch_size: int = Field(
-        8, ge=1, description="Most rows in one forward and backward pass; a global batch is cut into these."
+        8, ge=1, description="Maximum rows in a micro-batch; a global batch is split into micro-batches."
     )
     packing: PackRows = Field(
         PackRows.AUTO,
-        description="Whether rows share one row of the model's input without seeing each other; auto packs where the "
-        "model is found to keep them apart at no cost.",
+        description="Whether to pack several rows into one input row, isolated from each other; auto packs if the "
+        "model keeps them apart at no cost.",
     )
     micro_batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="Most tokens in one micro-batch of packed rows, or one row; unset takes `micro_batch_size` times the longest row.",
+        description="Maximum tokens in a micro-batch of packed rows, or one row; unset is `micro_batch_size` times the longest row.",
     )
     learning_rate: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
     schedule: Schedule = Field(
         Schedule.COSINE,
-        description="How the learning rate falls after warm-up: cosine, linear, constant (not at all), or wsd (constant, "
-        "then down over the last `decay_fraction`).",
+        description="Learning rate after warm-up: cosine, linear, constant, or wsd (constant, "
+        "then decay over the last `decay_fraction`).",
     )
     min_learning_rate_fraction: float = Field(
-        0.0, ge=0, le=1, description="Share of the peak that the learning rate ends at."
+        0.0, ge=0, le=1, description="Final learning rate as a share of the peak."
     )
-    decay_fraction: float = Field(
-        0.2, gt=0, le=1, description="Share of `max_steps` in which the schedule wsd falls."
-    )
+    decay_fraction: float = Field(0.2, gt=0, le=1, description="Share of `max_steps` over which wsd decays.")
     warmup_steps: int | None = Field(
-        None, ge=0, description="Steps of linear warm-up; unset takes `warmup_fraction` of `max_steps`."
+        None, ge=0, description="Steps of linear warm-up; unset is `warmup_fraction` of `max_steps`."
     )
     warmup_fraction: float = Field(
         0.03, ge=0, le=1, description="Share of `max_steps` spent in warm-up when `warmup_steps` is unset."
     )
     optimizer: OptimizerName = Field(
         OptimizerName.ADAMW,
-        description="adamw, or one that keeps less state: adafactor, adamw_8bit, paged_adamw_8bit.",
+        description="adamw, or an optimizer with less state: adafactor, adamw_8bit, paged_adamw_8bit.",
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay, on matrices only.")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay of the first moment.")
@@ -132,43 +130,45 @@ class TrainingSettings(Section):
     epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon.")
     train_embeddings: bool = Field(
         True,
-        description="Whether token embeddings and the output head are trained. Frozen, steps are faster and tokens that "
-        "the rows never use stay as they were.",
+        description="Whether token embeddings and the output head are trained. If frozen, steps are faster and tokens that "
+        "the rows never use stay unchanged.",
     )
-    max_grad_norm: float = Field(
-        1.0, gt=0, description="Gradients are scaled down to this norm where they exceed it."
-    )
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     precision: Precision = Field(
         Precision.AUTO,
-        description="bf16 or fp32 matrix products; auto takes the faster one, and bf16 where they are about even; a run keeps its own.",
+        description="bf16 or fp32 matrix products; auto picks the faster one, bf16 if about even; a resumed run keeps its choice.",
     )
     neftune_alpha: float = Field(
         0.0,
         ge=0,
-        description="Strength of the noise on embeddings in training (NEFTune; 5 is usual); 0 for none.",
+        description="Strength of NEFTune noise on embeddings (5 is usual); 0 for none.",
     )
     gradient_checkpointing: bool = Field(
         False,
-        description="Keep only each layer's input for the backward pass and compute the rest again: less memory, about a "
+        description="Keep only each layer's input for the backward pass and recompute the rest: less memory, about a "
         "third more time.",
     )
     max_bad_steps: int = Field(
-        3, ge=1, description="Non-finite steps in a row that end the run; each is skipped before the update."
+        3,
+        ge=1,
+        description="End the run after this many non-finite steps in a row; each is skipped before the update.",
     )
     on_spike: OnSpike = Field(
         OnSpike.WARN,
-        description="A loss that jumps far above what it was is told with its rows; stop saves and ends the run when it is "
-        "still there after five steps.",
+        description="A loss spike is reported with its rows; stop also saves and ends the run if the loss is "
+        "still high after five steps.",
     )
-    log_every_steps: int = Field(10, ge=1, description="How often a line goes to `training.log`.")
+    log_every_steps: int = Field(10, ge=1, description="Steps between lines in `training.log`.")
     eval_every_steps: int = Field(
-        200, ge=0, description="How often held-out loss is measured; 0 only before and after training."
+        200,
+        ge=0,
+        description="Steps between held-out evaluations; 0 evaluates only before and after training.",
     )
     early_stopping_evals: int = Field(
         0,
         ge=0,
-        description="End after so many evaluations in a row without a lower held-out loss, and make the best checkpoint "
-        "the final model; 0 trains to the end and keeps the last.",
+        description="Stop after this many evaluations in a row without a lower held-out loss and make the best checkpoint "
+        "the final model; 0 trains to the end and keeps the last step.",
     )
     early_stopping_improvement: float = Field(
         0.001, ge=0, description="Nats per token by which held-out loss must fall to count as lower."
@@ -176,7 +176,7 @@ class TrainingSettings(Section):
     processes: int = Field(
         1,
         ge=1,
-        description="Processes on this machine that share each step; torchrun and srun decide it themselves.",
+        description="Processes on this machine that share each step; torchrun and srun set it themselves.",
     )
     parallel: Parallel = Field(
         Parallel.AUTO,

@@ -72,12 +72,12 @@ class Batch:
 
     input_ids: torch.Tensor  # (B, T) int64
     targets: torch.Tensor  # (B, T) int64
-    example_ids: tuple[int, ...]  # index of each example in its dataset; running text counts down from -1
+    example_ids: tuple[int, ...]  # index of each example in its dataset; pretraining text counts down from -1
     response_tokens: int  # targets that are not IGNORED, at least 1
     tokens: int  # padding excluded
     attended_pairs: int  # of positions that attention compares: causal, within an example
     documents: Documents | None = None  # None: each row is one example
-    is_text: bool = False  # running text instead of instruction rows
+    is_text: bool = False  # pretraining text instead of instruction rows
 
     @property
     def padding_tokens(self) -> int:

@@ -40,7 +40,7 @@ class EpochOrder:
 
 
 class TextSteps:
-    """Which steps are taken on running text: ``fraction`` of them, evenly spread; the seed says where the first is."""
+    """Which steps are taken on pretraining text: ``fraction`` of them, evenly spread; the seed says where the first is."""
 
     def __init__(self, fraction: float, *, seed: int) -> None:
         self._share = round(fraction * _SHARES)

@@ -119,7 +119,7 @@ class PreparedDataset:
 
 
 class PreparedWriter:
-    """Writes a prepared data set beside its final name and renames it once it is whole.
+    """Writes a prepared dataset beside its final name and renames it once it is whole.
 
     Use as a context manager; leaving it without ``finish`` removes what was written.
     """
@@ -189,7 +189,7 @@ class PreparedWriter:
                 yield file.read(int.from_bytes(size, "big"))
 
     def finish(self, about: Mapping[str, object]) -> PreparedDataset:
-        """Write the manifest, make the data set real, and open it.
+        """Write the manifest, make the dataset real, and open it.
 
         Raises:
             StorageError: It cannot be written.
@@ -277,7 +277,7 @@ def _digest(tokens: np.ndarray) -> bytes:
 
 
 def open_prepared(folder: Path) -> PreparedDataset:
-    """Open a prepared data set after checking its files against the manifest.
+    """Open a prepared dataset after checking its files against the manifest.
 
     Raises:
         DataError: It is incomplete or was changed.

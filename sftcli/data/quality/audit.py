@@ -31,7 +31,7 @@ _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.SPLIT_TURNS: "{rows} with one answer each, of rows with several: the template shows earlier answers otherwise than it asks"
     " for them, or --train-on each",
     RowFlag.THOUGHT_DROPPED: "in {rows} the template leaves out the thinking of turns that are not trained",
-    RowFlag.THOUGHT_SPACED: "in {rows} the template sets its own white space around the thinking; so it is trained",
+    RowFlag.THOUGHT_SPACED: "in {rows} the template changes the white space around the thinking; it is trained as changed",
     RowFlag.TOOLS_DROPPED: "in {rows} the template does not show the tools that the row lists",
     RowFlag.LEAD_TRAINED: "in {rows} the template writes something before the answer that generation will not be"
     " given; it is trained (--thinking drop leaves an empty thought without loss)",
@@ -43,7 +43,7 @@ _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.CUT_TURNS: "from {rows} whole turns at the end are cut off",
     RowFlag.CUT_ANSWER: "from {rows} the end of an answer is cut off, with its stop token",
     RowFlag.CUT_STOP: "from {rows} the stop token of an answer is cut off; the answer is whole",
-    RowFlag.CUT_END: "from {rows} only the template's text behind the last answer is cut off",
+    RowFlag.CUT_END: "from {rows} only the template's text after the last answer is cut off",
 }
 
 

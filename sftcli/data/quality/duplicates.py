@@ -182,9 +182,9 @@ def _near_pairs(signatures: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
         keys = bands[:, band]
         order = np.argsort(keys, kind="stable")
         again = np.flatnonzero(keys[order][1:] == keys[order][:-1])
-        neighbours = np.stack([order[again + 1], order[again]], axis=1)
+        neighbors = np.stack([order[again + 1], order[again]], axis=1)
         fresh = [found]
-        for pairs in (neighbours, _earlier(keys)):
+        for pairs in (neighbors, _earlier(keys)):
             for part in np.split(pairs, range(_ROWS_COMPARED, len(pairs), _ROWS_COMPARED)):
                 near = part[_similar(signatures, part)]
                 fresh.append(near[:, 0] * count + near[:, 1])

@@ -101,13 +101,13 @@ class Fitness:
         if self.unfit:
             raise DataError(
                 f"{self.unfit}; at most {MOST_UNFIT:.0%} may be rejected by default",
-                hint=f"{self.remedy}, or say how many may be left out: --set data.max_rejected_fraction=0.5",
+                hint=f"{self.remedy}, or raise the limit: --set data.max_rejected_fraction=0.5",
             )
         if self.exceeded:
-            first = self.remedy or "mend or leave out these rows"
+            first = self.remedy or "fix or remove these rows"
             raise ThresholdError(
-                f"the rows are not good enough: {'; '.join(self.exceeded)}",
-                hint=f"{first}, or allow more: --set data.max_rejected_fraction=0.01, and the like",
+                f"the rows exceed the limits: {'; '.join(self.exceeded)}",
+                hint=f"{first}, or raise the limit, such as --set data.max_rejected_fraction=0.01",
             )
 
 

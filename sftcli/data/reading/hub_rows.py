@@ -1,4 +1,4 @@
-"""Rows of a data set on the Hugging Face hub, through `datasets`. A hub that does not answer costs seconds, not minutes."""
+"""Rows of a dataset on the Hugging Face hub, through `datasets`. A hub that does not answer costs seconds, not minutes."""
 
 import queue
 import threading
@@ -19,7 +19,7 @@ _BATCH_ROWS = 1024
 
 
 class Split(Protocol):
-    """One split of a loaded data set, memory-mapped from the hub's cache."""
+    """One split of a loaded dataset, memory-mapped from the hub's cache."""
 
     cache_files: list[dict[str, str]]
 
@@ -39,13 +39,13 @@ class _Table(Protocol):
 
 
 def load_split(source: Source, note: Note) -> Split:
-    """Download the data set of ``source``, or find it in the cache, and return the split that is asked for.
+    """Download the dataset of ``source``, or find it in the cache, and return the split that is asked for.
 
     Without ``@split`` it is ``train``, or the only one there is.
 
     Raises:
-        NetworkError: The hub does not answer, and the data set is not in the cache.
-        NotFoundError: The hub has no such data set.
+        NetworkError: The hub does not answer, and the dataset is not in the cache.
+        NotFoundError: The hub has no such dataset.
         ConsentError: Access needs a login or an approval.
         UsageError: There is no such split or config.
     """
@@ -53,7 +53,7 @@ def load_split(source: Source, note: Note) -> Split:
     if fault is not None and not _is_cached(source.name):
         raise _hub_fault(source.name, fault)
     if fault is not None:
-        note(f"{source.name}: the hub cannot be reached; the copy in the cache is used")
+        note(f"{source.name}: the hub cannot be reached; using the cached copy")
     import datasets
 
     datasets.disable_progress_bars()
@@ -64,7 +64,7 @@ def load_split(source: Source, note: Note) -> Split:
             f"{source.text!r}: {first_line(error)}", hint="choose the config with NAME#config"
         ) from None
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{source.name}: the data set cannot be loaded: {first_line(error)}") from None
+        raise DataError(f"{source.name}: the dataset cannot be loaded: {first_line(error)}") from None
     return pick_split(cast("Mapping[str, Split]", loaded), source, note)
 
 
@@ -78,7 +78,7 @@ def pick_split(splits: Mapping[str, Split], source: Source, note: Note) -> Split
     if source.split is None:
         if len(splits) > 1 and "train" not in splits:
             raise UsageError(
-                f"{source.name} has the splits {names}, and none is called train",
+                f"{source.name} has the splits {names}, none of them train",
                 hint=f"choose one: {source.name}@{next(iter(splits))}",
             )
         chosen = "train" if "train" in splits else next(iter(splits))
@@ -155,17 +155,17 @@ def _hub_fault(name: str, fault: Exception) -> Exception:
 
     if isinstance(fault, errors.GatedRepoError):
         return ConsentError(
-            f"access to the data set {name} needs approval or a login",
+            f"access to the dataset {name} needs approval or a login",
             hint=f"ask for access at https://huggingface.co/datasets/{name}, then run: hf auth login",
         )
     near = guess if (guess := near_files(name)).endswith("?") else ""
     if isinstance(fault, errors.RepositoryNotFoundError | errors.HFValidationError):
         return NotFoundError(
-            f"no file {name!r}, and the hub has no data set of that name, or it is private",
-            hint=near or "check the spelling; for a private data set run: hf auth login",
+            f"no file {name!r}, and no hub dataset of that name, or it is private",
+            hint=near or "check the spelling; for a private dataset run: hf auth login",
         )
     elsewhere = f"on a connected machine run: hf download --repo-type dataset {name} --local-dir FOLDER"
     return NetworkError(
-        f"no file {name!r}, and no hub data set could be reached under that name: {first_line(fault)}",
+        f"no file {name!r}, and the hub dataset of that name cannot be reached: {first_line(fault)}",
         hint=f"{near and near + ' otherwise '}{elsewhere}, copy FOLDER here and name the folder with its files",
     )

@@ -74,7 +74,7 @@ def _array_rows(stream: ByteStream, name: str, line: int, offset: int) -> Iterat
     data = stream.read(MAX_ARRAY_BYTES + 1)
     if len(data) > MAX_ARRAY_BYTES:
         raise data_error(
-            f"a JSON array of more than {MAX_ARRAY_BYTES // 2**20} MB is not read as a whole",
+            f"a JSON array of more than {MAX_ARRAY_BYTES // 2**20} MB is not supported",
             name,
             line,
             hint=f"make it one object per line: jq -c '.[]' {name} > rows.jsonl",
@@ -95,7 +95,7 @@ def _array_rows(stream: ByteStream, name: str, line: int, offset: int) -> Iterat
         yield line, _checked(value, text[position:end], name, line)
         position, is_first = end, False
     if (rest := _skip_space(text, position + 1)) < len(text):
-        raise _text_fault("text behind the end of the array", text, rest, name, line, position)
+        raise _text_fault("text after the end of the array", text, rest, name, line, position)
 
 
 def _next_element(text: str, position: int, name: str, line: int, counted: int, *, is_first: bool) -> int:
@@ -108,9 +108,11 @@ def _next_element(text: str, position: int, name: str, line: int, counted: int, 
             raise _text_fault("broken JSON: expected ',' or ']'", text, position, name, line, counted)
         position = _skip_space(text, position + 1)
         if text[position : position + 1] == "]":
-            raise _text_fault("broken JSON: a row is missing behind ','", text, position, name, line, counted)
+            raise _text_fault("broken JSON: a row is missing after ','", text, position, name, line, counted)
     if position >= len(text):
-        raise _text_fault("the array is cut off: it has no closing ']'", text, len(text), name, line, counted)
+        raise _text_fault(
+            "the array is truncated: it has no closing ']'", text, len(text), name, line, counted
+        )
     return position
 
 
@@ -133,7 +135,7 @@ def _array_fault(error: Exception, text: str, name: str, line: int, position: in
         return _value_fault(error, name, line)
     if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
         return _text_fault(
-            f"the array is cut off or broken: {error.msg}", text, error.pos, name, line, position
+            f"the array is truncated or broken: {error.msg}", text, error.pos, name, line, position
         )
     return _text_fault(f"broken JSON: {error.msg}", text, error.pos, name, line, position)
 
@@ -146,7 +148,7 @@ def _line_fault(
     column = error.pos + 1
     at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
     if at_end and ends_here:
-        return data_error("the last line is cut off" + excerpt(text, column), name, line, column)
+        return data_error("the last line is truncated" + excerpt(text, column), name, line, column)
     if at_end and is_first:
         return data_error(
             "one JSON object over several lines, expected one object per line or an array of objects",

@@ -48,7 +48,7 @@ def read_records(
     Raises:
         DataError: A file is broken, holds no rows, changed while it was read, or is not the one that is ``known``.
         UsageError: More rows are asked for than there are.
-        NetworkError, NotFoundError, ConsentError: The hub does not give the data set.
+        NetworkError, NotFoundError, ConsentError: The hub does not give the dataset.
         StorageError: A file cannot be read.
     """
     if source.skipped:
@@ -89,7 +89,7 @@ def fingerprint_source(source: Source) -> Fingerprint:
     Raises:
         DataError: The rows are counted for a sample, and one is broken.
         StorageError: A file cannot be read.
-        NetworkError, NotFoundError, ConsentError: The hub does not give the data set.
+        NetworkError, NotFoundError, ConsentError: The hub does not give the dataset.
     """
     if source.kind is SourceKind.HUB:
         from sftcli.data.reading.hub_rows import load_split
@@ -139,7 +139,7 @@ def _sample(source: Source, sample: RowLimit, total: int, seed: int) -> frozense
     key, size = seed.to_bytes(8, "big", signed=True), sample.size(total)
     if 0 < total < size:
         raise UsageError(
-            f"{source.text!r} asks for {size} rows, and there are {total}",
+            f"{source.text!r} asks for {size} rows, but there are only {total}",
             hint=f"leave out :{size} to take all",
         )
 
@@ -185,7 +185,7 @@ def _checked(rows: Iterator[Row], path: Path, name: str) -> Iterator[Row]:
     if before != after:
         raise DataError(
             f"{name}: the file changed while it was read",
-            hint="wait until it is written, then run again",
+            hint="wait until the file is complete, then run again",
             location=Location(file=name),
         )
 
@@ -227,8 +227,8 @@ def _identity(path: Path) -> tuple[int, int, int]:
 def _damaged(path: Path, name: str, error: Exception) -> DataError:
     kind = path.suffix if path.suffix in COMPRESSIONS else "compressed"
     return DataError(
-        f"{name}: not a whole {kind} file: {error}",
-        hint="it is cut off or damaged: copy or download it again",
+        f"{name}: truncated or damaged {kind} file: {error}",
+        hint="copy or download it again",
         location=Location(file=name),
     )
 

@@ -1,4 +1,4 @@
-"""What the user names as data: ``NAME[:ROWS][@split][#config]`` to files, standard input, or a hub data set.
+"""What the user names as data: ``NAME[:ROWS][@split][#config]`` to files, standard input, or a hub dataset.
 
 ``ROWS`` is a number or a share of the rows, how many times an epoch has each, or both: ``5000``, ``25%``, ``x3``, ``5000x3``.
 
@@ -196,8 +196,8 @@ def _copy(stream: IO[bytes], suffix: str) -> Path:
                 storage.disk.write(copy, chunk)
     except OSError as error:
         raise StorageError(
-            f"rows from a pipe cannot be kept in {path.parent}: {error.strerror}",
-            hint="set TMPDIR to a folder with more room",
+            f"piped rows cannot be stored in {path.parent}: {error.strerror}",
+            hint="set TMPDIR to a folder with more space",
         ) from None
     return path
 
@@ -208,17 +208,17 @@ def _rows(value: str | None, text: str) -> tuple[RowLimit | None, int]:
         return None, 1
     match = _ROWS.fullmatch(value)
     if not match:
-        raise UsageError(f"{text!r}: {value!r} is no number, share or repetition of rows", hint=_GRAMMAR)
+        raise UsageError(f"{text!r}: {value!r} is not a row count, percentage or repetition", hint=_GRAMMAR)
     times = int(match["times"] or 1)
     if not 1 <= times <= MAX_TIMES:
-        raise UsageError(f"{text!r}: rows can be taken 1 to {MAX_TIMES} times, not {times}", hint=_GRAMMAR)
+        raise UsageError(f"{text!r}: rows can be repeated 1 to {MAX_TIMES} times, not {times}", hint=_GRAMMAR)
     if match["percent"]:
         percent = float(match["percent"])
         if not 0 < percent <= 100:
-            raise UsageError(f"{text!r}: {match['percent']}% is no share of rows above 0", hint=_GRAMMAR)
+            raise UsageError(f"{text!r}: {match['percent']}% must be above 0 and at most 100", hint=_GRAMMAR)
         return RowLimit(percent=percent), times
     if match["rows"] and not int(match["rows"]):
-        raise UsageError(f"{text!r}: {value!r} is not a number of rows above 0", hint=_GRAMMAR)
+        raise UsageError(f"{text!r}: {value!r} must be above 0 rows", hint=_GRAMMAR)
     return RowLimit(rows=int(match["rows"])) if match["rows"] else None, times
 
 
@@ -226,8 +226,8 @@ def _no_hub_options(options: dict[str, str], text: str) -> None:
     for mark, what in (("@", "split"), ("#", "config")):
         if mark in options:
             raise UsageError(
-                f"{text!r}: the {what} {options[mark]!r} is for hub data sets, and this is a local source",
-                hint=f"leave out {mark}{options[mark]} and name the file that is meant",
+                f"{text!r}: the {what} {options[mark]!r} applies to hub datasets, and this is a local source",
+                hint=f"leave out {mark}{options[mark]} and name the file instead",
             )
 
 
@@ -260,9 +260,7 @@ def _row_files(path: Path, name: str) -> tuple[tuple[Path, ...], tuple[str, ...]
         hint = (
             f"name one of its folders, such as {folders[0]}" if folders else f"known are {', '.join(FORMATS)}"
         )
-        raise DataError(
-            f"{name}: the folder holds no file with rows", hint=hint, location=Location(file=name)
-        )
+        raise DataError(f"{name}: the folder contains no data files", hint=hint, location=Location(file=name))
     skipped = [
         printable(entry.name) for entry in inside if entry not in files and entry.name not in _OWN_FILES
     ]
@@ -276,9 +274,7 @@ def _unreadable(path: Path) -> str:
 
 def _other_hint(path: Path) -> str:
     if path.suffix == ".txt":
-        return (
-            'where a row begins is not known in plain text: write JSON lines, {"text": "..."} for each piece'
-        )
+        return 'plain text has no row boundaries: write JSON lines, {"text": "..."} for each piece'
     return f"known are {', '.join(FORMATS)}, the text ones also with {' and '.join(COMPRESSIONS)}"
 
 

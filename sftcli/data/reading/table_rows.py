@@ -48,10 +48,10 @@ def csv_rows(stream: ByteStream, name: str, note: Note, *, delimiter: str) -> It
 def _check_header(header: list[str], delimiter: str, name: str) -> None:
     if len(header) == 1 and delimiter == "," and (";" in header[0] or "\t" in header[0]):
         raise data_error(
-            "the header has one column only and looks separated by something else than ','",
+            "the header has one column only and looks not separated by ','",
             name,
             1,
-            hint="call a file with tabs .tsv, or write it anew with commas",
+            hint="name a file with tabs .tsv, or convert it to commas",
         )
     twice = sorted({column for column in header if header.count(column) > 1})
     if twice:
@@ -139,6 +139,6 @@ def numbered(rows: Iterable[dict[str, object]], name: str) -> Iterator[Row]:
 def _damaged(kind: str, error: Exception, name: str) -> DataError:
     return DataError(
         f"{name}: cannot be read as {kind}: {first_line(error)}",
-        hint="the file is damaged, cut off, or of another kind than its name says",
+        hint="the file is damaged, truncated, or not of the type its name says",
         location=Location(file=name),
     )

@@ -85,7 +85,7 @@ class _Bounded(RawIOBase):
         if self.count > self.most:
             raise DataError(
                 f"{self.path}: decompresses to more than {MAX_RATIO}x its size; refused as a possible archive bomb",
-                hint="unpack it yourself where it is what it should be",
+                hint="if you trust the file, decompress it yourself",
                 location=Location(file=str(self.path)),
             )
         return len(data)
@@ -112,7 +112,7 @@ def skip_bom(stream: ByteStream, name: str, note: Note) -> int:
     if head[:3] != BOM:
         return 0
     stream.read(3)
-    note(f"{name}: starts with a byte order mark, which is left out")
+    note(f"{name}: starts with a byte order mark, which is skipped")
     return 3
 
 

@@ -72,7 +72,7 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, 
 
 
 def check_base(folder: Path, base: Path) -> None:
-    """Compare the model folder ``base`` with what the adapter in ``folder`` says that it was trained on.
+    """Compare the model folder ``base`` with the base that the adapter in ``folder`` records.
 
     Raises:
         MismatchError: It is another model.
@@ -80,8 +80,8 @@ def check_base(folder: Path, base: Path) -> None:
     wanted: AdapterBase = read_base(folder)
     if wanted.content not in (None, numbers_hash(base)):
         raise MismatchError(
-            f"the adapter {folder} was trained on {wanted.name} with other weights than those in {base}",
-            hint="put the weights back that it was trained on, or train a new adapter",
+            f"the adapter {folder} was trained on other weights of {wanted.name} than those in {base}",
+            hint="restore the weights it was trained on, or train a new adapter",
         )
 
 
@@ -100,7 +100,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     form = read_form(folder)
     tensors = load_file(check_adapter_weights(folder))
     if strange := sorted(name for name in tensors if not name.startswith(PREFIX)):
-        raise DataError(f"{folder} holds {strange[0]!r}, which is no name of a tensor of an adapter")
+        raise DataError(f"{folder} holds {strange[0]!r}, which is not an adapter tensor")
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     plain = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
     _replace_plain(model, plain, folder)
@@ -129,7 +129,7 @@ def merge_adapter(
     device: torch.device | None = None,
     trusts_code: bool = False,
 ) -> PreTrainedModel:
-    """Return the model in ``base`` with the adapter in ``folder`` worked into its weights: a whole, ordinary model.
+    """Return the model in ``base`` with the adapter in ``folder`` merged into its weights: an ordinary full model.
 
     Args:
         folder: An adapter's folder.
@@ -165,7 +165,7 @@ def merge_in_place(model: PreTrainedModel) -> None:
         cast("nn.Module", layer).float()
         layer.merge()
         if not torch.isfinite(weight).all():
-            raise DataError(f"merging gives numbers in {name} that are not finite", hint="train it again")
+            raise DataError(f"merging gives non-finite values in {name}", hint="train it again")
         base.to(dtype)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, base)
@@ -201,9 +201,9 @@ def _fill(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], folder: P
         if ".lora_" in name
     }
     if missing := sorted(places.keys() - tensors.keys()):
-        raise MismatchError(f"{folder} lacks tensors that its configuration asks for: {_some(missing)}")
+        raise MismatchError(f"{folder} lacks tensors that its configuration requires: {_some(missing)}")
     if extra := sorted(tensors.keys() - places.keys()):
-        raise MismatchError(f"{folder} holds tensors that the model has no place for: {_some(extra)}")
+        raise MismatchError(f"{folder} holds tensors that the model does not have: {_some(extra)}")
     for name, parameter in places.items():
         _check_shape(parameter, tensors[name], name, folder)
         parameter.data = tensors[name].to(parameter.device, torch.float32)
@@ -215,7 +215,7 @@ def _replace_plain(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], 
     places = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if name not in places:
-            raise MismatchError(f"{folder} holds tensors that the model has no place for: {name}")
+            raise MismatchError(f"{folder} holds tensors that the model does not have: {name}")
         if name in {f"{layer}.weight" for layer in (name_of_head(model), name_of_embedding(model))}:
             refuse_tied(model, name)
         _check_shape(places[name], tensor, name, folder)

@@ -1,4 +1,4 @@
-"""An adapter's folder, told from its small files: which model it belongs to and how its weights are meant.
+"""An adapter folder, read from its small files: its base model and its configuration.
 
 ``adapter_config.json`` and ``adapter_model.safetensors`` are those of peft, which opens the folder. Nothing in the
 configuration is trusted: patterns are not compiled, no class or module that it names is imported, and a key that is not
@@ -53,7 +53,7 @@ class LoraForm:
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Return whether ``folder`` holds an adapter and no whole model."""
+    """Return whether ``folder`` holds an adapter and not a full model."""
     return (folder / CONFIG_FILE).is_file() and not (folder / "config.json").is_file()
 
 
@@ -89,11 +89,11 @@ def check_adapter_weights(folder: Path) -> Path:
         unsafe = sorted(file.name for file in folder.iterdir() if file.suffix in UNSAFE_SUFFIXES)
         if unsafe:
             raise ConsentError(
-                f"{folder / unsafe[0]} is a pickle file, which can run code when it is opened, and was refused",
+                f"{folder / unsafe[0]} is a pickle file, which can run code when opened; refused",
                 hint=CONVERT_HINT.replace("AutoModelForCausalLM", "AutoPeftModelForCausalLM"),
             )
         raise NotFoundError(
-            f"{folder} holds no weights: {WEIGHTS_FILE} is missing", hint="get the folder again"
+            f"{folder} holds no weights: {WEIGHTS_FILE} is missing", hint="copy or download the folder again"
         )
     check_safetensors(path)
     return path

@@ -16,7 +16,7 @@ PREFIX = "base_model.model."
 
 
 def target_names(model: PreTrainedModel, wanted: Iterable[str]) -> list[str]:
-    """Return the last parts of the names of the linear layers that ``wanted`` means, or whole names where they clash.
+    """Return the last parts of the names of the linear layers in ``wanted``, or full names if they clash.
 
     Raises:
         UsageError: There is no such layer, or it is the head and shares its weights with the embeddings.
@@ -87,7 +87,7 @@ def refuse_tied(model: PreTrainedModel, name: str) -> None:
 
 
 def weights_left_alone(model: PreTrainedModel) -> tuple[float, list[str]]:
-    """Return what share of the matrices of a model's layers has no adapter, and what the largest of them are called.
+    """Return the share of a model's layer weights without an adapter, and the names of the largest of them.
 
     Embeddings and the head are not counted.
     """

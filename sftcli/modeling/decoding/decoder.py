@@ -1,4 +1,4 @@
-"""How the rows of a model are decoded: chosen once for a model, and held by who asks it."""
+"""The decoder of a model, chosen once per model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,12 +38,12 @@ def choose_decoder(model: "PreTrainedModel") -> Decoder:
 
 
 def checked_decoder(model: "PreTrainedModel") -> Decoder:
-    """Return the fastest decoder by the model's own forward that gives what the model gives for whole texts.
+    """Return the fastest decoder with the model's own forward that matches the model on full texts.
 
     That is many rows with a cache of ours, one row with the model's own cache, or one row that is read anew for every token.
     """
     kind = next((kind for kind in (CachedRows, SingleRow) if _is_right(model, kind)), UncachedRow)
-    note = f"{type(model).__name__} keeps no cache that is right here: each new token reads the whole text again, which is slow"
+    note = f"{type(model).__name__} has no usable KV cache here: each new token reprocesses the whole text, which is slow"
     return Decoder(
         model=model,
         make_rows=lambda count, _prefix: kind(model, count),

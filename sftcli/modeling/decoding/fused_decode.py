@@ -171,7 +171,7 @@ class FusedModel:
 
 
 def fuse(model: "PreTrainedModel") -> FusedModel | None:
-    """Return the faster pass of ``model``, or None where it is of another kind. Its weights stay what they are.
+    """Return the faster forward of ``model``, or None if its kind is unsupported. Its weights do not change.
 
     They become views of larger tensors, so that nothing is held twice. Not for models that are trained.
     """
@@ -246,7 +246,7 @@ class _PromptRead:
 
 
 class FusedRows:
-    """Rows of a model: those that go on and those that begin share one pass over the weights.
+    """Rows of a model: running and new rows share one pass over the weights.
 
     What all prompts begin with, such as a system message, is read once and copied.
     """

@@ -1,7 +1,7 @@
 """Key-value caches that rows enter and leave one by one.
 
 Each row has a slot with a length of its own, and new keys are written in place behind it. Nothing is padded on the left,
-nothing is copied per token, and a slot that becomes free is filled again while its neighbours go on::
+nothing is copied per token, and a slot that becomes free is filled again while its neighbors go on::
 
     slot 0   k k k k k k .  .        length 6
     slot 1   k k .  .  .  . .  .     length 2
@@ -180,7 +180,7 @@ class CachedRows:
         return self.state.num_slots
 
     def advance(self, tokens: torch.Tensor, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Take a step of the rows, and read each prompt by itself."""
+        """Take a step of the rows, and process each prompt separately."""
         logits = [self._step(tokens)] if len(tokens) else []
         return torch.cat([*logits, *(self._admit(prompt) for prompt in prompts)])
 
@@ -251,7 +251,7 @@ class SingleRow:
 
 
 class UncachedRow:
-    """One row at a time, read anew for every token: for models whose cache is not right here."""
+    """One row at a time, recomputed for every token: for models without a usable cache."""
 
     capacity = 1
 
@@ -270,7 +270,7 @@ class UncachedRow:
 
 
 def uncached_logits(model: "PreTrainedModel", text: Sequence[int]) -> torch.Tensor:
-    """Return the logits of what follows ``text``, (1, V), without any cache."""
+    """Return the logits of the token after ``text``, (1, V), without a cache."""
     ids = torch.tensor([list(text)], device=model.device)
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[:, -1]
     return logits

@@ -1,4 +1,4 @@
-"""What a model folder must hold, told from its files alone: nothing heavy is imported and no tensor is read."""
+"""What a model folder must contain, checked on its files alone: nothing heavy is imported and no tensor is read."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise unless ``folder`` holds a configuration and whole safetensors weights.
+    """Raise unless ``folder`` holds a configuration and complete safetensors weights.
 
     Raises:
         UsageError: It is a LoRA adapter.
@@ -74,11 +74,11 @@ def weight_files(folder: Path) -> list[Path]:
     unsafe = sorted(path.name for path in folder.iterdir() if path.suffix in UNSAFE_SUFFIXES)
     if unsafe:
         raise ConsentError(
-            f"{folder / unsafe[0]} is a pickle file, which can run code when it is opened, and was refused",
+            f"{folder / unsafe[0]} is a pickle file, which can run code when opened; refused",
             hint=CONVERT_HINT,
         )
     raise NotFoundError(
-        f"{folder} holds no weights: model.safetensors is missing", hint="get the folder again"
+        f"{folder} holds no weights: model.safetensors is missing", hint="copy or download the folder again"
     )
 
 
@@ -93,30 +93,30 @@ def check_safetensors(path: Path) -> None:
 
 
 def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the header of a safetensors file, which is sound, and the place where the bytes of the tensors begin.
+    """Return the header of a safetensors file, after checking it, and the offset of the tensor data.
 
     Raises:
         NotFoundError: It does not exist.
         DataError: It is damaged, cut off, or something else.
     """
-    again = "get the file again"
+    again = "copy or download the file again"
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if 8 + _HEADER_LIMIT_BYTES < 8 + length <= size:
                 raise DataError(
-                    f"{path} has a header of {length >> 20} MB; more than {_HEADER_LIMIT_BYTES >> 20} MB is not read"
+                    f"{path} has a header of {length >> 20} MB; the limit is {_HEADER_LIMIT_BYTES >> 20} MB"
                 )
             if size < 8 or not 2 <= length <= size - 8:
                 raise DataError(f"{path} is not a safetensors file, or is cut off", hint=again)
             header = json.loads(file.read(length))
         if len(header) > _MAX_TENSORS:
-            raise DataError(f"{path} lists {len(header)} tensors; more than {_MAX_TENSORS} are not read")
+            raise DataError(f"{path} lists {len(header)} tensors; the limit is {_MAX_TENSORS}")
         ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
     except FileNotFoundError:
         raise NotFoundError(
-            f"{path} does not exist", hint="the model folder is incomplete; get it again"
+            f"{path} does not exist", hint="the model folder is incomplete; copy or download it again"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise DataError(f"{path} has a damaged header: {error}", hint=again) from error

@@ -1,4 +1,4 @@
-"""Write a model folder that plain transformers opens, there whole or not at all, and as the model that it was made of."""
+"""Write a model folder atomically, so that plain transformers opens it as the original model class."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -47,7 +47,7 @@ def write_model_files(
     template: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write what a model folder holds beside its weights: configuration, generation settings, tokenizer, template.
+    """Write the files of a model folder besides its weights: configuration, generation settings, tokenizer, template.
 
     Args:
         model: Its configuration is written; nothing about it is changed.
@@ -70,7 +70,7 @@ def write_model_files(
 
 
 def has_own_head(model: PreTrainedModel) -> bool:
-    """Return whether the head has numbers of its own although the configuration says that it is the embeddings."""
+    """Return whether the head is untied although the configuration says that it is tied to the embeddings."""
     says_tied = bool(getattr(model.config, "tie_word_embeddings", False))
     return says_tied and bool(model._tied_weights_keys) and not model.all_tied_weights_keys
 
@@ -107,7 +107,7 @@ def save_model_folder(
     weights: Mapping[str, torch.Tensor] | None = None,
     unchanged: Collection[str] = (),
 ) -> None:
-    """Write ``model`` to ``folder`` so that it is there whole or not at all; an older folder is replaced.
+    """Write ``model`` to ``folder`` atomically; an older folder is replaced.
 
     What lies beside the model in the folder that it was loaded from, such as a vision tower, is written as it lies there.
     The new folder is read again and compared with what was to be written.
@@ -186,7 +186,7 @@ def whole_state(
 
 
 def is_part_of_whole(model: PreTrainedModel, source: Path) -> bool:
-    """Return whether ``model`` is the language model of a larger one that lies in ``source``."""
+    """Return whether ``model`` is the language model of a larger one in ``source``."""
     return read_json(source / "config.json").get("model_type") != model.config.model_type
 
 
@@ -268,8 +268,8 @@ def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tenso
     if not is_finite(rounded):
         word = str(dtype).removeprefix("torch.")
         raise DataError(
-            f"{name} holds numbers that are not finite in {word}",
-            hint="write another type: sft export NAME --to hf --dtype bf16 --out FOLDER",
+            f"{name} holds non-finite values in {word}",
+            hint="export another dtype: sft export NAME --to hf --dtype bf16 --out FOLDER",
         )
     return rounded
 
@@ -285,14 +285,14 @@ def _generation_settings(settings: GenerationConfig, stop_ids: Iterable[int]) ->
 
 
 def stored_dtype(source: Path) -> torch.dtype:
-    """Return the dtype that a model folder says its weights have; float32 where it does not."""
+    """Return the dtype recorded in a model folder; float32 if none is."""
     config = read_json(source / "config.json")
     dtype = getattr(torch, str(config.get("dtype", config.get("torch_dtype"))), None)
     return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
 
 
 def exact_dtype(source: Path) -> torch.dtype:
-    """Return the dtype that rounds no number of a model folder: that of all its tensors, or float32 where they differ."""
+    """Return the dtype that rounds nothing in a model folder: that of all its tensors, or float32 if they differ."""
     kinds = {tensor.dtype for tensor in stored_tensors(source).values()} & {"F64", "F32", "BF16", "F16"}
     only = kinds.pop() if len(kinds) == 1 else ""
     return {"BF16": torch.bfloat16, "F16": torch.float16}.get(only, torch.float32)

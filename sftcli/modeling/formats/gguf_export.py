@@ -47,14 +47,14 @@ def check_family(model: "PreTrainedModel") -> None:
     config = model.config
     if config.model_type not in FAMILIES:
         raise UsageError(
-            f"models of the kind {config.model_type!r} cannot be written as GGUF here; {' and '.join(FAMILIES)} can",
-            hint="export it --to hf, and convert the folder with convert_hf_to_gguf.py of llama.cpp",
+            f"models of type {config.model_type!r} cannot be written as GGUF here; {' and '.join(FAMILIES)} can",
+            hint="export with --to hf and convert the folder with convert_hf_to_gguf.py of llama.cpp",
         )
     rope = config.rope_parameters or {}
     if (kind := rope.get("rope_type", "default")) != "default":
         raise UsageError(
             f"the model scales its rotary positions by {kind!r}, which cannot be written as GGUF here",
-            hint="export it --to hf, and convert the folder with convert_hf_to_gguf.py of llama.cpp",
+            hint="export with --to hf and convert the folder with convert_hf_to_gguf.py of llama.cpp",
         )
 
 
@@ -137,7 +137,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: HFChatTokenizer, source: 
     if not ids:
         raise UsageError(
             f"the tokenizer in {source} is not a byte-level BPE, the only kind that can be written as GGUF here",
-            hint="export it --to hf, and convert the folder with convert_hf_to_gguf.py of llama.cpp",
+            hint="export with --to hf and convert the folder with convert_hf_to_gguf.py of llama.cpp",
         )
     added = {token["content"]: token["id"] for token in content["added_tokens"]}
     ids |= added
@@ -206,8 +206,8 @@ def _word_cutter(content: Mapping[str, object], source: Path) -> str:
     }
     if found not in known:
         raise UsageError(
-            f"the tokenizer in {source} cuts text into words in a way that has no name in GGUF here",
-            hint="export it --to hf, and convert the folder with convert_hf_to_gguf.py of llama.cpp",
+            f"the tokenizer in {source} uses a pre-tokenizer with no GGUF name known here",
+            hint="export with --to hf and convert the folder with convert_hf_to_gguf.py of llama.cpp",
         )
     return known[found]
 

@@ -1,4 +1,4 @@
-"""What the head of a GGUF file tells, in a small part of the seconds that the package ``gguf`` takes to parse it."""
+"""Read the header of a GGUF file, much faster than the package ``gguf`` parses it."""
 
 import mmap
 import struct
@@ -28,7 +28,7 @@ _PRE_TOKENIZER = b"tokenizer.ggml.pre"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHeader:
-    """How text is cut into words ("" where that is not told), and by tensor: its type, and whether it is a matrix."""
+    """The pre-tokenizer ("" if not stated), and for each tensor its type and whether it is a matrix."""
 
     pre_tokenizer: str
     tensors: Mapping[str, tuple[str, bool]]
@@ -40,7 +40,7 @@ class GgufHeader:
 
     @property
     def dtype(self) -> str:
-        """The type of a model folder made of the file: that of the matrices; bfloat16 of numbers that are quantized.
+        """The dtype of a model folder converted from the file: that of the matrices; bfloat16 for quantized ones.
 
         Files in half precision keep a few matrices in float32, such as those that choose experts.
         """
@@ -71,7 +71,7 @@ class _Walk:
 
     def header(self) -> GgufHeader:
         if (version := self._number("I")) not in _VERSIONS:
-            raise ValueError(f"it is of version {version} of the format")
+            raise ValueError(f"it has format version {version}")
         tensors, values = self._number("Q"), self._number("Q")
         pre_tokenizer = ""
         for _ in range(values):

@@ -39,7 +39,7 @@ def models_folder() -> Path:
 
 
 def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, str]:
-    """Return the Hugging Face folder made of ``gguf`` and the file's SHA-256; convert it where the cache lacks it.
+    """Return the Hugging Face folder made of ``gguf`` and the file's SHA-256; convert it if not cached.
 
     Args:
         gguf: The file.
@@ -76,23 +76,23 @@ def _unconvertible(gguf: Path, error: Exception) -> DataError:
     reason = " ".join(str(error).split())[:300]
     return DataError(
         f"{gguf} cannot be converted: {reason}",
-        hint="the file may be cut off, or its architecture unknown to transformers; name a Hugging Face folder",
+        hint="the file may be truncated, or its architecture unknown to transformers; name a Hugging Face folder",
     )
 
 
 def read_source(folder: Path, emit: EventSink) -> str | None:
-    """Return the hash of the GGUF file that ``folder`` was made of, or None where it is missing or broken."""
+    """Return the hash of the GGUF file that ``folder`` was converted from, or None if missing or broken."""
     try:
         source = read_json(folder / SOURCE_FILE)
         files, digest = source["files"], source["gguf_sha256"]
         damaged = [name for name, size in files.items() if (folder / name).stat().st_size != size]
     except (OSError, DataError, NotFoundError, ValueError, KeyError, AttributeError) as error:
         if folder.is_dir():
-            emit(Warned(text=f"the cached model {folder} is incomplete ({error}); it is made anew"))
+            emit(Warned(text=f"the cached model {folder} is incomplete ({error}); rebuilding it"))
         return None
     if damaged or source.get("format") != _FORMAT or not isinstance(digest, str):
         what = f"{damaged[0]} has another size" if damaged else "it has another format"
-        emit(Warned(text=f"the cached model {folder} is damaged ({what}); it is made anew"))
+        emit(Warned(text=f"the cached model {folder} is damaged ({what}); rebuilding it"))
         return None
     return digest
 

@@ -1,4 +1,4 @@
-"""A model's configuration as readers of the older form find it too: transformers before 5, and the many that follow it.
+"""A model's configuration in the older form too, for transformers before 5 and the programs that follow it.
 
 transformers 5 keeps all that is said of rotary positions in ``rope_parameters``. Before it stood in keys of their own, and
 a reader that looks for those (transformers 4, optimum, mlx-lm, Ollama) takes its default where there is none: it opens the

@@ -1,4 +1,4 @@
-"""Checkpoint files of the Modern LLM pipeline, read without running what is in them, and written whole or not at all.
+"""Checkpoint files of the Modern LLM pipeline, read without running code in them, and written atomically.
 
 The only module that may call ``torch.load``, and only with ``weights_only=True``.
 """
@@ -41,7 +41,7 @@ _HEAD = "lm_head.weight"
 _EMBED = "token_embed.weight"
 _SHOWN = 3
 _MAX_SIZE = 2**24
-_AGAIN = "get the file again, or write it again with the original program"
+_AGAIN = "copy or download the file again, or write it again with the original program"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +64,9 @@ def read_pt(path: Path) -> PtCheckpoint:
     content = _load(path)
     if "model_state" not in content or "config" not in content:
         missing = "model_state" if "model_state" not in content else "config"
-        raise DataError(f"{path} is no Modern LLM checkpoint: it has no {missing!r}", hint=_AGAIN)
+        raise DataError(f"{path} is not a Modern LLM checkpoint: it has no {missing!r}", hint=_AGAIN)
     if unknown := [key for key in content if key not in _TOP_KEYS]:
-        raise DataError(f"{path} holds {unknown[0]!r}, which such a file does not have", hint=_AGAIN)
+        raise DataError(f"{path} holds {unknown[0]!r}, which is not a key of such a file", hint=_AGAIN)
     config = _checked_config(path, content["config"])
     state = content["model_state"]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -88,7 +88,9 @@ def _refuse_packed(path: Path) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise DataError(f"{path} holds more than its size: its entries are compressed", hint=_AGAIN)
+            raise DataError(
+                f"{path} would unpack to more than its size: its entries are compressed", hint=_AGAIN
+            )
 
 
 def _load(path: Path) -> Mapping[str, object]:
@@ -99,13 +101,13 @@ def _load(path: Path) -> Mapping[str, object]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise DataError(
-            f"{path} holds more than tensors and plain values, or is damaged; it was not opened, because that could run code",
+            f"{path} holds more than tensors and plain values, or is damaged; it was not opened, as that could run code",
             hint=_AGAIN,
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, zipfile.BadZipFile) as error:  # fmt: skip
         raise DataError(f"{path} is damaged or cut off: {first_line(error)}", hint=_AGAIN) from error
     if not isinstance(content, Mapping):
-        raise DataError(f"{path} holds no dictionary", hint=_AGAIN)
+        raise DataError(f"{path} does not hold a dictionary", hint=_AGAIN)
     return content
 
 
@@ -124,7 +126,7 @@ def _checked_config(path: Path, found: object) -> dict[str, object]:
     config = {**_DEFAULTS, **found}
     if config["use_moe"]:
         raise MismatchError(
-            f"{path}: config.use_moe is true, but mixtures of experts were never finished in this format",
+            f"{path}: config.use_moe is true, but this format does not support mixtures of experts",
             hint="start from a dense checkpoint",
         )
     _check_heads(path, config)
@@ -136,7 +138,9 @@ def _check_heads(path: Path, config: Mapping[str, object]) -> None:
     assert isinstance(width, int)
     assert isinstance(heads, int)
     if width % heads or (width // heads) % 2:
-        raise MismatchError(f"{path}: config.d_model {width} does not make {heads} heads of an even width")
+        raise MismatchError(
+            f"{path}: config.d_model {width} does not divide into {heads} heads of even width"
+        )
     if config["use_gqa"] and (not isinstance(groups, int) or groups < 1 or heads % groups):
         raise MismatchError(f"{path}: config.gqa_groups is {groups!r}, which does not divide n_heads {heads}")
     sinks = config["num_attention_sinks"]
@@ -167,7 +171,9 @@ def model_differences(folder: Path, keys: Mapping[str, object]) -> list[str]:
         return []
     content = read_json(folder / "config.json")
     if content.get("model_type") != ModernLMConfig.model_type:
-        return [f"the model is none of the pipeline's, so these keys mean nothing: {', '.join(sorted(keys))}"]
+        return [
+            f"the model is not one of the pipeline's, so these keys are ignored: {', '.join(sorted(keys))}"
+        ]
     held = file_config(ModernLMConfig.from_dict(content))
     return [
         f"the configuration says that {key} is {value!r}, the checkpoint that it is {held[key]!r}, which is used"
@@ -193,7 +199,7 @@ def _check_shapes(path: Path, config: Mapping[str, object], tensors: Mapping[str
     if extra := [name for name in tensors if name not in wanted]:
         shown = [f"{name} {tuple(tensors[name].shape)}" for name in extra[:_SHOWN]]
         raise MismatchError(
-            f"{path} holds tensors its config has no place for: {', '.join(shown)}{_more(extra)}"
+            f"{path} holds tensors its config does not define: {', '.join(shown)}{_more(extra)}"
         )
     if config["tie_embeddings"] and not torch.equal(tensors[_HEAD], tensors[_EMBED]):
         raise MismatchError(f"{path}: config.tie_embeddings is true, but {_HEAD} and {_EMBED} differ")
@@ -230,7 +236,7 @@ def write_pt(
     step: int,
     run_name: str,
 ) -> None:
-    """Write a checkpoint that the original program loads strictly; it appears whole or not at all.
+    """Write a checkpoint that the original program loads strictly, atomically.
 
     Args:
         path: Where to.
@@ -271,10 +277,10 @@ def _check_written(path: Path, state: Mapping[str, torch.Tensor]) -> None:
     """Read the weights of a new file again and compare them with those that it was made of."""
     found = torch.load(path, weights_only=True, mmap=True)["model_state"]
     for name in found.keys() ^ state.keys():
-        raise StorageError(f"{path} is not what was to be written: {name} is in one of them only")
+        raise StorageError(f"{path} failed verification: {name} is missing or unexpected")
     for name, tensor in state.items():
         if not torch.equal(found[name], tensor):
-            raise StorageError(f"{path} is not what was to be written: {name} holds other numbers")
+            raise StorageError(f"{path} failed verification: {name} holds other numbers")
 
 
 def _optimizer_state(

@@ -18,7 +18,7 @@ _FORMAT = 1
 
 
 def converted_pt(path: Path, *, tokenizer: str | None, emit: EventSink) -> tuple[Path, str]:
-    """Return the model folder made of ``path``, and the file's SHA-256; convert it where the cache lacks it.
+    """Return the model folder made of ``path``, and the file's SHA-256; convert it if not cached.
 
     Args:
         path: The file.
@@ -61,7 +61,7 @@ def _convert(path: Path, folder: Path, source: Path, digest: str, emit: EventSin
         assert isinstance(rows, int)
         if chat.vocab_size > rows:
             raise MismatchError(
-                f"the tokenizer {source} has {chat.vocab_size} tokens, and {path} has room for {rows}",
+                f"the tokenizer {source} has {chat.vocab_size} tokens, but {path} has embeddings for {rows}",
                 hint="name the tokenizer that the model was trained with: --tokenizer NAME_OR_DIR",
             )
         generation = {"eos_token_id": sorted(chat.stop_ids), "pad_token_id": chat.pad_id}

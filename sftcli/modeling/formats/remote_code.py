@@ -22,7 +22,7 @@ _CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
 
 
 def refuse_code(folder: Path) -> None:
-    """Raise where the model in ``folder`` cannot be loaded without running code that lies beside it.
+    """Raise if the model in ``folder`` cannot be loaded without running its own code.
 
     Raises:
         ConsentError: It asks for that.
@@ -34,15 +34,15 @@ def refuse_code(folder: Path) -> None:
     if not config.get(AUTO_MAP) or (is_known and not any(folder.glob("*.py"))):
         return  # without files of its own a known model can only be the library's class
     raise ConsentError(
-        f"{folder / 'config.json'} asks to run code that comes with the model (auto_map), which is not done here",
-        hint="use a model that transformers knows by itself; if it knows this one, remove auto_map and the .py files. To "
-        "train a hub model whose code you have read: --trust-remote-code --set model.revision=COMMIT. To ask or score what came "
-        "of it: --trust-remote-code again",
+        f"{folder / 'config.json'} requires code that comes with the model (auto_map), which is not run here",
+        hint="use a model that transformers supports natively; if it supports this one, remove auto_map and the .py files. To "
+        "train a hub model whose code you have read: --trust-remote-code --set model.revision=COMMIT. To generate with "
+        "or evaluate the tuned model: --trust-remote-code again",
     )
 
 
 def allow_code(folder: Path, *, name: str, commit: str, emit: "EventSink") -> dict[str, str]:
-    """Return what may run, for the record, and tell it loudly; empty where the model brings no code.
+    """Return the code files that may run, for the record, with a warning; empty if the model has no code.
 
     Raises:
         ConsentError: The code of another repository is asked for.
@@ -50,7 +50,7 @@ def allow_code(folder: Path, *, name: str, commit: str, emit: "EventSink") -> di
     """
     if folder.name != commit:
         raise UsageError(
-            f"--trust-remote-code applies to models of the hub at a commit, and {name} is none",
+            f"--trust-remote-code applies to hub models at a commit, and {name} is not one",
             hint="leave --trust-remote-code out",
         )
     digest, shown = _look_through(folder)
@@ -61,7 +61,7 @@ def allow_code(folder: Path, *, name: str, commit: str, emit: "EventSink") -> di
 
 
 def allow_copied_code(folder: Path, *, trusted: object, emit: "EventSink") -> bool:
-    """Return whether code in ``folder`` of a run may run, and tell it loudly; not where there is none.
+    """Return whether code in ``folder`` of a run may run, with a warning; false if there is none.
 
     Args:
         folder: With a model that the run has made.
@@ -78,7 +78,7 @@ def allow_copied_code(folder: Path, *, trusted: object, emit: "EventSink") -> bo
     if record.get("sha256") != digest:
         raise ConsentError(
             f"the code in {folder} ({shown}) is not what ran when the model was trained",
-            hint="put back the files of the run, or leave the model alone",
+            hint="restore the files of the run, or use another model",
         )
     _tell(f"{record.get('model')} at {record.get('commit')}, copied to {folder},", shown, emit)
     return True
@@ -93,7 +93,7 @@ def _look_through(folder: Path) -> tuple[str, str]:
     for reference in _references(folder):
         if "--" in reference:
             raise ConsentError(
-                f"{folder} asks to run code of another repository ({reference}), whose commit is not pinned",
+                f"{folder} requires code of another repository ({reference}), whose commit is not pinned",
                 hint="use another model",
             )
     files = sorted(folder.glob("*.py"))
@@ -105,12 +105,14 @@ def _look_through(folder: Path) -> tuple[str, str]:
 
 def _tell(whose: str, shown: str, emit: "EventSink") -> None:
     emit(
-        Warned(text=f"code of {whose} runs with your rights, because --trust-remote-code was passed: {shown}")
+        Warned(
+            text=f"code of {whose} runs with your permissions, because --trust-remote-code was passed: {shown}"
+        )
     )
 
 
 def copy_code(model: object, source: Path, folder: Path) -> dict[str, object]:
-    """Let the code of a ``model`` that brought its own go along with its weights; return what a configuration says of it.
+    """Copy the custom code of a ``model`` along with its weights; return its entry for the configuration.
 
     ``allow_copied_code`` compares the copy with the record of the run; transformers opens it with its ``trust_remote_code``.
     """

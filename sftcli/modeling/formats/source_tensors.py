@@ -37,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceTensors:
-    """The tensors of a model folder; ``places`` of those that the model has, and ``beside`` for those it has no place for.
+    """The tensors of a model folder; ``places`` are those that the model has, ``beside`` the others.
 
     With ``is_plain`` there are none beside it, and it holds the others as they are, under their names.
     """
@@ -71,7 +71,7 @@ class SourceTensors:
         return found
 
     def in_words(self) -> str:
-        """Return how many tensors lie beside the model and how their names begin."""
+        """Return how many tensors are outside the model and their name prefixes."""
         starts = Counter(found[0] for name in self.beside if (found := _START.match(name)))
         return ", ".join(f"{count} {start}.*" for start, count in sorted(starts.items()))
 
@@ -112,8 +112,8 @@ def check_names_come_back(model: "PreTrainedModel", folder: Path, source: Source
     written = revert_weight_conversion(model, shapes)
     if lost := sorted(source.places.keys() - written.keys()):
         raise MismatchError(
-            f"{folder} holds more than a language model, {source.in_words()}, and what is trained of it could not be "
-            f"written back in its place: {lost[0]} would have another name",
+            f"{folder} holds more than a language model, {source.in_words()}, and its trained weights could not be "
+            f"saved under their original names: {lost[0]} would be renamed",
             hint="name a folder that holds the language model alone, or train an adapter: --lora",
         )
 

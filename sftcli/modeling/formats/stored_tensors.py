@@ -15,7 +15,7 @@ _CHUNK_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor lies: ``end - begin`` bytes of ``path``. ``dtype`` is the format's word for it, such as BF16."""
+    """Location of a tensor: ``end - begin`` bytes of ``path``. ``dtype`` is the format's name, such as BF16."""
 
     path: Path
     dtype: str

@@ -1,4 +1,4 @@
-"""Compare what was written with what was to be written: names, shapes, types, and sampled numbers, bit for bit.
+"""Verify written files against the intended tensors: names, shapes, types, and sampled values, bit for bit.
 
 The bytes are read from the files by themselves, with none of what wrote them.
 """
@@ -36,7 +36,7 @@ def check_model_written(
     unchanged: Collection[str],
     is_whole: bool,
 ) -> None:
-    """Compare a model folder with the tensors that it was made of, and with the folder that these came from.
+    """Compare a model folder with its intended tensors, and with the source folder.
 
     Args:
         folder: As it was written.
@@ -51,7 +51,7 @@ def check_model_written(
     """
     written, place = stored_tensors(folder), place_finder(model)
     for name, stored in source.beside.items():
-        _require(name in written, folder, f"{name} is not in it")
+        _require(name in written, folder, f"{name} is missing")
         _compare_stored(folder, name, written[name], stored)
     for name, found in source.places.items():
         if found.name in unchanged and name in written and written[name].dtype == source.stored[name].dtype:
@@ -61,14 +61,14 @@ def check_model_written(
     for name in written.keys() - source.beside.keys():
         of_model = place(name)
         if of_model is None:
-            raise _differs(folder, f"{name} was written, and the model has no such tensor")
+            raise _differs(folder, f"{name} was written, but the model has no such tensor")
         parts.setdefault(of_model.name, []).append(name)
         converted |= {of_model.name} if of_model.is_converted else set()
     _refuse_absent(folder, tensors, parts)
     if is_whole:
         absent = source.places.keys() - written.keys()
         lost = sorted(name for name in absent if source.places[name].name in parts)
-        _require(not lost, folder, f"{lost[:1]} has another name in it")
+        _require(not lost, folder, f"{lost[:1]} is stored under another name")
     room = _SEARCHED
     for name, files in parts.items():
         tensor = tensors[name]
@@ -80,14 +80,14 @@ def check_model_written(
 
 
 def check_file_written(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Compare a safetensors file with the tensors that it was made of.
+    """Compare a safetensors file with its intended tensors.
 
     Raises:
         StorageError: They differ.
     """
     written = tensors_of_file(path)
     for name in tensors.keys() ^ written.keys():
-        raise _differs(path, f"{name} is not in it" if name in tensors else f"{name} was not to be in it")
+        raise _differs(path, f"{name} is missing" if name in tensors else f"{name} is unexpected")
     for name, tensor in tensors.items():
         _compare(path, name, written[name], tensor)
 
@@ -96,7 +96,7 @@ def _refuse_absent(folder: Path, tensors: Mapping[str, torch.Tensor], parts: Map
     """Raise where a tensor is in no file; of those that share their memory one is enough."""
     there = {_identity(tensors[name]) for name in parts}
     for name, tensor in tensors.items():
-        _require(name in parts or _identity(tensor) in there, folder, f"{name} is not in it")
+        _require(name in parts or _identity(tensor) in there, folder, f"{name} is missing")
 
 
 def _identity(tensor: torch.Tensor) -> tuple[int, torch.Size]:
@@ -167,6 +167,6 @@ def _require(holds: bool, where: Path, fault: str) -> None:
 
 def _differs(where: Path, fault: str) -> StorageError:
     return StorageError(
-        f"{where} is not what was to be written: {fault}",
-        hint="write it again; checkpoints are intact. If it comes again, the disk or this program is at fault",
+        f"{where} failed verification after writing: {fault}",
+        hint="write it again; checkpoints are intact. If it happens again, suspect the disk or report a bug",
     )

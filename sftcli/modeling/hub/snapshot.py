@@ -57,7 +57,7 @@ def is_commit(revision: str | None) -> bool:
 
 
 def hub_cache() -> Path:
-    """Return where the hub's own tools keep what they downloaded."""
+    """Return the download cache of the hub's own tools."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if chosen := os.environ.get(name):
             return Path(chosen).expanduser()
@@ -67,7 +67,7 @@ def hub_cache() -> Path:
 
 
 def cached_snapshot(repo: str, revision: str | None) -> HubSnapshot | None:
-    """Return the repository as the hub's cache has it, without any request. It may lack files."""
+    """Return the cached repository without any request. It may lack files."""
     from huggingface_hub import try_to_load_from_cache
 
     for probe in ("config.json", "tokenizer_config.json", "tokenizer.json"):
@@ -98,7 +98,7 @@ def fetch_snapshot(
         OutputError: The hub's cache is not writable.
     """
     if is_offline():
-        raise NetworkError("the hub was not asked, because HF_HUB_OFFLINE is set", hint=_elsewhere(repo))
+        raise NetworkError("the hub was not contacted, because HF_HUB_OFFLINE is set", hint=_elsewhere(repo))
     asked = {"repo": repo, "revision": revision, "weights": weights, "code": code}
     request = json.dumps({**asked, "cache": str(hub_cache())})
     total = 0
@@ -115,7 +115,7 @@ def fetch_snapshot(
                     emit(Notice(text=f"downloading {repo} ({total / 1e6:.0f} MB) from the hub, once"))
                 case "again":
                     deadline = max(deadline, time.monotonic() + patience.file_seconds)
-                    emit(Notice(text=f"{repo}: trying again after {redact(str(line['text']))}"))
+                    emit(Notice(text=f"{repo}: retrying after {redact(str(line['text']))}"))
                 case "progress":
                     deadline = time.monotonic() + patience.stall_seconds
                     done = min(_number(line, "done"), total)
@@ -129,9 +129,7 @@ def fetch_snapshot(
                 case "ended":
                     raise NetworkError(f"the download of {repo} ended early: {_last_line(stderr)}")
                 case _:
-                    raise NetworkError(
-                        f"the hub sent nothing for too long ({_endpoint()})", hint=_elsewhere(repo)
-                    )
+                    raise NetworkError(f"the hub stopped responding ({_endpoint()})", hint=_elsewhere(repo))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Download one repository of the hub in a process of its own, so that a caller can end it at any moment.
+"""Download one hub repository in a separate process, so that the caller can end it at any moment.
 
 Run by path with one JSON argument ``{"repo", "revision", "weights", "code", "cache"}``; imports nothing of this package. Writes JSON lines:
 ``asking`` (the process has started), ``answer`` (the hub knows the repository), ``progress``, ``again`` (a try failed, the next one

@@ -1,4 +1,4 @@
-"""Attention for rows that hold several documents: each document by itself, without a mask and without padding.
+"""Attention for rows that hold several documents: each document separately, without a mask and without padding.
 
 Everything else in a decoder works on tokens one by one, so one long row of documents makes the largest matrix products,
 and attention costs what the documents cost apart.
@@ -29,7 +29,7 @@ _MOST_HEAD_DIM = 256  # that flash kernels can do
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What a model told its attention, once, in one of its modules."""
+    """The arguments of one attention call of a model."""
 
     module: torch.nn.Module
     window: int | None
@@ -39,7 +39,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Overheard:
-    """What a model asked of attention by document."""
+    """The recorded calls of attention by document."""
 
     calls: list[Call] = field(default_factory=list)
     left_out: set[int] = field(default_factory=set)  # windows for which no mask was made
@@ -55,7 +55,7 @@ _listening: ContextVar[Overheard | None] = ContextVar("listening", default=None)
 
 @contextmanager
 def overheard() -> Iterator[Overheard]:
-    """Keep what models tell attention by document meanwhile."""
+    """Record the attention calls by document inside the block."""
     found = Overheard()
     token = _listening.set(found)
     try:
@@ -65,7 +65,7 @@ def overheard() -> Iterator[Overheard]:
 
 
 def attend_by_document(model: PreTrainedModel) -> bool:
-    """Let ``model`` attend document by document where it is told their bounds, and as before elsewhere.
+    """Let ``model`` attend document by document if their bounds are given, and as before otherwise.
 
     Returns false, and changes nothing, where it does not use torch's attention through transformers' interface.
     """

@@ -48,7 +48,7 @@ _Kwargs = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionShape:
-    """What attention is told besides tensors: the lengths of the documents, and what the scores are multiplied by."""
+    """Arguments of attention besides tensors: the lengths of the documents, and the scale of the scores."""
 
     lengths: Sequence[int]
     head_dim: int
@@ -213,7 +213,7 @@ def is_layer(module: torch.nn.Module) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passed:
-    """What a model passes to one of its layers beside hidden states, and what that tells its attention."""
+    """What a model passes to one of its layers besides hidden states, and the resulting attention arguments."""
 
     row: _Kwargs  # for documents in one row
     documents: Sequence[_Kwargs]  # for each of them by itself, with the attention of transformers
@@ -288,7 +288,7 @@ def _hooked(layers: Sequence[torch.nn.Module], hook: Any) -> Iterator[None]:  # 
 def layer_forward(
     self: torch.nn.Module, hidden_states: torch.Tensor, *, window: int | None = None, **rest: object
 ) -> torch.Tensor:
-    """Run a layer as two operations where it is given one row of documents on a CPU, else as its class does.
+    """Run a layer as two operations for one row of documents on a CPU, otherwise as its class does.
 
     Documents that are longer than ``window``, which is how far back its attention sees, are left to the class.
     """

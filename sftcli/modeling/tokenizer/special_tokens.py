@@ -49,7 +49,7 @@ def find_stop_ids(files: TokenizerFiles, stop_texts: Sequence[str]) -> frozenset
     ids = {token for token in ids if files.tokenizer.id_to_token(token) is not None}
     if not ids:
         raise UsageError(
-            "neither the tokenizer nor the generation settings name a token that ends an answer",
+            "neither the tokenizer nor the generation settings define a stop token",
             hint='set "eos_token" in tokenizer_config.json',
         )
     return frozenset(ids)

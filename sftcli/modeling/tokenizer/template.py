@@ -71,7 +71,7 @@ class ChatTemplate:
         add_generation_prompt: bool,
         variables: Mapping[str, object],
     ) -> str:
-        """Return the text of ``messages``, followed by what opens an answer where that is asked for.
+        """Return the text of ``messages``, followed by the generation prompt if requested.
 
         Args:
             messages: With ``role`` and ``content``; plain JSON values only.

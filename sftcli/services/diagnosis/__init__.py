@@ -1,1 +1,1 @@
-"""What the numbers of a run say: warnings while it goes on, and the verdict at its end."""
+"""Diagnosis of a run from its losses: warnings during training, and the verdict at the end."""

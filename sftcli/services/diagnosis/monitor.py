@@ -1,4 +1,4 @@
-"""Judges a training while it runs. Each judgement is made once a run, spikes again after a while.
+"""Warns about the losses of a running training: each kind once per run, spikes again after a while.
 
 What it knows follows from the run's events alone, so a resumed run says what an uninterrupted one says.
 """
@@ -39,13 +39,13 @@ SPOILT_STEPS = 5  # in a row with a loss far above the usual, which is no single
 
 @dataclass(slots=True)
 class SpikeDetector:
-    """Tells values far above those before them. Works on logarithms, in which losses and norms scatter evenly."""
+    """Detects values far above the preceding ones. Works on logarithms, in which losses and norms scatter evenly."""
 
     least_ratio: float
     _past: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_STEPS))
 
     def usual(self, value: float) -> float | None:
-        """Return what ``value`` should have been like if it is a spike, else None; remember it."""
+        """Return the usual value if ``value`` is a spike, else None; record it."""
         if not math.isfinite(value) or value <= 0:
             return None
         log, past = math.log(value), list(self._past)
@@ -84,7 +84,7 @@ class FitWatch:
     )
 
     def replay(self, events: Iterable[Event]) -> None:
-        """Take in what the log of the run holds, without saying anything again."""
+        """Replay the log of the run without repeating its warnings."""
         for event in events:
             if isinstance(event, FitStarted):
                 self.last_step = event.last_step
@@ -98,7 +98,7 @@ class FitWatch:
             self.high_steps = 0
 
     def take(self, event: Event) -> list[Verdict]:
-        """Return what ``event`` gives reason to say."""
+        """Return the warnings that ``event`` causes."""
         if isinstance(event, FitStarted):
             self.last_step = event.last_step
         elif isinstance(event, StepDone):
@@ -109,7 +109,7 @@ class FitWatch:
 
     @property
     def is_non_finite(self) -> bool:
-        """Whether the loss jumped and stayed there."""
+        """Whether the loss spiked and stayed high."""
         return self.high_steps >= SPOILT_STEPS
 
     def verdict(self, step: int) -> Verdict:
@@ -175,7 +175,7 @@ class FitWatch:
         level = float(np.median(recent))
         if level <= HIGH_LOSS or _fall(recent) >= FLAT_FALL:
             return None
-        return underfitting(f"training loss has come to rest at {level:.3f}, above {HIGH_LOSS:g}")
+        return underfitting(f"training loss has leveled off at {level:.3f}, above {HIGH_LOSS:g}")
 
     def _once(self, step: int, verdict: Verdict | None) -> list[Verdict]:
         if verdict is None or verdict.kind in self._said:
@@ -195,7 +195,7 @@ def _fall(losses: np.ndarray) -> float:
 
 
 def watched(watch: FitWatch, emit: EventSink) -> EventSink:
-    """Return a sink that hands events on to ``emit``, each followed by what it gives reason to say."""
+    """Return a sink that forwards events to ``emit``, each followed by its warnings."""
 
     def sink(event: Event, /) -> None:
         emit(event)

@@ -1,4 +1,4 @@
-"""A run that ends when its loss jumps and stays there, where the settings ask for that."""
+"""Ends a run whose loss spikes and stays high, if the settings request it."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from sftcli.training.checkpoint.names import list_checkpoints, step_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpikeStop:
-    """The flag ``stop``, raised as well when ``watch`` sees a loss that jumped and stays, where ``settings`` ask for it."""
+    """The flag ``stop``, also set when ``watch`` sees a loss that spiked and stays high, if ``settings`` request it."""
 
     stop: StopFlag
     watch: FitWatch
@@ -23,16 +23,16 @@ class SpikeStop:
         return self.stop.requested() or self.is_non_finite
 
     def save_requested(self) -> bool:
-        """Return whether to save and go on."""
+        """Return whether to save and continue."""
         return self.stop.save_requested()
 
     @property
     def is_non_finite(self) -> bool:
-        """Whether the loss is why."""
+        """Whether the loss caused the stop."""
         return self.settings.on_spike is OnSpike.STOP and self.watch.is_non_finite
 
     def refuse_spoilt(self, run: RunFolder, step: int) -> None:
-        """Say why the run stopped after ``step``, where it was the loss.
+        """Raise if the loss stopped the run after ``step``.
 
         Raises:
             DivergedError: It was.
@@ -43,11 +43,11 @@ class SpikeStop:
         before = [at for at in map(step_of, list_checkpoints(run.checkpoints)) if at < first]
         slower = "--set training.learning_rate=... --allow-change training.learning_rate"
         back = (
-            f"from before it with a lower learning rate: sft resume {run.argument} --checkpoint {before[-1]} {slower}"
+            f"to resume from before the spike with a lower learning rate: sft resume {run.argument} --checkpoint {before[-1]} {slower}"
             if before
-            else "there is no checkpoint from before it (see checkpoint.keep_every_steps)"
+            else "there is no checkpoint from before the spike (see checkpoint.keep_every_steps)"
         )
         raise DivergedError(
-            f"the loss jumped at step {first} and has stayed far above what it was; stopped after step {step} and saved",
-            hint=f"look at the rows named above; {back}. As it is: sft resume {run.argument}",
+            f"the loss spiked at step {first} and stayed high; stopped after step {step} and saved",
+            hint=f"check the rows named above; {back}. To continue anyway: sft resume {run.argument}",
         )

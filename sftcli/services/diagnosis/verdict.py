@@ -1,4 +1,4 @@
-"""Whether a run learns well, too much, or too little: what its curves say, and what to do about it.
+"""Whether a run overfits, underfits or learns well, judged by its losses, with advice.
 
 Thresholds and advice stand here for all who judge: the watch over a running training, the report and `eval`.
 """
@@ -48,7 +48,7 @@ def judge_losses(train_losses: Sequence[float], heldout_losses: Sequence[float],
     if first - last < FLAT:
         return Verdict(
             kind="unchanged",
-            reason=f"held-out loss went {moved}, which is next to nothing",
+            reason=f"held-out loss went {moved}, which is almost no change",
             advice="train longer, or increase the learning rate",
         )
     return Verdict(kind="good", reason=f"held-out loss fell {moved}", advice="")
@@ -94,19 +94,19 @@ def degrading(first: float, last: float, rows: int = 0) -> Verdict:
 
 
 def plateau(evaluations: int, best: float, rows: int = 0) -> Verdict:
-    """Return the verdict on a held-out loss that has come to rest before the end."""
+    """Return the verdict on a held-out loss that leveled off before the end."""
     return Verdict(
         kind="plateau",
         reason=f"held-out loss fell by less than {FLAT:g} in the last {evaluations} evaluations; "
         f"the best is {loss_figure(best, rows)}{_doubt(rows)}",
-        advice="more steps may bring nothing: stop (Ctrl-C saves), or set training.early_stopping_evals",
+        advice="more steps may not help: stop (Ctrl-C saves), or set training.early_stopping_evals",
     )
 
 
 def spike(what: str, value: float, usual: float, rows: str) -> Verdict:
-    """Return the verdict on a step far out of line; ``rows`` names what it was made of."""
+    """Return the verdict on a loss or gradient spike; ``rows`` names the rows of the step."""
     return Verdict(
         kind="spike",
         reason=f"{what} jumped to {value:.3g} from about {usual:.3g}; rows {rows}",
-        advice="look at these rows; where it comes back, lower the learning rate",
+        advice="check these rows; if it happens again, lower the learning rate",
     )

@@ -119,10 +119,10 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
     trained = _trained_rows(choice, prepared, request, emit)
     heldout = prepared.dataset.heldout
     if not len(heldout):
-        raise DataError("no row is held out, so there is nothing to score", hint="name rows with --data FILE")
+        raise DataError("there are no held-out rows to score", hint="name rows with --data FILE")
     if not has_reference_metrics():
         needed = install_command("eval", "rouge-score", "sacrebleu")
-        emit(Notice(text=f"ROUGE-L and chrF are left out; they need: {needed}"))
+        emit(Notice(text=f"ROUGE-L and chrF are skipped; they need: {needed}"))
     whole = _rows_with_whole_answers(prepared, emit)
     job = ScoringJob(
         heldout=heldout,
@@ -198,8 +198,8 @@ def _trained_rows(
     if found is None:
         emit(
             Notice(
-                text=f"the rows that {choice.run.name} was trained on are no longer prepared here, so these are compared "
-                f"with none; prepare them again: sft eval {choice.run.argument}"
+                text=f"the rows that {choice.run.name} was trained on are no longer cached, so overlap with these is not "
+                f"checked; prepare them again: sft eval {choice.run.argument}"
             )
         )
         return None
@@ -214,7 +214,7 @@ def _training_answers(trained: ExampleTable, emit: EventSink) -> list[list[int]]
         rows.append(example.input_ids[example.loss_mask].tolist())
         tokens += len(rows[-1])
         if tokens >= MAX_TRAINING_TOKENS:
-            emit(Notice(text=f"memorization is looked for in the first {index + 1} training rows"))
+            emit(Notice(text=f"memorization is checked in the first {index + 1} training rows"))
             break
     return rows
 
@@ -223,24 +223,24 @@ def _rows_with_whole_answers(prepared: PreparedData, emit: EventSink) -> list[in
     """Return the held-out rows whose last answer was not cut for its length: an answer can be compared with these alone.
 
     Raises:
-        DataError: There is none, or a row is running text.
+        DataError: There is none, or a row is pretraining text.
     """
     heldout = prepared.dataset.heldout
     if any(heldout[row].kind == "text" for row in range(len(heldout))):
         raise DataError(
-            "there are held-out rows of running text, which ask for no answer that could be scored",
+            "some held-out rows are pretraining text, which has no answer to score",
             hint="name rows with prompts and answers with --data FILE; the loss of a run on its held-out text is in sft show",
         )
     whole = [row for row in range(len(heldout)) if heldout[row].flags.isdisjoint(CUT_ANSWERS)]
     if not whole:
         raise DataError(
-            "the answer of every held-out row is cut, so there is nothing to compare answers with",
-            hint="prepare with more room: --max-tokens, or name other rows with --data FILE",
+            "every held-out answer is truncated, so there is nothing to compare with",
+            hint="prepare with a larger --max-tokens, or name other rows with --data FILE",
         )
     if cut := len(heldout) - len(whole):
         emit(
             Notice(
-                text=f"held-out rows whose answer is cut: {cut}; they count for loss, and none is answered"
+                text=f"held-out rows with a truncated answer: {cut}; they count toward loss and are not answered"
             )
         )
     return whole
@@ -255,7 +255,7 @@ def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
         overrides.append(Override(key="data.heldout_sources", value=list(request.data), origin="--data"))
     elif choice.run is None:
         raise UsageError(
-            f"{choice.name} was not made by a run that holds rows out", hint="name rows with --data FILE"
+            f"{choice.name} is not from a run with held-out rows", hint="name rows with --data FILE"
         )
     settings = resolve(preset=None, config_file=config, overrides=overrides, environ={}).settings
     ignored = tuple(dict.fromkeys((*settings.data.ignored_keys, *request.ignored)))

@@ -1,4 +1,4 @@
-"""Limits of numbers, which end a command with 3. What can be wrong with them is said before anything is measured."""
+"""Metric limits, which end a command with 3. Invalid ones are reported before anything is measured."""
 
 import math
 import operator
@@ -21,7 +21,7 @@ _PACKAGES = {"rouge_l": ("rouge_score", "rouge-score"), "chrf": ("sacrebleu", "s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """A number by name, and the value that it must not be above, or under."""
+    """A metric by name, and its upper or lower limit."""
 
     metric: str
     value: float
@@ -49,12 +49,12 @@ def _read_limit(text: str, word: str, is_broken: Callable[[float, float], bool])
     try:
         number = float(value)
     except ValueError:
-        raise UsageError(f"{flag} {text}: not METRIC=VALUE", hint=f"such as {flag} loss=1.5") from None
+        raise UsageError(f"{flag} {text}: expected METRIC=VALUE", hint=f"such as {flag} loss=1.5") from None
     return Limit(metric=metric, value=number, word=word, is_broken=is_broken, text=f"{flag} {text}")
 
 
 def require_measurable(limits: Iterable[Limit]) -> None:
-    """Make sure that a score of held-out rows has the numbers of ``limits``.
+    """Make sure that a held-out evaluation measures the metrics of ``limits``.
 
     Raises:
         UsageError: There is no such number, or what measures it is not installed.

@@ -1,4 +1,4 @@
-"""The bridge to ``lm_eval``: its tasks, asked of a model that is loaded here. Imported only where ``lm_eval`` is installed.
+"""The bridge to ``lm_eval``: its tasks, run on a model that is loaded here. Imported only where ``lm_eval`` is installed.
 
 Files of tasks may name functions beside them, which ``lm_eval`` runs: a folder of tasks is a program.
 """
@@ -29,14 +29,14 @@ _NO_FILTER = ",none"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a model answered: the numbers of each task by metric, and how many questions they are of."""
+    """Results of a model: the numbers of each task by metric, and the number of questions."""
 
     numbers: Mapping[str, Mapping[str, float]]
     rows: Mapping[str, int]
 
 
 def find_tasks(names: Sequence[str], folder: Path | None) -> TaskManager:
-    """Return a manager that knows all of ``names``: from the files in ``folder`` alone where they suffice.
+    """Return a task manager with all of ``names``, from the files in ``folder`` alone if they suffice.
 
     Raises:
         NotFoundError: There is no such folder, or no such task.
@@ -81,7 +81,7 @@ def run_harness(
     most: int | None,
     session: Session,
 ) -> Asked:
-    """Return the numbers of each task, with ``model`` asked by the chat template in ``folder``.
+    """Return the numbers of each task for ``model``, prompted with the chat template in ``folder``.
 
     Args:
         model: Loaded, in evaluation mode.

@@ -1,4 +1,4 @@
-"""What generated answers are like: beside the expected ones, in themselves, and beside the training rows.
+"""Metrics of generated answers: against the expected ones, on their own, and against the training rows.
 
 ROUGE-L comes from ``rouge-score`` and chrF from ``sacrebleu``, the implementations that papers report; both belong to the
 extra ``eval``. Everything else needs nothing.
@@ -58,7 +58,7 @@ def distinct_fraction(answers: Iterable[Sequence[int]], n: int) -> float | None:
 
 
 def has_loop(ids: Sequence[int]) -> bool:
-    """Return whether the answer ends in a piece of up to 32 tokens said four times in a row."""
+    """Return whether the answer ends in a span of up to 32 tokens repeated four times."""
     return any(
         len(ids) >= size * LOOP_REPEATS
         and all(ids[-size * (k + 1) : len(ids) - size * k] == ids[-size:] for k in range(1, LOOP_REPEATS))
@@ -67,14 +67,14 @@ def has_loop(ids: Sequence[int]) -> bool:
 
 
 class TrainingSpans:
-    """The spans of tokens that training answers hold, found by length."""
+    """The token spans of training answers, indexed by length."""
 
     def __init__(self, rows: Sequence[Sequence[int]]) -> None:
         self._rows = rows
         self._by_length: dict[int, set[tuple[int, ...]]] = {}
 
     def longest_copied(self, ids: Sequence[int]) -> int:
-        """Return the length of the longest span of ``ids`` that stands in a training answer."""
+        """Return the length of the longest span of ``ids`` that occurs in a training answer."""
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high + 1) // 2
@@ -107,7 +107,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A value, the rows that it is of, and the bounds of its 95 % interval; of few rows there are none."""
+    """A value, its number of rows, and the bounds of its 95 % interval; none for few rows."""
 
     value: float
     low: float | None

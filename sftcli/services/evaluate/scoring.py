@@ -68,7 +68,7 @@ class ScoringJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """A score with the rows that it was made of, in order."""
+    """A score with its rows, in order."""
 
     score: Score
     rows: tuple[RowScore, ...]

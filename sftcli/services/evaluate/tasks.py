@@ -1,4 +1,4 @@
-"""Ask a model the tasks of ``lm_eval``, beside the model it came from."""
+"""Run ``lm_eval`` tasks on a model and its base."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class TasksReport:
 
 
 def run_tasks(request: TasksRequest, session: Session) -> TasksReport:
-    """Ask the tasks in float32, by the template that the model was trained with.
+    """Run the tasks in float32, with the chat template the model was trained with.
 
     Raises:
         UsageError: No task was named.

@@ -1,4 +1,4 @@
-"""Ask a loaded model: messages in, text and completions out, with the template and stop tokens that it was trained with."""
+"""Generate with a loaded model: messages in, text and completions out, with the template and stop tokens of its training."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked: the ids of a prompt, and the seed that its sampling adds to the one of the settings."""
+    """A prompt: its ids, and the seed that its sampling adds to that of the settings."""
 
     ids: tuple[int, ...]
     seed: tuple[int, ...] = (0,)
@@ -70,7 +70,7 @@ class AnswerText:
         self._given = 0  # characters handed out
 
     def push(self, token: int) -> str:
-        """Add a token; return the text that is certain now and was not before."""
+        """Add a token; return the text that has become final."""
         self._ids.append(token)
         if self.is_over:
             return ""
@@ -85,7 +85,7 @@ class AnswerText:
         return self._give(len(self.text) - self._held())
 
     def close(self) -> str:
-        """End the answer; return the rest of its text. ``text`` is then whole."""
+        """End the answer; return the rest of its text. ``text`` is then complete."""
         if not self.is_over:
             self.text = self._decode(self._ids)
             self._cut()
@@ -202,7 +202,7 @@ def open_answerer(
 
 
 def disagreements(choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFChatTokenizer) -> list[str]:
-    """Return what does not fit together: template, stop tokens, the model's own, and those of training."""
+    """Return the disagreements between template, stop tokens, the model's own, and those of training."""
     found = []
     known = config_value(model, "eos_token_id")
     ends = set(known if isinstance(known, list) else [] if known is None else [known])
@@ -214,12 +214,12 @@ def disagreements(choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFCh
     tail = _ids_behind_an_answer(tokenizer)
     if tail and not set(tail) & tokenizer.stop_ids:
         found.append(
-            f"the template puts token {_ids(tail)} behind an answer, which is no stop token "
+            f"the template puts token {_ids(tail)} after an answer, which is not a stop token "
             f"({_ids(tokenizer.stop_ids)} are); answers may run on"
         )
     trained = _ends_in_training(choice)
     if trained is not None and trained != end_tokens(tokenizer):
-        found.append("the template or the stop tokens are not those that the model was trained with")
+        found.append("the template or the stop tokens differ from those the model was trained with")
     return found
 
 

@@ -14,7 +14,7 @@ from sftcli.services.generate.answerer import Answerer, Completion
 
 @dataclass(slots=True)
 class Chat:
-    """A conversation that goes on."""
+    """A chat session."""
 
     answerer: Answerer
     sampling: SamplingSettings

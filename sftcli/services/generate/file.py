@@ -1,4 +1,4 @@
-"""Answer a file of prompts. A killed command goes on where it was, and the answers come out in the order of the prompts.
+"""Answer a file of prompts. A killed command resumes where it stopped, and the answers come out in the order of the prompts.
 
 While it works, answers are kept in ``.OUT.partial`` in the order in which they become known, a whole line each; its first
 line says what they answer. When all are there, OUT appears, whole, and the journal goes.
@@ -63,8 +63,8 @@ class Journal:
         lines = read_lines(self.path)
         if not lines.found or lines.found[0][1].get("answers") != fingerprint:
             raise MismatchError(
-                f"{self.path} was begun with other prompts, another model or other settings",
-                hint="repeat the command as it was, or delete that file to start again",
+                f"{self.path} was started with other prompts, another model or other settings",
+                hint="run the same command, or delete that file to start over",
             )
         for _, record in lines.found[1:]:
             key, answer = self._key(record.get("key")), record.get("completion")
@@ -110,7 +110,7 @@ def run_file_generation(
     kept = len(journal.done)
     total = len(choices) * len(prompts) * request.samples
     if kept:
-        emit(Notice(text=f"going on with {out}: {kept} of {total} answers are there"))
+        emit(Notice(text=f"resuming {out}: {kept} of {total} answers are done"))
     try:
         if kept < total:
             for number, answerer in enumerate(open_answerers(request, emit)):
@@ -118,7 +118,7 @@ def run_file_generation(
         is_whole = len(journal.done) == total
     except OSError as error:
         raise StorageError(
-            f"cannot write {journal.path}: {error.strerror}", hint="free space and repeat"
+            f"cannot write {journal.path}: {error.strerror}", hint="free space and run it again"
         ) from error
     finally:
         journal.close()
@@ -136,7 +136,7 @@ def run_file_generation(
 def _unwritten(out: Path, error: OSError) -> SftError:
     if error.errno in storage.FULL_DISK:
         return StorageError(
-            f"the disk that holds {out} is full", hint="free space and repeat: answers are kept"
+            f"the disk that holds {out} is full", hint="free space and run it again: answers are kept"
         )
     return OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out")
 

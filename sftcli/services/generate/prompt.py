@@ -1,4 +1,4 @@
-"""Answer one prompt with the newest run's model or any other, once or several times, alone or beside its base."""
+"""Answer one prompt with the newest run's model or any other, once or several times, alone or with its base."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ def base_choice(choice: ModelChoice, emit: EventSink, *, trusts_code: bool = Fal
     base = base_of(choice, settings, emit, trusts_code=trusts_code)
     if base is None:
         raise UsageError(
-            f"{choice.name} was not made by a run, so its base is not known",
-            hint="ask each model by itself, with --checkpoint",
+            f"{choice.name} is not from a run, so its base is unknown",
+            hint="prompt each model separately, with --checkpoint",
         )
     return base

@@ -36,14 +36,14 @@ def record_base(run: RunFolder, located: LocatedModel) -> None:
 
 
 def record_need(run: RunFolder) -> None:
-    """Write into ``run.json`` that only with the model that the run started from a checkpoint becomes a whole model folder."""
+    """Record in ``run.json`` that exporting a checkpoint needs the model that the run started from."""
     about = run.read_about()
     base = about.get(_BASE)
     replace_json(run.about, about | {_BASE: (base if isinstance(base, dict) else {}) | {_NEEDED: True}})
 
 
 def needed_base(run: RunFolder, emit: EventSink) -> LocatedModel | None:
-    """Return the model that ``run`` started from if its checkpoints need it to become whole model folders.
+    """Return the model that ``run`` started from if exporting its checkpoints needs it.
 
     Raises:
         NotFoundError: It is not there any more.
@@ -80,13 +80,13 @@ def locate_adapter_base(
         )
     except NotFoundError as error:
         raise NotFoundError(
-            f"the adapter {folder} belongs to a model that is not here: {error.message}",
-            hint=f"name it: --base-model MODEL; or set its new place in {folder}: name in sft_base.json, or "
+            f"the adapter {folder} has a base model that was not found: {error.message}",
+            hint=f"name it: --base-model MODEL; or set its new location in {folder}: name in sft_base.json, or "
             f"base_model_name_or_path in {CONFIG_FILE}",
         ) from error
     except NetworkError as error:
         raise NetworkError(
-            f"the adapter {folder} belongs to {base.name}, which is not here: {error.message}",
+            f"the adapter {folder} has the base model {base.name}, which is not available: {error.message}",
             hint=_hint_of(base.name),
         ) from error
 
@@ -94,7 +94,5 @@ def locate_adapter_base(
 def _hint_of(name: str) -> str:
     """Return what to do where the hub cannot be asked for a base."""
     if name == HUB_NAME:
-        return (
-            f"name a copy of it: --base-model {ALIAS} is the one that sft trains, with slightly other weights"
-        )
-    return "name a copy of it that is here: --base-model MODEL"
+        return f"name a copy of it: --base-model {ALIAS} is the one that sft trains, with slightly different weights"
+    return "name a local copy of it: --base-model MODEL"

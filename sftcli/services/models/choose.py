@@ -1,4 +1,4 @@
-"""What a user may name where a model to ask or score is wanted: a run, a checkpoint, a folder, or any model name."""
+"""What a user may name as the model to generate with or evaluate: a run, a checkpoint, a folder, or any model name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,14 +115,14 @@ def _choice(
 
 def _of_no_run(name: str) -> UsageError:
     return UsageError(
-        f"--trust-remote-code applies to models that a run was trained with it, and {name} is none",
+        f"--trust-remote-code applies to models trained with it, and {name} is not one",
         hint="leave --trust-remote-code out",
     )
 
 
 def _of_no_adapter(name: str) -> UsageError:
     return UsageError(
-        f"--base-model names the model that an adapter belongs to, and {name} is no adapter",
+        f"--base-model names the base model of an adapter, and {name} is not an adapter",
         hint="leave --base-model out",
     )
 
@@ -134,7 +134,7 @@ def _may_run_code(located: LocatedModel, emit: EventSink) -> bool:
 def choose_base(
     settings: ModelSettings, emit: EventSink, *, run: RunFolder | None = None, trusts_code: bool = False
 ) -> ModelChoice:
-    """Return the model that ``run``, of these settings, starts from, to be asked or scored."""
+    """Return the model that ``run``, of these settings, starts from, to generate with or evaluate."""
     settings = settings.model_copy(update={"trust_remote_code": trusts_code})
     located = locate_base(settings, emit, run=run)
     runs_code = trusts_code and _may_run_code(located, emit)
@@ -154,7 +154,7 @@ def base_of(
 
 
 def load_choice(choice: ModelChoice, *, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
-    """Load a model whole, in evaluation mode; an adapter is merged into its base, in float32 and rounded once.
+    """Load a full model, in evaluation mode; an adapter is merged into its base, in float32 and rounded once.
 
     Raises:
         MismatchError: The base is not the model that the adapter was trained on.
@@ -169,7 +169,7 @@ def load_choice(choice: ModelChoice, *, dtype: torch.dtype, device: torch.device
 
 
 def handed_on_dtype(choice: ModelChoice) -> torch.dtype:
-    """Return what a model's weights are when it is handed on and nothing else is asked for: nothing of them is rounded.
+    """Return the default dtype of an exported model, which rounds nothing.
 
     A whole model keeps the dtype it is stored in. An adapter's sums with its base are float32, as peft makes them: what
     a short training adds to a bfloat16 matrix is often no larger than a step of bfloat16. So the numbers of ``sft eval``,

@@ -1,4 +1,4 @@
-"""Why one of several processes ended, as text that travels: the first process shows it, whichever it happened to."""
+"""Why one of several processes ended, as a message to rank 0, which shows it."""
 
 import json
 import traceback
@@ -17,8 +17,8 @@ class PeerBugError(RuntimeError):
 def lost_peer(what: str) -> ResourceError:
     """Return the error of a training that ``what`` happened to one process of."""
     return ResourceError(
-        f"{what}; all others were stopped, and checkpoints are intact",
-        hint="go on from the last checkpoint: sft resume RUN, with the path that was shown at the start. Where the system ended it for want of memory, lower "
+        f"{what}; all others were stopped; checkpoints are intact",
+        hint="resume from the last checkpoint: sft resume RUN, with the path that was shown at the start. If the system killed it for lack of memory, lower "
         "training.micro_batch_size or start fewer processes",
     )
 

@@ -62,7 +62,7 @@ class _Processes(SubprocessContext):
         )
 
     def close(self, death_sig: signal.Signals | None = None, timeout: int = GRACE_SECONDS) -> None:
-        """Ask those that still run to end, and kill them after ``timeout`` seconds."""
+        """Terminate the processes still running, and kill them after ``timeout`` seconds."""
         self.dead = self.dead or set(self._failures)
         for rank, failure in self._failures.items():
             if failure.exitcode < 0 and rank in self.dead:
@@ -84,7 +84,7 @@ class _Processes(SubprocessContext):
         return lost_peer(f"process {rank} of {self.nprocs} was killed by {name}")
 
     def is_over(self) -> bool:
-        """Return whether the first process had said all before it ended."""
+        """Return whether rank 0 had reported everything before it ended."""
         return bool(self.words.check([OVER]))
 
     def failure(self) -> str | None:
@@ -101,7 +101,7 @@ def run_processes(count: int, command: Sequence[str]) -> int:
     """
     if torch.cuda.is_available() and count > torch.cuda.device_count():
         raise ResourceError(
-            f"{count} processes were asked for, and this machine has {torch.cuda.device_count()} CUDA devices",
+            f"{count} processes were requested, but this machine has {torch.cuda.device_count()} CUDA devices",
             hint="start one process for each device",
         )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The processes of one training at the level of a command: who goes first, who tells what, and how all of them end.
+"""The processes of one training at the level of a command: order of work, messages of rank 0, and a common end.
 
 They meet at a key-value store of torch.distributed. The first process writes and talks; the others follow it. Whichever
 process fails leaves a description there before its connections break, so that the first one can show it, once.
@@ -38,16 +38,16 @@ _POLL_SECONDS = 0.05
 
 
 class Peers:
-    """A process alone: it is the first one, and nobody follows."""
+    """A single process: rank 0 without others."""
 
     def __init__(self, group: Group | None = None) -> None:
         self.group = group or Group()
 
     def broadcast(self, value: Mapping[str, object]) -> None:
-        """Hand ``value``, plain as JSON, to every process that follows."""
+        """Send ``value``, plain JSON, to all other ranks."""
 
     def receive(self, stop: StopFlag) -> Mapping[str, object]:
-        """Wait for what the first process tells next.
+        """Wait for the next message of rank 0.
 
         Raises:
             StoppedError: ``stop`` was set meanwhile.
@@ -56,7 +56,7 @@ class Peers:
         raise NotImplementedError
 
     def rank_zero_first(self, work: Callable[[], Result], stop: StopFlag | None = None) -> Result:
-        """Return what ``work`` gives, done by the first process while the others wait, and by them after it."""
+        """Return the result of ``work``, done by rank 0 while the others wait, and then by them."""
         if not self.group.is_writer:
             self.receive(stop or NeverStop())
             return work()
@@ -65,7 +65,7 @@ class Peers:
         return result
 
     def share(self, work: Callable[[], Mapping[str, object]]) -> Mapping[str, object]:
-        """Return what ``work``, plain as JSON, gives in the first process."""
+        """Return the result of ``work`` in rank 0, plain JSON, in every process."""
         if not self.group.is_writer:
             return self.receive(NeverStop())
         result = work()
@@ -93,8 +93,8 @@ class Peers:
         other = [name for name in found if received.get(name) != found[name]]
         if other:
             raise MismatchError(
-                f"process {self.group.rank} has found another {other[0]} than process 0",
-                hint="let all machines read the same files, or copies of them",
+                f"process {self.group.rank} found a different {other[0]} than process 0",
+                hint="make sure all machines read the same files, or copies of them",
             )
 
 
@@ -149,7 +149,7 @@ class ConnectedPeers(Peers):
             self._store.set(OVER, "1")
 
     def end_with(self, error: BaseException) -> BaseException:
-        """Leave word of ``error`` and return what this process has to raise: the first process shows what came first."""
+        """Report ``error`` to the others and return what this process must raise: rank 0 shows the first error."""
         try:
             found = self._claim(error)
         except dist.DistError:  # the store is gone, and with it the first process or its launcher
@@ -172,7 +172,7 @@ class ConnectedPeers(Peers):
         return None if found == own else found
 
     def _lost(self) -> str:
-        return f"one of the {self.group.size} processes was killed, or its machine is gone"
+        return f"one of the {self.group.size} processes was killed, or its machine was lost"
 
     def _next_key(self) -> str:
         self._exchanged += 1
@@ -186,7 +186,7 @@ def with_processes(settings: Settings, peers: Peers) -> Settings:
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Return whether ``error`` is what an exchange raises when a peer is gone."""
+    """Return whether ``error`` is that of a collective whose peer is gone."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error).lower()
     )
@@ -260,8 +260,8 @@ def _connect(place: Place) -> ConnectedPeers:
         words.wait([f"here/{rank}" for rank in range(place.size)], timedelta(seconds=MEETING_SECONDS))
     except (dist.DistError, OSError) as error:
         raise ResourceError(
-            f"the {place.size} processes did not all meet at {place.address}:{place.port}: {error}",
-            hint="see that all were started, with the same MASTER_ADDR and MASTER_PORT",
+            f"the {place.size} processes did not all connect to {place.address}:{place.port}: {error}",
+            hint="make sure all were started with the same MASTER_ADDR and MASTER_PORT",
         ) from error
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",

@@ -1,4 +1,4 @@
-"""Where this process stands among those that a launcher has started for one command. Imports no torch: asked on every start."""
+"""The rank of this process among those a launcher started for one command. Imports no torch: used on every start."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def cpu_count() -> int:
 
 
 def find_place(environ: Mapping[str, str]) -> Place | None:
-    """Read what torchrun, Slurm's ``srun`` or a launcher with their variables has set; None where there is one process.
+    """Read what torchrun, Slurm's ``srun`` or a launcher with their variables has set; None for a single process.
 
     Raises:
         UsageError: There are several, and a variable that tells them apart is missing or no number.
@@ -83,7 +83,7 @@ def first_host(nodes: str) -> str:
 def _text(environ: Mapping[str, str], name: str) -> str:
     if not environ.get(name):
         raise UsageError(
-            f"several processes were started for one command, and {name} is not set",
+            f"several processes were started for one command, but {name} is not set",
             hint="start them with sft train --processes N, torchrun or srun",
         )
     return environ[name]

@@ -1,4 +1,4 @@
-"""Charts as inline SVG that follows the colors of the page it stands in."""
+"""Charts as inline SVG that follows the colors of its page."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""One HTML page about a run, or several on one page: what was trained, on what, how it went, and what came out.
+"""One HTML page about a run, or several on one page: model, data, losses and answers.
 
 The page is one file. It loads nothing, runs no script, and follows the reader's light or dark setting. It is made from
 the run folder alone: no model is needed.
@@ -33,7 +33,7 @@ SMOOTHING = 0.7  # share of the past in the smoothed loss
 
 
 def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
-    """Write the page about ``runs`` to ``out``, whole or not at all.
+    """Write the page about ``runs`` to ``out``, atomically.
 
     Raises:
         OutputError: The place cannot be written.
@@ -52,7 +52,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
     except OSError as error:
         if error.errno in storage.FULL_DISK:
             raise StorageError(
-                f"the disk that holds {out} is full", hint="make room, or choose another --out"
+                f"the disk that holds {out} is full", hint="free space, or choose another --out"
             ) from error
         raise OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out") from error
     return out
@@ -125,7 +125,7 @@ def _facts(history: RunHistory, *, takes_best: bool) -> list[tuple[str, str]]:
 
 
 def heldout_text(history: RunHistory, *, takes_best: bool) -> str:
-    """Return what held-out loss was before training and is of the final model, and how many rows it is of; empty for none.
+    """Return held-out loss before training and of the final model, with its number of rows; empty for none.
 
     ``takes_best`` tells that the final model is that of the best evaluation behind the start, where there is one. A loss
     that was measured before the last step is not said to be the final one.
@@ -207,7 +207,7 @@ def measures_of(evaluation: Fields) -> list[Compared]:
 
 
 def difference_of(evaluation: Fields) -> str:
-    """Return in words how the loss differs from the base's; empty where it was not compared."""
+    """Describe how the loss differs from the base's; empty if not compared."""
     found, rows = evaluation.get("loss_difference"), evaluation["rows"]
     if not isinstance(found, dict) or not isinstance(rows, int):
         return ""

@@ -13,7 +13,7 @@ ROWS, ANSWERED, JSON_ROWS = "rows", "answered", "json_rows"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """A number of a score: how it is called, where it stands, and how many decimals people read of ``scale`` times it."""
+    """A metric of a score: its name, its key, and the displayed decimals of ``scale`` times its value."""
 
     label: str
     key: str
@@ -68,7 +68,7 @@ MEASURES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A measure of the tuned model beside that of the base, where there is one; both on the same ``rows``."""
+    """A measure of the tuned model and of the base, if any, on the same ``rows``."""
 
     measure: Measure
     base: float | None

@@ -132,7 +132,7 @@ def _settings(resolved: Resolved) -> str:
 
 
 def portable(name: str) -> str:
-    """Return a name as it means something elsewhere: of a path only its last part."""
+    """Return a name without local paths: of a path only its last part."""
     if name.startswith("preset:"):
         return name
     is_path = name.startswith((".", "~")) or Path(name).is_absolute() or _FILE_NAME.search(name)

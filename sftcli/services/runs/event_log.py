@@ -100,7 +100,7 @@ class RunLog:
                     f"Loading instruction dataset: {event.source}\nTraining examples: {event.train_examples}"
                 )
             case FitStarted():
-                onward = f", going on from step {event.step}" if event.step else ""
+                onward = f", resuming from step {event.step}" if event.step else ""
                 return f"Starting SFT for {event.last_step} steps{onward}"
             case CheckpointSaved():
                 return f"Saved checkpoint: {event.path}"
@@ -145,17 +145,17 @@ def _step_line(event: StepDone) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """The whole lines of a file, each a JSON object, with its text and end; and how many others there were."""
+    """The complete lines of a file, each a JSON object, with its text and end; and the number of incomplete ones."""
 
     found: tuple[tuple[str, Mapping[str, object]], ...]
     damaged: int
 
     def message(self, path: Path) -> str:
-        """Return in words what was left out; empty where all lines are whole."""
+        """Describe the skipped lines; empty if all are complete."""
         if not self.damaged:
             return ""
         what = "a line that is" if self.damaged == 1 else f"{self.damaged} lines that are"
-        return f"{path}: {what} not whole, as after a kill or on a full disk, left out"
+        return f"{path}: {what} incomplete, as after a kill or on a full disk, skipped"
 
 
 def read_lines(path: Path) -> Lines:
@@ -176,7 +176,7 @@ def _parsed(line: bytes, errors: str = "strict") -> tuple[str, Mapping[str, obje
 
 
 def end_torn_line(path: Path) -> str:
-    """Cut off a last line that a crash left without its end; return in words that it was."""
+    """Remove an incomplete last line that a crash left; return the notice about it."""
     if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
         storage.disk.truncate(path, content.rfind(b"\n") + 1)
         return Lines(found=(), damaged=1).message(path)
@@ -200,7 +200,7 @@ def lines_up_to(lines: Lines, step: int, *, owes_heldout: bool = False) -> Itera
 
 
 def read_events(run: RunFolder) -> Iterator[Event]:
-    """Yield the events logged so far, none where there is no log yet; logs of other versions are read as well.
+    """Yield the events logged so far, none without a log; logs of other versions are read as well.
 
     A line that a crash has torn and an event of a class that is not known are left out. A field that is missing, or of another
     type, is its default; one without a default is NaN, 0, "", or what else is empty.
@@ -285,5 +285,5 @@ def forgotten_if_unstarted(run: RunFolder, emit: EventSink, *, is_new: bool) -> 
     except SftError:
         if is_new and not has_begun(run):
             storage.try_remove_tree(run.path)
-            emit(Notice(text=f"{run.path} is removed: the run ended before its first step"))
+            emit(Notice(text=f"removed {run.path}: the run ended before its first step"))
         raise

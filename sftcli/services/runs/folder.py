@@ -60,7 +60,7 @@ class RunFolder:
 
     @property
     def argument(self) -> str:
-        """What names the run on a command line that is typed where this process runs, quoted for a shell."""
+        """The argument that names the run in a command typed in the current folder, quoted for a shell."""
         by_name = DEFAULT_ROOT / self.name
         word = self.name if self.path.absolute() == by_name.absolute() else str(self.path)
         return shlex.quote(f"./{word}" if word.startswith("-") else word)
@@ -124,7 +124,7 @@ class RunFolder:
 
     @property
     def results_set_aside(self) -> dict[Path, Path]:
-        """What says how a run has ended, and where it is kept while the run was taken back and has not ended again."""
+        """Files with the outcome of a run, and where they are kept while a rewound run has not ended again."""
         return {path: path.with_name(ASIDE + path.name) for path in (self.final, self.evaluation)}
 
     def read_about(self) -> dict[str, object]:
@@ -186,7 +186,7 @@ def create_run(settings: RunSettings, *, label: str, files: Mapping[str, str]) -
         raise OutputError(f"no free name for a run under {root}", hint="pass --run NAME")
     run, hint = RunFolder(root / settings.name), "choose another name with --run"
     if run.about.is_file() and not run.is_finished:
-        hint = f"go on with it: sft resume {run.argument}, or {hint}"
+        hint = f"resume it: sft resume {run.argument}, or {hint}"
     raise OutputError(f"{run.path} exists already", hint=hint)
 
 
@@ -218,14 +218,14 @@ def _renamed(staging: Path, path: Path) -> bool:
 def _cannot_create(root: Path, error: OSError) -> SftError:
     hint = "choose another --set run.root=DIR"
     if error.errno in storage.FULL_DISK:
-        return StorageError(f"the disk that holds {root} is full", hint=f"make room, or {hint}")
+        return StorageError(f"the disk that holds {root} is full", hint=f"free space, or {hint}")
     return OutputError(
         f"cannot create the run folder under {root}: {error.filename}: {error.strerror}", hint=hint
     )
 
 
 def existing_run(settings: RunSettings) -> RunFolder | None:
-    """Return the run called ``settings.name`` where it is there, even if it was killed before anything was in it.
+    """Return the run called ``settings.name`` if its folder exists, even an empty one of a killed start.
 
     Raises:
         UsageError: The settings give no name.
@@ -296,13 +296,13 @@ def _not_begun(run: RunFolder) -> NotFoundError:
         else f"{name} --set run.root={shlex.quote(str(run.path.parent))}, with the flags that it was given"
     )
     return NotFoundError(
-        f"the run {run.path} was killed before it had written what it is",
+        f"the run {run.path} was killed before its settings were saved",
         hint=f"start it again: sft train {settings}",
     )
 
 
 def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
-    """Return the newest run, of those that are finished or not where ``finished`` says so.
+    """Return the newest run, only of finished or unfinished ones if ``finished`` is set.
 
     Raises:
         NotFoundError: There is none.
@@ -317,7 +317,7 @@ def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A run, the settings that it was ``started`` with, and those, changed by what the user says now."""
+    """A run, the settings it was ``started`` with, and the current ones with the user's changes."""
 
     run: RunFolder
     started: Settings
@@ -336,7 +336,7 @@ def find_recorded(
     if not run.config.is_file():
         raise NotFoundError(
             f"{run.path} lacks {run.config.name}, the settings that it was started with",
-            hint=f"start it anew under another name; its command was: {run.read_about().get('command')}",
+            hint=f"start it again under another name; its command was: {run.read_about().get('command')}",
         )
     return Recorded(run=run, started=read_settings(run), settings=read_settings(run, overrides))
 

@@ -1,4 +1,4 @@
-"""One run, one trainer: a lock file that says who trains, and how to tell that nobody does any more.
+"""One run, one trainer: a lock file that names the process, and the test whether it still lives.
 
 The lock is a courtesy between well-behaved processes. What makes two trainers safe is that a checkpoint is written under a
 name of its own and that the lock is read again before it is published. Nothing here needs ``flock``, links or equal clocks.
@@ -29,7 +29,7 @@ _WAIT_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A process that trains a run. ``born`` tells it from a later process with the same number."""
+    """A process that trains a run. ``born`` distinguishes it from a later process with the same id."""
 
     pid: int
     host: str
@@ -97,7 +97,7 @@ class RunLock:
                 hint="wait for it, or stop it; if it is certainly dead: sft resume "
                 f"{RunFolder(self.path.parent).argument} --break-lock",
             )
-        why = "it was told to be dead" if state == "alive" else "it ended without a word (killed?)"
+        why = "it was declared dead" if state == "alive" else "it ended without a message (killed?)"
         self.emit(Warned(text=f"taking over from {_describe(holder)}: {why}"))
 
     def _take_guard(self) -> None:
@@ -108,7 +108,9 @@ class RunLock:
             except FileExistsError:
                 self._drop_stale_guard()
                 if time.monotonic() > deadline:
-                    raise OutputError(f"cannot lock {self.path.parent}: {self.guard} stays") from None
+                    raise OutputError(
+                        f"cannot lock {self.path.parent}: {self.guard} was not released"
+                    ) from None
                 time.sleep(_WAIT_SECONDS)
             else:
                 guard.close()
@@ -149,7 +151,7 @@ def this_process() -> Holder:
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Return who holds a lock; None when nobody does, or when the file says nothing that can be understood."""
+    """Return the holder of a lock; None if there is none or the file is unreadable."""
     try:
         content = read_json_or_nothing(path)
         return Holder(**{name: type_(content[name]) for name, type_ in _FIELDS.items()})
@@ -194,7 +196,7 @@ def _is_gone(holder: Holder) -> bool:
 
 
 def process_start(pid: int) -> str:
-    """Return when a process started, in ticks since boot; empty where the system does not tell, "dead" for a zombie."""
+    """Return when a process started, in ticks since boot; empty if unknown, "dead" for a zombie."""
     try:
         fields = (
             Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rsplit(")", 1)[1].split()

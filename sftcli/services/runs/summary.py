@@ -31,7 +31,7 @@ _Kind = TypeVar("_Kind", bound=Event)
 
 
 class RunState(StrEnum):
-    """Where a run stands."""
+    """The state of a run."""
 
     FINISHED = "finished"
     RUNNING = "running"  # a process that lives trains it
@@ -53,7 +53,7 @@ class RunSummary:
     data: str
     step: int
     last_step: int  # 0 while it is not known
-    loss: float | None  # of the last step on rows; that of running text is another quantity
+    loss: float | None  # of the last step on rows; that of pretraining text is another quantity
     first_heldout_loss: float | None
     heldout_loss: float | None
     heldout_step: int  # of that loss
@@ -75,7 +75,7 @@ class RunHistory:
     def __init__(self, events: Iterable[Event]) -> None:
         self.events = tuple(events)
         self.steps = self.of(StepDone)
-        # The loss of running text is another quantity.
+        # The loss of pretraining text is another quantity.
         self.row_steps = [step for step in self.steps if not step.text_tokens]
         self.losses = [step.loss for step in self.row_steps if math.isfinite(step.loss)]
         self.heldout = [event for event in self.of(HeldoutDone) if math.isfinite(event.loss)]
@@ -91,7 +91,7 @@ class RunHistory:
 
     @property
     def heldout_rows(self) -> int:
-        """How many rows the newest held-out loss is of; 0 where the log does not tell."""
+        """Number of rows of the newest held-out loss; 0 if the log does not have it."""
         newest = self.last(HeldoutDone)
         return newest.rows if newest else 0
 
@@ -107,7 +107,7 @@ class RunHistory:
 
     @property
     def utilization(self) -> float | None:
-        """What part of the measured peak the steps made use of over all; None where none was measured."""
+        """Share of the measured peak that all steps used; None if not measured."""
         gauged = [
             (step.utilization, step.seconds)
             for step in self.steps
@@ -123,7 +123,7 @@ def summarize_runs(root: Path) -> list[RunSummary]:
 
 
 def summarize_run(run: RunFolder) -> RunSummary:
-    """Return what the files of a run say about it.
+    """Return a summary of the files of a run.
 
     Raises:
         DataError: It is damaged.
@@ -173,7 +173,7 @@ def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
 
 
 def not_since(first: str, last: str, step: int) -> str:
-    """Return in words what is known of a held-out loss that was last measured at ``step``, and is behind."""
+    """Describe a held-out loss last measured at ``step``, before the current step."""
     return (
         f"{first} at step 0, not measured since"
         if not step
@@ -196,7 +196,7 @@ def _warning(event: Event) -> str:
 
 
 def _thinned(values: list[float]) -> Iterator[float]:
-    """Yield the means of at most ``MAX_CURVE`` neighbouring groups of ``values``."""
+    """Yield the means of at most ``MAX_CURVE`` neighboring groups of ``values``."""
     groups = min(MAX_CURVE, len(values))
     for index in range(groups):
         group = values[index * len(values) // groups : (index + 1) * len(values) // groups]

@@ -13,7 +13,7 @@ from sftcli.services.runs.folder import RunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRows:
-    """How many of ``rows`` a run has trained on: whole, or up to their first answer alone. Tokens are compared."""
+    """How many of ``rows`` a run has trained on: the full row, or only its prompt. Tokens are compared."""
 
     rows: int
     same_row: int

@@ -46,7 +46,7 @@ KINDS: Mapping[Tracker, Callable[..., Numbers]] = {
 
 
 class TrackerSink:
-    """Hands numbers of events on. The first failure is a warning, and the end of it.
+    """Sends metrics of events to a tracker. The first failure is a warning, and the tracker is dropped.
 
     Args:
         name: Of the tracker.
@@ -80,7 +80,9 @@ class TrackerSink:
         except Exception as error:  # noqa: BLE001 - whatever happens in a tracker, the run goes on
             self._numbers = None
             self.warn(
-                Warned(text=f"{self.name} gets no more numbers: {_reason(error)}; the run goes on without it")
+                Warned(
+                    text=f"metrics are no longer sent to {self.name}: {_reason(error)}; the run continues without it"
+                )
             )
 
 
@@ -109,7 +111,7 @@ def numbers_of(event: Event) -> tuple[int, dict[str, float]] | None:
 
 @contextmanager
 def tracked(run: RunFolder, settings: Settings, emit: EventSink, *, after_step: int) -> Iterator[EventSink]:
-    """Yield a sink that tells ``emit`` and every tracker of ``run.trackers``.
+    """Yield a sink that forwards events to ``emit`` and every tracker of ``run.trackers``.
 
     Args:
         run: Whose numbers.

@@ -20,7 +20,7 @@ class WandbNumbers:
         import wandb
 
         if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.login(prompt=False):
-            raise UsageError("no login is known", hint="wandb login, or WANDB_MODE=offline")
+            raise UsageError("not logged in", hint="run wandb login, or set WANDB_MODE=offline")
         storage.make_folders(run.trackers)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),

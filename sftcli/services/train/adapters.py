@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFiles:
-    """What an adapter's folder holds beside its weights."""
+    """The files of an adapter folder besides its weights."""
 
     config: dict[str, object]
     base: AdapterBase
@@ -52,7 +52,7 @@ class AdapterFiles:
         )
 
     def save(self, folder: Path, snapshot: TrainingSnapshot) -> None:
-        """Write a folder that plain peft opens, whole or not at all.
+        """Write a folder that plain peft opens, atomically.
 
         Raises:
             StorageError: The disk is full.

@@ -1,4 +1,4 @@
-"""Builds a trainer from settings, model and data: the one place where the parts of training meet."""
+"""Builds a trainer from settings, model and data: the one place where the parts of training are assembled."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -126,7 +126,9 @@ def _text_share(texts: ExampleTable, fraction: float) -> TextShare | None:
     if not fraction:
         return None
     if not len(texts):
-        raise DataError("no plain text is left to mix in", hint="sft prepare says why each text was rejected")
+        raise DataError(
+            "no pretraining text is left to mix in", hint="sft prepare says why each text was rejected"
+        )
     return TextShare(examples=texts, fraction=fraction)
 
 
@@ -374,18 +376,14 @@ def _tell_left_alone(model: "PreTrainedModel", settings: AdapterSettings, emit: 
     share, names = weights_left_alone(model)
     if AUTO_TARGETS in settings.target_modules and share >= _MUCH:
         shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
-        emit(
-            Warned(
-                text=f"the adapter leaves {share:.0%} of the weights of the layers as they are: {shown} get none"
-            )
-        )
+        emit(Warned(text=f"{share:.0%} of the layer weights get no adapter: {shown}"))
 
 
 def _fused(model: "PreTrainedModel", emit: EventSink) -> Fusion:
     fusion = fuse_layers(model)
     if fusion.left_alone:
         names = ", ".join(fusion.left_alone)
-        emit(Notice(text=f"{names}: computed as transformers does, without the faster form"))
+        emit(Notice(text=f"{names}: using the transformers implementation, not the faster one"))
     return fusion
 
 
@@ -400,8 +398,8 @@ def _tell_beside(loaded: LoadedModel, folder: Path, emit: EventSink) -> None:
         check_names_come_back(model, folder, source)
     emit(
         Notice(
-            text=f"beside the language model there are {len(source.beside)} tensors ({source.in_words()}): they are not "
-            "trained, and are written as they are"
+            text=f"besides the language model there are {len(source.beside)} tensors ({source.in_words()}): they are not "
+            "trained and are saved unchanged"
         )
     )
 

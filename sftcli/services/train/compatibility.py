@@ -1,4 +1,4 @@
-"""What a run is made of, by content, and whether it is still what it was."""
+"""Fingerprints of a run's inputs, and the check whether they have changed."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ FIXED = frozenset({"training.train_embeddings", "training.optimizer", "model", "
 
 
 def fingerprints(settings: Settings, located: LocatedModel, prepared: PreparedData) -> dict[str, str]:
-    """Return what a run is made of, by name: every setting, and hashes of the data, the tokenizer and the model."""
+    """Return the fingerprints of a run by name: every setting, and hashes of the data, the tokenizer and the model."""
     machine = {f"{_MACHINE}{name}": value for name, value in facts_of_training(settings.training).items()}
     return (
         _named(settings)
@@ -54,7 +54,7 @@ def fingerprints(settings: Settings, located: LocatedModel, prepared: PreparedDa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What differs from what a checkpoint was made of, each as name -> (then, now)."""
+    """Differences from the fingerprints of a checkpoint, each as name -> (then, now)."""
 
     harmless: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # settings that move no weight
     # What follows is right, but not bit for bit what would have followed there.
@@ -77,10 +77,12 @@ class Changes:
         ]
         if self.machine:
             pairs = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in self.machine.items())
-            heard.append(Warned(text=f"{pairs}: the run goes on, but not bit for bit as it would have there"))
+            heard.append(
+                Warned(text=f"{pairs}: the run continues, but not bit for bit as it would have there")
+            )
         heard += [
             Warned(
-                text=f"{name} was {_short(old)}, is {_short(new)}, as was allowed: no uninterrupted run ends as this one"
+                text=f"{name} was {_short(old)}, is {_short(new)}, as allowed: the result differs from an uninterrupted run"
             )
             for name, (old, new) in self.forced.items()
         ]
@@ -88,7 +90,7 @@ class Changes:
 
 
 def open_again(changes: Changes, settings: TrainingSettings) -> set[str]:
-    """Return the names whose changes let a run decide anew what they asked for.
+    """Return the names of changed settings whose decisions are made again.
 
     ``training.parallel`` is compared nowhere, because a run goes on in any mode: where it is not auto, it has decided.
     """
@@ -97,7 +99,7 @@ def open_again(changes: Changes, settings: TrainingSettings) -> set[str]:
 
 
 def check_may_change(names: Sequence[str]) -> None:
-    """Make sure that each of ``names`` is a settings key, or ``data``, that a run may go on without.
+    """Make sure that each of ``names`` is a settings key, or ``data``, that may change on resume.
 
     Raises:
         UsageError: One is not.
@@ -105,10 +107,10 @@ def check_may_change(names: Sequence[str]) -> None:
     known = [key for key in FIELDS if _may_change(key)]
     for name in names:
         if not _may_change(name):
-            raise UsageError(f"{name} decides what the checkpoint's weights fit to and cannot change")
+            raise UsageError(f"the checkpoint's weights depend on {name}, so it cannot change")
         if name not in (*known, "data"):
             hint = did_you_mean(name, ["data", *known]) or "name a settings key, or data"
-            raise UsageError(f"--allow-change {name}: there is no such key", hint=hint)
+            raise UsageError(f"--allow-change {name}: unknown key", hint=hint)
 
 
 def compare(
@@ -132,7 +134,7 @@ def compare(
 def compare_start(
     recorded: Settings, settings: Settings, *, allowed: Sequence[str] = (), is_finished: bool = False
 ) -> Changes:
-    """Return what ``settings`` change of those that a run was started with and has no checkpoint of yet.
+    """Return how ``settings`` differ from those of a run without a checkpoint.
 
     Raises:
         MismatchError: Something else that moves weights.
@@ -183,13 +185,13 @@ def _changes(
         shown = "; ".join(f"{key} was {_short(a)}, is {_short(b)}" for key, (a, b) in refused.items())
         ways = [f"--allow-change {key}" for key in refused if key != "data rows" and _may_change(key)]
         allow = (
-            f" To go on all the same, as a run that is no longer the old one, add to sft resume: {' '.join(ways)}."
+            f" To resume anyway, as a different run from here on, add to sft resume: {' '.join(ways)}."
             if ways and not is_finished
             else ""
         )
         raise MismatchError(
-            f"{what} was made with something else: {shown}",
-            hint=f"put it back as it was, or start a new run: sft train.{allow} These always may change: "
+            f"{what} does not match: {shown}",
+            hint=f"restore it, or start a new run: sft train.{allow} These may always change: "
             f"{', '.join(sorted(CHANGEABLE))}",
         )
     return Changes(harmless=harmless, machine=machine, forced=forced)

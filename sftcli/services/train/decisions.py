@@ -41,7 +41,7 @@ class Decisions:
     weights: str | None = None  # whether several processes share them out (``WeightSharing``)
 
     def but(self, changed: Collection[str]) -> "Decisions":
-        """Return them with those open that one of the settings ``changed`` asks for."""
+        """Return them without the decisions that the settings ``changed`` reopen."""
         reopened = [name for name, keys in ASKED_BY.items() if keys & set(changed)]
         return replace(self, **dict.fromkeys(reopened))
 
@@ -51,23 +51,23 @@ class Decisions:
 
     @staticmethod
     def from_json(value: object, *, where: str) -> "Decisions":
-        """Return what ``to_json`` was made of; a decision that this version does not know is left out.
+        """Return the inverse of ``to_json``; decisions unknown to this version are dropped.
 
         Raises:
             DataError: It is nothing of that kind.
         """
         if not isinstance(value, dict):
-            raise DataError(f"{where}: {KEY} is no object")
+            raise DataError(f"{where}: {KEY} is not an object")
 
         def text(name: str) -> str | None:
             found = value.get(name)
             if not isinstance(found, str | None):
-                raise DataError(f"{where}: {KEY}.{name} is {found!r}, which is no text")
+                raise DataError(f"{where}: {KEY}.{name} is {found!r}, which is not text")
             return found
 
         layers = value.get("layers")
         if not isinstance(layers, list | None):
-            raise DataError(f"{where}: {KEY}.layers is {layers!r}, which is no list")
+            raise DataError(f"{where}: {KEY}.layers is {layers!r}, which is not a list")
         precision = text("precision")
         if precision not in {None, "bf16", "fp32"}:
             raise DataError(f"{where}: {KEY}.precision is {precision!r}, and not bf16 or fp32")
@@ -83,7 +83,7 @@ class Decisions:
 
 
 def read_decisions(run: RunFolder, checkpoint: Path | None, emit: EventSink) -> Decisions:
-    """Return what ``run`` has decided; of an older run, which wrote down less, what its ``checkpoint`` tells.
+    """Return the decisions of ``run``; for an older run that recorded fewer, those in its ``checkpoint``.
 
     Raises:
         DataError: ``run.json`` holds something else there.
@@ -97,7 +97,7 @@ def read_decisions(run: RunFolder, checkpoint: Path | None, emit: EventSink) -> 
     recorded = f"only that it runs in {precision}" if precision else "nothing"
     emit(
         Notice(
-            text=f"run {run.name} is of an older version and says {recorded}: attention, faster layers and packing are tried anew"
+            text=f"run {run.name} is from an older version and records {recorded}: attention, faster layers and packing are decided again"
         )
     )
     return Decisions(precision=precision)
@@ -117,7 +117,7 @@ def decide(
 
 
 def decisions_of(run: RunFolder) -> dict[str, object]:
-    """Return what ``run.json`` has to hold on to where ``run`` is begun again as it was: its decisions, if it has come to any."""
+    """Return what ``run.json`` must keep when ``run`` starts over: its decisions, if any."""
     about = run.read_about()
     return {KEY: about[KEY]} if KEY in about else {}
 
@@ -136,10 +136,10 @@ def settle_precision(recorded: Decisions, setting: str, device: torch.device) ->
     except ResourceError as error:
         raise ResourceError(
             f"the run trains in {recorded.precision}, and {error.message}",
-            hint="go on with it on such a device as it started on, or let it be another run from here on: "
+            hint="resume it on a device like the one it started on, or accept other numbers from here on: "
             "--set training.precision=fp32 --allow-change training.precision",
         ) from error
-    return replace(recorded, precision_why="as the run began")
+    return replace(recorded, precision_why="as at the start of the run")
 
 
 def record_decisions(run: RunFolder, decisions: Decisions, emit: EventSink) -> None:
@@ -152,7 +152,7 @@ def record_decisions(run: RunFolder, decisions: Decisions, emit: EventSink) -> N
     made = decisions.to_json()
     if isinstance(before, dict) and before.get("weights") not in {None, decisions.weights}:
         text = f"weights were {before['weights']} in each process, are {decisions.weights}"
-        emit(Warned(text=f"{text}: the run goes on, but not bit for bit as it would have so"))
+        emit(Warned(text=f"{text}: the run continues, but not bit for bit as before"))
     if isinstance(before, dict) and before.get("precision") == decisions.precision:
         made["precision_why"] = before.get("precision_why")  # of the start, which decided it
     if before != made:
@@ -170,8 +170,8 @@ def require_same(recorded: Decisions, made: Decisions, *, what: str) -> None:
     if other:
         shown = "; ".join(f"{name} was {_shown(wanted[name])}, is {_shown(found[name])}" for name in other)
         raise MismatchError(
-            f"{what} cannot be computed here as it was decided: {shown}",
-            hint="go on with it on the machine and with the library versions that it started with",
+            f"{what} cannot run here as it was decided at the start: {shown}",
+            hint="resume it on the machine and with the library versions it started with",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run is made of: found, prepared, and good enough to train on."""
+"""The inputs of a run: located, prepared, and checked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from sftcli.services.train.requirements import check_machine
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingInputs:
-    """What a run is made of. ``fingerprints`` identify it by content; making them reads all weights."""
+    """The inputs of a run. ``fingerprints`` identify them by content; computing them reads all weights."""
 
     settings: Settings  # complete: those that depend on the rows are filled in
     located: LocatedModel
@@ -63,7 +63,7 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
     if missing := left_out(audits):
         session.emit(Warned(text=str(missing)))
     if not len(prepared.dataset.train):
-        raise DataError("there are only held-out rows, and none to train on", hint="name some with --data")
+        raise DataError("there are only held-out rows, none to train on", hint="name some with --data")
     if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):
         raise UsageError(
             "training.early_stopping_evals needs held-out rows, and there are none",

@@ -64,7 +64,7 @@ from sftcli.training.checkpoint.names import list_checkpoints, step_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRequest:
-    """A new run. ``label`` starts its name where the settings give none; ``command`` is what the user typed."""
+    """A new run. ``label`` starts its name if the settings give none; ``command`` is what the user typed."""
 
     resolved: Resolved
     label: str
@@ -73,7 +73,7 @@ class TrainRequest:
 
 
 def run_training(request: TrainRequest, session: Session) -> TrainOutcome:
-    """Start a new run and train it to its end, or until a stop is asked for; with ``auto`` go on with it if it exists.
+    """Start a new run and train it to its end, or until a stop is requested; with ``auto`` resume it if it exists.
 
     Raises:
         OutputError: The run exists and ``auto`` is not set, or another process trains it.
@@ -150,7 +150,7 @@ def _require_same_as_finished(run: TrainingRun) -> None:
 
 
 def complete_already(run: TrainingRun) -> TrainOutcome:
-    """Say that a finished run is left as it is."""
+    """Report that a finished run is left unchanged."""
     steps = [step_of(one) for one in list_checkpoints(run.folder.checkpoints)]
     step = max(steps, default=max(1, run.settings.training.max_steps))
     run.peers.broadcast(assignment(run, complete_at=step))
@@ -159,10 +159,10 @@ def complete_already(run: TrainingRun) -> TrainOutcome:
 
 
 def start_over(run: TrainingRun, changes: Changes, *, allowed: Sequence[str] = ()) -> TrainOutcome:
-    """Begin a run again that ended before its first checkpoint, as it was begun then. The caller holds the lock."""
+    """Start a run over that ended before its first checkpoint, with its recorded settings. The caller holds the lock."""
     with _logged(run) as (logged, watch):
         emit = logged.session.emit
-        emit(Notice(text="no checkpoint yet: starting it over from its recorded settings"))
+        emit(Notice(text="no checkpoint yet: starting over from the recorded settings"))
         record_start_over(run.folder, changes, emit)
         return _train(logged, watch, changes=changes, allowed=allowed)
 

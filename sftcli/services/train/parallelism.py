@@ -26,7 +26,7 @@ ROOM = 0.8  # share of a device's memory that weights and what belongs to them m
 
 
 def check_sharing(settings: Settings) -> None:
-    """Make sure that weights can be shared out where that is asked for.
+    """Make sure that weights can be sharded if requested.
 
     Raises:
         UsageError: They cannot.
@@ -35,7 +35,7 @@ def check_sharing(settings: Settings) -> None:
     if settings.training.parallel is Parallel.FSDP and reason:
         raise UsageError(
             f"training.parallel is fsdp, and {reason}",
-            hint="take training.parallel=ddp, where each process holds the whole model",
+            hint="use training.parallel=ddp, where each process holds a full replica",
             location=Location(key="training.parallel"),
         )
 
@@ -49,7 +49,7 @@ def shares_weights(
     device: torch.device,
     recorded: str | None = None,
 ) -> bool:
-    """Return whether the processes share the weights out: when they are asked to, or by ``auto`` when one has no room for all.
+    """Return whether weights are sharded: if requested, or with ``auto`` if a replica does not fit.
 
     A process alone has nobody to share with. By ``auto`` a run that goes on does as it did, which is ``recorded``: sums in
     another order round otherwise.
@@ -73,7 +73,7 @@ def make_weights(
     device: torch.device,
     shares: bool,
 ) -> MasterWeights:
-    """Return the weights of ``model``, which they change; where they are shared out, it is on the CPU before."""
+    """Return the weights of ``model``, which they modify; before sharding it must be on the CPU."""
     names = file_name if settings.adapter.is_on else None
     if shares:
         trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -92,7 +92,7 @@ def make_weights(
 
 
 def tell_sharing(trainer: Trainer, emit: EventSink) -> None:
-    """Say how several processes share a step, and where some of them have nothing to do."""
+    """Report how several processes share a step, and warn about idle ones."""
     size, micro_batches = trainer.group.size, len(trainer.plan.window(trainer.state.step))
     if size > 1:
         what = "each step and the weights, and" if trainer.weights.is_sharded else "each step and"

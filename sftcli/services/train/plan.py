@@ -31,7 +31,7 @@ _CHUNKS_IN_GAPS = 2.5  # float32 logits of a chunk; runs were measured with 1.5 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Sizes in bytes, times in seconds. ``peak_bytes`` is that of the process, or of a device with memory of its own."""
+    """Sizes in bytes, times in seconds. ``peak_bytes`` is that of the process, or of a device with separate memory."""
 
     model: str
     parameters: int
@@ -64,7 +64,7 @@ class Plan:
 
 
 def plan_training(settings: Settings, session: Session) -> Plan:
-    """Measure a few steps and say what the whole training needs.
+    """Measure a few steps and estimate what the full training needs.
 
     Raises:
         ResourceError: Not even the probe fits into memory.

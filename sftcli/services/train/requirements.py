@@ -1,4 +1,4 @@
-"""What a command needs of the machine and of its packages, asked before anything slow. Loads torch only to look for a device."""
+"""Requirements of a command on the machine and its packages, checked before anything slow. Loads torch only to find a device."""
 
 from sftcli.config.schema.adapter import AdapterSettings, Quantize
 from sftcli.config.schema.run import RunSettings, Tracker
@@ -9,7 +9,7 @@ from sftcli.extras import require_package
 
 
 def check_trackers(settings: RunSettings) -> None:
-    """Make sure that the packages of the trackers are there. A run that goes on does without those that are gone.
+    """Make sure that the packages of the trackers are installed. A resumed run continues without missing ones.
 
     Raises:
         UsageError: One is not installed.
@@ -37,8 +37,8 @@ def _check_adapter(settings: AdapterSettings) -> None:
         return
     if not _has_cuda():
         raise ResourceError(
-            f"adapter.quantize is {settings.quantize}, which needs a CUDA device, and there is none here",
-            hint="train a plain adapter: --lora; in bfloat16 the base takes 2 bytes a weight",
+            f"adapter.quantize is {settings.quantize}, which needs a CUDA device, and none is available",
+            hint="train a plain adapter: --lora; in bfloat16 the base model takes 2 bytes a weight",
         )
     require_package(
         "bitsandbytes",
@@ -52,8 +52,8 @@ def _check_optimizer(settings: TrainingSettings) -> None:
     facts, asked = OPTIMIZERS[settings.optimizer], f"training.optimizer={settings.optimizer}"
     if facts.needs_cuda and not _has_cuda():
         raise UsageError(
-            f"{asked} needs a CUDA device, and there is none here",
-            hint="take adamw_8bit or adafactor",
+            f"{asked} needs a CUDA device, and none is available",
+            hint="use adamw_8bit or adafactor",
             location=Location(key="training.optimizer"),
         )
     if facts.needs_bitsandbytes:

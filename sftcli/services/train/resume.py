@@ -1,4 +1,4 @@
-"""Go on with a run, or prove that going on with it would give what it has given."""
+"""Resume a run, or verify that a resumed run reproduces its checkpoints."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ from sftcli.training.distributed.agreed_stop import AgreedStop
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeRequest:
-    """Go on with ``run``, or the newest unfinished one under ``root``; from ``step``, or the newest checkpoint."""
+    """Resume ``run``, or the newest unfinished one under ``root``; from ``step``, or the newest checkpoint."""
 
     root: Path
     run: str | None = None
@@ -61,7 +61,7 @@ class VerifyOutcome:
 
 
 def resume_training(request: ResumeRequest, session: Session) -> TrainOutcome:
-    """Go on with a run as if it had never stopped. A finished run is left as it is.
+    """Resume a run as if it had never stopped. A finished run is left unchanged.
 
     Raises:
         NotFoundError: No such run, or no such checkpoint; without any, it is started over.
@@ -97,7 +97,7 @@ def _lead(request: ResumeRequest, session: Session, peers: Peers) -> TrainOutcom
 
 
 def verify_resume(request: ResumeRequest, session: Session) -> VerifyOutcome:
-    """Replay the steps between two checkpoints of a run and compare where they end. Writes nothing.
+    """Replay the steps between two checkpoints of a run and compare the results. Writes nothing.
 
     Raises:
         NotFoundError: The run has no two checkpoints.

@@ -1,4 +1,4 @@
-"""What it takes to go on with a run: which checkpoint, and whether everything is still what it was."""
+"""Resuming a run: the choice of a checkpoint, and the check that nothing else has changed."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -88,7 +88,7 @@ def count_equal(replayed: TrainingSnapshot, stored: TrainingSnapshot, *, name: s
             if key not in ours or key not in theirs or not torch.equal(ours[key].cpu(), theirs[key]):
                 raise MismatchError(
                     f"the replay does not end at {name}: {key} differs",
-                    hint="the machine, its threads or the library versions are not those of the run",
+                    hint="the machine, its threads or the library versions differ from those of the run",
                 )
             count += 1
     return count
@@ -99,7 +99,7 @@ def clear_leftovers(run: RunFolder, emit: EventSink) -> None:
     storage.sweep(run.path, older_than_seconds=0)
     halves = clear_halves(run.checkpoints)
     if halves:
-        emit(Notice(text=f"removed {', '.join(halves)}: left half written when a save was killed"))
+        emit(Notice(text=f"removed {', '.join(halves)}: incomplete, from a save that was killed"))
     plan = read_taken_back(run.checkpoints)
     if plan is None:
         return
@@ -129,14 +129,14 @@ def _take_back(run: RunFolder, checkpoint: Path, emit: EventSink) -> Path:
         for name in plan.aside:
             emit(
                 Notice(
-                    text=f"checkpoint {name} is set aside until a newer one is safe: the run goes on from step {step}"
+                    text=f"checkpoint {name} is kept aside until a newer one is safe: the run resumes from step {step}"
                 )
             )
     return in_use(checkpoint)
 
 
 def rhythm_text(settings: CheckpointSettings, last_step: int) -> str:
-    """Return in words when checkpoints come, from which a run that is killed goes on."""
+    """Describe when checkpoints are saved, from which a killed run resumes."""
     steps, minutes = settings.every_steps, settings.every_minutes
     moments = [f"every {steps:,} steps"] if 0 < steps < last_step else []
     moments += [f"every {minutes:g} minutes"] if minutes else []
@@ -146,19 +146,19 @@ def rhythm_text(settings: CheckpointSettings, last_step: int) -> str:
 
 
 def end_taking_back(run: RunFolder) -> None:
-    """Delete what was set aside when a run was taken back: it has come to its end again."""
+    """Delete what was set aside when a run was rewound: it has finished again."""
     close(run.checkpoints)
     for aside in run.results_set_aside.values():
         storage.try_remove_tree(aside)
 
 
 def record_start_over(run: RunFolder, changes: Changes, emit: EventSink) -> None:
-    """Write into ``run.json`` that the run begins again, and tell it."""
+    """Record in ``run.json`` that the run starts over, and report it."""
     _record(run, 0, changes, emit)
 
 
 def record_resume(run: RunFolder, checkpoint: Path, changes: Changes, emit: EventSink) -> Path:
-    """Write into ``run.json`` from where the run goes on and what changed, tell it, and put later checkpoints aside.
+    """Record in ``run.json`` where the run resumes and what changed, report it, and set later checkpoints aside.
 
     Return where ``checkpoint`` is then: it may have been set aside itself.
     """

@@ -67,11 +67,11 @@ class TrainingRun:
 
     @property
     def trainer(self) -> Trainer:
-        """What takes the steps, once it is built."""
+        """The trainer, once it is built."""
         return self.parts.trainer
 
     def open(self) -> None:
-        """Find the inputs, in the first process before the others.
+        """Find the inputs, in rank 0 before the others.
 
         Raises:
             MismatchError: This process has found others than the first one.
@@ -88,7 +88,7 @@ class TrainingRun:
         self.inputs, self.settings = inputs, inputs.settings
 
     def build(self, decided: Decisions, *, is_verified: bool = False) -> None:
-        """Build the trainer as it stands at the start or at the checkpoint, with what is ``decided``.
+        """Build the trainer in the state of the start or of the checkpoint, with what is ``decided``.
 
         With ``is_verified`` this process has verified the checkpoint.
 
@@ -129,7 +129,7 @@ class TrainingRun:
         return ending
 
     def keep_best(self) -> None:
-        """Go back to the checkpoint with the lowest held-out loss, where the settings ask for early stopping.
+        """Go back to the checkpoint with the lowest held-out loss, if the settings request early stopping.
 
         Raises:
             DataError: That checkpoint is damaged.
@@ -160,7 +160,7 @@ class TrainingRun:
         self.trainer.restore(read_snapshot(found[0]))
         emit(
             Notice(
-                text=f"final/ takes step {state.best_step}: its held-out loss {state.best_heldout_loss:.4f} is the lowest"
+                text=f"final/ holds step {state.best_step}: its held-out loss {state.best_heldout_loss:.4f} is the lowest"
             )
         )
 
@@ -225,9 +225,11 @@ def memory_errors(
         smaller = f"{resume_command} --set {setting} --allow-change {setting.partition('=')[0]}"
         raise ResourceError(
             f"out of memory with {tried()}; checkpoints are intact",
-            hint=(f"go on in smaller steps of the same updates: {smaller}; or " if setting else "")
-            + "in a new run lower training.micro_batch_size, or training.micro_batch_tokens where that is set (the updates stay "
+            hint=(
+                f"resume with smaller micro-batches and the same updates: {smaller}; or " if setting else ""
+            )
+            + "in a new run lower training.micro_batch_size, or training.micro_batch_tokens if set (the updates stay "
             "the same), set "
             "training.gradient_checkpointing, choose training.optimizer=adafactor, lower data.max_tokens, or choose a "
-            f"smaller model; where something else took the memory: {resume_command}",
+            f"smaller model; if another program took the memory: {resume_command}",
         ) from error

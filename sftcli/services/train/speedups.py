@@ -34,7 +34,7 @@ def try_ways(
     emit: EventSink,
     with_gradients: bool,
 ) -> Tried:
-    """Leave ``model`` with what gives its own loss and gradients, and say what does not.
+    """Keep the speedups of ``model`` that preserve its loss and gradients, and report the others.
 
     Args:
         model: As it was loaded.
@@ -58,15 +58,11 @@ def try_ways(
         restore_layers(model)
         emit(
             Notice(
-                text=f"layers of {kind} run as transformers computes them: the faster form gives another loss"
+                text=f"layers of {kind} use the transformers implementation: the faster one gives a different loss"
             )
         )
     if wanted.rows is not agreed.rows:
-        emit(
-            Notice(
-                text=f"{kind} gives other losses or gradients for rows that share one, {wanted.rows} or not"
-            )
-        )
+        emit(Notice(text=f"{kind} gives different losses or gradients for packed rows ({wanted.rows})"))
     if wanted.head and not agreed.head:
         text = f"{kind} has an unknown head: logits of whole batches are kept, which costs memory"
         emit(Warned(text=text))

@@ -13,7 +13,7 @@ from sftcli.training.checkpoint.names import in_use
 
 
 def assignment(run: TrainingRun, *, complete_at: int = 0) -> dict[str, object]:
-    """Return what the first process tells the others to do, plain as JSON: train ``run``, or nothing, it is complete at a step."""
+    """Return the message of rank 0 to the others as JSON: train ``run``, or nothing, as it is complete at a step."""
     return {
         "run": str(run.folder.path.absolute()),
         "settings": run.settings.model_dump_json(),
@@ -23,7 +23,7 @@ def assignment(run: TrainingRun, *, complete_at: int = 0) -> dict[str, object]:
 
 
 def run_worker(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -> TrainOutcome:
-    """Take part in the training that the first process leads; ``asked`` is what this one was started with, if it says.
+    """Take part in the training that rank 0 leads; ``asked`` is what this process was started with, if stated.
 
     Raises:
         MismatchError: It was started with something else.
@@ -56,7 +56,7 @@ def _require_same(own: Settings, led: Settings, *, rank: int) -> None:
         for key, value in values.items():
             if value != theirs[section][key]:
                 raise MismatchError(
-                    f"process {rank} was started with {section}.{key} {value}, and process 0 with {theirs[section][key]}",
+                    f"process {rank} was started with {section}.{key} {value}, but process 0 with {theirs[section][key]}",
                     hint="processes that a launcher starts together share one training, with one command line; several "
                     "trainings under srun are steps of their own: srun --ntasks=1",
                 )

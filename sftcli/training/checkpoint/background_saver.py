@@ -1,4 +1,4 @@
-"""Saving without making steps wait for a disk, and telling of it only when it is durable."""
+"""Saves that do not make steps wait for a disk, announced only when durable."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ SLOW_SECONDS = 25.0  # schedulers wait about 30 s between SIGTERM and SIGKILL
 
 
 class Saver:
-    """Runs one save at a time, on a thread where that is asked for, and emits ``CheckpointSaved`` once it has returned.
+    """Runs one save at a time, on a thread if requested, and emits ``CheckpointSaved`` once it has returned.
 
     Faults and events come on the caller's thread. One save in a row may fail for a reason that may pass.
     """
@@ -41,7 +41,7 @@ class Saver:
         self._tell(is_last=is_last)
 
     def finish(self, *, wait: bool) -> None:
-        """Tell how the save that was begun has ended, if it has; ``wait`` for it."""
+        """Report the outcome of the pending save, if it has ended; ``wait`` for it."""
         if self._thread is not None and (wait or not self._thread.is_alive()):
             self._thread.join()
             self._thread = None
@@ -64,7 +64,7 @@ class Saver:
         result, self._result = self._result, None
         if isinstance(result, UnsavedError) and not (self._has_failed or is_last):
             self._has_failed = True
-            self.emit(Warned(text=f"{result.message}; training goes on and saves again when next due"))
+            self.emit(Warned(text=f"{result.message}; training continues and saves again when next due"))
         elif isinstance(result, BaseException):
             raise result
         elif result is not None:

@@ -103,11 +103,11 @@ def verify(folder: Path) -> None:
         if size != wanted.get("bytes"):
             raise DataError(f"{path} has {size} bytes, its manifest says {wanted.get('bytes')}")
         if storage.file_sha256(path) != wanted.get("sha256"):
-            raise DataError(f"{path} was changed after it was saved: its sha256 is not the manifest's")
+            raise DataError(f"{path} was changed after it was saved: its sha256 does not match the manifest")
 
 
 def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint under ``root`` that verifies; ``warn`` is told what is wrong with newer ones.
+    """Return the newest checkpoint under ``root`` that verifies; ``warn`` receives what is wrong with newer ones.
 
     Raises:
         DataError: There are checkpoints and none of them verifies.
@@ -121,19 +121,19 @@ def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
             faults.append(error.message)
             continue
         for fault in faults:
-            warn(f"{fault}; going on from step {step_of(checkpoint)} instead")
+            warn(f"{fault}; resuming from step {step_of(checkpoint)} instead")
         return checkpoint
     if not found:
         return None
     raise DataError(
-        f"no checkpoint under {root} is whole: {'; '.join(faults)}",
+        f"no checkpoint under {root} is intact: {'; '.join(faults)}",
         hint=f"to start the run over from its recorded settings: mv {shlex.quote(str(root))} {shlex.quote(f'{root}-damaged')}; "
         f"sft resume {shlex.quote(str(root.parent))}",
     )
 
 
 def manifest_bytes(step: int, files: Mapping[str, Mapping[str, object]]) -> bytes:
-    """Return a manifest that holds its own hash: damage to it is told from damage to what it lists."""
+    """Return a manifest with its own hash, to distinguish damage to it from damage to the listed files."""
     content: dict[str, object] = {"format": FORMAT_VERSION, "step": step, "files": files}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=2).encode()
@@ -187,7 +187,7 @@ def snapshot_bytes(snapshot: TrainingSnapshot) -> int:
 
 
 def rng_tensors(snapshot: TrainingSnapshot) -> dict[str, Tensor]:
-    """Return the random states as a file holds them: those of the first process by name, of others as ``name.rank``."""
+    """Return the random states as stored in a file: those of rank 0 by name, of others as ``name.rank``."""
     return {
         f"{field.name}.{rank}" if rank else field.name: getattr(state, field.name)
         for rank, state in enumerate((snapshot.rng, *snapshot.peers))
@@ -214,7 +214,7 @@ def read_fingerprints(folder: Path) -> dict[str, str]:
 
 
 def read_best_step(folder: Path) -> int:
-    """Return the step of the lowest held-out loss up to a checkpoint; 0 where it cannot be told."""
+    """Return the step of the lowest held-out loss up to a checkpoint; 0 if unknown."""
     try:
         step = _read_state(folder)["state"].get("best_step")
     except DataError:
@@ -223,7 +223,7 @@ def read_best_step(folder: Path) -> int:
 
 
 def owes_heldout(folder: Path) -> bool:
-    """Return whether a checkpoint holds no held-out loss of its own step: it was not due, or the run was stopped before it."""
+    """Return whether a checkpoint lacks the held-out loss of its step: not due, or the run was stopped before it."""
     state = _read_state(folder)["state"]
     return state.get("last_heldout_step") != state.get("step")
 

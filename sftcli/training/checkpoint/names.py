@@ -1,4 +1,4 @@
-"""Which folders are checkpoints, told from their names: no torch is needed to list them."""
+"""Which folders are checkpoints, by name alone, so that listing them needs no torch."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ def _named(root: Path, prefix: str) -> list[Path]:
 
 
 def step_of(folder: Path) -> int:
-    """Return the step that the name of a checkpoint, set aside or not, says."""
+    """Return the step in the name of a checkpoint, set aside or not."""
     return int(folder.name.removeprefix(ASIDE).removeprefix(PREFIX))
 
 

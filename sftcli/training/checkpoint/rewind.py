@@ -32,7 +32,7 @@ class TakenBack:
 
 
 def read_taken_back(root: Path) -> TakenBack | None:
-    """Return to where the run with these checkpoints was taken back; None where it was not, or has a newer one since.
+    """Return the step to which the run with these checkpoints was rewound; None if it was not, or has a newer one since.
 
     Where the file that says so is damaged, what is set aside stays so, and no checkpoint counts as newer.
     """
@@ -61,7 +61,7 @@ def take_back(root: Path, step: int, *, was_finished: bool) -> TakenBack | None:
 
 
 def rename_all(root: Path, plan: TakenBack) -> None:
-    """Do what is left to do of ``plan``; the latest goes first, so that at any moment no step is missing between others."""
+    """Complete the renames of ``plan``; the latest goes first, so that at any moment no step is missing between others."""
     for path in list_set_aside(root):
         if in_use(path).name not in plan.aside and not in_use(path).exists():
             storage.disk.rename(path, in_use(path))
@@ -73,7 +73,7 @@ def rename_all(root: Path, plan: TakenBack) -> None:
 
 
 def has_newer(root: Path, plan: TakenBack) -> bool:
-    """Return whether a whole checkpoint was written since the run was taken back."""
+    """Return whether a complete checkpoint was written since the run was rewound."""
     for path in reversed(list_checkpoints(root)):
         is_old = path.name in plan.aside and not set_aside(path).exists()
         if step_of(path) > plan.step and not is_old:

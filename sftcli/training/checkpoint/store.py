@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or absent, and never gone before a newer one is proved.
+"""Checkpoints on disk: complete or absent, and never deleted before a newer one is verified.
 
 A checkpoint is staged beside its final name, each file is written and synced, the manifest with sizes and hashes comes
 last, and one rename makes it real. It opens as a Hugging Face model folder as well: ``model.safetensors`` holds the
@@ -150,7 +150,7 @@ class DirectoryCheckpointStore:
         return UnsavedError(
             f"could not save the checkpoint of step {snapshot.state.step} to {self.root}: "
             f"{error.strerror or error}. {self._intact()}",
-            hint=f"see to the drive, then run: {self.resume_command}",
+            hint=f"check the drive, then run: {self.resume_command}",
         )
 
     def _intact(self) -> str:

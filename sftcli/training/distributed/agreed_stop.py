@@ -9,7 +9,7 @@ from sftcli.training.distributed.group import Group
 
 @dataclass(slots=True, kw_only=True)
 class TimedSaves:
-    """The flag ``stop``, which asks for a checkpoint as well when none was begun for ``seconds``; 0 for never.
+    """The flag ``stop``, which also requests a checkpoint when none was started for ``seconds``; 0 for never.
 
     Of several processes the first one alone looks at its clock, and ``AgreedStop`` tells the others.
     """
@@ -25,7 +25,7 @@ class TimedSaves:
         return self.stop.requested()
 
     def save_requested(self) -> bool:
-        """Return whether to save and go on."""
+        """Return whether to save and continue."""
         is_asked = self.stop.save_requested()
         return is_asked or (
             self.seconds > 0 and self.group.is_writer and self.clock() - self.begun_at >= self.seconds
@@ -34,17 +34,17 @@ class TimedSaves:
 
 @dataclass(slots=True, kw_only=True)
 class AgreedStop:
-    """Raised in every process once ``stop`` is raised in one. All have to ask at the same times."""
+    """Set in every process once ``stop`` is set in one. All must check at the same steps."""
 
     stop: StopFlag
     group: Group
     _is_raised: bool = field(default=False, init=False)
 
     def requested(self) -> bool:
-        """Return whether one of the processes was asked to stop."""
+        """Return whether a stop was requested in any process."""
         self._is_raised = self._is_raised or self.group.any(self.stop.requested())
         return self._is_raised
 
     def save_requested(self) -> bool:
-        """Return whether one of them was asked for a checkpoint."""
+        """Return whether a checkpoint was requested in any process."""
         return self.group.any(self.stop.save_requested())

@@ -1,4 +1,4 @@
-"""The processes of one training: what they sum, decide and share out together. One process is a group of one, at no cost."""
+"""The processes of one training and their collectives. A single process is a group of one, at no cost."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ class Group:
         return [float(value) for value in total.tolist()]
 
     def any(self, flag: bool) -> bool:
-        """Tell every process the same: whether one of them says yes."""
+        """Return in every process whether any of them passed true."""
         return self.sum([float(flag)])[0] > 0
 
     def rounds(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:

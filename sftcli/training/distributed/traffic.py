@@ -1,4 +1,4 @@
-"""What the processes of one training hand to each other in a step, from the shapes of the weights alone."""
+"""Bytes exchanged by the processes of one training in a step, from the shapes of the weights alone."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -32,7 +32,7 @@ class Traffic:
 
 
 def replicated_traffic(weights: Iterable[Weight]) -> Traffic:
-    """Return what a step exchanges where each process has all weights: every float32 gradient once."""
+    """Return the traffic of a step with replicated weights: every float32 gradient once."""
     return Traffic(summed=4 * sum(math.prod(weight.shape) for weight in weights if weight.trains))
 
 
@@ -45,7 +45,7 @@ def sharded_traffic(
     compute_bytes: int,
     exchanges: int = 1,
 ) -> Traffic:
-    """Return what a step exchanges where weights are shared out.
+    """Return the traffic of a step with sharded weights.
 
     Args:
         layers: Weights of each decoder layer: gathered before its forward pass and again before its backward pass.

@@ -1,1 +1,1 @@
-"""What moves the weights: optimizers and the schedule of the learning rate."""
+"""Optimizers and the learning rate schedule."""

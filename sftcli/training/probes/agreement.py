@@ -1,4 +1,4 @@
-"""Whether the ways in which training is made faster give the loss and the gradients of the model itself, tried on real rows."""
+"""Whether the speedups give the loss and the gradients of the model itself, checked on real rows."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,14 +43,14 @@ _COARSE = Tolerance(loss=0.02, gradient=0.2, floor=0.1)  # where weights themsel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ways:
-    """What makes a training faster than the model's own forward pass on each row alone."""
+    """Speedups over the model's own forward pass on each row alone."""
 
     layers: bool  # in their faster form
     rows: RowSharing
     head: bool  # at positions with loss alone
 
     def fewer(self) -> Iterator["Ways"]:
-        """Yield these, then what is left of them, the most first, none at last; what gains the least is given up first."""
+        """Yield these ways, then smaller sets, down to none; the least useful speedup is dropped first."""
         steps = [
             Ways(layers=layers, rows=rows, head=head)
             for rows in {self.rows: None, RowSharing.NONE: None}

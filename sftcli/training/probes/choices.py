@@ -1,4 +1,4 @@
-"""The names of what is tried on a model before it trains, as a run records them."""
+"""The names of probed choices, as a run records them."""
 
 from enum import StrEnum
 
@@ -19,7 +19,7 @@ class HeadLoss(StrEnum):
 
 
 class WeightSharing(StrEnum):
-    """What each of several processes holds."""
+    """Whether each process holds a replica or a shard."""
 
     WHOLE = "whole"  # all weights
     SHARED = "shared"  # a part of them

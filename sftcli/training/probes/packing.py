@@ -1,4 +1,4 @@
-"""Whether examples may share a row of the model's input: tried on the model itself, with a few rows."""
+"""Whether examples can be packed into one input row: checked on the model itself, with a few rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +42,7 @@ _MEASURED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenPacking:
-    """How examples share rows, and how they are kept apart there; ``packing`` is None where each gets a row of its own."""
+    """How examples share rows, and how they are isolated there; ``packing`` is None if rows are not packed."""
 
     kind: RowSharing
     packing: Packing | None = None
@@ -88,13 +88,13 @@ def choose_packing(
     against 275 tokens/s, and 300 with bounds (SmolLM2-135M in bfloat16 on two cores, 8 rows of 200 tokens a step).
 
     Raises:
-        UsageError: Packing is asked for, and the model lets documents of one row see each other.
+        UsageError: Packing is asked for, and the model lets packed documents attend to each other.
     """
     alone = ChosenPacking(kind=RowSharing.NONE)
     if settings.packing is PackRows.OFF or recorded == RowSharing.NONE:
         return alone
     if settings.packing is PackRows.AUTO and settings.neftune_alpha:
-        emit(Notice(text="rows are not packed: the noise of NEFTune depends on the length of a row"))
+        emit(Notice(text="rows are not packed: NEFTune noise depends on the length of a row"))
         return alone
     budget = max(longest, settings.micro_batch_tokens or settings.micro_batch_size * longest)
     probe = Probe(model, examples, pad_id)
@@ -107,14 +107,14 @@ def choose_packing(
         if ruled_out != RowSharing.MASK and probe.keeps_apart([probe.rows[:2], probe.rows[2:]]):
             return _announced(RowSharing.MASK, Packing(row_tokens=longest, rows=budget // longest), emit)
         raise UsageError(
-            f"rows cannot be packed: {type(model).__name__} lets documents of one row see each other",
+            f"rows cannot be packed: {type(model).__name__} lets packed documents attend to each other",
             hint="leave out --packing, or pass --packing off",
             location=Location(key="training.packing"),
         )
     emit(
         Notice(
             text=f"rows are not packed: {type(model).__name__} has no attention here that keeps documents of one row apart; "
-            "rows of like length share a micro-batch"
+            "rows of similar length share a micro-batch"
         )
     )
     return alone

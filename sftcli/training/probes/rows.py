@@ -1,4 +1,4 @@
-"""The rows that a model is tried on before it trains: a few real ones, cut to what costs little time."""
+"""The rows of the probes: a few real ones, truncated to save time."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast

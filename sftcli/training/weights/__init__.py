@@ -1,1 +1,1 @@
-"""The numbers that train, and where they lie: float32 masters, and parts of them in each process."""
+"""Trained weights: float32 masters, full or sharded."""

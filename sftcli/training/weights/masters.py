@@ -1,4 +1,4 @@
-"""The numbers that train: float32 beside a model that computes in another type, and those of an adapter alone.
+"""Float32 masters of a model that computes in another dtype, and those of an adapter alone.
 
 Master weights, optimizer moments and gradient sums are float32 whatever the products run in: at a learning rate of 1e-5
 an update is smaller than the spacing of bfloat16 numbers and would be rounded away.
@@ -74,11 +74,11 @@ class MasterWeights:
             yield batch, 1.0
 
     def gathered(self, batch_loss: BatchLoss) -> BatchLoss:
-        """Return ``batch_loss`` with every weight that it reads whole."""
+        """Return ``batch_loss`` with every weight that it reads gathered."""
         return batch_loss
 
     def gather(self, nll_sum: torch.Tensor, group: Group) -> torch.Tensor:
-        """Return the sum of ``nll_sum`` over the processes, after the gradients of the masters are those of all."""
+        """Return the sum of ``nll_sum`` over the processes, after summing the gradients of the masters."""
         return group.gather(nll_sum, self.masters.values())
 
     def publish(self) -> None:
@@ -89,13 +89,13 @@ class MasterWeights:
                 torch._foreach_copy_(list(copies), list(masters))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return every weight of the model by name: the masters, and what is frozen and the buffers as they were loaded."""
+        """Return every weight of the model by name: the masters, and the frozen weights and buffers as loaded."""
         written = self._frozen | self.masters
         weights = {name: written.get(name, weight).detach() for name, weight in self.model.named_parameters()}
         return weights | stored_buffers(self.model)
 
     def gathered_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return whole ``tensors`` of the optimizer's state in the process that writes. All processes must ask."""
+        """Return full ``tensors`` of the optimizer state in the process that writes. All processes must call it."""
         return dict(tensors)
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -117,7 +117,7 @@ class MasterWeights:
         for name, master in self.masters.items():
             if not is_finite(master):
                 raise DivergedError(
-                    f"step {step} is not saved: {name} holds numbers that are not finite",
+                    f"step {step} is not saved: {name} holds non-finite values",
                     hint="earlier checkpoints are intact; lower training.learning_rate",
                 )
 
@@ -143,7 +143,7 @@ class AdapterWeights(MasterWeights):
 
 
 def stored_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the tensors that files of ``model`` hold beside its parameters, such as the routing bias of experts."""
+    """Return the tensors that files of ``model`` hold besides its parameters, such as the routing bias of experts."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     state = {name: value for name, value in model.state_dict().items() if name not in parameters}
     return {name: value.detach() for name, value in state.items() if isinstance(value, torch.Tensor)}

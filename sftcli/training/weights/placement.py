@@ -1,4 +1,4 @@
-"""Tensors of which each process holds a part, and the whole of them."""
+"""Sharded tensors and their full tensors."""
 
 from typing import cast
 
@@ -6,14 +6,14 @@ import torch
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return all of ``tensor``. Where each process holds a part of it, all of them must ask."""
+    """Return the full ``tensor``. If it is sharded, all processes must call it."""
     # Importing DTensor to ask for it costs a start-up; no other tensor has this method.
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else cast("torch.Tensor", gather())
 
 
 def placed_as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return ``value`` on the device of ``like``; where ``like`` is shared out, this process's part of it."""
+    """Return ``value`` on the device of ``like``; if ``like`` is sharded, this process's shard of it."""
     mesh = getattr(like, "device_mesh", None)
     if mesh is None:
         return value.to(like.device)
@@ -26,5 +26,5 @@ def placed_as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the part of ``tensor``, which is shared out, that this process holds."""
+    """Return this process's shard of ``tensor``."""
     return cast("torch.distributed.tensor.DTensor", tensor).to_local()

@@ -1,4 +1,4 @@
-"""Weights that the processes of one training share out: each keeps a part, and gathers a layer's whole when it computes.
+"""Sharded weights: each process keeps a shard, and gathers a full layer when it computes.
 
 The engine is ``torch.distributed.fsdp.fully_shard``. Every decoder layer is gathered and dropped by itself; embeddings,
 last norm and head are the root, which stays gathered from the forward pass to the end of the backward pass.
@@ -30,7 +30,7 @@ _LOSS = "batch_loss_of_all_weights"
 
 
 class ShardedWeights(MasterWeights):
-    """Float32 masters of which each process holds a part along the first dimension.
+    """Float32 masters, sharded along the first dimension.
 
     There are no copies of lower precision beside them: what is gathered is rounded to ``compute_dtype`` on the way, and
     gradients are summed and exchanged in float32. What is frozen is shared out as well, in ``compute_dtype``.
@@ -77,7 +77,7 @@ class ShardedWeights(MasterWeights):
         self._trained = {(file_name or str)(name): parameter for name, parameter in self.masters.items()}
 
     def micro_batches(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
-        """Yield as many batches in every process: one that is short of one computes another's, of weight 0.
+        """Yield the same number of batches in every process: one that runs short computes another's with weight 0.
 
         Each pass gathers the weights, and all processes must take part in that.
         """
@@ -94,7 +94,7 @@ class ShardedWeights(MasterWeights):
         return nll_sum
 
     def gathered(self, batch_loss: BatchLoss) -> BatchLoss:
-        """Return ``batch_loss``, during which the root's weights are whole: it reads the head's without its forward."""
+        """Return ``batch_loss`` with the root's weights gathered: it reads the head's weights without its forward."""
 
         def run(_: torch.nn.Module, batch: Batch) -> torch.Tensor:
             return batch_loss(batch)
@@ -105,22 +105,22 @@ class ShardedWeights(MasterWeights):
         return loss
 
     def publish(self) -> None:
-        """Drop weights that are gathered, so that the next pass gathers those of now."""
+        """Drop gathered weights, so that the next pass gathers the current ones."""
         self._root.reshard()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return whole weights on the CPU by their names in files, in the process that writes; elsewhere nothing.
+        """Return full weights on the CPU by their names in files, in the process that writes; elsewhere nothing.
 
         All processes must ask.
         """
         return collect(self._stored, self.group) | self._frozen
 
     def gathered_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return whole ``tensors`` of the optimizer's state on the CPU, in the process that writes; elsewhere nothing."""
+        """Return full ``tensors`` of the optimizer state on the CPU, in the process that writes; elsewhere nothing."""
         return collect(tensors, self.group)
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Set the masters to their parts of the whole ``tensors``, by their names in files, and the buffers."""
+        """Set the masters to their shards of the full ``tensors``, by their names in files, and the buffers."""
         names = dict(zip(self.masters, self._trained, strict=True))
         super().restore({**tensors, **{name: tensors[file] for name, file in names.items()}})
 
@@ -133,13 +133,13 @@ class ShardedWeights(MasterWeights):
         finite = all(is_finite(local_part(master)) for master in self.masters.values())
         if self.group.any(not finite):
             raise DivergedError(
-                f"step {step} is not saved: weights hold numbers that are not finite",
+                f"step {step} is not saved: weights hold non-finite values",
                 hint="earlier checkpoints are intact; lower training.learning_rate",
             )
 
 
 def collect(tensors: Mapping[str, torch.Tensor], group: Group) -> dict[str, torch.Tensor]:
-    """Return whole ``tensors`` on the CPU in the process that writes, one gathered at a time; elsewhere nothing."""
+    """Return full ``tensors`` on the CPU in the process that writes, gathered one at a time; elsewhere nothing."""
     result = {}
     for name, tensor in tensors.items():
         all_of_it = full_tensor(tensor.detach())
@@ -149,7 +149,7 @@ def collect(tensors: Mapping[str, torch.Tensor], group: Group) -> dict[str, torc
 
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return the modules that are gathered by themselves: the entries of the outermost lists of modules."""
+    """Return the modules that are gathered separately: the entries of the outermost lists of modules."""
     found: list[torch.nn.Module] = []
     for child in model.children():
         if isinstance(child, torch.nn.ModuleList):

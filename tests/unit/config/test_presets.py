@@ -53,8 +53,8 @@ def test_a_chain_of_presets_starts_with_the_one_at_the_bottom(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('description = "A"\nextends = "a"', "a.toml:2: presets extend each other in a circle: a -> a"),
-        ('description = "A"\nextends = "b"', "b.toml:2: presets extend each other in a circle: a -> b -> a"),
+        ('description = "A"\nextends = "a"', "a.toml:2: presets extend each other in a cycle: a -> a"),
+        ('description = "A"\nextends = "b"', "b.toml:2: presets extend each other in a cycle: a -> b -> a"),
         ('description = "A"\nextends = "bb"', "no preset 'bb' (did you mean 'b'?)"),
         ('description = "A"\nextends = 5', "a.toml:2: extends must be text"),
         ("[training]", "a.toml: a preset needs a description of one line"),
@@ -90,7 +90,7 @@ def test_a_reference_names_a_file_of_a_preset():
     "reference", ["preset:../pyproject.toml", "preset:/etc/passwd", "preset:", "quick/train.jsonl"]
 )
 def test_a_reference_that_leaves_the_presets_is_refused(reference):
-    with pytest.raises(UsageError, match="names no file of a preset"):
+    with pytest.raises(UsageError, match="is not a preset file"):
         preset_file(reference)
 
 

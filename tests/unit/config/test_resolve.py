@@ -43,7 +43,7 @@ def value_and_origin(result, key=KEY):
     return next((row.value, row.origin) for row in result.rows() if row.key == key)
 
 
-# Precedence: each source beats its neighbour below.
+# Precedence: each source beats its neighbor below.
 
 
 def test_without_sources_every_value_is_the_default():

@@ -44,7 +44,7 @@ def test_auto_trains_in_the_precision_that_multiplies_faster_and_says_why(machin
 
 def test_a_precision_that_was_asked_for_is_not_measured_away(machine):
     machine(bfloat16=2.0, float32=1.0)
-    assert decide_precision("bf16", CPU) == Precision(name="bf16", why="as training.precision says")
+    assert decide_precision("bf16", CPU) == Precision(name="bf16", why="set by training.precision")
     machine(bfloat16=0.1, float32=1.0)
     assert decide_precision("fp32", CPU).name == "fp32"
 

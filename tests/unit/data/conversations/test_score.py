@@ -43,5 +43,5 @@ def test_rows_that_are_rejected_and_sources_without_a_score_need_no_number():
 
 @pytest.mark.parametrize("change", ["data.order=score", "data.score_column=grade"])
 def test_order_by_score_and_its_column_need_each_other(change):
-    with pytest.raises(UsageError, match="each of them needs the other"):
+    with pytest.raises(UsageError, match="each needs the other"):
         resolve(preset=None, config_file=None, overrides=(parse_set(change),), environ={})

@@ -204,7 +204,7 @@ def test_nulls_of_a_dumped_class_are_left_out_and_those_that_mean_something_stay
 # Neighbouring calls
 
 
-def test_neighbouring_calls_are_one_turn():
+def test_neighboring_calls_are_one_turn():
     one, two, three = (call(json.dumps({"n": n}), f"f{n}") for n in range(3))
     apart = converted(ASK, calls(one, content="Look."), calls(two, three), *TOLD)
     assert apart == converted(ASK, calls(one, two, three, content="Look."), *TOLD)

@@ -115,8 +115,8 @@ def test_what_was_noticed_is_said_in_a_sentence_each():
     summary = summary_of(example(5, flags=frozenset({RowFlag.STRIPPED, RowFlag.CONTROL_TEXT})))
     assert summary.flags == {"control-text": 1, "stripped": 1}
     assert summary.notes == (
-        "in 1 row a content holds the text of a control token; it stays text",
-        "in 1 row the template takes white space from the ends of contents; so they are trained",
+        "in 1 row a message contains the text of a control token; it stays text",
+        "in 1 row the template strips white space around messages; they are trained stripped",
     )
 
 

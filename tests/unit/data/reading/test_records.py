@@ -110,7 +110,7 @@ def test_a_folder_that_is_missing_too_is_said(write):
 def test_a_name_that_may_be_of_the_hub_says_that_neither_was_found(write):
     write("trainset", LINES)
     with pytest.raises(
-        NetworkError, match="no file 'trainst', and no hub data set could be reached under that name"
+        NetworkError, match="no file 'trainst', and the hub dataset of that name cannot be reached"
     ) as caught:
         read("trainst")
     assert caught.value.hint.startswith("did you mean 'trainset'?")
@@ -207,7 +207,7 @@ def test_a_folder_gives_its_files_in_order_and_says_what_it_skips(write):
     assert [record.origin.path for record in read("all", note=notes.append)] == ["all/a.csv"] * 2 + [
         "all/b.jsonl"
     ] * 5
-    assert notes == ["all: not read, because they hold no rows of a known kind: README.md"]
+    assert notes == ["all: skipped, not a known data format: README.md"]
 
 
 def test_standard_input_is_json_lines_or_an_array(monkeypatch):
@@ -243,7 +243,7 @@ def test_a_byte_order_mark_is_noted_once_even_when_the_file_is_read_twice(write)
     write("rows.jsonl", b"\xef\xbb\xbf" + LINES)
     notes = []
     read("rows.jsonl:3", note=notes.append)
-    assert notes == ["rows.jsonl: starts with a byte order mark, which is left out"]
+    assert notes == ["rows.jsonl: starts with a byte order mark, which is skipped"]
 
 
 def test_the_last_of_two_equal_keys_counts(write):
@@ -342,7 +342,7 @@ def test_a_share_is_that_many_rows_and_the_sample_of_that_number(write, share, c
 
 def test_more_rows_than_there_are_is_refused(write):
     write("rows.jsonl", LINES)
-    with pytest.raises(UsageError, match="asks for 6 rows, and there are 5"):
+    with pytest.raises(UsageError, match="asks for 6 rows, but there are only 5"):
         read("rows.jsonl:6")
 
 
@@ -360,12 +360,12 @@ def test_more_rows_than_there_are_is_refused(write):
         (
             "b.jsonl",
             '{"a": "1"}\n{"a": "2"',
-            'b.jsonl:2:10: the last line is cut off\n  {"a": "2"\n           ^',
+            'b.jsonl:2:10: the last line is truncated\n  {"a": "2"\n           ^',
         ),
         (
             "c.jsonl",
             '{"a": "1"}\n{"a": "2\n',
-            'c.jsonl:2:9: the last line is cut off\n  {"a": "2\n          ^',
+            'c.jsonl:2:9: the last line is truncated\n  {"a": "2\n          ^',
         ),
         (
             "d.json",
@@ -380,20 +380,20 @@ def test_more_rows_than_there_are_is_refused(write):
         (
             "f.json",
             '[{"a": 1},\n{"a": 2}',
-            "f.json:2:9: the array is cut off: it has no closing ']'\n  {\"a\": 2}\n          ^",
+            "f.json:2:9: the array is truncated: it has no closing ']'\n  {\"a\": 2}\n          ^",
         ),
         (
             "g.json",
             '[{"a": 1},\n{"a": ',
-            'g.json:2:7: the array is cut off or broken: Expecting value\n  {"a": \n        ^',
+            'g.json:2:7: the array is truncated or broken: Expecting value\n  {"a": \n        ^',
         ),
         (
             "h.json",
             '[{"a": 1}\n{"a": 2}]',
             "h.json:2:1: broken JSON: expected ',' or ']'\n  {\"a\": 2}]\n  ^",
         ),
-        ("i.json", '[{"a": 1},\n]', "i.json:2:1: broken JSON: a row is missing behind ','\n  ]\n  ^"),
-        ("j.json", '[{"a": 1}]\n[]', "j.json:2:1: text behind the end of the array\n  []\n  ^"),
+        ("i.json", '[{"a": 1},\n]', "i.json:2:1: broken JSON: a row is missing after ','\n  ]\n  ^"),
+        ("j.json", '[{"a": 1}]\n[]', "j.json:2:1: text after the end of the array\n  []\n  ^"),
         (
             "k.jsonl",
             '{"a": "1"}\n"text"\n',
@@ -448,7 +448,7 @@ def test_more_rows_than_there_are_is_refused(write):
         (
             "e.csv",
             "a;b\n1;2\n",
-            "e.csv:1: the header has one column only and looks separated by something else than ','",
+            "e.csv:1: the header has one column only and looks not separated by ','",
         ),
         ("f.csv", "a,b\n", "f.csv: no rows"),
         ("g.csv", "", "g.csv: no rows"),
@@ -458,10 +458,14 @@ def test_more_rows_than_there_are_is_refused(write):
         (
             "a.jsonl.gz",
             gzip.compress(LINES, mtime=0)[:-20],
-            "a.jsonl.gz: not a whole .gz file: Compressed file ended before the end-of-stream marker was reached",
+            "a.jsonl.gz: truncated or damaged .gz file: Compressed file ended before the end-of-stream marker was reached",
         ),
-        ("b.jsonl.gz", LINES, "b.jsonl.gz: not a whole .gz file: Not a gzipped file (b'{\"')"),
-        ("a.jsonl.zst", zstd(LINES)[:-5], "a.jsonl.zst: not a whole .zst file: Truncated compressed stream"),
+        ("b.jsonl.gz", LINES, "b.jsonl.gz: truncated or damaged .gz file: Not a gzipped file (b'{\"')"),
+        (
+            "a.jsonl.zst",
+            zstd(LINES)[:-5],
+            "a.jsonl.zst: truncated or damaged .zst file: Truncated compressed stream",
+        ),
     ],
 )
 def test_a_broken_file_is_named_with_the_place_of_the_fault(write, name, data, message):
@@ -491,7 +495,7 @@ def test_a_broken_file_is_named_with_the_place_of_the_fault(write, name, data, m
         (
             "e.txt",
             "x",
-            'where a row begins is not known in plain text: write JSON lines, {"text": "..."} for each piece',
+            'plain text has no row boundaries: write JSON lines, {"text": "..."} for each piece',
         ),
     ],
 )
@@ -594,7 +598,7 @@ def test_the_train_split_is_taken_and_said_when_none_is_named():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("org/set@tets", "has no split 'tets'; it has test, dev"), ("org/set", "none is called train")],
+    [("org/set@tets", "has no split 'tets'; it has test, dev"), ("org/set", "none of them train")],
 )
 def test_a_split_that_is_not_there_or_not_clear_is_refused(text, message):
     with pytest.raises(UsageError, match=message) as caught:
@@ -619,7 +623,7 @@ def test_without_the_hub_the_copy_in_the_cache_is_used(write, tmp_path, monkeypa
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     notes = []
     assert fields("org/OpenSet@train", note=notes.append) == ROWS
-    assert notes == ["org/OpenSet: the hub cannot be reached; the copy in the cache is used"]
+    assert notes == ["org/OpenSet: the hub cannot be reached; using the cached copy"]
     assert fingerprint_source(parse_source("org/OpenSet")) == fingerprint_source(parse_source("org/OpenSet"))
     with pytest.raises(UsageError, match="for config 'other'"):
         read("org/OpenSet#other")

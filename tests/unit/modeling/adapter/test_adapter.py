@@ -134,7 +134,7 @@ def test_other_base_is_refused(tied, tmp_path):
     (folder / BASE_FILE).write_text(json.dumps({"name": "x", "content": numbers_hash(tied)}))
     check_base(folder, tied)
     other = build_tiny_model(tmp_path / "other", seed=1)
-    with pytest.raises(MismatchError, match="trained on x with other weights"):
+    with pytest.raises(MismatchError, match="trained on other weights of x"):
         merge_adapter(folder, base=other)
 
 

@@ -76,7 +76,7 @@ def test_the_alias_keeps_to_the_weights_it_is_given(
     use_index(tmp_path, monkeypatch)
     located = locate_model(ALIAS, revision=None, emit=sink)
     assert locate_model(ALIAS, revision=located.revision, emit=sink).folder == located.folder
-    with pytest.raises(NetworkError, match="holds other weights than those asked for"):
+    with pytest.raises(NetworkError, match="holds other weights than requested"):
         locate_model(ALIAS, revision="sha256:" + "0" * 64, emit=sink)
 
 
@@ -134,7 +134,7 @@ def test_a_silent_hub_is_given_up_on(
     with silent_server() as url:
         use_hub(url)
         begin = time.monotonic()
-        with pytest.raises(NetworkError, match=f"hub: the hub sent nothing for too long \\({url}\\)"):
+        with pytest.raises(NetworkError, match=f"hub: the hub stopped responding \\({url}\\)"):
             resolve_alias(sink, hub=SHORT)
     assert time.monotonic() - begin < 10
 

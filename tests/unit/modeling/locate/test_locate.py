@@ -41,7 +41,7 @@ def test_the_revision_of_a_folder_holds_until_its_weights_change(tiny: Path, sin
 
 
 def test_a_hub_revision_does_not_apply_to_a_folder(tiny: Path, sink: RecordingSink) -> None:
-    with pytest.raises(UsageError, match="applies to models of the hub"):
+    with pytest.raises(UsageError, match="applies to hub models"):
         locate_model(str(tiny), revision="main", emit=sink)
 
 
@@ -193,7 +193,7 @@ def test_download_of_a_busy_hub_is_tried_again_with_a_word(
     hub = FakeHub("owner/name", tiny)
     hub.busy = 2
     assert (_fetch_from(hub, use_hub, "owner/name", sink).folder / "model.safetensors").is_file()
-    assert any("owner/name: trying again after HfHubHTTPError" in text for text in _notices(sink))
+    assert any("owner/name: retrying after HfHubHTTPError" in text for text in _notices(sink))
 
 
 def test_download_that_never_succeeds_ends_with_69_and_leaves_no_model(

@@ -63,7 +63,7 @@ def test_a_tokenizer_without_any_stop_token_is_refused(tmp_path: Path):
     build_tiny_tokenizer(tmp_path)
     (tmp_path / "generation_config.json").unlink()
     edit(tmp_path / "tokenizer_config.json", eos_token=None)
-    with pytest.raises(UsageError, match="token that ends an answer") as caught:
+    with pytest.raises(UsageError, match="define a stop token") as caught:
         load_chat_tokenizer(tmp_path)
     assert "eos_token" in caught.value.hint
 

@@ -35,7 +35,7 @@ def test_loops_can_be_left():
     assert render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}") == "01"
 
 
-def test_a_loop_knows_its_length_and_neighbours():
+def test_a_loop_knows_its_length_and_neighbors():
     source = "{% for i in [1, 2] %}{{ loop.length }}{{ loop.last }}{{ loop.previtem }}{{ loop.nextitem }}|{% endfor %}"
     assert render(source) == "2False2|2True1|"
 

@@ -136,5 +136,5 @@ def test_follower_waits_for_the_end_of_the_first_process(pair):
 def test_processes_that_found_other_data_are_refused(pair):
     leader, follower = pair
     leader.agree_on({"data": "a", "model": "m"})
-    with pytest.raises(MismatchError, match="process 1 has found another model than process 0"):
+    with pytest.raises(MismatchError, match="process 1 found a different model than process 0"):
         follower.agree_on({"data": "a", "model": "n"})

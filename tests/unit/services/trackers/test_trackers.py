@@ -74,7 +74,9 @@ def test_tracker_that_fails_warns_once_and_is_left_alone():
         sink(step_done(step))
     sink.close()
     (warning,) = heard.of(Warned)
-    assert warning.text == "wandb gets no more numbers: the line is dead; the run goes on without it"
+    assert (
+        warning.text == "metrics are no longer sent to wandb: the line is dead; the run continues without it"
+    )
 
 
 def test_tracker_that_cannot_be_imported_is_one_warning_with_the_way_to_it(model, tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_a_start_that_would_decide_otherwise_goes_on_in_the_precision_of_the_run
     outcome, events = resume(cut)
     assert outcome.ending is Ending.FINISHED
     (loaded,) = [event for event in events if isinstance(event, ModelLoaded)]
-    assert (loaded.precision, loaded.precision_why) == ("bf16", "as the run began")
+    assert (loaded.precision, loaded.precision_why) == ("bf16", "as at the start of the run")
     assert tensors_of(cut, STEPS) == tensors_of(place / "runs" / "whole", STEPS)
     assert numbers_of(cut) == numbers_of(place / "runs" / "whole")
 
@@ -151,7 +151,7 @@ def test_a_run_of_an_older_version_goes_on_as_it_is_decided_today_and_it_is_said
     rewrite(cut, lambda about: about.pop(KEY))
     _, events = resume(cut)
     (sent,) = [event.text for event in events if isinstance(event, Notice) and "older version" in event.text]
-    assert "says nothing" in sent
+    assert "records nothing" in sent
     assert [event.precision for event in events if isinstance(event, ModelLoaded)] == ["fp32"]
 
 
@@ -175,7 +175,7 @@ def test_a_record_that_no_run_has_made_is_refused_with_its_file(cut, value):
 
 def test_a_device_that_cannot_do_what_is_recorded_is_refused_with_the_way_out(monkeypatch):
     def cannot(name, device):
-        raise ResourceError("this device has no bfloat16 matrix products")
+        raise ResourceError("this device does not support bfloat16 matrix products")
 
     monkeypatch.setattr(decisions, "dtype_named", cannot)
     with pytest.raises(ResourceError, match="the run trains in bf16, and this device") as caught:

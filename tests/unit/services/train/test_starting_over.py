@@ -73,7 +73,7 @@ def test_run_without_a_checkpoint_starts_over_and_ends_as_one_that_was_never_kil
     assert summarize_run(run).state is RunState.BROKEN_OFF
     outcome, told = resume("cut")
     assert outcome.ending is Ending.FINISHED
-    assert "no checkpoint yet: starting it over from its recorded settings" in told
+    assert "no checkpoint yet: starting over from the recorded settings" in told
     assert tensors_of(run.path, STEPS) == tensors_of(whole, STEPS)
     assert (run.final / "model.safetensors").read_bytes() == (
         whole / "final" / "model.safetensors"
@@ -121,7 +121,7 @@ def test_auto_on_a_finished_run_refuses_other_settings_and_other_rows(place, has
 
 def test_folder_of_a_start_that_was_killed_at_once_is_no_obstacle(place):
     (place / "runs" / "new").mkdir()
-    with pytest.raises(NotFoundError, match="was killed before it had written what it is") as caught:
+    with pytest.raises(NotFoundError, match="was killed before its settings were saved") as caught:
         resume("new")
     assert "sft train --run new --resume auto" in caught.value.hint
     assert train(settings("new"), StopAtStep(NEVER)).ending is Ending.FINISHED

@@ -119,7 +119,7 @@ def test_every_kind_of_model_can_be_packed(name, dtype):
 
 
 def test_model_that_is_blind_to_documents_is_refused_where_packing_is_asked_for():
-    with pytest.raises(UsageError, match="BlindToPositions lets documents of one row see each other"):
+    with pytest.raises(UsageError, match="BlindToPositions lets packed documents attend to each other"):
         choose(seeded(BlindToPositions), packing="on")
 
 
@@ -142,7 +142,7 @@ def test_model_that_knows_only_positions_is_packed_by_mask_where_packing_is_aske
 def test_model_whose_state_goes_on_is_not_packed(name, dtype):
     model = built(LEAKING[name], dtype)
     assert choose(model)[0] is None
-    with pytest.raises(UsageError, match="lets documents of one row see each other"):
+    with pytest.raises(UsageError, match="lets packed documents attend to each other"):
         choose(model, packing="on")
 
 
