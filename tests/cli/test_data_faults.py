@@ -46,7 +46,7 @@ def test_same_prompt_with_another_answer_is_noted(sft, tiny_model):
     train, held = write_rows("a.jsonl", range(9)), write_rows("b.jsonl", range(8, 12), answer="no")
     code, out, _ = sft("prepare", train, "--heldout", held, "--model", tiny_model, "--json")
     assert code == 0
-    assert "1 have a prompt that is trained on too" in json.loads(out)["audit"]["heldout"]["notes"][-1]
+    assert "1 have a prompt that is also trained on" in json.loads(out)["audit"]["heldout"]["notes"][-1]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no manifest"])
@@ -99,7 +99,7 @@ def test_file_that_changes_behind_the_key_is_never_stored_under_it(rows, tiny_mo
 
     monkeypatch.setattr(prepare, "_open_cached", change)
     data = DataSettings(sources=(str(rows),))
-    with pytest.raises(DataError, match="changed while it was prepared; nothing was kept"):
+    with pytest.raises(DataError, match="changed while being prepared; nothing was saved"):
         prepare_data(
             data,
             find_sources(data),

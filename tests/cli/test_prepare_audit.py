@@ -123,7 +123,7 @@ def test_strict_fails_on_a_prompt_on_both_sides(prepare):
     Path("held.jsonl").write_text(json.dumps({"question": GOOD[2][0], "answer": "Other."}), encoding="utf-8")
     code, _, err = prepare(GOOD, "--heldout", "held.jsonl", "--strict")
     assert code == 3
-    assert "1 held-out rows have a prompt that is trained on too" in err
+    assert "1 held-out rows have a prompt that is also trained on" in err
 
 
 def test_strict_stops_a_training_before_it_starts(prepare, sft, tiny_model):

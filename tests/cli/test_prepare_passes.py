@@ -144,6 +144,6 @@ def test_byte_that_changes_between_the_two_is_refused_by_name_though_size_and_ti
         return found
 
     monkeypatch.setattr(prepare, "_open_cached", change)
-    with pytest.raises(prepare.DataError, match=f"^{name}: changed while it was prepared; nothing was kept$"):
+    with pytest.raises(prepare.DataError, match=f"^{name}: changed while being prepared; nothing was saved$"):
         prepared(tiny_model, sources=(name,))
     assert list(Path("cache/prepared").iterdir()) == []

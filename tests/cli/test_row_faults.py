@@ -438,7 +438,11 @@ def test_fewer_rows_than_a_batch_are_trained_on(sft, tiny_model, flags, count):
             "turn 2: the role 'asistant' is not known (did you mean 'assistant'?)",
         ),
         (["user"], "role-order", "no turn is the assistant's"),
-        (["user", "tool", "assistant"], "role-order", "turn 2: a tool answers the user, who made no call"),
+        (
+            ["user", "tool", "assistant"],
+            "role-order",
+            "turn 2: a tool turn follows the user, who made no call",
+        ),
         ([], "role-order", "there are no turns"),
     ],
 )

@@ -32,7 +32,7 @@ class ScoredFlags:
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            help="Run, checkpoint, folder or model name; the newest finished run.",
+            help="Run, checkpoint, folder or model name; by default the newest finished run.",
             autocompletion=complete.models,
         ),
     ] = None
@@ -45,12 +45,15 @@ class ScoredFlags:
             "--base",
             metavar="MODEL",
             autocompletion=complete.models,
-            help="Model to compare with; the one the run started from.",
+            help="Model to compare with; by default the run's base model.",
         ),
     ] = None
-    no_base: Annotated[bool, typer.Option("--no-base", help="Compare with no other model.")] = False
+    no_base: Annotated[bool, typer.Option("--no-base", help="Do not compare with a base model.")] = False
     max_rows: Annotated[
-        int, typer.Option("--max-rows", metavar="N", min=1, help="Most rows to answer by generation.")
+        int,
+        typer.Option(
+            "--max-rows", metavar="N", min=1, help="Maximum number of rows to generate answers for."
+        ),
     ] = 200
     batch_size: Annotated[
         int | None,
@@ -85,21 +88,22 @@ class TaskFlags:
     tasks: Annotated[
         str | None,
         typer.Option(
-            "--tasks", metavar="NAME[,NAME]", help="Ask these tasks of lm_eval instead of the held-out rows."
+            "--tasks", metavar="NAME[,NAME]", help="Run these lm_eval tasks instead of the held-out rows."
         ),
     ] = None
     task_path: Annotated[
         Path | None,
         typer.Option(
-            "--task-path", metavar="DIR", help="Folder of task files of your own; they may hold code."
+            "--task-path", metavar="DIR", help="Folder with your own task files; they may contain code."
         ),
     ] = None
     task_rows: Annotated[
-        int | None, typer.Option("--task-rows", metavar="N", min=1, help="Most questions of each task.")
+        int | None,
+        typer.Option("--task-rows", metavar="N", min=1, help="Maximum number of questions per task."),
     ] = None
     shots: Annotated[
         int | None,
-        typer.Option("--shots", metavar="N", min=0, help="Solved examples before each question of a task."),
+        typer.Option("--shots", metavar="N", min=0, help="Few-shot examples before each question."),
     ] = None
 
 
@@ -115,7 +119,7 @@ def evaluate(
             "--processes",
             metavar="N",
             min=1,
-            help="Share the rows among so many processes on this machine; numbers do not depend on it.",
+            help="Split the rows across this many processes on this machine; numbers do not depend on it.",
             rich_help_panel=RUN_PANEL,
         ),
     ] = 1,
@@ -156,14 +160,12 @@ def _check_tasks(asked: TaskFlags, scored: ScoredFlags, processes: int) -> None:
     """
     if asked.tasks is not None:
         if processes > 1:
-            raise UsageError("--tasks and --processes exclude each other", hint="lm_eval asks in one process")
+            raise UsageError("--tasks and --processes exclude each other", hint="lm_eval runs in one process")
         if scored.data:
             raise UsageError("--tasks and --data exclude each other", hint="run sft eval once for each")
         require_package("lm_eval", extra="eval", needed_by="--tasks", package="lm-eval")
     elif asked.task_path is not None or asked.task_rows is not None or asked.shots is not None:
-        raise UsageError(
-            "--task-path, --task-rows and --shots go with --tasks", hint="name tasks: --tasks NAME"
-        )
+        raise UsageError("--task-path, --task-rows and --shots need --tasks", hint="name tasks: --tasks NAME")
 
 
 def _ask_tasks(

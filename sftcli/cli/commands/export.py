@@ -47,7 +47,7 @@ class ExportFlags:
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="Run, checkpoint, folder or model name; the newest finished run.",
+            help="Run, checkpoint, folder or model name; by default the newest finished run.",
             autocompletion=complete.models,
         ),
     ] = None
@@ -55,7 +55,7 @@ class ExportFlags:
         Dtype | None,
         typer.Option(
             "--dtype",
-            help="Of the weights; hf keeps the model's (f32 with an adapter merged), gguf takes f16. q8_0 is for gguf.",
+            help="Dtype of the weights; hf keeps the model's (f32 with a merged adapter), gguf uses f16. q8_0 is for gguf.",
         ),
     ] = None
     model: Annotated[ModelFlags, "tokenizer", "base_model"]

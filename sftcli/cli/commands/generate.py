@@ -35,21 +35,17 @@ SAMPLING_FLAGS = (
 class AskedFlags:
     """What is answered: a prompt, a file, or a person."""
 
-    prompt: Annotated[str | None, typer.Argument(help="What to ask; - reads it from standard input.")] = None
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None
     file: Annotated[
         Path | None,
         typer.Option("--file", "-f", metavar="IN", help="Answer every line of this .jsonl or .txt file."),
     ] = None
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", metavar="OUT", help="Where the answers to --file go; resumes after a kill."
-        ),
+        typer.Option("--out", "-o", metavar="OUT", help="Output file for --file; resumes after a kill."),
     ] = None
-    chat: Annotated[bool, typer.Option("--chat", help="Talk with the model, turn by turn.")] = False
-    base: Annotated[
-        bool, typer.Option("--base", help="Show the answer of the model before training too.")
-    ] = False
+    chat: Annotated[bool, typer.Option("--chat", help="Chat with the model.")] = False
+    base: Annotated[bool, typer.Option("--base", help="Also show the base model's answer.")] = False
     samples: Annotated[
         int, typer.Option("--samples", "-n", metavar="N", min=1, help="Answers per prompt.")
     ] = 1
@@ -133,14 +129,14 @@ def _check_kind(asked: AskedFlags, output: Output) -> None:
     """
     if sum((asked.prompt is not None, asked.file is not None, asked.chat)) != 1:
         raise UsageError(
-            "there must be one thing to answer: a prompt, --file or --chat",
+            "give exactly one of: a prompt, --file or --chat",
             hint='sft generate "your prompt", or sft generate --file prompts.jsonl --out answers.jsonl',
         )
     if (asked.file is None) != (asked.out is None):
         raise UsageError("--file and --out go together", hint="pass both")
     if asked.chat and (asked.base or asked.samples > 1 or output.json):
         raise UsageError(
-            "--chat talks with one model, once a turn", hint="leave out --base, --samples and --json"
+            "--chat uses one model and one answer per turn", hint="leave out --base, --samples and --json"
         )
 
 

@@ -34,12 +34,14 @@ def prepare(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Write the rows there as Parquet files, for other trainers too."
+            "--out",
+            metavar="DIR",
+            help="Write the rows to this folder as Parquet files, also for other trainers.",
         ),
     ] = None,
     output: Annotated[Output, "json", "quiet", "color"],
 ) -> None:
-    """Read, check and tokenise instruction data, and say what is trained and what is not.
+    """Read, check and tokenize instruction data, and show what is trained and what is not.
 
     Examples:
       sft prepare rows.jsonl --show 2

@@ -26,7 +26,7 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="Where to write; by default into the first run's folder."
+            "--out", "-o", metavar="FILE", help="Output file; by default in the first run's folder."
         ),
     ] = None,
     runs: RunsRoot = Path("runs"),

@@ -28,9 +28,7 @@ STATE_STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "br
 @command
 def runs(
     *,
-    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds run folders.")] = Path(
-        "runs"
-    ),
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the run folders.")] = Path("runs"),
     output: Annotated[Output, "json", "color"],
 ) -> None:
     """List runs, newest first: where each stands, its steps, its losses.
@@ -52,7 +50,7 @@ def runs(
         for damaged in (one for one in found if one.state == "damaged"):
             tables.show_text(f"warning: {damaged.warnings[-1]}", err)
         if unfinished := [one for one in found if one.state in {"stopped", "broken-off"}]:
-            tables.show_text(f"go on with: sft resume {_argument(unfinished[0])}", err)
+            tables.show_text(f"resume with: sft resume {_argument(unfinished[0])}", err)
     else:
         tables.show_text(
             f"there are no runs under {root} yet; start one: sft train", tables.err(output.color)

@@ -48,7 +48,7 @@ def train(
         Resume | None,
         typer.Option(
             "--resume",
-            help="`auto` goes on with the run that --run names where it exists, and starts it otherwise.",
+            help="`auto` resumes the run named by --run if it exists, and starts it otherwise.",
             rich_help_panel=SETTINGS_PANEL,
         ),
     ] = None,
@@ -121,13 +121,13 @@ class ResumeFlags:
     run: Annotated[
         str | None,
         typer.Argument(
-            help="Run to go on with, by name or path; the newest unfinished one.",
+            help="Run to resume, by name or path; by default the newest unfinished one.",
             autocompletion=complete.runs,
         ),
     ] = None
     step: Annotated[
         int | None,
-        typer.Option("--checkpoint", metavar="STEP", help="Go on from the checkpoint of this step."),
+        typer.Option("--checkpoint", metavar="STEP", help="Resume from the checkpoint of this step."),
     ] = None
     sets: Set = None
     trust: Annotated[Flags, "--trust-remote-code"]
@@ -143,11 +143,11 @@ class ResumeFlags:
         typer.Option(
             "--allow-change",
             metavar="KEY",
-            help="Go on although this setting, or `data`, is not what the run was started with. Repeatable; recorded.",
+            help="Resume even if this setting, or `data`, differs from the start of the run. Repeatable; recorded.",
         ),
     ] = None
     break_lock: Annotated[
-        bool, typer.Option("--break-lock", help="Take the run over from a process that is certainly dead.")
+        bool, typer.Option("--break-lock", help="Take over the run from a process that is certainly dead.")
     ] = False
     sharing: Annotated[Flags, "--processes"]
     runs: RunsRoot = Path("runs")
@@ -161,7 +161,7 @@ class ResumeFlags:
 
 @command
 def resume(*, asked: ResumeFlags, output: Output) -> None:
-    """Go on with a stopped run as if it had never stopped.
+    """Resume a stopped run as if it had never stopped.
 
     Examples:
       sft resume

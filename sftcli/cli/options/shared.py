@@ -71,7 +71,7 @@ class Output:
         LogFormat | None,
         typer.Option(
             "--log-format",
-            help="`jsonl` writes every event to stderr as a line of JSON, for a program that watches.",
+            help="`jsonl` writes every event to stderr as a line of JSON, for other programs.",
             rich_help_panel=OUTPUT_PANEL,
         ),
     ] = None
@@ -87,7 +87,7 @@ class Output:
 
 RunsRoot = Annotated[
     Path,
-    typer.Option("--runs", metavar="DIR", help="Folder that holds run folders.", rich_help_panel=RUN_PANEL),
+    typer.Option("--runs", metavar="DIR", help="Folder with the run folders.", rich_help_panel=RUN_PANEL),
 ]
 
 
@@ -101,7 +101,7 @@ class ModelFlags:
         typer.Option(
             "--base-model",
             metavar="MODEL",
-            help="The model that an adapter belongs to, where it is not where the adapter says.",
+            help="Base model of an adapter, if it is not where the adapter says.",
             rich_help_panel=INPUT_PANEL,
         ),
     ] = None
@@ -109,7 +109,7 @@ class ModelFlags:
         bool,
         typer.Option(
             "--trust-remote-code",
-            help="Run the code that the run was trained with; it must be the same still.",
+            help="Run the model code that the run was trained with; it must be unchanged.",
             rich_help_panel=INPUT_PANEL,
         ),
     ] = False

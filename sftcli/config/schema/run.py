@@ -100,7 +100,7 @@ class Tracker(StrEnum):
 class RunSettings(Section):
     """Where a run is stored, and the trackers that receive its metrics."""
 
-    root: str = Field("runs", min_length=1, description="Folder that holds run folders.")
+    root: str = Field("runs", min_length=1, description="Folder with the run folders.")
     name: str | None = Field(
         None,
         pattern=RUN_NAME_PATTERN,

@@ -133,7 +133,7 @@ THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking")
 MARKS = Meaning(
     keys=(*TURN_MARKS, "loss_scale"),
     says="it marks what is to be trained, and how much",
-    remedy="leave rows out of the file that are not to be trained, and mark assistant turns with 0 or 1",
+    remedy="remove rows that should not be trained, and mark assistant turns with 0 or 1",
     row=_is_mark,
     turn=_is_mark,
     part=_is_mark,
@@ -141,7 +141,7 @@ MARKS = Meaning(
 ASKED_MARKS = Meaning(
     keys=TURN_MARKS,
     says="it asks for a turn to be trained that is not the assistant's",
-    remedy="only assistant turns are trained: take the mark out of the others",
+    remedy="only assistant turns are trained: remove the mark from the others",
 )
 LABEL = Meaning(
     keys=("label", "kto_tag"),
@@ -151,7 +151,7 @@ LABEL = Meaning(
 )
 TREE = Meaning(
     keys=("role", "parent_id"),
-    says="the row is one message of a conversation, and would be trained as running text",
+    says="the row is one message of a conversation, and would be trained as pretraining text",
     remedy='put the turns of each conversation into one row: {"messages": [{"role": ..., "content": ...}, ...]}',
     row=is_told,
 )
@@ -193,14 +193,14 @@ MEANINGS = (
     Meaning(
         keys=("images", "image", "videos", "video", "audios", "audio"),
         asks=True,
-        says="it is no text, and answers would be trained without what they are about",
-        remedy="leave rows out of the file that need it",
+        says="it is not text, and answers would be trained without the content they refer to",
+        remedy="remove the rows that need it",
         row=_is_media,
         turn=_is_media,
     ),
     Meaning(
         keys=("channel",),
-        says="it tells what a turn is for, such as thinking",
+        says="it marks the purpose of a turn, such as thinking",
         remedy="write thinking into the content of its answer, as <think>...</think>",
         turn=_is_other_channel,
     ),

@@ -73,7 +73,7 @@ def _rivals(fields: Mapping[str, object], names: Sequence[str]) -> Iterable[Unre
         if is_filled(fields.get(name)) and fields[name] != fields[taken]:
             yield Unread(
                 f'"{name}" is not read: it differs from "{taken}", which is',
-                "leave one of them in the row",
+                "keep one of them in the row",
                 name,
             )
 

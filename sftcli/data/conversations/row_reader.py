@@ -105,7 +105,7 @@ class _Faults:
         flags = list(dict.fromkeys(unread.way_out for unread in self._found))
         return DataError(
             "; ".join(parts),
-            hint=f"{'; '.join(remedies)}; or train on the rows as they are read: {' '.join(flags)}",
+            hint=f"{'; '.join(remedies)}; or train without the key: {' '.join(flags)}",
             location=Location(file=origin.path, line=origin.line),
         )
 

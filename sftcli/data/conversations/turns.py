@@ -335,7 +335,7 @@ def build_conversation(
     if train_on is TrainOn.LAST:
         kept[:-1] = [replace(turn, trained=False) if turn.trained else turn for turn in kept[:-1]]
     if not any(turn.trained for turn in kept):
-        raise RowFault(RejectReason.NOTHING_TRAINED, "no assistant turn is to be trained, as their marks say")
+        raise RowFault(RejectReason.NOTHING_TRAINED, "every assistant turn is marked as not trained")
     if system:
         kept.insert(0, Message(role="system", content=system))
     return Conversation(
@@ -371,7 +371,9 @@ def _check_place(turns: Sequence[Message], index: int, *, has_system: bool) -> N
     if role in ("assistant", "tool") and before in (None, "system"):
         raise RowFault(RejectReason.ROLE_ORDER, f"turn {number} is of role {role}, expected the user first")
     if role == "tool" and before == "user":
-        raise RowFault(RejectReason.ROLE_ORDER, f"turn {number}: a tool answers the user, who made no call")
+        raise RowFault(
+            RejectReason.ROLE_ORDER, f"turn {number}: a tool turn follows the user, who made no call"
+        )
 
 
 def _check_not_empty(turn: Message, number: int) -> None:

@@ -20,25 +20,25 @@ SMALLEST_BIN = 32
 SOURCE_COUNTS = ("rows", "kept", "rejected", "cut", "tokens", "response_tokens")
 
 _FLAG_NOTES: Mapping[RowFlag, str] = {
-    RowFlag.CONTROL_TEXT: "in {rows} a content holds the text of a control token; it stays text",
-    RowFlag.CONTROL_WRITTEN: "in {rows} a content writes control tokens, as data.control_tokens_from allows",
-    RowFlag.STRIPPED: "in {rows} the template takes white space from the ends of contents; so they are trained",
-    RowFlag.NORMALIZED: "in {rows} the tokenizer changes answers to a Unicode normal form; so they are trained",
+    RowFlag.CONTROL_TEXT: "in {rows} a message contains the text of a control token; it stays text",
+    RowFlag.CONTROL_WRITTEN: "in {rows} a message contains control tokens, as data.control_tokens_from allows",
+    RowFlag.STRIPPED: "in {rows} the template strips white space around messages; they are trained stripped",
+    RowFlag.NORMALIZED: "in {rows} the tokenizer normalizes the Unicode of answers; they are trained normalized",
     RowFlag.THINKING: "thinking: {rows}, {thinking} of trained tokens",
     RowFlag.THOUGHT_WRITTEN: "in {rows} the thinking stands in the answer as <think>...</think>: the template has no place for it",
-    RowFlag.PROMPT_JOINED: "in {rows} the template asks for an answer otherwise than it shows one; the answer is trained behind the"
-    " prompt that generation sees",
-    RowFlag.SPLIT_TURNS: "{rows} with one answer each, of rows with several: the template shows earlier answers otherwise than it asks"
-    " for them, or --train-on each",
+    RowFlag.PROMPT_JOINED: "in {rows} the template shows the answer after another text than the generation prompt; it is trained after"
+    " the generation prompt",
+    RowFlag.SPLIT_TURNS: "{rows} with one answer each, from rows with several: the template shows earlier answers otherwise than it"
+    " prompts for them, or --train-on each",
     RowFlag.THOUGHT_DROPPED: "in {rows} the template leaves out the thinking of turns that are not trained",
     RowFlag.THOUGHT_SPACED: "in {rows} the template changes the white space around the thinking; it is trained as changed",
     RowFlag.TOOLS_DROPPED: "in {rows} the template does not show the tools that the row lists",
-    RowFlag.LEAD_TRAINED: "in {rows} the template writes something before the answer that generation will not be"
-    " given; it is trained (--thinking drop leaves an empty thought without loss)",
-    RowFlag.STOP_APPENDED: "in {rows} the template ends the last answer in no stop token; one is added and trained",
-    RowFlag.TRAILING_TURNS: "from {rows} the turns behind the last answer are left out, because nothing answers them",
-    RowFlag.UNREADABLE: "{rows} with U+FFFD, which stands for bytes that something could not read",
-    RowFlag.MISREAD: "{rows} with text that reads like UTF-8 taken for Latin-1 or Windows-1252",
+    RowFlag.LEAD_TRAINED: "in {rows} the template puts text before the answer that the generation prompt lacks; it is trained"
+    " (--thinking drop leaves an empty thought without loss)",
+    RowFlag.STOP_APPENDED: "in {rows} the template ends the last answer without a stop token; one is added and trained",
+    RowFlag.TRAILING_TURNS: "in {rows} the turns after the last answer are dropped, because nothing answers them",
+    RowFlag.UNREADABLE: "{rows} with U+FFFD, which stands for bytes that could not be decoded",
+    RowFlag.MISREAD: "{rows} with text that looks like UTF-8 decoded as Latin-1 or Windows-1252",
     RowFlag.CONTROL_CHARACTER: "{rows} with control characters other than tab and line ends",
     RowFlag.CUT_TURNS: "from {rows} whole turns at the end are cut off",
     RowFlag.CUT_ANSWER: "from {rows} the end of an answer is cut off, with its stop token",

@@ -178,7 +178,7 @@ def _find_exceeded(audits: Sequence[AuditSummary], data: DataSettings) -> dict[s
             found[check.what] = f"{count} of {total} rows are {check.what} ({allowed}), such as {example}"
     shared = sum(audit.shared_prompts for audit in audits)
     if data.strict and shared:
-        found["shared"] = f"{shared} held-out rows have a prompt that is trained on too"
+        found["shared"] = f"{shared} held-out rows have a prompt that is also trained on"
     return found
 
 

@@ -103,7 +103,7 @@ def buffered(file: BlockFile) -> BufferedReader:
 def changed_error(name: str) -> DataError:
     """Return the refusal of a source that is another than the one that is known."""
     return DataError(
-        f"{name}: changed while it was prepared; nothing was kept",
-        hint="wait until it is written, then run again",
+        f"{name}: changed while being prepared; nothing was saved",
+        hint="wait until the file is complete, then run again",
         location=Location(file=name),
     )

@@ -52,9 +52,7 @@ def read_records(
         StorageError: A file cannot be read.
     """
     if source.skipped:
-        note(
-            f"{source.name}: not read, because they hold no rows of a known kind: {', '.join(source.skipped)}"
-        )
+        note(f"{source.name}: skipped, not a known data format: {', '.join(source.skipped)}")
     if source.sample is None:
         rows = _all_records(source, known, note)
     else:

@@ -78,7 +78,7 @@ class PlainTextShare:
 def _plain(row: Conversation | PlainText | Rejected) -> PlainText | Rejected:
     if isinstance(row, Conversation):
         raise DataError(
-            f"{row.origin} is a conversation, expected plain text in a column `text`",
+            f"{row.origin} is a conversation, expected pretraining text in a column `text`",
             hint="name conversations with --data, and texts in data.text_sources",
             location=Location(file=row.origin.path, line=row.origin.line),
         )

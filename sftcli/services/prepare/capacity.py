@@ -73,7 +73,7 @@ def _require_embeddings(prepared: "PreparedData", rows: int) -> None:
     raise MismatchError(
         f"rows hold tokens that the model has no embedding for: {', '.join(names)}{more}; its embeddings have {rows:,} rows, "
         f"and the tokenizer has {prepared.tokenizer.vocab_size:,} tokens",
-        hint="take the tokenizer that belongs to the model, or give the embeddings the rows that they lack "
+        hint="use the model's own tokenizer, or give the embeddings the rows that they lack "
         "(resize_token_embeddings of transformers) and save the model",
     )
 
@@ -84,7 +84,7 @@ def _tell_long_rows(prepared: "PreparedData", positions: int, emit: EventSink) -
         emit(
             Warned(
                 text=f"{count:,} of {len(lengths):,} rows are longer than the {positions:,} positions that the model was made "
-                f"for, up to {lengths.max():,} tokens: --max-tokens {positions} keeps them within"
+                f"for, up to {lengths.max():,} tokens: --max-tokens {positions} avoids that"
             )
         )
 

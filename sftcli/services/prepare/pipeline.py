@@ -198,13 +198,13 @@ class Preparation:
         if found.same_prompt:
             train, held = found.examples[0]
             audit.note(
-                f"of {found.heldout_rows} held-out rows, {found.same_prompt} have a prompt that is trained on too,"
+                f"of {found.heldout_rows} held-out rows, {found.same_prompt} have a prompt that is also trained on,"
                 f" such as {held} and {train}; {found.same_row} are equal in all turns"
             )
         if found.same_row and not self.data.allow_leak:
             raise DataError(
                 f"{found.same_row} of {found.heldout_rows} held-out rows are trained on too",
-                hint="take them out of one side, or allow it: --allow-leak",
+                hint="remove them from one side, or allow it: --allow-leak",
             )
 
     def _render_workers(self) -> RenderWorkers:

@@ -188,7 +188,7 @@ def prepare_data(
     )
     emit(prepared.describe())
     if sources.text and not data.text_fraction:
-        emit(Notice(text="data.text_fraction is 0: the plain text is prepared, and none is trained on"))
+        emit(Notice(text="data.text_fraction is 0: the pretraining text is prepared but not trained on"))
     return prepared
 
 

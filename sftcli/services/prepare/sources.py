@@ -32,11 +32,11 @@ def find_sources(data: DataSettings) -> Sources:
     if not data.sources and not data.heldout_sources:
         raise UsageError(
             "there is no data to train on",
-            hint="name a file or a hub data set: --data rows.jsonl, or use a preset",
+            hint="name a file or a hub dataset: --data rows.jsonl, or use a preset",
         )
     if data.text_fraction and not data.text_sources:
         raise UsageError(
-            f"data.text_fraction is {data.text_fraction}, and there is no plain text to take it from",
+            f"data.text_fraction is {data.text_fraction}, but there is no pretraining text",
             hint="name some: --set data.text_sources=texts.jsonl, rows with a column text",
         )
     missing: list[NotFoundError] = []
@@ -47,7 +47,7 @@ def find_sources(data: DataSettings) -> Sources:
         raise _in_one(missing)
     if repeated := next((source for source in heldout if source.times > 1), None):
         raise UsageError(
-            f"{repeated.text!r}: held-out rows are scored once, they cannot be repeated",
+            f"{repeated.text!r}: held-out rows cannot be repeated",
             hint=f"leave out x{repeated.times}",
         )
     return Sources(train=train, heldout=heldout, text=text)

@@ -242,7 +242,7 @@ def _renderer_of(order: RenderOrder, fingerprint: str) -> BatchRenderer:
     if tokenizer.fingerprint != fingerprint:
         raise DataError(
             f"the tokenizer or the template in {order.model_folder} changed while rows were prepared",
-            hint="wait until it is written, then run again",
+            hint="wait until the file is complete, then run again",
         )
     return BatchRenderer(tokenizer, order)
 

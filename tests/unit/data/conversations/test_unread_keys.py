@@ -161,7 +161,7 @@ def read(
 
 def flags_of(error: DataError) -> list[str]:
     """Return the flags that the help of a refusal ends in."""
-    return error.hint.partition("or train on the rows as they are read: ")[2].split()
+    return error.hint.partition("or train without the key: ")[2].split()
 
 
 @pytest.mark.parametrize(("key", "row"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
