@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -226,3 +227,22 @@ def is_finite(tensor: torch.Tensor) -> bool:
         return True
     low, high = torch.aminmax(tensor.detach())  # a NaN is the least and the greatest
     return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+class Context(Protocol):
+    """What ``forward`` of a ``torch.autograd.Function`` keeps for ``backward``: torch's stub has no types for it.
+
+    A function with values of its own to keep adds them in a subclass.
+    """
+
+    saved_tensors: tuple[torch.Tensor, ...]  # None where None was saved
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: torch.Tensor | None) -> None:
+        """Keep tensors of the inputs and outputs."""
+
+
+def applied(function: type[torch.autograd.Function], *arguments: object) -> torch.Tensor:
+    """Return what ``function``, which has one result, makes of ``arguments``."""
+    result: torch.Tensor = function.apply(*arguments)
+    return result

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch.nn import functional
 
-from sftcli.autograd import Context, applied
 from sftcli.data.batches.batch import IGNORED, Batch
 from sftcli.events import StopFlag
+from sftcli.runtime import Context, applied
 from sftcli.training.distributed.group import Group
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch.autograd.function import once_differentiable
 
-from sftcli.autograd import Context
+from sftcli.runtime import Context
 
 _LONGEST_WIDENED = 384  # tokens of a document up to which the backward pass is faster in float32
 FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -17,8 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from sftcli.autograd import applied
 from sftcli.modeling.kernels.cpu_attention import CpuAttention, can_attend, split_documents
+from sftcli.runtime import applied
 
 NAME = "sft_documents"  # what transformers knows this attention as
 _PLAIN = "sdpa"

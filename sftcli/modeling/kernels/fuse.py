@@ -15,7 +15,6 @@ from types import MethodType
 import torch
 from torch.nn import functional
 
-from sftcli.autograd import Context, applied
 from sftcli.modeling.kernels.fused_layer import (
     GATED,
     Passed,
@@ -37,6 +36,7 @@ from sftcli.modeling.kernels.fused_math import (
     norm_scale,
     normed,
 )
+from sftcli.runtime import Context, applied
 
 _TOLERANCE = 1e-4  # of float32 sums in another order; another formula is off by far more
 _PROBE_SHAPE = (2, 3)

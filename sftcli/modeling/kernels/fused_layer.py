@@ -15,7 +15,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from sftcli.autograd import Context, applied
 from sftcli.modeling.kernels.cpu_attention import attend, attend_backward
 from sftcli.modeling.kernels.document_attention import (
     attend_as_before,
@@ -35,6 +34,7 @@ from sftcli.modeling.kernels.fused_math import (
     norm_scale,
     normed,
 )
+from sftcli.runtime import Context, applied
 
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer

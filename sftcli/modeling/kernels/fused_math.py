@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from sftcli.autograd import Context
+from sftcli.runtime import Context
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
