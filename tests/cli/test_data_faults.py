@@ -82,7 +82,7 @@ def test_file_that_changes_while_it_is_prepared_is_refused_and_nothing_is_kept(r
                 file.write('{"question": "late?", "answer": "yes"}\n')
 
     data = DataSettings(sources=(str(rows),))
-    with pytest.raises(DataError, match="changed while it was"):
+    with pytest.raises(DataError, match="changed while being"):
         prepare_data(
             data, find_sources(data), model_folder=tiny_model, seed=0, session=Session(append, NeverStop())
         )
@@ -121,7 +121,7 @@ def test_file_that_was_another_for_one_pass_is_not_taken_for_itself(rows, tiny_m
             other.replace(rows)
 
     data = DataSettings(sources=(str(rows),), heldout_fraction=0)
-    with pytest.raises(DataError, match="changed while it was"):
+    with pytest.raises(DataError, match="changed while being"):
         prepare_data(
             data, find_sources(data), model_folder=tiny_model, seed=0, session=Session(swap, NeverStop())
         )

@@ -41,7 +41,7 @@ def test_every_token_of_a_text_is_predicted_once_however_long_it_is(sft, rows, t
 def test_conversations_are_refused_as_plain_text(sft, rows, tiny_model):
     code, out, err = sft("prepare", rows, "--model", tiny_model, "--set", f"data.text_sources={rows}")
     assert (code, out) == (65, "")
-    assert "rows.jsonl:1 is a conversation, expected plain text" in err
+    assert "rows.jsonl:1 is a conversation, expected pretraining text" in err
 
 
 def test_share_of_plain_text_without_any_is_refused(sft, rows, tiny_model):

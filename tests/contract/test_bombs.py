@@ -52,8 +52,9 @@ def refused_in_bounds(read, words: str, room: int = ROOM) -> None:
 
 
 def read_rows(path: Path) -> None:
-    for _ in textlines.text_lines(textlines.open_bytes(path), path.name):
-        pass
+    with path.open("rb") as packed:
+        for _ in textlines.text_lines(textlines.unpacked(packed, path), path.name):
+            pass
 
 
 def sparse(path: Path, size: int, head: bytes = b"") -> Path:

@@ -25,6 +25,7 @@ from sftcli.data.conversations.meaning import (
 )
 
 _MARKS = frozenset(key for key, meanings in BY_KEY.items() if any(m.says == MARKS.says for m in meanings))
+_ASKING = frozenset(("system", "developer", "user", "human"))  # who says nothing that was thought about
 _PLAIN_TURN = frozenset(("role", "content", "from", "value"))
 
 
@@ -138,7 +139,10 @@ def check_prompt(row: Mapping[str, object], turns: Sequence[object], *, read: fr
         raise UnreadError(found)
     for turn in turns:
         if isinstance(turn, dict):
-            check_turn({key: turn[key] for key in turn if key not in _MARKS}, is_assistant=True)
+            said = str(turn.get("role", turn.get("from"))).lower()
+            check_turn(
+                {key: turn[key] for key in turn if key not in _MARKS}, is_assistant=said not in _ASKING
+            )
             if calls := [key for key in ("tool_calls", "function_call") if is_filled(turn.get(key))]:
                 what = f'"{calls[0]}" of turns is not read in files of prompts'
                 raise UnreadError([Unread(what, "leave out rows with calls")])

@@ -50,28 +50,23 @@ def data_error(message: str, name: str, line: int, column: int | None = None, *,
     return DataError(f"{place}: {message}", hint=hint, location=place)
 
 
-def open_bytes(path: Path) -> ByteStream:
-    """Open a file for reading, decompressing it where its name ends in ``.gz`` or ``.zst``."""
-    return unpacked(path.open("rb"), path)
-
-
 def unpacked(stream: BufferedReader, path: Path) -> ByteStream:
     """Return what ``stream``, the bytes of the file at ``path``, unpacks to by the file's name."""
     if path.suffix == ".gz":
-        return _bounded(cast("ByteStream", gzip.open(stream, "rb")), stream, path)
+        return _bounded(cast("ByteStream", gzip.open(stream, "rb")), path)
     if path.suffix == ".zst":
         import pyarrow
 
-        return _bounded(pyarrow.input_stream(stream, compression="zstd"), stream, path)
+        return _bounded(pyarrow.input_stream(stream, compression="zstd"), path)
     return stream
 
 
 class _Bounded(RawIOBase):
     """An unpacked stream that ends in an error where it grows out of all proportion."""
 
-    def __init__(self, stream: "ByteStream", packed: BufferedReader, path: Path) -> None:
+    def __init__(self, stream: "ByteStream", path: Path) -> None:
         super().__init__()
-        self.stream, self.packed, self.path, self.count = stream, packed, path, 0
+        self.stream, self.path, self.count = stream, path, 0
         self.most = max(MIN_UNPACKED_BYTES, MAX_RATIO * path.stat().st_size)
 
     def readable(self) -> bool:
@@ -92,12 +87,11 @@ class _Bounded(RawIOBase):
 
     def close(self) -> None:
         self.stream.close()
-        self.packed.close()  # which a decompressor leaves to whoever opened it
         super().close()
 
 
-def _bounded(stream: "ByteStream", packed: BufferedReader, path: Path) -> ByteStream:
-    return BufferedReader(_Bounded(stream, packed, path), 2**20)
+def _bounded(stream: "ByteStream", path: Path) -> ByteStream:
+    return BufferedReader(_Bounded(stream, path), 2**20)
 
 
 def skip_bom(stream: ByteStream, name: str, note: Note) -> int:

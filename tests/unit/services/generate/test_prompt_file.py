@@ -32,7 +32,7 @@ def read(tmp_path):
         ("context", {"question": "How long?", "context": "The bridge is 40 m long."}),
         ("input", {"prompt": "Translate.", "input": "Hallo"}),
         ("context", {"instruction": "Compare.", "input": "This", "context": "That"}),
-        ("reasoning_content", {"messages": [EARLIER[0], EARLIER[1] | {"reasoning_content": "Hm."}, ASKED]}),
+        ("reasoning", {"messages": [*EARLIER, ASKED | {"reasoning": "Hm."}]}),
         ("tools", {"messages": [{"role": "system", "content": "Help.", "tools": [{"name": "f"}]}, ASKED]}),
     ],
 )
