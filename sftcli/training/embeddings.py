@@ -20,6 +20,13 @@ def freeze_embeddings(model: "PreTrainedModel") -> None:
             layer.requires_grad_(False)
 
 
+def embedding_names(model: "PreTrainedModel") -> frozenset[str]:
+    """Return the names of the weights of token embeddings and output head."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    own = {id(weight) for layer in layers if layer is not None for weight in layer.parameters()}
+    return frozenset(name for name, weight in model.named_parameters() if id(weight) in own)
+
+
 def add_embedding_noise(model: "PreTrainedModel", alpha: float) -> None:
     """Add uniform noise of up to ``alpha / sqrt(T * D)`` to embeddings (B, T, D) while the model is in training mode.
 

@@ -14,7 +14,7 @@ from sftcli.modeling.load import load_model
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
-from sftcli.training.embeddings import add_embedding_noise, freeze_embeddings
+from sftcli.training.embeddings import add_embedding_noise, embedding_names, freeze_embeddings
 from sftcli.training.loss import NllSum, response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer, optimizer_tensors
 from sftcli.training.weights.masters import MasterWeights
@@ -108,7 +108,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop_at:
     assert losses == [event.loss for event in whole_sink.of(StepDone)]
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "adamw_8bit"])
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw_8bit", "muon"])
 @pytest.mark.parametrize("stop_at", [1, 4])
 def test_every_optimizer_goes_on_bit_for_bit(tmp_path, optimizer: str, stop_at: int):
     if optimizer == "adamw_8bit":
@@ -155,6 +155,38 @@ def test_lean_optimizers_keep_less_state_than_adamw(optimizer: str, share: float
         state = optimizer_tensors(made, {"weight": weight})
         sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
     assert sizes[1] < share * sizes[0]
+
+
+def test_muon_takes_the_matrices_of_layers_and_adamw_all_else():
+    torch.manual_seed(0)
+    model = tiny_llama()
+    masters = dict(model.named_parameters())
+    own = settings(optimizer="muon", learning_rate=1e-3, weight_decay=0.1)
+    optimizer = make_optimizer(masters, own, embeddings=embedding_names(model))
+    theirs = {name: torch.nn.Parameter(weight.detach().clone()) for name, weight in masters.items()}
+    matrices = [name for name, weight in theirs.items() if weight.ndim == 2 and "layers" in name]
+    plain = [name for name in theirs if name not in matrices]
+    muon = torch.optim.Muon(
+        [theirs[name] for name in matrices],
+        lr=1e-3, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw",
+    )  # fmt: skip
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [theirs[name]], "weight_decay": 0.1 if theirs[name].ndim > 1 else 0.0}
+            for name in plain
+        ],
+        lr=1e-3, betas=(own.beta1, own.beta2), eps=own.epsilon,
+    )  # fmt: skip
+    for _ in range(3):
+        for name, weight in masters.items():
+            weight.grad = torch.randn_like(weight)
+            theirs[name].grad = weight.grad.clone()
+        optimizer.step()
+        muon.step()
+        adamw.step()
+    for name, weight in masters.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-6, atol=1e-7)
+    assert {name for name in masters if "momentum_buffer" in optimizer.state[masters[name]]} == set(matrices)
 
 
 def test_resume_with_other_random_state_differs_so_the_law_above_can_fail(tmp_path):

@@ -36,6 +36,7 @@ class OptimizerName(StrEnum):
     ADAFACTOR = "adafactor"
     ADAMW_8BIT = "adamw_8bit"
     PAGED_ADAMW_8BIT = "paged_adamw_8bit"
+    MUON = "muon"  # AdamW for embeddings, head, gains and biases
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,7 @@ OPTIMIZERS: Mapping[OptimizerName, OptimizerFacts] = {
     OptimizerName.ADAFACTOR: OptimizerFacts(state_share=0.1),  # means of rows and columns
     # Two bytes and their scales, except for tensors of less than 4096 numbers.
     OptimizerName.ADAMW_8BIT: OptimizerFacts(state_share=0.6, needs_bitsandbytes=True),
+    OptimizerName.MUON: OptimizerFacts(state_share=1.5),  # one moment of matrices, two of embeddings and head
     OptimizerName.PAGED_ADAMW_8BIT: OptimizerFacts(state_share=0.6, needs_bitsandbytes=True, needs_cuda=True),
 }
 
@@ -122,7 +124,7 @@ class TrainingSettings(Section):
     )
     optimizer: OptimizerName = Field(
         OptimizerName.ADAMW,
-        description="adamw, or an optimizer with less state: adafactor, adamw_8bit, paged_adamw_8bit.",
+        description="adamw; muon for the matrices of the layers; or one with less state: adafactor, adamw_8bit, paged_adamw_8bit.",
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay, on matrices only.")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay of the first moment.")

@@ -53,7 +53,7 @@ from sftcli.services.train.speedups import try_ways
 from sftcli.training.checkpoint.format import ADAPTER, MODEL
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.distributed.group import Group
-from sftcli.training.embeddings import add_embedding_noise, freeze_embeddings
+from sftcli.training.embeddings import add_embedding_noise, embedding_names, freeze_embeddings
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
@@ -265,7 +265,7 @@ def assemble(
         if group.is_writer
         else settings.checkpoint.model_copy(update={"in_background": False}),
         weights=weights,
-        optimizer=make_optimizer(weights.masters, settings.training),
+        optimizer=make_optimizer(weights.masters, settings.training, embeddings=embedding_names(model)),
         batch_loss=head.batch_loss,
         ladder=ladder,
         heldout_loss=_heldout_loss(inputs, head.batch_loss, compute, emit),

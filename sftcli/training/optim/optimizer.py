@@ -7,14 +7,19 @@ from typing import Any, assert_never, cast
 import torch
 
 from sftcli.config.schema.training import OptimizerName, TrainingSettings
+from sftcli.training.optim.muon import MuonWithAdamW
 from sftcli.training.weights.placement import full_tensor, placed_as
 
 
 def make_optimizer(
-    masters: Mapping[str, torch.nn.Parameter], settings: TrainingSettings
+    masters: Mapping[str, torch.nn.Parameter],
+    settings: TrainingSettings,
+    *,
+    embeddings: Collection[str] = (),
 ) -> torch.optim.Optimizer:
     """Return the optimizer of ``masters``; weight decay applies to matrices, not to gains and biases.
 
+    ``embeddings`` are the names of token embeddings and output head, whose rows are vectors of their own.
     Whether the package and the device that it needs are there is asked before a run begins, by ``check_machine``.
     """
     decayed = [master for master in masters.values() if master.ndim >= 2]
@@ -33,6 +38,8 @@ def make_optimizer(
                 eps=settings.epsilon,
                 fused=True,
             )
+        case OptimizerName.MUON:
+            return _muon(masters, embeddings, settings)
         case OptimizerName.ADAFACTOR:
             return _adafactor(groups, settings)
         case OptimizerName.ADAMW_8BIT:
@@ -41,6 +48,32 @@ def make_optimizer(
             return _adamw_8bit(groups, settings, is_paged=True)
         case _:
             assert_never(settings.optimizer)
+
+
+def _muon(
+    masters: Mapping[str, torch.nn.Parameter], embeddings: Collection[str], settings: TrainingSettings
+) -> torch.optim.Optimizer:
+    """Updates of matrices whose singular values are all about one (Jordan 2024); experts in one tensor stay with AdamW."""
+    matrices = {name for name, master in masters.items() if master.ndim == 2} - {*embeddings}
+    others = {name: master for name, master in masters.items() if name not in matrices}
+    groups = (
+        {
+            "params": [masters[name] for name in masters if name in matrices],
+            "weight_decay": settings.weight_decay,
+        },
+        {
+            "params": [master for master in others.values() if master.ndim >= 2],
+            "weight_decay": settings.weight_decay,
+        },
+        {"params": [master for master in others.values() if master.ndim < 2], "weight_decay": 0.0},
+    )
+    return MuonWithAdamW(
+        [group for group in groups[:1] if group["params"]],
+        [group for group in groups[1:] if group["params"]],
+        learning_rate=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        epsilon=settings.epsilon,
+    )
 
 
 def _adafactor(groups: Sequence[dict[str, object]], settings: TrainingSettings) -> torch.optim.Optimizer:
