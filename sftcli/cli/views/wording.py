@@ -105,11 +105,11 @@ def end_line(event: FitEnded, seconds: float, measures: TrainingMeasures) -> str
 def step_line(measures: TrainingMeasures, step: StepDone) -> str:
     """Return one training step as ``step 20/90  loss 1.234  lr 2.0e-04  grad 1.9  512 tok/s  pad 9%  2.1 GB  eta 1m20s``.
 
-    The speed is in response tokens, the memory is the peak so far.
+    The speed is in response tokens, the memory is the peak so far. Steps that are replayed have no end that is known.
     """
-    remaining = measures.remaining_seconds
+    remaining = measures.remaining_seconds if measures.last_step else None
     parts = [
-        f"step {step.step}/{measures.last_step}",
+        f"step {step.step}/{measures.last_step}" if measures.last_step else f"step {step.step}",
         f"loss {loss_text(step.loss)}",
         f"lr {rate_text(step.learning_rate)}",
         f"grad {norm_text(step.grad_norm)}",
@@ -117,7 +117,11 @@ def step_line(measures: TrainingMeasures, step: StepDone) -> str:
         f"pad {percent(measures.padding_fraction)}",
         *([] if measures.utilization is None else [f"{percent(measures.utilization)} of peak"]),
         *([size(step.peak_memory_bytes)] if step.peak_memory_bytes else []),
-        f"eta {whole_duration(remaining) if remaining is not None else '?'}",
+        *(
+            [f"eta {whole_duration(remaining) if remaining is not None else '?'}"]
+            if measures.last_step
+            else []
+        ),
     ]
     return "  ".join(parts) + ("  text" if step.text_tokens else "") + ("" if step.applied else "  skipped")
 

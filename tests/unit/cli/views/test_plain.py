@@ -6,7 +6,7 @@ import pytest
 from sftcli.cli.results.answers import TextWriter
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.cli.views.plain import PlainView, SilentView
-from sftcli.cli.views.wording import end_line
+from sftcli.cli.views.wording import end_line, step_line
 from sftcli.events import Ending, FitEnded, FitStarted, Notice, Progressed, StepDone, TextDelta, Warned
 from tests.support.fake_run import HOSTILE, run_events, step_done
 from tests.support.golden import assert_golden
@@ -68,6 +68,14 @@ def test_fast_steps_get_one_line_in_every_steps() -> None:
         "10/12",
         "12/12",
     ]
+
+
+def test_steps_that_are_replayed_have_no_end_and_no_time_left() -> None:
+    measures = TrainingMeasures()
+    measures.add_step(step_done(5))
+    line = step_line(measures, step_done(5))
+    assert line.startswith("step 5  loss ")
+    assert "eta" not in line
 
 
 def test_short_work_says_nothing_and_long_work_says_when_it_is_over() -> None:
