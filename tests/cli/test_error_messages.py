@@ -30,7 +30,7 @@ COMMANDS = [
     "train --pakcing off",
     "train --lern 3 --max-step=4 --data --odd --sed 5",
     "train rows.jsonl",
-    "train --batch-size 4 --lr 1e-4 --data rows.jsonl",
+    "train --weight-decay 4 --num-train-epochs 2 --data rows.jsonl",
     "generate what is this",
     "eval one two",
     "export",

@@ -27,9 +27,19 @@ if TYPE_CHECKING:
 
 
 TRAIN_FLAGS = (
-    *("--max-steps", "--seed", "--data", "--heldout", "--model", "--tokenizer", "--trust-remote-code"),
+    *(
+        "--data",
+        "--heldout",
+        "--model",
+        "--tokenizer",
+        "--trust-remote-code",
+        "--epochs",
+        "--max-steps",
+        "--batch-size",
+    ),
+    *("--learning-rate", "--eval-every", "--save-every", "--seed"),
     *ROW_FLAGS,
-    *("--lora", "--adapter", "--rank", "--packing", "--run", "--track", "--processes"),
+    *("--lora", "--adapter", "--rank", "--packing", "--run", "--runs", "--track", "--processes"),
 )
 
 
@@ -75,7 +85,7 @@ def train(
     Examples:
       sft train --data rows.jsonl --max-steps 200
 
-      sft train --preset gpu --set training.learning_rate=2e-5
+      sft train --preset gpu --learning-rate 2e-5
 
       sft train --data rows.jsonl --lora --rank 32
     """

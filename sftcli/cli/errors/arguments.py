@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sftcli.cli.errors.foreign_flags import OURS
 from sftcli.errors import UsageError
 from sftcli.suggest import aside, did_you_mean
 
@@ -23,7 +24,6 @@ _IN_WORDS = {
 _UNKNOWN = "No such option"
 _NO_FLAG = re.compile(r"(?P<head>Missing option .*)\. Choose from:\s*(?P<words>.*)", re.DOTALL)
 _EXTRA = re.compile(r"Got unexpected extra argument\(s\) \((?P<words>.*)\)", re.DOTALL)
-_SHORT_NAMES = {"lr": "learning_rate"}  # of settings, as other programs call them
 
 _Private = Any  # errors, contexts and parameters of Typer, of which it tells no class
 
@@ -94,10 +94,18 @@ def _extra_words(words: str, context: _Private) -> _Problem:
 
 
 def _unknown_flag(flag: str, context: _Private) -> _Problem:
-    guess = _as_setting(flag, context)
+    guess = _as_ours(flag, context) or _as_setting(flag, context)
     if not guess and flag.startswith("--"):
         guess = did_you_mean(flag, _flags(context))
     return _Problem(text=f"{_UNKNOWN}: {flag}", guess=guess)
+
+
+def _as_ours(flag: str, context: _Private) -> str:
+    """Return what a flag of another trainer is called here, or nothing where it is none of theirs."""
+    if getattr(context, "info_name", "") != "train":
+        return ""
+    ours = OURS.get(flag.removeprefix("--").replace("-", "_"))
+    return f"here it is {ours}" if ours else ""
 
 
 def _as_setting(flag: str, context: _Private) -> str:
@@ -107,7 +115,6 @@ def _as_setting(flag: str, context: _Private) -> str:
     from sftcli.config.schema.settings import FIELDS
 
     name = flag.removeprefix("--").replace("-", "_")
-    name = _SHORT_NAMES.get(name, name)
     return next(
         (f"it is a setting: --set {key}=VALUE" for key in FIELDS if key.rpartition(".")[2] == name), ""
     )
