@@ -26,6 +26,8 @@ def lay(name: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if name.endswith(".gz"):
         path.write_bytes(gzip.compress(LINES, 0))
+    elif name.endswith(".zst"):
+        path.write_bytes(pyarrow.compress(LINES, codec="zstd", asbytes=True))
     elif name.endswith(".json"):
         path.write_text(json.dumps(ROWS))
     elif name.endswith(".csv"):
@@ -91,7 +93,9 @@ class _Counted:
 
 
 @pytest.mark.parametrize("rows", ["", ":50", ":20%"])
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.jsonl.gz", "a.parquet", "folder/a.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", "a.csv", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "folder/a.jsonl"]
+)
 @pytest.mark.parametrize("block", [1 << 20, 4096])
 def test_source_is_read_twice_and_once_where_its_rows_are_kept(tiny_model, monkeypatch, name, rows, block):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", block)

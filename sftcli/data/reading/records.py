@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from gzip import BadGzipFile
-from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from sftcli.data.reading.json_rows import Row, json_rows
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.reading.source import COMPRESSIONS, JSON_LINES, RowLimit, Source, SourceKind, row_format
 from sftcli.data.reading.table_rows import arrow_rows, csv_rows, num_parquet_rows, parquet_rows
-from sftcli.data.reading.text_lines import Note, unpacked
+from sftcli.data.reading.text_lines import ByteStream, Note, unpacked
 from sftcli.errors import DataError, Location, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -129,7 +128,8 @@ def _count_rows(path: Path, name: str, digests: list[bytes]) -> int:
     if kind == "arrow":
         return sum(1 for _ in arrow_rows(path, name))
     with buffered(BlockFile(path, name, digests, is_known=False)) as stream:
-        return sum(1 for _ in _checked(_text_rows(stream, path, name, _no_note), path, name))
+        rows = _text_rows(unpacked(stream, path), path, name, _no_note)
+        return sum(1 for _ in _checked(rows, path, name))
 
 
 def _sample(source: Source, sample: RowLimit, total: int, seed: int) -> frozenset[int]:
@@ -201,16 +201,16 @@ def _file_rows(path: Path, name: str, blocks: list[bytes] | None, note: Note) ->
         elif kind == "arrow":  # mapped, since one batch may be all of the file
             yield from arrow_rows(path, name)
         else:
-            yield from _text_rows(stream, path, name, note)
-        if (
-            blocks is not None and kind != "parquet"
-        ):  # which is read here and there, and looked at where it is read
+            text = unpacked(stream, path)  # held on to: where it goes, the stream is closed
+            yield from _text_rows(text, path, name, note)
+        # Parquet is read here and there, and looked at where it is read.
+        if blocks is not None and kind != "parquet":
             stream.seek(0 if kind == "arrow" else stream.tell())
             deque(iter(lambda: stream.read(BLOCK_BYTES), b""), maxlen=0)
 
 
-def _text_rows(stream: BufferedReader, path: Path, name: str, note: Note) -> Iterator[Row]:
-    text, kind = unpacked(stream, path), row_format(path)
+def _text_rows(text: ByteStream, path: Path, name: str, note: Note) -> Iterator[Row]:
+    kind = row_format(path)
     if kind in ("csv", "tsv"):
         yield from csv_rows(text, name, note, delimiter="\t" if kind == "tsv" else ",")
     else:
