@@ -83,8 +83,8 @@ def unpack(data: bytes) -> RenderedBatch:
         length, path, line, flags, *plain = row
         results.append(
             Example(
-                input_ids=ids[at : at + length],
-                loss_mask=mask[at : at + length],
+                input_ids=ids[at : at + length].copy(),  # a view would keep the whole batch
+                loss_mask=mask[at : at + length].copy(),
                 origin=Origin(path=path, line=line),
                 flags=frozenset(map(RowFlag, flags)),
                 **dict(zip(_PLAIN_FIELDS, plain, strict=True)),

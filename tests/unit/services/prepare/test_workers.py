@@ -24,6 +24,7 @@ from sftcli.services.prepare import workers as module
 from sftcli.services.prepare.prepare import PreparedData, prepare_data
 from sftcli.services.prepare.rendering import BatchRenderer, RenderedBatch, RenderOrder
 from sftcli.services.prepare.sources import find_sources
+from sftcli.services.prepare.wire import pack, unpack
 from sftcli.services.prepare.workers import RenderWorkers, worker_count
 from tests.support.recording import RecordingSink, StopAfter
 from tests.support.tiny_model import build_tiny_model
@@ -111,6 +112,13 @@ def both(request, model) -> Iterator[tuple[BatchRenderer, RenderWorkers]]:
 def test_odd_rows_are_the_same_from_workers_and_in_the_same_order(both, batches):
     own, workers = both
     assert [seen(batch) for batch in workers.render(batches)] == [seen(own.render(rows)) for rows in batches]
+
+
+def test_row_that_is_held_on_to_keeps_none_of_the_others_in_memory(model):
+    rows = [row(line, "say", "yes " * line) for line in range(1, 9)]
+    back = unpack(pack(BatchRenderer(load_chat_tokenizer(model), order(model)).render(rows)))
+    assert len(back.kept) == len(rows)
+    assert all(array.base is None for kept in back.kept for array in (kept.input_ids, kept.loss_mask))
 
 
 def prepared(
