@@ -4,7 +4,8 @@ PREPARED/
   train.arrow     one row an example: input_ids, loss_mask, path, line, kind, score
   heldout.arrow   the same
   text.arrow      the same, of plain text that is mixed into training; often without rows
-  manifest.json   format, what it was made of, counts, audit, and size and hash of these files; written last
+  manifest.json   format, what it was made of, counts, audit, size and hash of these files, the largest token id of each;
+                  written last
 """
 
 import hashlib
@@ -36,9 +37,15 @@ ROWS_PER_CHUNK = 1024
 
 
 class ExampleTable:
-    """The examples of one split, read from a memory-mapped file as they are asked for."""
+    """The examples of one split, read from a memory-mapped file as they are asked for.
 
-    def __init__(self, table: "pa.Table") -> None:
+    Args:
+        table: The examples.
+        largest_id: Of their tokens, where it is known.
+    """
+
+    def __init__(self, table: "pa.Table", largest_id: int | None = None) -> None:
+        self._largest_id = largest_id
         self._chunks = table.to_batches()
         self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks)])
         self.num_tokens: Sequence[int] = [
@@ -57,6 +64,8 @@ class ExampleTable:
     def ids_from(self, first: int) -> set[int]:
         """Return which tokens with the id ``first`` or a higher one are in some example."""
         found: set[int] = set()
+        if self._largest_id is not None and self._largest_id < first:
+            return found  # without a look at all tokens, which would bring the whole file into memory
         for chunk in self._chunks:
             ids = chunk["input_ids"].flatten().to_numpy()
             if len(ids) and ids.max() >= first:
@@ -142,6 +151,7 @@ class PreparedWriter:
         )
         self._aside: list[BinaryIO] = []  # the same file, to write and to read
         self._pending: dict[str, list[tuple[Example, int]]] = {split: [] for split in SPLITS}
+        self._largest_ids = dict.fromkeys(SPLITS, -1)
         with self._storage_errors():
             storage.make_folders(folder.parent, mode=0o700)
             storage.sweep(folder.parent)
@@ -207,7 +217,12 @@ class PreparedWriter:
             path = self.staging / f"{split}.arrow"
             storage.disk.sync(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
-        manifest = {"format": FORMAT_VERSION, "files": files, "about": about}
+        manifest = {
+            "format": FORMAT_VERSION,
+            "files": files,
+            "largest_ids": self._largest_ids,
+            "about": about,
+        }
         write_json(self.staging / MANIFEST, manifest)
         storage.disk.sync(self.staging)
         try:
@@ -241,10 +256,10 @@ class PreparedWriter:
         import pyarrow as pa
 
         lengths = np.array([0, *(len(row.input_ids) for row in rows)], dtype=np.int32).cumsum(dtype=np.int32)
+        ids = np.concatenate([row.input_ids for row in rows]).astype(np.int32)
+        self._largest_ids[split] = max(self._largest_ids[split], int(ids.max(initial=-1)))
         columns = [
-            pa.ListArray.from_arrays(
-                lengths, np.concatenate([row.input_ids for row in rows]).astype(np.int32)
-            ),
+            pa.ListArray.from_arrays(lengths, ids),
             pa.ListArray.from_arrays(lengths, pa.array(np.concatenate([row.loss_mask for row in rows]))),
             pa.array([row.origin.path for row in rows], pa.string()),
             pa.array([row.origin.line for row in rows], pa.int64()),
@@ -292,10 +307,11 @@ def open_prepared(folder: Path) -> PreparedDataset:
         raise DataError(
             f"{folder} was prepared in format {manifest.get('format')}, this version reads {FORMAT_VERSION}"
         )
-    tables = {}
+    tables, largest_ids = {}, manifest.get("largest_ids", {})
     for split in SPLITS:
         path = folder / f"{split}.arrow"
         if not path.is_file() or storage.file_sha256(path) != manifest["files"][path.name]["sha256"]:
             raise DataError(f"{path} is missing or was changed since it was prepared")
-        tables[split] = ExampleTable(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        tables[split] = ExampleTable(table, largest_ids.get(split))
     return PreparedDataset(folder, manifest, tables)

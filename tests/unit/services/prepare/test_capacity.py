@@ -3,11 +3,14 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-from sftcli.data.prepared.store import ExampleTable
+from sftcli.data.example import Example
+from sftcli.data.prepared.store import ROWS_PER_CHUNK, TRAIN, ExampleTable, PreparedWriter
+from sftcli.data.reading.record import Origin
 from sftcli.errors import MismatchError
 from sftcli.events import Warned
 from sftcli.services.prepare.capacity import require_positions, require_room
@@ -42,6 +45,24 @@ def test_tokens_beyond_the_embeddings_are_named(tmp_path, config):
     text = caught.value.message
     assert "'<400>' (400), '<401>' (401), '<402>' (402);" in text
     assert "its embeddings have 400 rows, and the tokenizer has 403 tokens" in text
+
+
+@pytest.mark.parametrize("largest", [7, 2000])
+def test_store_tells_which_tokens_are_in_it_and_looks_for_none_above_its_largest(tmp_path, largest):
+    ids = [*range(ROWS_PER_CHUNK), largest]  # the largest is in the last of two chunks, or in the first
+    with PreparedWriter(tmp_path / "store") as writer:
+        for line, last in enumerate(ids):
+            row = np.array([3, min(last, largest)], dtype=np.int32)
+            origin = Origin(path="rows", line=line)
+            writer.add(TRAIN, Example(input_ids=row, loss_mask=row > 3, origin=origin))
+        stored = writer.finish({"sources": []})
+    held = {3, *(min(token, largest) for token in ids)}
+    for first in (0, 3, largest - 1, largest, largest + 1):
+        assert stored.train.ids_from(first) == {token for token in held if token >= first}
+    assert stored.heldout.ids_from(0) == set()
+    assert stored.manifest["largest_ids"] == {"train": largest, "heldout": -1, "text": -1}
+    del stored.train._chunks  # nothing is read where nothing is to be found
+    assert stored.train.ids_from(largest + 1) == set()
 
 
 def test_folder_without_a_configuration_or_a_size_tells_nothing(tmp_path):
