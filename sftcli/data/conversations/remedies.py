@@ -3,7 +3,7 @@
 Errors end in them, and the table in ``docs/prepare.md`` repeats those of the reasons.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sftcli.data.conversations.messages import RejectReason
 
@@ -25,11 +25,15 @@ REMEDIES: Mapping[RejectReason, str] = {
     RejectReason.CONTROL_TOKEN: "rename it in these rows",
 }
 
-TRAIN_LAST = "train the last answer of each row only: --train-on last"
 NO_SYSTEM = (
     "the template takes no system text: put it in front of the first user text, or choose another --template"
 )
 SURROGATE = "mend the text of these rows: half of a pair of surrogates is no character"
+
+
+def with_flags(words: Sequence[str], flags: Sequence[str]) -> str:
+    """Return what to do in ``words`` with the ``flags`` that do it."""
+    return f"{' and '.join(words)}: {' '.join(flags)}"
 
 
 def name_stop_token(text: str, token: int) -> str:

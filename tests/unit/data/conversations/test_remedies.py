@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sftcli.data.conversations.messages import Conversation, Rejected, RejectReason
-from sftcli.data.conversations.remedies import NO_SYSTEM, REMEDIES, TRAIN_LAST
+from sftcli.data.conversations.remedies import NO_SYSTEM, REMEDIES
 from sftcli.data.example import Example
 from sftcli.data.rendering.render import Renderer
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
@@ -34,7 +34,7 @@ def test_training_the_last_answer_only_is_the_help_where_it_keeps_the_row(tmp_pa
     turns = (user("3 boxes?"), answer("12"), user("And 4?"), answer("16"))
     found = render(tokenizer, conversation(*turns))
     assert isinstance(found, Rejected)
-    assert found.remedy == TRAIN_LAST
+    assert found.remedy == "train the last answer of each row only: --train-on last"
     kept = render(tokenizer, conversation(turns[0], answer("12", trained=False), *turns[2:]))
     assert isinstance(kept, Example)
 
