@@ -37,12 +37,12 @@ from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.rendering.render import Renderer
 from sftcli.data.rendering.segments import first_difference
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
-from sftcli.modeling.tokenizer.variables import parse_variables
 from tests.models.child import call, prepare_children, run_sft
 from tests.models.rows import Row, read_rows
 from tests.models.tokens import HABITS, tokens_of
 from tests.models.trl_templates import find_trl_templates, pairs_of
 from tests.models.twins import Kind, explain, spans_of, twin_spans
+from tests.support.followed import options_in
 from tests.support.smollm2 import lay_tokenizer
 from tests.support.tiny_model import tiny_config
 from tests.support.tiny_tokenizer import TEMPLATES
@@ -175,8 +175,8 @@ def _try_row(trial: "Trial", number: int, theirs: Any, twin: str) -> Tried:
     made = trial.made(number)
     if isinstance(made, Rejected):
         found.rejected, found.help = f"{made.reason}: {made.detail}", made.remedy
-        if flags := re.findall(r"--[a-z-]+ [\w=]+", made.remedy):
-            found.helped = not isinstance(trial.made(number, **options_of(flags)), Rejected)
+        if options := options_in(made.remedy):
+            found.helped = not isinstance(trial.made(number, **options), Rejected)
             found.faults += [] if found.helped else [f"no row is kept with {made.remedy}"]
     else:
         stop_ids = trial.tokenizer.stop_ids
@@ -212,17 +212,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     "--thinking drop": {"thinking": Thinking.DROP},
     "--train-on each": {"train_on": TrainOn.EACH},
 }
-
-
-def options_of(flags: Sequence[str]) -> dict[str, Any]:
-    """Return flags of `sft prepare` as options of a trial."""
-    options: dict[str, Any] = {}
-    for name, value in (flag.split() for flag in flags):
-        if name == "--template-var":
-            options["variables"] = parse_variables([value])
-        else:
-            options |= {"train_on": TrainOn(value)} if name == "--train-on" else {"thinking": Thinking(value)}
-    return options
 
 
 class Trial:
