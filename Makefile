@@ -59,6 +59,9 @@ clients:  ## other programs open what is written and answer alike; makes environ
 models:  ## two families through training, adapters, answers and resuming; tests/models/README.md tells of the others
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.models.matrix llama qwen3_moe --out models-out
 
+templates:  ## 28 conversations under every chat template of TRL (installed, else downloaded), and small ones with one habit each
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.models.tmatrix --out models-out/templates
+
 bench-generate:  ## decoding speed against transformers and the memory bound
 	$(PYTHON) benchmarks/generate.py
 

@@ -1,13 +1,16 @@
 """28 conversations under chat templates: each trained span against its answer, each text against that of transformers.
 
-    python -m tests.models.tmatrix --templates tests/support/templates --out DIR
+    python -m tests.models.tmatrix --out DIR [--templates FOLDER] [--only NAME]
 
-A template is a file NAME.jinja; ``tokens.toml`` has the tokens that go with names. For others than our own:
-``pip download trl --no-deps && unzip trl-*.whl 'trl/chat_templates/*'``, and ``--templates trl/chat_templates``. 2 to 6 seconds each.
+Without ``--templates`` those of ``trl`` are tried (installed, else the wheel is downloaded), and the small ones beside this file, which have
+one habit each. A template is a file NAME.jinja; ``tokens.toml`` has the tokens that go with names; NAME_training.jinja is its twin, whose
+``{% generation %}`` is another mask of the same conversation. 2 to 6 seconds each.
 
-Prints how many ordinary and how many of all rows are trained as they should be, how many texts are those of transformers, the exit
-code of `sft prepare` with the ordinary ones, and what is wrong. Exits with 1 if something else than an answer is trained anywhere:
-a row that is rejected is none.
+Prints a line a template: how many ordinary and how many of all rows are trained as they should be; how many of the others are when the
+help of their refusal is followed; how many are kept with ``--thinking keep`` and ``drop``, and with ``--train-on each``; how many texts are
+those of transformers; the exit code of `sft prepare` with the ordinary ones; how the masks of the twin differ, by kind; and what is refused, by
+reason. Exits with 1 if anything else than an answer is trained anywhere, if following a help keeps nothing, or if the mask of a twin
+differs in a way that has no explanation. A row that is rejected is no fault by itself.
 """
 
 import argparse
@@ -16,9 +19,8 @@ import os
 import re
 import shutil
 import sys
-import time
-import tomllib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,17 +28,21 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from sftcli.config.schema.data import TrainOn
+from sftcli.config.schema.data import Thinking, TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import detect_schema
-from sftcli.data.conversations.meaning import UnreadError
-from sftcli.data.conversations.messages import PlainText, Rejected
+from sftcli.data.conversations.messages import Rejected
 from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.rendering.render import Renderer
+from sftcli.data.rendering.segments import first_difference
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from tests.models.child import call, prepare_children, run_sft
 from tests.models.rows import Row, read_rows
+from tests.models.tokens import HABITS, tokens_of
+from tests.models.trl_templates import find_trl_templates, pairs_of
+from tests.models.twins import Kind, explain, spans_of, twin_spans
+from tests.support.followed import options_in
 from tests.support.smollm2 import lay_tokenizer
 from tests.support.tiny_model import tiny_config
 from tests.support.tiny_tokenizer import TEMPLATES
@@ -49,16 +55,20 @@ _ROOM = 128  # tokens that a template may add to the vocabulary
 
 @dataclass
 class Tried:
-    """What became of a row: why there is no example, or what differs in what is trained."""
+    """What became of a row: why there is no example, or what differs in what is trained; ``helped`` is what its help led to."""
 
     name: str
     kind: str
     rejected: str = ""
+    help: str = ""
+    helped: bool = False
     faults: list[str] = field(default_factory=list)
     spaced: list[str] = field(
         default_factory=list
     )  # answers with something around them, or other white space
     is_as_theirs: bool = False
+    twin: list[str] = field(default_factory=list)  # kinds of difference
+    kept_with: list[str] = field(default_factory=list)  # other options that keep it
 
     @property
     def is_good(self) -> bool:
@@ -72,6 +82,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--templates", action="append", type=Path, help="folder; may be given several times")
+    parser.add_argument("--only", action="append", help="name of a template; may be given several times")
     parser.add_argument("--out", type=Path, required=True, help="folder of models and results")
     args = parser.parse_args()
     out = args.out.absolute()
@@ -80,38 +91,31 @@ def main() -> int:
     base, ordinary = _base(out / "base"), _write_ordinary(out / "ordinary.jsonl")
     prepare_children(out)
     has_faults = False
-    for template in [
-        path for folder in args.templates or [TEMPLATES] for path in sorted(folder.glob("*.jinja"))
-    ]:
+    for template, twin in _templates(
+        args.templates or [find_trl_templates(out), TEMPLATES, HABITS], args.only
+    ):
         if (tokens := tokens_of(template.stem)) is None:
             print(f"{template.stem}: no tokens are known", flush=True)
+            has_faults = True
             continue
-        begin, folder = time.monotonic(), out / "models" / template.stem
+        folder = out / "models" / template.stem
         make_folder(folder, base, template, tokens)
-        tried = [Tried(**row) for row in call(_try_rows, str(folder))]
+        tried = [Tried(**row) for row in call(_try_rows, str(folder), str(twin or ""))]
         done = run_sft(
             "prepare", str(ordinary), "--model", str(folder), "--json", folder=folder, name="prepare"
         )
         kept = [asdict(row) for row in tried]
         (results / f"{template.stem}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
         has_faults |= any(row.faults for row in tried)
-        print(
-            f"{template.stem}: {_told(tried)}, prepare {done.code}, {time.monotonic() - begin:.0f} s",
-            flush=True,
-        )
+        print(f"{template.stem}: {_told(tried)}, prepare {done.code}{_more_told(tried)}", flush=True)
     return int(has_faults)
 
 
-def tokens_of(name: str) -> dict[str, Any] | None:
-    """Return the tokens of the model whose name ``name`` begins with."""
-    tables = tomllib.loads(Path(__file__).with_name("tokens.toml").read_text(encoding="utf-8"))["tokens"]
-    known = {_letters(model): table for table in tables for model in table["models"]}
-    fitting = [model for model in known if _letters(name).startswith(model)]
-    return known[max(fitting, key=len)] if fitting else None
-
-
-def _letters(name: str) -> str:
-    return "".join(letter for letter in name if letter.isalnum())
+def _templates(folders: Sequence[Path], only: Sequence[str] | None) -> Iterator[tuple[Path, Path | None]]:
+    for folder in folders:
+        for template, twin in pairs_of(folder).items():
+            if not only or template.stem in only:
+                yield template, twin
 
 
 def _base(folder: Path) -> Path:
@@ -137,7 +141,10 @@ def make_folder(folder: Path, base: Path, template: Path, tokens: dict[str, Any]
     os.link(base / "model.safetensors", folder / "model.safetensors")
     shutil.copyfile(template, folder / "chat_template.jinja")
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in tokens["special"]])
+    swallowing = tokens.get("swallowing", ())
+    tokenizer.add_special_tokens(
+        [AddedToken(text, normalized=False, rstrip=text in swallowing) for text in tokens["special"]]
+    )
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in tokens.get("markup", ())])
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {f"{name}_token": tokens[name] for name in ("bos", "eos", "pad") if name in tokens}
@@ -154,55 +161,133 @@ def make_folder(folder: Path, base: Path, template: Path, tokens: dict[str, Any]
         (folder / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def _try_rows(folder: str) -> list[dict[str, Any]]:
+def _try_rows(folder: str, twin: str) -> list[dict[str, Any]]:
     rows = read_rows()
-    records = [
-        RawRecord(fields=row.fields, origin=Origin(path="rows", line=index + 1))
-        for index, row in enumerate(rows)
-    ]
-    schema = detect_schema(records)
-    tokenizer = load_chat_tokenizer(Path(folder))
-    renderer = Renderer(tokenizer, max_tokens=MAX_TOKENS)
     theirs = AutoTokenizer.from_pretrained(folder)
-    tried = []
-    for row, record in zip(rows, records, strict=True):
-        found = Tried(row.name, row.kind)
-        example = _example(renderer, record, schema)
-        if isinstance(example, str):
-            found.rejected = example
-        else:
-            spans = list(_spans(example, tokenizer.stop_ids))
-            _compare(found, row, spans, theirs, tokenizer.stop_ids)
-            found.is_as_theirs = _is_as_theirs(row, example, theirs)
-        tried.append(asdict(found))
-    return tried
+    trial = Trial(Path(folder), rows)
+    twin_source = Path(twin).read_text(encoding="utf-8") if twin else ""
+    return [asdict(_try_row(trial, number, theirs, twin_source)) for number in range(len(rows))]
 
 
-def _example(renderer: Renderer, record: RawRecord, schema: Any) -> Example | str:
-    try:
-        (conversation,) = to_conversations(record, schema, train_on=TrainOn.ALL)
-    except UnreadError as error:
-        return f"unread: {error}"
-    assert not isinstance(conversation, PlainText)
-    made = conversation if isinstance(conversation, Rejected) else renderer.render_example(conversation)
-    return f"{made.reason}: {made.detail}" if isinstance(made, Rejected) else made
+def _try_row(trial: "Trial", number: int, theirs: Any, twin: str) -> Tried:
+    row = trial.rows[number]
+    found = Tried(row.name, row.kind)
+    made = trial.made(number)
+    if isinstance(made, Rejected):
+        found.rejected, found.help = f"{made.reason}: {made.detail}", made.remedy
+        if options := options_in(made.remedy):
+            found.helped = not isinstance(trial.made(number, **options), Rejected)
+            found.faults += [] if found.helped else [f"no row is kept with {made.remedy}"]
+    else:
+        stop_ids = trial.tokenizer.stop_ids
+        _compare(found, row, trial.spans(made), theirs, stop_ids)
+        found.is_as_theirs = len(made) == 1 and _is_as_theirs(row, made[0], theirs)
+        if twin:
+            found.twin = sorted(_against_twin(row, made, theirs, twin, stop_ids))
+            found.faults += [kind for kind in found.twin if kind.startswith("unexplained")]
+    for name, options in OTHERS.items():
+        other = trial.made(number, **options)
+        if not isinstance(other, Rejected):
+            found.kept_with.append(name)
+            faults = Tried(row.name, row.kind)
+            _compare(
+                faults,
+                row,
+                trial.spans(other),
+                theirs,
+                trial.tokenizer.stop_ids,
+                says_thought="train" in name,
+            )
+            text = "\n".join(theirs.decode(one.input_ids) for one in other)
+            thought = "four." if row.kind in ("think", "field") else ""
+            if thought and name == "--thinking drop" and thought in text:
+                faults.faults.append(f"{thought!r} is left")
+            found.faults += [f"{name}: {fault}" for fault in faults.faults]
+    return found
 
 
-def _spans(example: Example, stop_ids: frozenset[int]) -> Iterator[list[int]]:
-    """Yield runs of trained tokens, each up to a stop token: neighbors may have become one."""
-    span: list[int] = []
-    for token, is_trained in zip(example.input_ids.tolist(), example.loss_mask.tolist(), strict=True):
-        if is_trained:
-            span.append(token)
-        if span and (not is_trained or token in stop_ids):
-            yield span
-            span = []
-    if span:
-        yield span
+# Ways to train the rows that are tried beside the default one.
+OTHERS: dict[str, dict[str, Any]] = {
+    "--thinking keep": {"thinking": Thinking.KEEP},
+    "--thinking drop": {"thinking": Thinking.DROP},
+    "--train-on each": {"train_on": TrainOn.EACH},
+}
+
+
+class Trial:
+    """Rows under the template of a model's folder."""
+
+    def __init__(self, folder: Path, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self.tokenizer = load_chat_tokenizer(folder)
+        self._folder = folder
+        self._records = [
+            RawRecord(fields=row.fields, origin=Origin(path="rows", line=index + 1))
+            for index, row in enumerate(rows)
+        ]
+        self._schema = detect_schema(self._records)
+
+    def made(
+        self,
+        number: int,
+        *,
+        variables: Mapping[str, Any] | None = None,
+        train_on: TrainOn = TrainOn.ALL,
+        thinking: Thinking = Thinking.TRAIN,
+    ) -> list[Example] | Rejected:
+        """Return the examples of a row, or why there are none."""
+        tokenizer = load_chat_tokenizer(self._folder, variables=variables) if variables else self.tokenizer
+        (row,) = to_conversations(
+            self._records[number],
+            self._schema,
+            train_on=TrainOn.ALL if train_on is TrainOn.EACH else train_on,
+        )
+        renderer = Renderer(tokenizer, max_tokens=MAX_TOKENS, train_on=train_on, thinking=thinking)
+        results = renderer.render_batch([row]).results
+        rejected = [result for result in results if isinstance(result, Rejected)]
+        return rejected[0] if rejected else [result for result in results if isinstance(result, Example)]
+
+    def spans(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Return the trained spans of the examples of a row, in order."""
+        return [
+            span
+            for example in examples
+            for span in spans_of(
+                example.input_ids.tolist(), example.loss_mask.tolist(), self.tokenizer.stop_ids
+            )
+        ]
+
+
+def _against_twin(
+    row: Row, examples: Sequence[Example], theirs: Any, twin: str, stop_ids: frozenset[int]
+) -> set[str]:
+    """Return how the trained texts differ from those of the twin, which is given of a row in parts the part of each answer."""
+    messages, tools = row.fields["messages"], row.fields.get("tools")
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    ends = [len(messages)] if len(examples) == 1 else [place + 1 for place in answers]
+    stops = [theirs.decode([token]) for token in stop_ids]
+    kinds = set[str]()
+    for example, end in zip(examples, ends, strict=True):
+        spans = twin_spans(theirs, twin, messages[:end], tools, stop_ids)
+        if spans is None:
+            kinds.add(Kind.REFUSED)
+            continue
+        ours = [
+            theirs.decode(span)
+            for span in spans_of(example.input_ids.tolist(), example.loss_mask.tolist(), stop_ids)
+        ]
+        kinds |= explain(ours, spans, stops, asks=_asking(theirs), only_last=len(examples) > 1)
+    return kinds
 
 
 def _compare(
-    found: Tried, row: Row, spans: Sequence[list[int]], tokenizer: Any, stop_ids: frozenset[int]
+    found: Tried,
+    row: Row,
+    spans: Sequence[list[int]],
+    tokenizer: Any,
+    stop_ids: frozenset[int],
+    *,
+    says_thought: bool = True,
 ) -> None:
     """Note what of ``spans`` is no answer of ``row``, and what of an answer is not in them."""
     if len(spans) != len(row.answers):
@@ -212,8 +297,8 @@ def _compare(
         if span[-1] not in stop_ids:
             found.faults.append("no stop token")
             continue
-        text = tokenizer.decode(span[:-1])
-        wanted = answer["content"]
+        text = tokenizer.decode(_without_end(span, answer["content"], tokenizer))
+        wanted = answer["content"] if says_thought else answer["content"].split("</think>")[-1]
         if calls := answer.get("tool_calls"):
             parts = [wanted, *(part for one in calls for part in _parts(one["function"]))]
             found.faults += [f"{part!r} is not in {text!r}" for part in parts if part not in text]
@@ -221,12 +306,39 @@ def _compare(
             found.spaced += [text] * (text != wanted)
         elif _bare(text).endswith(_bare(wanted)) or _bare(text) == _bare(wanted).removeprefix(OPENED):
             found.spaced.append(text)
+        elif says_thought and all(part in text for part in _thought_and_answer(wanted)):
+            found.spaced.append(text)  # between tags of the template's own
         else:
             found.faults.append(f"{text!r} for {wanted!r}")
     trained = "\n".join(map(tokenizer.decode, spans))
     others = [message for message in row.fields["messages"] if message["role"] != "assistant"]
     said = [message["content"].strip() for message in others]
     found.faults += [f"{text!r} is trained" for text in said if len(text) > 6 and text in trained]
+
+
+def _asking(tokenizer: Any) -> str:
+    """Return what the template writes behind a question to ask for the answer."""
+    question = [{"role": "user", "content": "Hi"}]
+    shown, asks = (
+        tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=asks)
+        for asks in (False, True)
+    )
+    return str(asks[first_difference(shown, asks) :])
+
+
+def _without_end(span: Sequence[int], answer: str, tokenizer: Any) -> Sequence[int]:
+    """Return ``span`` without its stop token and other control tokens in front of that, which are none of ``answer``."""
+    controls = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    end = len(span) - 1
+    while end and span[end - 1] in controls and not answer.endswith(tokenizer.decode([span[end - 1]])):
+        end -= 1
+    return span[:end]
+
+
+def _thought_and_answer(content: str) -> list[str]:
+    """Return both parts of a content with a thought; else an empty text, which is in no other."""
+    thought, closing, answer = content.partition("</think>")
+    return [thought.replace(OPENED, "").strip(), answer.strip()] if closing else ["\0"]
 
 
 def _parts(function: dict[str, Any]) -> tuple[str, str]:
@@ -257,7 +369,22 @@ def _told(tried: Sequence[Tried]) -> str:
     same = f"as transformers {sum(row.is_as_theirs for row in tried if not row.rejected)}"
     faults = [f"{row.name}: {fault}" for row in tried for fault in row.faults]
     rejected = [row.rejected for row in ordinary if row.rejected]
-    return f"{counts}, {same}" + "".join(f"; {text[:120]}" for text in (*faults[:2], *rejected[:1]))
+    return f"{counts}, {same}" + "".join(f"; {text[:200]}" for text in (*faults[:3], *rejected[:1]))
+
+
+def _more_told(tried: Sequence[Tried]) -> str:
+    refused = Counter(row.rejected.split(":")[0] for row in tried if row.rejected)
+    helped = sum(row.helped for row in tried)
+    others = [f"{name.split()[1]} {sum(name in row.kept_with for row in tried)}" for name in OTHERS]
+    kinds = Counter(
+        kind if not kind.startswith("unexplained") else "UNEXPLAINED" for row in tried for kind in row.twin
+    )
+    parts = [f"{helped} more with the help" if helped else "", ", ".join(others)]
+    parts += [
+        "refused " + ", ".join(f"{reason} {count}" for reason, count in refused.items()) if refused else ""
+    ]
+    parts += ["twin " + ", ".join(f"{kind} {count}" for kind, count in kinds.most_common()) if kinds else ""]
+    return "".join(f"; {part}" for part in parts if part)
 
 
 if __name__ == "__main__":

@@ -63,18 +63,23 @@ def build_tiny_tokenizer(
     pad_token: str | None = "<|im_end|>",
     stop_token: str | None = None,
     extra_special: tuple[str, ...] = (),
+    swallowing: tuple[str, ...] = (),
 ) -> Path:
     """Write tokenizer.json, tokenizer_config.json, generation_config.json and the template to ``folder``.
 
     By default padding is the stop token, as in SmolLM2. Token ids: ``<|endoftext|>`` 0, ``<|im_start|>`` 1,
     ``<|im_end|>`` 2; ``<think>`` and ``</think>`` are added tokens that are not special.
+    The tokens of ``swallowing`` take the white space behind them.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=512,
-        special_tokens=[*SPECIAL_TOKENS, *extra_special],
+        special_tokens=[
+            AddedToken(text, normalized=False, special=True, rstrip=text in swallowing)
+            for text in (*SPECIAL_TOKENS, *extra_special)
+        ],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

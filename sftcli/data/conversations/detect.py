@@ -91,7 +91,7 @@ def detect_schema(
 ) -> Schema:
     """Return the format that the first `DETECTION_ROWS` of ``records`` have in common; there is at least one.
 
-    A row that has some column of the format and lacks another does not count: it is rejected when it is converted.
+    A row that has some column of the format and lacks another, or has none at all, does not count: it is rejected when it is converted.
 
     Raises:
         DataError: The rows have two formats, or none that is known.
@@ -129,7 +129,7 @@ def agreed_format(format_: RowFormat, fields: Mapping[str, object]) -> RowFormat
     """Return the format that reads rows of ``format_`` and this row, or would if it lacked nothing; None for none."""
     found = find_format(fields)
     if found is None:
-        return format_ if COLUMN_SETS[format_].touches(fields) else None
+        return format_ if not fields or COLUMN_SETS[format_].touches(fields) else None
     return common_format(format_, found)
 
 

@@ -3,16 +3,16 @@
 Errors end in them, and the table in ``docs/prepare.md`` repeats those of the reasons.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from sftcli.data.conversations.messages import RejectReason
+from sftcli.data.conversations.messages import Rejected, RejectReason
 
 REMEDIES: Mapping[RejectReason, str] = {
     RejectReason.EMPTY_ANSWER: "fill these answers in, or leave the rows out of the file",
     RejectReason.EMPTY_PROMPT: "fill these prompts in, or leave the rows out of the file",
     RejectReason.EMPTY_TEXT: "fill these texts in, or leave the rows out of the file",
-    RejectReason.MISSING_FIELD: "fix these rows, or choose other columns with --map",
-    RejectReason.WRONG_TYPE: "fix these rows, or choose other columns with --map",
+    RejectReason.MISSING_FIELD: "fill it in, or leave these rows out of the file",
+    RejectReason.WRONG_TYPE: "put a text there, or leave these rows out of the file",
     RejectReason.UNKNOWN_ROLE: "rename the role in these rows",
     RejectReason.ROLE_ORDER: "put the turns of these rows in order: the system first, then the user, and an answer at the end",
     RejectReason.NOTHING_TRAINED: "mark an answer of these rows as one that is trained, or leave the rows out of the file",
@@ -25,11 +25,28 @@ REMEDIES: Mapping[RejectReason, str] = {
     RejectReason.CONTROL_TOKEN: "rename it in these rows",
 }
 
-TRAIN_LAST = "train the last answer of each row only: --train-on last"
+OTHER_COLUMNS = "fix these rows, or choose other columns with --map"
 NO_SYSTEM = (
     "the template takes no system text: put it in front of the first user text, or choose another --template"
 )
 SURROGATE = "mend the text of these rows: half of a pair of surrogates is no character"
+
+
+def remedy_of(rejected: Rejected) -> str:
+    """Return what to do about a row: what is known of it, else what its reason has."""
+    if rejected.remedy:
+        return rejected.remedy
+    is_of_column = rejected.detail.startswith(
+        ('"', "there is no column")
+    )  # a fault inside a turn names the turn first
+    if rejected.reason in (RejectReason.MISSING_FIELD, RejectReason.WRONG_TYPE) and is_of_column:
+        return OTHER_COLUMNS
+    return REMEDIES[rejected.reason]
+
+
+def with_flags(words: Sequence[str], flags: Sequence[str]) -> str:
+    """Return what to do in ``words`` with the ``flags`` that do it."""
+    return f"{' and '.join(words)}: {' '.join(flags)}"
 
 
 def name_stop_token(text: str, token: int) -> str:

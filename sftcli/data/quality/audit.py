@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from sftcli.data.conversations.messages import Rejected, RejectReason
-from sftcli.data.conversations.remedies import REMEDIES
+from sftcli.data.conversations.remedies import remedy_of
 from sftcli.data.example import TROUBLES, Example, RowFlag, TooLong
 from sftcli.data.quality.duplicates import Duplicates
 from sftcli.data.reading.record import Origin
@@ -150,7 +150,7 @@ class SupervisionAudit:
             named = self._rejected_rows.setdefault(result.reason.value, [])
             if len(named) < ROWS_NAMED:
                 named.append(str(result))
-            remedy = result.remedy or REMEDIES[result.reason]
+            remedy = remedy_of(result)
             self._remedies.setdefault(result.reason.value, Counter())[remedy] += 1
             if isinstance(result, TooLong):
                 self._add_length(result.num_tokens, str(result.origin))

@@ -13,7 +13,7 @@ from sftcli.data.conversations.messages import (
     Role,
     RowFaultError,
 )
-from sftcli.data.conversations.remedies import NO_SYSTEM, SURROGATE, TRAIN_LAST
+from sftcli.data.conversations.remedies import SURROGATE
 from sftcli.data.example import RowFlag
 from sftcli.data.quality.encoding import find_trouble
 from sftcli.data.reading.record import Origin
@@ -234,30 +234,13 @@ class Drafter:
                 if self._free_roles:
                     known = allow_control_tokens_of(known, self._free_roles)
             except RowFaultError as fault:
-                known = self._advised(fault, shape)
+                known = fault
             if len(self._layouts) >= LAYOUTS_KEPT:
                 del self._layouts[next(iter(self._layouts))]
             self._layouts[shape, asks] = known
         if isinstance(known, RowFaultError):
             raise RowFaultError(known.reason, known.detail, remedy=known.remedy)
         return known
-
-    def _advised(self, fault: RowFaultError, shape: ConversationShape) -> RowFaultError:
-        """Return ``fault`` with a remedy that was tried on ``shape`` and helps, where there is one."""
-        if (last := _last_trained(shape)) and self._is_kept(last):
-            remedy = TRAIN_LAST
-        elif (rest := _without_system(shape)) and self._is_kept(rest):
-            remedy = NO_SYSTEM
-        else:
-            remedy = fault.remedy
-        return RowFaultError(fault.reason, fault.detail, remedy=remedy)
-
-    def _is_kept(self, shape: ConversationShape) -> bool:
-        try:
-            self._build(shape)
-        except RowFaultError:
-            return False
-        return True
 
     def _build(self, shape: ConversationShape, *, asks: bool = False) -> TemplateLayout:
         return build_layout(shape, self._tokenizer, self._controls, asks=asks, thinking=self._thinking)
@@ -384,19 +367,6 @@ def _first_accepted(forms: Sequence[Form], draft: Callable[[Form], Draft]) -> Dr
         except RowFaultError as fault:
             faults.append(fault)
     raise max(faults, key=lambda fault: _EARLY.index(fault.reason) if fault.reason in _EARLY else len(_EARLY))
-
-
-def _last_trained(shape: ConversationShape) -> ConversationShape | None:
-    """Return ``shape`` with its last turn trained only; None where no other one is trained."""
-    *before, last = shape.turns
-    if not last.trained or not any(turn.trained for turn in before):
-        return None
-    return replace(shape, turns=(*(replace(turn, trained=False) for turn in before), last))
-
-
-def _without_system(shape: ConversationShape) -> ConversationShape | None:
-    has_system = bool(shape.turns) and shape.turns[0].role == "system"
-    return replace(shape, turns=shape.turns[1:]) if has_system else None
 
 
 def _is_respaced(message: Message, text: str) -> bool:

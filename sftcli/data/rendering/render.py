@@ -5,6 +5,7 @@ is guessed and nothing disappears.
 """
 
 import gc
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from sftcli.data.conversations.messages import (
     RowFaultError,
 )
 from sftcli.data.example import Example, RowFlag, TooLong
+from sftcli.data.rendering.advice import Adviser
 from sftcli.data.rendering.draft import Draft, Drafter, TrainedSpan
 from sftcli.data.rendering.proofs import find_contents, has_leak, prove_cut_span, prove_no_leak, prove_span
 from sftcli.data.rendering.segments import Places
@@ -136,6 +138,11 @@ class Renderer:
         self._cuts = cuts
         self._drafter = Drafter(tokenizer, allow_control_tokens, thinking)
         self._trains_each = train_on is TrainOn.EACH
+        self._allowed = allow_control_tokens
+        self._trials: dict[tuple[Thinking, TrainOn], Renderer] = {}
+        self._adviser = Adviser(
+            self._is_kept, switches=tokenizer.switches, thinking=thinking, train_on=train_on
+        )
         self._forbidden = np.zeros(tokenizer.vocab_size, dtype=np.uint8)
         self._forbidden[list(tokenizer.markup_ids)] = Places.OTHERS
         self._forbidden[list(tokenizer.control_ids)] = Places.ANSWERS | Places.OTHERS
@@ -209,6 +216,20 @@ class Renderer:
             num_tokens=size // per_token,
         )
 
+    def _is_kept(self, row: Conversation, thinking: Thinking, train_on: TrainOn) -> bool:
+        """Return whether ``row`` becomes examples under other settings, however long they are."""
+        trial = self._trials.get((thinking, train_on))
+        if trial is None:
+            trial = self._trials[thinking, train_on] = Renderer(
+                self._tokenizer,
+                max_tokens=sys.maxsize,
+                allow_control_tokens=self._allowed,
+                train_on=train_on,
+                thinking=thinking,
+            )
+        made = list(trial._made(trial._tokenize(trial._draft_batch([row]))))
+        return all(isinstance(one, Made) for one in made)
+
     def _tokenize(self, batch: "_Batch") -> "_Batch":
         drafts = [draft for draft in batch.drafts if isinstance(draft, Draft)]
         _encode(drafts, self._tokenizer)
@@ -229,6 +250,8 @@ class Renderer:
             if isinstance(made, Made):
                 assert not isinstance(row, Rejected)  # nothing is made of one
                 results.append(self._fit(row, made))
+            elif isinstance(row, Conversation):
+                results.append(self._adviser.advised(row, made))
             else:
                 results.append(made)
         return RenderedRows(rows=batch.rows, results=results)

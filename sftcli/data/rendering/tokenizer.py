@@ -52,6 +52,10 @@ class ChatTokenizer(Protocol):
     def mentions(self, text: str) -> bool:
         """Return whether the template's source holds ``text``."""
 
+    @property
+    def switches(self) -> Sequence[str]:
+        """Variables that the template asks about and may be set by name, those of thinking first."""
+
     def render(
         self,
         messages: Sequence[Mapping[str, object]],

@@ -34,7 +34,7 @@ from sftcli.modeling.tokenizer.special_tokens import (
     without_control_tokens,
 )
 from sftcli.modeling.tokenizer.template import ChatTemplate, read_template
-from sftcli.modeling.tokenizer.variables import Value, check_known, with_defaults
+from sftcli.modeling.tokenizer.variables import Value, check_known, find_switches, with_defaults
 
 Reading = Literal["template", "answer", "text"]
 PrefixSpace = Literal["never", "first", "always"]
@@ -146,6 +146,13 @@ class HFChatTokenizer:
     def mentions(self, text: str) -> bool:
         """Return whether the template's source holds ``text``."""
         return any(text in template.source for template in self._templates.values())
+
+    @functools.cached_property
+    def switches(self) -> Sequence[str]:
+        """Variables that the template asks about and may be set by name, those of thinking first."""
+        if len(self._templates) > 1:
+            return ()  # which of them would be meant?
+        return find_switches(self._template(None).source)
 
     def encode(self, text: str, *, reading: Reading = "template") -> list[int]:
         """Return the ids of ``text``, without anything the tokenizer would add."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 
-from jinja2 import meta
+from jinja2 import meta, nodes
 
 from sftcli.errors import UsageError
 from sftcli.modeling.tokenizer.sandbox import TemplateEnvironment
@@ -59,6 +59,40 @@ def check_known(values: Mapping[str, Value], sources: Iterable[str], where: str)
                 f"{where} reads no variable {name!r}",
                 hint=did_you_mean(name, names) or f"it reads {', '.join(names) or 'none'}",
             )
+
+
+def find_switches(source: str) -> tuple[str, ...]:
+    """Return the variables that decide something in a template of ``source`` and are not printed, those of thinking first."""
+    tree = TemplateEnvironment().parse(source)
+    tests = [branch.test for branch in tree.find_all(nodes.If)]
+    tests += [branch.test for branch in tree.find_all(nodes.CondExpr)]
+    deciding = [name for test in tests for name in _names(test)]
+    printed = [
+        name
+        for output in tree.find_all(nodes.Output)
+        for name in _names(output)
+        if not any(name is one for one in deciding)
+    ]
+    asked = [name for test in tree.find_all(nodes.Test) if test.name == "defined" for name in _names(test)]
+    kept = [  # {% set name = name | default(...) %}
+        name
+        for assignment in tree.find_all(nodes.Assign)
+        for name in _names(assignment.node)
+        if isinstance(assignment.target, nodes.Name) and assignment.target.name == name.name
+    ]
+    own = [name for name in tree.find_all(nodes.Name) if name.ctx != "load"]
+    taken = _texts(own) - _texts(asked) - _texts(kept) | _texts(printed) | RESERVED
+    found = (meta.find_undeclared_variables(tree) & _texts(deciding)) - taken
+    return tuple(sorted(found, key=lambda name: ("think" not in name, name)))
+
+
+def _names(tree: nodes.Node) -> list[nodes.Name]:
+    """Return where names are read in ``tree``."""
+    return [*([tree] if isinstance(tree, nodes.Name) else ()), *tree.find_all(nodes.Name)]
+
+
+def _texts(names: Iterable[nodes.Name]) -> set[str]:
+    return {name.name for name in names}
 
 
 def with_defaults(source: str, values: Mapping[str, Value]) -> str:

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from sftcli.config.schema.data import TrainOn
+from sftcli.data.conversations.convert import to_conversations
+from sftcli.data.conversations.detect import detect_schema
 from sftcli.data.conversations.messages import Conversation, Rejected, RejectReason
-from sftcli.data.conversations.remedies import NO_SYSTEM, REMEDIES, TRAIN_LAST
+from sftcli.data.conversations.remedies import NO_SYSTEM, OTHER_COLUMNS, REMEDIES, remedy_of
 from sftcli.data.example import Example
+from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.rendering.render import Renderer
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.support.chat import answer, conversation, family_tokenizer, system, user
@@ -34,7 +38,7 @@ def test_training_the_last_answer_only_is_the_help_where_it_keeps_the_row(tmp_pa
     turns = (user("3 boxes?"), answer("12"), user("And 4?"), answer("16"))
     found = render(tokenizer, conversation(*turns))
     assert isinstance(found, Rejected)
-    assert found.remedy == TRAIN_LAST
+    assert found.remedy == "train the last answer of each row only: --train-on last"
     kept = render(tokenizer, conversation(turns[0], answer("12", trained=False), *turns[2:]))
     assert isinstance(kept, Example)
 
@@ -88,3 +92,31 @@ def test_a_template_that_asks_otherwise_than_it_shows_is_to_be_changed(tmp_path)
     assert isinstance(found, Rejected)
     assert (found.reason, found.remedy) == (RejectReason.SPAN_UNPROVABLE, "")
     assert "--template" in REMEDIES[found.reason]
+
+
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "remedy"),
+    [
+        ({"prompt": "a", "response": "b"}, {"prompt": "a"}, OTHER_COLUMNS),
+        ({"prompt": "a", "response": "b"}, {"prompt": "a", "response": 3}, OTHER_COLUMNS),
+        ({"prompt": "a", "response": "b"}, {}, OTHER_COLUMNS),
+        ({"messages": TURNS}, {"messages": 3}, OTHER_COLUMNS),
+        ({"messages": TURNS}, {}, OTHER_COLUMNS),
+        ({"messages": TURNS}, {"messages": [*TURNS[:1], {"role": "assistant"}]}, "missing-field"),
+        ({"messages": TURNS}, {"messages": [*TURNS[:1], {"role": "assistant", "content": 3}]}, "wrong-type"),
+    ],
+)
+def test_other_columns_are_named_where_a_column_is_at_fault(good, bad, remedy):
+    records = [
+        RawRecord(fields=fields, origin=Origin(path="a.jsonl", line=line))
+        for line, fields in enumerate((good, bad, good), 1)
+    ]
+    schema = detect_schema(records)
+    kept, found, again = [to_conversations(record, schema, train_on=TrainOn.ALL)[0] for record in records]
+    assert not isinstance(kept, Rejected)
+    assert not isinstance(again, Rejected)
+    assert isinstance(found, Rejected)
+    assert remedy_of(found) == (remedy if remedy == OTHER_COLUMNS else REMEDIES[RejectReason(remedy)])
