@@ -320,6 +320,8 @@ class Renderer:
         )
         flag = RowFlag.CUT_STOP if len(text) >= end else RowFlag.CUT_ANSWER
         example = cut_answer(made, ids, flag)
+        if not example.loss_mask.any():  # what is left of the answer is context
+            return None
         return replace(example, flags=example.flags | flags)
 
     def _prove_spans(self, draft: Draft, spans: Sequence[tuple[Sequence[int], str]]) -> frozenset[RowFlag]:
