@@ -28,7 +28,7 @@ from sftcli.json_files import read_json, write_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 MANIFEST = "manifest.json"
 TRAIN, HELDOUT, TEXT = "train", "heldout", "text"
 SPLITS = (TRAIN, HELDOUT, TEXT)
@@ -184,6 +184,7 @@ class PreparedWriter:
         if not self._aside:
             return
         file = self._aside[1]
+        file.seek(0)
         with self._storage_errors():
             while size := file.read(8):
                 yield file.read(int.from_bytes(size, "big"))

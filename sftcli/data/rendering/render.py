@@ -28,6 +28,7 @@ from sftcli.data.example import Example, RowFlag, TooLong
 from sftcli.data.rendering.draft import Draft, Drafter, TrainedSpan
 from sftcli.data.rendering.proofs import find_contents, has_leak, prove_cut_span, prove_no_leak, prove_span
 from sftcli.data.rendering.segments import Places
+from sftcli.data.rendering.stop_text import StopTexts
 from sftcli.data.rendering.tokenizer import ChatTokenizer, Reading
 from sftcli.data.rendering.truncation import Made, answer_that_fits, beginnings, cut_answer, cut_behind
 from sftcli.errors import DataError
@@ -119,6 +120,7 @@ class Renderer:
         train_on: With ``each`` a row becomes an example for each of its trained answers; so it does else where its template
             lets no other way.
         thinking: Whether there is any, and whether it has loss.
+        strips_stop_text: Whether the text of a stop token at the end of an answer is taken away.
     """
 
     def __init__(
@@ -130,8 +132,13 @@ class Renderer:
         allow_control_tokens: frozenset[Role] = frozenset(),
         train_on: TrainOn = TrainOn.ALL,
         thinking: Thinking = Thinking.TRAIN,
+        strips_stop_text: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
+        self._strips_stop_text = strips_stop_text
+        self._stop_texts = StopTexts(
+            text for text, token in tokenizer.control_texts.items() if token in tokenizer.stop_ids
+        )
         self._max_tokens = max_tokens
         self._cuts = cuts
         self._drafter = Drafter(tokenizer, allow_control_tokens, thinking)
@@ -171,6 +178,17 @@ class Renderer:
 
     def _drafts(self, row: Row) -> list[tuple[Row, Draft | Rejected]]:
         """Return ``row`` with its draft; or the rows that it becomes with theirs, one for each trained answer."""
+        if self._strips_stop_text and isinstance(row, Conversation):
+            stripped = self._stop_texts.strip(row)
+            if stripped is not row:
+                pairs = self._drafts_of(stripped)
+                for _, draft in pairs:
+                    if isinstance(draft, Draft):
+                        draft.flags |= {RowFlag.STOP_STRIPPED}
+                return pairs
+        return self._drafts_of(row)
+
+    def _drafts_of(self, row: Row) -> list[tuple[Row, Draft | Rejected]]:
         parts = separate_answers(row) if isinstance(row, Conversation) else []
         if not parts:
             return [(row, self._draft(row))]
@@ -193,7 +211,10 @@ class Renderer:
         if too_long := self._too_long_to_count(row):
             return too_long
         try:
-            return self._drafter.draft(row)
+            draft = self._drafter.draft(row)
+            if isinstance(row, Conversation) and any(map(self._stop_texts.ends, row.messages)):
+                draft.flags |= {RowFlag.STOP_TEXT}
+            return draft
         except RowFaultError as fault:
             return fault.rejected(row.origin)
 

@@ -27,6 +27,7 @@ class RenderOrder:
     train_on: TrainOn
     thinking: Thinking
     compares: bool
+    strips_stop_text: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,7 @@ class BatchRenderer:
             allow_control_tokens=order.allow_control_tokens,
             train_on=order.train_on,
             thinking=order.thinking,
+            strips_stop_text=order.strips_stop_text,
         )
 
     def render(self, rows: Sequence[Row]) -> RenderedBatch:
