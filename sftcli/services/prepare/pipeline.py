@@ -34,7 +34,7 @@ from sftcli.data.reading.source import Source
 from sftcli.data.rendering.pretraining_text import PlainTextShare
 from sftcli.data.rendering.render import Row, rare_collections, row_batches
 from sftcli.data.rendering.segments import ControlFinder
-from sftcli.errors import DataError, StoppedError
+from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.modeling.tokenizer.template import TemplateRefusedError
@@ -53,7 +53,7 @@ class Preparation:
 
     ``prints`` tells the content of each source from any other. It is found once, before anything is read: the key stands
     for it, and rows of any other content are refused, so that none is ever stored under a key that is not theirs.
-    ``workers`` is how many processes may render, beside this one.
+    ``workers`` is how many processes may render, beside this one. ``keeps_messages`` asks for the rows as messages too.
     """
 
     train: Sequence[Source]
@@ -67,6 +67,7 @@ class Preparation:
     emit: EventSink
     stop: StopFlag
     workers: int = 0
+    keeps_messages: bool = False
     _unwanted: Counter[Source] = field(
         default_factory=Counter, init=False
     )  # rows that do not meet the conditions
@@ -80,7 +81,7 @@ class Preparation:
             "data": self.data.model_dump(mode="json", exclude={*CHECKS, *ORDER_ONLY}),
             "tokenizer": self.tokenizer.fingerprint,
             "seed": self.seed,
-        }
+        } | ({"messages": True} if self.keeps_messages else {})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def run(self, folder: Path) -> PreparedDataset:
@@ -93,6 +94,9 @@ class Preparation:
         self._unwanted.clear()
         with PreparedWriter(folder) as writer, self._render_workers() as workers, rare_collections():
             intake = _Intake(writer, audits)
+            if self.keeps_messages:
+                for split in (TRAIN, HELDOUT):
+                    writer.add_messages(split, "")
             overlap = OverlapFinder()
             if self.heldout or not self.data.heldout_fraction:
                 self._take_sides(intake, workers, schemas, overlap)
@@ -250,6 +254,7 @@ class Preparation:
             thinking=self.data.thinking,
             compares=bool(self.train and self.heldout),
             strips_stop_text=self.data.strip_stop_text,
+            keeps_messages=self.keeps_messages,
         )
         return RenderWorkers(self.tokenizer, order, count=self.workers, stop=self.stop)
 
@@ -317,21 +322,41 @@ class _Intake:
         self.duplicates = DuplicateFinder()
         self.repeated: Repeated | None = None  # of the rows that will be taken, those that are dropped
         self._taken = 0
+        self._kinds: dict[str, str] = {}  # of rows that were written as messages, the first of each
         self._audits = audits
 
     def take(self, source: Source, batch: RenderedBatch, heldout: Sequence[bool]) -> None:
         """Take rows of ``source``; ``heldout`` tells of each whether it is."""
-        is_kept = []
+        is_kept, messages = [], iter(batch.messages)
         for result, is_held in zip(batch.results, heldout, strict=True):
             split = HELDOUT if is_held else TRAIN
             is_example = isinstance(result, Example)
+            line = next(messages, None) if is_example else None
             is_kept.append(is_example and not self._drop_repeated(self._audits[split]))
             if is_example and not is_kept[-1]:
                 continue
             self._audits[split].add(result, source=source.text)
             if isinstance(result, Example):
                 self.writer.add(split, result, times=1 if is_held else source.times)
+                if line is not None:
+                    self._add_messages(split, line, result)
         _compare(self.duplicates, batch, heldout, is_kept)
+
+    def _add_messages(self, split: str, line: str, row: Example) -> None:
+        if not line:
+            raise DataError(
+                f"{row.origin}: as messages the row would be read otherwise than it is",
+                hint="leave it out, or write the rows as Parquet: --out-format parquet",
+                location=Location(file=row.origin.path, line=row.origin.line),
+            )
+        self._kinds.setdefault(row.kind, str(row.origin))
+        if len(self._kinds) > 1:
+            one, other = self._kinds.values()
+            raise DataError(
+                f"{one} and {other} are turns and running text, which one file of messages cannot hold",
+                hint="prepare them one by one, or write Parquet: --out-format parquet",
+            )
+        self.writer.add_messages(split, line)
 
     def _drop_repeated(self, audit: SupervisionAudit) -> bool:
         """Return whether the next example repeats one that stays, and count it then."""
