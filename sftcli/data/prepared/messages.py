@@ -1,6 +1,7 @@
 """Kept rows as messages in JSON lines, in their order: any format in, one format out."""
 
-import shutil
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 from sftcli import storage
@@ -47,7 +48,6 @@ def write_messages(dataset: PreparedDataset, out: Path) -> None:
 
 
 def _join(sources: list[Path], target: Path) -> None:
-    with storage.FileSink(storage.disk.create(target)) as sink:
-        for source in sources:
-            with source.open("rb") as file:
-                shutil.copyfileobj(file, sink)
+    with ExitStack() as stack:
+        files = [stack.enter_context(source.open("rb")) for source in sources]
+        storage.write_file(target, chain.from_iterable(map(storage.chunks, files)))

@@ -133,14 +133,15 @@ class DuplicateFinder:
 
     def _near_within(self, left: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         """Return pairs of rows that are alike, of one side and not two answers of a row, among those that are ``left``."""
-        rows = np.flatnonzero(left)
-        if not len(rows):
-            return np.empty((0, 2), dtype=np.int64)
         places = np.frombuffer(self._places, dtype=np.int64).reshape(-1, 3)
         signatures = np.frombuffer(self._signatures, dtype=np.uint16).reshape(-1, HASHES)
-        pairs = rows[_near_pairs(np.ascontiguousarray(signatures[rows]))]
-        one, other = places[pairs[:, 0]], places[pairs[:, 1]]
-        apart: npt.NDArray[np.bool_] = (one[:, 2] == other[:, 2]) & (one[:, :2] != other[:, :2]).any(axis=1)
+        found = [np.empty((0, 2), dtype=np.int64)]
+        for side in (self._sides(), ~self._sides()):  # one by one: of many rows not all pairs are looked at
+            rows = np.flatnonzero(left & side)
+            if len(rows):
+                found.append(rows[_near_pairs(np.ascontiguousarray(signatures[rows]))])
+        pairs = np.concatenate(found)
+        apart = (places[pairs[:, 0], :2] != places[pairs[:, 1], :2]).any(axis=1)
         within: npt.NDArray[np.int64] = pairs[apart]
         return within
 
