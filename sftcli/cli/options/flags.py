@@ -267,6 +267,6 @@ FLAGS: Mapping[str, Flag] = {
 
 # Of every command that reads rows to train on.
 ROW_FLAGS = (
-    "--map", "--ignore", "--where", "--duplicates", "--near-duplicates", "--strip-stop-text", "--template", "--template-var", "--train-on", "--thinking", "--max-tokens", "--overlong",
-    "--allow-leak", "--strict",
+    "--map", "--ignore", "--where", "--duplicates", "--near-duplicates", "--strip-stop-text", "--template",
+    "--template-var", "--train-on", "--thinking", "--max-tokens", "--overlong", "--allow-leak", "--strict",
 )  # fmt: skip
