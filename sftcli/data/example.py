@@ -18,6 +18,8 @@ class RowFlag(StrEnum):
 
     CONTROL_TEXT = "control-text"  # a content holds the text of a control token; it stays text
     CONTROL_WRITTEN = "control-written"  # a content wrote a control token, as the settings allow
+    STOP_TEXT = "stop-text"  # an answer ends in the text of a stop token; it is trained as text
+    STOP_STRIPPED = "stop-stripped"  # it did, and the settings have it taken away
     STRIPPED = "stripped"  # the template takes white space from the ends of contents; so it is trained
     NORMALIZED = "normalized"  # the tokenizer brings answers to a Unicode normal form; so it is trained
     THINKING = "thinking"  # an answer thinks first

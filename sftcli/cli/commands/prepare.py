@@ -1,5 +1,6 @@
 """``sft prepare``."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,14 @@ from sftcli.cli.options.to_settings import Layers, or_default_preset, resolve_fl
 from sftcli.cli.results import audit as audit_view
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
+from sftcli.errors import UsageError
+
+
+class OutFormat(StrEnum):
+    """As what rows are written."""
+
+    PARQUET = "parquet"
+    MESSAGES = "messages"
 
 
 @command
@@ -36,7 +45,14 @@ def prepare(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Write the rows to this folder as Parquet files, also for other trainers.",
+            help="Write the rows to this folder, also for other trainers; a name in .jsonl is one file of messages.",
+        ),
+    ] = None,
+    out_format: Annotated[
+        OutFormat | None,
+        typer.Option(
+            "--out-format",
+            help="Write token ids and masks (parquet, the default) or the kept rows as messages in JSON lines.",
         ),
     ] = None,
     output: Annotated[Output, "json", "quiet", "color"],
@@ -49,13 +65,25 @@ def prepare(
       sft prepare tatsu-lab/alpaca:5000 --model smollm2-135m
 
       sft prepare rows.jsonl --strict --out prepared
+
+      sft prepare rows.parquet --where "quality>=4" --duplicates drop --out clean.jsonl
     """
+    is_file = out is not None and out.suffix == ".jsonl"
+    if out is None and out_format:
+        raise UsageError("--out-format needs --out", hint="name a folder: --out DIR")
+    if is_file and out_format is OutFormat.PARQUET:
+        raise UsageError(f"{out} is a file of messages", hint="name a folder, or leave out --out-format")
     flags = flags.with_value("--data", sources)
     resolved = resolve_flags(flags, or_default_preset(layers, flags))
     with session(output) as current:
         from sftcli.services.prepare.prepare import PrepareRequest, run_prepare
 
-        request = PrepareRequest(settings=resolved.settings, show=show, out=out)
+        request = PrepareRequest(
+            settings=resolved.settings,
+            show=show,
+            out=out,
+            as_messages=is_file or out_format is OutFormat.MESSAGES,
+        )
         outcome = run_prepare(request, current)
     if not output.json:
         audit_view.show_prepared(outcome, output)

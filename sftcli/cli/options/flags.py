@@ -196,6 +196,14 @@ _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
              help="Read a column under another name, as in `--map prompt=question`. Repeatable."),
         Flag("--ignore", "data.ignored_keys", kind=list[str], metavar="KEY",
              help="Drop a key that is refused because it changes what rows mean, as in `--ignore history`. Repeatable."),
+        Flag("--where", "data.where", kind=list[str], metavar="CONDITION",
+             help="Use only rows that meet a condition on a column, as in `--where 'quality>=4'`. Repeatable; all must hold."),
+        Flag("--duplicates", "data.duplicates", metavar="keep|drop", checks_words=True,
+             help="Keep rows equal to another one, or drop all but one of them."),
+        Flag("--near-duplicates", "data.near_duplicates", metavar="keep|drop", checks_words=True,
+             help="Keep rows nearly equal to another one, or drop all but one of them."),
+        Flag("--strip-stop-text", "data.strip_stop_text", kind=bool,
+             help="Take away the text of a stop token at the end of answers."),
         Flag("--template", "data.template", metavar="NAME",
              help="Chat template: chatml, alpaca, modern-llm or a file of Jinja text; the tokenizer's own without it."),
         Flag("--template-var", "data.template_variables", kind=list[str], metavar="NAME=VALUE",
@@ -259,6 +267,6 @@ FLAGS: Mapping[str, Flag] = {
 
 # Of every command that reads rows to train on.
 ROW_FLAGS = (
-    "--map", "--ignore", "--template", "--template-var", "--train-on", "--thinking", "--max-tokens", "--overlong",
-    "--allow-leak", "--strict",
+    "--map", "--ignore", "--where", "--duplicates", "--near-duplicates", "--strip-stop-text", "--template",
+    "--template-var", "--train-on", "--thinking", "--max-tokens", "--overlong", "--allow-leak", "--strict",
 )  # fmt: skip

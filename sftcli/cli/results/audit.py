@@ -63,6 +63,9 @@ def _facts(audit: "AuditSummary") -> Iterator[tuple[str, object]]:
     )
     lengths = ", ".join(f"{p} % up to {count(length)}" for p, length in audit.length_percentiles.items())
     yield "length", f"{lengths}, longest {count(audit.longest_tokens)} ({audit.longest_row})"
+    for reason, rows in audit.excluded.items():
+        named = audit.excluded_rows.get(reason)
+        yield f"left out: {reason}", f"{count(rows)}, such as {named[0]}" if named else count(rows)
     for reason, rows in audit.rejected.items():
         yield f"rejected: {reason}", f"{count(rows)}, such as {audit.rejected_rows[reason][0]}"
         yield "  what to do", audit.remedies[reason]

@@ -51,6 +51,13 @@ class Overlong(StrEnum):
     ERROR = "error"
 
 
+class Repeats(StrEnum):
+    """What happens to a row that repeats another one of its split."""
+
+    KEEP = "keep"
+    DROP = "drop"  # all but one
+
+
 class Author(StrEnum):
     """Whose turn a content stands in."""
 
@@ -89,6 +96,23 @@ class DataSettings(Section):
         (),
         description="Row and turn keys to drop although they change what a row means, such as history; otherwise such "
         "rows are refused.",
+    )
+    where: tuple[Text, ...] = Field(
+        (),
+        description="Conditions that all rows must meet, each COLUMN OP VALUE with ==, !=, <, <=, >, >= or ~ (contains), such as "
+        "quality>=4; other rows are left out and counted.",
+    )
+    strip_stop_text: bool = Field(
+        False,
+        description="Whether to take away the text of a stop token, such as <|endoftext|>, that stands at the end of answers.",
+    )
+    duplicates: Repeats = Field(
+        Repeats.KEEP,
+        description="What to do with rows equal to another one of their split: keep them, or drop all but one, drawn with the seed.",
+    )
+    near_duplicates: Repeats = Field(
+        Repeats.KEEP,
+        description="What to do with rows nearly equal to another one of their split: keep or drop, as for `duplicates`.",
     )
     template: str | None = Field(
         None,

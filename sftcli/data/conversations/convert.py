@@ -17,13 +17,21 @@ from sftcli.data.conversations.formats import (
     ANSWER_COLUMNS,
     CHAT_COLUMNS,
     COLUMN_SETS,
+    HISTORY_COLUMN,
     PROMPT_COLUMNS,
     SYSTEM_COLUMNS,
     RowFormat,
     mixed_shapes,
 )
-from sftcli.data.conversations.key_checks import check_keys, reads_thinking
-from sftcli.data.conversations.meaning import first_filled
+from sftcli.data.conversations.key_checks import check_keys, has_one_answer
+from sftcli.data.conversations.meaning import (
+    OTHER_LABEL,
+    UnreadError,
+    first_filled,
+    is_false,
+    is_told,
+    is_true,
+)
 from sftcli.data.conversations.messages import (
     Conversation,
     Message,
@@ -39,6 +47,7 @@ from sftcli.data.conversations.thinking import read_thinking
 from sftcli.data.conversations.turns import (
     build_conversation,
     is_transcript,
+    json_in,
     read_transcript,
     read_turns,
     template_variables,
@@ -69,15 +78,24 @@ def to_conversations(
     if agreed_format(schema.format, fields) is None:
         raise mixed_shapes(schema.format, schema.columns, schema.first, fields, origin)
     try:
+        _check_labels(fields, schema)
         _check_columns(fields, schema.format)
         rows = _instances(fields) if schema.format is RowFormat.INSTANCES else (fields,)
         for row in rows:
-            check_keys(row, schema.format, read=read)
+            check_keys(row, schema.format, read=read | schema.labels | schema.classes)
         if schema.format is RowFormat.TEXT:
             return (_plain_text(fields, origin),)
     except RowFault as fault:
         return (Rejected(origin=origin, reason=fault.reason, detail=fault.detail),)
     return tuple([_convert(row, schema.format, origin, train_on) for row in rows])
+
+
+def _check_labels(fields: Fields, schema: Schema) -> None:
+    for column in schema.labels:
+        if is_false(value := fields.get(column)):
+            raise RowFault(RejectReason.LABELED_BAD, f'"{column}" says that the answer is bad: {value}')
+        if is_told(value) and not is_true(value):
+            raise UnreadError([OTHER_LABEL.unread(column)])
 
 
 def _check_columns(fields: Fields, format_: RowFormat) -> None:
@@ -99,8 +117,10 @@ def _convert(
         format_ = RowFormat.ALPACA
     try:
         turns = _TURNS[format_](fields)
+        if has_one_answer(format_):
+            turns = [*_history(fields), *_with_thinking(turns, fields)]
         row = build_conversation(
-            _with_thinking(turns, fields) if reads_thinking(format_) else turns,
+            turns,
             system=_system(fields),
             tools=tool_list(fields),
             variables=template_variables(fields),
@@ -121,6 +141,24 @@ def _with_thinking(turns: list[Message], fields: Fields) -> list[Message]:
     if turns[-1].thinking:
         raise RowFault(RejectReason.WRONG_TYPE, "thinking stands in a column and in the turn of the answer")
     return [*turns[:-1], replace(turns[-1], thinking=thinking)]
+
+
+def _history(fields: Fields) -> list[Message]:
+    """Return the earlier turns of a row of columns: pairs of what the user and the assistant said."""
+    if not is_told(fields.get(HISTORY_COLUMN)):
+        return []
+    pairs = json_in(fields[HISTORY_COLUMN], f'"{HISTORY_COLUMN}"')
+    expected = "a list of [user, assistant] pairs of texts"
+    if not isinstance(pairs, list):
+        raise wrong_type(f'"{HISTORY_COLUMN}"', pairs, expected)
+    turns = list[Message]()
+    for number, pair in enumerate(pairs, 1):
+        match pair:
+            case [str(asked), str(answer)]:
+                turns += _pair(asked, answer)
+            case _:
+                raise wrong_type(f'pair {number} of "{HISTORY_COLUMN}"', pair, expected)
+    return turns
 
 
 def _plain_text(fields: Fields, origin: Origin) -> PlainText:

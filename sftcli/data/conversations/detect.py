@@ -10,6 +10,7 @@ from sftcli.data.conversations.dropped_keys import without_keys
 from sftcli.data.conversations.formats import (
     CHAT_COLUMNS,
     COLUMN_SETS,
+    LABEL_COLUMNS,
     TURN_KEYS,
     RowFormat,
     common_format,
@@ -18,6 +19,7 @@ from sftcli.data.conversations.formats import (
     mixed_shapes,
     unknown_shape,
 )
+from sftcli.data.conversations.meaning import is_false, is_told, is_true
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.errors import UsageError
 from sftcli.suggest import did_you_mean
@@ -35,6 +37,8 @@ class Schema:
     first: Origin  # a row of this format
     renames: Mapping[str, str]  # column as this program calls it -> as the file does
     dropped: frozenset[str] = frozenset()  # keys that are taken out of rows and turns before they are read
+    labels: frozenset[str] = frozenset()  # columns that tell good answers from bad ones
+    classes: frozenset[str] = frozenset()  # columns of such a name that do not
 
     @property
     def name(self) -> str:
@@ -110,7 +114,8 @@ def detect_schema(
         if common is None:
             raise mixed_shapes(format_, first_fields, first, fields, origin)
         format_ = common
-    known = known_columns(format_)
+    labels, classes = _labels([fields for fields, _ in rows], format_)
+    known = known_columns(format_) | labels
     seen = dict.fromkeys(name for fields, _ in rows for name in fields)
     return Schema(
         format=format_,
@@ -122,7 +127,24 @@ def detect_schema(
         first=first,
         renames=renames,
         dropped=dropped,
+        labels=labels,
+        classes=classes,
     )
+
+
+def _labels(
+    rows: Sequence[Mapping[str, object]], format_: RowFormat
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the label columns that hold nothing but true and false, and those that hold anything else."""
+    if format_ in (RowFormat.TEXT, RowFormat.INSTANCES):  # labels of a text, or of each of several answers
+        return frozenset(), frozenset()
+    told = {column: [row[column] for row in rows if is_told(row.get(column))] for column in LABEL_COLUMNS}
+    labels = {
+        column
+        for column, values in told.items()
+        if values and all(is_true(value) or is_false(value) for value in values)
+    }
+    return frozenset(labels), frozenset(column for column, values in told.items() if values) - labels
 
 
 def agreed_format(format_: RowFormat, fields: Mapping[str, object]) -> RowFormat | None:

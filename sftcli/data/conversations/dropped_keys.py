@@ -52,10 +52,11 @@ def _turn_without(turn: object, ignored: frozenset[str]) -> object:
     if not isinstance(turn, dict):
         return turn
     kept = {key: value for key, value in turn.items() if key not in ignored or key not in _TURN_KEYS}
-    if isinstance(parts := kept.get("content"), list):
-        kept["content"] = [
-            _turn_without(part, ignored)
-            for part in parts
-            if not (isinstance(part, dict) and part.get("type") in ignored)
-        ]
+    for key in ("content", "value"):
+        if isinstance(parts := kept.get(key), list):
+            kept[key] = [
+                _turn_without(part, ignored)
+                for part in parts
+                if not (isinstance(part, dict) and part.get("type") in ignored)
+            ]
     return kept

@@ -70,8 +70,10 @@ class ColumnSet:
 
 
 VARIABLES_COLUMN = "chat_template_kwargs"
+HISTORY_COLUMN = "history"
+LABEL_COLUMNS = ("label", "kto_tag")
 _SIDES = (*SYSTEM_COLUMNS, *TOOL_COLUMNS, VARIABLES_COLUMN)
-_ANSWER_SIDES = (*SYSTEM_COLUMNS, *THINKING_COLUMNS, VARIABLES_COLUMN)
+_ANSWER_SIDES = (*SYSTEM_COLUMNS, *THINKING_COLUMNS, VARIABLES_COLUMN, HISTORY_COLUMN)
 
 # The first shape that a row meets is its format: columns that no other format reads decide before common ones.
 COLUMN_SETS: Mapping[RowFormat, ColumnSet] = {
@@ -84,8 +86,8 @@ COLUMN_SETS: Mapping[RowFormat, ColumnSet] = {
     ),
     RowFormat.ALPACA: ColumnSet((("instruction",), ANSWER_COLUMNS), ("input", *_ANSWER_SIDES)),
     RowFormat.OPENORCA: ColumnSet((("question",), ("response",)), _ANSWER_SIDES),
-    RowFormat.PROMPT_COMPLETION: ColumnSet((("prompt",), ("completion",)), (*_SIDES, *THINKING_COLUMNS)),
-    RowFormat.PROMPT_RESPONSE: ColumnSet((("prompt",), ("response",)), (*_SIDES, *THINKING_COLUMNS)),
+    RowFormat.PROMPT_COMPLETION: ColumnSet((("prompt",), ("completion",)), (*TOOL_COLUMNS, *_ANSWER_SIDES)),
+    RowFormat.PROMPT_RESPONSE: ColumnSet((("prompt",), ("response",)), (*TOOL_COLUMNS, *_ANSWER_SIDES)),
     RowFormat.QUESTION_ANSWER: ColumnSet((("question",), ("answer",)), _ANSWER_SIDES),
     RowFormat.INPUT_OUTPUT: ColumnSet((("input",), ("output",)), _ANSWER_SIDES),
     RowFormat.TEXT: ColumnSet((("text",),)),

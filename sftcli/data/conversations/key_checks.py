@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from sftcli.data.conversations.formats import (
+    HISTORY_COLUMN,
     THINKING_COLUMNS,
     TOOL_COLUMNS,
     TURN_MARKS,
@@ -20,7 +21,9 @@ from sftcli.data.conversations.meaning import (
     TREE,
     Unread,
     UnreadError,
+    is_false,
     is_filled,
+    is_told,
     is_true,
 )
 
@@ -30,12 +33,8 @@ _PLAIN_TURN = frozenset(("role", "content", "from", "value"))
 
 
 def is_untrained(turn: Mapping[str, object]) -> bool:
-    """Whether an assistant turn is marked as one that is not trained."""
-    return not turn.keys() <= _PLAIN_TURN and any(_is_zero(turn.get(mark)) for mark in TURN_MARKS)
-
-
-def _is_zero(value: object) -> bool:
-    return isinstance(value, bool | int | float) and value == 0
+    """Whether an assistant turn, or a part of its content, is marked as one that is not trained."""
+    return not turn.keys() <= _PLAIN_TURN and any(is_false(turn.get(mark)) for mark in TURN_MARKS)
 
 
 def check_turn(turn: Mapping[str, object], *, is_assistant: bool) -> None:
@@ -51,18 +50,38 @@ def check_turn(turn: Mapping[str, object], *, is_assistant: bool) -> None:
         for key in turn
         for meaning in BY_KEY.get(key, ())
         if meaning.turn(turn[key])
-        and not (key in TURN_MARKS and _is_zero(turn[key]))
+        and not (key in TURN_MARKS and is_false(turn[key]))
         and not (is_assistant and meaning is THINKING)
     ]
-    if not is_assistant:
-        # OpenAI knows `weight` for answers alone, and tables repeat it.
-        asked = [key for key in TURN_MARKS if key != "weight" and is_true(turn.get(key))]
-        found += [ASKED_MARKS.unread(key, " of turns") for key in asked]
+    found += [] if is_assistant else _asked_marks(turn, " of turns")
     if found:
         raise UnreadError(found)
 
 
-def check_part(part: Mapping[str, object]) -> None:
+def _asked_marks(marked: Mapping[str, object], where: str) -> list[Unread]:
+    # OpenAI knows `weight` for answers alone, and tables repeat it.
+    return [
+        ASKED_MARKS.unread(key, where) for key in TURN_MARKS if key != "weight" and is_true(marked.get(key))
+    ]
+
+
+def check_thinking_part(part: Mapping[str, object]) -> None:
+    """See that a part of a content that is thinking has no mark: it is trained as the settings say.
+
+    Raises:
+        UnreadError: It has one.
+    """
+    remedy = "--thinking keep leaves all thinking without loss"
+    found = [
+        Unread(f'"{key}" of content parts that are thinking is not read: {MARKS.says}', remedy, key)
+        for key in part
+        if key in _MARKS and is_told(part[key]) and not is_true(part[key])
+    ]
+    if found:
+        raise UnreadError(found)
+
+
+def check_part(part: Mapping[str, object], *, is_assistant: bool) -> None:
     """See that a part of a content says nothing that is not read.
 
     Raises:
@@ -72,8 +91,9 @@ def check_part(part: Mapping[str, object]) -> None:
         meaning.unread(key, " of content parts")
         for key in part
         for meaning in BY_KEY.get(key, ())
-        if meaning.part(part[key])
+        if meaning.part(part[key]) and not (key in TURN_MARKS and is_false(part[key]))
     ]
+    found += [] if is_assistant else _asked_marks(part, " of content parts")
     if found:
         raise UnreadError(found)
 
@@ -101,8 +121,8 @@ def check_keys(fields: Mapping[str, object], format_: RowFormat, *, read: frozen
         raise UnreadError(found)
 
 
-def reads_thinking(format_: RowFormat) -> bool:
-    """Return whether a row of this format has columns for one answer and its thinking."""
+def has_one_answer(format_: RowFormat) -> bool:
+    """Return whether a row of this format has columns for one answer, its thinking and the turns before it."""
     return not known_columns(format_).isdisjoint(THINKING_COLUMNS)
 
 
@@ -110,7 +130,7 @@ def reads_thinking(format_: RowFormat) -> bool:
 def _keys_to_look_at(columns: tuple[str, ...], format_: RowFormat) -> tuple[str, ...]:
     is_text, is_message = format_ is RowFormat.TEXT, "role" in columns
     passed = LABEL.keys if is_text else ()  # of a text, not of an answer
-    passed += THINKING.keys if reads_thinking(format_) else ()
+    passed += (*THINKING.keys, HISTORY_COLUMN) if has_one_answer(format_) else ()
     passed += () if is_text else (VARIABLES_COLUMN,)
     passed += () if is_text and is_message else TREE.keys
     return tuple(key for key in columns if key in BY_KEY and key not in passed)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sftcli.data.conversations.formats import (
+    LABEL_COLUMNS,
     THINKING_COLUMNS,
     TOOL_COLUMNS,
     TURN_MARKS,
@@ -68,7 +69,8 @@ def is_true(value: object) -> bool:
     return _written(value) in ("true", "1", "1.0")
 
 
-def _is_false(value: object) -> bool:
+def is_false(value: object) -> bool:
+    """Whether a value is false or 0, in the same spellings."""
     return _written(value) in ("false", "0", "0.0")
 
 
@@ -133,7 +135,7 @@ THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking")
 MARKS = Meaning(
     keys=(*TURN_MARKS, "loss_scale"),
     says="it marks what is to be trained, and how much",
-    remedy="remove rows that should not be trained, and mark assistant turns with 0 or 1",
+    remedy="mark assistant turns, and parts of their contents, with 0 or 1: other weights are not supported yet; remove rows that should not be trained",
     row=_is_mark,
     turn=_is_mark,
     part=_is_mark,
@@ -144,10 +146,15 @@ ASKED_MARKS = Meaning(
     remedy="only assistant turns are trained: remove the mark from the others",
 )
 LABEL = Meaning(
-    keys=("label", "kto_tag"),
+    keys=LABEL_COLUMNS,
     says="false or 0 may mark a bad answer, and all answers would be trained",
     remedy="leave rows with bad answers out of the file, or drop the key where it is a class",
-    row=_is_false,
+    row=is_false,
+)
+OTHER_LABEL = Meaning(
+    keys=LABEL_COLUMNS,
+    says="other rows mark good and bad answers with it, and here it is neither true nor false",
+    remedy="leave rows without true or false out of the file, or drop the key where it is a class",
 )
 TREE = Meaning(
     keys=("role", "parent_id"),

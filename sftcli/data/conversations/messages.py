@@ -22,6 +22,9 @@ class Message:
     ``tool_calls`` is JSON text of the OpenAI list, empty where the turn makes none. Its ``arguments`` are objects, also
     where the row had them as JSON text: that is what most chat templates expect. ``call_texts`` has these texts for the
     others, one for each call, empty where the row had an object.
+
+    ``without_loss`` are offsets in the content of a trained turn, in pairs: what stands from the first of a pair to the
+    second is context.
     """
 
     role: Role
@@ -32,6 +35,7 @@ class Message:
     thinking: str = ""
     name: str = ""  # of the tool that a tool turn answers for, where the row gives it
     tool_call_id: str = ""  # of the call that a tool turn answers, where the row gives it
+    without_loss: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,7 @@ class RejectReason(StrEnum):
     UNKNOWN_ROLE = "unknown-role"
     ROLE_ORDER = "role-order"
     NOTHING_TRAINED = "nothing-trained"
+    LABELED_BAD = "labeled-bad"
     # found by `render`
     TOO_LONG = "too-long"
     TEMPLATE_REFUSED = "template-refused"

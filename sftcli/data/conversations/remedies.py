@@ -16,6 +16,7 @@ REMEDIES: Mapping[RejectReason, str] = {
     RejectReason.UNKNOWN_ROLE: "rename the role in these rows",
     RejectReason.ROLE_ORDER: "put the turns of these rows in order: the system first, then the user, and an answer at the end",
     RejectReason.NOTHING_TRAINED: "mark an answer of these rows as one that is trained, or leave the rows out of the file",
+    RejectReason.LABELED_BAD: "nothing: they are no answers to learn from; where the label is a class, train them: --ignore label",
     RejectReason.TOO_LONG: "raise --max-tokens, or cut such rows with --overlong truncate",
     RejectReason.TEMPLATE_REFUSED: "change these rows as the template's words say, or choose another --template",
     RejectReason.TEMPLATE_DROPS: "choose a --template that shows it, or take it out of these rows",

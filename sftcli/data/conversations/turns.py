@@ -10,7 +10,7 @@ Roles (any case)                                                      become
 Order of turns: a system turn only at the start; then the user first; a tool's turn behind an assistant's or another
 tool's. Neighbouring turns of the assistant that call tools are one turn, which is how a model calls several tools at once; other
 turns of one role in a row are left to the chat template. What stands behind the last assistant turn is cut. An assistant turn
-with a mark that is false or 0 (`weight`, `train`, `loss` and their like) is not trained.
+with a mark that is false or 0 (`weight`, `train`, `loss` and their like) is not trained, and so is a part of its content.
 """
 
 import json
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from sftcli.config.schema.data import TrainOn
 from sftcli.data.conversations.formats import TOOL_COLUMNS, VARIABLES_COLUMN
-from sftcli.data.conversations.key_checks import check_part, check_turn, is_untrained
+from sftcli.data.conversations.key_checks import check_part, check_thinking_part, check_turn, is_untrained
 from sftcli.data.conversations.meaning import THINKING, UnreadError, is_told
 from sftcli.data.conversations.messages import Conversation, Message, RejectReason, Role, RowFault, wrong_type
 from sftcli.data.conversations.thinking import is_thinking_part, part_text, read_thinking
@@ -242,22 +242,25 @@ def _read_turn(turn: object, number: int) -> Message:
     elif role == "assistant":
         calls = _calls_of(turn, where)
     thinking = read_thinking(turn, f"{where}: ") if is_answer else ""
-    thought, content = ("", "") if said.lower() in _CALLS else _content(turn, where, is_call=bool(calls.dump))
+    said_parts = _Parts("", "") if said.lower() in _CALLS else _content(turn, where, is_call=bool(calls.dump))
+    thought, content = said_parts.thought, said_parts.text
     if thought and not is_answer:
         raise UnreadError([THINKING.unread("thinking", " of content parts")])
     if thought and thinking and thought.strip() != thinking.strip():
         raise RowFault(
             RejectReason.WRONG_TYPE, f"{where} holds different thinking in its content and beside it"
         )
+    is_trained = is_answer and not is_untrained(turn) and (said_parts.has_loss or bool(calls.dump))
     return Message(
         role=role,
         content=content,
         thinking=thinking or thought,
-        trained=is_answer and not is_untrained(turn),
+        trained=is_trained,
         tool_calls=calls.dump,
         call_texts=calls.texts,
         name=_optional(turn, "name") if role == "tool" else "",
         tool_call_id=_optional(turn, "tool_call_id"),
+        without_loss=said_parts.without_loss if is_trained else (),
     )
 
 
@@ -266,41 +269,73 @@ def _optional(turn: Mapping[str, object], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _content(turn: Mapping[str, object], where: str, *, is_call: bool) -> tuple[str, str]:
-    """Return the thinking that stands in a content as parts, and the rest."""
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A content: the thinking that stands in it as parts, the rest, and which of that has no loss as ``Message`` has it."""
+
+    thought: str
+    text: str
+    without_loss: tuple[int, ...] = ()
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether anything but white space has loss, or there is nothing that could lose it."""
+        edges = (0, *self.without_loss, len(self.text))
+        kept = [self.text[begin:end] for begin, end in zip(edges[::2], edges[1::2], strict=True)]
+        return not self.without_loss or any(map(str.strip, kept))
+
+
+def _content(turn: Mapping[str, object], where: str, *, is_call: bool) -> _Parts:
     key = "content" if "content" in turn else "value"
     value = turn.get(key)
     if isinstance(value, str):
-        return "", value
+        return _Parts("", value)
     if isinstance(value, list):
-        return _parts(value, where)
+        is_answer = ROLES.get(str(turn.get("role", turn.get("from"))).lower()) == "assistant"
+        return _parts(value, where, is_answer=is_answer)
     if value is not None:
         raise wrong_type(f'{where}: "{key}"', value)
     if is_call:
-        return "", ""
+        return _Parts("", "")
     if key in turn:
         raise wrong_type(f'{where}: "{key}"', None)
     raise RowFault(RejectReason.MISSING_FIELD, f"{where} has no content")
 
 
-def _parts(parts: Sequence[object], where: str) -> tuple[str, str]:
-    thoughts = [part for part in parts if is_thinking_part(part)]
+def _parts(parts: Sequence[object], where: str, *, is_answer: bool) -> _Parts:
+    thoughts = [part for part in parts if isinstance(part, dict) and is_thinking_part(part)]
     others = [part for part in parts if not is_thinking_part(part)]
     if parts[: len(thoughts)] != thoughts:
         raise RowFault(RejectReason.WRONG_TYPE, f"{where}: a content part of thinking stands behind text")
-    return (
-        "\n\n".join(part_text(part, f"{where}: a content part") for part in thoughts),
-        "".join(_part(part, where) for part in others),
+    for thought in thoughts:
+        check_thinking_part(thought)
+    texts = [_part(part, where, is_answer=is_answer) for part in others]
+    marked = [isinstance(part, dict) and is_untrained(part) for part in others]
+    return _Parts(
+        thought="\n\n".join(part_text(thought, f"{where}: a content part") for thought in thoughts),
+        text="".join(texts),
+        without_loss=_stretches(texts, marked),
     )
 
 
-def _part(part: object, where: str) -> str:
+def _stretches(texts: Sequence[str], marked: Sequence[bool]) -> tuple[int, ...]:
+    """Return where the ``marked`` ones among ``texts`` begin and end in all of them; neighbours are one."""
+    edges: list[int] = []
+    end = 0
+    for text, is_marked in zip(texts, marked, strict=True):
+        begin, end = end, end + len(text)
+        if is_marked and text:
+            edges[-1:] = [end] if edges and edges[-1] == begin else [*edges[-1:], begin, end]
+    return tuple(edges)
+
+
+def _part(part: object, where: str, *, is_answer: bool) -> str:
     if isinstance(part, str):
         return part
     if isinstance(part, dict):
-        check_part(part)
+        check_part(part, is_assistant=is_answer)
     kind = part.get("type", "text") if isinstance(part, dict) else json_type(part)
-    text = part.get("text") if isinstance(part, dict) else None
+    text = part.get("text", part.get("value")) if isinstance(part, dict) else None
     if kind != "text" or not isinstance(text, str):
         raise RowFault(RejectReason.WRONG_TYPE, f"{where}: a content part is {kind}, expected text")
     return text

@@ -4,6 +4,7 @@ PREPARED/
   train.arrow     one row an example: input_ids, loss_mask, path, line, kind, score
   heldout.arrow   the same
   text.arrow      the same, of plain text that is mixed into training; often without rows
+  train.jsonl     the rows as messages, one a line, where they were asked for; heldout.jsonl alike
   manifest.json   format, what it was made of, counts, audit, size and hash of these files, the largest token id of each;
                   written last
 """
@@ -29,7 +30,7 @@ from sftcli.json_files import read_json, write_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 MANIFEST = "manifest.json"
 TRAIN, HELDOUT, TEXT = "train", "heldout", "text"
 SPLITS = (TRAIN, HELDOUT, TEXT)
@@ -149,6 +150,7 @@ class PreparedWriter:
                 "score": pa.float64(),
             }
         )
+        self._lines: dict[str, BinaryIO] = {}  # split -> its rows as messages
         self._aside: list[BinaryIO] = []  # the same file, to write and to read
         self._pending: dict[str, list[tuple[Example, int]]] = {split: [] for split in SPLITS}
         self._largest_ids = dict.fromkeys(SPLITS, -1)
@@ -176,6 +178,18 @@ class PreparedWriter:
             with self._storage_errors():
                 self._flush(split)
 
+    def add_messages(self, split: str, line: str) -> None:
+        """Add the messages of a row; with an empty line nothing but their file.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        with self._storage_errors():
+            if split not in self._lines:
+                self._lines[split] = storage.disk.create(messages_file(self.staging, split))
+            if line:
+                storage.disk.write(self._lines[split], line.encode() + b"\n")
+
     def put_aside(self, data: bytes) -> None:
         """Keep ``data`` on disk until it is known where it belongs, in a file without a name, which nobody else can open.
 
@@ -194,6 +208,7 @@ class PreparedWriter:
         if not self._aside:
             return
         file = self._aside[1]
+        file.seek(0)
         with self._storage_errors():
             while size := file.read(8):
                 yield file.read(int.from_bytes(size, "big"))
@@ -215,6 +230,11 @@ class PreparedWriter:
             writer.close()
             self._sinks[split].close()
             path = self.staging / f"{split}.arrow"
+            storage.disk.sync(path)
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
+        for split, file in self._lines.items():
+            file.close()
+            path = messages_file(self.staging, split)
             storage.disk.sync(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
         manifest = {
@@ -277,9 +297,14 @@ class PreparedWriter:
     ) -> None:
         for sink in self._sinks.values():
             sink.close()
-        for file in self._aside:
+        for file in (*self._aside, *self._lines.values()):
             file.close()
         storage.try_remove_tree(self.staging)
+
+
+def messages_file(folder: Path, split: str) -> Path:
+    """Return where the rows of a split stand as messages."""
+    return folder / f"{split}.jsonl"
 
 
 def fingerprint_of(manifest: Mapping[str, object]) -> str:

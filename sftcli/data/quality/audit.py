@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 
 import numpy as np
 
@@ -22,6 +23,8 @@ SOURCE_COUNTS = ("rows", "kept", "rejected", "cut", "tokens", "response_tokens")
 _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.CONTROL_TEXT: "in {rows} a message contains the text of a control token; it stays text",
     RowFlag.CONTROL_WRITTEN: "in {rows} a message contains control tokens, as data.control_tokens_from allows",
+    RowFlag.STOP_TEXT: "in {rows} an answer ends in the text of a stop token, which is trained as text (--strip-stop-text takes it away)",
+    RowFlag.STOP_STRIPPED: "in {rows} the text of a stop token at the end of answers is taken away",
     RowFlag.STRIPPED: "in {rows} the template strips white space around messages; they are trained stripped",
     RowFlag.NORMALIZED: "in {rows} the tokenizer normalizes the Unicode of answers; they are trained normalized",
     RowFlag.THINKING: "thinking: {rows}, {thinking} of trained tokens",
@@ -47,6 +50,21 @@ _FLAG_NOTES: Mapping[RowFlag, str] = {
 }
 
 
+class Excluded(StrEnum):
+    """Why a row is left out that could be trained on: the user asked for it. The values are a published interface."""
+
+    WHERE = "where"
+    DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near-duplicate"
+
+
+_EXCLUDED_NOTES: Mapping[Excluded, str] = {
+    Excluded.WHERE: "{rows} left out by --where",
+    Excluded.DUPLICATE: "{rows} equal to another one left out, such as {example}; the seed draws which one stays",
+    Excluded.NEAR_DUPLICATE: "{rows} nearly equal to another one left out, such as {example}; the seed draws which one stays",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthBin:
     """Rows with at most ``max_tokens`` tokens and more than the bin before."""
@@ -66,6 +84,10 @@ class AuditSummary:
 
     rows: int
     kept: int
+    excluded: Mapping[
+        str, int
+    ]  # rows that were left out because the user asked for it, which are not among `rows`
+    excluded_rows: Mapping[str, Sequence[str]]
     rejected: Mapping[str, int]
     rejected_rows: Mapping[str, Sequence[str]]
     remedies: Mapping[str, str]
@@ -129,6 +151,8 @@ class SupervisionAudit:
         self._max_tokens = max_tokens
         self._notes: list[str] = []
         self._kept = self._total = self._response = self._thinking = self._turns = self._untrained = 0
+        self._excluded = Counter[str]()
+        self._excluded_rows: dict[str, list[str]] = {}
         self._rejected = Counter[str]()
         self._rejected_rows: dict[str, list[str]] = {}
         self._remedies: dict[str, Counter[str]] = {}
@@ -176,6 +200,12 @@ class SupervisionAudit:
                 named.append(str(result.origin))
         self._add_length(len(result.input_ids) + result.num_cut, str(result.origin))
 
+    def exclude(self, reason: Excluded, named: str = "", *, count: int = 1) -> None:
+        """Count rows that are left out because the user asked for it."""
+        self._excluded[reason.value] += count
+        if named and len(rows := self._excluded_rows.setdefault(reason.value, [])) < ROWS_NAMED:
+            rows.append(named)
+
     def add_duplicates(self, duplicates: Duplicates) -> None:
         """Take what was found out when all rows were there."""
         self._duplicates = duplicates
@@ -203,6 +233,8 @@ class SupervisionAudit:
         return AuditSummary(
             rows=self._kept + self._rejected.total(),
             kept=self._kept,
+            excluded=dict(self._excluded),
+            excluded_rows={reason: tuple(rows) for reason, rows in self._excluded_rows.items()},
             rejected=rejected,
             rejected_rows={reason: tuple(self._rejected_rows[reason]) for reason in rejected},
             remedies={reason: self._remedies[reason].most_common(1)[0][0] for reason in rejected},
@@ -236,8 +268,18 @@ class SupervisionAudit:
             longest_row=self._longest[1],
             max_tokens_for_99_percent=_at_share(self._lengths, KEPT_SHARE),
             flags={flag.value: count for flag, count in flags.items()},
-            notes=(*self._notes, *flag_notes, *self._length_notes()),
+            notes=(*self._notes, *self._excluded_notes(), *flag_notes, *self._length_notes()),
         )
+
+    def _excluded_notes(self) -> list[str]:
+        return [
+            _EXCLUDED_NOTES[reason].format(
+                rows=_rows(self._excluded[reason]),
+                example=next(iter(self._excluded_rows.get(reason, ())), ""),
+            )
+            for reason in Excluded
+            if self._excluded[reason]
+        ]
 
     def _length_notes(self) -> list[str]:
         dropped = self._rejected[RejectReason.TOO_LONG]

@@ -44,6 +44,31 @@ class Duplicates:
     trained_examples: tuple[tuple[Origin, Origin], ...] = ()
 
 
+_STAYS, _EQUAL, _NEARLY = range(3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeated:
+    """Rows, in the order in which they were taken: ``kinds`` (rows,) tells which repeat another one, ``like`` (rows,) which."""
+
+    kinds: npt.NDArray[np.uint8]
+    like: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]  # (rows, 3): path, line, side
+    paths: Sequence[str]
+
+    def is_exact(self, row: int) -> bool | None:
+        """Return whether a row equals another one that stays; None where it stays itself."""
+        return None if self.kinds[row] == _STAYS else bool(self.kinds[row] == _EQUAL)
+
+    def named(self, row: int) -> str:
+        """Return a row and the one that it repeats."""
+        one, other = (
+            Origin(path=self.paths[path], line=line)
+            for path, line in self.places[[row, self.like[row]], :2].tolist()
+        )
+        return f"{one} like {other}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
     """What rows are told apart by: their hashes (rows,), and signatures (rows, HASHES)."""
@@ -78,6 +103,47 @@ class DuplicateFinder:
             self._places.extend((path, origin.line, is_held))
         self._keys += marks.keys.tobytes()
         self._signatures += marks.signatures.tobytes()
+
+    def repeated(self, *, exact: bool, near: bool, seed: int) -> "Repeated":
+        """Return which rows repeat another one of their side, so that one of each is left: ``seed`` draws it.
+
+        Args:
+            exact: Whether equal rows are meant.
+            near: Whether nearly equal ones are.
+            seed: Gives the order in which rows are preferred.
+        """
+        count = len(self._places) // 3
+        like = np.full(count, -1, dtype=np.int64)
+        kinds = np.full(count, _STAYS, dtype=np.uint8)
+        rank = np.random.default_rng(seed).permutation(count)
+        if exact and count:
+            # Sides have keys of their own, so that no row loses to one of the other side.
+            keys = np.frombuffer(self._keys, dtype=np.uint64) ^ self._sides().astype(np.uint64)
+            by_rank = np.argsort(rank)
+            pairs = by_rank[_earlier(keys[by_rank])]
+            like[pairs[:, 0]], kinds[pairs[:, 0]] = pairs[:, 1], _EQUAL
+        while near and len(pairs := self._near_within(kinds == _STAYS)):
+            _drop_neighbors(pairs, rank, like, kinds)
+        paths = list(self._paths)
+        places = np.frombuffer(self._places, dtype=np.int64).reshape(-1, 3)
+        return Repeated(kinds=kinds, like=like, places=places, paths=paths)
+
+    def _sides(self) -> npt.NDArray[np.bool_]:
+        return np.frombuffer(self._places, dtype=np.int64).reshape(-1, 3)[:, 2].astype(bool)
+
+    def _near_within(self, left: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """Return pairs of rows that are alike, of one side and not two answers of a row, among those that are ``left``."""
+        places = np.frombuffer(self._places, dtype=np.int64).reshape(-1, 3)
+        signatures = np.frombuffer(self._signatures, dtype=np.uint16).reshape(-1, HASHES)
+        found = [np.empty((0, 2), dtype=np.int64)]
+        for side in (self._sides(), ~self._sides()):  # one by one: of many rows not all pairs are looked at
+            rows = np.flatnonzero(left & side)
+            if len(rows):
+                found.append(rows[_near_pairs(np.ascontiguousarray(signatures[rows]))])
+        pairs = np.concatenate(found)
+        apart = (places[pairs[:, 0], :2] != places[pairs[:, 1], :2]).any(axis=1)
+        within: npt.NDArray[np.int64] = pairs[apart]
+        return within
 
     def find(self) -> tuple[Duplicates, Duplicates]:
         """Return the duplicates among the training rows and among the held-out rows."""
@@ -135,6 +201,20 @@ class DuplicateFinder:
             (origin(int(row)), origin(int(other))) for row, other in pairs[first[:EXAMPLES]].tolist()
         )
         return len(rows), examples
+
+
+def _drop_neighbors(
+    pairs: npt.NDArray[np.int64],
+    rank: npt.NDArray[np.int64],
+    like: npt.NDArray[np.int64],
+    kinds: npt.NDArray[np.uint8],
+) -> None:
+    """Go through the rows of ``pairs`` by ``rank``: one that is left stays, and those that are like it go."""
+    both = np.concatenate([pairs, pairs[:, ::-1]])
+    both = both[np.argsort(rank[both[:, 0]], kind="stable")]
+    for row, other in both.tolist():
+        if kinds[row] == _STAYS and kinds[other] == _STAYS:
+            like[other], kinds[other] = row, _NEARLY
 
 
 def _key_and_text(row: Conversation | PlainText) -> tuple[bytes, bytes]:

@@ -33,6 +33,8 @@ def _flagged(audit: AuditSummary, flags: frozenset[RowFlag]) -> list[str]:
 
 
 _REJECTED = "rejected"
+# Of which a file may have any number: what keeps them is known, or they are bad by their own words.
+_EXPECTED = (RejectReason.TOO_LONG.value, RejectReason.LABELED_BAD.value)
 _CHECKS = (
     _Check(
         what=_REJECTED,
@@ -148,7 +150,7 @@ def assess_rows(audits: Sequence[AuditSummary], data: DataSettings) -> Fitness:
     reasons = _rejected(audits)
     unfit = _find_unfit(audits, data)
     if unfit:
-        del reasons[RejectReason.TOO_LONG.value]
+        reasons = _unexpected(reasons)
     exceeded = _find_exceeded(audits, data)
     are_many = unfit or _REJECTED in exceeded
     return Fitness(
@@ -160,6 +162,10 @@ def assess_rows(audits: Sequence[AuditSummary], data: DataSettings) -> Fitness:
 
 def _rejected(audits: Sequence[AuditSummary]) -> Counter[str]:
     return sum((Counter(audit.rejected) for audit in audits), Counter[str]())
+
+
+def _unexpected(reasons: Counter[str]) -> Counter[str]:
+    return Counter({reason: count for reason, count in reasons.items() if reason not in _EXPECTED})
 
 
 def _find_exceeded(audits: Sequence[AuditSummary], data: DataSettings) -> dict[str, str]:
@@ -185,12 +191,11 @@ def _find_exceeded(audits: Sequence[AuditSummary], data: DataSettings) -> dict[s
 def _find_unfit(audits: Sequence[AuditSummary], data: DataSettings) -> str:
     """Return a sentence about rows that cannot be trained on, where they are too many and the user set no limit; else nothing.
 
-    Rows that are only too long do not count: the audit says which limit would keep them.
+    Rows that are only too long, or labeled as bad, do not count.
     """
     if data.strict or data.max_rejected_fraction is not None:
         return ""
-    reasons = _rejected(audits)
-    del reasons[RejectReason.TOO_LONG.value]
+    reasons = _unexpected(_rejected(audits))
     total = sum(audit.rows for audit in audits)
     if reasons.total() <= MOST_UNFIT * total:
         return ""

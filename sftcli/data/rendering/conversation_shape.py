@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import lru_cache
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 
 from sftcli.config.schema.data import Thinking
-from sftcli.data.conversations.messages import Conversation, Message, Role
+from sftcli.data.conversations.messages import Conversation, Message, RejectReason, Role, RowFaultError
 
 # An answer that thinks first. White space around the tags belongs to the shape, because templates write their own.
 _THOUGHT = re.compile(r"(\s*<think>\s*)(.*?)(\s*</think>\s*)(.*)", re.DOTALL)
@@ -51,13 +51,21 @@ class Slot:
     has_loss: bool = False
 
 
+class Piece(Enum):
+    """A slot in a content."""
+
+    THOUGHT = auto()
+    ANSWER = auto()
+    CONTEXT = auto()  # a part of an answer that has no loss
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnShape:
-    """A message without its texts: None, and ``_PLACE`` in ``tool_calls``, stand for slots."""
+    """A message without its texts: a ``Piece``, and ``_PLACE`` in ``tool_calls``, stand for slots."""
 
     role: Role
     trained: bool
-    content: tuple[str | None, ...]
+    content: tuple[str | Piece, ...]
     thinking_key: str
     tool_calls: str
     num_arguments: int
@@ -79,10 +87,10 @@ class ConversationShape:
         for index, turn in enumerate(self.turns):
             content = Slot(turn=index, role=turn.role, trained=turn.trained, has_loss=turn.trained)
             thought = replace(content, is_thought=True, has_loss=turn.trained and thinking is Thinking.TRAIN)
-            count = turn.content.count(None)
-            is_thought = [number < count - 1 or turn.content[-1] is not None for number in range(count)]
+            context = replace(content, has_loss=False)
+            kinds = {Piece.THOUGHT: thought, Piece.ANSWER: content, Piece.CONTEXT: context}
             slots += [thought] if turn.thinking_key else []
-            slots += [thought if is_so else content for is_so in is_thought]
+            slots += [kinds[part] for part in turn.content if isinstance(part, Piece)]
             slots += [replace(content, is_argument=True)] * turn.num_arguments
         return tuple(slots)
 
@@ -123,6 +131,9 @@ def take_apart(
         thinks: Whether the template knows ``</think>``, so that it may take thinking out of a content.
         form: In which the template is handed the row.
         thinking: Whether there is any: with ``drop`` there is none.
+
+    Raises:
+        RowFaultError: A part of a content without loss reaches into the thinking.
     """
     texts: list[str] = []
     turns = tuple(
@@ -181,7 +192,7 @@ def _turn_shape(message: Message, texts: list[str], *, thinks: bool, form: Form,
 
 
 @lru_cache(maxsize=256)
-def _plain_turn(role: Role, trained: bool, content: tuple[str | None, ...], key: str) -> TurnShape:
+def _plain_turn(role: Role, trained: bool, content: tuple[str | Piece, ...], key: str) -> TurnShape:
     return TurnShape(
         role=role,
         trained=trained,
@@ -196,26 +207,46 @@ def _plain_turn(role: Role, trained: bool, content: tuple[str | None, ...], key:
 
 def _content_shape(
     message: Message, texts: list[str], *, thinks: bool, key: str, drops: bool
-) -> tuple[str, tuple[str | None, ...]]:
-    """Return the key that has the thinking, "" for none, and the content; the texts of both go to ``texts``."""
+) -> tuple[str, tuple[str | Piece, ...]]:
+    """Return the key that has the thinking, "" for none, and the content; the texts of both go to ``texts``.
+
+    Raises:
+        RowFaultError: A part of the content without loss reaches into the thinking.
+    """
     found = find_thinking(message, thinks=thinks)
     if found is None:
-        return "", _slot(message.content, texts)
+        return "", _pieces(message, message.content, texts)
     opening, thought, closing, answer = found
     if drops:
-        return "", _slot(answer, texts)
+        return "", _pieces(message, answer, texts)
     if key and thought:
         texts.append(thought)
-        return key, _slot(answer, texts)
-    texts += [text for text in (thought.strip(), answer) if text]
-    return "", (opening, *((None,) if thought else ()), closing, *((None,) if answer else ()))
+        return key, _pieces(message, answer, texts)
+    thought = thought.strip()
+    texts += [thought] if thought else []
+    pieces = _pieces(message, answer, texts) if answer else ()
+    return "", (opening, *((Piece.THOUGHT,) if thought else ()), closing, *pieces)
 
 
-def _slot(text: str, texts: list[str]) -> tuple[str | None, ...]:
-    if not text:
+def _pieces(message: Message, answer: str, texts: list[str]) -> tuple[str | Piece, ...]:
+    """Return the slots of ``answer``, the end of the content of ``message``: one, or one for each part with loss or without."""
+    if not answer:
         return ("",)
-    texts.append(text)
-    return (None,)
+    if not (message.trained and message.without_loss):
+        texts.append(answer)
+        return (Piece.ANSWER,)
+    start = len(message.content) - len(answer)
+    if message.without_loss[0] < start:
+        raise RowFaultError(
+            RejectReason.SPAN_UNPROVABLE, "a part of a content without loss reaches into the thinking"
+        )
+    edges = [0, *(edge - start for edge in message.without_loss), len(answer)]
+    pieces: list[Piece] = []
+    for number, (begin, end) in enumerate(pairwise(edges)):
+        if begin < end:
+            pieces.append(Piece.CONTEXT if number % 2 else Piece.ANSWER)
+            texts.append(answer[begin:end])
+    return tuple(pieces)
 
 
 def _calls_as_text(message: Message) -> list[object]:
@@ -270,7 +301,7 @@ def _message(turn: TurnShape, texts: Iterator[str]) -> dict[str, object]:
     message: dict[str, object] = {"role": turn.role}
     if turn.thinking_key:
         message[turn.thinking_key] = next(texts)
-    message["content"] = "".join([next(texts) if part is None else part for part in turn.content])
+    message["content"] = "".join([next(texts) if isinstance(part, Piece) else part for part in turn.content])
     if turn.tool_calls:
         calls = json.loads(turn.tool_calls)
         message["tool_calls"] = _replace_strings(calls, lambda _place: next(texts))

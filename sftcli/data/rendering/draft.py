@@ -95,7 +95,7 @@ class Draft:
         count = 0.0
         for segment, ids in zip(self.segments, self.ids, strict=True):
             slots = [part for part in segment.parts if isinstance(part, int)]
-            if segment.turn is not None and not self.thoughts.isdisjoint(slots):
+            if segment.is_trained and not self.thoughts.isdisjoint(slots):
                 sizes = {slot: len(self.texts[slot]) for slot in slots}
                 own = sum(size for slot, size in sizes.items() if slot in self.thoughts)
                 count += len(ids) * own / max(1, sum(sizes.values()))

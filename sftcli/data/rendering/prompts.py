@@ -99,7 +99,24 @@ def find_cuts(asked: Asked, slots: Sequence[Slot], markers: Markers, *, trains_l
             cuts[begin] = Cut()
             begin = _behind_lead(asked.text, begin, turn, slots, markers)
         cuts[begin] = Cut(turn)
+        cuts |= _cuts_within(asked.text, begin, turn, slots, markers)
     return dict(sorted(cuts.items()))
+
+
+def _cuts_within(text: str, begin: int, turn: int, slots: Sequence[Slot], markers: Markers) -> dict[int, Cut]:
+    """Return where the parts of the answer of ``turn`` that are context begin and end.
+
+    What the template writes behind the last text of the answer, such as its stop token, has loss where that text has.
+    """
+    own = [index for index, slot in enumerate(slots) if slot.turn == turn and not slot.is_thought]
+    cuts = {}
+    for index in own:
+        if not slots[index].has_loss:
+            place = text.index(markers.texts[index], begin)
+            cuts[place] = Cut(turn, has_loss=False, is_within=place > begin)
+            if any(slots[other].has_loss for other in own if other > index):
+                cuts[place + len(markers.texts[index])] = Cut(turn, is_within=True)
+    return cuts
 
 
 def check_places(parts: Sequence[str | int], slots: Sequence[Slot]) -> None:

@@ -30,6 +30,7 @@ from sftcli.data.rendering.advice import Adviser
 from sftcli.data.rendering.draft import Draft, Drafter, TrainedSpan
 from sftcli.data.rendering.proofs import find_contents, has_leak, prove_cut_span, prove_no_leak, prove_span
 from sftcli.data.rendering.segments import Places
+from sftcli.data.rendering.stop_text import StopTexts
 from sftcli.data.rendering.tokenizer import ChatTokenizer, Reading
 from sftcli.data.rendering.truncation import Made, answer_that_fits, beginnings, cut_answer, cut_behind
 from sftcli.errors import DataError
@@ -121,6 +122,7 @@ class Renderer:
         train_on: With ``each`` a row becomes an example for each of its trained answers; so it does else where its template
             lets no other way.
         thinking: Whether there is any, and whether it has loss.
+        strips_stop_text: Whether the text of a stop token at the end of an answer is taken away.
     """
 
     def __init__(
@@ -132,8 +134,13 @@ class Renderer:
         allow_control_tokens: frozenset[Role] = frozenset(),
         train_on: TrainOn = TrainOn.ALL,
         thinking: Thinking = Thinking.TRAIN,
+        strips_stop_text: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
+        self._strips_stop_text = strips_stop_text
+        self._stop_texts = StopTexts(
+            text for text, token in tokenizer.control_texts.items() if token in tokenizer.stop_ids
+        )
         self._max_tokens = max_tokens
         self._cuts = cuts
         self._drafter = Drafter(tokenizer, allow_control_tokens, thinking)
@@ -178,6 +185,17 @@ class Renderer:
 
     def _drafts(self, row: Row) -> list[tuple[Row, Draft | Rejected]]:
         """Return ``row`` with its draft; or the rows that it becomes with theirs, one for each trained answer."""
+        if self._strips_stop_text and isinstance(row, Conversation):
+            stripped = self._stop_texts.strip(row)
+            if stripped is not row:
+                pairs = self._drafts_of(stripped)
+                for _, draft in pairs:
+                    if isinstance(draft, Draft):
+                        draft.flags |= {RowFlag.STOP_STRIPPED}
+                return pairs
+        return self._drafts_of(row)
+
+    def _drafts_of(self, row: Row) -> list[tuple[Row, Draft | Rejected]]:
         parts = separate_answers(row) if isinstance(row, Conversation) else []
         if not parts:
             return [(row, self._draft(row))]
@@ -200,7 +218,10 @@ class Renderer:
         if too_long := self._too_long_to_count(row):
             return too_long
         try:
-            return self._drafter.draft(row)
+            draft = self._drafter.draft(row)
+            if isinstance(row, Conversation) and any(map(self._stop_texts.ends, row.messages)):
+                draft.flags |= {RowFlag.STOP_TEXT}
+            return draft
         except RowFaultError as fault:
             return fault.rejected(row.origin)
 
@@ -343,6 +364,8 @@ class Renderer:
         )
         flag = RowFlag.CUT_STOP if len(text) >= end else RowFlag.CUT_ANSWER
         example = cut_answer(made, ids, flag)
+        if not example.loss_mask.any():  # what is left of the answer is context
+            return None
         return replace(example, flags=example.flags | flags)
 
     def _prove_spans(self, draft: Draft, spans: Sequence[tuple[Sequence[int], str]]) -> frozenset[RowFlag]:

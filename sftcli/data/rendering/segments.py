@@ -57,9 +57,14 @@ class ControlFinder:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A place that no token may straddle: generation would start there. ``turn`` is trained from there on, where it is one."""
+    """A place that no token may straddle: generation would start there. ``turn`` is trained from there on, where it is one.
+
+    One ``is_within`` a turn: only whether there is loss changes.
+    """
 
     turn: int | None = None
+    has_loss: bool = True
+    is_within: bool = False
 
 
 class Places(IntFlag):
@@ -75,13 +80,14 @@ class Segment:
     """A stretch of text between cuts.
 
     ``ids`` are there where no slot is inside, and empty for white space that a control token swallows. ``turn`` is the
-    trained turn the segment belongs to. ``continued`` tells that nothing may be put in front of it. In an ``is_free`` one the
-    contents are read as the template is: they may write control tokens.
+    trained turn the segment belongs to; of it a part that is context has no loss. ``continued`` tells that nothing may be
+    put in front of it. In an ``is_free`` one the contents are read as the template is: they may write control tokens.
     """
 
     parts: tuple[str | int, ...]
     ids: tuple[int, ...] | None
     turn: int | None
+    has_loss: bool = True
     continued: bool = False
     is_answer: bool = False  # every slot inside is an assistant's
     is_free: bool = False
@@ -92,9 +98,12 @@ class Segment:
             0 if self.ids is not None or self.is_free else Places.ANSWERS if self.is_answer else Places.OTHERS
         )
         # A plain number: arithmetic with flags is slow, and this is read for every segment of every row.
-        object.__setattr__(
-            self, "places", int(content) | (Places.TRAINED.value if self.turn is not None else 0)
-        )
+        object.__setattr__(self, "places", int(content) | (Places.TRAINED.value if self.is_trained else 0))
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its tokens have loss."""
+        return self.turn is not None and self.has_loss
 
 
 def cut_into_segments(
@@ -111,7 +120,7 @@ def cut_into_segments(
     cutter = _Cutter(slots, tokenizer)
     for part in parts:
         if isinstance(part, Cut):
-            cutter.cut(part.turn)
+            cutter.cut(part)
         elif isinstance(part, int):
             cutter.add_slot(part)
         else:
@@ -129,17 +138,25 @@ class _Cutter:
         self.segments: list[Segment] = []
         self.section: list[str | int] = []  # text since the last cut
         self.turn: int | None = None  # the trained turn that is open
+        self.has_loss = True  # what stands in it now
         self.waiting = set[int]()  # slots of it that are still to come
         self.passed: list[tuple[str, int]] = []  # control tokens behind its last slot
         self.swallows = False  # the last control token takes the white space behind it
 
-    def cut(self, turn: int | None) -> None:
+    def cut(self, cut: Cut) -> None:
         self._flush()
-        self._check_closed()
-        if turn is None:
+        self.has_loss = cut.has_loss
+        if cut.is_within:
             return
-        self.turn, self.passed = turn, []
-        self.waiting = {index for index, slot in enumerate(self.slots) if slot.turn == turn and slot.has_loss}
+        self._check_closed()
+        if cut.turn is None:
+            return
+        self.turn, self.passed = cut.turn, []
+        self.waiting = {
+            index
+            for index, slot in enumerate(self.slots)
+            if slot.turn == cut.turn and (slot.has_loss or not slot.is_thought)
+        }
 
     def add_slot(self, slot: int) -> None:
         if self.turn is not None and not self.waiting:
@@ -166,7 +183,7 @@ class _Cutter:
         self._flush()
         if space:
             self._add_swallowed(space)
-        self.segments.append(Segment(parts=(text,), ids=(token,), turn=self.turn))
+        self.segments.append(Segment(parts=(text,), ids=(token,), turn=self.turn, has_loss=self.has_loss))
         self.swallows = self._reads_as(text + "\n", token)
         if self.turn is not None and not self.waiting:
             self._pass_control(text, token)
@@ -176,7 +193,7 @@ class _Cutter:
         append = self.turn is not None and not self.passed
         if append:
             (ids,) = self.tokenizer.encode_many([self.tokenizer.eos_text], reading="template")
-            self.segments.append(Segment(parts=(), ids=tuple(ids), turn=self.turn))
+            self.segments.append(Segment(parts=(), ids=tuple(ids), turn=self.turn, has_loss=self.has_loss))
         else:
             self._check_closed()
         return tuple(self.segments), append
@@ -201,7 +218,7 @@ class _Cutter:
         )
 
     def _add_swallowed(self, space: str) -> None:
-        self.segments.append(Segment(parts=(space,), ids=(), turn=self.turn))
+        self.segments.append(Segment(parts=(space,), ids=(), turn=self.turn, has_loss=self.has_loss))
 
     def _reads_as(self, text: str, token: int) -> bool:
         return self.tokenizer.encode_many([text], reading="template") == [[token]]
@@ -222,6 +239,7 @@ class _Cutter:
                 parts=parts,
                 ids=ids,
                 turn=self.turn,
+                has_loss=self.has_loss,
                 continued=continued,
                 is_answer=bool(slots) and all(slot.role == "assistant" for slot in slots),
             )

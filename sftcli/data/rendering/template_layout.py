@@ -190,7 +190,7 @@ def build_layout(
     spans = tuple(
         _span(cut.turn, asked, offset, segments, slots, markers)
         for offset, cut in cuts.items()
-        if cut.turn is not None
+        if cut.turn is not None and not cut.is_within
     )
     if cuts:
         _check_whole(markers.split(asked.text[: min(cuts)]), segments, tokenizer, len(slots))
@@ -263,7 +263,8 @@ def _ignores_tools(
 
 def _has_lead(segment: Segment, turn: TurnShape) -> bool:
     """Return whether a turn's first segment starts with more than white space that is not the turn's own."""
-    is_own = bool(turn.content[0] or turn.thinking_key)  # its thinking starts with a tag
+    opens = isinstance(turn.content[0], str) and bool(turn.content[0])
+    is_own = opens or bool(turn.thinking_key)  # its thinking starts with a tag
     return (
         not is_own
         and isinstance(segment.parts[0], str)

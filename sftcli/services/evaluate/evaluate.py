@@ -253,6 +253,11 @@ def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
     if request.data:
         overrides.append(Override(key="data.sources", value=[], origin="--data"))
         overrides.append(Override(key="data.heldout_sources", value=list(request.data), origin="--data"))
+        # What the rows of the training were chosen by is nothing to these.
+        overrides += [
+            Override(key=f"data.{key}", value=value, origin="--data")
+            for key, value in (("where", []), ("duplicates", "keep"), ("near_duplicates", "keep"))
+        ]
     elif choice.run is None:
         raise UsageError(
             f"{choice.name} is not from a run with held-out rows", hint="name rows with --data FILE"

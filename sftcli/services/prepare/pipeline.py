@@ -3,13 +3,15 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
+
 from sftcli import __version__
-from sftcli.config.schema.data import CHECKS, DataSettings, Overlong
+from sftcli.config.schema.data import CHECKS, DataSettings, Overlong, Repeats
 from sftcli.data.conversations.detect import DETECTION_ROWS, detect_schema, parse_renames
 from sftcli.data.conversations.dropped_keys import parse_ignored
 from sftcli.data.conversations.heldout_split import OverlapFinder, choose_heldout
@@ -24,14 +26,15 @@ from sftcli.data.prepared.store import (
     PreparedDataset,
     PreparedWriter,
 )
-from sftcli.data.quality.audit import SupervisionAudit
-from sftcli.data.quality.duplicates import DuplicateFinder
+from sftcli.data.quality.audit import Excluded, SupervisionAudit
+from sftcli.data.quality.duplicates import DuplicateFinder, Marks, Repeated
+from sftcli.data.reading.conditions import parse_conditions, wanted_records
 from sftcli.data.reading.records import Fingerprint, read_records
 from sftcli.data.reading.source import Source
 from sftcli.data.rendering.pretraining_text import PlainTextShare
 from sftcli.data.rendering.render import Row, rare_collections, row_batches
 from sftcli.data.rendering.segments import ControlFinder
-from sftcli.errors import DataError, StoppedError
+from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.modeling.tokenizer.template import TemplateRefusedError
@@ -50,7 +53,7 @@ class Preparation:
 
     ``prints`` tells the content of each source from any other. It is found once, before anything is read: the key stands
     for it, and rows of any other content are refused, so that none is ever stored under a key that is not theirs.
-    ``workers`` is how many processes may render, beside this one.
+    ``workers`` is how many processes may render, beside this one. ``keeps_messages`` asks for the rows as messages too.
     """
 
     train: Sequence[Source]
@@ -64,6 +67,10 @@ class Preparation:
     emit: EventSink
     stop: StopFlag
     workers: int = 0
+    keeps_messages: bool = False
+    _unwanted: Counter[Source] = field(
+        default_factory=Counter, init=False
+    )  # rows that do not meet the conditions
 
     def key(self) -> str:
         """Return a hash of all that decides the outcome: rows, settings, tokenizer, template, format, program."""
@@ -74,7 +81,7 @@ class Preparation:
             "data": self.data.model_dump(mode="json", exclude={*CHECKS, *ORDER_ONLY}),
             "tokenizer": self.tokenizer.fingerprint,
             "seed": self.seed,
-        }
+        } | ({"messages": True} if self.keeps_messages else {})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def run(self, folder: Path) -> PreparedDataset:
@@ -84,8 +91,12 @@ class Preparation:
         for note in (*self.tokenizer.notes, *map(_repetition, self.train)):
             audits[TRAIN].note(note)
         schemas: dict[str, str] = {}
+        self._unwanted.clear()
         with PreparedWriter(folder) as writer, self._render_workers() as workers, rare_collections():
             intake = _Intake(writer, audits)
+            if self.keeps_messages:
+                for split in (TRAIN, HELDOUT):
+                    writer.add_messages(split, "")
             overlap = OverlapFinder()
             if self.heldout or not self.data.heldout_fraction:
                 self._take_sides(intake, workers, schemas, overlap)
@@ -97,6 +108,8 @@ class Preparation:
                 self._add_text(writer, audits[TEXT], schemas)
             self._check_lengths(audits)
             self._check_overlap(overlap, audits[HELDOUT])
+            for source, count in self._unwanted.items():
+                audits[TRAIN if source in self.train else HELDOUT].exclude(Excluded.WHERE, count=count)
             sources = [source.text for side in self._sides() for source in side]
             return writer.finish(
                 {
@@ -122,14 +135,16 @@ class Preparation:
             for prompt, whole, result in zip(batch.prompts, batch.wholes, batch.results, strict=True):
                 if prompt:
                     overlap.add_heldout(prompt, whole, result.origin)
-            intake.writer.put_aside(self._aside(source, batch))
+            intake.writer.put_aside(self._aside(source, batch, is_heldout=True))
         for source, batch in self._rendered(self.train, workers, schemas):
             for prompt, whole, result in zip(batch.prompts, batch.wholes, batch.results, strict=True):
                 if prompt:
                     overlap.add_trained(prompt, whole, result.origin)
-            intake.take(source, batch, [False] * len(batch.results))
-        for source, batch in self._taken_back(intake.writer):
-            intake.take(source, batch, [True] * len(batch.results))
+            if self._drops:
+                intake.writer.put_aside(self._aside(source, batch))
+            else:
+                intake.take(source, batch, [False] * len(batch.results))
+        self._take_back(intake, lambda batch, is_heldout: [is_heldout] * len(batch.results))
 
     def _take_and_split(self, intake: "_Intake", workers: RenderWorkers, schemas: dict[str, str]) -> None:
         """Take all rows, and hold some of them out, which is known when the last one was read."""
@@ -144,8 +159,25 @@ class Preparation:
             seed=self.seed,
         )
         del rows_per_prompt  # which is as long as the rows are many
-        for source, batch in self._taken_back(intake.writer):
-            intake.take(source, batch, [prompt in chosen for prompt in batch.prompts])
+        self._take_back(intake, lambda batch, _: [prompt in chosen for prompt in batch.prompts])
+
+    @property
+    def _drops(self) -> bool:
+        return Repeats.DROP in (self.data.duplicates, self.data.near_duplicates)
+
+    def _take_back(self, intake: "_Intake", sides: Callable[[RenderedBatch, bool], Sequence[bool]]) -> None:
+        """Take the rows that were put aside; where some are to be dropped, all of them are looked at first."""
+        if self._drops:
+            finder = DuplicateFinder()
+            for _, is_heldout, batch in self._taken_back(intake.writer):
+                _compare(finder, batch, sides(batch, is_heldout))
+            intake.repeated = finder.repeated(
+                exact=self.data.duplicates is Repeats.DROP,
+                near=self.data.near_duplicates is Repeats.DROP,
+                seed=self.seed,
+            )
+        for source, is_heldout, batch in self._taken_back(intake.writer):
+            intake.take(source, batch, sides(batch, is_heldout))
 
     def _rendered(
         self, sources: Sequence[Source], workers: RenderWorkers, schemas: dict[str, str]
@@ -156,14 +188,17 @@ class Preparation:
             for batch in workers.render(batches):
                 yield source, batch
 
-    def _taken_back(self, writer: PreparedWriter) -> Iterator[tuple[Source, RenderedBatch]]:
+    def _taken_back(self, writer: PreparedWriter) -> Iterator[tuple[Source, bool, RenderedBatch]]:
         for data in writer.take_back():
             if self.stop.requested():
                 raise StoppedError
-            yield (*self.train, *self.heldout)[int.from_bytes(data[:4], "big")], unpack(data[4:])
+            is_heldout = bool(data[0])
+            sources = self.heldout if is_heldout else self.train
+            yield sources[int.from_bytes(data[1:5], "big")], is_heldout, unpack(data[5:])
 
-    def _aside(self, source: Source, batch: RenderedBatch) -> bytes:
-        return (*self.train, *self.heldout).index(source).to_bytes(4, "big") + pack(batch)
+    def _aside(self, source: Source, batch: RenderedBatch, *, is_heldout: bool = False) -> bytes:
+        sources = self.heldout if is_heldout else self.train
+        return bytes([is_heldout]) + sources.index(source).to_bytes(4, "big") + pack(batch)
 
     def _add_text(self, writer: PreparedWriter, audit: SupervisionAudit, schemas: dict[str, str]) -> None:
         share = PlainTextShare(self.tokenizer, max_tokens=self.data.max_tokens, audit=audit)
@@ -218,6 +253,8 @@ class Preparation:
             train_on=self.data.train_on,
             thinking=self.data.thinking,
             compares=bool(self.train and self.heldout),
+            strips_stop_text=self.data.strip_stop_text,
+            keeps_messages=self.keeps_messages,
         )
         return RenderWorkers(self.tokenizer, order, count=self.workers, stop=self.stop)
 
@@ -243,6 +280,13 @@ class Preparation:
             known=self.prints[source],
             note=lambda text: self.emit(Notice(text=text)),
         )
+        if self.data.where and source not in self.text:
+            records = wanted_records(
+                records,
+                parse_conditions(self.data.where),
+                name=source.name,
+                left_out=lambda: self._unwanted.update([source]),
+            )
         first = list(islice(records, DETECTION_ROWS))
         schema = detect_schema(
             first,
@@ -276,19 +320,71 @@ class _Intake:
     def __init__(self, writer: PreparedWriter, audits: Mapping[str, SupervisionAudit]) -> None:
         self.writer = writer
         self.duplicates = DuplicateFinder()
+        self.repeated: Repeated | None = None  # of the rows that will be taken, those that are dropped
+        self._taken = 0
+        self._kinds: dict[str, str] = {}  # of rows that were written as messages, the first of each
         self._audits = audits
 
     def take(self, source: Source, batch: RenderedBatch, heldout: Sequence[bool]) -> None:
         """Take rows of ``source``; ``heldout`` tells of each whether it is."""
-        origins, sides = [], []
+        is_kept, messages = [], iter(batch.messages)
         for result, is_held in zip(batch.results, heldout, strict=True):
             split = HELDOUT if is_held else TRAIN
+            is_example = isinstance(result, Example)
+            line = next(messages, None) if is_example else None
+            is_kept.append(is_example and not self._drop_repeated(self._audits[split]))
+            if is_example and not is_kept[-1]:
+                continue
             self._audits[split].add(result, source=source.text)
             if isinstance(result, Example):
                 self.writer.add(split, result, times=1 if is_held else source.times)
-                origins.append(result.origin)
-                sides.append(is_held)
-        self.duplicates.add(batch.marks, origins, sides)
+                if line is not None:
+                    self._add_messages(split, line, result)
+        _compare(self.duplicates, batch, heldout, is_kept)
+
+    def _add_messages(self, split: str, line: str, row: Example) -> None:
+        if not line:
+            raise DataError(
+                f"{row.origin}: as messages the row would be read otherwise than it is",
+                hint="leave it out, or write the rows as Parquet: --out-format parquet",
+                location=Location(file=row.origin.path, line=row.origin.line),
+            )
+        self._kinds.setdefault(row.kind, str(row.origin))
+        if len(self._kinds) > 1:
+            one, other = self._kinds.values()
+            raise DataError(
+                f"{one} and {other} are turns and running text, which one file of messages cannot hold",
+                hint="prepare them one by one, or write Parquet: --out-format parquet",
+            )
+        self.writer.add_messages(split, line)
+
+    def _drop_repeated(self, audit: SupervisionAudit) -> bool:
+        """Return whether the next example repeats one that stays, and count it then."""
+        row, self._taken = self._taken, self._taken + 1
+        if self.repeated is None or (is_exact := self.repeated.is_exact(row)) is None:
+            return False
+        audit.exclude(Excluded.DUPLICATE if is_exact else Excluded.NEAR_DUPLICATE, self.repeated.named(row))
+        return True
+
+
+def _compare(
+    finder: DuplicateFinder,
+    batch: RenderedBatch,
+    heldout: Sequence[bool],
+    is_kept: Sequence[bool] | None = None,
+) -> None:
+    """Give ``finder`` the examples of a batch: those that are kept, all by default."""
+    rows = [
+        (result.origin, is_held, is_kept is None or is_kept[index])
+        for index, (result, is_held) in enumerate(zip(batch.results, heldout, strict=True))
+        if isinstance(result, Example)
+    ]
+    left = np.array([kept for _, _, kept in rows], dtype=bool)
+    finder.add(
+        Marks(keys=batch.marks.keys[left], signatures=batch.marks.signatures[left]),
+        [origin for origin, _, kept in rows if kept],
+        [is_held for _, is_held, kept in rows if kept],
+    )
 
 
 def end_tokens(tokenizer: HFChatTokenizer) -> dict[str, object]:

@@ -10,6 +10,7 @@ from sftcli import storage
 from sftcli.config.schema.data import DataSettings
 from sftcli.config.schema.settings import Settings
 from sftcli.data.example import Example
+from sftcli.data.prepared.messages import write_messages
 from sftcli.data.prepared.parquet import check_free, write_rows
 from sftcli.data.prepared.store import TEXT, TRAIN, PreparedDataset, open_prepared
 from sftcli.data.quality.audit import AuditSummary
@@ -61,11 +62,12 @@ class PreparedData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareRequest:
-    """Prepare the data of ``settings``; hand back the first ``show`` training examples; write all to a folder ``out``."""
+    """Prepare the data of ``settings``; hand back the first ``show`` training examples; write all to ``out``."""
 
     settings: Settings
     show: int
     out: Path | None = None
+    as_messages: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,12 @@ def run_prepare(request: PrepareRequest, session: Session) -> PrepareOutcome:
         check_free(request.out)
     located = locate_base(settings.model, session.emit)
     data = prepare_data(
-        settings.data, sources, model_folder=located.folder, seed=settings.training.seed, session=session
+        settings.data,
+        sources,
+        model_folder=located.folder,
+        seed=settings.training.seed,
+        session=session,
+        keeps_messages=request.out is not None and request.as_messages,
     )
     require_rows(data)
     require_room(data, located.folder, session.emit)
@@ -121,7 +128,8 @@ def run_prepare(request: PrepareRequest, session: Session) -> PrepareOutcome:
     fitness = assess_rows(audits, settings.data)
     is_written = request.out is not None and fitness.is_good
     if request.out and is_written:
-        write_rows(data.dataset, request.out)
+        write = write_messages if request.as_messages else write_rows
+        write(data.dataset, request.out)
     return PrepareOutcome(
         data=data,
         shown=tuple(_shown(train[row], data.tokenizer) for row in range(min(request.show, len(train)))),
@@ -149,11 +157,12 @@ def prepare_data(
     session: Session,
     fallback: Path | None = None,
     workers: int | None = None,
+    keeps_messages: bool = False,
 ) -> PreparedData:
     """Return the examples of ``data`` as the model in ``model_folder`` will see them, from the cache where possible.
 
     Where there is no cache folder that can be written to, or its disk is full, they go to ``fallback``. ``workers`` is how
-    many processes may render; where it is not given, the machine decides.
+    many processes may render; where it is not given, the machine decides. ``keeps_messages`` keeps the rows as messages too.
 
     Raises:
         DataError: A file cannot be read, or its format is not known.
@@ -176,6 +185,7 @@ def prepare_data(
         emit=emit,
         stop=session.stop,
         workers=worker_count() if workers is None else workers,
+        keeps_messages=keeps_messages,
     )
     store, key = _store(fallback, emit), job.key()
     dataset = _open_cached(store / key, emit)

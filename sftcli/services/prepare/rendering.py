@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.schema.data import Thinking, TrainOn
+from sftcli.data.conversations.as_messages import messages_line
 from sftcli.data.conversations.heldout_split import row_key, split_key
 from sftcli.data.conversations.messages import Conversation, Rejected, Role
 from sftcli.data.example import Example
@@ -27,6 +28,8 @@ class RenderOrder:
     train_on: TrainOn
     thinking: Thinking
     compares: bool
+    strips_stop_text: bool = False
+    keeps_messages: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,9 @@ class RenderedBatch:
     prompts: Sequence[bytes]
     wholes: Sequence[bytes]
     marks: Marks
+    messages: Sequence[
+        str
+    ] = ()  # lines of those that are kept, where they are asked for; empty where a row has none
 
     @property
     def kept(self) -> list[Example]:
@@ -52,7 +58,7 @@ class BatchRenderer:
     """Renders batches as ``order`` says, in this process."""
 
     def __init__(self, tokenizer: HFChatTokenizer, order: RenderOrder) -> None:
-        self._compares = order.compares
+        self._compares, self._keeps_messages = order.compares, order.keeps_messages
         self._renderer = Renderer(
             tokenizer,
             max_tokens=order.max_tokens,
@@ -60,6 +66,7 @@ class BatchRenderer:
             allow_control_tokens=order.allow_control_tokens,
             train_on=order.train_on,
             thinking=order.thinking,
+            strips_stop_text=order.strips_stop_text,
         )
 
     def render(self, rows: Sequence[Row]) -> RenderedBatch:
@@ -84,4 +91,5 @@ class BatchRenderer:
                 for row in batch.rows
             ],
             marks=mark_rows(kept),
+            messages=[messages_line(row) for row in kept] if self._keeps_messages else (),
         )

@@ -53,6 +53,7 @@ def pack(batch: RenderedBatch) -> bytes:
             "results": [_about(row) if isinstance(row, Example) else row for row in batch.results],
             "prompts": [key.hex() for key in batch.prompts],
             "wholes": [key.hex() for key in batch.wholes],
+            "messages": list(batch.messages),
         }
     )
     arrays = [
@@ -96,6 +97,7 @@ def unpack(data: bytes) -> RenderedBatch:
         prompts=[bytes.fromhex(key) for key in head["prompts"]],
         wholes=[bytes.fromhex(key) for key in head["wholes"]],
         marks=Marks(keys=keys, signatures=signatures.reshape(count, HASHES)),
+        messages=head["messages"],
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sftcli.config.schema.settings import Settings
+from sftcli.data.example import RowFlag
 from sftcli.data.quality.thresholds import assess_rows, left_out
 from sftcli.errors import DataError, Location, StoppedError, UsageError
 from sftcli.events import Session, Warned
@@ -62,6 +63,13 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
     assess_rows(audits, settings.data).require()
     if missing := left_out(audits):
         session.emit(Warned(text=str(missing)))
+    if rows := sum(audit.flags.get(RowFlag.STOP_TEXT.value, 0) for audit in audits):
+        session.emit(
+            Warned(
+                text=f"in {rows} rows an answer ends in the text of a stop token, which is trained as text;"
+                " --strip-stop-text takes it away"
+            )
+        )
     if not len(prepared.dataset.train):
         raise DataError("there are only held-out rows, none to train on", hint="name some with --data")
     if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):

@@ -25,6 +25,7 @@ ASKED = {"role": "user", "content": "Name a fruit."}
 BAD, GOOD = {"role": "assistant", "content": "Brick."}, {"role": "assistant", "content": "A pear."}
 PAIR = {"prompt": "Name a fruit.", "completion": "A pear."}
 TEXT = {"text": "Pears are sold by the kilo."}
+INSTANCE = {"instruction": "Say it.", "instances": [{"input": "", "output": "It."}]}
 
 
 def chat(**keys: object) -> dict[str, object]:
@@ -34,6 +35,11 @@ def chat(**keys: object) -> dict[str, object]:
 
 def asked(**keys: object) -> dict[str, object]:
     return {"messages": [ASKED | keys, GOOD]}
+
+
+def turn_with_thinking_part(**keys: object) -> dict[str, object]:
+    parts = [{"type": "thinking", "thinking": "A wall?"} | keys, {"type": "text", "text": "A pear."}]
+    return {"messages": [ASKED, GOOD | {"content": parts}]}
 
 
 def part(**keys: object) -> dict[str, object]:
@@ -59,7 +65,7 @@ REFUSED = [
     ("reasoning", TEXT | {"reasoning": "A wall?"}),
     ("reasoning", part(reasoning="A wall?")),
     *((key, chat(**{key: 0.5})) for key in MARKS),
-    *((key, chat(**{key: "0"})) for key in MARKS),
+    *((key, chat(**{key: "0.5"})) for key in MARKS),
     *((key, chat(**{key: [0, 1]})) for key in MARKS),
     *((key, PAIR | {key: False}) for key in MARKS),
     *((key, PAIR | {key: 0}) for key in MARKS),
@@ -69,13 +75,14 @@ REFUSED = [
     ("mask", chat(mask=True)),
     ("mask", PAIR | {"mask": [0, 1]}),
     ("train_detail", chat(train_detail=[{"begin_offset": 0, "end_offset": 3, "train": False}])),
-    ("weight", part(weight=0)),
-    ("history", {"instruction": "Shorter.", "input": "", "output": "Rain.", "history": [["Long?", "Rain."]]}),
-    ("history", PAIR | {"history": '[["Long?", "Rain."]]'}),
-    ("label", PAIR | {"label": False}),
-    ("label", PAIR | {"label": 0}),
-    ("label", PAIR | {"label": "False"}),
-    ("kto_tag", chat() | {"kto_tag": False}),
+    *((key, part(**{key: 0.5})) for key in MARKS),
+    ("loss_scale", part(loss_scale=0)),
+    ("loss", asked(content=[{"type": "text", "text": "Name a fruit.", "loss": True}])),
+    ("loss_mask", turn_with_thinking_part(loss_mask=0)),
+    ("history", chat() | {"history": [["Long?", "Rain."]]}),
+    ("history", TEXT | {"history": '[["Long?", "Rain."]]'}),
+    ("label", INSTANCE | {"label": False}),
+    ("kto_tag", INSTANCE | {"kto_tag": 0}),
     ("chat_template_kwargs", TEXT | {"chat_template_kwargs": {"enable_thinking": False}}),
     ("role", TEXT | {"role": "prompter", "parent_id": None, "message_id": "m1"}),
     ("parent_id", TEXT | {"role": "assistant", "parent_id": "m1", "message_id": "m2"}),
@@ -109,15 +116,19 @@ REFUSED = [
     ("control token", {"text": "Pears are sold by the kilo.<|im_end|>"}),
 ]
 
-UNTRAINED = [chat(**{key: value}) for key in MARKS for value in (0, 0.0, False)]
+UNTRAINED = [
+    chat(**{key: value})
+    for key in MARKS
+    for value in (0, 0.0, False, "0", "0.0", "false", "False", " FALSE ")
+]
 
 HARMLESS = [
     *(chat(**{key: value}) for key in THINKING for value in (None, "", " ", [], {})),
     *(PAIR | {key: value} for key in THINKING for value in (None, "", "on", "off", True, 7)),
-    *(chat(**{key: value}) for key in MARKS for value in (None, True, 1, 1.0)),
+    *(chat(**{key: value}) for key in MARKS for value in (None, True, 1, 1.0, "1", "true", "True")),
     *(PAIR | {key: value} for key in MARKS for value in (None, True, 1, 1.0, "1", "true", "True")),
     asked(weight=1),
-    asked(train=False, loss_mask=0, weight=0),
+    asked(train=False, loss_mask=0, weight="0", loss="false"),
     PAIR | {"history": []},
     PAIR | {"history": "[]"},
     PAIR | {"history": None, "images": [], "label": None, "chat_template_kwargs": {"enable_thinking": None}},
@@ -199,17 +210,17 @@ def test_harmless_keys_change_nothing(row):
 
 
 def test_refusal_names_all_keys_with_their_counts_and_first_rows():
-    rows = [PAIR, PAIR | {"history": [["a", "b"]]}, PAIR, PAIR | {"history": [["c", "d"]], "train": False}]
+    rows = [PAIR, PAIR | {"image": "a.png"}, PAIR, PAIR | {"image": "b.png", "train": False}]
     made = read(*rows, *[PAIR] * 6)
     assert isinstance(next(made), Conversation)
     with pytest.raises(DataError) as caught:
         next(made)
     first, second = caught.value.message.split("; ")
-    assert first.startswith('rows.jsonl:2: "history" is not read')
+    assert first.startswith('rows.jsonl:2: "image" is not read')
     assert first.endswith("(2 of 10 rows)")
     assert second.startswith('rows.jsonl:4: "train" is not read')
     assert second.endswith("(1 of 10 rows)")
-    assert flags_of(caught.value) == ["--ignore", "history", "--ignore", "train"]
+    assert flags_of(caught.value) == ["--ignore", "image", "--ignore", "train"]
     assert caught.value.location.line == 2
 
 
@@ -225,7 +236,7 @@ def test_keys_of_a_row_and_of_all_its_turns_are_named_at_once():
 
 def test_key_behind_the_rows_of_detection_is_refused_too():
     with pytest.raises(DataError, match=r"rows\.jsonl:301: .*\(1 of 301 rows\)"):
-        list(read(*[PAIR] * 300, PAIR | {"history": [["a", "b"]]}))
+        list(read(*[PAIR] * 300, PAIR | {"image": "a.png"}))
 
 
 def test_counting_what_is_not_read_can_be_stopped():
@@ -299,7 +310,7 @@ def test_no_mapping_is_named_that_cannot_read_the_column():
 def test_nulls_that_a_table_fills_in_say_nothing(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    told = {"history": [["a", "b"]], "kto_tag": False, "label": False}
+    told = {"history": [["a", "b"]], "loss": False}
     marked = chat(images=["wall.png"], train=False)
     path = tmp_path / "rows.parquet"
     parquet.write_table(

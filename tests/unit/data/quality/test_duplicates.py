@@ -120,3 +120,68 @@ def test_it_does_not_matter_how_many_rows_are_marked_together():
 def test_many_equal_rows_cost_no_more_than_others():
     train, _ = found(rows_of(["the same question"] * 3000))
     assert (train.exact, train.near) == (2999, 0)
+
+
+# Which are dropped
+
+
+def dropped(
+    train: Sequence[Conversation],
+    heldout: Sequence[Conversation] = (),
+    *,
+    exact: bool = True,
+    near: bool = True,
+    seed: int = 0,
+) -> list[bool | None]:
+    finder = DuplicateFinder()
+    for side, is_held in ((train, False), (heldout, True)):
+        finder.add(mark_rows(side), [row.origin for row in side], [is_held] * len(side))
+    repeated = finder.repeated(exact=exact, near=near, seed=seed)
+    return [repeated.is_exact(index) for index in range(len(train) + len(heldout))]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_of_equal_rows_stays_and_the_seed_draws_it(seed):
+    rows = rows_of([text_of(0), text_of(1), text_of(0).upper(), text_of(2), text_of(0)])
+    found = dropped(rows, seed=seed)
+    assert found == dropped(rows, seed=seed)
+    assert [found[1], found[3]] == [None, None]
+    assert sorted(map(str, (found[0], found[2], found[4]))) == ["None", "True", "True"]
+
+
+def test_every_copy_may_be_the_one_that_stays():
+    rows = rows_of([text_of(0)] * 3)
+    assert {dropped(rows, seed=seed).index(None) for seed in range(30)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_stays_has_no_near_copy_and_what_goes_has_one_that_stays(seed):
+    texts = [text_of(0, 80)]
+    for step in range(12):
+        texts.append(changed(texts[-1], 1 + step % 3))
+    texts += [text_of(1), text_of(2), texts[4]]
+    rows = rows_of(texts)
+    finder = DuplicateFinder()
+    finder.add(mark_rows(rows), [row.origin for row in rows], [False] * len(rows))
+    repeated = finder.repeated(exact=True, near=True, seed=seed)
+    left = [row for index, row in enumerate(rows) if repeated.is_exact(index) is None]
+    (again, _) = found(left)
+    assert (again.exact, again.near) == (0, 0)
+    for index in range(len(rows)):
+        if repeated.is_exact(index) is not None:
+            (pair, _) = found([rows[index], rows[int(repeated.like[index])]])
+            assert pair.exact + pair.near == 1
+            assert repeated.named(index).startswith(f"rows.jsonl:{index + 1} like rows.jsonl:")
+
+
+def test_only_what_is_asked_for_goes():
+    texts = [text_of(0), text_of(0), changed(text_of(0), 2)]
+    assert dropped(rows_of(texts), exact=False, near=False) == [None] * 3
+    assert dropped(rows_of(texts), near=False).count(True) == 1
+    assert dropped(rows_of(texts), near=False)[2] is None
+    assert dropped([], near=True) == []
+
+
+def test_no_row_loses_to_one_of_the_other_side():
+    texts = [text_of(0), text_of(1)]
+    assert dropped(rows_of(texts), rows_of([changed(texts[0], 2), texts[1]])) == [None] * 4
