@@ -17,13 +17,14 @@ from sftcli.data.conversations.formats import (
     ANSWER_COLUMNS,
     CHAT_COLUMNS,
     COLUMN_SETS,
+    INSTRUCTIONS_COLUMN,
     PROMPT_COLUMNS,
     SYSTEM_COLUMNS,
     RowFormat,
     mixed_shapes,
 )
 from sftcli.data.conversations.key_checks import check_keys, reads_thinking
-from sftcli.data.conversations.meaning import first_filled
+from sftcli.data.conversations.meaning import Unread, UnreadError, first_filled, is_told
 from sftcli.data.conversations.messages import (
     Conversation,
     Message,
@@ -157,9 +158,15 @@ def _optional_text(fields: Fields, name: str) -> str:
 
 
 def _system(fields: Fields) -> str:
-    if fields.keys().isdisjoint(SYSTEM_COLUMNS):  # nearly always
+    names: tuple[str, ...] = SYSTEM_COLUMNS
+    if isinstance(fields.get("input"), list):
+        names = (*names, INSTRUCTIONS_COLUMN)
+    if fields.keys().isdisjoint(names):  # nearly always
         return ""
-    return _optional_text(fields, first_filled(fields, SYSTEM_COLUMNS))
+    column = first_filled(fields, names)
+    if isinstance(fields.get(column), list):  # of parts, as Anthropic has it
+        return turns_or_text({"role": "system", "content": fields[column]}, column, "system")[0].content
+    return _optional_text(fields, column)
 
 
 def _pair(user: str, answer: str) -> list[Message]:
@@ -184,6 +191,15 @@ def _instruction(fields: Fields) -> list[Message]:
     about = _optional_text(fields, first_filled(fields, ("input", "context")))
     parts = [part for part in (instruction, about) if part.strip()]
     return _pair("\n\n".join(parts), _text(fields, first_filled(fields, ANSWER_COLUMNS)))
+
+
+def _input_output(fields: Fields) -> list[Message]:
+    """Read a pair of texts, or what OpenAI's Responses were given and gave back."""
+    if is_told(fields.get(INSTRUCTIONS_COLUMN)) and not isinstance(fields["input"], list):
+        what = f'"{INSTRUCTIONS_COLUMN}" is not read beside an input that is a text'
+        remedy = f"read both: --map instruction={INSTRUCTIONS_COLUMN}"
+        raise UnreadError([Unread(what, remedy, INSTRUCTIONS_COLUMN)])
+    return _two_columns("input", "output")(fields)
 
 
 def _chat(fields: Fields) -> list[Message]:
@@ -223,5 +239,5 @@ _TURNS: Mapping[RowFormat, Callable[[Fields], list[Message]]] = {
     RowFormat.PROMPT_COMPLETION: _two_columns("prompt", "completion"),
     RowFormat.PROMPT_RESPONSE: _two_columns("prompt", "response"),
     RowFormat.QUESTION_ANSWER: _two_columns("question", "answer"),
-    RowFormat.INPUT_OUTPUT: _two_columns("input", "output"),
+    RowFormat.INPUT_OUTPUT: _input_output,
 }

@@ -14,6 +14,7 @@ from sftcli.errors import DataError, Location
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 PROMPT_COLUMNS = ("prompt", "question", "instruction", *CHAT_COLUMNS)
 SYSTEM_COLUMNS = ("system", "system_prompt")
+INSTRUCTIONS_COLUMN = "instructions"  # of OpenAI's Responses: a system text
 TOOL_COLUMNS = ("tools", "functions")
 ANSWER_COLUMNS = ("output", "response")
 TURN_MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight")
@@ -87,7 +88,9 @@ COLUMN_SETS: Mapping[RowFormat, ColumnSet] = {
     RowFormat.PROMPT_COMPLETION: ColumnSet((("prompt",), ("completion",)), (*_SIDES, *THINKING_COLUMNS)),
     RowFormat.PROMPT_RESPONSE: ColumnSet((("prompt",), ("response",)), (*_SIDES, *THINKING_COLUMNS)),
     RowFormat.QUESTION_ANSWER: ColumnSet((("question",), ("answer",)), _ANSWER_SIDES),
-    RowFormat.INPUT_OUTPUT: ColumnSet((("input",), ("output",)), _ANSWER_SIDES),
+    RowFormat.INPUT_OUTPUT: ColumnSet(
+        (("input",), ("output",)), (*TOOL_COLUMNS, *_ANSWER_SIDES, INSTRUCTIONS_COLUMN)
+    ),
     RowFormat.TEXT: ColumnSet((("text",),)),
 }
 

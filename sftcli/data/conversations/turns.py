@@ -24,11 +24,14 @@ from sftcli.data.conversations.key_checks import check_part, check_turn, is_untr
 from sftcli.data.conversations.meaning import THINKING, UnreadError, is_told
 from sftcli.data.conversations.messages import Conversation, Message, RejectReason, Role, RowFault, wrong_type
 from sftcli.data.conversations.thinking import is_thinking_part, part_text, read_thinking
+from sftcli.data.conversations.traces import chat_turns
 from sftcli.data.reading.json_rows import json_type
 from sftcli.data.reading.record import Origin
 from sftcli.suggest import did_you_mean
 
 _SET_BY_RENDERING = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
+_TOOL_KEYS = ("type", "cache_control")  # of a tool that is written without a `function`
+_FUNCTION_KEYS = {"input_schema": "parameters"}  # as Anthropic calls it
 _NULL_MEANS = ("default", "const", "example")  # in the JSON schema of a tool
 
 
@@ -136,7 +139,10 @@ def _tool(tool: object, column: str) -> dict[str, object]:
     if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
         return tool
     if isinstance(tool, dict) and isinstance(tool.get("name"), str):
-        return {"type": "function", "function": tool}
+        function = {
+            _FUNCTION_KEYS.get(key, key): value for key, value in tool.items() if key not in _TOOL_KEYS
+        }
+        return {"type": "function", "function": function}
     raise RowFault(RejectReason.WRONG_TYPE, f'"{column}" holds something that is not a tool with a name')
 
 
@@ -166,6 +172,7 @@ def json_in(value: object, where: str) -> object:
 
 
 _CALLS = ("function_call", "tool_call")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
@@ -188,17 +195,15 @@ def read_turns(value: object, column: str) -> list[Message]:
         value = json_in(value, f'"{column}"')
     if not isinstance(value, list):
         raise wrong_type(f'"{column}"', value, "a list of turns")
-    return [_read_turn(turn, number) for number, turn in enumerate(value, 1)]
+    return [_read_turn(turn, number) for number, turn in chat_turns(value)]
 
 
 def turns_or_text(value: object, column: str, role: Role) -> list[Message]:
     """Return the messages of a column that holds a text, one turn, or a list of turns; ``role`` is that of a text."""
     if isinstance(value, str):
         return [Message(role=role, content=value, trained=role == "assistant")]
-    if isinstance(value, dict):
-        return [_read_turn(value, 1)]
-    if isinstance(value, list):
-        return read_turns(value, column)
+    if isinstance(value, dict | list):
+        return read_turns(value if isinstance(value, list) else [value], column)
     raise wrong_type(f'"{column}"', value)
 
 
@@ -301,7 +306,7 @@ def _part(part: object, where: str) -> str:
         check_part(part)
     kind = part.get("type", "text") if isinstance(part, dict) else json_type(part)
     text = part.get("text") if isinstance(part, dict) else None
-    if kind != "text" or not isinstance(text, str):
+    if kind not in _TEXT_PARTS or not isinstance(text, str):
         raise RowFault(RejectReason.WRONG_TYPE, f"{where}: a content part is {kind}, expected text")
     return text
 
@@ -331,7 +336,7 @@ def build_conversation(
     for index, turn in enumerate(kept):
         _check_place(kept, index, has_system=bool(system))
         _check_not_empty(turn, index + 1)
-    kept = _with_calls_joined(kept)
+    kept = _with_tool_names(_with_calls_joined(kept))
     if train_on is TrainOn.LAST:
         kept[:-1] = [replace(turn, trained=False) if turn.trained else turn for turn in kept[:-1]]
     if not any(turn.trained for turn in kept):
@@ -355,6 +360,20 @@ def _with_calls_joined(turns: Sequence[Message]) -> list[Message]:
             made[-1] = replace(before, tool_calls=calls.dump, call_texts=calls.texts)
         else:
             made.append(turn)
+    return made
+
+
+def _with_tool_names(turns: list[Message]) -> list[Message]:
+    """Return ``turns`` with the name of the tool in each result that names its call by the id alone."""
+    if not any(turn.tool_call_id and not turn.name for turn in turns):  # nearly always
+        return turns
+    names = dict[str, str]()
+    made = []
+    for turn in turns:
+        if turn.tool_calls:
+            names |= {str(call.get("id")): call["function"]["name"] for call in json.loads(turn.tool_calls)}
+        is_nameless = turn.role == "tool" and turn.tool_call_id and not turn.name
+        made.append(replace(turn, name=names.get(turn.tool_call_id, "")) if is_nameless else turn)
     return made
 
 
