@@ -19,6 +19,7 @@ from sftcli.data.conversations.formats import (
     COLUMN_SETS,
     INSTRUCTIONS_COLUMN,
     PROMPT_COLUMNS,
+    RATINGS,
     SYSTEM_COLUMNS,
     RowFormat,
     mixed_shapes,
@@ -71,7 +72,7 @@ def to_conversations(
         raise mixed_shapes(schema.format, schema.columns, schema.first, fields, origin)
     try:
         _check_columns(fields, schema.format)
-        rows = _instances(fields) if schema.format is RowFormat.INSTANCES else (fields,)
+        rows = _ROWS[schema.format](fields) if schema.format in _ROWS else (fields,)
         for row in rows:
             check_keys(row, schema.format, read=read)
         if schema.format is RowFormat.TEXT:
@@ -96,8 +97,7 @@ def _lacking_column(columns: tuple[str, ...], format_: RowFormat) -> str:
 def _convert(
     fields: Fields, format_: RowFormat, origin: Origin, train_on: TrainOn
 ) -> Conversation | Rejected:
-    if format_ is RowFormat.INSTANCES:
-        format_ = RowFormat.ALPACA
+    format_ = _READ_AS.get(format_, format_)
     try:
         turns = _TURNS[format_](fields)
         row = build_conversation(
@@ -142,6 +142,67 @@ def _instances(fields: Fields) -> tuple[Fields, ...]:
         raise wrong_type('an item of "instances"', stranger, "an object with input and output")
     outer = {name: value for name, value in fields.items() if name != "instances"}
     return tuple({**outer, **instance} for instance in instances)
+
+
+def _answers(one: str, several: str) -> Callable[[Fields], tuple[Fields, ...]]:
+    """Return what makes a row for each answer where a row lists several."""
+
+    def rows(fields: Fields) -> tuple[Fields, ...]:
+        name = first_filled(fields, (one, several))
+        answers = fields[name]
+        other = one if name == several else several
+        if is_told(fields.get(other)):
+            what = f'"{other}" is not read beside "{name}"'
+            raise UnreadError([Unread(what, "keep one of them in the row", other)])
+        if name == one and not (isinstance(answers, list) and answers and isinstance(answers[0], str)):
+            return (fields,)
+        if not isinstance(answers, list) or not answers:
+            raise wrong_type(f'"{name}"', answers, "a list of answers")
+        _check_listed(fields, len(answers))
+        outer = {key: value for key, value in fields.items() if key not in (one, several)}
+        return tuple({**outer, one: answer} for answer in answers)
+
+    return rows
+
+
+def _check_listed(fields: Fields, count: int) -> None:
+    """See that nothing beside ``count`` answers says that some of them are better, or thinks for all of them."""
+    found = [
+        Unread(
+            f'"{key}" is not read: it may say which of the answers are good, and all would be trained',
+            "write a row for each answer that is to be trained",
+            key,
+        )
+        for key in RATINGS
+        if isinstance(fields.get(key), list)
+    ]
+    if found:
+        raise UnreadError(found)
+    if count > 1 and read_thinking(fields):
+        raise RowFault(RejectReason.WRONG_TYPE, "thinking stands in a column beside several answers")
+
+
+def _openai_preference(fields: Fields) -> tuple[Fields, ...]:
+    """Return a row of OpenAI's preference data as one with a prompt and the answer that is chosen."""
+    asked = fields["input"]
+    if not isinstance(asked, dict) or "messages" not in asked:
+        raise wrong_type('"input"', asked, "an object with messages")
+    outer = {key: value for key, value in fields.items() if key not in ("input", "preferred_output")}
+    inner = {key: value for key, value in asked.items() if key != "messages"}
+    return ({**outer, **inner, "prompt": asked["messages"], "chosen": fields["preferred_output"]},)
+
+
+# Formats of which a row is first made one or several of another.
+_ROWS: Mapping[RowFormat, Callable[[Fields], tuple[Fields, ...]]] = {
+    RowFormat.INSTANCES: _instances,
+    RowFormat.PROMPT_COMPLETION: _answers("completion", "completions"),
+    RowFormat.PROMPT_RESPONSE: _answers("response", "responses"),
+    RowFormat.OPENAI_PREFERENCE: _openai_preference,
+}
+_READ_AS = {
+    RowFormat.INSTANCES: RowFormat.ALPACA,
+    RowFormat.OPENAI_PREFERENCE: RowFormat.PREFERENCE,
+}
 
 
 def _text(fields: Fields, name: str) -> str:

@@ -17,6 +17,14 @@ SYSTEM_COLUMNS = ("system", "system_prompt")
 INSTRUCTIONS_COLUMN = "instructions"  # of OpenAI's Responses: a system text
 TOOL_COLUMNS = ("tools", "functions")
 ANSWER_COLUMNS = ("output", "response")
+RATINGS = (
+    "labels",
+    "label",
+    "ratings",
+    "scores",
+    "rewards",
+    "ranks",
+)  # of several answers, where they are lists
 TURN_MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight")
 THINKING_COLUMNS = (
     "reasoning_content",
@@ -52,6 +60,7 @@ class RowFormat(StrEnum):
     QUESTION_ANSWER = "question/answer"
     INPUT_OUTPUT = "input/output"
     TEXT = "text"
+    OPENAI_PREFERENCE = "OpenAI preference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +94,18 @@ COLUMN_SETS: Mapping[RowFormat, ColumnSet] = {
     ),
     RowFormat.ALPACA: ColumnSet((("instruction",), ANSWER_COLUMNS), ("input", *_ANSWER_SIDES)),
     RowFormat.OPENORCA: ColumnSet((("question",), ("response",)), _ANSWER_SIDES),
-    RowFormat.PROMPT_COMPLETION: ColumnSet((("prompt",), ("completion",)), (*_SIDES, *THINKING_COLUMNS)),
-    RowFormat.PROMPT_RESPONSE: ColumnSet((("prompt",), ("response",)), (*_SIDES, *THINKING_COLUMNS)),
+    RowFormat.PROMPT_COMPLETION: ColumnSet(
+        (("prompt",), ("completion", "completions")), (*_SIDES, *THINKING_COLUMNS)
+    ),
+    RowFormat.PROMPT_RESPONSE: ColumnSet(
+        (("prompt",), ("response", "responses")), (*_SIDES, *THINKING_COLUMNS)
+    ),
     RowFormat.QUESTION_ANSWER: ColumnSet((("question",), ("answer",)), _ANSWER_SIDES),
     RowFormat.INPUT_OUTPUT: ColumnSet(
         (("input",), ("output",)), (*TOOL_COLUMNS, *_ANSWER_SIDES, INSTRUCTIONS_COLUMN)
     ),
     RowFormat.TEXT: ColumnSet((("text",),)),
+    RowFormat.OPENAI_PREFERENCE: ColumnSet((("preferred_output",), ("input",))),
 }
 
 # Formats of one family may stand in one file; the second of each reads both. Dolly rows without a context are Alpaca
