@@ -2,7 +2,7 @@
 
 Roles (any case)                                                      become
   system, developer                                                   system
-  user, human                                                         user
+  user, human, prompter                                               user
   assistant, gpt, chatgpt, bard, bing, bot, claude, gemini, model     assistant
   function_call, tool_call                                            assistant, with the content as its tool call
   tool, function, observation, function_response, tool_response       tool
@@ -175,7 +175,7 @@ _CALLS = ("function_call", "tool_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(
         ("assistant", "gpt", "chatgpt", "bard", "bing", "bot", "claude", "gemini", "model"), "assistant"
     ),

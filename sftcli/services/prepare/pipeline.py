@@ -15,6 +15,7 @@ from sftcli.data.conversations.dropped_keys import parse_ignored
 from sftcli.data.conversations.heldout_split import OverlapFinder, choose_heldout
 from sftcli.data.conversations.messages import RejectReason
 from sftcli.data.conversations.row_reader import RowReader
+from sftcli.data.conversations.trees import joined_trees
 from sftcli.data.example import Example
 from sftcli.data.prepared.store import (
     FORMAT_VERSION,
@@ -237,17 +238,17 @@ class Preparation:
         self.emit(Progressed(task=task, done=done, total=done))
 
     def _read(self, source: Source, schemas: dict[str, str]) -> Iterator[Row]:
-        records = read_records(
-            source,
-            seed=self.seed,
-            known=self.prints[source],
-            note=lambda text: self.emit(Notice(text=text)),
-        )
+        def note(text: str) -> None:
+            self.emit(Notice(text=text))
+
+        dropped = parse_ignored(self.data.ignored_keys)
+        read = read_records(source, seed=self.seed, known=self.prints[source], note=note)
+        records = joined_trees(read, name=source.name, dropped=dropped, note=note)
         first = list(islice(records, DETECTION_ROWS))
         schema = detect_schema(
             first,
             renames=parse_renames(self.data.renames),
-            dropped=parse_ignored(self.data.ignored_keys),
+            dropped=dropped,
         )
         schemas[source.text] = str(schema)
         reader = RowReader(
