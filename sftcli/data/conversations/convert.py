@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
-from sftcli.config.schema.data import TrainOn
+from sftcli.config.schema.data import FirstTurn, TrainOn
 from sftcli.data.conversations.detect import (
     Schema,
     agreed_format,
@@ -53,7 +53,12 @@ Fields = Mapping[str, object]
 
 
 def to_conversations(
-    record: RawRecord, schema: Schema, *, train_on: TrainOn, read: frozenset[str] = frozenset()
+    record: RawRecord,
+    schema: Schema,
+    *,
+    train_on: TrainOn,
+    first_turn: FirstTurn = FirstTurn.REJECT,
+    read: frozenset[str] = frozenset(),
 ) -> tuple[Conversation | PlainText | Rejected, ...]:
     """Return what a row becomes: one value, several for a row with several instances, each with the row's origin.
 
@@ -61,6 +66,7 @@ def to_conversations(
         record: The row.
         schema: What is known about its source.
         train_on: Which assistant turns are trained.
+        first_turn: What becomes of conversations that the assistant begins.
         read: Keys that something else reads.
 
     Raises:
@@ -79,7 +85,7 @@ def to_conversations(
             return (_plain_text(fields, origin),)
     except RowFault as fault:
         return (Rejected(origin=origin, reason=fault.reason, detail=fault.detail),)
-    return tuple([_convert(row, schema.format, origin, train_on) for row in rows])
+    return tuple([_convert(row, schema.format, origin, train_on, first_turn) for row in rows])
 
 
 def _check_columns(fields: Fields, format_: RowFormat) -> None:
@@ -95,7 +101,7 @@ def _lacking_column(columns: tuple[str, ...], format_: RowFormat) -> str:
 
 
 def _convert(
-    fields: Fields, format_: RowFormat, origin: Origin, train_on: TrainOn
+    fields: Fields, format_: RowFormat, origin: Origin, train_on: TrainOn, first_turn: FirstTurn
 ) -> Conversation | Rejected:
     format_ = _READ_AS.get(format_, format_)
     try:
@@ -107,11 +113,12 @@ def _convert(
             variables=template_variables(fields),
             origin=origin,
             train_on=train_on,
+            first_turn=first_turn,
         )
         check_columns(fields, format_, row)
         return row
     except RowFault as fault:
-        return Rejected(origin=origin, reason=fault.reason, detail=fault.detail)
+        return Rejected(origin=origin, reason=fault.reason, detail=fault.detail, remedy=fault.remedy)
 
 
 def _with_thinking(turns: list[Message], fields: Fields) -> list[Message]:

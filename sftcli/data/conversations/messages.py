@@ -100,10 +100,11 @@ class Rejected:
 class RowFault(Exception):  # noqa: N818 - not an error of the program: it becomes a rejected row
     """A row cannot be trained on."""
 
-    def __init__(self, reason: RejectReason, detail: str) -> None:
+    def __init__(self, reason: RejectReason, detail: str, remedy: str = "") -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+        self.remedy = remedy
 
 
 def wrong_type(name: str, value: object, expected: str = "text") -> RowFault:

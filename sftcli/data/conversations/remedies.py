@@ -25,6 +25,7 @@ REMEDIES: Mapping[RejectReason, str] = {
     RejectReason.CONTROL_TOKEN: "rename it in these rows",
 }
 
+FIRST_TURN = "keep the turn that comes before the first question in the context: --first-turn untrained; or train it: --first-turn trained"
 TRAIN_LAST = "train the last answer of each row only: --train-on last"
 NO_SYSTEM = (
     "the template takes no system text: put it in front of the first user text, or choose another --template"

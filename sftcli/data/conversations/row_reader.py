@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from sftcli.config.schema.data import TrainOn
+from sftcli.config.schema.data import FirstTurn, TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import Schema
 from sftcli.data.conversations.markup import check_text
@@ -29,6 +29,7 @@ class RowReader:
 
     schema: Schema
     train_on: TrainOn
+    first_turn: FirstTurn = FirstTurn.REJECT
     score_column: str | None
     find_control: Callable[[str], str] | None
     stop: StopFlag
@@ -56,7 +57,7 @@ class RowReader:
 
     def _rows(self, record: RawRecord, schema: Schema) -> list[Conversation | PlainText | Rejected]:
         read = frozenset((self.score_column,) if self.score_column else ())
-        rows = to_conversations(record, schema, train_on=self.train_on, read=read)
+        rows = to_conversations(record, schema, train_on=self.train_on, first_turn=self.first_turn, read=read)
         if self.find_control is not None:
             for row in rows:
                 if isinstance(row, PlainText):

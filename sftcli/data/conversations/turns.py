@@ -7,7 +7,7 @@ Roles (any case)                                                      become
   function_call, tool_call                                            assistant, with the content as its tool call
   tool, function, observation, function_response, tool_response       tool
 
-Order of turns: a system turn only at the start; then the user first; a tool's turn behind an assistant's or another
+Order of turns: a system turn only at the start; then the user first, unless the settings say otherwise; a tool's turn behind an assistant's or another
 tool's. Neighbouring turns of the assistant that call tools are one turn, which is how a model calls several tools at once; other
 turns of one role in a row are left to the chat template. What stands behind the last assistant turn is cut. An assistant turn
 with a mark that is false or 0 (`weight`, `train`, `loss` and their like) is not trained.
@@ -18,11 +18,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sftcli.config.schema.data import TrainOn
+from sftcli.config.schema.data import FirstTurn, TrainOn
 from sftcli.data.conversations.formats import TOOL_COLUMNS, VARIABLES_COLUMN
 from sftcli.data.conversations.key_checks import check_part, check_turn, is_untrained
 from sftcli.data.conversations.meaning import THINKING, UnreadError, is_told
 from sftcli.data.conversations.messages import Conversation, Message, RejectReason, Role, RowFault, wrong_type
+from sftcli.data.conversations.remedies import FIRST_TURN
 from sftcli.data.conversations.thinking import is_thinking_part, part_text, read_thinking
 from sftcli.data.conversations.traces import chat_turns
 from sftcli.data.reading.json_rows import json_type
@@ -320,7 +321,14 @@ def _calls_of(turn: Mapping[str, object], where: str) -> Calls:
 
 
 def build_conversation(
-    turns: Sequence[Message], *, system: str, tools: str, variables: str, origin: Origin, train_on: TrainOn
+    turns: Sequence[Message],
+    *,
+    system: str,
+    tools: str,
+    variables: str,
+    origin: Origin,
+    train_on: TrainOn,
+    first_turn: FirstTurn = FirstTurn.REJECT,
 ) -> Conversation:
     """Return the conversation of ``turns`` under ``system`` (none when empty), checked and cut behind its last answer.
 
@@ -334,9 +342,11 @@ def build_conversation(
         )
     kept = list(turns[: last + 1])
     for index, turn in enumerate(kept):
-        _check_place(kept, index, has_system=bool(system))
+        _check_place(kept, index, has_system=bool(system), first_turn=first_turn)
         _check_not_empty(turn, index + 1)
     kept = _with_tool_names(_with_calls_joined(kept))
+    if first_turn is FirstTurn.UNTRAINED:
+        kept = _with_beginning_untrained(kept)
     if train_on is TrainOn.LAST:
         kept[:-1] = [replace(turn, trained=False) if turn.trained else turn for turn in kept[:-1]]
     if not any(turn.trained for turn in kept):
@@ -363,6 +373,12 @@ def _with_calls_joined(turns: Sequence[Message]) -> list[Message]:
     return made
 
 
+def _with_beginning_untrained(turns: list[Message]) -> list[Message]:
+    """Return ``turns`` with no loss on those of the assistant in front of the first question."""
+    first = next((index for index, turn in enumerate(turns) if turn.role == "user"), len(turns))
+    return [replace(turn, trained=False) for turn in turns[:first]] + turns[first:]
+
+
 def _with_tool_names(turns: list[Message]) -> list[Message]:
     """Return ``turns`` with the name of the tool in each result that names its call by the id alone."""
     if not any(turn.tool_call_id and not turn.name for turn in turns):  # nearly always
@@ -381,14 +397,17 @@ def _only_adds_calls(turn: Message, before: Message) -> bool:
     return not turn.content.strip() and not turn.thinking and turn.trained == before.trained
 
 
-def _check_place(turns: Sequence[Message], index: int, *, has_system: bool) -> None:
+def _check_place(turns: Sequence[Message], index: int, *, has_system: bool, first_turn: FirstTurn) -> None:
     role, before = turns[index].role, turns[index - 1].role if index else None
     number = index + 1
     if role == "system" and (index or has_system):
         what = "stands behind other turns" if index else "comes on top of the system text in a column"
         raise RowFault(RejectReason.ROLE_ORDER, f"turn {number}: a system turn {what}")
-    if role in ("assistant", "tool") and before in (None, "system"):
-        raise RowFault(RejectReason.ROLE_ORDER, f"turn {number} is of role {role}, expected the user first")
+    is_first = before in (None, "system")
+    if is_first and (role == "tool" or (role == "assistant" and first_turn is FirstTurn.REJECT)):
+        detail = f"turn {number} is of role {role}, expected the user first"
+        can_be_kept = role == "assistant" and any(turn.role == "user" for turn in turns)
+        raise RowFault(RejectReason.ROLE_ORDER, detail, FIRST_TURN if can_be_kept else "")
     if role == "tool" and before == "user":
         raise RowFault(
             RejectReason.ROLE_ORDER, f"turn {number}: a tool turn follows the user, who made no call"

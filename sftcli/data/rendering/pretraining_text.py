@@ -1,7 +1,6 @@
 """Pretraining text that is mixed into training: rendered, counted, and cut into rows so that all of it is trained on."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import chain
 
 from sftcli.data.conversations.messages import Conversation, PlainText, Rejected
@@ -9,26 +8,10 @@ from sftcli.data.example import Example
 from sftcli.data.quality.audit import SupervisionAudit
 from sftcli.data.rendering.render import Renderer, row_batches
 from sftcli.data.rendering.tokenizer import ChatTokenizer
+from sftcli.data.rendering.truncation import cut_text
 from sftcli.errors import DataError, Location
 
 NO_LIMIT = 2**31
-
-
-def cut_text(example: Example, max_tokens: int) -> list[Example]:
-    """Return ``example``, a piece of running text, in pieces of at most ``max_tokens`` tokens, at least 2.
-
-    Each piece begins with the last token of the one before, which has no loss there. So every token but the first of
-    the whole is predicted exactly once, and no piece is without loss.
-    """
-    if len(example.input_ids) <= max_tokens:
-        return [example]
-    pieces = []
-    for begin in range(0, len(example.input_ids) - 1, max_tokens - 1):
-        loss_mask = example.loss_mask[begin : begin + max_tokens].copy()
-        loss_mask[0] = False
-        ids = example.input_ids[begin : begin + max_tokens]
-        pieces.append(replace(example, input_ids=ids, loss_mask=loss_mask))
-    return pieces
 
 
 class PlainTextShare:

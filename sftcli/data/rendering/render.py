@@ -29,7 +29,14 @@ from sftcli.data.rendering.draft import Draft, Drafter, TrainedSpan
 from sftcli.data.rendering.proofs import find_contents, has_leak, prove_cut_span, prove_no_leak, prove_span
 from sftcli.data.rendering.segments import Places
 from sftcli.data.rendering.tokenizer import ChatTokenizer, Reading
-from sftcli.data.rendering.truncation import Made, answer_that_fits, beginnings, cut_answer, cut_behind
+from sftcli.data.rendering.truncation import (
+    Made,
+    answer_that_fits,
+    beginnings,
+    cut_answer,
+    cut_behind,
+    cut_text,
+)
 from sftcli.errors import DataError
 
 Row = Conversation | PlainText | Rejected
@@ -113,7 +120,7 @@ class Renderer:
 
     Args:
         tokenizer: Gives template and tokens.
-        max_tokens: Rows with more tokens are rejected.
+        max_tokens: Rows with more tokens are rejected; running text becomes several.
         cuts: Whether they are cut instead, where something to train on is left.
         allow_control_tokens: Whose contents may write control tokens.
         train_on: With ``each`` a row becomes an example for each of its trained answers; so it does else where its template
@@ -200,7 +207,13 @@ class Renderer:
     def _too_long_to_count(self, row: Conversation | PlainText) -> TooLong | None:
         """Return the rejection of a row that would take seconds to tokenize and is too long in any case."""
         size, per_token = num_chars(row), self._tokenizer.max_chars_per_token
-        if size < COUNTED_CHARS or not per_token or self._cuts or size // per_token <= self._max_tokens:
+        if (
+            isinstance(row, PlainText)
+            or size < COUNTED_CHARS
+            or not per_token
+            or self._cuts
+            or size // per_token <= self._max_tokens
+        ):
             return None
         return TooLong(
             origin=row.origin,
@@ -224,14 +237,32 @@ class Renderer:
         )
 
     def _finish_batch(self, batch: "_Batch") -> "RenderedRows":
+        rows: list[Row] = []
         results: list[Example | Rejected] = []
         for row, made in zip(batch.rows, self._made(batch), strict=True):
+            if isinstance(row, PlainText) and isinstance(made, Made):
+                pieces = self._pieces(row, made.example)
+                rows += [piece for piece, _ in pieces]
+                results += [example for _, example in pieces]
+                continue
+            rows.append(row)
             if isinstance(made, Made):
                 assert not isinstance(row, Rejected)  # nothing is made of one
                 results.append(self._fit(row, made))
             else:
                 results.append(made)
-        return RenderedRows(rows=batch.rows, results=results)
+        return RenderedRows(rows=rows, results=results)
+
+    def _pieces(self, row: PlainText, example: Example) -> list[tuple[PlainText, Example]]:
+        """Return running text in pieces that fit, each with its own text."""
+        examples = cut_text(example, self._max_tokens)
+        if len(examples) == 1:
+            return [(row, example)]
+        texts = self._tokenizer.decode_many([piece.input_ids.tolist() for piece in examples])
+        return [
+            (replace(row, text=text), replace(piece, flags=piece.flags | {RowFlag.SPLIT_TEXT}))
+            for text, piece in zip(texts, examples, strict=True)
+        ]
 
     def _made(self, batch: "_Batch") -> Iterator[Made | Rejected]:
         spans, begin = iter(batch.spans), 0

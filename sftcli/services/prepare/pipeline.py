@@ -41,7 +41,11 @@ from sftcli.services.prepare.rendering import RenderedBatch, RenderOrder
 from sftcli.services.prepare.wire import pack, unpack
 from sftcli.services.prepare.workers import RenderWorkers
 
-ORDER_ONLY = ("order", "text_fraction")  # settings that change when a row is trained on, not the row
+ORDER_ONLY = (
+    "order",
+    "text_fraction",
+    "as_text",
+)  # settings that change when a row is trained on, or what is said of it, not the row
 CHUNK_ROWS = 1024  # rows between two looks at the stop flag
 
 
@@ -254,6 +258,7 @@ class Preparation:
         reader = RowReader(
             schema=schema,
             train_on=self.data.train_on,
+            first_turn=self.data.first_turn,
             score_column=self.data.score_column if source in self.train else None,
             find_control=None if self.data.allow_control_text else _control_finder(self.tokenizer).search,
             stop=self.stop,

@@ -9,6 +9,7 @@ from typing import cast
 from sftcli import storage
 from sftcli.config.schema.data import DataSettings
 from sftcli.config.schema.settings import Settings
+from sftcli.data.conversations.formats import RowFormat
 from sftcli.data.example import Example
 from sftcli.data.prepared.parquet import check_free, write_rows
 from sftcli.data.prepared.store import TEXT, TRAIN, PreparedDataset, open_prepared
@@ -187,9 +188,24 @@ def prepare_data(
         is_cached=dataset is not None,
     )
     emit(prepared.describe())
+    if not data.as_text and (texts := _texts_among_rows(prepared, sources)):
+        emit(
+            Warned(
+                text=f"{', '.join(texts)}: rows of pretraining text, every token of which is trained; if that is meant: --as-text;"
+                f" to mix them into other rows: --set data.text_sources={texts[0]}"
+            )
+        )
     if sources.text and not data.text_fraction:
         emit(Notice(text="data.text_fraction is 0: the pretraining text is prepared but not trained on"))
     return prepared
+
+
+def _texts_among_rows(prepared: PreparedData, sources: Sources) -> list[str]:
+    """Return the sources of rows that hold pretraining text."""
+    schemas = prepared.dataset.about["schemas"]
+    assert isinstance(schemas, dict)
+    names = dict.fromkeys(source.text for source in (*sources.train, *sources.heldout))
+    return [name for name in names if str(schemas[name]).startswith(f"{RowFormat.TEXT} rows")]
 
 
 def require_rows(prepared: PreparedData) -> None:
