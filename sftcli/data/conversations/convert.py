@@ -34,10 +34,12 @@ from sftcli.data.conversations.messages import (
     RejectReason,
     Role,
     RowFault,
+    TokenRow,
     wrong_type,
 )
 from sftcli.data.conversations.rivals import check_columns
 from sftcli.data.conversations.thinking import read_thinking
+from sftcli.data.conversations.tokenized import read_tokens
 from sftcli.data.conversations.turns import (
     build_conversation,
     is_transcript,
@@ -59,7 +61,7 @@ def to_conversations(
     train_on: TrainOn,
     first_turn: FirstTurn = FirstTurn.REJECT,
     read: frozenset[str] = frozenset(),
-) -> tuple[Conversation | PlainText | Rejected, ...]:
+) -> tuple[Conversation | PlainText | TokenRow | Rejected, ...]:
     """Return what a row becomes: one value, several for a row with several instances, each with the row's origin.
 
     Args:
@@ -83,6 +85,8 @@ def to_conversations(
             check_keys(row, schema.format, read=read)
         if schema.format is RowFormat.TEXT:
             return (_plain_text(fields, origin),)
+        if schema.format is RowFormat.TOKENS:
+            return (read_tokens(fields, origin),)
     except RowFault as fault:
         return (Rejected(origin=origin, reason=fault.reason, detail=fault.detail),)
     return tuple([_convert(row, schema.format, origin, train_on, first_turn) for row in rows])

@@ -61,6 +61,7 @@ class RowFormat(StrEnum):
     INPUT_OUTPUT = "input/output"
     TEXT = "text"
     OPENAI_PREFERENCE = "OpenAI preference"
+    TOKENS = "token ids"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,9 @@ class ColumnSet:
         return any(name in fields for names in self.needed for name in names)
 
 
+TOKEN_COLUMNS = (
+    *("labels", "attention_mask", "loss_mask", "completion_mask", "assistant_masks", "position_ids"),
+)
 VARIABLES_COLUMN = "chat_template_kwargs"
 _SIDES = (*SYSTEM_COLUMNS, *TOOL_COLUMNS, VARIABLES_COLUMN)
 _ANSWER_SIDES = (*SYSTEM_COLUMNS, *THINKING_COLUMNS, VARIABLES_COLUMN)
@@ -106,6 +110,7 @@ COLUMN_SETS: Mapping[RowFormat, ColumnSet] = {
     ),
     RowFormat.TEXT: ColumnSet((("text",),)),
     RowFormat.OPENAI_PREFERENCE: ColumnSet((("preferred_output",), ("input",))),
+    RowFormat.TOKENS: ColumnSet((("input_ids",),), TOKEN_COLUMNS),
 }
 
 # Formats of one family may stand in one file; the second of each reads both. Dolly rows without a context are Alpaca

@@ -59,6 +59,16 @@ class PlainText:
     origin: Origin
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRow:
+    """A row that came as token ids, with the tokens that are trained; all behind the first where it has no trained turn."""
+
+    input_ids: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
+    origin: Origin
+    num_trained_turns: int
+
+
 class RejectReason(StrEnum):
     """Why a row is not trained on. The values are a published interface: the audit counts rows by them."""
 

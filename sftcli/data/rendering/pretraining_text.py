@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from sftcli.data.conversations.messages import Conversation, PlainText, Rejected
+from sftcli.data.conversations.messages import Conversation, PlainText, Rejected, TokenRow
 from sftcli.data.example import Example
 from sftcli.data.quality.audit import SupervisionAudit
-from sftcli.data.rendering.render import Renderer, row_batches
+from sftcli.data.rendering.render import Renderer, Row, row_batches
 from sftcli.data.rendering.tokenizer import ChatTokenizer
 from sftcli.data.rendering.truncation import cut_text
 from sftcli.errors import DataError, Location
@@ -29,7 +29,7 @@ class PlainTextShare:
         self._audit = audit
         self._texts = self._long = self._pieces = 0
 
-    def take(self, rows: Sequence[Conversation | PlainText | Rejected], *, source: str) -> Iterator[Example]:
+    def take(self, rows: Sequence[Row], *, source: str) -> Iterator[Example]:
         """Yield the examples of ``rows`` of ``source``.
 
         Raises:
@@ -58,10 +58,11 @@ class PlainTextShare:
             )
 
 
-def _plain(row: Conversation | PlainText | Rejected) -> PlainText | Rejected:
-    if isinstance(row, Conversation):
+def _plain(row: Row) -> PlainText | Rejected:
+    if isinstance(row, Conversation | TokenRow):
+        what = "a conversation" if isinstance(row, Conversation) else "a row of token ids"
         raise DataError(
-            f"{row.origin} is a conversation, expected pretraining text in a column `text`",
+            f"{row.origin} is {what}, expected pretraining text in a column `text`",
             hint="name conversations with --data, and texts in data.text_sources",
             location=Location(file=row.origin.path, line=row.origin.line),
         )

@@ -23,8 +23,10 @@ from sftcli.data.conversations.messages import (
     RejectReason,
     Role,
     RowFaultError,
+    TokenRow,
 )
 from sftcli.data.example import Example, RowFlag, TooLong
+from sftcli.data.reading.record import Origin
 from sftcli.data.rendering.draft import Draft, Drafter, TrainedSpan
 from sftcli.data.rendering.proofs import find_contents, has_leak, prove_cut_span, prove_no_leak, prove_span
 from sftcli.data.rendering.segments import Places
@@ -34,12 +36,13 @@ from sftcli.data.rendering.truncation import (
     answer_that_fits,
     beginnings,
     cut_answer,
+    cut_at,
     cut_behind,
     cut_text,
 )
 from sftcli.errors import DataError
 
-Row = Conversation | PlainText | Rejected
+Row = Conversation | PlainText | TokenRow | Rejected
 
 ROWS_PER_BATCH = 256
 CHARS_PER_BATCH = 2_000_000
@@ -67,6 +70,8 @@ def num_chars(row: Row) -> int:
             return sum([len(message.content) for message in row.messages])
         case PlainText():
             return len(row.text)
+        case TokenRow():
+            return len(row.input_ids)
         case Rejected():
             return 0
 
@@ -168,7 +173,7 @@ class Renderer:
         """Return what becomes of ``rows``, in this thread."""
         return self._finish_batch(self._tokenize(self._draft_batch(rows)))
 
-    def render_example(self, row: Conversation | PlainText) -> Example | Rejected:
+    def render_example(self, row: Conversation | PlainText | TokenRow) -> Example | Rejected:
         """Return the example of one row, the first where it gives several, or why there is none."""
         return self.render_batch([row]).results[0]
 
@@ -176,15 +181,17 @@ class Renderer:
         pairs = [pair for row in rows for pair in self._drafts(row)]
         return _Batch(rows=[row for row, _ in pairs], drafts=[draft for _, draft in pairs])
 
-    def _drafts(self, row: Row) -> list[tuple[Row, Draft | Rejected]]:
+    def _drafts(self, row: Row) -> list[tuple[Row, Draft | Example | Rejected]]:
         """Return ``row`` with its draft; or the rows that it becomes with theirs, one for each trained answer."""
+        if isinstance(row, TokenRow):
+            return [(row, self._from_tokens(row))]
         parts = separate_answers(row) if isinstance(row, Conversation) else []
         if not parts:
             return [(row, self._draft(row))]
         whole = None if self._trains_each else self._draft(row)
         if isinstance(whole, Draft) or (whole and whole.reason not in SEPARABLE):
             return [(row, whole)]
-        pairs: list[tuple[Row, Draft | Rejected]] = []
+        pairs: list[tuple[Row, Draft | Example | Rejected]] = []
         for part in parts:
             draft = self._draft(part)
             if isinstance(draft, Draft):
@@ -194,7 +201,30 @@ class Renderer:
             pairs.append((part, draft))
         return pairs
 
-    def _draft(self, row: Row) -> Draft | Rejected:
+    def _from_tokens(self, row: TokenRow) -> Example | Rejected:
+        """Return the example of tokens, which is as they are."""
+        size = self._tokenizer.vocab_size
+        if stranger := next((token for token in row.input_ids if not 0 <= token < size), None):
+            detail = f"the token {stranger} is not in the vocabulary, which has {size}"
+            return Rejected(origin=row.origin, reason=RejectReason.WRONG_TYPE, detail=detail)
+        example = Example(
+            input_ids=np.array(row.input_ids, dtype=np.int32),
+            loss_mask=np.array(row.loss_mask, dtype=np.bool_),
+            origin=row.origin,
+            kind="conversation" if row.num_trained_turns else "text",
+            num_trained_turns=row.num_trained_turns,
+        )
+        if len(row.input_ids) <= self._max_tokens:
+            return example
+        if self._cuts and any(row.loss_mask[: self._max_tokens]):
+            return cut_at(example, self._max_tokens, RowFlag.CUT_ANSWER)
+        return self._too_long(row.origin, len(row.input_ids))
+
+    def _too_long(self, origin: Origin, num_tokens: int, more: str = "") -> TooLong:
+        detail = f"{num_tokens} tokens, {self._max_tokens} are allowed{more}"
+        return TooLong(origin=origin, reason=RejectReason.TOO_LONG, detail=detail, num_tokens=num_tokens)
+
+    def _draft(self, row: Conversation | PlainText | Rejected) -> Draft | Rejected:
         if isinstance(row, Rejected):
             return row
         if too_long := self._too_long_to_count(row):
@@ -247,7 +277,7 @@ class Renderer:
                 continue
             rows.append(row)
             if isinstance(made, Made):
-                assert not isinstance(row, Rejected)  # nothing is made of one
+                assert isinstance(row, Conversation)  # the others were seen to
                 results.append(self._fit(row, made))
             else:
                 results.append(made)
@@ -264,7 +294,7 @@ class Renderer:
             for text, piece in zip(texts, examples, strict=True)
         ]
 
-    def _made(self, batch: "_Batch") -> Iterator[Made | Rejected]:
+    def _made(self, batch: "_Batch") -> Iterator[Made | Example | Rejected]:
         spans, begin = iter(batch.spans), 0
         for row, draft in zip(batch.rows, batch.drafts, strict=True):
             if not isinstance(draft, Draft):
@@ -307,7 +337,7 @@ class Renderer:
         num_tokens = len(made.example.input_ids)
         if num_tokens <= self._max_tokens:
             return made.example
-        detail = f"{num_tokens} tokens, {self._max_tokens} are allowed"
+        more = ""
         if self._cuts:
             try:
                 shorter = self._cut(row, made)
@@ -315,8 +345,8 @@ class Renderer:
                 return fault.rejected(row.origin)
             if shorter is not None:
                 return shorter
-            detail += ", and what comes before the answer leaves no room for it"
-        return TooLong(origin=row.origin, reason=RejectReason.TOO_LONG, detail=detail, num_tokens=num_tokens)
+            more = ", and what comes before the answer leaves no room for it"
+        return self._too_long(row.origin, num_tokens, more)
 
     def _cut(self, row: Conversation | PlainText, whole: Made) -> Example | None:
         """Return the beginning of a row that fits: of all that can be proved, the one with the most turns."""
@@ -326,7 +356,7 @@ class Renderer:
             return example
         for beginning in beginnings(row, whole, max_tokens=self._max_tokens):
             (made,) = self._made(self._tokenize(self._draft_batch([beginning])))
-            if isinstance(made, Rejected):
+            if not isinstance(made, Made):
                 continue
             lost = len(whole.example.input_ids) - len(made.example.input_ids)
             flagged = replace(made.example, num_cut=lost, flags=made.example.flags | {RowFlag.CUT_TURNS})
@@ -392,7 +422,7 @@ class _Batch:
     """
 
     rows: Sequence[Row]
-    drafts: Sequence[Draft | Rejected]
+    drafts: Sequence[Draft | Example | Rejected]
     ids: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     places: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     trained: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))

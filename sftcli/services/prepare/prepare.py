@@ -10,6 +10,7 @@ from sftcli import storage
 from sftcli.config.schema.data import DataSettings
 from sftcli.config.schema.settings import Settings
 from sftcli.data.conversations.formats import RowFormat
+from sftcli.data.conversations.tokenized import LABELS_COLUMN, MASK_COLUMNS
 from sftcli.data.example import Example
 from sftcli.data.prepared.parquet import check_free, write_rows
 from sftcli.data.prepared.store import TEXT, TRAIN, PreparedDataset, open_prepared
@@ -205,7 +206,15 @@ def _texts_among_rows(prepared: PreparedData, sources: Sources) -> list[str]:
     schemas = prepared.dataset.about["schemas"]
     assert isinstance(schemas, dict)
     names = dict.fromkeys(source.text for source in (*sources.train, *sources.heldout))
-    return [name for name in names if str(schemas[name]).startswith(f"{RowFormat.TEXT} rows")]
+    return [name for name in names if _trains_all(str(schemas[name]))]
+
+
+def _trains_all(schema: str) -> bool:
+    """Return whether rows of a format, as it is told, are trained whole: texts, and token ids with nothing that says otherwise."""
+    columns = schema.partition(";")[0]
+    if columns.startswith(f"{RowFormat.TOKENS} rows"):
+        return not any(name in columns for name in (LABELS_COLUMN, *MASK_COLUMNS))
+    return columns.startswith(f"{RowFormat.TEXT} rows")
 
 
 def require_rows(prepared: PreparedData) -> None:

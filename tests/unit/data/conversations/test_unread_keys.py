@@ -99,6 +99,7 @@ REFUSED = [
     ("answer", TEXT | {"answer": "Brick."}),
     ("system_prompt", PAIR | {"system": "Be brief.", "system_prompt": "Be long."}),
     ("conversations", chat() | {"conversations": [{"from": "human", "value": "Hi"}]}),
+    ("position_ids", {"input_ids": [1, 5, 2, 1, 6, 2], "position_ids": [0, 1, 2, 0, 1, 2]}),
     ("labels", {"prompt": "Name fruits.", "completions": ["A pear.", "A brick."], "labels": [True, False]}),
     ("ratings", {"prompt": "Name fruits.", "response": ["A pear.", "A brick."], "ratings": [5, 0.5]}),
     ("completions", PAIR | {"completion": ["A pear."], "completions": ["A plum."]}),
