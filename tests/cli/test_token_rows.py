@@ -59,4 +59,4 @@ def test_where_nothing_says_what_is_trained_all_is_with_a_warning(sft, tiny_mode
     code, about, err = prepare(sft, tiny_model)
     assert code == 0
     assert "every token of which is trained" in err
-    assert about["audit"]["train"]["trained_tokens"] == 12 * 4
+    assert about["audit"]["train"]["response_tokens"] == 12 * 4

@@ -332,7 +332,7 @@ class Renderer:
         )
         return Made(draft=draft, example=example)
 
-    def _fit(self, row: Conversation | PlainText, made: Made) -> Example | Rejected:
+    def _fit(self, row: Conversation, made: Made) -> Example | Rejected:
         """Return what is made of a row as the policy for long rows has it."""
         num_tokens = len(made.example.input_ids)
         if num_tokens <= self._max_tokens:
@@ -348,10 +348,10 @@ class Renderer:
             more = ", and what comes before the answer leaves no room for it"
         return self._too_long(row.origin, num_tokens, more)
 
-    def _cut(self, row: Conversation | PlainText, whole: Made) -> Example | None:
+    def _cut(self, row: Conversation, whole: Made) -> Example | None:
         """Return the beginning of a row that fits: of all that can be proved, the one with the most turns."""
         shortest = whole
-        ends_trained = isinstance(row, Conversation) and whole.draft.spans[-1].turn == len(row.messages) - 1
+        ends_trained = whole.draft.spans[-1].turn == len(row.messages) - 1
         if ends_trained and (example := cut_behind(whole, max_tokens=self._max_tokens)):
             return example
         for beginning in beginnings(row, whole, max_tokens=self._max_tokens):

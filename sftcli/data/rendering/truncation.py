@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from sftcli.data.conversations.messages import Conversation, PlainText
+from sftcli.data.conversations.messages import Conversation
 from sftcli.data.example import Example, RowFlag
 from sftcli.data.rendering.draft import Draft, TrainedSpan
 
@@ -22,13 +22,11 @@ class Made:
     example: Example
 
 
-def beginnings(row: Conversation | PlainText, made: Made, *, max_tokens: int) -> list[Conversation]:
+def beginnings(row: Conversation, made: Made, *, max_tokens: int) -> list[Conversation]:
     """Return the conversations that ``row`` begins with and that may fit, longest first, each up to a trained turn.
 
     The last one is up to the first trained turn whether it fits or not. ``row`` itself is not among them.
     """
-    if isinstance(row, PlainText):
-        return []
     spans = made.draft.spans
     turns = [
         span.turn for span in spans if span is spans[0] or _span_place(made.draft, span)[1] <= max_tokens
