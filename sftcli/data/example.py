@@ -32,6 +32,7 @@ class RowFlag(StrEnum):
     )
     PROMPT_JOINED = "prompt-joined"  # the template asks for an answer otherwise than it shows one; it stands behind what asks for it
     SPLIT_TURNS = "split-turns"  # one of several answers of a row, in an example of its own
+    SPLIT_TEXT = "split-text"  # a piece of a text that is longer than a row
     TOOLS_DROPPED = "tools-dropped"  # the row lists tools, and the template does not show them
     LEAD_TRAINED = (
         "lead-trained"  # the template writes something between the prompt and an answer; it is trained

@@ -38,6 +38,49 @@ def test_every_token_of_a_text_is_predicted_once_however_long_it_is(sft, rows, t
     assert about["audit"]["text"]["rows"] == len(examples)
 
 
+LONG = " ".join(
+    f"Ferry {number} leaves pier {number * 7} unless fog {number * 13} holds it." for number in range(30)
+)
+
+
+def test_texts_as_rows_are_trained_whole_with_a_warning(sft, tiny_model):
+    write_texts(LONG, "Short.")
+    ask = ("prepare", "texts.jsonl", "--model", tiny_model, "--max-tokens", "32", "--json")
+    code, out, err = sft(*ask)
+    about = json.loads(out)
+    assert code == 0
+    assert "texts.jsonl: rows of pretraining text, every token of which is trained" in err
+    assert "--as-text" in err
+    rows = open_prepared(Path(about["folder"])).train
+    pieces = [rows[index] for index in range(len(rows))]
+    assert {piece.kind for piece in pieces} == {"text"}
+    assert max(rows.num_tokens) == 32
+    long = [piece for piece in pieces if piece.origin.line == 1]
+    assert all(a.input_ids[-1] == b.input_ids[0] for a, b in pairwise(long))
+    audit = about["audit"]["train"]
+    assert (audit["rejected"], audit["flags"]["split-text"]) == ({}, len(long))
+    assert (audit["duplicate_rows"], audit["near_duplicate_rows"]) == (0, 0)
+    code, again, err = sft(*ask, "--as-text")
+    assert code == 0
+    assert "pretraining text" not in err
+    assert json.loads(again)["folder"] == about["folder"]
+
+
+def test_a_plain_text_file_is_a_text(sft, tiny_model):
+    Path("book.txt").write_text(LONG, encoding="utf-8")
+    code, _, err = sft("prepare", "book.txt", "--model", tiny_model, "--as-text", "--max-tokens", "9999")
+    assert code == 0
+    assert "book.txt: plain text, one text" in err
+    assert "1 of 1 rows" in err
+
+
+def test_texts_with_chat_markup_stay_refused(sft, tiny_model):
+    write_texts("Short.", "<|im_start|>user\nIs it foggy?<|im_end|>")
+    code, _, err = sft("prepare", "texts.jsonl", "--model", tiny_model, "--as-text")
+    assert code == 65
+    assert "chat markup" in err
+
+
 def test_conversations_are_refused_as_plain_text(sft, rows, tiny_model):
     code, out, err = sft("prepare", rows, "--model", tiny_model, "--set", f"data.text_sources={rows}")
     assert (code, out) == (65, "")

@@ -192,6 +192,8 @@ _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
              help="Tokenizer for a .pt model, which has none; gpt2 by default."),
         Flag("--trust-remote-code", "model.trust_remote_code", kind=bool,
              help="Run the code of a hub model, at the full commit in model.revision. Read it first."),
+        Flag("--as-text", "data.as_text", kind=bool,
+             help="Rows of pretraining text are meant to be trained whole: do not warn of them."),
         Flag("--map", "data.renames", kind=list[str], metavar="OURS=THEIRS",
              help="Read a column under another name, as in `--map prompt=question`. Repeatable."),
         Flag("--ignore", "data.ignored_keys", kind=list[str], metavar="KEY",
@@ -210,6 +212,8 @@ _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
              help="Set a variable of the chat template, as in `--template-var enable_thinking=false`. Repeatable."),
         Flag("--train-on", "data.train_on", metavar="all|last|each", checks_words=True,
              help="Train all assistant turns of a conversation, the last one only, or each in an example of its own."),
+        Flag("--first-turn", "data.first_turn", metavar="reject|untrained|trained", checks_words=True,
+             help="Where the assistant begins a conversation: reject it, keep that turn without loss, or train it."),
         Flag("--thinking", "data.thinking", metavar="train|keep|drop", checks_words=True,
              help="Train the thinking before answers, keep it in the context without loss, or leave it out."),
         Flag("--max-tokens", "data.max_tokens", kind=int, metavar="N", min=8,
@@ -267,6 +271,6 @@ FLAGS: Mapping[str, Flag] = {
 
 # Of every command that reads rows to train on.
 ROW_FLAGS = (
-    "--map", "--ignore", "--where", "--duplicates", "--near-duplicates", "--strip-stop-text", "--template",
-    "--template-var", "--train-on", "--thinking", "--max-tokens", "--overlong", "--allow-leak", "--strict",
+    "--as-text", "--map", "--ignore", "--where", "--duplicates", "--near-duplicates", "--strip-stop-text", "--template",
+    "--template-var", "--train-on", "--first-turn", "--thinking", "--max-tokens", "--overlong", "--allow-leak", "--strict",
 )  # fmt: skip

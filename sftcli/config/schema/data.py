@@ -27,6 +27,14 @@ class TrainOn(StrEnum):
     EACH = "each"  # all, each in an example of its own that ends with it
 
 
+class FirstTurn(StrEnum):
+    """What becomes of a conversation that the assistant begins."""
+
+    REJECT = "reject"
+    UNTRAINED = "untrained"  # its first turn stands in the context, without loss
+    TRAINED = "trained"  # behind a prompt without a question
+
+
 class Thinking(StrEnum):
     """What becomes of the thinking that comes before an answer."""
 
@@ -89,6 +97,10 @@ class DataSettings(Section):
     text_fraction: float = Field(
         0.0, ge=0, le=0.2, description="Share of the steps on pretraining text, evenly spread."
     )
+    as_text: bool = Field(
+        False,
+        description="Whether sources of rows may hold pretraining text, all of it trained, without a warning.",
+    )
     renames: tuple[Text, ...] = Field(
         (), description="Columns to rename, each OURS=THEIRS, such as prompt=question."
     )
@@ -150,6 +162,11 @@ class DataSettings(Section):
     train_on: TrainOn = Field(
         TrainOn.ALL,
         description="Which assistant turns have loss: all of them, the last, or all, each in an example of its own (each).",
+    )
+    first_turn: FirstTurn = Field(
+        FirstTurn.REJECT,
+        description="What to do with conversations that the assistant begins: reject them, keep that turn in the context without loss "
+        "(untrained), or train it behind a prompt without a question (trained).",
     )
     order: RowOrder = Field(
         RowOrder.SHUFFLED,

@@ -9,15 +9,17 @@ from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import Schema
 from sftcli.data.conversations.formats import RowFormat
 from sftcli.data.conversations.meaning import UnreadError
-from sftcli.data.conversations.messages import Conversation, Message, PlainText
+from sftcli.data.conversations.messages import Conversation, Message, PlainText, TokenRow
 from sftcli.data.reading.record import RawRecord
 
 
-def messages_line(row: Conversation | PlainText) -> str:
-    """Return ``row`` as a line of JSON; empty where what is read from that would be another conversation.
+def messages_line(row: Conversation | PlainText | TokenRow) -> str:
+    """Return ``row`` as a line of JSON; empty for tokens, and where what is read from that would be another conversation.
 
     A running text is a row with ``text``. The score of a row, where it has one, stands in ``score``.
     """
+    if isinstance(row, TokenRow):
+        return ""
     fields = _text_fields(row) if isinstance(row, PlainText) else _fields(row)
     line = json.dumps(fields, ensure_ascii=False)
     return line if _read(line, row) == _bare(row) else ""

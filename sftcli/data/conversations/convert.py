@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
-from sftcli.config.schema.data import TrainOn
+from sftcli.config.schema.data import FirstTurn, TrainOn
 from sftcli.data.conversations.detect import (
     Schema,
     agreed_format,
@@ -18,7 +18,9 @@ from sftcli.data.conversations.formats import (
     CHAT_COLUMNS,
     COLUMN_SETS,
     HISTORY_COLUMN,
+    INSTRUCTIONS_COLUMN,
     PROMPT_COLUMNS,
+    RATINGS,
     SYSTEM_COLUMNS,
     RowFormat,
     mixed_shapes,
@@ -26,6 +28,7 @@ from sftcli.data.conversations.formats import (
 from sftcli.data.conversations.key_checks import check_keys, has_one_answer
 from sftcli.data.conversations.meaning import (
     OTHER_LABEL,
+    Unread,
     UnreadError,
     first_filled,
     is_false,
@@ -40,10 +43,12 @@ from sftcli.data.conversations.messages import (
     RejectReason,
     Role,
     RowFault,
+    TokenRow,
     wrong_type,
 )
 from sftcli.data.conversations.rivals import check_columns
 from sftcli.data.conversations.thinking import read_thinking
+from sftcli.data.conversations.tokenized import read_tokens
 from sftcli.data.conversations.turns import (
     build_conversation,
     is_transcript,
@@ -60,14 +65,20 @@ Fields = Mapping[str, object]
 
 
 def to_conversations(
-    record: RawRecord, schema: Schema, *, train_on: TrainOn, read: frozenset[str] = frozenset()
-) -> tuple[Conversation | PlainText | Rejected, ...]:
+    record: RawRecord,
+    schema: Schema,
+    *,
+    train_on: TrainOn,
+    first_turn: FirstTurn = FirstTurn.REJECT,
+    read: frozenset[str] = frozenset(),
+) -> tuple[Conversation | PlainText | TokenRow | Rejected, ...]:
     """Return what a row becomes: one value, several for a row with several instances, each with the row's origin.
 
     Args:
         record: The row.
         schema: What is known about its source.
         train_on: Which assistant turns are trained.
+        first_turn: What becomes of conversations that the assistant begins.
         read: Keys that something else reads.
 
     Raises:
@@ -80,14 +91,16 @@ def to_conversations(
     try:
         _check_labels(fields, schema)
         _check_columns(fields, schema.format)
-        rows = _instances(fields) if schema.format is RowFormat.INSTANCES else (fields,)
+        rows = _ROWS[schema.format](fields) if schema.format in _ROWS else (fields,)
         for row in rows:
             check_keys(row, schema.format, read=read | schema.labels | schema.classes)
         if schema.format is RowFormat.TEXT:
             return (_plain_text(fields, origin),)
+        if schema.format is RowFormat.TOKENS:
+            return (read_tokens(fields, origin),)
     except RowFault as fault:
         return (Rejected(origin=origin, reason=fault.reason, detail=fault.detail),)
-    return tuple([_convert(row, schema.format, origin, train_on) for row in rows])
+    return tuple([_convert(row, schema.format, origin, train_on, first_turn) for row in rows])
 
 
 def _check_labels(fields: Fields, schema: Schema) -> None:
@@ -111,10 +124,9 @@ def _lacking_column(columns: tuple[str, ...], format_: RowFormat) -> str:
 
 
 def _convert(
-    fields: Fields, format_: RowFormat, origin: Origin, train_on: TrainOn
+    fields: Fields, format_: RowFormat, origin: Origin, train_on: TrainOn, first_turn: FirstTurn
 ) -> Conversation | Rejected:
-    if format_ is RowFormat.INSTANCES:
-        format_ = RowFormat.ALPACA
+    format_ = _READ_AS.get(format_, format_)
     try:
         turns = _TURNS[format_](fields)
         if has_one_answer(format_):
@@ -126,11 +138,12 @@ def _convert(
             variables=template_variables(fields),
             origin=origin,
             train_on=train_on,
+            first_turn=first_turn,
         )
         check_columns(fields, format_, row)
         return row
     except RowFault as fault:
-        return Rejected(origin=origin, reason=fault.reason, detail=fault.detail)
+        return Rejected(origin=origin, reason=fault.reason, detail=fault.detail, remedy=fault.remedy)
 
 
 def _with_thinking(turns: list[Message], fields: Fields) -> list[Message]:
@@ -181,6 +194,67 @@ def _instances(fields: Fields) -> tuple[Fields, ...]:
     return tuple({**outer, **instance} for instance in instances)
 
 
+def _answers(one: str, several: str) -> Callable[[Fields], tuple[Fields, ...]]:
+    """Return what makes a row for each answer where a row lists several."""
+
+    def rows(fields: Fields) -> tuple[Fields, ...]:
+        name = first_filled(fields, (one, several))
+        answers = fields[name]
+        other = one if name == several else several
+        if is_told(fields.get(other)):
+            what = f'"{other}" is not read beside "{name}"'
+            raise UnreadError([Unread(what, "keep one of them in the row", other)])
+        if name == one and not (isinstance(answers, list) and answers and isinstance(answers[0], str)):
+            return (fields,)
+        if not isinstance(answers, list) or not answers:
+            raise wrong_type(f'"{name}"', answers, "a list of answers")
+        _check_listed(fields, len(answers))
+        outer = {key: value for key, value in fields.items() if key not in (one, several)}
+        return tuple({**outer, one: answer} for answer in answers)
+
+    return rows
+
+
+def _check_listed(fields: Fields, count: int) -> None:
+    """See that nothing beside ``count`` answers says that some of them are better, or thinks for all of them."""
+    found = [
+        Unread(
+            f'"{key}" is not read: it may say which of the answers are good, and all would be trained',
+            "write a row for each answer that is to be trained",
+            key,
+        )
+        for key in RATINGS
+        if isinstance(fields.get(key), list)
+    ]
+    if found:
+        raise UnreadError(found)
+    if count > 1 and read_thinking(fields):
+        raise RowFault(RejectReason.WRONG_TYPE, "thinking stands in a column beside several answers")
+
+
+def _openai_preference(fields: Fields) -> tuple[Fields, ...]:
+    """Return a row of OpenAI's preference data as one with a prompt and the answer that is chosen."""
+    asked = fields["input"]
+    if not isinstance(asked, dict) or "messages" not in asked:
+        raise wrong_type('"input"', asked, "an object with messages")
+    outer = {key: value for key, value in fields.items() if key not in ("input", "preferred_output")}
+    inner = {key: value for key, value in asked.items() if key != "messages"}
+    return ({**outer, **inner, "prompt": asked["messages"], "chosen": fields["preferred_output"]},)
+
+
+# Formats of which a row is first made one or several of another.
+_ROWS: Mapping[RowFormat, Callable[[Fields], tuple[Fields, ...]]] = {
+    RowFormat.INSTANCES: _instances,
+    RowFormat.PROMPT_COMPLETION: _answers("completion", "completions"),
+    RowFormat.PROMPT_RESPONSE: _answers("response", "responses"),
+    RowFormat.OPENAI_PREFERENCE: _openai_preference,
+}
+_READ_AS = {
+    RowFormat.INSTANCES: RowFormat.ALPACA,
+    RowFormat.OPENAI_PREFERENCE: RowFormat.PREFERENCE,
+}
+
+
 def _text(fields: Fields, name: str) -> str:
     value = fields.get(name)
     if isinstance(value, str):
@@ -195,9 +269,15 @@ def _optional_text(fields: Fields, name: str) -> str:
 
 
 def _system(fields: Fields) -> str:
-    if fields.keys().isdisjoint(SYSTEM_COLUMNS):  # nearly always
+    names: tuple[str, ...] = SYSTEM_COLUMNS
+    if isinstance(fields.get("input"), list):
+        names = (*names, INSTRUCTIONS_COLUMN)
+    if fields.keys().isdisjoint(names):  # nearly always
         return ""
-    return _optional_text(fields, first_filled(fields, SYSTEM_COLUMNS))
+    column = first_filled(fields, names)
+    if isinstance(fields.get(column), list):  # of parts, as Anthropic has it
+        return turns_or_text({"role": "system", "content": fields[column]}, column, "system")[0].content
+    return _optional_text(fields, column)
 
 
 def _pair(user: str, answer: str) -> list[Message]:
@@ -222,6 +302,15 @@ def _instruction(fields: Fields) -> list[Message]:
     about = _optional_text(fields, first_filled(fields, ("input", "context")))
     parts = [part for part in (instruction, about) if part.strip()]
     return _pair("\n\n".join(parts), _text(fields, first_filled(fields, ANSWER_COLUMNS)))
+
+
+def _input_output(fields: Fields) -> list[Message]:
+    """Read a pair of texts, or what OpenAI's Responses were given and gave back."""
+    if is_told(fields.get(INSTRUCTIONS_COLUMN)) and not isinstance(fields["input"], list):
+        what = f'"{INSTRUCTIONS_COLUMN}" is not read beside an input that is a text'
+        remedy = f"read both: --map instruction={INSTRUCTIONS_COLUMN}"
+        raise UnreadError([Unread(what, remedy, INSTRUCTIONS_COLUMN)])
+    return _two_columns("input", "output")(fields)
 
 
 def _chat(fields: Fields) -> list[Message]:
@@ -261,5 +350,5 @@ _TURNS: Mapping[RowFormat, Callable[[Fields], list[Message]]] = {
     RowFormat.PROMPT_COMPLETION: _two_columns("prompt", "completion"),
     RowFormat.PROMPT_RESPONSE: _two_columns("prompt", "response"),
     RowFormat.QUESTION_ANSWER: _two_columns("question", "answer"),
-    RowFormat.INPUT_OUTPUT: _two_columns("input", "output"),
+    RowFormat.INPUT_OUTPUT: _input_output,
 }

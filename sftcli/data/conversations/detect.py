@@ -20,6 +20,7 @@ from sftcli.data.conversations.formats import (
     unknown_shape,
 )
 from sftcli.data.conversations.meaning import is_false, is_told, is_true
+from sftcli.data.conversations.traces import ITEM_KEYS, is_item
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.errors import UsageError
 from sftcli.suggest import did_you_mean
@@ -168,10 +169,10 @@ def _ignored_keys(rows: Iterable[Mapping[str, object]]) -> Iterable[str]:
     return dict.fromkeys(
         f"{column}[].{key}"
         for fields in rows
-        for column in (*CHAT_COLUMNS, "prompt", "completion", "chosen")
+        for column in (*CHAT_COLUMNS, "prompt", "completion", "chosen", "input", "output")
         if isinstance(turns := fields.get(column), list)
         for turn in turns
         if isinstance(turn, dict)
         for key, value in turn.items()
-        if key not in TURN_KEYS and value is not None
+        if key not in TURN_KEYS and value is not None and not (key in ITEM_KEYS and is_item(turn))
     )

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 
-from sftcli.data.conversations.formats import CHAT_COLUMNS, TOOL_COLUMNS, RowFormat, known_columns
+from sftcli.data.conversations.formats import CHAT_COLUMNS, RATINGS, TOOL_COLUMNS, RowFormat, known_columns
 from sftcli.data.conversations.meaning import BY_KEY, THINKING_PARTS, TREE
 from sftcli.errors import UsageError
 from sftcli.suggest import did_you_mean
@@ -17,7 +17,7 @@ def parse_ignored(keys: Iterable[str]) -> frozenset[str]:
     Raises:
         UsageError: Rows are read and refused in the same way with one of them and without it.
     """
-    known = {*BY_KEY, *THINKING_PARTS, *frozenset[str]().union(*map(known_columns, RowFormat))}
+    known = {*BY_KEY, *THINKING_PARTS, *RATINGS, *frozenset[str]().union(*map(known_columns, RowFormat))}
     for key in (ignored := frozenset(keys)):
         if key not in known:
             raise UsageError(

@@ -14,8 +14,17 @@ from sftcli.errors import DataError, Location
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 PROMPT_COLUMNS = ("prompt", "question", "instruction", *CHAT_COLUMNS)
 SYSTEM_COLUMNS = ("system", "system_prompt")
+INSTRUCTIONS_COLUMN = "instructions"  # of OpenAI's Responses: a system text
 TOOL_COLUMNS = ("tools", "functions")
 ANSWER_COLUMNS = ("output", "response")
+RATINGS = (
+    "labels",
+    "label",
+    "ratings",
+    "scores",
+    "rewards",
+    "ranks",
+)  # of several answers, where they are lists
 TURN_MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight")
 THINKING_COLUMNS = (
     "reasoning_content",
@@ -51,6 +60,8 @@ class RowFormat(StrEnum):
     QUESTION_ANSWER = "question/answer"
     INPUT_OUTPUT = "input/output"
     TEXT = "text"
+    OPENAI_PREFERENCE = "OpenAI preference"
+    TOKENS = "token ids"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,9 @@ class ColumnSet:
         return any(name in fields for names in self.needed for name in names)
 
 
+TOKEN_COLUMNS = (
+    *("labels", "attention_mask", "loss_mask", "completion_mask", "assistant_masks", "position_ids"),
+)
 VARIABLES_COLUMN = "chat_template_kwargs"
 HISTORY_COLUMN = "history"
 LABEL_COLUMNS = ("label", "kto_tag")
@@ -86,11 +100,19 @@ COLUMN_SETS: Mapping[RowFormat, ColumnSet] = {
     ),
     RowFormat.ALPACA: ColumnSet((("instruction",), ANSWER_COLUMNS), ("input", *_ANSWER_SIDES)),
     RowFormat.OPENORCA: ColumnSet((("question",), ("response",)), _ANSWER_SIDES),
-    RowFormat.PROMPT_COMPLETION: ColumnSet((("prompt",), ("completion",)), (*TOOL_COLUMNS, *_ANSWER_SIDES)),
-    RowFormat.PROMPT_RESPONSE: ColumnSet((("prompt",), ("response",)), (*TOOL_COLUMNS, *_ANSWER_SIDES)),
+    RowFormat.PROMPT_COMPLETION: ColumnSet(
+        (("prompt",), ("completion", "completions")), (*TOOL_COLUMNS, *_ANSWER_SIDES)
+    ),
+    RowFormat.PROMPT_RESPONSE: ColumnSet(
+        (("prompt",), ("response", "responses")), (*TOOL_COLUMNS, *_ANSWER_SIDES)
+    ),
     RowFormat.QUESTION_ANSWER: ColumnSet((("question",), ("answer",)), _ANSWER_SIDES),
-    RowFormat.INPUT_OUTPUT: ColumnSet((("input",), ("output",)), _ANSWER_SIDES),
+    RowFormat.INPUT_OUTPUT: ColumnSet(
+        (("input",), ("output",)), (*TOOL_COLUMNS, *_ANSWER_SIDES, INSTRUCTIONS_COLUMN)
+    ),
     RowFormat.TEXT: ColumnSet((("text",),)),
+    RowFormat.OPENAI_PREFERENCE: ColumnSet((("preferred_output",), ("input",))),
+    RowFormat.TOKENS: ColumnSet((("input_ids",),), TOKEN_COLUMNS),
 }
 
 # Formats of one family may stand in one file; the second of each reads both. Dolly rows without a context are Alpaca

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from sftcli.data.conversations.messages import Conversation
+from sftcli.data.conversations.messages import Conversation, TokenRow
 from sftcli.data.reading.record import Origin
 
 KEY_BYTES = 16
@@ -21,14 +21,23 @@ def normalize(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def split_key(conversation: Conversation) -> bytes:
-    """Return the hash of the first user text, normalized: conversations with the same one belong together."""
+def split_key(conversation: Conversation | TokenRow) -> bytes:
+    """Return the hash of the first user text, normalized: conversations with the same one belong together.
+
+    Of tokens it is that of those in front of the first trained one.
+    """
+    if isinstance(conversation, TokenRow):
+        return digest_texts(
+            ["tokens", *map(str, conversation.input_ids[: conversation.loss_mask.index(True)])]
+        )
     first = next((turn.content for turn in conversation.messages if turn.role == "user"), "")
     return digest_texts([normalize(first)])
 
 
-def row_key(conversation: Conversation) -> bytes:
-    """Return the hash of all turns and tools, contents normalized: equal for rows that are duplicates."""
+def row_key(conversation: Conversation | TokenRow) -> bytes:
+    """Return the hash of all turns and tools, contents normalized, or of all tokens: equal for rows that are duplicates."""
+    if isinstance(conversation, TokenRow):
+        return digest_texts(["tokens", *map(str, conversation.input_ids)])
     turns = [
         part
         for turn in conversation.messages

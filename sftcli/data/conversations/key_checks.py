@@ -6,6 +6,7 @@ from functools import lru_cache
 from sftcli.data.conversations.formats import (
     HISTORY_COLUMN,
     THINKING_COLUMNS,
+    TOKEN_COLUMNS,
     TOOL_COLUMNS,
     TURN_MARKS,
     VARIABLES_COLUMN,
@@ -132,6 +133,7 @@ def _keys_to_look_at(columns: tuple[str, ...], format_: RowFormat) -> tuple[str,
     passed = LABEL.keys if is_text else ()  # of a text, not of an answer
     passed += (*THINKING.keys, HISTORY_COLUMN) if has_one_answer(format_) else ()
     passed += () if is_text else (VARIABLES_COLUMN,)
+    passed += TOKEN_COLUMNS if format_ is RowFormat.TOKENS else ()
     passed += () if is_text and is_message else TREE.keys
     return tuple(key for key in columns if key in BY_KEY and key not in passed)
 

@@ -63,6 +63,16 @@ class PlainText:
     origin: Origin
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRow:
+    """A row that came as token ids, with the tokens that are trained; all behind the first where it has no trained turn."""
+
+    input_ids: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
+    origin: Origin
+    num_trained_turns: int
+
+
 class RejectReason(StrEnum):
     """Why a row is not trained on. The values are a published interface: the audit counts rows by them."""
 
@@ -105,10 +115,11 @@ class Rejected:
 class RowFault(Exception):  # noqa: N818 - not an error of the program: it becomes a rejected row
     """A row cannot be trained on."""
 
-    def __init__(self, reason: RejectReason, detail: str) -> None:
+    def __init__(self, reason: RejectReason, detail: str, remedy: str = "") -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+        self.remedy = remedy
 
 
 def wrong_type(name: str, value: object, expected: str = "text") -> RowFault:

@@ -27,6 +27,7 @@ REMEDIES: Mapping[RejectReason, str] = {
 }
 
 OTHER_COLUMNS = "fix these rows, or choose other columns with --map"
+FIRST_TURN = "keep the turn that comes before the first question in the context: --first-turn untrained; or train it: --first-turn trained"
 NO_SYSTEM = (
     "the template takes no system text: put it in front of the first user text, or choose another --template"
 )

@@ -104,6 +104,6 @@ def _maps_to_alpaca(name: str, format_: RowFormat) -> list[str]:
         return [] if name in _ABOUT else [f"--map instruction={name}"]
     if name not in _ABOUT or format_ not in _PAIRS:
         return []
-    (prompt,), (answer,) = COLUMN_SETS[format_].needed
+    (prompt, *_), (answer, *_) = COLUMN_SETS[format_].needed
     maps = {"instruction": prompt, "response": answer}
     return [f"--map {ours}={theirs}" for ours, theirs in maps.items() if ours != theirs]

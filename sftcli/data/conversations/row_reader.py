@@ -8,12 +8,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from sftcli.config.schema.data import TrainOn
+from sftcli.config.schema.data import FirstTurn, TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import Schema
 from sftcli.data.conversations.markup import check_text
 from sftcli.data.conversations.meaning import Unread, UnreadError
-from sftcli.data.conversations.messages import Conversation, PlainText, Rejected
+from sftcli.data.conversations.messages import Conversation, PlainText, Rejected, TokenRow
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.errors import DataError, Location, StoppedError
 from sftcli.events import StopFlag
@@ -29,11 +29,12 @@ class RowReader:
 
     schema: Schema
     train_on: TrainOn
+    first_turn: FirstTurn = FirstTurn.REJECT
     score_column: str | None
     find_control: Callable[[str], str] | None
     stop: StopFlag
 
-    def read(self, records: Iterable[RawRecord]) -> Iterator[Conversation | PlainText | Rejected]:
+    def read(self, records: Iterable[RawRecord]) -> Iterator[Conversation | PlainText | TokenRow | Rejected]:
         """Yield the rows of ``records``.
 
         Raises:
@@ -54,9 +55,11 @@ class RowReader:
         if faults:
             raise faults.error(total)
 
-    def _rows(self, record: RawRecord, schema: Schema) -> list[Conversation | PlainText | Rejected]:
+    def _rows(
+        self, record: RawRecord, schema: Schema
+    ) -> list[Conversation | PlainText | TokenRow | Rejected]:
         read = frozenset((self.score_column,) if self.score_column else ())
-        rows = to_conversations(record, schema, train_on=self.train_on, read=read)
+        rows = to_conversations(record, schema, train_on=self.train_on, first_turn=self.first_turn, read=read)
         if self.find_control is not None:
             for row in rows:
                 if isinstance(row, PlainText):
@@ -111,8 +114,8 @@ class _Faults:
 
 
 def with_score(
-    row: Conversation | PlainText | Rejected, record: RawRecord, column: str | None
-) -> Conversation | PlainText | Rejected:
+    row: Conversation | PlainText | TokenRow | Rejected, record: RawRecord, column: str | None
+) -> Conversation | PlainText | TokenRow | Rejected:
     """Return ``row`` with the number that ``column`` of its record holds; as it is where there is no column to read.
 
     Raises:

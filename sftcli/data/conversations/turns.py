@@ -2,12 +2,12 @@
 
 Roles (any case)                                                      become
   system, developer                                                   system
-  user, human                                                         user
+  user, human, prompter                                               user
   assistant, gpt, chatgpt, bard, bing, bot, claude, gemini, model     assistant
   function_call, tool_call                                            assistant, with the content as its tool call
   tool, function, observation, function_response, tool_response       tool
 
-Order of turns: a system turn only at the start; then the user first; a tool's turn behind an assistant's or another
+Order of turns: a system turn only at the start; then the user first, unless the settings say otherwise; a tool's turn behind an assistant's or another
 tool's. Neighbouring turns of the assistant that call tools are one turn, which is how a model calls several tools at once; other
 turns of one role in a row are left to the chat template. What stands behind the last assistant turn is cut. An assistant turn
 with a mark that is false or 0 (`weight`, `train`, `loss` and their like) is not trained, and so is a part of its content.
@@ -18,17 +18,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sftcli.config.schema.data import TrainOn
+from sftcli.config.schema.data import FirstTurn, TrainOn
 from sftcli.data.conversations.formats import TOOL_COLUMNS, VARIABLES_COLUMN
 from sftcli.data.conversations.key_checks import check_part, check_thinking_part, check_turn, is_untrained
 from sftcli.data.conversations.meaning import THINKING, UnreadError, is_told
 from sftcli.data.conversations.messages import Conversation, Message, RejectReason, Role, RowFault, wrong_type
+from sftcli.data.conversations.remedies import FIRST_TURN
 from sftcli.data.conversations.thinking import is_thinking_part, part_text, read_thinking
+from sftcli.data.conversations.traces import chat_turns
 from sftcli.data.reading.json_rows import json_type
 from sftcli.data.reading.record import Origin
 from sftcli.suggest import did_you_mean
 
 _SET_BY_RENDERING = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
+_TOOL_KEYS = ("type", "cache_control")  # of a tool that is written without a `function`
+_FUNCTION_KEYS = {"input_schema": "parameters"}  # as Anthropic calls it
 _NULL_MEANS = ("default", "const", "example")  # in the JSON schema of a tool
 
 
@@ -136,7 +140,10 @@ def _tool(tool: object, column: str) -> dict[str, object]:
     if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
         return tool
     if isinstance(tool, dict) and isinstance(tool.get("name"), str):
-        return {"type": "function", "function": tool}
+        function = {
+            _FUNCTION_KEYS.get(key, key): value for key, value in tool.items() if key not in _TOOL_KEYS
+        }
+        return {"type": "function", "function": function}
     raise RowFault(RejectReason.WRONG_TYPE, f'"{column}" holds something that is not a tool with a name')
 
 
@@ -166,9 +173,10 @@ def json_in(value: object, where: str) -> object:
 
 
 _CALLS = ("function_call", "tool_call")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(
         ("assistant", "gpt", "chatgpt", "bard", "bing", "bot", "claude", "gemini", "model"), "assistant"
     ),
@@ -188,17 +196,15 @@ def read_turns(value: object, column: str) -> list[Message]:
         value = json_in(value, f'"{column}"')
     if not isinstance(value, list):
         raise wrong_type(f'"{column}"', value, "a list of turns")
-    return [_read_turn(turn, number) for number, turn in enumerate(value, 1)]
+    return [_read_turn(turn, number) for number, turn in chat_turns(value)]
 
 
 def turns_or_text(value: object, column: str, role: Role) -> list[Message]:
     """Return the messages of a column that holds a text, one turn, or a list of turns; ``role`` is that of a text."""
     if isinstance(value, str):
         return [Message(role=role, content=value, trained=role == "assistant")]
-    if isinstance(value, dict):
-        return [_read_turn(value, 1)]
-    if isinstance(value, list):
-        return read_turns(value, column)
+    if isinstance(value, dict | list):
+        return read_turns(value if isinstance(value, list) else [value], column)
     raise wrong_type(f'"{column}"', value)
 
 
@@ -336,7 +342,7 @@ def _part(part: object, where: str, *, is_answer: bool) -> str:
         check_part(part, is_assistant=is_answer)
     kind = part.get("type", "text") if isinstance(part, dict) else json_type(part)
     text = part.get("text", part.get("value")) if isinstance(part, dict) else None
-    if kind != "text" or not isinstance(text, str):
+    if kind not in _TEXT_PARTS or not isinstance(text, str):
         raise RowFault(RejectReason.WRONG_TYPE, f"{where}: a content part is {kind}, expected text")
     return text
 
@@ -350,7 +356,14 @@ def _calls_of(turn: Mapping[str, object], where: str) -> Calls:
 
 
 def build_conversation(
-    turns: Sequence[Message], *, system: str, tools: str, variables: str, origin: Origin, train_on: TrainOn
+    turns: Sequence[Message],
+    *,
+    system: str,
+    tools: str,
+    variables: str,
+    origin: Origin,
+    train_on: TrainOn,
+    first_turn: FirstTurn = FirstTurn.REJECT,
 ) -> Conversation:
     """Return the conversation of ``turns`` under ``system`` (none when empty), checked and cut behind its last answer.
 
@@ -364,9 +377,11 @@ def build_conversation(
         )
     kept = list(turns[: last + 1])
     for index, turn in enumerate(kept):
-        _check_place(kept, index, has_system=bool(system))
+        _check_place(kept, index, has_system=bool(system), first_turn=first_turn)
         _check_not_empty(turn, index + 1)
-    kept = _with_calls_joined(kept)
+    kept = _with_tool_names(_with_calls_joined(kept))
+    if first_turn is FirstTurn.UNTRAINED:
+        kept = _with_beginning_untrained(kept)
     if train_on is TrainOn.LAST:
         kept[:-1] = [replace(turn, trained=False) if turn.trained else turn for turn in kept[:-1]]
     if not any(turn.trained for turn in kept):
@@ -393,18 +408,41 @@ def _with_calls_joined(turns: Sequence[Message]) -> list[Message]:
     return made
 
 
+def _with_beginning_untrained(turns: list[Message]) -> list[Message]:
+    """Return ``turns`` with no loss on those of the assistant in front of the first question."""
+    first = next((index for index, turn in enumerate(turns) if turn.role == "user"), len(turns))
+    return [replace(turn, trained=False) for turn in turns[:first]] + turns[first:]
+
+
+def _with_tool_names(turns: list[Message]) -> list[Message]:
+    """Return ``turns`` with the name of the tool in each result that names its call by the id alone."""
+    if not any(turn.tool_call_id and not turn.name for turn in turns):  # nearly always
+        return turns
+    names = dict[str, str]()
+    made = []
+    for turn in turns:
+        if turn.tool_calls:
+            names |= {str(call.get("id")): call["function"]["name"] for call in json.loads(turn.tool_calls)}
+        is_nameless = turn.role == "tool" and turn.tool_call_id and not turn.name
+        made.append(replace(turn, name=names.get(turn.tool_call_id, "")) if is_nameless else turn)
+    return made
+
+
 def _only_adds_calls(turn: Message, before: Message) -> bool:
     return not turn.content.strip() and not turn.thinking and turn.trained == before.trained
 
 
-def _check_place(turns: Sequence[Message], index: int, *, has_system: bool) -> None:
+def _check_place(turns: Sequence[Message], index: int, *, has_system: bool, first_turn: FirstTurn) -> None:
     role, before = turns[index].role, turns[index - 1].role if index else None
     number = index + 1
     if role == "system" and (index or has_system):
         what = "stands behind other turns" if index else "comes on top of the system text in a column"
         raise RowFault(RejectReason.ROLE_ORDER, f"turn {number}: a system turn {what}")
-    if role in ("assistant", "tool") and before in (None, "system"):
-        raise RowFault(RejectReason.ROLE_ORDER, f"turn {number} is of role {role}, expected the user first")
+    is_first = before in (None, "system")
+    if is_first and (role == "tool" or (role == "assistant" and first_turn is FirstTurn.REJECT)):
+        detail = f"turn {number} is of role {role}, expected the user first"
+        can_be_kept = role == "assistant" and any(turn.role == "user" for turn in turns)
+        raise RowFault(RejectReason.ROLE_ORDER, detail, FIRST_TURN if can_be_kept else "")
     if role == "tool" and before == "user":
         raise RowFault(
             RejectReason.ROLE_ORDER, f"turn {number}: a tool turn follows the user, who made no call"

@@ -31,6 +31,7 @@ _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.THOUGHT_WRITTEN: "in {rows} the thinking stands in the answer as <think>...</think>: the template has no place for it",
     RowFlag.PROMPT_JOINED: "in {rows} the template shows the answer after another text than the generation prompt; it is trained after"
     " the generation prompt",
+    RowFlag.SPLIT_TEXT: "{rows} with a piece of a text that is longer than a row; nothing of it was left out",
     RowFlag.SPLIT_TURNS: "{rows} with one answer each, from rows with several: the template shows earlier answers otherwise than it"
     " prompts for them, or --train-on each",
     RowFlag.THOUGHT_DROPPED: "in {rows} the template leaves out the thinking of turns that are not trained",

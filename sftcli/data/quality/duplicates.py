@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sftcli.data.conversations.heldout_split import digest_texts, normalize
-from sftcli.data.conversations.messages import Conversation, PlainText
+from sftcli.data.conversations.heldout_split import digest_texts, normalize, row_key
+from sftcli.data.conversations.messages import Conversation, PlainText, TokenRow
 from sftcli.data.reading.record import Origin
 
 NEAR = 0.8  # share of word sequences that near copies have in common, as the signatures estimate it
@@ -77,7 +77,7 @@ class Marks:
     signatures: npt.NDArray[np.uint16]
 
 
-def mark_rows(rows: Sequence[Conversation | PlainText]) -> Marks:
+def mark_rows(rows: Sequence[Conversation | PlainText | TokenRow]) -> Marks:
     """Return the marks of ``rows``; those of a row do not depend on the others."""
     if not rows:
         return Marks(keys=np.empty(0, np.uint64), signatures=np.empty((0, HASHES), np.uint16))
@@ -217,8 +217,10 @@ def _drop_neighbors(
             like[other], kinds[other] = row, _NEARLY
 
 
-def _key_and_text(row: Conversation | PlainText) -> tuple[bytes, bytes]:
+def _key_and_text(row: Conversation | PlainText | TokenRow) -> tuple[bytes, bytes]:
     """Return the hash of a row and the text that its signature is made of."""
+    if isinstance(row, TokenRow):
+        return row_key(row)[:8], " ".join(map(str, row.input_ids)).encode()
     if isinstance(row, PlainText):
         text = normalize(row.text)
         return digest_texts(["text", text])[:8], text.encode()

@@ -1,4 +1,4 @@
-"""JSON to rows: one object per line, or one array of objects, whatever the file is called.
+"""JSON to rows: one object per line, one array of objects, or objects over several lines, whatever the file is called.
 
 A key that stands twice in an object has its last value, as in Python, jq and pandas.
 """
@@ -43,7 +43,7 @@ def json_type(value: object) -> str:
 
 
 def json_rows(stream: ByteStream, name: str, note: Note) -> Iterator[Row]:
-    """Yield the objects of JSON lines or of one JSON array, with the line that each begins on.
+    """Yield the objects of JSON lines, of one JSON array, or one after another, with the line that each begins on.
 
     Raises:
         DataError: The text is not such JSON; the error has line, column and an excerpt.
@@ -64,9 +64,36 @@ def json_rows(stream: ByteStream, name: str, note: Note) -> Iterator[Row]:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
             ends_here = not stream.peek(1)
-            raise _line_fault(error, text, name, number, is_first=is_first, ends_here=ends_here) from None
+            if is_first and not ends_here and _breaks_off(error, text):
+                yield from _spread_rows(text, stream, name, number, offset)
+                return
+            raise _line_fault(error, text, name, number, ends_here=ends_here) from None
         is_first = False
         yield number, _checked(value, text, name, number)
+
+
+def _spread_rows(first: str, stream: ByteStream, name: str, line: int, offset: int) -> Iterator[Row]:
+    """Yield objects that are written over several lines; ``first`` is the line at which they begin."""
+    data = stream.read(MAX_ARRAY_BYTES + 1)
+    if len(data) > MAX_ARRAY_BYTES:
+        raise data_error(
+            f"JSON objects over several lines of more than {MAX_ARRAY_BYTES // 2**20} MB are not supported",
+            name,
+            line,
+            hint=f"make it one object per line: jq -c . {name} > rows.jsonl",
+        )
+    text = first + decode(data, name, line=line + 1, offset=offset + len(first.encode()))
+    del data
+    counted, position = 0, _skip_space(text, 0)
+    while position < len(text):
+        line += text.count("\n", counted, position)
+        counted = position
+        try:
+            value, end = _DECODER.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            raise _array_fault(error, text, name, line, position, what="object") from None
+        yield line, _checked(value, text[position:end], name, line)
+        position = _skip_space(text, end)
 
 
 def _array_rows(stream: ByteStream, name: str, line: int, offset: int) -> Iterator[Row]:
@@ -130,33 +157,35 @@ def _text_fault(message: str, text: str, position: int, name: str, line: int, co
     return data_error(message + shown, name, line + text.count("\n", counted, position), column)
 
 
-def _array_fault(error: Exception, text: str, name: str, line: int, position: int) -> DataError:
+def _array_fault(
+    error: Exception, text: str, name: str, line: int, position: int, *, what: str = "array"
+) -> DataError:
     if not isinstance(error, json.JSONDecodeError):
         return _value_fault(error, name, line)
     if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
         return _text_fault(
-            f"the array is truncated or broken: {error.msg}", text, error.pos, name, line, position
+            f"the {what} is truncated or broken: {error.msg}", text, error.pos, name, line, position
         )
     return _text_fault(f"broken JSON: {error.msg}", text, error.pos, name, line, position)
 
 
-def _line_fault(
-    error: Exception, text: str, name: str, line: int, *, is_first: bool, ends_here: bool
-) -> DataError:
+def _breaks_off(error: Exception, text: str) -> bool:
+    """Return whether what is wrong with a line is that it ends too early."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+
+
+def _line_fault(error: Exception, text: str, name: str, line: int, *, ends_here: bool) -> DataError:
     if not isinstance(error, json.JSONDecodeError):
         return _value_fault(error, name, line)
     column = error.pos + 1
-    at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-    if at_end and ends_here:
-        return data_error("the last line is truncated" + excerpt(text, column), name, line, column)
-    if at_end and is_first:
-        return data_error(
-            "one JSON object over several lines, expected one object per line or an array of objects",
-            name,
-            line,
-            hint=f"take the rows out of it, for example: jq -c '.data[]' {name} > rows.jsonl",
-        )
-    return data_error(f"broken JSON: {error.msg}" + excerpt(text, column), name, line, column)
+    what = (
+        "the last line is truncated"
+        if ends_here and _breaks_off(error, text)
+        else f"broken JSON: {error.msg}"
+    )
+    return data_error(what + excerpt(text, column), name, line, column)
 
 
 def _value_fault(error: Exception, name: str, line: int) -> DataError:

@@ -19,7 +19,8 @@ from sftcli.data.reading.json_rows import Row, json_rows
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.reading.source import COMPRESSIONS, JSON_LINES, RowLimit, Source, SourceKind, row_format
 from sftcli.data.reading.table_rows import arrow_rows, csv_rows, num_parquet_rows, parquet_rows
-from sftcli.data.reading.text_lines import ByteStream, Note, unpacked
+from sftcli.data.reading.text_lines import ByteStream, Note, as_utf8, plain_text, unpacked
+from sftcli.data.reading.yaml_rows import yaml_rows
 from sftcli.errors import DataError, Location, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def read_records(
     """
     if source.skipped:
         note(f"{source.name}: skipped, not a known data format: {', '.join(source.skipped)}")
+    if texts := sum(row_format(path) == "text" for path in source.files):
+        note(f"{source.name}: plain text, {'one text' if texts == 1 else f'{texts} texts, one a file'}")
     if source.sample is None:
         rows = _all_records(source, known, note)
     else:
@@ -210,8 +213,12 @@ def _file_rows(path: Path, name: str, blocks: list[bytes] | None, note: Note) ->
 
 
 def _text_rows(text: ByteStream, path: Path, name: str, note: Note) -> Iterator[Row]:
-    kind = row_format(path)
-    if kind in ("csv", "tsv"):
+    text, kind = as_utf8(text, name, note), row_format(path)
+    if kind == "text":
+        yield from plain_text(text, name, note)
+    elif kind == "yaml":
+        yield from yaml_rows(text, name, note)
+    elif kind in ("csv", "tsv"):
         yield from csv_rows(text, name, note, delimiter="\t" if kind == "tsv" else ",")
     else:
         yield from json_rows(text, name, note)

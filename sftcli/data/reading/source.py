@@ -27,13 +27,19 @@ FORMATS = {
     ".ndjson": "json",
     ".csv": "csv",
     ".tsv": "tsv",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".txt": "text",
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",
 }
+_BESIDE_ROWS = ("yaml", "text")  # settings and notes, where a folder has files of other kinds
+_OF_TABLES = ("parquet", "arrow")  # which are never compressed as a whole
 JSON_LINES = (".jsonl", ".ndjson")
 COMPRESSIONS = (".gz", ".zst")
 STDIN = "-"
+_KNOWN = f"known are {', '.join(FORMATS)}, the text ones also with {' and '.join(COMPRESSIONS)}"
 _PRESET = "preset:"
 _ROWS = re.compile(
     r"(?:(?P<rows>[0-9]{1,3}(?:_?[0-9]{3})*|[0-9]{1,12})|(?P<percent>[0-9]{1,3}(?:\.[0-9]+)?)%)?(?:x(?P<times>[0-9]{1,3}))?"
@@ -232,7 +238,7 @@ def _no_hub_options(options: dict[str, str], text: str) -> None:
 
 
 def _is_hub_name(name: str) -> bool:
-    return bool(_HUB_NAME.fullmatch(name)) and row_format(Path(name)) is None and Path(name).suffix != ".txt"
+    return bool(_HUB_NAME.fullmatch(name)) and row_format(Path(name)) is None
 
 
 def row_format(path: Path) -> str | None:
@@ -240,7 +246,7 @@ def row_format(path: Path) -> str | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         known = FORMATS.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return known if known in ("json", "csv", "tsv") else None
+        return None if known in _OF_TABLES else known
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
@@ -250,11 +256,14 @@ def _row_files(path: Path, name: str) -> tuple[tuple[Path, ...], tuple[str, ...]
         # A file without a suffix can be anything: it is read as JSON, which says what is wrong.
         if row_format(path) or not path.suffix:
             return (path,), ()
-        raise DataError(f"{name}: {_unreadable(path)}", hint=_other_hint(path), location=Location(file=name))
+        raise DataError(f"{name}: {_unreadable(path)}", hint=_KNOWN, location=Location(file=name))
     inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    files = [
+    known = [
         entry for entry in inside if entry.is_file() and row_format(entry) and entry.name not in _OWN_FILES
     ]
+    files = [entry for entry in known if row_format(entry) not in _BESIDE_ROWS]
+    for kind in _BESIDE_ROWS:
+        files = files or [entry for entry in known if row_format(entry) == kind]
     if not files:
         folders = [entry for entry in inside if entry.is_dir()]
         hint = (
@@ -270,12 +279,6 @@ def _row_files(path: Path, name: str) -> tuple[tuple[Path, ...], tuple[str, ...]
 def _unreadable(path: Path) -> str:
     suffix = "".join(path.suffixes[-2:]) if path.suffix in COMPRESSIONS else path.suffix
     return f"rows cannot be read from a {suffix} file"
-
-
-def _other_hint(path: Path) -> str:
-    if path.suffix == ".txt":
-        return 'plain text has no row boundaries: write JSON lines, {"text": "..."} for each piece'
-    return f"known are {', '.join(FORMATS)}, the text ones also with {' and '.join(COMPRESSIONS)}"
 
 
 def near_files(name: str) -> str:

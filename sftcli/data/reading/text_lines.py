@@ -1,8 +1,9 @@
-r"""Bytes of a text file to checked lines: decompression, UTF-8, NUL, a byte order mark, lines without end.
+r"""Bytes of a text file to checked lines: decompression, UTF-8 or UTF-16, NUL, a byte order mark, lines without end.
 
 Lines end at ``\n`` and nowhere else, so text may hold U+2028 and its kin. Every fault is a `DataError` with its place.
 """
 
+import codecs
 import gzip
 from collections.abc import Callable, Iterator
 from io import BufferedReader, RawIOBase
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MAX_LINE_BYTES = 64 * 2**20
+MAX_TEXT_BYTES = 16 * 2**20  # of a plain text, all of which is one row
 # What a compressed file may unpack to: text packs to a twentieth of its size, a bomb to a thousandth and less.
 MAX_RATIO = 200
 MIN_UNPACKED_BYTES = 64 * 2**20
 BOM = b"\xef\xbb\xbf"
+_UTF16, _UTF32 = (b"\xff\xfe", b"\xfe\xff"), (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
 
 Note = Callable[[str], None]
 """Receives one line that a person wants to read about a source."""
@@ -94,15 +97,52 @@ def _bounded(stream: "ByteStream", path: Path) -> ByteStream:
     return BufferedReader(_Bounded(stream, path), 2**20)
 
 
+class _Recoded(RawIOBase):
+    """A stream of UTF-16 as UTF-8."""
+
+    def __init__(self, stream: "ByteStream", name: str) -> None:
+        super().__init__()
+        self._stream, self._name, self._left, self._line = stream, name, b"", 1
+        self._decoder = codecs.getincrementaldecoder("utf-16")()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = b"?"
+        while not self._left and data:
+            data = self._stream.read(2**16)
+            try:
+                self._left = self._decoder.decode(data, final=not data).encode()
+            except UnicodeDecodeError as error:
+                raise data_error(f"broken UTF-16: {error.reason}", self._name, self._line) from None
+            self._line += self._left.count(b"\n")
+        piece, self._left = self._left[: len(view)], self._left[len(view) :]
+        view[: len(piece)] = piece
+        return len(piece)
+
+
+def as_utf8(stream: ByteStream, name: str, note: Note) -> ByteStream:
+    """Return ``stream`` as it is, or as UTF-8 where its byte order mark is that of UTF-16."""
+    head = stream.peek(4)[:4]
+    if head[:2] not in _UTF16 or head in _UTF32:
+        return stream
+    note(f"{name}: is UTF-16, by its byte order mark")
+    return BufferedReader(_Recoded(stream, name), 2**16)
+
+
 def skip_bom(stream: ByteStream, name: str, note: Note) -> int:
     """Move past a byte order mark at the start of ``stream`` and return its length in bytes.
 
     Raises:
-        DataError: The mark is that of UTF-16 or the first characters are.
+        DataError: It is UTF-32, or UTF-16 without a mark.
     """
     head = stream.peek(4)[:4]
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
-        raise data_error("the file is UTF-16, expected UTF-8", name, 1, hint=_convert_hint("utf-16", name))
+    if head in _UTF32 or b"\0" in head:
+        kind = "UTF-32" if head in _UTF32 or head[1:3] == b"\0\0" else "UTF-16 without a byte order mark"
+        encoding = "utf-32" if kind == "UTF-32" else "utf-16le" if head[:1] != b"\0" else "utf-16be"
+        raise data_error(f"the file is {kind}, expected UTF-8", name, 1, hint=_convert_hint(encoding, name))
     if head[:3] != BOM:
         return 0
     stream.read(3)
@@ -130,6 +170,26 @@ def text_lines(stream: ByteStream, name: str, *, line: int = 1, offset: int = 0)
         yield line, decode(data, name, line=line, offset=offset)
         offset += len(data)
         line += 1
+
+
+def plain_text(stream: ByteStream, name: str, note: Note) -> Iterator[tuple[int, dict[str, object]]]:
+    """Yield all of a file as one row with a text; nothing where it is blank.
+
+    Raises:
+        DataError: It is too long.
+    """
+    offset = skip_bom(stream, name, note)
+    data = stream.read(MAX_TEXT_BYTES + 1)
+    if len(data) > MAX_TEXT_BYTES:
+        raise data_error(
+            f"plain text of more than {MAX_TEXT_BYTES // 2**20} MB is not read as one text",
+            name,
+            1,
+            hint='write JSON lines, {"text": "..."} for each piece, or several files into a folder',
+        )
+    text = decode(data, name, line=1, offset=offset)
+    if text.strip():
+        yield 1, {"text": text}
 
 
 def decode(data: bytes, name: str, *, line: int, offset: int) -> str:

@@ -1,34 +1,17 @@
 """Pretraining text that is mixed into training: rendered, counted, and cut into rows so that all of it is trained on."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import chain
 
-from sftcli.data.conversations.messages import Conversation, PlainText, Rejected
+from sftcli.data.conversations.messages import Conversation, PlainText, Rejected, TokenRow
 from sftcli.data.example import Example
 from sftcli.data.quality.audit import SupervisionAudit
-from sftcli.data.rendering.render import Renderer, row_batches
+from sftcli.data.rendering.render import Renderer, Row, row_batches
 from sftcli.data.rendering.tokenizer import ChatTokenizer
+from sftcli.data.rendering.truncation import cut_text
 from sftcli.errors import DataError, Location
 
 NO_LIMIT = 2**31
-
-
-def cut_text(example: Example, max_tokens: int) -> list[Example]:
-    """Return ``example``, a piece of running text, in pieces of at most ``max_tokens`` tokens, at least 2.
-
-    Each piece begins with the last token of the one before, which has no loss there. So every token but the first of
-    the whole is predicted exactly once, and no piece is without loss.
-    """
-    if len(example.input_ids) <= max_tokens:
-        return [example]
-    pieces = []
-    for begin in range(0, len(example.input_ids) - 1, max_tokens - 1):
-        loss_mask = example.loss_mask[begin : begin + max_tokens].copy()
-        loss_mask[0] = False
-        ids = example.input_ids[begin : begin + max_tokens]
-        pieces.append(replace(example, input_ids=ids, loss_mask=loss_mask))
-    return pieces
 
 
 class PlainTextShare:
@@ -46,7 +29,7 @@ class PlainTextShare:
         self._audit = audit
         self._texts = self._long = self._pieces = 0
 
-    def take(self, rows: Sequence[Conversation | PlainText | Rejected], *, source: str) -> Iterator[Example]:
+    def take(self, rows: Sequence[Row], *, source: str) -> Iterator[Example]:
         """Yield the examples of ``rows`` of ``source``.
 
         Raises:
@@ -75,10 +58,11 @@ class PlainTextShare:
             )
 
 
-def _plain(row: Conversation | PlainText | Rejected) -> PlainText | Rejected:
-    if isinstance(row, Conversation):
+def _plain(row: Row) -> PlainText | Rejected:
+    if isinstance(row, Conversation | TokenRow):
+        what = "a conversation" if isinstance(row, Conversation) else "a row of token ids"
         raise DataError(
-            f"{row.origin} is a conversation, expected pretraining text in a column `text`",
+            f"{row.origin} is {what}, expected pretraining text in a column `text`",
             hint="name conversations with --data, and texts in data.text_sources",
             location=Location(file=row.origin.path, line=row.origin.line),
         )

@@ -24,18 +24,28 @@ from sftcli.data.conversations.messages import (
     RejectReason,
     Role,
     RowFaultError,
+    TokenRow,
 )
 from sftcli.data.example import Example, RowFlag, TooLong
+from sftcli.data.reading.record import Origin
 from sftcli.data.rendering.advice import Adviser
 from sftcli.data.rendering.draft import Draft, Drafter, TrainedSpan
 from sftcli.data.rendering.proofs import find_contents, has_leak, prove_cut_span, prove_no_leak, prove_span
 from sftcli.data.rendering.segments import Places
 from sftcli.data.rendering.stop_text import StopTexts
 from sftcli.data.rendering.tokenizer import ChatTokenizer, Reading
-from sftcli.data.rendering.truncation import Made, answer_that_fits, beginnings, cut_answer, cut_behind
+from sftcli.data.rendering.truncation import (
+    Made,
+    answer_that_fits,
+    beginnings,
+    cut_answer,
+    cut_at,
+    cut_behind,
+    cut_text,
+)
 from sftcli.errors import DataError
 
-Row = Conversation | PlainText | Rejected
+Row = Conversation | PlainText | TokenRow | Rejected
 
 ROWS_PER_BATCH = 256
 CHARS_PER_BATCH = 2_000_000
@@ -63,6 +73,8 @@ def num_chars(row: Row) -> int:
             return sum([len(message.content) for message in row.messages])
         case PlainText():
             return len(row.text)
+        case TokenRow():
+            return len(row.input_ids)
         case Rejected():
             return 0
 
@@ -116,7 +128,7 @@ class Renderer:
 
     Args:
         tokenizer: Gives template and tokens.
-        max_tokens: Rows with more tokens are rejected.
+        max_tokens: Rows with more tokens are rejected; running text becomes several.
         cuts: Whether they are cut instead, where something to train on is left.
         allow_control_tokens: Whose contents may write control tokens.
         train_on: With ``each`` a row becomes an example for each of its trained answers; so it does else where its template
@@ -175,7 +187,7 @@ class Renderer:
         """Return what becomes of ``rows``, in this thread."""
         return self._finish_batch(self._tokenize(self._draft_batch(rows)))
 
-    def render_example(self, row: Conversation | PlainText) -> Example | Rejected:
+    def render_example(self, row: Conversation | PlainText | TokenRow) -> Example | Rejected:
         """Return the example of one row, the first where it gives several, or why there is none."""
         return self.render_batch([row]).results[0]
 
@@ -183,8 +195,10 @@ class Renderer:
         pairs = [pair for row in rows for pair in self._drafts(row)]
         return _Batch(rows=[row for row, _ in pairs], drafts=[draft for _, draft in pairs])
 
-    def _drafts(self, row: Row) -> list[tuple[Row, Draft | Rejected]]:
+    def _drafts(self, row: Row) -> list[tuple[Row, Draft | Example | Rejected]]:
         """Return ``row`` with its draft; or the rows that it becomes with theirs, one for each trained answer."""
+        if isinstance(row, TokenRow):
+            return [(row, self._from_tokens(row))]
         if self._strips_stop_text and isinstance(row, Conversation):
             stripped = self._stop_texts.strip(row)
             if stripped is not row:
@@ -195,14 +209,16 @@ class Renderer:
                 return pairs
         return self._drafts_of(row)
 
-    def _drafts_of(self, row: Row) -> list[tuple[Row, Draft | Rejected]]:
+    def _drafts_of(
+        self, row: Conversation | PlainText | Rejected
+    ) -> list[tuple[Row, Draft | Example | Rejected]]:
         parts = separate_answers(row) if isinstance(row, Conversation) else []
         if not parts:
             return [(row, self._draft(row))]
         whole = None if self._trains_each else self._draft(row)
         if isinstance(whole, Draft) or (whole and whole.reason not in SEPARABLE):
             return [(row, whole)]
-        pairs: list[tuple[Row, Draft | Rejected]] = []
+        pairs: list[tuple[Row, Draft | Example | Rejected]] = []
         for part in parts:
             draft = self._draft(part)
             if isinstance(draft, Draft):
@@ -212,7 +228,30 @@ class Renderer:
             pairs.append((part, draft))
         return pairs
 
-    def _draft(self, row: Row) -> Draft | Rejected:
+    def _from_tokens(self, row: TokenRow) -> Example | Rejected:
+        """Return the example of tokens, which is as they are."""
+        size = self._tokenizer.vocab_size
+        if stranger := next((token for token in row.input_ids if not 0 <= token < size), None):
+            detail = f"the token {stranger} is not in the vocabulary, which has {size}"
+            return Rejected(origin=row.origin, reason=RejectReason.WRONG_TYPE, detail=detail)
+        example = Example(
+            input_ids=np.array(row.input_ids, dtype=np.int32),
+            loss_mask=np.array(row.loss_mask, dtype=np.bool_),
+            origin=row.origin,
+            kind="conversation" if row.num_trained_turns else "text",
+            num_trained_turns=row.num_trained_turns,
+        )
+        if len(row.input_ids) <= self._max_tokens:
+            return example
+        if self._cuts and any(row.loss_mask[: self._max_tokens]):
+            return cut_at(example, self._max_tokens, RowFlag.CUT_ANSWER)
+        return self._too_long(row.origin, len(row.input_ids))
+
+    def _too_long(self, origin: Origin, num_tokens: int, more: str = "") -> TooLong:
+        detail = f"{num_tokens} tokens, {self._max_tokens} are allowed{more}"
+        return TooLong(origin=origin, reason=RejectReason.TOO_LONG, detail=detail, num_tokens=num_tokens)
+
+    def _draft(self, row: Conversation | PlainText | Rejected) -> Draft | Rejected:
         if isinstance(row, Rejected):
             return row
         if too_long := self._too_long_to_count(row):
@@ -228,7 +267,13 @@ class Renderer:
     def _too_long_to_count(self, row: Conversation | PlainText) -> TooLong | None:
         """Return the rejection of a row that would take seconds to tokenize and is too long in any case."""
         size, per_token = num_chars(row), self._tokenizer.max_chars_per_token
-        if size < COUNTED_CHARS or not per_token or self._cuts or size // per_token <= self._max_tokens:
+        if (
+            isinstance(row, PlainText)
+            or size < COUNTED_CHARS
+            or not per_token
+            or self._cuts
+            or size // per_token <= self._max_tokens
+        ):
             return None
         return TooLong(
             origin=row.origin,
@@ -266,18 +311,36 @@ class Renderer:
         )
 
     def _finish_batch(self, batch: "_Batch") -> "RenderedRows":
+        rows: list[Row] = []
         results: list[Example | Rejected] = []
         for row, made in zip(batch.rows, self._made(batch), strict=True):
+            if isinstance(row, PlainText) and isinstance(made, Made):
+                pieces = self._pieces(row, made.example)
+                rows += [piece for piece, _ in pieces]
+                results += [example for _, example in pieces]
+                continue
+            rows.append(row)
             if isinstance(made, Made):
-                assert not isinstance(row, Rejected)  # nothing is made of one
+                assert isinstance(row, Conversation)  # the others were seen to
                 results.append(self._fit(row, made))
-            elif isinstance(row, Conversation):
+            elif isinstance(row, Conversation) and isinstance(made, Rejected):
                 results.append(self._adviser.advised(row, made))
             else:
                 results.append(made)
-        return RenderedRows(rows=batch.rows, results=results)
+        return RenderedRows(rows=rows, results=results)
 
-    def _made(self, batch: "_Batch") -> Iterator[Made | Rejected]:
+    def _pieces(self, row: PlainText, example: Example) -> list[tuple[PlainText, Example]]:
+        """Return running text in pieces that fit, each with its own text."""
+        examples = cut_text(example, self._max_tokens)
+        if len(examples) == 1:
+            return [(row, example)]
+        texts = self._tokenizer.decode_many([piece.input_ids.tolist() for piece in examples])
+        return [
+            (replace(row, text=text), replace(piece, flags=piece.flags | {RowFlag.SPLIT_TEXT}))
+            for text, piece in zip(texts, examples, strict=True)
+        ]
+
+    def _made(self, batch: "_Batch") -> Iterator[Made | Example | Rejected]:
         spans, begin = iter(batch.spans), 0
         for row, draft in zip(batch.rows, batch.drafts, strict=True):
             if not isinstance(draft, Draft):
@@ -315,12 +378,12 @@ class Renderer:
         )
         return Made(draft=draft, example=example)
 
-    def _fit(self, row: Conversation | PlainText, made: Made) -> Example | Rejected:
+    def _fit(self, row: Conversation, made: Made) -> Example | Rejected:
         """Return what is made of a row as the policy for long rows has it."""
         num_tokens = len(made.example.input_ids)
         if num_tokens <= self._max_tokens:
             return made.example
-        detail = f"{num_tokens} tokens, {self._max_tokens} are allowed"
+        more = ""
         if self._cuts:
             try:
                 shorter = self._cut(row, made)
@@ -328,18 +391,18 @@ class Renderer:
                 return fault.rejected(row.origin)
             if shorter is not None:
                 return shorter
-            detail += ", and what comes before the answer leaves no room for it"
-        return TooLong(origin=row.origin, reason=RejectReason.TOO_LONG, detail=detail, num_tokens=num_tokens)
+            more = ", and what comes before the answer leaves no room for it"
+        return self._too_long(row.origin, num_tokens, more)
 
-    def _cut(self, row: Conversation | PlainText, whole: Made) -> Example | None:
+    def _cut(self, row: Conversation, whole: Made) -> Example | None:
         """Return the beginning of a row that fits: of all that can be proved, the one with the most turns."""
         shortest = whole
-        ends_trained = isinstance(row, Conversation) and whole.draft.spans[-1].turn == len(row.messages) - 1
+        ends_trained = whole.draft.spans[-1].turn == len(row.messages) - 1
         if ends_trained and (example := cut_behind(whole, max_tokens=self._max_tokens)):
             return example
         for beginning in beginnings(row, whole, max_tokens=self._max_tokens):
             (made,) = self._made(self._tokenize(self._draft_batch([beginning])))
-            if isinstance(made, Rejected):
+            if not isinstance(made, Made):
                 continue
             lost = len(whole.example.input_ids) - len(made.example.input_ids)
             flagged = replace(made.example, num_cut=lost, flags=made.example.flags | {RowFlag.CUT_TURNS})
@@ -407,7 +470,7 @@ class _Batch:
     """
 
     rows: Sequence[Row]
-    drafts: Sequence[Draft | Rejected]
+    drafts: Sequence[Draft | Example | Rejected]
     ids: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     places: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     trained: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))

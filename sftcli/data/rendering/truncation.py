@@ -1,14 +1,15 @@
 """Rows that are too long: how much of them fits, in whole turns where one fits, else in tokens of an answer.
 
 A row that loses whole turns is rendered and proved anew, as the shorter conversation that it has become. Where not even
-its first answer fits, that answer loses its end: it keeps no stop token, because it does not end there.
+its first answer fits, that answer loses its end: it keeps no stop token, because it does not end there. Running text becomes several
+rows instead, and loses nothing.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from sftcli.data.conversations.messages import Conversation, PlainText
+from sftcli.data.conversations.messages import Conversation
 from sftcli.data.example import Example, RowFlag
 from sftcli.data.rendering.draft import Draft, TrainedSpan
 
@@ -21,13 +22,11 @@ class Made:
     example: Example
 
 
-def beginnings(row: Conversation | PlainText, made: Made, *, max_tokens: int) -> list[Conversation]:
+def beginnings(row: Conversation, made: Made, *, max_tokens: int) -> list[Conversation]:
     """Return the conversations that ``row`` begins with and that may fit, longest first, each up to a trained turn.
 
     The last one is up to the first trained turn whether it fits or not. ``row`` itself is not among them.
     """
-    if isinstance(row, PlainText):
-        return []
     spans = made.draft.spans
     turns = [
         span.turn for span in spans if span is spans[0] or _span_place(made.draft, span)[1] <= max_tokens
@@ -73,6 +72,23 @@ def cut_at(example: Example, num_tokens: int, flag: RowFlag) -> Example:
         num_cut=example.num_cut + left,
         flags=example.flags | {flag},
     )
+
+
+def cut_text(example: Example, max_tokens: int) -> list[Example]:
+    """Return ``example``, a piece of running text, in pieces of at most ``max_tokens`` tokens, at least 2.
+
+    Each piece begins with the last token of the one before, which has no loss there. So every token but the first of
+    the whole is predicted exactly once, and no piece is without loss.
+    """
+    if len(example.input_ids) <= max_tokens:
+        return [example]
+    pieces = []
+    for begin in range(0, len(example.input_ids) - 1, max_tokens - 1):
+        loss_mask = example.loss_mask[begin : begin + max_tokens].copy()
+        loss_mask[0] = False
+        ids = example.input_ids[begin : begin + max_tokens]
+        pieces.append(replace(example, input_ids=ids, loss_mask=loss_mask))
+    return pieces
 
 
 def _span_place(draft: Draft, span: TrainedSpan) -> tuple[int, int]:

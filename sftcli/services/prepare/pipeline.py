@@ -17,6 +17,7 @@ from sftcli.data.conversations.dropped_keys import parse_ignored
 from sftcli.data.conversations.heldout_split import OverlapFinder, choose_heldout
 from sftcli.data.conversations.messages import RejectReason
 from sftcli.data.conversations.row_reader import RowReader
+from sftcli.data.conversations.trees import joined_trees
 from sftcli.data.example import Example
 from sftcli.data.prepared.store import (
     FORMAT_VERSION,
@@ -43,7 +44,11 @@ from sftcli.services.prepare.rendering import RenderedBatch, RenderOrder
 from sftcli.services.prepare.wire import pack, unpack
 from sftcli.services.prepare.workers import RenderWorkers
 
-ORDER_ONLY = ("order", "text_fraction")  # settings that change when a row is trained on, not the row
+ORDER_ONLY = (
+    "order",
+    "text_fraction",
+    "as_text",
+)  # settings that change when a row is trained on, or what is said of it, not the row
 CHUNK_ROWS = 1024  # rows between two looks at the stop flag
 
 
@@ -274,12 +279,11 @@ class Preparation:
         self.emit(Progressed(task=task, done=done, total=done))
 
     def _read(self, source: Source, schemas: dict[str, str]) -> Iterator[Row]:
-        records = read_records(
-            source,
-            seed=self.seed,
-            known=self.prints[source],
-            note=lambda text: self.emit(Notice(text=text)),
-        )
+        def note(text: str) -> None:
+            self.emit(Notice(text=text))
+
+        dropped = parse_ignored(self.data.ignored_keys)
+        records = read_records(source, seed=self.seed, known=self.prints[source], note=note)
         if self.data.where and source not in self.text:
             records = wanted_records(
                 records,
@@ -287,16 +291,18 @@ class Preparation:
                 name=source.name,
                 left_out=lambda: self._unwanted.update([source]),
             )
+        records = joined_trees(records, name=source.name, dropped=dropped, note=note)
         first = list(islice(records, DETECTION_ROWS))
         schema = detect_schema(
             first,
             renames=parse_renames(self.data.renames),
-            dropped=parse_ignored(self.data.ignored_keys),
+            dropped=dropped,
         )
         schemas[source.text] = str(schema)
         reader = RowReader(
             schema=schema,
             train_on=self.data.train_on,
+            first_turn=self.data.first_turn,
             score_column=self.data.score_column if source in self.train else None,
             find_control=None if self.data.allow_control_text else _control_finder(self.tokenizer).search,
             stop=self.stop,

@@ -9,6 +9,8 @@ from typing import cast
 from sftcli import storage
 from sftcli.config.schema.data import DataSettings
 from sftcli.config.schema.settings import Settings
+from sftcli.data.conversations.formats import RowFormat
+from sftcli.data.conversations.tokenized import LABELS_COLUMN, MASK_COLUMNS
 from sftcli.data.example import Example
 from sftcli.data.prepared.messages import write_messages
 from sftcli.data.prepared.parquet import check_free, write_rows
@@ -197,9 +199,32 @@ def prepare_data(
         is_cached=dataset is not None,
     )
     emit(prepared.describe())
+    if not data.as_text and (texts := _texts_among_rows(prepared, sources)):
+        emit(
+            Warned(
+                text=f"{', '.join(texts)}: rows of pretraining text, every token of which is trained; if that is meant: --as-text;"
+                f" to mix them into other rows: --set data.text_sources={texts[0]}"
+            )
+        )
     if sources.text and not data.text_fraction:
         emit(Notice(text="data.text_fraction is 0: the pretraining text is prepared but not trained on"))
     return prepared
+
+
+def _texts_among_rows(prepared: PreparedData, sources: Sources) -> list[str]:
+    """Return the sources of rows that hold pretraining text."""
+    schemas = prepared.dataset.about["schemas"]
+    assert isinstance(schemas, dict)
+    names = dict.fromkeys(source.text for source in (*sources.train, *sources.heldout))
+    return [name for name in names if _trains_all(str(schemas[name]))]
+
+
+def _trains_all(schema: str) -> bool:
+    """Return whether rows of a format, as it is told, are trained whole: texts, and token ids with nothing that says otherwise."""
+    columns = schema.partition(";")[0]
+    if columns.startswith(f"{RowFormat.TOKENS} rows"):
+        return not any(name in columns for name in (LABELS_COLUMN, *MASK_COLUMNS))
+    return columns.startswith(f"{RowFormat.TEXT} rows")
 
 
 def require_rows(prepared: PreparedData) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from sftcli.config.schema.data import Thinking, TrainOn
 from sftcli.data.conversations.as_messages import messages_line
 from sftcli.data.conversations.heldout_split import row_key, split_key
-from sftcli.data.conversations.messages import Conversation, Rejected, Role
+from sftcli.data.conversations.messages import Conversation, Rejected, Role, TokenRow
 from sftcli.data.example import Example
 from sftcli.data.quality.duplicates import Marks, mark_rows
 from sftcli.data.rendering.render import RenderedRows, Renderer, Row
@@ -85,9 +85,11 @@ class BatchRenderer:
         ]
         return RenderedBatch(
             results=batch.results,
-            prompts=[split_key(row) if isinstance(row, Conversation) else b"" for row in batch.rows],
+            prompts=[
+                split_key(row) if isinstance(row, Conversation | TokenRow) else b"" for row in batch.rows
+            ],
             wholes=[
-                row_key(row) if self._compares and isinstance(row, Conversation) else b""
+                row_key(row) if self._compares and isinstance(row, Conversation | TokenRow) else b""
                 for row in batch.rows
             ],
             marks=mark_rows(kept),

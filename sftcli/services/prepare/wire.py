@@ -6,14 +6,23 @@ from typing import IO
 
 import numpy as np
 
-from sftcli.data.conversations.messages import Conversation, Message, PlainText, Rejected, RejectReason
+from sftcli.data.conversations.messages import (
+    Conversation,
+    Message,
+    PlainText,
+    Rejected,
+    RejectReason,
+    TokenRow,
+)
 from sftcli.data.example import Example, RowFlag, TooLong
 from sftcli.data.quality.duplicates import HASHES, Marks
 from sftcli.data.reading.record import Origin
 from sftcli.services.prepare.rendering import RenderedBatch
 
 _LENGTH_BYTES = 8
-_KINDS = {kind.__name__: kind for kind in (Conversation, Message, PlainText, Rejected, TooLong, Origin)}
+_KINDS = {
+    kind.__name__: kind for kind in (Conversation, Message, PlainText, TokenRow, Rejected, TooLong, Origin)
+}
 _NAMES = {name: tuple(field.name for field in fields(kind)) for name, kind in _KINDS.items()}
 _PLAIN_FIELDS = tuple(
     field.name for field in fields(Example) if field.name not in {"input_ids", "loss_mask", "origin", "flags"}

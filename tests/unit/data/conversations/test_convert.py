@@ -10,7 +10,14 @@ from sftcli.config.schema.data import TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import detect_schema, parse_renames
 from sftcli.data.conversations.formats import RowFormat
-from sftcli.data.conversations.messages import Conversation, Message, PlainText, Rejected, RejectReason
+from sftcli.data.conversations.messages import (
+    Conversation,
+    Message,
+    PlainText,
+    Rejected,
+    RejectReason,
+    TokenRow,
+)
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.reading.records import read_records
 from sftcli.data.reading.source import parse_source
@@ -55,6 +62,10 @@ def show(made):
             return f"{made.origin} rejected, {made.reason}\n    {made.detail}"
         case PlainText():
             return f"{made.origin} text\n{block('text', made.text)}"
+        case TokenRow():
+            pairs = zip(made.input_ids, made.loss_mask, strict=True)
+            tokens = " ".join(f"[{token}]" if trained else f"{token}" for token, trained in pairs)
+            return f"{made.origin} tokens, {made.num_trained_turns} trained turns\n    {tokens}"
     cut = f", {made.num_cut} cut off" if made.num_cut else ""
     parts = [f"{made.origin} {len(made.messages)} turns{cut}"]
     if made.tools:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import ipc, parquet
 from transformers import AutoTokenizer
 
@@ -18,7 +20,7 @@ from sftcli.data.reading.records import read_records
 from sftcli.data.reading.source import parse_source
 from sftcli.data.rendering.render import Renderer, encode_prompt
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
-from tests.support.chat import ORIGIN, trained_texts
+from tests.support.chat import ORIGIN, rendered, trained_texts
 from tests.support.tiny_tokenizer import build_tiny_tokenizer
 
 TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}}]
@@ -230,3 +232,113 @@ def test_neighboring_calls_are_one_turn():
 )
 def test_calls_with_something_between_or_of_another_weight_stay_apart(between):
     assert len(converted(ASK, *between, *TOLD).messages) == 1 + len(between) + len(TOLD)
+
+
+# Spellings
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-99, 99) | st.text('ab\u00fc "{\n', max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text("xyz", min_size=1), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+
+
+def spellings(name: str, arguments: dict[str, object]) -> dict[str, dict[str, object]]:
+    """Return one call, its result and the answer to it, in each of six ways to write them down."""
+    written = json.dumps(arguments, ensure_ascii=False)
+    result = {"role": "tool", "tool_call_id": "c1", "content": "yes"}
+    end = {"role": "assistant", "content": "Yes."}
+
+    def chat(call: dict[str, object], result: dict[str, object]) -> dict[str, object]:
+        return {"messages": [ASK, {"role": "assistant", "content": None, **call}, result, end]}
+
+    def openai(arguments: object) -> dict[str, object]:
+        return {"tool_calls": [{"id": "c1", **call(arguments, name)}]}
+
+    return {
+        "object": chat(openai(arguments), result),
+        "text": chat(openai(written), result),
+        "legacy": chat(
+            {"function_call": {"name": name, "arguments": written}},
+            {"role": "function", "name": name, "content": "yes"},
+        ),
+        "sharegpt": {
+            "conversations": [
+                {"from": "human", "value": "Rain?"},
+                {"from": "function_call", "value": json.dumps({"name": name, "arguments": arguments})},
+                {"from": "observation", "value": "yes", "name": name},
+                {"from": "gpt", "value": "Yes."},
+            ]
+        },
+        "responses": {
+            "messages": [
+                {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Rain?"}]},
+                {
+                    "type": "function_call",
+                    "id": "fc_1",
+                    "call_id": "c1",
+                    "name": name,
+                    "arguments": written,
+                    "status": "completed",
+                },
+                {"type": "function_call_output", "call_id": "c1", "output": "yes"},
+                {
+                    "type": "message",
+                    "role": "assistant",
+                    "content": [{"type": "output_text", "text": "Yes.", "annotations": []}],
+                },
+            ]
+        },
+        "anthropic": {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Rain?"}]},
+                {
+                    "role": "assistant",
+                    "content": [{"type": "tool_use", "id": "c1", "name": name, "input": arguments}],
+                },
+                {
+                    "role": "user",
+                    "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "yes"}],
+                },
+                {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+            ]
+        },
+    }
+
+
+NAMED = OBJECT.replace("+ m.role +", "+ m.role + (' of ' + m.name if m.name else '') +")
+
+
+@pytest.fixture(scope="module")
+def naming_tokenizer(tmp_path_factory) -> HFChatTokenizer:
+    return tokenizer_of(tmp_path_factory.mktemp("naming"), NAMED)
+
+
+@given(
+    name=st.text("abc_", min_size=1, max_size=8), arguments=st.dictionaries(st.text("ab"), JSON, max_size=3)
+)
+def test_a_call_gives_the_same_ids_however_it_is_spelled(naming_tokenizer, name, arguments):
+    made = {}
+    for spelling, row in spellings(name, arguments).items():
+        record = RawRecord(fields=row, origin=ORIGIN)
+        (read,) = to_conversations(record, detect_schema([record]), train_on=TrainOn.ALL)
+        assert isinstance(read, Conversation), (spelling, read)
+        (example,) = rendered(naming_tokenizer, read)
+        made[spelling] = (example.input_ids.tolist(), example.loss_mask.tolist())
+    assert all(each == made["object"] for each in made.values()), made
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}},
+        {"name": "rain", "parameters": {"type": "object"}},
+        {"type": "function", "name": "rain", "parameters": {"type": "object"}},
+        {"name": "rain", "input_schema": {"type": "object"}, "cache_control": {"type": "ephemeral"}},
+    ],
+    ids=["chat", "bare", "responses", "anthropic"],
+)
+def test_a_tool_is_the_same_however_it_is_spelled(tool):
+    assert json.loads(converted(ASK, *TOLD[1:], tools=[tool]).tools) == TOOLS

@@ -369,8 +369,13 @@ def test_more_rows_than_there_are_is_refused(write):
         ),
         (
             "d.json",
-            '{\n  "data": [\n  ]\n}\n',
-            "d.json:1: one JSON object over several lines, expected one object per line or an array of objects",
+            '{\n  "data": [\n  ]\n}\n{\n  "data" [1]\n}',
+            "d.json:6:10: broken JSON: Expecting ':' delimiter\n    \"data\" [1]\n           ^",
+        ),
+        (
+            "d.jsonl",
+            '{"a": "1"\n{"a": "2"}\n',
+            'd.jsonl:2:1: broken JSON: Expecting \',\' delimiter\n  {"a": "2"}\n  ^',
         ),
         (
             "e.json",
@@ -417,8 +422,33 @@ def test_more_rows_than_there_are_is_refused(write):
         ),
         ("p.jsonl", '{"a": ["x", {"b": "\\u0000"}]}\n', 'p.jsonl:1: "a" holds a NUL character (\\u0000)'),
         ("q.jsonl", b'{"a": 1}\n{"a": "\0"}\n', "q.jsonl:2: a NUL byte stands at byte 16 of the file"),
-        ("r.jsonl", '{"a": "1"}\n'.encode("utf-16"), "r.jsonl:1: the file is UTF-16, expected UTF-8"),
-        ("s.jsonl", '{"a": "1"}\n'.encode("utf-16-le"), "s.jsonl:1: the file is UTF-16, expected UTF-8"),
+        ("r.jsonl", '{"a": "1"}\n'.encode("utf-32"), "r.jsonl:1: the file is UTF-32, expected UTF-8"),
+        (
+            "s.jsonl",
+            '{"a": "1"}\n'.encode("utf-16-le"),
+            "s.jsonl:1: the file is UTF-16 without a byte order mark, expected UTF-8",
+        ),
+        ("s.csv", "a\nx\n".encode("utf-16")[:-1], "s.csv:2: broken UTF-16: truncated data"),
+        (
+            "a.yaml",
+            "- prompt: p\n- just text\n",
+            "a.yaml:2: the row is text, expected an object with named columns",
+        ),
+        ("b.yaml", "- prompt: [p\n", "b.yaml:2:1: broken YAML: did not find expected ',' or ']'"),
+        (
+            "c.yaml",
+            "- prompt: !!python/name:os.system x\n",
+            "c.yaml:1:11: broken YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system'",
+        ),
+        ("d.yaml", "a: &a [x, x]\nb: &b [*a, *a]\n", "d.yaml:2: the alias *a repeats a list or an object"),
+        (
+            "e.yaml",
+            "a: " + "[" * 200 + "]" * 200,
+            "e.yaml:1: lists and objects are nested more than 100 deep",
+        ),
+        ("f.yaml", "- 7: x\n", "f.yaml:1: the name 7 is a number, expected text"),
+        ("g.yaml", "- a: !!binary aGk=\n", "g.yaml:1: a value is bytes, expected a plain one"),
+        ("h.yml", "", "h.yml: no rows"),
         ("t.jsonl", "", "t.jsonl: no rows"),
         ("u.jsonl", "\n\n", "u.jsonl: no rows"),
         ("v.json", "[]", "v.json: no rows"),
@@ -452,7 +482,8 @@ def test_more_rows_than_there_are_is_refused(write):
         ),
         ("f.csv", "a,b\n", "f.csv: no rows"),
         ("g.csv", "", "g.csv: no rows"),
-        ("a.txt", "Once upon a time", "a.txt: rows cannot be read from a .txt file"),
+        ("a.txt", " \n", "a.txt: no rows"),
+        ("b.txt", b"caf\xe9", "b.txt:1: byte 0xe9 at byte 3 of the file is not UTF-8"),
         ("a.xlsx", "PK", "a.xlsx: rows cannot be read from a .xlsx file"),
         ("a.parquet.gz", "PK", "a.parquet.gz: rows cannot be read from a .parquet.gz file"),
         (
@@ -486,22 +517,101 @@ def test_a_broken_file_is_named_with_the_place_of_the_fault(write, name, data, m
             b'{"a": "\x93"}',
             "looks like Windows-1252: iconv -f cp1252 -t utf-8 b.jsonl > utf8-b.jsonl",
         ),
-        ("c.jsonl", "{}".encode("utf-16"), "iconv -f utf-16 -t utf-8 c.jsonl > utf8-c.jsonl"),
-        (
-            "d.json",
-            '{\n"data": []}',
-            "take the rows out of it, for example: jq -c '.data[]' d.json > rows.jsonl",
-        ),
-        (
-            "e.txt",
-            "x",
-            'plain text has no row boundaries: write JSON lines, {"text": "..."} for each piece',
-        ),
+        ("c.jsonl", "{}".encode("utf-16-le"), "iconv -f utf-16le -t utf-8 c.jsonl > utf8-c.jsonl"),
+        ("d.jsonl", "{}".encode("utf-16-be"), "iconv -f utf-16be -t utf-8 d.jsonl > utf8-d.jsonl"),
+        ("e.jsonl", "{}".encode("utf-32"), "iconv -f utf-32 -t utf-8 e.jsonl > utf8-e.jsonl"),
     ],
 )
 def test_a_broken_file_comes_with_a_command_that_mends_it(write, name, data, hint):
     write(name, data)
     assert fault(name).hint == hint
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.jsonl.gz"])
+def test_utf_16_is_read_and_said(write, name, encoding):
+    text = CSV if name.endswith("csv") else LINES.decode()
+    text = f"[{','.join(text.splitlines())}]" if name.endswith("json") else text
+    data = (b"" if encoding == "utf-16" else b"\xfe\xff") + text.encode(encoding)
+    notes = []
+    found = fields(write(name, gzip.compress(data) if name.endswith("gz") else data), note=notes.append)
+    assert found == fields(write(f"plain.{name.split('.')[1]}", text))
+    assert notes == [f"{name}: is UTF-16, by its byte order mark"]
+
+
+@pytest.mark.parametrize("indent", [1, 4, "\t"])
+def test_objects_over_several_lines_are_rows(write, indent):
+    spread = "\n".join(json.dumps(row, indent=indent, ensure_ascii=False) for row in ROWS)
+    assert fields(write("rows.json", spread)) == ROWS
+    assert fields(write("one.json", json.dumps(ROWS[0], indent=indent))) == ROWS[:1]
+    assert [record.origin.line for record in read("rows.json")] == [1, 5, 9, 13, 17]
+
+
+YAML = """\
+# questions of the harbor office
+- prompt: &ask Is the ferry late?
+  completion: No
+- prompt: *ask
+  completion: |
+    At 12:30.
+    Until then: wait.
+- prompt: When?
+  completion: 2024-05-01
+  score: 0.5
+  seen: true
+  note: ~
+"""
+
+
+def test_yaml_is_read_as_it_is_written(write):
+    expected = [
+        {"prompt": "Is the ferry late?", "completion": "No"},
+        {"prompt": "Is the ferry late?", "completion": "At 12:30.\nUntil then: wait.\n"},
+        {"prompt": "When?", "completion": "2024-05-01", "score": 0.5, "seen": True, "note": None},
+    ]
+    assert fields(write("rows.yaml", YAML)) == expected
+    assert [record.origin.line for record in read("rows.yaml")] == [2, 4, 8]
+    assert fields(write("rows.yml.gz", gzip.compress(YAML.encode()))) == expected
+    documents = "prompt: p\ncompletion: c\n---\nprompt: 1:30\ncompletion: 010\n"
+    assert fields(write("documents.yml", documents)) == [
+        {"prompt": "p", "completion": "c"},
+        {"prompt": "1:30", "completion": "010"},
+    ]
+
+
+WRITTEN = st.text("ab \u00e9\n\"'\\:#-[]{}&*!|>%@,?=~<0.5") | st.integers() | st.booleans() | st.none()
+
+
+@given(st.lists(st.dictionaries(st.text("abc", min_size=1), WRITTEN), min_size=1))
+def test_yaml_and_json_say_the_same(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("yaml") / "rows.yaml"
+    path.write_text(json.dumps(rows), "utf-8")
+    assert fields(str(path)) == rows
+
+
+def test_plain_text_is_one_text_a_file_and_said(write):
+    notes = []
+    write("book/one.txt", "The ferry leaves at seven.\r\n\n  It returns.\n")
+    write("book/two.txt", "Fog.")
+    assert fields("book", note=notes.append) == [
+        {"text": "The ferry leaves at seven.\r\n\n  It returns.\n"},
+        {"text": "Fog."},
+    ]
+    assert notes == ["book: plain text, 2 texts, one a file"]
+
+
+@pytest.mark.parametrize("beside", ["README.txt", "dataset.yaml"])
+def test_notes_and_settings_beside_rows_are_passed_over(write, beside):
+    write("data/rows.jsonl", LINES)
+    write(f"data/{beside}", "license: mit")
+    assert len(read("data")) == 5
+    assert parse_source("data").skipped == (beside,)
+
+
+def test_a_plain_text_that_is_too_long_is_refused(write, monkeypatch):
+    monkeypatch.setattr(textlines, "MAX_TEXT_BYTES", 5)
+    write("a.txt", "Once upon")
+    assert "is not read as one text" in fault("a.txt").message
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])

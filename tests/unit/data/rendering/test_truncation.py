@@ -118,14 +118,18 @@ def test_a_character_is_never_cut_apart():
             assert "ab🎉🎉<|im_end|>".startswith(text)
 
 
-def test_plain_text_is_cut_at_its_end():
+def test_plain_text_is_split_and_loses_nothing():
     tokenizer = family_tokenizer("chatml")
     row = PlainText(text="The ferry leaves the harbour at seven.", origin=ORIGIN)
-    example = kept(cut(row, length(row) - 3, tokenizer))
-    (text,) = trained_texts(example, tokenizer)
-    assert row.text.startswith(text)
-    assert example.num_trained_turns == 0
-    assert tokenizer.eos_id not in example.input_ids
+    batch = Renderer(tokenizer, max_tokens=length(row) - 3, cuts=True).render_batch([row])
+    first, second = (kept(result) for result in batch.results)
+    assert first.flags == second.flags == {RowFlag.SPLIT_TEXT}
+    assert first.num_cut == second.num_cut == 0
+    whole = kept(Renderer(tokenizer, max_tokens=9999).render_example(row))
+    assert [*first.input_ids, *second.input_ids[1:]] == whole.input_ids.tolist()
+    assert first.loss_mask[1:].all()
+    assert second.loss_mask[1:].all()
+    assert [type(piece) for piece in batch.rows] == [PlainText, PlainText]
 
 
 @given(
