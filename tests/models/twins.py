@@ -131,7 +131,14 @@ def _without(pattern: re.Pattern[str], text: str) -> str:
 
 def _without_header(text: str, asks: str) -> str:
     """Return ``text`` without the longest of its beginnings that ``asks`` has too, or what opens a thought."""
-    same = next((size for size in range(min(len(text), len(asks)), 3, -1) if text[:size] in asks), 0)
+    same = next(
+        (
+            size
+            for size in range(min(len(text), len(asks)), 3, -1)
+            if text[:size] in asks and text[size - 1] != "<"
+        ),
+        0,
+    )
     return _without(_OPENING, _ANSWERS.sub("", text[same:], count=1))
 
 
