@@ -21,7 +21,7 @@ FILES = {
     "text.toml": '[training]\nbatch_size = "many"\n',
     "section.toml": "training = 3\n",
     "broken.json": '{"sft_dataset": \n',
-    "folder/inside.txt": "x",
+    "folder/inside.md": "x",
     "prepared/train.parquet": "x",
     "plain/readme.txt": "no model",
 }

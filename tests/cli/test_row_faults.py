@@ -119,7 +119,7 @@ def test_wrong_column_names_are_listed_with_the_option_that_maps_them(sft, tiny_
     ("data", "message"),
     [
         (GOOD.encode() + '{"question": "Où?", "answer": "là"}\n'.encode("latin-1"), "iconv -f latin1"),
-        (GOOD.encode("utf-16"), "iconv -f utf-16"),
+        (GOOD.encode("utf-16-le"), "iconv -f utf-16le"),
         (
             GOOD + '{"question": "\\ud800", "answer": "a"}\n',
             'rows.jsonl:2: "question" holds half of a surrogate pair',
