@@ -224,14 +224,23 @@ def test_code_that_could_run_what_it_reads_is_not_in_the_package():
                 }
                 if names == {"pickle", "UnpicklingError"}:
                     continue  # an error to catch reads nothing
-                found += [
-                    f"{path.name}: {name}"
-                    for name in names & {"pickle", "dill", "joblib", "marshal", "shelve", "yaml"}
-                ]
+                unsafe = {"pickle", "dill", "joblib", "marshal", "shelve", "yaml"}
+                if path.name == "yaml_rows.py":  # which makes plain values alone, by the safe loader
+                    unsafe -= {"yaml"}
+                found += [f"{path.name}: {name}" for name in names & unsafe]
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
                 if (
-                    name in {"eval", "exec", "os.system", "torch.load", "yaml.load"}
+                    name
+                    in {
+                        "eval",
+                        "exec",
+                        "os.system",
+                        "torch.load",
+                        "yaml.load",
+                        "yaml.unsafe_load",
+                        "yaml.full_load",
+                    }
                     and path.name != "pt_file.py"
                 ):
                     found.append(f"{path.name}: {name}")
