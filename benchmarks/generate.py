@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
-from sftcli.data.rendering.render import encode_prompt
+from sftcli.data.rendering.encode import encode_prompt
 from sftcli.events import NeverStop
 from sftcli.modeling.decoding.decode import decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder

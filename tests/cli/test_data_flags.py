@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from sftcli.data.conversations.messages import Message
-from sftcli.data.rendering.render import encode_prompt
+from sftcli.data.rendering.encode import encode_prompt
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sftcli.data.conversations.messages import Message
-from sftcli.data.rendering.render import encode_prompt
+from sftcli.data.rendering.encode import encode_prompt
 from sftcli.modeling.decoding.decoder import checked_decoder, choose_decoder
 from sftcli.modeling.decoding.fused_decode import FusedRows
 from sftcli.modeling.load import load_model

@@ -8,7 +8,7 @@ from sftcli.config.schema.data import TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import Schema
 from sftcli.data.conversations.formats import RowFormat
-from sftcli.data.conversations.meaning import UnreadError
+from sftcli.data.conversations.keys.meaning import UnreadError
 from sftcli.data.conversations.messages import Conversation, Message, PlainText, TokenRow
 from sftcli.data.reading.record import RawRecord
 

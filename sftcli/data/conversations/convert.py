@@ -25,8 +25,8 @@ from sftcli.data.conversations.formats import (
     RowFormat,
     mixed_shapes,
 )
-from sftcli.data.conversations.key_checks import check_keys, has_one_answer
-from sftcli.data.conversations.meaning import (
+from sftcli.data.conversations.keys.key_checks import check_keys, has_one_answer
+from sftcli.data.conversations.keys.meaning import (
     OTHER_LABEL,
     Unread,
     UnreadError,
@@ -35,6 +35,7 @@ from sftcli.data.conversations.meaning import (
     is_told,
     is_true,
 )
+from sftcli.data.conversations.keys.rivals import check_columns
 from sftcli.data.conversations.messages import (
     Conversation,
     Message,
@@ -46,7 +47,6 @@ from sftcli.data.conversations.messages import (
     TokenRow,
     wrong_type,
 )
-from sftcli.data.conversations.rivals import check_columns
 from sftcli.data.conversations.thinking import read_thinking
 from sftcli.data.conversations.tokenized import read_tokens
 from sftcli.data.conversations.turns import (

@@ -6,7 +6,6 @@ Each row is matched alone, and all must agree: a guess would train on the wrong 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sftcli.data.conversations.dropped_keys import without_keys
 from sftcli.data.conversations.formats import (
     CHAT_COLUMNS,
     COLUMN_SETS,
@@ -19,7 +18,8 @@ from sftcli.data.conversations.formats import (
     mixed_shapes,
     unknown_shape,
 )
-from sftcli.data.conversations.meaning import is_false, is_told, is_true
+from sftcli.data.conversations.keys.dropped_keys import without_keys
+from sftcli.data.conversations.keys.meaning import is_false, is_told, is_true
 from sftcli.data.conversations.traces import ITEM_KEYS, is_item
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.errors import UsageError

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from sftcli.config.schema.data import FirstTurn, TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import Schema
-from sftcli.data.conversations.markup import check_text
-from sftcli.data.conversations.meaning import Unread, UnreadError
+from sftcli.data.conversations.keys.markup import check_text
+from sftcli.data.conversations.keys.meaning import Unread, UnreadError
 from sftcli.data.conversations.messages import Conversation, PlainText, Rejected, TokenRow
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.errors import DataError, Location, StoppedError

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from sftcli.data.conversations.formats import THINKING_COLUMNS
-from sftcli.data.conversations.meaning import THINKING_PARTS, is_thinking, is_told
+from sftcli.data.conversations.keys.meaning import THINKING_PARTS, is_thinking, is_told
 from sftcli.data.conversations.messages import RejectReason, RowFault
 
 _TEXT_KEYS = ("thinking", "text", "reasoning", "content", "summary", "value")

@@ -7,7 +7,7 @@ of the token behind it would train the model to predict two tokens ahead. Paddin
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from sftcli.data.conversations.meaning import Unread, UnreadError
+from sftcli.data.conversations.keys.meaning import Unread, UnreadError
 from sftcli.data.conversations.messages import RejectReason, RowFault, TokenRow, wrong_type
 from sftcli.data.reading.record import Origin
 

@@ -7,7 +7,7 @@ of a content; each result becomes a turn of its own.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from sftcli.data.conversations.meaning import is_told
+from sftcli.data.conversations.keys.meaning import is_told
 from sftcli.data.conversations.messages import RejectReason, RowFault
 
 Turn = Mapping[str, object]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from sftcli.data.conversations.formats import CHAT_COLUMNS
-from sftcli.data.conversations.meaning import BY_KEY, TREE, is_filled, is_told, is_true
+from sftcli.data.conversations.keys.meaning import BY_KEY, TREE, is_filled, is_told, is_true
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.errors import DataError, Location
 

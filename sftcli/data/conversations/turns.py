@@ -20,8 +20,13 @@ from dataclasses import dataclass, replace
 
 from sftcli.config.schema.data import FirstTurn, TrainOn
 from sftcli.data.conversations.formats import TOOL_COLUMNS, VARIABLES_COLUMN
-from sftcli.data.conversations.key_checks import check_part, check_thinking_part, check_turn, is_untrained
-from sftcli.data.conversations.meaning import THINKING, UnreadError, is_told
+from sftcli.data.conversations.keys.key_checks import (
+    check_part,
+    check_thinking_part,
+    check_turn,
+    is_untrained,
+)
+from sftcli.data.conversations.keys.meaning import THINKING, UnreadError, is_told
 from sftcli.data.conversations.messages import Conversation, Message, RejectReason, Role, RowFault, wrong_type
 from sftcli.data.conversations.remedies import FIRST_TURN
 from sftcli.data.conversations.thinking import is_thinking_part, part_text, read_thinking

@@ -147,8 +147,8 @@ class Drafter:
             rendered = fill(layout.parts, filled)
         spans = [self._prove_prompt(ask, filled, rendered, layout, span) for span in layout.spans]
         draft = self._finish(row.origin, layout, texts, filled, spans)
-        if self._thinks and any(_is_respaced(row.messages[span.turn], span.behind) for span in spans):
-            draft.flags |= {RowFlag.THOUGHT_SPACED}
+        for span in spans if self._thinking is Thinking.TRAIN else ():
+            draft.flags |= _respaced(row.messages[span.turn].content, span.behind)
         if row.num_cut:
             draft.flags |= {RowFlag.TRAILING_TURNS}
         is_written = not form.thinking_key and not self._thinks and self._thinking is not Thinking.DROP
@@ -369,9 +369,11 @@ def _first_accepted(forms: Sequence[Form], draft: Callable[[Form], Draft]) -> Dr
     raise max(faults, key=lambda fault: _EARLY.index(fault.reason) if fault.reason in _EARLY else len(_EARLY))
 
 
-def _is_respaced(message: Message, text: str) -> bool:
-    """Return whether an answer that thinks stands in its ``text`` otherwise than in the row, which P1 allows for spaces."""
-    return "</think>" in message.content and message.content.strip() not in text
+def _respaced(content: str, text: str) -> frozenset[RowFlag]:
+    """Return how the white space of an answer that thinks differs in its ``text``: where it is part of the shape, P1 allows it."""
+    if "</think>" not in content or content in text:
+        return frozenset()
+    return frozenset({RowFlag.STRIPPED if content.strip() in text else RowFlag.THOUGHT_SPACED})
 
 
 def _agreeing(layout: TemplateLayout, texts: Sequence[str], rendered: str) -> Sequence[str]:

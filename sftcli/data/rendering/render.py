@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,6 @@ import numpy.typing as npt
 from sftcli.config.schema.data import Thinking, TrainOn
 from sftcli.data.conversations.messages import (
     Conversation,
-    Message,
     PlainText,
     Rejected,
     RejectReason,
@@ -30,10 +28,11 @@ from sftcli.data.example import Example, RowFlag, TooLong
 from sftcli.data.reading.record import Origin
 from sftcli.data.rendering.advice import Adviser
 from sftcli.data.rendering.draft import Draft, Drafter, TrainedSpan
+from sftcli.data.rendering.encode import encode, laid_out
 from sftcli.data.rendering.proofs import find_contents, has_leak, prove_cut_span, prove_no_leak, prove_span
 from sftcli.data.rendering.segments import Places
 from sftcli.data.rendering.stop_text import StopTexts
-from sftcli.data.rendering.tokenizer import ChatTokenizer, Reading
+from sftcli.data.rendering.tokenizer import ChatTokenizer
 from sftcli.data.rendering.truncation import (
     Made,
     answer_that_fits,
@@ -43,7 +42,6 @@ from sftcli.data.rendering.truncation import (
     cut_behind,
     cut_text,
 )
-from sftcli.errors import DataError
 
 Row = Conversation | PlainText | TokenRow | Rejected
 
@@ -298,9 +296,9 @@ class Renderer:
 
     def _tokenize(self, batch: "_Batch") -> "_Batch":
         drafts = [draft for draft in batch.drafts if isinstance(draft, Draft)]
-        _encode(drafts, self._tokenizer)
+        encode(drafts, self._tokenizer)
         spans = [draft.span_ids(span) for draft in drafts for span in draft.spans]
-        ids, places = _laid_out(drafts)
+        ids, places = laid_out(drafts)
         return replace(
             batch,
             ids=ids,
@@ -476,40 +474,3 @@ class _Batch:
     trained: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     leaks: bool = False
     spans: Sequence[tuple[Sequence[int], str]] = ()
-
-
-def _laid_out(drafts: Sequence[Draft]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Return the ids of ``drafts``, and what stands at each of them as ``Places``."""
-    segments = [ids for draft in drafts for ids in draft.ids]
-    places = np.array([segment.places for draft in drafts for segment in draft.segments], dtype=np.uint8)
-    return np.array(list(chain.from_iterable(segments)), dtype=np.int32), places.repeat(
-        list(map(len, segments))
-    )
-
-
-def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], *, tools: str = "") -> list[int]:
-    """Return the ids that ask for an answer to ``messages``, as training has them before an answer.
-
-    Raises:
-        DataError: The template refuses the messages, or their control tokens cannot be told from the template's.
-    """
-    try:
-        draft = Drafter(tokenizer).draft_prompt(tuple(messages), tools=tools)
-    except RowFaultError as fault:
-        raise DataError(f"the prompt cannot be rendered: {fault.detail}") from fault
-    _encode([draft], tokenizer)
-    return [token for part in draft.ids for token in part]
-
-
-def _encode(drafts: Sequence[Draft], tokenizer: ChatTokenizer) -> None:
-    """Give every segment of every draft its ids, with one call for all segments that are read alike."""
-    queues: dict[tuple[Reading, bool], list[tuple[Draft, int]]] = {}
-    for draft in drafts:
-        for index, segment in enumerate(draft.segments):
-            if segment.ids is None:
-                queues.setdefault((draft.reading(segment), segment.continued), []).append((draft, index))
-    for (reading, continued), queue in queues.items():
-        texts = [draft.segment_text(index) for draft, index in queue]
-        rows = tokenizer.encode_many(texts, reading=reading, continued=continued)
-        for (draft, index), ids in zip(queue, rows, strict=True):
-            draft.ids[index] = ids

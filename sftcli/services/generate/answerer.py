@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
-from sftcli.data.rendering.render import encode_prompt
+from sftcli.data.rendering.encode import encode_prompt
 from sftcli.errors import SftError
 from sftcli.events import EventSink, StopFlag, TextDelta, Warned
 from sftcli.json_files import read_json

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.data.conversations.dropped_keys import parse_ignored, without_keys
 from sftcli.data.conversations.formats import SYSTEM_COLUMNS
-from sftcli.data.conversations.key_checks import check_prompt
-from sftcli.data.conversations.meaning import UnreadError, first_filled
+from sftcli.data.conversations.keys.dropped_keys import parse_ignored, without_keys
+from sftcli.data.conversations.keys.key_checks import check_prompt
+from sftcli.data.conversations.keys.meaning import UnreadError, first_filled
 from sftcli.data.conversations.messages import Message
 from sftcli.errors import DataError, Location, NotFoundError
 

@@ -13,8 +13,8 @@ import numpy as np
 from sftcli import __version__
 from sftcli.config.schema.data import CHECKS, DataSettings, Overlong, Repeats
 from sftcli.data.conversations.detect import DETECTION_ROWS, detect_schema, parse_renames
-from sftcli.data.conversations.dropped_keys import parse_ignored
 from sftcli.data.conversations.heldout_split import OverlapFinder, choose_heldout
+from sftcli.data.conversations.keys.dropped_keys import parse_ignored
 from sftcli.data.conversations.messages import RejectReason
 from sftcli.data.conversations.row_reader import RowReader
 from sftcli.data.conversations.trees import joined_trees

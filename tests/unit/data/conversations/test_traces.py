@@ -7,7 +7,7 @@ import pytest
 from sftcli.config.schema.data import TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import detect_schema
-from sftcli.data.conversations.meaning import UnreadError
+from sftcli.data.conversations.keys.meaning import UnreadError
 from sftcli.data.conversations.messages import Conversation, Rejected, RejectReason
 from sftcli.data.reading.record import RawRecord
 from tests.support.chat import ORIGIN

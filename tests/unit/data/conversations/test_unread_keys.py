@@ -10,8 +10,8 @@ import pytest
 from sftcli.config.schema.data import TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import detect_schema, parse_renames
-from sftcli.data.conversations.dropped_keys import parse_ignored
-from sftcli.data.conversations.meaning import BY_KEY
+from sftcli.data.conversations.keys.dropped_keys import parse_ignored
+from sftcli.data.conversations.keys.meaning import BY_KEY
 from sftcli.data.conversations.messages import Conversation, PlainText, Rejected
 from sftcli.data.conversations.row_reader import RowReader
 from sftcli.data.reading.record import Origin, RawRecord

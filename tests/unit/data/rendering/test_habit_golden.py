@@ -19,7 +19,8 @@ from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.reading.records import read_records
 from sftcli.data.reading.source import parse_source
-from sftcli.data.rendering.render import Renderer, encode_prompt
+from sftcli.data.rendering.encode import encode_prompt
+from sftcli.data.rendering.render import Renderer
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.models.rows import read_rows
 from tests.models.tokens import HABITS, tokens_of

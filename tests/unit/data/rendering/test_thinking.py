@@ -13,7 +13,8 @@ from sftcli.data.conversations.detect import detect_schema
 from sftcli.data.conversations.messages import Conversation, Rejected
 from sftcli.data.example import Example, RowFlag
 from sftcli.data.reading.record import Origin, RawRecord
-from sftcli.data.rendering.render import Renderer, encode_prompt
+from sftcli.data.rendering.encode import encode_prompt
+from sftcli.data.rendering.render import Renderer
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.support.chat import answer, conversation, family_tokenizer, marked, rendered, system, user
 from tests.support.tiny_tokenizer import CHATML, build_tiny_tokenizer

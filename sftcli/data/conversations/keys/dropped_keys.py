@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from sftcli.data.conversations.formats import CHAT_COLUMNS, RATINGS, TOOL_COLUMNS, RowFormat, known_columns
-from sftcli.data.conversations.meaning import BY_KEY, THINKING_PARTS, TREE
+from sftcli.data.conversations.keys.meaning import BY_KEY, THINKING_PARTS, TREE
 from sftcli.errors import UsageError
 from sftcli.suggest import did_you_mean
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from sftcli.data.conversations.meaning import TREE, Unread, UnreadError
+from sftcli.data.conversations.keys.meaning import TREE, Unread, UnreadError
 
 _ALLOW = "--set data.allow_control_text=true"
 

@@ -13,7 +13,7 @@ from sftcli.data.conversations.formats import (
     RowFormat,
     known_columns,
 )
-from sftcli.data.conversations.meaning import (
+from sftcli.data.conversations.keys.meaning import (
     ASKED_MARKS,
     BY_KEY,
     LABEL,

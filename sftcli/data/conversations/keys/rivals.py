@@ -12,7 +12,7 @@ from sftcli.data.conversations.formats import (
     RowFormat,
     known_columns,
 )
-from sftcli.data.conversations.meaning import Unread, UnreadError, first_filled, is_filled
+from sftcli.data.conversations.keys.meaning import Unread, UnreadError, first_filled, is_filled
 from sftcli.data.conversations.messages import Conversation, PlainText
 
 _ASKED = ("prompt", "question", "instruction", "input", "context")
