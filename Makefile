@@ -19,7 +19,7 @@ layers:
 	lint-imports
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
 slow:  ## minutes long: downloads the default model and trains it
 	$(PYTHON) -m pytest -m slow

@@ -46,7 +46,7 @@ def test_both_commands_of_the_readme_install_what_is_tested_and_ci_finds_the_sec
     commands = re.findall(r"^python -m pip install .*$", readme, re.MULTILINE)
     assert commands == [
         "python -m pip install . -c constraints.txt && sft train",
-        'python -m pip install -e ".[dev]" -c constraints.txt && pytest',
+        'python -m pip install -e ".[dev]" -c constraints.txt && pytest -n 2',
     ]
     assert "s/^python -m pip install -e .*/&/p" in (REPO / ".ci" / "run").read_text("utf-8")
 
