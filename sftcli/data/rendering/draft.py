@@ -289,8 +289,10 @@ class Drafter:
         if layout.stop_appended and span is layout.spans[-1]:
             behind += self._tokenizer.eos_text
         contents = [filled[slot] for slot in span.slots]
-        if not any(content.strip() for content in contents):
-            raise RowFaultError(RejectReason.EMPTY_ANSWER, f"turn {span.turn + 1} is empty")
+        said = [filled[slot] for slot in span.slots if not layout.slots[slot].is_thought]
+        if not any(text.strip() for text in said):
+            what = "holds nothing but thinking" if any(map(str.strip, contents)) else "is empty"
+            raise RowFaultError(RejectReason.EMPTY_ANSWER, f"turn {span.turn + 1} {what}")
         return TrainedSpan(
             turn=span.turn,
             begin=span.begin,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sftcli.config.schema.data import Thinking, TrainOn
 from sftcli.data.conversations.convert import to_conversations
 from sftcli.data.conversations.detect import detect_schema
-from sftcli.data.conversations.messages import Conversation, Rejected
+from sftcli.data.conversations.messages import Conversation, Rejected, RejectReason
 from sftcli.data.example import Example, RowFlag
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.rendering.encode import encode_prompt
@@ -141,6 +141,14 @@ def test_dropped_thinking_leaves_the_templates_empty_form_without_loss():
     (example,) = rendered(tokenizer, row, thinking=Thinking.DROP)
     assert marked(example, tokenizer).endswith("<think>\n\n</think>\n\n⟦Four.<|im_end|>⟧\n")
     assert RowFlag.LEAD_TRAINED not in example.flags
+
+
+@pytest.mark.parametrize("family", ["qwen3", "chatml", "llama3"])
+@pytest.mark.parametrize("content", ["<think>\nTwo.\n</think>\n\n", "<think></think>"])
+def test_answer_that_holds_nothing_but_thinking_is_rejected(family: str, content: str):
+    result = _one(family_tokenizer(family), conversation(user("2 + 2?"), answer(content)), Thinking.TRAIN)
+    assert isinstance(result, Rejected)
+    assert result.reason is RejectReason.EMPTY_ANSWER
 
 
 def test_tokens_of_thinking_are_counted():
