@@ -19,6 +19,10 @@ CHECKS = frozenset(  # settings that say which rows are good enough, and change 
 )
 
 
+# What rendering tells a chat template itself, so that no variable may have such a name.
+RENDERING_NAMES = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
+
+
 class TrainOn(StrEnum):
     """Which assistant turns of a conversation are trained."""
 

@@ -3,6 +3,7 @@
 Import these types from ``conversation``, which makes them; they stand apart so that its helpers can share them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -11,6 +12,18 @@ from sftcli.data.reading.json_rows import json_type
 from sftcli.data.reading.record import Origin
 
 Role = Literal["system", "user", "assistant", "tool"]
+
+# How rows write roles, in any case; turns of the first kind hold nothing but a tool call.
+CALL_ROLES = ("function_call", "tool_call")
+ROLES: Mapping[str, Role] = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "chatgpt", "bard", "bing", "bot", "claude", "gemini", "model"), "assistant"
+    ),
+    **dict.fromkeys(CALL_ROLES, "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response"), "tool"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

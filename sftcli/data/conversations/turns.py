@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sftcli.config.schema.data import FirstTurn, TrainOn
+from sftcli.config.schema.data import RENDERING_NAMES, FirstTurn, TrainOn
 from sftcli.data.conversations.formats import TOOL_COLUMNS, VARIABLES_COLUMN
 from sftcli.data.conversations.keys.key_checks import (
     check_part,
@@ -27,7 +27,16 @@ from sftcli.data.conversations.keys.key_checks import (
     is_untrained,
 )
 from sftcli.data.conversations.keys.meaning import THINKING, UnreadError, is_told
-from sftcli.data.conversations.messages import Conversation, Message, RejectReason, Role, RowFault, wrong_type
+from sftcli.data.conversations.messages import (
+    CALL_ROLES,
+    ROLES,
+    Conversation,
+    Message,
+    RejectReason,
+    Role,
+    RowFault,
+    wrong_type,
+)
 from sftcli.data.conversations.remedies import FIRST_TURN
 from sftcli.data.conversations.thinking import is_thinking_part, part_text, read_thinking
 from sftcli.data.conversations.traces import chat_turns
@@ -35,7 +44,6 @@ from sftcli.data.reading.json_rows import json_type
 from sftcli.data.reading.record import Origin
 from sftcli.suggest import did_you_mean
 
-_SET_BY_RENDERING = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
 _TOOL_KEYS = ("type", "cache_control")  # of a tool that is written without a `function`
 _FUNCTION_KEYS = {"input_schema": "parameters"}  # as Anthropic calls it
 _NULL_MEANS = ("default", "const", "example")  # in the JSON schema of a tool
@@ -134,7 +142,7 @@ def template_variables(fields: Mapping[str, object]) -> str:
     if not isinstance(value, dict):
         raise wrong_type(f'"{VARIABLES_COLUMN}"', value, "an object")
     for name, inner in value.items():
-        if isinstance(inner, list | dict) or not name.isidentifier() or name in _SET_BY_RENDERING:
+        if isinstance(inner, list | dict) or not name.isidentifier() or name in RENDERING_NAMES:
             raise RowFault(
                 RejectReason.WRONG_TYPE, f'"{VARIABLES_COLUMN}" sets {name!r}, which is no plain variable'
             )
@@ -177,17 +185,7 @@ def json_in(value: object, where: str) -> object:
         raise RowFault(RejectReason.WRONG_TYPE, f"{where} is text that is not JSON") from None
 
 
-_CALLS = ("function_call", "tool_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
-ROLES: Mapping[str, Role] = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(
-        ("assistant", "gpt", "chatgpt", "bard", "bing", "bot", "claude", "gemini", "model"), "assistant"
-    ),
-    **dict.fromkeys(_CALLS, "assistant"),
-    **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response"), "tool"),
-}
 _SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
@@ -248,12 +246,14 @@ def _read_turn(turn: object, number: int) -> Message:
     is_answer = role == "assistant"
     check_turn(turn, is_assistant=is_answer)
     calls = Calls()
-    if said.lower() in _CALLS:
+    if said.lower() in CALL_ROLES:
         calls = read_calls(json_in(turn.get("value", turn.get("content")), f"{where}: the call"), where)
     elif role == "assistant":
         calls = _calls_of(turn, where)
     thinking = read_thinking(turn, f"{where}: ") if is_answer else ""
-    said_parts = _Parts("", "") if said.lower() in _CALLS else _content(turn, where, is_call=bool(calls.dump))
+    said_parts = (
+        _Parts("", "") if said.lower() in CALL_ROLES else _content(turn, where, is_call=bool(calls.dump))
+    )
     thought, content = said_parts.thought, said_parts.text
     if thought and not is_answer:
         raise UnreadError([THINKING.unread("thinking", " of content parts")])

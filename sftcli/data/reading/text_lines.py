@@ -178,18 +178,29 @@ def plain_text(stream: ByteStream, name: str, note: Note) -> Iterator[tuple[int,
     Raises:
         DataError: It is too long.
     """
-    offset = skip_bom(stream, name, note)
-    data = stream.read(MAX_TEXT_BYTES + 1)
-    if len(data) > MAX_TEXT_BYTES:
-        raise data_error(
-            f"plain text of more than {MAX_TEXT_BYTES // 2**20} MB is not read as one text",
-            name,
-            1,
-            hint='write JSON lines, {"text": "..."} for each piece, or several files into a folder',
-        )
-    text = decode(data, name, line=1, offset=offset)
+    text = whole_text(
+        stream,
+        name,
+        note,
+        max_bytes=MAX_TEXT_BYTES,
+        too_long=f"plain text of more than {MAX_TEXT_BYTES // 2**20} MB is not read as one text",
+        hint='write JSON lines, {"text": "..."} for each piece, or several files into a folder',
+    )
     if text.strip():
         yield 1, {"text": text}
+
+
+def whole_text(stream: ByteStream, name: str, note: Note, *, max_bytes: int, too_long: str, hint: str) -> str:
+    """Return all of a file as text.
+
+    Raises:
+        DataError: It has more than ``max_bytes``, in the words of ``too_long`` and ``hint``, or is not UTF-8.
+    """
+    offset = skip_bom(stream, name, note)
+    data = stream.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise data_error(too_long, name, 1, hint=hint)
+    return decode(data, name, line=1, offset=offset)
 
 
 def decode(data: bytes, name: str, *, line: int, offset: int) -> str:

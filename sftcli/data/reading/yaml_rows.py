@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sftcli.data.reading.json_rows import MAX_DEPTH, Row, check_values, json_type
-from sftcli.data.reading.text_lines import ByteStream, Note, data_error, decode, skip_bom
+from sftcli.data.reading.text_lines import ByteStream, Note, data_error, whole_text
 from sftcli.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,16 +38,14 @@ def yaml_rows(stream: ByteStream, name: str, note: Note) -> Iterator[Row]:
     """
     import yaml
 
-    offset = skip_bom(stream, name, note)
-    data = stream.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise data_error(
-            f"YAML of more than {MAX_BYTES // 2**20} MB is not supported",
-            name,
-            1,
-            hint="convert it to JSON lines, one object per line",
-        )
-    text = decode(data, name, line=1, offset=offset)
+    text = whole_text(
+        stream,
+        name,
+        note,
+        max_bytes=MAX_BYTES,
+        too_long=f"YAML of more than {MAX_BYTES // 2**20} MB is not supported",
+        hint="convert it to JSON lines, one object per line",
+    )
     try:
         _check_events(yaml.parse(text, Loader=_loader()), name)
         loader = _loader()(text)

@@ -230,7 +230,9 @@ class Drafter:
         known = self._layouts.get((shape, asks))
         if known is None:
             try:
-                known = self._build(shape, asks=asks)
+                known = build_layout(
+                    shape, self._tokenizer, self._controls, asks=asks, thinking=self._thinking
+                )
                 if self._free_roles:
                     known = allow_control_tokens_of(known, self._free_roles)
             except RowFaultError as fault:
@@ -241,9 +243,6 @@ class Drafter:
         if isinstance(known, RowFaultError):
             raise RowFaultError(known.reason, known.detail, remedy=known.remedy)
         return known
-
-    def _build(self, shape: ConversationShape, *, asks: bool = False) -> TemplateLayout:
-        return build_layout(shape, self._tokenizer, self._controls, asks=asks, thinking=self._thinking)
 
     def _forms(self, row: Conversation) -> Sequence[Form]:
         """Return the forms in which ``row`` may be handed to the template, the likeliest first."""
@@ -325,11 +324,7 @@ class Drafter:
             flags.add(RowFlag.STRIPPED)
         flags |= layout.flags | find_trouble(texts)
         draft = _draft(origin, layout.segments, filled, spans, has_markup=markup, flags=frozenset(flags))
-        draft.thoughts = frozenset(
-            index for index, slot in enumerate(layout.slots) if slot.is_thought and slot.trained
-        )
-        if draft.thoughts:
-            draft.flags |= {RowFlag.THINKING}
+        draft.thoughts = layout.thoughts
         return draft
 
 

@@ -42,14 +42,13 @@ class Asked:
     """A conversation as text with markers, and where its answers start.
 
     ``shown`` is what the template makes of the conversation, ``text`` what is trained on; they differ where the prompt of generation
-    was put in front of an answer. Then ``own`` are the slots that ``text`` has and ``shown`` lacks.
+    was put in front of an answer.
     """
 
     shown: str
     text: str
     prompts: Mapping[int, str]  # trained turn -> the text that asks for it; ``text`` starts with each
     starts: frozenset[int]  # offsets of ``text`` at which generation would start another answer
-    own: frozenset[int] = frozenset()
 
 
 def find_asked(
@@ -76,7 +75,6 @@ def find_asked(
         text=text,
         prompts=prompts,
         starts=_other_starts(shape, text, markers, tokenizer),
-        own=frozenset(_places(markers.split(text))) - frozenset(_places(markers.split(shown))),
     )
 
 

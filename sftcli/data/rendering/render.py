@@ -245,8 +245,8 @@ class Renderer:
             return cut_at(example, self._max_tokens, RowFlag.CUT_ANSWER)
         return self._too_long(row.origin, len(row.input_ids))
 
-    def _too_long(self, origin: Origin, num_tokens: int, more: str = "") -> TooLong:
-        detail = f"{num_tokens} tokens, {self._max_tokens} are allowed{more}"
+    def _too_long(self, origin: Origin, num_tokens: int, *, before: str = "", more: str = "") -> TooLong:
+        detail = f"{before}{num_tokens} tokens, {self._max_tokens} are allowed{more}"
         return TooLong(origin=origin, reason=RejectReason.TOO_LONG, detail=detail, num_tokens=num_tokens)
 
     def _draft(self, row: Conversation | PlainText | Rejected) -> Draft | Rejected:
@@ -273,12 +273,7 @@ class Renderer:
             or size // per_token <= self._max_tokens
         ):
             return None
-        return TooLong(
-            origin=row.origin,
-            reason=RejectReason.TOO_LONG,
-            detail=f"at least {size // per_token} tokens, {self._max_tokens} are allowed",
-            num_tokens=size // per_token,
-        )
+        return self._too_long(row.origin, size // per_token, before="at least ")
 
     def _is_kept(self, row: Conversation, thinking: Thinking, train_on: TrainOn) -> bool:
         """Return whether ``row`` becomes examples under other settings, however long they are."""
@@ -390,7 +385,7 @@ class Renderer:
             if shorter is not None:
                 return shorter
             more = ", and what comes before the answer leaves no room for it"
-        return self._too_long(row.origin, num_tokens, more)
+        return self._too_long(row.origin, num_tokens, more=more)
 
     def _cut(self, row: Conversation, whole: Made) -> Example | None:
         """Return the beginning of a row that fits: of all that can be proved, the one with the most turns."""

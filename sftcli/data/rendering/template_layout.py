@@ -114,13 +114,14 @@ class TemplateLayout:
     stop_appended: bool
     kept: tuple[Kept, ...]  # for each slot
     levels: tuple[int, ...]  # for each slot
+    thoughts: frozenset[int]  # slots of the thinking in trained turns
     flags: frozenset[RowFlag]
     control_token_slots: frozenset[int] = frozenset()  # what stands there may write control tokens
 
     @property
     def is_joined(self) -> bool:
         """Whether the text is put together from a prompt and an answer."""
-        return self.shown != self.parts
+        return RowFlag.PROMPT_JOINED in self.flags
 
     def fillings(self, texts: Sequence[str]) -> Iterator[list[str]]:
         """Yield what may stand in the slots for ``texts``: first as they are, then as templates change them."""
@@ -195,6 +196,7 @@ def build_layout(
     if cuts:
         _check_whole(markers.split(asked.text[: min(cuts)]), segments, tokenizer, len(slots))
     shown_parts = markers.split(shown)
+    thoughts = frozenset(index for index, slot in enumerate(slots) if slot.is_thought and slot.trained)
     return TemplateLayout(
         slots=slots,
         shown=tuple(shown_parts),
@@ -203,7 +205,8 @@ def build_layout(
         spans=spans,
         stop_appended=stop_appended,
         kept=_find_kept(shape, shown_parts, markers, tokenizer, asks=asks),
-        levels=_find_levels(shape, shown_parts, markers, tokenizer, asks=asks),
+        levels=_find_levels(shape, slots, shown_parts, markers, tokenizer, asks=asks),
+        thoughts=thoughts,
         flags=frozenset(
             flag
             for flag, is_so in {
@@ -211,6 +214,7 @@ def build_layout(
                     slot.is_thought and markers.texts[index] not in asked.text
                     for index, slot in enumerate(slots)
                 ),
+                RowFlag.THINKING: thoughts,
                 RowFlag.PROMPT_JOINED: asked.text != shown,
                 RowFlag.TOOLS_DROPPED: shape.tools
                 and _ignores_tools(shape, shown, markers, tokenizer, asks=asks),
@@ -314,6 +318,7 @@ def _check_whole(
 
 def _find_levels(
     shape: ConversationShape,
+    slots: Sequence[Slot],
     parts: Sequence[str | int],
     markers: Markers,
     tokenizer: ChatTokenizer,
@@ -321,7 +326,7 @@ def _find_levels(
     asks: bool,
 ) -> tuple[int, ...]:
     """Return for each slot how often the template writes what stands there as JSON, seen at a quotation mark behind it."""
-    found = {index: 1 if slot.is_argument else 0 for index, slot in enumerate(shape.slots())}
+    found = {index: 1 if slot.is_argument else 0 for index, slot in enumerate(slots)}
     try:
         quoted = markers.split(
             render(shape, [f'{marker}"' for marker in markers.texts], tokenizer, asks=asks)

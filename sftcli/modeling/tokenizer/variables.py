@@ -5,13 +5,12 @@ from collections.abc import Iterable, Mapping
 
 from jinja2 import meta, nodes
 
+from sftcli.config.schema.data import RENDERING_NAMES
 from sftcli.errors import UsageError
 from sftcli.modeling.tokenizer.sandbox import TemplateEnvironment
 from sftcli.suggest import did_you_mean
 
 Value = bool | int | float | str | None
-# What rendering sets itself.
-RESERVED = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
 
 
 def parse_variables(texts: Iterable[str]) -> dict[str, Value]:
@@ -27,7 +26,7 @@ def parse_variables(texts: Iterable[str]) -> dict[str, Value]:
             raise UsageError(
                 f"{text!r} sets no variable", hint="write NAME=VALUE, such as enable_thinking=false"
             )
-        if name in values or name in RESERVED:
+        if name in values or name in RENDERING_NAMES:
             what = "is set twice" if name in values else "is set by rendering itself"
             raise UsageError(f"{text!r}: the template variable {name} {what}")
         values[name] = _value(value)
@@ -54,7 +53,7 @@ def check_known(values: Mapping[str, Value], sources: Iterable[str], where: str)
     )
     for name in values:
         if name not in known:
-            names = sorted(known - RESERVED)
+            names = sorted(known - RENDERING_NAMES)
             raise UsageError(
                 f"{where} reads no variable {name!r}",
                 hint=did_you_mean(name, names) or f"it reads {', '.join(names) or 'none'}",
@@ -81,7 +80,7 @@ def find_switches(source: str) -> tuple[str, ...]:
         if isinstance(assignment.target, nodes.Name) and assignment.target.name == name.name
     ]
     own = [name for name in tree.find_all(nodes.Name) if name.ctx != "load"]
-    taken = _texts(own) - _texts(asked) - _texts(kept) | _texts(printed) | RESERVED
+    taken = _texts(own) - _texts(asked) - _texts(kept) | _texts(printed) | RENDERING_NAMES
     found = (meta.find_undeclared_variables(tree) & _texts(deciding)) - taken
     return tuple(sorted(found, key=lambda name: ("think" not in name, name)))
 

@@ -27,9 +27,9 @@ from sftcli.data.conversations.keys.meaning import (
     is_told,
     is_true,
 )
+from sftcli.data.conversations.messages import ROLES
 
 _MARKS = frozenset(key for key, meanings in BY_KEY.items() if any(m.says == MARKS.says for m in meanings))
-_ASKING = frozenset(("system", "developer", "user", "human"))  # who says nothing that was thought about
 _PLAIN_TURN = frozenset(("role", "content", "from", "value"))
 
 
@@ -161,9 +161,10 @@ def check_prompt(row: Mapping[str, object], turns: Sequence[object], *, read: fr
         raise UnreadError(found)
     for turn in turns:
         if isinstance(turn, dict):
-            said = str(turn.get("role", turn.get("from"))).lower()
+            role = ROLES.get(str(turn.get("role", turn.get("from"))).lower())
             check_turn(
-                {key: turn[key] for key in turn if key not in _MARKS}, is_assistant=said not in _ASKING
+                {key: turn[key] for key in turn if key not in _MARKS},
+                is_assistant=role not in ("system", "user"),
             )
             if calls := [key for key in ("tool_calls", "function_call") if is_filled(turn.get(key))]:
                 what = f'"{calls[0]}" of turns is not read in files of prompts'
