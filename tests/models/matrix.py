@@ -17,12 +17,14 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.models.child import Command, Done, call, prepare_children, run_sft, start_sft
 from tests.models.families import FAMILIES, TOWERS, build_family
 from tests.models.plain import answer_plainly, logits_apart, tensors_apart, train_plainly
+from tests.support.forked import end_forked, start_forked
 
 COLUMNS = (
     "train", "packing", "left alone", "auto = off", "= transformers", "LoRA", "merged answers", "peft opens", "answers",
@@ -68,28 +70,50 @@ def main() -> int:
     parser.add_argument("families", nargs="*", metavar="FAMILY")
     parser.add_argument("--out", type=Path, required=True, help="folder of models, runs and results")
     parser.add_argument("--keep", action="store_true", help="keep what the runs wrote")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="families at a time")
     args = parser.parse_args()
     out, names = args.out.absolute(), args.families or [*FAMILIES, *TOWERS]
     if unknown := set(names) - FAMILIES.keys() - TOWERS.keys():
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     results = out / "results"
     results.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        build_once(name, out)
     prepare_children(out)
     shutil.rmtree(out / "prepared", ignore_errors=True)
     rows = write_rows(out / "rows.jsonl")
-    for name in names:
-        result = results / f"{name}.json"
-        if not result.exists():
-            begin = time.monotonic()
-            cells = Trial(name, out, rows).run()
-            result.write_text(json.dumps(cells, indent=1), encoding="utf-8")
-            print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
-            if not args.keep:
-                shutil.rmtree(out / "work" / name)
+    prepare_rows(rows, out)
+    todo = [name for name in names if not (results / f"{name}.json").exists()]
+    work = partial(try_families, out=out, rows=rows, keep=args.keep)
+    children = [start_forked(partial(work, todo[place :: args.jobs])) for place in range(args.jobs)]
+    for child in children:
+        end_forked(child)
     print_table(results)
-    return int(any("**" in (results / f"{name}.json").read_text(encoding="utf-8") for name in names))
+    return int(any("**" in read_result(results / f"{name}.json") for name in names))
+
+
+def read_result(path: Path) -> str:
+    """Return what was found of a family, as it was written."""
+    return path.read_text(encoding="utf-8") if path.exists() else "**nothing was found**"
+
+
+def try_families(names: Sequence[str], *, out: Path, rows: Path, keep: bool) -> None:
+    """Try each of ``names``, and write what was found to ``out / "results"``."""
+    for name in names:
+        begin = time.monotonic()
+        build_once(name, out)
+        cells = Trial(name, out, rows).run()
+        (out / "results" / f"{name}.json").write_text(json.dumps(cells, indent=1), encoding="utf-8")
+        print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
+        if not keep:
+            shutil.rmtree(out / "work" / name)
+
+
+def prepare_rows(rows: Path, out: Path) -> None:
+    """Write the rows as tokens, the same for all families, as all have one tokenizer."""
+    model = build_once("llama", out)
+    words = ("--model", str(model), "--set", HELDOUT, "--out", str(out / "prepared"))
+    done = run_sft("prepare", str(rows), *words, folder=out, name="prepare")
+    if done.code:
+        raise RuntimeError(done.last)
 
 
 def build_once(name: str, out: Path) -> Path:
@@ -166,21 +190,13 @@ class Trial:
             if done.code == 0
             else told(done)
         )
-        plain = call(train_plainly, str(self.model), str(self._prepared()), BATCH_SIZE, auto["learning_rate"])
+        plain = call(
+            train_plainly, str(self.model), str(self.out / "prepared"), BATCH_SIZE, auto["learning_rate"]
+        )
         loss = max(worst(auto, plain, "loss"), worst(auto, plain, "heldout"))
         norms = zip(auto["grad_norm"], plain["grad_norm"], strict=True)
         norm = max(abs(one - other) / other for one, other in norms)
         self.cells["= transformers"] = f"{limited(loss, LOSS_LIMIT)} / {limited(norm, LOSS_LIMIT)}"
-
-    def _prepared(self) -> Path:
-        """Return the rows as tokens, the same for all families, as all have one tokenizer."""
-        folder = self.out / "prepared"
-        if not (folder / "train.parquet").exists():
-            words = ("--model", str(self.model), "--set", HELDOUT, "--out", str(folder))
-            done = run_sft("prepare", str(self.rows), *words, folder=self.out, name="prepare")
-            if done.code:
-                raise RuntimeError(done.last)
-        return folder
 
     def try_adapter(self) -> None:
         """Train LoRA, merge it, and compare its answers and logits with those of the merged model."""
