@@ -1,12 +1,10 @@
 """The JSON configuration of the Modern LLM pipeline, of which the SFT stage's part is read."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from sftcli.config.toml_file import TomlDocument
-from sftcli.errors import Location, NotFoundError, StorageError, UsageError
+from sftcli.errors import Location, UsageError
 
 _KEYS = {
     "sft_max_steps": "training.max_steps",
@@ -52,16 +50,20 @@ class PipelineConfig:
     ignored: tuple[str, ...]
 
 
-def read_pipeline_json(path: Path) -> PipelineConfig:
-    """Read a pipeline's configuration.
+def is_pipeline(content: Mapping[str, object]) -> bool:
+    """Return whether ``content`` has a key of the pipeline's own."""
+    return any(key.startswith("sft_") and key in _KEYS for key in content) or not _MODEL_KEYS.isdisjoint(
+        content
+    )
+
+
+def read_pipeline(content: Mapping[str, object], name: str) -> PipelineConfig:
+    """Read what a pipeline's configuration called ``name`` holds.
 
     Raises:
-        NotFoundError: There is no such file.
-        UsageError: It is not a JSON object, or names both ``sft_dataset`` and ``sft_datasets`` differently.
+        UsageError: It names both ``sft_dataset`` and ``sft_datasets`` differently, or a precision that is not offered.
     """
-    name = str(path)
     location = Location(file=name)
-    content = _read(path, location)
     one, several = content.get("sft_dataset"), content.get("sft_datasets")
     tables: dict[str, dict[str, object]] = {}
     for key, value in content.items():
@@ -81,23 +83,6 @@ def read_pipeline_json(path: Path) -> PipelineConfig:
         model_keys={key: value for key, value in content.items() if key in _MODEL_KEYS},
         ignored=ignored,
     )
-
-
-def _read(path: Path, location: Location) -> Mapping[str, object]:
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise NotFoundError(f"{path}: no such file", location=location) from None
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror or error}", location=location) from None
-    except json.JSONDecodeError as error:
-        place = Location(file=location.file, line=error.lineno, column=error.colno)
-        raise UsageError(f"{place}: not JSON: {error.msg}", location=place) from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not JSON: {error}", location=location) from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: not a JSON object", location=location)
-    return content
 
 
 def _converted(key: str, value: object, name: str) -> object:

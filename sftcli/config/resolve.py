@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from sftcli.config.config_file import read_config
 from sftcli.config.fields import allowed, choices, element_choices, shown, value_from_text
 from sftcli.config.interplay import settle
 from sftcli.config.layers import (
@@ -26,10 +27,8 @@ from sftcli.config.layers import (
     override_layer,
     winning,
 )
-from sftcli.config.pipeline_json import read_pipeline_json
 from sftcli.config.presets import preset_names, read_preset
 from sftcli.config.schema.settings import FIELDS, Settings
-from sftcli.config.toml_file import TomlDocument, read_toml
 from sftcli.errors import Location, NotFoundError, UsageError
 from sftcli.suggest import aside, did_you_mean
 
@@ -87,6 +86,7 @@ def usage_error(problems: Sequence[Problem]) -> UsageError:
 
 # Keys that a person has to type each time: no file, preset or variable of somebody else's can say them.
 TYPED_KEYS = frozenset({"model.trust_remote_code"})
+SECTIONS = frozenset(key.partition(".")[0] for key in FIELDS)
 DEFAULT_ORIGIN = "default"
 SET_ORIGIN = "--set"
 
@@ -200,16 +200,10 @@ class _Reading:
     def add_file(self, path: Path) -> None:
         with self.refusals():
             _refuse_preset_as_file(path)
-            self.add(*document_layer(self._read_file(path), FIELDS))
-
-    def _read_file(self, path: Path) -> TomlDocument:
-        if path.suffix != ".json":
-            return read_toml(path)
-        found = read_pipeline_json(path)
-        if found.ignored:
-            self.notices.append(f"{path}: keys of other stages are ignored: {', '.join(found.ignored)}")
-        self.model_keys = found.model_keys
-        return found.document
+            found = read_config(path, SECTIONS)
+            self.notices += found.notices
+            self.model_keys = found.model_keys
+            self.add(*document_layer(found.document, FIELDS))
 
     def add_environment(self, environ: Mapping[str, str]) -> None:
         self.add(*environment_layer(environ, FIELDS))

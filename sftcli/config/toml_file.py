@@ -40,11 +40,7 @@ def read_toml(path: Path, *, name: str | None = None) -> TomlDocument:
         StorageError: It cannot be read.
     """
     name = name or str(path)
-    text = _read_text(path, name)
-    if not text.strip():
-        raise UsageError(
-            f"{name}: the file is empty", hint="Write settings into it.", location=Location(file=name)
-        )
+    text = read_text(path, name)
     try:
         tables = tomllib.loads(text)
     except RecursionError:
@@ -54,7 +50,12 @@ def read_toml(path: Path, *, name: str | None = None) -> TomlDocument:
     return TomlDocument(name=name, tables=tables, places=dict(_places(name, text)))
 
 
-def _read_text(path: Path, name: str) -> str:
+def read_text(path: Path, name: str) -> str:
+    """Return the text of a file that a person wrote; ``name`` is what messages call it.
+
+    Raises:
+        NotFoundError, UsageError, StorageError: As ``read_toml``.
+    """
     location = Location(file=name)
     try:
         # A byte order mark is what some Windows editors write; TOML itself has no use for one.
@@ -62,13 +63,15 @@ def _read_text(path: Path, name: str) -> str:
     except FileNotFoundError:
         raise NotFoundError(f"{name}: no such file", location=location) from None
     except IsADirectoryError:
-        raise UsageError(f"{name} is a folder, expected a TOML file", location=location) from None
+        raise UsageError(f"{name} is a folder, expected a file", location=location) from None
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{name}: not UTF-8 text (byte {error.start})", hint="Save the file as UTF-8.", location=location
         ) from None
     except OSError as error:
         raise StorageError(f"{name}: cannot be read: {error.strerror or error}", location=location) from None
+    if not text.strip():
+        raise UsageError(f"{name}: the file is empty", hint="Write settings into it.", location=location)
     return text.replace("\r\n", "\n")
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sftcli.cli.errors.foreign_flags import OURS
 from sftcli.errors import UsageError
 from sftcli.suggest import aside, did_you_mean
 
@@ -104,6 +103,8 @@ def _as_ours(flag: str, context: _Private) -> str:
     """Return what a flag of another trainer is called here, or nothing where it is none of theirs."""
     if getattr(context, "info_name", "") != "train":
         return ""
+    from sftcli.config.foreign_names import OURS
+
     ours = OURS.get(flag.removeprefix("--").replace("-", "_"))
     return f"here it is {ours}" if ours else ""
 

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from sftcli.cli.commands.train import TRAIN_FLAGS
-from sftcli.cli.errors.foreign_flags import OURS
 from sftcli.cli.options.flags import FLAGS
+from sftcli.config.foreign_names import OURS
 from sftcli.config.schema.settings import FIELDS
 
 KNOWN = {*TRAIN_FLAGS, "--set", "--plan", "--resume"}

@@ -10,6 +10,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "--data FILE": (
         "dataset", "dataset_name", "datasets", "dataset_path", "dataset_text_field", "train_file", "train_data", "data_path",
     ),
+    "--data FILE:N, which takes N rows": ("max_samples", "max_train_samples"),
     "--heldout FILE, or --set data.heldout_fraction=0.1": (
         "eval_dataset", "eval_file", "validation_file", "val_size", "val_set_size", "validation_split_percentage",
     ),
@@ -28,8 +29,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "--set adapter.dropout=X": ("lora_dropout",),
     "--set adapter.target_modules=NAMES": ("lora_target_modules", "lora_target", "target_modules"),
     "--adapter qlora": ("load_in_4bit", "quantization_bit", "qlora"),
-    "--eval-every N": ("eval_steps", "evaluation_strategy", "eval_strategy"),
-    "--save-every N": ("save_steps", "save_strategy"),
+    "--eval-every N": ("eval_steps", "evaluation_strategy", "eval_strategy", "evals_per_epoch"),
+    "--save-every N": ("save_steps", "save_strategy", "saves_per_epoch"),
     "--set checkpoint.keep_last=N": ("save_total_limit",),
     "--set training.log_every_steps=N": ("logging_steps",),
     "--track TRACKER": ("report_to", "wandb_project"),

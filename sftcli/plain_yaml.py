@@ -1,0 +1,113 @@
+"""YAML as plain values, by PyYAML's safe loader: words and numbers are those of YAML 1.2.
+
+So ``no`` is a word, ``12:30`` a text, and so is a date. An alias may repeat a text and not a list or an object: a few lines of those
+would become more than any memory holds.
+"""
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from yaml import Event, Node, YAMLError
+
+MAX_DEPTH = 100  # lists and objects in each other
+_WORDS = (
+    ("null", re.compile(r"~|null|Null|NULL|"), "~nN\0"),
+    ("bool", re.compile(r"true|True|TRUE|false|False|FALSE"), "tTfF"),
+    ("int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)"), "-+0123456789"),
+    (
+        "float",
+        re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"),
+        "-+.0123456789",
+    ),
+    ("merge", re.compile(r"<<"), "<"),
+)
+
+
+class YamlFaultError(Exception):
+    """What is wrong with a text, and where: lines and columns count from 1."""
+
+    def __init__(self, text: str, line: int, column: int | None = None, *, hint: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+        self.line = line
+        self.column = column
+        self.hint = hint
+
+
+def yaml_documents(text: str) -> "Iterator[Node]":
+    """Yield the documents of ``text`` as nodes, which know their lines; ``yaml_value`` makes values of them.
+
+    Raises:
+        YamlFaultError: It is no YAML, repeats a list by an alias, or is nested too deeply.
+    """
+    import yaml
+
+    try:
+        _check_events(yaml.parse(text, Loader=_loader()))
+        loader = _loader()(text)
+        while loader.check_node():
+            yield loader.get_node()
+    except yaml.YAMLError as error:
+        raise _fault(error) from None
+
+
+def yaml_value(node: "Node") -> object:
+    """Return what ``node`` holds: texts, numbers, truth values, nothing, and lists and dictionaries of these.
+
+    Raises:
+        YamlFaultError: A tag asks for something else.
+    """
+    import yaml
+
+    try:
+        value: object = _loader()("").construct_document(node)
+    except yaml.YAMLError as error:
+        raise _fault(error) from None
+    return value
+
+
+@lru_cache(maxsize=1)
+def _loader() -> Any:  # noqa: ANN401 - PyYAML has no types
+    """Return the class that loads plain values, and takes for a number or a word what YAML 1.2 does."""
+    import yaml
+
+    base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader: Any = type("PlainLoader", (base,), {"yaml_implicit_resolvers": {}})
+    for kind, pattern, first in _WORDS:
+        whole = re.compile(rf"(?:{pattern.pattern})\Z")
+        loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", whole, ["", *first.replace("\0", "")])
+    return loader
+
+
+def _check_events(events: "Iterable[Event]") -> None:
+    """See that nothing grows when it is loaded, and that it is not nested too deeply."""
+    import yaml
+
+    depth, repeatable = 0, set[str]()
+    for event in events:
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise YamlFaultError(f"lists and objects are nested more than {MAX_DEPTH} deep", line)
+            repeatable.discard(event.anchor)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.ScalarEvent) and event.anchor:
+            repeatable.add(event.anchor)
+        elif isinstance(event, yaml.AliasEvent) and event.anchor not in repeatable:
+            raise YamlFaultError(
+                f"the alias *{event.anchor} repeats a list or an object",
+                line,
+                hint="write it out there; an alias may repeat a text",
+            )
+
+
+def _fault(error: "YAMLError") -> YamlFaultError:
+    mark = getattr(error, "problem_mark", None)
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, None)
+    return YamlFaultError(f"broken YAML: {getattr(error, 'problem', '') or error}", line, column)
