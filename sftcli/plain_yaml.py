@@ -70,6 +70,15 @@ def yaml_value(node: "Node") -> object:
     return value
 
 
+def yaml_places(mapping: "Node", path: tuple[str, ...] = ()) -> "Iterator[tuple[tuple[str, ...], int, int]]":
+    """Yield the path of every key in ``mapping`` and in the mappings within, with its line and column."""
+    for key, value in mapping.value:
+        here = (*path, str(key.value))
+        yield here, key.start_mark.line + 1, key.start_mark.column + 1
+        if value.id == "mapping":
+            yield from yaml_places(value, here)
+
+
 @lru_cache(maxsize=1)
 def _loader() -> Any:  # noqa: ANN401 - PyYAML has no types
     """Return the class that loads plain values, and takes for a number or a word what YAML 1.2 does."""

@@ -12,6 +12,8 @@ import typer
 from sftcli import __version__
 from sftcli.cli.commands import evaluate, export, generate, inspect, prepare, report, runs, train
 from sftcli.cli.errors.show import guarded
+from sftcli.cli.options import complete
+from sftcli.cli.options.words import meant
 from sftcli.cli.session.processes import rank_zero_output
 from sftcli.cli.terminal.text import as_utf8
 from sftcli.environment import set_defaults
@@ -52,6 +54,7 @@ app.command("report")(report.report)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
 app.command("presets")(inspect.presets)
+app.command("schema")(inspect.schema)
 app.command("env")(inspect.env)
 
 
@@ -77,7 +80,7 @@ def _start(
 def main() -> None:
     """Run ``sft`` with the process's arguments and end the process with its exit code."""
     set_defaults()
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] = meant(sys.argv[1:])
     command = _command_name(arguments)
     # In its own standalone mode Typer would print boxes for errors and turn a broken pipe into exit code 1.
     run = partial(_run, arguments)
@@ -87,6 +90,8 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> object:
     _check_words(arguments)
+    if any(word.endswith("-completion") for word in arguments):
+        complete.leave_no_space_behind_equals()
     return app(arguments, prog_name="sft", standalone_mode=False)
 
 

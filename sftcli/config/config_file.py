@@ -1,19 +1,15 @@
 """The file behind ``--config``: TOML, YAML or JSON with our sections, a pipeline's JSON, or another trainer's configuration."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sftcli.config.foreign_config import is_foreign, read_foreign
 from sftcli.config.pipeline_json import is_pipeline, read_pipeline
 from sftcli.config.toml_file import TomlDocument, dotted, read_text, read_toml
 from sftcli.errors import Location, UsageError
-from sftcli.plain_yaml import YamlFaultError, yaml_documents, yaml_value
-
-if TYPE_CHECKING:
-    from yaml import Node
+from sftcli.plain_yaml import YamlFaultError, yaml_documents, yaml_places, yaml_value
 
 _YAML = (".yaml", ".yml")
 
@@ -111,18 +107,13 @@ def _yaml_document(text: str, name: str) -> TomlDocument:
                 f"{name}: expected one YAML document with keys and values", location=Location(file=name)
             )
         tables = yaml_value(nodes[0])
+        places = {
+            dotted(*path): Location(file=name, line=line, column=column)
+            for path, line, column in yaml_places(nodes[0])
+        }
     except YamlFaultError as fault:
         place = Location(file=name, line=fault.line, column=fault.column)
         raise UsageError(f"{place}: {fault.text}", hint=fault.hint, location=place) from None
     assert isinstance(tables, dict)
     named = {str(key): value for key, value in tables.items()}
-    return TomlDocument(name=name, tables=named, places=dict(_places(nodes[0], name)))
-
-
-def _places(mapping: "Node", name: str, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Location]]:
-    for key, value in mapping.value:
-        here = (*path, str(key.value))
-        mark = key.start_mark
-        yield dotted(*here), Location(file=name, line=mark.line + 1, column=mark.column + 1)
-        if value.id == "mapping":
-            yield from _places(value, name, here)
+    return TomlDocument(name=name, tables=named, places=places)

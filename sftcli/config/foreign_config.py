@@ -250,7 +250,11 @@ def _take(found: ForeignSettings, key: str, value: object, ours: str, read: _Rea
     except _RefusedError as refused:
         found.refused[key] = str(refused)
     else:
-        found.settings.setdefault(ours, (taken, key))
+        earlier, theirs = found.settings.setdefault(ours, (taken, key))
+        if earlier != taken:
+            found.refused[key] = f"{theirs} says something else"
+        elif theirs != key:
+            found.ignored.append(f"{key} ({theirs} says the same)")
         if value == "qlora":
             found.settings.setdefault("adapter.quantize", ("4bit", key))
 

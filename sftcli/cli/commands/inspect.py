@@ -1,5 +1,6 @@
-"""``sft presets`` and ``sft env``: what there is, without doing anything."""
+"""``sft presets``, ``sft schema`` and ``sft env``: what there is, without doing anything."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -33,6 +34,19 @@ def presets(
         results.show_settings(rows, output)
         return
     results.show_pairs({preset: read_preset(preset).description for preset in preset_names()}, output)
+
+
+@command
+def schema() -> None:
+    """Print the JSON schema of the settings, by which editors check and complete a file for `--config`.
+
+    Examples:
+      sft schema > sft.schema.json
+    """
+    from sftcli.config.schema.settings import Settings
+
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    typer.echo(json.dumps(head | Settings.model_json_schema(), indent=2))
 
 
 @command

@@ -21,6 +21,14 @@ _IN_WORDS = {
     "less than or equal to": "must be at most",
 }
 _UNKNOWN = "No such option"
+_NO_COMMAND = re.compile(r"No such command '(?P<word>.*)'")
+_NOT_AUTO = re.compile(r"Invalid value for '--resume': (?:Value error, )?'(?P<word>.*)' is not one of 'auto'")
+_COMMANDS = {
+    "chat": "generate --chat", "infer": "generate", "inference": "generate", "predict": "generate", "serve": "export",
+    "merge": "export", "evaluate": "eval", "test": "eval", "score": "eval", "finetune": "train", "fine-tune": "train", "fit": "train",
+    "sft": "train", "tokenize": "prepare", "preprocess": "prepare", "list": "runs", "ls": "runs", "status": "show", "log": "show",
+    "info": "env", "version": "--version",
+}  # fmt: skip
 _NO_FLAG = re.compile(r"(?P<head>Missing option .*)\. Choose from:\s*(?P<words>.*)", re.DOTALL)
 _EXTRA = re.compile(r"Got unexpected extra argument\(s\) \((?P<words>.*)\)", re.DOTALL)
 
@@ -68,6 +76,12 @@ def _problem(error: _Private) -> _Problem:
     option = getattr(error, "option_name", "")
     if isinstance(option, str) and option and _UNKNOWN in message:
         return _unknown_flag(option, getattr(error, "ctx", None))
+    if found := _NO_COMMAND.fullmatch(message):
+        return _unknown_command(found["word"], getattr(error, "ctx", None))
+    if found := _NOT_AUTO.fullmatch(message):
+        text = f"--resume takes the word auto, not {found['word']!r}"
+        go_on = f"to go on with a run: sft resume {found['word']}"
+        return _Problem(text=text, guess=did_you_mean(found["word"], ["auto"]) or go_on)
     if found := _NOT_A_CHOICE.fullmatch(message):
         word, words = found["word"], found["words"].replace("'", "").split(", ")
         return _Problem(
@@ -92,8 +106,16 @@ def _extra_words(words: str, context: _Private) -> _Problem:
     return _Problem(text=text)
 
 
+def _unknown_command(word: str, context: _Private) -> _Problem:
+    known = list(getattr(getattr(context, "command", None), "commands", ()))
+    guess = f"that is `sft {_COMMANDS[word]}`" if word in _COMMANDS else did_you_mean(word, known)
+    return _Problem(text=f"there is no command {word!r}", guess=guess)
+
+
 def _unknown_flag(flag: str, context: _Private) -> _Problem:
     guess = _as_ours(flag, context) or _as_setting(flag, context)
+    if flag == "--data" and getattr(context, "info_name", "") == "prepare":
+        guess = "rows stand without a flag: sft prepare FILE"
     if not guess and flag.startswith("--"):
         guess = did_you_mean(flag, _flags(context))
     return _Problem(text=f"{_UNKNOWN}: {flag}", guess=guess)

@@ -87,7 +87,7 @@ def rows(incomplete: str) -> Iterator[str | tuple[str, str]]:
 @_quiet
 def config_files(incomplete: str) -> Iterator[str | tuple[str, str]]:
     """Offer folders and files of settings."""
-    yield from _paths(incomplete, lambda path: path.suffix in {".toml", ".json"})
+    yield from _paths(incomplete, lambda path: path.suffix in {".toml", ".yaml", ".yml", ".json"})
 
 
 def _short(text: str) -> str:
@@ -105,3 +105,14 @@ def _paths(incomplete: str, is_wanted: Callable[[Path], bool]) -> Iterator[str]:
             yield f"{shown}/"
         elif is_wanted(path):
             yield shown
+
+
+def leave_no_space_behind_equals() -> None:
+    """Let the script for bash put no space behind ``KEY=``: the value follows. Elsewhere ``--set KEY= VALUE`` is read as well."""
+    from typer import _completion_shared
+
+    scripts = _completion_shared._completion_scripts
+    ending = "    return 0\n"
+    scripts["bash"] = scripts["bash"].replace(
+        ending, f"    [[ ${{COMPREPLY-}} == *= ]] && compopt -o nospace\n{ending}"
+    )

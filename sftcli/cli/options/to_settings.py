@@ -48,7 +48,7 @@ class Layers:
             "--config",
             metavar="FILE",
             autocompletion=complete.config_files,
-            help="Read settings from this TOML file.",
+            help="Read settings from this file: TOML, YAML or JSON, or the YAML of another trainer.",
             rich_help_panel=SETTINGS_PANEL,
         ),
     ] = None
