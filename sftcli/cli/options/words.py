@@ -4,7 +4,16 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-_KEY = re.compile(r"[a-z]+\.[a-z_0-9]+=?")
+SECTIONS = (
+    "run",
+    "model",
+    "data",
+    "training",
+    "adapter",
+    "checkpoint",
+    "sampling",
+)  # of the settings, which are slow to import
+_KEY = re.compile(rf"({'|'.join(SECTIONS)})\.[a-z_0-9]+=?")
 # ``sft generate help`` asks a model for help.
 _TAKES_TEXT = ("generate",)
 
