@@ -15,6 +15,7 @@ from sftcli.cli.errors.show import guarded
 from sftcli.cli.options import complete
 from sftcli.cli.options.words import meant
 from sftcli.cli.session.processes import rank_zero_output
+from sftcli.cli.terminal.help_screen import SftCommand, SftGroup
 from sftcli.cli.terminal.text import as_utf8
 from sftcli.environment import set_defaults
 from sftcli.errors import UsageError
@@ -36,26 +37,27 @@ All commands: sft --help"""
 
 app = typer.Typer(
     name="sft",
+    cls=SftGroup,
     help="Fine-tune causal language models on instruction-response pairs.",
-    epilog='First run: sft train. Then: sft generate "Please ship 40 crates of walnuts to Ms Okafor in Lagos." and sft eval.',
+    epilog='sft train\nsft generate "Please ship 40 crates of walnuts to Ms Okafor in Lagos."\nsft eval',
     invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("prepare")(prepare.prepare)
-app.command("train")(train.train)
-app.command("resume")(train.resume)
-app.command("generate")(generate.generate)
-app.command("eval")(evaluate.evaluate)
-app.command("export")(export.export)
-app.command("report")(report.report)
-app.command("runs")(runs.runs)
-app.command("show")(runs.show)
-app.command("presets")(inspect.presets)
-app.command("schema")(inspect.schema)
-app.command("env")(inspect.env)
+app.command("prepare", cls=SftCommand)(prepare.prepare)
+app.command("train", cls=SftCommand)(train.train)
+app.command("resume", cls=SftCommand)(train.resume)
+app.command("generate", cls=SftCommand)(generate.generate)
+app.command("eval", cls=SftCommand)(evaluate.evaluate)
+app.command("export", cls=SftCommand)(export.export)
+app.command("report", cls=SftCommand)(report.report)
+app.command("runs", cls=SftCommand)(runs.runs)
+app.command("show", cls=SftCommand)(runs.show)
+app.command("presets", cls=SftCommand)(inspect.presets)
+app.command("schema", cls=SftCommand)(inspect.schema)
+app.command("env", cls=SftCommand)(inspect.env)
 
 
 def _show_version(value: bool) -> None:

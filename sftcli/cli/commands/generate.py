@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli.options import complete
-from sftcli.cli.options.flags import FLAGS, INPUT_PANEL, Flags
+from sftcli.cli.options.flags import FLAGS, MAIN_PANEL, Flags
 from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
 from sftcli.cli.options.to_settings import resolve_flags
@@ -63,7 +63,7 @@ class AnsweringFlags:
             metavar="PATH",
             autocompletion=complete.models,
             help="Checkpoint, run folder or model folder to use; without it, the newest run.",
-            rich_help_panel=INPUT_PANEL,
+            rich_help_panel=MAIN_PANEL,
         ),
     ] = None
     model: ModelFlags

@@ -27,20 +27,10 @@ if TYPE_CHECKING:
 
 
 TRAIN_FLAGS = (
-    *(
-        "--data",
-        "--heldout",
-        "--model",
-        "--tokenizer",
-        "--trust-remote-code",
-        "--epochs",
-        "--max-steps",
-        "--batch-size",
-    ),
-    *("--learning-rate", "--eval-every", "--save-every", "--seed"),
-    *ROW_FLAGS,
-    *("--lora", "--adapter", "--rank", "--packing", "--run", "--runs", "--track", "--processes"),
-)
+    "--data", "--model", "--run", "--lora", "--learning-rate", "--epochs", "--batch-size", "--max-steps", "--heldout", *ROW_FLAGS,
+    "--adapter", "--rank", "--eval-every", "--save-every", "--packing", "--processes", "--seed", "--trust-remote-code", "--tokenizer",
+    "--runs", "--track",
+)  # fmt: skip
 
 
 class Resume(StrEnum):

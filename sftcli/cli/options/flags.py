@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
     from sftcli.config.layers import Override
 
+MAIN_PANEL = "Main options"
+ROWS_PANEL = "Rows"
+TRAINING_PANEL = "Training"
+MODEL_PANEL = "Model"
 SETTINGS_PANEL = "Settings"
-INPUT_PANEL = "Model and data"
 ADAPTER_PANEL = "Adapter"
 SAMPLING_PANEL = "Sampling"
 RUN_PANEL = "Run"
@@ -163,35 +166,27 @@ _ADAPTERS: Mapping[object, Mapping[str, object]] = {
 
 # fmt: off
 _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
-    SETTINGS_PANEL: (
-        Flag("--max-steps", "training.max_steps", kind=int, metavar="N", min=1,
-             help="Optimizer steps to train."),
+    MAIN_PANEL: (
+        Flag("--data -d", "data.sources", kind=list[str], metavar="SOURCE", complete=complete.rows,
+             help="File, folder or hub name of rows to use; SOURCE:N takes N rows. Repeatable."),
+        Flag("--model -m", "model.name", metavar="MODEL", complete=complete.models,
+             help="Alias, hub name, folder, .gguf or .pt file of a model."),
+        Flag("--run", "run.name", metavar="NAME",
+             help="Name of the run folder; by default from preset and time."),
+        Flag("--lora", "adapter.kind", kind=bool, means={True: _ADAPTERS["lora"]},
+             help="Train a LoRA adapter instead of the full model."),
+        Flag("--learning-rate --lr", "training.learning_rate", kind=float, metavar="X",
+             help="Peak learning rate."),
         Flag("--epochs", "training.epochs", kind=float, metavar="N",
              help="Passes over the rows to train."),
         Flag("--batch-size", "training.batch_size", kind=int, metavar="N", min=1,
              help="Rows of an optimizer step, on all devices together."),
-        Flag("--learning-rate --lr", "training.learning_rate", kind=float, metavar="X",
-             help="Peak learning rate."),
-        Flag("--eval-every", "training.eval_every_steps", kind=int, metavar="N", min=0,
-             help="Steps between evaluations on held-out rows; 0 for none but the first and the last."),
-        Flag("--save-every", "checkpoint.every_steps", kind=int, metavar="N", min=0,
-             help="Steps between checkpoints; 0 saves by time alone."),
-        Flag("--seed", "training.seed", kind=int, metavar="N", min=0, max=2**32 - 1,
-             help="Random seed."),
-        Flag("--packing", "training.packing", metavar="auto|on|off", checks_words=True,
-             help="Pack several rows into one, isolated by attention; auto packs if the model keeps them apart."),
+        Flag("--max-steps", "training.max_steps", kind=int, metavar="N", min=1,
+             help="Optimizer steps to train."),
     ),
-    INPUT_PANEL: (
-        Flag("--data -d", "data.sources", kind=list[str], metavar="SOURCE", complete=complete.rows,
-             help="File, folder or hub name of rows to use; SOURCE:N takes N rows. Repeatable."),
+    ROWS_PANEL: (
         Flag("--heldout", "data.heldout_sources", kind=list[str], metavar="SOURCE", complete=complete.rows,
              help="Held-out rows; by default a share of the data is held out. Repeatable."),
-        Flag("--model -m", "model.name", metavar="MODEL", complete=complete.models,
-             help="Alias, hub name, folder, .gguf or .pt file of a model."),
-        Flag("--tokenizer", "model.tokenizer", metavar="NAME_OR_DIR",
-             help="Tokenizer for a .pt model, which has none; gpt2 by default."),
-        Flag("--trust-remote-code", "model.trust_remote_code", kind=bool,
-             help="Run the code of a hub model, at the full commit in model.revision. Read it first."),
         Flag("--as-text", "data.as_text", kind=bool,
              help="Rows of pretraining text are meant to be trained whole: do not warn of them."),
         Flag("--map", "data.renames", kind=list[str], metavar="OURS=THEIRS",
@@ -225,23 +220,35 @@ _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
         Flag("--strict", "data.strict", kind=bool,
              help="Exit with 3 if rows are rejected, truncated, duplicated or broken, or share prompts with held-out rows."),
     ),
+    TRAINING_PANEL: (
+        Flag("--eval-every", "training.eval_every_steps", kind=int, metavar="N", min=0,
+             help="Steps between evaluations on held-out rows; 0 for none but the first and the last."),
+        Flag("--save-every", "checkpoint.every_steps", kind=int, metavar="N", min=0,
+             help="Steps between checkpoints; 0 saves by time alone."),
+        Flag("--packing", "training.packing", metavar="auto|on|off", checks_words=True,
+             help="Pack several rows into one, isolated by attention; auto packs if the model keeps them apart."),
+        Flag("--processes", "training.processes", kind=int, metavar="N", min=1,
+             help="Split each step across this many processes on this machine, one per GPU."),
+    ),
+    MODEL_PANEL: (
+        Flag("--tokenizer", "model.tokenizer", metavar="NAME_OR_DIR",
+             help="Tokenizer for a .pt model, which has none; gpt2 by default."),
+        Flag("--trust-remote-code", "model.trust_remote_code", kind=bool,
+             help="Run the code of a hub model, at the full commit in model.revision. Read it first."),
+    ),
     ADAPTER_PANEL: (
-        Flag("--lora", "adapter.kind", kind=bool, means={True: _ADAPTERS["lora"]},
-             help="Train a LoRA adapter instead of the full model."),
         Flag("--adapter", "adapter.kind", kind=AdapterChoice, means=_ADAPTERS,
              help="Train an adapter of this kind; `qlora` keeps the model below it in 4 bits, on CUDA."),
         Flag("--rank", "adapter.rank", kind=int, metavar="N", min=1,
              help="Rank of the adapter matrices."),
     ),
     RUN_PANEL: (
-        Flag("--run", "run.name", metavar="NAME",
-             help="Name of the run folder; by default from preset and time."),
+        Flag("--seed", "training.seed", kind=int, metavar="N", min=0, max=2**32 - 1,
+             help="Random seed."),
         Flag("--runs", "run.root", metavar="DIR",
              help="Folder with the run folders."),
         Flag("--track", "run.trackers", kind=list[str], metavar="TRACKER", checks_words=True,
              help="Also log to tensorboard, wandb or mlflow. Repeatable."),
-        Flag("--processes", "training.processes", kind=int, metavar="N", min=1,
-             help="Split each step across this many processes on this machine, one per GPU."),
     ),
     SAMPLING_PANEL: (
         Flag("--max-new-tokens", "sampling.max_new_tokens", kind=int, metavar="N", min=1,

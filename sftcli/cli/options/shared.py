@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from sftcli.cli.options.flags import FLAGS, INPUT_PANEL, RUN_PANEL
+from sftcli.cli.options.flags import FLAGS, MODEL_PANEL, RUN_PANEL
 
 OUTPUT_PANEL = "Output"
 
@@ -102,7 +102,7 @@ class ModelFlags:
             "--base-model",
             metavar="MODEL",
             help="Base model of an adapter, if it is not where the adapter says.",
-            rich_help_panel=INPUT_PANEL,
+            rich_help_panel=MODEL_PANEL,
         ),
     ] = None
     trusts_code: Annotated[
@@ -110,7 +110,7 @@ class ModelFlags:
         typer.Option(
             "--trust-remote-code",
             help="Run the model code that the run was trained with; it must be unchanged.",
-            rich_help_panel=INPUT_PANEL,
+            rich_help_panel=MODEL_PANEL,
         ),
     ] = False
 
