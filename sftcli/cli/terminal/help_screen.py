@@ -127,8 +127,8 @@ def _show(usage: str, text: str, examples: Sequence[str], panels: Mapping[str, S
     console = Console(highlight=False)
     console.width = min(console.width, MOST_COLUMNS)
     console.print(Text.assemble(("Usage: ", "bold"), usage), end="\n\n")
-    for line in Text(" ".join(text.split())).wrap(console, console.width):
-        console.print(line.plain.rstrip())
+    for wrapped in Text(" ".join(text.split())).wrap(console, console.width):
+        console.print(wrapped.plain.rstrip())
     console.print()
     lines = [line.strip() for line in examples if line.strip()]
     for line in lines:

@@ -310,9 +310,8 @@ def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
     for run in list_runs(root):
         if (finished is None or run.is_finished == finished) and not run.is_damaged:
             return run
-    if finished:
-        raise NotFoundError(f"no finished run under {root}", hint="train one first: sft train")
-    raise NotFoundError(f"no unfinished run under {root}", hint="start one: sft train")
+    kind = {None: "run", True: "finished run", False: "unfinished run"}[finished]
+    raise NotFoundError(f"there is no {kind} under {root}", hint="start one: sft train")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
