@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, assert_never, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from sftcli.config.schema.adapter import Quantize
 from sftcli.errors import DataError, MismatchError, ResourceError, UsageError, first_line
+from sftcli.modeling.architecture import auto_class, freeze_beside_text
 from sftcli.modeling.config_values import config_value
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.modeling.formats.remote_code import refuse_code
@@ -65,6 +66,7 @@ def load_model(
             hint="choose a smaller model or a larger device",
         ) from error
     _refuse_nonfinite(folder, model)
+    freeze_beside_text(model)
     if gradient_checkpointing:
         checkpoint_activations(model)
     return model
@@ -75,7 +77,8 @@ def take_names(model: PreTrainedModel, folder: Path) -> None:
 
     A checkpoint has the names that transformers uses in memory, where experts are fused and prefixes are gone.
     """
-    layout = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    layout = auto_class(config).from_pretrained(
         folder, device_map="meta", local_files_only=True, trust_remote_code=False
     )
     vars(model)["_weight_conversions"] = layout._weight_conversions
@@ -111,7 +114,8 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     register()
     try:
-        loaded: object = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code)
+        loaded: object = auto_class(config).from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=attention,

@@ -34,6 +34,7 @@ from sftcli.modeling.adapter.targets import (
     refuse_tied,
     target_names,
 )
+from sftcli.modeling.architecture import opens_whole
 from sftcli.modeling.formats.identity import numbers_hash
 from sftcli.modeling.load import load_model
 
@@ -68,7 +69,7 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, 
         "fan_in_fan_out": transposed,
     }
     _inject(model, config)
-    return {**config, "inference_mode": True, "peft_version": peft.__version__}
+    return {**config, **_opened_as(model), "inference_mode": True, "peft_version": peft.__version__}
 
 
 def check_base(folder: Path, base: Path) -> None:
@@ -170,6 +171,15 @@ def merge_in_place(model: PreTrainedModel) -> None:
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, base)
     vars(model).pop("peft_config", None)
+
+
+def _opened_as(model: PreTrainedModel) -> dict[str, object]:
+    """Return what tells peft the class of a model of text and images, which is not that of its kind of task."""
+    if not opens_whole(model):
+        return {}
+    kind = type(model)
+    mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+    return {"task_type": None, "auto_mapping": mapping}
 
 
 def _inject(model: PreTrainedModel, config: Mapping[str, object]) -> None:
