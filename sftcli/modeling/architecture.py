@@ -13,6 +13,7 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PretrainedConfig,
@@ -25,6 +26,9 @@ AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 
 _BESIDE = "_beside_text"  # attribute of a model
 _TRIED_TOKENS = 3
+# model_type -> beginning of the names of its language model, for models that are opened as that alone: in transformers 5.24
+# the class of the whole ends with an error, as it asks the language model for images.
+_PREFIXES: Mapping[str, str] = {"llama4": "language_model"}
 
 
 def auto_class(config: PretrainedConfig) -> AutoClass:
@@ -35,11 +39,23 @@ def auto_class(config: PretrainedConfig) -> AutoClass:
     """
     whole = _listed(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, config)
     text = _listed(MODEL_FOR_CAUSAL_LM_MAPPING, config)
-    if whole is None or (text is not None and (text is whole or _leaves_towers_out(text))):
+    by_text = text is whole or config.model_type in _PREFIXES or _leaves_towers_out(text)
+    if whole is None or (text is not None and by_text):
         return AutoModelForCausalLM
     if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
         raise _unable(whole.__name__, "it reads its prompt with an encoder")
     return AutoModelForImageTextToText
+
+
+def language_prefix(config: PretrainedConfig) -> str:
+    """Return what the names of a language model begin with in files of a larger one, if its class does not know them; else ""."""
+    return _PREFIXES.get(config.model_type, "")
+
+
+def decoder_classes(config: PretrainedConfig, opener: AutoClass) -> list[type[PreTrainedModel]]:
+    """Return the known classes of transformers that a model with ``config`` and its decoder are of."""
+    found = (_listed(opener._model_mapping, config), _listed(MODEL_MAPPING, config.get_text_config()))
+    return [kind for kind in found if kind is not None]
 
 
 def opens_whole(model: PreTrainedModel) -> bool:
@@ -74,13 +90,15 @@ def freeze_beside_text(model: PreTrainedModel) -> None:
 
 
 def _listed(mapping: Mapping[Any, Any], config: PretrainedConfig) -> type[PreTrainedModel] | None:
-    found: object = mapping.get(type(config))
+    found: object = mapping.get(type(config), None)
     return found if isinstance(found, type) else None
 
 
-def _leaves_towers_out(kind: type[PreTrainedModel]) -> bool:
+def _leaves_towers_out(kind: type[PreTrainedModel] | None) -> bool:
     """Return whether a language model's class lists the weights of its vision tower as those that it does without."""
-    return any("vis" in pattern for pattern in kind._keys_to_ignore_on_load_unexpected or ())
+    return any(
+        "vis" in pattern for pattern in getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
+    )
 
 
 def _layers_without_text(model: PreTrainedModel) -> list[nn.Module]:
@@ -112,7 +130,10 @@ def _layers_without_text(model: PreTrainedModel) -> list[nn.Module]:
 def _plain_ids(config: PretrainedConfig) -> list[int]:
     """Return tokens of text: a configuration names those that stand for images, among others."""
     named = {
-        value for part in (config, config.get_text_config()) for value in vars(part).values() if type(value) is int
+        value
+        for part in (config, config.get_text_config())
+        for value in vars(part).values()
+        if type(value) is int
     }
     free = (token for token in range(len(named) + _TRIED_TOKENS) if token not in named)
     return [*islice(free, _TRIED_TOKENS)]

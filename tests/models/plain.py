@@ -96,6 +96,10 @@ def _load(folder: str) -> PreTrainedModel:
     """Load a model of text, or of text and images, as the class that its configuration names."""
     config = AutoConfig.from_pretrained(folder)
     model = getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32)
+    if isinstance(model, transformers.Llama4ForConditionalGeneration):
+        # The whole one ends with an error in transformers 5.24: it asks the language model for images.
+        model.language_model.generation_config = model.generation_config
+        model = model.language_model
     embedding = model.get_input_embeddings()
     if isinstance(embedding, torch.nn.Embedding):
         embedding.padding_idx = None  # whose row would not train

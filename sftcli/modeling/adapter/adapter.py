@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
+from sftcli.config.schema.run import Attention
 from sftcli.errors import DataError, MismatchError
 from sftcli.modeling.adapter.folder import (
     AdapterBase,
@@ -128,6 +129,7 @@ def merge_adapter(
     base: Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
+    attention: Attention = Attention.AUTO,
     trusts_code: bool = False,
 ) -> PreTrainedModel:
     """Return the model in ``base`` with the adapter in ``folder`` merged into its weights: an ordinary full model.
@@ -137,6 +139,7 @@ def merge_adapter(
         base: The model folder that it belongs to; see ``services.models.ModelChoice.weights_folder``.
         dtype: Of the model returned. Sums are made in float32, layer by layer, and rounded once.
         device: Where to; None is the CPU.
+        attention: As in ``load_model``.
         trusts_code: As in ``load_model``, of ``base``.
 
     Raises:
@@ -144,7 +147,13 @@ def merge_adapter(
         ConsentError, NotFoundError, DataError, UsageError: As in ``load_adapter`` and ``load_model``.
     """
     check_base(folder, base)
-    model = load_model(base, dtype=dtype, device=device or torch.device("cpu"), trusts_code=trusts_code)
+    model = load_model(
+        base,
+        dtype=dtype,
+        device=device or torch.device("cpu"),
+        attention=attention,
+        trusts_code=trusts_code,
+    )
     load_adapter(model, folder)
     merge_in_place(model)
     return model

@@ -26,9 +26,9 @@ from sftcli.errors import DataError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag, Warned
 from sftcli.modeling.adapter.targets import weights_left_alone
 from sftcli.modeling.architecture import opens_whole
+from sftcli.modeling.attention import attention_of, use_named_attention
 from sftcli.modeling.formats.folder_write import is_part_of_whole, write_model_files
 from sftcli.modeling.formats.source_tensors import SourceTensors, check_names_come_back
-from sftcli.modeling.kernels.document_attention import attention_of
 from sftcli.modeling.kernels.fuse import Fusion, fuse_layers
 from sftcli.modeling.load import (
     checkpoint_activations,
@@ -236,6 +236,7 @@ def assemble(
     )
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
+    use_named_attention(model)
     attention = attention_of(model)
     peak = matmul_flops(compute.device, compute.dtype)
     emit(_model_loaded(model, inputs.located.name, recorded, compute.device, peak_flops=peak))
@@ -346,6 +347,7 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
             settings.adapter,
             dtype=compute.dtype,
             device=device,
+            attention=settings.model.attention,
             gradient_checkpointing=settings.training.gradient_checkpointing,
             trusts_code=bool(inputs.trusted_code),
         )
@@ -362,6 +364,7 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
         located.folder,
         dtype=torch.float32,
         device=device,
+        attention=settings.model.attention,
         gradient_checkpointing=settings.training.gradient_checkpointing,
         trusts_code=bool(inputs.trusted_code),
     )
