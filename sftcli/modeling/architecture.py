@@ -26,6 +26,8 @@ AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 
 _BESIDE = "_beside_text"  # attribute of a model
 _TRIED_TOKENS = 3
+_ROUNDING = {torch.float32: 1e-5}  # part of the spread of logits
+_COARSE_ROUNDING = 0.02
 # model_type -> beginning of the names of its language model, for models that are opened as that alone: in transformers 5.24
 # the class of the whole ends with an error, as it asks the language model for images.
 _PREFIXES: Mapping[str, str] = {"llama4": "language_model"}
@@ -89,6 +91,28 @@ def freeze_beside_text(model: PreTrainedModel) -> None:
     vars(model)[_BESIDE] = frozenset(weights)
 
 
+@torch.no_grad()
+def require_causal(model: PreTrainedModel) -> None:
+    """Make sure that ``model`` predicts a token from those before it, and does not see it beforehand.
+
+    Raises:
+        UsageError: What comes behind a token changes what follows it.
+    """
+    first, second, third, *_ = _plain_ids(model.config)
+    was_training = model.training
+    model.train(False)
+    one, other = (
+        model(input_ids=torch.tensor([[first, second, last]], device=model.device), use_cache=False).logits
+        for last in (second, third)
+    )
+    model.train(was_training)
+    before = one[:, :2].float()
+    # Experts get another number of tokens, and their products another shape, which moves what they round.
+    tolerance = _ROUNDING.get(one.dtype, _COARSE_ROUNDING)
+    if (before - other[:, :2].float()).norm() > tolerance * (before - before.mean(-1, keepdim=True)).norm():
+        raise _unable(type(model).__name__, "its attention sees the tokens that it is to predict")
+
+
 def _listed(mapping: Mapping[Any, Any], config: PretrainedConfig) -> type[PreTrainedModel] | None:
     found: object = mapping.get(type(config), None)
     return found if isinstance(found, type) else None
@@ -141,6 +165,6 @@ def _plain_ids(config: PretrainedConfig) -> list[int]:
 
 def _unable(kind: str, why: str) -> UsageError:
     return UsageError(
-        f"{kind} cannot be trained on text, or answer it: {why}",
+        f"{kind} cannot be trained on text: {why}",
         hint="name a model that goes on with a text, such as smollm2-135m",
     )

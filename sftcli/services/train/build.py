@@ -25,7 +25,7 @@ from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag, Warned
 from sftcli.modeling.adapter.targets import weights_left_alone
-from sftcli.modeling.architecture import opens_whole
+from sftcli.modeling.architecture import opens_whole, require_causal
 from sftcli.modeling.attention import attention_of, use_named_attention
 from sftcli.modeling.formats.folder_write import is_part_of_whole, write_model_files
 from sftcli.modeling.formats.source_tensors import SourceTensors, check_names_come_back
@@ -227,6 +227,7 @@ def assemble(
 ) -> TrainingParts:
     """Try what makes the training of a model faster and build its trainer, with what is ``recorded`` and what is decided here."""
     settings, model, group = inputs.settings, loaded.model, compute.group
+    require_causal(model)
     tried = try_ways(
         model, loaded.fusion, inputs, recorded=recorded, emit=emit, with_gradients=not compute.shares
     )
