@@ -64,7 +64,9 @@ def write_model_files(
     config["dtype"] = str(dtype).removeprefix("torch.")
     if has_own_head(model):
         # The file it came from says otherwise; readers that believe it would put the embeddings in place of the head.
-        config["tie_word_embeddings"] = False
+        for section in (config, config.get("text_config")):
+            if isinstance(section, dict):
+                section["tie_word_embeddings"] = False
     config = with_keys_of(read_json(source / "config.json"), with_older_keys(config))
     write_json(folder / "config.json", _without_machine(config) | copy_code(model, source, folder))
     for file in _PROCESSOR_FILES:  # what turns images and sound into the input of a model
