@@ -169,6 +169,18 @@ def test_a_run_that_goes_on_leaves_what_an_uninterrupted_one_leaves(place, train
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_tower_in_bfloat16_comes_back_from_products_in_bfloat16(place, tmp_path):
+    if family_of(place) not in {"qwen3_vl", "llama4"}:
+        pytest.skip("one family of each way is enough")
+    build_multimodal(tmp_path / "model", family_of(place), dtype=torch.bfloat16)
+    (tmp_path / "rows.jsonl").write_text((place / "rows.jsonl").read_text())
+    settings = settings_of(tmp_path, tmp_path / "model", "run.name=one", *SHORT, "training.precision=bf16")
+    train(settings, StopAtStep(NEVER))
+    final = tmp_path / "runs" / "one" / "final"
+    assert require_beside_as_it_was(tmp_path, final)
+    assert {tensor.dtype for tensor in tensors(final).values()} == {torch.bfloat16}
+
+
 def test_every_folder_answers_alike(place, trained, tmp_path):
     run, _ = trained
     folders = [run, run / "final", run / "checkpoints" / LAST, exported(run / "final", tmp_path / "out")]
