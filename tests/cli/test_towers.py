@@ -16,10 +16,12 @@ from sftcli.config.schema.run import SamplingSettings
 from sftcli.errors import MismatchError, StorageError, UsageError
 from sftcli.events import ModelLoaded, NeverStop, Notice, Session
 from sftcli.modeling.architecture import auto_class
+from sftcli.modeling.formats.sizes import embedding_bytes
 from sftcli.modeling.load import load_model
 from sftcli.services.export import ExportFormat, ExportRequest, run_export
 from sftcli.services.generate.prompt import GenerateRequest, run_generation
 from sftcli.services.train.resume import ResumeRequest, resume_training
+from sftcli.training.utilization import Workload
 from sftcli.training.weights.masters import MasterWeights
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, numbers_of, settings_of, train, write_rows
@@ -136,6 +138,27 @@ def test_text_is_trained_and_what_it_does_not_reach_is_told_and_stays(place, tra
     assert f"), {share:.1%} of all weights: they are not trained and are saved unchanged" in line
     (loaded,) = [event for event in events if isinstance(event, ModelLoaded)]
     assert loaded.trainable == sum(before[name].numel() for name in moved)
+    decided = json.loads((run / "run.json").read_text())["decisions"]
+    assert (decided["packing"], decided["head"]) == ("bounds", "lean")
+
+
+def test_sizes_are_those_of_text(place):
+    before, family = tensors(place / "model"), family_of(place)
+    matrices = {
+        name: tensor.numel()
+        for name, tensor in before.items()
+        if tensor.ndim > 1 and not is_beside(family, name)
+    }
+    tables = {name for name in matrices if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
+    if family != "mllama":  # whose table has eight rows more than there are tokens
+        assert embedding_bytes(place / "model") == 4 * sum(matrices[name] for name in tables)
+    work = Workload.of(load_model(place / "model", dtype=torch.float32, device=torch.device("cpu")))
+    body = {
+        name: size / (2 if ".experts." in name else 1)
+        for name, size in matrices.items()
+        if name not in tables
+    }
+    assert work.per_token == 6 * sum(body.values())  # of two experts a token goes through one
 
 
 @pytest.mark.parametrize("way", ["final", "export", "export-of-checkpoint"])
