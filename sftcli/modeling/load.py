@@ -5,13 +5,25 @@ from pathlib import Path
 from typing import Any, assert_never, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import PrefixChange
 
 from sftcli.config.schema.adapter import Quantize
+from sftcli.config.schema.run import Attention
 from sftcli.errors import DataError, MismatchError, ResourceError, UsageError, first_line
+from sftcli.modeling.architecture import auto_class, decoder_classes, freeze_beside_text, language_prefix
+from sftcli.modeling.attention import (
+    attention_of,
+    check_known,
+    in_text,
+    is_named,
+    name_attention,
+    use_named_attention,
+)
 from sftcli.modeling.config_values import config_value
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.modeling.formats.remote_code import refuse_code
+from sftcli.modeling.formats.source_tensors import conversions_of
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.modern_lm.model import register
 from sftcli.runtime import is_finite
@@ -30,14 +42,15 @@ def load_model(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    attention: str | None = None,
+    attention: Attention = Attention.AUTO,
     gradient_checkpointing: bool = False,
     quantize: Quantize = Quantize.NONE,
     trusts_code: bool = False,
 ) -> PreTrainedModel:
     """Load every tensor of the model in ``folder`` as ``dtype`` on ``device``, in evaluation mode.
 
-    Without ``attention`` it is torch's, where the model's class knows it, else that of the class (``own_attention``).
+    By ``auto`` attention is torch's, where the model's class knows it, else that of the class (``own_attention``). Flash
+    attention, which computes in 16 bits alone, waits for ``use_named_attention``.
     Opens no pickle file, asks no network, and runs no code from the folder unless ``trusts_code`` (``remote_code.allow_code``).
     With ``quantize`` the linear layers are kept in that form, on CUDA alone, and compute in ``dtype``.
 
@@ -47,7 +60,8 @@ def load_model(
         DataError: A file is damaged, the model is of a kind that transformers does not know, or weights are not finite.
         MismatchError: Tensors are missing, left over, or have other shapes than the configuration says.
         ResourceError: The device's memory is too small.
-        UsageError: Gradient checkpointing is asked for and the model's code knows none.
+        UsageError: Gradient checkpointing or an attention is asked for and the model's code does not know it; or it is a
+            model of text and images that does not read text alone.
     """
     quiet_libraries()
     check_model_folder(folder)
@@ -56,6 +70,9 @@ def load_model(
     packed = _quantization(quantize, dtype, device)
     model, info = _from_pretrained(folder, dtype, attention, packed, trusts_code=trusts_code)
     _refuse_partial(folder, info)
+    name_attention(model, attention)
+    if not attention.is_flash:
+        use_named_attention(model)
     _train_every_embedding(model)
     try:
         torch.nn.Module.to(model, device)
@@ -65,6 +82,7 @@ def load_model(
             hint="choose a smaller model or a larger device",
         ) from error
     _refuse_nonfinite(folder, model)
+    freeze_beside_text(model)
     if gradient_checkpointing:
         checkpoint_activations(model)
     return model
@@ -75,15 +93,18 @@ def take_names(model: PreTrainedModel, folder: Path) -> None:
 
     A checkpoint has the names that transformers uses in memory, where experts are fused and prefixes are gone.
     """
-    layout = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    layout = auto_class(config).from_pretrained(
         folder, device_map="meta", local_files_only=True, trust_remote_code=False
     )
     vars(model)["_weight_conversions"] = layout._weight_conversions
+    _keep_prefix(model, config)
 
 
 def own_attention(model: PreTrainedModel) -> str:
     """Return the notice for a model whose attention is not torch's; "" for any other."""
-    if model.config._attn_implementation != "eager" or not config_value(model, "num_attention_heads"):
+    has_own = attention_of(model) == "eager" and not is_named(model)
+    if not has_own or not config_value(model, "num_attention_heads"):
         return ""
     return (
         f"{type(model).__name__} has no sdpa: its own attention (eager) is used, whose memory grows with the square of "
@@ -107,14 +128,21 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def _from_pretrained(
-    folder: Path, dtype: torch.dtype, attention: str | None, packed: Mapping[str, Any], *, trusts_code: bool
+    folder: Path, dtype: torch.dtype, attention: Attention, packed: Mapping[str, Any], *, trusts_code: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     register()
     try:
-        loaded: object = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code)
+        opener = auto_class(config)
+        asked = None
+        if attention is not Attention.AUTO:
+            for kind in decoder_classes(config, opener):
+                check_known(kind, attention)
+            asked = None if attention.is_flash else in_text(config, attention)
+        loaded: object = opener.from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation=attention,
+            attn_implementation=asked,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # so that the shapes can be named; nothing mismatched is let through
             output_loading_info=True,
@@ -123,15 +151,21 @@ def _from_pretrained(
             **packed,
         )
     except ImportError as error:
-        what = (
-            f"{folder} cannot be loaded"
-            if attention is None
-            else f"attention {attention!r} cannot be used here"
-        )
-        raise UsageError(f"{what}: {first_line(error)}") from error
+        raise UsageError(f"{folder} cannot be loaded: {first_line(error)}") from error
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, AttributeError) as error:
         raise DataError(f"{folder} cannot be loaded: {first_line(error)}") from error
-    return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    _keep_prefix(model, config)
+    if prefix := language_prefix(config):  # what is outside of the language model is kept beside it
+        info["unexpected_keys"] = {name for name in info["unexpected_keys"] if name.startswith(f"{prefix}.")}
+    return model, info
+
+
+def _keep_prefix(model: PreTrainedModel, config: PretrainedConfig) -> None:
+    """Let a language model that was loaded from a larger one be saved under its names there."""
+    if prefix := language_prefix(config):
+        conversions = [*conversions_of(model), PrefixChange(prefix_to_remove=prefix)]
+        vars(model)["_weight_conversions"] = conversions
 
 
 def _quantization(quantize: Quantize, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from sftcli import storage
 from sftcli.errors import OutputError, StoppedError, UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice, Session
+from sftcli.json_files import read_json
 from sftcli.modeling.formats.folder_write import exact_dtype, save_model_folder
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.load import count_parameters, take_names
@@ -143,10 +144,15 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, session: Session) -> 
         stop_ids=tokenizer.stop_ids,
         dtype=None if is_as_it_was else dtype,  # None keeps the type of each tensor
         unchanged=model.state_dict().keys() if is_as_it_was else (),
-        texts={"README.md": model_card(request.out.name, choice)},
+        texts={"README.md": model_card(request.out.name, choice, kind=_kind_of(source))},
         hint=_HINT,
     )
     return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def _kind_of(folder: Path) -> str:
+    names = read_json(folder / "config.json").get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
 
 
 def _named_as(choice: ModelChoice, model: "PreTrainedModel", emit: EventSink) -> Path:

@@ -140,7 +140,10 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
 
     The head runs on response positions only.
     """
-    hidden = model.base_model(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, D)
+    body = model.base_model
+    if body is model:  # a class that names another one, as Llama 4's language model does
+        body = model.model
+    hidden = body(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, D)
     wanted = batch.targets != IGNORED
     head = cast("torch.nn.Linear", model.get_output_embeddings())
     features, weight = fold_lora_into_head(head, hidden[wanted])

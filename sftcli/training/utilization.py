@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sftcli.data.batches.batch import Batch
+from sftcli.modeling.architecture import beside_text
 from sftcli.modeling.config_values import config_value
 
 if TYPE_CHECKING:
@@ -44,11 +45,11 @@ class Workload:
             if isinstance(module, torch.nn.Embedding)
             for weight in module.parameters()
         }
-        share = _expert_share(model)
+        share, beside = _expert_share(model), beside_text(model)
         body = sum(
             _products(weight) * (share if ".experts." in name else 1.0)
             for name, weight in model.named_parameters()
-            if id(weight) not in of_head and id(weight) not in looked_up
+            if id(weight) not in of_head and id(weight) not in looked_up and name not in beside
         )
         return cls(
             per_token=body,

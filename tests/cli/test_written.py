@@ -101,8 +101,14 @@ def towered(rows, tmp_path_factory):
 def test_a_tower_and_other_heads_are_told_of_once_and_written_as_they_were(towered, tmp_path):
     run, source, told = towered
     (line,) = [text for text in told if "visual" in text]
-    assert "23 tensors (21 model.visual.*, 2 mtp.*): they are not trained" in line
     before, final = tensors(source), tensors(run / "final")
+    beside = [
+        tensor.numel() for name, tensor in before.items() if "visual" in name or name.startswith("mtp.")
+    ]
+    share = sum(beside) / sum(tensor.numel() for tensor in before.values())
+    assert (
+        f"23 tensors (21 model.visual.*, 2 mtp.*), {share:.1%} of all weights: they are not trained" in line
+    )
     assert final.keys() == before.keys()
     trained = [name for name in before if not torch.equal(final[name], before[name])]
     assert trained

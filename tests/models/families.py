@@ -92,6 +92,9 @@ FAMILIES: dict[str, dict[str, Any]] = {name: {} for name in _PLAIN} | {
     "olmo_hybrid": {"layer_types": _LINEAR_LAYERS},
     "granite": _SCALED,
     "granitemoe": _SCALED,
+    "granite_swa": _SCALED | {"sliding_window": 24, "layer_types": _MOSTLY_SLIDING},
+    "granitemoe_swa": _SCALED | {"sliding_window": 24, "layer_types": _MOSTLY_SLIDING},
+    "hy_v4": {"index_n_heads": 2, "index_head_dim": 16},
     "granitemoehybrid": _SCALED | {
         "layer_types": ["mamba", "attention", "mamba", "attention"], "shared_intermediate_size": 64,
     },
@@ -172,6 +175,7 @@ FAMILIES: dict[str, dict[str, Any]] = {name: {} for name in _PLAIN} | {
     "zaya": {"num_experts_per_tok": 1},
     "xglm": {"d_model": 64, "ffn_dim": 128, "num_layers": 4, "attention_heads": 4},
 }  # fmt: skip
+_THREE_AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
 # Checkpoints of text and images: the values of their text; those of their tower are common to all.
 TOWERS: dict[str, dict[str, Any]] = {
     "vlm_gemma3": FAMILIES["gemma3_text"],
@@ -179,10 +183,12 @@ TOWERS: dict[str, dict[str, Any]] = {
     "vlm_qwen3_5": FAMILIES["qwen3_5_text"],
     "vlm_qwen3_5_moe": FAMILIES["qwen3_5_moe_text"],
     "vlm_llama4": FAMILIES["llama4_text"],
+    "vlm_qwen2_5_vl": _THREE_AXES,
+    "vlm_glm4v": _THREE_AXES,
     **{
         f"vlm_{name}": {}
         for name in (
-            "qwen2_5_vl", "qwen3_vl", "mistral3", "glm4v", "smolvlm", "idefics3", "llava", "paligemma", "internvl", "mllama",
+            "qwen3_vl", "mistral3", "smolvlm", "idefics3", "llava", "paligemma", "internvl", "mllama",
         )
     },
 }  # fmt: skip

@@ -6,10 +6,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from peft import AutoPeftModelForCausalLM
+import transformers
+from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftConfig
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from sftcli.data.batches.order import EpochOrder
 
@@ -75,7 +76,9 @@ def answer_plainly(folder: str, prompts: Sequence[str], count: int) -> list[str]
 def logits_apart(adapter: str, merged: str) -> float:
     """Return how far the logits of a ``merged`` folder are from those that peft gets from the ``adapter``."""
     ids = torch.arange(100, 140)[None]
-    theirs = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32).eval()
+    is_whole = PeftConfig.from_pretrained(adapter).auto_mapping is not None
+    opener = AutoPeftModel if is_whole else AutoPeftModelForCausalLM
+    theirs = opener.from_pretrained(adapter, dtype=torch.float32).eval()
     one, other = (model(input_ids=ids, use_cache=False).logits for model in (theirs, _load(merged).eval()))
     return float((one - other).norm() / one.norm())
 
@@ -90,7 +93,13 @@ def tensors_apart(one: Path, other: Path, *, names_only: bool = False) -> list[s
 
 
 def _load(folder: str) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    """Load a model of text, or of text and images, as the class that its configuration names."""
+    config = AutoConfig.from_pretrained(folder)
+    model = getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32)
+    if isinstance(model, transformers.Llama4ForConditionalGeneration):
+        # The whole one ends with an error in transformers 5.24: it asks the language model for images.
+        model.language_model.generation_config = model.generation_config
+        model = model.language_model
     embedding = model.get_input_embeddings()
     if isinstance(embedding, torch.nn.Embedding):
         embedding.padding_idx = None  # whose row would not train

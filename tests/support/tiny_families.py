@@ -4,7 +4,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from tests.support.tiny_tokenizer import build_tiny_tokenizer
@@ -38,6 +44,54 @@ WITH_BUFFERS = {
         "num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"],
     },
 }  # fmt: skip
+
+_VISION = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 14,
+    "image_size": 28, "depth": 1, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16, "head_dim": 8,
+    "deepstack_visual_indexes": [0], "vision_output_dim": 32, "projector_input_dim": 16, "projector_output_dim": 16,
+    "max_num_tiles": 1, "num_global_layers": 1, "intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1]],
+}  # fmt: skip
+_OF_IMAGES = {
+    "image_token_id": 500, "image_token_index": 500, "video_token_id": 501, "vision_start_token_id": 502,
+    "vision_end_token_id": 503, "boi_token_index": 502, "eoi_token_index": 503,
+}  # fmt: skip
+# The values of their text; of an image there are as many tokens as its tower makes.
+MULTIMODAL = {
+    "qwen3_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}},
+    "mistral3": {},
+    "gemma3": {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    "mllama": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
+    "llama4": {
+        "attention_chunk_size": 16, "interleave_moe_layer_step": 2, "intermediate_size_mlp": 64,
+        "num_local_experts": 2, "no_rope_layers": [1, 0], "layer_types": None,
+    },
+}  # fmt: skip
+
+
+def build_multimodal(folder: Path, family: str, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a model of text and images, with gains and biases that are not 1 and 0."""
+    transformers_logging.disable_progress_bar()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        kind = CONFIG_MAPPING[family]
+        whole = kind()
+        parts = {
+            "text_config": _known(_TEXT, whole.text_config) | MULTIMODAL[family],
+            "vision_config": _known(_VISION, whole.vision_config),
+        }
+        model = AutoModelForImageTextToText.from_config(kind(**parts, **_known(_OF_IMAGES, whole)))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.rand_like(weight) / 8)
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text("{}")
+    return build_tiny_tokenizer(folder)
+
+
+def _known(values: dict[str, object], config: PretrainedConfig) -> dict[str, object]:
+    return {key: value for key, value in values.items() if hasattr(config, key)}
 
 
 def build_with_buffers(folder: Path, family: str, *, dtype: torch.dtype = torch.float32) -> Path:

@@ -15,6 +15,28 @@ from sftcli.config.schema.section import Section, Text
 RUN_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
+class Attention(StrEnum):
+    """What computes attention: that of torch (``sdpa``), the model's own code (``eager``), or kernels for CUDA."""
+
+    AUTO = "auto"
+    SDPA = "sdpa"
+    EAGER = "eager"
+    FLASH_2 = "flash_attention_2"
+    FLASH_3 = "flash_attention_3"
+    FLASH_4 = "flash_attention_4"
+    FLEX = "flex_attention"
+
+    @property
+    def is_flash(self) -> bool:
+        """Whether it is a flash kernel of a package of its own, which computes in 16 bits alone."""
+        return self.value.startswith("flash_")
+
+    @property
+    def needs_cuda(self) -> bool:
+        """Whether it trains on CUDA devices alone."""
+        return self.is_flash or self is Attention.FLEX
+
+
 class ModelSettings(Section):
     """Which model is trained."""
 
@@ -32,6 +54,12 @@ class ModelSettings(Section):
     trust_remote_code: bool = Field(
         False,
         description="Run the code of a hub model; command line only, and `revision` must be a full commit.",
+    )
+
+    attention: Attention = Field(
+        Attention.AUTO,
+        description="auto is sdpa where the model knows it, else eager, and keeps packed rows apart with kernels of its own. "
+        "A named one is used as it is, or refused.",
     )
 
     @model_validator(mode="after")

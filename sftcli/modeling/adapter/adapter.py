@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
+from sftcli.config.schema.run import Attention
 from sftcli.errors import DataError, MismatchError
 from sftcli.modeling.adapter.folder import (
     AdapterBase,
@@ -34,6 +35,7 @@ from sftcli.modeling.adapter.targets import (
     refuse_tied,
     target_names,
 )
+from sftcli.modeling.architecture import opens_whole
 from sftcli.modeling.formats.identity import numbers_hash
 from sftcli.modeling.load import load_model
 
@@ -68,7 +70,7 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, 
         "fan_in_fan_out": transposed,
     }
     _inject(model, config)
-    return {**config, "inference_mode": True, "peft_version": peft.__version__}
+    return {**config, **_opened_as(model), "inference_mode": True, "peft_version": peft.__version__}
 
 
 def check_base(folder: Path, base: Path) -> None:
@@ -127,6 +129,7 @@ def merge_adapter(
     base: Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
+    attention: Attention = Attention.AUTO,
     trusts_code: bool = False,
 ) -> PreTrainedModel:
     """Return the model in ``base`` with the adapter in ``folder`` merged into its weights: an ordinary full model.
@@ -136,6 +139,7 @@ def merge_adapter(
         base: The model folder that it belongs to; see ``services.models.ModelChoice.weights_folder``.
         dtype: Of the model returned. Sums are made in float32, layer by layer, and rounded once.
         device: Where to; None is the CPU.
+        attention: As in ``load_model``.
         trusts_code: As in ``load_model``, of ``base``.
 
     Raises:
@@ -143,7 +147,13 @@ def merge_adapter(
         ConsentError, NotFoundError, DataError, UsageError: As in ``load_adapter`` and ``load_model``.
     """
     check_base(folder, base)
-    model = load_model(base, dtype=dtype, device=device or torch.device("cpu"), trusts_code=trusts_code)
+    model = load_model(
+        base,
+        dtype=dtype,
+        device=device or torch.device("cpu"),
+        attention=attention,
+        trusts_code=trusts_code,
+    )
     load_adapter(model, folder)
     merge_in_place(model)
     return model
@@ -170,6 +180,15 @@ def merge_in_place(model: PreTrainedModel) -> None:
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, base)
     vars(model).pop("peft_config", None)
+
+
+def _opened_as(model: PreTrainedModel) -> dict[str, object]:
+    """Return what tells peft the class of a model of text and images, which is not that of its kind of task."""
+    if not opens_whole(model):
+        return {}
+    kind = type(model)
+    mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+    return {"task_type": None, "auto_mapping": mapping}
 
 
 def _inject(model: PreTrainedModel, config: Mapping[str, object]) -> None:

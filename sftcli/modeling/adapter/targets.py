@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sftcli.config.schema.adapter import AUTO_TARGETS
 from sftcli.errors import UsageError
+from sftcli.modeling.architecture import beside_text
 from sftcli.suggest import did_you_mean
 
 ADAPTER_NAME = "default"  # what peft calls the one adapter of a model; it is not part of the names in files
@@ -39,7 +40,8 @@ def target_names(model: PreTrainedModel, wanted: Iterable[str]) -> list[str]:
             )
     if head and any(_means(item, head) for item in found):
         refuse_tied(model, head)
-    return sorted(found)
+    # peft takes the end of a name for any layer that has it, in a tower as well.
+    return sorted(matching_layers(model, [*found]) if beside_text(model) else found)
 
 
 def file_name(parameter: str) -> str:
@@ -97,7 +99,7 @@ def weights_left_alone(model: PreTrainedModel) -> tuple[float, list[str]]:
     sizes: Counter[str] = Counter()
     total = 0
     for name, weight in model.named_parameters():
-        if weight.ndim < 2 or id(weight) in others or ".lora_" in name:
+        if weight.ndim < 2 or id(weight) in others or ".lora_" in name or name in beside_text(model):
             continue
         total += weight.numel()
         if ".base_layer." not in name:
@@ -106,7 +108,12 @@ def weights_left_alone(model: PreTrainedModel) -> tuple[float, list[str]]:
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
+    beside = beside_text(model)
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and f"{name}.weight" not in beside
+    }
 
 
 def _means(item: str, name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sftcli.modeling.attention import is_named
 from sftcli.modeling.decoding.fused_decode import FusedRows, fuse
 from sftcli.modeling.decoding.kv_cache import CachedRows, Rows, SingleRow, UncachedRow, uncached_logits
 
@@ -31,7 +32,7 @@ class Decoder:
 
 def choose_decoder(model: "PreTrainedModel") -> Decoder:
     """Return the fastest decoder of ``model``. Its weights may become views of larger tensors: not for training."""
-    fused = fuse(model)
+    fused = None if is_named(model) else fuse(model)
     return (
         checked_decoder(model) if fused is None else Decoder(model=model, make_rows=partial(FusedRows, fused))
     )

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from sftcli import storage
 from sftcli.errors import DataError
 from sftcli.json_files import read_json, write_json
+from sftcli.modeling.architecture import beside_text, opens_whole
 from sftcli.modeling.formats.older_config import with_keys_of, with_older_keys, with_older_tokenizer_keys
 from sftcli.modeling.formats.remote_code import copy_code
 from sftcli.modeling.formats.source_tensors import SourceTensors
@@ -63,9 +64,14 @@ def write_model_files(
     config["dtype"] = str(dtype).removeprefix("torch.")
     if has_own_head(model):
         # The file it came from says otherwise; readers that believe it would put the embeddings in place of the head.
-        config["tie_word_embeddings"] = False
+        for section in (config, config.get("text_config")):
+            if isinstance(section, dict):
+                section["tie_word_embeddings"] = False
     config = with_keys_of(read_json(source / "config.json"), with_older_keys(config))
     write_json(folder / "config.json", _without_machine(config) | copy_code(model, source, folder))
+    for file in _PROCESSOR_FILES:  # what turns images and sound into the input of a model
+        if (source / file).is_file():
+            storage.copy_file(source / file, folder / file)
     write_companions(model, folder, source=tokenizer or source, stop_ids=stop_ids, template=template)
 
 
@@ -168,7 +174,14 @@ def save_model_folder(
             storage.disk.copy_mode(
                 fresh / "config.json", path
             )  # safetensors makes files that others cannot read
-        check_model_written(fresh, model, tensors, origin, unchanged=unchanged, is_whole=is_part)
+        check_model_written(
+            fresh,
+            model,
+            tensors,
+            origin,
+            unchanged={*unchanged, *beside_text(model)},
+            is_whole=is_part or opens_whole(model),
+        )
 
 
 def whole_state(
@@ -193,7 +206,7 @@ def is_part_of_whole(model: PreTrainedModel, source: Path) -> bool:
 def _write_whole_configuration(
     model: PreTrainedModel, folder: Path, source: Path, *, dtype: torch.dtype
 ) -> None:
-    """Write the configuration of the larger model, and what turns images and sound into its input."""
+    """Write the configuration of the larger model."""
     config = with_older_keys(_without_machine(read_json(source / "config.json")))
     name = str(dtype).removeprefix("torch.")
     for section in (config, config.get("text_config")):
@@ -202,9 +215,6 @@ def _write_whole_configuration(
             if has_own_head(model):
                 section["tie_word_embeddings"] = False
     write_json(folder / "config.json", config | copy_code(model, source, folder))
-    for file in _PROCESSOR_FILES:
-        if (source / file).is_file():
-            storage.copy_file(source / file, folder / file)
 
 
 def _add_tensors(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:

@@ -9,7 +9,9 @@ from sftcli.json_files import read_json
 
 def embedding_bytes(folder: Path) -> int:
     """Return the float32 size of the token embeddings and the head in a model folder: one row for each token."""
-    rows = read_json(folder / "config.json").get("vocab_size")
+    config = read_json(folder / "config.json")
+    text = config.get("text_config")
+    rows = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
     return parameters_bytes(folder, rows=rows) if isinstance(rows, int) else 0
 
 

@@ -6,22 +6,23 @@ notice of those that a class lists as not its own, such as a vision tower or a h
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from sftcli.errors import MismatchError
+from sftcli.modeling.architecture import beside_text
 from sftcli.modeling.formats.stored_tensors import FLOATS, StoredTensor, stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_START = re.compile(
-    r"(?:model\.)?(?:\w+\.(?=\d))?\w+"
-)  # of a name: a part of the model, or one of its layers
+# Of a name: a part of the model, or one of its layers.
+_START = re.compile(r"(?:model\.)?(?:(?:language|text)_model\.)?(?:model\.)?(?:\w+\.(?=\d))?\w+")
 # What older releases wrote and newer ones compute by themselves.
 _COMPUTED = re.compile(r"(?:.*\.)?(?:rotary_emb\.inv_freq|position_ids|masked_bias)")
 _MASK_AXES = 4  # of a causal mask, which some wrote under the name of a bias
@@ -70,10 +71,19 @@ class SourceTensors:
                 found.setdefault(place.name, dtype)
         return found
 
-    def in_words(self) -> str:
-        """Return how many tensors are outside the model and their name prefixes."""
-        starts = Counter(found[0] for name in self.beside if (found := _START.match(name)))
-        return ", ".join(f"{count} {start}.*" for start, count in sorted(starts.items()))
+    def without_text(self, model: "PreTrainedModel") -> dict[str, StoredTensor]:
+        """Return the tensors that ``model`` has no place for, and those of it that no text reaches, by name."""
+        names = beside_text(model)
+        inside = {name: self.stored[name] for name, place in self.places.items() if place.name in names}
+        return inside | dict(self.beside)
+
+    def in_words(self, names: Collection[str]) -> str:
+        """Return how many tensors have which beginnings of ``names``, and what part of all numbers they hold."""
+        starts = Counter(found[0] for name in names if (found := _START.match(name)))
+        listed = ", ".join(f"{count} {start}.*" for start, count in sorted(starts.items()))
+        sizes = {name: prod(tensor.shape) for name, tensor in self.stored.items()}
+        share = sum(sizes[name] for name in names) / max(1, sum(sizes.values()))
+        return f"{len(names)} tensors ({listed}), {share:.1%} of all weights"
 
 
 def place_finder(model: "PreTrainedModel") -> Callable[[str], Place | None]:
@@ -112,8 +122,8 @@ def check_names_come_back(model: "PreTrainedModel", folder: Path, source: Source
     written = revert_weight_conversion(model, shapes)
     if lost := sorted(source.places.keys() - written.keys()):
         raise MismatchError(
-            f"{folder} holds more than a language model, {source.in_words()}, and its trained weights could not be "
-            f"saved under their original names: {lost[0]} would be renamed",
+            f"{folder} holds more than a language model, {source.in_words(source.without_text(model))}, and its trained "
+            f"weights could not be saved under their original names: {lost[0]} would be renamed",
             hint="name a folder that holds the language model alone, or train an adapter: --lora",
         )
 

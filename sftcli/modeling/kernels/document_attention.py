@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from sftcli.modeling.attention import attention_of, is_named, set_attention
 from sftcli.modeling.kernels.cpu_attention import CpuAttention, can_attend, split_documents
 from sftcli.runtime import applied
 
@@ -67,25 +68,21 @@ def overheard() -> Iterator[Overheard]:
 def attend_by_document(model: PreTrainedModel) -> bool:
     """Let ``model`` attend document by document if their bounds are given, and as before otherwise.
 
-    Returns false, and changes nothing, where it does not use torch's attention through transformers' interface.
+    Returns false, and changes nothing, where it does not use torch's attention through transformers' interface, or a user
+    named the attention that it uses.
     """
-    if attention_of(model) != _PLAIN:
+    if is_named(model) or attention_of(model) != _PLAIN:
         return False
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _mask)
-    model.set_attn_implementation(NAME)
+    set_attention(model, NAME)
     return attention_of(model) == NAME
 
 
 def attend_as_before(model: PreTrainedModel) -> None:
     """Undo ``attend_by_document``."""
     if attention_of(model) == NAME:
-        model.set_attn_implementation(_PLAIN)
-
-
-def attention_of(model: PreTrainedModel) -> str:
-    """Return what transformers calls the attention that ``model`` uses."""
-    return str(model.config._attn_implementation)
+        set_attention(model, _PLAIN)
 
 
 def _mask(

@@ -15,6 +15,7 @@ from types import MethodType
 import torch
 from torch.nn import functional
 
+from sftcli.modeling.architecture import beside_text
 from sftcli.modeling.kernels.fused_layer import (
     GATED,
     Passed,
@@ -173,7 +174,10 @@ def _judged(
 
 
 def _candidates(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Forward]]:
-    for module in model.modules():
+    beside = beside_text(model)
+    for name, module in model.named_modules():
+        if beside and any(f"{name}.{weight}" in beside for weight, _ in module.named_parameters()):
+            continue
         children = dict(module.named_children())
         if _is_plain_norm(module):
             yield module, _norm

@@ -15,11 +15,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from sftcli.modeling.attention import attention_of, is_named
 from sftcli.modeling.kernels.cpu_attention import attend, attend_backward
 from sftcli.modeling.kernels.document_attention import (
     attend_as_before,
     attend_by_document,
-    attention_of,
     overheard,
 )
 from sftcli.modeling.kernels.fused_math import (
@@ -228,7 +228,9 @@ def observe_layers(model: torch.nn.Module) -> dict[torch.nn.Module, Passed]:
     keywords, is left out, and so are all layers of a model that cannot be told of documents.
     """
     layers = [module for module in model.modules() if is_layer(module)]
-    if not layers or not isinstance(model, PreTrainedModel) or attention_of(model) != _CAUSAL[0]:
+    if not layers or not isinstance(model, PreTrainedModel):
+        return {}
+    if is_named(model) or attention_of(model) != _CAUSAL[0]:
         return {}
     device, bounds = model.device, [0, *accumulate(_TRIED_LENGTHS)]
     ids = torch.arange(bounds[-1], device=device)[None]

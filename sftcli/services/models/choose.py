@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.schema.run import ModelSettings
+from sftcli.config.schema.run import Attention, ModelSettings
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice
 from sftcli.modeling.adapter.folder import is_adapter_folder
@@ -17,7 +17,7 @@ from sftcli.modeling.load import count_parameters, load_model, own_attention
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.models.base import locate_adapter_base, locate_base
-from sftcli.services.runs.folder import RunFolder, newest_run
+from sftcli.services.runs.folder import RunFolder, newest_run, read_settings
 from sftcli.training.checkpoint.names import list_checkpoints
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ class ModelChoice:
     run: RunFolder | None
     base: LocatedModel | None = None
     runs_code: bool = False
+
+    @property
+    def attention(self) -> Attention:
+        """The attention to answer and score with: that of the run, if it was named and works on any machine."""
+        named = Attention.AUTO if self.run is None else read_settings(self.run).model.attention
+        return Attention.AUTO if named.needs_cuda else named
 
     @property
     def weights_folder(self) -> Path:
@@ -160,11 +166,22 @@ def load_choice(choice: ModelChoice, *, dtype: torch.dtype, device: torch.device
         MismatchError: The base is not the model that the adapter was trained on.
     """
     if choice.base is None:
-        return load_model(choice.folder, dtype=dtype, device=device, trusts_code=choice.runs_code)
+        return load_model(
+            choice.folder,
+            dtype=dtype,
+            device=device,
+            attention=choice.attention,
+            trusts_code=choice.runs_code,
+        )
     from sftcli.modeling.adapter.adapter import merge_adapter
 
     return merge_adapter(
-        choice.folder, base=choice.base.folder, dtype=dtype, device=device, trusts_code=choice.runs_code
+        choice.folder,
+        base=choice.base.folder,
+        dtype=dtype,
+        device=device,
+        attention=choice.attention,
+        trusts_code=choice.runs_code,
     )
 
 

@@ -24,10 +24,12 @@ _FILE_NAME = re.compile(
 )
 _LICENSE = re.compile(r"---\n(?:(?!---\n).*\n)*?license:[ \t]*['\"]?(?P<name>[\w.+-]+)")
 _NAMES = ("model.name", "model.tokenizer", "data.sources", "data.heldout_sources", "data.template")
+_OF_TEXT = {"opener": "AutoModelForCausalLM", "pipeline": "text-generation"}
+_OF_IMAGES = {"opener": "AutoModelForImageTextToText", "pipeline": "image-text-to-text"}
 _CARD = """\
 ---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {pipeline}
 tags:
 - sft
 - conversational
@@ -39,10 +41,10 @@ tags:
 ## Use
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {opener}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-model = AutoModelForCausalLM.from_pretrained(FOLDER)
+model = {opener}.from_pretrained(FOLDER)
 messages = [{{"role": "user", "content": "your prompt"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0], skip_special_tokens=True))
@@ -52,17 +54,18 @@ The chat template and the stop tokens in this folder are those that it was train
 """
 
 
-def model_card(name: str, choice: ModelChoice) -> str:
-    """Return the card of ``choice`` under the name ``name``."""
+def model_card(name: str, choice: ModelChoice, *, kind: str) -> str:
+    """Return the card of ``choice`` under the name ``name``; ``kind`` is the class that its folder says it is of."""
+    opened = _OF_IMAGES if kind.endswith("ForConditionalGeneration") else _OF_TEXT
     license_head = f"license: {found}\n" if (found := license_of(choice)) else ""
     if choice.run is None:
         story = f"A copy of {portable(choice.name)}, written by `sft export` {__version__}.\n"
-        return _CARD.format(name=name, head=license_head, story=story)
+        return _CARD.format(name=name, head=license_head, story=story, **opened)
     resolved = resolve(preset=None, config_file=choice.run.config, overrides=(), environ={})
     base = portable(resolved.settings.model.name)
     head = f"base_model: {base}\n" if _HUB_NAME.fullmatch(base) else ""
     return _CARD.format(
-        name=name, head=license_head + head, story="\n".join(_story(choice.run, resolved, base))
+        name=name, head=license_head + head, story="\n".join(_story(choice.run, resolved, base)), **opened
     )
 
 

@@ -8,7 +8,7 @@ import torch
 
 from sftcli import storage
 from sftcli.config.schema.adapter import AdapterSettings
-from sftcli.config.schema.run import ModelSettings
+from sftcli.config.schema.run import Attention, ModelSettings
 from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.modeling.adapter.folder import (
     WEIGHTS_FILE,
@@ -70,6 +70,7 @@ def load_with_adapter(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    attention: Attention,
     gradient_checkpointing: bool,
     trusts_code: bool,
 ) -> "tuple[PreTrainedModel, dict[str, object]]":
@@ -81,6 +82,7 @@ def load_with_adapter(
         located.folder,
         dtype=dtype,
         device=device,
+        attention=attention,
         gradient_checkpointing=gradient_checkpointing,
         quantize=settings.quantize,
         trusts_code=trusts_code,

@@ -25,9 +25,10 @@ from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag, Warned
 from sftcli.modeling.adapter.targets import weights_left_alone
+from sftcli.modeling.architecture import opens_whole, require_causal
+from sftcli.modeling.attention import attention_of, use_named_attention
 from sftcli.modeling.formats.folder_write import is_part_of_whole, write_model_files
 from sftcli.modeling.formats.source_tensors import SourceTensors, check_names_come_back
-from sftcli.modeling.kernels.document_attention import attention_of
 from sftcli.modeling.kernels.fuse import Fusion, fuse_layers
 from sftcli.modeling.load import (
     checkpoint_activations,
@@ -226,16 +227,17 @@ def assemble(
 ) -> TrainingParts:
     """Try what makes the training of a model faster and build its trainer, with what is ``recorded`` and what is decided here."""
     settings, model, group = inputs.settings, loaded.model, compute.group
+    require_causal(model)
     tried = try_ways(
         model, loaded.fusion, inputs, recorded=recorded, emit=emit, with_gradients=not compute.shares
     )
-    if loaded.source.beside:
-        _tell_beside(loaded, inputs.located.folder, emit)
+    _tell_beside(loaded, inputs.located.folder, emit)
     weights = make_weights(
         model, settings, group, dtype=compute.dtype, device=compute.device, shares=compute.shares
     )
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
+    use_named_attention(model)
     attention = attention_of(model)
     peak = matmul_flops(compute.device, compute.dtype)
     emit(_model_loaded(model, inputs.located.name, recorded, compute.device, peak_flops=peak))
@@ -346,6 +348,7 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
             settings.adapter,
             dtype=compute.dtype,
             device=device,
+            attention=settings.model.attention,
             gradient_checkpointing=settings.training.gradient_checkpointing,
             trusts_code=bool(inputs.trusted_code),
         )
@@ -362,6 +365,7 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
         located.folder,
         dtype=torch.float32,
         device=device,
+        attention=settings.model.attention,
         gradient_checkpointing=settings.training.gradient_checkpointing,
         trusts_code=bool(inputs.trusted_code),
     )
@@ -388,18 +392,21 @@ def _fused(model: "PreTrainedModel", emit: EventSink) -> Fusion:
 
 
 def _tell_beside(loaded: LoadedModel, folder: Path, emit: EventSink) -> None:
-    """Say what ``folder`` holds beside the language model.
+    """Say what ``folder`` holds beside the language model, if anything.
 
     Raises:
         MismatchError: The model could not be written back to where it was.
     """
     model, source = loaded.model, loaded.source
-    if loaded.adapter is None and is_part_of_whole(model, folder):
+    beside = source.without_text(model)
+    if not beside:
+        return
+    if loaded.adapter is None and (opens_whole(model) or is_part_of_whole(model, folder)):
         check_names_come_back(model, folder, source)
     emit(
         Notice(
-            text=f"besides the language model there are {len(source.beside)} tensors ({source.in_words()}): they are not "
-            "trained and are saved unchanged"
+            text=f"besides the language model there are {source.in_words(beside)}: they are not trained and are saved "
+            "unchanged"
         )
     )
 

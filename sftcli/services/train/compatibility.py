@@ -32,6 +32,7 @@ _IGNORED = {
 _SETTING, _MACHINE = "setting ", "machine "
 # What the stored weights and optimizer fit to: no flag lets it differ.
 FIXED_SECTIONS = ("model.", "adapter.")
+OPEN = frozenset({"model.attention"})  # in these sections, and moves numbers alone
 FIXED = frozenset({"training.train_embeddings", "training.optimizer", "model", "tokenizer and template"})
 
 
@@ -198,7 +199,7 @@ def _changes(
 
 
 def _may_change(key: str) -> bool:
-    return key not in FIXED and not key.startswith(FIXED_SECTIONS)
+    return key in OPEN or (key not in FIXED and not key.startswith(FIXED_SECTIONS))
 
 
 def _named(settings: Settings) -> dict[str, str]:

@@ -24,7 +24,9 @@ ASKED_BY = {
     "precision": frozenset({"training.precision"}),
     "precision_why": frozenset({"training.precision"}),
     "weights": frozenset({"training.parallel", "processes"}),
-    "packing": frozenset({"training.packing", "training.neftune_alpha"}),
+    "attention": frozenset({"model.attention"}),
+    "layers": frozenset({"model.attention"}),
+    "packing": frozenset({"training.packing", "training.neftune_alpha", "model.attention"}),
 }
 
 

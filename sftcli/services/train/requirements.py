@@ -1,11 +1,20 @@
 """Requirements of a command on the machine and its packages, checked before anything slow. Loads torch only to find a device."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from sftcli.config.schema.adapter import AdapterSettings, Quantize
-from sftcli.config.schema.run import RunSettings, Tracker
+from sftcli.config.schema.run import Attention, RunSettings, Tracker
 from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OPTIMIZERS, TrainingSettings
 from sftcli.errors import Location, ResourceError, UsageError
 from sftcli.extras import require_package
+
+# What transformers looks for; two of them bring a module of the same name.
+_FLASH_PACKAGES = {
+    Attention.FLASH_2: "flash-attn",
+    Attention.FLASH_3: "flash-attn-3",
+    Attention.FLASH_4: "flash-attn-4",
+}
 
 
 def check_trackers(settings: RunSettings) -> None:
@@ -22,14 +31,43 @@ def check_trackers(settings: RunSettings) -> None:
 
 
 def check_machine(settings: Settings) -> None:
-    """Make sure that optimizer and adapter of ``settings`` can be trained here.
+    """Make sure that attention, optimizer and adapter of ``settings`` can be used here.
 
     Raises:
         ResourceError: A 4-bit base needs CUDA, and there is none.
-        UsageError: bitsandbytes is not installed, or the optimizer needs CUDA.
+        UsageError: A package is not installed, or attention or optimizer need CUDA, or another precision.
     """
+    _check_attention(settings)
     _check_adapter(settings.adapter)
     _check_optimizer(settings.training)
+
+
+def _check_attention(settings: Settings) -> None:
+    asked = settings.model.attention
+    fault, way = "", "model.attention=sdpa"
+    if asked.needs_cuda and not _has_cuda():
+        fault = "a CUDA device, and none is available"
+    elif asked.is_flash and settings.training.precision == "fp32":
+        fault, way = "numbers of 16 bits, and training.precision is fp32", "training.precision=bf16"
+    elif asked.is_flash and not _is_installed(package := _FLASH_PACKAGES[asked]):
+        fault, way = (
+            f"{package}, which is not installed",
+            f"model.attention=sdpa, or install it: pip install {package}",
+        )
+    if fault:
+        raise UsageError(
+            f"model.attention={asked} needs {fault}",
+            hint=f"set {way}",
+            location=Location(key="model.attention"),
+        )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _check_adapter(settings: AdapterSettings) -> None:

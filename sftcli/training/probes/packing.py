@@ -13,10 +13,10 @@ from sftcli.data.batches.batch import ExampleSource, Packing, collate_packed
 from sftcli.data.example import Example
 from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Notice
+from sftcli.modeling.attention import attention_of, is_named
 from sftcli.modeling.kernels.document_attention import (
     attend_as_before,
     attend_by_document,
-    attention_of,
     overheard,
 )
 from sftcli.modeling.kernels.experts import experts_by_document
@@ -111,9 +111,10 @@ def choose_packing(
             hint="leave out --packing, or pass --packing off",
             location=Location(key="training.packing"),
         )
+    what = f"attention {attention_of(model)}" if is_named(model) else "attention here"
     emit(
         Notice(
-            text=f"rows are not packed: {type(model).__name__} has no attention here that keeps documents of one row apart; "
+            text=f"rows are not packed: {type(model).__name__} has no {what} that keeps documents of one row apart; "
             "rows of similar length share a micro-batch"
         )
     )

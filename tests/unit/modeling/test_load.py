@@ -13,12 +13,16 @@ from transformers import (
     AutoTokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
+    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
 )
 
+from sftcli.config.schema.run import Attention
 from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
+from sftcli.modeling.attention import attention_of, is_named, use_named_attention
 from sftcli.modeling.formats.folder_write import copy_tokenizer, save_model_folder, write_model_files
+from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.load import count_parameters, load_model, own_attention
 from tests.support.tiny_model import build_tiny_model
@@ -72,13 +76,56 @@ def test_frozen_tensors_do_not_count_as_trainable(tiny: Path) -> None:
 
 
 def test_the_attention_is_the_one_that_is_asked_for(tiny: Path) -> None:
-    assert _load(tiny, attention="eager").config._attn_implementation == "eager"
-    assert _load(tiny).config._attn_implementation == "sdpa"
+    for name in (Attention.EAGER, Attention.SDPA):
+        model = _load(tiny, attention=name)
+        assert attention_of(model) == name
+        assert not attend_by_document(model)  # nothing takes over
+        assert attention_of(model) == name
+        assert own_attention(model) == ""  # nobody chose it but the user
+    assert attention_of(_load(tiny)) == "sdpa"
+    assert attend_by_document(_load(tiny))
 
 
-def test_attention_that_is_not_installed_is_a_usage_error(tiny: Path) -> None:
-    with pytest.raises(UsageError, match="attention 'flash_attention_2' cannot be used here"):
-        _load(tiny, attention="flash_attention_2")
+def test_flash_attention_waits_for_weights_of_16_bits_and_is_no_other_one(tiny: Path) -> None:
+    model = _load(tiny, attention=Attention.FLASH_2)
+    assert is_named(model)
+    with pytest.raises(
+        UsageError, match=r"'flash_attention_2' cannot be used here: .*training\.precision=bf16"
+    ):
+        use_named_attention(model)
+    with pytest.raises(UsageError, match="'flash_attention_2' cannot be used here") as caught:
+        use_named_attention(model.bfloat16())  # neither the package nor a device is here
+    assert "model.attention" in caught.value.hint
+    assert attention_of(model) == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [
+        ("_supports_sdpa", "sdpa"),
+        ("_supports_flash_attn", "flash_attention_3"),
+        ("_supports_flex_attn", "flex_attention"),
+    ],
+)
+def test_an_attention_that_the_class_does_not_know_is_refused_by_name(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, flag: str, name: str
+) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, flag, False)
+    with pytest.raises(
+        UsageError, match=f"attention '{name}' cannot be used here: LlamaForCausalLM does not know it"
+    ):
+        _load(tiny, attention=Attention(name))
+    assert _load(tiny, attention=Attention.EAGER) is not None
+
+
+def test_a_flash_kernel_that_a_class_does_not_list_is_not_replaced_by_one_that_it_does(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "_compatible_flash_implementations", ["flash_attention_3"])
+    with pytest.raises(
+        UsageError, match="'flash_attention_2' cannot be used here: LlamaForCausalLM does not know it"
+    ):
+        _load(tiny, attention=Attention.FLASH_2)
 
 
 def test_a_package_that_a_model_needs_is_not_told_as_a_fault_of_attention(tiny: Path) -> None:

@@ -128,11 +128,12 @@ def test_a_tower_lies_beside_and_its_language_model_comes_back_under_its_names(t
     source = build_with_tower(tmp_path / "source")
     model = _load(source)
     found = SourceTensors.of(model, source)
-    assert found.in_words() == "21 model.visual.*, 2 mtp.*"
+    words = found.in_words(found.without_text(model))
+    assert words.startswith("23 tensors (21 model.visual.*, 2 mtp.*), ")
     check_names_come_back(model, source, found)
     assert _same(_saved(source, tmp_path / "out"), _tensors(source))
     again = SourceTensors.of(_load(tmp_path / "out"), tmp_path / "out")  # and may be trained again
-    assert again.in_words() == found.in_words()
+    assert again.in_words(again.beside) == words
 
 
 def test_layers_that_a_class_leaves_out_are_beside_it_under_the_names_of_the_file(tmp_path: Path) -> None:
@@ -145,7 +146,10 @@ def test_layers_that_a_class_leaves_out_are_beside_it_under_the_names_of_the_fil
     _write(source, tensors | layer)
     found = SourceTensors.of(_load(source), source)
     assert found.beside.keys() == layer.keys()
-    assert found.in_words() == "5 model.layers.46.*"
+    share = sum(tensor.numel() for tensor in layer.values()) / sum(
+        tensor.numel() for tensor in (tensors | layer).values()
+    )
+    assert found.in_words(found.beside) == f"5 tensors (5 model.layers.46.*), {share:.1%} of all weights"
     assert _same(_saved(source, tmp_path / "out"), tensors | layer)
 
 

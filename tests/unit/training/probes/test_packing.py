@@ -21,7 +21,7 @@ from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import Packing
 from sftcli.errors import UsageError
 from sftcli.events import Notice
-from sftcli.modeling.kernels.document_attention import attention_of
+from sftcli.modeling.attention import attention_of
 from sftcli.training.probes.packing import choose_packing
 from tests.support.architectures import ARCHITECTURES, SMALL, build_architecture
 from tests.support.recording import RecordingSink
