@@ -59,7 +59,7 @@ class FinalAdapter:
     def __init__(self, place: Path) -> None:
         folder = build_tiny_model(place / "model")
         located = locate_model(str(folder), revision=None, emit=RecordingSink())
-        model, config = load_with_adapter(
+        model, added = load_with_adapter(
             located,
             AdapterSettings(kind=AdapterKind.LORA, rank=2),
             dtype=torch.float32,

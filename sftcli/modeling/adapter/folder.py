@@ -18,7 +18,7 @@ _FORMAT = 1
 # Keys that say how the adapter is computed. They are read below.
 _READ = frozenset(
     {"peft_type", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "init_lora_weights",
-     "base_model_name_or_path", "revision"}
+     "target_parameters", "base_model_name_or_path", "revision"}
 )  # fmt: skip
 # Keys that matter only while an adapter is trained or started, or that the weights themselves answer.
 _WITHOUT_MEANING = frozenset(
@@ -50,6 +50,7 @@ class LoraForm:
     dora: bool
     fan_in_fan_out: bool
     bias: bool
+    parameters: tuple[str, ...] = ()  # endings of names of parameters that have one, besides layers
 
 
 def is_adapter_folder(folder: Path) -> bool:
@@ -121,6 +122,9 @@ def read_form(folder: Path) -> LoraForm:
     alpha = config.get("lora_alpha", 8)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e9:
         raise DataError(f"{path}: lora_alpha is {_shown(alpha)}, expected a number above 0")
+    parameters = config.get("target_parameters") or []
+    if not isinstance(parameters, list) or not all(isinstance(name, str) and name for name in parameters):
+        raise DataError(f"{path}: target_parameters is {_shown(parameters)}, expected a list of names")
     flags = {key: config.get(key, False) for key in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")}
     for key, value in flags.items():
         if not isinstance(value, bool):
@@ -131,6 +135,7 @@ def read_form(folder: Path) -> LoraForm:
         dora=flags["use_dora"],
         fan_in_fan_out=flags["fan_in_fan_out"],
         bias=flags["lora_bias"],
+        parameters=tuple(parameters),
     )
 
 

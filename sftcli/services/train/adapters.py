@@ -9,7 +9,7 @@ import torch
 from sftcli import storage
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.config.schema.run import ModelSettings
-from sftcli.modeling.adapter.adapter import add_adapter
+from sftcli.modeling.adapter.adapter import AddedAdapter, add_adapter
 from sftcli.modeling.adapter.folder import (
     WEIGHTS_FILE,
     AdapterBase,
@@ -72,8 +72,8 @@ def load_with_adapter(
     device: torch.device,
     gradient_checkpointing: bool,
     trusts_code: bool,
-) -> "tuple[PreTrainedModel, dict[str, object]]":
-    """Load a model in ``dtype``, frozen, with a new adapter that trains; return it and the adapter's configuration.
+) -> "tuple[PreTrainedModel, AddedAdapter]":
+    """Load a model in ``dtype``, frozen, with a new adapter that trains; return both.
 
     Give it ``AdapterWeights``: there is no float32 copy of the model, only the adapter has masters.
     """
