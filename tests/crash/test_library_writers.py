@@ -71,10 +71,11 @@ class FinalAdapter:
         self.base, self.names = folder, set[str]()
         self.files = adapter_files(
             model,
-            config,
+            added.config,
             settings=ModelSettings(name=str(folder)),
             located=located,
             tokenizer=load_chat_tokenizer(folder),
+            tokenizer_source=folder,
         )
         self.snapshot = TrainingSnapshot(
             state=TrainState(step=1), weights=weights.tensors(), optimizer={}, rng=capture_rng()

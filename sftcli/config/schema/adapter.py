@@ -50,6 +50,10 @@ class AdapterSettings(Section):
     experts: bool = Field(
         False, description="Experts that are stored in one tensor get an adapter each as well."
     )
+    start_from: Text | None = Field(
+        None,
+        description="Folder of an adapter that training goes on from; `--model FOLDER` sets it, its base and its shape.",
+    )
     rslora: bool = Field(
         False, description="Rank-stabilized LoRA: scale by `alpha / sqrt(rank)` (Kalajdzievski 2023)."
     )

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
 from sftcli.errors import DataError, MismatchError, UsageError
 from sftcli.modeling.adapter.folder import (
+    PREFIX,
     AdapterBase,
     LoraForm,
     check_adapter_weights,
@@ -27,7 +28,6 @@ from sftcli.modeling.adapter.folder import (
 )
 from sftcli.modeling.adapter.targets import (
     ADAPTER_NAME,
-    PREFIX,
     LeftAlone,
     Targets,
     choose_targets,
@@ -128,6 +128,16 @@ def check_base(folder: Path, base: Path) -> None:
             f"the adapter {folder} was trained on other weights of {wanted.name} than those in {base}",
             hint="restore the weights it was trained on, or train a new adapter",
         )
+
+
+def set_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Set the numbers of the new adapter in ``model`` to those of the adapter in ``folder``, in float32.
+
+    Raises:
+        ConsentError, NotFoundError, DataError: As in ``load_adapter``.
+        MismatchError: They are of different shapes or on different layers.
+    """
+    _fill(model, _read_tensors(folder), folder)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:

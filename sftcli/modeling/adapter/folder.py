@@ -9,12 +9,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sftcli.config.schema.adapter import AdapterKind
 from sftcli.errors import ConsentError, DataError, NotFoundError, UsageError
 from sftcli.json_files import read_json, write_json
 from sftcli.modeling.formats.folder_check import CONVERT_HINT, UNSAFE_SUFFIXES, check_safetensors
+from sftcli.modeling.formats.stored_tensors import tensors_of_file
 
 CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "sft_base.json"
+PREFIX = "base_model.model."  # what names of tensors in files begin with
 _FORMAT = 1
+_MATRIX, _WEIGHT = ".lora_A.weight", ".weight"
+# Keys that settings of a training have no word for, with the value that means nothing.
+_UNTRAINED: Mapping[str, object] = {
+    "rank_pattern": {},
+    "modules_to_save": None,
+    "bias": "none",
+    "lora_bias": False,
+}
 # Keys that say how the adapter is computed. They are read below.
 _READ = frozenset(
     {"peft_type", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "init_lora_weights",
@@ -51,6 +62,19 @@ class LoraForm:
     fan_in_fan_out: bool
     bias: bool
     parameters: tuple[str, ...] = ()  # endings of names of parameters that have one, besides layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterShape:
+    """An adapter as the settings of a training describe one; see ``AdapterSettings``."""
+
+    kind: AdapterKind
+    rank: int
+    alpha: int
+    dropout: float
+    target_modules: tuple[str, ...]
+    experts: bool
+    rslora: bool
 
 
 def is_adapter_folder(folder: Path) -> bool:
@@ -139,6 +163,61 @@ def read_form(folder: Path) -> LoraForm:
     )
 
 
+def read_shape(folder: Path) -> AdapterShape:
+    """Return the shape of the adapter in ``folder``, to train it on.
+
+    Raises:
+        UsageError: It is no LoRA adapter, or has what the settings of a training cannot say.
+        ConsentError, NotFoundError, DataError: Its weights are a pickle file, missing or damaged.
+    """
+    form, path = read_form(folder), folder / CONFIG_FILE
+    config = read_json(path)
+    for key, harmless in _UNTRAINED.items():
+        if config.get(key) not in (None, False, [], {}, harmless):
+            raise _untrained(path, key, config[key])
+    rank, dropout, named = config.get("r"), config.get("lora_dropout", 0.0), config.get("target_modules")
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise DataError(f"{path}: r is {_shown(rank)}, expected a whole number")
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
+        raise DataError(f"{path}: lora_dropout is {_shown(dropout)}, expected a number")
+    if form.alpha != int(form.alpha):
+        raise _untrained(path, "lora_alpha", form.alpha)
+    rows = {
+        name.removeprefix(PREFIX).removesuffix(_MATRIX): tensor.shape[0]
+        for name, tensor in tensors_of_file(check_adapter_weights(folder)).items()
+        if name.endswith(_MATRIX) and tensor.shape
+    }
+    layers = [name for name, count in rows.items() if count == rank]  # of experts there are more rows
+    as_parameters = [
+        item.removesuffix(_WEIGHT)
+        for item in form.parameters
+        if item.endswith(_WEIGHT) and any(_is_named(item.removesuffix(_WEIGHT), layer) for layer in layers)
+    ]
+    targets = layers
+    if isinstance(named, list) and all(isinstance(name, str) for name in named) and not _narrows(config):
+        targets = [*named, *as_parameters]
+    if not targets:
+        raise _untrained(path, "target_modules", named)
+    return AdapterShape(
+        kind=AdapterKind.DORA if form.dora else AdapterKind.LORA,
+        rank=rank,
+        alpha=int(form.alpha),
+        dropout=float(dropout),
+        target_modules=tuple(sorted(set(targets))),
+        experts=len(as_parameters) < len(form.parameters),
+        rslora=form.rslora,
+    )
+
+
+def _is_named(item: str, name: str) -> bool:
+    return name == item or name.endswith(f".{item}")
+
+
+def _narrows(config: Mapping[str, object]) -> bool:
+    """Return whether not all layers of the names that ``config`` has are meant."""
+    return any(config.get(key) for key in ("exclude_modules", "layers_to_transform", "layers_pattern"))
+
+
 def write_adapter_config(folder: Path, config: Mapping[str, object], base: AdapterBase) -> None:
     """Write what says how the weights are meant, and which model they belong to."""
     write_json(folder / CONFIG_FILE, config)
@@ -149,6 +228,13 @@ def _unsupported(path: Path, key: str, value: object) -> UsageError:
     return UsageError(
         f"{path}: {key} is {_shown(value)}, which is not supported",
         hint="merge the adapter with the program that made it, and name the merged folder",
+    )
+
+
+def _untrained(path: Path, key: str, value: object) -> UsageError:
+    return UsageError(
+        f"{path}: {key} is {_shown(value)}, and an adapter with that is not trained on here",
+        hint=f"merge it first, sft export {path.parent} --to hf --out MERGED, and train on that: --model MERGED",
     )
 
 

@@ -12,10 +12,10 @@ from transformers.pytorch_utils import Conv1D
 
 from sftcli.config.schema.adapter import AUTO_TARGETS
 from sftcli.errors import UsageError
+from sftcli.modeling.adapter.folder import PREFIX
 from sftcli.suggest import did_you_mean
 
 ADAPTER_NAME = "default"  # what peft calls the one adapter of a model; it is not part of the names in files
-PREFIX = "base_model.model."
 EXPERTS, ROUTERS = "experts", "routers"
 # Packages whose linear layers compute x W' + b, whatever their weights look like in memory.
 _PLAIN_FORWARD = ("torch.", "bitsandbytes.", "transformers.integrations.", "transformers.pytorch_utils")

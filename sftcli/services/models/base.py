@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sftcli.config.schema.run import ModelSettings
+from sftcli.config.schema.settings import Settings
 from sftcli.errors import NetworkError, NotFoundError
 from sftcli.events import EventSink
 from sftcli.json_files import replace_json
@@ -11,6 +12,7 @@ from sftcli.modeling.hub.snapshot import is_commit
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from sftcli.services.runs.folder import RunFolder, read_settings
+from sftcli.training.checkpoint.names import list_checkpoints
 
 _BASE = "base"  # key in run.json
 _NEEDED = "needed"  # key in it: checkpoints are not all that a model folder of their kind holds
@@ -28,6 +30,23 @@ def locate_base(settings: ModelSettings, emit: EventSink, *, run: RunFolder | No
         emit=emit,
         with_code=settings.trust_remote_code,
     )
+
+
+def newest_model(run: RunFolder) -> Path:
+    """Return the folder of the final model of ``run``, or of its newest checkpoint while it is unfinished."""
+    checkpoints = list_checkpoints(run.checkpoints)
+    return run.final if run.is_finished or not checkpoints else checkpoints[-1]
+
+
+def own_tokenizer(folder: Path) -> Path | None:
+    """Return ``folder`` if it holds a tokenizer, which that of an adapter may or may not."""
+    return folder if (folder / "tokenizer.json").is_file() else None
+
+
+def tokenizer_folder(settings: Settings, located: LocatedModel) -> Path:
+    """Return where the tokenizer and template of a run are: with the adapter that it goes on from, or with its base."""
+    start = settings.adapter.start_from
+    return located.folder if start is None else own_tokenizer(Path(start)) or located.folder
 
 
 def record_base(run: RunFolder, located: LocatedModel) -> None:

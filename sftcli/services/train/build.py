@@ -41,6 +41,7 @@ from sftcli.runtime import (
     keep_freed_memory,
     matmul_flops,
 )
+from sftcli.services.models.base import tokenizer_folder
 from sftcli.services.modern_llm import PtFiles, pt_files
 from sftcli.services.prepare.capacity import require_positions
 from sftcli.services.progress import with_progress
@@ -356,6 +357,7 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
             settings=settings.model,
             located=located,
             tokenizer=inputs.prepared.tokenizer,
+            tokenizer_source=tokenizer_folder(settings, located),
         )
         return LoadedModel(model=model, source=SourceTensors.of(model, located.folder), adapter=files)
     model = load_model(
