@@ -102,8 +102,7 @@ def _configuration(
         "task_type": "CAUSAL_LM",
         "r": settings.rank,
         "lora_alpha": settings.alpha,
-        # It matters while training alone, and peft wants none on parameters.
-        "lora_dropout": 0.0 if as_parameters else settings.dropout,
+        "lora_dropout": settings.dropout,
         "target_modules": short_names((layer for layer in targets.layers if layer not in renamed), modules),
         "use_rslora": settings.rslora,
         "use_dora": settings.kind is AdapterKind.DORA,

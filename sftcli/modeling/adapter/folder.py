@@ -18,6 +18,7 @@ from sftcli.modeling.formats.stored_tensors import tensors_of_file
 CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "sft_base.json"
 PREFIX = "base_model.model."  # what names of tensors in files begin with
 _FORMAT = 1
+_DROPOUT = "dropout"
 _MATRIX, _WEIGHT = ".lora_A.weight", ".weight"
 # Keys that settings of a training have no word for, with the value that means nothing.
 _UNTRAINED: Mapping[str, object] = {
@@ -175,11 +176,13 @@ def read_shape(folder: Path) -> AdapterShape:
     for key, harmless in _UNTRAINED.items():
         if config.get(key) not in (None, False, [], {}, harmless):
             raise _untrained(path, key, config[key])
-    rank, dropout, named = config.get("r"), config.get("lora_dropout", 0.0), config.get("target_modules")
+    rank, named = config.get("r"), config.get("target_modules")
+    own = read_json(folder / BASE_FILE) if (folder / BASE_FILE).is_file() else {}
+    dropout = own.get(_DROPOUT, config.get("lora_dropout", 0.0))
     if isinstance(rank, bool) or not isinstance(rank, int):
         raise DataError(f"{path}: r is {_shown(rank)}, expected a whole number")
     if isinstance(dropout, bool) or not isinstance(dropout, int | float):
-        raise DataError(f"{path}: lora_dropout is {_shown(dropout)}, expected a number")
+        raise DataError(f"{folder}: its dropout is {_shown(dropout)}, expected a number")
     if form.alpha != int(form.alpha):
         raise _untrained(path, "lora_alpha", form.alpha)
     rows = {
@@ -219,9 +222,14 @@ def _narrows(config: Mapping[str, object]) -> bool:
 
 
 def write_adapter_config(folder: Path, config: Mapping[str, object], base: AdapterBase) -> None:
-    """Write what says how the weights are meant, and which model they belong to."""
-    write_json(folder / CONFIG_FILE, config)
-    write_json(folder / BASE_FILE, {"format": _FORMAT} | asdict(base))
+    """Write what says how the weights are meant, which model they belong to, and with which dropout they were trained.
+
+    peft takes no dropout on parameters, where it is told of some, and needs none to read an adapter.
+    """
+    dropout = config.get("lora_dropout", 0.0)
+    shown = {"lora_dropout": 0.0} if config.get("target_parameters") else {}
+    write_json(folder / CONFIG_FILE, {**config, **shown})
+    write_json(folder / BASE_FILE, {"format": _FORMAT} | asdict(base) | {_DROPOUT: dropout})
 
 
 def _unsupported(path: Path, key: str, value: object) -> UsageError:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,14 @@ from transformers import AutoModelForCausalLM
 
 from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
 from sftcli.errors import MismatchError, UsageError
-from sftcli.modeling.adapter.adapter import add_adapter, load_adapter, merge_adapter
-from sftcli.modeling.adapter.folder import CONFIG_FILE, WEIGHTS_FILE, AdapterBase, write_adapter_config
+from sftcli.modeling.adapter.adapter import add_adapter, load_adapter, merge_adapter, set_adapter
+from sftcli.modeling.adapter.folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    AdapterBase,
+    read_shape,
+    write_adapter_config,
+)
 from sftcli.modeling.adapter.targets import file_name
 from sftcli.modeling.load import load_model
 from tests.support.tiny_family import apart, build_tiny_family, logits_of
@@ -53,6 +60,37 @@ def trained(base: Path, folder: Path, **settings: object):
     )
     save_file({file_name(name): weight.detach() for name, weight in masters.items()}, folder / WEIGHTS_FILE)
     return model
+
+
+SHAPES = {
+    "plain": ("llama", {"alpha": 7, "rslora": True, "dropout": 0.1}),
+    "dora": ("llama", {"kind": "dora", "target_modules": ("q_proj", "up_proj")}),
+    "experts": ("mixtral", {"experts": True}),
+    "layers that peft takes for experts": (
+        "deepseek_v3",
+        {"target_modules": ("gate_proj", "q_a_proj"), "dropout": 0.1},
+    ),
+    "both": ("deepseek_v3", {"experts": True}),
+    "experts in a parameter called weight": ("granitemoe", {"experts": True}),
+    "lists": ("gemma3n_text", {}),
+}
+
+
+@pytest.mark.parametrize(("family", "settings"), SHAPES.values(), ids=SHAPES.keys())
+def test_shape_that_is_read_from_a_folder_makes_an_adapter_for_its_numbers(tmp_path, family, settings):
+    base, folder = build_tiny_family(family, tmp_path / "base"), tmp_path / "adapter"
+    model = trained(base, folder, **settings)
+    shape = read_shape(folder)
+    asked = AdapterSettings(**({"kind": "lora", "rank": 3} | settings))
+    for name in ("kind", "rank", "alpha", "rslora", "experts", "dropout"):
+        assert getattr(shape, name) == getattr(asked, name)
+    again = load(base)
+    config = add_adapter(again, AdapterSettings(**asdict(shape))).config
+    fresh = add_adapter(load(base), asked).config
+    assert config == fresh
+    set_adapter(again, folder)
+    assert torch.equal(logits_of(again), logits_of(model))
+    assert all((".lora_" in name) == weight.requires_grad for name, weight in again.named_parameters())
 
 
 def by_peft(base: Path, folder: Path) -> torch.Tensor:
