@@ -100,6 +100,15 @@ def test_start_may_be_named_beside_a_base_that_has_moved(first, more, tiny_model
     assert losses(tmp_path / "runs" / "second")[0] == pytest.approx(losses(first)[-1], abs=1e-6)
 
 
+def test_settings_of_a_run_that_went_on_serve_to_go_on_from_it(first, more, tmp_path):
+    sft(*more, "--model", first / "final", "--max-steps", "1")
+    second = tmp_path / "runs" / "second"
+    sft("train", "--config", second / "config.toml", "--model", second, "--run", "third", "--max-steps", "1")
+    third = tmp_path / "runs" / "third"
+    assert losses(third)[0] == pytest.approx(losses(second)[-1], abs=1e-6)
+    assert f'start_from = "{second / "final"}"' in (third / "config.toml").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "key"),
     [

@@ -12,8 +12,12 @@ from pathlib import Path
 from sftcli.config.schema.adapter import AdapterKind
 from sftcli.errors import ConsentError, DataError, NotFoundError, UsageError
 from sftcli.json_files import read_json, write_json
-from sftcli.modeling.formats.folder_check import CONVERT_HINT, UNSAFE_SUFFIXES, check_safetensors
-from sftcli.modeling.formats.stored_tensors import tensors_of_file
+from sftcli.modeling.formats.folder_check import (
+    CONVERT_HINT,
+    UNSAFE_SUFFIXES,
+    check_safetensors,
+    safetensors_header,
+)
 
 CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "sft_base.json"
 PREFIX = "base_model.model."  # what names of tensors in files begin with
@@ -185,10 +189,11 @@ def read_shape(folder: Path) -> AdapterShape:
         raise DataError(f"{folder}: its dropout is {_shown(dropout)}, expected a number")
     if form.alpha != int(form.alpha):
         raise _untrained(path, "lora_alpha", form.alpha)
+    header, _ = safetensors_header(check_adapter_weights(folder))
     rows = {
-        name.removeprefix(PREFIX).removesuffix(_MATRIX): tensor.shape[0]
-        for name, tensor in tensors_of_file(check_adapter_weights(folder)).items()
-        if name.endswith(_MATRIX) and tensor.shape
+        name.removeprefix(PREFIX).removesuffix(_MATRIX): entry["shape"][0]
+        for name, entry in header.items()
+        if name.endswith(_MATRIX) and entry["shape"]
     }
     layers = [name for name, count in rows.items() if count == rank]  # of experts there are more rows
     as_parameters = [

@@ -12,7 +12,6 @@ from sftcli.modeling.hub.snapshot import is_commit
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from sftcli.services.runs.folder import RunFolder, read_settings
-from sftcli.training.checkpoint.names import list_checkpoints
 
 _BASE = "base"  # key in run.json
 _NEEDED = "needed"  # key in it: checkpoints are not all that a model folder of their kind holds
@@ -30,12 +29,6 @@ def locate_base(settings: ModelSettings, emit: EventSink, *, run: RunFolder | No
         emit=emit,
         with_code=settings.trust_remote_code,
     )
-
-
-def newest_model(run: RunFolder) -> Path:
-    """Return the folder of the final model of ``run``, or of its newest checkpoint while it is unfinished."""
-    checkpoints = list_checkpoints(run.checkpoints)
-    return run.final if run.is_finished or not checkpoints else checkpoints[-1]
 
 
 def own_tokenizer(folder: Path) -> Path | None:

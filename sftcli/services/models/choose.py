@@ -16,7 +16,7 @@ from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.load import count_parameters, load_model, own_attention
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
-from sftcli.services.models.base import locate_adapter_base, locate_base, newest_model, own_tokenizer
+from sftcli.services.models.base import locate_adapter_base, locate_base, own_tokenizer
 from sftcli.services.runs.folder import RunFolder, newest_run
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def choose_model(
     for path in (root / reference, Path(reference)):
         if (path / "run.json").is_file():
             run = RunFolder(path)
-            folder = newest_model(run)
+            folder = run.newest_model
             return _choice(run.name, folder, run, emit, trusts_code=trusts_code, base_model=base_model)
         if (path / "config.json").is_file() or is_adapter_folder(path):
             owner = _owner(path)

@@ -8,7 +8,7 @@ from sftcli.config.schema.adapter import AUTO_TARGETS
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import UsageError
 from sftcli.modeling.adapter.folder import is_adapter_folder, read_base, read_shape
-from sftcli.services.models.base import newest_model
+from sftcli.modeling.locate.default_model import ALIAS
 from sftcli.services.runs.folder import RunFolder
 
 START = "adapter.start_from"
@@ -34,7 +34,7 @@ def overrides_of_adapter(resolved: Resolved) -> tuple[Override, ...]:
     found: dict[str, object] = {f"adapter.{name}": getattr(shape, name) for name in _SHAPE}
     for key, value in found.items():
         _require_fits(resolved, key, value, folder)
-    if resolved.origins["adapter.dropout"] == DEFAULT_ORIGIN:
+    if not _is_typed(resolved.origins["adapter.dropout"]):
         found["adapter.dropout"] = shape.dropout
     found[START] = str(folder)
     if settings.adapter.start_from is None:
@@ -64,9 +64,11 @@ def _folder_of(settings: Settings) -> Path | None:
             raise UsageError(f"{START} is {folder}, which is not the folder of an adapter")
         return folder.absolute()
     name = settings.model.name
+    if name == ALIAS:
+        return None
     for path in (Path(name).expanduser(), Path(settings.run.root) / name):
         if (path / "run.json").is_file():
-            path = newest_model(RunFolder(path))
+            path = RunFolder(path).newest_model
         if is_adapter_folder(path):
             return path.absolute()
         if path.exists():
@@ -77,16 +79,16 @@ def _folder_of(settings: Settings) -> Path | None:
 def _require_fits(resolved: Resolved, key: str, value: object, folder: Path) -> None:
     section, _, name = key.partition(".")
     asked, origin = getattr(getattr(resolved.settings, section), name), resolved.origins[key]
-    if (
-        asked not in (value, (AUTO_TARGETS,))
-        and origin != DEFAULT_ORIGIN
-        and not origin.startswith(PRESET_ORIGIN)
-    ):
+    if asked not in (value, (AUTO_TARGETS,)) and _is_typed(origin):
         raise UsageError(
             f"{key} is {_shown(asked)} ({origin}), and the adapter {folder} has {_shown(value)}; it is trained on as it is",
             hint=f"leave {key} out; or for a new adapter merge this one first, sft export {folder} --to hf --out MERGED, "
             "and train on that: --model MERGED",
         )
+
+
+def _is_typed(origin: str) -> bool:
+    return origin != DEFAULT_ORIGIN and not origin.startswith(PRESET_ORIGIN)
 
 
 def _shown(value: object) -> str:
