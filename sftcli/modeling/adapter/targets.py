@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -19,6 +21,7 @@ ADAPTER_NAME = "default"  # what peft calls the one adapter of a model; it is no
 EXPERTS, ROUTERS = "experts", "routers"
 # Packages whose linear layers compute x W' + b, whatever their weights look like in memory.
 _PLAIN_FORWARD = ("torch.", "bitsandbytes.", "transformers.integrations.", "transformers.pytorch_utils")
+_ROUNDING = 0.02  # of a product in bfloat16
 # What code may ask a weight without computing with it.
 _ASKED = "dtype|device|shape|ndim|size|numel|requires_grad|is_cuda"
 
@@ -89,6 +92,11 @@ def choose_targets(
                 hint=did_you_mean(item, known) or f"it has {', '.join(known)}",
             )
         found |= meant
+    if not found and not experts:
+        raise UsageError(
+            f"{type(model).__name__} has no linear layer that can have an adapter",
+            hint="train the whole model: leave out --lora",
+        )
     if head in found:
         refuse_tied(model, head)
     parameters = tuple(expert_parameters(model)) if experts else ()
@@ -203,8 +211,24 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def _is_plain(layer: nn.Module) -> bool:
     """Return whether ``layer`` is a product with its weights, and nothing that its class makes of it."""
-    is_linear = isinstance(layer, nn.Linear | Conv1D)
-    return is_linear and f"{type(layer).forward.__module__}.".startswith(_PLAIN_FORWARD)
+    if not isinstance(layer, nn.Linear | Conv1D):
+        return False
+    return f"{type(layer).forward.__module__}.".startswith(_PLAIN_FORWARD) or _multiplies(layer)
+
+
+@torch.no_grad()
+def _multiplies(layer: nn.Linear | Conv1D) -> bool:
+    """Return whether ``layer`` gives the product of some numbers and its weights, by trying."""
+    if not isinstance(layer, nn.Linear):
+        return False
+    given = torch.linspace(-1, 1, 2 * layer.in_features).view(1, 2, -1).to(layer.weight)
+    try:
+        found = layer(given)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        return False
+    expected = functional.linear(given, layer.weight, layer.bias)
+    is_one = isinstance(found, torch.Tensor) and found.shape == expected.shape
+    return is_one and bool((found - expected).norm() <= _ROUNDING * expected.norm())
 
 
 def _reasons(model: PreTrainedModel) -> dict[str, str]:

@@ -27,7 +27,7 @@ from tests.support.tiny_family import apart, build_tiny_family, logits_of
 
 LIMIT = 1e-4
 # Lists of layers, routers that are linear layers, weights that kernels read, layers that peft takes for experts, shared ones.
-AUTO = ("gemma3n_text", "phimoe", "mamba", "deepseek_v3", "zamba2")
+AUTO = ("gemma3n_text", "phimoe", "mamba", "deepseek_v3", "zamba2", "falcon")
 MORE_AUTO = (
     "llama4_text", "hunyuan_v1_moe", "granitemoe", "jamba", "falcon_h1", "nemotron_h", "deepseek_v4", "qwen3_next", "bloom",
 )  # fmt: skip
