@@ -87,7 +87,7 @@ def usage_error(problems: Sequence[Problem]) -> UsageError:
 # Keys that a person has to type each time: no file, preset or variable of somebody else's can say them.
 TYPED_KEYS = frozenset({"model.trust_remote_code"})
 SECTIONS = frozenset(key.partition(".")[0] for key in FIELDS)
-DEFAULT_ORIGIN = "default"
+DEFAULT_ORIGIN, PRESET_ORIGIN = "default", "preset "
 SET_ORIGIN = "--set"
 
 
@@ -145,8 +145,11 @@ def resolve(
     overrides: Sequence[Override],
     environ: Mapping[str, str],
     sets: Sequence[str] = (),
+    last: Sequence[Override] = (),
 ) -> Resolved:
     """Merge all sources and validate the result; ``sets`` are arguments of ``--set``, which win over ``overrides``.
+
+    ``last`` is what follows from the values of all these, and wins over them.
 
     Raises:
         UsageError: Anything is wrong; all of it is listed in the message.
@@ -160,6 +163,7 @@ def resolve(
     reading.add_environment(environ)
     reading.refuse_typed_keys()
     reading.add_command_line(overrides, sets)
+    reading.add(*override_layer(last, FIELDS))
     layers = settle(reading.layers, FIELDS)
     winners = winning(layers)
     settings = _validated(layers, winners, reading.problems)

@@ -59,7 +59,7 @@ class FinalAdapter:
     def __init__(self, place: Path) -> None:
         folder = build_tiny_model(place / "model")
         located = locate_model(str(folder), revision=None, emit=RecordingSink())
-        model, config = load_with_adapter(
+        model, added = load_with_adapter(
             located,
             AdapterSettings(kind=AdapterKind.LORA, rank=2),
             dtype=torch.float32,
@@ -71,10 +71,11 @@ class FinalAdapter:
         self.base, self.names = folder, set[str]()
         self.files = adapter_files(
             model,
-            config,
+            added.config,
             settings=ModelSettings(name=str(folder)),
             located=located,
             tokenizer=load_chat_tokenizer(folder),
+            tokenizer_source=folder,
         )
         self.snapshot = TrainingSnapshot(
             state=TrainState(step=1), weights=weights.tensors(), optimizer={}, rng=capture_rng()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.config.schema.run import CheckpointSettings
@@ -50,6 +51,11 @@ def build_model(kind: str) -> torch.nn.Module:
     torch.manual_seed(0)
     if kind == "modern":
         return tiny_modern().train()
+    if kind == "experts":
+        config = MixtralConfig(**tiny_llama().config.to_diff_dict() | {"num_local_experts": 4})
+        model = MixtralForCausalLM(config).train()
+        add_adapter(model, AdapterSettings(kind="lora", rank=2, experts=True))
+        return model
     model = tiny_llama(tie=kind not in ("untied", "lora"))  # no adapter on a tied head
     if kind == "fused":
         fuse_layers(model)
@@ -94,7 +100,9 @@ def same_as_one_process(group: Group, kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", ["tied", "untied", "fused", "lora", "checkpointing", "packed", "modern"])
+@pytest.mark.parametrize(
+    "kind", ["tied", "untied", "fused", "lora", "experts", "checkpointing", "packed", "modern"]
+)
 def test_each_kind_of_training_is_that_of_one_process(tmp_path: Path, kind: str, size: int) -> None:
     run_together(same_as_one_process, size=size, folder=tmp_path, args=(kind,))
 

@@ -220,11 +220,11 @@ _LEFT = (
 
 def build_family(name: str, folder: Path) -> Path:
     """Write the model called ``name`` to ``folder``, with weights with which every part of it matters."""
-    config = _tower_config(name) if name in TOWERS else _config(name)
+    config = _tower_config(name) if name in TOWERS else family_config(name)
     make = AutoModelForImageTextToText if name in TOWERS else AutoModelForCausalLM
     torch.manual_seed(0)
     model = make.from_config(config, dtype=torch.float32)
-    _enliven(model)
+    enliven(model)
     model.save_pretrained(folder)
     generation = folder / "generation_config.json"
     own = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
@@ -234,7 +234,8 @@ def build_family(name: str, folder: Path) -> Path:
     return folder
 
 
-def _config(name: str) -> PretrainedConfig:
+def family_config(name: str) -> PretrainedConfig:
+    """Return the configuration of a model of text alone."""
     values = dict(FAMILIES[name])
     model_type = values.pop("model_type", name)
     return _shrunk(CONFIG_MAPPING[model_type](), values)
@@ -273,7 +274,7 @@ def _has(config: PretrainedConfig, key: str) -> bool:
 
 
 @torch.no_grad()
-def _enliven(model: PreTrainedModel) -> None:
+def enliven(model: PreTrainedModel) -> None:
     """Draw weights with which logits spread, gains are not 1 and biases not 0: those of transformers hide errors."""
     generator = torch.Generator().manual_seed(0)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())

@@ -10,7 +10,7 @@ from sftcli.cli.options import complete
 from sftcli.cli.options.flags import ROW_FLAGS, Flags
 from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import Output
-from sftcli.cli.options.to_settings import Layers, or_default_preset, resolve_flags
+from sftcli.cli.options.to_settings import Layers, or_default_preset, resolve_for_training
 from sftcli.cli.results import audit as audit_view
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
@@ -74,7 +74,7 @@ def prepare(
     if is_file and out_format is OutFormat.PARQUET:
         raise UsageError(f"{out} is a file of messages", hint="name a folder, or leave out --out-format")
     flags = flags.with_value("--data", sources)
-    resolved = resolve_flags(flags, or_default_preset(layers, flags))
+    resolved = resolve_for_training(flags, or_default_preset(layers, flags))
     with session(output) as current:
         from sftcli.services.prepare.prepare import PrepareRequest, run_prepare
 

@@ -14,7 +14,7 @@ from sftcli.cli.options import complete
 from sftcli.cli.options.flags import ROW_FLAGS, SETTINGS_PANEL, Flags
 from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import Output, RunsRoot
-from sftcli.cli.options.to_settings import Layers, Set, or_default_preset, resolve_flags
+from sftcli.cli.options.to_settings import Layers, Set, or_default_preset, resolve_for_training
 from sftcli.cli.results import results
 from sftcli.cli.session.processes import is_one_of_several, start_several
 from sftcli.cli.session.session import LOADING, session
@@ -80,7 +80,7 @@ def train(
       sft train --data rows.jsonl --lora --rank 32
     """
     layers = or_default_preset(layers, flags)
-    resolved = resolve_flags(flags, layers)
+    resolved = resolve_for_training(flags, layers)
     if print_config:
         results.show_settings(resolved.rows(), output)
         return

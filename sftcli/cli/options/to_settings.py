@@ -1,6 +1,7 @@
 """From flags to resolved settings, the same way for every command."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from sftcli.cli.options import complete
 from sftcli.cli.options.flags import FLAGS, SETTINGS_PANEL, Flags
 
 if TYPE_CHECKING:
+    from sftcli.config.layers import Override
     from sftcli.config.resolve import Resolved
 
 DEFAULT_PRESET = "quick"
@@ -61,8 +63,22 @@ def or_default_preset(layers: Layers, flags: Flags) -> Layers:
     return layers if names_any else replace(layers, preset=DEFAULT_PRESET)
 
 
-def resolve_flags(flags: Flags, layers: Layers | None = None) -> "Resolved":
-    """Resolve the settings of a command."""
+def resolve_for_training(flags: Flags, layers: Layers) -> "Resolved":
+    """Resolve the settings of a training; what an adapter brings that it goes on from is among them."""
+    from sftcli.services.train.going_on import going_on_text, overrides_of_adapter
+
+    resolved = resolve_flags(flags, layers)
+    found = overrides_of_adapter(resolved)
+    if not found:
+        return resolved
+    resolved = resolve_flags(flags, layers, last=found)
+    return replace(resolved, notices=(*resolved.notices, going_on_text(resolved.settings)))
+
+
+def resolve_flags(
+    flags: Flags, layers: Layers | None = None, *, last: Sequence["Override"] = ()
+) -> "Resolved":
+    """Resolve the settings of a command; ``last`` is what follows from them."""
     from sftcli.config.resolve import resolve
 
     layers = layers or Layers()
@@ -72,4 +88,5 @@ def resolve_flags(flags: Flags, layers: Layers | None = None) -> "Resolved":
         overrides=flags.overrides(),
         environ=os.environ,
         sets=layers.sets or (),
+        last=last,
     )

@@ -45,7 +45,14 @@ class AdapterSettings(Section):
     target_modules: tuple[Text, ...] = Field(
         (AUTO_TARGETS,),
         min_length=1,
-        description="Names of the linear layers that get an adapter; auto means all but the output head.",
+        description="Names of the linear layers that get an adapter; auto means all but the output head and routers of experts.",
+    )
+    experts: bool = Field(
+        False, description="Experts that are stored in one tensor get an adapter each as well."
+    )
+    start_from: Text | None = Field(
+        None,
+        description="Folder of an adapter that training goes on from; `--model FOLDER` sets it, its base and its shape.",
     )
     rslora: bool = Field(
         False, description="Rank-stabilized LoRA: scale by `alpha / sqrt(rank)` (Kalajdzievski 2023)."
@@ -67,7 +74,21 @@ class AdapterSettings(Section):
         parts += [f"dropout {self.dropout:g}"] if self.dropout else []
         parts += ["scaled by the root of the rank"] if self.rslora else []
         parts += [] if self.quantize is Quantize.NONE else [f"on a {self.quantize.described} base"]
-        return f"{name} of {', '.join(parts)}, on {', '.join(self.target_modules)}"
+        return f"{name} of {', '.join(parts)}, on {', '.join(self.target_modules)}{' and experts' if self.experts else ''}"
+
+    @model_validator(mode="after")
+    def _experts_have_plain_lora(self) -> Self:
+        if not self.experts or not self.is_on:
+            return self
+        if self.kind is AdapterKind.DORA:
+            raise ValueError("experts is set, but kind is dora: experts have LoRA alone (peft)")
+        if self.dropout:
+            raise ValueError("experts is set, but so is dropout: experts have none (peft)")
+        if self.quantize is not Quantize.NONE:
+            raise ValueError(
+                f"experts is set, but quantize is {self.quantize}: experts in one tensor are not kept in that form"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shape_belongs_to_an_adapter(self) -> Self:

@@ -5,7 +5,9 @@ works on the model works on it with an adapter.
 """
 
 import re
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
 from sftcli.config.schema.run import Attention
-from sftcli.errors import DataError, MismatchError
+from sftcli.errors import DataError, MismatchError, UsageError
 from sftcli.modeling.adapter.folder import (
+    PREFIX,
     AdapterBase,
     LoraForm,
     check_adapter_weights,
@@ -27,13 +29,20 @@ from sftcli.modeling.adapter.folder import (
 )
 from sftcli.modeling.adapter.targets import (
     ADAPTER_NAME,
-    PREFIX,
+    LeftAlone,
+    Targets,
+    choose_targets,
     file_name,
-    matching_layers,
+    is_transposed,
+    left_alone,
+    linear_layers,
     name_of_embedding,
     name_of_head,
+    named_by,
     refuse_tied,
-    target_names,
+    shared_layers,
+    short_names,
+    wrapper_names,
 )
 from sftcli.modeling.architecture import opens_whole
 from sftcli.modeling.formats.identity import numbers_hash
@@ -41,36 +50,72 @@ from sftcli.modeling.load import load_model
 
 _MATRIX = re.compile(r"(?P<layer>.+)\.(?P<part>lora_A\.weight|lora_embedding_A)")
 _SHOWN = 3
+_HELD = "held"
 
 
-def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, object]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddedAdapter:
+    """A new adapter: the configuration that peft needs to read its weights, without the base's name, and what has none."""
+
+    config: dict[str, object]
+    left_alone: LeftAlone
+
+
+def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> AddedAdapter:
     """Put a new adapter into ``model``, the only part of it that trains from then on; it adds nothing yet.
 
-    Returns:
-        The configuration that peft needs to read the weights, without the base's name.
-
     Raises:
-        UsageError: ``settings`` name a layer that the model does not have, or its tied head.
+        UsageError: ``settings`` name what the model does not have, or what cannot have an adapter.
     """
+    dora = settings.kind is AdapterKind.DORA
+    renamed = _renamed_by_peft(model)
+    no_dora = dict.fromkeys(renamed, "peft takes it as a parameter in this family, which DoRA cannot adapt")
+    targets = choose_targets(
+        model, settings.target_modules, experts=settings.experts, refused=no_dora if dora else None
+    )
+    alone = left_alone(model, targets)
+    config = _configuration(model, settings, targets, renamed)
+    names = _Ranks(
+        layers=dict.fromkeys(targets.layers, settings.rank),
+        parameters=dict.fromkeys(targets.parameters, settings.rank),
+    )
+    form = LoraForm(
+        alpha=settings.alpha,
+        rslora=settings.rslora,
+        dora=dora,
+        fan_in_fan_out=bool(config["fan_in_fan_out"]),
+        bias=False,
+    )
+    _inject(model, names, form, dropout=settings.dropout)
+    return AddedAdapter(config=config, left_alone=alone)
+
+
+def _configuration(
+    model: PreTrainedModel, settings: AdapterSettings, targets: Targets, renamed: set[str]
+) -> dict[str, object]:
+    """Return how peft is told of ``targets``; ``model`` has no adapter yet."""
     import peft
 
-    targets = target_names(model, settings.target_modules)
-    dora = settings.kind is AdapterKind.DORA
-    transposed = any(isinstance(layer, Conv1D) for layer in matching_layers(model, targets).values())
+    modules = [name for name, _ in model.named_modules() if name]
+    weights = [name for name, _ in model.named_parameters()]
+    as_parameters = [f"{layer}.weight" for layer in targets.layers if layer in renamed]
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": settings.rank,
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
-        "target_modules": targets,
+        "target_modules": short_names((layer for layer in targets.layers if layer not in renamed), modules),
         "use_rslora": settings.rslora,
-        "use_dora": dora,
+        "use_dora": settings.kind is AdapterKind.DORA,
         "bias": "none",
-        "fan_in_fan_out": transposed,
+        "fan_in_fan_out": is_transposed(model, targets.layers),
+        "inference_mode": True,
+        "peft_version": peft.__version__,
     }
-    _inject(model, config)
-    return {**config, **_opened_as(model), "inference_mode": True, "peft_version": peft.__version__}
+    parameters = [*as_parameters, *targets.parameters]
+    named = {"target_parameters": short_names(parameters, weights)} if parameters else {}
+    return config | named | _opened_as(model)
 
 
 def check_base(folder: Path, base: Path) -> None:
@@ -87,6 +132,16 @@ def check_base(folder: Path, base: Path) -> None:
         )
 
 
+def set_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Set the numbers of the new adapter in ``model`` to those of the adapter in ``folder``, in float32.
+
+    Raises:
+        ConsentError, NotFoundError, DataError: As in ``load_adapter``.
+        MismatchError: They are of different shapes or on different layers.
+    """
+    _fill(model, _read_tensors(folder), folder)
+
+
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Put the adapter in ``folder`` into ``model``, in float32, in evaluation mode; nothing trains.
 
@@ -100,24 +155,15 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
         MismatchError: It does not fit the model.
     """
     form = read_form(folder)
-    tensors = load_file(check_adapter_weights(folder))
-    if strange := sorted(name for name in tensors if not name.startswith(PREFIX)):
-        raise DataError(f"{folder} holds {strange[0]!r}, which is not an adapter tensor")
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    tensors = _read_tensors(folder)
     plain = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
     _replace_plain(model, plain, folder)
-    ranks = {
-        found["layer"]: int(tensor.shape[0])
-        for name, tensor in tensors.items()
-        if (found := _MATRIX.fullmatch(name)) and tensor.ndim == 2
-    }
-    layers = dict(model.named_modules())
-    if missing := sorted(ranks.keys() - layers.keys()):
+    ranks = _ranks(model, tensors, form, folder)
+    if missing := sorted(ranks.layers.keys() - dict(model.named_modules()).keys()):
         raise MismatchError(f"{folder} is for another model: this one has no layer {_some(missing)}")
-    for layer in ranks.keys() & {name_of_head(model), name_of_embedding(model)}:
-        refuse_tied(model, layer)
-    if ranks:
-        _inject(model, _config_for(ranks, form))
+    _refuse_shared(model, ranks)
+    if ranks.layers or ranks.parameters:
+        _inject(model, ranks, form)
     _fill(model, {name: tensors[name] for name in tensors.keys() - plain.keys()}, folder)
     model.requires_grad_(False)
     model.train(False)
@@ -167,19 +213,20 @@ def merge_in_place(model: PreTrainedModel) -> None:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for name, layer in list(model.named_modules()):
-        if not isinstance(layer, BaseTunerLayer):
-            continue
-        base, weight = layer.get_base_layer(), cast("nn.Parameter", layer.weight)
+    layers: dict[str, Any] = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)
+    }
+    for name, layer in reversed(layers.items()):  # of experts, the innermost one first
+        changed = getattr(layer, "parameter_name", "weight")
+        weight = cast("nn.Parameter", getattr(layer.get_base_layer(), changed))
         dtype = weight.dtype
         cast("nn.Module", layer).float()
         layer.merge()
         if not torch.isfinite(weight).all():
             raise DataError(f"merging gives non-finite values in {name}", hint="train it again")
-        base.to(dtype)
+        below = cast("nn.Module", layer.base_layer).to(dtype)
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, base)
-    vars(model).pop("peft_config", None)
+        setattr(model.get_submodule(parent), last, below)
 
 
 def _opened_as(model: PreTrainedModel) -> dict[str, object]:
@@ -191,25 +238,121 @@ def _opened_as(model: PreTrainedModel) -> dict[str, object]:
     return {"task_type": None, "auto_mapping": mapping}
 
 
-def _inject(model: PreTrainedModel, config: Mapping[str, object]) -> None:
+class _Held(nn.Module):
+    """A model as peft sees it: without its type, by which peft gives layers of some families other names than they have."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.add_module(_HELD, model)
+        self.is_loaded_in_8bit = getattr(model, "is_loaded_in_8bit", False)
+        self.is_loaded_in_4bit = getattr(model, "is_loaded_in_4bit", False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ranks:
+    """What gets an adapter, by full names, with its rank."""
+
+    layers: Mapping[str, int]
+    parameters: Mapping[str, int]
+
+
+def _inject(model: PreTrainedModel, ranks: _Ranks, form: LoraForm, *, dropout: float = 0.0) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    known = {key: value for key, value in config.items() if key != "peft_type"}
-    inject_adapter_in_model(LoraConfig(**cast("dict[str, Any]", known)), model, adapter_name=ADAPTER_NAME)
+    every = {f"{_HELD}.{name}": rank for name, rank in {**ranks.layers, **ranks.parameters}.items()}
+    first = next(iter(every.values()))
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=first,
+        rank_pattern={re.escape(name): rank for name, rank in every.items() if rank != first},
+        lora_alpha=cast("int", form.alpha),
+        lora_dropout=dropout,
+        use_rslora=form.rslora,
+        use_dora=form.dora,
+        fan_in_fan_out=form.fan_in_fan_out,
+        lora_bias=form.bias,
+        target_modules=[f"{_HELD}.{name}" for name in ranks.layers],
+        target_parameters=[f"{_HELD}.{name}" for name in ranks.parameters] or None,
+    )
+    with warnings.catch_warnings():
+        # It looks for them among the layers alone.
+        warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
+        inject_adapter_in_model(config, _Held(model), adapter_name=ADAPTER_NAME)
 
 
-def _config_for(ranks: Mapping[str, int], form: LoraForm) -> dict[str, object]:
-    first = next(iter(ranks.values()))
-    return {
-        "r": first,
-        "rank_pattern": {re.escape(layer): rank for layer, rank in ranks.items() if rank != first},
-        "lora_alpha": form.alpha,
-        "use_rslora": form.rslora,
-        "use_dora": form.dora,
-        "fan_in_fan_out": form.fan_in_fan_out,
-        "lora_bias": form.bias,
-        "target_modules": list(ranks),
+def _ranks(
+    model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], form: LoraForm, folder: Path
+) -> _Ranks:
+    """Return what the ``tensors`` of ``folder`` are for: layers by their names, and parameters that its configuration names.
+
+    Raises:
+        MismatchError: A parameter that it names is not in the model, or its tensors are not there.
+    """
+    rows = {
+        found["layer"]: int(tensor.shape[0])
+        for name, tensor in tensors.items()
+        if (found := _MATRIX.fullmatch(name)) and tensor.ndim == 2
     }
+    weights, layers = dict(model.named_parameters()), linear_layers(model)
+    named = set(named_by(form.parameters, weights))
+    if unknown := [item for item in form.parameters if not named_by([item], weights)]:
+        raise MismatchError(f"{folder} is for another model: this one has no parameter {_some(unknown)}")
+    of_layers = {f"{layer}.weight": layer for layer in layers}
+    wrapped = wrapper_names(name for name in weights if name in named and name not in of_layers)
+    needed = [*wrapped, *(of_layers[name] for name in named if name in of_layers)]
+    if missing := [name for name in needed if name not in rows]:
+        raise MismatchError(f"{folder} lacks tensors that its configuration requires: {_some(missing)}")
+    return _Ranks(
+        layers={layer: rank for layer, rank in rows.items() if layer not in wrapped},
+        parameters={name: rows[wrapper] // _matrices(weights[name]) for wrapper, name in wrapped.items()},
+    )
+
+
+def _matrices(weight: nn.Parameter) -> int:
+    return len(weight) if weight.ndim == 3 else 1
+
+
+def _refuse_shared(model: PreTrainedModel, ranks: _Ranks) -> None:
+    """Raise where something that has an adapter is the weights of two layers."""
+    shared = shared_layers(model)
+    for layer in (*ranks.layers, *(name.rpartition(".")[0] for name in ranks.parameters)):
+        if layer in (name_of_head(model), name_of_embedding(model)):
+            refuse_tied(model, layer)
+        if layer in shared:
+            raise UsageError(
+                f"{layer} shares its weights with {shared[layer]}, so an adapter on it cannot be merged: that would "
+                "change both",
+                hint="train a new adapter that leaves it out; auto does",
+            )
+
+
+def _renamed_by_peft(model: PreTrainedModel) -> set[str]:
+    """Return the linear layers that peft, told to put an adapter on them, would look for under another name.
+
+    In families whose experts it knew as layers it takes the names of these for those of experts, wherever they stand.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    def is_renamed(name: str) -> bool:
+        config = LoraConfig(target_modules=[name])
+        try:
+            convert_peft_config_for_transformers(config, model=model, conversions=None)
+        except ValueError:  # it wants others beside it
+            return True
+        return set(config.target_modules or ()) != {name}
+
+    layers = linear_layers(model)
+    renamed = {last for last in {name.rpartition(".")[2] for name in layers} if is_renamed(last)}
+    return {name for name in layers if name.rpartition(".")[2] in renamed}
+
+
+def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of an adapter by their names in the model that peft put it into."""
+    tensors = load_file(check_adapter_weights(folder))
+    if strange := sorted(name for name in tensors if not name.startswith(PREFIX)):
+        raise DataError(f"{folder} holds {strange[0]!r}, which is not an adapter tensor")
+    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
 
 
 @torch.no_grad()

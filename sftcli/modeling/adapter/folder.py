@@ -9,16 +9,32 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sftcli.config.schema.adapter import AdapterKind
 from sftcli.errors import ConsentError, DataError, NotFoundError, UsageError
 from sftcli.json_files import read_json, write_json
-from sftcli.modeling.formats.folder_check import CONVERT_HINT, UNSAFE_SUFFIXES, check_safetensors
+from sftcli.modeling.formats.folder_check import (
+    CONVERT_HINT,
+    UNSAFE_SUFFIXES,
+    check_safetensors,
+    safetensors_header,
+)
 
 CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "sft_base.json"
+PREFIX = "base_model.model."  # what names of tensors in files begin with
 _FORMAT = 1
+_DROPOUT = "dropout"
+_MATRIX, _WEIGHT = ".lora_A.weight", ".weight"
+# Keys that settings of a training have no word for, with the value that means nothing.
+_UNTRAINED: Mapping[str, object] = {
+    "rank_pattern": {},
+    "modules_to_save": None,
+    "bias": "none",
+    "lora_bias": False,
+}
 # Keys that say how the adapter is computed. They are read below.
 _READ = frozenset(
     {"peft_type", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "init_lora_weights",
-     "base_model_name_or_path", "revision"}
+     "target_parameters", "base_model_name_or_path", "revision"}
 )  # fmt: skip
 # Keys that matter only while an adapter is trained or started, or that the weights themselves answer.
 _WITHOUT_MEANING = frozenset(
@@ -50,6 +66,20 @@ class LoraForm:
     dora: bool
     fan_in_fan_out: bool
     bias: bool
+    parameters: tuple[str, ...] = ()  # endings of names of parameters that have one, besides layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterShape:
+    """An adapter as the settings of a training describe one; see ``AdapterSettings``."""
+
+    kind: AdapterKind
+    rank: int
+    alpha: int
+    dropout: float
+    target_modules: tuple[str, ...]
+    experts: bool
+    rslora: bool
 
 
 def is_adapter_folder(folder: Path) -> bool:
@@ -121,6 +151,9 @@ def read_form(folder: Path) -> LoraForm:
     alpha = config.get("lora_alpha", 8)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e9:
         raise DataError(f"{path}: lora_alpha is {_shown(alpha)}, expected a number above 0")
+    parameters = config.get("target_parameters") or []
+    if not isinstance(parameters, list) or not all(isinstance(name, str) and name for name in parameters):
+        raise DataError(f"{path}: target_parameters is {_shown(parameters)}, expected a list of names")
     flags = {key: config.get(key, False) for key in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")}
     for key, value in flags.items():
         if not isinstance(value, bool):
@@ -131,19 +164,90 @@ def read_form(folder: Path) -> LoraForm:
         dora=flags["use_dora"],
         fan_in_fan_out=flags["fan_in_fan_out"],
         bias=flags["lora_bias"],
+        parameters=tuple(parameters),
     )
 
 
+def read_shape(folder: Path) -> AdapterShape:
+    """Return the shape of the adapter in ``folder``, to train it on.
+
+    Raises:
+        UsageError: It is no LoRA adapter, or has what the settings of a training cannot say.
+        ConsentError, NotFoundError, DataError: Its weights are a pickle file, missing or damaged.
+    """
+    form, path = read_form(folder), folder / CONFIG_FILE
+    config = read_json(path)
+    for key, harmless in _UNTRAINED.items():
+        if config.get(key) not in (None, False, [], {}, harmless):
+            raise _untrained(path, key, config[key])
+    rank, named = config.get("r"), config.get("target_modules")
+    own = read_json(folder / BASE_FILE) if (folder / BASE_FILE).is_file() else {}
+    dropout = own.get(_DROPOUT, config.get("lora_dropout", 0.0))
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise DataError(f"{path}: r is {_shown(rank)}, expected a whole number")
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
+        raise DataError(f"{folder}: its dropout is {_shown(dropout)}, expected a number")
+    if form.alpha != int(form.alpha):
+        raise _untrained(path, "lora_alpha", form.alpha)
+    header, _ = safetensors_header(check_adapter_weights(folder))
+    rows = {
+        name.removeprefix(PREFIX).removesuffix(_MATRIX): entry["shape"][0]
+        for name, entry in header.items()
+        if name.endswith(_MATRIX) and entry["shape"]
+    }
+    layers = [name for name, count in rows.items() if count == rank]  # of experts there are more rows
+    as_parameters = [
+        item.removesuffix(_WEIGHT)
+        for item in form.parameters
+        if item.endswith(_WEIGHT) and any(_is_named(item.removesuffix(_WEIGHT), layer) for layer in layers)
+    ]
+    targets = layers
+    if isinstance(named, list) and all(isinstance(name, str) for name in named) and not _narrows(config):
+        targets = [*named, *as_parameters]
+    if not targets:
+        raise _untrained(path, "target_modules", named)
+    return AdapterShape(
+        kind=AdapterKind.DORA if form.dora else AdapterKind.LORA,
+        rank=rank,
+        alpha=int(form.alpha),
+        dropout=float(dropout),
+        target_modules=tuple(sorted(set(targets))),
+        experts=len(as_parameters) < len(form.parameters),
+        rslora=form.rslora,
+    )
+
+
+def _is_named(item: str, name: str) -> bool:
+    return name == item or name.endswith(f".{item}")
+
+
+def _narrows(config: Mapping[str, object]) -> bool:
+    """Return whether not all layers of the names that ``config`` has are meant."""
+    return any(config.get(key) for key in ("exclude_modules", "layers_to_transform", "layers_pattern"))
+
+
 def write_adapter_config(folder: Path, config: Mapping[str, object], base: AdapterBase) -> None:
-    """Write what says how the weights are meant, and which model they belong to."""
-    write_json(folder / CONFIG_FILE, config)
-    write_json(folder / BASE_FILE, {"format": _FORMAT} | asdict(base))
+    """Write what says how the weights are meant, which model they belong to, and with which dropout they were trained.
+
+    peft takes no dropout on parameters, where it is told of some, and needs none to read an adapter.
+    """
+    dropout = config.get("lora_dropout", 0.0)
+    shown = {"lora_dropout": 0.0} if config.get("target_parameters") else {}
+    write_json(folder / CONFIG_FILE, {**config, **shown})
+    write_json(folder / BASE_FILE, {"format": _FORMAT} | asdict(base) | {_DROPOUT: dropout})
 
 
 def _unsupported(path: Path, key: str, value: object) -> UsageError:
     return UsageError(
         f"{path}: {key} is {_shown(value)}, which is not supported",
         hint="merge the adapter with the program that made it, and name the merged folder",
+    )
+
+
+def _untrained(path: Path, key: str, value: object) -> UsageError:
+    return UsageError(
+        f"{path}: {key} is {_shown(value)}, and an adapter with that is not trained on here",
+        hint=f"merge it first, sft export {path.parent} --to hf --out MERGED, and train on that: --model MERGED",
     )
 
 

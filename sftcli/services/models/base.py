@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sftcli.config.schema.run import ModelSettings
+from sftcli.config.schema.settings import Settings
 from sftcli.errors import NetworkError, NotFoundError
 from sftcli.events import EventSink
 from sftcli.json_files import replace_json
@@ -28,6 +29,17 @@ def locate_base(settings: ModelSettings, emit: EventSink, *, run: RunFolder | No
         emit=emit,
         with_code=settings.trust_remote_code,
     )
+
+
+def own_tokenizer(folder: Path) -> Path | None:
+    """Return ``folder`` if it holds a tokenizer, which that of an adapter may or may not."""
+    return folder if (folder / "tokenizer.json").is_file() else None
+
+
+def tokenizer_folder(settings: Settings, located: LocatedModel) -> Path:
+    """Return where the tokenizer and template of a run are: with the adapter that it goes on from, or with its base."""
+    start = settings.adapter.start_from
+    return located.folder if start is None else own_tokenizer(Path(start)) or located.folder
 
 
 def record_base(run: RunFolder, located: LocatedModel) -> None:

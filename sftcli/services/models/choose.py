@@ -16,9 +16,8 @@ from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.load import count_parameters, load_model, own_attention
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
-from sftcli.services.models.base import locate_adapter_base, locate_base
+from sftcli.services.models.base import locate_adapter_base, locate_base, own_tokenizer
 from sftcli.services.runs.folder import RunFolder, newest_run, read_settings
-from sftcli.training.checkpoint.names import list_checkpoints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +51,7 @@ class ModelChoice:
     @property
     def tokenizer_folder(self) -> Path:
         """The folder with the tokenizer and template: of an adapter that brings none, those of its base."""
-        return self.folder if (self.folder / "tokenizer.json").is_file() else self.weights_folder
+        return own_tokenizer(self.folder) or self.weights_folder
 
 
 def choose_model(
@@ -82,7 +81,7 @@ def choose_model(
     for path in (root / reference, Path(reference)):
         if (path / "run.json").is_file():
             run = RunFolder(path)
-            folder = _newest_model(run)
+            folder = run.newest_model
             return _choice(run.name, folder, run, emit, trusts_code=trusts_code, base_model=base_model)
         if (path / "config.json").is_file() or is_adapter_folder(path):
             owner = _owner(path)
@@ -210,11 +209,6 @@ def load_for_inference(choice: ModelChoice, *, precision: str, emit: EventSink) 
     if message := own_attention(model):
         emit(Notice(text=message))
     return model
-
-
-def _newest_model(run: RunFolder) -> Path:
-    checkpoints = list_checkpoints(run.checkpoints)
-    return run.final if run.is_finished or not checkpoints else checkpoints[-1]
 
 
 def _owner(path: Path) -> RunFolder | None:

@@ -24,7 +24,7 @@ from sftcli.events import DataPrepared, EventSink, Notice, Session, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.modeling.tokenizer.variables import parse_variables
-from sftcli.services.models.base import locate_base
+from sftcli.services.models.base import locate_base, tokenizer_folder
 from sftcli.services.prepare.capacity import require_room
 from sftcli.services.prepare.pipeline import Preparation
 from sftcli.services.prepare.sources import Sources, find_sources
@@ -118,7 +118,7 @@ def run_prepare(request: PrepareRequest, session: Session) -> PrepareOutcome:
     data = prepare_data(
         settings.data,
         sources,
-        model_folder=located.folder,
+        model_folder=tokenizer_folder(settings, located),
         seed=settings.training.seed,
         session=session,
         keeps_messages=request.out is not None and request.as_messages,

@@ -38,7 +38,7 @@ from sftcli.errors import (
 )
 from sftcli.json_files import read_json, read_json_or_nothing
 from sftcli.suggest import did_you_mean
-from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK
+from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK, list_checkpoints
 
 DEFAULT_ROOT = Path("runs")  # where commands look for a run that is named
 
@@ -121,6 +121,12 @@ class RunFolder:
         if (self.checkpoints / TAKEN_BACK).exists():
             return False
         return any((self.final / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+    @property
+    def newest_model(self) -> Path:
+        """Folder of the final model, or of the newest checkpoint while the run is unfinished."""
+        checkpoints = list_checkpoints(self.checkpoints)
+        return self.final if self.is_finished or not checkpoints else checkpoints[-1]
 
     @property
     def results_set_aside(self) -> dict[Path, Path]:

@@ -9,7 +9,7 @@ import torch
 from sftcli import storage
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.config.schema.run import Attention, ModelSettings
-from sftcli.modeling.adapter.adapter import add_adapter
+from sftcli.modeling.adapter.adapter import AddedAdapter, add_adapter, check_base, set_adapter
 from sftcli.modeling.adapter.folder import (
     WEIGHTS_FILE,
     AdapterBase,
@@ -37,7 +37,7 @@ class AdapterFiles:
     config: dict[str, object]
     base: AdapterBase
     model: "PreTrainedModel"
-    source: Path  # folder of the base, whose tokenizer files are copied
+    source: Path  # folder whose tokenizer files are copied
     tokenizer: HFChatTokenizer
 
     def write(self, folder: Path) -> None:
@@ -73,10 +73,13 @@ def load_with_adapter(
     attention: Attention,
     gradient_checkpointing: bool,
     trusts_code: bool,
-) -> "tuple[PreTrainedModel, dict[str, object]]":
-    """Load a model in ``dtype``, frozen, with a new adapter that trains; return it and the adapter's configuration.
+) -> "tuple[PreTrainedModel, AddedAdapter]":
+    """Load a model in ``dtype``, frozen, with an adapter that trains, new or one to go on from; return both.
 
     Give it ``AdapterWeights``: there is no float32 copy of the model, only the adapter has masters.
+
+    Raises:
+        MismatchError: The adapter to go on from was trained on other weights, or is of another shape.
     """
     model = load_model(
         located.folder,
@@ -87,7 +90,11 @@ def load_with_adapter(
         quantize=settings.quantize,
         trusts_code=trusts_code,
     )
-    return model, add_adapter(model, settings)
+    added = add_adapter(model, settings)
+    if settings.start_from is not None:
+        check_base(Path(settings.start_from), located.folder)
+        set_adapter(model, Path(settings.start_from))
+    return model, added
 
 
 def adapter_files(
@@ -97,6 +104,7 @@ def adapter_files(
     settings: ModelSettings,
     located: LocatedModel,
     tokenizer: HFChatTokenizer,
+    tokenizer_source: Path,
 ) -> AdapterFiles:
     """Return what the folders of a run's adapter hold.
 
@@ -118,6 +126,6 @@ def adapter_files(
         config={"base_model_name_or_path": name, "revision": revision, **config},
         base=base,
         model=model,
-        source=located.folder,
+        source=tokenizer_source,
         tokenizer=tokenizer,
     )

@@ -24,7 +24,7 @@ from sftcli.data.batches.batch import (
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag, Warned
-from sftcli.modeling.adapter.targets import weights_left_alone
+from sftcli.modeling.adapter.targets import EXPERTS, ROUTERS, LeftAlone
 from sftcli.modeling.architecture import opens_whole, require_causal
 from sftcli.modeling.attention import attention_of, use_named_attention
 from sftcli.modeling.formats.folder_write import is_part_of_whole, write_model_files
@@ -42,6 +42,7 @@ from sftcli.runtime import (
     keep_freed_memory,
     matmul_flops,
 )
+from sftcli.services.models.base import tokenizer_folder
 from sftcli.services.modern_llm import PtFiles, pt_files
 from sftcli.services.prepare.capacity import require_positions
 from sftcli.services.progress import with_progress
@@ -343,7 +344,7 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
     settings, located = inputs.settings, inputs.located
     device = torch.device("cpu") if compute.shares else compute.device
     if settings.adapter.is_on:
-        model, config = load_with_adapter(
+        model, added = load_with_adapter(
             located,
             settings.adapter,
             dtype=compute.dtype,
@@ -352,13 +353,14 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
             gradient_checkpointing=settings.training.gradient_checkpointing,
             trusts_code=bool(inputs.trusted_code),
         )
-        _tell_left_alone(model, settings.adapter, emit)
+        _tell_left_alone(added.left_alone, settings.adapter, emit)
         files = adapter_files(
             model,
-            config,
+            added.config,
             settings=settings.model,
             located=located,
             tokenizer=inputs.prepared.tokenizer,
+            tokenizer_source=tokenizer_folder(settings, located),
         )
         return LoadedModel(model=model, source=SourceTensors.of(model, located.folder), adapter=files)
     model = load_model(
@@ -375,12 +377,22 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
     return LoadedModel(model=model, source=SourceTensors.of(model, located.folder), fusion=fusion)
 
 
-def _tell_left_alone(model: "PreTrainedModel", settings: AdapterSettings, emit: EventSink) -> None:
-    """Warn where ``auto`` leaves much without an adapter, which sits on linear layers alone."""
-    share, names = weights_left_alone(model)
-    if AUTO_TARGETS in settings.target_modules and share >= _MUCH:
-        shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
-        emit(Warned(text=f"{share:.0%} of the layer weights get no adapter: {shown}"))
+def _tell_left_alone(alone: LeftAlone, settings: AdapterSettings, emit: EventSink) -> None:
+    """Say what ``auto`` leaves without an adapter; warn where that is much."""
+    if AUTO_TARGETS not in settings.target_modules or not alone.kinds:
+        return
+    kinds = [f"{kind} {_percent(share)}" for kind, share in alone.kinds.items() if kind != ROUTERS]
+    kinds = [*kinds[:3], *(["other weights"] if kinds[3:] else [])]
+    if ROUTERS in alone.kinds:
+        kinds.append(f"{ROUTERS} of experts {_percent(alone.kinds[ROUTERS])}")
+    text = f"LoRA: {_percent(alone.share)} of the layer weights have no adapter: {', '.join(kinds)}"
+    if EXPERTS in alone.kinds and not settings.experts:
+        text += "; adapter.experts=true gives the experts one"
+    emit(Warned(text=text) if alone.share >= _MUCH else Notice(text=text))
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "under 1%"
 
 
 def _fused(model: "PreTrainedModel", emit: EventSink) -> Fusion:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sftcli import storage
 from sftcli.config.schema.settings import FIELDS, Settings
 from sftcli.config.schema.training import Parallel, TrainingSettings
 from sftcli.errors import MismatchError, UsageError
 from sftcli.events import Event, Notice, Warned
+from sftcli.modeling.adapter.folder import WEIGHTS_FILE
 from sftcli.modeling.formats.identity import exact_hash
 from sftcli.modeling.locate.locate import LocatedModel
 from sftcli.services.machine import facts_of_training
@@ -33,7 +35,10 @@ _SETTING, _MACHINE = "setting ", "machine "
 # What the stored weights and optimizer fit to: no flag lets it differ.
 FIXED_SECTIONS = ("model.", "adapter.")
 OPEN = frozenset({"model.attention"})  # in these sections, and moves numbers alone
-FIXED = frozenset({"training.train_embeddings", "training.optimizer", "model", "tokenizer and template"})
+_START = "the adapter it goes on from"
+FIXED = frozenset(
+    {"training.train_embeddings", "training.optimizer", "model", "tokenizer and template", _START}
+)
 
 
 def fingerprints(settings: Settings, located: LocatedModel, prepared: PreparedData) -> dict[str, str]:
@@ -50,7 +55,13 @@ def fingerprints(settings: Settings, located: LocatedModel, prepared: PreparedDa
             ).hexdigest(),
             "model": exact_hash(located.folder),
         }
+        | _start(settings)
     )
+
+
+def _start(settings: Settings) -> dict[str, str]:
+    folder = settings.adapter.start_from
+    return {} if folder is None else {_START: storage.file_sha256(Path(folder) / WEIGHTS_FILE)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

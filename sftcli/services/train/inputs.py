@@ -11,7 +11,7 @@ from sftcli.events import Session, Warned
 from sftcli.modeling.formats.remote_code import allow_code
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.locate.locate import LocatedModel
-from sftcli.services.models.base import locate_base
+from sftcli.services.models.base import locate_base, tokenizer_folder
 from sftcli.services.prepare.capacity import require_room
 from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_rows
 from sftcli.services.prepare.sources import find_sources
@@ -52,7 +52,7 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
     prepared = prepare_data(
         settings.data,
         sources,
-        model_folder=located.folder,
+        model_folder=tokenizer_folder(settings, located),
         seed=settings.training.seed,
         session=session,
         fallback=None if run is None else run.path / "cache",

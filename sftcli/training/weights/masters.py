@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 
 from sftcli.data.batches.batch import Batch
-from sftcli.errors import DivergedError
+from sftcli.errors import DivergedError, MismatchError
 from sftcli.runtime import is_finite
 from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss
@@ -138,8 +138,26 @@ class AdapterWeights(MasterWeights):
         return {self._file_names[name]: master.detach() for name, master in self.masters.items()}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Set the masters to ``tensors``, by their names in files, and publish them."""
+        """Set the masters to ``tensors``, by their names in files, and publish them.
+
+        Raises:
+            MismatchError: They are of an adapter on other layers.
+        """
+        refuse_other_adapter(self._file_names.values(), tensors)
         super().restore({name: tensors[file] for name, file in self._file_names.items()})
+
+
+def refuse_other_adapter(needed: Iterable[str], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise unless a checkpoint holds what an adapter needs, and nothing of other layers.
+
+    Raises:
+        MismatchError: The adapter was put on other layers when the run began, by another version of this program.
+    """
+    if other := sorted(set(needed) ^ {name for name in tensors if ".lora_" in name}):
+        raise MismatchError(
+            f"the checkpoint has its adapter on other layers than this version chooses: {other[0]}",
+            hint="resume with the version that began it, or train on from it in a new run: sft train --model CHECKPOINT",
+        )
 
 
 def stored_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ from sftcli.runtime import is_finite
 from sftcli.training.distributed.group import Group
 from sftcli.training.distributed.traffic import Weight
 from sftcli.training.loss import BatchLoss
-from sftcli.training.weights.masters import MasterWeights, stored_buffers
+from sftcli.training.weights.masters import MasterWeights, refuse_other_adapter, stored_buffers
 from sftcli.training.weights.placement import full_tensor, local_part
 
 _LOSS = "batch_loss_of_all_weights"
@@ -59,6 +59,7 @@ class ShardedWeights(MasterWeights):
     ) -> None:
         self.model = model
         self.compute_dtype = compute_dtype
+        self._trains_adapter = file_name is not None
         self._frozen: dict[str, torch.Tensor] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -121,6 +122,8 @@ class ShardedWeights(MasterWeights):
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Set the masters to their shards of the full ``tensors``, by their names in files, and the buffers."""
+        if self._trains_adapter:
+            refuse_other_adapter(self._trained, tensors)
         names = dict(zip(self.masters, self._trained, strict=True))
         super().restore({**tensors, **{name: tensors[file] for name, file in names.items()}})
 

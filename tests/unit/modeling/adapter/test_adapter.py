@@ -12,7 +12,7 @@ from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
 from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
 from sftcli.modeling.adapter.adapter import add_adapter, check_base, load_adapter, merge_adapter
 from sftcli.modeling.adapter.folder import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, read_base
-from sftcli.modeling.adapter.targets import target_names, weights_left_alone
+from sftcli.modeling.adapter.targets import choose_targets, short_names
 from sftcli.modeling.formats.identity import numbers_hash
 from sftcli.modeling.load import load_model
 from tests.support.foreign_adapter import IDS, foreign_adapter
@@ -45,6 +45,10 @@ def edit(path: Path, **changes: object) -> None:
 def logits(model) -> torch.Tensor:
     with torch.no_grad():
         return model(IDS).logits
+
+
+def target_names(model, wanted) -> list[str]:
+    return short_names(choose_targets(model, wanted).layers, [name for name, _ in model.named_modules()])
 
 
 FORMS = {
@@ -157,7 +161,6 @@ def test_base_of_other_shapes_is_refused_even_where_its_content_is_not_known(tie
     [
         {"use_qalora": True},
         {"layer_replication": [[0, 2]]},
-        {"target_parameters": ["experts.gate_up_proj"]},
         {"alpha_pattern": {"q_proj": 2}},
         {"alora_invocation_tokens": [1]},
         {"init_lora_weights": "pissa"},
@@ -226,15 +229,13 @@ def test_base_is_read_from_peft_where_the_folder_was_made_elsewhere(tied, tmp_pa
         read_base(folder)
 
 
-def test_what_gets_no_adapter_is_told_as_a_share_of_the_layers():
+def test_what_gets_no_adapter_is_told_as_shares_of_the_layers():
     shape = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     model = MixtralForCausalLM(MixtralConfig(**shape, **heads, num_local_experts=4))
-    add_adapter(model, AdapterSettings(kind="lora", rank=2))
-    share, names = weights_left_alone(model)
+    alone = add_adapter(model, AdapterSettings(kind="lora", rank=2)).left_alone
     attention, experts, router = 4 * 16 * 16, 4 * 3 * 16 * 32, 4 * 16
-    assert share == pytest.approx((experts + router) / (attention + experts + router))
-    assert names == ["experts.gate_up_proj", "experts.down_proj", "mlp.gate"]
-    dense = tiny_llama()
-    add_adapter(dense, AdapterSettings(kind="lora", rank=2))
-    assert weights_left_alone(dense) == (0.0, [])
+    total = attention + experts + router
+    assert alone.kinds == {"experts": experts / total, "routers": router / total}
+    assert alone.share == pytest.approx((experts + router) / total)
+    assert add_adapter(tiny_llama(), AdapterSettings(kind="lora", rank=2)).left_alone.share == 0
