@@ -75,10 +75,15 @@ def take_names(model: PreTrainedModel, folder: Path) -> None:
 
     A checkpoint has the names that transformers uses in memory, where experts are fused and prefixes are gone.
     """
-    layout = AutoModelForCausalLM.from_pretrained(
+    vars(model)["_weight_conversions"] = load_layout(folder)._weight_conversions
+
+
+def load_layout(folder: Path) -> PreTrainedModel:
+    """Return the model in ``folder`` without its numbers: its class, its names, and how they were made of those in the files."""
+    layout: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, device_map="meta", local_files_only=True, trust_remote_code=False
     )
-    vars(model)["_weight_conversions"] = layout._weight_conversions
+    return layout
 
 
 def own_attention(model: PreTrainedModel) -> str:

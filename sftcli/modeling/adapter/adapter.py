@@ -5,7 +5,7 @@ works on the model works on it with an adapter.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,12 +27,14 @@ from sftcli.modeling.adapter.folder import (
 from sftcli.modeling.adapter.targets import (
     ADAPTER_NAME,
     PREFIX,
+    ROWS,
     file_name,
     matching_layers,
     name_of_embedding,
     name_of_head,
     refuse_tied,
     target_names,
+    token_rows,
 )
 from sftcli.modeling.formats.identity import numbers_hash
 from sftcli.modeling.load import load_model
@@ -41,21 +43,25 @@ _MATRIX = re.compile(r"(?P<layer>.+)\.(?P<part>lora_A\.weight|lora_embedding_A)"
 _SHOWN = 3
 
 
-def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, object]:
+def add_adapter(
+    model: PreTrainedModel, settings: AdapterSettings, *, new_ids: Collection[int] = ()
+) -> dict[str, object]:
     """Put a new adapter into ``model``, the only part of it that trains from then on; it adds nothing yet.
+
+    The rows of the tokens ``new_ids`` belong to it, in token embeddings and head.
 
     Returns:
         The configuration that peft needs to read the weights, without the base's name.
 
     Raises:
-        UsageError: ``settings`` name a layer that the model does not have, or its tied head.
+        UsageError: ``settings`` name a layer that the model does not have, or its tied head; or peft cannot have rows of tokens.
     """
     import peft
 
     targets = target_names(model, settings.target_modules)
     dora = settings.kind is AdapterKind.DORA
     transposed = any(isinstance(layer, Conv1D) for layer in matching_layers(model, targets).values())
-    config = {
+    config: dict[str, object] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": settings.rank,
@@ -67,6 +73,8 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, 
         "bias": "none",
         "fan_in_fan_out": transposed,
     }
+    if rows := token_rows(model, new_ids, targets):
+        config["trainable_token_indices"] = rows
     _inject(model, config)
     return {**config, "inference_mode": True, "peft_version": peft.__version__}
 
@@ -102,6 +110,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     if strange := sorted(name for name in tensors if not name.startswith(PREFIX)):
         raise DataError(f"{folder} holds {strange[0]!r}, which is not an adapter tensor")
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    rows = {name.removesuffix(ROWS): tensors.pop(name) for name in sorted(tensors) if name.endswith(ROWS)}
+    _replace_rows(model, rows, form.token_ids, folder)
     plain = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
     _replace_plain(model, plain, folder)
     ranks = {
@@ -220,6 +230,35 @@ def _replace_plain(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], 
             refuse_tied(model, name)
         _check_shape(places[name], tensor, name, folder)
         places[name].copy_(tensor)
+
+
+@torch.no_grad()
+def _replace_rows(
+    model: PreTrainedModel,
+    tensors: Mapping[str, torch.Tensor],
+    ids: Mapping[str, Sequence[int]],
+    folder: Path,
+) -> None:
+    """Set the rows of tokens that were trained with the adapter, by layer, before it is put in."""
+    layers = {name_of_embedding(model), name_of_head(model)}
+    for name, tensor in tensors.items():
+        wanted = ids.get("") if name == name_of_embedding(model) else None
+        wanted = next((ids[part] for part in ids if part and f".{name}".endswith(f".{part}")), wanted)
+        if name not in layers or wanted is None:
+            raise MismatchError(f"{folder} holds rows of tokens that the model does not have: {name}")
+        if name == name_of_head(model):
+            refuse_tied(model, name)
+        weight = cast("nn.Parameter", model.get_submodule(name).weight)
+        if max(wanted) >= len(weight):
+            raise MismatchError(
+                f"{folder} has a row for token {max(wanted):,}, and {name} of the model has {len(weight):,} rows",
+                hint="name a base with as many: resize_token_embeddings of transformers, then --base-model FOLDER",
+            )
+        if tensor.shape != (len(wanted), weight.shape[1]):
+            raise MismatchError(f"{folder} is for another model: {name} has rows of {tuple(tensor.shape)}")
+        weight[list(wanted)] = tensor.to(weight)
+    if ids and not tensors:
+        raise MismatchError(f"{folder} lacks the rows of tokens that its configuration names")
 
 
 def _check_shape(parameter: nn.Parameter, tensor: torch.Tensor, name: str, folder: Path) -> None:

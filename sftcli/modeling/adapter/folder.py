@@ -18,7 +18,7 @@ _FORMAT = 1
 # Keys that say how the adapter is computed. They are read below.
 _READ = frozenset(
     {"peft_type", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "init_lora_weights",
-     "base_model_name_or_path", "revision"}
+     "base_model_name_or_path", "revision", "trainable_token_indices"}
 )  # fmt: skip
 # Keys that matter only while an adapter is trained or started, or that the weights themselves answer.
 _WITHOUT_MEANING = frozenset(
@@ -39,6 +39,7 @@ class AdapterBase:
     revision: str | None = None
     tokenizer: str | None = None  # of a .pt file
     content: str | None = None  # see ``identity.numbers_hash``
+    new_tokens: tuple[str, ...] = ()  # that it was given before; ``content`` is of the model with their rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,9 @@ class LoraForm:
     dora: bool
     fan_in_fan_out: bool
     bias: bool
+    token_ids: Mapping[
+        str, tuple[int, ...]
+    ]  # last parts of a layer's name -> rows that have numbers of their own
 
 
 def is_adapter_folder(folder: Path) -> bool:
@@ -74,7 +78,27 @@ def read_base(folder: Path) -> AdapterBase:
         where = own if own.is_file() else folder / CONFIG_FILE
         key = "name" if own.is_file() else "base_model_name_or_path"
         raise DataError(f"{where} does not say which model the adapter belongs to", hint=f"set {key} in it")
-    return AdapterBase(name=name, **{key: str(value) for key, value in rest.items()})
+    texts = {key: str(value) for key, value in rest.items()}
+    return AdapterBase(
+        name=name,
+        revision=texts.get("revision"),
+        tokenizer=texts.get("tokenizer"),
+        content=texts.get("content"),
+        new_tokens=read_new_tokens(folder),
+    )
+
+
+def read_new_tokens(folder: Path) -> tuple[str, ...]:
+    """Return the tokens that the model of the adapter in ``folder`` was given before it was trained.
+
+    Raises:
+        DataError: The file does not say it.
+    """
+    path = folder / BASE_FILE
+    found = read_json(path).get("new_tokens", []) if path.is_file() else []
+    if not isinstance(found, list) or not all(isinstance(text, str) and text for text in found):
+        raise DataError(f"{path}: new_tokens is {_shown(found)}, expected a list of texts")
+    return tuple(found)
 
 
 def check_adapter_weights(folder: Path) -> Path:
@@ -131,7 +155,22 @@ def read_form(folder: Path) -> LoraForm:
         dora=flags["use_dora"],
         fan_in_fan_out=flags["fan_in_fan_out"],
         bias=flags["lora_bias"],
+        token_ids=_token_ids(path, config.get("trainable_token_indices")),
     )
+
+
+def _token_ids(path: Path, value: object) -> dict[str, tuple[int, ...]]:
+    """Return the tokens with rows of their own by layer; "" stands for the token embeddings."""
+    layers = {"": value} if isinstance(value, list) else value or {}
+    if not isinstance(layers, dict) or not all(map(_are_ids, layers.values())):
+        raise DataError(
+            f"{path}: trainable_token_indices is {_shown(value)}, expected ids of tokens by layer"
+        )
+    return {str(name): tuple(ids) for name, ids in layers.items()}
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
 
 
 def write_adapter_config(folder: Path, config: Mapping[str, object], base: AdapterBase) -> None:

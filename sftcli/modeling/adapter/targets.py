@@ -1,7 +1,7 @@
 """Names of layers that an adapter may sit on, and of its tensors in files."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -13,6 +13,7 @@ from sftcli.suggest import did_you_mean
 
 ADAPTER_NAME = "default"  # what peft calls the one adapter of a model; it is not part of the names in files
 PREFIX = "base_model.model."
+ROWS = ".token_adapter.trainable_tokens_delta"  # ends the name of rows of tokens, in files and in memory
 
 
 def target_names(model: PreTrainedModel, wanted: Iterable[str]) -> list[str]:
@@ -40,6 +41,39 @@ def target_names(model: PreTrainedModel, wanted: Iterable[str]) -> list[str]:
     if head and any(_means(item, head) for item in found):
         refuse_tied(model, head)
     return sorted(found)
+
+
+def token_rows(model: PreTrainedModel, ids: Collection[int], targets: Sequence[str]) -> dict[str, list[int]]:
+    """Return the layers in which the rows of the tokens ``ids`` train, as peft names them; a tied head follows the embeddings.
+
+    ``targets``, as ``target_names`` returns them, have matrices of their own.
+
+    Raises:
+        UsageError: peft would compute something else than the model with these rows.
+    """
+    if not ids:
+        return {}
+    head = model.get_output_embeddings()
+    is_tied = _is_tied(model)
+    if any(_means(item, name_of_head(model)) for item in targets):
+        raise _no_rows(
+            model, "adapter.target_modules names the output head, whose rows of tokens train by themselves"
+        )
+    if getattr(head, "bias", None) is not None:
+        raise _no_rows(model, "the output head has a bias, which peft leaves out beside rows of tokens")
+    if bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False)) != is_tied:
+        raise _no_rows(
+            model, "its configuration ties the output head to the embeddings, and its weights do not"
+        )
+    layers = [name_of_embedding(model)] + ([] if is_tied or head is None else [name_of_head(model)])
+    return {layer: sorted(ids) for layer in layers}
+
+
+def _no_rows(model: PreTrainedModel, why: str) -> UsageError:
+    return UsageError(
+        f"model.new_tokens cannot be trained with an adapter of {type(model).__name__}: {why}",
+        hint="train the whole model, or leave model.new_tokens out",
+    )
 
 
 def file_name(parameter: str) -> str:
@@ -76,9 +110,7 @@ def refuse_tied(model: PreTrainedModel, name: str) -> None:
     Raises:
         UsageError: They are; ``name`` is what the adapter would sit on.
     """
-    head = model.get_output_embeddings()
-    embedding = model.get_input_embeddings()
-    if head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", head):
+    if _is_tied(model):
         raise UsageError(
             f"{name} shares its weights with the token embeddings, so an adapter on it cannot be merged: that would "
             "change both",
@@ -91,7 +123,7 @@ def weights_left_alone(model: PreTrainedModel) -> tuple[float, list[str]]:
 
     Embeddings and the head are not counted.
     """
-    beside = [model.get_output_embeddings()]
+    beside = [model.get_input_embeddings(), model.get_output_embeddings()]
     beside += [module for module in model.modules() if isinstance(module, nn.Embedding)]
     others = {id(weight) for module in beside if module is not None for weight in module.parameters()}
     sizes: Counter[str] = Counter()
@@ -103,6 +135,12 @@ def weights_left_alone(model: PreTrainedModel) -> tuple[float, list[str]]:
         if ".base_layer." not in name:
             sizes[".".join(name.removesuffix(".weight").split(".")[-2:])] += weight.numel()
     return sizes.total() / max(1, total), [name for name, _ in sizes.most_common()]
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    """Return whether output head and token embeddings are the same weights."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", head)
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -85,7 +85,7 @@ def load_with_adapter(
         quantize=settings.quantize,
         trusts_code=trusts_code,
     )
-    return model, add_adapter(model, settings)
+    return model, add_adapter(model, settings, new_ids=[*located.new_tokens.values()])
 
 
 def adapter_files(
@@ -111,6 +111,7 @@ def adapter_files(
         revision=located.revision if revision or located.name == ALIAS else None,
         tokenizer=settings.tokenizer,
         content=numbers_hash(located.folder),
+        new_tokens=tuple(located.new_tokens),
     )
     return AdapterFiles(
         config={"base_model_name_or_path": name, "revision": revision, **config},
