@@ -29,6 +29,7 @@ from sftcli.modeling.formats.stored_tensors import FLOATS, StoredTensor, copied_
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.load import load_layout
 from sftcli.modeling.locate.locate import LocatedModel
+from sftcli.modeling.modern_lm.config import MODEL_TYPE
 from sftcli.modeling.tokenizer.files import TokenizerFiles, read_tokenizer_files
 from sftcli.modeling.tokenizer.new_tokens import add_tokens
 
@@ -73,7 +74,7 @@ def with_new_tokens(located: LocatedModel, tokens: Sequence[str], emit: EventSin
 
 def _refuse_kind(located: LocatedModel) -> None:
     config = read_json(located.folder / "config.json")
-    if config.get("model_type") == "modern_lm":
+    if config.get("model_type") == MODEL_TYPE:
         raise _refused(f"{located.name} is a Modern LLM model, whose program has a fixed set of tokens")
     if config.get("quantization_config"):
         raise _refused(f"the weights of {located.name} are quantized")

@@ -177,8 +177,11 @@ def _find(
         seed=settings.training.seed,
         session=session,
     )
-    require_room(prepared, choice.weights_folder, emit)
-    return choice, settings, prepared, _base_of(choice, settings, request, emit)
+    base = _base_of(choice, settings, request, emit)
+    for one in (choice, base):
+        if one is not None:
+            require_room(prepared, one.weights_folder, emit)
+    return choice, settings, prepared, base
 
 
 def _verdict(run: RunFolder) -> Verdict:

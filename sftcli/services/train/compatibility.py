@@ -32,7 +32,9 @@ _IGNORED = {
 _SETTING, _MACHINE = "setting ", "machine "
 # What the stored weights and optimizer fit to: no flag lets it differ.
 FIXED_SECTIONS = ("model.", "adapter.")
-FIXED = frozenset({"training.train_embeddings", "training.optimizer", "model", "tokenizer and template"})
+FIXED = frozenset(
+    {"training.train_embeddings", "training.train", "training.freeze", "training.optimizer", "model", "tokenizer and template"}
+)  # fmt: skip
 
 
 def fingerprints(settings: Settings, located: LocatedModel, prepared: PreparedData) -> dict[str, str]:

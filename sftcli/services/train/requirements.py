@@ -6,6 +6,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OPTIMIZERS, TrainingSettings
 from sftcli.errors import Location, ResourceError, UsageError
 from sftcli.extras import require_package
+from sftcli.training.selection import FREEZE, TRAIN
 
 
 def check_trackers(settings: RunSettings) -> None:
@@ -26,10 +27,21 @@ def check_machine(settings: Settings) -> None:
 
     Raises:
         ResourceError: A 4-bit base needs CUDA, and there is none.
-        UsageError: bitsandbytes is not installed, or the optimizer needs CUDA.
+        UsageError: bitsandbytes is not installed, or the optimizer needs CUDA; or weights are chosen beside an adapter.
     """
+    _check_selection(settings)
     _check_adapter(settings.adapter)
     _check_optimizer(settings.training)
+
+
+def _check_selection(settings: Settings) -> None:
+    key = next((key for key in (TRAIN, FREEZE) if getattr(settings.training, key.partition(".")[2])), None)
+    if key and settings.adapter.is_on:
+        raise UsageError(
+            f"{key} chooses weights of the whole model, and an adapter is trained, beside which all of them are frozen",
+            hint="choose its layers with adapter.target_modules",
+            location=Location(key=key),
+        )
 
 
 def _check_adapter(settings: AdapterSettings) -> None:
