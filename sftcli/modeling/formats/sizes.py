@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.json_files import read_json
+from sftcli.modeling.formats.folder_check import safetensors_header, weight_files
 
 
 def embedding_bytes(folder: Path) -> int:
@@ -33,10 +34,9 @@ def adapter_bytes(folder: Path, settings: AdapterSettings) -> int:
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     """Return the shape of each tensor in a model folder, from the headers of its files."""
-    from safetensors import safe_open
-
-    shapes: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
-    return shapes
+    return {
+        name: entry["shape"]
+        for path in weight_files(folder)
+        for name, entry in safetensors_header(path)[0].items()
+        if name != "__metadata__"
+    }

@@ -75,7 +75,7 @@ def check_needed_tokens(files: TokenizerFiles, template: str) -> None:
     if missing:
         raise UsageError(
             f"the template {template!r} needs the tokens {' and '.join(missing)}, which this tokenizer lacks",
-            hint="choose alpaca or modern-llm, which need none",
+            hint=f"add them: --set model.new_tokens='{json.dumps(missing)}'; or choose alpaca or modern-llm, which need none",
         )
 
 
