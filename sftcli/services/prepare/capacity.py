@@ -10,7 +10,7 @@ import numpy as np
 from sftcli.errors import MismatchError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.json_files import read_json
-from sftcli.modeling.config_values import config_value
+from sftcli.modeling.config_values import POSITIONS, SPARE_ROWS, learned_positions
 from sftcli.modeling.formats.sizes import tensor_shapes
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from sftcli.services.prepare.prepare import PreparedData
 
 _SHOWN = 3
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
-_SPARE_ROWS = 2  # by which a table of positions may be longer than what it says, as that of OPT is
 _TABLE = re.compile(
     r"(?:.*\.)?(?:wpe|\w*pos\w*)(?:\.weight)?"
 )  # its name, in the families that learn positions
@@ -47,7 +45,7 @@ def require_room(prepared: "PreparedData", folder: Path, emit: EventSink) -> Non
     if isinstance(rows := values.get("vocab_size"), int):
         require_embeddings(prepared, rows)
         _tell_spare_tokens(prepared.tokenizer, rows, emit)
-    positions = next((values[name] for name in _POSITIONS if isinstance(values.get(name), int)), 0)
+    positions = next((values[name] for name in POSITIONS if isinstance(values.get(name), int)), 0)
     lengths = np.array([length for table in _tables(prepared) for length in table.num_tokens] or [0])
     if not positions or lengths.max() <= positions:
         return
@@ -88,18 +86,10 @@ def require_positions(model: "PreTrainedModel", prepared: "PreparedData") -> Non
         raise _too_long(longest, type(model).__name__, positions)
 
 
-def learned_positions(model: "PreTrainedModel") -> int:
-    """Return how many positions ``model`` has learned; 0 where it computes them."""
-    positions = next((value for name in _POSITIONS if (value := config_value(model, name))), 0)
-    tokens = model.get_input_embeddings()
-    sizes = [getattr(module, "num_embeddings", -1) for module in model.modules() if module is not tokens]
-    return positions if any(positions <= size <= positions + _SPARE_ROWS for size in sizes) else 0
-
-
 def _is_table(name: str, shape: list[int], positions: int) -> bool:
     return (
         len(shape) == 2  # (positions, D)
-        and positions <= shape[0] <= positions + _SPARE_ROWS
+        and positions <= shape[0] <= positions + SPARE_ROWS
         and _TABLE.fullmatch(name) is not None
     )
 
