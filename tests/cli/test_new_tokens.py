@@ -1,10 +1,14 @@
 """New tokens as a person adds them: train, score, ask and export, whole models and adapters."""
 
 import json
+import shlex
 
 import gguf
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from tests.support.tiny_model import tiny_config
+from tests.support.tiny_tokenizer import build_metaspace_tokenizer
 
 SET = ("--set", 'model.new_tokens=["<tool>", "<|call|>"]')
 
@@ -103,3 +107,25 @@ def test_base_that_lacks_the_rows_is_refused_before_it_is_scored(sft, tagged, fl
     code, _, err = sft("eval", "one", "--runs", tmp_path / "runs", "--base", tiny_model)
     assert code == 78
     assert "rows hold tokens that the model has no embedding for: '<tool>' (514)" in err
+
+
+def test_template_of_another_family_trains_with_its_tokens_added(sft, rows, tmp_path):
+    folder = tmp_path / "model"
+    config = tiny_config()
+    config.vocab_size = 640
+    LlamaForCausalLM(config).save_pretrained(folder)
+    build_metaspace_tokenizer(folder, "first")
+    template = ("--template", "chatml", "--max-steps", "2", "--set", f"run.root={tmp_path / 'runs'}")
+    code, _, err = sft("train", "--data", rows, "--model", folder, "--run", "one", *template)
+    assert code == 2
+    added = err.partition("add them: ")[2].partition(";")[0]
+    code, _, err = sft(
+        "train", "--data", rows, "--model", folder, "--run", "one", *template, *shlex.split(added)
+    )
+    assert code == 0, err
+    assert "60 of 60 rows kept" in err
+    final = AutoTokenizer.from_pretrained(tmp_path / "runs" / "one" / "final")
+    ends = json.loads((tmp_path / "runs" / "one" / "final" / "generation_config.json").read_text())[
+        "eos_token_id"
+    ]
+    assert final.convert_tokens_to_ids("<|im_end|>") in ends
