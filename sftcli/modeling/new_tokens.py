@@ -111,6 +111,10 @@ def _make(located: LocatedModel, files: TokenizerFiles, tokens: Sequence[str], f
     ids = add_tokens(folder, tokens)
     source = _SourceRows.of(located)
     after = max(source.rows, *(token + 1 for token in ids.values()))
+    if after > source.rows and source.second_table:
+        raise _refused(
+            f"{source.second_table} of {located.name} has a row for each token too, and no room for more"
+        )
     known = min(source.rows, files.tokenizer.get_vocab_size(with_added_tokens=True))
     for path in sorted({tensor.path for tensor in source.stored.values()}):
         tensors = {name: tensor for name, tensor in source.stored.items() if tensor.path == path}
@@ -132,10 +136,15 @@ def _make(located: LocatedModel, files: TokenizerFiles, tokens: Sequence[str], f
 class _SourceRows:
     """The tensors of a model's files, and which of them have a row for each token."""
 
-    def __init__(self, stored: Mapping[str, StoredTensor], by_token: Sequence[str], rows: int) -> None:
+    def __init__(
+        self, stored: Mapping[str, StoredTensor], by_token: Sequence[str], rows: int, second_table: str
+    ) -> None:
         self.stored = stored
         self.by_token = by_token
         self.rows = rows
+        self.second_table = (
+            second_table  # of embeddings by token, which each layer of Gemma 4 has; "" for none
+        )
 
     @classmethod
     def of(cls, located: LocatedModel) -> "_SourceRows":
@@ -164,7 +173,12 @@ class _SourceRows:
             raise _refused(
                 f"{located.name} holds {beside[0]} beside the language model, which would lack their rows"
             )
-        return cls(source.stored, by_token, before)
+        others = (
+            name
+            for name, module in layout.named_modules()
+            if getattr(module, "num_embeddings", 0) == before and module is not layout.get_input_embeddings()
+        )
+        return cls(source.stored, by_token, before, next(others, ""))
 
 
 def _names_by_token(layout: "PreTrainedModel") -> set[str]:

@@ -21,6 +21,7 @@ from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from sftcli.modeling.new_tokens import with_new_tokens
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from tests.support.recording import RecordingSink
+from tests.support.tiny_families import build_with_buffers
 from tests.support.tiny_model import build_tiny_model
 from tests.support.tiny_modern import build_tiny_pt
 from tests.support.tiny_tokenizer import (
@@ -182,6 +183,13 @@ def test_only_a_tokenizer_with_such_tokens_has_another_fingerprint(tmp_path):
     config = one.folder / "tokenizer_config.json"
     config.write_text(config.read_text().replace('"sft_tokens_in_text"', '"other"'))
     assert load_chat_tokenizer(one.folder).fingerprint not in prints
+
+
+def test_second_table_of_tokens_is_refused_by_name(tmp_path):
+    source = build_with_buffers(tmp_path / "model", "gemma4_text")
+    with pytest.raises(UsageError, match=r"model\.embed_tokens_per_layer of .* has a row for each token too"):
+        extended(source)
+    assert not list((tmp_path / "cache" / "models").glob("tokens-*"))
 
 
 def test_models_that_cannot_have_more_tokens_are_refused(tmp_path):
