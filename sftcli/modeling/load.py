@@ -93,12 +93,18 @@ def take_names(model: PreTrainedModel, folder: Path) -> None:
 
     A checkpoint has the names that transformers uses in memory, where experts are fused and prefixes are gone.
     """
+    layout = load_layout(folder)
+    vars(model)["_weight_conversions"] = layout._weight_conversions
+    _keep_prefix(model, AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+
+
+def load_layout(folder: Path) -> PreTrainedModel:
+    """Return the model in ``folder`` without its numbers: its class, its names, and how they were made of those in the files."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    layout = auto_class(config).from_pretrained(
+    layout: PreTrainedModel = auto_class(config).from_pretrained(
         folder, device_map="meta", local_files_only=True, trust_remote_code=False
     )
-    vars(model)["_weight_conversions"] = layout._weight_conversions
-    _keep_prefix(model, config)
+    return layout
 
 
 def own_attention(model: PreTrainedModel) -> str:

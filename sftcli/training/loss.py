@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BatchLoss = Callable[[Batch], torch.Tensor]  # -> scalar float32, summed over response tokens
 
+_ALIGNED = 8  # columns, which products in bfloat16 want to be a multiple
 MAX_CHUNK_LOGITS = 2**25  # logits alive at once: 128 MB in float32
 
 
@@ -146,7 +147,7 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
     hidden = body(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, D)
     wanted = batch.targets != IGNORED
     head = cast("torch.nn.Linear", model.get_output_embeddings())
-    features, weight = fold_lora_into_head(head, hidden[wanted])
+    features, weight = fold_adapter_into_head(head, hidden[wanted])
     return applied(
         HeadNllSum,
         features,
@@ -157,7 +158,7 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
     )
 
 
-def fold_lora_into_head(head: torch.nn.Linear, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def fold_adapter_into_head(head: torch.nn.Linear, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return features (N, D + rank) and a weight (V, D + rank) whose product is what ``head`` makes of ``hidden`` (N, D).
 
     A head without a LoRA adapter gives back both as they are. ``W x + s B (A x)`` is ``[W, B] [x, s A x]``.
@@ -165,6 +166,8 @@ def fold_lora_into_head(head: torch.nn.Linear, hidden: torch.Tensor) -> tuple[to
     Raises:
         TypeError: The head has an adapter of another form, such as DoRA.
     """
+    if hasattr(head, "token_adapter"):
+        return _fold_rows_into_head(cast("Any", head).token_adapter, hidden)
     if not hasattr(head, "lora_A"):
         return hidden, head.weight
     layer = cast("Any", head)  # of peft, which is not imported here
@@ -173,6 +176,22 @@ def fold_lora_into_head(head: torch.nn.Linear, hidden: torch.Tensor) -> tuple[to
         raise TypeError("the head's adapter is no plain LoRA")
     narrow = layer.lora_A[name](layer.lora_dropout[name](hidden)) * layer.scaling[name]
     return torch.cat((hidden, narrow), dim=-1), torch.cat((head.weight, layer.lora_B[name].weight), dim=-1)
+
+
+def _fold_rows_into_head(layer: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN401 - of peft
+    """Return the same for a head in which some rows train: ``[W without them, 1 at each] [x, rows x]``.
+
+    So the rest, which is frozen, needs no gradient of the size of the head.
+    """
+    weight = layer.base_layer.weight
+    (name,) = layer.trainable_tokens_delta.keys()
+    rows = layer.trainable_tokens_delta[name].to(weight)
+    ids = torch.tensor(layer.token_indices[name], device=weight.device)
+    width = -len(ids) % _ALIGNED + len(ids)
+    chosen = weight.new_zeros(len(weight), width)
+    chosen[ids, torch.arange(len(ids), device=weight.device)] = 1.0
+    scores = functional.pad(hidden @ rows.t(), (0, width - len(ids)))
+    return torch.cat((hidden, scores), dim=-1), torch.cat((weight.index_fill(0, ids, 0.0), chosen), dim=-1)
 
 
 def plain_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:

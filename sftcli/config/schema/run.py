@@ -62,6 +62,23 @@ class ModelSettings(Section):
         "A named one is used as it is, or refused.",
     )
 
+    new_tokens: tuple[Text, ...] = Field(
+        (),
+        description="Tokens to add to the tokenizer, such as a tag of your rows; each starts as the mean of all others and is "
+        "trained, with an adapter too.",
+        json_schema_extra={"allowed": 'a list of texts, such as ["<tool>"]'},
+    )
+
+    @model_validator(mode="after")
+    def _new_tokens_can_be_added(self) -> Self:
+        if len({*self.new_tokens}) < len(self.new_tokens):
+            raise ValueError("new_tokens names a token twice")
+        if any(text != text.strip() for text in self.new_tokens):
+            raise ValueError("a token of new_tokens begins or ends in white space")
+        if self.new_tokens and self.trust_remote_code:
+            raise ValueError("new_tokens needs a model whose class transformers knows: not trust_remote_code")
+        return self
+
     @model_validator(mode="after")
     def _trusted_code_is_pinned(self) -> Self:
         if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):

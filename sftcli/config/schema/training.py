@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from sftcli.config.schema.section import Section
+from sftcli.config.schema.section import Section, Text
 from sftcli.errors import UsageError
 
 
@@ -134,6 +134,17 @@ class TrainingSettings(Section):
         True,
         description="Whether token embeddings and the output head are trained. If frozen, steps are faster and tokens that "
         "the rows never use stay unchanged.",
+    )
+    train: tuple[Text, ...] = Field(
+        (),
+        description="Train these weights of the model alone: parts of names such as `layers.20-`, `*.mlp.*` or `lm_head`; "
+        "unset trains all.",
+        json_schema_extra={"allowed": 'a list of parts of names, such as ["layers.20-"]'},
+    )
+    freeze: tuple[Text, ...] = Field(
+        (),
+        description="Leave these weights as they are, also those that `train` names: parts of names such as `layers.0-3`.",
+        json_schema_extra={"allowed": 'a list of parts of names, such as ["layers.0-3"]'},
     )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     precision: Precision = Field(

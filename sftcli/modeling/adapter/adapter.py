@@ -6,7 +6,7 @@ works on the model works on it with an adapter.
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,7 @@ from sftcli.modeling.adapter.folder import (
 )
 from sftcli.modeling.adapter.targets import (
     ADAPTER_NAME,
+    ROWS,
     LeftAlone,
     Targets,
     choose_targets,
@@ -42,6 +43,7 @@ from sftcli.modeling.adapter.targets import (
     refuse_tied,
     shared_layers,
     short_names,
+    token_rows,
     wrapper_names,
 )
 from sftcli.modeling.architecture import opens_whole
@@ -61,11 +63,15 @@ class AddedAdapter:
     left_alone: LeftAlone
 
 
-def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> AddedAdapter:
+def add_adapter(
+    model: PreTrainedModel, settings: AdapterSettings, *, new_ids: Collection[int] = ()
+) -> AddedAdapter:
     """Put a new adapter into ``model``, the only part of it that trains from then on; it adds nothing yet.
 
+    The rows of the tokens ``new_ids`` belong to it, in token embeddings and head.
+
     Raises:
-        UsageError: ``settings`` name what the model does not have, or what cannot have an adapter.
+        UsageError: ``settings`` name what the model does not have, or what cannot have an adapter; or peft cannot have rows of tokens.
     """
     dora = settings.kind is AdapterKind.DORA
     renamed = _renamed_by_peft(model)
@@ -75,6 +81,7 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> AddedAdapt
     )
     alone = left_alone(model, targets)
     config = _configuration(model, settings, targets, renamed)
+    rows = token_rows(model, new_ids, targets.layers)
     names = _Ranks(
         layers=dict.fromkeys(targets.layers, settings.rank),
         parameters=dict.fromkeys(targets.parameters, settings.rank),
@@ -87,6 +94,9 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> AddedAdapt
         bias=False,
     )
     _inject(model, names, form, dropout=settings.dropout)
+    if rows:
+        _give_rows(model, rows)
+        config["trainable_token_indices"] = rows
     return AddedAdapter(config=config, left_alone=alone)
 
 
@@ -156,6 +166,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """
     form = read_form(folder)
     tensors = _read_tensors(folder)
+    rows = {name.removesuffix(ROWS): tensors.pop(name) for name in sorted(tensors) if name.endswith(ROWS)}
+    _replace_rows(model, rows, form.token_ids, folder)
     plain = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
     _replace_plain(model, plain, folder)
     ranks = _ranks(model, tensors, form, folder)
@@ -280,6 +292,20 @@ def _inject(model: PreTrainedModel, ranks: _Ranks, form: LoraForm, *, dropout: f
         inject_adapter_in_model(config, _Held(model), adapter_name=ADAPTER_NAME)
 
 
+def _give_rows(model: PreTrainedModel, rows: Mapping[str, Sequence[int]]) -> None:
+    """Let ``rows`` of tokens, by layer, train beside the adapter."""
+    from peft import LoraConfig
+    from peft.utils.other import set_additional_trainable_modules
+
+    config = LoraConfig(trainable_token_indices={name: list(ids) for name, ids in rows.items()})
+    set_additional_trainable_modules(
+        model=model,
+        peft_config=config,
+        model_config=model.config.get_text_config().to_dict(),
+        adapter_name=ADAPTER_NAME,
+    )
+
+
 def _ranks(
     model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], form: LoraForm, folder: Path
 ) -> _Ranks:
@@ -382,6 +408,35 @@ def _replace_plain(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], 
             refuse_tied(model, name)
         _check_shape(places[name], tensor, name, folder)
         places[name].copy_(tensor)
+
+
+@torch.no_grad()
+def _replace_rows(
+    model: PreTrainedModel,
+    tensors: Mapping[str, torch.Tensor],
+    ids: Mapping[str, Sequence[int]],
+    folder: Path,
+) -> None:
+    """Set the rows of tokens that were trained with the adapter, by layer, before it is put in."""
+    layers = {name_of_embedding(model), name_of_head(model)}
+    for name, tensor in tensors.items():
+        wanted = ids.get("") if name == name_of_embedding(model) else None
+        wanted = next((ids[part] for part in ids if part and f".{name}".endswith(f".{part}")), wanted)
+        if name not in layers or wanted is None:
+            raise MismatchError(f"{folder} holds rows of tokens that the model does not have: {name}")
+        if name == name_of_head(model):
+            refuse_tied(model, name)
+        weight = cast("nn.Parameter", model.get_submodule(name).weight)
+        if max(wanted) >= len(weight):
+            raise MismatchError(
+                f"{folder} has a row for token {max(wanted):,}, and {name} of the model has {len(weight):,} rows",
+                hint="name a base with as many: resize_token_embeddings of transformers, then --base-model FOLDER",
+            )
+        if tensor.shape != (len(wanted), weight.shape[1]):
+            raise MismatchError(f"{folder} is for another model: {name} has rows of {tuple(tensor.shape)}")
+        weight[list(wanted)] = tensor.to(weight)
+    if ids and not tensors:
+        raise MismatchError(f"{folder} lacks the rows of tokens that its configuration names")
 
 
 def _check_shape(parameter: nn.Parameter, tensor: torch.Tensor, name: str, folder: Path) -> None:

@@ -6,7 +6,7 @@ known to be harmless is refused. ``sft_base.json`` names the model by its conten
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sftcli.config.schema.adapter import AdapterKind
@@ -34,7 +34,7 @@ _UNTRAINED: Mapping[str, object] = {
 # Keys that say how the adapter is computed. They are read below.
 _READ = frozenset(
     {"peft_type", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "init_lora_weights",
-     "target_parameters", "base_model_name_or_path", "revision"}
+     "target_parameters", "base_model_name_or_path", "revision", "trainable_token_indices"}
 )  # fmt: skip
 # Keys that matter only while an adapter is trained or started, or that the weights themselves answer.
 _WITHOUT_MEANING = frozenset(
@@ -55,6 +55,7 @@ class AdapterBase:
     revision: str | None = None
     tokenizer: str | None = None  # of a .pt file
     content: str | None = None  # see ``identity.numbers_hash``
+    new_tokens: tuple[str, ...] = ()  # that it was given before; ``content`` is of the model with their rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,9 @@ class LoraForm:
     fan_in_fan_out: bool
     bias: bool
     parameters: tuple[str, ...] = ()  # endings of names of parameters that have one, besides layers
+    token_ids: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # last parts of a layer's name -> rows that have numbers of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +108,27 @@ def read_base(folder: Path) -> AdapterBase:
         where = own if own.is_file() else folder / CONFIG_FILE
         key = "name" if own.is_file() else "base_model_name_or_path"
         raise DataError(f"{where} does not say which model the adapter belongs to", hint=f"set {key} in it")
-    return AdapterBase(name=name, **{key: str(value) for key, value in rest.items()})
+    texts = {key: str(value) for key, value in rest.items()}
+    return AdapterBase(
+        name=name,
+        revision=texts.get("revision"),
+        tokenizer=texts.get("tokenizer"),
+        content=texts.get("content"),
+        new_tokens=read_new_tokens(folder),
+    )
+
+
+def read_new_tokens(folder: Path) -> tuple[str, ...]:
+    """Return the tokens that the model of the adapter in ``folder`` was given before it was trained.
+
+    Raises:
+        DataError: The file does not say it.
+    """
+    path = folder / BASE_FILE
+    found = read_json(path).get("new_tokens", []) if path.is_file() else []
+    if not isinstance(found, list) or not all(isinstance(text, str) and text for text in found):
+        raise DataError(f"{path}: new_tokens is {_shown(found)}, expected a list of texts")
+    return tuple(found)
 
 
 def check_adapter_weights(folder: Path) -> Path:
@@ -165,6 +189,7 @@ def read_form(folder: Path) -> LoraForm:
         fan_in_fan_out=flags["fan_in_fan_out"],
         bias=flags["lora_bias"],
         parameters=tuple(parameters),
+        token_ids=_token_ids(path, config.get("trainable_token_indices")),
     )
 
 
@@ -180,6 +205,8 @@ def read_shape(folder: Path) -> AdapterShape:
     for key, harmless in _UNTRAINED.items():
         if config.get(key) not in (None, False, [], {}, harmless):
             raise _untrained(path, key, config[key])
+    if form.token_ids:
+        raise _untrained(path, "trainable_token_indices", config["trainable_token_indices"])
     rank, named = config.get("r"), config.get("target_modules")
     own = read_json(folder / BASE_FILE) if (folder / BASE_FILE).is_file() else {}
     dropout = own.get(_DROPOUT, config.get("lora_dropout", 0.0))
@@ -224,6 +251,20 @@ def _is_named(item: str, name: str) -> bool:
 def _narrows(config: Mapping[str, object]) -> bool:
     """Return whether not all layers of the names that ``config`` has are meant."""
     return any(config.get(key) for key in ("exclude_modules", "layers_to_transform", "layers_pattern"))
+
+
+def _token_ids(path: Path, value: object) -> dict[str, tuple[int, ...]]:
+    """Return the tokens with rows of their own by layer; "" stands for the token embeddings."""
+    layers = {"": value} if isinstance(value, list) else value or {}
+    if not isinstance(layers, dict) or not all(map(_are_ids, layers.values())):
+        raise DataError(
+            f"{path}: trainable_token_indices is {_shown(value)}, expected ids of tokens by layer"
+        )
+    return {str(name): tuple(ids) for name, ids in layers.items()}
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
 
 
 def write_adapter_config(folder: Path, config: Mapping[str, object], base: AdapterBase) -> None:

@@ -25,6 +25,7 @@ _PLAIN_FORWARD = ("torch.", "bitsandbytes.", "transformers.integrations.", "tran
 _ROUNDING = 0.02  # of a product in bfloat16
 # What code may ask a weight without computing with it.
 _ASKED = "dtype|device|shape|ndim|size|numel|requires_grad|is_cuda"
+ROWS = ".token_adapter.trainable_tokens_delta"  # ends the name of rows of tokens, in files and in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +130,7 @@ def short_names(names: Iterable[str], others: Iterable[str]) -> list[str]:
 
 def left_alone(model: PreTrainedModel, targets: Targets) -> LeftAlone:
     """Return what ``targets`` leave without an adapter; ``model`` has none yet."""
-    beside = [model.get_output_embeddings()]
+    beside = [model.get_input_embeddings(), model.get_output_embeddings()]
     beside += [module for module in model.modules() if isinstance(module, nn.Embedding)]
     others = {id(weight) for module in beside if module is not None for weight in module.parameters()}
     kinds = _kinds(model)
@@ -143,6 +144,39 @@ def left_alone(model: PreTrainedModel, targets: Targets) -> LeftAlone:
             short = ".".join(name.removesuffix(".weight").split(".")[-2:])
             sizes[kinds.get(name, short)] += weight.numel()
     return LeftAlone(kinds={kind: size / total for kind, size in sizes.most_common()})
+
+
+def token_rows(model: PreTrainedModel, ids: Collection[int], targets: Sequence[str]) -> dict[str, list[int]]:
+    """Return the layers in which the rows of the tokens ``ids`` train, as peft names them; a tied head follows the embeddings.
+
+    ``targets`` are the layers that have matrices of their own.
+
+    Raises:
+        UsageError: peft would compute something else than the model with these rows.
+    """
+    if not ids:
+        return {}
+    head = model.get_output_embeddings()
+    is_tied = _is_tied(model)
+    if any(_means(item, name_of_head(model)) for item in targets):
+        raise _no_rows(
+            model, "adapter.target_modules names the output head, whose rows of tokens train by themselves"
+        )
+    if getattr(head, "bias", None) is not None:
+        raise _no_rows(model, "the output head has a bias, which peft leaves out beside rows of tokens")
+    if bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False)) != is_tied:
+        raise _no_rows(
+            model, "its configuration ties the output head to the embeddings, and its weights do not"
+        )
+    layers = [name_of_embedding(model)] + ([] if is_tied or head is None else [name_of_head(model)])
+    return {layer: sorted(ids) for layer in layers}
+
+
+def _no_rows(model: PreTrainedModel, why: str) -> UsageError:
+    return UsageError(
+        f"model.new_tokens cannot be trained with an adapter of {type(model).__name__}: {why}",
+        hint="train the whole model, or leave model.new_tokens out",
+    )
 
 
 def file_name(parameter: str) -> str:
@@ -195,9 +229,7 @@ def refuse_tied(model: PreTrainedModel, name: str) -> None:
     Raises:
         UsageError: They are; ``name`` is what the adapter would sit on.
     """
-    head = model.get_output_embeddings()
-    embedding = model.get_input_embeddings()
-    if head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", head):
+    if _is_tied(model):
         raise UsageError(
             f"{name} shares its weights with the token embeddings, so an adapter on it cannot be merged: that would "
             "change both",
@@ -257,6 +289,12 @@ def _reasons(model: PreTrainedModel) -> dict[str, str]:
         elif name in shared:
             reasons[name] = f"it shares its weights with {shared[name]}, so merging would change both"
     return reasons
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    """Return whether output head and token embeddings are the same weights."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", head)
 
 
 def shared_layers(model: PreTrainedModel) -> dict[str, str]:

@@ -5,12 +5,14 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
 from sftcli.config.schema.run import SamplingSettings
+from sftcli.errors import MismatchError
 from sftcli.events import StopFlag
+from sftcli.modeling.config_values import learned_positions
 from sftcli.modeling.decoding.decoder import Decoder
 from sftcli.modeling.decoding.sampling import RowSampler, sample
 
@@ -67,17 +69,42 @@ def decode(
     number by default), so what is drawn does not depend on which rows share its batch. The logits do, by the rounding of
     products whose shape changes with the batch: in float32 that decides between tokens that are as good as equally likely,
     in bfloat16 now and then between others.
+
+    Where the model has learned its positions, an answer that has come to the last of them ends as "length".
+
+    Raises:
+        MismatchError: A prompt is longer than that, or holds a token that the model has no embedding for.
     """
+    positions = learned_positions(decoder.model)
+    _require_room(decoder, prompts, positions)
     batch = _Batch(decoder, prompts, settings, seeds, max_rows)
     waiting = deque(Row(index=index) for index in range(len(prompts)))
     while (waiting or batch.running) and not stop.requested():
         for row, token in batch.step(_next_rows(waiting, prompts, batch.free)):
-            row.take(token, stop_ids, settings.max_new_tokens)
+            # The last token of an answer is not read.
+            left = positions - len(prompts[row.index]) + 1 if positions else settings.max_new_tokens
+            row.take(token, stop_ids, min(settings.max_new_tokens, left))
             yield row
         batch.drop_ended()
     for row in [*batch.running, *waiting]:
         row.token, row.finish = None, "stopped"
         yield row
+
+
+def _require_room(decoder: Decoder, prompts: Sequence[Sequence[int]], positions: int) -> None:
+    kind = type(decoder.model).__name__
+    rows = len(cast("torch.nn.Embedding", decoder.model.get_input_embeddings()).weight)
+    for prompt in prompts:
+        if max(prompt, default=0) >= rows:
+            raise MismatchError(
+                f"a prompt holds token {max(prompt):,}, and the embeddings of {kind} have {rows:,} rows",
+                hint="use the model's own tokenizer",
+            )
+        if positions and len(prompt) > positions:
+            raise MismatchError(
+                f"a prompt has {len(prompt):,} tokens, and {kind} has learned {positions:,} positions",
+                hint="shorten the prompt, or name a model with more",
+            )
 
 
 class _Batch:

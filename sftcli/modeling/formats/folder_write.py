@@ -27,7 +27,7 @@ _TOKENIZER_FILES = (
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _SHARD_BYTES = 5 * 10**9
 _INDEX = "model.safetensors.index.json"
-_TEMPLATE_FOLDER = "additional_chat_templates"
+TEMPLATE_FOLDER = "additional_chat_templates"
 _MACHINE_KEYS = (
     "_name_or_path",
     "name_or_path",
@@ -95,7 +95,7 @@ def write_companions(
     copy_tokenizer(source, folder, takes_types="token_type_ids" in signature(model.forward).parameters)
     if template is not None:
         # A template for tools beside it would go before it in rows that list some.
-        storage.try_remove_tree(folder / _TEMPLATE_FOLDER)
+        storage.try_remove_tree(folder / TEMPLATE_FOLDER)
         storage.write_file(folder / "chat_template.jinja", [template.encode("utf-8")])
 
 
@@ -245,10 +245,10 @@ def copy_tokenizer(source: Path, folder: Path, *, takes_types: bool = False) -> 
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             storage.copy_file(source / name, folder / name)
-    if (source / _TEMPLATE_FOLDER).is_dir():
-        storage.make_folders(folder / _TEMPLATE_FOLDER)
-        for template in sorted((source / _TEMPLATE_FOLDER).glob("*.jinja")):
-            storage.copy_file(template, folder / _TEMPLATE_FOLDER / template.name)
+    if (source / TEMPLATE_FOLDER).is_dir():
+        storage.make_folders(folder / TEMPLATE_FOLDER)
+        for template in sorted((source / TEMPLATE_FOLDER).glob("*.jinja")):
+            storage.copy_file(template, folder / TEMPLATE_FOLDER / template.name)
     path = folder / "tokenizer_config.json"
     if path.is_file():
         content = read_json(path)

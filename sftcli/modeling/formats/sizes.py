@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.json_files import read_json
+from sftcli.modeling.formats.folder_check import safetensors_header, weight_files
 
 
 def embedding_bytes(folder: Path) -> int:
@@ -20,26 +21,24 @@ def parameters_bytes(folder: Path, *, rows: int | None = None) -> int:
 
     With ``rows``, of the matrices with that many rows only.
     """
-    from safetensors import safe_open
-
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                shape = file.get_slice(name).get_shape()
-                if rows is None or (len(shape) == 2 and shape[0] == rows):
-                    total += 4 * math.prod(shape)
-    return total
+    return sum(
+        4 * math.prod(shape)
+        for shape in tensor_shapes(folder).values()
+        if rows is None or (len(shape) == 2 and shape[0] == rows)
+    )
 
 
 def adapter_bytes(folder: Path, settings: AdapterSettings) -> int:
     """Return about the most that an adapter for the model in ``folder`` takes in float32, from its files' headers."""
-    from safetensors import safe_open
+    matrices = (shape for shape in tensor_shapes(folder).values() if len(shape) == 2)
+    return sum(4 * settings.rank * sum(shape) for shape in matrices)
 
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                shape = file.get_slice(name).get_shape()
-                total += 4 * settings.rank * sum(shape) if len(shape) == 2 else 0
-    return total
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor in a model folder, from the headers of its files."""
+    return {
+        name: entry["shape"]
+        for path in weight_files(folder)
+        for name, entry in safetensors_header(path)[0].items()
+        if name != "__metadata__"
+    }

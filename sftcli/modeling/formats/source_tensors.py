@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _START = re.compile(r"(?:model\.)?(?:(?:language|text)_model\.)?(?:model\.)?(?:\w+\.(?=\d))?\w+")
 # What older releases wrote and newer ones compute by themselves.
 _COMPUTED = re.compile(r"(?:.*\.)?(?:rotary_emb\.inv_freq|position_ids|masked_bias)")
+_ADAPTED = re.compile(r"\.(?:token_adapter\.)?base_layer\.")  # where peft keeps what it sits on
 _MASK_AXES = 4  # of a causal mask, which some wrote under the name of a bias
 
 
@@ -93,7 +94,7 @@ def place_finder(model: "PreTrainedModel") -> Callable[[str], Place | None]:
     conversions = conversions_of(model)
     renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
     converters = [one for one in conversions if isinstance(one, WeightConverter)]
-    state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
+    state = {_ADAPTED.sub(".", name): tensor for name, tensor in model.state_dict().items()}
     prefix = model.base_model_prefix
 
     def place(name: str) -> Place | None:

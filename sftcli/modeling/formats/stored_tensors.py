@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sftcli.modeling.formats.folder_check import safetensors_header, weight_files
@@ -53,15 +54,30 @@ def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-def copied_file_parts(tensors: Mapping[str, StoredTensor]) -> Iterator[bytes]:
-    """Yield the bytes of a safetensors file that holds ``tensors`` bit for bit, of whatever type they are."""
+def copied_file_parts(
+    tensors: Mapping[str, StoredTensor], *, replaced: Mapping[str, torch.Tensor] | None = None
+) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a safetensors file that holds ``tensors`` bit for bit, of whatever type they are.
+
+    Those in ``replaced`` have other numbers and perhaps another shape, in the type that they had.
+    """
+    others = replaced or {}
     order = sorted(tensors, key=lambda name: (-_width(tensors[name]), name))
-    sizes = {name: tensors[name].end - tensors[name].begin for name in order}
-    yield file_header(
-        {name: (tensors[name].dtype, tensors[name].shape, size) for name, size in sizes.items()}
-    )
+    header = {name: (tensors[name].dtype, tensors[name].shape, _size(tensors[name])) for name in order}
+    for name, tensor in others.items():
+        header[name] = (tensors[name].dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size())
+    yield file_header(header)
     for name in order:
-        yield from _bytes_of(tensors[name])
+        if name in others:
+            yield others[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
+        else:
+            yield from _bytes_of(tensors[name])
+
+
+def read_tensor(stored: StoredTensor) -> torch.Tensor:
+    """Return the numbers of a floating-point tensor in a file, which are read when they are asked for."""
+    raw = np.memmap(stored.path, np.uint8, "c", stored.begin, (_size(stored),))
+    return torch.from_numpy(raw).view(FLOATS[stored.dtype]).reshape(stored.shape)
 
 
 def file_header(tensors: Mapping[str, tuple[str, Sequence[int], int]]) -> bytes:
@@ -84,7 +100,7 @@ def in_parts(tensors: Mapping[str, StoredTensor], most_bytes: int) -> Iterable[d
     groups: list[dict[str, StoredTensor]] = []
     room = 0
     for name, tensor in tensors.items():
-        size = tensor.end - tensor.begin
+        size = _size(tensor)
         if not groups or size > room:
             groups.append({})
             room = most_bytes
@@ -93,17 +109,21 @@ def in_parts(tensors: Mapping[str, StoredTensor], most_bytes: int) -> Iterable[d
     return groups
 
 
+def _size(tensor: StoredTensor) -> int:
+    return tensor.end - tensor.begin
+
+
 def _width(tensor: StoredTensor) -> int:
     count = 1
     for length in tensor.shape:
         count *= length
-    return (tensor.end - tensor.begin) // count if count else 0
+    return _size(tensor) // count if count else 0
 
 
 def _bytes_of(tensor: StoredTensor) -> Iterator[bytes]:
     with tensor.path.open("rb") as file:
         file.seek(tensor.begin)
-        left = tensor.end - tensor.begin
+        left = _size(tensor)
         while left:
             chunk = file.read(min(left, _CHUNK_BYTES))
             if not chunk:

@@ -1,7 +1,8 @@
 """A model's name, as a person types it, to a local Hugging Face folder with safetensors weights."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sftcli.errors import (
@@ -41,13 +42,15 @@ class LocatedModel:
     """A model that is here.
 
     ``revision`` names the weights for ever: the hub's commit, or ``sha256:`` and a hash. Passed to ``locate_model``
-    with the same name it gives the same weights or an error.
+    with the same name it gives the same weights or an error. ``new_tokens``, text -> id, are those that the folder has and the
+    model of that name has not.
     """
 
     folder: Path  # config.json, safetensors; may be read only
     name: str  # as the user wrote it
     how: str  # "the cache (...)", "the hub at 1a2b3c4d", "the folder ..."
     revision: str
+    new_tokens: Mapping[str, int] = field(default_factory=dict)
 
 
 def locate_model(

@@ -231,13 +231,15 @@ class HFChatTokenizer:
         return "always" if opens_with_space(f"{self.eos_text}a") else "first"
 
     def _find_fingerprint(self, files: TokenizerFiles) -> str:
-        parts = (
+        parts: tuple[object, ...] = (
             files.digest,
             self.template_hash,
             FIXED_DATE.isoformat(),
             self._variables,
             sorted(self.stop_ids),
-        )
+        ) + (
+            (sorted(files.in_text),) if files.in_text else ()
+        )  # runs without such tokens keep their fingerprint
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @functools.cache  # noqa: B019 (one tokenizer lives as long as its command)

@@ -12,6 +12,7 @@ from sftcli.json_files import check_size, read_json
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT_TEMPLATE = "default"
+IN_TEXT = "sft_tokens_in_text"  # key of tokenizer_config.json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +20,14 @@ class TokenizerFiles:
     """The contents of a tokenizer folder.
 
     ``templates`` is name -> Jinja source, empty where the folder brings none. ``named`` is what the configuration calls
-    ``bos_token`` and so on. ``stop_ids`` is what the generation settings name. ``digest`` is of ``tokenizer.json``.
+    ``bos_token`` and so on. ``in_text`` are tokens that any text may hold, whatever they look like. ``stop_ids`` is what the
+    generation settings name. ``digest`` is of ``tokenizer.json``.
     """
 
     tokenizer: Tokenizer
     named: Mapping[str, str]
     extra_special: tuple[str, ...]
+    in_text: frozenset[str]
     templates: Mapping[str, str]
     stop_ids: tuple[int, ...]
     digest: str
@@ -61,6 +64,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         tokenizer=tokenizer,
         named=named,
         extra_special=_extra_special(config),
+        in_text=frozenset(_texts(config.get(IN_TEXT))),
         templates=_templates(folder, config),
         stop_ids=_stop_ids(folder),
         digest=hashlib.sha256(content).hexdigest(),
@@ -82,11 +86,12 @@ def _extra_special(config: Mapping[str, object]) -> tuple[str, ...]:
     texts: list[str] = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
         values = config.get(key)
-        if isinstance(values, dict):
-            values = list(values.values())
-        if isinstance(values, list):
-            texts += [text for value in values if (text := _token_text(value))]
+        texts += _texts(list(values.values()) if isinstance(values, dict) else values)
     return tuple(texts)
+
+
+def _texts(values: object) -> list[str]:
+    return [text for value in values if (text := _token_text(value))] if isinstance(values, list) else []
 
 
 def _add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, object], path: Path) -> None:

@@ -13,14 +13,24 @@ from sftcli.modeling.tokenizer.files import TokenizerFiles
 
 # What names itself a control token, flagged so or not; other bracketed tokens are markup.
 _CONTROL_LOOK = re.compile(r"<[|\uff5c].*[|\uff5c]>")
+# The same inside a text, and what steers by the habit of a family.
+MARKER = re.compile(
+    r"<[|\uff5c][^\s<>]{1,60}?[|\uff5c]>|<(?:start|end)_of_(?:turn|role)>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS"
+    r"|TOOL_RESULTS)\]|<</?SYS>>"
+)
 
 
 def classify(files: TokenizerFiles) -> tuple[frozenset[int], frozenset[int]]:
-    """Return the ids of control and of markup tokens; tokens that are control without the flag get it."""
+    """Return the ids of control and of markup tokens; tokens that are control without the flag get it.
+
+    Those that any text may hold are neither.
+    """
     control, markup = set[int](), set[int]()
     named = {*files.named.values(), *files.extra_special}
     for token, entry in files.tokenizer.get_added_tokens_decoder().items():
         text = entry.content
+        if text in files.in_text:
+            continue
         if entry.special or text in named or _CONTROL_LOOK.fullmatch(text):
             control.add(token)
             if not entry.special:
@@ -65,7 +75,7 @@ def check_needed_tokens(files: TokenizerFiles, template: str) -> None:
     if missing:
         raise UsageError(
             f"the template {template!r} needs the tokens {' and '.join(missing)}, which this tokenizer lacks",
-            hint="choose alpaca or modern-llm, which need none",
+            hint=f"add them: --set model.new_tokens='{json.dumps(missing)}'; or choose alpaca or modern-llm, which need none",
         )
 
 

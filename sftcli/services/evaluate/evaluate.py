@@ -12,7 +12,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.data.example import CUT_ANSWERS
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError, UsageError
-from sftcli.events import EventSink, Notice, Session
+from sftcli.events import Event, EventSink, Notice, Session
 from sftcli.extras import install_command
 from sftcli.json_files import replace_json
 from sftcli.services.diagnosis.verdict import Verdict, judge_losses
@@ -178,7 +178,14 @@ def _find(
         session=session,
     )
     require_room(prepared, choice.weights_folder, emit)
-    return choice, settings, prepared, _base_of(choice, settings, request, emit)
+    base = _base_of(choice, settings, request, emit)
+    if base is not None:
+        require_room(prepared, base.weights_folder, _unheard)  # what it could tell is told of the tuned model
+    return choice, settings, prepared, base
+
+
+def _unheard(_: Event) -> None:
+    pass
 
 
 def _verdict(run: RunFolder) -> Verdict:

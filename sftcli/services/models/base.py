@@ -1,5 +1,6 @@
 """The model that a run starts from. Apart from ``choose``, because preparing rows needs its folder and no torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sftcli.config.schema.run import ModelSettings
@@ -7,7 +8,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.errors import NetworkError, NotFoundError
 from sftcli.events import EventSink
 from sftcli.json_files import replace_json
-from sftcli.modeling.adapter.folder import CONFIG_FILE, read_base
+from sftcli.modeling.adapter.folder import CONFIG_FILE, read_base, read_new_tokens
 from sftcli.modeling.hub.snapshot import is_commit
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
@@ -18,17 +19,26 @@ _NEEDED = "needed"  # key in it: checkpoints are not all that a model folder of 
 
 
 def locate_base(settings: ModelSettings, emit: EventSink, *, run: RunFolder | None = None) -> LocatedModel:
-    """Return the folder of the model that a run of these settings starts from.
+    """Return the folder of the model that a run of these settings starts from, with the tokens that they add.
 
     Of a hub model it is the commit that ``run`` started from, where that is known: what its name means may have moved on.
     """
-    return locate_model(
+    located = locate_model(
         settings.name,
         revision=_known_commit(run, settings) or settings.revision,
         tokenizer=settings.tokenizer,
         emit=emit,
         with_code=settings.trust_remote_code,
     )
+    return _extended(located, settings.new_tokens, emit)
+
+
+def _extended(located: LocatedModel, tokens: Sequence[str], emit: EventSink) -> LocatedModel:
+    if not tokens:
+        return located
+    from sftcli.modeling.new_tokens import with_new_tokens
+
+    return with_new_tokens(located, tokens, emit)
 
 
 def own_tokenizer(folder: Path) -> Path | None:
@@ -77,17 +87,21 @@ def _known_commit(run: RunFolder | None, settings: ModelSettings) -> str | None:
 def locate_adapter_base(
     folder: Path, emit: EventSink, *, with_code: bool = False, named: str | None = None
 ) -> LocatedModel:
-    """Return the model that the adapter in ``folder`` belongs to; ``named`` is where a user says that it is.
+    """Return the model that the adapter in ``folder`` belongs to, with the tokens that it was given for it.
+
+    ``named`` is where a user says that the model is.
 
     Raises:
         NotFoundError: It is not where the adapter says.
         NetworkError: The adapter says that it is on the hub, which cannot be asked.
     """
+    tokens = read_new_tokens(folder)
     if named is not None:
-        return locate_model(named, revision=None, emit=emit, with_code=with_code)
+        located = locate_model(named, revision=None, emit=emit, with_code=with_code)
+        return _extended(located, tokens, emit)
     base = read_base(folder)
     try:
-        return locate_model(
+        located = locate_model(
             base.name, revision=base.revision, tokenizer=base.tokenizer, emit=emit, with_code=with_code
         )
     except NotFoundError as error:
@@ -101,6 +115,7 @@ def locate_adapter_base(
             f"the adapter {folder} has the base model {base.name}, which is not available: {error.message}",
             hint=_hint_of(base.name),
         ) from error
+    return _extended(located, tokens, emit)
 
 
 def _hint_of(name: str) -> str:

@@ -1,14 +1,17 @@
 """Whether a model has room for the rows: an embedding for each of their tokens, and positions for their length."""
 
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sftcli.errors import MismatchError
-from sftcli.events import EventSink, Warned
+from sftcli.events import EventSink, Notice, Warned
 from sftcli.json_files import read_json
-from sftcli.modeling.config_values import config_value
+from sftcli.modeling.config_values import POSITIONS, SPARE_ROWS, learned_positions
+from sftcli.modeling.formats.sizes import tensor_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,18 +19,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sftcli.data.prepared.store import ExampleTable
+    from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
     from sftcli.services.prepare.prepare import PreparedData
 
 _SHOWN = 3
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
-_SPARE_ROWS = 2  # by which a table of positions may be longer than what it says, as that of OPT is
+_TABLE = re.compile(
+    r"(?:.*\.)?(?:wpe|\w*pos\w*)(?:\.weight)?"
+)  # its name, in the families that learn positions
+_RESIZE = "use the model's own tokenizer, or give the embeddings the rows that they lack (resize_token_embeddings of transformers) and save the model"
 
 
 def require_room(prepared: "PreparedData", folder: Path, emit: EventSink) -> None:
-    """Compare the prepared rows with what the configuration in a model ``folder`` says, where there is one.
+    """Compare the prepared rows and their tokenizer with what a model ``folder`` says, where it says it.
 
     Raises:
-        MismatchError: A row has a token without an embedding.
+        MismatchError: A row, or what fills rows up, has a token without an embedding; or a row is longer than the positions
+            that the model has learned.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -36,10 +43,35 @@ def require_room(prepared: "PreparedData", folder: Path, emit: EventSink) -> Non
     text = config.get("text_config")
     values = config | (text if isinstance(text, dict) else {})
     if isinstance(rows := values.get("vocab_size"), int):
-        _require_embeddings(prepared, rows)
-    positions = next((values[name] for name in _POSITIONS if isinstance(values.get(name), int)), 0)
-    if positions:
-        _tell_long_rows(prepared, positions, emit)
+        require_embeddings(prepared, rows)
+        _tell_spare_tokens(prepared.tokenizer, rows, emit)
+    positions = next((values[name] for name in POSITIONS if isinstance(values.get(name), int)), 0)
+    lengths = np.array([length for table in _tables(prepared) for length in table.num_tokens] or [0])
+    if not positions or lengths.max() <= positions:
+        return
+    if any(_is_table(name, shape, positions) for name, shape in tensor_shapes(folder).items()):
+        raise _too_long(int(lengths.max()), "the model", positions)
+    _tell_long_rows(lengths, _scaled(positions, values), emit)
+
+
+def require_embeddings(prepared: "PreparedData", rows: int) -> None:
+    """Make sure that a model whose embeddings have ``rows`` rows has one for each token of the prepared rows.
+
+    Raises:
+        MismatchError: It has not.
+    """
+    tokenizer = prepared.tokenizer
+    if beyond := {int(token) for table in _tables(prepared) for token in table.ids_from(rows)}:
+        raise MismatchError(
+            f"rows hold tokens that the model has no embedding for: {_named(beyond, tokenizer)}; its embeddings have {rows:,} "
+            f"rows, and the tokenizer has {tokenizer.vocab_size:,} tokens",
+            hint=_RESIZE,
+        )
+    if tokenizer.pad_id >= rows:
+        raise MismatchError(
+            f"the padding token {_named([tokenizer.pad_id], tokenizer)} has no embedding: those of the model have {rows:,} rows",
+            hint='set "pad_token" in tokenizer_config.json to the stop token, which has one; or ' + _RESIZE,
+        )
 
 
 def require_positions(model: "PreTrainedModel", prepared: "PreparedData") -> None:
@@ -48,38 +80,56 @@ def require_positions(model: "PreTrainedModel", prepared: "PreparedData") -> Non
     Raises:
         MismatchError: A row is longer.
     """
-    positions = next((value for name in _POSITIONS if (value := config_value(model, name))), 0)
-    tokens = model.get_input_embeddings()
-    sizes = [getattr(module, "num_embeddings", -1) for module in model.modules() if module is not tokens]
-    if not any(positions <= size <= positions + _SPARE_ROWS for size in sizes):
-        return
+    positions = learned_positions(model)
     longest = max(length for table in _tables(prepared) for length in table.num_tokens)
     if positions and longest > positions:
-        raise MismatchError(
-            f"a row has {longest:,} tokens, and {type(model).__name__} has learned {positions:,} positions",
-            hint=f"cut rows with --max-tokens {positions} --overlong truncate, or leave them out with --overlong drop",
-        )
+        raise _too_long(longest, type(model).__name__, positions)
 
 
-def _require_embeddings(prepared: "PreparedData", rows: int) -> None:
-    beyond = {int(token) for table in _tables(prepared) for token in table.ids_from(rows)}
-    if not beyond:
-        return
-    names = [
-        f"{prepared.tokenizer.decode([token], skip_special=False)!r} ({token:,})"
-        for token in sorted(beyond)[:_SHOWN]
-    ]
-    more = f" and {len(beyond) - _SHOWN:,} more" if len(beyond) > _SHOWN else ""
-    raise MismatchError(
-        f"rows hold tokens that the model has no embedding for: {', '.join(names)}{more}; its embeddings have {rows:,} rows, "
-        f"and the tokenizer has {prepared.tokenizer.vocab_size:,} tokens",
-        hint="use the model's own tokenizer, or give the embeddings the rows that they lack "
-        "(resize_token_embeddings of transformers) and save the model",
+def _is_table(name: str, shape: list[int], positions: int) -> bool:
+    return (
+        len(shape) == 2  # (positions, D)
+        and positions <= shape[0] <= positions + SPARE_ROWS
+        and _TABLE.fullmatch(name) is not None
     )
 
 
-def _tell_long_rows(prepared: "PreparedData", positions: int, emit: EventSink) -> None:
-    lengths = np.concatenate([np.asarray(table.num_tokens, dtype=np.int64) for table in _tables(prepared)])
+def _too_long(longest: int, model: str, positions: int) -> MismatchError:
+    return MismatchError(
+        f"a row has {longest:,} tokens, and {model} has learned {positions:,} positions",
+        hint=f"cut rows with --max-tokens {positions} --overlong truncate, or leave them out with --overlong drop",
+    )
+
+
+def _scaled(positions: int, values: Mapping[str, object]) -> int:
+    """Return how far positions reach that are turned slower than at first; a window over them is no limit.
+
+    Where layers differ in that, ``positions`` is how far they reach.
+    """
+    for key in ("rope_parameters", "rope_scaling"):
+        scaling = values.get(key)
+        factor = scaling.get("factor") if isinstance(scaling, dict) else None
+        if isinstance(scaling, dict) and isinstance(factor, int | float):
+            first = scaling.get("original_max_position_embeddings") or values.get(
+                "original_max_position_embeddings"
+            )
+            positions = max(positions, round(factor * (first if isinstance(first, int) else positions)))
+            break  # the other one says the same
+    return positions
+
+
+def _tell_spare_tokens(tokenizer: "HFChatTokenizer", rows: int, emit: EventSink) -> None:
+    """Tell of special tokens without an embedding. No row has one, so nothing is wrong until a prompt does."""
+    if beyond := {token for token in tokenizer.control_ids | tokenizer.stop_ids if token >= rows}:
+        emit(
+            Notice(
+                text=f"the tokenizer has special tokens that the model has no embedding for: {_named(beyond, tokenizer)}; the rows "
+                "hold none of them"
+            )
+        )
+
+
+def _tell_long_rows(lengths: np.ndarray, positions: int, emit: EventSink) -> None:
     if count := int((lengths > positions).sum()):
         emit(
             Warned(
@@ -87,6 +137,13 @@ def _tell_long_rows(prepared: "PreparedData", positions: int, emit: EventSink) -
                 f"for, up to {lengths.max():,} tokens: --max-tokens {positions} avoids that"
             )
         )
+
+
+def _named(tokens: Collection[int], tokenizer: "HFChatTokenizer") -> str:
+    names = [
+        f"{tokenizer.decode([token], skip_special=False)!r} ({token:,})" for token in sorted(tokens)[:_SHOWN]
+    ]
+    return ", ".join(names) + (f" and {len(tokens) - _SHOWN:,} more" if len(tokens) > _SHOWN else "")
 
 
 def _tables(prepared: "PreparedData") -> "Iterator[ExampleTable]":

@@ -26,6 +26,7 @@ from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_
 from sftcli.modeling.tokenizer.variables import parse_variables
 from sftcli.services.models.base import locate_base, tokenizer_folder
 from sftcli.services.prepare.capacity import require_room
+from sftcli.services.prepare.markers import check_markers
 from sftcli.services.prepare.pipeline import Preparation
 from sftcli.services.prepare.sources import Sources, find_sources
 from sftcli.services.prepare.workers import worker_count
@@ -169,12 +170,14 @@ def prepare_data(
     Raises:
         DataError: A file cannot be read, or its format is not known.
         NotFoundError, NetworkError: A source is not there.
+        UsageError: The template ends an answer with what is no token.
         StoppedError: ``stop`` was set.
     """
     emit = session.emit
     tokenizer = load_chat_tokenizer(
         model_folder, template=data.template, variables=parse_variables(data.template_variables)
     )
+    check_markers(tokenizer, emit)
     job = Preparation(
         train=sources.train,
         heldout=sources.heldout,

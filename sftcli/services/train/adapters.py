@@ -90,7 +90,7 @@ def load_with_adapter(
         quantize=settings.quantize,
         trusts_code=trusts_code,
     )
-    added = add_adapter(model, settings)
+    added = add_adapter(model, settings, new_ids=[*located.new_tokens.values()])
     if settings.start_from is not None:
         check_base(Path(settings.start_from), located.folder)
         set_adapter(model, Path(settings.start_from))
@@ -121,6 +121,7 @@ def adapter_files(
         revision=located.revision if revision or located.name == ALIAS else None,
         tokenizer=settings.tokenizer,
         content=numbers_hash(located.folder),
+        new_tokens=tuple(located.new_tokens),
     )
     return AdapterFiles(
         config={"base_model_name_or_path": name, "revision": revision, **config},

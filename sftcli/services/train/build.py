@@ -62,6 +62,7 @@ from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.probes.choices import RowSharing, WeightSharing
 from sftcli.training.probes.loss import choose_batch_loss
 from sftcli.training.probes.packing import choose_packing
+from sftcli.training.selection import select_weights
 from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
 from sftcli.training.trainer import Trainer
 from sftcli.training.utilization import Gauge
@@ -374,6 +375,9 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
     fusion = None if recorded.layers == () else _fused(model, emit)
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
+    if settings.training.train or settings.training.freeze:
+        selection = select_weights(model, train=settings.training.train, freeze=settings.training.freeze)
+        emit(Notice(text=selection.in_words()))
     return LoadedModel(model=model, source=SourceTensors.of(model, located.folder), fusion=fusion)
 
 

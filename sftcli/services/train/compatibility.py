@@ -37,8 +37,11 @@ FIXED_SECTIONS = ("model.", "adapter.")
 OPEN = frozenset({"model.attention"})  # in these sections, and moves numbers alone
 _START = "the adapter it goes on from"
 FIXED = frozenset(
-    {"training.train_embeddings", "training.optimizer", "model", "tokenizer and template", _START}
-)
+    {
+        "training.train_embeddings", "training.train", "training.freeze", "training.optimizer", "model", "tokenizer and template",
+        _START,
+    }
+)  # fmt: skip
 
 
 def fingerprints(settings: Settings, located: LocatedModel, prepared: PreparedData) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """How much disk the checkpoints of a run will take, and whether it is there."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -8,10 +9,11 @@ from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OPTIMIZERS
 from sftcli.errors import StorageError
 from sftcli.events import EventSink, Warned
-from sftcli.modeling.formats.sizes import adapter_bytes, embedding_bytes, parameters_bytes
+from sftcli.modeling.formats.sizes import adapter_bytes, embedding_bytes, parameters_bytes, tensor_shapes
 from sftcli.services.runs.folder import RunFolder
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.checkpoint.store import gigabytes
+from sftcli.training.selection import trained_share
 
 
 def check_space(run: RunFolder, one_bytes: int, settings: CheckpointSettings, emit: EventSink) -> None:
@@ -49,7 +51,13 @@ def checkpoint_bytes(settings: Settings, folder: Path) -> int:
     """
     if settings.adapter.is_on:
         return 3 * adapter_bytes(folder, settings.adapter)
-    share = OPTIMIZERS[settings.training.optimizer].state_share
+    training = settings.training
+    share = OPTIMIZERS[training.optimizer].state_share
     weights = parameters_bytes(folder)
-    frozen = 0 if settings.training.train_embeddings else embedding_bytes(folder)
+    frozen = 0 if training.train_embeddings else embedding_bytes(folder)
+    if training.train or training.freeze:
+        sizes = {name: 4 * math.prod(shape) for name, shape in tensor_shapes(folder).items()}
+        frozen = max(
+            frozen, round(weights * (1 - trained_share(sizes, train=training.train, freeze=training.freeze)))
+        )
     return round(weights + share * (weights - frozen))

@@ -8,6 +8,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OPTIMIZERS, TrainingSettings
 from sftcli.errors import Location, ResourceError, UsageError
 from sftcli.extras import require_package
+from sftcli.training.selection import FREEZE, TRAIN
 
 # What transformers looks for; two of them bring a module of the same name.
 _FLASH_PACKAGES = {
@@ -35,9 +36,11 @@ def check_machine(settings: Settings) -> None:
 
     Raises:
         ResourceError: A 4-bit base needs CUDA, and there is none.
-        UsageError: A package is not installed, or attention or optimizer need CUDA, or another precision.
+        UsageError: A package is not installed, or attention or optimizer need CUDA, or another precision; or weights are chosen
+            beside an adapter.
     """
     _check_attention(settings)
+    _check_selection(settings)
     _check_adapter(settings.adapter)
     _check_optimizer(settings.training)
 
@@ -68,6 +71,16 @@ def _is_installed(package: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def _check_selection(settings: Settings) -> None:
+    key = next((key for key in (TRAIN, FREEZE) if getattr(settings.training, key.partition(".")[2])), None)
+    if key and settings.adapter.is_on:
+        raise UsageError(
+            f"{key} chooses weights of the whole model, and an adapter is trained, beside which all of them are frozen",
+            hint="choose its layers with adapter.target_modules",
+            location=Location(key=key),
+        )
 
 
 def _check_adapter(settings: AdapterSettings) -> None:

@@ -6,35 +6,45 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from sftcli.data.example import Example
 from sftcli.data.prepared.store import ROWS_PER_CHUNK, TRAIN, ExampleTable, PreparedWriter
 from sftcli.data.reading.record import Origin
 from sftcli.errors import MismatchError
-from sftcli.events import Warned
+from sftcli.events import Notice, Warned
 from sftcli.services.prepare.capacity import require_positions, require_room
 from tests.support.recording import RecordingSink
 from tests.support.training import tiny_llama
 
-TOKENIZER = SimpleNamespace(vocab_size=403, decode=lambda ids, skip_special: f"<{ids[0]}>")
+
+def tokenizer(*, pad_id: int = 2, control_ids=frozenset({1, 2}), stop_ids=frozenset({2})) -> SimpleNamespace:
+    return SimpleNamespace(
+        vocab_size=403, decode=lambda ids, skip_special: f"<{ids[0]}>", pad_id=pad_id, control_ids=control_ids,
+        stop_ids=stop_ids,
+    )  # fmt: skip
 
 
-def prepared(*rows: list[int], heldout: tuple[list[int], ...] = ()):
+def prepared(*rows: list[int], heldout: tuple[list[int], ...] = (), **special):
     def table(rows):
         return ExampleTable(pa.table({"input_ids": pa.array(rows, pa.list_(pa.int32()))}))
 
     return SimpleNamespace(
         dataset=SimpleNamespace(train=table(rows), heldout=table(heldout), text=table(())),
-        tokenizer=TOKENIZER,
+        tokenizer=tokenizer(**special),
     )
 
 
-def require(folder, data, config):
+def require(folder, data, config, kind=Warned, tensors=None):
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(
+        tensors or {"model.layers.0.mlp.up_proj.weight": torch.zeros(8, 4)}, folder / "model.safetensors"
+    )
     sink = RecordingSink()
     require_room(data, folder, sink)
-    return [event.text for event in sink.of(Warned)]
+    return [event.text for event in sink.of(kind)]
 
 
 @pytest.mark.parametrize("config", [{"vocab_size": 400}, {"text_config": {"vocab_size": 400}}])
@@ -78,6 +88,44 @@ def test_rows_beyond_the_positions_are_counted(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("values", "reach"),
+    [
+        ({"max_position_embeddings": 8, "sliding_window": 4}, 8),
+        ({"max_position_embeddings": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, 8),
+        ({"max_position_embeddings": 8, "rope_scaling": {"type": "linear", "factor": 2.0}}, 16),
+        # As of Qwen2.5, to which the scaling is added by hand, and of models that were trained with it.
+        ({"max_position_embeddings": 8, "rope_parameters": {"rope_type": "yarn", "factor": 4.0,
+                                                           "original_max_position_embeddings": 8}}, 32),
+        ({"max_position_embeddings": 32, "rope_parameters": {"rope_type": "yarn", "factor": 4.0,
+                                                            "original_max_position_embeddings": 8}}, 32),
+        ({"max_position_embeddings": 32, "rope_scaling": {"rope_type": "longrope", "long_factor": [1.0]},
+          "original_max_position_embeddings": 4}, 32),
+        # Where layers differ the whole length is told, as in Gemma 3.
+        ({"max_position_embeddings": 32, "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0},
+                                                            "sliding_attention": {"rope_type": "default"}}}, 32),
+        ({"text_config": {"max_position_embeddings": 16}}, 16),
+    ],
+)  # fmt: skip
+def test_rows_may_be_as_long_as_scaled_positions_reach(tmp_path, values, reach):
+    assert require(tmp_path, prepared([1] * reach), values) == []
+    (text,) = require(tmp_path, prepared([1] * (reach + 1)), values)
+    assert f"longer than the {reach} positions" in text
+
+
+def test_padding_without_an_embedding_is_refused_and_special_tokens_that_no_row_holds_are_told(tmp_path):
+    config = {"vocab_size": 400}
+    with pytest.raises(
+        MismatchError, match=r"the padding token '<400>' \(400\) has no embedding: .* have 400 rows"
+    ) as caught:
+        require(tmp_path, prepared([1], pad_id=400), config)
+    assert 'set "pad_token" in tokenizer_config.json' in caught.value.hint
+    data = prepared([1], control_ids=frozenset({399, 400}), stop_ids=frozenset({2, 401}))
+    (text,) = require(tmp_path, data, config, Notice)
+    assert "'<400>' (400), '<401>' (401); the rows hold none of them" in text
+    assert require(tmp_path, prepared([1], control_ids=frozenset({399})), config, Notice) == []
+
+
 SMALL = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 LEARNED = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**SMALL, n_embd=8, n_layer=1, n_head=2, n_positions=16)),
@@ -88,6 +136,14 @@ LEARNED = {
         )
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_rows_beyond_learned_positions_are_refused_before_a_model_is_loaded(tmp_path, name):
+    LEARNED[name]().save_pretrained(tmp_path)
+    require_room(prepared([1] * 16), tmp_path, RecordingSink())
+    with pytest.raises(MismatchError, match="a row has 17 tokens, and the model has learned 16 positions"):
+        require_room(prepared([1], heldout=([1] * 17,)), tmp_path, RecordingSink())
 
 
 @pytest.mark.parametrize("name", LEARNED)
