@@ -24,11 +24,13 @@ from sftcli.data.batches.batch import (
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag, Warned
+from sftcli.extras import install_command
 from sftcli.modeling.adapter.targets import weights_left_alone
 from sftcli.modeling.formats.folder_write import is_part_of_whole, write_model_files
 from sftcli.modeling.formats.source_tensors import SourceTensors, check_names_come_back
 from sftcli.modeling.kernels.document_attention import attention_of
 from sftcli.modeling.kernels.fuse import Fusion, fuse_layers
+from sftcli.modeling.kernels.state_kernels import missing_kernels
 from sftcli.modeling.load import (
     checkpoint_activations,
     count_parameters,
@@ -245,6 +247,8 @@ def assemble(
         model,
         _probe_batch(inputs.prepared.dataset.train, inputs.pad_id).to(compute.device),
         emit=emit,
+    if missing := missing_kernels(model):
+        emit(Notice(text=_slow_states(model, missing)))
         gathered=weights.gathered,
         recorded=tried.head,
     )
@@ -377,6 +381,13 @@ def _tell_left_alone(model: "PreTrainedModel", settings: AdapterSettings, emit: 
     if AUTO_TARGETS in settings.target_modules and share >= _MUCH:
         shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
         emit(Warned(text=f"{share:.0%} of the layer weights get no adapter: {shown}"))
+
+def _slow_states(model: "PreTrainedModel", missing: Sequence[str]) -> str:
+    return (
+        f"layers of {type(model).__name__} with a state run in their slow form; a GPU with these packages has a faster one, which "
+        f"can also keep documents of one row apart: {install_command('hybrid', *missing)}"
+    )
+
 
 
 def _fused(model: "PreTrainedModel", emit: EventSink) -> Fusion:
