@@ -11,7 +11,8 @@ alive.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Protocol
@@ -137,6 +138,10 @@ class StepDone:
     utilization: float | None = (
         None  # share of the measured peak of matrix products; None where there is none
     )
+    objective: float | None = None  # what is minimized, per response token; None where that is ``loss``
+    router_aux_loss: float | None = (
+        None  # of routed experts, without its coefficient; None where it is not trained
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +167,32 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertLoad:
+    """How evenly the router of a layer spread its tokens over the experts."""
+
+    busiest: float  # share of the choices that went to one expert; 1 over their number where all get the same
+    unused: float  # share of the experts that no token chose
+    entropy: float  # of the shares, as a part of its largest value: 1 where all are alike, 0 for one expert
+
+    @staticmethod
+    def worst(experts: Mapping[str, object]) -> "ExpertLoad | None":
+        """Return the least even value of each kind over the layers of ``HeldoutDone.experts``; None without such layers."""
+        names = {"busiest", "unused", "entropy"}  # a log can hold anything
+        loads = [load for load in experts.values() if isinstance(load, Mapping) and names <= load.keys()]
+        if not loads:
+            return None
+        return ExpertLoad(
+            busiest=max(load["busiest"] for load in loads),
+            unused=max(load["unused"] for load in loads),
+            entropy=min(load["entropy"] for load in loads),
+        )
+
+    def __str__(self) -> str:
+        """Return ``busiest 41%, unused 3%, entropy 0.93``."""
+        return f"busiest {self.busiest:.0%}, unused {self.unused:.0%}, entropy {self.entropy:.2f}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeldoutDone:
     """The held-out examples were scored. ``loss`` is nats per response token; ``step`` is finished steps."""
 
@@ -170,6 +201,8 @@ class HeldoutDone:
     response_tokens: int
     seconds: float
     rows: int = 0  # that were scored; logs of older versions do not tell
+    # By layer with routed experts, as ``ExpertLoad`` has it.
+    experts: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "--set training.optimizer=NAME": ("optim",),
     "--set training.precision=bf16": ("bf16", "fp16", "torch_dtype", "dtype"),
     "--set training.neftune_alpha=X": ("neftune_noise_alpha",),
+    "--set training.loss=dft": ("loss_type",),
+    "--set training.router_aux_loss=X": ("router_aux_loss_coef", "moe_aux_loss_coef"),
     "--set training.parallel=fsdp with --processes N": ("deepspeed", "fsdp", "fsdp_config"),
     "--processes N": ("num_processes", "nproc_per_node"),
     "--template NAME": ("chat_template", "prompt_template", "conversation_template"),

@@ -10,7 +10,7 @@ from transformers.core_model_loading import PrefixChange
 
 from sftcli.config.schema.adapter import Quantize
 from sftcli.config.schema.run import Attention
-from sftcli.errors import DataError, MismatchError, ResourceError, UsageError, first_line
+from sftcli.errors import DataError, Location, MismatchError, ResourceError, UsageError, first_line
 from sftcli.modeling.architecture import auto_class, decoder_classes, freeze_beside_text, language_prefix
 from sftcli.modeling.attention import (
     attention_of,
@@ -29,6 +29,7 @@ from sftcli.modeling.modern_lm.model import register
 from sftcli.runtime import is_finite
 
 _SHOWN = 3
+_MOST_LEFT = 0.1  # share of the weights that may stay in 16 bit where 4 bits are asked for
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
@@ -61,12 +62,14 @@ def load_model(
         MismatchError: Tensors are missing, left over, or have other shapes than the configuration says.
         ResourceError: The device's memory is too small.
         UsageError: Gradient checkpointing or an attention is asked for and the model's code does not know it; or it is a
-            model of text and images that does not read text alone.
+            model of text and images that does not read text alone; or ``quantize`` would leave experts alone.
     """
     quiet_libraries()
     check_model_folder(folder)
     if not trusts_code:
         refuse_code(folder)
+    if quantize is not Quantize.NONE:
+        refuse_fused_experts(folder, quantize, trusts_code=trusts_code)
     packed = _quantization(quantize, dtype, device)
     model, info = _from_pretrained(folder, dtype, attention, packed, trusts_code=trusts_code)
     _refuse_partial(folder, info)
@@ -172,6 +175,34 @@ def _keep_prefix(model: PreTrainedModel, config: PretrainedConfig) -> None:
     if prefix := language_prefix(config):
         conversions = [*conversions_of(model), PrefixChange(prefix_to_remove=prefix)]
         vars(model)["_weight_conversions"] = conversions
+
+
+def refuse_fused_experts(folder: Path, quantize: Quantize, *, trusts_code: bool = False) -> None:
+    """Raise where much of the model in ``folder`` is in tensors of all experts of a layer, which stay as they are in ``quantize``.
+
+    bitsandbytes packs linear layers. The configuration tells the shapes; no weight is read.
+
+    Raises:
+        UsageError: That is so.
+    """
+    register()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code)
+    opener: Any = auto_class(config)
+    with torch.device("meta"):
+        model: PreTrainedModel = opener.from_config(config, trust_remote_code=trusts_code)
+    weights = dict(model.named_parameters())
+    owners = {
+        name.rpartition(".")[0] for name, weight in weights.items() if weight.ndim > 2
+    }  # convolutions are small
+    fused = sum(weight.numel() for name, weight in weights.items() if name.rpartition(".")[0] in owners)
+    share = fused / sum(weight.numel() for weight in weights.values())
+    if share > _MOST_LEFT:
+        raise UsageError(
+            f"{share:.0%} of the weights of {type(model).__name__} are experts in one tensor a layer, which stay in 16 bit where "
+            f"adapter.quantize is {quantize}",
+            hint="train a plain adapter: leave adapter.quantize none",
+            location=Location(key="adapter.quantize"),
+        )
 
 
 def _quantization(quantize: Quantize, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

@@ -2,24 +2,33 @@
 
 The loss of a global batch is ``sum(nll over response tokens) / number of response tokens``; the division is done once,
 by the caller who knows the number.
+
+Training may minimize another sum over the same tokens (``Loss``): in dynamic fine-tuning each token's negative log-likelihood
+counts by the probability that the model gives it, which is a number there and has no gradient (Wu et al. 2025, "On the
+Generalization of SFT: A Reinforcement Learning Perspective with Reward Rectification", arXiv:2508.05629). The gradient of the
+likelihood alone is that of a reward of one over this probability; the weight takes that out, so that unlikely tokens no longer
+pull the hardest.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch.nn import functional
 
+from sftcli.config.schema.training import Loss
 from sftcli.data.batches.batch import IGNORED, Batch
-from sftcli.events import StopFlag
+from sftcli.events import ExpertLoad, StopFlag
 from sftcli.runtime import Context, applied
 from sftcli.training.distributed.group import Group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BatchLoss = Callable[[Batch], torch.Tensor]  # -> scalar float32, summed over response tokens
+# -> float32, summed over response tokens: the negative log-likelihood, a scalar. Or what is minimized instead, the negative
+# log-likelihood, and perhaps the batch's part of the load-balancing loss, (2 or 3,).
+BatchLoss = Callable[[Batch], torch.Tensor]
 
 _ALIGNED = 8  # columns, which products in bfloat16 want to be a multiple
 MAX_CHUNK_LOGITS = 2**25  # logits alive at once: 128 MB in float32
@@ -46,6 +55,21 @@ class LogitTransform:
         return logits
 
 
+def minimized(sums: torch.Tensor) -> torch.Tensor:
+    """Return what is minimized of the ``sums`` of a ``BatchLoss``, with its gradient."""
+    return sums[0] if sums.ndim else sums
+
+
+def nll_of(sums: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood of the ``sums`` of a ``BatchLoss``."""
+    return sums[1] if sums.ndim else sums
+
+
+def three_sums(sums: torch.Tensor) -> torch.Tensor:
+    """Return what is minimized, the negative log-likelihood, and the load-balancing loss or 0, (3,)."""
+    return functional.pad(sums if sums.ndim else sums.expand(2), (0, 3 - max(2, sums.numel())))
+
+
 class _Kept(Context, Protocol):
     weight_dtype: torch.dtype
 
@@ -65,10 +89,12 @@ class HeadNllSum(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         transform: LogitTransform,
+        loss: Loss = Loss.NLL,
     ) -> torch.Tensor:
-        """Return the summed negative log-likelihood of ``targets`` (N,) given ``hidden`` (N, D); ``weight`` is (V, D)."""
+        """Return the sums of a ``BatchLoss`` over ``targets`` (N,) given ``hidden`` (N, D); ``weight`` is (V, D)."""
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        nll_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        shape = () if loss is Loss.NLL else (2,)
+        sums = torch.zeros(shape, dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight: torch.Tensor | None = None
         grad_bias: torch.Tensor | None = None
@@ -76,8 +102,8 @@ class HeadNllSum(torch.autograd.Function):
         for begin in range(0, len(targets), rows):
             chunk, wanted = hidden[begin : begin + rows], targets[begin : begin + rows]
             raw = functional.linear(chunk, weight, bias)
-            nll, grad_raw = _nll_and_gradient(raw, wanted, transform)
-            nll_sum += nll
+            found, grad_raw = _sums_and_gradient(raw, wanted, transform, loss)
+            sums += found
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
             if grad_hidden is not None:
@@ -88,27 +114,27 @@ class HeadNllSum(torch.autograd.Function):
                 grad_bias = _added(grad_bias, grad_raw.sum(0))
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
-        return nll_sum
+        return sums
 
     @staticmethod
-    def backward(ctx: "_Kept", grad_nll: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Scale the gradients that the forward pass kept."""
+    def backward(ctx: "_Kept", grad_sums: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Scale the gradients that the forward pass kept: those of what is minimized."""
+        scale = minimized(grad_sums)
         kept: Sequence[torch.Tensor | None] = ctx.saved_tensors
         grad_hidden, grad_weight, grad_bias = kept
         dtype = ctx.weight_dtype
         return (
-            None if grad_hidden is None else grad_hidden * grad_nll.to(grad_hidden.dtype),
-            None if grad_weight is None else (grad_weight.mul_(grad_nll)).to(dtype),
-            None if grad_bias is None else (grad_bias.mul_(grad_nll)).to(dtype),
-            None,
-            None,
+            None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
+            None if grad_weight is None else (grad_weight.mul_(scale)).to(dtype),
+            None if grad_bias is None else (grad_bias.mul_(scale)).to(dtype),
+            *(None for _ in ctx.needs_input_grad[3:]),
         )
 
 
-def _nll_and_gradient(
-    raw: torch.Tensor, targets: torch.Tensor, transform: LogitTransform
+def _sums_and_gradient(
+    raw: torch.Tensor, targets: torch.Tensor, transform: LogitTransform, loss: Loss
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the summed loss of ``raw`` (N, V), what the head gave, and its gradient, ``softmax - one_hot``.
+    """Return the sums of ``raw`` (N, V), what the head gave, and the gradient: ``softmax - one_hot``, and each row's weight.
 
     It is made in the place of the logits, so that there is one tensor of their size and not four.
     """
@@ -125,10 +151,24 @@ def _nll_and_gradient(
     nll = (sums.log() + largest)[:, 0] - wanted
     gradient = logits.div_(sums)
     gradient[rows, targets] -= 1.0
+    if loss is Loss.DFT:
+        gradient *= _weights(nll)[:, None]
     if made is None:
-        return nll.sum(), gradient.to(raw.dtype)
+        return _summed(nll, loss), gradient.to(raw.dtype)
     (gradient,) = torch.autograd.grad(made, raw, gradient)
-    return nll.sum(), gradient
+    return _summed(nll, loss), gradient
+
+
+def _weights(nll: torch.Tensor) -> torch.Tensor:
+    """Return the probability of each token, without a gradient."""
+    return nll.detach().neg().exp()
+
+
+def _summed(nll: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """Return the sums of a ``BatchLoss`` from the negative log-likelihood of each token, (N,)."""
+    if loss is Loss.NLL:
+        return nll.sum()
+    return torch.stack(((_weights(nll) * nll).sum(), nll.detach().sum()))
 
 
 def _added(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
@@ -136,8 +176,8 @@ def _added(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
     return part if total is None else total.float().add_(part)
 
 
-def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
-    """Return the negative log-likelihood in nats, summed over the response tokens of ``batch``; float32 scalar.
+def response_nll_sum(model: "PreTrainedModel", batch: Batch, loss: Loss = Loss.NLL) -> torch.Tensor:
+    """Return the sums of a ``BatchLoss`` in nats over the response tokens of ``batch``.
 
     The head runs on response positions only.
     """
@@ -155,6 +195,7 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
         getattr(head, "bias", None),
         batch.targets[wanted],
         logit_transform(model),
+        loss,
     )
 
 
@@ -194,12 +235,13 @@ def _fold_rows_into_head(layer: Any, hidden: torch.Tensor) -> tuple[torch.Tensor
     return torch.cat((hidden, scores), dim=-1), torch.cat((weight.index_fill(0, ids, 0.0), chosen), dim=-1)
 
 
-def plain_nll_sum(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
+def plain_nll_sum(model: "PreTrainedModel", batch: Batch, loss: Loss = Loss.NLL) -> torch.Tensor:
     """Return the same as ``response_nll_sum`` from the model's own logits, which keeps the logits of the full batch."""
-    logits = model(**batch.inputs, use_cache=False).logits
-    return functional.cross_entropy(
-        logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    logits = model(**batch.inputs, use_cache=False).logits.flatten(0, 1).float()
+    targets = batch.targets.flatten()
+    if loss is Loss.NLL:
+        return functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    return _summed(functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none"), loss)
 
 
 def logit_transform(model: "PreTrainedModel") -> LogitTransform:
@@ -218,6 +260,7 @@ class NllSum:
     nll: float
     response_tokens: int
     rows: int
+    experts: Mapping[str, ExpertLoad] = field(default_factory=dict)  # by layer
 
     @property
     def loss(self) -> float:
@@ -234,10 +277,12 @@ def heldout_nll(
     group: Group | None = None,
     device: torch.device | None = None,
     computes_all: bool = False,
+    after_own: Callable[[Batch], None] | None = None,
 ) -> NllSum | None:
     """Sum the loss over ``batches``, distributed in ``group``; None when ``stop``, the same for all, was set before the end.
 
-    With ``computes_all`` every process computes as often, as it must where a pass is an exchange.
+    With ``computes_all`` every process computes as often, as it must where a pass is an exchange. ``after_own`` is called behind
+    the pass of each batch that counts here.
     """
     group = group or Group()
     nll, tokens, rows = 0.0, 0, 0
@@ -245,7 +290,9 @@ def heldout_nll(
         if stop.requested():
             return None
         if is_own or computes_all:
-            found = batch_loss(batch.to(device) if device else batch).item()
+            found = nll_of(batch_loss(batch.to(device) if device else batch)).item()
+            if is_own and after_own:
+                after_own(batch)
             nll += found if is_own else 0.0
             tokens += batch.response_tokens if is_own else 0
             rows += len(batch.example_ids) if is_own else 0

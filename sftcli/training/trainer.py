@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -15,7 +15,7 @@ from sftcli.runtime import Clock, monotonic, peak_memory_bytes, release_memory
 from sftcli.training.checkpoint.background_saver import Saver
 from sftcli.training.distributed.agreed_stop import AgreedStop, TimedSaves
 from sftcli.training.distributed.group import Group
-from sftcli.training.loss import BatchLoss
+from sftcli.training.loss import BatchLoss, minimized, three_sums
 from sftcli.training.optim.optimizer import clip_grad_norm, optimizer_tensors, restore_optimizer
 from sftcli.training.optim.schedule import learning_rate_at, set_learning_rate
 from sftcli.training.out_of_memory import KeptMemory, MemoryLadder, is_out_of_memory
@@ -53,6 +53,7 @@ class Trainer:
         gauge: Gauge | None = None,
         clock: Clock = monotonic,
         group: Group | None = None,
+        before_step: Callable[[Sequence[Batch]], None] | None = None,
     ) -> None:
         self.group = group or Group()
         self.name_row = name_row
@@ -62,6 +63,7 @@ class Trainer:
         self.weights = weights
         self.optimizer = optimizer
         self.batch_loss = batch_loss
+        self.before_step = before_step
         self.ladder = ladder
         self.heldout_loss = heldout_loss
         self.store = store
@@ -138,10 +140,10 @@ class Trainer:
         """Update once from the mean loss over every response token of the global batch."""
         begin, exchanged = self.clock(), self.group.exchanged_bytes
         self.weights.model.train()
-        window, nll_sum = self._accumulate()
+        window, sums = self._accumulate()
         response_tokens = sum(batch.response_tokens for batch in window)
         grad_norm = clip_grad_norm(self.weights.masters.values(), self.settings.max_grad_norm).item()
-        loss = nll_sum.item() / response_tokens
+        objective, loss = (total / response_tokens for total in sums[:2].tolist())
         learning_rate = learning_rate_at(self.state.step, self.settings)
         applied = math.isfinite(loss) and math.isfinite(grad_norm)
         if applied:
@@ -182,6 +184,8 @@ class Trainer:
             peak_memory_bytes=peak_memory_bytes(self.device),
             exchanged_bytes=self.group.exchanged_bytes - exchanged,
             utilization=self.gauge(window, seconds) if self.gauge else None,
+            objective=objective if self.settings.minimizes_more else None,
+            router_aux_loss=sums[2].item() if self.settings.router_aux_loss else None,
         )
 
     def _accumulate(self) -> tuple[Sequence[Batch], torch.Tensor]:
@@ -190,7 +194,7 @@ class Trainer:
         while True:
             window = self.plan.window(self.state.step)
             try:
-                nll_sum = self._backward(window)
+                sums = self._backward(window)
             except (MemoryError, RuntimeError) as error:
                 self._discard_gradients()
                 lower = self._agree_to_ease() if is_out_of_memory(error) else None
@@ -198,7 +202,7 @@ class Trainer:
                     raise
             else:
                 if not self.group.any(False):
-                    return window, self.weights.gather(nll_sum, self.group)
+                    return window, self.weights.gather(sums, self.group)
                 self._discard_gradients()
                 lower = self.ladder.below(self.state)
                 if lower is None:
@@ -217,14 +221,16 @@ class Trainer:
         return self.ladder.below(self.state)
 
     def _backward(self, window: Sequence[Batch]) -> torch.Tensor:
-        """Add up the gradients of this process's share of ``window``; return its summed loss."""
+        """Add up the gradients of this process's share of ``window``; return its sums, as ``three_sums`` has them."""
         response_tokens = sum(batch.response_tokens for batch in window)
-        nll_sum = torch.zeros((), device=self.device)
+        total = torch.zeros(3, device=self.device)
+        if self.before_step:
+            self.before_step(window)
         for batch, weight in self.weights.micro_batches(window, self.group):
-            nll = self.batch_loss(batch.to(self.device)) * weight
-            (nll / response_tokens).backward()
-            nll_sum += nll.detach()
-        return nll_sum
+            sums = self.batch_loss(batch.to(self.device)) * weight
+            (minimized(sums) / response_tokens).backward()
+            total += three_sums(sums.detach())
+        return total
 
     def _discard_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -257,6 +263,7 @@ class Trainer:
                 response_tokens=scored.response_tokens,
                 seconds=self.clock() - begin,
                 rows=scored.rows,
+                experts={layer: asdict(load) for layer, load in scored.experts.items()},
             )
         )
 

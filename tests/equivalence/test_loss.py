@@ -1,15 +1,26 @@
 """The loss is what it says: transformers' own, however it is cut into batches and chunks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
+from sftcli.config.schema.training import Loss
 from sftcli.data.batches.batch import IGNORED, batches_in_order_of_length, collate
 from sftcli.events import NeverStop, Warned
 from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.training import loss as loss_module
-from sftcli.training.loss import HeadNllSum, LogitTransform, heldout_nll, plain_nll_sum, response_nll_sum
+from sftcli.training.loss import (
+    HeadNllSum,
+    LogitTransform,
+    heldout_nll,
+    minimized,
+    nll_of,
+    plain_nll_sum,
+    response_nll_sum,
+)
 from sftcli.training.probes.loss import choose_batch_loss
 from tests.support.recording import RecordingSink
 from tests.support.training import PAD_ID, random_examples, tiny_llama
@@ -86,6 +97,83 @@ def test_head_with_another_adapter_falls_back_to_whole_logits_and_says_so():
     loss = choose_batch_loss(model, batch, emit=sink).batch_loss
     assert "unknown head" in sink.of(Warned)[0].text
     assert loss(batch).item() == pytest.approx(plain_nll_sum(model, batch).item(), rel=1e-6)
+
+
+def dft_by_formula(model, batch):
+    """Return the sum of each token's loss times its probability, and of the losses, from autograd and one softmax."""
+    logits = model(input_ids=batch.input_ids, use_cache=False).logits
+    wanted = batch.targets != IGNORED
+    likelihood = logits[wanted].log_softmax(-1).gather(1, batch.targets[wanted][:, None])[:, 0]
+    return -(likelihood.exp().detach() * likelihood).sum(), -likelihood.detach().sum()
+
+
+def sharp_llama(*, tie: bool):
+    """Logits that are far apart."""
+    model = tiny_llama(tie=tie)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(
+            8
+        )  # of more, float32 carries fewer digits than are compared
+    return model
+
+
+def half_guessed(model):
+    """A batch of which every second target is the token that the model takes for the likeliest."""
+    batch = a_batch()
+    guesses = model(input_ids=batch.input_ids, use_cache=False).logits.argmax(-1)
+    is_guessed = (batch.targets != IGNORED) & (torch.arange(batch.targets.shape[1]) % 2 == 0)
+    return replace(batch, targets=torch.where(is_guessed, guesses, batch.targets))
+
+
+@pytest.mark.parametrize("max_chunk_logits", [514 * 3, 2**25])
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("compute", [response_nll_sum, plain_nll_sum])
+def test_dynamic_fine_tuning_is_the_formula_in_float64(
+    monkeypatch, compute, tie: bool, max_chunk_logits: int
+):
+    monkeypatch.setattr(loss_module, "MAX_CHUNK_LOGITS", max_chunk_logits)
+    model, exact = sharp_llama(tie=tie), sharp_llama(tie=tie).double()
+    batch = half_guessed(model)
+    sums, expected = compute(model, batch, Loss.DFT), dft_by_formula(exact, batch)
+    assert minimized(sums).item() == pytest.approx(expected[0].item(), rel=1e-6)
+    assert nll_of(sums).item() == pytest.approx(expected[1].item(), rel=1e-6)
+    assert 0.005 < expected[0].item() / expected[1].item() < 0.5  # else they could be taken for each other
+    minimized(sums).backward()
+    expected[0].backward()
+    pairs = [
+        (left.grad, right.grad) for left, right in zip(model.parameters(), exact.parameters(), strict=True)
+    ]
+    assert all((left - right).norm() <= 1e-5 * right.norm() for left, right in pairs)
+    found, wanted = (
+        torch.cat([part.flatten().double() for part in each]) for each in zip(*pairs, strict=True)
+    )
+    assert (found - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("transform", [LogitTransform(scale=0.25), LogitTransform(scale=1.5, softcap=5.0)])
+def test_dynamic_fine_tuning_goes_through_scaled_and_capped_logits(transform: LogitTransform):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((7, 8), (11, 8)))
+    targets = torch.randint(11, (7,), generator=generator)
+    minimized(HeadNllSum.apply(hidden, weight, None, targets, transform, Loss.DFT)).backward()
+    found = hidden.grad.clone(), weight.grad.clone()
+    hidden.grad = weight.grad = None
+    likelihood = transform(hidden @ weight.t()).log_softmax(-1)[torch.arange(7), targets]
+    (-likelihood.exp().detach() * likelihood).sum().backward()
+    for ours, theirs in zip(found, (hidden.grad, weight.grad), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_both_heads_agree_on_dynamic_fine_tuning_and_heldout_loss_stays_what_it_is():
+    model = sharp_llama(tie=True)
+    batch = half_guessed(model)
+    chosen = choose_batch_loss(model, batch, emit=RecordingSink(), loss=Loss.DFT)
+    assert chosen.kind == "lean"
+    found = [
+        heldout_nll(loss, [batch], stop=NeverStop()).nll
+        for loss in (chosen.batch_loss, lambda part: response_nll_sum(model, part))
+    ]
+    assert found[0] == found[1]
 
 
 class LargestLogits(TorchDispatchMode):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from sftcli.config.schema.training import Loss
 from sftcli.data.batches.batch import collate, collate_packed
 from sftcli.modeling.kernels.document_attention import attend_as_before, attend_by_document
-from sftcli.training.loss import response_nll_sum
+from sftcli.training.loss import minimized, response_nll_sum
 from tests.support.architectures import ARCHITECTURES, build_architecture
 from tests.support.training import PAD_ID, random_examples
 
@@ -51,22 +52,22 @@ def two_passes():
     ]
 
 
-def loss_and_gradient(model, batches):
+def loss_and_gradient(model, batches, loss_kind=Loss.NLL):
     """Return the loss of the global batch and its gradient as one float64 vector."""
     model.train()
     model.zero_grad()
     count = sum(batch.response_tokens for batch in batches)
     loss = 0.0
     for batch in batches:
-        nll = response_nll_sum(model, batch)
-        (nll / count).backward()
-        loss += nll.item() / count
+        total = minimized(response_nll_sum(model, batch, loss_kind))
+        (total / count).backward()
+        loss += total.item() / count
     gradient = torch.cat([parameter.grad.flatten().double() for parameter in model.parameters()])
     return loss, gradient
 
 
-def assert_equal(model, batches, expected):
-    loss, gradient = loss_and_gradient(model, batches)
+def assert_equal(model, batches, expected, loss_kind=Loss.NLL):
+    loss, gradient = loss_and_gradient(model, batches, loss_kind)
     assert loss == pytest.approx(expected[0], rel=TOLERANCE)
     assert (gradient - expected[1]).norm() <= TOLERANCE * expected[1].norm()
 
@@ -85,6 +86,15 @@ def test_packed_equals_separate_equals_padded_by_document(name, layout):
     expected = loss_and_gradient(model, apart())
     assert attend_by_document(model)
     assert_equal(model, layout(), expected)
+
+
+@pytest.mark.parametrize("layout", [padded, one_row, two_passes])
+def test_packed_equals_separate_in_dynamic_fine_tuning(layout):
+    model = build_architecture("llama")
+    expected = loss_and_gradient(model, apart(), Loss.DFT)
+    assert expected[0] < 0.5 * loss_and_gradient(model, apart())[0]
+    assert attend_by_document(model)
+    assert_equal(model, layout(), expected, Loss.DFT)
 
 
 @pytest.mark.parametrize("name", BY_DOCUMENT)

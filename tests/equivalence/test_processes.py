@@ -9,6 +9,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sftcli.config.schema.training import TrainingSettings
+from sftcli.events import HeldoutDone
+from sftcli.services.runs.event_log import read_events
+from sftcli.services.runs.folder import RunFolder
 from sftcli.training.distributed.group import Group
 from sftcli.training.distributed.traffic import Weight, replicated_traffic, sharded_traffic
 from tests.support.counting import TrafficCounter
@@ -16,9 +19,12 @@ from tests.support.fed_rows import record_fed, rows_of_steps
 from tests.support.processes import run_together
 from tests.support.recording import MemoryStore
 from tests.support.several import assert_same_training, make_place, steps, train_here, train_together
+from tests.support.tiny_experts import build_experts
+from tests.support.tiny_tokenizer import build_tiny_tokenizer
 from tests.support.training import build_trainer
 
 STEPS, BATCH = 8, 6
+BALANCE = ("training.router_aux_loss=0.5",)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,37 @@ def test_a_training_of_several_processes_is_that_of_one(
     predicted = predicted_bytes(place / "model", parallel=parallel, size=size)
     assert [event["exchanged_bytes"] for event in steps(place, run)] == [predicted] * STEPS
     assert {event["exchanged_bytes"] for event in steps(place, alone)} == {0}
+
+
+@pytest.fixture(scope="module")
+def balanced(place: Path) -> tuple[Path, str]:
+    """A model with experts, and the training of one process with a load-balancing loss."""
+    build_experts("mixtral").save_pretrained(place / "mixtral")
+    model = build_tiny_tokenizer(place / "mixtral")
+    train_together(partial(train_here, place, model, "balanced", *BALANCE), size=1)
+    return model, "balanced"
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_experts_are_balanced_over_all_processes_and_their_load_is_that_of_all(
+    place: Path, balanced: tuple[Path, str], parallel: str
+) -> None:
+    model, alone = balanced
+    run = f"balanced-{parallel}"
+    train_together(partial(train_here, place, model, run, f"training.parallel={parallel}", *BALANCE), size=2)
+    assert_same_training(place, run, alone)
+    found, expected = ([event["router_aux_loss"] for event in steps(place, one)] for one in (run, alone))
+    assert found == pytest.approx(expected, rel=1e-5)
+    loads = [
+        [
+            event.experts
+            for event in read_events(RunFolder(place / "runs" / one))
+            if isinstance(event, HeldoutDone)
+        ]
+        for one in (run, alone)
+    ]
+    assert loads[0][0] == loads[1][0]
+    assert loads[1][0].keys() == {"0", "1"}
 
 
 @pytest.mark.slow

@@ -22,8 +22,12 @@ ADAPTER = ("adapter.rank=4", "adapter.dropout=0.2")
 FORMS = {"full": (), "lora": ("adapter.kind=lora", *ADAPTER), "dora": ("adapter.kind=dora", *ADAPTER)}
 PACKED = {f"{form}-packing-{packing}": (*FORMS[form], f"training.packing={packing}")
           for form in ("full", "lora") for packing in ("on", "off")}  # fmt: skip
-FORMS |= PACKED
-CASES = [("full", k) for k in range(STEPS + 1)] + [("lora", k) for k in range(STEPS + 1)] + [("dora", 4)]
+FORMS |= PACKED | {"dft": ("training.loss=dft",)}
+CASES = (
+    [("full", k) for k in range(STEPS + 1)]
+    + [("lora", k) for k in range(STEPS + 1)]
+    + [("dora", 4), ("dft", 4)]
+)
 ALL_CASES = [
     *CASES,
     *(pytest.param(form, k, marks=pytest.mark.slow) for form in PACKED for k in range(STEPS + 1)),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     Gemma2Config,
     MistralConfig,
@@ -16,6 +17,7 @@ from transformers import (
     SmolLM3Config,
 )
 
+from sftcli.errors import UsageError
 from sftcli.events import NeverStop, Notice, Session, StepDone
 from sftcli.services.train.inputs import find_inputs
 from tests.support.architectures import SMALL
@@ -31,6 +33,36 @@ CONFIGS: dict[str, PretrainedConfig] = {
         **SMALL, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     ),
 }
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+STATES = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
+          "mamba_chunk_size": 8}  # fmt: skip
+CONFIGS |= {
+    name: AutoConfig.for_model(name, **SMALL, **own)
+    for name, own in {
+        "gpt_oss": EXPERTS | {
+            "head_dim": 8, "num_local_experts": 4, "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "gemma4_text": {
+            "head_dim": 8, "global_head_dim": 8, "sliding_window": WINDOW, "vocab_size_per_layer_input": 514,
+            "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "falcon_h1": STATES | {"head_dim": 8},
+        "nemotron_h": EXPERTS | {
+            "head_dim": 8, "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8,
+            "layers_block_type": ["mamba", "attention"],
+        },
+        "qwen3_next": EXPERTS | {
+            "head_dim": 8, "num_experts": 4, "shared_expert_intermediate_size": 16, "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    }.items()
+}  # fmt: skip
+UNPACKED = {"gemma2, without sdpa", "gpt_oss", "falcon_h1", "nemotron_h", "qwen3_next"}
+HYBRID = {"falcon_h1", "nemotron_h", "qwen3_next"}
+COEFFICIENT = 0.5
 DROPOUT = SeedOssConfig(**SMALL, head_dim=8, residual_dropout=0.5, attention_dropout=0.0)
 
 
@@ -98,9 +130,69 @@ def test_losses_of_three_steps_are_those_of_a_plain_loop_packed_and_not(tmp_path
     folder = build(tmp_path / "model", CONFIGS[name])
     expected = plain_loop(folder, settings(tmp_path, folder))
     for packing in ("auto", "off"):
-        losses, _ = run(settings(tmp_path, folder, f"training.packing={packing}", f"run.name={packing}"))
+        losses, told = run(settings(tmp_path, folder, f"training.packing={packing}", f"run.name={packing}"))
         assert losses == pytest.approx(expected, abs=1e-4), packing
+        is_packed = any(text.startswith("rows are packed") for text in told)
+        assert is_packed == (packing == "auto" and name not in UNPACKED)
+        assert any("with a state run in their slow form" in text for text in told) == (name in HYBRID)
     assert expected[0] - expected[-1] > 0.01  # else the optimizer would not show
+
+
+def balanced_loop(folder: Path, resolved) -> list[tuple[float, float]]:
+    """The same with the load-balancing loss of transformers, all rows in one padded batch; return both losses of each step."""
+    prepared = find_inputs(resolved.settings, Session(lambda event: None, NeverStop())).prepared
+    rows = [prepared.dataset.train[index] for index in range(ROWS)]
+    width = max(len(row.input_ids) for row in rows)
+    ids, mask = torch.full((ROWS, width), 2), torch.zeros((ROWS, width), dtype=torch.int64)
+    labels = torch.full((ROWS, width), -100)
+    for place, row in enumerate(rows):
+        size = len(row.input_ids)
+        ids[place, :size] = torch.from_numpy(row.input_ids.astype("int64"))
+        mask[place, :size] = 1
+        labels[place, :size] = torch.where(torch.from_numpy(row.loss_mask), ids[place, :size], -100)
+    labels[:, 0] = -100
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, router_aux_loss_coef=COEFFICIENT
+    )
+    model.get_input_embeddings().padding_idx = None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    found = []
+    for _ in range(STEPS):
+        model.train()
+        outputs = model(input_ids=ids, attention_mask=mask, labels=labels, output_router_logits=True)
+        outputs.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        aux = outputs.aux_loss.item()
+        found.append((outputs.loss.item() - COEFFICIENT * aux, aux))
+    return found
+
+
+@pytest.mark.parametrize("name", ["qwen3 with experts", "gpt_oss"])
+def test_load_balancing_is_that_of_transformers_over_whole_steps_packed_and_not(tmp_path: Path, name: str):
+    folder = build(tmp_path / "model", CONFIGS[name])
+    sets = f"training.router_aux_loss={COEFFICIENT}"
+    expected = balanced_loop(folder, settings(tmp_path, folder, sets))
+    plain = plain_loop(folder, settings(tmp_path, folder))
+    assert expected[-1][0] != pytest.approx(plain[-1], abs=1e-3)  # else it would not show
+    for packing in ("auto", "off"):
+        flag = StopAtStep(STEPS + 1)
+        train(settings(tmp_path, folder, sets, f"training.packing={packing}", f"run.name={packing}"), flag)
+        steps = [event for event in flag.events if isinstance(event, StepDone)]
+        assert all(step.micro_batches > 1 for step in steps)
+        found = [(step.loss, step.router_aux_loss) for step in steps]
+        assert [value for pair in found for value in pair] == pytest.approx(
+            [value for pair in expected for value in pair], abs=1e-4
+        ), packing
+        assert [step.objective for step in steps] == pytest.approx(
+            [loss + COEFFICIENT * aux for loss, aux in expected], abs=1e-4
+        )
+
+
+def test_a_model_without_a_load_balancing_loss_is_refused_by_name(tmp_path: Path):
+    folder = build(tmp_path / "model", CONFIGS["smollm3"])
+    with pytest.raises(UsageError, match="SmolLM3ForCausalLM has no load-balancing loss"):
+        run(settings(tmp_path, folder, "training.router_aux_loss=0.01"))
 
 
 def test_dropout_of_sums_is_there_in_training(tmp_path: Path):

@@ -134,6 +134,10 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
             best = ""
         shown = not_since(first, last, summary.heldout_step) if is_behind else f"{first} at first, {last} now"
         yield "held-out loss", f"{shown}{best}{of}"
+    if summary.experts and summary.first_experts:
+        yield "experts", f"{summary.first_experts} at first; {summary.experts} now"
+    if summary.router_aux_loss is not None:
+        yield "router aux", loss_text(summary.router_aux_loss)
     yield "checkpoints", _checkpoint_steps(summary.checkpoints) if summary.checkpoints else None
     if summary.set_aside:
         back = f"sft resume {_argument(summary)} --checkpoint {summary.set_aside[-1]}"

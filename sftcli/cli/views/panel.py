@@ -101,6 +101,10 @@ def _training_rows(measures: TrainingMeasures, frame: Frame, columns: int, signs
         ((loss_text(step.loss), loss_style), "now"),
         ((loss_text(measures.smooth_loss), VALUE), "smoothed"),
     ]
+    if step.objective is not None:
+        losses.append(((loss_text(step.objective), VALUE), "objective"))
+    if step.router_aux_loss is not None:
+        losses.append(((loss_text(step.router_aux_loss), VALUE), "router aux"))
     if measures.skipped_steps:
         losses.append(((count(measures.skipped_steps), BAD), "skipped"))
     loss_rows = _cells("loss", losses, columns)

@@ -18,6 +18,7 @@ from sftcli.cli.terminal.text import (
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.events import (
     DataPrepared,
+    ExpertLoad,
     FitEnded,
     HeldoutDone,
     Judged,
@@ -90,8 +91,10 @@ def _model_line(event: ModelLoaded) -> str:
 
 def heldout_line(event: HeldoutDone) -> str:
     """Return one evaluation."""
+    load = ExpertLoad.worst(event.experts)
     return (
         f"step {event.step}  held-out loss {loss_text(event.loss, event.rows)}  ({duration(event.seconds)})"
+        + (f"  experts: {load}" if load else "")
     )
 
 
@@ -111,6 +114,8 @@ def step_line(measures: TrainingMeasures, step: StepDone) -> str:
     parts = [
         f"step {step.step}/{measures.last_step}" if measures.last_step else f"step {step.step}",
         f"loss {loss_text(step.loss)}",
+        *([] if step.objective is None else [f"objective {loss_text(step.objective)}"]),
+        *([] if step.router_aux_loss is None else [f"router aux {loss_text(step.router_aux_loss)}"]),
         f"lr {rate_text(step.learning_rate)}",
         f"grad {norm_text(step.grad_norm)}",
         f"{count(measures.response_tokens_per_second)} tok/s",

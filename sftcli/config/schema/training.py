@@ -64,6 +64,13 @@ OPTIMIZERS: Mapping[OptimizerName, OptimizerFacts] = {
 }
 
 
+class Loss(StrEnum):
+    """What training minimizes, summed over response tokens. Held-out loss is always ``nll``."""
+
+    NLL = "nll"  # negative log-likelihood
+    DFT = "dft"  # times the probability of the token: dynamic fine-tuning
+
+
 class PackRows(StrEnum):
     """Whether several rows share one row of the model's input."""
 
@@ -105,6 +112,17 @@ class TrainingSettings(Section):
         None,
         ge=1,
         description="Maximum tokens in a micro-batch of packed rows, or one row; unset is `micro_batch_size` times the longest row.",
+    )
+    loss: Loss = Field(
+        Loss.NLL,
+        description="nll, or dft (dynamic fine-tuning, Wu et al. 2025): each token's loss times its probability, so that unlikely "
+        "tokens weigh less. Losses are shown and held-out loss is measured as nll in either case.",
+    )
+    router_aux_loss: float = Field(
+        0.0,
+        ge=0,
+        description="Coefficient of the load-balancing loss of routed experts, over all tokens of a step (0.001 to 0.02 is usual); "
+        "0 for none.",
     )
     learning_rate: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
     schedule: Schedule = Field(
@@ -214,6 +232,11 @@ class TrainingSettings(Section):
                 hint="lower training.warmup_steps, or use training.warmup_fraction",
             )
         return self.model_copy(update={"max_steps": steps})
+
+    @property
+    def minimizes_more(self) -> bool:
+        """Whether what is minimized is not the negative log-likelihood alone."""
+        return self.loss is not Loss.NLL or self.router_aux_loss > 0
 
     @property
     def num_warmup_steps(self) -> int:

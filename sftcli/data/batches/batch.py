@@ -74,10 +74,22 @@ class Batch:
     targets: torch.Tensor  # (B, T) int64
     example_ids: tuple[int, ...]  # index of each example in its dataset; pretraining text counts down from -1
     response_tokens: int  # targets that are not IGNORED, at least 1
-    tokens: int  # padding excluded
+    fills: tuple[int, ...]  # tokens of each row, padding excluded
     attended_pairs: int  # of positions that attention compares: causal, within an example
     documents: Documents | None = None  # None: each row is one example
     is_text: bool = False  # pretraining text instead of instruction rows
+
+    @property
+    def tokens(self) -> int:
+        """Positions that hold no padding."""
+        return sum(self.fills)
+
+    @property
+    def is_token(self) -> torch.Tensor:
+        """Which positions hold no padding, (B, T) bool."""
+        device = self.input_ids.device
+        places = torch.arange(self.input_ids.shape[1], device=device)
+        return places < torch.tensor(self.fills, device=device)[:, None]
 
     @property
     def padding_tokens(self) -> int:
@@ -136,7 +148,7 @@ def _lay_out(packs: Sequence[Sequence[Example]], example_ids: Sequence[int], pad
         targets=torch.from_numpy(targets),
         example_ids=tuple(example_ids),
         response_tokens=int((targets != IGNORED).sum()),
-        tokens=sum(fills),
+        fills=tuple(fills),
         attended_pairs=sum(count * (count + 1) // 2 for count in chain.from_iterable(lengths)),
     )
 

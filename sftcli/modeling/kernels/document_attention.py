@@ -5,12 +5,13 @@ and attention costs what the documents cost apart.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
-from typing import cast
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
@@ -19,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 from sftcli.modeling.attention import attention_of, is_named, set_attention
 from sftcli.modeling.kernels.cpu_attention import CpuAttention, can_attend, split_documents
+from sftcli.modeling.kernels.state_kernels import has_convolutions
 from sftcli.runtime import applied
 
 NAME = "sft_documents"  # what transformers knows this attention as
@@ -51,6 +53,19 @@ class Overheard:
         return self.left_out <= {call.window for call in self.calls}
 
 
+@dataclass(slots=True)
+class _Told:
+    """What the newest pass of a model was told of the documents of its row, by name.
+
+    Some layers do not hand it on to their attention. It stays until the next pass, since layers are computed again in the
+    backward pass, perhaps in another thread.
+    """
+
+    newest: Mapping[str, Any] = field(default_factory=dict)
+    handle: torch.utils.hooks.RemovableHandle | None = None
+
+
+_told: "WeakKeyDictionary[torch.nn.Module, _Told]" = WeakKeyDictionary()  # by each module of a model
 _listening: ContextVar[Overheard | None] = ContextVar("listening", default=None)
 
 
@@ -76,6 +91,7 @@ def attend_by_document(model: PreTrainedModel) -> bool:
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _mask)
     set_attention(model, NAME)
+    _hear(model)
     return attention_of(model) == NAME
 
 
@@ -83,6 +99,29 @@ def attend_as_before(model: PreTrainedModel) -> None:
     """Undo ``attend_by_document``."""
     if attention_of(model) == NAME:
         set_attention(model, _PLAIN)
+        if (told := _told.get(model)) is not None and told.handle is not None:
+            told.handle.remove()
+        for module in model.modules():
+            _told.pop(module, None)
+
+
+def _hear(model: PreTrainedModel) -> None:
+    """Remember what ``model`` is told of documents, for modules that do not get it, and tell convolutions where they begin."""
+    told, names = _Told(), ("cu_seq_lens_q", "max_length_q")
+    # What keeps a state along the row is told by the number of each token's document.
+    has_state = has_convolutions(model)
+
+    def hear(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401 - torch's
+        told.newest = {name: kwargs.get(name) for name in names}
+        bounds: torch.Tensor | None = told.newest[names[0]]
+        if bounds is None or not has_state:
+            return args, kwargs
+        numbers = torch.arange(len(bounds) - 1, dtype=torch.int32, device=bounds.device)
+        return args, kwargs | {"seq_idx": numbers.repeat_interleave(bounds.diff())[None]}
+
+    told.handle = model.base_model.register_forward_pre_hook(hear, with_kwargs=True)
+    for module in model.modules():
+        _told[module] = told
 
 
 def _mask(
@@ -103,7 +142,7 @@ def _mask(
     is_whole = isinstance(q_offset, int) and q_offset == 0 and q_length == kv_length
     is_one = batch_size == 1 or allow_is_causal_skip  # several rows are not told where their documents are
     if is_whole and is_one and attention_mask is None and not (use_vmap or is_chunked):
-        if (found := _listening.get()) is not None and local_size is not None:
+        if (found := _listening.get()) is not None and local_size is not None and _has_windows(config):
             found.left_out.add(local_size)
         return None
     return _PLAIN_MASK(
@@ -118,6 +157,12 @@ def _mask(
         local_size=local_size,
         **rest,
     )
+
+
+def _has_windows(config: PretrainedConfig | None) -> bool:
+    """Return whether a layer may see through a window; some models make the mask of one for nobody."""
+    kinds = getattr(config, "layer_types", None)
+    return kinds is None or set(kinds) != {"full_attention"}
 
 
 def _attend(
@@ -138,6 +183,8 @@ def _attend(
     def one(*parts: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         return _PLAIN_ATTENTION(module, *parts, mask, dropout=dropout, scaling=scaling, **rest)[0]
 
+    if cu_seq_lens_q is None and (told := _told.get(module)) is not None:
+        cu_seq_lens_q, max_length_q = told.newest.get("cu_seq_lens_q"), told.newest.get("max_length_q")
     if (found := _listening.get()) is not None:
         has_mask = attention_mask is not None
         call = Call(module=module, window=sliding_window, dropout=dropout, has_mask=has_mask)

@@ -1,4 +1,7 @@
-"""Routed experts, document by document, for comparisons that must not see how many tokens an expert gets."""
+"""Routed experts: which of them the tokens of a pass choose, and each document's by themselves.
+
+The latter is for comparisons that must not see how many tokens an expert gets.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +12,36 @@ import torch
 _NAME = "experts"  # what transformers calls the module that all experts of a block are
 
 
+def experts_of(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Return the modules that hold the experts of a block each, by name."""
+    return {name: module for name, module in model.named_modules() if name.rpartition(".")[2] == _NAME}
+
+
+@contextmanager
+def chosen_experts(model: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield what the newest pass inside the block told each module of experts: the numbers of experts (tokens, chosen).
+
+    Experts that are not told it, but get the tokens of every expert, are left out.
+    """
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, torch.Tensor) and value.dtype in (torch.int64, torch.int32):
+                    found[name] = value.detach().flatten(0, -2)
+
+        return hook
+
+    modules = experts_of(model).items()
+    handles = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in modules]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @contextmanager
 def experts_by_document(model: torch.nn.Module, lengths: Sequence[int]) -> Iterator[None]:
     """Let the experts of ``model`` take the tokens of documents of ``lengths`` one document after the other.
@@ -16,7 +49,7 @@ def experts_by_document(model: torch.nn.Module, lengths: Sequence[int]) -> Itera
     An expert makes one product of all tokens that are sent to it, and how that rounds depends on their number, so on the
     other documents. Experts see tokens one by one, so nothing else changes.
     """
-    found = [module for name, module in model.named_modules() if name.rpartition(".")[2] == _NAME]
+    found = list(experts_of(model).values())
     kept = [(module, module.__dict__.get("forward")) for module in found]
     for module in found:
         module.forward = _split(module.forward, lengths)

@@ -16,7 +16,7 @@ from sftcli import storage
 from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import OutputError, StorageError
-from sftcli.events import DataPrepared, FitEnded, Judged, MemoryEased, ModelLoaded, Warned
+from sftcli.events import DataPrepared, ExpertLoad, FitEnded, Judged, MemoryEased, ModelLoaded, Warned
 from sftcli.figures import change, interval, loss_figure
 from sftcli.json_files import read_json
 from sftcli.services.diagnosis.verdict import judge_losses
@@ -121,6 +121,23 @@ def _facts(history: RunHistory, *, takes_best: bool) -> list[tuple[str, str]]:
         facts.append(("ended", f"early, at step {ended.step}: {ended.ending.reason}"))
     if message := heldout_text(history, takes_best=takes_best):
         facts.append(("held-out loss", message))
+    if history.router_aux_loss is not None:
+        facts.append(("load-balancing loss", f"{loss_figure(history.router_aux_loss)} at the last step"))
+    return facts + _expert_facts(history)
+
+
+def _expert_facts(history: RunHistory) -> list[tuple[str, str]]:
+    """Return how even each layer with routed experts used them at the first and the last held-out loss."""
+    if not history.heldout:
+        return []
+    measured = [history.heldout[0].experts, history.heldout[-1].experts]
+    worst = list(filter(None, map(ExpertLoad.worst, measured)))
+    if len(worst) < len(measured):
+        return []
+    facts = [("experts", f"{worst[0]} before, {worst[1]} after, each in the least even layer")]
+    for layer, last in measured[1].items():
+        loads = [ExpertLoad.worst({layer: load}) for load in (measured[0].get(layer, {}), last)]
+        facts.append((f"experts of layer {layer}", f"{loads[0]} before, {loads[1]} after"))
     return facts
 
 

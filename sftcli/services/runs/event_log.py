@@ -19,6 +19,7 @@ from sftcli.events import (
     Ending,
     Event,
     EventSink,
+    ExpertLoad,
     FitEnded,
     FitStarted,
     HeldoutDone,
@@ -91,7 +92,7 @@ class RunLog:
                     return ""
                 return _step_line(event)
             case HeldoutDone():
-                return f"step={event.step} heldout_loss={event.loss:.4f} rows={event.rows}"
+                return _heldout_line(event)
             case ModelLoaded():
                 why = f" ({event.precision_why})" if event.precision_why else ""
                 return f"Model: {event.parameters / 1e6:.1f}M parameters, on {event.device} in {event.precision}{why}"
@@ -138,9 +139,25 @@ def _step_line(event: StepDone) -> str:
     text = " text" if event.text_tokens else ""
     memory = f" memory={event.peak_memory_bytes / 1e9:.2f}GB" if event.peak_memory_bytes else ""
     return (
-        f"step={event.step} loss={event.loss:.4f} lr={event.learning_rate:.3e} response_tokens/s={speed:.0f} "
+        f"step={event.step} loss={event.loss:.4f}{_beside(event)} lr={event.learning_rate:.3e} response_tokens/s={speed:.0f} "
         f"padding={padding:.0%}{memory}{used}{text}"
     )
+
+
+def _beside(event: StepDone) -> str:
+    named = {"objective": event.objective, "router_aux_loss": event.router_aux_loss}
+    return "".join(f" {name}={value:.4f}" for name, value in named.items() if value is not None)
+
+
+def _heldout_line(event: HeldoutDone) -> str:
+    """Return ``step=10 heldout_loss=1.2345 rows=40``, and how even experts are used in the least even layer of each measure."""
+    load = ExpertLoad.worst(event.experts)
+    experts = (
+        f" busiest_expert={load.busiest:.0%} unused_experts={load.unused:.0%} expert_entropy={load.entropy:.2f}"
+        if load
+        else ""
+    )
+    return f"step={event.step} heldout_loss={event.loss:.4f} rows={event.rows}{experts}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from sftcli.errors import DataError
 from sftcli.events import (
     DataPrepared,
     Event,
+    ExpertLoad,
     FitStarted,
     HeldoutDone,
     Judged,
@@ -60,6 +61,9 @@ class RunSummary:
     best_heldout_loss: float | None
     best_step: int
     heldout_rows: int  # that these losses are of; 0 where the log does not tell
+    router_aux_loss: float | None  # of the last step; None where none is trained
+    first_experts: ExpertLoad | None  # the least even layer of each measure, at the first held-out loss
+    experts: ExpertLoad | None  # the same at the last one; None without routed experts
     tokens_per_second: float | None  # of the steps alone, padding excluded
     utilization: float | None  # share of the measured peak of matrix products, of the steps alone
     training_seconds: float
@@ -94,6 +98,12 @@ class RunHistory:
         """Number of rows of the newest held-out loss; 0 if the log does not have it."""
         newest = self.last(HeldoutDone)
         return newest.rows if newest else 0
+
+    @property
+    def router_aux_loss(self) -> float | None:
+        """That of the last step; None where none is trained."""
+        found = self.steps[-1].router_aux_loss if self.steps else None
+        return found if found is not None and math.isfinite(found) else None
 
     @property
     def seconds(self) -> float:
@@ -162,6 +172,9 @@ def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
         best_heldout_loss=best.loss if best else None,
         best_step=best.step if best else 0,
         heldout_rows=history.heldout_rows,
+        router_aux_loss=history.router_aux_loss,
+        first_experts=ExpertLoad.worst(heldout[0].experts) if heldout else None,
+        experts=ExpertLoad.worst(heldout[-1].experts) if heldout else None,
         tokens_per_second=history.tokens_per_second,
         utilization=history.utilization,
         training_seconds=history.seconds,

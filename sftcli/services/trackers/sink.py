@@ -6,6 +6,7 @@ sent: rows, answers, paths of this machine beside those in the settings, its nam
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import assert_never
 
 from sftcli.config.schema.run import Tracker
@@ -16,6 +17,7 @@ from sftcli.events import (
     DataPrepared,
     Event,
     EventSink,
+    ExpertLoad,
     FitEnded,
     FitStarted,
     HeldoutDone,
@@ -92,7 +94,9 @@ def numbers_of(event: Event) -> tuple[int, dict[str, float]] | None:
         case StepDone():
             used = {} if event.utilization is None else {"speed/utilization": event.utilization}
             memory = {"memory/peak_gb": event.peak_memory_bytes / 1e9} if event.peak_memory_bytes else {}
-            return event.step, used | memory | {
+            beside = {"train/objective": event.objective, "train/router_aux_loss": event.router_aux_loss}
+            known = {name: value for name, value in beside.items() if value is not None}
+            return event.step, used | memory | known | {
                 "train/loss": event.loss,
                 "train/learning_rate": event.learning_rate,
                 "train/grad_norm": event.grad_norm,
@@ -100,7 +104,10 @@ def numbers_of(event: Event) -> tuple[int, dict[str, float]] | None:
                 "speed/tokens_per_second": event.tokens / max(event.seconds, 1e-9),
             }
         case HeldoutDone():
-            return event.step, {"heldout/loss": event.loss}
+            load = ExpertLoad.worst(event.experts)
+            return event.step, {"heldout/loss": event.loss} | {
+                f"experts/{name}": value for name, value in (asdict(load) if load else {}).items()
+            }
         case Notice() | Warned() | Judged() | RunStarted() | Progressed() | DataPrepared() | ModelLoaded():
             return None
         case FitStarted() | MemoryEased() | CheckpointSaved() | FitEnded() | ModelSaved() | TextDelta():

@@ -24,12 +24,14 @@ from sftcli.data.batches.batch import (
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag, Warned
+from sftcli.extras import install_command
 from sftcli.modeling.adapter.targets import EXPERTS, ROUTERS, LeftAlone
 from sftcli.modeling.architecture import opens_whole, require_causal
 from sftcli.modeling.attention import attention_of, use_named_attention
 from sftcli.modeling.formats.folder_write import is_part_of_whole, write_model_files
 from sftcli.modeling.formats.source_tensors import SourceTensors, check_names_come_back
 from sftcli.modeling.kernels.fuse import Fusion, fuse_layers
+from sftcli.modeling.kernels.state_kernels import missing_kernels
 from sftcli.modeling.load import (
     checkpoint_activations,
     count_parameters,
@@ -52,10 +54,12 @@ from sftcli.services.train.decisions import Decisions, require_same
 from sftcli.services.train.inputs import TrainingInputs
 from sftcli.services.train.parallelism import make_weights, shares_weights
 from sftcli.services.train.speedups import try_ways
+from sftcli.training.balance import BalancedLoss, require_balance
 from sftcli.training.checkpoint.format import ADAPTER, MODEL
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.distributed.group import Group
 from sftcli.training.embeddings import add_embedding_noise, embedding_names, freeze_embeddings
+from sftcli.training.expert_load import ExpertMeter
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
@@ -234,6 +238,8 @@ def assemble(
         model, loaded.fusion, inputs, recorded=recorded, emit=emit, with_gradients=not compute.shares
     )
     _tell_beside(loaded, inputs.located.folder, emit)
+    if settings.training.router_aux_loss:
+        require_balance(model, _padded_rows(inputs))
     weights = make_weights(
         model, settings, group, dtype=compute.dtype, device=compute.device, shares=compute.shares
     )
@@ -245,13 +251,17 @@ def assemble(
     emit(_model_loaded(model, inputs.located.name, recorded, compute.device, peak_flops=peak))
     if message := own_attention(model):
         emit(Notice(text=message))
+    if missing := missing_kernels(model):
+        emit(Notice(text=_slow_states(model, missing)))
     head = choose_batch_loss(
         model,
         _probe_batch(inputs.prepared.dataset.train, inputs.pad_id).to(compute.device),
         emit=emit,
         gathered=weights.gathered,
         recorded=tried.head,
+        loss=settings.training.loss,
     )
+    batch_loss, before_step = _step_loss(model, inputs, head.batch_loss, compute)
     make_plan, sharing = plan_maker(
         model, inputs, emit=emit, recorded=recorded.packing, ruled_out=tried.ruled_out
     )
@@ -270,9 +280,10 @@ def assemble(
         else settings.checkpoint.model_copy(update={"in_background": False}),
         weights=weights,
         optimizer=make_optimizer(weights.masters, settings.training, embeddings=embedding_names(model)),
-        batch_loss=head.batch_loss,
+        batch_loss=batch_loss,
+        before_step=before_step,
         ladder=ladder,
-        heldout_loss=_heldout_loss(inputs, head.batch_loss, compute, emit),
+        heldout_loss=_heldout_loss(model, inputs, head.batch_loss, compute, emit),
         store=store,
         emit=emit,
         device=compute.device,
@@ -381,6 +392,13 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
     return LoadedModel(model=model, source=SourceTensors.of(model, located.folder), fusion=fusion)
 
 
+def _slow_states(model: "PreTrainedModel", missing: Sequence[str]) -> str:
+    return (
+        f"layers of {type(model).__name__} with a state run in their slow form; a GPU with these packages has a faster one, which "
+        f"can also keep documents of one row apart: {install_command('hybrid', *missing)}"
+    )
+
+
 def _tell_left_alone(alone: LeftAlone, settings: AdapterSettings, emit: EventSink) -> None:
     """Say what ``auto`` leaves without an adapter; warn where that is much."""
     if AUTO_TARGETS not in settings.target_modules or not alone.kinds:
@@ -444,8 +462,35 @@ def _probe_batch(examples: ExampleSource, pad_id: int) -> Batch:
     return collate([examples[shortest]], example_ids=[shortest], pad_id=pad_id)
 
 
+def _padded_rows(inputs: TrainingInputs) -> Batch:
+    """Return two rows, cut to a few tokens, one to fewer."""
+    examples = inputs.prepared.dataset.train
+    rows = [
+        replace(row, input_ids=row.input_ids[:size], loss_mask=row.loss_mask[:size])
+        for row, size in zip((examples[0], examples[-1 % len(examples)]), (12, 24), strict=True)
+    ]
+    return collate(rows, example_ids=(0, 1), pad_id=inputs.pad_id)
+
+
+def _step_loss(
+    model: "PreTrainedModel", inputs: TrainingInputs, batch_loss: BatchLoss, compute: Compute
+) -> tuple[BatchLoss, Callable[[Sequence[Batch]], None] | None]:
+    """Return the loss of micro-batches, and what must be called with those of a step before it, if anything."""
+    coefficient = inputs.settings.training.router_aux_loss
+    if not coefficient:
+        return batch_loss, None
+    balanced = BalancedLoss(
+        batch_loss, model, coefficient=coefficient, group=compute.group, computes_all=compute.shares
+    )
+    return balanced, balanced.begin
+
+
 def _heldout_loss(
-    inputs: TrainingInputs, batch_loss: BatchLoss, compute: Compute, emit: EventSink
+    model: "PreTrainedModel",
+    inputs: TrainingInputs,
+    batch_loss: BatchLoss,
+    compute: Compute,
+    emit: EventSink,
 ) -> HeldoutLoss | None:
     heldout = inputs.prepared.dataset.heldout
     if not len(heldout):
@@ -459,13 +504,17 @@ def _heldout_loss(
             pad_id=inputs.pad_id,
         )
         batches = with_progress(batches, emit, task="held-out", total=len(heldout))
-        return heldout_nll(
-            batch_loss,
-            batches,
-            stop=stop,
-            group=compute.group,
-            device=compute.device,
-            computes_all=compute.shares,
-        )
+        meter = ExpertMeter(model)
+        with meter.listening() as count:
+            scored = heldout_nll(
+                batch_loss,
+                batches,
+                stop=stop,
+                group=compute.group,
+                device=compute.device,
+                computes_all=compute.shares,
+                after_own=count,
+            )
+        return scored and replace(scored, experts=meter.load(compute.group))
 
     return measure

@@ -14,7 +14,7 @@ from sftcli.modeling.kernels.fuse import Fusion
 from sftcli.modeling.kernels.fused_math import has_dropout
 from sftcli.training.loss import plain_nll_sum, response_nll_sum
 from sftcli.training.probes.choices import RowSharing
-from sftcli.training.random_streams import capture_rng, restore_rng
+from sftcli.training.probes.untouched import left_as_it_was
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,7 +94,8 @@ def agreed_ways(
     tolerance = _TOLERANCES.get(weight.dtype, _COARSE)
     if not wanted.count:
         return _OWN
-    with _left_as_it_was(model):
+    with left_as_it_was(model):
+        model.train(not has_dropout(model, attends=True))
         trial = _Trial(model, fusion, rows, pad_id, with_gradients=with_gradients)
         return next(ways for ways in wanted.fewer() if not ways.count or trial.agrees(ways, tolerance))
 
@@ -175,28 +176,6 @@ class _Trial:
         if sharing is RowSharing.BOUNDS or batch.documents is None:
             return batch
         return replace(batch, documents=replace(batch.documents, bounds=None))
-
-
-@contextmanager
-def _left_as_it_was(model: "PreTrainedModel") -> Iterator[None]:
-    """Run ``model`` as in training, but for dropout, and put random numbers, buffers and mode back."""
-    random, was_training = capture_rng(), model.training
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    model.train(not has_dropout(model, attends=True))
-    try:
-        yield
-    finally:
-        model.train(was_training)
-        for module, name, buffer, content in buffers:
-            module._buffers[name] = buffer.copy_(content)
-        for weight in model.parameters():
-            weight.grad = None
-        restore_rng(random)
 
 
 @contextmanager

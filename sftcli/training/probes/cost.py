@@ -9,6 +9,7 @@ import torch
 
 from sftcli.data.batches.batch import Batch
 from sftcli.runtime import memory_bytes, monotonic, peak_memory_bytes, reset_peak_memory
+from sftcli.training.loss import nll_of
 from sftcli.training.optim.optimizer import optimizer_tensors
 from sftcli.training.state import TrainState
 from sftcli.training.trainer import Trainer
@@ -130,12 +131,12 @@ def _marked(trainer: Trainer) -> Iterator[_Marks]:
     def measured(batch: Batch) -> torch.Tensor:
         begin = monotonic()
         marks.before = memory_bytes(trainer.device)
-        nll = loss(batch)
-        nll.item()  # waits for the device
+        sums = loss(batch)
+        nll_of(sums).item()  # waits for the device
         marks.seconds = monotonic() - begin
         marks.head = peak_memory_bytes(trainer.device)
         marks.rise(marks.head)
-        return nll
+        return sums
 
     hook = body.register_forward_hook(after_body)
     trainer.batch_loss = measured

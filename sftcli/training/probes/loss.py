@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sftcli.config.schema.training import Loss
 from sftcli.data.batches.batch import Batch
 from sftcli.events import EventSink, Warned
 from sftcli.training.loss import BatchLoss, plain_nll_sum, response_nll_sum
@@ -34,6 +35,7 @@ def choose_batch_loss(
     emit: EventSink,
     gathered: Callable[[BatchLoss], BatchLoss] = lambda batch_loss: batch_loss,
     recorded: str | None = None,
+    loss: Loss = Loss.NLL,
 ) -> ChosenLoss:
     """Return the loss that runs the head on response positions only, if this model allows it.
 
@@ -41,15 +43,15 @@ def choose_batch_loss(
     agree; otherwise the model does something there that is not known, and its own logits are used. ``gathered`` makes
     whole what a loss reads, where processes share the weights out. What is ``recorded`` as whole is not tried.
     """
-    whole = ChosenLoss(kind=HeadLoss.WHOLE, batch_loss=lambda part: plain_nll_sum(model, part))
+    whole = ChosenLoss(kind=HeadLoss.WHOLE, batch_loss=lambda part: plain_nll_sum(model, part, loss))
     if recorded == HeadLoss.WHOLE:
         return whole
-    lean_loss = gathered(lambda part: response_nll_sum(model, part))
+    lean_loss = gathered(lambda part: response_nll_sum(model, part, loss))
     model.train(False)
-    plain = plain_nll_sum(model, batch)
+    plain = whole.batch_loss(batch)
     try:
         lean = lean_loss(batch)
-        agree = bool(torch.isclose(lean, plain, rtol=TOLERANCE, atol=TOLERANCE))
+        agree = torch.allclose(lean, plain, rtol=TOLERANCE, atol=TOLERANCE)
     except (AttributeError, TypeError, RuntimeError):
         agree = False
     if agree:

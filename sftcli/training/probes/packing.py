@@ -22,6 +22,8 @@ from sftcli.modeling.kernels.document_attention import (
 from sftcli.modeling.kernels.experts import experts_by_document
 from sftcli.training.probes.choices import RowSharing
 from sftcli.training.probes.rows import cut_rows
+from sftcli.training.probes.untouched import left_as_it_was
+from sftcli.training.random_streams import capture_rng, restore_rng
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +35,7 @@ Packs = Sequence[Sequence[Example]]
 # other is another question, which is answered without a tolerance.
 _TOLERANCE = {torch.float32: 1e-3}
 _COARSE_TOLERANCE = 0.1
-_PASSES = 3  # forward, over the rows that are tried
+_PASSES = 4  # forward, over the rows that are tried
 _MEASURED = (
     "cpu",
     "cuda",
@@ -134,28 +136,39 @@ class Probe:
         """Return whether no row of ``packs`` depends on another one, and each gets the logits that it gets alone.
 
         One row in a pack gets other tokens, of the same number: then every product has the shape that it had, and the logits
-        of all other rows must be the same bit for bit, in the precision of training. Experts take rows one by one for that:
-        how many of their tokens an expert gets changes the shape of its products. That says nothing about positions, which
-        must begin anew in each row; so the logits are compared with those of the rows alone, up to rounding.
+        of all other rows must be the same bit for bit, as in training: with its precision, its faster layers and the same random
+        numbers. Experts take rows one by one for that: how many of their tokens an expert gets changes the shape of its products.
+        That says nothing about positions, which must begin anew in each row; so the logits are compared with those of the rows
+        alone, up to rounding.
         """
-        self._model.train(False)
         place = max(0, len(packs[0]) - 2)  # with rows before it, where there are, and behind it
         other = [[*packs[0][:place], _with_other_tokens(packs[0][place]), *packs[0][place + 1 :]], *packs[1:]]
         try:
-            with overheard() as found:
-                packed, replaced = (self.by_row(each) for each in (packs, other))
-            alone = [self.by_row([[row]])[0] for row in chain.from_iterable(packs)]
+            with left_as_it_was(self._model), overheard() as found:
+                trained, replaced = (self._in_training(each) for each in (packs, other))
+                self._model.train(False)
+                packed = self.by_row(packs)
+                alone = [self.by_row([[row]])[0] for row in chain.from_iterable(packs)]
         except (AttributeError, TypeError, ValueError, RuntimeError, LookupError):
             return False  # a model that cannot be told of documents at all
         is_kept = [index != place for index in range(len(packed))]
         is_apart = all(
             torch.equal(left, right)
-            for left, right, kept in zip(packed, replaced, is_kept, strict=True)
+            for left, right, kept in zip(trained, replaced, is_kept, strict=True)
             if kept
         )
         tolerance = _TOLERANCE.get(packed[0].dtype, _COARSE_TOLERANCE)
         differences = map(difference, packed, alone)
         return found.is_complete and is_apart and all(part <= tolerance for part in differences)
+
+    def _in_training(self, packs: Packs) -> list[torch.Tensor]:
+        """Return the logits of each row as a step makes them, each time with the same random numbers."""
+        random = capture_rng()
+        self._model.train()
+        with torch.enable_grad():
+            logits = self.by_row(packs)
+        restore_rng(random)
+        return [part.detach() for part in logits]
 
     def by_row(self, packs: Packs) -> list[torch.Tensor]:
         """Return the logits (T, V) of each row of ``packs``."""

@@ -18,13 +18,15 @@ from transformers import (
     MambaForCausalLM,
 )
 
+from sftcli.config.schema.adapter import Quantize
 from sftcli.config.schema.run import Attention
 from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
 from sftcli.modeling.attention import attention_of, is_named, use_named_attention
 from sftcli.modeling.formats.folder_write import copy_tokenizer, save_model_folder, write_model_files
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.libraries import quiet_libraries
-from sftcli.modeling.load import count_parameters, load_model, own_attention
+from sftcli.modeling.load import count_parameters, load_model, own_attention, refuse_fused_experts
+from tests.support.tiny_experts import build_experts
 from tests.support.tiny_model import build_tiny_model
 
 REPO = Path(__file__).parents[3]
@@ -46,6 +48,22 @@ def _rewrite(folder: Path, change) -> None:
 
 
 # Loading
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
+def test_experts_that_four_bits_leave_alone_are_refused_by_name_and_share(tmp_path, family):
+    model = build_experts(family)
+    model.save_pretrained(tmp_path)
+    fused = sum(weight.numel() for name, weight in model.named_parameters() if ".experts." in name)
+    (tmp_path / "model.safetensors").write_bytes(b"not read")
+    named = f"{fused / sum(weight.numel() for weight in model.parameters()):.0%} of the weights of {type(model).__name__}"
+    with pytest.raises(UsageError, match=named) as refused:
+        refuse_fused_experts(tmp_path, Quantize.FOUR_BIT)
+    assert refused.value.location.key == "adapter.quantize"
+
+
+def test_models_of_linear_layers_take_four_bits(tmp_path):
+    refuse_fused_experts(build_tiny_model(tmp_path), Quantize.FOUR_BIT)
 
 
 @pytest.mark.parametrize("tie", [True, False])

@@ -21,7 +21,7 @@ from transformers import (
 
 from sftcli.data.batches.batch import collate_packed
 from sftcli.modeling.kernels import fuse as fused
-from sftcli.modeling.kernels.document_attention import attend_by_document
+from sftcli.modeling.kernels.document_attention import attend_as_before, attend_by_document
 from sftcli.modeling.kernels.fuse import Fusion, fuse_layers, restore_layers
 from sftcli.modeling.kernels.fused_layer import layer_forward
 from sftcli.modeling.load import checkpoint_activations
@@ -216,6 +216,21 @@ def test_each_layer_is_judged_by_itself():
     fusion = fuse_layers(seeded(ODD["layers without positions"]))
     assert fusion.fused == ("SmolLM3DecoderLayer (1 of 2)", "SmolLM3MLP", "SmolLM3RMSNorm")
     assert fusion.left_alone == ("SmolLM3DecoderLayer (1 of 2)",)
+
+
+def test_dropout_in_a_later_layer_leaves_that_layer_alone():
+    model = seeded(tiny_llama)
+    model.model.layers[1].self_attn.attention_dropout = 0.5
+    fusion = fuse_layers(model)
+    assert fusion.left_alone == ("LlamaDecoderLayer (1 of 2)",)
+    assert [module for module, _ in fusion.parts if module in set(model.model.layers)] == [
+        model.model.layers[0]
+    ]
+    model.train()
+    torch.manual_seed(0)
+    first = packed_loss_and_gradients(model)[0].item()
+    attend_as_before(model)
+    assert first != packed_loss_and_gradients(model)[0].item()  # it is drawn anew
 
 
 def test_a_fault_of_a_thousandth_in_one_layer_is_seen(monkeypatch):

@@ -73,6 +73,9 @@ VALUES = {
     float: st.floats(allow_nan=False, allow_infinity=False),
     float | None: st.none() | st.floats(allow_nan=False, allow_infinity=False),
     dict[str, int]: st.dictionaries(st.text(), st.integers()),
+    dict[str, dict[str, float]]: st.dictionaries(
+        st.text(), st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False))
+    ),
     Ending: st.sampled_from(Ending),
 }
 

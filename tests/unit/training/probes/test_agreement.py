@@ -5,9 +5,10 @@ from functools import partial
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from transformers import LlamaForCausalLM
 
 from sftcli.modeling.kernels import fuse as fused
-from sftcli.modeling.kernels.fuse import fuse_layers
+from sftcli.modeling.kernels.fuse import fuse_layers, restore_layers
 from sftcli.modeling.kernels.fused_layer import layer_forward
 from sftcli.training.loss import response_nll_sum
 from sftcli.training.probes import agreement
@@ -15,6 +16,7 @@ from sftcli.training.probes.agreement import Ways, agreed_ways
 from sftcli.training.probes.choices import RowSharing
 from sftcli.training.probes.rows import cut_rows
 from tests.support.architectures import ARCHITECTURES, build_architecture
+from tests.support.tiny_model import tiny_config
 from tests.support.training import PAD_ID, random_examples, tiny_llama
 
 EXAMPLES = random_examples(6, longest=60)
@@ -90,6 +92,52 @@ def test_a_leak_of_a_thousandth_keeps_rows_apart():
         agreed(model, None, wanted=Ways(layers=False, rows=RowSharing.BOUNDS, head=True)).rows
         == RowSharing.NONE
     )
+
+
+LAYERS = 30
+
+
+def deep_llama():
+    config = tiny_config()
+    config.num_hidden_layers = LAYERS
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("place", [0, LAYERS // 2, LAYERS - 1])
+def test_one_of_many_layers_that_turns_positions_it_should_not_is_seen(monkeypatch, place: int):
+    model = deep_llama()
+    faulty = model.model.layers[place]
+
+    def turned_further(self, hidden_states, *, position_embeddings, **rest):
+        if self is faulty and rest.get("cu_seq_lens_q") is not None:
+            position_embeddings = tuple(part.roll(1, dims=1) for part in position_embeddings)
+        return layer_forward(self, hidden_states, position_embeddings=position_embeddings, **rest)
+
+    monkeypatch.setattr(fused, "layer_forward", turned_further)
+    assert fuse_layers(model).left_alone == (f"LlamaDecoderLayer (1 of {LAYERS})",)
+    restore_layers(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "_gives_the_same", lambda *args, **options: True)  # what tries them sees nothing
+        fusion = fuse_layers(model)
+    assert not agreed(model, fusion).layers
+
+
+@pytest.mark.parametrize("place", [0, LAYERS // 2, LAYERS - 1])
+def test_a_leak_of_a_thousandth_in_the_attention_of_one_of_many_layers_is_seen(place: int):
+    wanted = Ways(layers=False, rows=RowSharing.BOUNDS, head=True)
+    model = deep_llama()
+    assert agreed(model, None, wanted=wanted).rows is RowSharing.BOUNDS
+
+    def leak(module, inputs, output):
+        made = output[0]
+        counts = torch.arange(1, made.shape[1] + 1)[:, None]
+        is_together = made.shape[1] > max(EXAMPLES.num_tokens)
+        return made + 1e-3 * is_together * made.cumsum(1) / counts, *output[1:]
+
+    model.model.layers[place].self_attn.register_forward_hook(leak)
+    assert agreed(model, None, wanted=wanted).rows is RowSharing.NONE
 
 
 @pytest.mark.parametrize("factor", [1.001, float("nan")])

@@ -11,17 +11,25 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    NemotronConfig,
+    NemotronForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
     RecurrentGemmaConfig,
     RecurrentGemmaForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
 )
+from transformers.masking_utils import create_sliding_window_causal_mask
 
 from sftcli.config.schema.training import TrainingSettings
-from sftcli.data.batches.batch import Packing
+from sftcli.data.batches.batch import Packing, collate, collate_packed
 from sftcli.errors import UsageError
 from sftcli.events import Notice
 from sftcli.modeling.attention import attention_of
+from sftcli.modeling.kernels.document_attention import attend_as_before, attend_by_document
+from sftcli.modeling.load import checkpoint_activations
+from sftcli.training.loss import response_nll_sum
 from sftcli.training.probes.packing import choose_packing
 from tests.support.architectures import ARCHITECTURES, SMALL, build_architecture
 from tests.support.recording import RecordingSink
@@ -102,6 +110,27 @@ def leak(layer, size):
     layer.register_forward_hook(add)
 
 
+def leak_in_attention(layer, size):
+    """The same in what the attention of a layer returns."""
+
+    def add(module, inputs, output):
+        made = output[0].float()
+        counts = torch.arange(1, made.shape[1] + 1)[:, None]
+        return ((made + size * made.cumsum(1) / counts).to(output[0].dtype), *output[1:])
+
+    layer.self_attn.register_forward_hook(add)
+
+
+LAYERS = 30
+
+
+def deep(dtype=torch.float32):
+    """A narrow Llama of many layers, so that what one of them does is a small part of the whole."""
+    config = tiny_config()
+    config.num_hidden_layers, config.initializer_range = LAYERS, 0.2
+    return built(lambda: LlamaForCausalLM(config), dtype)
+
+
 def choose(model, *, examples=EXAMPLES, **changes):
     sink = RecordingSink()
     settings = TrainingSettings(**({"micro_batch_size": 4} | changes))
@@ -154,6 +183,119 @@ def test_a_leak_of_a_thousandth_in_one_layer_is_seen(name, dtype):
     model = built(build, dtype)
     leak(model.model.layers[0], 1e-3)
     assert choose(model)[0] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("place", [None, 0, LAYERS // 2, LAYERS - 1])
+def test_a_leak_of_a_thousandth_in_the_attention_of_one_of_many_layers_is_seen(place, dtype):
+    model = deep(dtype)
+    if place is not None:
+        leak_in_attention(model.model.layers[place], 1e-3)
+    assert (choose(model)[0] is None) == (place is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", EXPERTS)
+def test_a_leak_of_a_thousandth_in_the_attention_of_one_layer_is_seen_beside_experts(name, dtype):
+    model = built(EXPERTS[name], dtype)
+    leak_in_attention(model.model.layers[1], 1e-3)
+    assert choose(model)[0] is None
+
+
+@pytest.mark.parametrize("place", [0, LAYERS // 2, LAYERS - 1])
+def test_positions_that_one_of_many_layers_counts_otherwise_are_seen(place):
+    model = deep()
+
+    def count_by_two(module, args, kwargs):
+        if kwargs.get("cu_seq_lens_q") is None:  # right where each row is alone
+            return None
+        turned = model.model.rotary_emb(args[0], 2 * kwargs["position_ids"])
+        return args, kwargs | {"position_embeddings": turned}
+
+    model.model.layers[place].register_forward_pre_hook(count_by_two, with_kwargs=True)
+    assert choose(model)[0] is None
+
+
+class SeesMasksOfNoLayer(LlamaForCausalLM):
+    """Has the mask of a window made that no layer of it uses, as Qwen2-MoE does."""
+
+    def forward(self, input_ids, **told):
+        embedded = self.model.embed_tokens(input_ids)
+        create_sliding_window_causal_mask(self.config, embedded, None, None, told.get("position_ids"))
+        return super().forward(input_ids=input_ids, **told)
+
+
+@pytest.mark.parametrize(("kinds", "packs"), [("full_attention", True), ("sliding_attention", False)])
+def test_a_window_that_attention_is_not_told_counts_where_a_layer_may_have_one(kinds, packs):
+    model = seeded(SeesMasksOfNoLayer)
+    model.config.sliding_window, model.config.layer_types = 8, [kinds] * 2
+    assert (choose(model)[0] is not None) == packs
+
+
+FORGETFUL = {
+    "nemotron": lambda: NemotronForCausalLM(NemotronConfig(**SMALL)),
+    "stablelm": lambda: StableLmForCausalLM(StableLmConfig(**SMALL, partial_rotary_factor=0.5)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", FORGETFUL)
+def test_layers_that_hand_no_bounds_on_are_packed_all_the_same(name, dtype):
+    model = built(FORGETFUL[name], dtype)
+    assert choose(model)[0] is not None
+    attend_as_before(model)
+    leak(model.model.layers[0], 1e-3)
+    assert choose(model)[0] is None
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("name", FORGETFUL)
+def test_bounds_that_were_not_handed_on_are_right_in_both_passes(name, recomputes):
+    def gradients(batches):
+        model = built(FORGETFUL[name]).train()
+        if recomputes:
+            checkpoint_activations(model)
+        assert attend_by_document(model)
+        total = 0.0
+        for batch in batches:
+            nll = response_nll_sum(model, batch)
+            nll.backward()
+            total += nll.item()
+        attend_as_before(model)
+        assert not model.base_model._forward_pre_hooks
+        return total, [weight.grad for weight in model.parameters()]
+
+    alone = [collate([one], example_ids=[0], pad_id=PAD_ID) for one in EXAMPLES]
+    together = [
+        collate_packed([EXAMPLES[begin:end]], example_ids=range(begin, end), pad_id=PAD_ID)
+        for begin, end in ((0, 9), (9, 20))
+    ]
+    (expected, wanted), (found, got) = gradients(alone), gradients(together)
+    assert found == pytest.approx(expected, rel=1e-5)
+    for left, right in zip(got, wanted, strict=True):
+        assert (left - right).norm() <= 1e-4 * right.norm()
+
+
+def test_what_mixes_rows_in_training_alone_is_seen():
+    model = deep()
+    layer = model.model.layers[LAYERS // 2]
+
+    def leak_in_training(module, inputs, output):
+        counts = torch.arange(1, output.shape[1] + 1)[:, None]
+        return output + 1e-3 * layer.training * output.cumsum(1) / counts
+
+    layer.register_forward_hook(leak_in_training)
+    model.eval()
+    assert choose(model)[0] is None
+    assert not model.training
+
+
+def test_dropout_in_a_later_layer_is_no_leak_and_leaves_the_random_numbers_alone():
+    model = deep()
+    model.model.layers[LAYERS - 1].self_attn.attention_dropout = 0.5
+    before = torch.get_rng_state()
+    assert choose(model)[0] is not None
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_experts_are_as_before_when_they_were_tried():
