@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice stop-resume resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures clients models
+.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice stop-resume resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures clients models models-slice templates
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -56,8 +56,13 @@ dpo:  ## TRL takes a step from the final folder of a run; needs `pip install trl
 clients:  ## other programs open what is written and answer alike; makes environments, and compiles llama.cpp in minutes
 	$(PYTHON) -m tests.clients.run
 
-models:  ## two families through training, adapters, answers and resuming; tests/models/README.md tells of the others
-	OMP_NUM_THREADS=1 $(PYTHON) -m tests.models.matrix llama qwen3_moe --out models-out
+models:  ## every family through training, adapters, answers and resuming, an hour; writes docs/models.md
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.models.matrix --jobs 2 --out models-out
+	$(PYTHON) -m tests.models.page models-out/results > docs/models.md
+
+models-slice:  ## the dozen that CI runs
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.models.matrix --jobs 2 --brief --out $$(mktemp -d) gpt_oss gemma2 smollm3 mistral_swa qwen3_moe \
+		deepseek_v3 vlm_qwen3_5 gemma4_text nemotron_h falcon_h1 lfm2 mamba
 
 templates:  ## 28 conversations under every chat template of TRL (installed, else downloaded), and small ones with one habit each
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.models.tmatrix --out models-out/templates

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.models.child import Command, Done, call, prepare_children, run_sft, start_sft
-from tests.models.families import FAMILIES, TOWERS, build_family
+from tests.models.families import EXPECTED, FAMILIES, TOWERS, build_family
 from tests.models.plain import answer_plainly, logits_apart, tensors_apart, train_plainly
 from tests.support.forked import end_forked, start_forked
 
+EXPERT_COLUMNS = ("expert LoRA", "expert answers", "expert peft")
 COLUMNS = (
-    "train", "packing", "left alone", "auto = off", "= transformers", "LoRA", "merged answers", "peft opens", "answers",
-    "checkpoint", "names", "verify", "stopped", "bf16", "GGUF", "eval",
+    "train", "packing", "left alone", "auto = off", "= transformers", "LoRA", "merged answers", "peft opens", *EXPERT_COLUMNS,
+    "answers", "checkpoint", "names", "verify", "stopped", "bf16", "GGUF", "eval",
 )  # fmt: skip
 # These are also stopped by a signal, trained in bfloat16, exported as GGUF and scored.
 WHOLE = {
@@ -48,6 +49,7 @@ FP32 = "training.precision=fp32"
 LOSS_LIMIT = 1e-4  # nats, and as a part of a gradient norm
 LOGITS_LIMIT = 1e-4
 REFUSED = 2  # what a model cannot do here
+REFUSALS = (2, 65, 78)
 ANSWER_TOKENS = 12
 _WHO = (
     "the river", "a small boat", "our teacher", "the red lamp", "my neighbor", "an old clock", "the baker", "two foxes",
@@ -70,6 +72,9 @@ def main() -> int:
     parser.add_argument("families", nargs="*", metavar="FAMILY")
     parser.add_argument("--out", type=Path, required=True, help="folder of models, runs and results")
     parser.add_argument("--keep", action="store_true", help="keep what the runs wrote")
+    parser.add_argument(
+        "--brief", action="store_true", help="leave out what few of the families are asked of"
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="families at a time")
     args = parser.parse_args()
     out, names = args.out.absolute(), args.families or [*FAMILIES, *TOWERS]
@@ -82,25 +87,34 @@ def main() -> int:
     rows = write_rows(out / "rows.jsonl")
     prepare_rows(rows, out)
     todo = [name for name in names if not (results / f"{name}.json").exists()]
-    work = partial(try_families, out=out, rows=rows, keep=args.keep)
+    work = partial(try_families, out=out, rows=rows, keep=args.keep, brief=args.brief)
     children = [start_forked(partial(work, todo[place :: args.jobs])) for place in range(args.jobs)]
     for child in children:
         end_forked(child)
     print_table(results)
-    return int(any("**" in read_result(results / f"{name}.json") for name in names))
+    faults = [fault for name in names for fault in faults_of(name, results / f"{name}.json")]
+    print("\n".join(faults))
+    return int(bool(faults))
 
 
-def read_result(path: Path) -> str:
-    """Return what was found of a family, as it was written."""
-    return path.read_text(encoding="utf-8") if path.exists() else "**nothing was found**"
+def faults_of(name: str, result: Path) -> list[str]:
+    """Return what is not as it should be of a family: wrong, or refused where nobody expects it."""
+    if not result.exists():
+        return [f"{name}: nothing was found"]
+    cells: Cells = json.loads(result.read_text(encoding="utf-8"))
+    return [
+        f"{name}: {column}: {cell}"
+        for column, cell in cells.items()
+        if "**" in cell or (cell.startswith("refused: ") and column not in EXPECTED.get(name, ()))
+    ]
 
 
-def try_families(names: Sequence[str], *, out: Path, rows: Path, keep: bool) -> None:
+def try_families(names: Sequence[str], *, out: Path, rows: Path, keep: bool, brief: bool) -> None:
     """Try each of ``names``, and write what was found to ``out / "results"``."""
     for name in names:
         begin = time.monotonic()
         build_once(name, out)
-        cells = Trial(name, out, rows).run()
+        cells = Trial(name, out, rows, brief=brief).run()
         (out / "results" / f"{name}.json").write_text(json.dumps(cells, indent=1), encoding="utf-8")
         print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
         if not keep:
@@ -134,8 +148,9 @@ def _build(name: str, folder: Path) -> None:
 class Trial:
     """One family; ``cells`` are what was found."""
 
-    def __init__(self, name: str, out: Path, rows: Path) -> None:
+    def __init__(self, name: str, out: Path, rows: Path, *, brief: bool) -> None:
         self.name = name
+        self.brief = brief
         self.out = out
         self.rows = rows
         self.model = out / "models" / name
@@ -152,7 +167,7 @@ class Trial:
         self.cells["train"] = told(done)
         if done.code == 0:
             parts = [self.compare, self.try_adapter, self.try_answers, self.try_resuming]
-            for part in (*parts, *((self.try_the_rest,) if self.name in WHOLE else ())):
+            for part in (*parts, *((self.try_the_rest,) if self.name in WHOLE and not self.brief else ())):
                 try:
                     part()
                 except Exception:  # noqa: BLE001 - the other parts and families are tried all the same
@@ -199,19 +214,26 @@ class Trial:
         self.cells["= transformers"] = f"{limited(loss, LOSS_LIMIT)} / {limited(norm, LOSS_LIMIT)}"
 
     def try_adapter(self) -> None:
-        """Train LoRA, merge it, and compare its answers and logits with those of the merged model."""
-        done = self.train("lora", LORA_RATE, FP32, OFTEN, flags=("--lora",))
-        self.cells["LoRA"] = told(done)
+        """Train LoRA, and on experts too where there are some."""
+        self._adapter("lora", "LoRA", "merged answers", "peft opens")
+        log = self.runs / "lora" / "events.jsonl"
+        if log.exists() and "adapter.experts=true" in log.read_text(encoding="utf-8"):
+            self._adapter("experts", *EXPERT_COLUMNS, "adapter.experts=true")
+
+    def _adapter(self, run: str, trained: str, answers: str, opened: str, *settings: str) -> None:
+        """Train an adapter, merge it, and compare its answers and logits with those of the merged model."""
+        done = self.train(run, LORA_RATE, FP32, OFTEN, *settings, flags=("--lora",))
+        self.cells[trained] = told(done)
         if done.code:
             return
-        merged = self.work / "merged"
-        done = self.sft("merge", "export", "lora", "--to", "hf", "--out", str(merged))
+        merged = self.work / f"merged-{run}"
+        done = self.sft(f"merge-{run}", "export", run, "--to", "hf", "--out", str(merged))
         if done.code:
-            self.cells["merged answers"] = told(done)
+            self.cells[answers] = told(done)
             return
-        self._compare_answers("merged answers", "lora", merged)
-        apart = call(logits_apart, str(self.runs / "lora" / "final"), str(merged))
-        self.cells["peft opens"] = limited(apart, LOGITS_LIMIT)
+        self._compare_answers(answers, run, merged)
+        apart = call(logits_apart, str(self.runs / run / "final"), str(merged))
+        self.cells[opened] = limited(apart, LOGITS_LIMIT)
 
     def try_answers(self) -> None:
         """Compare answers of what was trained, open a checkpoint, and look at the names of tensors."""
@@ -275,8 +297,12 @@ def _apart(one: str, other: str, names_only: bool) -> list[str]:
 
 
 def told(done: Done) -> str:
-    """Return what a command came to, in a word where it is good."""
-    return "ok" if done.code == 0 else f"**{done.code}: {done.last[:100]}**"
+    """Return what a command came to, in a word where it is good, else with the reason."""
+    if done.code == 0:
+        return "ok"
+    if done.code in REFUSALS and done.last.startswith("error: "):
+        return f"refused: {done.last.removeprefix('error: ')}"
+    return f"**{done.code}: {done.last[:100]}**"
 
 
 def limited(value: float, limit: float) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.models.families import FAMILIES, TOWERS
+from tests.models.matrix import EXPERT_COLUMNS
 
 Cells = dict[str, str]
 # What people call the models of a family, where that is not the family's own name.
@@ -34,6 +35,7 @@ PARTS = {
     "trains like transformers": ("train", "auto = off", "= transformers"),
     "packed": ("packing",),
     "LoRA, merged": ("LoRA", "merged answers", "peft opens"),
+    "LoRA on experts": EXPERT_COLUMNS,
     "answers": ("answers",),
     "checkpoints": ("checkpoint", "verify", "stopped"),
     "final folder": ("names",),
