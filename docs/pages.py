@@ -1,4 +1,4 @@
-"""Writes the pages that are made from the program itself: commands.md, settings.md and the man page sft.1.
+"""Writes the pages that are made from the program itself: commands.md, settings.md, names.md and the man page sft.1.
 
 Run it with ``make docs`` after a flag, a setting or a help text changed; a test compares the pages with the program.
 """
@@ -17,6 +17,8 @@ from typer.models import ArgumentInfo, OptionInfo
 from sftcli import errors
 from sftcli.cli.app import app
 from sftcli.config.fields import allowed, leaf_fields
+from sftcli.config.foreign_config import ROWS as FOREIGN_ROWS
+from sftcli.config.foreign_names import OURS
 from sftcli.config.presets import preset_names, read_preset
 from sftcli.config.schema.settings import Settings
 
@@ -182,7 +184,34 @@ def _roff(text: str) -> str:
     )
 
 
-PAGES = {"commands.md": commands_page, "settings.md": settings_page, "sft.1": man_page}
+def names_page() -> str:
+    """Return names.md: what other trainers call it."""
+    read: dict[str, list[str]] = {}
+    for names, ours, _ in FOREIGN_ROWS:
+        for name in names:
+            read.setdefault(name, []).append(ours)
+    answered = {name: ours for name, ours in OURS.items() if name not in read}
+    parts = [
+        "# Names of other trainers\n\nGenerated from the program. `sft train --config THEIRS.yaml` reads the keys of the first table, from "
+        "configurations of TRL, axolotl, LLaMA-Factory, Unsloth and the Hugging Face Trainer; `--print-config` shows what became of them. "
+        "Keys of the second table, and unknown ones, are refused with what to write in their place. As flags of `sft train` all of them are "
+        "answered with ours.\n",
+        "| theirs | setting here |\n|---|---|",
+    ]
+    parts += [
+        f"| `{name}` | {', '.join(f'`{key}`' for key in ours)} |" for name, ours in sorted(read.items())
+    ]
+    parts += ["\n| theirs | here |\n|---|---|"]
+    parts += [f"| `{name}` | {_cell(ours)} |" for name, ours in sorted(answered.items())]
+    return "\n".join(parts) + "\n"
+
+
+PAGES = {
+    "commands.md": commands_page,
+    "settings.md": settings_page,
+    "names.md": names_page,
+    "sft.1": man_page,
+}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Configurations of other trainers, read key by key into settings of ours: TRL, axolotl, LLaMA-Factory, Unsloth and the Trainer.
 
-A key is one of three: it has a row in ``_ROWS``, it changes nothing that is trained (``_HARMLESS``), or it cannot be taken and is
+A key is one of three: it has a row in ``ROWS``, it changes nothing that is trained (``_HARMLESS``), or it cannot be taken and is
 named with what to write here in its place. A key without a value counts as not written.
 """
 
@@ -132,7 +132,7 @@ _MODEL_NAMES = ("model_name_or_path", "model_name", "base_model", "pretrained_mo
 _LENGTHS = ("max_seq_length", "max_seq_len", "max_length", "cutoff_len", "sequence_len", "model_max_length")
 _ROWS_AT_ONCE = ("per_device_train_batch_size", "micro_batch_size", "train_batch_size")
 # Names of theirs -> our setting and how its value is read. ``LookupError`` of a reader: the value says nothing.
-_ROWS: tuple[tuple[tuple[str, ...], str, _Read], ...] = (
+ROWS: tuple[tuple[tuple[str, ...], str, _Read], ...] = (
     (_MODEL_NAMES, "model.name", _same),
     (("revision", "model_revision"), "model.revision", _one_of({"main": None}, "write a commit: model.revision")),
     (("dataset_name", "datasets", "train_file", "train_data", "data_path", "dataset_path"), "data.sources", _sources),
@@ -160,6 +160,10 @@ _ROWS: tuple[tuple[tuple[str, ...], str, _Read], ...] = (
     (("packing", "sample_packing"), "training.packing", _one_of({True: "on", False: "off", "auto": "auto"})),
     (("gradient_checkpointing",), "training.gradient_checkpointing", _one_of(_YES)),
     (("neftune_noise_alpha",), "training.neftune_alpha", _same),
+    (("loss_type",), "training.loss", _one_of({"nll": "nll", "dft": "dft", "chunked_nll": "nll"})),
+    (("use_dft_loss",), "training.loss", _one_of({True: "dft", False: None})),
+    (("router_aux_loss_coef",), "training.router_aux_loss", _same),
+    (("attn_implementation",), "model.attention", _same),
     (("logging_steps",), "training.log_every_steps", _steps("training.log_every_steps")),
     (("eval_steps",), "training.eval_every_steps", _steps("--eval-every N")),
     (("save_steps",), "checkpoint.every_steps", _steps("--save-every N")),
@@ -183,7 +187,7 @@ _HARMLESS = (
     "gradient_accumulation_steps", "run_name", "logging_", "wandb_", "mlflow_", "hub_", "dataloader_", "ddp_", "plot_loss", "tf32",
     "overwrite_output_dir", "overwrite_cache", "preprocessing_num_workers", "dataset_num_proc", "dataset_processes",
     "dataset_prepared_path", "remove_unused_columns", "per_device_eval_batch_size", "eval_batch_size", "disable_tqdm",
-    "flash_attention", "flash_attn", "sdp_attention", "xformers_attention", "attn_implementation", "low_cpu_mem_usage", "use_cache",
+    "flash_attention", "flash_attn", "sdp_attention", "xformers_attention", "low_cpu_mem_usage", "use_cache",
     "pad_to_sequence_len", "gradient_checkpointing_kwargs", "save_safetensors", "save_only_model", "model_type", "tokenizer_type",
     "dataset_dir", "include_", "eval_on_start", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "debug",
     "verbose", "local_rank", "strict", "group_by_length", "length_column_name", "use_fast_tokenizer", "plugins", "liger_", "use_liger",
@@ -207,7 +211,7 @@ _EXPECTED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "resume_from_checkpoint": ((False,), "sft resume RUN, or --resume auto"),
     "group_by_length": ((False, True), ""),
 }
-_KNOWN = {name for names, *_ in _ROWS for name in names} | _EXPECTED.keys() | OURS.keys()
+_KNOWN = {name for names, *_ in ROWS for name in names} | _EXPECTED.keys() | OURS.keys()
 
 
 def is_foreign(content: Content) -> bool:
@@ -220,7 +224,7 @@ def read_foreign(content: Content) -> ForeignSettings:
     found = ForeignSettings()
     given = {key: value for key, value in content.items() if value not in (None, "", [], {})}
     for key, value in given.items():
-        rows = [(ours, read) for names, ours, read in _ROWS if key in names]
+        rows = [(ours, read) for names, ours, read in ROWS if key in names]
         if rows:
             for ours, read in rows:
                 _take(found, key, value, ours, read, given)

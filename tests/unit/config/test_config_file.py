@@ -8,7 +8,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftcli.config.foreign_config import _ROWS, read_foreign
+from sftcli.config.foreign_config import ROWS, read_foreign
 from sftcli.config.foreign_names import OURS
 from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import FIELDS, Settings
@@ -175,10 +175,10 @@ def test_keys_that_cannot_be_taken_are_all_named_with_what_to_write(tmp_path):
 
 
 def test_every_row_names_a_setting_that_exists():
-    assert {ours for _, ours, _ in _ROWS} <= FIELDS.keys()
+    assert {ours for _, ours, _ in ROWS} <= FIELDS.keys()
 
 
-_NAMES = sorted({name for names, *_ in _ROWS for name in names} | OURS.keys() | {"stage", "fsdp", "surprise"})
+_NAMES = sorted({name for names, *_ in ROWS for name in names} | OURS.keys() | {"stage", "fsdp", "surprise"})
 _VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-5, 5000), st.floats(0, 10), st.text(string.ascii_lowercase, max_size=8),
     st.sampled_from(["lora", "cosine", "auto", "steps", "none", "adamw_torch", "rows.jsonl"]), st.lists(st.text(max_size=3), max_size=2),
