@@ -55,6 +55,7 @@ dpo:  ## TRL takes a step from the final folder of a run; needs `pip install trl
 
 clients:  ## other programs open what is written and answer alike; makes environments, and compiles llama.cpp in minutes
 	$(PYTHON) -m tests.clients.run
+	$(PYTHON) -m tests.clients.families
 
 models:  ## every family through training, adapters, answers and resuming, an hour; writes docs/models.md
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.models.matrix --jobs 2 --out models-out

@@ -21,7 +21,7 @@ from sftcli.runtime import dtype_name
 from sftcli.services.models.base import needed_base
 from sftcli.services.models.choose import ModelChoice, choose_model, handed_on_dtype, load_choice
 from sftcli.services.modern_llm import export_pt
-from sftcli.services.report.model_card import license_of, model_card, portable
+from sftcli.services.report.model_card import base_of, license_of, model_card, portable
 from sftcli.training.checkpoint.format import STATE, read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.state import TrainingSnapshot
@@ -187,7 +187,8 @@ def _rounding(choice: ModelChoice, dtype: torch.dtype) -> str:
 
 
 def _write_gguf(request: ExportRequest, choice: ModelChoice, session: Session) -> str:
-    from sftcli.modeling.formats.gguf_export import check_family, write_gguf
+    from sftcli.modeling.formats.gguf_export import ModelFacts, write_gguf
+    from sftcli.modeling.formats.gguf_families import check_family
 
     kind = request.dtype or "f16"
     tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
@@ -202,8 +203,11 @@ def _write_gguf(request: ExportRequest, choice: ModelChoice, session: Session) -
                 tokenizer,
                 source=choice.tokenizer_folder,
                 kind=cast("GgufType", kind),
-                name=choice.run.name if choice.run else portable(choice.name),
-                license_name=license_of(choice),
+                facts=ModelFacts(
+                    name=choice.run.name if choice.run else portable(choice.name),
+                    license_name=license_of(choice),
+                    base_model=base_of(choice),
+                ),
                 session=session,
             ),
         )

@@ -65,8 +65,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sft-clients"
-    parser.add_argument("--environments", type=Path, default=home, help="kept from one call to the next")
+    parser.add_argument(
+        "--environments", type=Path, default=home_of_environments(), help="kept from one call to the next"
+    )
     parser.add_argument(
         "--work", type=Path, help="keep runs and exports in this folder, and take what is there"
     )
@@ -86,6 +87,11 @@ def main() -> int:
         faults += compare_scores(work)
     print("\n" + ("\n".join(f"DIFFERS: {fault}" for fault in faults) or "nothing differs"))
     return 1 if faults else 0
+
+
+def home_of_environments() -> Path:
+    """Return where environments are kept unless another folder is named."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sft-clients"
 
 
 def make_environment(folder: Path, packages: Sequence[str]) -> None:

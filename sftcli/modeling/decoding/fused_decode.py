@@ -16,7 +16,7 @@ from torch.nn import Linear
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
-from sftcli.modeling.decoding.kv_cache import KVCacheState
+from sftcli.modeling.decoding.kv_cache import KVCacheState, has_plain_cache
 from sftcli.runtime import has_bf16_products, total_memory_bytes
 
 if TYPE_CHECKING:
@@ -187,7 +187,8 @@ def _is_plain(model: Llama) -> bool:
     linear = [module for module in model.modules() if isinstance(module, Linear)]
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     return (
-        config.hidden_act == "silu"
+        has_plain_cache(model)
+        and config.hidden_act == "silu"
         and rope in {"default", "linear", "llama3"}  # not those that change with the length of the text
         and len(linear) == 7 * config.num_hidden_layers + 1
         and all(type(module) is Linear for module in linear)

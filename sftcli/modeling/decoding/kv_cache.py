@@ -9,6 +9,7 @@ nothing is copied per token, and a slot that becomes free is filled again while 
 """
 
 import inspect
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,9 +18,13 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 GROWTH = 128  # positions that a slot grows by, at least
+_CACHE_NAMES = ("cache", "past_key_values", "state")  # the second in older releases of transformers
+_ROPES_OF_LENGTH = {"dynamic", "longrope"}  # rotary positions that the longest text in a pass changes
+# Numbers of a config beyond which a layer does not see everything.
+_SIGHT = re.compile(r"(window|chunk|block)(_size|_len)?$|^index_topk")
 
 
 class Rows(Protocol):
@@ -226,28 +231,45 @@ class CachedRows:
 
 
 class SingleRow:
-    """One row at a time, with the model's own cache: for models whose layers keep something other than all keys."""
+    """One row at a time, with the model's own cache and called as its ``generate`` calls it: for any other kind of layers."""
 
     capacity = 1
 
     def __init__(self, model: "PreTrainedModel", _num_rows: int) -> None:
         self.model = model
         self.cache_argument = cache_argument(model)
-        self.cache: DynamicCache | None = None
+        self.text: list[int] = []
+        self.cache: object = None
 
     def advance(self, tokens: torch.Tensor, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Take a step of the row, or read a prompt."""
-        logits: torch.Tensor
         if prompts:
-            self.cache, logits = _read_prompt(self.model, self.cache_argument, prompts[0])
-            return logits
-        output = self.model(input_ids=tokens[:, None], use_cache=True, **{self.cache_argument: self.cache})
-        logits = output.logits[:, -1]
+            _forget_lengths(self.model)
+            self.cache = self._new_cache()
+        self.text = [*prompts[0]] if prompts else [*self.text, *tokens.tolist()]
+        positions = torch.arange(len(self.text), device=self.model.device)[None]
+        inputs = self.model.prepare_inputs_for_generation(  # type: ignore[operator]
+            torch.tensor([self.text], device=self.model.device),
+            next_sequence_length=None if prompts else 1,
+            is_first_iteration=bool(prompts),
+            use_cache=True,
+            **{self.cache_argument: self.cache},
+            **_taken(self.model, logits_to_keep=1, position_ids=positions),
+        )
+        output = self.model(**inputs)
+        self.cache = output.get(self.cache_argument, self.cache)
+        logits: torch.Tensor = output.logits[:, -1]
         return logits
 
     def remove(self, row: int) -> None:  # noqa: ARG002 - there is only one
         """Forget the row."""
         self.cache = None
+
+    def _new_cache(self) -> DynamicCache | None:
+        """Return an empty cache, or None where the model makes one of a kind of its own."""
+        if not self.model._supports_default_dynamic_cache():  # type: ignore[operator]
+            return None
+        return DynamicCache(config=self.model.config.get_text_config(decoder=True))
 
 
 class UncachedRow:
@@ -261,30 +283,71 @@ class UncachedRow:
 
     def advance(self, tokens: torch.Tensor, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Read the row with its next token, or a prompt."""
+        if prompts:
+            _forget_lengths(self.model)
         self.text = [*prompts[0]] if prompts else [*self.text, *tokens.tolist()]
-        return uncached_logits(self.model, self.text)
+        return uncached_logits(self.model, self.text, last=1)
 
     def remove(self, row: int) -> None:  # noqa: ARG002 - there is only one
         """Forget the row."""
         self.text = []
 
 
-def uncached_logits(model: "PreTrainedModel", text: Sequence[int]) -> torch.Tensor:
-    """Return the logits of the token after ``text``, (1, V), without a cache."""
+def uncached_logits(model: "PreTrainedModel", text: Sequence[int], *, last: int) -> torch.Tensor:
+    """Return the logits behind each of the ``last`` tokens of ``text``, (last, V), without a cache."""
     ids = torch.tensor([list(text)], device=model.device)
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[:, -1]
-    return logits
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False, **_taken(model, logits_to_keep=last)).logits
+    return logits[0, -last:]
 
 
 def has_plain_cache(model: "PreTrainedModel") -> bool:
-    """Return whether every layer keeps all keys and values of the past and nothing else."""
-    layers = DynamicCache(config=model.config).layers
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    """Return whether every layer keeps all keys and values and looks at all of them, and no row changes another one.
+
+    Windows that the cache does not know of are not plain, as the mask of a step shows everything. Nor are rotary positions
+    that the longest row of a pass decides.
+    """
+    config = model.config.get_text_config(decoder=True)
+    layers = DynamicCache(config=config).layers
+    return (
+        bool(layers)
+        and all(type(layer) is DynamicLayer for layer in layers)
+        and not _limits_of_sight(config)
+        and not _kinds_of_rope(config) & _ROPES_OF_LENGTH
+    )
+
+
+def _limits_of_sight(config: "PretrainedConfig") -> list[str]:
+    """Return the keys that let layers see less than they keep; where each layer has a type, the cache knows its window."""
+    found = [
+        key
+        for key, value in vars(config).items()
+        if _SIGHT.search(key) and isinstance(value, int) and value > 0
+    ]
+    has_types = getattr(config, "layer_types", None) is not None
+    return [key for key in found if not has_types or key.startswith("index")]
+
+
+def _kinds_of_rope(config: "PretrainedConfig") -> set[str]:
+    """Return the kinds of rotary positions: a config has one for all layers, or one for each type of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return {str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, dict)}
+
+
+def _forget_lengths(model: "PreTrainedModel") -> None:
+    """Let rotary positions that grow with the longest text so far begin anew: a short text resets them."""
+    if "dynamic" in _kinds_of_rope(model.config.get_text_config(decoder=True)):
+        uncached_logits(model, [0], last=1)
+
+
+def _taken(model: "PreTrainedModel", **values: object) -> dict[str, object]:
+    """Return those of ``values`` that the model has an argument for."""
+    known = inspect.signature(model.forward).parameters
+    return {name: value for name, value in values.items() if name in known}
 
 
 def cache_argument(model: "PreTrainedModel") -> str:
-    """Return what this release of transformers calls the cache: ``cache``, or ``past_key_values`` in older ones."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    """Return what the model calls its cache."""
+    return next((name for name in _CACHE_NAMES if _taken(model, **{name: None})), _CACHE_NAMES[0])
 
 
 def _read_prompt(

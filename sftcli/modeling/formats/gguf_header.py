@@ -23,14 +23,19 @@ _SIZES = {
 }  # by type of a value: its bytes
 _TEXT, _LIST = 8, 9  # types of values that have no size of their own
 _FLOATS = {0: "float32", 1: "float16", 30: "bfloat16"}  # by type of a tensor; any other is quantized
-_PRE_TOKENIZER = b"tokenizer.ggml.pre"
+_PRE_TOKENIZER, _ROPE_SCALING = b"tokenizer.ggml.pre", b".rope.scaling.type"
+_ROPE_TENSOR = "rope_f"  # begins names of factors that positions are scaled by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHeader:
-    """The pre-tokenizer ("" if not stated), and for each tensor its type and whether it is a matrix."""
+    """The pre-tokenizer ("" if not stated), and for each tensor its type and whether it is a matrix.
+
+    ``rope_scaling`` is how rotary positions are scaled, "" where they are not.
+    """
 
     pre_tokenizer: str
+    rope_scaling: str
     tensors: Mapping[str, tuple[str, bool]]
 
     @property
@@ -73,15 +78,20 @@ class _Walk:
         if (version := self._number("I")) not in _VERSIONS:
             raise ValueError(f"it has format version {version}")
         tensors, values = self._number("Q"), self._number("Q")
-        pre_tokenizer = ""
+        texts = {_PRE_TOKENIZER: "", _ROPE_SCALING: ""}
         for _ in range(values):
             key, kind = self._text(), self._number("I")
-            if key == _PRE_TOKENIZER and kind == _TEXT:
-                pre_tokenizer = self._text().decode("utf-8", "replace")
+            if kind == _TEXT and (wanted := next((end for end in texts if key.endswith(end)), None)):
+                texts[wanted] = self._text().decode("utf-8", "replace")
             else:
                 self._skip(kind, 1)
         found = dict(self._tensor() for _ in range(tensors))
-        return GgufHeader(pre_tokenizer=pre_tokenizer, tensors=found)
+        scaling = next((name for name in found if name.startswith(_ROPE_TENSOR)), texts[_ROPE_SCALING])
+        return GgufHeader(
+            pre_tokenizer=texts[_PRE_TOKENIZER],
+            rope_scaling="" if scaling == "none" else scaling,
+            tensors=found,
+        )
 
     def _tensor(self) -> tuple[str, tuple[str, bool]]:
         name = self._text().decode("utf-8", "replace")

@@ -55,6 +55,11 @@ def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, s
     digest = storage.file_sha256(gguf)
     folder = models_folder() / f"{prefix}-{digest[: 8 if prefix != 'gguf' else 16]}"
     header = _header(gguf)
+    if header.rope_scaling:  # which transformers leaves out without a word
+        raise DataError(
+            f"{gguf} scales its rotary positions ({header.rope_scaling}), which cannot be converted",
+            hint="name the Hugging Face folder that it was made of",
+        )
     if read_source(folder, emit) == digest and _is_exact(folder) == header.is_exact:
         return folder, digest
     size = gguf.stat().st_size / 1e6

@@ -63,10 +63,19 @@ def model_card(name: str, choice: ModelChoice, *, kind: str) -> str:
         return _CARD.format(name=name, head=license_head, story=story, **opened)
     resolved = resolve(preset=None, config_file=choice.run.config, overrides=(), environ={})
     base = portable(resolved.settings.model.name)
-    head = f"base_model: {base}\n" if _HUB_NAME.fullmatch(base) else ""
+    head = f"base_model: {found}\n" if (found := base_of(choice)) else ""
     return _CARD.format(
         name=name, head=license_head + head, story="\n".join(_story(choice.run, resolved, base)), **opened
     )
+
+
+def base_of(choice: ModelChoice) -> str:
+    """Return the hub name of the model that a run started from; "" where it has none."""
+    if choice.run is None:
+        return ""
+    resolved = resolve(preset=None, config_file=choice.run.config, overrides=(), environ={})
+    base = portable(resolved.settings.model.name)
+    return base if _HUB_NAME.fullmatch(base) else ""
 
 
 def license_of(choice: ModelChoice) -> str:
