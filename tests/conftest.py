@@ -10,8 +10,9 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
 settings.load_profile("any machine")
-# A shell that runs tests in the background has interrupts ignored, and so has every program that they start.
+# A shell that runs tests in the background has interrupts ignored, nohup has hangups, and so has every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
