@@ -3,7 +3,7 @@
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 GGUF_MAGIC = b"GGUF"
@@ -24,6 +24,16 @@ _SIZES = {
 _TEXT, _LIST = 8, 9  # types of values that have no size of their own
 _FLOATS = {0: "float32", 1: "float16", 30: "bfloat16"}  # by type of a tensor; any other is quantized
 _PRE_TOKENIZER, _ROPE_SCALING = b"tokenizer.ggml.pre", b".rope.scaling.type"
+# Numbers of a family's formula that transformers does not read, by the end of their key.
+UNREAD = (
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "attention.scale",
+    "logit_scale",
+    "embedding_scale",
+    "residual_scale",
+)
+_FLOAT32 = 6  # type of a value
 _ROPE_TENSOR = "rope_f"  # begins names of factors that positions are scaled by
 
 
@@ -31,12 +41,13 @@ _ROPE_TENSOR = "rope_f"  # begins names of factors that positions are scaled by
 class GgufHeader:
     """The pre-tokenizer ("" if not stated), and for each tensor its type and whether it is a matrix.
 
-    ``rope_scaling`` is how rotary positions are scaled, "" where they are not.
+    ``rope_scaling`` is how rotary positions are scaled, "" where they are not; ``unread`` are numbers of ``UNREAD``.
     """
 
     pre_tokenizer: str
     rope_scaling: str
     tensors: Mapping[str, tuple[str, bool]]
+    unread: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_exact(self) -> bool:
@@ -79,10 +90,13 @@ class _Walk:
             raise ValueError(f"it has format version {version}")
         tensors, values = self._number("Q"), self._number("Q")
         texts = {_PRE_TOKENIZER: "", _ROPE_SCALING: ""}
+        unread: dict[str, float] = {}
         for _ in range(values):
             key, kind = self._text(), self._number("I")
             if kind == _TEXT and (wanted := next((end for end in texts if key.endswith(end)), None)):
                 texts[wanted] = self._text().decode("utf-8", "replace")
+            elif kind == _FLOAT32 and (name := key.partition(b".")[2].decode("utf-8", "replace")) in UNREAD:
+                unread[name] = self._float()
             else:
                 self._skip(kind, 1)
         found = dict(self._tensor() for _ in range(tensors))
@@ -91,6 +105,7 @@ class _Walk:
             pre_tokenizer=texts[_PRE_TOKENIZER],
             rope_scaling="" if scaling == "none" else scaling,
             tensors=found,
+            unread=unread,
         )
 
     def _tensor(self) -> tuple[str, tuple[str, bool]]:
@@ -104,6 +119,12 @@ class _Walk:
         found: int
         (found,) = struct.unpack_from(self._order + form, self._content, self._at)
         self._at += struct.calcsize(form)
+        return found
+
+    def _float(self) -> float:
+        found: float
+        (found,) = struct.unpack_from(f"{self._order}f", self._content, self._at)
+        self._at += _SIZES[_FLOAT32]
         return found
 
     def _text(self) -> bytes:

@@ -5,6 +5,7 @@ Quantized numbers, which have no type of their own, are rounded to bfloat16.
 """
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from sftcli.modeling.formats.older_config import with_older_keys, with_older_tok
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 SOURCE_FILE = "source.json"
 _FORMAT = 1
@@ -147,6 +148,7 @@ def _convert(gguf: Path, header: GgufHeader, folder: Path, emit: EventSink) -> N
         model, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
         if missing := sorted(info["missing_keys"]):
             raise DataError(f"{gguf} lacks {len(missing)} tensors of the model, for example {missing[0]}")
+        _refuse_unread(gguf, header, model.config)
         if header.is_exact:
             _narrow(model, getattr(torch, header.dtype))
         storage.disk.let_library_write(folder, lambda: model.save_pretrained(folder))
@@ -154,6 +156,20 @@ def _convert(gguf: Path, header: GgufHeader, folder: Path, emit: EventSink) -> N
     _clean(folder, context_tokens=int(model.config.max_position_embeddings), dtype=header.dtype)
     if header.pre_tokenizer == "smollm":
         _split_digits(folder / "tokenizer.json")
+
+
+def _refuse_unread(gguf: Path, header: GgufHeader, config: "PretrainedConfig") -> None:
+    """Refuse a file with a number that transformers leaves out and that is another than the one it takes."""
+    taken = {name: getattr(config, name, None) for name in header.unread}
+    if (scalar := getattr(config, "query_pre_attn_scalar", None)) is not None:
+        taken["attention.scale"] = scalar**-0.5
+    for name, value in header.unread.items():
+        expected = taken.get(name) or (0.0 if name.endswith("softcapping") else 1.0)
+        if not math.isclose(value, expected, rel_tol=1e-5):
+            raise DataError(
+                f"{gguf} has {name} {value:g}, and transformers, which converts it, takes {expected:g}",
+                hint="name the Hugging Face folder that it was made of",
+            )
 
 
 def _narrow(model: "PreTrainedModel", dtype: "torch.dtype") -> None:

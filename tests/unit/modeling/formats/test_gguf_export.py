@@ -246,3 +246,21 @@ def test_words_that_are_tokens_are_cut_by_merges_where_the_tokenizer_does(
 
     path, _, _ = write(tmp_path, "llama", edit=change)
     assert fields_of(path)["tokenizer.ggml.pre"] == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attn_logit_softcapping": 2.0}, r"attn_logit_softcapping 2, and transformers, which converts it, takes 50"),
+        ({"final_logit_softcapping": 5.0}, r"final_logit_softcapping 5, .* takes 30"),
+    ],
+)
+def test_numbers_that_transformers_does_not_read_are_refused_where_they_are_others(
+    changes: dict, words: str, tmp_path: Path
+) -> None:
+    usual = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    path, _, sink = write(tmp_path, "gemma2", **(usual | changes))
+    with pytest.raises(DataError, match=words):
+        locate_model(str(path), revision=None, emit=sink)
+    path, _, sink = write(tmp_path / "usual", "gemma2", **usual)
+    locate_model(str(path), revision=None, emit=sink)
