@@ -50,7 +50,7 @@ _SCALED = {
     "logits_scaling": 3.0,
 }
 _PLAIN = (
-    "llama", "ministral3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "phi3", "phimoe", "olmo",
+    "llama", "ministral3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "phi3", "olmo",
     "olmo2", "olmoe", "glm4_moe_lite", "deepseek_v4", "lfm3", "exaone_moe", "bloom", "gpt2", "gpt_bigcode",
     "gpt_neox", "apertus", "ernie4_5", "hunyuan_v1_dense", "hy_v3", "seed_oss", "minicpm3", "dots1",
     "helium", "arcee", "afmoe", "nanochat", "jais2", "bitnet", "longcat_flash", "mimo_v2_flash",
@@ -88,6 +88,7 @@ FAMILIES: dict[str, dict[str, Any]] = {name: {} for name in _PLAIN} | {
         16, "vocab_size_per_layer_input": 49152, "num_kv_shared_layers": 0, "global_head_dim": 16,
     },
     "phi": {"partial_rotary_factor": 0.5},
+    "phimoe": {"router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
     "olmo3": {"sliding_window": 24, "layer_types": _MOSTLY_SLIDING},
     "olmo_hybrid": {"layer_types": _LINEAR_LAYERS},
     "granite": _SCALED,
