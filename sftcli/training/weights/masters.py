@@ -17,6 +17,9 @@ from sftcli.training.loss import BatchLoss
 from sftcli.training.weights.placement import placed_as
 
 
+_OF_ADAPTERS = (".lora_", ".token_adapter.")  # in names that peft gives
+
+
 class MasterWeights:
     """Float32 masters of the trainable parameters of a model that computes in ``compute_dtype``.
 
@@ -153,7 +156,9 @@ def refuse_other_adapter(needed: Iterable[str], tensors: Mapping[str, torch.Tens
     Raises:
         MismatchError: The adapter was put on other layers when the run began, by another version of this program.
     """
-    if other := sorted(set(needed) ^ {name for name in tensors if ".lora_" in name}):
+    if other := sorted(
+        set(needed) ^ {name for name in tensors if any(part in name for part in _OF_ADAPTERS)}
+    ):
         raise MismatchError(
             f"the checkpoint has its adapter on other layers than this version chooses: {other[0]}",
             hint="resume with the version that began it, or train on from it in a new run: sft train --model CHECKPOINT",
