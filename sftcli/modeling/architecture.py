@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -96,21 +97,39 @@ def require_causal(model: PreTrainedModel) -> None:
     """Make sure that ``model`` predicts a token from those before it, and does not see it beforehand.
 
     Raises:
-        UsageError: What comes behind a token changes what follows it.
+        UsageError: What comes behind a token changes what follows it, or the model's class ends with an error.
     """
     first, second, third, *_ = _plain_ids(model.config)
     was_training = model.training
     model.train(False)
-    one, other = (
-        model(input_ids=torch.tensor([[first, second, last]], device=model.device), use_cache=False).logits
-        for last in (second, third)
-    )
+    one, other = (_logits(model, [first, second, last]) for last in (second, third))
     model.train(was_training)
     before = one[:, :2].float()
     # Experts get another number of tokens, and their products another shape, which moves what they round.
     tolerance = _ROUNDING.get(one.dtype, _COARSE_ROUNDING)
     if (before - other[:, :2].float()).norm() > tolerance * (before - before.mean(-1, keepdim=True)).norm():
         raise _unable(type(model).__name__, "its attention sees the tokens that it is to predict")
+
+
+def _logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """Return the logits (1, T, V) of a text.
+
+    Raises:
+        UsageError: The model's class ends with an error.
+    """
+    try:
+        logits: torch.Tensor = model(
+            input_ids=torch.tensor([ids], device=model.device), use_cache=False
+        ).logits
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a class of others raises what it likes
+        raise UsageError(
+            f"{type(model).__name__} of transformers {transformers.__version__} ends with an error on a text of {len(ids)} tokens: "
+            f"{type(error).__name__}: {first_line(error)}",
+            hint="its configuration may not fit to it, or another release of transformers can compute it",
+        ) from error
+    return logits
 
 
 def _listed(mapping: Mapping[Any, Any], config: PretrainedConfig) -> type[PreTrainedModel] | None:

@@ -53,7 +53,7 @@ _PLAIN = (
     "llama", "ministral3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "phi3", "olmo",
     "olmo2", "olmoe", "glm4_moe_lite", "deepseek_v4", "lfm3", "exaone_moe", "bloom", "gpt2", "gpt_bigcode",
     "gpt_neox", "apertus", "ernie4_5", "hunyuan_v1_dense", "hy_v3", "seed_oss", "minicpm3", "dots1",
-    "helium", "arcee", "afmoe", "nanochat", "jais2", "bitnet", "longcat_flash", "mimo_v2_flash",
+    "helium", "arcee", "afmoe", "nanochat", "jais2", "bitnet", "mimo_v2_flash",
     "solar_open", "hyperclovax", "flex_olmo", "youtu",
 )  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {name: {} for name in _PLAIN} | {
@@ -162,6 +162,7 @@ FAMILIES: dict[str, dict[str, Any]] = {name: {} for name in _PLAIN} | {
         "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1, "moe_num_shared_experts": 1,
     },
     "hunyuan_v1_moe": {"moe_topk": [2, 2, 2, 2]},
+    "longcat_flash": {"head_dim": 8, "num_layers": 2},
     "minimax": {"layer_types": _LINEAR_LAYERS, "block_size": 32},
     "minimax_m2": {"rotary_dim": 8},
     "cwm": {"sliding_window": 24},

@@ -16,7 +16,6 @@ from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss
 from sftcli.training.weights.placement import placed_as
 
-
 _OF_ADAPTERS = (".lora_", ".token_adapter.")  # in names that peft gives
 
 

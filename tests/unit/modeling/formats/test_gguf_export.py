@@ -251,7 +251,10 @@ def test_words_that_are_tokens_are_cut_by_merges_where_the_tokenizer_does(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"attn_logit_softcapping": 2.0}, r"attn_logit_softcapping 2, and transformers, which converts it, takes 50"),
+        (
+            {"attn_logit_softcapping": 2.0},
+            r"attn_logit_softcapping 2, and transformers, which converts it, takes 50",
+        ),
         ({"final_logit_softcapping": 5.0}, r"final_logit_softcapping 5, .* takes 30"),
     ],
 )
