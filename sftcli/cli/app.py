@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from sftcli import __version__
 from sftcli.cli.commands import evaluate, export, generate, inspect, prepare, report, runs, train
 from sftcli.cli.errors.show import guarded
 from sftcli.cli.options import complete
@@ -19,6 +18,7 @@ from sftcli.cli.terminal.help_screen import SftCommand, SftGroup
 from sftcli.cli.terminal.text import as_utf8
 from sftcli.environment import set_defaults
 from sftcli.errors import UsageError
+from sftcli.version import __version__
 
 SHARED = {"sft train", "sft resume", "sft eval"}  # what several processes can do together
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import tomli_w
 
-from sftcli import __version__
 from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved, resolve
 from sftcli.config.schema.settings import Settings
 from sftcli.events import DataPrepared
@@ -17,6 +16,7 @@ from sftcli.services.report.measures import MEASURES
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.summary import RunHistory, read_scores
+from sftcli.version import __version__
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_NAME = re.compile(
