@@ -11,7 +11,6 @@ import torch
 from sftcli import storage
 from sftcli.errors import OutputError, StoppedError, UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice, Session
-from sftcli.json_files import read_json
 from sftcli.modeling.formats.folder_write import exact_dtype, save_model_folder
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.load import count_parameters, take_names
@@ -22,6 +21,7 @@ from sftcli.services.models.base import needed_base
 from sftcli.services.models.choose import ModelChoice, choose_model, handed_on_dtype, load_choice
 from sftcli.services.modern_llm import export_pt
 from sftcli.services.report.model_card import license_of, model_card, portable
+from sftcli.services.report.usage import kind_of, usage_of_model
 from sftcli.training.checkpoint.format import STATE, read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.state import TrainingSnapshot
@@ -144,15 +144,14 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, session: Session) -> 
         stop_ids=tokenizer.stop_ids,
         dtype=None if is_as_it_was else dtype,  # None keeps the type of each tensor
         unchanged=model.state_dict().keys() if is_as_it_was else (),
-        texts={"README.md": model_card(request.out.name, choice, kind=_kind_of(source))},
+        texts={
+            "README.md": model_card(
+                request.out.name, choice, usage_of_model(kind_of(source), request.out.name)
+            )
+        },
         hint=_HINT,
     )
     return next(name for name, known in DTYPES.items() if known == dtype)
-
-
-def _kind_of(folder: Path) -> str:
-    names = read_json(folder / "config.json").get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else ""
 
 
 def _named_as(choice: ModelChoice, model: "PreTrainedModel", emit: EventSink) -> Path:

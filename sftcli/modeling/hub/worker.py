@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 _TRIES = 3
 _LONGEST_PAUSE = 20.0  # seconds; whoever waits for this process gives up a little later
 _BUSY = (408, 429, 500, 502, 503, 504)
+_CARD = "README.md"  # names the license
 _INDEX = "model.safetensors.index.json"
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TEXT = (".json", ".jinja", ".model", ".txt", ".tiktoken")
@@ -31,6 +32,7 @@ def wanted_files(names: list[str], *, weights: bool, code: bool = False) -> list
     """Return the files of a repository that a model folder needs: configuration, tokenizer, safetensors; code if asked."""
     top = [name for name in names if "/" not in name or name.startswith("additional_chat_templates/")]
     text = [name for name in top if name.endswith(_TEXT) and not name.endswith(".bin.index.json")]
+    text += [name for name in top if name == _CARD]
     if code:
         text += [name for name in top if name.endswith(".py")]
     if not weights:

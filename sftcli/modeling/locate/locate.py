@@ -92,6 +92,18 @@ def locate_model(
     return located
 
 
+def known_folder(name: str, revision: str | None) -> Path | None:
+    """Return the folder of a model if it is here already; nobody is asked and nothing is made."""
+    if is_path(name):
+        path = Path(name).expanduser()
+        return path if path.is_dir() else None
+    repo = HUB_NAME if name == ALIAS else name
+    if not _HUB_NAME.fullmatch(repo):
+        return None
+    cached = cached_snapshot(repo, revision if is_commit(revision) else None)
+    return None if cached is None else cached.folder
+
+
 def is_path(name: str) -> bool:
     """Return whether ``locate_model`` takes ``name`` as a folder or a file."""
     return name != ALIAS and Path(name).expanduser().exists()
