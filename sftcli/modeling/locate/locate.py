@@ -22,13 +22,13 @@ from sftcli.modeling.formats.folder_check import (
 from sftcli.modeling.formats.gguf_import import converted_gguf
 from sftcli.modeling.formats.identity import sampled_hash
 from sftcli.modeling.formats.pt_import import converted_pt
+from sftcli.modeling.hub.process import is_offline
 from sftcli.modeling.hub.snapshot import (
     HubSnapshot,
     Patience,
     cached_snapshot,
     fetch_snapshot,
     is_commit,
-    is_offline,
 )
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME, resolve_alias
 from sftcli.suggest import did_you_mean
