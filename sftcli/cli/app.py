@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sftcli import __version__
-from sftcli.cli.commands import evaluate, export, generate, inspect, prepare, report, runs, train
+from sftcli.cli.commands import evaluate, export, generate, inspect, prepare, push, report, runs, train
 from sftcli.cli.errors.show import guarded
 from sftcli.cli.options import complete
 from sftcli.cli.options.words import meant
@@ -19,6 +18,7 @@ from sftcli.cli.terminal.help_screen import SftCommand, SftGroup
 from sftcli.cli.terminal.text import as_utf8
 from sftcli.environment import set_defaults
 from sftcli.errors import UsageError
+from sftcli.version import __version__
 
 SHARED = {"sft train", "sft resume", "sft eval"}  # what several processes can do together
 
@@ -52,6 +52,7 @@ app.command("resume", cls=SftCommand)(train.resume)
 app.command("generate", cls=SftCommand)(generate.generate)
 app.command("eval", cls=SftCommand)(evaluate.evaluate)
 app.command("export", cls=SftCommand)(export.export)
+app.command("push", cls=SftCommand)(push.push)
 app.command("report", cls=SftCommand)(report.report)
 app.command("runs", cls=SftCommand)(runs.runs)
 app.command("show", cls=SftCommand)(runs.show)

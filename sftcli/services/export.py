@@ -1,7 +1,7 @@
 """Export a trained model: as a Hugging Face folder, as a ``.pt`` file of its pipeline, or as GGUF; adapters merged."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -10,18 +10,21 @@ import torch
 
 from sftcli import storage
 from sftcli.errors import OutputError, StoppedError, UsageError
-from sftcli.events import EventSink, ModelLoaded, Notice, Session
+from sftcli.events import EventSink, ModelLoaded, Notice, Session, Warned
 from sftcli.json_files import read_json
 from sftcli.modeling.formats.folder_write import exact_dtype, save_model_folder
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.load import count_parameters, take_names
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
+from sftcli.modeling.tokenizer.files import read_tokenizer_files
 from sftcli.runtime import dtype_name
 from sftcli.services.models.base import needed_base
 from sftcli.services.models.choose import ModelChoice, choose_model, handed_on_dtype, load_choice
 from sftcli.services.modern_llm import export_pt
 from sftcli.services.report.model_card import base_of, license_of, model_card, portable
+from sftcli.services.report.modelfile import Turns, find_shape, modelfile
+from sftcli.services.report.usage import kind_of, usage_of_gguf, usage_of_model
 from sftcli.training.checkpoint.format import STATE, read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.state import TrainingSnapshot
@@ -41,6 +44,7 @@ class ExportFormat(StrEnum):
     HF = "hf"
     PT = "pt"
     GGUF = "gguf"
+    OLLAMA = "ollama"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +92,12 @@ def run_export(request: ExportRequest, session: Session) -> ExportOutcome:
         emit=session.emit,
         base_model=request.base_model,
     )
-    write = {ExportFormat.HF: _write_hf, ExportFormat.PT: _write_pt, ExportFormat.GGUF: _write_gguf}
+    write = {
+        ExportFormat.HF: _write_hf,
+        ExportFormat.PT: _write_pt,
+        ExportFormat.GGUF: _write_gguf,
+        ExportFormat.OLLAMA: _write_ollama,
+    }
     if session.stop.requested():
         raise StoppedError
     dtype = write[request.format](request, choice, session)
@@ -106,6 +115,7 @@ def _check(request: ExportRequest) -> None:
         ExportFormat.HF: (*DTYPES,),
         ExportFormat.PT: ("f32",),
         ExportFormat.GGUF: (*DTYPES, "q8_0"),
+        ExportFormat.OLLAMA: (*DTYPES, "q8_0"),
     }[request.format]
     if request.dtype is not None and request.dtype not in allowed:
         raise UsageError(
@@ -144,15 +154,14 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, session: Session) -> 
         stop_ids=tokenizer.stop_ids,
         dtype=None if is_as_it_was else dtype,  # None keeps the type of each tensor
         unchanged=model.state_dict().keys() if is_as_it_was else (),
-        texts={"README.md": model_card(request.out.name, choice, kind=_kind_of(source))},
+        texts={
+            "README.md": model_card(
+                request.out.name, choice, usage_of_model(kind_of(source), request.out.name)
+            )
+        },
         hint=_HINT,
     )
     return next(name for name, known in DTYPES.items() if known == dtype)
-
-
-def _kind_of(folder: Path) -> str:
-    names = read_json(folder / "config.json").get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else ""
 
 
 def _named_as(choice: ModelChoice, model: "PreTrainedModel", emit: EventSink) -> Path:
@@ -212,6 +221,54 @@ def _write_gguf(request: ExportRequest, choice: ModelChoice, session: Session) -
             ),
         )
     return kind
+
+
+def _write_ollama(request: ExportRequest, choice: ModelChoice, session: Session) -> str:
+    """Write a folder with a GGUF file, a ``Modelfile`` and a card."""
+    tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
+    bos = read_tokenizer_files(choice.tokenizer_folder).named.get("bos_token", "")
+
+    def render(turns: Turns) -> str:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        return tokenizer.render(messages, tools=None, add_generation_prompt=True)
+
+    found = find_shape(render, bos)
+    if found is None:
+        session.emit(
+            Warned(
+                text="the chat template is of no shape that is written for Ollama, which takes one that it knows or none: "
+                "see `ollama show --template` before you rely on its answers"
+            )
+        )
+    shape, system = found or (None, "")
+    name = f"{request.out.name}.gguf"
+    usage = usage_of_gguf(name, request.out.name, is_on_hub=False)
+    with storage.atomic_folder(request.out, hint=_HINT) as fresh:
+        kind = _write_gguf(replace(request, out=fresh / name), choice, session)
+        texts = {
+            "Modelfile": modelfile(
+                name,
+                shape=shape,
+                system=system,
+                stops=[tokenizer.decode([token], skip_special=False) for token in sorted(tokenizer.stop_ids)],
+                sampling=_sampling_of(choice),
+            ),
+            "README.md": model_card(request.out.name, choice, usage),
+        }
+        for file, text in texts.items():
+            storage.write_file(fresh / file, [text.encode()])
+    return kind
+
+
+def _sampling_of(choice: ModelChoice) -> dict[str, float]:
+    """Return what the generation settings of a model say about sampling, as Ollama names it; 0 where they take the likeliest."""
+    path = choice.tokenizer_folder / "generation_config.json"
+    stated = read_json(path) if path.is_file() else {}
+    if not stated.get("do_sample"):
+        return {"temperature": 0.0} if "do_sample" in stated else {}
+    names = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
+    found = {ours: stated.get(theirs) for theirs, ours in names.items()}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
 def _write_pt(request: ExportRequest, choice: ModelChoice, session: Session) -> str:

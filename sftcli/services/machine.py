@@ -7,11 +7,11 @@ from importlib import metadata
 
 import torch
 
-from sftcli import __version__
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.modeling.cache import cache_folder
 from sftcli.runtime import choose_device
 from sftcli.services.precision import decide_precision
+from sftcli.version import __version__
 
 LIBRARIES = (
     "torch",

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import re
 import resource
 import shutil
 import socket
@@ -325,3 +326,22 @@ def test_disk_that_fills_up_leaves_nothing(form, tiny_model, tmp_path):
 
     assert run_forked(work) == 74
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_folder_for_ollama_has_template_stops_and_sampling(tiny_model, tmp_path):
+    source = Path(shutil.copytree(tiny_model, tmp_path / "walnut"))
+    edit(source / "generation_config.json", do_sample=True, temperature=0.25)
+    out = tmp_path / "for-ollama"
+    export(source, "--to", "ollama", "--out", out)
+    assert sorted(path.name for path in out.iterdir()) == ["Modelfile", "README.md", "for-ollama.gguf"]
+    assert "tokenizer.chat_template" in gguf.GGUFReader(out / "for-ollama.gguf").fields
+    written = (out / "Modelfile").read_text(encoding="utf-8")
+    assert written.startswith('FROM ./for-ollama.gguf\nTEMPLATE """{{- range .Messages }}<|im_start|>')
+    assert "PARAMETER temperature 0.25\n" in written
+    stops = {
+        load_chat_tokenizer(source).decode([token], skip_special=False)
+        for token in load_chat_tokenizer(source).stop_ids
+    }
+    assert stops == set(re.findall(r'PARAMETER stop "(.*)"', written))
+    assert "ollama create for-ollama -f Modelfile" in (out / "README.md").read_text(encoding="utf-8")

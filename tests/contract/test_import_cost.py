@@ -96,3 +96,14 @@ def test_a_line_says_what_is_slow_before_it_begins(arguments: list[str], tmp_pat
     )
     assert done.returncode == 99, done.stderr
     assert done.stderr == "loading torch and transformers\n"
+
+
+@pytest.mark.parametrize("statement", ["import sftcli", "from sftcli import generate, prepare, train"])
+def test_importing_the_calls_loads_nothing_heavy(statement: str):
+    listing = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", listing], capture_output=True, text=True, check=True, timeout=60
+    )
+    modules = set(done.stdout.split())
+    assert "sftcli" in modules
+    assert not modules & (HEAVY | {"rich", "pydantic", "typer"})

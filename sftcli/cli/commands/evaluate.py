@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli.options import complete
-from sftcli.cli.options.flags import FLAGS, RUN_PANEL
+from sftcli.cli.options.flags import FLAGS, RUN_PANEL, PrecisionChoice
 from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
 from sftcli.cli.results import results
@@ -61,6 +61,14 @@ class ScoredFlags:
             "--batch-size", metavar="N", min=1, help="Rows scored at once; numbers do not depend on it."
         ),
     ] = None
+
+    precision: Annotated[
+        PrecisionChoice,
+        typer.Option(
+            "--precision",
+            help="Precision of matrix products. Only in fp32 numbers do not depend on --batch-size and are kept with the run.",
+        ),
+    ] = PrecisionChoice.FP32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +196,7 @@ def _ask_tasks(
             tokenizer=scored.model.tokenizer,
             base_model=scored.model.base_model,
             trusts_code=scored.model.trusts_code,
+            precision=scored.precision.value,
         )
         report = run_tasks(request, current)
     if not output.json:
@@ -212,6 +221,7 @@ def _score_rows(scored: ScoredFlags, runs: Path, output: Output) -> "EvalReport"
             root=runs,
             batch_size=scored.batch_size,
             trusts_code=scored.model.trusts_code,
+            precision=scored.precision.value,
         )
         report = run_evaluation(request, current)
     if not output.json:

@@ -21,6 +21,7 @@ class ExportFormat(StrEnum):
     HF = "hf"
     PT = "pt"
     GGUF = "gguf"
+    OLLAMA = "ollama"
 
 
 class Dtype(StrEnum):
@@ -38,7 +39,10 @@ class ExportFlags:
 
     to: Annotated[
         ExportFormat,
-        typer.Option("--to", help="A Hugging Face folder, a .pt file of the Modern LLM pipeline, or GGUF."),
+        typer.Option(
+            "--to",
+            help="A Hugging Face folder, a .pt file of the Modern LLM pipeline, GGUF, or a folder with GGUF for Ollama.",
+        ),
     ]
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="PATH", help="Folder or file to write; it must not exist.")
@@ -74,6 +78,8 @@ def export(
       sft export --to hf --out my-model
 
       sft export my-run --to gguf --dtype q8_0 --out my-model.gguf
+
+      sft export my-run --to ollama --out my-model
     """
     with session(output) as current:
         current.emit(LOADING)

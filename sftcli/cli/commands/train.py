@@ -84,12 +84,9 @@ def train(
     if print_config:
         results.show_settings(resolved.rows(), output)
         return
-    from sftcli.services.prepare.sources import find_sources
-    from sftcli.services.train.requirements import check_machine, check_trackers
+    from sftcli.services.train.requirements import check_start
 
-    check_machine(resolved.settings)
-    check_trackers(resolved.settings.run)
-    find_sources(resolved.settings.data)  # a slip in a name is told before torch is loaded
+    check_start(resolved.settings)  # a slip in a name is told before torch is loaded
     count = resolved.settings.training.processes
     if count > 1 and not plan and not is_one_of_several():
         raise typer.Exit(start_several(count, output))

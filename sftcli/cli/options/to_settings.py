@@ -65,14 +65,9 @@ def or_default_preset(layers: Layers, flags: Flags) -> Layers:
 
 def resolve_for_training(flags: Flags, layers: Layers) -> "Resolved":
     """Resolve the settings of a training; what an adapter brings that it goes on from is among them."""
-    from sftcli.services.train.going_on import going_on_text, overrides_of_adapter
+    from sftcli.services.train.going_on import resolved_with_adapter
 
-    resolved = resolve_flags(flags, layers)
-    found = overrides_of_adapter(resolved)
-    if not found:
-        return resolved
-    resolved = resolve_flags(flags, layers, last=found)
-    return replace(resolved, notices=(*resolved.notices, going_on_text(resolved.settings)))
+    return resolved_with_adapter(lambda last: resolve_flags(flags, layers, last=last))
 
 
 def resolve_flags(

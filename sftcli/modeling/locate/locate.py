@@ -22,13 +22,13 @@ from sftcli.modeling.formats.folder_check import (
 from sftcli.modeling.formats.gguf_import import converted_gguf
 from sftcli.modeling.formats.identity import sampled_hash
 from sftcli.modeling.formats.pt_import import converted_pt
+from sftcli.modeling.hub.process import is_offline
 from sftcli.modeling.hub.snapshot import (
     HubSnapshot,
     Patience,
     cached_snapshot,
     fetch_snapshot,
     is_commit,
-    is_offline,
 )
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME, resolve_alias
 from sftcli.suggest import did_you_mean
@@ -90,6 +90,18 @@ def locate_model(
         located = _locate(name, revision, emit, with_code=with_code)
     emit(Notice(text=f"model {located.name}: from {located.how}"))
     return located
+
+
+def known_folder(name: str, revision: str | None) -> Path | None:
+    """Return the folder of a model if it is here already; nobody is asked and nothing is made."""
+    if is_path(name):
+        path = Path(name).expanduser()
+        return path if path.is_dir() else None
+    repo = HUB_NAME if name == ALIAS else name
+    if not _HUB_NAME.fullmatch(repo):
+        return None
+    cached = cached_snapshot(repo, revision if is_commit(revision) else None)
+    return None if cached is None else cached.folder
 
 
 def is_path(name: str) -> bool:

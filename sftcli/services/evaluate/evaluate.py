@@ -43,6 +43,9 @@ KEPT_SAMPLES = 8
 MAX_TRAINING_TOKENS = 2_000_000  # looked through for copied answers
 
 
+KEPT_PRECISION = "fp32"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRequest:
     """Which model on which rows.
@@ -63,6 +66,7 @@ class EvalRequest:
     ignored: tuple[str, ...] = ()  # keys of the rows that are dropped, with those that the run drops
     trusts_code: bool = False  # that of the run, and of the model it started from
     base_model: str | None = None  # of an adapter, where its base is not where it says
+    precision: str = KEPT_PRECISION  # of matrix products; scores in another one are not kept with the run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +140,9 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         training=None if trained is None else TrainingSpans(_training_answers(trained, emit)),
         peers=peers,
     )
-    base_score = None if base is None else score_model(job, base, emit, stop)
-    tuned = score_model(job, choice, emit, stop)
+    precision = request.precision
+    base_score = None if base is None else score_model(job, base, emit, stop, precision=precision)
+    tuned = score_model(job, choice, emit, stop, precision=precision)
     report = EvalReport(
         rows=len(heldout),
         trained_on=None if trained is None else count_trained(trained, heldout),
@@ -150,7 +155,14 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
         misses=tuned.misses,
     )
-    if choice.run is not None and not request.data and peers.group.is_writer:
+    is_of_run = choice.run is not None and not request.data
+    if is_of_run and precision != KEPT_PRECISION:
+        emit(
+            Notice(
+                text=f"scores in {precision} are not kept with the run: its page and card have those in float32"
+            )
+        )
+    elif choice.run is not None and is_of_run and peers.group.is_writer:
         replace_json(choice.run.evaluation, report.to_json())
         write_report([choice.run], choice.run.report)
     return report

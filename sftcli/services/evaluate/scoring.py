@@ -91,14 +91,16 @@ def question_of(example: Example, tokenizer: HFChatTokenizer) -> HeldoutQuestion
     )
 
 
-def score_model(job: ScoringJob, choice: ModelChoice, emit: EventSink, stop: StopFlag) -> Scored:
-    """Score one model. It runs in float32, because bfloat16 sums move with the shape of a batch.
+def score_model(
+    job: ScoringJob, choice: ModelChoice, emit: EventSink, stop: StopFlag, *, precision: str = "fp32"
+) -> Scored:
+    """Score one model, in float32 unless another ``precision`` is asked for: bfloat16 sums move with the shape of a batch.
 
     Raises:
         StoppedError: ``stop`` was set.
     """
     begin = monotonic()
-    model = load_for_inference(choice, precision="fp32", emit=emit)
+    model = load_for_inference(choice, precision=precision, emit=emit)
     decoder = choose_decoder(model)
     rows = _score(job, model, choice.name, emit, stop)
     answers = _answer(job, decoder, choice.name, emit, stop)

@@ -32,6 +32,7 @@ class TasksRequest:
     tokenizer: str | None = None  # of a .pt file
     trusts_code: bool = False  # that of the run, and of the model it started from
     base_model: str | None = None  # of an adapter, where its base is not where it says
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class TasksReport:
 
 
 def run_tasks(request: TasksRequest, session: Session) -> TasksReport:
-    """Run the tasks in float32, with the chat template the model was trained with.
+    """Run the tasks with the chat template the model was trained with.
 
     Raises:
         UsageError: No task was named.
@@ -79,7 +80,7 @@ def run_tasks(request: TasksRequest, session: Session) -> TasksReport:
     manager = find_tasks(request.names, request.task_path)
 
     def ask(one: ModelChoice) -> Asked:
-        model = load_for_inference(one, precision="fp32", emit=emit)
+        model = load_for_inference(one, precision=request.precision, emit=emit)
         return run_harness(
             model,
             one.folder,

@@ -1,13 +1,13 @@
 """Answer one prompt with the newest run's model or any other, once or several times, alone or with its base."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
 from sftcli.errors import UsageError
-from sftcli.events import EventSink, StopFlag
+from sftcli.events import EventSink, Session, StopFlag
 from sftcli.services.generate.answerer import Answerer, Completion, open_answerer
 from sftcli.services.models.choose import ModelChoice, base_of, choose_model
 from sftcli.services.runs.folder import read_settings
@@ -73,6 +73,23 @@ def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) ->
         answers = dict(answerer.answer(questions, request.sampling, stop, emit=read_by))
         completions += [answers[sample] for sample in range(request.samples)]
     return completions
+
+
+def run_prompts(
+    request: GenerateRequest, prompts: Sequence[Sequence[Message]], session: Session
+) -> list[Completion]:
+    """Answer several prompts with the model of ``request``; the text of a single one is emitted as it becomes known.
+
+    Raises:
+        NotFoundError: The checkpoint is not there.
+    """
+    if not prompts:
+        return []
+    (answerer,) = open_answerers(request, session.emit)
+    questions = [answerer.question(messages) for messages in prompts]
+    read_by = session.emit if len(questions) == 1 else None
+    answers = dict(answerer.answer(questions, request.sampling, session.stop, emit=read_by))
+    return [answers[number] for number in range(len(questions))]
 
 
 def messages_of(prompt: str, *, system: str) -> list[Message]:

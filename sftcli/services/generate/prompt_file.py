@@ -50,7 +50,9 @@ def read_prompts(path: Path, *, system: str, ignored: Iterable[str] = ()) -> lis
         row = (
             _parse(line, path, number) if path.suffix in {".jsonl", ".ndjson", ".json"} else line.rstrip("\r")
         )
-        rows.append(PromptRow(line=number, row=row, messages=_messages(row, system, path, number, dropped)))
+        rows.append(
+            PromptRow(line=number, row=row, messages=messages_of_row(row, system, path, number, dropped))
+        )
     if not rows:
         raise DataError(f"{path} holds no prompt", hint=_HINT)
     return rows
@@ -69,9 +71,14 @@ def _parse(line: str, path: Path, number: int) -> object:
     return value
 
 
-def _messages(
-    row: object, system: str, path: Path, number: int, ignored: frozenset[str]
+def messages_of_row(
+    row: object, system: str, path: Path, number: int, ignored: frozenset[str] = frozenset()
 ) -> tuple[Message, ...]:
+    """Return what row ``number`` of ``path`` asks, behind ``system`` where it has no system message of its own.
+
+    Raises:
+        DataError: It is no prompt, or it says something that is not read.
+    """
     if isinstance(row, str):
         turns = [Message(role="user", content=row)]
     elif isinstance(row, dict):

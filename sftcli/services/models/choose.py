@@ -9,7 +9,7 @@ import torch
 from sftcli.config.schema.run import Attention, ModelSettings
 from sftcli.errors import UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice
-from sftcli.modeling.adapter.folder import is_adapter_folder
+from sftcli.modeling.adapter.folder import is_adapter_folder, read_base
 from sftcli.modeling.formats.folder_write import stored_dtype
 from sftcli.modeling.formats.remote_code import allow_code, allow_copied_code
 from sftcli.modeling.libraries import quiet_libraries
@@ -156,6 +156,18 @@ def base_of(
         return None
     base = choice.base
     return ModelChoice(name=base.name, folder=base.folder, run=None, runs_code=choice.runs_code)
+
+
+def recorded_base(choice: ModelChoice) -> tuple[str, str | None]:
+    """Return name and revision of the model that ``choice`` was tuned from, as its run or its adapter has them; "" for neither."""
+    if choice.run is not None:
+        base = choice.run.read_about().get("base")
+        revision = base.get("revision") if isinstance(base, dict) else None
+        return read_settings(choice.run).model.name, revision if isinstance(revision, str) else None
+    if is_adapter_folder(choice.folder):
+        adapted = read_base(choice.folder)
+        return adapted.name, adapted.revision
+    return "", None
 
 
 def load_choice(choice: ModelChoice, *, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sftcli import __version__
 from sftcli.config.schema.data import CHECKS, DataSettings, Overlong, Repeats
 from sftcli.data.conversations.detect import DETECTION_ROWS, detect_schema, parse_renames
 from sftcli.data.conversations.heldout_split import OverlapFinder, choose_heldout
@@ -43,6 +42,7 @@ from sftcli.modeling.tokenizer.variables import parse_variables
 from sftcli.services.prepare.rendering import RenderedBatch, RenderOrder
 from sftcli.services.prepare.wire import pack, unpack
 from sftcli.services.prepare.workers import RenderWorkers
+from sftcli.version import __version__
 
 ORDER_ONLY = (
     "order",

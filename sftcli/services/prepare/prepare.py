@@ -32,6 +32,12 @@ from sftcli.services.prepare.sources import Sources, find_sources
 from sftcli.services.prepare.workers import worker_count
 
 
+def audit_of(about: Mapping[str, object]) -> Mapping[str, AuditSummary]:
+    """Return the counts of each split out of what is kept about prepared rows."""
+    stored = cast("dict[str, dict[str, object]]", about["audit"])
+    return {split: AuditSummary.from_json(values) for split, values in stored.items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedData:
     """Examples, and the tokenizer that made them."""
@@ -43,8 +49,7 @@ class PreparedData:
     @property
     def audit(self) -> Mapping[str, AuditSummary]:
         """What became of the rows, for ``train``, ``heldout`` and, where there is some, ``text``."""
-        stored = cast("dict[str, dict[str, object]]", self.dataset.about["audit"])
-        return {split: AuditSummary.from_json(values) for split, values in stored.items()}
+        return audit_of(self.dataset.about)
 
     def describe(self) -> DataPrepared:
         """Return the counts as an event."""

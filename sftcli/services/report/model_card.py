@@ -6,85 +6,91 @@ from pathlib import Path
 
 import tomli_w
 
-from sftcli import __version__
 from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved, resolve
 from sftcli.config.schema.settings import Settings
 from sftcli.events import DataPrepared
 from sftcli.figures import NOTHING
-from sftcli.services.models.choose import ModelChoice
+from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME, LICENSE
+from sftcli.modeling.locate.locate import known_folder
+from sftcli.services.models.choose import ModelChoice, recorded_base
 from sftcli.services.report.html import heldout_text, measures_of
 from sftcli.services.report.measures import MEASURES
+from sftcli.services.report.usage import Usage
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.summary import RunHistory, read_scores
+from sftcli.version import __version__
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_NAME = re.compile(
     r"\.(jsonl?|csv|tsv|parquet|arrow|txt|toml|jinja|gguf|pt)(\.gz)?([:@#].*)?$", re.IGNORECASE
 )
-_LICENSE = re.compile(r"---\n(?:(?!---\n).*\n)*?license:[ \t]*['\"]?(?P<name>[\w.+-]+)")
+_HEAD = re.compile(r"---\n(?:(?!---\n).*\n)*")
+_LICENSE = re.compile(r"^(license|license_name|license_link):[ \t]*['\"]?([\w.+:/-]+)", re.MULTILINE)
 _NAMES = ("model.name", "model.tokenizer", "data.sources", "data.heldout_sources", "data.template")
-_OF_TEXT = {"opener": "AutoModelForCausalLM", "pipeline": "text-generation"}
-_OF_IMAGES = {"opener": "AutoModelForImageTextToText", "pipeline": "image-text-to-text"}
 _CARD = """\
 ---
-library_name: transformers
-pipeline_tag: {pipeline}
-tags:
-- sft
-- conversational
-{head}---
+{head}tags:
+{tags}---
 
 # {name}
 
 {story}
 ## Use
 
-```python
-from transformers import {opener}, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-model = {opener}.from_pretrained(FOLDER)
-messages = [{{"role": "user", "content": "your prompt"}}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0], skip_special_tokens=True))
-```
-
-The chat template and the stop tokens in this folder are those that it was trained with.
-"""
+{use}"""
 
 
-def model_card(name: str, choice: ModelChoice, *, kind: str) -> str:
-    """Return the card of ``choice`` under the name ``name``; ``kind`` is the class that its folder says it is of."""
-    opened = _OF_IMAGES if kind.endswith("ForConditionalGeneration") else _OF_TEXT
-    license_head = f"license: {found}\n" if (found := license_of(choice)) else ""
+def model_card(name: str, choice: ModelChoice, usage: Usage) -> str:
+    """Return the card of ``choice`` under the name ``name``."""
+    told = {
+        "library_name": usage.library,
+        "pipeline_tag": usage.pipeline,
+        **_license_keys(choice),
+        "base_model": base_of(choice),
+    }
     if choice.run is None:
         story = f"A copy of {portable(choice.name)}, written by `sft export` {__version__}.\n"
-        return _CARD.format(name=name, head=license_head, story=story, **opened)
-    resolved = resolve(preset=None, config_file=choice.run.config, overrides=(), environ={})
-    base = portable(resolved.settings.model.name)
-    head = f"base_model: {found}\n" if (found := base_of(choice)) else ""
+    else:
+        resolved = resolve(preset=None, config_file=choice.run.config, overrides=(), environ={})
+        base = base_of(choice) or portable(resolved.settings.model.name)
+        story = "\n".join(_story(choice.run, resolved, base))
     return _CARD.format(
-        name=name, head=license_head + head, story="\n".join(_story(choice.run, resolved, base)), **opened
+        head="".join(f"{key}: {value}\n" for key, value in told.items() if value),
+        tags="".join(f"- {tag}\n" for tag in ("sft", "conversational", *usage.tags)),
+        name=name,
+        story=story,
+        use=usage.text,
     )
 
 
 def base_of(choice: ModelChoice) -> str:
-    """Return the hub name of the model that a run started from; "" where it has none."""
-    if choice.run is None:
-        return ""
-    resolved = resolve(preset=None, config_file=choice.run.config, overrides=(), environ={})
-    base = portable(resolved.settings.model.name)
+    """Return the hub name of the model that ``choice`` was tuned from; "" where it has none."""
+    name = recorded_base(choice)[0]
+    if name == ALIAS:
+        return HUB_NAME
+    base = portable(name)
     return base if _HUB_NAME.fullmatch(base) else ""
 
 
 def license_of(choice: ModelChoice) -> str:
-    """Return the license that the card of a model, or of an adapter's base, names in its head; "" where none does."""
-    for folder in (choice.folder, choice.weights_folder):
+    """Return the license that the card of a model, or of its base, names in its head; "" where none does."""
+    return _license_keys(choice).get("license", "")
+
+
+def _license_keys(choice: ModelChoice) -> dict[str, str]:
+    """Return what the head of the first card that names a license says about it: its own, or that of its base."""
+    name, revision = recorded_base(choice)
+    base = known_folder(name, revision)
+    for folder in (choice.folder, choice.weights_folder, *([] if base is None else [base])):
         card = folder / "README.md"
-        if card.is_file() and (found := _LICENSE.match(card.read_text(encoding="utf-8", errors="replace"))):
-            return found["name"]
-    return ""
+        if card.is_file() and (
+            head := _HEAD.match(card.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n"))
+        ):
+            found = dict(_LICENSE.findall(head[0]))
+            if "license" in found:
+                return found
+    return {"license": LICENSE} if ALIAS in (name, choice.name) else {}
 
 
 def _story(run: RunFolder, resolved: Resolved, base: str) -> Iterator[str]:

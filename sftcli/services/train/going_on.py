@@ -1,5 +1,7 @@
 """Training that goes on from an adapter: its base and its shape become those of the new run."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sftcli.config.layers import Override
@@ -15,6 +17,16 @@ START = "adapter.start_from"
 _MODEL = "model.name"
 # What the adapter's numbers fit to. Dropout and the form of the base are free in each run.
 _SHAPE = ("kind", "rank", "alpha", "target_modules", "experts", "rslora")
+
+
+def resolved_with_adapter(resolve: Callable[[Sequence[Override]], Resolved]) -> Resolved:
+    """Return what ``resolve`` makes of the settings that follow from the others: those of an adapter that is trained on."""
+    resolved = resolve(())
+    found = overrides_of_adapter(resolved)
+    if not found:
+        return resolved
+    resolved = resolve(found)
+    return replace(resolved, notices=(*resolved.notices, going_on_text(resolved.settings)))
 
 
 def overrides_of_adapter(resolved: Resolved) -> tuple[Override, ...]:
