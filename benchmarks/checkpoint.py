@@ -23,7 +23,8 @@ from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.events import CheckpointSaved, Event, NeverStop, StepDone
 from sftcli.runtime import choose_device, choose_dtype
-from sftcli.training.checkpoint.store import DirectoryCheckpointStore, gigabytes
+from sftcli.figures import gigabytes
+from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from tests.support.recording import MemoryStore
 from tests.support.training import build_trainer, random_examples
 

@@ -84,15 +84,14 @@ def train(
     if print_config:
         results.show_settings(resolved.rows(), output)
         return
-    from sftcli.services.prepare.sources import find_sources
-    from sftcli.services.train.requirements import check_machine, check_trackers
+    from sftcli.services.train.early import check_inputs, check_start
 
-    check_machine(resolved.settings)
-    check_trackers(resolved.settings.run)
-    find_sources(resolved.settings.data)  # a slip in a name is told before torch is loaded
-    count = resolved.settings.training.processes
-    if count > 1 and not plan and not is_one_of_several():
-        raise typer.Exit(start_several(count, output))
+    if plan or is_one_of_several():
+        check_inputs(resolved.settings)
+    else:
+        check_start(resolved.settings, auto=on_existing is Resume.AUTO)
+        if (count := resolved.settings.training.processes) > 1:
+            raise typer.Exit(start_several(count, output))
     with session(output, every_steps=resolved.settings.training.log_every_steps) as current:
         current.emit(LOADING)
         if plan:
@@ -171,18 +170,17 @@ def resume(*, asked: ResumeFlags, output: Output) -> None:
       sft resume my-run --verify
     """
     from sftcli.services.runs.folder import find_recorded
-    from sftcli.services.train.requirements import check_machine
+    from sftcli.services.train.early import check_resume
 
     overrides = asked.overrides()
     every_steps = 10
     # Of several processes the first one tells, once, what is wrong with the name.
     with suppress(SftError) if is_one_of_several() else nullcontext():
-        settings = find_recorded(
-            asked.run, asked.runs, overrides, finished=None if asked.verify else False
-        ).settings
+        recorded = find_recorded(asked.run, asked.runs, overrides, finished=None if asked.verify else False)
+        settings = recorded.settings
         every_steps = settings.training.log_every_steps
         if not is_one_of_several():
-            check_machine(settings)
+            check_resume(recorded, step=asked.step, verify=asked.verify, allowed=asked.allow_change or ())
             if settings.training.processes > 1:
                 raise typer.Exit(start_several(settings.training.processes, output))
     with session(output, every_steps=every_steps) as current:

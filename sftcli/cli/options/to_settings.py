@@ -64,11 +64,11 @@ def or_default_preset(layers: Layers, flags: Flags) -> Layers:
 
 
 def resolve_for_training(flags: Flags, layers: Layers) -> "Resolved":
-    """Resolve the settings of a training; what an adapter brings that it goes on from is among them."""
-    from sftcli.services.train.going_on import going_on_text, overrides_of_adapter
+    """Resolve the settings of a training; what follows from a run or adapter that it goes on from is among them."""
+    from sftcli.services.train.going_on import going_on_text, overrides_of_start
 
     resolved = resolve_flags(flags, layers)
-    found = overrides_of_adapter(resolved)
+    found = overrides_of_start(resolved)
     if not found:
         return resolved
     resolved = resolve_flags(flags, layers, last=found)

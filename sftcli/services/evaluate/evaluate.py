@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -11,12 +10,13 @@ from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import Settings
 from sftcli.data.example import CUT_ANSWERS
 from sftcli.data.prepared.store import ExampleTable
-from sftcli.errors import DataError, UsageError
+from sftcli.errors import DataError
 from sftcli.events import Event, EventSink, Notice, Session
 from sftcli.extras import install_command
 from sftcli.json_files import replace_json
 from sftcli.services.diagnosis.verdict import Verdict, judge_losses
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
+from sftcli.services.evaluate.request import EvalRequest, no_heldout_of
 from sftcli.services.evaluate.scoring import (
     ScoringJob,
     loss_difference,
@@ -41,28 +41,6 @@ from sftcli.services.runs.trained_rows import TrainedRows, count_trained, prepar
 
 KEPT_SAMPLES = 8
 MAX_TRAINING_TOKENS = 2_000_000  # looked through for copied answers
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalRequest:
-    """Which model on which rows.
-
-    ``checkpoint`` as in ``choose_model``. ``data`` names the rows; without it they are the held-out rows of the run that
-    made the model. The score is set beside that of ``base``, by default the model that the run started from. At most
-    ``max_rows`` rows, spread evenly, are answered by generation; all of them are scored for loss.
-    """
-
-    checkpoint: str | None
-    data: tuple[str, ...]
-    base: str | None
-    with_base: bool
-    max_rows: int
-    root: Path
-    batch_size: int | None = None  # rows at once; numbers do not depend on it
-    tokenizer: str | None = None  # of a .pt file
-    ignored: tuple[str, ...] = ()  # keys of the rows that are dropped, with those that the run drops
-    trusts_code: bool = False  # that of the run, and of the model it started from
-    base_model: str | None = None  # of an adapter, where its base is not where it says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,9 +244,7 @@ def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
             for key, value in (("where", []), ("duplicates", "keep"), ("near_duplicates", "keep"))
         ]
     elif choice.run is None:
-        raise UsageError(
-            f"{choice.name} is not from a run with held-out rows", hint="name rows with --data FILE"
-        )
+        raise no_heldout_of(choice.name)
     settings = resolve(preset=None, config_file=config, overrides=overrides, environ={}).settings
     ignored = tuple(dict.fromkeys((*settings.data.ignored_keys, *request.ignored)))
     return settings.model_copy(update={"data": settings.data.model_copy(update={"ignored_keys": ignored})})

@@ -15,8 +15,9 @@ from sftcli.errors import MismatchError, OutputError, SftError, StorageError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.modeling.formats.identity import file_stamps
 from sftcli.services.generate.answerer import Answerer, Completion, Question
-from sftcli.services.generate.prompt import GenerateRequest, model_choices, open_answerers
-from sftcli.services.generate.prompt_file import PromptRow, read_prompts
+from sftcli.services.generate.prompt import model_choices, open_answerers
+from sftcli.services.generate.prompt_file import PromptRow, check_out
+from sftcli.services.generate.request import GenerateRequest
 from sftcli.services.models.choose import ModelChoice
 from sftcli.services.runs.event_log import read_lines
 
@@ -85,18 +86,15 @@ class Journal:
 
 
 def run_file_generation(
-    request: GenerateRequest, source: Path, out: Path, emit: EventSink, stop: StopFlag
+    request: GenerateRequest, prompts: list[PromptRow], out: Path, emit: EventSink, stop: StopFlag
 ) -> FileOutcome:
-    """Answer every prompt in ``source`` into ``out``, a JSON object a line with the row and its answer.
+    """Answer every prompt into ``out``, a JSON object a line with the row and its answer.
 
     Raises:
-        NotFoundError, DataError: The prompts cannot be read.
         OutputError: ``out`` exists already or cannot be written.
         MismatchError: An unfinished ``out`` was begun with something else.
     """
-    prompts = read_prompts(source, system=request.system, ignored=request.ignored)
-    if out.exists():
-        raise OutputError(f"{out} exists already", hint="choose another --out, or delete it")
+    check_out(out)
     choices = model_choices(request, emit)
     try:
         sizes = (len(choices), len(prompts), request.samples)

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sftcli import storage
 from sftcli.data.conversations.formats import SYSTEM_COLUMNS
 from sftcli.data.conversations.keys.dropped_keys import parse_ignored, without_keys
 from sftcli.data.conversations.keys.key_checks import check_prompt
 from sftcli.data.conversations.keys.meaning import UnreadError, first_filled
 from sftcli.data.conversations.messages import Message
-from sftcli.errors import DataError, Location, NotFoundError
+from sftcli.errors import DataError, Location, NotFoundError, OutputError
 
 _HINT = 'each line is text, {"prompt": "..."}, {"instruction": "...", "input": "..."} or {"messages": [...]}'
 
@@ -54,6 +55,17 @@ def read_prompts(path: Path, *, system: str, ignored: Iterable[str] = ()) -> lis
     if not rows:
         raise DataError(f"{path} holds no prompt", hint=_HINT)
     return rows
+
+
+def check_out(out: Path) -> None:
+    """Make sure that the answers can be written to ``out``, before there are any.
+
+    Raises:
+        OutputError: It exists, or its place is none.
+    """
+    if out.exists():
+        raise OutputError(f"{out} exists already", hint="choose another --out, or delete it")
+    storage.require_place(out, hint="choose another --out")
 
 
 def _parse(line: str, path: Path, number: int) -> object:

@@ -41,6 +41,7 @@ from sftcli.suggest import did_you_mean
 from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK, list_checkpoints
 
 DEFAULT_ROOT = Path("runs")  # where commands look for a run that is named
+_OTHER_ROOT = "choose another --set run.root=DIR"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -190,10 +191,26 @@ def create_run(settings: RunSettings, *, label: str, files: Mapping[str, str]) -
             storage.try_remove_tree(staging)
     if settings.name is None:
         raise OutputError(f"no free name for a run under {root}", hint="pass --run NAME")
-    run, hint = RunFolder(root / settings.name), "choose another name with --run"
+    raise _taken(RunFolder(root / settings.name))
+
+
+def require_free(settings: RunSettings) -> None:
+    """Make sure that a run of ``settings`` can be made, before what it needs is loaded.
+
+    Raises:
+        OutputError: Its name is taken, or its folder cannot be made.
+    """
+    root = Path(settings.root)
+    storage.require_place(root / (settings.name or "run"), hint=_OTHER_ROOT)
+    if settings.name is not None and not _is_free(root / settings.name):
+        raise _taken(RunFolder(root / settings.name))
+
+
+def _taken(run: RunFolder) -> OutputError:
+    hint = "choose another name with --run"
     if run.about.is_file() and not run.is_finished:
         hint = f"resume it: sft resume {run.argument}, or {hint}"
-    raise OutputError(f"{run.path} exists already", hint=hint)
+    return OutputError(f"{run.path} exists already", hint=hint)
 
 
 def _candidates(root: Path, name: str | None, label: str) -> Iterator[Path]:
@@ -222,11 +239,10 @@ def _renamed(staging: Path, path: Path) -> bool:
 
 
 def _cannot_create(root: Path, error: OSError) -> SftError:
-    hint = "choose another --set run.root=DIR"
     if error.errno in storage.FULL_DISK:
-        return StorageError(f"the disk that holds {root} is full", hint=f"free space, or {hint}")
+        return StorageError(f"the disk that holds {root} is full", hint=f"free space, or {_OTHER_ROOT}")
     return OutputError(
-        f"cannot create the run folder under {root}: {error.filename}: {error.strerror}", hint=hint
+        f"cannot create the run folder under {root}: {error.filename}: {error.strerror}", hint=_OTHER_ROOT
     )
 
 

@@ -43,7 +43,8 @@ from sftcli.services.runs.folder import (
 )
 from sftcli.services.runs.lock import RunLock
 from sftcli.services.trackers.sink import tracked
-from sftcli.services.train.compatibility import Changes, compare, compare_data, compare_start, open_again
+from sftcli.services.train.changes import Changes, compare_start, open_again
+from sftcli.services.train.compatibility import compare, compare_data
 from sftcli.services.train.decisions import decide, decisions_of, record_decisions
 from sftcli.services.train.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.inputs import find_inputs

@@ -12,8 +12,10 @@ from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place
 from sftcli.services.runs.folder import find_recorded
 from sftcli.services.runs.lock import RunLock
-from sftcli.services.train.compatibility import check_may_change, compare, compare_start, open_again
+from sftcli.services.train.changes import check_may_change, compare_start, open_again
+from sftcli.services.train.compatibility import compare
 from sftcli.services.train.decisions import Decisions, decide
+from sftcli.services.train.kept import pair_to_verify
 from sftcli.services.train.lead import (
     complete_already,
     continue_run,
@@ -24,7 +26,6 @@ from sftcli.services.train.resume_point import (
     choose_checkpoint,
     clear_leftovers,
     count_equal,
-    pair_to_verify,
 )
 from sftcli.services.train.run import TrainingRun, TrainOutcome
 from sftcli.services.train.worker import run_worker
