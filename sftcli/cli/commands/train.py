@@ -129,6 +129,7 @@ class ResumeFlags:
         typer.Option("--checkpoint", metavar="STEP", help="Resume from the checkpoint of this step."),
     ] = None
     sets: Set = None
+    end: Annotated[Flags, "--epochs", "--max-steps"]
     trust: Annotated[Flags, "--trust-remote-code"]
     verify: Annotated[
         bool,
@@ -155,17 +156,24 @@ class ResumeFlags:
         """Return the settings that the user gave."""
         from sftcli.config.resolve import parse_set
 
-        return [*map(parse_set, self.sets or ()), *self.trust.overrides(), *self.sharing.overrides()]
+        given = (self.end, self.trust, self.sharing)
+        return [*map(parse_set, self.sets or ()), *(found for flags in given for found in flags.overrides())]
+
+    def allowed(self) -> tuple[str, ...]:
+        """Return the keys that may change; a flag for another end says so itself."""
+        return (*(self.allow_change or ()), *(found.key for found in self.end.overrides()))
 
 
 @command
 def resume(*, asked: ResumeFlags, output: Output) -> None:
-    """Resume a stopped run as if it had never stopped.
+    """Resume a stopped run as if it had never stopped, or train a finished one longer.
 
     Examples:
       sft resume
 
       sft resume my-run --checkpoint 200
+
+      sft resume my-run --epochs 5
 
       sft resume my-run --verify
     """
@@ -180,7 +188,7 @@ def resume(*, asked: ResumeFlags, output: Output) -> None:
         settings = recorded.settings
         every_steps = settings.training.log_every_steps
         if not is_one_of_several():
-            check_resume(recorded, step=asked.step, verify=asked.verify, allowed=asked.allow_change or ())
+            check_resume(recorded, step=asked.step, verify=asked.verify, allowed=asked.allowed())
             if settings.training.processes > 1:
                 raise typer.Exit(start_several(settings.training.processes, output))
     with session(output, every_steps=every_steps) as current:
@@ -192,7 +200,7 @@ def resume(*, asked: ResumeFlags, output: Output) -> None:
             run=asked.run,
             step=asked.step,
             overrides=tuple(overrides),
-            allowed=tuple(asked.allow_change or ()),
+            allowed=asked.allowed(),
             break_lock=asked.break_lock,
         )
         proved = verify_resume(request, current) if asked.verify else None

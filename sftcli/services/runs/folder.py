@@ -40,6 +40,8 @@ from sftcli.json_files import read_json, read_json_or_nothing
 from sftcli.suggest import did_you_mean
 from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK, list_checkpoints
 
+CHANGED = "changed"  # key in run.json: settings that a later start has changed, with their values
+LENGTH = ("training.max_steps", "training.epochs")  # either says where a run ends
 DEFAULT_ROOT = Path("runs")  # where commands look for a run that is named
 _OTHER_ROOT = "choose another --set run.root=DIR"
 
@@ -338,11 +340,13 @@ def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A run, the settings it was ``started`` with, and the current ones with the user's changes."""
+    """A run, the settings it was ``started`` with, those it ``has`` since its last start, and these with the user's changes."""
 
     run: RunFolder
     started: Settings
+    has: Settings
     settings: Settings
+    accepted: tuple[str, ...] = ()  # keys that an earlier start has changed, and this one does not
 
 
 def find_recorded(
@@ -359,9 +363,28 @@ def find_recorded(
             f"{run.path} lacks {run.config.name}, the settings that it was started with",
             hint=f"start it again under another name; its command was: {run.read_about().get('command')}",
         )
-    return Recorded(run=run, started=read_settings(run), settings=read_settings(run, overrides))
+    return Recorded(
+        run=run,
+        started=resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings,
+        has=read_settings(run),
+        settings=read_settings(run, overrides),
+        accepted=tuple(override.key for override in _changed(run, overrides)),
+    )
 
 
 def read_settings(run: RunFolder, overrides: Sequence[Override] = ()) -> Settings:
-    """Return the settings that ``run`` was started with, changed by ``overrides``."""
+    """Return the settings that ``run`` has since its last start, changed by ``overrides``."""
+    overrides = (*_changed(run, overrides), *overrides)
     return resolve(preset=None, config_file=run.config, overrides=overrides, environ={}).settings
+
+
+def _changed(run: RunFolder, overrides: Sequence[Override]) -> list[Override]:
+    """Return what later starts have changed of the settings of ``run``, unless ``overrides`` change it again."""
+    found = read_json_or_nothing(run.about).get(CHANGED)
+    again = {override.key for override in overrides}
+    again |= set(LENGTH) if again & set(LENGTH) else set()
+    return [
+        Override(key=key, value=value, origin=run.ABOUT)
+        for key, value in (found.items() if isinstance(found, dict) else ())
+        if key not in again
+    ]

@@ -8,6 +8,7 @@ from sftcli.config.schema.settings import FIELDS, Settings
 from sftcli.config.schema.training import Parallel, TrainingSettings
 from sftcli.errors import MismatchError, UsageError
 from sftcli.events import Event, Notice, Warned
+from sftcli.services.runs.folder import LENGTH, RunFolder
 from sftcli.suggest import did_you_mean
 
 START = "the adapter it goes on from"  # name of a fingerprint
@@ -67,6 +68,7 @@ class Changes:
                 text=f"{name} was {_short(old)}, is {_short(new)}, as allowed: the result differs from an uninterrupted run"
             )
             for name, (old, new) in self.forced.items()
+            if name not in LENGTH  # see ``longer.end_text``
         ]
         return heard
 
@@ -96,7 +98,7 @@ def check_may_change(names: Sequence[str]) -> None:
 
 
 def compare_start(
-    recorded: Settings, settings: Settings, *, allowed: Sequence[str] = (), is_finished: bool = False
+    recorded: Settings, settings: Settings, *, allowed: Sequence[str] = (), finished: RunFolder | None = None
 ) -> Changes:
     """Return how ``settings`` differ from those of a run without a checkpoint.
 
@@ -108,7 +110,7 @@ def compare_start(
         named_settings(settings),
         allowed=allowed,
         what="the run",
-        is_finished=is_finished,
+        finished=finished,
     )
 
 
@@ -118,7 +120,7 @@ def find_changes(
     *,
     allowed: Sequence[str],
     what: str,
-    is_finished: bool = False,
+    finished: RunFolder | None = None,
 ) -> Changes:
     """Return how ``now`` differs from ``then``; both are fingerprints by name. See ``compare``.
 
@@ -130,6 +132,8 @@ def find_changes(
     forced: dict[str, tuple[str, str]] = {}
     refused: dict[str, tuple[str, str]] = {}
     had = named_settings(Settings()) | dict(then)  # a setting that is newer than the run had its default
+    may = {*allowed, *(("data rows",) if "data" in allowed else ())}
+    may |= set(LENGTH) if may & set(LENGTH) else set()  # epochs are steps
     for name in sorted(now):
         pair = (had.get(name, "unset"), now[name])
         key = name.removeprefix(SETTING).removeprefix(MACHINE)
@@ -139,7 +143,7 @@ def find_changes(
             machine |= {key: pair} if name in then else {}  # older checkpoints do not say
         elif key in CHANGEABLE:
             harmless[key] = pair
-        elif key in allowed or (key == "data rows" and "data" in allowed):
+        elif key in may:
             forced[key] = pair
         else:
             refused[key] = pair
@@ -148,9 +152,13 @@ def find_changes(
         ways = [f"--allow-change {key}" for key in refused if key != "data rows" and _may_change(key)]
         allow = (
             f" To resume anyway, as a different run from here on, add to sft resume: {' '.join(ways)}."
-            if ways and not is_finished
+            if ways and finished is None
             else ""
         )
+        if finished is not None:
+            allow = (
+                f" It trains longer with: sft resume {finished.argument} --max-steps STEPS, or --epochs N."
+            )
         raise MismatchError(
             f"{what} does not match: {shown}",
             hint=f"restore it, or start a new run: sft train.{allow} These may always change: "

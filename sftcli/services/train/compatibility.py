@@ -54,7 +54,13 @@ def compare(
         MismatchError: Anything else differs that moves weights; each difference is shown.
     """
     then = read_fingerprints(checkpoint)
-    return find_changes(then, now, allowed=allowed, what=str(checkpoint), is_finished=is_finished)
+    return find_changes(
+        then,
+        now,
+        allowed=allowed,
+        what=str(checkpoint),
+        finished=RunFolder(checkpoint.parents[1]) if is_finished else None,
+    )
 
 
 def compare_data(run: RunFolder, fingerprint: str, *, allowed: Sequence[str] = ()) -> None:

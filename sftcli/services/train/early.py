@@ -14,6 +14,7 @@ from sftcli.services.runs.folder import Recorded, RunFolder, existing_run, requi
 from sftcli.services.train.changes import check_may_change
 from sftcli.services.train.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.kept import checkpoint_of, pair_to_verify
+from sftcli.services.train.longer import asks_longer
 from sftcli.services.train.requirements import check_machine, check_trackers
 
 
@@ -71,6 +72,6 @@ def check_resume(recorded: Recorded, *, step: int | None, verify: bool, allowed:
         pair_to_verify(recorded.run, step)
     elif step is not None:
         checkpoint_of(recorded.run, step)
-    elif recorded.run.is_finished:
+    elif recorded.run.is_finished and not asks_longer(recorded, allowed):
         return
     check_inputs(recorded.settings)

@@ -1,5 +1,6 @@
 """Resuming a run: the choice of a checkpoint, and the check that nothing else has changed."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import torch
 
 from sftcli import storage
 from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.settings import FIELDS
 from sftcli.errors import MismatchError, NotFoundError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.json_files import replace_json
-from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.folder import CHANGED, RunFolder
 from sftcli.services.train.changes import Changes
 from sftcli.services.train.kept import checkpoint_of
 from sftcli.training.checkpoint.format import newest_good, rng_tensors, verify
@@ -149,6 +151,14 @@ def _record(run: RunFolder, step: int, changes: Changes, emit: EventSink) -> Non
         "step": step,
         **changes.by_kind(),
     }
-    replace_json(run.about, about | {"resumed": [*(before if isinstance(before, list) else []), entry]})
+    had = about.get(CHANGED)
+    now = {
+        key: json.loads(value)
+        for key, (_, value) in changes.forced.items()
+        if key in FIELDS  # and no content, such as the rows
+    }
+    kept = {**had, **now} if isinstance(had, dict) else now
+    resumed = [*(before if isinstance(before, list) else []), entry]
+    replace_json(run.about, about | {"resumed": resumed} | ({CHANGED: kept} if kept else {}))
     for event in changes.message():
         emit(event)
