@@ -37,7 +37,12 @@ class AskedFlags:
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="IN", help="Answer every line of this .jsonl or .txt file."),
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="IN",
+            help="Answer every row of this file, of any kind that train reads, or every line of a .txt file.",
+        ),
     ] = None
     out: Annotated[
         Path | None,
@@ -70,6 +75,7 @@ class AnsweringFlags:
         str, typer.Option("--system", metavar="TEXT", help="System message to put before the prompt.")
     ] = ""
     ignored: Annotated[list[str] | None, FLAGS["--ignore"].option] = None
+    renames: Annotated[list[str] | None, FLAGS["--map"].option] = None
 
 
 @command
@@ -104,6 +110,7 @@ def generate(
         checkpoint=answering.checkpoint,
         system=as_utf8(answering.system),
         ignored=tuple(answering.ignored or ()),
+        renames=tuple(answering.renames or ()),
         samples=asked.samples,
         with_base=asked.base,
         tokenizer=answering.model.tokenizer,
@@ -168,7 +175,7 @@ def _answer_file(request: "GenerateRequest", source: Path, out: Path, output: Ou
     from sftcli.services.generate.prompt_file import check_out, read_prompts
 
     check_out(out)
-    prompts = read_prompts(source, system=request.system, ignored=request.ignored)
+    prompts = read_prompts(source, system=request.system, ignored=request.ignored, renames=request.renames)
     with session(output) as current:
         current.emit(LOADING)
         from sftcli.services.generate.file import run_file_generation

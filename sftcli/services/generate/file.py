@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.errors import MismatchError, OutputError, SftError, StorageError
+from sftcli.errors import DataError, MismatchError, OutputError, SftError, StorageError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.modeling.formats.identity import file_stamps
 from sftcli.services.generate.answerer import Answerer, Completion, Question
@@ -91,10 +91,14 @@ def run_file_generation(
     """Answer every prompt into ``out``, a JSON object a line with the row and its answer.
 
     Raises:
+        DataError: The answers have no name that is free.
         OutputError: ``out`` exists already or cannot be written.
         MismatchError: An unfinished ``out`` was begun with something else.
     """
     check_out(out)
+    moved = [f"{name} as {new}" for name, new in column_names(request, prompts).items() if name != new]
+    if moved:
+        emit(Notice(text=f"the rows' own columns are written under other names: {', '.join(moved)}"))
     choices = model_choices(request, emit)
     try:
         sizes = (len(choices), len(prompts), request.samples)
@@ -164,11 +168,31 @@ def _answer(
             emit(Progressed(task="answering", done=len(journal.done), total=total, unit="answers"))
 
 
+def column_names(request: GenerateRequest, prompts: list[PromptRow]) -> dict[str, str]:
+    """Return under which name each column of the rows is written: ``row_answer`` where ``answer`` is the model's.
+
+    Raises:
+        DataError: Both are columns of the rows.
+    """
+    several = "s" if request.samples > 1 else ""
+    ours = {"line", f"answer{several}", "finish", "new_tokens"}
+    ours |= {f"base_answer{several}"} if request.with_base else set()
+    columns = dict.fromkeys(name for prompt in prompts for name in prompt.row)
+    names = {name: f"row_{name}" if name in ours else name for name in columns}
+    if twice := [name for name in columns if name in ours and names[name] in columns]:
+        raise DataError(
+            f"the rows have a column {twice[0]}, whose place the answers take, and {names[twice[0]]} is there too",
+            hint="rename one of them",
+        )
+    return names
+
+
 def _lines(
     request: GenerateRequest, prompts: list[PromptRow], choices: list[ModelChoice], journal: Journal
 ) -> Iterator[str]:
+    names = column_names(request, prompts)
     for index, prompt in enumerate(prompts):
-        row = prompt.row if isinstance(prompt.row, dict) else {"prompt": prompt.row}
+        row = {names[name]: value for name, value in prompt.row.items()}
         answers = [
             [journal.done[number, index, sample] for sample in range(request.samples)]
             for number in range(len(choices))
@@ -186,8 +210,8 @@ def _lines(
 
 def as_line(value: object) -> str:
     """Return ``value`` as a line of JSON; half a character of a row stays an escape, for UTF-8 has none for it."""
-    text = json.dumps(value, ensure_ascii=False)
-    return (text if text.isascii() or _is_text(text) else json.dumps(value)) + "\n"
+    text = json.dumps(value, ensure_ascii=False, default=str)  # tables hold dates
+    return (text if text.isascii() or _is_text(text) else json.dumps(value, default=str)) + "\n"
 
 
 def _is_text(text: str) -> bool:

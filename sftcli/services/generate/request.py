@@ -29,6 +29,7 @@ class GenerateRequest:
         None  # of a .pt file, which holds none; for other models a folder that replaces theirs
     )
     ignored: tuple[str, ...] = ()  # keys of a file's rows that are dropped
+    renames: tuple[str, ...] = ()  # columns of a file that are read under another name, each OURS=THEIRS
     trusts_code: bool = False  # that of the run, and of the model it started from
     base_model: str | None = None  # of an adapter, where its base is not where it says
 
