@@ -84,10 +84,10 @@ def train(
     if print_config:
         results.show_settings(resolved.rows(), output)
         return
-    from sftcli.services.train.early import check_inputs, check_start
+    from sftcli.services.train.early import check_asked, check_start
 
     if plan or is_one_of_several():
-        check_inputs(resolved.settings)
+        check_asked(resolved.settings)
     else:
         check_start(resolved.settings, auto=on_existing is Resume.AUTO)
         if (count := resolved.settings.training.processes) > 1:

@@ -48,6 +48,7 @@ class EvalReport:
     """Scores of the tuned model and, where one was named, of the base, with the difference over the same rows."""
 
     rows: int
+    is_heldout: bool  # of the run that made the model; else the rows were named
     trained_on: TrainedRows | None  # of these rows; None where that is not known
     cut_rows: (
         int  # their last answer has no end, so no answer is compared with it; they have loss as any other
@@ -118,6 +119,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
     tuned = score_model(job, choice, emit, stop)
     report = EvalReport(
         rows=len(heldout),
+        is_heldout=not request.data,
         trained_on=None if trained is None else count_trained(trained, heldout),
         cut_rows=len(heldout) - len(whole),
         tuned=tuned.score,

@@ -24,7 +24,7 @@ from sftcli.services.report.charts import Series, draw
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.runs.summary import RunHistory, not_since, read_scores
+from sftcli.services.runs.summary import RunHistory, can_be_scored, not_since, read_scores
 from sftcli.services.runs.trained_rows import TrainedRows
 
 Fields = Mapping[str, object]
@@ -79,6 +79,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "measures": measures_of(evaluation) if evaluation else [],
         "loss_difference": difference_of(evaluation) if evaluation else "",
         "trained_on": _trained_on(evaluation),
+        "can_be_scored": can_be_scored(run),
         "samples": evaluation.get("samples", []) if evaluation else [],
         "base": _name(evaluation, "base"),
         "tuned": _name(evaluation, "tuned"),
@@ -87,7 +88,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "commands": [
             str(run.read_about().get("command", "")),
             f"sft train --config {shlex.quote(str(run.config))}",
-            f"sft eval {run.argument}",
+            *([f"sft eval {run.argument}"] if can_be_scored(run) else []),
             f'sft generate "your prompt" --checkpoint {run.argument}',
         ],
     }

@@ -32,17 +32,26 @@ def check_inputs(settings: Settings) -> None:
     check_name(model.name, revision=model.revision, tokenizer=model.tokenizer)
 
 
+def check_asked(settings: Settings) -> None:
+    """Check what a new run of ``settings`` would start from, without its name and place.
+
+    Raises:
+        UsageError, NotFoundError, ConsentError, DataError, ResourceError: As ``check_inputs``, or a tracker is not installed.
+    """
+    check_trackers(settings.run)
+    check_inputs(settings)
+
+
 def check_start(settings: Settings, *, auto: bool) -> None:
     """Check what a new run needs. With ``auto`` a run of its name goes on.
 
     Raises:
-        UsageError, NotFoundError, ConsentError, DataError, ResourceError: As ``check_inputs``.
+        UsageError, NotFoundError, ConsentError, DataError, ResourceError: As ``check_asked``.
         OutputError: The run exists, or its folder cannot be made.
         StorageError: The disk has no room for its checkpoints.
     """
-    check_trackers(settings.run)
     existing = existing_run(settings.run) if auto else None
-    check_inputs(settings)
+    check_asked(settings)
     if existing is None and not is_unstarted(settings.run):
         require_free(settings.run)
         _check_room(settings)
