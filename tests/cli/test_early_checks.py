@@ -74,6 +74,8 @@ SLIPS: tuple[Slip, ...] = (
     (("resume", "--runs", "none"), 66, "no unfinished run under none"),
     # generate
     (("generate", "hello", "--checkpoint", "nosuch"), 66, "nosuch"),
+    (("generate", "hello", "--checkpoint", "stoped"), 66, "did you mean 'stopped'?"),
+    (("train", "--data", "rows.jsonl", "--model", "stoped"), 66, "did you mean 'stopped'?"),
     (("generate", "hello", "--runs", "none"), 66, "no finished run under none"),
     (("generate", "hello", "--checkpoint", "begun"), 66, "run begun has no model yet"),
     (("generate", "hello", "--checkpoint", "model", "--base"), 2, "its base is unknown"),

@@ -20,6 +20,7 @@ from sftcli.cli.session.processes import is_one_of_several, start_several
 from sftcli.cli.session.session import LOADING, session
 from sftcli.cli.terminal import tables
 from sftcli.errors import SftError
+from sftcli.events import Notice
 
 if TYPE_CHECKING:
     from sftcli.config.layers import Override
@@ -97,6 +98,9 @@ def train(
         if plan:
             from sftcli.services.train.plan import plan_training
 
+            if (count := resolved.settings.training.processes) > 1:
+                text = f"one process is measured here, alone; the {count} of the training share the rows of each step"
+                current.emit(Notice(text=text))
             planned = plan_training(resolved.settings, current)
             results.show_plan(planned, output)
             return

@@ -199,7 +199,8 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
 def _trained_text(report: "EvalReport") -> str:
     if report.trained_on is None:
         return "how many of these rows were trained on is unknown"
-    return str(report.trained_on)
+    is_doubtful = report.trained_on.same_prompt and not report.is_heldout
+    return f"{'warning: ' if is_doubtful else ''}{report.trained_on}"
 
 
 def _cut_text(score: "Score") -> str:

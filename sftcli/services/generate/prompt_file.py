@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from sftcli import storage
 from sftcli.data.conversations.detect import check_renames, parse_renames, renamed
@@ -159,8 +160,9 @@ def _check_rivals(row: Mapping[str, object], column: str, turns: list[Message]) 
 
 
 def _no_prompt(row: Mapping[str, object]) -> UnreadError:
-    columns = [name for name, value in row.items() if isinstance(value, str)]
-    remedy = f"name the one that is asked: --map prompt={columns[0]}" if columns else _HINT
+    columns = {name: value for name, value in row.items() if isinstance(value, str)}
+    longest = max(columns, key=lambda name: len(columns[name]), default="")
+    remedy = f"name the one that is asked: --map prompt={quote(longest)}" if longest else _HINT
     return UnreadError([Unread(f"no column holds a prompt; there are {', '.join(row)}", remedy)])
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from sftcli.errors import NotFoundError, UsageError
 from sftcli.modeling.adapter.folder import is_adapter_folder
 from sftcli.modeling.locate.locate import check_name
-from sftcli.services.runs.folder import RunFolder, newest_run
-from sftcli.training.checkpoint.names import list_checkpoints
+from sftcli.services.runs.folder import RunFolder, list_runs, newest_run
+from sftcli.suggest import did_you_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +55,23 @@ def find_model(
             )
         check_name(base_model)
     if found.folder is None:
-        check_name(found.name, tokenizer=tokenizer)
+        check_model_name(found.name, root=root, tokenizer=tokenizer)
     return found
+
+
+def check_model_name(
+    name: str, *, root: Path, revision: str | None = None, tokenizer: str | None = None
+) -> None:
+    """Raise what ``check_name`` raises; of a name that is near to that of a run under ``root``, tell that.
+
+    Raises:
+        NotFoundError, UsageError, ConsentError, DataError: As ``check_name``.
+    """
+    try:
+        check_name(name, revision=revision, tokenizer=tokenizer)
+    except NotFoundError as error:
+        near = did_you_mean(name, [run.name for run in list_runs(root)])
+        raise NotFoundError(error.message, hint=near or error.hint) from error
 
 
 def _find(reference: str | None, root: Path) -> ModelReference:
@@ -66,24 +81,10 @@ def _find(reference: str | None, root: Path) -> ModelReference:
     for path in (root / reference, Path(reference)):
         if (path / "run.json").is_file():
             run = RunFolder(path)
-            return ModelReference(name=run.name, folder=model_of(run), run=run)
+            return ModelReference(name=run.name, folder=run.existing_model(), run=run)
         if (path / "config.json").is_file() or is_adapter_folder(path):
             return ModelReference(name=reference, folder=path, run=_owner(path))
     return ModelReference(name=reference, folder=None, run=None)
-
-
-def model_of(run: RunFolder) -> Path:
-    """Return the model folder of ``run``: its final one, or that of its newest checkpoint while it is unfinished.
-
-    Raises:
-        NotFoundError: It has neither.
-    """
-    if not run.is_finished and not list_checkpoints(run.checkpoints):
-        raise NotFoundError(
-            f"run {run.name} has no model yet: it ended before its first checkpoint",
-            hint=f"resume it: sft resume {run.argument}",
-        )
-    return run.newest_model
 
 
 def _owner(path: Path) -> RunFolder | None:

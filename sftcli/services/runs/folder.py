@@ -131,6 +131,19 @@ class RunFolder:
         checkpoints = list_checkpoints(self.checkpoints)
         return self.final if self.is_finished or not checkpoints else checkpoints[-1]
 
+    def existing_model(self) -> Path:
+        """Return ``newest_model``.
+
+        Raises:
+            NotFoundError: The run has none yet.
+        """
+        if not self.is_finished and not list_checkpoints(self.checkpoints):
+            raise NotFoundError(
+                f"run {self.name} has no model yet: it ended before its first checkpoint",
+                hint=f"resume it: sft resume {self.argument}",
+            )
+        return self.newest_model
+
     @property
     def results_set_aside(self) -> dict[Path, Path]:
         """Files with the outcome of a run, and where they are kept while a rewound run has not ended again."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from sftcli.config.schema.settings import Settings
 from sftcli.events import Event
 from sftcli.modeling.locate.default_model import ALIAS
-from sftcli.modeling.locate.locate import check_name
 from sftcli.modeling.tokenizer.chat_tokenizer import named_template
+from sftcli.services.models.reference import check_model_name
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.event_log import is_unstarted
 from sftcli.services.runs.folder import Recorded, RunFolder, existing_run, require_free
@@ -29,7 +29,9 @@ def check_inputs(settings: Settings) -> None:
     if settings.data.template is not None:
         named_template(settings.data.template)
     model = settings.model
-    check_name(model.name, revision=model.revision, tokenizer=model.tokenizer)
+    check_model_name(
+        model.name, root=Path(settings.run.root), revision=model.revision, tokenizer=model.tokenizer
+    )
 
 
 def check_asked(settings: Settings) -> None:

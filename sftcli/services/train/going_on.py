@@ -9,7 +9,6 @@ from sftcli.config.schema.settings import Settings
 from sftcli.errors import UsageError
 from sftcli.modeling.adapter.folder import is_adapter_folder, read_base, read_shape
 from sftcli.modeling.locate.default_model import ALIAS
-from sftcli.services.models.reference import model_of
 from sftcli.services.runs.folder import RunFolder
 
 START = "adapter.start_from"
@@ -74,7 +73,7 @@ def _folder_of(settings: Settings) -> Path | None:
         return None
     for path in (Path(name).expanduser(), Path(settings.run.root) / name):
         if (path / "run.json").is_file():
-            return model_of(RunFolder(path)).absolute()
+            return RunFolder(path).existing_model().absolute()
         if is_adapter_folder(path):
             return path.absolute()
         if path.exists():

@@ -164,7 +164,7 @@ def test_a_second_text_to_be_asked_is_refused(read, key, row):
 
 
 def test_a_column_of_any_name_is_mapped_and_told_where_it_is_not(read, tmp_path):
-    row = {"id": 3, "mail": "Where is it?"}
+    row = {"id": "3", "mail": "Where is it?"}
     with pytest.raises(DataError, match="no column holds a prompt; there are id, mail") as caught:
         read(row)
     assert caught.value.hint == "name the one that is asked: --map prompt=mail"
