@@ -35,7 +35,7 @@ from sftcli.services.report.html import write_report
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.report.score import AnsweredRow, Miss, Score
 from sftcli.services.runs.event_log import read_events
-from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.services.runs.summary import RunHistory
 from sftcli.services.runs.trained_rows import TrainedRows, count_trained, prepared_rows_of
 
@@ -235,7 +235,6 @@ def _rows_with_whole_answers(prepared: PreparedData, emit: EventSink) -> list[in
 
 def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
     """Return the settings of the run that made the model, with the rows of ``request`` where it names some."""
-    config = None if choice.run is None else choice.run.config
     overrides = []
     if request.data:
         overrides.append(Override(key="data.sources", value=[], origin="--data"))
@@ -247,7 +246,11 @@ def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
         ]
     elif choice.run is None:
         raise no_heldout_of(choice.name)
-    settings = resolve(preset=None, config_file=config, overrides=overrides, environ={}).settings
+    settings = (
+        resolve(preset=None, config_file=None, overrides=overrides, environ={}).settings
+        if choice.run is None
+        else read_settings(choice.run, overrides)
+    )
     ignored = tuple(dict.fromkeys((*settings.data.ignored_keys, *request.ignored)))
     return settings.model_copy(update={"data": settings.data.model_copy(update={"ignored_keys": ignored})})
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from sftcli import storage
-from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import OutputError, StorageError
 from sftcli.events import DataPrepared, ExpertLoad, FitEnded, Judged, MemoryEased, ModelLoaded, Warned
@@ -23,7 +22,7 @@ from sftcli.services.diagnosis.verdict import judge_losses
 from sftcli.services.report.charts import Series, draw
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.runs.event_log import read_events
-from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.folder import RunFolder, resolve_run
 from sftcli.services.runs.summary import RunHistory, can_be_scored, not_since, read_scores
 from sftcli.services.runs.trained_rows import TrainedRows
 
@@ -63,7 +62,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
     history = RunHistory(read_events(run))
     verdict = judge_losses(history.losses, history.heldout_losses, rows=history.heldout_rows)
     evaluation = read_scores(run)
-    resolved = resolve(preset=None, config_file=run.config, overrides=(), environ={})
+    resolved = resolve_run(run)
     return {
         "name": run.name,
         "argument": run.argument,

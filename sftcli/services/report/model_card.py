@@ -7,7 +7,7 @@ from pathlib import Path
 import tomli_w
 
 from sftcli import __version__
-from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved, resolve
+from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved
 from sftcli.config.schema.settings import Settings
 from sftcli.events import DataPrepared
 from sftcli.figures import NOTHING
@@ -15,7 +15,7 @@ from sftcli.services.models.choose import ModelChoice
 from sftcli.services.report.html import heldout_text, measures_of
 from sftcli.services.report.measures import MEASURES
 from sftcli.services.runs.event_log import read_events
-from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.folder import RunFolder, resolve_run
 from sftcli.services.runs.summary import RunHistory, read_scores
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -61,7 +61,7 @@ def model_card(name: str, choice: ModelChoice, *, kind: str) -> str:
     if choice.run is None:
         story = f"A copy of {portable(choice.name)}, written by `sft export` {__version__}.\n"
         return _CARD.format(name=name, head=license_head, story=story, **opened)
-    resolved = resolve(preset=None, config_file=choice.run.config, overrides=(), environ={})
+    resolved = resolve_run(choice.run)
     base = portable(resolved.settings.model.name)
     head = f"base_model: {base}\n" if _HUB_NAME.fullmatch(base) else ""
     return _CARD.format(

@@ -25,7 +25,7 @@ from typing import ClassVar
 
 from sftcli import storage
 from sftcli.config.layers import Override
-from sftcli.config.resolve import resolve
+from sftcli.config.resolve import Resolved, resolve
 from sftcli.config.schema.run import RunSettings
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import (
@@ -387,8 +387,13 @@ def find_recorded(
 
 def read_settings(run: RunFolder, overrides: Sequence[Override] = ()) -> Settings:
     """Return the settings that ``run`` has since its last start, changed by ``overrides``."""
+    return resolve_run(run, overrides).settings
+
+
+def resolve_run(run: RunFolder, overrides: Sequence[Override] = ()) -> Resolved:
+    """Return the settings that ``run`` has since its last start, changed by ``overrides``, with their origins."""
     overrides = (*_changed(run, overrides), *overrides)
-    return resolve(preset=None, config_file=run.config, overrides=overrides, environ={}).settings
+    return resolve(preset=None, config_file=run.config, overrides=overrides, environ={})
 
 
 def _changed(run: RunFolder, overrides: Sequence[Override]) -> list[Override]:
