@@ -22,8 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.events import CheckpointSaved, Event, NeverStop, StepDone
+from sftcli.figures import gigabytes
 from sftcli.runtime import choose_device, choose_dtype
-from sftcli.training.checkpoint.store import DirectoryCheckpointStore, gigabytes
+from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from tests.support.recording import MemoryStore
 from tests.support.training import build_trainer, random_examples
 

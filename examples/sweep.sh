@@ -10,9 +10,10 @@ for rate in $rates; do
 done
 sft runs --json | python3 -c '
 import json, sys
-runs = [run for run in json.load(sys.stdin)["runs"] if run["name"].startswith("rate-")]
+names = {"rate-" + rate for rate in sys.argv[1:]}  # those of an earlier sweep are not compared
+runs = [run for run in json.load(sys.stdin)["runs"] if run["name"] in names]
 runs.sort(key=lambda run: run["heldout_loss"])
 for run in runs:
     print(run["name"], round(run["heldout_loss"], 4))
 print("best:", runs[0]["name"])
-'
+' $rates

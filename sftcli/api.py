@@ -140,9 +140,9 @@ def train(
     """
     set_defaults()
     resolved = _resolved_for_training(settings, preset, keys)
-    from sftcli.services.train.requirements import check_start
+    from sftcli.services.train.early import check_start
 
-    check_start(resolved.settings)
+    check_start(resolved.settings, auto=resume)
     _require_one_process(resolved.settings.training.processes)
     with _session(
         on_event, stop, progress=progress, every_steps=resolved.settings.training.log_every_steps
@@ -189,13 +189,17 @@ def generate(
     set_defaults()
     chosen = _resolved(settings, None, keys).settings
     with _session(on_event, stop, progress=progress) as session:
-        from sftcli.services.generate.prompt import GenerateRequest, run_prompts
+        from sftcli.data.reading.record import Origin
+        from sftcli.services.generate.prompt import run_prompts
         from sftcli.services.generate.prompt_file import messages_of_row
+        from sftcli.services.generate.request import GenerateRequest
 
         asked = [prompts] if isinstance(prompts, str) else prompts
         questions = [
             messages_of_row(
-                one if isinstance(one, str) else {"messages": list(one)}, system, Path("prompts"), number
+                {"prompt": one} if isinstance(one, str) else {"messages": list(one)},
+                system,
+                Origin(path="prompts", line=number),
             )
             for number, one in enumerate(asked, start=1)
         ]
@@ -214,9 +218,9 @@ def generate(
 def _resolved_for_training(
     settings: "SettingsLike | None", preset: str | None, keys: Mapping[str, object]
 ) -> "Resolved":
-    from sftcli.services.train.going_on import resolved_with_adapter
+    from sftcli.services.train.going_on import resolved_with_start
 
-    return resolved_with_adapter(lambda last: _resolved(settings, preset, keys, last=last))
+    return resolved_with_start(lambda last: _resolved(settings, preset, keys, last=last))
 
 
 def _resolved(

@@ -58,3 +58,8 @@ def too_few(rows: int) -> str:
 def carried(digits: int, rows: int) -> int:
     """Return how many of ``digits`` decimals a mean over ``rows`` carries."""
     return max(0, digits - 2) if are_few(rows) else digits
+
+
+def gigabytes(count: int) -> str:
+    """Return a size for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -211,6 +211,24 @@ def make_folders(path: Path, *, mode: int = 0o777) -> None:
                     raise
 
 
+def nearest_folder(path: Path) -> Path:
+    """Return the lowest of what is there of ``path`` and its parents: where it is made, and on whose disk."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def require_place(path: Path, *, hint: str) -> None:
+    """Make sure that ``path`` can be made, before what it is to hold is computed.
+
+    Raises:
+        OutputError: What would hold it is a file, or may not be written to.
+    """
+    above = nearest_folder(path.absolute().parent)
+    if not above.is_dir():
+        raise OutputError(f"cannot write {path}: {above} is not a folder", hint=hint)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: {above} may not be written to", hint=hint)
+
+
 def file_sha256(path: Path) -> str:
     """Return the hash of a file's content."""
     with path.open("rb") as file:
@@ -272,6 +290,7 @@ def scratch_folder(parent: Path, *, hint: str) -> "Iterator[Path]":
         StorageError: The disk ran full inside the block.
         OutputError: ``parent`` is not writable.
     """
+    require_place(parent / TEMPORARY, hint=hint)
     with storage_errors(parent, hint):
         make_folders(parent, mode=0o700)
         sweep(parent)

@@ -17,7 +17,7 @@ from sftcli.errors import ConsentError, NetworkError, NotFoundError, ResourceErr
 from sftcli.modeling.adapter.adapter import merge_adapter
 from sftcli.modeling.adapter.folder import CONFIG_FILE
 from sftcli.modeling.locate.default_model import HUB_NAME
-from sftcli.services.export import DTYPES
+from sftcli.services.export.export import DTYPES
 from tests.support.foreign_adapter import IDS, foreign_adapter, logits_by_peft
 
 

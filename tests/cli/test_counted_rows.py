@@ -74,3 +74,43 @@ def test_three_rows_give_no_interval_and_no_three_decimals(evaluated, sft, tmp_p
     code, _, err = sft(*command, "loss_standard_error=1")
     assert code == 65
     assert "loss_standard_error was not measured on these rows" in err
+
+
+def test_answers_that_are_cut_are_counted_and_marked_wherever_they_are_shown(evaluated, sft, tmp_path):
+    report, shown = evaluated(held=30, asked=8)  # as many as are kept as samples
+    page = (tmp_path / "runs/one/report.html").read_text(encoding="utf-8")
+    for model in ("base", "tuned"):
+        score, marked = report[model], [sample[f"{model}_cut"] for sample in report["samples"]]
+        assert (sum(marked), len(marked)) == (score["cut"], score["answered"])
+        assert score["cut_fraction"] == score["cut"] / 8
+        assert page.count(f"{model}, cut short") == score["cut"]
+        assert score["mean_answer_tokens"] <= score["most_answer_tokens"]
+        assert score["cut"] + score["matched"] <= 8
+    cut = report["base"]["cut"]
+    assert cut  # a model of random weights does not end its answers
+    most = report["base"]["most_answer_tokens"]
+    told = f"cut at {most} tokens, a few more than the longest expected answer: {cut} of 8 answers of "
+    assert told in " ".join(shown.split())
+    assert column(shown, "answers cut short") == column(page, "answers cut short") == "8"
+    wrong = [miss for miss in report["misses"][:3] if miss["cut"]]
+    assert sum(line.endswith(" (cut)") for line in shown.splitlines()) == len(wrong)
+    code, _, err = sft("eval", "one", "--runs", tmp_path / "runs", "--no-base", "--max-rows", 8,
+                       "--fail-above", "cut_fraction=-1")  # fmt: skip
+    assert (code, "cut_fraction" in err) == (3, True)
+
+
+@pytest.mark.parametrize("kind", ["no rows", "text", "rows"])
+def test_an_evaluation_is_offered_where_there_are_rows_for_it(sft, flags, tmp_path, kind):
+    rows = write_sums(tmp_path / "rows.jsonl")
+    more = {"no rows": ["--set", "data.heldout_fraction=0"], "text": ["--as-text"], "rows": []}[kind]
+    if kind == "text":
+        texts = [{"text": f"Words of text number {number}, and more of them."} for number in range(60)]
+        rows.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    code, _, err = sft("train", "--data", rows, "--run", "one", *flags, *more)
+    assert code == 0, err
+    _, _, about = sft("show", "one", "--runs", tmp_path / "runs")
+    page = (tmp_path / "runs/one/report.html").read_text(encoding="utf-8")
+    is_offered = kind == "rows"
+    for text in (err, about, page):
+        assert ("sft eval" in text, "next:" in text or text is page) == (is_offered, True)
+    assert sft("eval", "one", "--runs", tmp_path / "runs", "--no-base")[0] == (0 if is_offered else 65)

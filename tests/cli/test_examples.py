@@ -56,6 +56,19 @@ def test_a_sweep_names_the_best_rate(rows, tiny_model, environment, tmp_path):
     assert done.stdout.splitlines()[-1] == "best: rate-1e-2"
 
 
+def test_a_sweep_prints_no_result_of_an_earlier_one(rows, tiny_model, environment, tmp_path):
+    def sweep(rates: str, steps: int):
+        flags = small(tiny_model, f"training.max_steps={steps}")
+        return run("sweep.sh", str(rows), rates, *flags, cwd=tmp_path, env=environment)
+
+    assert sweep("1e-2", 2).returncode == 0
+    other = sweep("1e-6", 2)
+    assert [line.split()[0] for line in other.stdout.splitlines()] == ["rate-1e-6", "best:"]
+    longer = sweep("1e-6", 3)
+    assert (longer.returncode, longer.stdout) == (78, "")
+    assert "training.max_steps was 2, is 3" in longer.stderr
+
+
 def test_a_night_that_is_not_good_enough_changes_nothing(rows, tiny_model, environment, tmp_path):
     flags = small(tiny_model, "training.max_steps=2")
     bad = run("nightly.sh", str(rows), "best", "0.001", *flags, cwd=tmp_path, env=environment)

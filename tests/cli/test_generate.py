@@ -37,6 +37,25 @@ def test_a_file_is_answered_in_its_own_order(prompts, tiny_model, tmp_path):
     assert not (tmp_path / ".out.jsonl.partial").exists()
 
 
+def test_columns_of_the_rows_keep_their_place_and_none_is_lost(tiny_model, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("line,question,answer\nL1,What?,Yes\nL2,Why?,No\n")
+    result = invoke("generate", "--file", path, "--out", tmp_path / "out.jsonl", "-c", tiny_model,
+                    "--max-new-tokens", 6)  # fmt: skip
+    assert "line as row_line, answer as row_answer" in result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [list(row) for row in rows] == 2 * [
+        ["line", "row_line", "question", "row_answer", "answer", "finish", "new_tokens"]
+    ]
+    assert [(row["line"], row["row_line"], row["row_answer"]) for row in rows] == [
+        (2, "L1", "Yes"), (3, "L2", "No"),
+    ]  # fmt: skip
+    path.write_text("question,answer,row_answer\nWhat?,Yes,No\n")
+    result = invoke("generate", "--file", path, "--out", tmp_path / "more.jsonl", "-c", tiny_model)
+    assert result.exception.exit_code == 65
+    assert not (tmp_path / "more.jsonl").exists()
+
+
 def test_a_file_that_was_cut_goes_on_to_the_same_answers(prompts, tiny_model, tmp_path):
     sampled = ("--temperature", "1", "--seed", "5")
     whole = answer_file(prompts, tmp_path / "whole.jsonl", tiny_model, *sampled)

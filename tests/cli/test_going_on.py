@@ -161,3 +161,15 @@ def test_run_is_not_resumed_with_another_start(first, more, tmp_path):
     )
     with pytest.raises(MismatchError, match="the adapter it goes on from"):
         sft("resume", "second", "--runs", runs, "--checkpoint", "2")
+
+
+@pytest.mark.parametrize("name", ["run", "path"])
+def test_the_name_of_a_run_is_its_model(rows, flags, more, tmp_path, name):
+    sft("train", "--data", rows, "--run", "first", *flags)
+    first, second = tmp_path / "runs" / "first", tmp_path / "runs" / "second"
+    sft(*more, "--model", {"run": "first", "path": str(first)}[name])
+    assert losses(second)[0] == pytest.approx(losses(first)[-1], abs=1e-6)
+    assert [text for text in notices(second) if "going on" in text] == [
+        f"going on from the model {first / 'final'}"
+    ]
+    assert f'name = "{first / "final"}"' in (second / "config.toml").read_text()

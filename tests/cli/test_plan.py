@@ -58,6 +58,13 @@ def test_lean_optimizer_and_full_precision_show_in_the_plan(place):
     assert plan.optimizer_bytes < weights
 
 
+def test_plan_of_several_processes_says_that_one_is_measured(place, monkeypatch):
+    monkeypatch.chdir(place)
+    arguments = ["train", "--data", "rows.jsonl", "--model", "model", "--max-steps", "2", "--plan"]
+    told = CliRunner().invoke(app, [*arguments, "--processes", "3"]).stderr
+    assert "one process is measured here, alone; the 3 of the training share the rows of each step" in told
+
+
 def test_plan_is_one_json_object_or_a_table(place, monkeypatch):
     monkeypatch.chdir(place)
     arguments = ["train", "--data", "rows.jsonl", "--model", "model", "--max-steps", "5", "--plan"]

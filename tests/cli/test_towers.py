@@ -18,8 +18,10 @@ from sftcli.events import ModelLoaded, NeverStop, Notice, Session
 from sftcli.modeling.architecture import auto_class
 from sftcli.modeling.formats.sizes import embedding_bytes
 from sftcli.modeling.load import load_model
-from sftcli.services.export import ExportFormat, ExportRequest, run_export
-from sftcli.services.generate.prompt import GenerateRequest, run_generation
+from sftcli.services.export.export import run_export
+from sftcli.services.export.request import ExportFormat, ExportRequest
+from sftcli.services.generate.prompt import run_generation
+from sftcli.services.generate.request import GenerateRequest
 from sftcli.services.train.resume import ResumeRequest, resume_training
 from sftcli.training.utilization import Workload
 from sftcli.training.weights.masters import MasterWeights

@@ -47,8 +47,10 @@ def test_rows_and_prompts_that_were_trained_on_are_counted(scored, tmp_path):
     assert report["trained_on"] == {"rows": 5, "same_row": 2, "same_prompt": 3}
     assert report["tuned"]["memorized_fraction"] == 0  # short answers; it was looked for
     _, err = run("--data", data)
-    assert "2 of these 5 rows were trained on, and 1 more has a prompt that was" in err
+    assert "warning: 2 of these 5 rows were trained on, and 1 more has a prompt that was" in err
+    assert "5 named rows" in err
     _, err = run()
+    assert "6 held-out rows" in err
     assert "none of these 6 rows was trained on" in err
     assert "None of these 6 rows was trained on" in (tmp_path / "runs/one/report.html").read_text(
         encoding="utf-8"

@@ -12,7 +12,8 @@ from sftcli.errors import DataError, DivergedError, NotFoundError, StorageError
 from sftcli.events import NeverStop, Notice, Session
 from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.modeling.load import load_model
-from sftcli.services.export import ExportFormat, ExportRequest, run_export
+from sftcli.services.export.export import run_export
+from sftcli.services.export.request import ExportFormat, ExportRequest
 from sftcli.training.checkpoint import format as checkpoint
 from sftcli.training.weights.masters import MasterWeights
 from tests.support.recording import RecordingSink

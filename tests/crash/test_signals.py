@@ -171,7 +171,8 @@ def test_second_signal_during_a_save_ends_at_once_and_loses_only_that_save(place
 def test_signal_while_an_answer_is_generated_ends_it_after_the_token(place):
     from sftcli.config.schema.run import SamplingSettings
     from sftcli.events import TextDelta
-    from sftcli.services.generate.prompt import GenerateRequest, run_generation
+    from sftcli.services.generate.prompt import run_generation
+    from sftcli.services.generate.request import GenerateRequest
 
     def interrupt(event):
         if isinstance(event, TextDelta):

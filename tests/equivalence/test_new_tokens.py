@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftcli.errors import MismatchError, UsageError
 from sftcli.events import Ending, NeverStop, Session
 from sftcli.modeling.adapter.adapter import merge_adapter
-from sftcli.services.export import ExportFormat, ExportRequest, run_export
+from sftcli.services.export.export import run_export
+from sftcli.services.export.request import ExportFormat, ExportRequest
 from sftcli.services.models.choose import choose_model, load_choice
 from sftcli.services.train.resume import ResumeRequest, resume_training
 from sftcli.training.checkpoint.format import read_snapshot

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sftcli.services.evaluate.evaluate import EvalReport
     from sftcli.services.evaluate.limits import Limit
+    from sftcli.services.evaluate.request import EvalRequest
     from sftcli.services.evaluate.tasks import TasksReport
 
 
@@ -146,17 +147,22 @@ def evaluate(
       sft eval --tasks arc_easy --task-rows 100 --fail-under arc_easy/acc=0.5
     """
     from sftcli.services.evaluate.limits import read_limits, require_measurable
+    from sftcli.services.evaluate.request import check_names
 
     limits = read_limits(fail.fail_above or (), fail.fail_under or ())
     _check_tasks(asked, scored, processes)
     if asked.tasks is not None:
+        check_names(_request(scored, runs), needs_rows=False)
         answered = _ask_tasks(asked.tasks, asked, scored, runs, output)
         _judge(answered.numbers(), asdict(answered), limits, output)
         return
     require_measurable(limits)
-    if processes > 1 and not is_one_of_several():
-        raise typer.Exit(start_several(processes, output))
-    report = _score_rows(scored, runs, output)
+    request = _request(scored, runs)
+    if not is_one_of_several():
+        check_names(request)
+        if processes > 1:
+            raise typer.Exit(start_several(processes, output))
+    report = _score_rows(request, output)
     _judge(report.numbers(), report.to_json(), limits, output)
 
 
@@ -204,25 +210,30 @@ def _ask_tasks(
     return report
 
 
-def _score_rows(scored: ScoredFlags, runs: Path, output: Output) -> "EvalReport":
+def _request(scored: ScoredFlags, runs: Path) -> "EvalRequest":
+    from sftcli.services.evaluate.request import EvalRequest
+
+    return EvalRequest(
+        checkpoint=scored.checkpoint,
+        tokenizer=scored.model.tokenizer,
+        base_model=scored.model.base_model,
+        data=tuple(scored.data or ()),
+        ignored=tuple(scored.ignored or ()),
+        base=scored.base,
+        with_base=not scored.no_base,
+        max_rows=scored.max_rows,
+        root=runs,
+        batch_size=scored.batch_size,
+        trusts_code=scored.model.trusts_code,
+        precision=scored.precision.value,
+    )
+
+
+def _score_rows(request: "EvalRequest", output: Output) -> "EvalReport":
     with session(output) as current:
         current.emit(LOADING)
-        from sftcli.services.evaluate.evaluate import EvalRequest, run_evaluation
+        from sftcli.services.evaluate.evaluate import run_evaluation
 
-        request = EvalRequest(
-            checkpoint=scored.checkpoint,
-            tokenizer=scored.model.tokenizer,
-            base_model=scored.model.base_model,
-            data=tuple(scored.data or ()),
-            ignored=tuple(scored.ignored or ()),
-            base=scored.base,
-            with_base=not scored.no_base,
-            max_rows=scored.max_rows,
-            root=runs,
-            batch_size=scored.batch_size,
-            trusts_code=scored.model.trusts_code,
-            precision=scored.precision.value,
-        )
         report = run_evaluation(request, current)
     if not output.json:
         results.show_scores(report, output)

@@ -81,19 +81,22 @@ def export(
 
       sft export my-run --to ollama --out my-model
     """
+    from sftcli.services.export.request import ExportFormat, ExportRequest, check_names
+
+    request = ExportRequest(
+        checkpoint=asked.checkpoint,
+        format=ExportFormat(asked.to.value),
+        out=asked.out,
+        root=runs,
+        dtype=None if asked.dtype is None else asked.dtype.value,
+        tokenizer=asked.model.tokenizer,
+        base_model=asked.model.base_model,
+    )
+    check_names(request)
     with session(output) as current:
         current.emit(LOADING)
-        from sftcli.services.export import ExportFormat, ExportRequest, run_export
+        from sftcli.services.export.export import run_export
 
-        request = ExportRequest(
-            checkpoint=asked.checkpoint,
-            format=ExportFormat(asked.to.value),
-            out=asked.out,
-            root=runs,
-            dtype=None if asked.dtype is None else asked.dtype.value,
-            tokenizer=asked.model.tokenizer,
-            base_model=asked.model.base_model,
-        )
         outcome = run_export(request, current)
     if output.json:
         tables.show_result_json(asdict(outcome))

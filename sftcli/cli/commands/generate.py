@@ -1,7 +1,6 @@
 """``sft generate``."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +20,7 @@ from sftcli.cli.terminal.text import as_utf8
 from sftcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from sftcli.services.generate.prompt import GenerateRequest
+    from sftcli.services.generate.request import GenerateRequest
 
 
 SAMPLING_FLAGS = (
@@ -38,7 +37,12 @@ class AskedFlags:
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="IN", help="Answer every line of this .jsonl or .txt file."),
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="IN",
+            help="Answer every row of this file, of any kind that train reads, or every line of a .txt file.",
+        ),
     ] = None
     out: Annotated[
         Path | None,
@@ -71,6 +75,7 @@ class AnsweringFlags:
         str, typer.Option("--system", metavar="TEXT", help="System message to put before the prompt.")
     ] = ""
     ignored: Annotated[list[str] | None, FLAGS["--ignore"].option] = None
+    renames: Annotated[list[str] | None, FLAGS["--map"].option] = None
 
 
 @command
@@ -95,30 +100,30 @@ def generate(
     settings = resolve_flags(flags).settings
     text = _read_prompt(asked.prompt)
 
-    def build() -> "GenerateRequest":
-        from sftcli.services.generate.prompt import GenerateRequest
+    from sftcli.services.generate.request import GenerateRequest, check_models
 
-        return GenerateRequest(
-            prompt=text,
-            sampling=settings.sampling,
-            root=runs,
-            precision=settings.training.precision,
-            checkpoint=answering.checkpoint,
-            system=as_utf8(answering.system),
-            ignored=tuple(answering.ignored or ()),
-            samples=asked.samples,
-            with_base=asked.base,
-            tokenizer=answering.model.tokenizer,
-            base_model=answering.model.base_model,
-            trusts_code=answering.model.trusts_code,
-        )
-
+    request = GenerateRequest(
+        prompt=text,
+        sampling=settings.sampling,
+        root=runs,
+        precision=settings.training.precision,
+        checkpoint=answering.checkpoint,
+        system=as_utf8(answering.system),
+        ignored=tuple(answering.ignored or ()),
+        renames=tuple(answering.renames or ()),
+        samples=asked.samples,
+        with_base=asked.base,
+        tokenizer=answering.model.tokenizer,
+        base_model=answering.model.base_model,
+        trusts_code=answering.model.trusts_code,
+    )
+    check_models(request)
     if asked.chat:
-        run_chat(build, output)
+        run_chat(request, output)
     elif asked.file is not None and asked.out is not None:
-        _answer_file(build, asked.file, asked.out, output)
+        _answer_file(request, asked.file, asked.out, output)
     else:
-        _answer_prompt(build, output)
+        _answer_prompt(request, output)
 
 
 def _check_kind(asked: AskedFlags, output: Output) -> None:
@@ -151,12 +156,14 @@ def _read_prompt(prompt: str | None) -> str:
         raise DataError("the prompt on standard input is not UTF-8", hint="send it as UTF-8") from None
 
 
-def _answer_prompt(build: Callable[[], "GenerateRequest"], output: Output) -> None:
+def _answer_prompt(request: "GenerateRequest", output: Output) -> None:
+    from sftcli.services.generate.request import require_prompt
+
+    require_prompt(request)
     with session(output) as current:
         current.emit(LOADING)
         from sftcli.services.generate.prompt import run_generation
 
-        request = build()
         emit = current.emit if output.json else answers.with_text(current.emit)
         completions = run_generation(request, emit, current.stop)
     answers.show_completions(completions, request, output)
@@ -164,12 +171,16 @@ def _answer_prompt(build: Callable[[], "GenerateRequest"], output: Output) -> No
         raise typer.Exit(current.stop.exit_code)
 
 
-def _answer_file(build: Callable[[], "GenerateRequest"], source: Path, out: Path, output: Output) -> None:
+def _answer_file(request: "GenerateRequest", source: Path, out: Path, output: Output) -> None:
+    from sftcli.services.generate.prompt_file import check_out, read_prompts
+
+    check_out(out)
+    prompts = read_prompts(source, system=request.system, ignored=request.ignored, renames=request.renames)
     with session(output) as current:
         current.emit(LOADING)
         from sftcli.services.generate.file import run_file_generation
 
-        outcome = run_file_generation(build(), source, out, current.emit, current.stop)
+        outcome = run_file_generation(request, prompts, out, current.emit, current.stop)
     if output.json:
         tables.show_result_json(asdict(outcome))
     elif outcome.is_whole:

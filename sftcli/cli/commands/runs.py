@@ -76,7 +76,7 @@ def show(
     """
     with session(output):
         from sftcli.services.runs.folder import find_run, newest_run
-        from sftcli.services.runs.summary import read_scores, summarize_run
+        from sftcli.services.runs.summary import can_be_scored, read_scores, summarize_run
 
         chosen = newest_run(root) if run is None else find_run(run, root)
         summary, scores = summarize_run(chosen), read_scores(chosen)
@@ -89,7 +89,8 @@ def show(
     for warning in summary.warnings[-SHOWN_WARNINGS:]:
         tables.show_text(f"warning: {warning}", out)
     tables.show_text(
-        f"next: {_next_command(summary, has_scores=scores is not None)}", tables.err(output.color)
+        f"next: {_next_command(summary, is_scored=scores is not None or not can_be_scored(chosen))}",
+        tables.err(output.color),
     )
 
 
@@ -151,10 +152,10 @@ def _checkpoint_steps(steps: "Sequence[int]") -> str:
     return f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"
 
 
-def _next_command(summary: "RunSummary", *, has_scores: bool) -> str:
+def _next_command(summary: "RunSummary", *, is_scored: bool) -> str:
     name = _argument(summary)
     match summary.state:
-        case "finished" if has_scores:
+        case "finished" if is_scored:
             return f'sft generate "your prompt" --checkpoint {name}'
         case "finished":
             return f"sft eval {name}"

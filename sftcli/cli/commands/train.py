@@ -20,6 +20,7 @@ from sftcli.cli.session.processes import is_one_of_several, start_several
 from sftcli.cli.session.session import LOADING, session
 from sftcli.cli.terminal import tables
 from sftcli.errors import SftError
+from sftcli.events import Notice
 
 if TYPE_CHECKING:
     from sftcli.config.layers import Override
@@ -84,17 +85,22 @@ def train(
     if print_config:
         results.show_settings(resolved.rows(), output)
         return
-    from sftcli.services.train.requirements import check_start
+    from sftcli.services.train.early import check_asked, check_start
 
-    check_start(resolved.settings)  # a slip in a name is told before torch is loaded
-    count = resolved.settings.training.processes
-    if count > 1 and not plan and not is_one_of_several():
-        raise typer.Exit(start_several(count, output))
+    if plan or is_one_of_several():
+        check_asked(resolved.settings)
+    else:
+        check_start(resolved.settings, auto=on_existing is Resume.AUTO)
+        if (count := resolved.settings.training.processes) > 1:
+            raise typer.Exit(start_several(count, output))
     with session(output, every_steps=resolved.settings.training.log_every_steps) as current:
         current.emit(LOADING)
         if plan:
             from sftcli.services.train.plan import plan_training
 
+            if (count := resolved.settings.training.processes) > 1:
+                text = f"one process is measured here, alone; the {count} of the training share the rows of each step"
+                current.emit(Notice(text=text))
             planned = plan_training(resolved.settings, current)
             results.show_plan(planned, output)
             return
@@ -127,6 +133,7 @@ class ResumeFlags:
         typer.Option("--checkpoint", metavar="STEP", help="Resume from the checkpoint of this step."),
     ] = None
     sets: Set = None
+    end: Annotated[Flags, "--epochs", "--max-steps"]
     trust: Annotated[Flags, "--trust-remote-code"]
     verify: Annotated[
         bool,
@@ -153,33 +160,39 @@ class ResumeFlags:
         """Return the settings that the user gave."""
         from sftcli.config.resolve import parse_set
 
-        return [*map(parse_set, self.sets or ()), *self.trust.overrides(), *self.sharing.overrides()]
+        given = (self.end, self.trust, self.sharing)
+        return [*map(parse_set, self.sets or ()), *(found for flags in given for found in flags.overrides())]
+
+    def allowed(self) -> tuple[str, ...]:
+        """Return the keys that may change; a flag for another end says so itself."""
+        return (*(self.allow_change or ()), *(found.key for found in self.end.overrides()))
 
 
 @command
 def resume(*, asked: ResumeFlags, output: Output) -> None:
-    """Resume a stopped run as if it had never stopped.
+    """Resume a stopped run as if it had never stopped, or train a finished one longer.
 
     Examples:
       sft resume
 
       sft resume my-run --checkpoint 200
 
+      sft resume my-run --epochs 5
+
       sft resume my-run --verify
     """
     from sftcli.services.runs.folder import find_recorded
-    from sftcli.services.train.requirements import check_machine
+    from sftcli.services.train.early import check_resume
 
     overrides = asked.overrides()
     every_steps = 10
     # Of several processes the first one tells, once, what is wrong with the name.
     with suppress(SftError) if is_one_of_several() else nullcontext():
-        settings = find_recorded(
-            asked.run, asked.runs, overrides, finished=None if asked.verify else False
-        ).settings
+        recorded = find_recorded(asked.run, asked.runs, overrides, finished=None if asked.verify else False)
+        settings = recorded.settings
         every_steps = settings.training.log_every_steps
         if not is_one_of_several():
-            check_machine(settings)
+            check_resume(recorded, step=asked.step, verify=asked.verify, allowed=asked.allowed())
             if settings.training.processes > 1:
                 raise typer.Exit(start_several(settings.training.processes, output))
     with session(output, every_steps=every_steps) as current:
@@ -191,7 +204,7 @@ def resume(*, asked: ResumeFlags, output: Output) -> None:
             run=asked.run,
             step=asked.step,
             overrides=tuple(overrides),
-            allowed=tuple(asked.allow_change or ()),
+            allowed=asked.allowed(),
             break_lock=asked.break_lock,
         )
         proved = verify_resume(request, current) if asked.verify else None

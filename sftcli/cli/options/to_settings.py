@@ -64,10 +64,10 @@ def or_default_preset(layers: Layers, flags: Flags) -> Layers:
 
 
 def resolve_for_training(flags: Flags, layers: Layers) -> "Resolved":
-    """Resolve the settings of a training; what an adapter brings that it goes on from is among them."""
-    from sftcli.services.train.going_on import resolved_with_adapter
+    """Resolve the settings of a training; what follows from a run or adapter that it goes on from is among them."""
+    from sftcli.services.train.going_on import resolved_with_start
 
-    return resolved_with_adapter(lambda last: resolve_flags(flags, layers, last=last))
+    return resolved_with_start(lambda last: resolve_flags(flags, layers, last=last))
 
 
 def resolve_flags(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sftcli.events import Event, EventSink
     from sftcli.services.generate.answerer import Completion
-    from sftcli.services.generate.prompt import GenerateRequest
+    from sftcli.services.generate.request import GenerateRequest
 
 
 @dataclass(slots=True)

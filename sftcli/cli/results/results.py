@@ -61,7 +61,10 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
             if outcome.step:
                 tables.show_text(f"resume with: sft resume {run.argument}", err)
         else:
-            tables.show_text(f"next: {generate_command(run)}, or sft eval {run.argument}", err)
+            from sftcli.services.runs.summary import can_be_scored
+
+            score = f", or sft eval {run.argument}" if can_be_scored(run) else ""
+            tables.show_text(f"next: {generate_command(run)}{score}", err)
     if outcome.final is not None:
         tables.show_text(outcome.final, tables.out(output.color))
 
@@ -168,12 +171,16 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
     if output.quiet:
         return
     tables.show_text(
-        f"{count(report.rows)} held-out rows, {count(tuned.response_tokens)} response tokens; "
+        f"{count(report.rows)} {'held-out' if report.is_heldout else 'named'} rows, {count(tuned.response_tokens)} response "
+        "tokens; "
         f"{_matches(tuned)} answered exactly right" + (f", {_matches(base)} by {base.model}" if base else ""),
         err,
         wrap=True,
     )
     tables.show_text(_trained_text(report), err, wrap=True)
+    for score in (tuned, base):
+        if score is not None and score.cut:
+            tables.show_text(_cut_text(score), err, wrap=True)
     for name, difference in (("loss", report.loss_difference), ("exact match", report.match_difference)):
         if difference is not None:
             found = change(difference.value, 3, difference.rows)
@@ -185,13 +192,23 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
     if shown:
         tables.show_text(f"wrong answers, {len(shown)} of {count(tuned.answered - tuned.matched)}:", err)
     for miss in shown:
-        tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}", err)
+        cut = " (cut)" if miss.cut else ""
+        tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}{cut}", err)
 
 
 def _trained_text(report: "EvalReport") -> str:
     if report.trained_on is None:
         return "how many of these rows were trained on is unknown"
-    return str(report.trained_on)
+    is_doubtful = report.trained_on.same_prompt and not report.is_heldout
+    return f"{'warning: ' if is_doubtful else ''}{report.trained_on}"
+
+
+def _cut_text(score: "Score") -> str:
+    """Say of how many answers the end is missing, for all that is measured of them is measured up to there."""
+    return (
+        f"cut at {count(score.most_answer_tokens)} tokens, a few more than the longest expected answer: "
+        f"{share_of(score.cut, score.answered)} answers of {score.model}"
+    )
 
 
 def _verdict_text(verdict: "Verdict") -> str:

@@ -1,7 +1,6 @@
 """The interactive session of ``sft generate --chat``: lines in, answers out."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from sftcli.errors import DataError, SftError
 
 if TYPE_CHECKING:
     from sftcli.services.generate.chat import Chat
-    from sftcli.services.generate.prompt import GenerateRequest
+    from sftcli.services.generate.request import GenerateRequest
 
 HELP = (
     "/reset forgets the conversation, /system TEXT sets the system message, /save FILE keeps it, /quit ends"
@@ -25,14 +24,13 @@ HELP = (
 DEFAULT_SAVE = "chat.jsonl"
 
 
-def chat(build: Callable[[], "GenerateRequest"], output: options.Output) -> None:
+def chat(request: "GenerateRequest", output: options.Output) -> None:
     """Talk with a model until /quit or the end of input. Ctrl-C cuts an answer short; at the prompt it ends the session."""
     with session(output) as current:
         current.emit(LOADING)
         from sftcli.services.generate.chat import Chat
         from sftcli.services.generate.prompt import open_answerers
 
-        request = build()
         (answerer,) = open_answerers(request, current.emit)
     talk = Chat(answerer=answerer, sampling=request.sampling, system=request.system)
     if not output.quiet:

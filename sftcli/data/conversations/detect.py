@@ -104,7 +104,7 @@ def detect_schema(
     """
     renames = dict(renames or {})
     records = records[:DETECTION_ROWS]
-    _check_renames(records, renames)
+    check_renames(records, renames)
     rows = [(without_keys(renamed(record.fields, renames), dropped), record.origin) for record in records]
     found = [(format_, fields, origin) for fields, origin in rows if (format_ := find_format(fields))]
     if not found:
@@ -156,7 +156,12 @@ def agreed_format(format_: RowFormat, fields: Mapping[str, object]) -> RowFormat
     return common_format(format_, found)
 
 
-def _check_renames(records: Sequence[RawRecord], renames: Mapping[str, str]) -> None:
+def check_renames(records: Sequence[RawRecord], renames: Mapping[str, str]) -> None:
+    """Make sure that some row has each column that is renamed.
+
+    Raises:
+        UsageError: None has.
+    """
     columns = dict.fromkeys(name for record in records for name in record.fields)
     for theirs in renames.values():
         if theirs not in columns:

@@ -79,17 +79,44 @@ def locate_model(
         DataError: A file is damaged.
     """
     name = name.strip()
-    if _is_pt_file(name):
-        located = _from_pt(Path(name).expanduser(), name, revision, tokenizer, emit)
-    elif tokenizer is not None:
+    check_name(name, revision=revision, tokenizer=tokenizer)
+    located = (
+        _from_pt(Path(name).expanduser(), name, revision, tokenizer, emit)
+        if _is_pt_file(name)
+        else _locate(name, revision, emit, with_code=with_code)
+    )
+    emit(Notice(text=f"model {located.name}: from {located.how}"))
+    return located
+
+
+def check_name(name: str, *, revision: str | None = None, tokenizer: str | None = None) -> None:
+    """Raise what ``locate_model`` would raise of what its arguments name; nothing is converted, and nobody is asked.
+
+    Raises:
+        NotFoundError, UsageError, ConsentError, DataError: As ``locate_model``.
+    """
+    name = name.strip()
+    path = Path(name).expanduser()
+    if tokenizer is not None and not _is_pt_file(name):
         raise UsageError(
             f"--tokenizer is for .pt files only, and {name} has its own",
             hint="leave --tokenizer out",
         )
-    else:
-        located = _locate(name, revision, emit, with_code=with_code)
-    emit(Notice(text=f"model {located.name}: from {located.how}"))
-    return located
+    if name == ALIAS:
+        return
+    if is_path(name):
+        if revision is not None and not revision.startswith(_PREFIX):
+            raise UsageError(f"a revision ({revision}) applies to hub models, and {name} is a path")
+        if path.is_dir():
+            check_model_folder(path)
+        elif path.suffix != ".gguf" and not _is_pt_file(name):
+            raise _not_a_model(path)
+    elif not _HUB_NAME.fullmatch(name) or path.suffix == ".gguf":
+        raise NotFoundError(
+            f"there is no file, folder or model called {name!r}", hint=_nearest(path) or _kinds()
+        )
+    elif path.parent.is_dir() and (near := _nearest(path)):
+        raise NotFoundError(f"{name} is not a folder or file", hint=near)
 
 
 def known_folder(name: str, revision: str | None) -> Path | None:
@@ -115,29 +142,19 @@ def _locate(name: str, revision: str | None, emit: EventSink, *, with_code: bool
             found = resolve_alias(emit, revision=revision)
             return LocatedModel(folder=found.folder, name=name, how=found.how, revision=found.revision)
         return _from_hub(HUB_NAME, name, revision, emit, with_code=with_code)
-    path = Path(name).expanduser()
     if is_path(name):
-        return _from_path(path, name, revision, emit)
-    if _HUB_NAME.fullmatch(name) and path.suffix != ".gguf":
-        if path.parent.is_dir() and (near := _nearest(path)):
-            raise NotFoundError(f"{name} is not a folder or file", hint=near)
-        return _from_hub(name, name, revision, emit, with_code=with_code)
-    raise NotFoundError(f"there is no file, folder or model called {name!r}", hint=_nearest(path) or _kinds())
+        return _from_path(Path(name).expanduser(), name, revision, emit)
+    return _from_hub(name, name, revision, emit, with_code=with_code)
 
 
 def _from_path(path: Path, name: str, revision: str | None, emit: EventSink) -> LocatedModel:
-    if revision is not None and not revision.startswith(_PREFIX):
-        raise UsageError(f"a revision ({revision}) applies to hub models, and {name} is a path")
     if path.is_dir():
-        check_model_folder(path)
         located = LocatedModel(folder=path, name=name, how=f"the folder {path}", revision=sampled_hash(path))
-    elif path.suffix == ".gguf":
+    else:
         folder, digest = converted_gguf(path, prefix="gguf", emit=emit)
         located = LocatedModel(
             folder=folder, name=name, how=f"{path} by way of {folder}", revision=_PREFIX + digest
         )
-    else:
-        raise _not_a_model(path)
     if revision not in (None, located.revision):
         raise MismatchError(
             f"the weights of {name} have changed: they were {revision}, now they are {located.revision}",
@@ -154,8 +171,6 @@ def _is_pt_file(name: str) -> bool:
 def _from_pt(
     path: Path, name: str, revision: str | None, tokenizer: str | None, emit: EventSink
 ) -> LocatedModel:
-    if revision is not None and not revision.startswith(_PREFIX):
-        raise UsageError(f"a revision ({revision}) applies to hub models, and {name} is a path")
     folder, digest = converted_pt(path, tokenizer=tokenizer, emit=emit)
     if revision not in (None, _PREFIX + digest):
         raise MismatchError(

@@ -251,6 +251,18 @@ class HFChatTokenizer:
         )
 
 
+def named_template(text: str) -> ChatTemplate:
+    """Return the built-in template of that name, or the one in the file of that name.
+
+    Raises:
+        UsageError: It is neither.
+        DataError: It is not Jinja.
+    """
+    return read_template(
+        text, builtins=BUILTIN_TEMPLATES, read=lambda path: Path(path).read_text(encoding="utf-8")
+    )
+
+
 def load_chat_tokenizer(
     folder: Path,
     *,
@@ -273,9 +285,7 @@ def load_chat_tokenizer(
     """
     files = read_tokenizer_files(folder)
     if template is not None:
-        chosen = read_template(
-            template, builtins=BUILTIN_TEMPLATES, read=lambda path: Path(path).read_text(encoding="utf-8")
-        )
+        chosen = named_template(template)
         check_needed_tokens(files, template)
         stop_tokens = (*stop_tokens, *STOP_TOKENS.get(template, ()))
         check_known(variables or {}, [chosen.source], f"the chat template {template}")

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -11,12 +10,13 @@ from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import Settings
 from sftcli.data.example import CUT_ANSWERS
 from sftcli.data.prepared.store import ExampleTable
-from sftcli.errors import DataError, UsageError
+from sftcli.errors import DataError
 from sftcli.events import Event, EventSink, Notice, Session
 from sftcli.extras import install_command
 from sftcli.json_files import replace_json
 from sftcli.services.diagnosis.verdict import Verdict, judge_losses
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
+from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
 from sftcli.services.evaluate.scoring import (
     ScoringJob,
     loss_difference,
@@ -35,7 +35,7 @@ from sftcli.services.report.html import write_report
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.report.score import AnsweredRow, Miss, Score
 from sftcli.services.runs.event_log import read_events
-from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.services.runs.summary import RunHistory
 from sftcli.services.runs.trained_rows import TrainedRows, count_trained, prepared_rows_of
 
@@ -43,37 +43,12 @@ KEPT_SAMPLES = 8
 MAX_TRAINING_TOKENS = 2_000_000  # looked through for copied answers
 
 
-KEPT_PRECISION = "fp32"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalRequest:
-    """Which model on which rows.
-
-    ``checkpoint`` as in ``choose_model``. ``data`` names the rows; without it they are the held-out rows of the run that
-    made the model. The score is set beside that of ``base``, by default the model that the run started from. At most
-    ``max_rows`` rows, spread evenly, are answered by generation; all of them are scored for loss.
-    """
-
-    checkpoint: str | None
-    data: tuple[str, ...]
-    base: str | None
-    with_base: bool
-    max_rows: int
-    root: Path
-    batch_size: int | None = None  # rows at once; numbers do not depend on it
-    tokenizer: str | None = None  # of a .pt file
-    ignored: tuple[str, ...] = ()  # keys of the rows that are dropped, with those that the run drops
-    trusts_code: bool = False  # that of the run, and of the model it started from
-    base_model: str | None = None  # of an adapter, where its base is not where it says
-    precision: str = KEPT_PRECISION  # of matrix products; scores in another one are not kept with the run
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
     """Scores of the tuned model and, where one was named, of the base, with the difference over the same rows."""
 
     rows: int
+    is_heldout: bool  # of the run that made the model; else the rows were named
     trained_on: TrainedRows | None  # of these rows; None where that is not known
     cut_rows: (
         int  # their last answer has no end, so no answer is compared with it; they have loss as any other
@@ -145,6 +120,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
     tuned = score_model(job, choice, emit, stop, precision=precision)
     report = EvalReport(
         rows=len(heldout),
+        is_heldout=not request.data,
         trained_on=None if trained is None else count_trained(trained, heldout),
         cut_rows=len(heldout) - len(whole),
         tuned=tuned.score,
@@ -267,7 +243,6 @@ def _rows_with_whole_answers(prepared: PreparedData, emit: EventSink) -> list[in
 
 def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
     """Return the settings of the run that made the model, with the rows of ``request`` where it names some."""
-    config = None if choice.run is None else choice.run.config
     overrides = []
     if request.data:
         overrides.append(Override(key="data.sources", value=[], origin="--data"))
@@ -278,10 +253,12 @@ def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
             for key, value in (("where", []), ("duplicates", "keep"), ("near_duplicates", "keep"))
         ]
     elif choice.run is None:
-        raise UsageError(
-            f"{choice.name} is not from a run with held-out rows", hint="name rows with --data FILE"
-        )
-    settings = resolve(preset=None, config_file=config, overrides=overrides, environ={}).settings
+        raise no_heldout_of(choice.name)
+    settings = (
+        resolve(preset=None, config_file=None, overrides=overrides, environ={}).settings
+        if choice.run is None
+        else read_settings(choice.run, overrides)
+    )
     ignored = tuple(dict.fromkeys((*settings.data.ignored_keys, *request.ignored)))
     return settings.model_copy(update={"data": settings.data.model_copy(update={"ignored_keys": ignored})})
 

@@ -15,7 +15,7 @@ SCORE_NUMBERS = frozenset(
     field.name
     for field in fields(Score)
     if {int, float} & {field.type, *get_args(field.type)} and field.name != "sources"
-) | {"perplexity", "match_fraction"}
+) | {"perplexity", "match_fraction", "cut_fraction"}
 _PACKAGES = {"rouge_l": ("rouge_score", "rouge-score"), "chrf": ("sacrebleu", "sacrebleu")}
 
 

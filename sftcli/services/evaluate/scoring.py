@@ -65,6 +65,11 @@ class ScoringJob:
     batch_rows: int | None
     peers: Peers  # they share rows and questions, and all of them get the whole score
 
+    @property
+    def most_answer_tokens(self) -> int:
+        """Where an answer is cut: it cannot be right any more."""
+        return max(len(question.answer_ids) for question in self.questions) + 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
@@ -74,6 +79,7 @@ class Scored:
     rows: tuple[RowScore, ...]
     matches: tuple[bool, ...]
     texts: tuple[str, ...]
+    cut: tuple[bool, ...]  # answers that had not ended
     misses: tuple[Miss, ...]
 
 
@@ -110,8 +116,14 @@ def score_model(
         for answer, text, question in zip(answers, texts, job.questions, strict=True)
     )
     score = _summary(job, choice.name, rows, answers, texts, matches, seconds=monotonic() - begin)
+    cut = tuple(answer.finish == "length" for answer in answers)
     return Scored(
-        score=score, rows=rows, matches=matches, texts=tuple(texts), misses=_misses(job, texts, matches)
+        score=score,
+        rows=rows,
+        matches=matches,
+        texts=tuple(texts),
+        cut=cut,
+        misses=_misses(job, texts, cut, matches),
     )
 
 
@@ -153,6 +165,8 @@ def samples_of(job: ScoringJob, base: Scored | None, tuned: Scored, *, most: int
             expected=question.expected,
             base=None if base is None else base.texts[index],
             tuned=tuned.texts[index],
+            base_cut=base is not None and base.cut[index],
+            tuned_cut=tuned.cut[index],
         )
         for index, question in enumerate(job.questions[:most])
     )
@@ -174,12 +188,13 @@ def _answer(job: ScoringJob, decoder: Decoder, name: str, emit: EventSink, stop:
     """Answer every question greedily, those of this process here; return all answers. They may be a little longer than the longest right one."""
     by_length = sorted(range(len(job.questions)), key=lambda index: -len(job.questions[index].prompt_ids))
     order = job.peers.group.share(by_length)
-    longest = max(len(question.answer_ids) for question in job.questions)
     own: list[tuple[int, list[int], Finish]] = []
     for row in decode(
         decoder,
         [job.questions[index].prompt_ids for index in order],
-        settings=job.sampling.model_copy(update={"max_new_tokens": longest + 8, "temperature": 0.0}),
+        settings=job.sampling.model_copy(
+            update={"max_new_tokens": job.most_answer_tokens, "temperature": 0.0}
+        ),
         stop_ids=job.tokenizer.stop_ids,
         stop=stop,
         max_rows=job.batch_rows or MAX_ROWS,
@@ -196,15 +211,18 @@ def _answer(job: ScoringJob, decoder: Decoder, name: str, emit: EventSink, stop:
     return [found[index] for index in range(len(job.questions))]
 
 
-def _misses(job: ScoringJob, texts: Sequence[str], matches: Sequence[bool]) -> tuple[Miss, ...]:
+def _misses(
+    job: ScoringJob, texts: Sequence[str], cut: Sequence[bool], matches: Sequence[bool]
+) -> tuple[Miss, ...]:
     return tuple(
         Miss(
             prompt=job.tokenizer.decode(question.prompt_ids, skip_special=True),
             expected=question.expected,
             answer=text,
             origin=question.origin,
+            cut=is_cut,
         )
-        for question, text, is_match in zip(job.questions, texts, matches, strict=True)
+        for question, text, is_cut, is_match in zip(job.questions, texts, cut, matches, strict=True)
         if not is_match
     )
 
@@ -251,6 +269,8 @@ def _summary(
         chrf=chrf(texts, expected) if with_references else None,
         json_fraction=valid / json_rows if json_rows else None,
         json_rows=json_rows,
+        cut=sum(answer.finish == "length" for answer in answers),
+        most_answer_tokens=job.most_answer_tokens,
         mean_answer_tokens=float(np.mean([len(answer.ids) for answer in answers])),
         mean_expected_tokens=float(np.mean([len(question.answer_ids) - 1 for question in job.questions])),
         distinct_2=distinct_fraction([answer.ids for answer in answers], 2),

@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.errors import MismatchError, OutputError, SftError, StorageError
+from sftcli.errors import DataError, MismatchError, OutputError, SftError, StorageError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.modeling.formats.identity import file_stamps
 from sftcli.services.generate.answerer import Answerer, Completion, Question
-from sftcli.services.generate.prompt import GenerateRequest, model_choices, open_answerers
-from sftcli.services.generate.prompt_file import PromptRow, read_prompts
+from sftcli.services.generate.prompt import model_choices, open_answerers
+from sftcli.services.generate.prompt_file import PromptRow, check_out
+from sftcli.services.generate.request import GenerateRequest
 from sftcli.services.models.choose import ModelChoice
 from sftcli.services.runs.event_log import read_lines
 
@@ -85,18 +86,19 @@ class Journal:
 
 
 def run_file_generation(
-    request: GenerateRequest, source: Path, out: Path, emit: EventSink, stop: StopFlag
+    request: GenerateRequest, prompts: list[PromptRow], out: Path, emit: EventSink, stop: StopFlag
 ) -> FileOutcome:
-    """Answer every prompt in ``source`` into ``out``, a JSON object a line with the row and its answer.
+    """Answer every prompt into ``out``, a JSON object a line with the row and its answer.
 
     Raises:
-        NotFoundError, DataError: The prompts cannot be read.
+        DataError: The answers have no name that is free.
         OutputError: ``out`` exists already or cannot be written.
         MismatchError: An unfinished ``out`` was begun with something else.
     """
-    prompts = read_prompts(source, system=request.system, ignored=request.ignored)
-    if out.exists():
-        raise OutputError(f"{out} exists already", hint="choose another --out, or delete it")
+    check_out(out)
+    moved = [f"{name} as {new}" for name, new in column_names(request, prompts).items() if name != new]
+    if moved:
+        emit(Notice(text=f"the rows' own columns are written under other names: {', '.join(moved)}"))
     choices = model_choices(request, emit)
     try:
         sizes = (len(choices), len(prompts), request.samples)
@@ -166,11 +168,31 @@ def _answer(
             emit(Progressed(task="answering", done=len(journal.done), total=total, unit="answers"))
 
 
+def column_names(request: GenerateRequest, prompts: list[PromptRow]) -> dict[str, str]:
+    """Return under which name each column of the rows is written: ``row_answer`` where ``answer`` is the model's.
+
+    Raises:
+        DataError: Both are columns of the rows.
+    """
+    several = "s" if request.samples > 1 else ""
+    ours = {"line", f"answer{several}", "finish", "new_tokens"}
+    ours |= {f"base_answer{several}"} if request.with_base else set()
+    columns = dict.fromkeys(name for prompt in prompts for name in prompt.row)
+    names = {name: f"row_{name}" if name in ours else name for name in columns}
+    if twice := [name for name in columns if name in ours and names[name] in columns]:
+        raise DataError(
+            f"the rows have a column {twice[0]}, whose place the answers take, and {names[twice[0]]} is there too",
+            hint="rename one of them",
+        )
+    return names
+
+
 def _lines(
     request: GenerateRequest, prompts: list[PromptRow], choices: list[ModelChoice], journal: Journal
 ) -> Iterator[str]:
+    names = column_names(request, prompts)
     for index, prompt in enumerate(prompts):
-        row = prompt.row if isinstance(prompt.row, dict) else {"prompt": prompt.row}
+        row = {names[name]: value for name, value in prompt.row.items()}
         answers = [
             [journal.done[number, index, sample] for sample in range(request.samples)]
             for number in range(len(choices))
@@ -188,8 +210,8 @@ def _lines(
 
 def as_line(value: object) -> str:
     """Return ``value`` as a line of JSON; half a character of a row stays an escape, for UTF-8 has none for it."""
-    text = json.dumps(value, ensure_ascii=False)
-    return (text if text.isascii() or _is_text(text) else json.dumps(value)) + "\n"
+    text = json.dumps(value, ensure_ascii=False, default=str)  # tables hold dates
+    return (text if text.isascii() or _is_text(text) else json.dumps(value, default=str)) + "\n"
 
 
 def _is_text(text: str) -> bool:

@@ -1,55 +1,13 @@
 """Answer one prompt with the newest run's model or any other, once or several times, alone or with its base."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
-from sftcli.errors import UsageError
 from sftcli.events import EventSink, Session, StopFlag
 from sftcli.services.generate.answerer import Answerer, Completion, open_answerer
+from sftcli.services.generate.request import GenerateRequest, require_prompt, unknown_base
 from sftcli.services.models.choose import ModelChoice, base_of, choose_model
 from sftcli.services.runs.folder import read_settings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateRequest:
-    """One prompt. ``checkpoint`` as in ``choose_model``; ``system`` empty leaves the template's own.
-
-    ``with_base`` asks the model that the run started from as well, before the tuned one. ``tokenizer`` is a folder whose
-    tokenizer is used instead of the model's.
-    """
-
-    prompt: str
-    sampling: SamplingSettings
-    root: Path
-    precision: str
-    checkpoint: str | None = None
-    system: str = ""
-    samples: int = 1
-    with_base: bool = False
-    tokenizer: str | None = (
-        None  # of a .pt file, which holds none; for other models a folder that replaces theirs
-    )
-    ignored: tuple[str, ...] = ()  # keys of a file's rows that are dropped
-    trusts_code: bool = False  # that of the run, and of the model it started from
-    base_model: str | None = None  # of an adapter, where its base is not where it says
-
-    @property
-    def is_pt(self) -> bool:
-        """Whether a ``.pt`` file is asked."""
-        return self.checkpoint is not None and self.checkpoint.endswith(".pt")
-
-    @property
-    def tokenizer_folder(self) -> Path | None:
-        """Folder of the tokenizer to use instead of the model's own."""
-        return None if self.tokenizer is None or self.is_pt else Path(self.tokenizer)
-
-    @property
-    def is_single(self) -> bool:
-        """Whether there is one answer."""
-        return self.samples == 1 and not self.with_base
 
 
 def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) -> list[Completion]:
@@ -61,10 +19,7 @@ def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) ->
         UsageError: The prompt is empty.
         NotFoundError: The checkpoint is not there.
     """
-    if not request.prompt.strip():
-        raise UsageError(
-            "the prompt is empty", hint='pass one: sft generate "your prompt", or - to read standard input'
-        )
+    require_prompt(request)
     completions = []
     for answerer in open_answerers(request, emit):
         messages = messages_of(request.prompt, system=request.system)
@@ -133,8 +88,5 @@ def base_choice(choice: ModelChoice, emit: EventSink, *, trusts_code: bool = Fal
     settings = None if choice.run is None else read_settings(choice.run).model
     base = base_of(choice, settings, emit, trusts_code=trusts_code)
     if base is None:
-        raise UsageError(
-            f"{choice.name} is not from a run, so its base is unknown",
-            hint="prompt each model separately, with --checkpoint",
-        )
+        raise unknown_base(choice.name)
     return base

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from sftcli.config.schema.run import Attention, ModelSettings
-from sftcli.errors import UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice
 from sftcli.modeling.adapter.folder import is_adapter_folder, read_base
 from sftcli.modeling.formats.folder_write import stored_dtype
@@ -17,7 +16,8 @@ from sftcli.modeling.load import count_parameters, load_model, own_attention
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.models.base import locate_adapter_base, locate_base, own_tokenizer
-from sftcli.services.runs.folder import RunFolder, newest_run, read_settings
+from sftcli.services.models.reference import find_model
+from sftcli.services.runs.folder import RunFolder, read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,62 +74,24 @@ def choose_model(
         ConsentError: The code is not that of the run.
         UsageError: Code is trusted of a model that no run has made, or a base is named of a model that is no adapter.
     """
+    found = find_model(
+        reference, root=root, tokenizer=tokenizer, trusts_code=trusts_code, base_model=base_model
+    )
+    if found.folder is None:
+        located = locate_model(found.name, revision=None, tokenizer=tokenizer, emit=emit)
+        return ModelChoice(name=located.name, folder=located.folder, run=None)
+    name, folder, run = found.name, found.folder, found.run
     if reference is None:
-        run = newest_run(root, finished=True)
-        emit(Notice(text=f"using {run.final}"))
-        return _choice(run.name, run.final, run, emit, trusts_code=trusts_code, base_model=base_model)
-    for path in (root / reference, Path(reference)):
-        if (path / "run.json").is_file():
-            run = RunFolder(path)
-            folder = run.newest_model
-            return _choice(run.name, folder, run, emit, trusts_code=trusts_code, base_model=base_model)
-        if (path / "config.json").is_file() or is_adapter_folder(path):
-            owner = _owner(path)
-            return _choice(reference, path, owner, emit, trusts_code=trusts_code, base_model=base_model)
-    if trusts_code:
-        raise _of_no_run(reference)
-    if base_model is not None:
-        raise _of_no_adapter(reference)
-    located = locate_model(reference, revision=None, tokenizer=tokenizer, emit=emit)
-    return ModelChoice(name=located.name, folder=located.folder, run=None)
-
-
-def _choice(
-    name: str,
-    folder: Path,
-    run: RunFolder | None,
-    emit: EventSink,
-    *,
-    trusts_code: bool,
-    base_model: str | None,
-) -> ModelChoice:
-    if trusts_code and run is None:
-        raise _of_no_run(name)
-    if is_adapter_folder(folder):
+        emit(Notice(text=f"using {folder}"))
+    if found.is_adapter:
         base = locate_adapter_base(folder, emit, with_code=trusts_code, named=base_model)
         runs_code = trusts_code and _may_run_code(base, emit)
         return ModelChoice(name=name, folder=folder, run=run, base=base, runs_code=runs_code)
-    if base_model is not None:
-        raise _of_no_adapter(name)
     runs_code = False
     if trusts_code and run is not None:
         trusted = run.read_about().get("trusted_code")
         runs_code = allow_copied_code(folder, trusted=trusted, emit=emit)
     return ModelChoice(name=name, folder=folder, run=run, runs_code=runs_code)
-
-
-def _of_no_run(name: str) -> UsageError:
-    return UsageError(
-        f"--trust-remote-code applies to models trained with it, and {name} is not one",
-        hint="leave --trust-remote-code out",
-    )
-
-
-def _of_no_adapter(name: str) -> UsageError:
-    return UsageError(
-        f"--base-model names the base model of an adapter, and {name} is not an adapter",
-        hint="leave --base-model out",
-    )
 
 
 def _may_run_code(located: LocatedModel, emit: EventSink) -> bool:
@@ -221,11 +183,3 @@ def load_for_inference(choice: ModelChoice, *, precision: str, emit: EventSink) 
     if message := own_attention(model):
         emit(Notice(text=message))
     return model
-
-
-def _owner(path: Path) -> RunFolder | None:
-    """Return the run that a model folder lies in: RUN/final or RUN/checkpoints/STEP."""
-    for parent in list(path.resolve().parents)[:2]:
-        if (parent / "run.json").is_file():
-            return RunFolder(parent)
-    return None

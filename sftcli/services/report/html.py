@@ -13,7 +13,6 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from sftcli import storage
-from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import OutputError, StorageError
 from sftcli.events import DataPrepared, ExpertLoad, FitEnded, Judged, MemoryEased, ModelLoaded, Warned
@@ -23,8 +22,8 @@ from sftcli.services.diagnosis.verdict import judge_losses
 from sftcli.services.report.charts import Series, draw
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.runs.event_log import read_events
-from sftcli.services.runs.folder import RunFolder
-from sftcli.services.runs.summary import RunHistory, not_since, read_scores
+from sftcli.services.runs.folder import RunFolder, resolve_run
+from sftcli.services.runs.summary import RunHistory, can_be_scored, not_since, read_scores
 from sftcli.services.runs.trained_rows import TrainedRows
 
 Fields = Mapping[str, object]
@@ -63,7 +62,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
     history = RunHistory(read_events(run))
     verdict = judge_losses(history.losses, history.heldout_losses, rows=history.heldout_rows)
     evaluation = read_scores(run)
-    resolved = resolve(preset=None, config_file=run.config, overrides=(), environ={})
+    resolved = resolve_run(run)
     return {
         "name": run.name,
         "argument": run.argument,
@@ -79,6 +78,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "measures": measures_of(evaluation) if evaluation else [],
         "loss_difference": difference_of(evaluation) if evaluation else "",
         "trained_on": _trained_on(evaluation),
+        "can_be_scored": can_be_scored(run),
         "samples": evaluation.get("samples", []) if evaluation else [],
         "base": _name(evaluation, "base"),
         "tuned": _name(evaluation, "tuned"),
@@ -87,7 +87,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "commands": [
             str(run.read_about().get("command", "")),
             f"sft train --config {shlex.quote(str(run.config))}",
-            f"sft eval {run.argument}",
+            *([f"sft eval {run.argument}"] if can_be_scored(run) else []),
             f'sft generate "your prompt" --checkpoint {run.argument}',
         ],
     }

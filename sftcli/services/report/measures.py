@@ -46,6 +46,14 @@ MEASURES = (
         counted=ANSWERED,
         lower_is_better=True,
     ),
+    Measure(
+        label="answers cut short (%)",
+        key="cut_fraction",
+        digits=1,
+        counted=ANSWERED,
+        scale=100.0,
+        lower_is_better=True,
+    ),
     Measure(label="distinct 2-grams (%)", key="distinct_2", digits=1, counted=ANSWERED, scale=100.0),
     Measure(
         label="answers that loop (%)",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tomli_w
 
-from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved, resolve
+from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved
 from sftcli.config.schema.settings import Settings
 from sftcli.events import DataPrepared
 from sftcli.figures import NOTHING
@@ -17,7 +17,7 @@ from sftcli.services.report.html import heldout_text, measures_of
 from sftcli.services.report.measures import MEASURES
 from sftcli.services.report.usage import Usage
 from sftcli.services.runs.event_log import read_events
-from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.folder import RunFolder, resolve_run
 from sftcli.services.runs.summary import RunHistory, read_scores
 from sftcli.version import __version__
 
@@ -52,7 +52,7 @@ def model_card(name: str, choice: ModelChoice, usage: Usage) -> str:
     if choice.run is None:
         story = f"A copy of {portable(choice.name)}, written by `sft export` {__version__}.\n"
     else:
-        resolved = resolve(preset=None, config_file=choice.run.config, overrides=(), environ={})
+        resolved = resolve_run(choice.run)
         base = base_of(choice) or portable(resolved.settings.model.name)
         story = "\n".join(_story(choice.run, resolved, base))
     return _CARD.format(

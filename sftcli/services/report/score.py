@@ -27,6 +27,8 @@ class Score:
     chrf: float | None
     json_fraction: float | None
     json_rows: int  # answered rows where JSON is expected, which ``json_fraction`` is of
+    cut: int  # answers that had not ended after ``most_answer_tokens``; what is measured of them is of the beginning
+    most_answer_tokens: int
     mean_answer_tokens: float
     mean_expected_tokens: float
     distinct_2: float | None
@@ -37,7 +39,11 @@ class Score:
 
     def to_json(self) -> dict[str, object]:
         """Return the score with what follows from it."""
-        return asdict(self) | {"perplexity": self.perplexity, "match_fraction": self.match_fraction}
+        return asdict(self) | {
+            "perplexity": self.perplexity,
+            "match_fraction": self.match_fraction,
+            "cut_fraction": self.cut / self.answered,
+        }
 
     @property
     def perplexity(self) -> float:
@@ -58,6 +64,7 @@ class Miss:
     expected: str
     answer: str
     origin: str
+    cut: bool = False  # the answer had not ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,3 +75,5 @@ class AnsweredRow:
     expected: str
     base: str | None
     tuned: str
+    base_cut: bool = False  # that answer had not ended
+    tuned_cut: bool = False

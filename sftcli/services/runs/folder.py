@@ -25,7 +25,7 @@ from typing import ClassVar
 
 from sftcli import storage
 from sftcli.config.layers import Override
-from sftcli.config.resolve import resolve
+from sftcli.config.resolve import Resolved, resolve
 from sftcli.config.schema.run import RunSettings
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import (
@@ -40,7 +40,10 @@ from sftcli.json_files import read_json, read_json_or_nothing
 from sftcli.suggest import did_you_mean
 from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK, list_checkpoints
 
+CHANGED = "changed"  # key in run.json: settings that a later start has changed, with their values
+LENGTH = ("training.max_steps", "training.epochs")  # either says where a run ends
 DEFAULT_ROOT = Path("runs")  # where commands look for a run that is named
+_OTHER_ROOT = "choose another --set run.root=DIR"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,6 +131,19 @@ class RunFolder:
         checkpoints = list_checkpoints(self.checkpoints)
         return self.final if self.is_finished or not checkpoints else checkpoints[-1]
 
+    def existing_model(self) -> Path:
+        """Return ``newest_model``.
+
+        Raises:
+            NotFoundError: The run has none yet.
+        """
+        if not self.is_finished and not list_checkpoints(self.checkpoints):
+            raise NotFoundError(
+                f"run {self.name} has no model yet: it ended before its first checkpoint",
+                hint=f"resume it: sft resume {self.argument}",
+            )
+        return self.newest_model
+
     @property
     def results_set_aside(self) -> dict[Path, Path]:
         """Files with the outcome of a run, and where they are kept while a rewound run has not ended again."""
@@ -190,10 +206,26 @@ def create_run(settings: RunSettings, *, label: str, files: Mapping[str, str]) -
             storage.try_remove_tree(staging)
     if settings.name is None:
         raise OutputError(f"no free name for a run under {root}", hint="pass --run NAME")
-    run, hint = RunFolder(root / settings.name), "choose another name with --run"
+    raise _taken(RunFolder(root / settings.name))
+
+
+def require_free(settings: RunSettings) -> None:
+    """Make sure that a run of ``settings`` can be made, before what it needs is loaded.
+
+    Raises:
+        OutputError: Its name is taken, or its folder cannot be made.
+    """
+    root = Path(settings.root)
+    storage.require_place(root / (settings.name or "run"), hint=_OTHER_ROOT)
+    if settings.name is not None and not _is_free(root / settings.name):
+        raise _taken(RunFolder(root / settings.name))
+
+
+def _taken(run: RunFolder) -> OutputError:
+    hint = "choose another name with --run"
     if run.about.is_file() and not run.is_finished:
         hint = f"resume it: sft resume {run.argument}, or {hint}"
-    raise OutputError(f"{run.path} exists already", hint=hint)
+    return OutputError(f"{run.path} exists already", hint=hint)
 
 
 def _candidates(root: Path, name: str | None, label: str) -> Iterator[Path]:
@@ -222,11 +254,10 @@ def _renamed(staging: Path, path: Path) -> bool:
 
 
 def _cannot_create(root: Path, error: OSError) -> SftError:
-    hint = "choose another --set run.root=DIR"
     if error.errno in storage.FULL_DISK:
-        return StorageError(f"the disk that holds {root} is full", hint=f"free space, or {hint}")
+        return StorageError(f"the disk that holds {root} is full", hint=f"free space, or {_OTHER_ROOT}")
     return OutputError(
-        f"cannot create the run folder under {root}: {error.filename}: {error.strerror}", hint=hint
+        f"cannot create the run folder under {root}: {error.filename}: {error.strerror}", hint=_OTHER_ROOT
     )
 
 
@@ -322,11 +353,13 @@ def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A run, the settings it was ``started`` with, and the current ones with the user's changes."""
+    """A run, the settings it was ``started`` with, those it ``has`` since its last start, and these with the user's changes."""
 
     run: RunFolder
     started: Settings
+    has: Settings
     settings: Settings
+    accepted: tuple[str, ...] = ()  # keys that an earlier start has changed, and this one does not
 
 
 def find_recorded(
@@ -343,9 +376,33 @@ def find_recorded(
             f"{run.path} lacks {run.config.name}, the settings that it was started with",
             hint=f"start it again under another name; its command was: {run.read_about().get('command')}",
         )
-    return Recorded(run=run, started=read_settings(run), settings=read_settings(run, overrides))
+    return Recorded(
+        run=run,
+        started=resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings,
+        has=read_settings(run),
+        settings=read_settings(run, overrides),
+        accepted=tuple(override.key for override in _changed(run, overrides)),
+    )
 
 
 def read_settings(run: RunFolder, overrides: Sequence[Override] = ()) -> Settings:
-    """Return the settings that ``run`` was started with, changed by ``overrides``."""
-    return resolve(preset=None, config_file=run.config, overrides=overrides, environ={}).settings
+    """Return the settings that ``run`` has since its last start, changed by ``overrides``."""
+    return resolve_run(run, overrides).settings
+
+
+def resolve_run(run: RunFolder, overrides: Sequence[Override] = ()) -> Resolved:
+    """Return the settings that ``run`` has since its last start, changed by ``overrides``, with their origins."""
+    overrides = (*_changed(run, overrides), *overrides)
+    return resolve(preset=None, config_file=run.config, overrides=overrides, environ={})
+
+
+def _changed(run: RunFolder, overrides: Sequence[Override]) -> list[Override]:
+    """Return what later starts have changed of the settings of ``run``, unless ``overrides`` change it again."""
+    found = read_json_or_nothing(run.about).get(CHANGED)
+    again = {override.key for override in overrides}
+    again |= set(LENGTH) if again & set(LENGTH) else set()
+    return [
+        Override(key=key, value=value, origin=run.ABOUT)
+        for key, value in (found.items() if isinstance(found, dict) else ())
+        if key not in again
+    ]

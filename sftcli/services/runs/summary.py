@@ -194,6 +194,15 @@ def not_since(first: str, last: str, step: int) -> str:
     )
 
 
+def can_be_scored(run: RunFolder) -> bool:
+    """Return whether ``sft eval`` finds held-out rows with answers in ``run``; true where its files do not tell."""
+    audit = read_json_or_nothing(run.data).get("audit")
+    heldout = audit.get("heldout") if isinstance(audit, dict) else None
+    if not isinstance(heldout, dict):
+        return not isinstance(audit, dict)
+    return bool(heldout.get("kept")) and bool(heldout.get("prompt_tokens", 1))  # text has no prompts
+
+
 def _state(run: RunFolder, checkpoints: tuple[int, ...]) -> RunState:
     if is_held(run.path / LOCK):
         return RunState.RUNNING

@@ -4,15 +4,16 @@ import math
 import shutil
 from pathlib import Path
 
+from sftcli import storage
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OPTIMIZERS
 from sftcli.errors import StorageError
 from sftcli.events import EventSink, Warned
+from sftcli.figures import gigabytes
 from sftcli.modeling.formats.sizes import adapter_bytes, embedding_bytes, parameters_bytes, tensor_shapes
 from sftcli.services.runs.folder import RunFolder
 from sftcli.training.checkpoint.names import list_checkpoints
-from sftcli.training.checkpoint.store import gigabytes
 from sftcli.training.selection import trained_share
 
 
@@ -30,7 +31,7 @@ def check_space(run: RunFolder, one_bytes: int, settings: CheckpointSettings, em
     """
     have = len(list_checkpoints(run.checkpoints))
     most = 1 if settings.every_steps == 0 else settings.keep_last + 1  # those by the clock may never come
-    need, free = one_bytes * max(1, most - have), shutil.disk_usage(run.path).free
+    need, free = one_bytes * max(1, most - have), shutil.disk_usage(storage.nearest_folder(run.path)).free
     if free < need:
         raise StorageError(
             f"the disk of {run.path} has {gigabytes(free)} free; checkpoints of this model need {gigabytes(need)}",

@@ -1,4 +1,4 @@
-"""Training that goes on from an adapter: its base and its shape become those of the new run."""
+"""Training that goes on from a run or an adapter: its model, or its base and its shape, become those of the new run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,29 +19,32 @@ _MODEL = "model.name"
 _SHAPE = ("kind", "rank", "alpha", "target_modules", "experts", "rslora")
 
 
-def resolved_with_adapter(resolve: Callable[[Sequence[Override]], Resolved]) -> Resolved:
-    """Return what ``resolve`` makes of the settings that follow from the others: those of an adapter that is trained on."""
+def resolved_with_start(resolve: Callable[[Sequence[Override]], Resolved]) -> Resolved:
+    """Return what ``resolve`` makes of the settings that follow from the others: those of a run or adapter that is trained on."""
     resolved = resolve(())
-    found = overrides_of_adapter(resolved)
+    found = overrides_of_start(resolved)
     if not found:
         return resolved
     resolved = resolve(found)
     return replace(resolved, notices=(*resolved.notices, going_on_text(resolved.settings)))
 
 
-def overrides_of_adapter(resolved: Resolved) -> tuple[Override, ...]:
-    """Return the settings that follow from the adapter that ``resolved`` goes on from; none where it goes on from none.
+def overrides_of_start(resolved: Resolved) -> tuple[Override, ...]:
+    """Return the settings that follow from the run or adapter that ``resolved`` goes on from; none where it does from none.
 
-    It is the folder of ``adapter.start_from``, or ``model.name`` is an adapter's folder or a run that trained one.
+    An adapter is the folder of ``adapter.start_from``, or ``model.name`` is its folder or a run that trained one. Of another
+    run it is the folder of its model that becomes the name.
 
     Raises:
         UsageError: A setting was typed that the adapter does not fit to, or it is of a kind that is not trained here.
-        NotFoundError, DataError: A file is missing or damaged.
+        NotFoundError, DataError: A file is missing or damaged, or the run has no model.
     """
     settings = resolved.settings
     folder = _folder_of(settings)
     if folder is None:
         return ()
+    if not is_adapter_folder(folder):
+        return (Override(key=_MODEL, value=str(folder), origin=f"the run {settings.model.name}"),)
     shape = read_shape(folder)
     found: dict[str, object] = {f"adapter.{name}": getattr(shape, name) for name in _SHAPE}
     for key, value in found.items():
@@ -61,7 +64,9 @@ def overrides_of_adapter(resolved: Resolved) -> tuple[Override, ...]:
 
 
 def going_on_text(settings: Settings) -> str:
-    """Return what a person should know of the adapter that a run with ``settings`` goes on from."""
+    """Return what a person should know of the run or adapter that a run with ``settings`` goes on from."""
+    if settings.adapter.start_from is None:
+        return f"going on from the model {settings.model.name}"
     return (
         f"going on from the adapter {settings.adapter.start_from}: {settings.adapter.described()}; "
         f"its base is {settings.model.name}"
@@ -69,7 +74,7 @@ def going_on_text(settings: Settings) -> str:
 
 
 def _folder_of(settings: Settings) -> Path | None:
-    """Return the adapter's folder by its whole path: a later command may be given elsewhere."""
+    """Return the folder of a run's model or of an adapter, by its whole path: a later command may be given elsewhere."""
     if settings.adapter.start_from is not None:
         folder = Path(settings.adapter.start_from).expanduser()
         if not is_adapter_folder(folder):
@@ -80,7 +85,7 @@ def _folder_of(settings: Settings) -> Path | None:
         return None
     for path in (Path(name).expanduser(), Path(settings.run.root) / name):
         if (path / "run.json").is_file():
-            path = RunFolder(path).newest_model
+            return RunFolder(path).existing_model().absolute()
         if is_adapter_folder(path):
             return path.absolute()
         if path.exists():

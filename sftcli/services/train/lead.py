@@ -43,10 +43,12 @@ from sftcli.services.runs.folder import (
 )
 from sftcli.services.runs.lock import RunLock
 from sftcli.services.trackers.sink import tracked
-from sftcli.services.train.compatibility import Changes, compare, compare_data, compare_start, open_again
+from sftcli.services.train.changes import Changes, compare_start, open_again
+from sftcli.services.train.compatibility import compare, compare_data
 from sftcli.services.train.decisions import decide, decisions_of, record_decisions
 from sftcli.services.train.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.inputs import find_inputs
+from sftcli.services.train.longer import end_text, require_steps_left
 from sftcli.services.train.parallelism import check_sharing, tell_sharing
 from sftcli.services.train.resume_point import (
     choose_checkpoint,
@@ -58,7 +60,7 @@ from sftcli.services.train.resume_point import (
 )
 from sftcli.services.train.run import TrainingRun, TrainOutcome
 from sftcli.services.train.worker import assignment, run_worker
-from sftcli.training.checkpoint.format import owes_heldout
+from sftcli.training.checkpoint.format import owes_heldout, read_stale_evals
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 
 
@@ -145,7 +147,7 @@ def _require_same_as_finished(run: TrainingRun) -> None:
     if list_checkpoints(run.folder.checkpoints):
         compare(choose_checkpoint(run.folder, None, run.session.emit), found, is_finished=True)
         return
-    compare_start(read_settings(run.folder), run.settings, is_finished=True)
+    compare_start(read_settings(run.folder), run.settings, finished=run.folder)
     compare_data(run.folder, found["data"])
 
 
@@ -154,7 +156,8 @@ def complete_already(run: TrainingRun) -> TrainOutcome:
     steps = [step_of(one) for one in list_checkpoints(run.folder.checkpoints)]
     step = max(steps, default=max(1, run.settings.training.max_steps))
     run.peers.broadcast(assignment(run, complete_at=step))
-    run.session.emit(Notice(text=f"{run.folder.name} is complete already: step {step}"))
+    longer = f"to train it longer: sft resume {run.folder.argument} --max-steps {2 * step}"
+    run.session.emit(Notice(text=f"{run.folder.name} is complete already: step {step}; {longer}"))
     return run.outcome(Ending.FINISHED, step)
 
 
@@ -208,12 +211,18 @@ def _train(
     run.peers.broadcast(assignment(run))
     run.open()
     changes = _compared(run, changes or Changes(), allowed=allowed)
+    step = 0 if run.checkpoint is None else step_of(run.checkpoint)
+    if run.checkpoint is not None:
+        stale = read_stale_evals(run.checkpoint)
+        require_steps_left(folder, step, changes, run.settings.training, stale_evals=stale)
     for text in model_differences(run.inputs.located.folder, model_keys or {}):
         emit(Warned(text=text))
     training = run.settings.training
     decided = decide(folder, run.checkpoint, training, emit, reopened=open_again(changes, training))
     if run.checkpoint is not None:
         run.checkpoint = record_resume(folder, run.checkpoint, changes, emit)
+    if stretched := end_text(step, changes, training):
+        emit(Warned(text=stretched))
     run.peers.broadcast(
         decided.to_json()
     )  # not before the checkpoint has its name: the others read it after this

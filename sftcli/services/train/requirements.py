@@ -8,7 +8,6 @@ from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OPTIMIZERS, TrainingSettings
 from sftcli.errors import Location, ResourceError, UsageError
 from sftcli.extras import require_package
-from sftcli.services.prepare.sources import find_sources
 from sftcli.training.selection import FREEZE, TRAIN
 
 # What transformers looks for; two of them bring a module of the same name.
@@ -17,17 +16,6 @@ _FLASH_PACKAGES = {
     Attention.FLASH_3: "flash-attn-3",
     Attention.FLASH_4: "flash-attn-4",
 }
-
-
-def check_start(settings: Settings) -> None:
-    """Make sure that a training with ``settings`` can be started here, as far as that is known without torch or a model.
-
-    Raises:
-        SftError: It cannot: see ``check_machine`` and ``check_trackers``, or there are no such rows.
-    """
-    check_machine(settings)
-    check_trackers(settings.run)
-    find_sources(settings.data)
 
 
 def check_trackers(settings: RunSettings) -> None:

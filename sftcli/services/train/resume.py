@@ -1,34 +1,37 @@
 """Resume a run, or verify that a resumed run reproduces its checkpoints."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sftcli.config.layers import Override
-from sftcli.errors import StoppedError
+from sftcli.errors import NotFoundError, StoppedError
 from sftcli.events import Notice, Session
 from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place
-from sftcli.services.runs.folder import find_recorded
+from sftcli.services.runs.folder import find_recorded, read_settings
 from sftcli.services.runs.lock import RunLock
-from sftcli.services.train.compatibility import check_may_change, compare, compare_start, open_again
+from sftcli.services.train.changes import SETTING, check_may_change, compare_start, open_again
+from sftcli.services.train.compatibility import compare
 from sftcli.services.train.decisions import Decisions, decide
+from sftcli.services.train.kept import pair_to_verify
 from sftcli.services.train.lead import (
     complete_already,
     continue_run,
     start_over,
 )
+from sftcli.services.train.longer import asks_longer
 from sftcli.services.train.parallelism import check_sharing
 from sftcli.services.train.resume_point import (
     choose_checkpoint,
     clear_leftovers,
     count_equal,
-    pair_to_verify,
 )
 from sftcli.services.train.run import TrainingRun, TrainOutcome
 from sftcli.services.train.worker import run_worker
-from sftcli.training.checkpoint.format import read_snapshot
+from sftcli.training.checkpoint.format import read_fingerprints, read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.distributed.agreed_stop import AgreedStop
 
@@ -61,7 +64,7 @@ class VerifyOutcome:
 
 
 def resume_training(request: ResumeRequest, session: Session) -> TrainOutcome:
-    """Resume a run as if it had never stopped. A finished run is left unchanged.
+    """Resume a run as if it had never stopped. A finished run is left unchanged, unless it is given another end.
 
     Raises:
         NotFoundError: No such run, or no such checkpoint; without any, it is started over.
@@ -83,17 +86,21 @@ def _lead(request: ResumeRequest, session: Session, peers: Peers) -> TrainOutcom
     run = TrainingRun(
         folder=folder, settings=with_processes(recorded.settings, peers), session=session, peers=peers
     )
-    if folder.is_finished and request.step is None:
-        compare_start(recorded.started, recorded.settings, is_finished=True)
+    if folder.is_finished and request.step is None and not asks_longer(recorded, request.allowed):
         return complete_already(run)
     with RunLock(folder.path, emit, break_lock=request.break_lock) as lock:
         run.check_owner = lock.check
         clear_leftovers(folder, emit)
         if request.step is None and not list_checkpoints(folder.checkpoints):
-            changes = compare_start(recorded.started, recorded.settings, allowed=request.allowed)
+            if folder.is_finished:
+                raise NotFoundError(
+                    f"{folder.name} has no checkpoint to train on from",
+                    hint=f"start a new run from its model: sft train --model {folder.argument}",
+                )
+            changes = compare_start(recorded.has, recorded.settings, allowed=request.allowed)
             return start_over(run, changes, allowed=request.allowed)
         run.checkpoint = choose_checkpoint(folder, request.step, emit)
-        return continue_run(run, allowed=request.allowed)
+        return continue_run(run, allowed=(*request.allowed, *recorded.accepted))
 
 
 def verify_resume(request: ResumeRequest, session: Session) -> VerifyOutcome:
@@ -110,9 +117,15 @@ def verify_resume(request: ResumeRequest, session: Session) -> VerifyOutcome:
 def _verify(request: ResumeRequest, session: Session, peers: Peers) -> VerifyOutcome:
     recorded = find_recorded(request.run, request.root, (), finished=None)
     first, second = pair_to_verify(recorded.run, request.step)
+    known = read_fingerprints(second)
+    of_second = [
+        Override(key=key, value=json.loads(known[SETTING + key]), origin=second.name)
+        for key in recorded.accepted
+        if SETTING + key in known
+    ]
     run = TrainingRun(
         folder=recorded.run,
-        settings=with_processes(recorded.settings, peers),
+        settings=with_processes(read_settings(recorded.run, of_second), peers),
         session=session,
         peers=peers,
         checkpoint=first,
@@ -120,7 +133,7 @@ def _verify(request: ResumeRequest, session: Session, peers: Peers) -> VerifyOut
     emit = session.emit
     emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.folder.name}"))
     run.open()
-    changes = compare(first, run.inputs.fingerprints)
+    changes = compare(first, run.inputs.fingerprints, allowed=recorded.accepted)
     for event in changes.message():
         emit(event)
     training = run.settings.training

@@ -1,21 +1,22 @@
 """Resuming a run: the choice of a checkpoint, and the check that nothing else has changed."""
 
-from collections.abc import Sequence
+import json
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from sftcli import storage
 from sftcli.config.schema.run import CheckpointSettings
+from sftcli.config.schema.settings import FIELDS
 from sftcli.errors import MismatchError, NotFoundError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.json_files import replace_json
-from sftcli.services.runs.folder import RunFolder
-from sftcli.services.train.compatibility import Changes
+from sftcli.services.runs.folder import CHANGED, RunFolder
+from sftcli.services.train.changes import Changes
+from sftcli.services.train.kept import checkpoint_of
 from sftcli.training.checkpoint.format import newest_good, rng_tensors, verify
-from sftcli.training.checkpoint.names import in_use, list_checkpoints, list_set_aside, step_of
+from sftcli.training.checkpoint.names import in_use, step_of
 from sftcli.training.checkpoint.rewind import (
     TakenBack,
     close,
@@ -42,33 +43,9 @@ def choose_checkpoint(run: RunFolder, step: int | None, emit: EventSink) -> Path
                 f"run {run.name} has no checkpoint yet", hint=f"start it over: sft resume {run.argument}"
             )
         return newest
-    found, aside = list_checkpoints(run.checkpoints), list_set_aside(run.checkpoints)
-    for checkpoint in [*found, *aside]:
-        if step_of(checkpoint) == step:
-            verify(checkpoint)
-            return checkpoint
-    hint = f"it has: {_steps(found)}" + (f"; set aside: {_steps(aside)}" if aside else "")
-    raise NotFoundError(f"run {run.name} has no checkpoint of step {step}", hint=hint)
-
-
-def _steps(checkpoints: Sequence[Path]) -> str:
-    return ", ".join(str(step_of(checkpoint)) for checkpoint in checkpoints) or "none"
-
-
-def pair_to_verify(run: RunFolder, step: int | None) -> tuple[Path, Path]:
-    """Return the checkpoint of ``step``, or the newest but one, and the one that follows it.
-
-    Raises:
-        NotFoundError: There are no two such checkpoints.
-    """
-    found = list_checkpoints(run.checkpoints)
-    for first, second in reversed(list(pairwise(found))):
-        if step in (None, step_of(first)):
-            return first, second
-    raise NotFoundError(
-        f"run {run.name} has no two checkpoints to replay between",
-        hint=f"it has: {_steps(found)}; see checkpoint.keep_last",
-    )
+    checkpoint = checkpoint_of(run, step)
+    verify(checkpoint)
+    return checkpoint
 
 
 def count_equal(replayed: TrainingSnapshot, stored: TrainingSnapshot, *, name: str) -> int:
@@ -174,6 +151,14 @@ def _record(run: RunFolder, step: int, changes: Changes, emit: EventSink) -> Non
         "step": step,
         **changes.by_kind(),
     }
-    replace_json(run.about, about | {"resumed": [*(before if isinstance(before, list) else []), entry]})
+    had = about.get(CHANGED)
+    now = {
+        key: json.loads(value)
+        for key, (_, value) in changes.forced.items()
+        if key in FIELDS  # and no content, such as the rows
+    }
+    kept = {**had, **now} if isinstance(had, dict) else now
+    resumed = [*(before if isinstance(before, list) else []), entry]
+    replace_json(run.about, about | {"resumed": resumed} | ({CHANGED: kept} if kept else {}))
     for event in changes.message():
         emit(event)

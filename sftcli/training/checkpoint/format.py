@@ -222,6 +222,11 @@ def read_best_step(folder: Path) -> int:
     return step if isinstance(step, int) else 0
 
 
+def read_stale_evals(folder: Path) -> int:
+    """Return how many evaluations up to a checkpoint were in a row without a lower held-out loss."""
+    return int(str(_read_state(folder)["state"].get("stale_evals", 0)))
+
+
 def owes_heldout(folder: Path) -> bool:
     """Return whether a checkpoint lacks the held-out loss of its step: not due, or the run was stopped before it."""
     state = _read_state(folder)["state"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from sftcli import storage
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.errors import StorageError, UnsavedError
+from sftcli.figures import gigabytes
 from sftcli.training.checkpoint.format import MODEL, read_best_step, snapshot_bytes, verify, write_snapshot
 from sftcli.training.checkpoint.names import PREFIX, list_checkpoints, step_of
 from sftcli.training.checkpoint.rewind import close
@@ -184,8 +185,3 @@ def clear_halves(root: Path) -> list[str]:
     ]
     halves = [name[len(".tmp-") : -len("-12345678")] for name in former if name.startswith(".tmp-")]
     return sorted(halves + [label for label in labels if label])
-
-
-def gigabytes(count: int) -> str:
-    """Return a size for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,10 +1,12 @@
 """The learning rate of each step."""
 
 import math
-
-import torch
+from typing import TYPE_CHECKING
 
 from sftcli.config.schema.training import Schedule, TrainingSettings
+
+if TYPE_CHECKING:
+    import torch
 
 
 def learning_rate_at(step: int, settings: TrainingSettings) -> float:
@@ -42,7 +44,7 @@ def _schedule_factor(step: int, settings: TrainingSettings) -> float:
             return 1 - math.sqrt(max(0, step - (settings.max_steps - steps)) / steps)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+def set_learning_rate(optimizer: "torch.optim.Optimizer", learning_rate: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

@@ -150,7 +150,7 @@ def check_prompt(row: Mapping[str, object], turns: Sequence[object], *, read: fr
         UnreadError: It does.
     """
     names = (*TOOL_COLUMNS, "context", "input", "system_prompt")
-    found = [_unread_in_prompt(key) for key in names if key not in read and is_filled(row.get(key))]
+    found = [unread_in_prompt(key) for key in names if key not in read and is_filled(row.get(key))]
     found += [
         meaning.unread(key)
         for key in row
@@ -171,7 +171,8 @@ def check_prompt(row: Mapping[str, object], turns: Sequence[object], *, read: fr
                 raise UnreadError([Unread(what, "leave out rows with calls")])
 
 
-def _unread_in_prompt(key: str) -> Unread:
+def unread_in_prompt(key: str) -> Unread:
+    """Return what is said of a column of a row that is to be answered, which is not read."""
     return Unread(
         f'"{key}" is not read in files of prompts',
         "write it into the prompt",

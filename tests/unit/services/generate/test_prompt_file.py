@@ -1,10 +1,16 @@
 """Files of prompts: what is asked is read, or the row is refused by name."""
 
+import csv
+import gzip
 import json
+from functools import partial
+from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import feather, parquet
 
-from sftcli.errors import DataError
+from sftcli.errors import DataError, NotFoundError, UsageError
 from sftcli.services.generate.prompt_file import read_prompts
 
 ASKED = {"role": "user", "content": "And now?"}
@@ -79,3 +85,116 @@ def test_system_texts_and_what_a_prompt_is_about_are_read_as_in_training(read):
         ("system", "Be brief."),
         ("user", "And now?"),
     ]
+
+
+TEXTS = ['Say "a, b".', "Two\nlines", "Grüße", "  spaces  "]
+
+
+def write_csv(path, rows, **dialect):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "prompt"], **dialect)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_gz(path, rows):
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+
+
+WRITERS = {
+    "a.csv": write_csv,
+    "a.tsv": partial(write_csv, delimiter="\t"),
+    "a.json": lambda path, rows: path.write_text(json.dumps(rows, indent=2)),
+    "a.jsonl": lambda path, rows: path.write_text("".join(json.dumps(row) + "\n" for row in rows)),
+    "a.jsonl.gz": write_gz,
+    "a.parquet": lambda path, rows: parquet.write_table(pyarrow.Table.from_pylist(rows), path),
+    "a.feather": lambda path, rows: feather.write_feather(pyarrow.Table.from_pylist(rows), str(path)),
+    "a.yaml": lambda path, rows: path.write_text("".join(f"- {json.dumps(row)}\n" for row in rows)),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_that_training_reads_holds_prompts(tmp_path, name):
+    rows = [{"id": str(number), "prompt": text} for number, text in enumerate(TEXTS)]
+    WRITERS[name](tmp_path / name, rows)
+    found = read_prompts(tmp_path / name, system="Be brief.")
+    assert [[(turn.role, turn.content) for turn in prompt.messages] for prompt in found] == [
+        [("system", "Be brief."), ("user", text)] for text in TEXTS
+    ]
+    assert [dict(prompt.row) for prompt in found] == rows
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [*EARLIER, ASKED, EARLIER[1]]},
+        {"messages": json.dumps([*EARLIER, ASKED])},
+        {"prompt": [*EARLIER, ASKED], "completion": [EARLIER[1]]},
+        {
+            "conversations": [
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": "Hello"},
+                {"from": "human", "value": "And now?"},
+                {"from": "gpt", "value": "Rain."},
+            ]
+        },
+        {"prompt": "And now?", "messages": [*EARLIER, ASKED]},
+    ],
+)
+def test_turns_are_read_as_training_reads_them(read, row):
+    assert read(row) == [("user", "Hi"), ("assistant", "Hello"), ("user", "And now?")]
+
+
+def test_a_pair_of_texts_is_asked_by_its_first(read):
+    assert read({"input": "Hallo", "output": "Hello"}) == [("user", "Hallo")]
+    assert read({"question": "Why?", "response": "So."}) == [("user", "Why?")]
+
+
+@pytest.mark.parametrize(
+    ("key", "row"),
+    [
+        ("question", {"prompt": "Hi", "question": "Why?"}),
+        ("prompt", {"messages": [ASKED], "prompt": "Something else"}),
+        ("instances", {"instruction": "Add.", "instances": [{"input": "1 + 1", "output": "2"}]}),
+    ],
+)
+def test_a_second_text_to_be_asked_is_refused(read, key, row):
+    with pytest.raises(DataError, match=f'"{key}" is not read in files of prompts'):
+        read(row)
+
+
+def test_a_column_of_any_name_is_mapped_and_told_where_it_is_not(read, tmp_path):
+    row = {"id": "3", "mail": "Where is it?"}
+    with pytest.raises(DataError, match="no column holds a prompt; there are id, mail") as caught:
+        read(row)
+    assert caught.value.hint == "name the one that is asked: --map prompt=mail"
+    assert read(row, renames=["prompt=mail"]) == [("user", "Where is it?")]
+    with pytest.raises(UsageError, match="no row has the column 'mial'"):
+        read(row, renames=["prompt=mial"])
+
+
+def test_a_text_file_has_a_prompt_a_line(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf{one}\r\n\r\n  two\n")
+    found = read_prompts(path, system="")
+    assert [(prompt.line, prompt.row) for prompt in found] == [
+        (1, {"prompt": "{one}"}),
+        (3, {"prompt": "  two"}),
+    ]
+
+
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
+    for name in ("a.docx", "a.md", "a.pdf.gz"):
+        (tmp_path / name).write_text("What is this?\n")
+        with pytest.raises(DataError, match="rows cannot be read from a"):
+            read_prompts(tmp_path / name, system="")
+    (tmp_path / "bare").write_text("What is this?\n")
+    with pytest.raises(DataError, match="JSON"):
+        read_prompts(tmp_path / "bare", system="")
+    (tmp_path / "folder").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "folder" / name).write_text("Hi\n")
+    with pytest.raises(UsageError, match="several files"):
+        read_prompts(tmp_path / "folder", system="")
+    with pytest.raises(NotFoundError, match="no file 'nosuch/rows'"):
+        read_prompts(Path("nosuch/rows"), system="")

@@ -16,7 +16,7 @@ from sftcli.services.precision import Precision
 from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train import decisions
-from sftcli.services.train.compatibility import Changes, open_again
+from sftcli.services.train.changes import Changes, open_again
 from sftcli.services.train.decisions import (
     ASKED_BY,
     KEY,

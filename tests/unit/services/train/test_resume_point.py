@@ -16,7 +16,8 @@ from sftcli.errors import DataError, MismatchError, NotFoundError, OutputError, 
 from sftcli.events import Ending, Notice, Session, Warned
 from sftcli.modeling.formats.sizes import parameters_bytes
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.train.compatibility import CHANGEABLE, FIXED, FIXED_SECTIONS, Changes, compare
+from sftcli.services.train.changes import CHANGEABLE, FIXED, FIXED_SECTIONS, Changes
+from sftcli.services.train.compatibility import compare
 from sftcli.services.train.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.resume import ResumeRequest, resume_training
 from sftcli.services.train.resume_point import choose_checkpoint

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from sftcli import storage
-from sftcli.errors import OutputError, StoppedError, UsageError
+from sftcli.errors import StoppedError, UsageError
 from sftcli.events import EventSink, ModelLoaded, Notice, Session, Warned
 from sftcli.json_files import read_json
 from sftcli.modeling.formats.folder_write import exact_dtype, save_model_folder
@@ -19,6 +18,7 @@ from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from sftcli.modeling.tokenizer.files import read_tokenizer_files
 from sftcli.runtime import dtype_name
+from sftcli.services.export.request import HINT, ExportFormat, ExportRequest, check_target
 from sftcli.services.models.base import needed_base
 from sftcli.services.models.choose import ModelChoice, choose_model, handed_on_dtype, load_choice
 from sftcli.services.modern_llm import export_pt
@@ -34,34 +34,7 @@ if TYPE_CHECKING:
 
     from sftcli.modeling.formats.gguf_export import GgufType
 
-_HINT = "choose another --out"
 DTYPES: Mapping[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-
-
-class ExportFormat(StrEnum):
-    """What a model is written as."""
-
-    HF = "hf"
-    PT = "pt"
-    GGUF = "gguf"
-    OLLAMA = "ollama"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRequest:
-    """Which model, as in ``choose_model``, to which format and place.
-
-    ``dtype`` is that of the matrices: f32, bf16, f16, and for GGUF q8_0 too; None keeps that of the model (f32 where an
-    adapter is merged), and takes f16 for GGUF.
-    """
-
-    checkpoint: str | None
-    format: ExportFormat
-    out: Path
-    root: Path
-    dtype: str | None = None
-    tokenizer: str | None = None  # of a .pt file
-    base_model: str | None = None  # of an adapter, where its base is not where it says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +57,7 @@ def run_export(request: ExportRequest, session: Session) -> ExportOutcome:
         StorageError: The disk is full.
         StoppedError: A stop was asked for.
     """
-    _check(request)
+    check_target(request)
     choice = choose_model(
         request.checkpoint,
         tokenizer=request.tokenizer,
@@ -108,21 +81,6 @@ def run_export(request: ExportRequest, session: Session) -> ExportOutcome:
         dtype=dtype,
         bytes=_bytes_of(request.out),
     )
-
-
-def _check(request: ExportRequest) -> None:
-    allowed = {
-        ExportFormat.HF: (*DTYPES,),
-        ExportFormat.PT: ("f32",),
-        ExportFormat.GGUF: (*DTYPES, "q8_0"),
-        ExportFormat.OLLAMA: (*DTYPES, "q8_0"),
-    }[request.format]
-    if request.dtype is not None and request.dtype not in allowed:
-        raise UsageError(
-            f"--to {request.format} cannot be written as {request.dtype}", hint=f"choose {', '.join(allowed)}"
-        )
-    if request.out.exists():
-        raise OutputError(f"{request.out} exists already", hint=f"{_HINT}, or delete it")
 
 
 def _load(choice: ModelChoice, emit: EventSink, dtype: torch.dtype) -> "PreTrainedModel":
@@ -159,7 +117,7 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, session: Session) -> 
                 request.out.name, choice, usage_of_model(kind_of(source), request.out.name)
             )
         },
-        hint=_HINT,
+        hint=HINT,
     )
     return next(name for name, known in DTYPES.items() if known == dtype)
 
@@ -203,7 +161,7 @@ def _write_gguf(request: ExportRequest, choice: ModelChoice, session: Session) -
     tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
     model = _load(choice, session.emit, _exact(choice))
     check_family(model)
-    with storage.whole_file(request.out, hint=_HINT) as fresh:
+    with storage.whole_file(request.out, hint=HINT) as fresh:
         storage.disk.let_library_write(
             fresh.parent,
             lambda: write_gguf(
@@ -243,7 +201,7 @@ def _write_ollama(request: ExportRequest, choice: ModelChoice, session: Session)
     shape, system = found or (None, "")
     name = f"{request.out.name}.gguf"
     usage = usage_of_gguf(name, request.out.name, is_on_hub=False)
-    with storage.atomic_folder(request.out, hint=_HINT) as fresh:
+    with storage.atomic_folder(request.out, hint=HINT) as fresh:
         kind = _write_gguf(replace(request, out=fresh / name), choice, session)
         texts = {
             "Modelfile": modelfile(
@@ -283,7 +241,7 @@ def _write_pt(request: ExportRequest, choice: ModelChoice, session: Session) -> 
     snapshot = _state_of(choice, model)
     without = "" if snapshot else ", without optimizer state: none is saved with these weights"
     session.emit(Notice(text=f"writing {request.out}{without}"))
-    with storage.whole_file(request.out, hint=_HINT) as fresh:
+    with storage.whole_file(request.out, hint=HINT) as fresh:
         export_pt(
             fresh,
             model,

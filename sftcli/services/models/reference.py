@@ -1,0 +1,95 @@
+"""What a word names as a model: a run, a folder, or a model name. Needs no torch, so a slip is told at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftcli.errors import NotFoundError, UsageError
+from sftcli.modeling.adapter.folder import is_adapter_folder
+from sftcli.modeling.locate.locate import check_name
+from sftcli.services.runs.folder import RunFolder, list_runs, newest_run
+from sftcli.suggest import did_you_mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReference:
+    """A model that was named. ``folder`` is None where ``locate_model`` has to find it; ``run`` made the model."""
+
+    name: str
+    folder: Path | None
+    run: RunFolder | None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is the folder of an adapter."""
+        return self.folder is not None and is_adapter_folder(self.folder)
+
+
+def find_model(
+    reference: str | None,
+    *,
+    root: Path,
+    tokenizer: str | None = None,
+    trusts_code: bool = False,
+    base_model: str | None = None,
+) -> ModelReference:
+    """Return what ``reference`` names: by default the newest finished run's final model. Nothing is fetched or converted.
+
+    The arguments are those of ``choose_model``.
+
+    Raises:
+        NotFoundError: Nothing is there.
+        UsageError: Code is trusted of a model that no run has made, or a base is named of a model that is no adapter.
+        DataError, ConsentError: What is there is no model that can be opened.
+    """
+    found = _find(reference, root)
+    if trusts_code and found.run is None:
+        raise UsageError(
+            f"--trust-remote-code applies to models trained with it, and {found.name} is not one",
+            hint="leave --trust-remote-code out",
+        )
+    if base_model is not None:
+        if not found.is_adapter:
+            raise UsageError(
+                f"--base-model names the base model of an adapter, and {found.name} is not an adapter",
+                hint="leave --base-model out",
+            )
+        check_name(base_model)
+    if found.folder is None:
+        check_model_name(found.name, root=root, tokenizer=tokenizer)
+    return found
+
+
+def check_model_name(
+    name: str, *, root: Path, revision: str | None = None, tokenizer: str | None = None
+) -> None:
+    """Raise what ``check_name`` raises; of a name that is near to that of a run under ``root``, tell that.
+
+    Raises:
+        NotFoundError, UsageError, ConsentError, DataError: As ``check_name``.
+    """
+    try:
+        check_name(name, revision=revision, tokenizer=tokenizer)
+    except NotFoundError as error:
+        near = did_you_mean(name, [run.name for run in list_runs(root)])
+        raise NotFoundError(error.message, hint=near or error.hint) from error
+
+
+def _find(reference: str | None, root: Path) -> ModelReference:
+    if reference is None:
+        run = newest_run(root, finished=True)
+        return ModelReference(name=run.name, folder=run.final, run=run)
+    for path in (root / reference, Path(reference)):
+        if (path / "run.json").is_file():
+            run = RunFolder(path)
+            return ModelReference(name=run.name, folder=run.existing_model(), run=run)
+        if (path / "config.json").is_file() or is_adapter_folder(path):
+            return ModelReference(name=reference, folder=path, run=_owner(path))
+    return ModelReference(name=reference, folder=None, run=None)
+
+
+def _owner(path: Path) -> RunFolder | None:
+    """Return the run that a model folder lies in: RUN/final or RUN/checkpoints/STEP."""
+    for parent in list(path.resolve().parents)[:2]:
+        if (parent / "run.json").is_file():
+            return RunFolder(parent)
+    return None
