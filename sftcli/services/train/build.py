@@ -111,7 +111,7 @@ def plan_maker(
     def make(micro_batch_size: int) -> BatchPlan:
         return BatchPlan(
             examples,
-            batch_size=training.batch_size,
+            batch_size=training.rows_per_step,
             micro_batch_size=micro_batch_size,
             pad_id=pad_id,
             seed=training.seed,

@@ -47,6 +47,7 @@ from sftcli.services.train.compatibility import Changes, compare, compare_data, 
 from sftcli.services.train.decisions import decide, decisions_of, record_decisions
 from sftcli.services.train.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.inputs import find_inputs
+from sftcli.services.train.open_settings import recalled, record
 from sftcli.services.train.parallelism import check_sharing, tell_sharing
 from sftcli.services.train.resume_point import (
     choose_checkpoint,
@@ -91,8 +92,9 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
     existing = existing_run(settings.run) if request.auto or is_unstarted(settings.run) else None
     is_new = existing is None and settings.run.name is None
     started = _files_of_start(request, settings)
+    agreed = settings if existing is None else recalled(settings, existing)
     folder = existing or create_run(settings.run, label=request.label, files=started)
-    run = TrainingRun(folder=folder, settings=settings, session=session, peers=peers)
+    run = TrainingRun(folder=folder, settings=agreed, session=session, peers=peers)
     if existing is not None and folder.is_finished:
         _require_same_as_finished(run)
         return complete_already(run)
@@ -105,9 +107,10 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
         if folder.about.is_file() and list_checkpoints(folder.checkpoints):
             run.checkpoint = choose_checkpoint(folder, None, session.emit)
             return continue_run(run)
-        is_same = _is_as_started(folder, started)
+        is_same = _is_as_started(folder, _files_of_start(request, agreed))
         if is_same and has_begun(folder):
             return start_over(run, Changes())
+        run.settings = settings  # the rows may be others
         decided = decisions_of(folder) if is_same else {}
         storage.try_remove_tree(folder.data)  # of rows that may have been others
         for name, text in started.items():
@@ -218,6 +221,9 @@ def _train(
         decided.to_json()
     )  # not before the checkpoint has its name: the others read it after this
     _record_inputs(run)
+    if run.checkpoint is None:
+        for text in run.inputs.doubts():
+            emit(Warned(text=text))
     emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
     run.build(decided, is_verified=run.checkpoint is not None)  # who chose it has verified it
     record_decisions(folder, run.parts.decisions, emit)
@@ -258,6 +264,7 @@ def _record_inputs(run: TrainingRun) -> None:
     """Write into the run's folder what it trains on, where its disk has room for what it will write."""
     folder, settings, inputs = run.folder, run.settings, run.inputs
     record_base(folder, inputs.located)
+    record(folder, inputs.decided)
     check_space(
         folder, checkpoint_bytes(settings, inputs.located.folder), settings.checkpoint, run.session.emit
     )
