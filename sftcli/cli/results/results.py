@@ -52,7 +52,7 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
         err, run = tables.err(output.color), RunFolder(Path(outcome.path))
         if outcome.first_heldout_loss is not None and outcome.last_heldout_loss is not None:
             tables.show_text(f"{_heldout_text(outcome)}, in {duration(outcome.seconds)}", err)
-        if outcome.verdict is not None and outcome.verdict.kind != "unknown":
+        if outcome.verdict is not None and (outcome.verdict.kind != "unknown" or outcome.heldout_rows):
             tables.show_text(_verdict_text(outcome.verdict), err, wrap=True)
         if reason := outcome.ending.reason:
             tables.show_text(f"ended early, at step {outcome.step} of {outcome.last_step}: {reason}", err)

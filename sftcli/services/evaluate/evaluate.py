@@ -15,7 +15,8 @@ from sftcli.errors import DataError, UsageError
 from sftcli.events import Event, EventSink, Notice, Session
 from sftcli.extras import install_command
 from sftcli.json_files import replace_json
-from sftcli.services.diagnosis.verdict import Verdict, judge_losses
+from sftcli.services.diagnosis.judge import judge_run
+from sftcli.services.diagnosis.verdict import Verdict
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.scoring import (
     ScoringJob,
@@ -189,8 +190,7 @@ def _unheard(_: Event) -> None:
 
 
 def _verdict(run: RunFolder) -> Verdict:
-    history = RunHistory(read_events(run))
-    return judge_losses(history.losses, history.heldout_losses, rows=history.heldout_rows)
+    return judge_run(run, RunHistory(read_events(run)))
 
 
 def _trained_rows(

@@ -27,14 +27,13 @@ from sftcli.services.evaluate.metrics import (
     has_reference_metrics,
     json_validity,
     paired_difference,
-    ratio_standard_error,
     rouge_l,
 )
 from sftcli.services.models.choose import ModelChoice, load_for_inference
 from sftcli.services.processes.peers import Peers
 from sftcli.services.progress import with_progress
 from sftcli.services.report.score import AnsweredRow, Miss, Score
-from sftcli.training.loss import RowScore, score_rows
+from sftcli.training.loss import RowScore, ratio_standard_error, score_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

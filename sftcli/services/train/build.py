@@ -514,6 +514,7 @@ def _heldout_loss(
                 device=compute.device,
                 computes_all=compute.shares,
                 after_own=count,
+                num_rows=len(heldout),
             )
         return scored and replace(scored, experts=meter.load(compute.group))
 

@@ -23,6 +23,7 @@ from sftcli.modeling.formats.pt_file import model_differences
 from sftcli.runtime import monotonic
 from sftcli.services.diagnosis.monitor import FitWatch, watched
 from sftcli.services.diagnosis.spike_stop import SpikeStop
+from sftcli.services.diagnosis.verdict import Again
 from sftcli.services.machine import facts_of_start
 from sftcli.services.models.base import record_base, record_need
 from sftcli.services.processes.peers import Peers, joined, with_processes
@@ -181,7 +182,10 @@ def _logged(run: TrainingRun) -> Iterator[tuple[TrainingRun, FitWatch]]:
     """Yield ``run`` with a session that its log, its trackers and a watch on its curves hear; they know what was before."""
     settings, checkpoint = run.settings, run.checkpoint
     step = -1 if checkpoint is None else step_of(checkpoint)
-    watch = FitWatch(stops_early=settings.training.early_stopping_evals > 0)
+    watch = FitWatch(
+        again=Again(run=run.folder, settings=settings),
+        stops_early=settings.training.early_stopping_evals > 0,
+    )
     with (
         RunLog(
             run.folder,
@@ -230,6 +234,7 @@ def _train(
     if not run.parts.is_plain:
         record_need(folder)
     watch.name_rows = run.trainer.name_rows
+    watch.again = Again(run=folder, settings=run.inputs.decided.settings)
     tell_sharing(run.trainer, emit)
     emit(Notice(text=rhythm_text(run.settings.checkpoint, training.max_steps)))
     spikes = SpikeStop(stop=run.session.stop, watch=watch, settings=training)
