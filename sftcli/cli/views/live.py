@@ -12,7 +12,7 @@ from sftcli.cli.terminal.text import signs, writable
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.cli.views.panel import Frame, Row, Task, build_panel
 from sftcli.cli.views.region import Region
-from sftcli.cli.views.wording import STOP_TEXT, end_line, message
+from sftcli.cli.views.wording import end_line, message, stop_text
 from sftcli.errors import redact
 from sftcli.events import CheckpointSaved, FitEnded, FitStarted, HeldoutDone, Progressed, StepDone, TextDelta
 
@@ -76,9 +76,9 @@ class LiveView:
     def show_stopping(self) -> None:
         """Say that a stop was asked for; called from the thread that watches signals."""
         with self._lock:
-            self._note = STOP_TEXT
+            self._note = stop_text(trains=bool(self.measures.last_step))
             if self._region is None:
-                self._print("", STOP_TEXT)
+                self._print("", self._note)
             else:
                 self.refresh()
 
@@ -117,7 +117,7 @@ class LiveView:
             case FitEnded():
                 self._fit_end_time = self.get_time()
                 self._note = ""
-                self._print("", end_line(event, self._elapsed(), self.measures))
+                self._print("", end_line(event, self.measures))
             case TextDelta():
                 self._hide()
                 self._in_line = not event.text.endswith("\n")

@@ -188,4 +188,4 @@ def clear_halves(root: Path) -> list[str]:
 
 def gigabytes(count: int) -> str:
     """Return a size for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.2f} GB"

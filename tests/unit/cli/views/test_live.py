@@ -159,7 +159,7 @@ def test_a_stop_request_is_answered_in_the_panel() -> None:
 def test_a_stop_request_without_a_panel_is_answered_on_a_line() -> None:
     rig = Rig()
     rig.view.show_stopping()
-    assert rig.screen().text() == "stopping after this step; press Ctrl-C again to quit now\n"
+    assert rig.screen().text() == "stopping; press Ctrl-C again to quit now\n"
 
 
 def test_time_moves_during_a_long_step() -> None:
