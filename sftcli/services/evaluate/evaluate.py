@@ -137,8 +137,8 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         training=None if trained is None else TrainingSpans(_training_answers(trained, emit)),
         peers=peers,
     )
-    base_score = None if base is None else score_model(job, base, emit, stop)
-    tuned = score_model(job, choice, emit, stop)
+    base_score = None if base is None else score_model(job, base, emit, stop, stages=(1, 4))
+    tuned = score_model(job, choice, emit, stop, stages=(1, 2) if base is None else (3, 4))
     report = EvalReport(
         rows=len(heldout),
         trained_on=None if trained is None else count_trained(trained, heldout),
