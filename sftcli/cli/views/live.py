@@ -186,6 +186,8 @@ class LiveView:
         if self._dead:
             return
         self._said_time = self.get_time()
+        if not self._tasks and self._fit_time is None:
+            self._hide()  # what counted the silence
         line = Text.assemble((prefix, "bold yellow"), self._safe(text))
         # Later rows of a long line are set in, so that its beginning can be found. Paths longer than a row break anywhere.
         room = max(1, self.console.width - len(HANG))
