@@ -76,7 +76,7 @@ def step_point(length: int, rows: int, vocabulary: int) -> float:
     weights = MasterWeights(model, compute_dtype=choose_dtype("auto", device))
     fuse_layers(model)
     attend_by_document(model)
-    optimizer = make_optimizer(weights.masters, TrainingSettings())
+    optimizer = make_optimizer(weights.masters, TrainingSettings(learning_rate=1e-5))
     batch = collate_packed([[example(length, vocabulary)] * rows], example_ids=range(rows), pad_id=0).to(
         device
     )

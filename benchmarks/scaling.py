@@ -174,7 +174,7 @@ def _trainer(group: Group, mode: str):
         weights = ShardedWeights(model, compute_dtype=torch.float32, group=group, device=torch.device("cpu"))
     else:
         weights = MasterWeights(model, compute_dtype=torch.float32)
-    settings = TrainingSettings(max_steps=99, batch_size=ROWS, micro_batch_size=1)
+    settings = TrainingSettings(max_steps=99, batch_size=ROWS, micro_batch_size=1, learning_rate=1e-5)
     optimizer = make_optimizer(weights.masters, settings)
     return weights, optimizer, weights.gathered(lambda batch: response_nll_sum(model, batch))
 

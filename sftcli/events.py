@@ -161,7 +161,7 @@ class Judged:
     """The loss curves up to ``step`` give reason for a warning."""
 
     step: int
-    kind: str  # overfitting, underfitting, degrading, plateau or spike
+    kind: str  # overfitting, degrading, plateau or spike
     reason: str
     advice: str
 
@@ -201,6 +201,8 @@ class HeldoutDone:
     response_tokens: int
     seconds: float
     rows: int = 0  # that were scored; logs of older versions do not tell
+    # Standard error, over rows, of the fall of ``loss`` since the first measurement; None at that one, and of few rows.
+    fall_error: float | None = None
     # By layer with routed experts, as ``ExpertLoad`` has it.
     experts: dict[str, dict[str, float]] = field(default_factory=dict)
 

@@ -2,10 +2,10 @@
 
 import ctypes
 import math
+import mmap
 import os
 import platform
 import random
-import resource
 import sys
 import threading
 import time
@@ -19,6 +19,13 @@ import numpy as np
 import torch
 
 from sftcli.errors import ResourceError
+
+try:
+    from resource import RUSAGE_SELF, getrusage
+
+    HAS_USAGE = True
+except ImportError:  # Windows
+    HAS_USAGE = False
 
 Clock = Callable[[], float]  # seconds; only differences mean something
 monotonic: Clock = time.monotonic
@@ -157,7 +164,9 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the most memory used so far: the device's on CUDA, else the process's. 0 where it cannot be told."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if not HAS_USAGE:
+        return 0
+    peak = getrusage(RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
@@ -169,7 +178,7 @@ def memory_bytes(device: torch.device) -> int:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:  # not Linux
         return peak_memory_bytes(device)
-    return pages * resource.getpagesize()
+    return pages * mmap.PAGESIZE
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -183,9 +192,11 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Return how much memory the device or the machine has."""
+    """Return how much memory the device or the machine has; 0 where it cannot be told."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
+    if not hasattr(os, "sysconf"):  # Windows
+        return 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -210,6 +221,8 @@ def release_memory(device: torch.device) -> None:
     """Give memory that is kept for later back to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
     elif device.type == "cpu" and _GLIBC:
         ctypes.CDLL(None).malloc_trim(0)
 

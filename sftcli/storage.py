@@ -61,7 +61,9 @@ class Disk:
         """Make the content of a file, or the names in a folder, survive a loss of power."""
         if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
             return  # a system that cannot sync folders
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(
+            path, os.O_RDWR if os.name == "nt" else os.O_RDONLY
+        )  # Windows syncs what may be written
         try:
             os.fsync(handle)
         finally:

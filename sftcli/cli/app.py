@@ -59,6 +59,7 @@ app.command("show", cls=SftCommand)(runs.show)
 app.command("presets", cls=SftCommand)(inspect.presets)
 app.command("schema", cls=SftCommand)(inspect.schema)
 app.command("env", cls=SftCommand)(inspect.env)
+app.command("doctor", cls=SftCommand)(inspect.doctor)
 
 
 def _show_version(value: bool) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from sftcli.config.auto import described, is_open
 from sftcli.config.config_file import read_config
 from sftcli.config.fields import allowed, choices, element_choices, shown, value_from_text
 from sftcli.config.interplay import settle
@@ -104,7 +105,7 @@ class Row:
 class Resolved:
     """Validated settings, and for every key where its value was set.
 
-    An origin is ``default``, ``preset quick``, ``my.toml:12``, an environment variable, a flag or ``--set``; or
+    An origin is ``default``, ``auto: follows from the number of rows``, ``preset quick``, ``my.toml:12``, an environment variable, a flag or ``--set``; or
     ``limited by`` or ``goes with`` one of them, for an inherited value that was changed to fit.
     """
 
@@ -169,7 +170,7 @@ def resolve(
     settings = _validated(layers, winners, reading.problems)
     if reading.problems or settings is None:
         raise usage_error(reading.problems)
-    origins = {key: winners[key].origin if key in winners else DEFAULT_ORIGIN for key in FIELDS}
+    origins = {key: _origin(key, winners, settings) for key in FIELDS}
     return Resolved(
         settings=settings, origins=origins, notices=reading.notices, model_keys=reading.model_keys
     )
@@ -240,6 +241,12 @@ def _refuse_preset_as_file(config_file: Path) -> None:
         raise NotFoundError(
             f"{name}: no such file", hint=f"For the preset: --preset {name}.", location=Location(file=name)
         )
+
+
+def _origin(key: str, winners: Mapping[str, Entry], settings: Settings) -> str:
+    if is_open(settings, key):
+        return described(settings, key)
+    return winners[key].origin if key in winners else DEFAULT_ORIGIN
 
 
 def _validated(

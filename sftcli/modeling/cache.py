@@ -27,7 +27,8 @@ def cache_folder() -> Path:
         ) from error
     if not os.access(root, os.W_OK | os.X_OK):
         raise OutputError(f"the cache folder {root} is not writable", hint=CACHE_HINT)
-    if not os.environ.get("SFT_CACHE_DIR") and root.stat().st_uid not in (os.getuid(), 0):
+    has_owner = hasattr(os, "getuid")  # not on Windows, where the folder lies in the user's own
+    if has_owner and not os.environ.get("SFT_CACHE_DIR") and root.stat().st_uid not in (os.getuid(), 0):
         raise ConsentError(
             f"the cache folder {root} belongs to another user, who controls its contents",
             hint=f"trust it with SFT_CACHE_DIR={root}, or set SFT_CACHE_DIR to a folder of your own",

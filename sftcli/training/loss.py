@@ -10,16 +10,20 @@ likelihood alone is that of a reward of one over this probability; the weight ta
 pull the hardest.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from sftcli.config.schema.training import Loss
 from sftcli.data.batches.batch import IGNORED, Batch
 from sftcli.events import ExpertLoad, StopFlag
+from sftcli.figures import FEW_ROWS
 from sftcli.runtime import Context, applied
 from sftcli.training.distributed.group import Group
 
@@ -102,8 +106,9 @@ class HeadNllSum(torch.autograd.Function):
         for begin in range(0, len(targets), rows):
             chunk, wanted = hidden[begin : begin + rows], targets[begin : begin + rows]
             raw = functional.linear(chunk, weight, bias)
-            found, grad_raw = _sums_and_gradient(raw, wanted, transform, loss)
+            found, grad_raw, nll = _sums_and_gradient(raw, wanted, transform, loss)
             sums += found
+            _tell(nll)
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
             if grad_hidden is not None:
@@ -133,8 +138,8 @@ class HeadNllSum(torch.autograd.Function):
 
 def _sums_and_gradient(
     raw: torch.Tensor, targets: torch.Tensor, transform: LogitTransform, loss: Loss
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sums of ``raw`` (N, V), what the head gave, and the gradient: ``softmax - one_hot``, and each row's weight.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the sums of ``raw`` (N, V), what the head gave, the gradient: ``softmax - one_hot``, and each row's weight, and its nll.
 
     It is made in the place of the logits, so that there is one tensor of their size and not four.
     """
@@ -154,9 +159,31 @@ def _sums_and_gradient(
     if loss is Loss.DFT:
         gradient *= _weights(nll)[:, None]
     if made is None:
-        return _summed(nll, loss), gradient.to(raw.dtype)
+        return _summed(nll, loss), gradient.to(raw.dtype), nll
     (gradient,) = torch.autograd.grad(made, raw, gradient)
-    return _summed(nll, loss), gradient
+    return _summed(nll, loss), gradient, nll
+
+
+_heard: ContextVar[list[torch.Tensor] | None] = ContextVar("heard", default=None)
+
+
+@contextmanager
+def each_token() -> Iterator[list[torch.Tensor]]:
+    """Yield the list that losses of the block add the negative log-likelihood of each response token to, in their order.
+
+    A loss of a batch is a sum: whoever wants to know more of it listens to the same pass.
+    """
+    found: list[torch.Tensor] = []
+    token = _heard.set(found)
+    try:
+        yield found
+    finally:
+        _heard.reset(token)
+
+
+def _tell(nll: torch.Tensor) -> None:
+    if (found := _heard.get()) is not None:
+        found.append(nll.detach())
 
 
 def _weights(nll: torch.Tensor) -> torch.Tensor:
@@ -239,6 +266,9 @@ def plain_nll_sum(model: "PreTrainedModel", batch: Batch, loss: Loss = Loss.NLL)
     """Return the same as ``response_nll_sum`` from the model's own logits, which keeps the logits of the full batch."""
     logits = model(**batch.inputs, use_cache=False).logits.flatten(0, 1).float()
     targets = batch.targets.flatten()
+    if _heard.get() is not None:
+        nll = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        _tell(nll[targets != IGNORED])
     if loss is Loss.NLL:
         return functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
     return _summed(functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none"), loss)
@@ -260,12 +290,34 @@ class NllSum:
     nll: float
     response_tokens: int
     rows: int
+    row_nll: tuple[float, ...] = ()  # of each row, where they were asked for
+    row_tokens: tuple[float, ...] = ()
     experts: Mapping[str, ExpertLoad] = field(default_factory=dict)  # by layer
 
     @property
     def loss(self) -> float:
         """Nats per response token."""
         return self.nll / self.response_tokens
+
+    def fall_error(self, first: Sequence[float]) -> float | None:
+        """Return the standard error of the fall of the loss since the rows had ``first``; None where it is not known."""
+        if len(first) != len(self.row_nll):
+            return None
+        falls = [before - now for before, now in zip(first, self.row_nll, strict=True)]
+        return ratio_standard_error(falls, self.row_tokens)
+
+
+def ratio_standard_error(sums: Sequence[float], counts: Sequence[float]) -> float | None:
+    """Return the standard error of ``sum(sums) / sum(counts)`` over rows, by linearization (Cochran 1977, 6.4).
+
+    A few rows say too little about how rows scatter: None.
+    """
+    values, weights = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    rows = len(values)
+    if rows < FEW_ROWS or not np.isfinite(values).all():
+        return None
+    residuals = values - values.sum() / weights.sum() * weights
+    return float(np.sqrt(rows / (rows - 1) * (residuals**2).sum()) / weights.sum())
 
 
 @torch.no_grad()
@@ -278,26 +330,40 @@ def heldout_nll(
     device: torch.device | None = None,
     computes_all: bool = False,
     after_own: Callable[[Batch], None] | None = None,
+    num_rows: int = 0,
 ) -> NllSum | None:
     """Sum the loss over ``batches``, distributed in ``group``; None when ``stop``, the same for all, was set before the end.
 
     With ``computes_all`` every process computes as often, as it must where a pass is an exchange. ``after_own`` is called behind
-    the pass of each batch that counts here.
+    the pass of each batch that counts here. With ``num_rows``, which the batches hold by their ids, each row has its sum too.
     """
     group = group or Group()
     nll, tokens, rows = 0.0, 0, 0
+    by_row, counts = np.zeros(num_rows), np.zeros(num_rows)
     for batch, is_own in group.rounds(batches):
         if stop.requested():
             return None
         if is_own or computes_all:
-            found = nll_of(batch_loss(batch.to(device) if device else batch)).item()
+            with each_token() as heard:
+                found = nll_of(batch_loss(batch.to(device) if device else batch)).item()
+            if is_own and num_rows and heard:
+                lengths = (batch.targets != IGNORED).sum(1).tolist()
+                parts = torch.cat(heard).double().cpu().split(lengths)
+                by_row[list(batch.example_ids)] = [float(part.sum()) for part in parts]
+                counts[list(batch.example_ids)] = lengths
             if is_own and after_own:
                 after_own(batch)
             nll += found if is_own else 0.0
             tokens += batch.response_tokens if is_own else 0
             rows += len(batch.example_ids) if is_own else 0
-    nll, all_tokens, all_rows = group.sum([nll, tokens, rows])
-    return NllSum(nll=nll, response_tokens=int(all_tokens), rows=int(all_rows))
+    nll, all_tokens, all_rows, *each = group.sum([nll, tokens, rows, *by_row.tolist(), *counts.tolist()])
+    return NllSum(
+        nll=nll,
+        response_tokens=int(all_tokens),
+        rows=int(all_rows),
+        row_nll=tuple(each[:num_rows]),
+        row_tokens=tuple(each[num_rows:]),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ class TrainState:
     response_tokens: int = 0  # of instruction rows
     text_tokens: int = 0  # of pretraining text
     first_heldout_loss: float | None = None
+    first_heldout_rows: list[float] | None = None  # its nats by row
     last_heldout_loss: float | None = None
     last_heldout_step: int = -1  # of ``last_heldout_loss``
     best_heldout_loss: float | None = None

@@ -8,20 +8,23 @@ from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import Batch
 from sftcli.errors import DivergedError
 from sftcli.events import Warned
+from sftcli.training.loss import NllSum
 from sftcli.training.state import TrainState
 
 
-def with_heldout(state: TrainState, loss: float, settings: TrainingSettings) -> TrainState:
+def with_heldout(state: TrainState, scored: NllSum, settings: TrainingSettings) -> TrainState:
     """Return ``state`` after a held-out loss was measured at its step.
 
     An evaluation is stale when it is not at least ``early_stopping_improvement`` below the last one that was not.
     """
+    loss = scored.loss
     best, first, level = state.best_heldout_loss, state.first_heldout_loss, state.fresh_heldout_loss
     is_best = math.isfinite(loss) and (best is None or loss < best)
     is_fresh = math.isfinite(loss) and (level is None or loss < level - settings.early_stopping_improvement)
     return replace(
         state,
         first_heldout_loss=loss if first is None else first,
+        first_heldout_rows=list(scored.row_nll) if first is None else state.first_heldout_rows,
         last_heldout_loss=loss,
         last_heldout_step=state.step,
         best_heldout_loss=loss if is_best else best,

@@ -255,7 +255,8 @@ class Trainer:
         scored = self.heldout_loss(stop)
         if scored is None:
             return
-        self.state = with_heldout(self.state, scored.loss, self.settings)
+        first = self.state.first_heldout_rows
+        self.state = with_heldout(self.state, scored, self.settings)
         self.emit(
             HeldoutDone(
                 step=self.state.step,
@@ -263,6 +264,7 @@ class Trainer:
                 response_tokens=scored.response_tokens,
                 seconds=self.clock() - begin,
                 rows=scored.rows,
+                fall_error=None if first is None else scored.fall_error(first),
                 experts={layer: asdict(load) for layer, load in scored.experts.items()},
             )
         )

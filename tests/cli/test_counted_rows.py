@@ -69,7 +69,7 @@ def test_three_rows_give_no_interval_and_no_three_decimals(evaluated, sft, tmp_p
         assert not re.search(r"\d\.\d\d", text)
     assert "3 rows are too few" in shown
     assert "3 rows are too few" in scored
-    assert "3 rows are too few to be sure" in verdict
+    assert "3 held-out rows are too few to say" in verdict
     command = ("eval", "one", "--runs", tmp_path / "runs", "--no-base", "--fail-above")
     code, _, err = sft(*command, "loss_standard_error=1")
     assert code == 65

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
+from sftcli.config.auto import decide_open
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import TrainingSettings
@@ -70,8 +71,12 @@ def build_trainer(
     dataset = SimpleNamespace(
         train=examples or random_examples(20), heldout=heldout or ExampleList(), text=ExampleList()
     )
+    decided = decide_open(
+        Settings().model_copy(update=values), rows=100_000, parameters=10**10, heldout_fraction=0.0
+    )
     inputs = TrainingInputs(
-        settings=Settings().model_copy(update=values),
+        settings=decided.settings,
+        decided=decided,
         located=SimpleNamespace(name="tiny", folder=None),
         prepared=SimpleNamespace(dataset=dataset, tokenizer=SimpleNamespace(pad_id=PAD_ID)),
         fingerprints={},

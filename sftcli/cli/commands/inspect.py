@@ -1,4 +1,4 @@
-"""``sft presets``, ``sft schema`` and ``sft env``: what there is, without doing anything."""
+"""``sft presets``, ``sft schema``, ``sft env`` and ``sft doctor``: what there is, without doing anything."""
 
 import json
 from typing import Annotated
@@ -9,6 +9,7 @@ from sftcli.cli.options import complete
 from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import Output
 from sftcli.cli.results import results
+from sftcli.cli.session.session import LOADING, session
 
 
 @command
@@ -61,3 +62,22 @@ def env(*, output: Annotated[Output, "json", "color"]) -> None:
     from sftcli.services.machine import describe_machine
 
     results.show_pairs(describe_machine(), output)
+
+
+@command
+def doctor(*, output: Annotated[Output, "json", "color"]) -> None:
+    """Try what a training needs on this machine, a small training included; exit 1 if anything fails.
+
+    Examples:
+      sft doctor
+
+      sft doctor --json
+    """
+    with session(output) as current:
+        current.emit(LOADING)
+        from sftcli.services.doctor import State, examine
+
+        found = examine(current)
+    results.show_findings(found, output)
+    if any(finding.state is State.FAILS for finding in found):
+        raise typer.Exit(1)

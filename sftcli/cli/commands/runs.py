@@ -118,9 +118,9 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
     yield "started", f"{_age(summary.started_at)}, with: {summary.command}"
     yield "model", summary.model or None
     yield "data", summary.data or None
-    speed = f", {count(summary.tokens_per_second)} tokens/s" if summary.tokens_per_second else ""
+    speed = f", {count(summary.tokens_per_second)} tok/s" if summary.tokens_per_second else ""
     used = "" if summary.utilization is None else f", {percent(summary.utilization)} of the machine's peak"
-    yield "step", f"{_steps(summary)} in {duration(summary.training_seconds)}{speed}{used}"
+    yield "step", f"{_steps(summary)}, {duration(summary.training_seconds)} of steps{speed}{used}"
     if summary.curve:
         yield "loss", f"{sparkline(summary.curve, CURVE_COLUMNS, levels)} {loss_text(summary.loss)}"
     if summary.first_heldout_loss is not None:

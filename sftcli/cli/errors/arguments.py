@@ -21,7 +21,7 @@ _IN_WORDS = {
     "less than or equal to": "must be at most",
 }
 _UNKNOWN = "No such option"
-_NO_COMMAND = re.compile(r"No such command '(?P<word>.*)'")
+_NO_COMMAND = re.compile(r"No such command '(?P<word>.*?)'(?:\. Did you mean.*)?")
 _NOT_AUTO = re.compile(r"Invalid value for '--resume': (?:Value error, )?'(?P<word>.*)' is not one of 'auto'")
 _COMMANDS = {
     "chat": "generate --chat", "infer": "generate", "inference": "generate", "predict": "generate", "serve": "export",

@@ -1,6 +1,6 @@
 """What a command leaves on the screen when it is done: results on stdout, remarks and next commands on stderr."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,7 @@ from sftcli.figures import change, interval, share_of
 if TYPE_CHECKING:
     from sftcli.config.resolve import Row
     from sftcli.services.diagnosis.verdict import Verdict
+    from sftcli.services.doctor import Finding
     from sftcli.services.evaluate.evaluate import EvalReport
     from sftcli.services.evaluate.tasks import TasksReport
     from sftcli.services.report.score import Score
@@ -44,6 +45,19 @@ def show_pairs(pairs: Mapping[str, str], output: options.Output) -> None:
         tables.out(output.color).print(tables.key_value_table(list(pairs.items())))
 
 
+def show_findings(found: Sequence["Finding"], output: options.Output) -> None:
+    """Print what was tried and how it came out, and what fails by name."""
+    failing = [finding.name for finding in found if finding.state == "fails"]
+    if output.json:
+        findings = {finding.name: {"state": finding.state, "text": finding.text} for finding in found}
+        tables.show_result_json({"findings": findings, "failing": failing})
+        return
+    pairs = [(finding.name, f"{finding.state}: {finding.text}") for finding in found]
+    tables.out(output.color).print(tables.key_value_table(pairs))
+    if failing:
+        tables.show_text(f"fails: {', '.join(failing)}", tables.err(output.color))
+
+
 def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
     """Print how a run ended: the path of the final model on stdout, losses and next commands on stderr."""
     from sftcli.services.runs.folder import RunFolder
@@ -51,8 +65,9 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
     if not output.quiet:
         err, run = tables.err(output.color), RunFolder(Path(outcome.path))
         if outcome.first_heldout_loss is not None and outcome.last_heldout_loss is not None:
-            tables.show_text(f"{_heldout_text(outcome)}, in {duration(outcome.seconds)}", err)
-        if outcome.verdict is not None and outcome.verdict.kind != "unknown":
+            tables.show_text(f"{_heldout_text(outcome)}", err)
+        tables.show_text(f"{duration(outcome.seconds)} in all, from loading to saving", err)
+        if outcome.verdict is not None and (outcome.verdict.kind != "unknown" or outcome.heldout_rows):
             tables.show_text(_verdict_text(outcome.verdict), err, wrap=True)
         if reason := outcome.ending.reason:
             tables.show_text(f"ended early, at step {outcome.step} of {outcome.last_step}: {reason}", err)
@@ -100,7 +115,7 @@ def show_plan(plan: "Plan", output: options.Output) -> None:
         tables.show_result_json(asdict(plan))
         return
     tables.out(output.color).print(tables.key_value_table(list(_plan_rows(plan))))
-    if plan.peak_bytes > plan.total_memory_bytes and not output.quiet:
+    if 0 < plan.total_memory_bytes < plan.peak_bytes and not output.quiet:
         limit = "training.micro_batch_tokens" if plan.micro_batch_tokens else "training.micro_batch_size"
         tables.show_text(
             f"this does not fit in memory: lower {limit} (the updates stay the same), set "

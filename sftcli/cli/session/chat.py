@@ -1,6 +1,7 @@
 """The interactive session of ``sft generate --chat``: lines in, answers out."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
     from sftcli.services.generate.chat import Chat
     from sftcli.services.generate.request import GenerateRequest
 
-HELP = (
-    "/reset forgets the conversation, /system TEXT sets the system message, /save FILE keeps it, /quit ends"
-)
 DEFAULT_SAVE = "chat.jsonl"
+HELP = (
+    "/reset forgets the conversation, /system TEXT sets the system message, /save FILE appends it to a file of rows "
+    f"({DEFAULT_SAVE}), /quit ends"
+)
 
 
 def chat(request: "GenerateRequest", output: options.Output) -> None:
@@ -51,7 +53,8 @@ def _read_line() -> str | None:
         return None
     if not sys.stdin.isatty():
         return _as_text(sys.stdin.readline()) or None
-    import readline  # noqa: F401 - gives input() its line editing
+    with suppress(ImportError):  # Windows edits lines by itself
+        import readline  # noqa: F401 - gives input() its line editing
 
     try:
         return _as_text(input("you> "))
@@ -77,10 +80,16 @@ def _command(text: str, talk: "Chat", output: options.Output) -> None:
             talk.reset()
             tables.show_text("the conversation is forgotten", err)
         case "/system":
+            if not rest.strip():
+                tables.show_text("/system needs a text; /reset forgets the conversation", err)
+                return
             talk.system = rest.strip()
             talk.reset()
             tables.show_text("system message set; the conversation starts again", err)
         case "/save":
+            if not talk.turns:
+                tables.show_text("nothing was said yet that could be saved", err)
+                return
             path = Path(rest.strip() or DEFAULT_SAVE)
             try:
                 talk.save(path)
@@ -88,7 +97,7 @@ def _command(text: str, talk: "Chat", output: options.Output) -> None:
             except SftError as error:
                 tables.show_text(f"{error.message}; {error.hint}", err)
         case _:
-            tables.show_text(HELP, err)
+            tables.show_text(f"no command {name}: {HELP}", err)
 
 
 def _turn(text: str, talk: "Chat", output: options.Output) -> None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from sftcli.cli.terminal.text import signs, writable
+from sftcli.cli.terminal.text import signs, whole_duration, writable
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.cli.views.panel import Frame, Row, Task, build_panel
 from sftcli.cli.views.region import Region
-from sftcli.cli.views.wording import STOP_TEXT, end_line, message
+from sftcli.cli.views.wording import end_line, message, stop_text
 from sftcli.errors import redact
 from sftcli.events import CheckpointSaved, FitEnded, FitStarted, HeldoutDone, Progressed, StepDone, TextDelta
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sftcli.events import Event
 
 REFRESH_SECONDS = 0.25
+SILENT_SECONDS = 2.0  # after which something moves, whatever is done
 HANG = "  "
 
 
@@ -47,6 +48,7 @@ class LiveView:
     measures: TrainingMeasures = field(default_factory=TrainingMeasures)
     _tasks: dict[str, tuple[Progressed, float]] = field(default_factory=dict)  # event, time of the first
     _fit_time: float | None = None
+    _said_time: float | None = None  # of the last line, while nothing else on the screen moves
     _fit_end_time: float | None = None
     _moved_time: float = 0.0
     _checkpoint_time: float = 0.0
@@ -68,7 +70,7 @@ class LiveView:
         self._done.set()
         with self._lock:
             self._tasks.clear()
-            self._note = ""
+            self._note, self._said_time = "", None
             if self._fit_time is not None and self._fit_end_time is None:
                 self._fit_end_time = self.get_time()
             self._hide()
@@ -76,9 +78,9 @@ class LiveView:
     def show_stopping(self) -> None:
         """Say that a stop was asked for; called from the thread that watches signals."""
         with self._lock:
-            self._note = STOP_TEXT
+            self._note = stop_text(trains=bool(self.measures.last_step))
             if self._region is None:
-                self._print("", STOP_TEXT)
+                self._print("", self._note)
             else:
                 self.refresh()
 
@@ -117,8 +119,9 @@ class LiveView:
             case FitEnded():
                 self._fit_end_time = self.get_time()
                 self._note = ""
-                self._print("", end_line(event, self._elapsed(), self.measures))
+                self._print("", end_line(event, self.measures))
             case TextDelta():
+                self._said_time = None
                 self._hide()
                 self._in_line = not event.text.endswith("\n")
             case _:
@@ -138,6 +141,9 @@ class LiveView:
 
     def _rows(self) -> list[Row]:
         now = self.get_time()
+        silent = 0.0 if self._said_time is None else now - self._said_time
+        if silent >= SILENT_SECONDS and not self._tasks and self._fit_time is None:
+            return [[(f"still at it, {whole_duration(silent)}", "dim")]]
         frame = Frame(
             is_training=self._fit_time is not None,
             elapsed_seconds=self._elapsed(),
@@ -179,6 +185,9 @@ class LiveView:
     def _print(self, prefix: str, text: str) -> None:
         if self._dead:
             return
+        self._said_time = self.get_time()
+        if not self._tasks and self._fit_time is None:
+            self._hide()  # what counted the silence
         line = Text.assemble((prefix, "bold yellow"), self._safe(text))
         # Later rows of a long line are set in, so that its beginning can be found. Paths longer than a row break anywhere.
         room = max(1, self.console.width - len(HANG))

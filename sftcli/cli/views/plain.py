@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sftcli.cli.terminal.text import clean, count, duration, writable
 from sftcli.cli.views.measures import TrainingMeasures
-from sftcli.cli.views.wording import STOP_TEXT, end_line, heldout_line, message, progress_line, step_line
+from sftcli.cli.views.wording import end_line, heldout_line, message, progress_line, step_line, stop_text
 from sftcli.errors import redact
 from sftcli.events import (
     CheckpointSaved,
@@ -60,7 +60,6 @@ class PlainView:
     every_steps: int
     measures: TrainingMeasures = field(default_factory=TrainingMeasures)
     _line_time: float = 0.0
-    _fit_time: float = 0.0
     _tasks: dict[str, _Task] = field(default_factory=dict)  # running ones
 
     def open(self) -> None:
@@ -71,7 +70,7 @@ class PlainView:
 
     def show_stopping(self) -> None:
         """Say that a stop was asked for."""
-        self._write(STOP_TEXT)
+        self._write(stop_text(trains=bool(self.measures.last_step)))
 
     def __call__(self, event: "Event", /) -> None:
         """Write the lines of an event."""
@@ -89,7 +88,7 @@ class PlainView:
                 self.measures.add_checkpoint(event)
                 self._write(f"saved {clean(event.path)}  ({duration(event.seconds)})")
             case FitEnded():
-                self._write(end_line(event, self.get_time() - self._fit_time, self.measures))
+                self._write(end_line(event, self.measures))
             case TextDelta():
                 pass  # a result; it belongs to stdout
             case _:
@@ -100,7 +99,7 @@ class PlainView:
 
     def _start(self, event: FitStarted) -> None:
         self.measures.start(event)
-        self._fit_time = self._line_time = self.get_time()
+        self._line_time = self.get_time()
         begin = "training" if event.step == 0 else f"training resumes after step {event.step}"
         self._write(f"{begin}, {count(event.last_step)} step{'s' if event.last_step != 1 else ''}")
 
@@ -138,7 +137,7 @@ class SilentView:
 
     def show_stopping(self) -> None:
         """Say that a stop was asked for: a person pressed a key and waits for an answer."""
-        write_line(self.stream, STOP_TEXT)
+        write_line(self.stream, stop_text(trains=False))
 
     def __call__(self, event: "Event", /) -> None:
         """Write warnings, drop the rest."""

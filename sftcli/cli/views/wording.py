@@ -32,7 +32,10 @@ from sftcli.events import (
     Warned,
 )
 
-STOP_TEXT = "stopping after this step; press Ctrl-C again to quit now"
+
+def stop_text(*, trains: bool) -> str:
+    """Return what is said when a stop was asked for: in a training a step is still taken, elsewhere there is none."""
+    return f"stopping{' after this step' if trains else ''}; press Ctrl-C again to quit now"
 
 
 Told = (
@@ -98,17 +101,18 @@ def heldout_line(event: HeldoutDone) -> str:
     )
 
 
-def end_line(event: FitEnded, seconds: float, measures: TrainingMeasures) -> str:
+def end_line(event: FitEnded, measures: TrainingMeasures) -> str:
     """Return how training ended, and what part of the measured peak of matrix products it made use of."""
     used = measures.whole_utilization
     at = "" if used is None else f" at {percent(used)} of the machine's peak"
-    return f"training {event.ending.message(f'at step {event.step} after {duration(seconds)}{at}')}"
+    return f"training {event.ending.message(f'at step {event.step}{at}')}"
 
 
 def step_line(measures: TrainingMeasures, step: StepDone) -> str:
-    """Return one training step as ``step 20/90  loss 1.234  lr 2.0e-04  grad 1.9  512 tok/s  pad 9%  2.1 GB  eta 1m20s``.
+    """Return one training step as ``step 20/90  loss 1.234  lr 2.0e-04  grad 1.9  2.3k tok/s  2.1 GB  eta 1m20s``.
 
-    The speed is in response tokens, the memory is the peak so far. Steps that are replayed have no end that is known.
+    It fits into 80 columns. The speed is in tokens without padding, as everywhere; the memory is the peak so far. Steps that are
+    replayed have no end that is known.
     """
     remaining = measures.remaining_seconds if measures.last_step else None
     parts = [
@@ -118,9 +122,7 @@ def step_line(measures: TrainingMeasures, step: StepDone) -> str:
         *([] if step.router_aux_loss is None else [f"router aux {loss_text(step.router_aux_loss)}"]),
         f"lr {rate_text(step.learning_rate)}",
         f"grad {norm_text(step.grad_norm)}",
-        f"{count(measures.response_tokens_per_second)} tok/s",
-        f"pad {percent(measures.padding_fraction)}",
-        *([] if measures.utilization is None else [f"{percent(measures.utilization)} of peak"]),
+        f"{short_count(round(measures.tokens_per_second))} tok/s",
         *([size(step.peak_memory_bytes)] if step.peak_memory_bytes else []),
         *(
             [f"eta {whole_duration(remaining) if remaining is not None else '?'}"]

@@ -89,8 +89,11 @@ class DataSettings(Section):
     heldout_sources: tuple[Text, ...] = Field(
         (), description="Sources of the held-out rows; empty holds out a share of `sources`."
     )
-    heldout_fraction: float = Field(
-        0.02, ge=0, le=0.5, description="Share of rows held out when there are no held-out sources."
+    heldout_fraction: float | None = Field(
+        None,
+        ge=0,
+        le=0.5,
+        description="Share of rows held out when there are no held-out sources; unset follows from the number of rows.",
     )
     heldout_max_rows: int = Field(
         512, ge=1, description="Maximum number of rows held out when there are no held-out sources."

@@ -95,11 +95,19 @@ class Parallel(StrEnum):
 
 
 class TrainingSettings(Section):
-    """How the weights are updated. Defaults are those of the source recipe unless noted."""
+    """How the weights are updated. Defaults are those of the source recipe unless noted; ``config/auto.py`` decides what is unset."""
 
     max_steps: int = Field(0, ge=0, description="Optimizer steps; 0 trains for `epochs`.")
-    epochs: float = Field(3.0, gt=0, description="Passes over the rows when `max_steps` is 0.")
-    batch_size: int = Field(32, ge=1, description="Rows in the global batch of one optimizer step.")
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="Passes over the rows when `max_steps` is 0; unset follows from the number of rows.",
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Rows in the global batch of one optimizer step; unset follows from the number of rows.",
+    )
     micro_batch_size: int = Field(
         8, ge=1, description="Maximum rows in a micro-batch; a global batch is split into micro-batches."
     )
@@ -124,7 +132,12 @@ class TrainingSettings(Section):
         description="Coefficient of the load-balancing loss of routed experts, over all tokens of a step (0.001 to 0.02 is usual); "
         "0 for none.",
     )
-    learning_rate: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Peak learning rate; unset follows from the size of the model, and is 2e-4 for adapters.",
+    )
     schedule: Schedule = Field(
         Schedule.COSINE,
         description="Learning rate after warm-up: cosine, linear, constant, or wsd (constant, "
@@ -224,7 +237,8 @@ class TrainingSettings(Section):
         """
         if self.max_steps:
             return self
-        steps = max(1, math.ceil(self.epochs * num_rows / self.batch_size / (1 - text_fraction)))
+        assert self.epochs is not None
+        steps = max(1, math.ceil(self.epochs * num_rows / self.rows_per_step / (1 - text_fraction)))
         if self.warmup_steps is not None and self.warmup_steps > steps:
             raise UsageError(
                 f"training.warmup_steps is {self.warmup_steps}, but {self.epochs:g} epochs of {num_rows} rows are "
@@ -232,6 +246,18 @@ class TrainingSettings(Section):
                 hint="lower training.warmup_steps, or use training.warmup_fraction",
             )
         return self.model_copy(update={"max_steps": steps})
+
+    @property
+    def rows_per_step(self) -> int:
+        """``batch_size``, once it is decided."""
+        assert self.batch_size is not None
+        return self.batch_size
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """``learning_rate``, once it is decided."""
+        assert self.learning_rate is not None
+        return self.learning_rate
 
     @property
     def minimizes_more(self) -> bool:
@@ -247,7 +273,7 @@ class TrainingSettings(Section):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
-        if self.micro_batch_size > self.batch_size:
+        if self.batch_size is not None and self.micro_batch_size > self.batch_size:
             raise ValueError(
                 f"micro_batch_size ({self.micro_batch_size}) is larger than batch_size ({self.batch_size})"
             )

@@ -73,6 +73,14 @@ def resolve_alias(
     )
 
 
+def place_without_download(emit: EventSink) -> str | None:
+    """Return where the default model is on this machine; None where it would have to be downloaded."""
+    found = _from_cache(emit, None)
+    if found is not None:
+        return found.how
+    return f"the installed package {_PACKAGE}" if importlib.util.find_spec(_PACKAGE) else None
+
+
 def _from_cache(emit: EventSink, wanted: str | None) -> Found | None:
     for folder in sorted(models_folder().glob(f"{ALIAS}-*")):
         digest = read_source(folder, emit)

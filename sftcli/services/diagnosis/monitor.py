@@ -9,13 +9,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from sftcli.events import Event, EventSink, FitStarted, HeldoutDone, Judged, StepDone
+from sftcli.figures import are_few
 from sftcli.services.diagnosis.verdict import (
     FLAT,
-    HIGH_LOSS,
     RISE,
+    Again,
+    Measured,
     Verdict,
     degrading,
     judge_losses,
@@ -23,7 +23,6 @@ from sftcli.services.diagnosis.verdict import (
     overfitting,
     plateau,
     spike,
-    underfitting,
 )
 
 WINDOW_STEPS = 64  # what a spike is compared with
@@ -31,8 +30,6 @@ MIN_STEPS = 32
 DEVIATIONS = 7.0  # robust standard deviations of the logarithm above the median
 LEAST_RATIO = {"loss": 1.5, "gradient norm": 4.0}  # to the median; less is no news even in a very steady run
 QUIET_STEPS = 50  # after a spike
-FLAT_STEPS = 30  # fewest training losses that are called flat
-FLAT_FALL = 0.05  # nats per token over the window, the error of the estimate included
 PLATEAU_EVALS = 3
 SPOILT_STEPS = 5  # in a row with a loss far above the usual, which is no single bad batch any more
 
@@ -65,10 +62,12 @@ class FitWatch:
     """What the events so far say about the fit.
 
     Args:
+        again: Makes the commands of its advice.
         name_rows: Returns the rows of a step in words.
         stops_early: Whether the run ends by itself on a plateau.
     """
 
+    again: Again
     high_steps: int = field(default=0, init=False)  # in a row, up to now, with a loss far above the usual
 
     name_rows: Callable[[int], str] = lambda step: f"of step {step}"
@@ -76,7 +75,7 @@ class FitWatch:
     last_step: int = 0
     rows: int = 0  # that a held-out loss is of; 0 while it is not known
     losses: list[float] = field(default_factory=list)  # training, finite ones
-    heldout: list[tuple[int, float]] = field(default_factory=list)  # finished steps, loss
+    heldout: list[Measured] = field(default_factory=list)
     _at_heldout: list[int] = field(default_factory=list)  # how many training losses there were by then
     _said: dict[str, int] = field(default_factory=dict)  # kind -> step
     _detectors: dict[str, SpikeDetector] = field(
@@ -114,7 +113,8 @@ class FitWatch:
 
     def verdict(self, step: int) -> Verdict:
         """Return the verdict on the run up to ``step``."""
-        return judge_losses(self.losses, [loss for at, loss in self.heldout if at <= step], rows=self.rows)
+        measured = [one for one in self.heldout if one.step <= step]
+        return judge_losses(self.losses, measured, self.again, rows=self.rows)
 
     def _on_step(self, event: StepDone) -> list[Verdict]:
         said: list[Verdict] = []
@@ -122,9 +122,9 @@ class FitWatch:
         for what, usual in self._learn(event.loss, event.grad_norm).items():
             if event.step - quiet >= QUIET_STEPS and not said:
                 value = event.loss if what == "loss" else event.grad_norm
-                said.append(spike(what, value, usual, self.name_rows(event.step)))
+                said.append(spike(what, value, usual, self.name_rows(event.step), self.again))
                 self._said["spike"] = event.step
-        return said + self._once(event.step, self._underfitting(event.step))
+        return said
 
     def _learn(self, loss: float, grad_norm: float) -> dict[str, float]:
         """Remember a step; return by name what is out of line and what would have been usual."""
@@ -138,20 +138,21 @@ class FitWatch:
     def _add_heldout(self, event: HeldoutDone) -> None:
         self.rows = event.rows
         if math.isfinite(event.loss):
-            self.heldout.append((event.step, event.loss))
+            self.heldout.append(Measured(step=event.step, loss=event.loss, fall_error=event.fall_error))
             self._at_heldout.append(len(self.losses))
 
     def _on_heldout(self, event: HeldoutDone) -> Verdict | None:
         self._add_heldout(event)
-        if len(self.heldout) < 2 or not self.losses or not math.isfinite(event.loss):
+        if len(self.heldout) < 2 or not self.losses or not math.isfinite(event.loss) or are_few(self.rows):
             return None
-        losses = [loss for _, loss in self.heldout]
+        losses = [one.loss for one in self.heldout]
         first, best, last = losses[0], min(losses), losses[-1]
         rises = last > best + RISE and (losses[-2] > best + RISE or event.step == self.last_step)
-        if rises and best == first and self.heldout[0][0] == 0:
-            return degrading(first, last, self.rows)
+        if rises and best == first and self.heldout[0].step == 0:
+            return degrading(first, last, self.again, self.rows)
         if rises and self._still_learns(losses.index(best)):
-            return overfitting(best, last, mean_of_recent(self.losses), self.rows)
+            lowest = self.heldout[losses.index(best)]
+            return overfitting(lowest, last, mean_of_recent(self.losses), self.again, self.rows)
         return None if rises or self.stops_early else self._plateau(event.step, losses)
 
     def _still_learns(self, best_index: int) -> bool:
@@ -163,35 +164,13 @@ class FitWatch:
         before, recent = losses[:-PLATEAU_EVALS], losses[-PLATEAU_EVALS:]
         if not before or step > 0.9 * self.last_step or min(before) - min(recent) >= FLAT:
             return None
-        return plateau(PLATEAU_EVALS, min(losses), self.rows)
-
-    def _underfitting(self, step: int) -> Verdict | None:
-        """Judge the training losses of the last fifth of the run; near its end the schedule itself flattens them."""
-        window = min(500, max(FLAT_STEPS, self.last_step // 5))
-        in_time = 0.3 * self.last_step <= step <= 0.8 * self.last_step and step % 10 == 0
-        if not in_time or len(self.losses) < window or "underfitting" in self._said:
-            return None
-        recent = np.array(self.losses[-window:])
-        level = float(np.median(recent))
-        if level <= HIGH_LOSS or _fall(recent) >= FLAT_FALL:
-            return None
-        return underfitting(f"training loss has leveled off at {level:.3f}, above {HIGH_LOSS:g}")
+        return plateau(PLATEAU_EVALS, min(losses), self.again, self.rows)
 
     def _once(self, step: int, verdict: Verdict | None) -> list[Verdict]:
         if verdict is None or verdict.kind in self._said:
             return []
         self._said[verdict.kind] = step
         return [verdict]
-
-
-def _fall(losses: np.ndarray) -> float:
-    """Return by how much a straight line through ``losses`` falls at most, two standard errors of its slope included."""
-    x = np.arange(len(losses)) - (len(losses) - 1) / 2
-    spread = float((x * x).sum())
-    slope = float((x * losses).sum()) / spread
-    rest = losses - losses.mean() - slope * x
-    error = math.sqrt(float((rest * rest).sum()) / (len(losses) - 2) / spread)
-    return (2 * error - slope) * (len(losses) - 1)
 
 
 def watched(watch: FitWatch, emit: EventSink) -> EventSink:

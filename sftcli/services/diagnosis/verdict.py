@@ -1,61 +1,137 @@
-"""Whether a run overfits, underfits or learns well, judged by its losses, with advice.
+"""Whether a run overfits or learns well, judged by its losses, with a command that does better.
 
-Thresholds and advice stand here for all who judge: the watch over a running training, the report and `eval`.
+Thresholds and advice stand here for all who judge: the watch over a running training, the report and `eval`. How high a loss is
+says nothing by itself: free text ends at 1.1 to 1.6, short answers far below. What counts is how it moved, and whether the rows
+that it was measured on can tell that from chance.
 """
 
+import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sftcli.figures import are_few, loss_figure, too_few
+from sftcli.config.schema.settings import Settings
+from sftcli.figures import FEW_ROWS, are_few, loss_figure
+from sftcli.services.runs.folder import RunFolder
 
-Kind = Literal["good", "unchanged", "overfitting", "underfitting", "degrading", "plateau", "spike", "unknown"]
+Kind = Literal["good", "unchanged", "overfitting", "degrading", "plateau", "spike", "unknown"]
 
 RISE = 0.02  # nats per token of held-out loss above its best that count as rising
-HIGH_LOSS = 1.0  # nats per token that the recipe calls high
 FLAT = 0.005  # nats per token; a held-out loss that falls by less in several evaluations has come to rest
+ERRORS = 2.0  # standard errors that a fall must be above to be told from chance
+_SHARE = 0.5  # of the rows that may be held out at most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """The command that trains a run once more, under a free name, with some flags changed."""
+
+    run: RunFolder
+    settings: Settings
+
+    def command(self, flags: str) -> str:
+        """Return the command, which runs as it is printed."""
+        number = 2
+        while (self.run.path.parent / f"{self.run.name}-{number}").exists():
+            number += 1
+        trust = " --trust-remote-code" if self.settings.model.trust_remote_code else ""
+        name = shlex.quote(f"{self.run.name}-{number}")
+        return f"sft train --config {shlex.quote(str(self.run.config))} --run {name}{trust} {flags}"
+
+    def longer(self) -> str:
+        """Return the flags for a run twice as long, at three times the rate."""
+        training = self.settings.training
+        steps = (
+            f"--max-steps {2 * training.max_steps}"
+            if training.max_steps
+            else f"--epochs {2 * self._epochs:g}"
+        )
+        return f"{steps} --learning-rate {min(1.0, 3 * self._rate):.2g}"
+
+    def shorter(self, step: int) -> str:
+        """Return the flags for a run that ends at ``step``, the best one, or halfway where that is not known."""
+        if step:
+            return f"--max-steps {step}"
+        training = self.settings.training
+        half = max(1, training.max_steps // 2)
+        return f"--max-steps {half}" if training.max_steps else f"--epochs {self._epochs / 2:g}"
+
+    def slower(self) -> str:
+        """Return the flag for a third of the rate."""
+        return f"--learning-rate {self._rate / 3:.2g}"
+
+    def more_heldout(self, rows: int) -> str:
+        """Return the flag that holds out enough rows, where there are that many."""
+        share = self.settings.data.heldout_fraction
+        if not rows or not share or self.settings.data.heldout_sources:
+            return "--set data.heldout_fraction=0.2"
+        return f"--set data.heldout_fraction={min(_SHARE, math.ceil(100 * share * FEW_ROWS / rows) / 100):g}"
+
+    @property
+    def _epochs(self) -> float:
+        return self.settings.training.epochs or 3.0  # unset before the rows are known
+
+    @property
+    def _rate(self) -> float:
+        return self.settings.training.learning_rate or 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """``kind`` with the reason and advice, a sentence each."""
+    """``kind`` with the reason, and as advice what to do and the command for it."""
 
     kind: Kind
     reason: str
     advice: str
 
 
-def judge_losses(train_losses: Sequence[float], heldout_losses: Sequence[float], *, rows: int = 0) -> Verdict:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A held-out loss after ``step`` steps, and the standard error of its fall since the first one, where that is known."""
+
+    step: int
+    loss: float
+    fall_error: float | None = None
+
+
+def judge_losses(
+    train_losses: Sequence[float], heldout: Sequence[Measured], again: Again, *, rows: int = 0
+) -> Verdict:
     """Judge a run by its training losses per step and its held-out losses, both in order of time.
 
-    ``rows`` is how many the held-out losses are of, 0 where it is not known. A verdict from too few of them says so.
+    ``rows`` is how many the held-out losses are of, 0 where it is not known.
     """
-    if len(heldout_losses) < 2 or not train_losses:
+    if len(heldout) < 2 or not train_losses:
         return Verdict(
-            kind="unknown", reason="there are fewer than two held-out measurements", advice="hold rows out"
+            kind="unknown",
+            reason="there are fewer than two held-out measurements",
+            advice=f"hold rows out: {again.command(again.more_heldout(0))}",
         )
-    first, best, last = heldout_losses[0], min(heldout_losses), heldout_losses[-1]
+    if are_few(rows):
+        return Verdict(
+            kind="unknown",
+            reason=f"{rows} held-out {'row is' if rows == 1 else 'rows are'} too few to say",
+            advice=f"hold more out: {again.command(again.more_heldout(rows))}",
+        )
+    first, best, last = heldout[0], min(heldout, key=lambda one: one.loss), heldout[-1]
     train = mean_of_recent(train_losses)
-    if best == first and last > first + RISE:
-        return degrading(first, last, rows)
-    if last > best + RISE and train < last:
-        return overfitting(best, last, train, rows)
-    if last > HIGH_LOSS:
-        return underfitting(
-            f"held-out loss is still {loss_figure(last, rows)}, above {HIGH_LOSS:g}{_doubt(rows)}"
-        )
-    moved = f"from {loss_figure(first, rows)} to {loss_figure(last, rows)}{_doubt(rows)}"
-    if first - last < FLAT:
+    if best is first and last.loss > first.loss + RISE:
+        return degrading(first.loss, last.loss, again, rows)
+    if last.loss > best.loss + RISE and train < last.loss:
+        return overfitting(best, last.loss, train, again, rows)
+    fall, error = first.loss - last.loss, last.fall_error
+    moved = f"from {loss_figure(first.loss, rows)} to {loss_figure(last.loss, rows)}"
+    if error is not None and fall >= FLAT:
+        moved += f", by {fall:.3f} with a standard error of {error:.3f}"
+    if fall < max(FLAT, ERRORS * (error or 0.0)):
+        what = "almost no change" if fall < FLAT else "no more than chance"
         return Verdict(
             kind="unchanged",
-            reason=f"held-out loss went {moved}, which is almost no change",
-            advice="train longer, or increase the learning rate",
+            reason=f"held-out loss went {moved}, which is {what}",
+            advice=f"train longer, at a higher rate: {again.command(again.longer())}",
         )
     return Verdict(kind="good", reason=f"held-out loss fell {moved}", advice="")
-
-
-def _doubt(rows: int) -> str:
-    return f" ({too_few(rows)} to be sure)" if are_few(rows) else ""
 
 
 def mean_of_recent(losses: Sequence[float]) -> float:
@@ -64,49 +140,40 @@ def mean_of_recent(losses: Sequence[float]) -> float:
     return sum(recent) / len(recent)
 
 
-def overfitting(best: float, last: float, train: float, rows: int = 0) -> Verdict:
+def overfitting(best: Measured, last: float, train: float, again: Again, rows: int = 0) -> Verdict:
     """Return the verdict on a held-out loss that rises while training loss falls."""
     return Verdict(
         kind="overfitting",
-        reason=f"held-out loss rose from {loss_figure(best, rows)} to {loss_figure(last, rows)}{_doubt(rows)} "
+        reason=f"held-out loss rose from {loss_figure(best.loss, rows)} to {loss_figure(last, rows)} "
         f"while training loss is {train:.3f}",
-        advice="reduce steps, increase weight decay, or add more data",
+        advice=f"stop earlier: {again.command(again.shorter(best.step))}",
     )
 
 
-def underfitting(reason: str) -> Verdict:
-    """Return the verdict on a loss that stays high."""
-    return Verdict(
-        kind="underfitting",
-        reason=reason,
-        advice="train longer, increase the learning rate, or check data quality",
-    )
-
-
-def degrading(first: float, last: float, rows: int = 0) -> Verdict:
-    """Return the verdict on a run that only made the model worse."""
+def degrading(first: float, last: float, again: Again, rows: int = 0) -> Verdict:
+    """Return the verdict on a held-out loss that was never as low as before training."""
     return Verdict(
         kind="degrading",
-        reason=f"held-out loss is {loss_figure(last, rows)}, and was {loss_figure(first, rows)} before training"
-        f"{_doubt(rows)}",
-        advice="lower the learning rate (1e-5 or less), reduce steps, or mix in pretraining text",
+        reason=f"held-out loss was {loss_figure(first, rows)} before training and is {loss_figure(last, rows)} after it",
+        advice=f"train at a lower rate: {again.command(again.slower())}",
     )
 
 
-def plateau(evaluations: int, best: float, rows: int = 0) -> Verdict:
+def plateau(evaluations: int, best: float, again: Again, rows: int = 0) -> Verdict:
     """Return the verdict on a held-out loss that leveled off before the end."""
     return Verdict(
         kind="plateau",
         reason=f"held-out loss fell by less than {FLAT:g} in the last {evaluations} evaluations; "
-        f"the best is {loss_figure(best, rows)}{_doubt(rows)}",
-        advice="more steps may not help: stop (Ctrl-C saves), or set training.early_stopping_evals",
+        f"the best is {loss_figure(best, rows)}",
+        advice="more steps may not help: Ctrl-C stops and saves; a run that stops by itself: "
+        + again.command("--set training.early_stopping_evals=3"),
     )
 
 
-def spike(what: str, value: float, usual: float, rows: str) -> Verdict:
+def spike(what: str, value: float, usual: float, rows: str, again: Again) -> Verdict:
     """Return the verdict on a loss or gradient spike; ``rows`` names the rows of the step."""
     return Verdict(
         kind="spike",
         reason=f"{what} jumped to {value:.3g} from about {usual:.3g}; rows {rows}",
-        advice="check these rows; if it happens again, lower the learning rate",
+        advice=f"check these rows; if it happens again: {again.command(again.slower())}",
     )

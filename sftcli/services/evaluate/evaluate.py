@@ -14,7 +14,8 @@ from sftcli.errors import DataError
 from sftcli.events import Event, EventSink, Notice, Session
 from sftcli.extras import install_command
 from sftcli.json_files import replace_json
-from sftcli.services.diagnosis.verdict import Verdict, judge_losses
+from sftcli.services.diagnosis.judge import judge_run
+from sftcli.services.diagnosis.verdict import Verdict
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
 from sftcli.services.evaluate.scoring import (
@@ -115,9 +116,11 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         training=None if trained is None else TrainingSpans(_training_answers(trained, emit)),
         peers=peers,
     )
-    precision = request.precision
-    base_score = None if base is None else score_model(job, base, emit, stop, precision=precision)
-    tuned = score_model(job, choice, emit, stop, precision=precision)
+    precision, stages = request.precision, (1, 2) if base is None else (3, 4)
+    base_score = (
+        None if base is None else score_model(job, base, emit, stop, precision=precision, stages=(1, 4))
+    )
+    tuned = score_model(job, choice, emit, stop, precision=precision, stages=stages)
     report = EvalReport(
         rows=len(heldout),
         is_heldout=not request.data,
@@ -177,8 +180,7 @@ def _unheard(_: Event) -> None:
 
 
 def _verdict(run: RunFolder) -> Verdict:
-    history = RunHistory(read_events(run))
-    return judge_losses(history.losses, history.heldout_losses, rows=history.heldout_rows)
+    return judge_run(run, RunHistory(read_events(run)))
 
 
 def _trained_rows(

@@ -115,19 +115,6 @@ class Interval:
     rows: int
 
 
-def ratio_standard_error(sums: Sequence[float], counts: Sequence[int]) -> float | None:
-    """Return the standard error of ``sum(sums) / sum(counts)`` over rows, by linearization (Cochran 1977, 6.4).
-
-    A few rows say too little about how rows scatter: None.
-    """
-    values, weights = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
-    rows = len(values)
-    if are_few(rows):
-        return None
-    residuals = values - values.sum() / weights.sum() * weights
-    return float(np.sqrt(rows / (rows - 1) * (residuals**2).sum()) / weights.sum())
-
-
 def paired_difference(
     first: Sequence[float], second: Sequence[float], counts: Sequence[int], *, seed: int = 0
 ) -> Interval:

@@ -27,14 +27,13 @@ from sftcli.services.evaluate.metrics import (
     has_reference_metrics,
     json_validity,
     paired_difference,
-    ratio_standard_error,
     rouge_l,
 )
 from sftcli.services.models.choose import ModelChoice, load_for_inference
 from sftcli.services.processes.peers import Peers
 from sftcli.services.progress import with_progress
 from sftcli.services.report.score import AnsweredRow, Miss, Score
-from sftcli.training.loss import RowScore, score_rows
+from sftcli.training.loss import RowScore, ratio_standard_error, score_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,9 +97,17 @@ def question_of(example: Example, tokenizer: HFChatTokenizer) -> HeldoutQuestion
 
 
 def score_model(
-    job: ScoringJob, choice: ModelChoice, emit: EventSink, stop: StopFlag, *, precision: str = "fp32"
+    job: ScoringJob,
+    choice: ModelChoice,
+    emit: EventSink,
+    stop: StopFlag,
+    *,
+    precision: str = "fp32",
+    stages: tuple[int, int] = (1, 2),
 ) -> Scored:
     """Score one model, in float32 unless another ``precision`` is asked for: bfloat16 sums move with the shape of a batch.
+
+    Its two stages are told by their numbers: the first of them, and how many there are in all.
 
     Raises:
         StoppedError: ``stop`` was set.
@@ -108,8 +115,9 @@ def score_model(
     begin = monotonic()
     model = load_for_inference(choice, precision=precision, emit=emit)
     decoder = choose_decoder(model)
-    rows = _score(job, model, choice.name, emit, stop)
-    answers = _answer(job, decoder, choice.name, emit, stop)
+    first, of = stages
+    rows = _score(job, model, f"{first} of {of}: scoring ({choice.name})", emit, stop)
+    answers = _answer(job, decoder, f"{first + 1} of {of}: answering ({choice.name})", emit, stop)
     texts = [job.tokenizer.decode(answer.ids, skip_special=False).strip() for answer in answers]
     matches = tuple(
         answer.finish == "stop" and text == question.expected
@@ -128,10 +136,10 @@ def score_model(
 
 
 def _score(
-    job: ScoringJob, model: "PreTrainedModel", name: str, emit: EventSink, stop: StopFlag
+    job: ScoringJob, model: "PreTrainedModel", task: str, emit: EventSink, stop: StopFlag
 ) -> tuple[RowScore, ...]:
     group = job.peers.group
-    batches = with_progress(_batches(job), emit, task=f"scoring ({name})", total=len(job.heldout))
+    batches = with_progress(_batches(job), emit, task=task, total=len(job.heldout))
     batches = islice(batches, group.rank, None, group.size)
     found = score_rows(model, (batch.to(model.device) for batch in batches), stop=stop)
     if found is None:
@@ -184,7 +192,7 @@ def _batches(job: ScoringJob) -> Iterator[Batch]:
         yield collate([job.heldout[index] for index in ids], example_ids=ids, pad_id=pad_id)
 
 
-def _answer(job: ScoringJob, decoder: Decoder, name: str, emit: EventSink, stop: StopFlag) -> list[Row]:
+def _answer(job: ScoringJob, decoder: Decoder, task: str, emit: EventSink, stop: StopFlag) -> list[Row]:
     """Answer every question greedily, those of this process here; return all answers. They may be a little longer than the longest right one."""
     by_length = sorted(range(len(job.questions)), key=lambda index: -len(job.questions[index].prompt_ids))
     order = job.peers.group.share(by_length)
@@ -203,7 +211,7 @@ def _answer(job: ScoringJob, decoder: Decoder, name: str, emit: EventSink, stop:
             raise StoppedError
         if row.finish:
             own.append((order[row.index], row.ids, row.finish))
-            emit(Progressed(task=f"answering ({name})", done=len(own), total=len(order)))
+            emit(Progressed(task=task, done=len(own), total=len(order)))
     parts = cast("list[list[tuple[int, list[int], Finish]]]", job.peers.gather(own, stop))
     found = {
         index: Row(index=index, ids=ids, finish=finish) for index, ids, finish in chain.from_iterable(parts)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sftcli.config.auto import ROWS_RULES, rule_for_rows
 from sftcli.config.schema.data import CHECKS, DataSettings, Overlong, Repeats
 from sftcli.data.conversations.detect import DETECTION_ROWS, detect_schema, parse_renames
 from sftcli.data.conversations.heldout_split import OverlapFinder, choose_heldout
@@ -77,13 +78,19 @@ class Preparation:
         default_factory=Counter, init=False
     )  # rows that do not meet the conditions
 
-    def key(self) -> str:
-        """Return a hash of all that decides the outcome: rows, settings, tokenizer, template, format, program."""
+    def key(self, *, heldout_is_open: bool = False) -> str:
+        """Return a hash of all that decides the outcome: rows, settings, tokenizer, template, format, program.
+
+        With ``heldout_is_open``, as if the share of held-out rows were still to be decided.
+        """
+        data = self.data.model_dump(mode="json", exclude={*CHECKS, *ORDER_ONLY})
+        if heldout_is_open or self.data.heldout_fraction is None:
+            data["heldout_fraction"] = [[rule.below, rule.heldout_fraction] for rule in ROWS_RULES]
         parts = {
             "format": FORMAT_VERSION,
             "version": __version__,
             "sources": [[self.prints[source].content for source in side] for side in self._sides()],
-            "data": self.data.model_dump(mode="json", exclude={*CHECKS, *ORDER_ONLY}),
+            "data": data,
             "tokenizer": self.tokenizer.fingerprint,
             "seed": self.seed,
         } | ({"messages": True} if self.keeps_messages else {})
@@ -103,10 +110,11 @@ class Preparation:
                 for split in (TRAIN, HELDOUT):
                     writer.add_messages(split, "")
             overlap = OverlapFinder()
-            if self.heldout or not self.data.heldout_fraction:
+            fraction = None
+            if self.heldout or self.data.heldout_fraction == 0:
                 self._take_sides(intake, workers, schemas, overlap)
             else:
-                self._take_and_split(intake, workers, schemas)
+                fraction = self._take_and_split(intake, workers, schemas)
             for split, found in zip((TRAIN, HELDOUT), intake.duplicates.find(), strict=True):
                 audits[split].add_duplicates(found)
             if self.text:
@@ -122,6 +130,7 @@ class Preparation:
                     "schemas": {source: schemas[source] for source in dict.fromkeys(sources)},
                     "template": self.tokenizer.template_name,
                     "ends": end_tokens(self.tokenizer),
+                    "heldout_fraction": fraction,
                     "audit": {split: audit.summary().to_json() for split, audit in audits.items()},
                 }
             )
@@ -151,20 +160,24 @@ class Preparation:
                 intake.take(source, batch, [False] * len(batch.results))
         self._take_back(intake, lambda batch, is_heldout: [is_heldout] * len(batch.results))
 
-    def _take_and_split(self, intake: "_Intake", workers: RenderWorkers, schemas: dict[str, str]) -> None:
-        """Take all rows, and hold some of them out, which is known when the last one was read."""
+    def _take_and_split(self, intake: "_Intake", workers: RenderWorkers, schemas: dict[str, str]) -> float:
+        """Take all rows, and hold some of them out, which is known when the last one was read; return the share."""
         rows_per_prompt = Counter[bytes]()
         for source, batch in self._rendered(self.train, workers, schemas):
             rows_per_prompt.update(filter(None, batch.prompts))
             intake.writer.put_aside(self._aside(source, batch))
+        fraction = self.data.heldout_fraction
+        if fraction is None:
+            fraction = rule_for_rows(rows_per_prompt.total()).heldout_fraction
         chosen = choose_heldout(
             rows_per_prompt,
-            fraction=self.data.heldout_fraction,
+            fraction=fraction,
             max_rows=self.data.heldout_max_rows,
             seed=self.seed,
         )
         del rows_per_prompt  # which is as long as the rows are many
         self._take_back(intake, lambda batch, _: [prompt in chosen for prompt in batch.prompts])
+        return fraction
 
     @property
     def _drops(self) -> bool:

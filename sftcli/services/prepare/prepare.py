@@ -1,7 +1,7 @@
 """Data to prepared examples: read, convert, split, render, prove, count, store. Done once for the same input."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -198,9 +198,7 @@ def prepare_data(
         keeps_messages=keeps_messages,
     )
     store, key = _store(fallback, emit), job.key()
-    dataset = _open_cached(store / key, emit)
-    if dataset is None and fallback not in (None, store):
-        dataset = _open_cached(fallback / key, emit)
+    dataset = _found(job, [store] if fallback in (None, store) else [store, fallback], emit)
     prepared = PreparedData(
         dataset=dataset or _made(job, store, key, fallback, emit),
         tokenizer=tokenizer,
@@ -250,6 +248,18 @@ def require_rows(prepared: PreparedData) -> None:
         f"all {audit.rows} rows were rejected ({found})",
         hint=remedy_for([audit], reasons),
     )
+
+
+def _found(job: Preparation, stores: Sequence[Path], emit: EventSink) -> PreparedDataset | None:
+    """Return what was prepared before, also where the share of held-out rows was decided then that is asked for now."""
+    for store in stores:
+        if (dataset := _open_cached(store / job.key(), emit)) is not None:
+            return dataset
+    for store in stores:
+        dataset = _open_cached(store / job.key(heldout_is_open=True), emit)
+        if dataset is not None and dataset.about.get("heldout_fraction") == job.data.heldout_fraction:
+            return dataset
+    return None
 
 
 def _store(fallback: Path | None, emit: EventSink) -> Path:

@@ -18,7 +18,7 @@ from sftcli.errors import OutputError, StorageError
 from sftcli.events import DataPrepared, ExpertLoad, FitEnded, Judged, MemoryEased, ModelLoaded, Warned
 from sftcli.figures import change, interval, loss_figure
 from sftcli.json_files import read_json
-from sftcli.services.diagnosis.verdict import judge_losses
+from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.report.charts import Series, draw
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.runs.event_log import read_events
@@ -60,7 +60,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
 def _describe(run: RunFolder) -> dict[str, object]:
     """Return what the page says about one run."""
     history = RunHistory(read_events(run))
-    verdict = judge_losses(history.losses, history.heldout_losses, rows=history.heldout_rows)
+    verdict = judge_run(run, history)
     evaluation = read_scores(run)
     resolved = resolve_run(run)
     return {

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType, UnionType
 from typing import Any, BinaryIO, Self, assert_never, get_args, get_origin, get_type_hints
@@ -83,7 +84,7 @@ class RunLog:
             self.last_step = event.last_step
         line = self._line(event)
         if line:
-            storage.append_line(self._text, line)
+            storage.append_line(self._text, f"{line} at={datetime.now(tz=UTC):%H:%M:%SZ}")
 
     def _line(self, event: Event) -> str:  # noqa: C901 - one flat case per event
         match event:

@@ -165,9 +165,11 @@ _FIELDS = {"pid": int, "host": str, "boot": str, "born": str, "since": str, "tok
 def holder_state(holder: Holder, me: Holder, *, silent_seconds: float) -> str:
     """Return "alive" or "dead". On this machine the process is looked up; elsewhere its heartbeat decides."""
     # Another boot of this machine has none of its processes.
-    if holder.host == me.host and (holder.boot != me.boot or _is_gone(holder)):
+    # Windows has no signal that only asks: there the heartbeat decides as well.
+    is_looked_up = holder.host == me.host and os.name == "posix"
+    if is_looked_up and (holder.boot != me.boot or _is_gone(holder)):
         return "dead"
-    if holder.host != me.host and silent_seconds > SILENT_SECONDS:
+    if not is_looked_up and silent_seconds > SILENT_SECONDS:
         return "dead"
     return "alive"
 

@@ -111,7 +111,7 @@ def plan_maker(
     def make(micro_batch_size: int) -> BatchPlan:
         return BatchPlan(
             examples,
-            batch_size=training.batch_size,
+            batch_size=training.rows_per_step,
             micro_batch_size=micro_batch_size,
             pad_id=pad_id,
             seed=training.seed,
@@ -514,6 +514,7 @@ def _heldout_loss(
                 device=compute.device,
                 computes_all=compute.shares,
                 after_own=count,
+                num_rows=len(heldout),
             )
         return scored and replace(scored, experts=meter.load(compute.group))
 

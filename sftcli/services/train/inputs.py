@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sftcli.config.auto import Decided
 from sftcli.config.schema.settings import Settings
 from sftcli.data.example import RowFlag
 from sftcli.data.quality.thresholds import assess_rows, left_out
 from sftcli.errors import DataError, Location, StoppedError, UsageError
-from sftcli.events import Session, Warned
+from sftcli.events import Notice, Session, Warned
 from sftcli.modeling.formats.remote_code import allow_code
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.locate.locate import LocatedModel
@@ -17,6 +18,7 @@ from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.compatibility import fingerprints
+from sftcli.services.train.open_settings import decide, decided_text, doubts
 from sftcli.services.train.requirements import check_machine
 
 
@@ -25,6 +27,7 @@ class TrainingInputs:
     """The inputs of a run. ``fingerprints`` identify them by content; computing them reads all weights."""
 
     settings: Settings  # complete: those that depend on the rows are filled in
+    decided: Decided  # of those that nobody chose
     located: LocatedModel
     prepared: PreparedData
     fingerprints: Mapping[str, str]
@@ -39,6 +42,11 @@ class TrainingInputs:
     def pad_id(self) -> int:
         """The token that fills rows up."""
         return self.prepared.tokenizer.pad_id
+
+    def doubts(self) -> list[str]:
+        """Return why this can hardly teach or prove anything."""
+        rows, held = len(self.prepared.dataset.train), len(self.prepared.dataset.heldout)
+        return list(doubts(self.decided.settings, self.settings, train_rows=rows, heldout_rows=held))
 
 
 def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None = None) -> TrainingInputs:
@@ -78,6 +86,10 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
             hint="set data.heldout_fraction, or name rows with --heldout",
             location=Location(key="training.early_stopping_evals"),
         )
+    decided = decide(settings, prepared, located)
+    if decided.origins:
+        session.emit(Notice(text=decided_text(decided)))
+    settings = decided.settings
     training = settings.training.for_rows(
         len(prepared.dataset.train), text_fraction=settings.data.text_fraction
     )
@@ -89,6 +101,7 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
     )
     return TrainingInputs(
         settings=settings,
+        decided=decided,
         trusted_code=trusted,
         located=located,
         prepared=prepared,

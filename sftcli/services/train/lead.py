@@ -23,6 +23,7 @@ from sftcli.modeling.formats.pt_file import model_differences
 from sftcli.runtime import monotonic
 from sftcli.services.diagnosis.monitor import FitWatch, watched
 from sftcli.services.diagnosis.spike_stop import SpikeStop
+from sftcli.services.diagnosis.verdict import Again
 from sftcli.services.machine import facts_of_start
 from sftcli.services.models.base import record_base, record_need
 from sftcli.services.processes.peers import Peers, joined, with_processes
@@ -49,6 +50,7 @@ from sftcli.services.train.decisions import decide, decisions_of, record_decisio
 from sftcli.services.train.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.inputs import find_inputs
 from sftcli.services.train.longer import end_text, require_steps_left
+from sftcli.services.train.open_settings import recalled, record
 from sftcli.services.train.parallelism import check_sharing, tell_sharing
 from sftcli.services.train.resume_point import (
     choose_checkpoint,
@@ -93,8 +95,9 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
     existing = existing_run(settings.run) if request.auto or is_unstarted(settings.run) else None
     is_new = existing is None and settings.run.name is None
     started = _files_of_start(request, settings)
+    agreed = settings if existing is None else recalled(settings, existing)
     folder = existing or create_run(settings.run, label=request.label, files=started)
-    run = TrainingRun(folder=folder, settings=settings, session=session, peers=peers)
+    run = TrainingRun(folder=folder, settings=agreed, session=session, peers=peers)
     if existing is not None and folder.is_finished:
         _require_same_as_finished(run)
         return complete_already(run)
@@ -107,9 +110,10 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
         if folder.about.is_file() and list_checkpoints(folder.checkpoints):
             run.checkpoint = choose_checkpoint(folder, None, session.emit)
             return continue_run(run)
-        is_same = _is_as_started(folder, started)
+        is_same = _is_as_started(folder, _files_of_start(request, agreed))
         if is_same and has_begun(folder):
             return start_over(run, Changes())
+        run.settings = settings  # the rows may be others
         decided = decisions_of(folder) if is_same else {}
         storage.try_remove_tree(folder.data)  # of rows that may have been others
         for name, text in started.items():
@@ -181,7 +185,10 @@ def _logged(run: TrainingRun) -> Iterator[tuple[TrainingRun, FitWatch]]:
     """Yield ``run`` with a session that its log, its trackers and a watch on its curves hear; they know what was before."""
     settings, checkpoint = run.settings, run.checkpoint
     step = -1 if checkpoint is None else step_of(checkpoint)
-    watch = FitWatch(stops_early=settings.training.early_stopping_evals > 0)
+    watch = FitWatch(
+        again=Again(run=run.folder, settings=settings),
+        stops_early=settings.training.early_stopping_evals > 0,
+    )
     with (
         RunLog(
             run.folder,
@@ -227,12 +234,16 @@ def _train(
         decided.to_json()
     )  # not before the checkpoint has its name: the others read it after this
     _record_inputs(run)
+    if run.checkpoint is None:
+        for text in run.inputs.doubts():
+            emit(Warned(text=text))
     emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
     run.build(decided, is_verified=run.checkpoint is not None)  # who chose it has verified it
     record_decisions(folder, run.parts.decisions, emit)
     if not run.parts.is_plain:
         record_need(folder)
     watch.name_rows = run.trainer.name_rows
+    watch.again = Again(run=folder, settings=run.inputs.decided.settings)
     tell_sharing(run.trainer, emit)
     emit(Notice(text=rhythm_text(run.settings.checkpoint, training.max_steps)))
     spikes = SpikeStop(stop=run.session.stop, watch=watch, settings=training)
@@ -267,6 +278,7 @@ def _record_inputs(run: TrainingRun) -> None:
     """Write into the run's folder what it trains on, where its disk has room for what it will write."""
     folder, settings, inputs = run.folder, run.settings, run.inputs
     record_base(folder, inputs.located)
+    record(folder, inputs.decided)
     check_space(
         folder, checkpoint_bytes(settings, inputs.located.folder), settings.checkpoint, run.session.emit
     )

@@ -1,5 +1,6 @@
 """Whether the processes of a training hold all weights each or share them out, and the weights of either way."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,7 +118,7 @@ def replicated_bytes(settings: Settings, folder: Path, dtype: torch.dtype) -> in
 
 def _memory(group: Group, device: torch.device) -> int:
     """Return how much memory a process may take; on a CPU all of them are taken to share one machine."""
-    total = total_memory_bytes(device)
+    total = total_memory_bytes(device) or sys.maxsize  # where it cannot be told
     return total // group.size if device.type == "cpu" else total
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftcli.config.schema.settings import Settings
-from sftcli.events import Notice, Session
+from sftcli.events import Notice, Session, Warned
 from sftcli.modeling.load import count_parameters
 from sftcli.runtime import (
     choose_device,
@@ -72,6 +72,8 @@ def plan_training(settings: Settings, session: Session) -> Plan:
     nowhere = RunFolder(Path(settings.run.root) / "plan")  # nothing is saved there
     run = TrainingRun(folder=nowhere, settings=settings, session=session)
     run.take(find_inputs(settings, session))
+    for text in run.inputs.doubts():
+        session.emit(Warned(text=text))
     run.build(settle_precision(Decisions(), run.settings.training.precision, choose_device()))
     inputs, settings, trainer, model = run.inputs, run.settings, run.trainer, run.parts.model
     # A probe that went on with smaller micro-batches would measure something else.
@@ -100,7 +102,7 @@ def plan_training(settings: Settings, session: Session) -> Plan:
         train_examples=len(inputs.prepared.dataset.train),
         heldout_examples=len(inputs.prepared.dataset.heldout),
         steps=steps,
-        batch_size=settings.training.batch_size,
+        batch_size=settings.training.rows_per_step,
         micro_batch_size=settings.training.micro_batch_size,
         micro_batch_tokens=trainer.plan.micro_batch_tokens,
         longest_micro_batch=(cost.longest_rows, cost.longest_tokens),

@@ -33,7 +33,7 @@ def make_optimizer(
         case OptimizerName.ADAMW:
             return torch.optim.AdamW(
                 groups,
-                lr=settings.learning_rate,
+                lr=settings.peak_learning_rate,
                 betas=(settings.beta1, settings.beta2),
                 eps=settings.epsilon,
                 fused=True,
@@ -70,7 +70,7 @@ def _muon(
     return MuonWithAdamW(
         [group for group in groups[:1] if group["params"]],
         [group for group in groups[1:] if group["params"]],
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.peak_learning_rate,
         betas=(settings.beta1, settings.beta2),
         epsilon=settings.epsilon,
     )
@@ -84,7 +84,7 @@ def _adafactor(groups: Sequence[dict[str, object]], settings: TrainingSettings) 
     from transformers.optimization import Adafactor
 
     return Adafactor(
-        groups, lr=settings.learning_rate, scale_parameter=False, relative_step=False, warmup_init=False
+        groups, lr=settings.peak_learning_rate, scale_parameter=False, relative_step=False, warmup_init=False
     )
 
 
@@ -94,7 +94,7 @@ def _adamw_8bit(
     """AdamW whose moments are kept in blocks of 8-bit numbers."""
     optimizer: torch.optim.Optimizer = cast("Any", import_module("bitsandbytes.optim")).AdamW(
         groups,
-        lr=settings.learning_rate,
+        lr=settings.peak_learning_rate,
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
         optim_bits=8,

@@ -16,9 +16,9 @@ def learning_rate_at(step: int, settings: TrainingSettings) -> float:
     """
     warmup = settings.num_warmup_steps
     if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
+        return settings.peak_learning_rate * (step + 1) / warmup
     height, floor = _schedule_factor(step, settings), settings.min_learning_rate_fraction
-    return settings.learning_rate * (floor + (1 - floor) * height)
+    return settings.peak_learning_rate * (floor + (1 - floor) * height)
 
 
 def _schedule_factor(step: int, settings: TrainingSettings) -> float:

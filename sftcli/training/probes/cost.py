@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from sftcli.data.batches.batch import Batch
+from sftcli.events import Progressed
 from sftcli.runtime import memory_bytes, monotonic, peak_memory_bytes, reset_peak_memory
 from sftcli.training.loss import nll_of
 from sftcli.training.optim.optimizer import optimizer_tensors
@@ -72,6 +73,7 @@ def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
     """Take real steps for time, then one on the longest micro-batch for memory: with all state and the usual kernels there."""
     longest, scanned = _longest(trainer, last_step)
     step_seconds = _step_seconds(trainer, last_step)
+    _tell(trainer, TIMED_STEPS)
     plan = trainer.plan
     trainer.plan = _Repeated(
         longest, times=min(2, len(plan.window(0))), micro_batch_tokens=plan.micro_batch_tokens
@@ -80,6 +82,7 @@ def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
         reset_peak_memory(trainer.device)
         trainer.take_step()
         marks.rise(peak_memory_bytes(trainer.device))
+    _tell(trainer, TIMED_STEPS + 1)
     trainer.plan = plan
     masters = trainer.weights.masters
     state = optimizer_tensors(trainer.optimizer, masters).values()
@@ -112,10 +115,15 @@ def _step_seconds(trainer: Trainer, last_step: int) -> float:
     """Return the mean time of a few real steps."""
     taken, seconds = 0, 0.0
     while taken < TIMED_STEPS and seconds < TIMED_SECONDS:
+        _tell(trainer, taken)
         trainer.state = TrainState(step=taken * max(1, last_step // TIMED_STEPS))
         seconds += trainer.take_step().seconds
         taken += 1
     return seconds / taken
+
+
+def _tell(trainer: Trainer, done: int) -> None:
+    trainer.emit(Progressed(task="measuring", done=done, total=TIMED_STEPS + 1, unit="steps"))
 
 
 @contextmanager

@@ -39,6 +39,7 @@ _PASSES = 4  # forward, over the rows that are tried
 _MEASURED = (
     "cpu",
     "cuda",
+    "mps",
 )  # devices with an attention for documents that costs what the documents cost apart
 
 

@@ -103,7 +103,7 @@ def test_adapter_takes_a_rate_of_its_own_unless_someone_chose_one_for_it(resolve
     assert rate(preset="quick", sets=[lora]) == (2e-4, "goes with --set")
     assert rate(preset="lora") == (1e-3, "preset lora")
     assert rate(file="[training]\nlearning_rate = 1e-5\n", sets=[lora])[0] == 1e-5
-    assert rate(sets=["adapter.kind=none"]) == (1e-5, "default")
+    assert rate(sets=["adapter.kind=none"]) == (None, "auto: follows from the size of the model")
 
 
 def test_shape_of_an_adapter_needs_an_adapter(resolved):

@@ -159,7 +159,7 @@ def test_a_stop_request_is_answered_in_the_panel() -> None:
 def test_a_stop_request_without_a_panel_is_answered_on_a_line() -> None:
     rig = Rig()
     rig.view.show_stopping()
-    assert rig.screen().text() == "stopping after this step; press Ctrl-C again to quit now\n"
+    assert rig.screen().text() == "stopping; press Ctrl-C again to quit now\n"
 
 
 def test_time_moves_during_a_long_step() -> None:
@@ -230,3 +230,20 @@ def test_no_byte_from_data_reaches_the_terminal() -> None:
     assert set(re.findall(r"\x1b(?!\[[0-9;?]*[mAKhl])", rig.sent())) == set()
     assert not re.search("[\x07\x9b\u202e]", rig.sent())
     assert "[bold]red" in rig.sent()
+
+
+def test_a_long_silence_has_a_sign_that_moves_until_there_is_news() -> None:
+    rig = Rig()
+    rig.view(Notice(text="loading torch and transformers"))
+    rig.view.refresh()
+    assert "still at it" not in rig.screen().text()
+    for seconds in (3, 5):
+        rig.now += seconds
+        rig.view.refresh()
+    assert "still at it, 8s" in rig.screen().text()
+    rig.view(Notice(text="done"))
+    rig.view.refresh()
+    assert rig.screen().text().split() == ["loading", "torch", "and", "transformers", "done"]
+    rig.now += 5
+    rig.view.close()
+    assert "still at it" not in rig.screen().text()

@@ -1,12 +1,13 @@
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
 from sftcli.cli.results.answers import TextWriter
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.cli.views.plain import PlainView, SilentView
-from sftcli.cli.views.wording import end_line, step_line
+from sftcli.cli.views.wording import end_line, step_line, stop_text
 from sftcli.events import Ending, FitEnded, FitStarted, Notice, Progressed, StepDone, TextDelta, Warned
 from tests.support.fake_run import HOSTILE, run_events, step_done
 from tests.support.golden import assert_golden
@@ -151,10 +152,24 @@ def test_a_watching_program_gets_every_event_as_a_line_of_json():
 def test_early_end_says_why() -> None:
     event = FitEnded(step=80, ending=Ending.PLATEAU)
     measures = TrainingMeasures()
-    text = "training stopped early at step 80 after 1m01s"
-    assert end_line(event, 61.0, measures) == f"{text}: held-out loss stopped improving"
+    text = "training stopped early at step 80"
+    assert end_line(event, measures) == f"{text}: held-out loss stopped improving"
     measures.add_step(step_done(80))
     assert (
-        end_line(event, 61.0, measures)
-        == f"{text} at 31% of the machine's peak: held-out loss stopped improving"
+        end_line(event, measures) == f"{text} at 31% of the machine's peak: held-out loss stopped improving"
     )
+
+
+def test_a_line_of_a_step_fits_80_columns() -> None:
+    measures = TrainingMeasures()
+    measures.start(FitStarted(step=0, last_step=10_000))
+    step = replace(
+        step_done(9_999), tokens=400_000, seconds=1.0, peak_memory_bytes=98_765_000_000, learning_rate=2e-4
+    )
+    measures.add_step(step)
+    assert len(step_line(measures, step)) <= 80
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_stop_is_answered_in_words_that_fit_the_place(trains) -> None:
+    assert ("after this step" in stop_text(trains=trains)) is trains

@@ -1,7 +1,5 @@
 """Numbers of an evaluation against short references."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ import torch
 from sftcli.data.batches.batch import batches_in_order_of_length, collate
 from sftcli.events import NeverStop
 from sftcli.figures import FEW_ROWS
-from sftcli.services.diagnosis.verdict import judge_losses
 from sftcli.services.evaluate.metrics import (
     Interval,
     TrainingSpans,
@@ -18,10 +15,9 @@ from sftcli.services.evaluate.metrics import (
     has_loop,
     json_validity,
     paired_difference,
-    ratio_standard_error,
     rouge_l,
 )
-from sftcli.training.loss import score_rows
+from sftcli.training.loss import ratio_standard_error, score_rows
 from tests.support.training import PAD_ID, random_examples, tiny_llama
 
 
@@ -108,30 +104,3 @@ def test_reference_metrics_are_full_for_the_right_answer_only():
     assert (rouge_l(["a b c"], ["a b c"]), chrf(["a b c"], ["a b c"])) == (100, 100)
     assert rouge_l(["a x c"], ["a b c"]) == pytest.approx(200 / 3)
     assert chrf(["zzz"], ["a b c"]) < 10
-
-
-@pytest.mark.parametrize(
-    ("train", "heldout", "kind"),
-    [
-        ([2.0, 1.0, 0.5], [2.0, 1.0, 0.6], "good"),
-        ([2.0, 1.0, 0.1], [2.0, 0.9, 1.2], "overfitting"),
-        ([2.0, 1.9, 1.8], [2.1, 1.9, 1.8], "underfitting"),
-        ([2.0], [1.0], "unknown"),
-        ([2.0, 1.0], [0.596, 0.597], "unchanged"),
-        ([2.0, 1.0], [0.596, 0.596], "unchanged"),
-        ([2.0, 1.0], [0.60, 0.59], "good"),
-    ],
-)
-def test_verdict_follows_the_curves(train, heldout, kind):
-    assert judge_losses(train, heldout).kind == kind
-
-
-@pytest.mark.parametrize(
-    "heldout", [[2.01, 0.61], [0.91, 0.912], [2.01, 1.51], [0.51, 0.91], [0.91, 0.51, 0.95]]
-)
-def test_a_verdict_from_few_rows_says_so_and_has_their_digits_alone(heldout):
-    few, enough = judge_losses([2.0, 0.5], heldout, rows=3), judge_losses([2.0, 0.5], heldout, rows=FEW_ROWS)
-    assert few.kind == enough.kind
-    assert "(3 rows are too few to be sure)" in few.reason
-    assert "too few" not in enough.reason
-    assert not re.search(r"loss (?!is 0.500).*\d\.\d{3}", few.reason.partition(" while ")[0])

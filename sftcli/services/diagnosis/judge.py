@@ -1,0 +1,14 @@
+"""The verdict on a run from what its log holds."""
+
+from sftcli.services.diagnosis.verdict import Again, Measured, Verdict, judge_losses
+from sftcli.services.runs.folder import RunFolder, read_settings
+from sftcli.services.runs.summary import RunHistory
+
+
+def judge_run(run: RunFolder, history: RunHistory) -> Verdict:
+    """Return the verdict on ``run``, whose events ``history`` has."""
+    measured = [
+        Measured(step=event.step, loss=event.loss, fall_error=event.fall_error) for event in history.heldout
+    ]
+    again = Again(run=run, settings=read_settings(run))
+    return judge_losses(history.losses, measured, again, rows=history.heldout_rows)

@@ -1,0 +1,126 @@
+"""Settings that nobody chose: decided from the rows and the model, told, recorded in the run, and found there again."""
+
+import math
+from collections.abc import Iterator
+
+from sftcli.config.auto import (
+    AUTO_KEYS,
+    ORIGIN,
+    Decided,
+    decide_open,
+    is_open,
+    value_of,
+    with_values,
+)
+from sftcli.config.resolve import DEFAULT_ORIGIN, to_toml
+from sftcli.config.schema.settings import Settings
+from sftcli.errors import NotFoundError, UsageError
+from sftcli.figures import FEW_ROWS
+from sftcli.json_files import read_json_or_nothing, replace_json
+from sftcli.modeling.formats.sizes import parameters_bytes
+from sftcli.modeling.locate.locate import LocatedModel
+from sftcli.services.prepare.prepare import PreparedData
+from sftcli.services.runs.folder import RunFolder, read_settings
+from sftcli.storage import replace_file
+
+FEW_STEPS = 20  # of fewer a learning rate rises and falls before it has done much
+SURE_STEPS = 50  # with so many it may be meant as a trial
+
+
+def decide(settings: Settings, prepared: PreparedData, located: LocatedModel) -> Decided:
+    """Fill in what is open in ``settings``."""
+    dataset = prepared.dataset
+    named = bool(settings.data.heldout_sources)
+    share = dataset.about.get("heldout_fraction")
+    return decide_open(
+        settings,
+        rows=len(dataset.train) + (0 if named else len(dataset.heldout)),
+        parameters=parameters_bytes(located.folder) // 4,
+        heldout_fraction=share if isinstance(share, float) else None,
+    )
+
+
+def decided_text(decided: Decided) -> str:
+    """Return in one line what was decided and why, such as ``auto: 150 rows: batch size 8, 3 epochs, 20% held out``."""
+    settings = decided.settings
+    words = {
+        "training.batch_size": f"batch size {settings.training.batch_size}",
+        "training.epochs": f"{settings.training.epochs:g} epochs",
+        "data.heldout_fraction": f"{settings.data.heldout_fraction or 0:.0%} held out",
+        "training.learning_rate": f"learning rate {settings.training.learning_rate:g}",
+    }
+    if settings.training.max_steps:
+        del words["training.epochs"]
+    by_reason: dict[str, list[str]] = {}
+    for key, text in words.items():
+        if key in decided.origins:
+            by_reason.setdefault(decided.origins[key].removeprefix(ORIGIN), []).append(text)
+    return ORIGIN + "; ".join(f"{reason}: {', '.join(texts)}" for reason, texts in by_reason.items())
+
+
+def record(run: RunFolder, decided: Decided) -> None:
+    """Write what was decided into the run's settings, each with its reason."""
+    if not decided.origins:
+        return
+    replace_file(run.config, to_toml(decided.settings).encode())
+    replace_json(run.origins, read_json_or_nothing(run.origins) | dict(decided.origins))
+
+
+def recalled(settings: Settings, run: RunFolder) -> Settings:
+    """Return ``settings`` with what ``run`` decided of that which is open in them, if it has the same settings otherwise."""
+    try:
+        recorded, origins = read_settings(run), read_json_or_nothing(run.origins)
+    except (UsageError, NotFoundError):  # a start that was killed may leave anything
+        return settings
+    open_keys = [
+        key
+        for key in AUTO_KEYS
+        if is_open(settings, key)
+        and str(origins.get(key, "")).startswith((ORIGIN, DEFAULT_ORIGIN))  # as older versions had it
+    ]
+    found = with_values(settings, {key: value_of(recorded, key) for key in open_keys})
+    if "training.batch_size" in open_keys and found.training.batch_size is not None:
+        micro = min(found.training.micro_batch_size, found.training.batch_size)
+        found = with_values(found, {"training.micro_batch_size": micro})
+    return found if found == recorded else settings
+
+
+def doubts(asked: Settings, complete: Settings, *, train_rows: int, heldout_rows: int) -> Iterator[str]:
+    """Yield why a run can hardly teach or prove anything, each with the flag that changes it.
+
+    Args:
+        asked: The settings before the rows were known, to tell whether steps or epochs were asked for.
+        complete: The same with everything filled in.
+        train_rows: To train on.
+        heldout_rows: Held out.
+    """
+    training = complete.training
+    steps, passes = training.max_steps, training.max_steps * training.rows_per_step / max(1, train_rows)
+    if steps < FEW_STEPS:
+        longer = (
+            f"--max-steps {3 * FEW_STEPS}"
+            if asked.training.max_steps
+            else f"--epochs {math.ceil(3 * FEW_STEPS * training.rows_per_step / max(1, train_rows))}"
+        )
+        yield f"{_counted(steps, 'step')} teach little; to train longer: {longer}"
+    elif passes < 1 and steps < SURE_STEPS:
+        yield f"the steps reach {passes:.0%} of the rows; to see all of them once: --epochs 1"
+    yield from heldout_doubts(complete, train_rows=train_rows, heldout_rows=heldout_rows)
+
+
+def heldout_doubts(settings: Settings, *, train_rows: int, heldout_rows: int) -> Iterator[str]:
+    """Yield that the held-out rows prove little, where they are few."""
+    if not 0 < heldout_rows < FEW_ROWS:
+        return
+    share = math.ceil(100 * FEW_ROWS / (train_rows + heldout_rows)) / 100
+    if settings.data.heldout_sources:
+        more = "name more with --heldout"
+    elif share > 0.5:  # what may be held out at most
+        more = "to name others: --heldout FILE"
+    else:
+        more = f"to hold out more: --set data.heldout_fraction={share:g}"
+    yield f"{_counted(heldout_rows, 'held-out row')} prove{'s' if heldout_rows == 1 else ''} little; {more}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,137 @@
+"""Settings that nobody chose in whole runs: recorded, recalled, and what is said of runs that are too short."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sftcli.config import auto
+from sftcli.config.resolve import parse_set, resolve
+from sftcli.errors import MismatchError
+from sftcli.events import Ending, Notice, Session, Warned
+from sftcli.services.runs.folder import RunFolder, read_settings
+from sftcli.services.train.open_settings import doubts
+from sftcli.services.train.resume import ResumeRequest, resume_training
+from tests.support.runs import StopAtStep, numbers_of, tensors_of, train, write_rows
+from tests.support.tiny_model import build_tiny_model
+
+NEVER = 10**9
+RUNS = Path("runs")
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
+    build_tiny_model(tmp_path / "model")
+    write_rows(tmp_path / "rows.jsonl", 25)
+
+    def asked(*changes, name="one"):
+        sets = (
+            "model.name=model",
+            "data.sources=rows.jsonl",
+            f"run.name={name}",
+            "checkpoint.every_steps=4",
+            *changes,
+        )
+        return resolve(preset=None, config_file=None, overrides=[*map(parse_set, sets)], environ={})
+
+    return asked
+
+
+def other_rules(monkeypatch):
+    """Let another release of the program have other rules."""
+    rules = tuple(replace(rule, batch_size=3, epochs=9) for rule in auto.ROWS_RULES)
+    monkeypatch.setattr(auto, "ROWS_RULES", rules)
+
+
+def told(flag, kind):
+    return [event.text for event in flag.events if isinstance(event, kind)]
+
+
+def test_a_run_tells_and_records_what_was_decided(asked):
+    flag = StopAtStep(NEVER)
+    train(asked(), flag)
+    run = RunFolder(RUNS / "one")
+    settings, origins = read_settings(run), json.loads(run.origins.read_text())
+    assert (settings.training.batch_size, settings.training.epochs, settings.data.heldout_fraction) == (
+        4,
+        5,
+        0.2,
+    )
+    assert (settings.training.learning_rate, settings.training.max_steps) == (3e-4, 0)
+    assert {origins[key] for key in auto.AUTO_KEYS} == {"auto: 25 rows", "auto: 35k parameters"}
+    assert [text for text in told(flag, Notice) if text.startswith("auto")] == [
+        "auto: 25 rows: batch size 4, 5 epochs, 20% held out; 35k parameters: learning rate 0.0003"
+    ]
+
+
+@pytest.mark.parametrize("way", ["resume", "train --resume auto"])
+def test_a_stopped_run_goes_on_with_what_it_decided_bit_for_bit(asked, monkeypatch, way):
+    train(asked(name="whole"), StopAtStep(NEVER))
+    assert train(asked(), StopAtStep(7)).ending is Ending.STOPPED
+    other_rules(monkeypatch)
+    flag = StopAtStep(NEVER)
+    if way == "resume":
+        resume_training(ResumeRequest(root=RUNS, run="one"), Session(flag, flag))
+    else:
+        train(asked(), flag, auto=True)
+    assert not [text for text in told(flag, Notice) if text.startswith("auto")]
+    assert numbers_of(RUNS / "one") == numbers_of(RUNS / "whole")
+    assert tensors_of(RUNS / "one", 25) == tensors_of(RUNS / "whole", 25)
+
+
+def test_a_finished_run_is_what_is_asked_for_also_under_other_rules(asked, monkeypatch):
+    train(asked(), StopAtStep(NEVER))
+    other_rules(monkeypatch)
+    assert train(asked(), StopAtStep(NEVER), auto=True).step == 25
+    with pytest.raises(MismatchError, match=r"training\.epochs was 5.0, is 1"):
+        train(asked("training.epochs=1"), StopAtStep(NEVER), auto=True)
+
+
+def test_what_was_chosen_for_a_run_is_not_recalled_for_one_that_leaves_it_open(asked):
+    train(asked("training.epochs=1"), StopAtStep(NEVER))
+    with pytest.raises(MismatchError, match=r"training\.epochs was 1, is 5|training\.epochs was 1\.0, is 5"):
+        train(asked(), StopAtStep(NEVER), auto=True)
+
+
+def test_the_share_that_was_decided_finds_the_rows_that_were_prepared_then(asked):
+    train(asked(), StopAtStep(3))
+    flag = StopAtStep(NEVER)
+    resume_training(ResumeRequest(root=RUNS, run="one"), Session(flag, flag))
+    assert [event.cached for event in flag.events if type(event).__name__ == "DataPrepared"] == [True]
+    assert len(list((Path("cache") / "prepared").iterdir())) == 1
+
+
+def complete(settings, rows):
+    found = auto.decide_open(settings, rows=rows, parameters=10**8, heldout_fraction=0.2).settings
+    return found.model_copy(update={"training": found.training.for_rows(rows)})
+
+
+@pytest.mark.parametrize(
+    ("sets", "rows", "held", "said"),
+    [
+        (["training.batch_size=32", "training.epochs=3"], 147, 30, ["14 steps teach little; to train longer: --epochs 14"]),
+        (["training.max_steps=5"], 30, 30, ["5 steps teach little; to train longer: --max-steps 60"]),
+        (["training.max_steps=30"], 1000, 30, ["the steps reach 48% of the rows; to see all of them once: --epochs 1"]),
+        (["training.max_steps=60"], 100_000, 30, []),
+        ([], 120, 30, []),
+        ([], 120, 3, ["3 held-out rows prove little; to hold out more: --set data.heldout_fraction=0.17"]),
+        (["training.epochs=30"], 15, 1, ["1 held-out row proves little; to name others: --heldout FILE"]),
+        (["data.heldout_sources=h.jsonl"], 120, 3, ["3 held-out rows prove little; name more with --heldout"]),
+        ([], 120, 0, []),
+    ],
+)  # fmt: skip
+def test_short_runs_and_few_held_out_rows_are_told_with_the_flag_that_changes_it(sets, rows, held, said):
+    settings = resolve(preset=None, config_file=None, overrides=[*map(parse_set, sets)], environ={}).settings
+    assert list(doubts(settings, complete(settings, rows), train_rows=rows, heldout_rows=held)) == said
+
+
+def test_a_short_run_warns_before_it_starts_and_not_again_when_it_goes_on(asked):
+    first = StopAtStep(2)
+    train(asked("training.max_steps=6"), first)
+    assert "6 steps teach little; to train longer: --max-steps 60" in told(first, Warned)
+    again = StopAtStep(NEVER)
+    resume_training(ResumeRequest(root=RUNS, run="one"), Session(again, again))
+    assert not [text for text in told(again, Warned) if "teach little" in text]
