@@ -175,7 +175,7 @@ def test_what_is_written_opens_as_the_model_it_was_with_the_logits_that_were_tra
     require_beside_as_it_was(place, folder)
     assert (folder / "preprocessor_config.json").is_file()
     if way != "final":
-        assert "AutoModelForImageTextToText.from_pretrained(FOLDER)" in (folder / "README.md").read_text()
+        assert "AutoModelForImageTextToText.from_pretrained(" in (folder / "README.md").read_text()
     assert json.loads((folder / "config.json").read_text())["model_type"] == family_of(place)
     assert torch.equal(logits_of_own_class(folder), logits_of(checkpoint))
     assert torch.equal(logits_of(folder), logits_of(checkpoint))
