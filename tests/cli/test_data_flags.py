@@ -46,4 +46,4 @@ def test_only_the_last_turn_is_trained_when_asked_for(sft, tiny_model):
 def test_longest_row_is_a_flag_and_longer_ones_are_counted(sft, rows, tiny_model):
     code, out, _ = sft("prepare", rows, "--model", tiny_model, "--max-tokens", "8", "--json")
     assert code == 65
-    assert "(too-long 59, " in json.loads(out)["error"]["message"]
+    assert "(too-long 48, " in json.loads(out)["error"]["message"]
