@@ -48,9 +48,11 @@ def test_ids_beyond_the_vocabulary_are_rejected_by_name(sft, tiny_model):
 def test_longer_rows_are_rejected_or_cut(sft, tiny_model):
     long = {"input_ids": [1, *range(30, 50)], "loss_mask": [0] * 4 + [1] * 17}
     write([*ROWS, long])
-    _, about, _ = prepare(sft, tiny_model, "--max-tokens", "8")
+    _, about, _ = prepare(sft, tiny_model, "--max-tokens", "8", "--set", "data.heldout_fraction=0")
     assert about["audit"]["train"]["rejected"] == {"too-long": 1}
-    _, about, _ = prepare(sft, tiny_model, "--max-tokens", "8", "--overlong", "truncate")
+    _, about, _ = prepare(
+        sft, tiny_model, "--max-tokens", "8", "--set", "data.heldout_fraction=0", "--overlong", "truncate"
+    )
     assert about["audit"]["train"]["flags"] == {"cut-answer": 1}
 
 

@@ -195,7 +195,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 # What is refused, by family and column of the matrix; the reason is what the program says.
-EXPECTED: dict[str, tuple[str, ...]] = {}
+EXPECTED: dict[str, tuple[str, ...]] = {"vlm_paligemma": ("train",)}
 _TOWER = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "depth": 2, "num_heads": 2,
     "out_hidden_size": 64, "patch_size": 14, "image_size": 28, "embed_dim": 32, "head_dim": 16, "num_key_value_heads": 2,

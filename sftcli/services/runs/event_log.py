@@ -84,7 +84,9 @@ class RunLog:
             self.last_step = event.last_step
         line = self._line(event)
         if line:
-            storage.append_line(self._text, f"{line} at={datetime.now(tz=UTC):%H:%M:%SZ}")
+            # Of the others, programs of the pipeline look for some word for word.
+            time = f" at={datetime.now(tz=UTC):%H:%M:%SZ}" if isinstance(event, StepDone) else ""
+            storage.append_line(self._text, line + time)
 
     def _line(self, event: Event) -> str:  # noqa: C901 - one flat case per event
         match event:
