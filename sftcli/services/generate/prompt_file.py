@@ -128,6 +128,8 @@ def messages_of_row(row: Mapping[str, object], system: str, origin: Origin) -> t
 def _asked(row: Mapping[str, object]) -> tuple[list[Message], str]:
     column = next((name for name in (*CHAT_COLUMNS, *_TEXTS) if is_filled(row.get(name))), "")
     if not column:
+        if any(name in row for name in (*CHAT_COLUMNS, *_TEXTS)):
+            return [], ""
         raise _no_prompt(row)
     read = {column, *SYSTEM_COLUMNS}
     about = first_filled(row, ("input", "context")) if column == "instruction" else ""
