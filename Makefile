@@ -41,7 +41,7 @@ crash:  ## kill -9 a real training 200 times at random moments; every end must e
 
 crash-slice:  ## the part of it that CI runs, under 3 minutes
 	$(PYTHON) -m pytest -q tests/crash -m "crash and not slow"
-	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.monkey --rounds 40 --max-seconds 110
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.monkey --rounds 25 --max-seconds 70
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.stops --runs 1 --max-stops 1
 
 stop-resume:  ## stop 40 trainings at random moments with every signal beside two busy programs, go on, compare with the undisturbed

@@ -166,7 +166,8 @@ class Trial:
         done = self.train("auto", RATE, FP32, OFTEN)
         self.cells["train"] = told(done)
         if done.code == 0:
-            parts = [self.compare, self.try_adapter, self.try_answers, self.try_resuming]
+            parts = [self.compare, self.try_adapter, self.try_answers]
+            parts += [] if self.brief else [self.try_resuming]
             for part in (*parts, *((self.try_the_rest,) if self.name in WHOLE and not self.brief else ())):
                 try:
                     part()
@@ -189,8 +190,8 @@ class Trial:
         """Compare losses and gradients with those of rows alone, here and in transformers."""
         auto = numbers_of(self.runs / "auto")
         is_packed = any("rows are packed" in note for note in auto["notes"])
-        self.cells["packing"] = "packed"
-        if not is_packed:
+        self.cells["packing"] = "packed" if is_packed else "not packed"
+        if not is_packed and not self.brief:
             forced = self.train("on", RATE, FP32, flags=("--packing", "on"))
             self.cells["packing"] = "not packed; on: " + (
                 "refused" if forced.code == REFUSED else told(forced)
@@ -199,12 +200,13 @@ class Trial:
             note.split(":")[0] for note in auto["notes"] if "using the transformers implementation" in note
         ]
         self.cells["left alone"] = "; ".join(alone)
-        done = self.train("off", RATE, FP32, flags=("--packing", "off"))
-        self.cells["auto = off"] = (
-            limited(worst(auto, numbers_of(self.runs / "off"), "loss"), LOSS_LIMIT)
-            if done.code == 0
-            else told(done)
-        )
+        if not self.brief:
+            done = self.train("off", RATE, FP32, flags=("--packing", "off"))
+            self.cells["auto = off"] = (
+                limited(worst(auto, numbers_of(self.runs / "off"), "loss"), LOSS_LIMIT)
+                if done.code == 0
+                else told(done)
+            )
         plain = call(
             train_plainly, str(self.model), str(self.out / "prepared"), BATCH_SIZE, auto["learning_rate"]
         )
@@ -217,7 +219,7 @@ class Trial:
         """Train LoRA, and on experts too where there are some."""
         self._adapter("lora", "LoRA", "merged answers", "peft opens")
         log = self.runs / "lora" / "events.jsonl"
-        if log.exists() and "adapter.experts=true" in log.read_text(encoding="utf-8"):
+        if not self.brief and log.exists() and "adapter.experts=true" in log.read_text(encoding="utf-8"):
             self._adapter("experts", *EXPERT_COLUMNS, "adapter.experts=true")
 
     def _adapter(self, run: str, trained: str, answers: str, opened: str, *settings: str) -> None:
