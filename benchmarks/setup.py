@@ -10,8 +10,8 @@ from sftcli.events import Event, NeverStop, Notice, Session, Warned
 from sftcli.runtime import choose_device
 from sftcli.services.runs.folder import create_run
 from sftcli.services.train.decisions import Decisions, settle_precision
-from sftcli.services.train.inputs import TrainingInputs, find_inputs
 from sftcli.services.train.run import TrainingRun
+from sftcli.services.train.start.inputs import TrainingInputs, find_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -140,7 +140,7 @@ def train(
     """
     set_defaults()
     resolved = _resolved_for_training(settings, preset, keys)
-    from sftcli.services.train.early import check_start
+    from sftcli.services.train.start.early import check_start
 
     check_start(resolved.settings, auto=resume)
     _require_one_process(resolved.settings.training.processes)
@@ -218,7 +218,7 @@ def generate(
 def _resolved_for_training(
     settings: "SettingsLike | None", preset: str | None, keys: Mapping[str, object]
 ) -> "Resolved":
-    from sftcli.services.train.going_on import resolved_with_start
+    from sftcli.services.train.start.going_on import resolved_with_start
 
     return resolved_with_start(lambda last: _resolved(settings, preset, keys, last=last))
 

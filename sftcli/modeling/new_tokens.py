@@ -22,7 +22,7 @@ from sftcli.events import EventSink, Notice
 from sftcli.json_files import read_json, read_json_or_nothing, replace_json, write_json
 from sftcli.modeling.cache import CACHE_HINT
 from sftcli.modeling.formats.folder_write import TEMPLATE_FOLDER
-from sftcli.modeling.formats.gguf_import import SOURCE_FILE, models_folder
+from sftcli.modeling.formats.gguf.gguf_import import SOURCE_FILE, models_folder
 from sftcli.modeling.formats.identity import file_stamps
 from sftcli.modeling.formats.source_tensors import SourceTensors
 from sftcli.modeling.formats.stored_tensors import FLOATS, StoredTensor, copied_file_parts, read_tensor

@@ -16,8 +16,8 @@ from sftcli.modeling.decoding.decoder import choose_decoder
 from sftcli.modeling.kernels import document_attention
 from sftcli.modeling.load import load_model
 from sftcli.services.models.choose import choose_model, load_choice
-from sftcli.services.train import requirements
 from sftcli.services.train.resume import ResumeRequest, resume_training
+from sftcli.services.train.start import requirements
 from tests.support.recording import RecordingSink
 from tests.support.runs import StopAtStep, numbers_of, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model

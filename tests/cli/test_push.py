@@ -221,7 +221,7 @@ def test_a_hub_that_says_nothing_is_given_up(run, hub, monkeypatch):
     from sftcli.errors import NetworkError
     from sftcli.events import NeverStop, Session
     from sftcli.modeling.hub.snapshot import Patience
-    from sftcli.services.push import PushRequest, run_push
+    from sftcli.services.export.push import PushRequest, run_push
 
     request = PushRequest(name="me/mine", model=str(run / "final"), root=run.parent)
     with silent_server() as url:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from sftcli.events import NeverStop, Session
-from sftcli.modeling.formats.gguf_export import ModelFacts, write_gguf
+from sftcli.modeling.formats.gguf.gguf_export import ModelFacts, write_gguf
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from tests.clients.run import ENVIRONMENTS, home_of_environments, make_environment
 from tests.support.gguf_families import build_gguf_family

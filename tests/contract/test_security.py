@@ -15,7 +15,7 @@ from sftcli.errors import ConsentError, DataError
 from sftcli.modeling.cache import CACHE_HINT, cache_folder
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.train.resume_point import clear_leftovers
+from sftcli.services.train.resuming.resume_point import clear_leftovers
 from sftcli.storage import atomic_folder
 from tests.contract.test_canaries import origin, place, sft  # noqa: F401 - fixtures
 from tests.support.recording import RecordingSink

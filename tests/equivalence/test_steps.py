@@ -19,7 +19,7 @@ from transformers import (
 
 from sftcli.errors import UsageError
 from sftcli.events import NeverStop, Notice, Session, StepDone
-from sftcli.services.train.inputs import find_inputs
+from sftcli.services.train.start.inputs import find_inputs
 from tests.support.architectures import SMALL
 from tests.support.runs import StopAtStep, settings_of, train
 from tests.support.tiny_tokenizer import build_tiny_tokenizer

@@ -17,7 +17,7 @@ from sftcli.modeling.formats.source_tensors import SourceTensors
 from sftcli.runtime import dtype_name
 from sftcli.services.train.build import Compute, LoadedModel, assemble
 from sftcli.services.train.decisions import Decisions
-from sftcli.services.train.inputs import TrainingInputs
+from sftcli.services.train.start.inputs import TrainingInputs
 from sftcli.training.distributed.group import Group
 from sftcli.training.state import CheckpointStore
 from sftcli.training.trainer import Trainer

@@ -14,7 +14,7 @@ from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import size
 
 if TYPE_CHECKING:
-    from sftcli.services.push import PushOutcome
+    from sftcli.services.export.push import PushOutcome
 
 
 @command
@@ -51,7 +51,7 @@ def push(
       sft push me/my-model exported --public
     """
     with session(output) as current:
-        from sftcli.services.push import PushRequest, run_push
+        from sftcli.services.export.push import PushRequest, run_push
 
         request = PushRequest(
             name=name, model=model, root=runs, private=not public, dry_run=dry_run, message=message

@@ -85,7 +85,7 @@ def train(
     if print_config:
         results.show_settings(resolved.rows(), output)
         return
-    from sftcli.services.train.early import check_asked, check_start
+    from sftcli.services.train.start.early import check_asked, check_start
 
     if plan or is_one_of_several():
         check_asked(resolved.settings)
@@ -182,7 +182,7 @@ def resume(*, asked: ResumeFlags, output: Output) -> None:
       sft resume my-run --verify
     """
     from sftcli.services.runs.folder import find_recorded
-    from sftcli.services.train.early import check_resume
+    from sftcli.services.train.start.early import check_resume
 
     overrides = asked.overrides()
     every_steps = 10

@@ -65,7 +65,7 @@ def or_default_preset(layers: Layers, flags: Flags) -> Layers:
 
 def resolve_for_training(flags: Flags, layers: Layers) -> "Resolved":
     """Resolve the settings of a training; what follows from a run or adapter that it goes on from is among them."""
-    from sftcli.services.train.going_on import resolved_with_start
+    from sftcli.services.train.start.going_on import resolved_with_start
 
     return resolved_with_start(lambda last: resolve_flags(flags, layers, last=last))
 

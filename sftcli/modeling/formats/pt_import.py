@@ -8,7 +8,7 @@ from sftcli.errors import MismatchError
 from sftcli.events import EventSink, Notice
 from sftcli.json_files import read_json_or_nothing, write_json
 from sftcli.modeling.cache import CACHE_HINT
-from sftcli.modeling.formats.gguf_import import SOURCE_FILE, models_folder
+from sftcli.modeling.formats.gguf.gguf_import import SOURCE_FILE, models_folder
 from sftcli.modeling.hub.snapshot import Patience, cached_snapshot, fetch_snapshot
 from sftcli.modeling.tokenizer.builtin_templates import MODERN_LLM
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer

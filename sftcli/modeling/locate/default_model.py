@@ -9,7 +9,7 @@ from sftcli.errors import DataError, NetworkError, NotFoundError, SftError
 from sftcli.events import EventSink, Warned
 from sftcli.modeling.cache import CACHE_HINT
 from sftcli.modeling.formats.folder_check import check_model_folder
-from sftcli.modeling.formats.gguf_import import converted_gguf, models_folder, read_source
+from sftcli.modeling.formats.gguf.gguf_import import converted_gguf, models_folder, read_source
 from sftcli.modeling.hub.snapshot import Patience, cached_snapshot, fetch_snapshot
 from sftcli.modeling.locate.package_index import Wheel, fetch_member
 

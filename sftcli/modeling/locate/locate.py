@@ -19,7 +19,7 @@ from sftcli.modeling.formats.folder_check import (
     UNSAFE_SUFFIXES,
     check_model_folder,
 )
-from sftcli.modeling.formats.gguf_import import converted_gguf
+from sftcli.modeling.formats.gguf.gguf_import import converted_gguf
 from sftcli.modeling.formats.identity import sampled_hash
 from sftcli.modeling.formats.pt_import import converted_pt
 from sftcli.modeling.hub.process import is_offline

@@ -21,7 +21,7 @@ from sftcli.runtime import dtype_name
 from sftcli.services.export.request import HINT, ExportFormat, ExportRequest, check_target
 from sftcli.services.models.base import needed_base
 from sftcli.services.models.choose import ModelChoice, choose_model, handed_on_dtype, load_choice
-from sftcli.services.modern_llm import export_pt
+from sftcli.services.models.modern_llm import export_pt
 from sftcli.services.report.model_card import base_of, license_of, model_card, portable
 from sftcli.services.report.modelfile import Turns, find_shape, modelfile
 from sftcli.services.report.usage import kind_of, usage_of_gguf, usage_of_model
@@ -32,7 +32,7 @@ from sftcli.training.state import TrainingSnapshot
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sftcli.modeling.formats.gguf_export import GgufType
+    from sftcli.modeling.formats.gguf.gguf_export import GgufType
 
 DTYPES: Mapping[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -154,8 +154,8 @@ def _rounding(choice: ModelChoice, dtype: torch.dtype) -> str:
 
 
 def _write_gguf(request: ExportRequest, choice: ModelChoice, session: Session) -> str:
-    from sftcli.modeling.formats.gguf_export import ModelFacts, write_gguf
-    from sftcli.modeling.formats.gguf_families import check_family
+    from sftcli.modeling.formats.gguf.gguf_export import ModelFacts, write_gguf
+    from sftcli.modeling.formats.gguf.gguf_families import check_family
 
     kind = request.dtype or "f16"
     tokenizer = load_chat_tokenizer(choice.tokenizer_folder)

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from sftcli import storage
-from sftcli.config.schema.adapter import AdapterSettings
+from sftcli.config.schema.adapter import AUTO_TARGETS, AdapterSettings
 from sftcli.config.schema.run import Attention, ModelSettings
+from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.adapter.adapter import AddedAdapter, add_adapter, check_base, set_adapter
 from sftcli.modeling.adapter.folder import (
     WEIGHTS_FILE,
     AdapterBase,
     write_adapter_config,
 )
+from sftcli.modeling.adapter.targets import EXPERTS, ROUTERS, LeftAlone
 from sftcli.modeling.formats.folder_write import write_companions
 from sftcli.modeling.formats.identity import numbers_hash
 from sftcli.modeling.formats.written import check_file_written
@@ -28,6 +30,8 @@ from sftcli.training.state import TrainingSnapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_MUCH = 0.05  # of the weights of the layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,3 +134,21 @@ def adapter_files(
         source=tokenizer_source,
         tokenizer=tokenizer,
     )
+
+
+def tell_left_alone(alone: LeftAlone, settings: AdapterSettings, emit: EventSink) -> None:
+    """Say what ``auto`` leaves without an adapter; warn where that is much."""
+    if AUTO_TARGETS not in settings.target_modules or not alone.kinds:
+        return
+    kinds = [f"{kind} {_percent(share)}" for kind, share in alone.kinds.items() if kind != ROUTERS]
+    kinds = [*kinds[:3], *(["other weights"] if kinds[3:] else [])]
+    if ROUTERS in alone.kinds:
+        kinds.append(f"{ROUTERS} of experts {_percent(alone.kinds[ROUTERS])}")
+    text = f"LoRA: {_percent(alone.share)} of the layer weights have no adapter: {', '.join(kinds)}"
+    if EXPERTS in alone.kinds and not settings.experts:
+        text += "; adapter.experts=true gives the experts one"
+    emit(Warned(text=text) if alone.share >= _MUCH else Notice(text=text))
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "under 1%"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.schema.adapter import AUTO_TARGETS, AdapterSettings
 from sftcli.config.schema.data import RowOrder
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.settings import Settings
@@ -23,9 +22,8 @@ from sftcli.data.batches.batch import (
 )
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError
-from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag, Warned
+from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
 from sftcli.extras import install_command
-from sftcli.modeling.adapter.targets import EXPERTS, ROUTERS, LeftAlone
 from sftcli.modeling.architecture import opens_whole, require_causal
 from sftcli.modeling.attention import attention_of, use_named_attention
 from sftcli.modeling.formats.folder_write import is_part_of_whole, write_model_files
@@ -45,21 +43,21 @@ from sftcli.runtime import (
     matmul_flops,
 )
 from sftcli.services.models.base import tokenizer_folder
-from sftcli.services.modern_llm import PtFiles, pt_files
+from sftcli.services.models.modern_llm import PtFiles, pt_files
 from sftcli.services.prepare.capacity import require_positions
 from sftcli.services.progress import with_progress
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.train.adapters import AdapterFiles, adapter_files, load_with_adapter
+from sftcli.services.train.adapters import AdapterFiles, adapter_files, load_with_adapter, tell_left_alone
 from sftcli.services.train.decisions import Decisions, require_same
-from sftcli.services.train.inputs import TrainingInputs
-from sftcli.services.train.parallelism import make_weights, shares_weights
 from sftcli.services.train.speedups import try_ways
-from sftcli.training.balance import BalancedLoss, require_balance
+from sftcli.services.train.start.inputs import TrainingInputs
+from sftcli.services.train.start.parallelism import make_weights, shares_weights
 from sftcli.training.checkpoint.format import ADAPTER, MODEL
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.distributed.group import Group
 from sftcli.training.embeddings import add_embedding_noise, embedding_names, freeze_embeddings
-from sftcli.training.expert_load import ExpertMeter
+from sftcli.training.experts.balance import BalancedLoss, require_balance
+from sftcli.training.experts.expert_load import ExpertMeter
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
@@ -139,7 +137,6 @@ def _text_share(texts: ExampleTable, fraction: float) -> TextShare | None:
     return TextShare(examples=texts, fraction=fraction)
 
 
-_MUCH = 0.05  # of the weights of the layers
 HELDOUT_BATCH_TOKENS = 4096  # positions scored at once; results do not depend on it
 
 
@@ -365,7 +362,7 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
             gradient_checkpointing=settings.training.gradient_checkpointing,
             trusts_code=bool(inputs.trusted_code),
         )
-        _tell_left_alone(added.left_alone, settings.adapter, emit)
+        tell_left_alone(added.left_alone, settings.adapter, emit)
         files = adapter_files(
             model,
             added.config,
@@ -397,24 +394,6 @@ def _slow_states(model: "PreTrainedModel", missing: Sequence[str]) -> str:
         f"layers of {type(model).__name__} with a state run in their slow form; a GPU with these packages has a faster one, which "
         f"can also keep documents of one row apart: {install_command('hybrid', *missing)}"
     )
-
-
-def _tell_left_alone(alone: LeftAlone, settings: AdapterSettings, emit: EventSink) -> None:
-    """Say what ``auto`` leaves without an adapter; warn where that is much."""
-    if AUTO_TARGETS not in settings.target_modules or not alone.kinds:
-        return
-    kinds = [f"{kind} {_percent(share)}" for kind, share in alone.kinds.items() if kind != ROUTERS]
-    kinds = [*kinds[:3], *(["other weights"] if kinds[3:] else [])]
-    if ROUTERS in alone.kinds:
-        kinds.append(f"{ROUTERS} of experts {_percent(alone.kinds[ROUTERS])}")
-    text = f"LoRA: {_percent(alone.share)} of the layer weights have no adapter: {', '.join(kinds)}"
-    if EXPERTS in alone.kinds and not settings.experts:
-        text += "; adapter.experts=true gives the experts one"
-    emit(Warned(text=text) if alone.share >= _MUCH else Notice(text=text))
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.01 else "under 1%"
 
 
 def _fused(model: "PreTrainedModel", emit: EventSink) -> Fusion:

@@ -44,15 +44,11 @@ from sftcli.services.runs.folder import (
 )
 from sftcli.services.runs.lock import RunLock
 from sftcli.services.trackers.sink import tracked
-from sftcli.services.train.changes import Changes, compare_start, open_again
-from sftcli.services.train.compatibility import compare, compare_data
 from sftcli.services.train.decisions import decide, decisions_of, record_decisions
-from sftcli.services.train.disk_space import check_space, checkpoint_bytes
-from sftcli.services.train.inputs import find_inputs
-from sftcli.services.train.longer import end_text, require_steps_left
-from sftcli.services.train.open_settings import recalled, record
-from sftcli.services.train.parallelism import check_sharing, tell_sharing
-from sftcli.services.train.resume_point import (
+from sftcli.services.train.resuming.changes import Changes, compare_start, open_again
+from sftcli.services.train.resuming.compatibility import compare, compare_data
+from sftcli.services.train.resuming.longer import end_text, require_steps_left
+from sftcli.services.train.resuming.resume_point import (
     choose_checkpoint,
     clear_leftovers,
     end_taking_back,
@@ -61,6 +57,10 @@ from sftcli.services.train.resume_point import (
     rhythm_text,
 )
 from sftcli.services.train.run import TrainingRun, TrainOutcome
+from sftcli.services.train.start.disk_space import check_space, checkpoint_bytes
+from sftcli.services.train.start.inputs import find_inputs
+from sftcli.services.train.start.open_settings import recalled, record
+from sftcli.services.train.start.parallelism import check_sharing, tell_sharing
 from sftcli.services.train.worker import assignment, run_worker
 from sftcli.training.checkpoint.format import owes_heldout, read_stale_evals
 from sftcli.training.checkpoint.names import list_checkpoints, step_of

@@ -16,8 +16,8 @@ from sftcli.runtime import (
 )
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.decisions import Decisions, settle_precision
-from sftcli.services.train.inputs import TrainingInputs, find_inputs
 from sftcli.services.train.run import TrainingRun, memory_errors
+from sftcli.services.train.start.inputs import TrainingInputs, find_inputs
 from sftcli.training.loss import MAX_CHUNK_LOGITS
 from sftcli.training.out_of_memory import SPARE
 from sftcli.training.probes.cost import StepCost, measure_cost

@@ -13,23 +13,23 @@ from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place
 from sftcli.services.runs.folder import find_recorded, read_settings
 from sftcli.services.runs.lock import RunLock
-from sftcli.services.train.changes import SETTING, check_may_change, compare_start, open_again
-from sftcli.services.train.compatibility import compare
 from sftcli.services.train.decisions import Decisions, decide
-from sftcli.services.train.kept import pair_to_verify
 from sftcli.services.train.lead import (
     complete_already,
     continue_run,
     start_over,
 )
-from sftcli.services.train.longer import asks_longer
-from sftcli.services.train.parallelism import check_sharing
-from sftcli.services.train.resume_point import (
+from sftcli.services.train.resuming.changes import SETTING, check_may_change, compare_start, open_again
+from sftcli.services.train.resuming.compatibility import compare
+from sftcli.services.train.resuming.kept import pair_to_verify
+from sftcli.services.train.resuming.longer import asks_longer
+from sftcli.services.train.resuming.resume_point import (
     choose_checkpoint,
     clear_leftovers,
     count_equal,
 )
 from sftcli.services.train.run import TrainingRun, TrainOutcome
+from sftcli.services.train.start.parallelism import check_sharing
 from sftcli.services.train.worker import run_worker
 from sftcli.training.checkpoint.format import read_fingerprints, read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints, step_of

@@ -17,7 +17,7 @@ from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.build import TrainingParts, build_trainer
 from sftcli.services.train.decisions import Decisions, agree_on_decisions
-from sftcli.services.train.inputs import TrainingInputs, find_inputs
+from sftcli.services.train.start.inputs import TrainingInputs, find_inputs
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.out_of_memory import is_out_of_memory

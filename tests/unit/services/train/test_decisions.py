@@ -16,7 +16,6 @@ from sftcli.services.precision import Precision
 from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train import decisions
-from sftcli.services.train.changes import Changes, open_again
 from sftcli.services.train.decisions import (
     ASKED_BY,
     KEY,
@@ -25,8 +24,9 @@ from sftcli.services.train.decisions import (
     read_decisions,
     settle_precision,
 )
-from sftcli.services.train.parallelism import shares_weights
 from sftcli.services.train.resume import ResumeRequest, resume_training, verify_resume
+from sftcli.services.train.resuming.changes import Changes, open_again
+from sftcli.services.train.start.parallelism import shares_weights
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.distributed.group import Group
 from tests.support.recording import RecordingSink

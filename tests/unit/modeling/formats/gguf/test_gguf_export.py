@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sftcli.errors import DataError, OutputError, UsageError
 from sftcli.events import NeverStop, Session
-from sftcli.modeling.formats.gguf_export import ModelFacts, write_gguf
-from sftcli.modeling.formats.gguf_families import FAMILIES
+from sftcli.modeling.formats.gguf.gguf_export import ModelFacts, write_gguf
+from sftcli.modeling.formats.gguf.gguf_families import FAMILIES
 from sftcli.modeling.locate.locate import locate_model
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from tests.support.gguf_families import build_gguf_family

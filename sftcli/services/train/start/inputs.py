@@ -17,9 +17,9 @@ from sftcli.services.prepare.capacity import require_room
 from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_rows
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.train.compatibility import fingerprints
-from sftcli.services.train.open_settings import decide, decided_text, doubts
-from sftcli.services.train.requirements import check_machine
+from sftcli.services.train.resuming.compatibility import fingerprints
+from sftcli.services.train.start.open_settings import decide, decided_text, doubts
+from sftcli.services.train.start.requirements import check_machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

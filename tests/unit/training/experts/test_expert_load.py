@@ -8,7 +8,7 @@ import torch
 from sftcli.data.batches.batch import batches_in_order_of_length
 from sftcli.events import ExpertLoad, NeverStop
 from sftcli.training.distributed.group import Group
-from sftcli.training.expert_load import ExpertMeter, load_of
+from sftcli.training.experts.expert_load import ExpertMeter, load_of
 from sftcli.training.loss import heldout_nll, response_nll_sum
 from tests.support.tiny_experts import FAMILIES, build_experts
 from tests.support.training import PAD_ID, random_examples, tiny_llama

@@ -16,11 +16,11 @@ from sftcli.errors import DataError, MismatchError, NotFoundError, OutputError, 
 from sftcli.events import Ending, Notice, Session, Warned
 from sftcli.modeling.formats.sizes import parameters_bytes
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.train.changes import CHANGEABLE, FIXED, FIXED_SECTIONS, Changes
-from sftcli.services.train.compatibility import compare
-from sftcli.services.train.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.resume import ResumeRequest, resume_training
-from sftcli.services.train.resume_point import choose_checkpoint
+from sftcli.services.train.resuming.changes import CHANGEABLE, FIXED, FIXED_SECTIONS, Changes
+from sftcli.services.train.resuming.compatibility import compare
+from sftcli.services.train.resuming.resume_point import choose_checkpoint
+from sftcli.services.train.start.disk_space import check_space, checkpoint_bytes
 from sftcli.training.checkpoint.format import read_fingerprints
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from tests.support.forged import forge_fingerprints

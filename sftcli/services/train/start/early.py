@@ -11,11 +11,11 @@ from sftcli.services.models.reference import check_model_name
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.event_log import is_unstarted
 from sftcli.services.runs.folder import Recorded, RunFolder, existing_run, require_free
-from sftcli.services.train.changes import check_may_change
-from sftcli.services.train.disk_space import check_space, checkpoint_bytes
-from sftcli.services.train.kept import checkpoint_of, pair_to_verify
-from sftcli.services.train.longer import asks_longer
-from sftcli.services.train.requirements import check_machine, check_trackers
+from sftcli.services.train.resuming.changes import check_may_change
+from sftcli.services.train.resuming.kept import checkpoint_of, pair_to_verify
+from sftcli.services.train.resuming.longer import asks_longer
+from sftcli.services.train.start.disk_space import check_space, checkpoint_bytes
+from sftcli.services.train.start.requirements import check_machine, check_trackers
 
 
 def check_inputs(settings: Settings) -> None:

@@ -8,7 +8,7 @@ import gguf
 
 from sftcli.errors import UsageError
 from sftcli.json_files import read_json
-from sftcli.modeling.formats.gguf_families import CONVERT_HINT
+from sftcli.modeling.formats.gguf.gguf_families import CONVERT_HINT
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -12,7 +12,7 @@ from sftcli.modeling.locate.locate import LocatedModel
 from sftcli.services.machine import facts_of_training
 from sftcli.services.prepare.prepare import PreparedData
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.train.changes import MACHINE, START, Changes, find_changes, named_settings
+from sftcli.services.train.resuming.changes import MACHINE, START, Changes, find_changes, named_settings
 from sftcli.training.checkpoint.format import read_fingerprints
 
 

@@ -13,8 +13,8 @@ from sftcli.errors import MismatchError, NotFoundError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.json_files import replace_json
 from sftcli.services.runs.folder import CHANGED, RunFolder
-from sftcli.services.train.changes import Changes
-from sftcli.services.train.kept import checkpoint_of
+from sftcli.services.train.resuming.changes import Changes
+from sftcli.services.train.resuming.kept import checkpoint_of
 from sftcli.training.checkpoint.format import newest_good, rng_tensors, verify
 from sftcli.training.checkpoint.names import in_use, step_of
 from sftcli.training.checkpoint.rewind import (

@@ -8,7 +8,7 @@ import gguf
 import torch
 
 from sftcli.errors import UsageError
-from sftcli.modeling.formats.gguf_families import CONVERT_HINT, Family, rope_kind, rope_of
+from sftcli.modeling.formats.gguf.gguf_families import CONVERT_HINT, Family, rope_kind, rope_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

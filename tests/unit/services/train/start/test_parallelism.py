@@ -5,7 +5,7 @@ import torch
 
 from sftcli.config.schema.adapter import AdapterKind
 from sftcli.errors import UsageError
-from sftcli.services.train.parallelism import replicated_bytes, shares_weights
+from sftcli.services.train.start.parallelism import replicated_bytes, shares_weights
 from sftcli.training.distributed.group import Group
 from tests.support.runs import StopAtStep, settings_of, train
 from tests.support.tiny_model import build_tiny_model

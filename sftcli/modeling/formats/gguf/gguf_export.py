@@ -18,7 +18,7 @@ import torch
 
 from sftcli.errors import OutputError, StoppedError
 from sftcli.events import Notice, Progressed, Session
-from sftcli.modeling.formats.gguf_families import (
+from sftcli.modeling.formats.gguf.gguf_families import (
     Family,
     check_family,
     head_size_of,
@@ -27,8 +27,8 @@ from sftcli.modeling.formats.gguf_families import (
     rotary_size_of,
     window_of,
 )
-from sftcli.modeling.formats.gguf_tensors import named_tensors
-from sftcli.modeling.formats.gguf_tokenizer import add_tokenizer
+from sftcli.modeling.formats.gguf.gguf_tensors import named_tensors
+from sftcli.modeling.formats.gguf.gguf_tokenizer import add_tokenizer
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 
 if TYPE_CHECKING:

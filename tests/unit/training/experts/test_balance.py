@@ -11,7 +11,7 @@ from sftcli.data.batches.batch import IGNORED, collate, collate_packed
 from sftcli.errors import UsageError
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.load import checkpoint_activations
-from sftcli.training.balance import BalancedLoss, require_balance
+from sftcli.training.experts.balance import BalancedLoss, require_balance
 from sftcli.training.loss import minimized, plain_nll_sum, response_nll_sum, three_sums
 from tests.support.tiny_experts import build_experts
 from tests.support.training import PAD_ID, random_examples, tiny_llama

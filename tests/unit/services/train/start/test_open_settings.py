@@ -11,8 +11,8 @@ from sftcli.config.resolve import parse_set, resolve
 from sftcli.errors import MismatchError
 from sftcli.events import Ending, Notice, Session, Warned
 from sftcli.services.runs.folder import RunFolder, read_settings
-from sftcli.services.train.open_settings import doubts
 from sftcli.services.train.resume import ResumeRequest, resume_training
+from sftcli.services.train.start.open_settings import doubts
 from tests.support.runs import StopAtStep, numbers_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 

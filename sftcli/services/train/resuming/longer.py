@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.errors import UsageError
 from sftcli.services.runs.folder import LENGTH, Recorded, RunFolder
-from sftcli.services.train.changes import Changes, compare_start, named_settings
+from sftcli.services.train.resuming.changes import Changes, compare_start, named_settings
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.optim.schedule import learning_rate_at
 

@@ -12,7 +12,7 @@ from sftcli.errors import (
 )
 from sftcli.events import Notice, Progressed, Warned
 from sftcli.modeling.cache import cache_folder
-from sftcli.modeling.formats.gguf_header import read_header
+from sftcli.modeling.formats.gguf.gguf_header import read_header
 from sftcli.modeling.locate.locate import locate_model
 from tests.support.recording import RecordingSink
 from tests.support.tiny_gguf import build_tiny_gguf

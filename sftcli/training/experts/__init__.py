@@ -1,0 +1,1 @@
+"""Routed experts in training: the loss that balances them, and how many tokens each gets."""
