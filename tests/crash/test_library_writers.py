@@ -11,7 +11,7 @@ import torch
 
 from sftcli import storage
 from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
-from sftcli.config.schema.run import ModelSettings
+from sftcli.config.schema.run import Attention, ModelSettings
 from sftcli.errors import SftError, StorageError
 from sftcli.modeling.adapter.adapter import merge_adapter
 from sftcli.modeling.adapter.targets import file_name
@@ -64,6 +64,7 @@ class FinalAdapter:
             AdapterSettings(kind=AdapterKind.LORA, rank=2),
             dtype=torch.float32,
             device=CPU,
+            attention=Attention.AUTO,
             gradient_checkpointing=False,
             trusts_code=False,
         )
