@@ -234,23 +234,23 @@ def _resolved(
     from sftcli.config.schema.settings import Settings
 
     path = Path(settings) if isinstance(settings, str | Path) else None
-    tables: Mapping[str, object] = {}
+    values: Mapping[str, object] = {}
     if isinstance(settings, Settings):
-        tables = settings.model_dump(exclude_unset=True)
+        values = _flat(settings.model_dump(exclude_unset=True))
     elif settings is not None and not isinstance(settings, str | Path):
-        tables = _untrusted(settings)
+        values = _untrusted(settings)
     named = {name.replace("__", ".", 1): value for name, value in keys.items()}
     return resolve(
         preset=preset,
         config_file=path,
-        overrides=[*_overrides(_flat(tables), "settings"), *_overrides(named, "keyword argument")],
+        overrides=[*_overrides(values, "settings"), *_overrides(named, "keyword argument")],
         environ={} if isinstance(settings, Settings) else os.environ,
         last=last,
     )
 
 
 def _untrusted(tables: Mapping[str, object]) -> Mapping[str, object]:
-    """Return sections that may come from a file, which cannot say that foreign code may run.
+    """Return the keys of sections that may come from a file, which cannot say that foreign code may run.
 
     Raises:
         UsageError: They say it, or are no sections.
@@ -262,13 +262,14 @@ def _untrusted(tables: Mapping[str, object]) -> Mapping[str, object]:
             f"settings are a path, a mapping of sections or Settings, not {type(tables).__name__}",
             hint='as in train({"data": {"sources": ["rows.jsonl"]}}) or train(data__sources="rows.jsonl")',
         )
-    for key, value in _flat(tables).items():
+    values = _flat(tables)
+    for key, value in values.items():
         if key in TYPED_KEYS and value is not False:
             raise UsageError(
                 f"{key} is not taken from a mapping",
                 hint=f"for a model whose code you have read: {key.replace('.', '__')}=True, model__revision=COMMIT",
             )
-    return tables
+    return values
 
 
 def _flat(tables: Mapping[str, object]) -> dict[str, object]:
@@ -299,9 +300,9 @@ def _overrides(values: Mapping[str, object], origin: str) -> "list[Override]":
 
 
 def _require_one_process(processes: int) -> None:
-    from sftcli.services.processes.rank import find_place
+    from sftcli.cli.session.processes import is_one_of_several
 
-    if processes > 1 and find_place(os.environ) is None:
+    if processes > 1 and not is_one_of_several():
         raise UsageError(
             f"training.processes is {processes}, and a call trains in its own process",
             hint=f"start the program with torchrun --nproc-per-node {processes}, or use sft train --processes {processes}",

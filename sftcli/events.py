@@ -320,3 +320,7 @@ def fan_out(*sinks: EventSink) -> EventSink:
             sink(event)
 
     return emit
+
+
+def unheard(_: Event, /) -> None:
+    """Take an event that somebody else tells of, or nobody."""

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 100  # lists and objects in each other
 _WORDS = (
-    ("null", re.compile(r"~|null|Null|NULL|"), "~nN\0"),
-    ("bool", re.compile(r"true|True|TRUE|false|False|FALSE"), "tTfF"),
-    ("int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)"), "-+0123456789"),
+    ("null", "~|null|Null|NULL|", "~nN"),
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", "[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
     (
         "float",
-        re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"),
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+",
         "-+.0123456789",
     ),
-    ("merge", re.compile(r"<<"), "<"),
+    ("merge", "<<", "<"),
 )
 
 
@@ -39,7 +39,7 @@ class YamlFaultError(Exception):
 
 
 def yaml_documents(text: str) -> "Iterator[Node]":
-    """Yield the documents of ``text`` as nodes, which know their lines; ``yaml_value`` makes values of them.
+    """Yield the documents of ``text`` as nodes, which know their lines; ``yaml_values`` makes values of them.
 
     Raises:
         YamlFaultError: It is no YAML, repeats a list by an alias, or is nested too deeply.
@@ -55,19 +55,20 @@ def yaml_documents(text: str) -> "Iterator[Node]":
         raise _fault(error) from None
 
 
-def yaml_value(node: "Node") -> object:
-    """Return what ``node`` holds: texts, numbers, truth values, nothing, and lists and dictionaries of these.
+def yaml_values(nodes: "Iterable[Node]") -> "Iterator[object]":
+    """Yield what each of ``nodes`` holds: texts, numbers, truth values, nothing, and lists and dictionaries of these.
 
     Raises:
         YamlFaultError: A tag asks for something else.
     """
     import yaml
 
+    loader = _loader()("")
     try:
-        value: object = _loader()("").construct_document(node)
+        for node in nodes:
+            yield loader.construct_document(node)
     except yaml.YAMLError as error:
         raise _fault(error) from None
-    return value
 
 
 def yaml_places(mapping: "Node", path: tuple[str, ...] = ()) -> "Iterator[tuple[tuple[str, ...], int, int]]":
@@ -87,8 +88,8 @@ def _loader() -> Any:  # noqa: ANN401 - PyYAML has no types
     base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     loader: Any = type("PlainLoader", (base,), {"yaml_implicit_resolvers": {}})
     for kind, pattern, first in _WORDS:
-        whole = re.compile(rf"(?:{pattern.pattern})\Z")
-        loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", whole, ["", *first.replace("\0", "")])
+        whole = re.compile(rf"(?:{pattern})\Z")
+        loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", whole, ["", *first])
     return loader
 
 

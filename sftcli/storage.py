@@ -231,6 +231,17 @@ def require_place(path: Path, *, hint: str) -> None:
         raise OutputError(f"cannot write {path}: {above} may not be written to", hint=hint)
 
 
+def require_new(path: Path, *, hint: str) -> None:
+    """Make sure that ``path`` is not there and can be made.
+
+    Raises:
+        OutputError: It exists, or as ``require_place``.
+    """
+    if path.exists():
+        raise OutputError(f"{path} exists already", hint=f"{hint}, or delete it")
+    require_place(path, hint=hint)
+
+
 def file_sha256(path: Path) -> str:
     """Return the hash of a file's content."""
     with path.open("rb") as file:

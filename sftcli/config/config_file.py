@@ -7,9 +7,9 @@ from pathlib import Path
 
 from sftcli.config.foreign_config import is_foreign, read_foreign
 from sftcli.config.pipeline_json import is_pipeline, read_pipeline
-from sftcli.config.toml_file import TomlDocument, dotted, read_text, read_toml
+from sftcli.config.toml_file import TomlDocument, dotted, read_text, read_toml, tables_of
 from sftcli.errors import Location, UsageError
-from sftcli.plain_yaml import YamlFaultError, yaml_documents, yaml_places, yaml_value
+from sftcli.plain_yaml import YamlFaultError, yaml_documents, yaml_places, yaml_values
 
 _YAML = (".yaml", ".yml")
 
@@ -63,12 +63,11 @@ def _foreign(document: TomlDocument) -> ConfigFile:
             hint="Take them out of the file, and type what is needed in their place.",
             location=next((document.places[key] for key in found.refused if key in document.places), None),
         )
-    tables: dict[str, dict[str, object]] = {}
-    places: dict[str, Location] = {}
-    for ours, (value, theirs) in found.settings.items():
-        section, _, key = ours.partition(".")
-        tables.setdefault(section, {})[key] = value
-        places[ours] = document.places.get(theirs, Location(file=document.name))
+    tables = tables_of({ours: value for ours, (value, _) in found.settings.items()})
+    places = {
+        ours: document.places.get(theirs, Location(file=document.name))
+        for ours, (_, theirs) in found.settings.items()
+    }
     notice = f"{document.name}: read as another trainer's configuration"
     if found.ignored:
         notice += f"; without meaning here: {', '.join(dict.fromkeys(found.ignored))}"
@@ -106,7 +105,7 @@ def _yaml_document(text: str, name: str) -> TomlDocument:
             raise UsageError(
                 f"{name}: expected one YAML document with keys and values", location=Location(file=name)
             )
-        tables = yaml_value(nodes[0])
+        tables = next(yaml_values(nodes))
         places = {
             dotted(*path): Location(file=name, line=line, column=column)
             for path, line, column in yaml_places(nodes[0])

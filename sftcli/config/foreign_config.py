@@ -190,7 +190,7 @@ _HARMLESS = (
     "flash_attention", "flash_attn", "sdp_attention", "xformers_attention", "low_cpu_mem_usage", "use_cache",
     "pad_to_sequence_len", "gradient_checkpointing_kwargs", "save_safetensors", "save_only_model", "model_type", "tokenizer_type",
     "dataset_dir", "include_", "eval_on_start", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "debug",
-    "verbose", "local_rank", "strict", "group_by_length", "length_column_name", "use_fast_tokenizer", "plugins", "liger_", "use_liger",
+    "verbose", "local_rank", "strict", "length_column_name", "use_fast_tokenizer", "plugins", "liger_", "use_liger",
     "use_liger_kernel",
 )  # fmt: skip
 # What must have this value, or nothing, to say what is done here anyway; else it is told what to do.

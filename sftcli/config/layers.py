@@ -1,17 +1,18 @@
 """One layer of settings per source, each value with the place it came from. Unknown keys become problems, not errors."""
 
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic.fields import FieldInfo
 
 from sftcli.config.fields import value_from_text
-from sftcli.config.toml_file import TomlDocument, dotted
+from sftcli.config.toml_file import TomlDocument, dotted, tables_of
 from sftcli.errors import Location
 from sftcli.suggest import aside, did_you_mean, nearest, question
 
 ENVIRONMENT_PREFIX = "SFT_"
+PRESET_ORIGIN = "preset "
 NON_SETTING_VARIABLES = frozenset(
     {"SFT_CACHE_DIR", "SFT_DEBUG"}
 )  # read elsewhere; they change no result of a run
@@ -60,11 +61,7 @@ class Layer:
 
     def tables(self) -> dict[str, dict[str, object]]:
         """Return the values as a file has them: by section, then by name."""
-        tables: dict[str, dict[str, object]] = {}
-        for key, entry in self.entries.items():
-            section, _, name = key.partition(".")
-            tables.setdefault(section, {})[name] = entry.value
-        return tables
+        return tables_of({key: entry.value for key, entry in self.entries.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +71,11 @@ class Problem:
     text: str
     location: Location
     hint: str = ""
+
+
+def sections_of(fields: Iterable[str]) -> frozenset[str]:
+    """Return the sections of settings keys."""
+    return frozenset(key.rpartition(".")[0] for key in fields)
 
 
 def winning(layers: Sequence[Layer]) -> Mapping[str, Entry]:
@@ -87,12 +89,12 @@ def document_layer(
     """Read the sections of a file; ``preset`` is the preset's name where the file is one."""
     entries: dict[str, Entry] = {}
     problems: list[Problem] = []
-    sections = {key.rpartition(".")[0] for key in fields}
+    sections = sections_of(fields)
     for key, value in _items(document.tables, lambda key: key in sections):
         if preset is not None and key in _PRESET_ONLY:
             continue
         location = document.places.get(key, Location(file=document.name))
-        origin = f"{location.file}:{location.line}" if preset is None else f"preset {preset}"
+        origin = f"{location.file}:{location.line}" if preset is None else f"{PRESET_ORIGIN}{preset}"
         entry = Entry(key=key, value=value, origin=origin, location=location)
         if key in fields:
             entries[key] = entry
@@ -159,7 +161,7 @@ def override_layer(overrides: Sequence[Override], fields: Fields) -> tuple[Layer
 
 
 def _unknown(entry: Entry, fields: Fields) -> Problem:
-    sections = {key.rpartition(".")[0] for key in fields}
+    sections = sections_of(fields)
     key = entry.key
     if key in sections:
         example = next(name for name in fields if name.startswith(f"{key}."))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sftcli.config.toml_file import TomlDocument
+from sftcli.config.toml_file import TomlDocument, tables_of
 from sftcli.errors import Location, UsageError
 
 _KEYS = {
@@ -65,12 +65,11 @@ def read_pipeline(content: Mapping[str, object], name: str) -> PipelineConfig:
     """
     location = Location(file=name)
     one, several = content.get("sft_dataset"), content.get("sft_datasets")
-    tables: dict[str, dict[str, object]] = {}
+    found: dict[str, object] = {}
     for key, value in content.items():
         if key not in _KEYS or (key == "sft_dataset" and several) or (key == "sft_datasets" and not several):
             continue
-        section, _, field = _KEYS[key].partition(".")
-        tables.setdefault(section, {})[field] = _converted(key, value, name)
+        found[_KEYS[key]] = _converted(key, value, name)
     if one and isinstance(several, list) and several and one not in several:
         raise UsageError(
             f"{name}: sft_dataset is {one!r}, which is not among sft_datasets",
@@ -79,7 +78,7 @@ def read_pipeline(content: Mapping[str, object], name: str) -> PipelineConfig:
         )
     ignored = tuple(key for key in content if key not in _KEYS and key not in _MODEL_KEYS)
     return PipelineConfig(
-        document=TomlDocument(name=name, tables=tables, places={}),
+        document=TomlDocument(name=name, tables=tables_of(found), places={}),
         model_keys={key: value for key, value in content.items() if key in _MODEL_KEYS},
         ignored=ignored,
     )

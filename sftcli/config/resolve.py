@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from sftcli.config.auto import described, is_open
-from sftcli.config.config_file import read_config
+from sftcli.config.auto import described, is_open, value_of
 from sftcli.config.fields import allowed, choices, element_choices, shown, value_from_text
 from sftcli.config.interplay import settle
 from sftcli.config.layers import (
@@ -26,6 +25,7 @@ from sftcli.config.layers import (
     document_layer,
     environment_layer,
     override_layer,
+    sections_of,
     winning,
 )
 from sftcli.config.presets import preset_names, read_preset
@@ -87,8 +87,8 @@ def usage_error(problems: Sequence[Problem]) -> UsageError:
 
 # Keys that a person has to type each time: no file, preset or variable of somebody else's can say them.
 TYPED_KEYS = frozenset({"model.trust_remote_code"})
-SECTIONS = frozenset(key.partition(".")[0] for key in FIELDS)
-DEFAULT_ORIGIN, PRESET_ORIGIN = "default", "preset "
+SECTIONS = sections_of(FIELDS)
+DEFAULT_ORIGIN = "default"
 SET_ORIGIN = "--set"
 
 
@@ -116,8 +116,8 @@ class Resolved:
 
     def rows(self) -> Iterator[Row]:
         """Yield every key once, in the order of the schema."""
-        for key, value in _values(self.settings):
-            yield Row(key=key, value=value, origin=self.origins[key])
+        for key in FIELDS:
+            yield Row(key=key, value=value_of(self.settings, key), origin=self.origins[key])
 
 
 def parse_set(text: str) -> Override:
@@ -203,6 +203,10 @@ class _Reading:
                 self.add(*document_layer(link.document, FIELDS, preset=link.name))
 
     def add_file(self, path: Path) -> None:
+        from sftcli.config.config_file import (
+            read_config,  # and with it what reads YAML and other trainers' keys
+        )
+
         with self.refusals():
             _refuse_preset_as_file(path)
             found = read_config(path, SECTIONS)
@@ -263,15 +267,6 @@ def _validated(
             elif not problems:  # a misspelled key may be all that makes two others contradict each other
                 problems.append(conflict(error, winners, FIELDS))
         return None
-
-
-def _values(settings: Settings) -> Iterator[tuple[str, object]]:
-    for key in FIELDS:
-        value: object = settings
-        for name in key.split("."):
-            assert isinstance(value, BaseModel)
-            value = getattr(value, name)
-        yield key, value
 
 
 def to_toml(settings: Settings, origins: Mapping[str, str] | None = None) -> str:

@@ -31,6 +31,15 @@ def dotted(*parts: str) -> str:
     return ".".join(part if _BARE_KEY.fullmatch(part) else f'"{part}"' for part in parts)
 
 
+def tables_of(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """Return values by settings key as a file has them: by section, then by name."""
+    tables: dict[str, dict[str, object]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        tables.setdefault(section, {})[name] = value
+    return tables
+
+
 def read_toml(path: Path, *, name: str | None = None) -> TomlDocument:
     """Read a TOML file; ``name`` is what messages call it, by default the path as given.
 

@@ -87,18 +87,19 @@ def train(
         return
     from sftcli.services.train.start.early import check_asked, check_start
 
+    count = resolved.settings.training.processes
     if plan or is_one_of_several():
         check_asked(resolved.settings)
     else:
         check_start(resolved.settings, auto=on_existing is Resume.AUTO)
-        if (count := resolved.settings.training.processes) > 1:
+        if count > 1:
             raise typer.Exit(start_several(count, output))
     with session(output, every_steps=resolved.settings.training.log_every_steps) as current:
         current.emit(LOADING)
         if plan:
             from sftcli.services.train.plan import plan_training
 
-            if (count := resolved.settings.training.processes) > 1:
+            if count > 1:
                 text = f"one process is measured here, alone; the {count} of the training share the rows of each step"
                 current.emit(Notice(text=text))
             planned = plan_training(resolved.settings, current)

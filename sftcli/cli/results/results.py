@@ -65,7 +65,7 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
     if not output.quiet:
         err, run = tables.err(output.color), RunFolder(Path(outcome.path))
         if outcome.first_heldout_loss is not None and outcome.last_heldout_loss is not None:
-            tables.show_text(f"{_heldout_text(outcome)}", err)
+            tables.show_text(_heldout_text(outcome), err)
         tables.show_text(f"{duration(outcome.seconds)} in all, from loading to saving", err)
         if outcome.verdict is not None and (outcome.verdict.kind != "unknown" or outcome.heldout_rows):
             tables.show_text(_verdict_text(outcome.verdict), err, wrap=True)

@@ -42,10 +42,12 @@ class SftCommand(TyperCommand):
     def format_help(self, ctx: _Private, formatter: _Private) -> None:  # noqa: ARG002
         """Print the screen."""
         text, _, examples = (self.help or "").partition("Examples:")
-        panels = _panels(self.get_params(ctx))
-        arguments = [parameter for parameter in self.get_params(ctx) if not _is_option(parameter)]
+        parameters = self.get_params(ctx)
+        arguments = [parameter for parameter in parameters if not _is_option(parameter)]
         words = " ".join(f"[{_metavar(parameter)}]" for parameter in arguments)
-        _show(f"{ctx.command_path} [OPTIONS] {words}".rstrip(), text, examples.split("\n"), panels)
+        _show(
+            f"{ctx.command_path} [OPTIONS] {words}".rstrip(), text, examples.split("\n"), _panels(parameters)
+        )
 
 
 class SftGroup(TyperGroup):
@@ -53,13 +55,10 @@ class SftGroup(TyperGroup):
 
     def format_help(self, ctx: _Private, formatter: _Private) -> None:  # noqa: ARG002
         """Print the screen."""
-        listed = [name for names in COMMANDS.values() for name in names]
         panels = {
             panel: [(name, _first_line(self.commands[name].help)) for name in names]
             for panel, names in COMMANDS.items()
         }
-        if others := [name for name in self.commands if name not in listed]:
-            panels["Other"] = [(name, _first_line(self.commands[name].help)) for name in others]
         panels |= _panels(self.get_params(ctx))
         _show(
             f"{ctx.command_path} COMMAND [OPTIONS]", self.help or "", (self.epilog or "").split("\n"), panels
@@ -72,10 +71,7 @@ def _panels(parameters: Sequence[_Private]) -> dict[str, list[_Row]]:
     for parameter in parameters:
         panel = getattr(parameter, "rich_help_panel", None) or MAIN_PANEL
         found.setdefault(PANELS[-1] if "--help" in parameter.opts else panel, []).append(_row(parameter))
-    places = {panel: place for place, panel in enumerate(PANELS)}
-    return {
-        panel: found[panel] for panel in sorted(found, key=lambda panel: places.get(panel, len(PANELS) - 1))
-    }
+    return {panel: found[panel] for panel in sorted(found, key=PANELS.index)}
 
 
 def _row(parameter: _Private) -> _Row:
@@ -92,11 +88,7 @@ def _row(parameter: _Private) -> _Row:
 def _meaning(parameter: _Private) -> str:
     text: str = parameter.help or ""
     default = parameter.default
-    if (
-        getattr(parameter, "show_default", False)
-        and default not in (None, False, "")
-        and not callable(default)
-    ):
+    if getattr(parameter, "show_default", False) and default not in (None, False, ""):
         text += f" Default: {getattr(default, 'value', default)}."
     return text
 
@@ -109,7 +101,7 @@ def _metavar(parameter: _Private) -> str:
     named: str = (
         (parameter.metavar or "").strip("[]") or words or (parameter.name or "").upper().replace("_", "-")
     )
-    return f"{named.removesuffix('...').strip('[]')}..." if parameter.nargs == -1 else named
+    return named
 
 
 def _is_option(parameter: _Private) -> bool:
@@ -147,12 +139,11 @@ def _lines(rows: Sequence[_Row], console: "Console") -> Iterator[Any]:
     """Yield the lines of a panel: flags at the left, what they mean beside them, or below where they are long."""
     from rich.text import Text
 
-    left = LEFT_COLUMNS
     for spelled, meaning in rows:
-        beside = len(spelled) + 2 <= left
+        beside = len(spelled) + 2 <= LEFT_COLUMNS
         if not beside:
             yield Text.assemble("  ", (spelled, "cyan"))
-        wrapped = Text(meaning).wrap(console, console.width - left - 2)
+        wrapped = Text(meaning).wrap(console, console.width - LEFT_COLUMNS - 2)
         for number, line in enumerate(wrapped):
             head = spelled if beside and not number else ""
-            yield Text.assemble("  ", (f"{head:{left}}", "cyan"), line.plain.rstrip())
+            yield Text.assemble("  ", (f"{head:{LEFT_COLUMNS}}", "cyan"), line.plain.rstrip())

@@ -2,12 +2,10 @@
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from sftcli.cli.terminal.text import writable
-from sftcli.cli.views.plain import PlainView
+from sftcli.cli.views.plain import PlainView, Task, write_text
 from sftcli.cli.views.wording import progress_line, step_line
-from sftcli.errors import redact
 from sftcli.events import Progressed, StepDone
 
 _BAR_WIDTH = 20
@@ -23,7 +21,6 @@ class NotebookView(PlainView):
     """Moves with carriage returns alone, which every notebook knows, so that no widgets are needed."""
 
     _width: int = 0  # of the moving line; 0 where there is none
-    _begins: dict[str, float] = field(default_factory=dict)  # of running tasks
 
     def close(self) -> None:
         """End the moving line."""
@@ -39,23 +36,19 @@ class NotebookView(PlainView):
 
     def _progress(self, event: Progressed) -> None:
         now = self.get_time()
-        begin = self._begins.setdefault(event.task, now)
+        begin = self._tasks.setdefault(event.task, Task(start=now, due=now)).start
         self._move(event.done / event.total if event.total else 0.0, progress_line(event, now - begin))
         if event.total and event.done >= event.total:
             self._settle()
-            self._begins.pop(event.task)
+            self._tasks.pop(event.task)
 
     def _move(self, fraction: float, text: str) -> None:
         full = round(_BAR_WIDTH * min(max(fraction, 0.0), 1.0))
         line = f"[{'#' * full}{'.' * (_BAR_WIDTH - full)}] {text}"
-        self._put("\r" + line.ljust(self._width))
+        write_text(self.stream, "\r" + line.ljust(self._width))
         self._width = len(line)
 
     def _settle(self) -> None:
         if self._width:
-            self._put("\n")
+            write_text(self.stream, "\n")
             self._width = 0
-
-    def _put(self, text: str) -> None:
-        self.stream.write(writable(redact(text), self.stream.encoding))
-        self.stream.flush()

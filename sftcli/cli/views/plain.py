@@ -30,16 +30,23 @@ TASK_QUIET_SECONDS = 10.0  # work that is over by then needs no line
 
 
 def write_line(stream: "TextIO", text: str) -> None:
-    """Write one line and flush it. A stream that is closed or broken is let go: progress never ends the work."""
+    """Write one line and flush it."""
+    write_text(stream, f"{text}\n")
+
+
+def write_text(stream: "TextIO", text: str) -> None:
+    """Write and flush ``text``. A stream that is closed or broken is let go: progress never ends the work."""
     try:
-        stream.write(writable(redact(text), stream.encoding) + "\n")
+        stream.write(writable(redact(text), stream.encoding))
         stream.flush()
     except (OSError, ValueError):
         pass
 
 
 @dataclass(slots=True)
-class _Task:
+class Task:
+    """A task that is going on."""
+
     start: float
     due: float  # when it may say something next
     is_loud: bool = False  # whether it has said something
@@ -60,7 +67,7 @@ class PlainView:
     every_steps: int
     measures: TrainingMeasures = field(default_factory=TrainingMeasures)
     _line_time: float = 0.0
-    _tasks: dict[str, _Task] = field(default_factory=dict)  # running ones
+    _tasks: dict[str, Task] = field(default_factory=dict)  # running ones
 
     def open(self) -> None:
         """Do nothing: there is nothing to prepare."""
@@ -114,7 +121,7 @@ class PlainView:
 
     def _progress(self, event: Progressed) -> None:
         now = self.get_time()
-        task = self._tasks.setdefault(event.task, _Task(start=now, due=now + TASK_QUIET_SECONDS))
+        task = self._tasks.setdefault(event.task, Task(start=now, due=now + TASK_QUIET_SECONDS))
         is_over = event.total > 0 and event.done >= event.total
         if now >= task.due or (is_over and task.is_loud):
             task.is_loud, task.due = True, now + LINE_SECONDS / 2

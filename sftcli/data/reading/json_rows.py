@@ -17,9 +17,9 @@ from sftcli.data.reading.text_lines import (
     text_lines,
 )
 from sftcli.errors import DataError
+from sftcli.plain_yaml import MAX_DEPTH
 
 MAX_ARRAY_BYTES = 512 * 2**20
-MAX_DEPTH = 100
 
 Row = tuple[int, dict[str, object]]
 """Line or row number, 1-based, and the columns."""

@@ -19,7 +19,7 @@ from sftcli.data.reading.json_rows import Row, json_rows
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.reading.source import COMPRESSIONS, JSON_LINES, RowLimit, Source, SourceKind, row_format
 from sftcli.data.reading.table_rows import arrow_rows, csv_rows, num_parquet_rows, parquet_rows
-from sftcli.data.reading.text_lines import ByteStream, Note, as_utf8, plain_text, unpacked
+from sftcli.data.reading.text_lines import ByteStream, Note, as_utf8, no_note, plain_text, unpacked
 from sftcli.data.reading.yaml_rows import yaml_rows
 from sftcli.errors import DataError, Location, StorageError, UsageError
 
@@ -27,12 +27,8 @@ if TYPE_CHECKING:
     from sftcli.data.reading.hub_rows import Split
 
 
-def _no_note(_: str) -> None:
-    pass
-
-
 def read_records(
-    source: Source, *, seed: int, known: "Fingerprint | None" = None, note: Note = _no_note
+    source: Source, *, seed: int, known: "Fingerprint | None" = None, note: Note = no_note
 ) -> Iterator[RawRecord]:
     """Yield the rows of ``source`` in their order.
 
@@ -60,7 +56,7 @@ def read_records(
     else:
         total = sum(1 for _ in _all_records(source, known, note)) if known is None else known.rows
         chosen = _sample(source, source.sample, total, seed)
-        everything = _all_records(source, known, _no_note if known is None else note)
+        everything = _all_records(source, known, no_note if known is None else note)
         rows = (record for index, record in enumerate(everything) if index in chosen)
     is_empty = True
     for row in rows:
@@ -94,7 +90,7 @@ def fingerprint_source(source: Source) -> Fingerprint:
     if source.kind is SourceKind.HUB:
         from sftcli.data.reading.hub_rows import load_split
 
-        split = load_split(source, _no_note)
+        split = load_split(source, no_note)
         return Fingerprint(_hub_content(source, split), {}, len(split))
     digest = hashlib.blake2b(source.text.encode("utf-8", "surrogateescape"), digest_size=16)
     blocks, rows, lines = dict[Path, list[bytes]](), 0, 0
@@ -131,7 +127,7 @@ def _count_rows(path: Path, name: str, digests: list[bytes]) -> int:
     if kind == "arrow":
         return sum(1 for _ in arrow_rows(path, name))
     with buffered(BlockFile(path, name, digests, is_known=False)) as stream:
-        rows = _text_rows(unpacked(stream, path), path, name, _no_note)
+        rows = _text_rows(unpacked(stream, path), path, name, no_note)
         return sum(1 for _ in _checked(rows, path, name))
 
 

@@ -27,6 +27,10 @@ Note = Callable[[str], None]
 """Receives one line that a person wants to read about a source."""
 
 
+def no_note(_: str) -> None:
+    """Take a line that nobody reads."""
+
+
 class ByteStream(Protocol):
     """A buffered binary stream that may not be seekable: a file, a pipe, a decompressor."""
 

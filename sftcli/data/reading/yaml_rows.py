@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from sftcli.data.reading.json_rows import Row, check_values, json_type
 from sftcli.data.reading.text_lines import ByteStream, Note, data_error, whole_text
-from sftcli.plain_yaml import YamlFaultError, yaml_documents, yaml_value
+from sftcli.plain_yaml import YamlFaultError, yaml_documents, yaml_values
 
 MAX_BYTES = 16 * 2**20
 
@@ -25,9 +25,10 @@ def yaml_rows(stream: ByteStream, name: str, note: Note) -> Iterator[Row]:
     )
     try:
         for document in yaml_documents(text):
-            for node in document.value if document.id == "sequence" else [document]:
+            nodes = document.value if document.id == "sequence" else [document]
+            for node, value in zip(nodes, yaml_values(nodes), strict=True):
                 line = node.start_mark.line + 1
-                yield line, _fields(yaml_value(node), name, line)
+                yield line, _fields(value, name, line)
     except YamlFaultError as fault:
         raise data_error(fault.text, name, fault.line, fault.column, hint=fault.hint) from None
 

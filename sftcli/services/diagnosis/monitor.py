@@ -149,10 +149,10 @@ class FitWatch:
         first, best, last = losses[0], min(losses), losses[-1]
         rises = last > best + RISE and (losses[-2] > best + RISE or event.step == self.last_step)
         if rises and best == first and self.heldout[0].step == 0:
-            return degrading(first, last, self.again, self.rows)
+            return degrading(first, last, self.again)
         if rises and self._still_learns(losses.index(best)):
             lowest = self.heldout[losses.index(best)]
-            return overfitting(lowest, last, mean_of_recent(self.losses), self.again, self.rows)
+            return overfitting(lowest, last, mean_of_recent(self.losses), self.again)
         return None if rises or self.stops_early else self._plateau(event.step, losses)
 
     def _still_learns(self, best_index: int) -> bool:
@@ -164,7 +164,7 @@ class FitWatch:
         before, recent = losses[:-PLATEAU_EVALS], losses[-PLATEAU_EVALS:]
         if not before or step > 0.9 * self.last_step or min(before) - min(recent) >= FLAT:
             return None
-        return plateau(PLATEAU_EVALS, min(losses), self.again, self.rows)
+        return plateau(PLATEAU_EVALS, min(losses), self.again)
 
     def _once(self, step: int, verdict: Verdict | None) -> list[Verdict]:
         if verdict is None or verdict.kind in self._said:

@@ -45,17 +45,9 @@ class Again:
         steps = (
             f"--max-steps {2 * training.max_steps}"
             if training.max_steps
-            else f"--epochs {2 * self._epochs:g}"
+            else f"--epochs {2 * (training.epochs or 3.0):g}"
         )
         return f"{steps} --learning-rate {min(1.0, 3 * self._rate):.2g}"
-
-    def shorter(self, step: int) -> str:
-        """Return the flags for a run that ends at ``step``, the best one, or halfway where that is not known."""
-        if step:
-            return f"--max-steps {step}"
-        training = self.settings.training
-        half = max(1, training.max_steps // 2)
-        return f"--max-steps {half}" if training.max_steps else f"--epochs {self._epochs / 2:g}"
 
     def slower(self) -> str:
         """Return the flag for a third of the rate."""
@@ -67,10 +59,6 @@ class Again:
         if not rows or not share or self.settings.data.heldout_sources:
             return "--set data.heldout_fraction=0.2"
         return f"--set data.heldout_fraction={min(_SHARE, math.ceil(100 * share * FEW_ROWS / rows) / 100):g}"
-
-    @property
-    def _epochs(self) -> float:
-        return self.settings.training.epochs or 3.0  # unset before the rows are known
 
     @property
     def _rate(self) -> float:
@@ -117,11 +105,11 @@ def judge_losses(
     first, best, last = heldout[0], min(heldout, key=lambda one: one.loss), heldout[-1]
     train = mean_of_recent(train_losses)
     if best is first and last.loss > first.loss + RISE:
-        return degrading(first.loss, last.loss, again, rows)
+        return degrading(first.loss, last.loss, again)
     if last.loss > best.loss + RISE and train < last.loss:
-        return overfitting(best, last.loss, train, again, rows)
+        return overfitting(best, last.loss, train, again)
     fall, error = first.loss - last.loss, last.fall_error
-    moved = f"from {loss_figure(first.loss, rows)} to {loss_figure(last.loss, rows)}"
+    moved = f"from {loss_figure(first.loss)} to {loss_figure(last.loss)}"
     if error is not None and fall >= FLAT:
         moved += f", by {fall:.3f} with a standard error of {error:.3f}"
     if fall < max(FLAT, ERRORS * (error or 0.0)):
@@ -140,31 +128,31 @@ def mean_of_recent(losses: Sequence[float]) -> float:
     return sum(recent) / len(recent)
 
 
-def overfitting(best: Measured, last: float, train: float, again: Again, rows: int = 0) -> Verdict:
+def overfitting(best: Measured, last: float, train: float, again: Again) -> Verdict:
     """Return the verdict on a held-out loss that rises while training loss falls."""
     return Verdict(
         kind="overfitting",
-        reason=f"held-out loss rose from {loss_figure(best.loss, rows)} to {loss_figure(last, rows)} "
+        reason=f"held-out loss rose from {loss_figure(best.loss)} to {loss_figure(last)} "
         f"while training loss is {train:.3f}",
-        advice=f"stop earlier: {again.command(again.shorter(best.step))}",
+        advice="stop earlier: " + again.command(f"--max-steps {best.step}"),
     )
 
 
-def degrading(first: float, last: float, again: Again, rows: int = 0) -> Verdict:
+def degrading(first: float, last: float, again: Again) -> Verdict:
     """Return the verdict on a held-out loss that was never as low as before training."""
     return Verdict(
         kind="degrading",
-        reason=f"held-out loss was {loss_figure(first, rows)} before training and is {loss_figure(last, rows)} after it",
+        reason=f"held-out loss was {loss_figure(first)} before training and is {loss_figure(last)} after it",
         advice=f"train at a lower rate: {again.command(again.slower())}",
     )
 
 
-def plateau(evaluations: int, best: float, again: Again, rows: int = 0) -> Verdict:
+def plateau(evaluations: int, best: float, again: Again) -> Verdict:
     """Return the verdict on a held-out loss that leveled off before the end."""
     return Verdict(
         kind="plateau",
         reason=f"held-out loss fell by less than {FLAT:g} in the last {evaluations} evaluations; "
-        f"the best is {loss_figure(best, rows)}",
+        f"the best is {loss_figure(best)}",
         advice="more steps may not help: Ctrl-C stops and saves; a run that stops by itself: "
         + again.command("--set training.early_stopping_evals=3"),
     )

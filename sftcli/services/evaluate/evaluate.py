@@ -2,16 +2,18 @@
 
 import os
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sftcli.config.auto import with_values
 from sftcli.config.layers import Override
 from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import Settings
 from sftcli.data.example import CUT_ANSWERS
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError
-from sftcli.events import Event, EventSink, Notice, Session
+from sftcli.events import EventSink, Notice, Session, unheard
 from sftcli.extras import install_command
 from sftcli.json_files import replace_json
 from sftcli.services.diagnosis.judge import judge_run
@@ -39,6 +41,9 @@ from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.services.runs.summary import RunHistory
 from sftcli.services.runs.trained_rows import TrainedRows, count_trained, prepared_rows_of
+
+if TYPE_CHECKING:
+    from sftcli.services.evaluate.tasks import TasksRequest
 
 KEPT_SAMPLES = 8
 MAX_TRAINING_TOKENS = 2_000_000  # looked through for copied answers
@@ -169,14 +174,10 @@ def _find(
         session=session,
     )
     require_room(prepared, choice.weights_folder, emit)
-    base = _base_of(choice, settings, request, emit)
+    base = base_to_compare(choice, request, emit)
     if base is not None:
-        require_room(prepared, base.weights_folder, _unheard)  # what it could tell is told of the tuned model
+        require_room(prepared, base.weights_folder, unheard)  # what it could tell is told of the tuned model
     return choice, settings, prepared, base
-
-
-def _unheard(_: Event) -> None:
-    pass
 
 
 def _verdict(run: RunFolder) -> Verdict:
@@ -262,18 +263,18 @@ def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
         else read_settings(choice.run, overrides)
     )
     ignored = tuple(dict.fromkeys((*settings.data.ignored_keys, *request.ignored)))
-    return settings.model_copy(update={"data": settings.data.model_copy(update={"ignored_keys": ignored})})
+    return with_values(settings, {"data.ignored_keys": ignored})
 
 
-def _base_of(
-    choice: ModelChoice, settings: Settings, request: EvalRequest, emit: EventSink
+def base_to_compare(
+    choice: ModelChoice, request: "EvalRequest | TasksRequest", emit: EventSink
 ) -> ModelChoice | None:
+    """Return the model beside which ``choice`` is scored: the one that was named, else the one it was made from; or none."""
     if not request.with_base:
         return None
     if request.base is not None:
         return choose_model(request.base, root=request.root, emit=emit)
-    model = None if choice.run is None or request.base_model is not None else settings.model
-    return base_of(choice, model, emit, trusts_code=request.trusts_code)
+    return base_of(choice, emit, trusts_code=request.trusts_code, named=request.base_model)
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -102,8 +102,8 @@ def score_model(
     emit: EventSink,
     stop: StopFlag,
     *,
-    precision: str = "fp32",
-    stages: tuple[int, int] = (1, 2),
+    precision: str,
+    stages: tuple[int, int],
 ) -> Scored:
     """Score one model, in float32 unless another ``precision`` is asked for: bfloat16 sums move with the shape of a batch.
 

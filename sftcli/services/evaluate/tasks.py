@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.errors import UsageError
-from sftcli.events import EventSink, Notice, Session
-from sftcli.services.models.choose import ModelChoice, base_of, choose_model, load_for_inference
-from sftcli.services.runs.folder import read_settings
+from sftcli.events import Notice, Session
+from sftcli.services.evaluate.evaluate import base_to_compare
+from sftcli.services.models.choose import ModelChoice, choose_model, load_for_inference
 
 BATCH_ROWS = 8
 
@@ -73,7 +73,7 @@ def run_tasks(request: TasksRequest, session: Session) -> TasksReport:
         trusts_code=request.trusts_code,
         base_model=request.base_model,
     )
-    base = _base_of(choice, request, emit)
+    base = base_to_compare(choice, request, emit)
     emit(Notice(text="loading lm_eval"))
     from sftcli.services.evaluate.lm_eval_bridge import Asked, find_tasks, run_harness
 
@@ -101,14 +101,3 @@ def run_tasks(request: TasksRequest, session: Session) -> TasksReport:
         base_tasks={} if of_base is None else of_base.numbers,
         task_rows=asked.rows,
     )
-
-
-def _base_of(choice: ModelChoice, request: TasksRequest, emit: EventSink) -> ModelChoice | None:
-    if not request.with_base:
-        return None
-    if request.base is not None:
-        return choose_model(request.base, root=request.root, emit=emit)
-    model = None
-    if choice.run is not None and request.base_model is None:
-        model = read_settings(choice.run).model
-    return base_of(choice, model, emit, trusts_code=request.trusts_code)

@@ -224,8 +224,7 @@ def _sampling_of(choice: ModelChoice) -> dict[str, float]:
     stated = read_json(path) if path.is_file() else {}
     if not stated.get("do_sample"):
         return {"temperature": 0.0} if "do_sample" in stated else {}
-    names = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
-    found = {ours: stated.get(theirs) for theirs, ours in names.items()}
+    found = {name: stated.get(name) for name in ("temperature", "top_p", "top_k", "min_p")}
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 

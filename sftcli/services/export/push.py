@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sftcli.errors import DataError, NotFoundError, UsageError
@@ -101,12 +101,10 @@ def run_push(request: PushRequest, session: Session, patience: Patience | None =
         session,
         patience or Patience(),
     )
-    return PushOutcome(
+    return replace(
+        planned,
         repo=done.repo,
         private=done.private,
-        path=planned.path,
-        files=planned.files,
-        left_out=left_out,
         url=done.url,
         commit=done.commit,
         existed=done.existed,

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.errors import OutputError, UsageError
+from sftcli.errors import UsageError
 from sftcli.services.models.reference import find_model
 
 HINT = "choose another --out"
@@ -68,6 +68,4 @@ def check_target(request: ExportRequest) -> None:
         raise UsageError(
             f"--to {request.format} cannot be written as {request.dtype}", hint=f"choose {', '.join(allowed)}"
         )
-    if request.out.exists():
-        raise OutputError(f"{request.out} exists already", hint=f"{HINT}, or delete it")
-    storage.require_place(request.out, hint=HINT)
+    storage.require_new(request.out, hint=HINT)

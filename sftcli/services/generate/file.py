@@ -6,7 +6,7 @@ line says what they answer. When all are there, OUT appears, whole, and the jour
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -96,7 +96,8 @@ def run_file_generation(
         MismatchError: An unfinished ``out`` was begun with something else.
     """
     check_out(out)
-    moved = [f"{name} as {new}" for name, new in column_names(request, prompts).items() if name != new]
+    names = column_names(request, prompts)
+    moved = [f"{name} as {new}" for name, new in names.items() if name != new]
     if moved:
         emit(Notice(text=f"the rows' own columns are written under other names: {', '.join(moved)}"))
     choices = model_choices(request, emit)
@@ -126,7 +127,7 @@ def run_file_generation(
         journal.close()
     if is_whole:
         try:
-            storage.replace_file(out, "".join(_lines(request, prompts, choices, journal)).encode())
+            storage.replace_file(out, "".join(_lines(request, prompts, names, choices, journal)).encode())
         except OSError as error:
             raise _unwritten(out, error) from error
         storage.disk.unlink(journal.path)
@@ -188,9 +189,12 @@ def column_names(request: GenerateRequest, prompts: list[PromptRow]) -> dict[str
 
 
 def _lines(
-    request: GenerateRequest, prompts: list[PromptRow], choices: list[ModelChoice], journal: Journal
+    request: GenerateRequest,
+    prompts: list[PromptRow],
+    names: Mapping[str, str],
+    choices: list[ModelChoice],
+    journal: Journal,
 ) -> Iterator[str]:
-    names = column_names(request, prompts)
     for index, prompt in enumerate(prompts):
         row = {names[name]: value for name, value in prompt.row.items()}
         answers = [

@@ -7,7 +7,6 @@ from sftcli.events import EventSink, Session, StopFlag
 from sftcli.services.generate.answerer import Answerer, Completion, open_answerer
 from sftcli.services.generate.request import GenerateRequest, require_prompt, unknown_base
 from sftcli.services.models.choose import ModelChoice, base_of, choose_model
-from sftcli.services.runs.folder import read_settings
 
 
 def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) -> list[Completion]:
@@ -62,7 +61,11 @@ def open_answerers(request: GenerateRequest, emit: EventSink) -> Iterator[Answer
 
 
 def model_choices(request: GenerateRequest, emit: EventSink) -> list[ModelChoice]:
-    """Return the models of a request, the tuned one last."""
+    """Return the models of a request, the tuned one last.
+
+    Raises:
+        UsageError: The base is asked too, and no run made this model.
+    """
     choice = choose_model(
         request.checkpoint,
         tokenizer=request.tokenizer if request.is_pt else None,
@@ -73,20 +76,7 @@ def model_choices(request: GenerateRequest, emit: EventSink) -> list[ModelChoice
     )
     if not request.with_base:
         return [choice]
-    if request.base_model is not None and choice.base is not None:
-        base = base_of(choice, None, emit, trusts_code=request.trusts_code)
-        return [*([] if base is None else [base]), choice]
-    return [base_choice(choice, emit, trusts_code=request.trusts_code), choice]
-
-
-def base_choice(choice: ModelChoice, emit: EventSink, *, trusts_code: bool = False) -> ModelChoice:
-    """Return the model that the run of ``choice`` started from.
-
-    Raises:
-        UsageError: No run made this model.
-    """
-    settings = None if choice.run is None else read_settings(choice.run).model
-    base = base_of(choice, settings, emit, trusts_code=trusts_code)
+    base = base_of(choice, emit, trusts_code=request.trusts_code, named=request.base_model)
     if base is None:
         raise unknown_base(choice.name)
-    return base
+    return [base, choice]

@@ -16,8 +16,8 @@ from sftcli.data.conversations.turns import json_in, turns_or_text
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.reading.records import read_records
 from sftcli.data.reading.source import Source, SourceKind, near_files, parse_source, row_format
-from sftcli.data.reading.text_lines import ByteStream, as_utf8, skip_bom, text_lines, unpacked
-from sftcli.errors import DataError, Location, NotFoundError, OutputError, UsageError
+from sftcli.data.reading.text_lines import ByteStream, as_utf8, no_note, skip_bom, text_lines, unpacked
+from sftcli.errors import DataError, Location, NotFoundError, UsageError
 
 _HINT = 'a row is {"prompt": "..."}, {"instruction": "...", "input": "..."} or {"messages": [...]}, or has their columns'
 _TEXTS = ("prompt", "question", "instruction", "input")  # columns that are asked, the first of them
@@ -79,17 +79,13 @@ def _source(name: str) -> Source:
 def _lines(source: Source) -> Iterator[RawRecord]:
     (path,) = source.files
     with path.open("rb") as file:
-        stream: ByteStream = as_utf8(unpacked(file, path), source.name, _unheard)
-        offset = skip_bom(stream, source.name, _unheard)
+        stream: ByteStream = as_utf8(unpacked(file, path), source.name, no_note)
+        offset = skip_bom(stream, source.name, no_note)
         for number, line in text_lines(stream, source.name, offset=offset):
             if line.strip():
                 yield RawRecord(
                     fields={"prompt": line.rstrip("\r\n")}, origin=Origin(path=source.name, line=number)
                 )
-
-
-def _unheard(_: str) -> None:
-    pass
 
 
 def check_out(out: Path) -> None:
@@ -98,9 +94,7 @@ def check_out(out: Path) -> None:
     Raises:
         OutputError: It exists, or its place is none.
     """
-    if out.exists():
-        raise OutputError(f"{out} exists already", hint="choose another --out, or delete it")
-    storage.require_place(out, hint="choose another --out")
+    storage.require_new(out, hint="choose another --out")
 
 
 def messages_of_row(row: Mapping[str, object], system: str, origin: Origin) -> tuple[Message, ...]:

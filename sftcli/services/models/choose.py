@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.schema.run import Attention, ModelSettings
+from sftcli.config.schema.run import Attention
 from sftcli.events import EventSink, ModelLoaded, Notice
 from sftcli.modeling.adapter.folder import is_adapter_folder, read_base
 from sftcli.modeling.formats.folder_write import stored_dtype
@@ -98,26 +98,22 @@ def _may_run_code(located: LocatedModel, emit: EventSink) -> bool:
     return bool(allow_code(located.folder, name=located.name, commit=located.revision, emit=emit))
 
 
-def choose_base(
-    settings: ModelSettings, emit: EventSink, *, run: RunFolder | None = None, trusts_code: bool = False
-) -> ModelChoice:
-    """Return the model that ``run``, of these settings, starts from, to generate with or evaluate."""
-    settings = settings.model_copy(update={"trust_remote_code": trusts_code})
-    located = locate_base(settings, emit, run=run)
-    runs_code = trusts_code and _may_run_code(located, emit)
-    return ModelChoice(name=located.name, folder=located.folder, run=None, runs_code=runs_code)
-
-
 def base_of(
-    choice: ModelChoice, settings: ModelSettings | None, emit: EventSink, *, trusts_code: bool = False
+    choice: ModelChoice, emit: EventSink, *, trusts_code: bool = False, named: str | None = None
 ) -> ModelChoice | None:
-    """Return the model that ``choice`` was made from: by its run's settings, or the base of its adapter."""
-    if settings is not None:
-        return choose_base(settings, emit, run=choice.run, trusts_code=trusts_code)
-    if choice.base is None:
+    """Return the model that ``choice`` was made from: what its run started from, or the base of its adapter.
+
+    The latter counts where the user has ``named`` it.
+    """
+    if choice.run is not None and named is None:
+        settings = read_settings(choice.run).model.model_copy(update={"trust_remote_code": trusts_code})
+        located = locate_base(settings, emit, run=choice.run)
+        runs_code = trusts_code and _may_run_code(located, emit)
+    elif choice.base is not None:
+        located, runs_code = choice.base, choice.runs_code
+    else:
         return None
-    base = choice.base
-    return ModelChoice(name=base.name, folder=base.folder, run=None, runs_code=choice.runs_code)
+    return ModelChoice(name=located.name, folder=located.folder, run=None, runs_code=runs_code)
 
 
 def recorded_base(choice: ModelChoice) -> tuple[str, str | None]:

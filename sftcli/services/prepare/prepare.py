@@ -198,7 +198,7 @@ def prepare_data(
         keeps_messages=keeps_messages,
     )
     store, key = _store(fallback, emit), job.key()
-    dataset = _found(job, [store] if fallback in (None, store) else [store, fallback], emit)
+    dataset = _found(job, key, [store] if fallback in (None, store) else [store, fallback], emit)
     prepared = PreparedData(
         dataset=dataset or _made(job, store, key, fallback, emit),
         tokenizer=tokenizer,
@@ -250,13 +250,14 @@ def require_rows(prepared: PreparedData) -> None:
     )
 
 
-def _found(job: Preparation, stores: Sequence[Path], emit: EventSink) -> PreparedDataset | None:
+def _found(job: Preparation, key: str, stores: Sequence[Path], emit: EventSink) -> PreparedDataset | None:
     """Return what was prepared before, also where the share of held-out rows was decided then that is asked for now."""
     for store in stores:
-        if (dataset := _open_cached(store / job.key(), emit)) is not None:
+        if (dataset := _open_cached(store / key, emit)) is not None:
             return dataset
+    open_key = job.key(heldout_is_open=True)
     for store in stores:
-        dataset = _open_cached(store / job.key(heldout_is_open=True), emit)
+        dataset = _open_cached(store / open_key, emit)
         if dataset is not None and dataset.about.get("heldout_fraction") == job.data.heldout_fraction:
             return dataset
     return None

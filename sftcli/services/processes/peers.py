@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from sftcli.config.auto import with_values
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import MismatchError, ReportedByPeerError, ResourceError, StoppedError
 from sftcli.events import NeverStop, StopFlag
@@ -181,8 +182,7 @@ class ConnectedPeers(Peers):
 
 def with_processes(settings: Settings, peers: Peers) -> Settings:
     """Return ``settings`` with the number of processes that there are, which a launcher may have decided."""
-    training = settings.training.model_copy(update={"processes": peers.group.size})
-    return settings.model_copy(update={"training": training})
+    return with_values(settings, {"training.processes": peers.group.size})
 
 
 def is_broken_connection(error: BaseException) -> bool:

@@ -62,7 +62,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
     history = RunHistory(read_events(run))
     verdict = judge_run(run, history)
     evaluation = read_scores(run)
-    resolved = resolve_run(run)
+    resolved, is_scorable = resolve_run(run), can_be_scored(run)
     return {
         "name": run.name,
         "argument": run.argument,
@@ -78,7 +78,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "measures": measures_of(evaluation) if evaluation else [],
         "loss_difference": difference_of(evaluation) if evaluation else "",
         "trained_on": _trained_on(evaluation),
-        "can_be_scored": can_be_scored(run),
+        "can_be_scored": is_scorable,
         "samples": evaluation.get("samples", []) if evaluation else [],
         "base": _name(evaluation, "base"),
         "tuned": _name(evaluation, "tuned"),
@@ -87,7 +87,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "commands": [
             str(run.read_about().get("command", "")),
             f"sft train --config {shlex.quote(str(run.config))}",
-            *([f"sft eval {run.argument}"] if can_be_scored(run) else []),
+            *([f"sft eval {run.argument}"] if is_scorable else []),
             f'sft generate "your prompt" --checkpoint {run.argument}',
         ],
     }
@@ -184,7 +184,13 @@ def _charts(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
         if heldout := history.heldout:
             at = [one.step for one in heldout]
             loss.append(
-                Series(name=f"{name}held out", x=at, y=history.heldout_losses, color=color + 1, kind="dots")
+                Series(
+                    name=f"{name}held out",
+                    x=at,
+                    y=[one.loss for one in heldout],
+                    color=color + 1,
+                    kind="dots",
+                )
             )
         rate.append(Series(name=run.name, x=x, y=[one.learning_rate for one in steps], color=color))
         per_second = [one.tokens / max(one.seconds, 1e-9) for one in steps]

@@ -17,8 +17,8 @@ class Measure:
 
     label: str
     key: str
-    digits: int
-    counted: str
+    digits: int = 1
+    counted: str = ANSWERED
     scale: float = 1.0
     lower_is_better: bool = False
 
@@ -34,43 +34,16 @@ MEASURES = (
     ),
     Measure(label="perplexity", key="perplexity", digits=2, counted=ROWS, lower_is_better=True),
     Measure(label="bits per byte", key="bits_per_byte", digits=3, counted=ROWS, lower_is_better=True),
-    Measure(label="token accuracy (%)", key="token_accuracy", digits=1, counted=ROWS, scale=100.0),
-    Measure(label="exact match (%)", key="match_fraction", digits=1, counted=ANSWERED, scale=100.0),
-    Measure(label="ROUGE-L", key="rouge_l", digits=1, counted=ANSWERED),
-    Measure(label="chrF", key="chrf", digits=1, counted=ANSWERED),
-    Measure(label="valid JSON (%)", key="json_fraction", digits=1, counted=JSON_ROWS, scale=100.0),
-    Measure(
-        label="answer length (tokens)",
-        key="mean_answer_tokens",
-        digits=1,
-        counted=ANSWERED,
-        lower_is_better=True,
-    ),
-    Measure(
-        label="answers cut short (%)",
-        key="cut_fraction",
-        digits=1,
-        counted=ANSWERED,
-        scale=100.0,
-        lower_is_better=True,
-    ),
-    Measure(label="distinct 2-grams (%)", key="distinct_2", digits=1, counted=ANSWERED, scale=100.0),
-    Measure(
-        label="answers that loop (%)",
-        key="looping_fraction",
-        digits=1,
-        counted=ANSWERED,
-        scale=100.0,
-        lower_is_better=True,
-    ),
-    Measure(
-        label="memorized answers (%)",
-        key="memorized_fraction",
-        digits=1,
-        counted=ANSWERED,
-        scale=100.0,
-        lower_is_better=True,
-    ),
+    Measure(label="token accuracy (%)", key="token_accuracy", counted=ROWS, scale=100.0),
+    Measure(label="exact match (%)", key="match_fraction", scale=100.0),
+    Measure(label="ROUGE-L", key="rouge_l"),
+    Measure(label="chrF", key="chrf"),
+    Measure(label="valid JSON (%)", key="json_fraction", counted=JSON_ROWS, scale=100.0),
+    Measure(label="answer length (tokens)", key="mean_answer_tokens", lower_is_better=True),
+    Measure(label="answers cut short (%)", key="cut_fraction", scale=100.0, lower_is_better=True),
+    Measure(label="distinct 2-grams (%)", key="distinct_2", scale=100.0),
+    Measure(label="answers that loop (%)", key="looping_fraction", scale=100.0, lower_is_better=True),
+    Measure(label="memorized answers (%)", key="memorized_fraction", scale=100.0, lower_is_better=True),
 )
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import tomli_w
 
+from sftcli.config.auto import value_of
 from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved
 from sftcli.config.schema.settings import Settings
+from sftcli.config.toml_file import tables_of
 from sftcli.events import DataPrepared
 from sftcli.figures import NOTHING
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME, LICENSE
@@ -43,17 +45,18 @@ _CARD = """\
 
 def model_card(name: str, choice: ModelChoice, usage: Usage) -> str:
     """Return the card of ``choice`` under the name ``name``."""
+    hub_base = base_of(choice)
     told = {
         "library_name": usage.library,
         "pipeline_tag": usage.pipeline,
         **_license_keys(choice),
-        "base_model": base_of(choice),
+        "base_model": hub_base,
     }
     if choice.run is None:
         story = f"A copy of {portable(choice.name)}, written by `sft export` {__version__}.\n"
     else:
         resolved = resolve_run(choice.run)
-        base = base_of(choice) or portable(resolved.settings.model.name)
+        base = hub_base or portable(resolved.settings.model.name)
         story = "\n".join(_story(choice.run, resolved, base))
     return _CARD.format(
         head="".join(f"{key}: {value}\n" for key, value in told.items() if value),
@@ -135,18 +138,17 @@ def _scores(run: RunFolder, settings: Settings) -> Iterator[str]:
 def _settings(resolved: Resolved) -> str:
     """Return the settings that differ from the defaults, as TOML; where a run is kept is left out."""
     defaults = Settings()
-    tables: dict[str, dict[str, object]] = {}
+    found: dict[str, object] = {}
     for row in resolved.rows():
-        section, _, key = row.key.partition(".")
-        if row.origin == DEFAULT_ORIGIN or section in {"run", "sampling"} or row.value is None:
+        if row.origin == DEFAULT_ORIGIN or row.value is None or row.key.startswith(("run.", "sampling.")):
             continue
         value = list(row.value) if isinstance(row.value, tuple) else row.value
-        if row.value == getattr(getattr(defaults, section), key):
+        if row.value == value_of(defaults, row.key):
             continue
         if row.key in _NAMES:
             value = [portable(one) for one in value] if isinstance(value, list) else portable(str(value))
-        tables.setdefault(section, {})[key] = value
-    return tomli_w.dumps(tables)
+        found[row.key] = value
+    return tomli_w.dumps(tables_of(found))
 
 
 def portable(name: str) -> str:

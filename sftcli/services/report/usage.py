@@ -20,6 +20,8 @@ answer = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["at
 print(tokenizer.decode(answer[0][inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 """
+_VLLM = "\nWith [vLLM](https://docs.vllm.ai):\n\n```sh\n{}\n```\n"
+_AS_TRAINED = "\nThe chat template and the stop tokens in this folder are those that it was trained with.\n"
 # What vLLM cannot add to a model that it serves.
 _NOT_SERVED = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "lora_bias")
 _LEAST_RANK = 16  # that vLLM has room for without being told
@@ -43,13 +45,12 @@ def usage_of_model(kind: str, place: str) -> Usage:
         library="transformers", opener=opener, tokenizer_import=", AutoTokenizer\n", place=place
     )
     if is_of_images or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        text += f"\nWith [vLLM](https://docs.vllm.ai):\n\n```sh\nvllm serve {place}\n```\n"
+        text += _VLLM.format(f"vllm serve {place}")
     return Usage(
         library="transformers",
         pipeline=_IMAGES if is_of_images else _TEXT,
         tags=(),
-        text=text
-        + "\nThe chat template and the stop tokens in this folder are those that it was trained with.\n",
+        text=text + _AS_TRAINED,
     )
 
 
@@ -65,16 +66,12 @@ def usage_of_adapter(folder: Path, place: str, base: str) -> Usage:
     rank = config.get("r")
     if base and isinstance(rank, int) and not any(config.get(key) for key in _NOT_SERVED):
         room = f" --max-lora-rank {rank}" if rank > _LEAST_RANK else ""
-        text += (
-            "\nWith [vLLM](https://docs.vllm.ai):\n\n"
-            f"```sh\nvllm serve {base} --enable-lora{room} --lora-modules tuned={place}\n```\n"
-        )
+        text += _VLLM.format(f"vllm serve {base} --enable-lora{room} --lora-modules tuned={place}")
     return Usage(
         library="peft",
         pipeline=_TEXT,
         tags=("lora",),
-        text=text
-        + "\nThe chat template and the stop tokens in this folder are those that it was trained with.\n",
+        text=text + _AS_TRAINED,
     )
 
 

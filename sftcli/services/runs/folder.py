@@ -125,24 +125,20 @@ class RunFolder:
             return False
         return any((self.final / name).is_file() for name in ("config.json", "adapter_config.json"))
 
-    @property
-    def newest_model(self) -> Path:
-        """Folder of the final model, or of the newest checkpoint while the run is unfinished."""
-        checkpoints = list_checkpoints(self.checkpoints)
-        return self.final if self.is_finished or not checkpoints else checkpoints[-1]
-
     def existing_model(self) -> Path:
-        """Return ``newest_model``.
+        """Return the folder of the final model, or of the newest checkpoint while the run is unfinished.
 
         Raises:
             NotFoundError: The run has none yet.
         """
-        if not self.is_finished and not list_checkpoints(self.checkpoints):
+        if self.is_finished:
+            return self.final
+        if not (checkpoints := list_checkpoints(self.checkpoints)):
             raise NotFoundError(
                 f"run {self.name} has no model yet: it ended before its first checkpoint",
                 hint=f"resume it: sft resume {self.argument}",
             )
-        return self.newest_model
+        return checkpoints[-1]
 
     @property
     def results_set_aside(self) -> dict[Path, Path]:
@@ -353,10 +349,9 @@ def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A run, the settings it was ``started`` with, those it ``has`` since its last start, and these with the user's changes."""
+    """A run, the settings it ``has`` since its last start, and these with the user's changes."""
 
     run: RunFolder
-    started: Settings
     has: Settings
     settings: Settings
     accepted: tuple[str, ...] = ()  # keys that an earlier start has changed, and this one does not
@@ -378,7 +373,6 @@ def find_recorded(
         )
     return Recorded(
         run=run,
-        started=resolve(preset=None, config_file=run.config, overrides=(), environ={}).settings,
         has=read_settings(run),
         settings=read_settings(run, overrides),
         accepted=tuple(override.key for override in _changed(run, overrides)),

@@ -83,7 +83,6 @@ class RunHistory:
         self.row_steps = [step for step in self.steps if not step.text_tokens]
         self.losses = [step.loss for step in self.row_steps if math.isfinite(step.loss)]
         self.heldout = [event for event in self.of(HeldoutDone) if math.isfinite(event.loss)]
-        self.heldout_losses = [event.loss for event in self.heldout]
 
     def of(self, kind: type[_Kind]) -> list[_Kind]:
         """Return the events of one class."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from sftcli.config.auto import is_open
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import MismatchError
-from sftcli.events import Ending, Event, Session, StopFlag
+from sftcli.events import Ending, Session, StopFlag, unheard
 from sftcli.services.processes.peers import Peers, with_processes
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.decisions import Decisions
@@ -33,7 +33,7 @@ def run_worker(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -
     run = TrainingRun(
         folder=RunFolder(Path(str(task["run"]))),
         settings=Settings.model_validate_json(str(task["settings"])),
-        session=Session(_silent, stop),
+        session=Session(unheard, stop),
         peers=peers,
         checkpoint=Path(str(task["checkpoint"])) if task["checkpoint"] else None,
     )
@@ -63,7 +63,3 @@ def _require_same(own: Settings, led: Settings, *, rank: int) -> None:
                     hint="processes that a launcher starts together share one training, with one command line; several "
                     "trainings under srun are steps of their own: srun --ntasks=1",
                 )
-
-
-def _silent(event: Event, /) -> None:
-    """Take an event that the first process shows."""

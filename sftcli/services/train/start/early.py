@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sftcli.config.schema.settings import Settings
-from sftcli.events import Event
+from sftcli.events import unheard
 from sftcli.modeling.locate.default_model import ALIAS
 from sftcli.modeling.tokenizer.chat_tokenizer import named_template
 from sftcli.services.models.reference import check_model_name
@@ -64,11 +64,9 @@ def _check_room(settings: Settings) -> None:
     folder = Path(settings.model.name).expanduser()
     if settings.model.name != ALIAS and folder.is_dir():
         run = RunFolder(Path(settings.run.root) / (settings.run.name or "run"))
-        check_space(run, checkpoint_bytes(settings, folder), settings.checkpoint, _unheard)
-
-
-def _unheard(_: Event) -> None:
-    """What is told of scarce room is told when the run is there."""
+        check_space(
+            run, checkpoint_bytes(settings, folder), settings.checkpoint, unheard
+        )  # told when the run is there
 
 
 def check_resume(recorded: Recorded, *, step: int | None, verify: bool, allowed: Sequence[str]) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sftcli.config.layers import Override
-from sftcli.config.resolve import DEFAULT_ORIGIN, PRESET_ORIGIN, Resolved
+from sftcli.config.auto import value_of
+from sftcli.config.layers import PRESET_ORIGIN, Override
+from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved
 from sftcli.config.schema.adapter import AUTO_TARGETS
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import UsageError
@@ -94,8 +95,7 @@ def _folder_of(settings: Settings) -> Path | None:
 
 
 def _require_fits(resolved: Resolved, key: str, value: object, folder: Path) -> None:
-    section, _, name = key.partition(".")
-    asked, origin = getattr(getattr(resolved.settings, section), name), resolved.origins[key]
+    asked, origin = value_of(resolved.settings, key), resolved.origins[key]
     if asked not in (value, (AUTO_TARGETS,)) and _is_typed(origin):
         raise UsageError(
             f"{key} is {_shown(asked)} ({origin}), and the adapter {folder} has {_shown(value)}; it is trained on as it is",

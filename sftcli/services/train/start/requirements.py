@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from sftcli.config.auto import value_of
 from sftcli.config.schema.adapter import AdapterSettings, Quantize
 from sftcli.config.schema.run import Attention, RunSettings, Tracker
 from sftcli.config.schema.settings import Settings
@@ -74,7 +75,7 @@ def _is_installed(package: str) -> bool:
 
 
 def _check_selection(settings: Settings) -> None:
-    key = next((key for key in (TRAIN, FREEZE) if getattr(settings.training, key.partition(".")[2])), None)
+    key = next((key for key in (TRAIN, FREEZE) if value_of(settings, key)), None)
     if key and settings.adapter.is_on:
         raise UsageError(
             f"{key} chooses weights of the whole model, and an adapter is trained, beside which all of them are frozen",
