@@ -96,9 +96,7 @@ def take_names(model: PreTrainedModel, folder: Path) -> None:
 
     A checkpoint has the names that transformers uses in memory, where experts are fused and prefixes are gone.
     """
-    layout = load_layout(folder)
-    vars(model)["_weight_conversions"] = layout._weight_conversions
-    _keep_prefix(model, AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+    vars(model)["_weight_conversions"] = load_layout(folder)._weight_conversions
 
 
 def load_layout(folder: Path) -> PreTrainedModel:
@@ -107,6 +105,7 @@ def load_layout(folder: Path) -> PreTrainedModel:
     layout: PreTrainedModel = auto_class(config).from_pretrained(
         folder, device_map="meta", local_files_only=True, trust_remote_code=False
     )
+    _keep_prefix(layout, config)
     return layout
 
 

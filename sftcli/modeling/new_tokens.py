@@ -19,10 +19,10 @@ import torch
 from sftcli import storage
 from sftcli.errors import DataError, Location, UsageError, first_line
 from sftcli.events import EventSink, Notice
-from sftcli.json_files import read_json, read_json_or_nothing, replace_json, write_json
+from sftcli.json_files import read_json, replace_json, write_json
 from sftcli.modeling.cache import CACHE_HINT
-from sftcli.modeling.formats.folder_write import TEMPLATE_FOLDER
-from sftcli.modeling.formats.gguf.gguf_import import SOURCE_FILE, models_folder
+from sftcli.modeling.formats.folder_write import TEMPLATE_FOLDER, sections
+from sftcli.modeling.formats.gguf.gguf_import import SOURCE_FILE, file_sizes, models_folder, whole_source
 from sftcli.modeling.formats.identity import file_stamps
 from sftcli.modeling.formats.source_tensors import SourceTensors
 from sftcli.modeling.formats.stored_tensors import FLOATS, StoredTensor, copied_file_parts, read_tensor
@@ -58,7 +58,7 @@ def with_new_tokens(located: LocatedModel, tokens: Sequence[str], emit: EventSin
         return located
     _refuse_kind(located)
     folder = models_folder() / f"tokens-{_key(located, wanted)}"
-    if not _is_whole(folder):
+    if not whole_source(folder):
         with storage.atomic_folder(folder, hint=CACHE_HINT) as fresh:
             _make(located, files, wanted, fresh)
     made = read_json(folder / SOURCE_FILE)
@@ -93,14 +93,6 @@ def _key(located: LocatedModel, tokens: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _is_whole(folder: Path) -> bool:
-    try:
-        sizes = read_json_or_nothing(folder / SOURCE_FILE)["files"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, KeyError, AttributeError):
-        return False
-
-
 def _make(located: LocatedModel, files: TokenizerFiles, tokens: Sequence[str], folder: Path) -> None:
     """Fill ``folder``. Files of weights that do not change are links: they may be most of the model."""
     if (located.folder / TEMPLATE_FOLDER).is_dir():
@@ -128,9 +120,8 @@ def _make(located: LocatedModel, files: TokenizerFiles, tokens: Sequence[str], f
         else:
             storage.disk.link(folder / path.name, path.resolve())
     _write_size(folder, before=source.rows, after=after)
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
     about = {"format": _FORMAT, "model": located.name, "ids": ids, "rows": after, "rows_before": source.rows}
-    write_json(folder / SOURCE_FILE, about | {"files": sizes})
+    write_json(folder / SOURCE_FILE, about | {"files": file_sizes(folder)})
 
 
 class _SourceRows:
@@ -206,9 +197,8 @@ def _grown(tensor: torch.Tensor, ids: Sequence[int], *, known: int, rows: int) -
 def _write_size(folder: Path, *, before: int, after: int) -> None:
     """Say in the configuration how many rows there are."""
     config = read_json(folder / "config.json")
-    text = config.get("text_config")
-    sections = [section for section in (config, text) if isinstance(section, dict)]
-    told = [section for section in sections if section.get("vocab_size") == before]
-    for section in told or sections[-1:]:  # none where it is the default of the class
+    parts = sections(config)
+    told = [section for section in parts if section.get("vocab_size") == before]
+    for section in told or parts[-1:]:  # none where it is the default of the class
         section["vocab_size"] = after
     replace_json(folder / "config.json", config)

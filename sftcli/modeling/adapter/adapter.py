@@ -24,6 +24,7 @@ from sftcli.modeling.adapter.folder import (
     AdapterBase,
     LoraForm,
     check_adapter_weights,
+    means,
     read_base,
     read_form,
 )
@@ -340,9 +341,9 @@ def _matrices(weight: nn.Parameter) -> int:
 
 def _refuse_shared(model: PreTrainedModel, ranks: _Ranks) -> None:
     """Raise where something that has an adapter is the weights of two layers."""
-    shared = shared_layers(model)
+    shared, ends = shared_layers(model), (name_of_head(model), name_of_embedding(model))
     for layer in (*ranks.layers, *(name.rpartition(".")[0] for name in ranks.parameters)):
-        if layer in (name_of_head(model), name_of_embedding(model)):
+        if layer in ends:
             refuse_tied(model, layer)
         if layer in shared:
             raise UsageError(
@@ -401,10 +402,11 @@ def _fill(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], folder: P
 def _replace_plain(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Set whole tensors that were trained with the adapter (biases, modules to save), before it is put in."""
     places = dict(model.named_parameters())
+    ends = {f"{layer}.weight" for layer in (name_of_head(model), name_of_embedding(model))}
     for name, tensor in tensors.items():
         if name not in places:
             raise MismatchError(f"{folder} holds tensors that the model does not have: {name}")
-        if name in {f"{layer}.weight" for layer in (name_of_head(model), name_of_embedding(model))}:
+        if name in ends:
             refuse_tied(model, name)
         _check_shape(places[name], tensor, name, folder)
         places[name].copy_(tensor)
@@ -418,13 +420,13 @@ def _replace_rows(
     folder: Path,
 ) -> None:
     """Set the rows of tokens that were trained with the adapter, by layer, before it is put in."""
-    layers = {name_of_embedding(model), name_of_head(model)}
+    embedding, head = name_of_embedding(model), name_of_head(model)
     for name, tensor in tensors.items():
-        wanted = ids.get("") if name == name_of_embedding(model) else None
-        wanted = next((ids[part] for part in ids if part and f".{name}".endswith(f".{part}")), wanted)
-        if name not in layers or wanted is None:
+        wanted = ids.get("") if name == embedding else None
+        wanted = next((ids[part] for part in ids if part and means(part, name)), wanted)
+        if name not in (embedding, head) or wanted is None:
             raise MismatchError(f"{folder} holds rows of tokens that the model does not have: {name}")
-        if name == name_of_head(model):
+        if name == head:
             refuse_tied(model, name)
         weight = cast("nn.Parameter", model.get_submodule(name).weight)
         if max(wanted) >= len(weight):

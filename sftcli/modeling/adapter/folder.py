@@ -226,7 +226,7 @@ def read_shape(folder: Path) -> AdapterShape:
     as_parameters = [
         item.removesuffix(_WEIGHT)
         for item in form.parameters
-        if item.endswith(_WEIGHT) and any(_is_named(item.removesuffix(_WEIGHT), layer) for layer in layers)
+        if item.endswith(_WEIGHT) and any(means(item.removesuffix(_WEIGHT), layer) for layer in layers)
     ]
     targets = layers
     if isinstance(named, list) and all(isinstance(name, str) for name in named) and not _narrows(config):
@@ -244,7 +244,8 @@ def read_shape(folder: Path) -> AdapterShape:
     )
 
 
-def _is_named(item: str, name: str) -> bool:
+def means(item: str, name: str) -> bool:
+    """Return whether ``item``, a name or the end of one, means ``name``, as peft reads it."""
     return name == item or name.endswith(f".{item}")
 
 

@@ -14,8 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from sftcli.config.schema.adapter import AUTO_TARGETS
 from sftcli.errors import UsageError
-from sftcli.modeling.adapter.folder import PREFIX
+from sftcli.modeling.adapter.folder import PREFIX, means
 from sftcli.modeling.architecture import beside_text
+from sftcli.modeling.config_values import config_value
 from sftcli.suggest import did_you_mean
 
 ADAPTER_NAME = "default"  # what peft calls the one adapter of a model; it is not part of the names in files
@@ -80,7 +81,7 @@ def choose_targets(
         if item == AUTO_TARGETS:
             found |= {name for name in layers if name != head and name not in reasons}
             continue
-        meant = {name for name in (*layers, *reasons) if _means(item, name)}
+        meant = {name for name in (*layers, *reasons) if means(item, name)}
         for name in sorted(meant & reasons.keys()):
             raise UsageError(
                 f"adapter.target_modules names {item!r}, and {name} cannot have an adapter: {reasons[name]}",
@@ -157,18 +158,18 @@ def token_rows(model: PreTrainedModel, ids: Collection[int], targets: Sequence[s
     if not ids:
         return {}
     head = model.get_output_embeddings()
-    is_tied = _is_tied(model)
-    if any(_means(item, name_of_head(model)) for item in targets):
+    is_tied, head_name = _is_tied(model), name_of_head(model)
+    if any(means(item, head_name) for item in targets):
         raise _no_rows(
             model, "adapter.target_modules names the output head, whose rows of tokens train by themselves"
         )
     if getattr(head, "bias", None) is not None:
         raise _no_rows(model, "the output head has a bias, which peft leaves out beside rows of tokens")
-    if bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False)) != is_tied:
+    if bool(config_value(model, "tie_word_embeddings")) != is_tied:
         raise _no_rows(
             model, "its configuration ties the output head to the embeddings, and its weights do not"
         )
-    layers = [name_of_embedding(model)] + ([] if is_tied or head is None else [name_of_head(model)])
+    layers = [name_of_embedding(model)] + ([] if is_tied or head is None else [head_name])
     return {layer: sorted(ids) for layer in layers}
 
 
@@ -205,7 +206,7 @@ def wrapper_names(parameters: Iterable[str]) -> dict[str, str]:
 
 def named_by(items: Sequence[str], names: Iterable[str]) -> list[str]:
     """Return those of ``names`` that ``items`` mean, as peft reads them."""
-    return [name for name in names if any(_means(item, name) for item in items)]
+    return [name for name in names if any(means(item, name) for item in items)]
 
 
 def is_transposed(model: nn.Module, layers: Collection[str]) -> bool:
@@ -314,13 +315,13 @@ def shared_layers(model: PreTrainedModel) -> dict[str, str]:
 
 def _routers(model: nn.Module) -> set[str]:
     """Return the layers that choose experts: those in a block with experts that make a number for each of them."""
-    modules = dict(model.named_modules())
     found: set[str] = set()
     for name, count in _expert_counts(model).items():
         block = name.rpartition(".")[0]
-        within = [(other, layer) for other, layer in modules.items() if other.startswith(f"{block}.")]
         found |= {
-            other for other, layer in within if isinstance(layer, nn.Linear) and layer.out_features == count
+            f"{block}.{own}"
+            for own, layer in model.get_submodule(block).named_modules()
+            if isinstance(layer, nn.Linear) and layer.out_features == count
         }
     return found
 
@@ -379,10 +380,6 @@ def _splits(module: nn.Module) -> object:
 def _endings(name: str) -> list[str]:
     parts = name.split(".")
     return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
-
-
-def _means(item: str, name: str) -> bool:
-    return name == item or name.endswith(f".{item}")
 
 
 def _name_of(model: PreTrainedModel, wanted: object) -> str:

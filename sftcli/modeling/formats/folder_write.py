@@ -64,15 +64,19 @@ def write_model_files(
     config["dtype"] = str(dtype).removeprefix("torch.")
     if has_own_head(model):
         # The file it came from says otherwise; readers that believe it would put the embeddings in place of the head.
-        for section in (config, config.get("text_config")):
-            if isinstance(section, dict):
-                section["tie_word_embeddings"] = False
+        for section in sections(config):
+            section["tie_word_embeddings"] = False
     config = with_keys_of(read_json(source / "config.json"), with_older_keys(config))
     write_json(folder / "config.json", _without_machine(config) | copy_code(model, source, folder))
     for file in _PROCESSOR_FILES:  # what turns images and sound into the input of a model
         if (source / file).is_file():
             storage.copy_file(source / file, folder / file)
     write_companions(model, folder, source=tokenizer or source, stop_ids=stop_ids, template=template)
+
+
+def sections(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a model's configuration, and within it that of its language model where it has one of its own."""
+    return [section for section in (config, config.get("text_config")) if isinstance(section, dict)]
 
 
 def has_own_head(model: PreTrainedModel) -> bool:
@@ -209,11 +213,10 @@ def _write_whole_configuration(
     """Write the configuration of the larger model."""
     config = with_older_keys(_without_machine(read_json(source / "config.json")))
     name = str(dtype).removeprefix("torch.")
-    for section in (config, config.get("text_config")):
-        if isinstance(section, dict):
-            section.update({key: name for key in ("dtype", "torch_dtype") if key in section})
-            if has_own_head(model):
-                section["tie_word_embeddings"] = False
+    for section in sections(config):
+        section.update({key: name for key in ("dtype", "torch_dtype") if key in section})
+        if has_own_head(model):
+            section["tie_word_embeddings"] = False
     write_json(folder / "config.json", config | copy_code(model, source, folder))
 
 

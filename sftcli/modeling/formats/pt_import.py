@@ -6,9 +6,9 @@ from pathlib import Path
 from sftcli import storage
 from sftcli.errors import MismatchError
 from sftcli.events import EventSink, Notice
-from sftcli.json_files import read_json_or_nothing, write_json
+from sftcli.json_files import write_json
 from sftcli.modeling.cache import CACHE_HINT
-from sftcli.modeling.formats.gguf.gguf_import import SOURCE_FILE, models_folder
+from sftcli.modeling.formats.gguf.gguf_import import SOURCE_FILE, file_sizes, models_folder, whole_source
 from sftcli.modeling.hub.snapshot import Patience, cached_snapshot, fetch_snapshot
 from sftcli.modeling.tokenizer.builtin_templates import MODERN_LLM
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
@@ -40,7 +40,7 @@ def converted_pt(path: Path, *, tokenizer: str | None, emit: EventSink) -> tuple
         source = fetch_snapshot(name, revision=None, emit=emit, patience=Patience(), weights=False).folder
     key = hashlib.sha256(f"{_FORMAT}:{digest}:{_tokenizer_hash(source)}".encode()).hexdigest()
     folder = models_folder() / f"modern-lm-{key[:16]}"
-    if _is_whole(folder, digest):
+    if whole_source(folder).get("pt_sha256") == digest:
         return folder, digest
     _convert(path, folder, source, digest, emit)
     return folder, digest
@@ -66,18 +66,8 @@ def _convert(path: Path, folder: Path, source: Path, digest: str, emit: EventSin
             )
         generation = {"eos_token_id": sorted(chat.stop_ids), "pad_token_id": chat.pad_id}
         write_json(fresh / "generation_config.json", generation)
-        files = {file.name: file.stat().st_size for file in sorted(fresh.iterdir()) if file.is_file()}
-        about = {"format": _FORMAT, "pt": path.name, "pt_sha256": digest, "files": files}
+        about = {"format": _FORMAT, "pt": path.name, "pt_sha256": digest, "files": file_sizes(fresh)}
         write_json(fresh / SOURCE_FILE, about)
-
-
-def _is_whole(folder: Path, digest: str) -> bool:
-    try:
-        about = read_json_or_nothing(folder / SOURCE_FILE)
-        sizes = all((folder / name).stat().st_size == size for name, size in about["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return sizes and about.get("pt_sha256") == digest
 
 
 def _tokenizer_here(name: str) -> Path | None:

@@ -6,7 +6,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -54,7 +54,7 @@ def next_line(lines: "queue.Queue[str]", seconds: float) -> dict[str, object]:
     return line if isinstance(line, dict) else {}
 
 
-def number(line: dict[str, object], key: str) -> int:
+def number(line: Mapping[str, object], key: str) -> int:
     """Return a whole number of a line; 0 where it has none."""
     value = line.get(key)
     return value if isinstance(value, int) else 0

@@ -111,7 +111,7 @@ def _progress(repo: str, done: int, total: int, session: Session) -> None:
 
 
 def _uploaded(answer: Mapping[str, object], commit: str, session: Session) -> Uploaded:
-    repo, total = str(answer["repo"]), number(dict(answer), "total")
+    repo, total = str(answer["repo"]), number(answer, "total")
     _progress(repo, total, total, session)
     return Uploaded(
         repo=repo,

@@ -80,11 +80,7 @@ def locate_model(
     """
     name = name.strip()
     check_name(name, revision=revision, tokenizer=tokenizer)
-    located = (
-        _from_pt(Path(name).expanduser(), name, revision, tokenizer, emit)
-        if _is_pt_file(name)
-        else _locate(name, revision, emit, with_code=with_code)
-    )
+    located = _locate(name, revision, emit, tokenizer=tokenizer, with_code=with_code)
     emit(Notice(text=f"model {located.name}: from {located.how}"))
     return located
 
@@ -136,22 +132,30 @@ def is_path(name: str) -> bool:
     return name != ALIAS and Path(name).expanduser().exists()
 
 
-def _locate(name: str, revision: str | None, emit: EventSink, *, with_code: bool) -> LocatedModel:
+def _locate(
+    name: str, revision: str | None, emit: EventSink, *, tokenizer: str | None, with_code: bool
+) -> LocatedModel:
     if name == ALIAS:
         if revision is None or revision.startswith(_PREFIX):
             found = resolve_alias(emit, revision=revision)
             return LocatedModel(folder=found.folder, name=name, how=found.how, revision=found.revision)
         return _from_hub(HUB_NAME, name, revision, emit, with_code=with_code)
     if is_path(name):
-        return _from_path(Path(name).expanduser(), name, revision, emit)
+        return _from_path(Path(name).expanduser(), name, revision, tokenizer, emit)
     return _from_hub(name, name, revision, emit, with_code=with_code)
 
 
-def _from_path(path: Path, name: str, revision: str | None, emit: EventSink) -> LocatedModel:
+def _from_path(
+    path: Path, name: str, revision: str | None, tokenizer: str | None, emit: EventSink
+) -> LocatedModel:
     if path.is_dir():
         located = LocatedModel(folder=path, name=name, how=f"the folder {path}", revision=sampled_hash(path))
     else:
-        folder, digest = converted_gguf(path, prefix="gguf", emit=emit)
+        folder, digest = (
+            converted_pt(path, tokenizer=tokenizer, emit=emit)
+            if path.suffix == ".pt"
+            else converted_gguf(path, prefix="gguf", emit=emit)
+        )
         located = LocatedModel(
             folder=folder, name=name, how=f"{path} by way of {folder}", revision=_PREFIX + digest
         )
@@ -166,18 +170,6 @@ def _from_path(path: Path, name: str, revision: str | None, emit: EventSink) -> 
 def _is_pt_file(name: str) -> bool:
     path = Path(name).expanduser()
     return path.suffix == ".pt" and path.is_file()
-
-
-def _from_pt(
-    path: Path, name: str, revision: str | None, tokenizer: str | None, emit: EventSink
-) -> LocatedModel:
-    folder, digest = converted_pt(path, tokenizer=tokenizer, emit=emit)
-    if revision not in (None, _PREFIX + digest):
-        raise MismatchError(
-            f"the weights of {name} have changed: they were {revision}, now they are {_PREFIX}{digest}",
-            hint="restore the old weights, or start a new run",
-        )
-    return LocatedModel(folder=folder, name=name, how=f"{path} by way of {folder}", revision=_PREFIX + digest)
 
 
 def _not_a_model(path: Path) -> SftError:

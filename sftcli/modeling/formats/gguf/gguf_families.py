@@ -237,5 +237,5 @@ def _gemma_scalar(config: Config) -> float:
     return float(head_size_of(config))
 
 
-def _is_plain(rope: Rope, theta: float | None = None) -> bool:
-    return rope_kind(rope) == "default" and theta in (None, rope.get("rope_theta"))
+def _is_plain(rope: Rope, theta: float) -> bool:
+    return rope_kind(rope) == "default" and rope.get("rope_theta") == theta

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 GGUF_MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -96,7 +97,7 @@ class _Walk:
             if kind == _TEXT and (wanted := next((end for end in texts if key.endswith(end)), None)):
                 texts[wanted] = self._text().decode("utf-8", "replace")
             elif kind == _FLOAT32 and (name := key.partition(b".")[2].decode("utf-8", "replace")) in UNREAD:
-                unread[name] = self._float()
+                unread[name] = self._number("f")
             else:
                 self._skip(kind, 1)
         found = dict(self._tensor() for _ in range(tensors))
@@ -115,16 +116,9 @@ class _Walk:
         self._number("Q")  # where its numbers begin
         return name, (kind, len(shape) > 1)
 
-    def _number(self, form: str) -> int:
-        found: int
+    def _number(self, form: str) -> Any:  # noqa: ANN401 - whole, but for "f"
         (found,) = struct.unpack_from(self._order + form, self._content, self._at)
         self._at += struct.calcsize(form)
-        return found
-
-    def _float(self) -> float:
-        found: float
-        (found,) = struct.unpack_from(f"{self._order}f", self._content, self._at)
-        self._at += _SIZES[_FLOAT32]
         return found
 
     def _text(self) -> bytes:

@@ -10,12 +10,12 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
 from sftcli.events import EventSink, Notice, Progressed, Warned
-from sftcli.json_files import read_json, write_json
+from sftcli.json_files import read_json, read_json_or_nothing, write_json
 from sftcli.modeling.cache import CACHE_HINT, cache_folder
 from sftcli.modeling.formats.gguf.gguf_header import GGUF_MAGIC, GgufHeader, read_header
 from sftcli.modeling.formats.older_config import with_older_keys, with_older_tokenizer_keys
@@ -103,16 +103,30 @@ def read_source(folder: Path, emit: EventSink) -> str | None:
     return digest
 
 
+def whole_source(folder: Path) -> dict[str, Any]:
+    """Return what ``folder`` says it was made of; nothing where a file is missing or has another size."""
+    try:
+        source = read_json_or_nothing(folder / SOURCE_FILE)
+        is_whole = all((folder / name).stat().st_size == size for name, size in source["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return source if is_whole else {}
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Return the sizes of the files in ``folder`` by name, as its ``SOURCE_FILE`` records them."""
+    return {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()}
+
+
 def _is_exact(folder: Path) -> bool:
     """Return whether the whole ``folder`` was made to hold the numbers of its file; older folders were all rounded."""
     return bool(read_json(folder / SOURCE_FILE).get("exact"))
 
 
 def _write_source(folder: Path, name: str, digest: str, header: GgufHeader) -> None:
-    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     exact = {"exact": True} if header.is_exact else {}
     made = {"gguf": name, "gguf_sha256": digest, "dtype": header.dtype, **exact}
-    source = {"format": _FORMAT, **made, "files": files}
+    source = {"format": _FORMAT, **made, "files": file_sizes(folder)}
     write_json(folder / SOURCE_FILE, source)
 
 
