@@ -259,3 +259,11 @@ def applied(function: type[torch.autograd.Function], *arguments: object) -> torc
     """Return what ``function``, which has one result, makes of ``arguments``."""
     result: torch.Tensor = function.apply(*arguments)
     return result
+
+
+def body_of(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the part of a language model of transformers that makes hidden states: all of it but its head."""
+    body: torch.nn.Module = getattr(model, "base_model", model)
+    if body is model:  # a class that names a part it does not have, as Llama 4's language model does
+        body = getattr(model, "model", model)
+    return body

@@ -24,7 +24,7 @@ from sftcli.config.schema.training import Loss
 from sftcli.data.batches.batch import IGNORED, Batch
 from sftcli.events import ExpertLoad, StopFlag
 from sftcli.figures import FEW_ROWS
-from sftcli.runtime import Context, applied
+from sftcli.runtime import Context, applied, body_of
 from sftcli.training.distributed.group import Group
 
 if TYPE_CHECKING:
@@ -208,10 +208,7 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch, loss: Loss = Loss.N
 
     The head runs on response positions only.
     """
-    body = model.base_model
-    if body is model:  # a class that names another one, as Llama 4's language model does
-        body = model.model
-    hidden = body(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, D)
+    hidden = body_of(model)(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, D)
     wanted = batch.targets != IGNORED
     head = cast("torch.nn.Linear", model.get_output_embeddings())
     features, weight = fold_adapter_into_head(head, hidden[wanted])

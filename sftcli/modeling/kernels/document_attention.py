@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from sftcli.modeling.attention import attention_of, is_named, set_attention
 from sftcli.modeling.kernels.cpu_attention import CpuAttention, can_attend, split_documents
 from sftcli.modeling.kernels.state_kernels import has_convolutions
-from sftcli.runtime import applied
+from sftcli.runtime import applied, body_of
 
 NAME = "sft_documents"  # what transformers knows this attention as
 _PLAIN = "sdpa"
@@ -119,7 +119,7 @@ def _hear(model: PreTrainedModel) -> None:
         numbers = torch.arange(len(bounds) - 1, dtype=torch.int32, device=bounds.device)
         return args, kwargs | {"seq_idx": numbers.repeat_interleave(bounds.diff())[None]}
 
-    told.handle = model.base_model.register_forward_pre_hook(hear, with_kwargs=True)
+    told.handle = body_of(model).register_forward_pre_hook(hear, with_kwargs=True)
     for module in model.modules():
         _told[module] = told
 

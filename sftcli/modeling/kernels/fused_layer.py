@@ -34,7 +34,7 @@ from sftcli.modeling.kernels.fused_math import (
     norm_scale,
     normed,
 )
-from sftcli.runtime import Context, applied
+from sftcli.runtime import Context, applied, body_of
 
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -273,7 +273,7 @@ def _kwargs_of(
         calls[layer].append((len(args), kwargs))
 
     with _hooked(layers, keep):
-        model.base_model(**inputs, use_cache=False)
+        body_of(model)(**inputs, use_cache=False)
     return {layer: found[0][1] for layer, found in calls.items() if [count for count, _ in found] == [1]}
 
 

@@ -17,6 +17,7 @@ import torch
 
 from sftcli.data.batches.batch import Batch
 from sftcli.errors import Location, UsageError
+from sftcli.runtime import body_of
 from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss, minimized, nll_of
 from sftcli.training.random_streams import capture_rng, restore_rng
@@ -107,7 +108,7 @@ def router_logits(model: "PreTrainedModel") -> Iterator[list[torch.Tensor]]:
     def keep(_: torch.nn.Module, __: object, outputs: Any) -> None:  # noqa: ANN401 - a class for each family
         found.extend(getattr(outputs, "router_logits", None) or ())
 
-    body = model.base_model
+    body = body_of(model)
     handles = [
         body.register_forward_pre_hook(ask, with_kwargs=True),
         body.register_forward_hook(keep),
@@ -153,7 +154,7 @@ def require_balance(model: "PreTrainedModel", batch: Batch) -> None:
     try:
         outputs: Any = model(**batch.inputs, attention_mask=batch.is_token.long(), **asked)
         with router_logits(model) as logits:
-            model.base_model(**batch.inputs, use_cache=False)
+            body_of(model)(**batch.inputs, use_cache=False)
         # Of the same pass: rounding may turn a choice around.
         routed = probabilities(outputs.router_logits, batch)
         counts = choices(routed, int(model.config.get_text_config().num_experts_per_tok))

@@ -3,20 +3,16 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 import torch
 
 from sftcli.data.batches.batch import Batch
 from sftcli.events import Progressed
-from sftcli.runtime import memory_bytes, monotonic, peak_memory_bytes, reset_peak_memory
+from sftcli.runtime import body_of, memory_bytes, monotonic, peak_memory_bytes, reset_peak_memory
 from sftcli.training.loss import nll_of
 from sftcli.training.optim.optimizer import optimizer_tensors
 from sftcli.training.state import TrainState
 from sftcli.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SCAN_SECONDS = 5.0  # for the longest micro-batch
 TIMED_STEPS, TIMED_SECONDS = 3, 20.0  # for the time of a step: so many or so long
@@ -129,7 +125,7 @@ def _tell(trainer: Trainer, done: int) -> None:
 @contextmanager
 def _marked(trainer: Trainer) -> Iterator[_Marks]:
     marks, loss = _Marks(), trainer.batch_loss
-    body = cast("PreTrainedModel", trainer.weights.model).base_model
+    body = body_of(trainer.weights.model)
 
     def after_body(*_: object) -> None:
         marks.rise(peak_memory_bytes(trainer.device))
