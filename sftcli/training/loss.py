@@ -106,7 +106,7 @@ class HeadNllSum(torch.autograd.Function):
         for begin in range(0, len(targets), rows):
             chunk, wanted = hidden[begin : begin + rows], targets[begin : begin + rows]
             raw = functional.linear(chunk, weight, bias)
-            found, grad_raw, nll = _sums_and_gradient(raw, wanted, transform, loss)
+            found, grad_raw, nll = _nll_and_gradient(raw, wanted, transform, loss)
             sums += found
             _tell(nll)
             if not (needs_hidden or needs_weight or needs_bias):
@@ -136,12 +136,12 @@ class HeadNllSum(torch.autograd.Function):
         )
 
 
-def _sums_and_gradient(
+def _nll_and_gradient(
     raw: torch.Tensor, targets: torch.Tensor, transform: LogitTransform, loss: Loss
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the sums of ``raw`` (N, V), what the head gave, the gradient: ``softmax - one_hot``, and each row's weight, and its nll.
+    """Return the sums of ``raw`` (N, V), what the head gave, the gradient of what is minimized, and the nll of each row.
 
-    It is made in the place of the logits, so that there is one tensor of their size and not four.
+    The gradient, ``softmax - one_hot`` times the weight of a row, is made in the place of the logits, so that there is one tensor of their size and not four.
     """
     made = None
     if not transform.is_identity:
@@ -212,15 +212,10 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch, loss: Loss = Loss.N
     wanted = batch.targets != IGNORED
     head = cast("torch.nn.Linear", model.get_output_embeddings())
     features, weight = fold_adapter_into_head(head, hidden[wanted])
-    return applied(
-        HeadNllSum,
-        features,
-        weight,
-        getattr(head, "bias", None),
-        batch.targets[wanted],
-        logit_transform(model),
-        loss,
-    )
+    bias: torch.Tensor | None = getattr(head, "bias", None)
+    if not torch.is_grad_enabled():  # a Function asks its inputs alone, and would make gradients for nobody
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+    return applied(HeadNllSum, features, weight, bias, batch.targets[wanted], logit_transform(model), loss)
 
 
 def fold_adapter_into_head(head: torch.nn.Linear, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -253,10 +248,11 @@ def _fold_rows_into_head(layer: Any, hidden: torch.Tensor) -> tuple[torch.Tensor
     rows = layer.trainable_tokens_delta[name].to(weight)
     ids = torch.tensor(layer.token_indices[name], device=weight.device)
     width = -len(ids) % _ALIGNED + len(ids)
-    chosen = weight.new_zeros(len(weight), width)
-    chosen[ids, torch.arange(len(ids), device=weight.device)] = 1.0
+    wide = functional.pad(weight, (0, width))
+    wide[ids] = 0.0
+    wide[ids, weight.shape[1] + torch.arange(len(ids), device=weight.device)] = 1.0
     scores = functional.pad(hidden @ rows.t(), (0, width - len(ids)))
-    return torch.cat((hidden, scores), dim=-1), torch.cat((weight.index_fill(0, ids, 0.0), chosen), dim=-1)
+    return torch.cat((hidden, scores), dim=-1), wide
 
 
 def plain_nll_sum(model: "PreTrainedModel", batch: Batch, loss: Loss = Loss.NLL) -> torch.Tensor:
@@ -340,19 +336,23 @@ def heldout_nll(
     for batch, is_own in group.rounds(batches):
         if stop.requested():
             return None
-        if is_own or computes_all:
-            with each_token() as heard:
-                found = nll_of(batch_loss(batch.to(device) if device else batch)).item()
-            if is_own and num_rows and heard:
-                lengths = (batch.targets != IGNORED).sum(1).tolist()
-                parts = torch.cat(heard).double().cpu().split(lengths)
-                by_row[list(batch.example_ids)] = [float(part.sum()) for part in parts]
-                counts[list(batch.example_ids)] = lengths
-            if is_own and after_own:
-                after_own(batch)
-            nll += found if is_own else 0.0
-            tokens += batch.response_tokens if is_own else 0
-            rows += len(batch.example_ids) if is_own else 0
+        if not (is_own or computes_all):
+            continue
+        batch = batch.to(device) if device else batch
+        with each_token() as heard:
+            found = nll_of(batch_loss(batch)).item()
+        if not is_own:
+            continue
+        if num_rows and heard:
+            lengths = (batch.targets != IGNORED).sum(1).tolist()
+            parts = torch.cat(heard).double().cpu().split(lengths)
+            by_row[list(batch.example_ids)] = [float(part.sum()) for part in parts]
+            counts[list(batch.example_ids)] = lengths
+        if after_own:
+            after_own(batch)
+        nll += found
+        tokens += batch.response_tokens
+        rows += len(batch.example_ids)
     nll, all_tokens, all_rows, *each = group.sum([nll, tokens, rows, *by_row.tolist(), *counts.tolist()])
     return NllSum(
         nll=nll,

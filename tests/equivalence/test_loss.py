@@ -203,6 +203,35 @@ def test_logits_of_a_whole_batch_never_exist(monkeypatch: pytest.MonkeyPatch, co
     assert seen.numbers == 514 * 3
 
 
+class MadeInShapes(TorchDispatchMode):
+    """Notes the operations that make a tensor of one of ``shapes`` in memory of its own."""
+
+    def __init__(self, *tensors: torch.Tensor):
+        super().__init__()
+        self.shapes = {tensor.shape for tensor in tensors}
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.shape in self.shapes:
+            self.found += [str(function)] if made.untyped_storage().data_ptr() not in self.known else []
+        return made
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_pass_without_gradients_makes_none_of_the_head(tie: bool):
+    model, batch = tiny_llama(tie=tie), a_batch()
+    model.lm_head.bias = torch.nn.Parameter(torch.rand(514))
+    with MadeInShapes(model.lm_head.weight, model.lm_head.bias) as seen:
+        sums = response_nll_sum(model, batch)
+    assert len(seen.found) == 2  # of weight and bias
+    with MadeInShapes(model.lm_head.weight, model.lm_head.bias) as seen, torch.no_grad():
+        alone = response_nll_sum(model, batch)
+    assert not seen.found
+    assert torch.equal(alone, sums)
+
+
 @pytest.mark.parametrize("transform", [LogitTransform(scale=0.25), LogitTransform(scale=1.5, softcap=5.0)])
 def test_scaled_and_capped_logits_have_the_gradients_of_autograd(transform: LogitTransform):
     generator = torch.Generator().manual_seed(0)
