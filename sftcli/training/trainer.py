@@ -143,7 +143,8 @@ class Trainer:
         window, sums = self._accumulate()
         response_tokens = sum(batch.response_tokens for batch in window)
         grad_norm = clip_grad_norm(self.weights.masters.values(), self.settings.max_grad_norm).item()
-        objective, loss = (total / response_tokens for total in sums[:2].tolist())
+        *totals, balance = sums.tolist()
+        objective, loss = (total / response_tokens for total in totals)
         learning_rate = learning_rate_at(self.state.step, self.settings)
         applied = math.isfinite(loss) and math.isfinite(grad_norm)
         if applied:
@@ -185,7 +186,7 @@ class Trainer:
             exchanged_bytes=self.group.exchanged_bytes - exchanged,
             utilization=self.gauge(window, seconds) if self.gauge else None,
             objective=objective if self.settings.minimizes_more else None,
-            router_aux_loss=sums[2].item() if self.settings.router_aux_loss else None,
+            router_aux_loss=balance if self.settings.router_aux_loss else None,
         )
 
     def _accumulate(self) -> tuple[Sequence[Batch], torch.Tensor]:

@@ -122,8 +122,8 @@ def router_logits(model: "PreTrainedModel") -> Iterator[list[torch.Tensor]]:
 
 def probabilities(logits: Sequence[torch.Tensor], batch: Batch) -> list[torch.Tensor]:
     """Return for each router the probabilities of experts (tokens, experts) for the tokens of ``batch`` that are no padding."""
-    is_token = batch.is_token.flatten()
-    return [layer.flatten(0, -2)[is_token].softmax(-1) for layer in logits]
+    tokens = batch.is_token.flatten().nonzero()[:, 0]  # found once: a mask would be searched for each layer
+    return [layer.flatten(0, -2)[tokens].softmax(-1) for layer in logits]
 
 
 def choices(routed: Sequence[torch.Tensor], num_chosen: int) -> torch.Tensor:

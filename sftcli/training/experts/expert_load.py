@@ -7,6 +7,7 @@ nothing, and held-out rows are the same each time. A model without experts is no
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 
@@ -39,15 +40,19 @@ class ExpertMeter:
 
     def _add(self, chosen: Mapping[str, torch.Tensor], batch: Batch) -> None:
         is_token = batch.is_token.flatten()
+        tokens = is_token.nonzero()[:, 0]
         for name, counts in self.counts.items():
             if name in chosen and len(chosen[name]) == len(is_token):
-                experts = chosen[name][is_token.to(chosen[name].device)].flatten()
+                experts = chosen[name][tokens].flatten()
                 # A number behind the last one stands for no expert.
                 counts += torch.bincount(experts, minlength=len(counts))[: len(counts)].cpu()
 
     def load(self, group: Group) -> dict[str, ExpertLoad]:
         """Return the load of the experts of each layer, by the layer's number where its name has one, over all processes."""
-        totals = {name: group.sum(counts.tolist()) for name, counts in self.counts.items()}
+        if not self.counts:
+            return {}
+        sums = iter(group.sum(torch.cat([*self.counts.values()]).tolist()))
+        totals = {name: [*islice(sums, len(counts))] for name, counts in self.counts.items()}
         return {_layer(name): load_of(total) for name, total in totals.items() if any(total)}
 
 
