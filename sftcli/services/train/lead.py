@@ -149,7 +149,7 @@ def _require_same_as_finished(run: TrainingRun) -> None:
     """
     found = find_inputs(run.settings, run.session, run=run.folder).fingerprints
     if list_checkpoints(run.folder.checkpoints):
-        compare(choose_checkpoint(run.folder, None, run.session.emit), found, is_finished=True)
+        compare(choose_checkpoint(run.folder, None, run.session.emit), found, finished=run.folder)
         return
     compare_start(read_settings(run.folder), run.settings, finished=run.folder)
     compare_data(run.folder, found["data"])

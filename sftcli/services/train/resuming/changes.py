@@ -1,7 +1,7 @@
 """Which settings may differ between the start of a run and its resumption, and how they do. Needs no torch."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sftcli.config.schema.settings import FIELDS, Settings
@@ -149,22 +149,22 @@ def find_changes(
             refused[key] = pair
     if refused:
         shown = "; ".join(f"{key} was {_short(a)}, is {_short(b)}" for key, (a, b) in refused.items())
-        ways = [f"--allow-change {key}" for key in refused if key != "data rows" and _may_change(key)]
-        allow = (
-            f" To resume anyway, as a different run from here on, add to sft resume: {' '.join(ways)}."
-            if ways and finished is None
-            else ""
-        )
-        if finished is not None:
-            allow = (
-                f" It trains longer with: sft resume {finished.argument} --max-steps STEPS, or --epochs N."
-            )
         raise MismatchError(
             f"{what} does not match: {shown}",
-            hint=f"restore it, or start a new run: sft train.{allow} These may always change: "
+            hint=f"restore it, or start a new run: sft train.{_way_on(refused, finished)} These may always change: "
             f"{', '.join(sorted(CHANGEABLE))}",
         )
     return Changes(harmless=harmless, machine=machine, forced=forced)
+
+
+def _way_on(refused: Iterable[str], finished: RunFolder | None) -> str:
+    """Return how a run goes on in spite of what is ``refused``, or nothing."""
+    if finished is not None:
+        return f" It trains longer with: sft resume {finished.argument} --max-steps STEPS, or --epochs N."
+    ways = [f"--allow-change {key}" for key in refused if key != "data rows" and _may_change(key)]
+    if not ways:
+        return ""
+    return f" To resume anyway, as a different run from here on, add to sft resume: {' '.join(ways)}."
 
 
 def _may_change(key: str) -> bool:

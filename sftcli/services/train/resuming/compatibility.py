@@ -40,7 +40,11 @@ def _start(settings: Settings) -> dict[str, str]:
 
 
 def compare(
-    checkpoint: Path, now: Mapping[str, str], *, allowed: Sequence[str] = (), is_finished: bool = False
+    checkpoint: Path,
+    now: Mapping[str, str],
+    *,
+    allowed: Sequence[str] = (),
+    finished: RunFolder | None = None,
 ) -> Changes:
     """Return what has changed since ``checkpoint``.
 
@@ -48,19 +52,13 @@ def compare(
         checkpoint: It holds what it was made of.
         now: What ``fingerprints`` returns.
         allowed: Settings keys, or ``data``, of which the user says that they may differ.
-        is_finished: The run does not go on, so nothing is said of how it would.
+        finished: The run, if it does not go on, so that nothing is said of how it would.
 
     Raises:
         MismatchError: Anything else differs that moves weights; each difference is shown.
     """
     then = read_fingerprints(checkpoint)
-    return find_changes(
-        then,
-        now,
-        allowed=allowed,
-        what=str(checkpoint),
-        finished=RunFolder(checkpoint.parents[1]) if is_finished else None,
-    )
+    return find_changes(then, now, allowed=allowed, what=str(checkpoint), finished=finished)
 
 
 def compare_data(run: RunFolder, fingerprint: str, *, allowed: Sequence[str] = ()) -> None:

@@ -15,7 +15,7 @@ from sftcli.config.auto import (
 from sftcli.config.resolve import DEFAULT_ORIGIN, to_toml
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import NotFoundError, UsageError
-from sftcli.figures import FEW_ROWS
+from sftcli.figures import FEW_ROWS, are_few
 from sftcli.json_files import read_json_or_nothing, replace_json
 from sftcli.modeling.formats.sizes import parameters_bytes
 from sftcli.modeling.locate.locate import LocatedModel
@@ -110,7 +110,7 @@ def doubts(asked: Settings, complete: Settings, *, train_rows: int, heldout_rows
 
 def heldout_doubts(settings: Settings, *, train_rows: int, heldout_rows: int) -> Iterator[str]:
     """Yield that the held-out rows prove little, where they are few."""
-    if not 0 < heldout_rows < FEW_ROWS:
+    if not are_few(heldout_rows):
         return
     share = math.ceil(100 * FEW_ROWS / (train_rows + heldout_rows)) / 100
     if settings.data.heldout_sources:
