@@ -15,6 +15,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the charts of reports, half the time of a tiny run: they have tests of their own."""
+    monkeypatch.setattr("sftcli.services.report.html.draw", lambda *_args, **_kwargs: "<svg></svg>")
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every test out of the user's cache, and without the user's settings."""

@@ -12,6 +12,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(without_pictures: None) -> None:
+    """Tests that look at charts override this."""
+
+
 def write_sums(path: Path) -> Path:
     """Write sixty question/answer rows, each with words of its own."""
     lines = [

@@ -18,6 +18,11 @@ from sftcli.cli.app import app
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures() -> None:
+    """Here they are looked at."""
+
+
 @pytest.fixture
 def run(rows: Path, flags: list[str], tmp_path: Path) -> Path:
     result = CliRunner().invoke(app, ["train", "--data", str(rows), "--run", "first", *flags])
