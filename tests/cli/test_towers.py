@@ -37,6 +37,8 @@ SHORT = (
 LORA = ("adapter.kind=lora", "adapter.rank=4")
 # Families whose class for a whole model computes nothing on text here; their language model in it does.
 BY_TEXT = {"llama4": "language_model"}
+# Their towers are in memory while they train; others are copied from the files, and no library writes them.
+WHOLE = [family for family in MULTIMODAL if family not in BY_TEXT]
 PASSED_BY = {"mllama": "language_model.model.layers.1."}  # attends to an image
 
 
@@ -194,11 +196,10 @@ def test_a_run_that_goes_on_leaves_what_an_uninterrupted_one_leaves(place, train
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_tower_in_bfloat16_comes_back_from_products_in_bfloat16(place, tmp_path):
-    if family_of(place) not in {"qwen3_vl", "llama4"}:
-        pytest.skip("one family of each way is enough")
-    build_multimodal(tmp_path / "model", family_of(place), dtype=torch.bfloat16)
-    (tmp_path / "rows.jsonl").write_text((place / "rows.jsonl").read_text())
+@pytest.mark.parametrize("family", ["qwen3_vl", "llama4"])  # one of each way
+def test_a_tower_in_bfloat16_comes_back_from_products_in_bfloat16(family, tmp_path):
+    build_multimodal(tmp_path / "model", family, dtype=torch.bfloat16)
+    write_rows(tmp_path / "rows.jsonl", 12)
     settings = settings_of(tmp_path, tmp_path / "model", "run.name=one", *SHORT, "training.precision=bf16")
     train(settings, StopAtStep(NEVER))
     final = tmp_path / "runs" / "one" / "final"
@@ -232,10 +233,9 @@ def test_an_adapter_sits_on_layers_of_text_alone_and_is_merged_into_the_whole(pl
 # What is not as it should be is found
 
 
+@pytest.mark.parametrize("place", WHOLE, indirect=True)
 def test_a_tensor_of_the_tower_that_is_not_written_is_an_error(place, tmp_path, monkeypatch):
     save, family = PreTrainedModel.save_pretrained, family_of(place)
-    if family in BY_TEXT:
-        pytest.skip("its tower is copied from the files, and no library writes it")
 
     def spoil(self, folder, **options):
         save(self, folder, **options)
@@ -252,9 +252,8 @@ def test_a_tensor_of_the_tower_that_is_not_written_is_an_error(place, tmp_path, 
     assert not (tmp_path / "one" / "final").exists()
 
 
+@pytest.mark.parametrize("place", WHOLE, indirect=True)
 def test_a_tower_that_is_not_that_of_the_source_any_more_is_an_error(place, tmp_path, monkeypatch):
-    if family_of(place) in BY_TEXT:
-        pytest.skip("its tower is not in memory")
     held = MasterWeights.tensors
 
     def spoil(self):
@@ -293,39 +292,34 @@ def test_a_stray_tensor_of_text_is_refused(place, tmp_path):
         load_model(copy, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def refusal_of(place, tmp_path):
+def refusal_of(place):
+    """Return why the model in ``place`` is not trained."""
+    write_rows(place / "rows.jsonl", 12)
     with pytest.raises(UsageError) as caught:
-        train(
-            settings_of(place, place / "model", f"run.root={tmp_path}", "run.name=one", *SHORT),
-            StopAtStep(NEVER),
-        )
-    assert not (tmp_path / "one" / "final").exists()
+        train(settings_of(place, place / "model", "run.name=one", *SHORT), StopAtStep(NEVER))
+    assert not (place / "runs" / "one" / "final").exists()
     return caught.value.message
 
 
-def test_a_model_that_sees_what_it_is_to_predict_is_refused(place, tmp_path):
-    config = json.loads((place / "model" / "config.json").read_text())
-    if config["model_type"] != "gemma3":
-        pytest.skip("its attention looks back only, whatever it is told")
-    copy = Path(shutil.copytree(place / "model", tmp_path / "model"))
+def test_a_model_that_sees_what_it_is_to_predict_is_refused(tmp_path):
+    path = build_multimodal(tmp_path / "model", "gemma3") / "config.json"
+    config = json.loads(path.read_text())
     config["text_config"]["use_bidirectional_attention"] = True
-    (copy / "config.json").write_text(json.dumps(config))
-    (tmp_path / "rows.jsonl").write_text((place / "rows.jsonl").read_text())
-    message = refusal_of(tmp_path, tmp_path / "runs")
+    path.write_text(json.dumps(config))
+    message = refusal_of(tmp_path)
     assert (
         "Gemma3ForConditionalGeneration cannot be trained on text: its attention sees the tokens" in message
     )
 
 
-def test_a_model_that_does_not_read_text_alone_is_refused(place, tmp_path, monkeypatch):
-    if family_of(place) != "qwen3_vl":
-        pytest.skip("one family is enough")
+def test_a_model_that_does_not_read_text_alone_is_refused(tmp_path, monkeypatch):
+    build_multimodal(tmp_path / "model", "qwen3_vl")
 
     def wants_images(self, pixel_values=None, **rest):
         raise ValueError("pixel_values are needed")
 
     monkeypatch.setattr(transformers.Qwen3VLForConditionalGeneration, "forward", wants_images)
-    message = refusal_of(place, tmp_path)
+    message = refusal_of(tmp_path)
     assert message == (
         "Qwen3VLForConditionalGeneration cannot be trained on text: it does not read text without an image: "
         "pixel_values are needed"

@@ -40,7 +40,6 @@ PARTS = {
     "checkpoints": ("checkpoint", "verify", "stopped"),
     "final folder": ("names",),
 }
-GOOD = {"ok", "same", "packed"}
 
 
 def main() -> int:

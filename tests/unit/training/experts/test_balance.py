@@ -82,11 +82,16 @@ def assert_same(found, expected):
             assert (found[2][name] - gradient).norm() <= 2e-5 * gradient.norm() + 1e-7, name
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", BALANCED)
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        (family, layout)
+        for family in BALANCED
+        for layout in LAYOUTS
+        if family != "gpt_oss" or "packed" not in layout  # its attention keeps no documents of one row apart
+    ],
+)
 def test_loss_and_gradients_are_those_of_transformers_over_the_whole_step(family: str, layout: str):
-    if family == "gpt_oss" and "packed" in layout:
-        pytest.skip("its attention keeps no documents of one row apart")
     model = build_experts(family)
     expected = by_transformers(model)
     if "packed" in layout:
