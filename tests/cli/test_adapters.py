@@ -19,6 +19,7 @@ from sftcli.modeling.adapter.folder import CONFIG_FILE
 from sftcli.modeling.locate.default_model import HUB_NAME
 from sftcli.services.export.export import DTYPES
 from tests.support.foreign_adapter import IDS, foreign_adapter, logits_by_peft
+from tests.support.runs import events_of
 
 
 def sft(*arguments: object) -> str:
@@ -48,8 +49,7 @@ def test_adapter_run_is_small_scored_beside_its_base_and_merged_by_export(run, t
     assert not list(run.rglob("model.safetensors"))
     assert all(".lora_" in name for name in load_file(final / "adapter_model.safetensors"))
     report = json.loads(sft("eval", "lora", "--runs", runs, "--json"))
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    last = [event["loss"] for event in events if event["event"] == "HeldoutDone"][-1]
+    last = events_of(run, "HeldoutDone")[-1]["loss"]
     assert report["tuned"]["loss"] == pytest.approx(last, rel=2e-2)
     assert report["base"]["loss"] > report["tuned"]["loss"]
     sft("export", "lora", "--runs", runs, "--to", "hf", "--out", tmp_path / "merged")

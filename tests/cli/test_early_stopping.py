@@ -1,7 +1,5 @@
 """Early stopping as a user meets it: whole runs of the service on the tiny model."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,7 +7,7 @@ from safetensors.torch import load_file
 from sftcli.errors import UsageError
 from sftcli.events import Ending, Notice
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
-from tests.support.runs import StopAtStep, settings_of, train, write_rows
+from tests.support.runs import StopAtStep, events_of, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model, same_weights
 
 NEVER = 99
@@ -37,8 +35,7 @@ def test_early_end_makes_the_best_checkpoint_the_final_model_and_says_so(place):
     flag = StopAtStep(NEVER)
     outcome = train(settings_of(place, place / "model", *EARLY), flag)
     run = place / "runs" / "early"
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    heldout = {event["step"]: event["loss"] for event in events if event["event"] == "HeldoutDone"}
+    heldout = {event["step"]: event["loss"] for event in events_of(run, "HeldoutDone")}
     best = min(heldout, key=heldout.get)
     assert outcome.ending is Ending.PLATEAU
     assert outcome.step < outcome.last_step

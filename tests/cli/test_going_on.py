@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from sftcli.cli.app import app
 from sftcli.errors import MismatchError, UsageError
 from sftcli.modeling.adapter.folder import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE
+from tests.cli.conftest import short_training, write_sums
 from tests.support.foreign_adapter import IDS, foreign_adapter, logits_by_peft
+from tests.support.runs import events_of
 from tests.support.tiny_model import build_tiny_model
 
 
@@ -31,20 +33,29 @@ def without_model(flags: list[str]) -> list[str]:
 
 
 def losses(run: Path) -> list[float]:
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    return [event["loss"] for event in events if event["event"] == "HeldoutDone"]
+    return [event["loss"] for event in events_of(run, "HeldoutDone")]
 
 
 def notices(run: Path) -> list[str]:
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    return [event["text"] for event in events if event["event"] == "Notice"]
+    return [event["text"] for event in events_of(run, "Notice")]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of an adapter, made once."""
+    place = tmp_path_factory.mktemp("first")
+    rows, flags = write_sums(place / "rows.jsonl"), short_training(tiny_model, place)
+    words = ("--adapter", "dora", "--rank", "4", "--set", 'adapter.target_modules=["q_proj","up_proj"]')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFT_CACHE_DIR", str(place / "cache"))
+        sft("train", "--data", rows, "--run", "first", *words, "--template", "chatml", *flags)
+    return place / "runs" / "first"
 
 
 @pytest.fixture
-def first(rows: Path, flags: list[str], tmp_path: Path) -> Path:
-    words = ("--adapter", "dora", "--rank", "4", "--set", 'adapter.target_modules=["q_proj","up_proj"]')
-    sft("train", "--data", rows, "--run", "first", *words, "--template", "chatml", *flags)
-    return tmp_path / "runs" / "first"
+def first(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it that is this test's own."""
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "first"))
 
 
 @pytest.fixture

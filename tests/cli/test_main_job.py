@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from sftcli.cli.app import app
 from sftcli.errors import MismatchError
 from tests.cli.conftest import short_training, write_sums
+from tests.support.runs import events_of
 
 CONTENTS = {
     "checkpoints", "config.toml", "data.json", "events.jsonl", "final", "origins.json", "report.html", "run.json", "training.log",
@@ -28,10 +29,6 @@ def sft(*arguments: object) -> tuple[str, str]:
         raise result.exception
     assert result.exit_code == 0, result.stderr
     return result.stdout, result.stderr
-
-
-def events_of(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +59,7 @@ def test_train_leaves_exactly_a_run_folder_and_prints_the_final_model(rows, flag
 
 
 def test_held_out_loss_falls(run):
-    losses = [event["loss"] for event in events_of(run) if event["event"] == "HeldoutDone"]
+    losses = [event["loss"] for event in events_of(run, "HeldoutDone")]
     assert len(losses) == 2
     assert losses[-1] < losses[0]
 
@@ -88,9 +85,7 @@ def test_settings_in_the_run_folder_reproduce_the_run(run, tmp_path):
     out, _ = sft("train", "--config", run / "config.toml", "--run", "second", "--set", place)
     again = tmp_path / "runs" / "second"
     assert out == f"{again / 'final'}\n"
-    losses = [
-        [event["loss"] for event in events_of(path) if event["event"] == "StepDone"] for path in (run, again)
-    ]
+    losses = [[event["loss"] for event in events_of(path, "StepDone")] for path in (run, again)]
     assert losses[0] == losses[1]
 
 
@@ -121,7 +116,7 @@ def test_generate_as_json_says_how_it_ended(run, tmp_path):
 def test_eval_scores_base_and_tuned_on_the_held_out_rows(run, tmp_path):
     out, _ = sft("eval", "first", "--runs", tmp_path / "runs", "--json")
     report = json.loads(out)
-    last = [event["loss"] for event in events_of(run) if event["event"] == "HeldoutDone"][-1]
+    last = [event["loss"] for event in events_of(run, "HeldoutDone")][-1]
     assert report["tuned"]["loss"] == pytest.approx(last, rel=2e-2)
     assert report["base"]["loss"] > report["tuned"]["loss"]
     assert report["rows"] == report["tuned"]["answered"] > 0
@@ -207,7 +202,7 @@ def test_interrupted_run_saves_exits_130_and_resumes_to_the_same_weights(request
     ends = [load_file(tmp_path / "runs" / name / "checkpoints" / "step-00000060" / "model.safetensors")
             for name in ("whole", "cut")]  # fmt: skip
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
-    steps = [event["step"] for event in events_of(cut) if event["event"] == "StepDone"]
+    steps = [event["step"] for event in events_of(cut, "StepDone")]
     assert steps == list(range(1, 61))
 
 

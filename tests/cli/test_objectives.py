@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import short_training, write_sums
+from tests.support.runs import events_of
 from tests.support.tiny_experts import build_experts
 from tests.support.tiny_tokenizer import build_tiny_tokenizer
 
@@ -18,16 +19,11 @@ def mixtral(tmp_path: Path) -> Path:
     return build_tiny_tokenizer(tmp_path / "mixtral")
 
 
-def events_of(tmp_path: Path, run: str, kind: str) -> list[dict]:
-    lines = (tmp_path / "runs" / run / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
-
-
 def test_experts_and_their_balance_are_in_events_logs_pages_and_views(sft, tmp_path, mixtral):
     rows = write_sums(tmp_path / "rows.jsonl")
     code, _, err = sft("train", "--data", rows, "--run", "first", *short_training(mixtral, tmp_path), *AUX)
     assert code == 0, err
-    steps, heldout = (events_of(tmp_path, "first", kind) for kind in ("StepDone", "HeldoutDone"))
+    steps, heldout = (events_of(tmp_path / "runs" / "first", kind) for kind in ("StepDone", "HeldoutDone"))
     assert all(1.9 < step["router_aux_loss"] < 4.0 for step in steps)  # 2 of 4 experts: 2 where all are alike
     assert steps[0]["objective"] == pytest.approx(steps[0]["loss"] + 0.02 * steps[0]["router_aux_loss"])
     for measured in heldout:
@@ -55,10 +51,12 @@ def test_balance_is_not_in_the_heldout_loss(sft, tmp_path, mixtral):
     rows, found = write_sums(tmp_path / "rows.jsonl"), {}
     for name, more in (("with", AUX), ("without", ())):
         assert sft("train", "--data", rows, "--run", name, *short_training(mixtral, tmp_path), *more)[0] == 0
-        found[name] = [event["loss"] for event in events_of(tmp_path, name, "HeldoutDone")]
+        found[name] = [event["loss"] for event in events_of(tmp_path / "runs" / name, "HeldoutDone")]
     assert found["with"][0] == found["without"][0]
     assert found["with"][-1] != found["without"][-1]
-    assert all(event["router_aux_loss"] is None for event in events_of(tmp_path, "without", "StepDone"))
+    assert all(
+        event["router_aux_loss"] is None for event in events_of(tmp_path / "runs" / "without", "StepDone")
+    )
 
 
 def test_losses_of_dynamic_fine_tuning_are_those_that_other_runs_show(sft, tmp_path, tiny_model):
@@ -68,7 +66,7 @@ def test_losses_of_dynamic_fine_tuning_are_those_that_other_runs_show(sft, tmp_p
         assert (
             sft("train", "--data", rows, "--run", loss, *short_training(tiny_model, tmp_path), *sets)[0] == 0
         )
-        found[loss] = [events_of(tmp_path, loss, kind) for kind in ("StepDone", "HeldoutDone")]
+        found[loss] = [events_of(tmp_path / "runs" / loss, kind) for kind in ("StepDone", "HeldoutDone")]
     (plain, plain_heldout), (steps, heldout) = found["nll"], found["dft"]
     assert steps[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-6)  # of the same weights
     assert heldout[0]["loss"] == plain_heldout[0]["loss"]

@@ -1,7 +1,5 @@
 """Running out of memory: the step is taken again with less of it, and nothing else about the run changes."""
 
-import json
-
 import pytest
 import torch
 
@@ -16,7 +14,7 @@ from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.state import TrainState
 from sftcli.training.trainer import Trainer
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
-from tests.support.runs import StopAtStep, numbers_of, settings_of, tensors_of, train, write_rows
+from tests.support.runs import StopAtStep, events_of, numbers_of, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama
 
@@ -182,8 +180,7 @@ def test_decision_is_logged_reported_and_kept_when_the_run_goes_on(place, monkey
     run, other = place / "runs" / "whole", place / "runs" / "cut"
     assert tensors_of(run, 10) == tensors_of(other, 10)
     assert numbers_of(run) == numbers_of(other)
-    logged = [json.loads(line) for line in (other / "events.jsonl").read_text().splitlines()]
-    assert [event["micro_batch_size"] for event in logged if event["event"] == "MemoryEased"] == [1]
+    assert [event["micro_batch_size"] for event in events_of(other, "MemoryEased")] == [1]
     for name in ("training.log", "report.html"):
         assert (
             "ran out of memory: micro-batches of 1 row from here on, 4 in this step"

@@ -20,7 +20,7 @@ from sftcli.services.train.resume import ResumeRequest, resume_training
 from sftcli.training.checkpoint.format import read_snapshot
 from tests.support.by_hand import STEPS, build_place, by_hand, losses_of, plain_run, plain_settings
 from tests.support.recording import RecordingSink
-from tests.support.runs import StopAtStep, tensors_of, train
+from tests.support.runs import StopAtStep, copied_here, tensors_of, train
 
 ROWS = 514
 TOKENS = ("<tool>", "<q>")
@@ -31,11 +31,32 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be remo
 IDS = torch.tensor([[1, 70, 514, 90, 515, 100, 514, 2]])
 
 
-@pytest.fixture(params=[True, False], ids=["tied", "untied"])
-def place(request, tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
-    return build_place(tmp_path, tie=request.param)
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def origin(request, tmp_path_factory) -> Path:
+    return build_place(tmp_path_factory.mktemp("origin"), tie=request.param)
+
+
+@pytest.fixture
+def place(origin, tmp_path, monkeypatch) -> Path:
+    return copied_here(origin, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def full(origin, tmp_path_factory) -> Path:
+    """A run of all weights, made once."""
+    return made_once(origin, tmp_path_factory.mktemp("full"))
+
+
+@pytest.fixture(scope="module")
+def adapted(origin, tmp_path_factory) -> Path:
+    """A run of an adapter, made once."""
+    return made_once(origin, tmp_path_factory.mktemp("adapted"), *LORA)
+
+
+def made_once(origin: Path, folder: Path, *changes: str) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFT_CACHE_DIR", str(folder / "cache"))
+        return run(origin, *changes, f"run.root={folder / 'runs'}")
 
 
 def settings(place: Path, *changes: str):
@@ -62,8 +83,8 @@ def logits(model, ids=IDS) -> torch.Tensor:
     return model.eval()(ids).logits
 
 
-def test_full_training_is_the_loop_of_transformers(place):
-    found = losses_of(run(place))
+def test_full_training_is_the_loop_of_transformers(place, full):
+    found = losses_of(full)
     expected = by_hand(*resized(place))
     assert found == pytest.approx(expected, abs=1e-4)
     assert expected[-1] < expected[0] - 0.4
@@ -86,37 +107,31 @@ def test_adapter_trains_as_that_of_peft(place):
 
 
 @pytest.mark.parametrize("packing", ["on", "off"])
-def test_fused_head_and_packing_move_no_loss(place, packing):
-    one = losses_of(run(place, *LORA, "run.name=one"))
-    other = losses_of(
-        run(place, *LORA, "run.name=other", f"training.packing={packing}", "training.micro_batch_size=1")
-    )
-    assert one == pytest.approx(other, abs=1e-4)
-    decided = [
-        json.loads((place / "runs" / name / "run.json").read_text())["decisions"] for name in ("one", "other")
-    ]
+def test_fused_head_and_packing_move_no_loss(place, adapted, packing):
+    other = run(place, *LORA, f"training.packing={packing}", "training.micro_batch_size=1")
+    assert losses_of(adapted) == pytest.approx(losses_of(other), abs=1e-4)
+    decided = [json.loads((folder / "run.json").read_text())["decisions"] for folder in (adapted, other)]
     assert {one["head"] for one in decided} == {"lean"}
 
 
-def test_adapter_changes_the_rows_of_new_tokens_and_no_other(place):
-    folder = run(place, *LORA)
+def test_adapter_changes_the_rows_of_new_tokens_and_no_other(place, adapted):
     tied = json.loads((place / "model" / "config.json").read_text())["tie_word_embeddings"]
     before = load_file(place / "model" / "model.safetensors")
-    choice = choose_model(str(folder), root=place / "runs", emit=RecordingSink())
+    choice = choose_model(str(adapted), root=place / "runs", emit=RecordingSink())
     after = load_choice(choice, dtype=torch.float32, device=CPU).state_dict()
     start = load_file(choice.weights_folder / "model.safetensors")
     for name in ["model.embed_tokens.weight"] if tied else ["model.embed_tokens.weight", "lm_head.weight"]:
         assert torch.equal(after[name][:ROWS], before[name])
         assert (after[name][ROWS:] != start[name][ROWS:]).all()
-    stored = load_file(folder / "final" / "adapter_model.safetensors")
+    stored = load_file(adapted / "final" / "adapter_model.safetensors")
     assert [name for name in stored if "token" in name] == [
         f"base_model.model.{layer}.token_adapter.trainable_tokens_delta"
         for layer in ([] if tied else ["lm_head"]) + ["model.embed_tokens"]
     ]
 
 
-def test_every_folder_of_an_adapter_has_the_logits_that_peft_computes(place):
-    folder = run(place, *LORA)
+def test_every_folder_of_an_adapter_has_the_logits_that_peft_computes(place, adapted):
+    folder = adapted
     theirs = logits(AutoPeftModelForCausalLM.from_pretrained(folder / "final"))
     assert theirs.shape[-1] == ROWS + 2
     places = {
@@ -138,8 +153,8 @@ def test_every_folder_of_an_adapter_has_the_logits_that_peft_computes(place):
     assert AutoTokenizer.from_pretrained(place / "merged")("<tool>").input_ids == [ROWS]
 
 
-def test_every_folder_of_a_full_run_has_the_logits_that_transformers_computes(place):
-    folder = run(place)
+def test_every_folder_of_a_full_run_has_the_logits_that_transformers_computes(place, full):
+    folder = full
     final = AutoModelForCausalLM.from_pretrained(folder / "final")
     assert final.config.vocab_size == ROWS + 2
     assert AutoTokenizer.from_pretrained(folder / "final")("<tool>").input_ids == [ROWS]

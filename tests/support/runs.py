@@ -68,10 +68,15 @@ def train(resolved: Resolved, flag, *, auto: bool = False) -> TrainOutcome:
     )
 
 
+def events_of(run: Path, kind: str | None = None) -> list[dict]:
+    """Return the events in the log of a run, those of one kind where it is named."""
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [event for event in events if kind in (None, event["event"])]
+
+
 def numbers_of(run: Path) -> list[dict[str, object]]:
     """Return the events of steps and held-out losses, without what a clock or the machine decides."""
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    kept = [event for event in events if event["event"] in {"StepDone", "HeldoutDone"}]
+    kept = [event for event in events_of(run) if event["event"] in {"StepDone", "HeldoutDone"}]
     return [{key: value for key, value in event.items() if key not in CLOCKS} for event in kept]
 
 

@@ -13,31 +13,43 @@ from sftcli.events import Ending, Notice, Session, Warned
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.services.train.resume import ResumeRequest, resume_training
 from sftcli.services.train.start.open_settings import doubts
-from tests.support.runs import StopAtStep, numbers_of, tensors_of, train, write_rows
+from tests.support.runs import StopAtStep, copied_here, numbers_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 
 NEVER = 10**9
 RUNS = Path("runs")
 
 
-@pytest.fixture
-def asked(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
-    build_tiny_model(tmp_path / "model")
-    write_rows(tmp_path / "rows.jsonl", 25)
+def asked(*changes, name="one"):
+    sets = (
+        "model.name=model",
+        "data.sources=rows.jsonl",
+        f"run.name={name}",
+        "checkpoint.every_steps=4",
+        *changes,
+    )
+    return resolve(preset=None, config_file=None, overrides=[*map(parse_set, sets)], environ={})
 
-    def asked(*changes, name="one"):
-        sets = (
-            "model.name=model",
-            "data.sources=rows.jsonl",
-            f"run.name={name}",
-            "checkpoint.every_steps=4",
-            *changes,
-        )
-        return resolve(preset=None, config_file=None, overrides=[*map(parse_set, sets)], environ={})
 
-    return asked
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    """A folder with rows, a model and the finished run ``whole``, and what was said in it."""
+    folder, flag = tmp_path_factory.mktemp("origin"), StopAtStep(NEVER)
+    build_tiny_model(folder / "model")
+    write_rows(folder / "rows.jsonl", 25)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("SFT_CACHE_DIR", str(folder / "cache"))
+        train(asked(name="whole"), flag)
+    return folder, flag
+
+
+@pytest.fixture(autouse=True)
+def whole(origin, tmp_path, monkeypatch):
+    """What was said in the run; a copy of its folder is where the test is."""
+    folder, flag = origin
+    copied_here(folder, tmp_path, monkeypatch)
+    return flag
 
 
 def other_rules(monkeypatch):
@@ -50,10 +62,8 @@ def told(flag, kind):
     return [event.text for event in flag.events if isinstance(event, kind)]
 
 
-def test_a_run_tells_and_records_what_was_decided(asked):
-    flag = StopAtStep(NEVER)
-    train(asked(), flag)
-    run = RunFolder(RUNS / "one")
+def test_a_run_tells_and_records_what_was_decided(whole):
+    run = RunFolder(RUNS / "whole")
     settings, origins = read_settings(run), json.loads(run.origins.read_text())
     assert (settings.training.batch_size, settings.training.epochs, settings.data.heldout_fraction) == (
         4,
@@ -62,14 +72,13 @@ def test_a_run_tells_and_records_what_was_decided(asked):
     )
     assert (settings.training.learning_rate, settings.training.max_steps) == (3e-4, 0)
     assert {origins[key] for key in auto.AUTO_KEYS} == {"auto: 25 rows", "auto: 35k parameters"}
-    assert [text for text in told(flag, Notice) if text.startswith("auto")] == [
+    assert [text for text in told(whole, Notice) if text.startswith("auto")] == [
         "auto: 25 rows: batch size 4, 5 epochs, 20% held out; 35k parameters: learning rate 0.0003"
     ]
 
 
 @pytest.mark.parametrize("way", ["resume", "train --resume auto"])
-def test_a_stopped_run_goes_on_with_what_it_decided_bit_for_bit(asked, monkeypatch, way):
-    train(asked(name="whole"), StopAtStep(NEVER))
+def test_a_stopped_run_goes_on_with_what_it_decided_bit_for_bit(monkeypatch, way):
     assert train(asked(), StopAtStep(7)).ending is Ending.STOPPED
     other_rules(monkeypatch)
     flag = StopAtStep(NEVER)
@@ -82,21 +91,20 @@ def test_a_stopped_run_goes_on_with_what_it_decided_bit_for_bit(asked, monkeypat
     assert tensors_of(RUNS / "one", 25) == tensors_of(RUNS / "whole", 25)
 
 
-def test_a_finished_run_is_what_is_asked_for_also_under_other_rules(asked, monkeypatch):
-    train(asked(), StopAtStep(NEVER))
+def test_a_finished_run_is_what_is_asked_for_also_under_other_rules(monkeypatch):
     other_rules(monkeypatch)
-    assert train(asked(), StopAtStep(NEVER), auto=True).step == 25
+    assert train(asked(name="whole"), StopAtStep(NEVER), auto=True).step == 25
     with pytest.raises(MismatchError, match=r"training\.epochs was 5.0, is 1"):
-        train(asked("training.epochs=1"), StopAtStep(NEVER), auto=True)
+        train(asked("training.epochs=1", name="whole"), StopAtStep(NEVER), auto=True)
 
 
-def test_what_was_chosen_for_a_run_is_not_recalled_for_one_that_leaves_it_open(asked):
+def test_what_was_chosen_for_a_run_is_not_recalled_for_one_that_leaves_it_open():
     train(asked("training.epochs=1"), StopAtStep(NEVER))
     with pytest.raises(MismatchError, match=r"training\.epochs was 1, is 5|training\.epochs was 1\.0, is 5"):
         train(asked(), StopAtStep(NEVER), auto=True)
 
 
-def test_the_share_that_was_decided_finds_the_rows_that_were_prepared_then(asked):
+def test_the_share_that_was_decided_finds_the_rows_that_were_prepared_then():
     train(asked(), StopAtStep(3))
     flag = StopAtStep(NEVER)
     resume_training(ResumeRequest(root=RUNS, run="one"), Session(flag, flag))
@@ -128,7 +136,7 @@ def test_short_runs_and_few_held_out_rows_are_told_with_the_flag_that_changes_it
     assert list(doubts(settings, complete(settings, rows), train_rows=rows, heldout_rows=held)) == said
 
 
-def test_a_short_run_warns_before_it_starts_and_not_again_when_it_goes_on(asked):
+def test_a_short_run_warns_before_it_starts_and_not_again_when_it_goes_on():
     first = StopAtStep(2)
     train(asked("training.max_steps=6"), first)
     assert "6 steps teach little; to train longer: --max-steps 60" in told(first, Warned)
