@@ -57,8 +57,8 @@ class Row:
 
     @property
     def confidence(self) -> float:
-        """Geometric mean of the probabilities of the tokens drawn, 0 to 1; 0 where none was drawn."""
-        return math.exp(self.logprob / self.drawn) if self.drawn else 0.0
+        """Geometric mean of the probabilities of the tokens drawn, 0 to 1, to five decimals; 0 where none was drawn."""
+        return round(math.exp(self.logprob / self.drawn), 5) if self.drawn else 0.0
 
 
 def decode(

@@ -177,7 +177,7 @@ class Answerer:
                         prompt_tokens=len(questions[question].ids),
                         new_tokens=len(row.ids),
                         finish=row.finish,
-                        logprob=row.logprob,
+                        logprob=round(row.logprob, 4),  # the digits behind depend on the rows beside it
                         confidence=row.confidence,
                         seconds=monotonic() - begin,
                     ),
