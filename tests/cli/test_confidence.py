@@ -56,7 +56,7 @@ def test_the_cut_of_eval_decides_which_answers_go_out(run, sft):
     assert "sft generate --file rows.jsonl --out sure.jsonl --rest unsure.jsonl --min-confidence auto:" in err
     measured = json.loads((run / "eval.json").read_text(encoding="utf-8"))["confidence"]
     (cut,) = [one for one in measured["cuts"] if one["wrong_at_most"] == 0.05]
-    assert (measured["rows"], measured["model"], measured["precision"]) == (120, "final", "fp32")
+    assert (len(measured["answers"]), measured["model"], measured["precision"]) == (120, "final", "fp32")
 
     code, out, err = ask(sft, "--min-confidence", "auto")
     assert code == 0, err

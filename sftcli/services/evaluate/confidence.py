@@ -35,14 +35,29 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Confidence:
-    """The cuts of one model over ``rows`` held-out rows; there are none where the rows are fewer than ``FEWEST_ROWS``."""
+class SureAnswer:
+    """How sure the model was of its answer to the row from ``origin``, and whether it was right."""
 
-    rows: int
+    origin: str
+    confidence: float
+    logprob: float
+    right: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confidence:
+    """The cuts of one model over its answers; there are none where the answers are fewer than ``FEWEST_ROWS``."""
+
     measure: str  # by which an answer is right: "exact match", or the check
     precision: str  # that the answers were computed in: others move the confidence
     model: str  # the folder of the model in its run
+    answers: tuple[SureAnswer, ...]
     cuts: tuple[Cut, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many answers there are."""
+        return len(self.answers)
 
     @property
     def choices(self) -> tuple[Cut, ...]:

@@ -18,7 +18,7 @@ from sftcli.extras import install_command
 from sftcli.json_files import replace_json
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.diagnosis.verdict import Verdict
-from sftcli.services.evaluate.confidence import Confidence, find_cuts
+from sftcli.services.evaluate.confidence import Confidence, SureAnswer, find_cuts
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
 from sftcli.services.evaluate.scoring import (
@@ -146,7 +146,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         verdict=None if choice.run is None else _verdict(choice.run),
         samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
         misses=tuned.misses,
-        confidence=_confidence(choice, tuned, precision),
+        confidence=_confidence(choice, job, tuned, precision),
     )
     is_of_run = choice.run is not None and not request.data
     if is_of_run and precision != KEPT_PRECISION:
@@ -161,12 +161,17 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
     return report
 
 
-def _confidence(choice: ModelChoice, tuned: Scored, precision: str) -> Confidence:
+def _confidence(choice: ModelChoice, job: ScoringJob, tuned: Scored, precision: str) -> Confidence:
     return Confidence(
         model=choice.name if choice.run is None else choice.run.inside(choice.folder),
-        rows=len(tuned.matches),
         measure="exact match",
         precision=precision,
+        answers=tuple(
+            SureAnswer(origin=question.origin, confidence=confidence, logprob=logprob, right=right)
+            for question, confidence, logprob, right in zip(
+                job.questions, tuned.confidences, tuned.logprobs, tuned.matches, strict=True
+            )
+        ),
         cuts=find_cuts(tuned.confidences, tuned.matches),
     )
 

@@ -134,7 +134,7 @@ def score_model(
         texts=tuple(texts),
         cut=cut,
         misses=_misses(job, texts, cut, matches),
-        logprobs=tuple(answer.logprob for answer in answers),
+        logprobs=tuple(round(answer.logprob, 4) for answer in answers),
         confidences=tuple(answer.confidence for answer in answers),
     )
 
