@@ -45,7 +45,17 @@ def test_columns_of_the_rows_keep_their_place_and_none_is_lost(tiny_model, tmp_p
     assert "line as row_line, answer as row_answer" in result.stderr
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [list(row) for row in rows] == 2 * [
-        ["line", "row_line", "question", "row_answer", "answer", "finish", "new_tokens"]
+        [
+            "line",
+            "row_line",
+            "question",
+            "row_answer",
+            "answer",
+            "finish",
+            "confidence",
+            "logprob",
+            "new_tokens",
+        ]
     ]
     assert [(row["line"], row["row_line"], row["row_answer"]) for row in rows] == [
         (2, "L1", "Yes"), (3, "L2", "No"),
@@ -77,7 +87,12 @@ def test_a_file_that_was_cut_goes_on_to_the_same_answers(prompts, tiny_model, tm
     result = invoke("generate", "--file", prompts, "--out", tmp_path / "cut.jsonl", "-c", tiny_model,
                     "--max-new-tokens", 6, *sampled, "--json")  # fmt: skip
     assert (json.loads(result.stdout)["kept"], json.loads(result.stdout)["answered"]) == (4, 8)
-    assert [json.loads(line) for line in (tmp_path / "cut.jsonl").read_text().splitlines()] == whole
+    resumed = [json.loads(line) for line in (tmp_path / "cut.jsonl").read_text().splitlines()]
+    # Its last digit may depend on the rows beside it, and those are fewer now.
+    for row, expected in zip(resumed, whole, strict=True):
+        assert row.pop("logprob") == pytest.approx(expected.pop("logprob"), abs=2e-4)
+        assert row.pop("confidence") == pytest.approx(expected.pop("confidence"), abs=2e-5)
+    assert resumed == whole
 
 
 def test_a_file_begun_with_other_settings_is_not_mixed(prompts, tiny_model, tmp_path):

@@ -119,3 +119,32 @@ def test_a_caller_can_end_an_answer():
         if len(row.ids) == 3:
             row.end()
     assert (len(row.ids), row.finish) == (3, "stop")
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.7, "top_k": 5, "seed": 1}, {"repetition_penalty": 1.3}]
+)
+def test_log_probability_of_an_answer_is_that_of_the_model_on_the_whole_text(settings):
+    """Also where penalties, filters and temperature chose the tokens; the stop token counts."""
+    rows = run(PROMPTS, **settings)
+    model = tiny_llama().eval()
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        answer = [*row.ids, *([2] if row.finish == "stop" else [])]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1)[range(len(answer)), answer]
+        assert row.drawn == len(answer)
+        assert row.logprob == pytest.approx(float(expected.sum()), abs=1e-4)
+        assert row.confidence == pytest.approx(float(expected.mean().exp()), abs=1e-5)
+
+
+def test_log_probability_equals_transformers_scores():
+    prompt = PROMPTS[0]
+    model = tiny_llama().eval()
+    theirs = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False,
+        eos_token_id=2, pad_token_id=2, output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    scores = model.compute_transition_scores(theirs.sequences, theirs.scores, normalize_logits=True)
+    (ours,) = run([prompt])
+    assert ours.logprob == pytest.approx(float(scores.sum()), abs=1e-4)

@@ -18,9 +18,12 @@ from sftcli.cli.session.session import LOADING, session
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import as_utf8
 from sftcli.errors import DataError, UsageError
+from sftcli.figures import share_of
 
 if TYPE_CHECKING:
+    from sftcli.services.generate.gate import Gate
     from sftcli.services.generate.request import GenerateRequest
+    from sftcli.services.models.reference import ModelReference
 
 
 SAMPLING_FLAGS = (
@@ -47,6 +50,19 @@ class AskedFlags:
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="OUT", help="Output file for --file; resumes after a kill."),
+    ] = None
+    min_confidence: Annotated[
+        str | None,
+        typer.Option(
+            "--min-confidence",
+            metavar="auto|P",
+            help="Only answers at least this sure, 0 to 1, go to --out; auto takes the cut that sft eval found for 5% wrong "
+            "answers, auto:0.02 that for 2%.",
+        ),
+    ] = None
+    rest: Annotated[
+        Path | None,
+        typer.Option("--rest", metavar="FILE", help="File for the rows that --min-confidence keeps back."),
     ] = None
     chat: Annotated[bool, typer.Option("--chat", help="Chat with the model.")] = False
     base: Annotated[bool, typer.Option("--base", help="Also show the base model's answer.")] = False
@@ -117,11 +133,11 @@ def generate(
         base_model=answering.model.base_model,
         trusts_code=answering.model.trusts_code,
     )
-    check_models(request)
+    found = check_models(request)
     if asked.chat:
         run_chat(request, output)
     elif asked.file is not None and asked.out is not None:
-        _answer_file(request, asked.file, asked.out, output)
+        _answer_file(request, asked, found, output)
     else:
         _answer_prompt(request, output)
 
@@ -139,10 +155,26 @@ def _check_kind(asked: AskedFlags, output: Output) -> None:
         )
     if (asked.file is None) != (asked.out is None):
         raise UsageError("--file and --out go together", hint="pass both")
+    if (asked.min_confidence is None) != (asked.rest is None) or (asked.rest and asked.file is None):
+        raise UsageError(
+            "--min-confidence and --rest go together, with --file and --out",
+            hint="--min-confidence auto --rest for-people.jsonl",
+        )
+    if asked.rest is not None and (asked.base or asked.samples > 1):
+        raise UsageError("--min-confidence needs one answer a row", hint="leave out --base and --samples")
     if asked.chat and (asked.base or asked.samples > 1 or output.json):
         raise UsageError(
             "--chat uses one model and one answer per turn", hint="leave out --base, --samples and --json"
         )
+
+
+def _gate(request: "GenerateRequest", asked: AskedFlags, found: "ModelReference") -> "Gate | None":
+    if asked.min_confidence is None or asked.rest is None or asked.out is None:
+        return None
+    from sftcli.services.generate.gate import check_rest, find_gate, parse_confidence
+
+    check_rest(asked.rest, asked.out)
+    return find_gate(parse_confidence(asked.min_confidence), asked.rest, request, found)
 
 
 def _read_prompt(prompt: str | None) -> str:
@@ -171,16 +203,31 @@ def _answer_prompt(request: "GenerateRequest", output: Output) -> None:
         raise typer.Exit(current.stop.exit_code)
 
 
-def _answer_file(request: "GenerateRequest", source: Path, out: Path, output: Output) -> None:
+def _answer_file(
+    request: "GenerateRequest", asked: AskedFlags, found: "ModelReference", output: Output
+) -> None:
     from sftcli.services.generate.prompt_file import check_out, read_prompts
 
+    assert asked.file is not None
+    assert asked.out is not None
+    out = asked.out
     check_out(out)
-    prompts = read_prompts(source, system=request.system, ignored=request.ignored, renames=request.renames)
+    gate = _gate(request, asked, found)
+    if gate is not None and gate.promise:
+        request = replace(request, precision=gate.precision)
+    prompts = read_prompts(
+        asked.file, system=request.system, ignored=request.ignored, renames=request.renames
+    )
     with session(output) as current:
         current.emit(LOADING)
         from sftcli.services.generate.file import run_file_generation
 
-        outcome = run_file_generation(request, prompts, out, current.emit, current.stop)
+        outcome = run_file_generation(request, prompts, out, current.emit, current.stop, gate)
+    if gate is not None and outcome.is_whole and not output.quiet:
+        sure = outcome.prompts - outcome.unsure
+        promise = f"; {gate.promise}" if gate.promise else ""
+        text = f"{share_of(sure, outcome.prompts)} answers are sure enough, the others are in {outcome.rest}{promise}"
+        tables.show_text(text, tables.err(output.color), wrap=True)
     if output.json:
         tables.show_result_json(asdict(outcome))
     elif outcome.is_whole:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftcli.cli.options import shared as options
+from sftcli.cli.results.confidence import confidence_table, confidence_text
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import count, duration, loss_text, short_count, size, whole_duration
 from sftcli.figures import change, interval, share_of
@@ -183,6 +184,8 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
         for row in report.compared()
     ]
     out.print(tables.comparison_table(pairs, names=names))
+    if report.confidence.choices:
+        out.print(confidence_table(report.confidence))
     if output.quiet:
         return
     tables.show_text(
@@ -201,6 +204,7 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
             found = change(difference.value, 3, difference.rows)
             bounds = interval(difference.low, difference.high, 3, difference.rows)
             tables.show_text(f"{name}: {found} against the base, {bounds}", err)
+    tables.show_text(confidence_text(report), err, wrap=True)
     if report.verdict is not None:
         tables.show_text(_verdict_text(report.verdict), err, wrap=True)
     shown = report.misses[:SHOWN_MISSES]

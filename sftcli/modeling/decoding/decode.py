@@ -1,5 +1,6 @@
 """Token-level decoding: prompts in, tokens out as they are drawn. Knows nothing about text."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -14,7 +15,7 @@ from sftcli.errors import MismatchError
 from sftcli.events import StopFlag
 from sftcli.modeling.config_values import learned_positions
 from sftcli.modeling.decoding.decoder import Decoder
-from sftcli.modeling.decoding.sampling import RowSampler, sample
+from sftcli.modeling.decoding.sampling import RowSampler, logprobs_of, sample
 
 MAX_ROWS = 32  # rows decoded together
 _MAX_READ = (
@@ -33,9 +34,15 @@ class Row:
     ids: list[int] = field(default_factory=list)  # without the stop token
     token: int | None = None  # the newest of ``ids``; None where the row ends without another one
     finish: Finish = ""
+    # Sum over the tokens drawn, the stop token included, before penalties, filters and temperature. It is not compared: its
+    # last digits depend on the rows beside it.
+    logprob: float = field(default=0.0, compare=False)
+    drawn: int = 0  # tokens that ``logprob`` is of
 
-    def take(self, token: int, stop_ids: AbstractSet[int], max_new_tokens: int) -> None:
+    def take(self, token: int, logprob: float, stop_ids: AbstractSet[int], max_new_tokens: int) -> None:
         """Add a token, or end with it."""
+        self.logprob += logprob
+        self.drawn += 1
         if token in stop_ids:
             self.token, self.finish = None, "stop"
             return
@@ -47,6 +54,11 @@ class Row:
     def end(self) -> None:
         """End the answer with the token it has just got."""
         self.finish = "stop"
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the probabilities of the tokens drawn, 0 to 1, to five decimals; 0 where none was drawn."""
+        return round(math.exp(self.logprob / self.drawn), 5) if self.drawn else 0.0
 
 
 def decode(
@@ -80,10 +92,10 @@ def decode(
     batch = _Batch(decoder, prompts, settings, seeds, max_rows)
     waiting = deque(Row(index=index) for index in range(len(prompts)))
     while (waiting or batch.running) and not stop.requested():
-        for row, token in batch.step(_next_rows(waiting, prompts, batch.free)):
+        for row, token, logprob in batch.step(_next_rows(waiting, prompts, batch.free)):
             # The last token of an answer is not read.
             left = positions - len(prompts[row.index]) + 1 if positions else settings.max_new_tokens
-            row.take(token, stop_ids, min(settings.max_new_tokens, left))
+            row.take(token, logprob, stop_ids, min(settings.max_new_tokens, left))
             yield row
         batch.drop_ended()
     for row in [*batch.running, *waiting]:
@@ -136,13 +148,15 @@ class _Batch:
         return self.rows.capacity - len(self.running)
 
     @torch.inference_mode()
-    def step(self, new: Sequence[Row]) -> list[tuple[Row, int]]:
-        """Return the next token of every row, after ``new`` ones have joined."""
+    def step(self, new: Sequence[Row]) -> list[tuple[Row, int, float]]:
+        """Return the next token of every row with its log-probability, after ``new`` ones have joined."""
         last = torch.tensor([row.ids[-1] for row in self.running], dtype=torch.int64, device=self.device)
         logits = self.rows.advance(last, [self.prompts[row.index] for row in new])
         self.running += new
         self.samplers += [self._sampler(row.index, logits) for row in new]
-        return list(zip(self.running, sample(logits, self.samplers).tolist(), strict=True))
+        chosen = sample(logits, self.samplers)
+        logprobs = logprobs_of(logits, chosen)
+        return list(zip(self.running, chosen.tolist(), logprobs.tolist(), strict=True))
 
     @torch.inference_mode()
     def drop_ended(self) -> None:

@@ -55,6 +55,12 @@ def sample(logits: torch.Tensor, samplers: Sequence[RowSampler]) -> torch.Tensor
     return chosen
 
 
+def logprobs_of(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Return the log-probability of each row's ``chosen`` token (B,) under ``logits`` (B, V) as the model gives them."""
+    logits = logits.float()
+    return logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)
+
+
 def _penalized(logits: torch.Tensor, samplers: Sequence[RowSampler], penalty: float) -> torch.Tensor:
     """Make tokens that a row holds less likely (Keskar et al. 2019, arXiv:1909.05858, as transformers has it)."""
     seen = torch.stack([sampler.seen for sampler in samplers if sampler.seen is not None])

@@ -18,9 +18,11 @@ from sftcli.extras import install_command
 from sftcli.json_files import replace_json
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.diagnosis.verdict import Verdict
+from sftcli.services.evaluate.confidence import Confidence, SureAnswer, find_cuts
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
 from sftcli.services.evaluate.scoring import (
+    Scored,
     ScoringJob,
     loss_difference,
     match_difference,
@@ -66,6 +68,12 @@ class EvalReport:
     verdict: Verdict | None  # of the run that made the model
     samples: tuple[AnsweredRow, ...]
     misses: tuple[Miss, ...]
+    confidence: Confidence  # of the tuned model's answers
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is of a kind that is kept with the run: of its own rows, in one precision."""
+        return self.is_heldout and self.confidence.precision == KEPT_PRECISION
 
     def to_json(self) -> dict[str, object]:
         """Return the report as plain values."""
@@ -138,6 +146,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         verdict=None if choice.run is None else _verdict(choice.run),
         samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
         misses=tuned.misses,
+        confidence=_confidence(choice, job, tuned, precision),
     )
     is_of_run = choice.run is not None and not request.data
     if is_of_run and precision != KEPT_PRECISION:
@@ -150,6 +159,21 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         replace_json(choice.run.evaluation, report.to_json())
         write_report([choice.run], choice.run.report)
     return report
+
+
+def _confidence(choice: ModelChoice, job: ScoringJob, tuned: Scored, precision: str) -> Confidence:
+    return Confidence(
+        model=choice.name if choice.run is None else choice.run.inside(choice.folder),
+        measure="exact match",
+        precision=precision,
+        answers=tuple(
+            SureAnswer(origin=question.origin, confidence=confidence, logprob=logprob, right=right)
+            for question, confidence, logprob, right in zip(
+                job.questions, tuned.confidences, tuned.logprobs, tuned.matches, strict=True
+            )
+        ),
+        cuts=find_cuts(tuned.confidences, tuned.matches),
+    )
 
 
 def _find(

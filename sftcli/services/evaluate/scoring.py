@@ -3,9 +3,9 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_
 from sftcli.data.example import Example
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Progressed, StopFlag
-from sftcli.modeling.decoding.decode import MAX_ROWS, Finish, Row, decode
+from sftcli.modeling.decoding.decode import MAX_ROWS, Row, decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.runtime import monotonic
@@ -80,6 +80,8 @@ class Scored:
     texts: tuple[str, ...]
     cut: tuple[bool, ...]  # answers that had not ended
     misses: tuple[Miss, ...]
+    logprobs: tuple[float, ...]  # of the answers
+    confidences: tuple[float, ...]  # of the answers, 0 to 1
 
 
 def question_of(example: Example, tokenizer: HFChatTokenizer) -> HeldoutQuestion:
@@ -132,6 +134,8 @@ def score_model(
         texts=tuple(texts),
         cut=cut,
         misses=_misses(job, texts, cut, matches),
+        logprobs=tuple(round(answer.logprob, 4) for answer in answers),
+        confidences=tuple(answer.confidence for answer in answers),
     )
 
 
@@ -196,7 +200,7 @@ def _answer(job: ScoringJob, decoder: Decoder, task: str, emit: EventSink, stop:
     """Answer every question greedily, those of this process here; return all answers. They may be a little longer than the longest right one."""
     by_length = sorted(range(len(job.questions)), key=lambda index: -len(job.questions[index].prompt_ids))
     order = job.peers.group.share(by_length)
-    own: list[tuple[int, list[int], Finish]] = []
+    own: list[dict[str, object]] = []
     for row in decode(
         decoder,
         [job.questions[index].prompt_ids for index in order],
@@ -210,12 +214,10 @@ def _answer(job: ScoringJob, decoder: Decoder, task: str, emit: EventSink, stop:
         if row.finish and stop.requested():
             raise StoppedError
         if row.finish:
-            own.append((order[row.index], row.ids, row.finish))
+            own.append(asdict(row) | {"index": order[row.index]})
             emit(Progressed(task=task, done=len(own), total=len(order)))
-    parts = cast("list[list[tuple[int, list[int], Finish]]]", job.peers.gather(own, stop))
-    found = {
-        index: Row(index=index, ids=ids, finish=finish) for index, ids, finish in chain.from_iterable(parts)
-    }
+    parts = cast("list[list[dict[str, Any]]]", job.peers.gather(own, stop))
+    found = {row["index"]: Row(**row) for row in chain.from_iterable(parts)}
     return [found[index] for index in range(len(job.questions))]
 
 

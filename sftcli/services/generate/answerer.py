@@ -35,6 +35,8 @@ class Completion:
     prompt_tokens: int
     new_tokens: int
     finish: str
+    logprob: float  # sum over the new tokens and the stop token, as the model gives it without temperature and filters
+    confidence: float  # geometric mean of their probabilities, 0 to 1
     seconds: float
 
 
@@ -175,6 +177,8 @@ class Answerer:
                         prompt_tokens=len(questions[question].ids),
                         new_tokens=len(row.ids),
                         finish=row.finish,
+                        logprob=round(row.logprob, 4),  # the digits behind depend on the rows beside it
+                        confidence=row.confidence,
                         seconds=monotonic() - begin,
                     ),
                 )

@@ -15,6 +15,7 @@ from sftcli.errors import DataError, MismatchError, OutputError, SftError, Stora
 from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.modeling.formats.identity import file_stamps
 from sftcli.services.generate.answerer import Answerer, Completion, Question
+from sftcli.services.generate.gate import Gate, journal_of
 from sftcli.services.generate.prompt import model_choices, open_answerers
 from sftcli.services.generate.prompt_file import PromptRow, check_out
 from sftcli.services.generate.request import GenerateRequest
@@ -34,6 +35,8 @@ class FileOutcome:
     answered: int
     kept: int
     is_whole: bool
+    rest: str = ""  # the file of answers that are not sure enough
+    unsure: int = 0  # answers in it
 
 
 class Journal:
@@ -86,9 +89,16 @@ class Journal:
 
 
 def run_file_generation(
-    request: GenerateRequest, prompts: list[PromptRow], out: Path, emit: EventSink, stop: StopFlag
+    request: GenerateRequest,
+    prompts: list[PromptRow],
+    out: Path,
+    emit: EventSink,
+    stop: StopFlag,
+    gate: Gate | None = None,
 ) -> FileOutcome:
     """Answer every prompt into ``out``, a JSON object a line with the row and its answer.
+
+    With ``gate``, rows whose answer it does not let out go to its file in place of ``out``.
 
     Raises:
         DataError: The answers have no name that is free.
@@ -103,9 +113,7 @@ def run_file_generation(
     choices = model_choices(request, emit)
     try:
         sizes = (len(choices), len(prompts), request.samples)
-        journal = Journal(
-            out.with_name(f".{out.name}.partial"), _fingerprint(request, prompts, choices), sizes
-        )
+        journal = Journal(journal_of(out), _fingerprint(request, prompts, choices, gate), sizes)
     except OSError as error:
         raise _unwritten(out, error) from error
     if journal.repaired:
@@ -125,15 +133,31 @@ def run_file_generation(
         ) from error
     finally:
         journal.close()
+    unsure = 0
     if is_whole:
-        try:
-            storage.replace_file(out, "".join(_lines(request, prompts, names, choices, journal)).encode())
-        except OSError as error:
-            raise _unwritten(out, error) from error
+        rows = list(_rows(request, prompts, names, choices, journal))
+        sure = [gate is None or gate.lets_out(answer.confidence, answer.finish) for _, answer in rows]
+        unsure = sure.count(False)
+        if gate is not None:
+            _write(gate.rest, [row for (row, _), is_sure in zip(rows, sure, strict=True) if not is_sure])
+        _write(out, [row for (row, _), is_sure in zip(rows, sure, strict=True) if is_sure])
         storage.disk.unlink(journal.path)
     return FileOutcome(
-        out=str(out), prompts=len(prompts), answered=len(journal.done) - kept, kept=kept, is_whole=is_whole
+        out=str(out),
+        prompts=len(prompts),
+        answered=len(journal.done) - kept,
+        kept=kept,
+        is_whole=is_whole,
+        rest="" if gate is None else str(gate.rest),
+        unsure=unsure,
     )
+
+
+def _write(out: Path, lines: list[str]) -> None:
+    try:
+        storage.replace_file(out, "".join(lines).encode())
+    except OSError as error:
+        raise _unwritten(out, error) from error
 
 
 def _unwritten(out: Path, error: OSError) -> SftError:
@@ -176,7 +200,7 @@ def column_names(request: GenerateRequest, prompts: list[PromptRow]) -> dict[str
         DataError: Both are columns of the rows.
     """
     several = "s" if request.samples > 1 else ""
-    ours = {"line", f"answer{several}", "finish", "new_tokens"}
+    ours = {"line", f"answer{several}", "finish", "confidence", "logprob", "new_tokens"}
     ours |= {f"base_answer{several}"} if request.with_base else set()
     columns = dict.fromkeys(name for prompt in prompts for name in prompt.row)
     names = {name: f"row_{name}" if name in ours else name for name in columns}
@@ -188,13 +212,14 @@ def column_names(request: GenerateRequest, prompts: list[PromptRow]) -> dict[str
     return names
 
 
-def _lines(
+def _rows(
     request: GenerateRequest,
     prompts: list[PromptRow],
     names: Mapping[str, str],
     choices: list[ModelChoice],
     journal: Journal,
-) -> Iterator[str]:
+) -> Iterator[tuple[str, Completion]]:
+    """Yield the line of each row with its first answer."""
     for index, prompt in enumerate(prompts):
         row = {names[name]: value for name, value in prompt.row.items()}
         answers = [
@@ -205,11 +230,11 @@ def _lines(
         if len(answers) == 2:
             result["base_answers" if request.samples > 1 else "base_answer"] = _as_json(answers[0])
         result["answers" if request.samples > 1 else "answer"] = _as_json(answers[-1])
-        result["finish"] = (
-            [one.finish for one in answers[-1]] if request.samples > 1 else answers[-1][0].finish
-        )
+        for name in ("finish", "confidence", "logprob"):
+            values = [getattr(one, name) for one in answers[-1]]
+            result[name] = values if request.samples > 1 else values[0]
         result["new_tokens"] = sum(one.new_tokens for one in answers[-1])
-        yield as_line(result)
+        yield as_line(result), answers[-1][0]
 
 
 def as_line(value: object) -> str:
@@ -227,7 +252,9 @@ def _as_json(answers: list[Completion]) -> object:
     return texts if len(texts) > 1 else texts[0]
 
 
-def _fingerprint(request: GenerateRequest, prompts: list[PromptRow], choices: list[ModelChoice]) -> str:
+def _fingerprint(
+    request: GenerateRequest, prompts: list[PromptRow], choices: list[ModelChoice], gate: Gate | None
+) -> str:
     """Return a hash of all that decides the answers."""
     parts = {
         "prompts": [[asdict(message) for message in prompt.messages] for prompt in prompts],
@@ -235,6 +262,7 @@ def _fingerprint(request: GenerateRequest, prompts: list[PromptRow], choices: li
         "samples": request.samples,
         "precision": request.precision,
         "tokenizer": str(request.tokenizer),
+        "gate": None if gate is None else [gate.min_confidence, str(gate.rest)],
         "models": [
             file_stamps(folder)
             for choice in choices

@@ -6,7 +6,7 @@ from pathlib import Path
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.errors import UsageError
 from sftcli.modeling.tokenizer.files import read_tokenizer_files
-from sftcli.services.models.reference import find_model
+from sftcli.services.models.reference import ModelReference, find_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +49,8 @@ class GenerateRequest:
         return self.samples == 1 and not self.with_base
 
 
-def check_models(request: GenerateRequest) -> None:
-    """Find the models of ``request`` by name, before anything slow.
+def check_models(request: GenerateRequest) -> ModelReference:
+    """Find the models of ``request`` by name, before anything slow, and return the tuned one.
 
     Raises:
         NotFoundError, UsageError, DataError: As ``find_model``, or there is no such tokenizer.
@@ -66,6 +66,7 @@ def check_models(request: GenerateRequest) -> None:
         raise unknown_base(found.name)
     if request.tokenizer_folder is not None:
         read_tokenizer_files(request.tokenizer_folder)
+    return found
 
 
 def require_prompt(request: GenerateRequest) -> None:

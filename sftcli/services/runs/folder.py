@@ -103,6 +103,10 @@ class RunFolder:
         """Folder of the tuned model."""
         return self.path / "final"
 
+    def inside(self, folder: Path) -> str:
+        """Return what a model's folder is called in the run, such as ``final``."""
+        return folder.resolve().relative_to(self.path.resolve()).as_posix()
+
     @property
     def evaluation(self) -> Path:
         """``eval.json``."""

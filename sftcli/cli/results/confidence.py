@@ -1,0 +1,52 @@
+"""The table of answers that may go out, and what is said where there is none."""
+
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from sftcli.cli.terminal.tables import Cell, Grid
+from sftcli.figures import share_of
+
+if TYPE_CHECKING:
+    from sftcli.services.evaluate.confidence import Confidence
+    from sftcli.services.evaluate.evaluate import EvalReport
+
+
+def confidence_table(confidence: "Confidence") -> Grid:
+    """Return the cuts that can be chosen from, the strictest first."""
+    return Grid(
+        header=("sure at", "answered", "right", "wrong at most (95%)"),
+        aligns=("right", "right", "right", "right"),
+        rows=[
+            [
+                Cell(text=f"{cut.confidence:.5f}"),
+                Cell(text=share_of(cut.answered, confidence.rows)),
+                Cell(text=f"{cut.right:,}"),
+                Cell(text=f"{cut.wrong_at_most:.0%}"),
+            ]
+            for cut in confidence.choices
+        ],
+    )
+
+
+def confidence_text(report: "EvalReport") -> str:
+    """Say how the cuts are used, those that are kept with the run by what command; or why there is none."""
+    from sftcli.services.evaluate.confidence import FEWEST_ROWS, WRONG_SHARES
+
+    confidence = report.confidence
+    if confidence.rows < FEWEST_ROWS:
+        return (
+            f"which answers can go out unread is not said: {confidence.rows} answered rows are fewer than {FEWEST_ROWS}; "
+            "hold out more with --set data.heldout_fraction=0.2"
+        )
+    if not confidence.choices:
+        return (
+            f"no answers can go out unread: even of the surest, more than {WRONG_SHARES[-1]:.0%} may be wrong "
+            f"({confidence.measure})"
+        )
+    text = f"each line holds with 95% certainty for rows like these ({confidence.measure})"
+    if not report.is_kept:
+        return text
+    return (
+        f"{text}; to use the first: sft generate --file rows.jsonl --out sure.jsonl --rest unsure.jsonl "
+        f"--min-confidence auto:{confidence.choices[0].wrong_at_most:g} --checkpoint {quote(report.tuned.model)}"
+    )

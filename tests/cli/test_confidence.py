@@ -1,0 +1,115 @@
+"""From held-out rows to a file of answers that may go out: ``sft eval`` finds the cut, ``generate --min-confidence`` uses it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sftcli.cli.app import app
+from tests.cli.conftest import short_training
+
+ASKED = 30
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, tmp_path_factory) -> Path:
+    """Train until one answer is known by heart; 120 rows are held out."""
+    place = tmp_path_factory.mktemp("trained")
+    rows = place / "rows.jsonl"
+    lines = [{"question": f"What is {number}?", "answer": "A number."} for number in range(240)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    longer = ["--max-steps", "30", "--set", "data.heldout_fraction=0.5"]
+    done = CliRunner().invoke(
+        app, ["train", "--data", str(rows), "--run", "one", *short_training(tiny_model, place), *longer]
+    )
+    assert done.exit_code == 0, done.stderr
+    return place / "runs/one"
+
+
+@pytest.fixture
+def run(trained, sft, tmp_path) -> Path:
+    assert sft is not None  # it has moved to this folder
+    return Path(shutil.copytree(trained, tmp_path / "runs/one"))
+
+
+def lines_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def ask(sft, *more: object) -> tuple[int, str, str]:
+    prompts = Path("prompts.jsonl")
+    asked = [{"prompt": f"What is {number}?", "id": number} for number in range(ASKED - 10)]
+    asked += [{"prompt": "word " * 40 * (number + 1), "id": number} for number in range(ASKED - 10, ASKED)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    return sft(
+        "generate", "--file", prompts, "--out", "sure.jsonl", "--rest", "unsure.jsonl", "--max-new-tokens", "8",
+        *more,
+    )  # fmt: skip
+
+
+def test_the_cut_of_eval_decides_which_answers_go_out(run, sft):
+    code, out, err = sft("eval", "one", "--no-base")
+    assert code == 0, err
+    assert "wrong at most (95%)" in out
+    assert "sft generate --file rows.jsonl --out sure.jsonl --rest unsure.jsonl --min-confidence auto:" in err
+    measured = json.loads((run / "eval.json").read_text(encoding="utf-8"))["confidence"]
+    (cut,) = [one for one in measured["cuts"] if one["wrong_at_most"] == 0.05]
+    assert (len(measured["answers"]), measured["model"], measured["precision"]) == (120, "final", "fp32")
+
+    code, out, err = ask(sft, "--min-confidence", "auto")
+    assert code == 0, err
+    assert out == "sure.jsonl\n"
+    sure, unsure = lines_of(Path("sure.jsonl")), lines_of(Path("unsure.jsonl"))
+    assert f"{len(sure)} of {ASKED}" in err
+    assert "at most 5% of the answers that go out are wrong (exact match), with 95% certainty" in " ".join(
+        err.split()
+    )
+    assert sorted(row["id"] for row in [*sure, *unsure]) == list(range(ASKED))
+    assert sure
+    assert all(row["finish"] == "stop" and row["confidence"] >= cut["confidence"] for row in sure)
+    assert not any(row["finish"] == "stop" and row["confidence"] >= cut["confidence"] for row in unsure)
+
+
+def test_a_named_confidence_divides_the_same_answers(run, sft):
+    assert run.is_dir()
+    code, _, err = ask(sft, "--min-confidence", "0")
+    assert code == 0, err
+    ended = lines_of(Path("sure.jsonl"))
+    assert all(row["finish"] == "stop" for row in ended)
+    middle = sorted(row["confidence"] for row in ended)[len(ended) // 2]
+    for name in ("sure.jsonl", "unsure.jsonl"):
+        Path(name).rename(f"all-{name}")
+    code, _, err = ask(sft, "--min-confidence", f"{middle!r}")
+    assert code == 0, err
+    assert lines_of(Path("sure.jsonl")) == [row for row in ended if row["confidence"] >= middle]
+    assert len(lines_of(Path("sure.jsonl"))) + len(lines_of(Path("unsure.jsonl"))) == ASKED
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        (["--min-confidence", "auto"], 2, "one has no evaluation with confidences"),
+        (["--min-confidence", "95%"], 2, "expected auto, auto:SHARE or a number from 0 to 1"),
+        (["--min-confidence", "auto:0.05", "--samples", "2"], 2, "needs one answer a row"),
+        ([], 2, "--min-confidence and --rest go together"),
+    ],
+)
+def test_what_cannot_be_promised_is_refused(more, code, message, run, sft):
+    assert run.is_dir()
+    found, _, err = ask(sft, *more)
+    assert (found, message in err) == (code, True), err
+    assert not Path("sure.jsonl").exists()
+
+
+def test_a_promise_is_bound_to_the_answers_that_eval_made(run, sft):
+    assert sft("eval", "one", "--no-base")[0] == 0
+    for flag, value in (("--temperature", "0.5"), ("--precision", "bf16"), ("--repetition-penalty", "1.2")):
+        code, _, err = ask(sft, "--min-confidence", "auto", flag, value)
+        assert (code, f"{flag} changes them" in err) == (2, True), err
+    evaluation = json.loads((run / "eval.json").read_text(encoding="utf-8"))
+    evaluation["confidence"]["cuts"][2]["confidence"] = None
+    (run / "eval.json").write_text(json.dumps(evaluation), encoding="utf-8")
+    code, _, err = ask(sft, "--min-confidence", "auto")
+    assert (code, "no cut keeps wrong answers at 5% or less over 120 held-out rows" in err) == (2, True), err
