@@ -45,6 +45,7 @@ class AdapterSettings(Section):
     target_modules: tuple[Text, ...] = Field(
         (AUTO_TARGETS,),
         min_length=1,
+        examples=["q_proj"],
         description="Names of the linear layers that get an adapter; auto means all but the output head and routers of experts.",
     )
     experts: bool = Field(
