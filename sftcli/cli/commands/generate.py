@@ -64,9 +64,11 @@ class AnsweringFlags:
         typer.Option(
             "--checkpoint",
             "-c",
-            metavar="PATH",
+            "--model",
+            "-m",
+            metavar="MODEL",
             autocompletion=complete.models,
-            help="Checkpoint, run folder or model folder to use; without it, the newest run.",
+            help="Run, checkpoint, folder or model name; by default the newest finished run.",
             rich_help_panel=MAIN_PANEL,
         ),
     ] = None
