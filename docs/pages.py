@@ -104,7 +104,7 @@ def commands_page() -> str:
             f"| {_code(p.spelling)} | {_cell(p.help)}{f' Default `{p.default}`.' if p.default else ''} |"
             for p in command.parameters
         ]
-        parts.append("| flag | meaning |\n|---|---|\n" + "\n".join(rows) + "\n")
+        parts += ["| flag | meaning |\n|---|---|\n" + "\n".join(rows) + "\n"] if rows else []
     return "\n".join(parts)
 
 

@@ -26,8 +26,8 @@ def test_pages_are_what_the_program_says(page):
 
 @pytest.mark.parametrize("page", pages.PAGES)
 def test_generated_pages_hold_nothing_of_python_that_nobody_can_type(page):
-    # Classes, objects, tuples and enumerations; `None`, `True` and `False` as values.
-    python = r"<class|<function|<object| at 0x|inspect\.|\('|\',\)|Choice\.|StrEnum|`(?:None|True|False)`|Default (?:None|True|False)\b"
+    # Names in double backticks, classes, objects, tuples and enumerations; `None`, `True` and `False` as values.
+    python = r"(?<!`)``(?!`)|<class|<function|<object| at 0x|inspect\.|\('|\',\)|Choice\.|StrEnum|`(?:None|True|False)`|Default (?:None|True|False)\b"
     assert re.findall(python, pages.PAGES[page]()) == []
 
 
@@ -68,3 +68,12 @@ def test_the_page_about_runs_lists_every_exit_code():
     ]
     assert {kind.exit_code for kind in kinds} <= told
     assert {code for code, _ in pages.exit_codes()} <= told
+
+
+def test_readme_has_the_numbers_of_the_page_about_model_families():
+    page = (REPO / "docs" / "models.md").read_text(encoding="utf-8")
+    tried, works = re.search(r"builds (\d+) tiny", page), re.search(r"^(\d+) train;", page, re.MULTILINE)
+    assert tried is not None
+    assert works is not None
+    readme = " ".join((REPO / "README.md").read_text(encoding="utf-8").split())
+    assert f"{works[1]} of {tried[1]} that were tried work" in readme

@@ -188,6 +188,6 @@ def _answer_file(request: "GenerateRequest", source: Path, out: Path, output: Ou
     elif outcome.is_whole:
         tables.show_text(outcome.out, tables.out(output.color))
     else:
-        tables.show_text("stopped; the same command goes on where it was", tables.err(output.color))
+        tables.show_text("stopped; repeat the command to continue", tables.err(output.color))
     if not outcome.is_whole:
         raise typer.Exit(current.stop.exit_code)

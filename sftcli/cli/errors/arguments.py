@@ -29,14 +29,14 @@ _COMMANDS = {
     "sft": "train", "tokenize": "prepare", "preprocess": "prepare", "list": "runs", "ls": "runs", "status": "show", "log": "show",
     "info": "env", "version": "--version",
 }  # fmt: skip
-_WITHOUT_FLAG = {("prepare", "--data"): "rows stand without a flag: sft prepare FILE"}
+_WITHOUT_FLAG = {("prepare", "--data"): "rows are given without a flag: sft prepare FILE"}
 _WITHOUT_FLAG |= {
-    (command, flag): f"the model stands without a flag: sft {command} MODEL"
+    (command, flag): f"the model is given without a flag: sft {command} MODEL"
     for command in ("eval", "export")
     for flag in ("--model", "--checkpoint")
 }
 _WITHOUT_FLAG |= {
-    (command, "--run"): f"the run stands without a flag: sft {command} RUN"
+    (command, "--run"): f"the run is given without a flag: sft {command} RUN"
     for command in ("resume", "show", "report", "eval", "export")
 }
 _NO_FLAG = re.compile(r"(?P<head>missing option .*)\. Choose from:\s*(?P<words>.*)", re.DOTALL)
@@ -91,7 +91,7 @@ def _problem(error: _Private) -> _Problem:
         return _unknown_command(found["word"], getattr(error, "ctx", None))
     if found := _NOT_AUTO.fullmatch(message):
         text = f"--resume takes the word auto, not {found['word']!r}"
-        go_on = f"to go on with a run: sft resume {found['word']}"
+        go_on = f"to resume a run: sft resume {found['word']}"
         return _Problem(text=text, guess=did_you_mean(found["word"], ["auto"]) or go_on)
     if found := _NOT_A_CHOICE.fullmatch(message):
         word, words = found["word"], found["words"].replace("'", "").split(", ")

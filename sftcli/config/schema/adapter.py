@@ -53,7 +53,7 @@ class AdapterSettings(Section):
     )
     start_from: Text | None = Field(
         None,
-        description="Folder of an adapter that training goes on from; `--model FOLDER` sets it, its base and its shape.",
+        description="Folder of an adapter to train on; `--model FOLDER` sets it, its base and its shape.",
     )
     rslora: bool = Field(
         False, description="Rank-stabilized LoRA: scale by `alpha / sqrt(rank)` (Kalajdzievski 2023)."
