@@ -159,7 +159,7 @@ def test_what_is_decided_is_never_remarked_on(rows, parameters):
 
 def test_a_remark_is_one_note_at_the_start_and_not_on_resuming(asked):
     first = StopAtStep(2)
-    train(asked("training.learning_rate=0.5"), first)
+    train(asked("training.learning_rate=0.5", "training.max_steps=3"), first)
     assert [text for text in told(first, Notice) if text.startswith("learning rate 0.5 is higher")] != []
     assert [text for text in told(first, Warned) if "learning rate" in text] == []
     again = StopAtStep(NEVER)
