@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice stop-resume resume-laws golden quick-data docs examples real-files bench-prepare dpo bench-generate bench-start pictures clients models models-slice templates
+.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice stop-resume resume-laws golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start pictures clients models models-slice templates
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -88,6 +88,14 @@ bench-prepare:  ## memory and speed of preparing, as ratios: make bench-prepare 
 
 docs:  ## rewrite the pages that are made from the program, and the man page
 	$(PYTHON) docs/pages.py
+
+SITE_PAGES = README.md CONTRIBUTING.md CHANGELOG.md docs/*.md docs/site.css docs/images benchmarks/gpu/README.md tests/models/README.md
+
+site:  ## a static site of the README and all pages in build/site; needs `pip install ".[docs]"`
+	rm -rf build/pages build/site && mkdir -p build/pages
+	cp -r --parents $(SITE_PAGES) build/pages
+	cp docs/zensical.toml build
+	$(PYTHON) -m zensical build --strict --clean --config-file build/zensical.toml
 
 pictures:  ## redraw the pictures of the README from a real training; needs tmux and chromium
 	$(PYTHON) docs/pictures.py

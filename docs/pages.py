@@ -4,11 +4,13 @@ Run it with ``make docs`` after a flag, a setting or a help text changed; a test
 """
 
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from html import escape
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -99,10 +101,10 @@ def commands_page() -> str:
         parts.append(f"## sft {command.name}\n\n{command.text}\n")
         parts.append("```sh\n" + "\n".join(command.examples) + "\n```\n")
         rows = [
-            f"| `{_cell(p.spelling)}` | {_cell(p.help)}{f' Default `{p.default}`.' if p.default else ''} |"
+            f"| {_code(p.spelling)} | {_cell(p.help)}{f' Default `{p.default}`.' if p.default else ''} |"
             for p in command.parameters
         ]
-        parts.append("| flag | meaning |\n|---|---|\n" + "\n".join(rows) + "\n")
+        parts += ["| flag | meaning |\n|---|---|\n" + "\n".join(rows) + "\n"] if rows else []
     return "\n".join(parts)
 
 
@@ -134,11 +136,23 @@ def _value(default: object) -> str:
         return "unset"
     if default == ():
         return "none"
-    return f"`{str(default).lower() if isinstance(default, bool) else getattr(default, 'value', default)}`"
+    return f"`{_typed(default)}`"
+
+
+def _typed(value: object) -> str:
+    """Return a value as a settings file or ``--set`` takes it."""
+    if isinstance(value, tuple):
+        return json.dumps(value)
+    return str(value).lower() if isinstance(value, bool) else str(getattr(value, "value", value))
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    """Return ``text`` as code in a cell. In backticks, only some readers of Markdown take the backslash before a bar away."""
+    return f"<code>{escape(text, quote=False).replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
 
 
 def man_page() -> str:

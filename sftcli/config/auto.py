@@ -7,7 +7,7 @@ share of them is held out, so that a loss can be told from chance, and smaller m
 From one line of a table to the next, every value moves in one direction.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 
@@ -55,6 +55,8 @@ RATE_RULES = (
     RateRule(up_to=inf, learning_rate=1e-5),
 )
 
+SOURCE_RATES = (5e-6, 5e-5)  # between which the source recipe varies its rate of 1e-5
+
 
 def rule_for_rows(rows: int) -> RowsRule:
     """Return what a training on ``rows`` gets, those that will be held out among them."""
@@ -64,6 +66,16 @@ def rule_for_rows(rows: int) -> RowsRule:
 def rate_for(parameters: int) -> float:
     """Return the learning rate of a whole model."""
     return next(rule.learning_rate for rule in RATE_RULES if parameters <= rule.up_to)
+
+
+def unusual_rate(settings: Settings, parameters: int) -> Iterator[str]:
+    """Yield what to know of the learning rate of a whole model, where it is far from usual."""
+    rate, usual = settings.training.learning_rate, max(SOURCE_RATES[1], rate_for(parameters))
+    if settings.adapter.is_on or rate is None or SOURCE_RATES[0] <= rate <= usual:
+        return
+    end, effect = ("lower", "it adapts slowly") if rate < usual else ("higher", "it may forget what it knew")
+    between = f"{SOURCE_RATES[0]:g} to {usual:g}"
+    yield f"learning rate {rate:g} is {end} than usual for a model of {_counted(parameters)} parameters ({between}): {effect}"
 
 
 def value_of(settings: Settings, key: str) -> object:

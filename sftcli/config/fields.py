@@ -70,7 +70,7 @@ def allowed(field: FieldInfo) -> str:
     if bool in accepted:
         noun = "true or false"
     elif tuple in accepted:
-        noun = 'a list of texts, such as ["rows.jsonl"]'
+        noun = f"a list of texts, such as {json.dumps(field.examples or ['rows.jsonl'])}"
     elif int in accepted:
         noun = "a whole number"
     elif float in accepted:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
-# By name without dashes at the start and with underscores inside: Hugging Face's Trainer and TRL, LLaMA-Factory, axolotl, Unsloth.
+# By name without dashes at the start and with underscores inside: Hugging Face's Trainer and TRL, LLaMA-Factory, axolotl, Unsloth,
+# and the scripts of the Modern LLM pipeline.
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "--model NAME": (
-        "model_name_or_path", "model_name", "base_model", "pretrained_model_name_or_path",
+        "model_name_or_path", "model_name", "base_model", "pretrained_model_name_or_path", "checkpoint", "pretrain_checkpoint",
     ),
     "--data FILE": (
         "dataset", "dataset_name", "datasets", "dataset_path", "dataset_text_field", "train_file", "train_data", "data_path",
@@ -45,6 +46,10 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "--processes N": ("num_processes", "nproc_per_node"),
     "--template NAME": ("chat_template", "prompt_template", "conversation_template"),
     "sft resume RUN, or --resume auto": ("resume_from_checkpoint",),
+    "CUDA_VISIBLE_DEVICES=0 before the command for one GPU, CUDA_VISIBLE_DEVICES= for the CPU": (
+        "device", "device_map", "no_cuda", "use_cpu",
+    ),
+    "not needed: sft train is this stage, and its final model goes into the next": ("stage",),
     "--plan": ("dry_run",),
     "not needed: only answers are trained": ("completion_only_loss", "assistant_only_loss", "train_on_inputs", "mask_prompt"),
 }  # fmt: skip

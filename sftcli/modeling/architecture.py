@@ -185,5 +185,5 @@ def _plain_ids(config: PretrainedConfig) -> list[int]:
 def _unable(kind: str, why: str) -> UsageError:
     return UsageError(
         f"{kind} cannot be trained on text: {why}",
-        hint="name a model that goes on with a text, such as smollm2-135m",
+        hint="name a model that continues a text, such as smollm2-135m",
     )

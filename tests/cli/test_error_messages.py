@@ -31,6 +31,11 @@ COMMANDS = [
     "train --lern 3 --max-step=4 --data --odd --sed 5",
     "train rows.jsonl",
     "train --weight-decay 4 --num-train-epochs 2 --data rows.jsonl",
+    "train --stage sft --pretrain-checkpoint base.pt --device cuda:1",
+    "train --checkpoint base.pt",
+    "eval --checkpoint base.pt",
+    "prepare --data rows.jsonl",
+    "resume --run one",
     "generate what is this",
     "eval one two",
     "export",
@@ -129,3 +134,5 @@ def test_mistakes_are_told_well(sft, tiny_model: Path, tmp_path: Path, monkeypat
         told.append(f"$ sft {command}\n[exit {code}, {streams}]\n{shown}")
         assert code not in {0, 1}, shown
     assert_golden("errors/commands.txt", "\n".join(told))
+    headlines = re.findall(r"^error: .*", "\n".join(told), re.MULTILINE)
+    assert [line for line in headlines if re.match(r"error: [A-Z][a-z]", line)] == []

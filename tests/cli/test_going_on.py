@@ -71,8 +71,8 @@ def test_training_goes_on_from_where_the_adapter_was(first, more, tiny_model, tm
     second = tmp_path / "runs" / "second"
     assert losses(second)[0] == pytest.approx(losses(first)[-1], abs=1e-6)
     assert losses(second)[-1] < losses(second)[0]
-    assert [text for text in notices(second) if "going on" in text] == [
-        f"going on from the adapter {first / 'final'}: DoRA of rank 4, alpha 32, on q_proj, up_proj; its base is {tiny_model}"
+    assert [text for text in notices(second) if "training on" in text] == [
+        f"training on from the adapter {first / 'final'}: DoRA of rank 4, alpha 32, on q_proj, up_proj; its base is {tiny_model}"
     ]
     config, before = (json.loads((run / "final" / CONFIG_FILE).read_text()) for run in (second, first))
     assert config == before
@@ -180,7 +180,7 @@ def test_the_name_of_a_run_is_its_model(rows, flags, more, tmp_path, name):
     first, second = tmp_path / "runs" / "first", tmp_path / "runs" / "second"
     sft(*more, "--model", {"run": "first", "path": str(first)}[name])
     assert losses(second)[0] == pytest.approx(losses(first)[-1], abs=1e-6)
-    assert [text for text in notices(second) if "going on" in text] == [
-        f"going on from the model {first / 'final'}"
+    assert [text for text in notices(second) if "training on" in text] == [
+        f"training on from the model {first / 'final'}"
     ]
     assert f'name = "{first / "final"}"' in (second / "config.toml").read_text()

@@ -61,6 +61,15 @@ def test_runs_and_show_say_where_each_run_stands():
 
 
 @pytest.mark.usefixtures("runs")
+def test_the_folder_of_runs_is_named_as_in_every_command():
+    Path("runs").rename("elsewhere")
+    assert "no runs under runs" in invoke("runs")
+    named = invoke("runs", "--runs", "elsewhere")
+    assert "done" in named
+    assert invoke("runs", "elsewhere") == named
+
+
+@pytest.mark.usefixtures("runs")
 def test_scripts_get_states_steps_and_losses():
     found = json.loads(invoke("runs", "--json"))["runs"]
     assert [(run["name"], run["state"], run["step"]) for run in found] == [

@@ -33,6 +33,7 @@ class ScoredFlags:
     checkpoint: Annotated[
         str | None,
         typer.Argument(
+            metavar="[MODEL]",
             help="Run, checkpoint, folder or model name; by default the newest finished run.",
             autocompletion=complete.models,
         ),

@@ -80,9 +80,11 @@ class AnsweringFlags:
         typer.Option(
             "--checkpoint",
             "-c",
-            metavar="PATH",
+            "--model",
+            "-m",
+            metavar="MODEL",
             autocompletion=complete.models,
-            help="Checkpoint, run folder or model folder to use; without it, the newest run.",
+            help="Run, checkpoint, folder or model name; by default the newest finished run.",
             rich_help_panel=MAIN_PANEL,
         ),
     ] = None
@@ -233,6 +235,6 @@ def _answer_file(
     elif outcome.is_whole:
         tables.show_text(outcome.out, tables.out(output.color))
     else:
-        tables.show_text("stopped; the same command goes on where it was", tables.err(output.color))
+        tables.show_text("stopped; repeat the command to continue", tables.err(output.color))
     if not outcome.is_whole:
         raise typer.Exit(current.stop.exit_code)

@@ -28,7 +28,8 @@ STATE_STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "br
 @command
 def runs(
     *,
-    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the run folders.")] = Path("runs"),
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="The same as `--runs DIR`.")] = None,
+    root: RunsRoot = Path("runs"),
     output: Annotated[Output, "json", "color"],
 ) -> None:
     """List runs, newest first: where each stands, its steps, its losses.
@@ -41,6 +42,7 @@ def runs(
     with session(output):
         from sftcli.services.runs.summary import summarize_runs
 
+        root = folder or root
         found = summarize_runs(root)
     if output.json:
         tables.show_result_json({"runs": [asdict(summary) for summary in found]})

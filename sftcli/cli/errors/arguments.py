@@ -20,17 +20,27 @@ _IN_WORDS = {
     "greater than or equal to": "must be at least",
     "less than or equal to": "must be at most",
 }
-_UNKNOWN = "No such option"
-_NO_COMMAND = re.compile(r"No such command '(?P<word>.*?)'(?:\. Did you mean.*)?")
-_NOT_AUTO = re.compile(r"Invalid value for '--resume': (?:Value error, )?'(?P<word>.*)' is not one of 'auto'")
+_UNKNOWN = "no such option"
+_NO_COMMAND = re.compile(r"no such command '(?P<word>.*?)'(?:\. Did you mean.*)?")
+_NOT_AUTO = re.compile(r"invalid value for '--resume': (?:Value error, )?'(?P<word>.*)' is not one of 'auto'")
 _COMMANDS = {
     "chat": "generate --chat", "infer": "generate", "inference": "generate", "predict": "generate", "serve": "export",
     "merge": "export", "evaluate": "eval", "test": "eval", "score": "eval", "finetune": "train", "fine-tune": "train", "fit": "train",
     "sft": "train", "tokenize": "prepare", "preprocess": "prepare", "list": "runs", "ls": "runs", "status": "show", "log": "show",
     "info": "env", "version": "--version",
 }  # fmt: skip
-_NO_FLAG = re.compile(r"(?P<head>Missing option .*)\. Choose from:\s*(?P<words>.*)", re.DOTALL)
-_EXTRA = re.compile(r"Got unexpected extra argument\(s\) \((?P<words>.*)\)", re.DOTALL)
+_WITHOUT_FLAG = {("prepare", "--data"): "rows are given without a flag: sft prepare FILE"}
+_WITHOUT_FLAG |= {
+    (command, flag): f"the model is given without a flag: sft {command} MODEL"
+    for command in ("eval", "export")
+    for flag in ("--model", "--checkpoint")
+}
+_WITHOUT_FLAG |= {
+    (command, "--run"): f"the run is given without a flag: sft {command} RUN"
+    for command in ("resume", "show", "report", "eval", "export")
+}
+_NO_FLAG = re.compile(r"(?P<head>missing option .*)\. Choose from:\s*(?P<words>.*)", re.DOTALL)
+_EXTRA = re.compile(r"got unexpected extra argument\(s\) \((?P<words>.*)\)", re.DOTALL)
 
 _Private = Any  # errors, contexts and parameters of Typer, of which it tells no class
 
@@ -73,6 +83,7 @@ def usage_error(error: BaseException, command: str, arguments: Sequence[str] = (
 def _problem(error: _Private) -> _Problem:
     """Put one error of Typer in our words."""
     message = str(error.format_message()).rstrip(".")
+    message = message[:1].lower() + message[1:]  # as all our messages begin
     option = getattr(error, "option_name", "")
     if isinstance(option, str) and option and _UNKNOWN in message:
         return _unknown_flag(option, getattr(error, "ctx", None))
@@ -80,7 +91,7 @@ def _problem(error: _Private) -> _Problem:
         return _unknown_command(found["word"], getattr(error, "ctx", None))
     if found := _NOT_AUTO.fullmatch(message):
         text = f"--resume takes the word auto, not {found['word']!r}"
-        go_on = f"to go on with a run: sft resume {found['word']}"
+        go_on = f"to resume a run: sft resume {found['word']}"
         return _Problem(text=text, guess=did_you_mean(found["word"], ["auto"]) or go_on)
     if found := _NOT_A_CHOICE.fullmatch(message):
         word, words = found["word"], found["words"].replace("'", "").split(", ")
@@ -114,8 +125,7 @@ def _unknown_command(word: str, context: _Private) -> _Problem:
 
 def _unknown_flag(flag: str, context: _Private) -> _Problem:
     guess = _as_ours(flag, context) or _as_setting(flag, context)
-    if flag == "--data" and getattr(context, "info_name", "") == "prepare":
-        guess = "rows stand without a flag: sft prepare FILE"
+    guess = _WITHOUT_FLAG.get((getattr(context, "info_name", ""), flag), guess)
     if not guess and flag.startswith("--"):
         guess = did_you_mean(flag, _flags(context))
     return _Problem(text=f"{_UNKNOWN}: {flag}", guess=guess)

@@ -188,7 +188,7 @@ _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
         Flag("--heldout", "data.heldout_sources", kind=list[str], metavar="SOURCE", complete=complete.rows,
              help="Held-out rows; by default a share of the data is held out. Repeatable."),
         Flag("--as-text", "data.as_text", kind=bool,
-             help="Rows of pretraining text are meant to be trained whole: do not warn of them."),
+             help="Rows of pretraining text are meant to be trained whole: do not warn."),
         Flag("--map", "data.renames", kind=list[str], metavar="OURS=THEIRS",
              help="Read a column under another name, as in `--map prompt=question`. Repeatable."),
         Flag("--ignore", "data.ignored_keys", kind=list[str], metavar="KEY",

@@ -88,7 +88,7 @@ def _command(text: str, talk: "Chat", output: options.Output) -> None:
             tables.show_text("system message set; the conversation starts again", err)
         case "/save":
             if not talk.turns:
-                tables.show_text("nothing was said yet that could be saved", err)
+                tables.show_text("there is nothing to save yet", err)
                 return
             path = Path(rest.strip() or DEFAULT_SAVE)
             try:

@@ -1,5 +1,6 @@
 """The screens of ``--help``: panels by how often they are needed, flags with what they take, and nothing of Python."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ class SftCommand(TyperCommand):
         text, _, examples = (self.help or "").partition("Examples:")
         parameters = self.get_params(ctx)
         arguments = [parameter for parameter in parameters if not _is_option(parameter)]
-        words = " ".join(f"[{_metavar(parameter)}]" for parameter in arguments)
+        words = " ".join(_placed(parameter) for parameter in arguments)
         _show(
             f"{ctx.command_path} [OPTIONS] {words}".rstrip(), text, examples.split("\n"), _panels(parameters)
         )
@@ -99,9 +100,16 @@ def _metavar(parameter: _Private) -> str:
     kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
     words = "|".join(kind) if isinstance(kind, type) and issubclass(kind, StrEnum) else ""
     named: str = (
-        (parameter.metavar or "").strip("[]") or words or (parameter.name or "").upper().replace("_", "-")
+        re.sub(r"^\[(.*)\]$", r"\1", parameter.metavar or "")
+        or words
+        or (parameter.name or "").upper().replace("_", "-")
     )
     return named
+
+
+def _placed(argument: _Private) -> str:
+    """Return an argument as the line of usage has it: in brackets where it can be left out."""
+    return _metavar(argument) if argument.required else f"[{_metavar(argument)}]"
 
 
 def _is_option(parameter: _Private) -> bool:

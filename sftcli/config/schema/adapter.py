@@ -45,6 +45,7 @@ class AdapterSettings(Section):
     target_modules: tuple[Text, ...] = Field(
         (AUTO_TARGETS,),
         min_length=1,
+        examples=["q_proj"],
         description="Names of the linear layers that get an adapter; auto means all but the output head and routers of experts.",
     )
     experts: bool = Field(
@@ -52,7 +53,7 @@ class AdapterSettings(Section):
     )
     start_from: Text | None = Field(
         None,
-        description="Folder of an adapter that training goes on from; `--model FOLDER` sets it, its base and its shape.",
+        description="Folder of an adapter to train on; `--model FOLDER` sets it, its base and its shape.",
     )
     rslora: bool = Field(
         False, description="Rank-stabilized LoRA: scale by `alpha / sqrt(rank)` (Kalajdzievski 2023)."

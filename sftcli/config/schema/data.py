@@ -109,15 +109,19 @@ class DataSettings(Section):
         description="Whether sources of rows may hold pretraining text, all of it trained, without a warning.",
     )
     renames: tuple[Text, ...] = Field(
-        (), description="Columns to rename, each OURS=THEIRS, such as prompt=question."
+        (),
+        examples=["prompt=question"],
+        description="Columns to rename, each OURS=THEIRS, such as prompt=question.",
     )
     ignored_keys: tuple[Text, ...] = Field(
         (),
+        examples=["history"],
         description="Row and turn keys to drop although they change what a row means, such as history; otherwise such "
         "rows are refused.",
     )
     where: tuple[Text, ...] = Field(
         (),
+        examples=["quality>=4"],
         description="Conditions that all rows must meet, each COLUMN OP VALUE with ==, !=, <, <=, >, >= or ~ (contains), such as "
         "quality>=4; other rows are left out and counted.",
     )
@@ -159,7 +163,9 @@ class DataSettings(Section):
         description="What to do with longer rows: drop them, truncate them to the turns that fit (or part of an answer), or fail.",
     )
     template_variables: tuple[Text, ...] = Field(
-        (), description="Variables of the chat template, each NAME=VALUE, such as enable_thinking=false."
+        (),
+        examples=["enable_thinking=false"],
+        description="Variables of the chat template, each NAME=VALUE, such as enable_thinking=false.",
     )
     thinking: Thinking = Field(
         Thinking.TRAIN,

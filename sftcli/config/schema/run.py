@@ -129,7 +129,7 @@ class SamplingSettings(Section):
         description="Above 1 makes tokens already in the prompt or answer less likely.",
     )
     stop: tuple[Text, ...] = Field(
-        (), description="Stop strings, which end an answer and are not part of it."
+        (), examples=["###"], description="Stop strings, which end an answer and are not part of it."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Sampling seed.")
 

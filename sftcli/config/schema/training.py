@@ -95,7 +95,7 @@ class Parallel(StrEnum):
 
 
 class TrainingSettings(Section):
-    """How the weights are updated. Defaults are those of the source recipe unless noted; ``config/auto.py`` decides what is unset."""
+    """How the weights are updated. What is unset follows from the rows and the model (docs/recipes.md)."""
 
     max_steps: int = Field(0, ge=0, description="Optimizer steps; 0 trains for `epochs`.")
     epochs: float | None = Field(

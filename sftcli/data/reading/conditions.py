@@ -52,7 +52,7 @@ class Condition:
         if answer is None:
             raise DataError(
                 f'{record.origin}: "{self.column}" is {_shown(found)}, which cannot be compared: {self}',
-                hint="ask for what the column holds, or mend the row",
+                hint="ask for what the column holds, or fix the row",
                 location=Location(file=record.origin.path, line=record.origin.line),
             )
         return answer

@@ -235,8 +235,7 @@ def _train(
     )  # not before the checkpoint has its name: the others read it after this
     _record_inputs(run)
     if run.checkpoint is None:
-        for text in run.inputs.doubts():
-            emit(Warned(text=text))
+        run.inputs.tell_doubts(emit)
     emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
     run.build(decided, is_verified=run.checkpoint is not None)  # who chose it has verified it
     record_decisions(folder, run.parts.decisions, emit)

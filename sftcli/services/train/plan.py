@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftcli.config.schema.settings import Settings
-from sftcli.events import Notice, Session, Warned
+from sftcli.events import Notice, Session
 from sftcli.modeling.load import count_parameters
 from sftcli.runtime import (
     choose_device,
@@ -72,8 +72,7 @@ def plan_training(settings: Settings, session: Session) -> Plan:
     nowhere = RunFolder(Path(settings.run.root) / "plan")  # nothing is saved there
     run = TrainingRun(folder=nowhere, settings=settings, session=session)
     run.take(find_inputs(settings, session))
-    for text in run.inputs.doubts():
-        session.emit(Warned(text=text))
+    run.inputs.tell_doubts(session.emit)
     run.build(settle_precision(Decisions(), run.settings.training.precision, choose_device()))
     inputs, settings, trainer, model = run.inputs, run.settings, run.trainer, run.parts.model
     # A probe that went on with smaller micro-batches would measure something else.

@@ -67,9 +67,9 @@ def overrides_of_start(resolved: Resolved) -> tuple[Override, ...]:
 def going_on_text(settings: Settings) -> str:
     """Return what a person should know of the run or adapter that a run with ``settings`` goes on from."""
     if settings.adapter.start_from is None:
-        return f"going on from the model {settings.model.name}"
+        return f"training on from the model {settings.model.name}"
     return (
-        f"going on from the adapter {settings.adapter.start_from}: {settings.adapter.described()}; "
+        f"training on from the adapter {settings.adapter.start_from}: {settings.adapter.described()}; "
         f"its base is {settings.model.name}"
     )
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sftcli.config.auto import Decided
+from sftcli.config.auto import Decided, unusual_rate
 from sftcli.config.schema.settings import Settings
 from sftcli.data.example import RowFlag
 from sftcli.data.quality.thresholds import assess_rows, left_out
 from sftcli.errors import DataError, Location, StoppedError, UsageError
-from sftcli.events import Notice, Session, Warned
+from sftcli.events import EventSink, Notice, Session, Warned
 from sftcli.modeling.formats.remote_code import allow_code
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.locate.locate import LocatedModel
@@ -18,7 +18,7 @@ from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.resuming.compatibility import fingerprints
-from sftcli.services.train.start.open_settings import decide, decided_text, doubts
+from sftcli.services.train.start.open_settings import decide, decided_text, doubts, parameters_of
 from sftcli.services.train.start.requirements import check_machine
 
 
@@ -43,10 +43,13 @@ class TrainingInputs:
         """The token that fills rows up."""
         return self.prepared.tokenizer.pad_id
 
-    def doubts(self) -> list[str]:
-        """Return why this can hardly teach or prove anything."""
+    def tell_doubts(self, emit: EventSink) -> None:
+        """Emit why this can hardly teach or prove anything, and what is unusual about it and may be meant."""
         rows, held = len(self.prepared.dataset.train), len(self.prepared.dataset.heldout)
-        return list(doubts(self.decided.settings, self.settings, train_rows=rows, heldout_rows=held))
+        for text in doubts(self.decided.settings, self.settings, train_rows=rows, heldout_rows=held):
+            emit(Warned(text=text))
+        for text in unusual_rate(self.settings, parameters_of(self.located)):
+            emit(Notice(text=text))
 
 
 def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None = None) -> TrainingInputs:

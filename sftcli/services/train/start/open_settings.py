@@ -35,9 +35,14 @@ def decide(settings: Settings, prepared: PreparedData, located: LocatedModel) ->
     return decide_open(
         settings,
         rows=len(dataset.train) + (0 if named else len(dataset.heldout)),
-        parameters=parameters_bytes(located.folder) // 4,
+        parameters=parameters_of(located),
         heldout_fraction=share if isinstance(share, float) else None,
     )
+
+
+def parameters_of(located: LocatedModel) -> int:
+    """Return how many parameters the whole model has."""
+    return parameters_bytes(located.folder) // 4
 
 
 def decided_text(decided: Decided) -> str:

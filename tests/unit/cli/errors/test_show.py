@@ -192,7 +192,7 @@ def test_wrong_arguments_are_told_like_every_other_error(
             "did you mean '--preset'? see `sft train --help`",
         )
     else:
-        assert captured.err.startswith("error: No such option")
+        assert captured.err.startswith("error: no such option")
         assert "--preset" in captured.err
 
 

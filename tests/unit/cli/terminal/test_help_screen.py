@@ -29,6 +29,11 @@ def test_no_line_is_too_long_and_nothing_of_python_is_shown(name, columns, monke
     assert shown.rstrip().splitlines()[-1].split()[:2] == ["-h,", "--help"]
 
 
+def test_what_must_be_given_stands_without_brackets_and_a_list_keeps_its_own(monkeypatch, capsys):
+    assert screen("push", 80, monkeypatch, capsys).startswith("Usage: sft push [OPTIONS] NAME [RUN]\n")
+    assert "--tasks NAME[,NAME] " in screen("eval", 80, monkeypatch, capsys)
+
+
 def test_help_of_train_is_what_a_person_read_and_found_good(monkeypatch, capsys):
     assert_golden("views/help-train.txt", screen("train", 80, monkeypatch, capsys))
 

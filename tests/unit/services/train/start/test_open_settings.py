@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sftcli.config import auto
 from sftcli.config.resolve import parse_set, resolve
@@ -134,6 +136,43 @@ def complete(settings, rows):
 def test_short_runs_and_few_held_out_rows_are_told_with_the_flag_that_changes_it(sets, rows, held, said):
     settings = resolve(preset=None, config_file=None, overrides=[*map(parse_set, sets)], environ={}).settings
     assert list(doubts(settings, complete(settings, rows), train_rows=rows, heldout_rows=held)) == said
+
+
+@pytest.mark.parametrize(
+    ("sets", "parameters", "said"),
+    [
+        (["training.learning_rate=1e-3"], 1.35e8,
+         ["learning rate 0.001 is higher than usual for a model of 135M parameters (5e-06 to 0.0003): it may forget what it knew"]),
+        (["training.learning_rate=1e-4"], 8e9,
+         ["learning rate 0.0001 is higher than usual for a model of 8B parameters (5e-06 to 5e-05): it may forget what it knew"]),
+        (["training.learning_rate=1e-7"], 8e9,
+         ["learning rate 1e-07 is lower than usual for a model of 8B parameters (5e-06 to 5e-05): it adapts slowly"]),
+        (["training.learning_rate=5e-5"], 8e9, []),
+        (["training.learning_rate=5e-6"], 1.35e8, []),
+        (["training.learning_rate=1e-3", "adapter.kind=lora"], 8e9, []),
+        ([], 8e9, []),
+    ],
+)  # fmt: skip
+def test_a_rate_far_from_usual_is_remarked_on_unless_nobody_chose_it(sets, parameters, said):
+    settings = resolve(preset=None, config_file=None, overrides=[*map(parse_set, sets)], environ={}).settings
+    assert list(auto.unusual_rate(settings, int(parameters))) == said
+
+
+@given(rows=st.integers(1, 10**6), parameters=st.integers(10**6, 10**11))
+def test_what_is_decided_is_never_remarked_on(rows, parameters):
+    settings = resolve(preset=None, config_file=None, overrides=[], environ={}).settings
+    found = auto.decide_open(settings, rows=rows, parameters=parameters, heldout_fraction=0.2)
+    assert list(auto.unusual_rate(found.settings, parameters)) == []
+
+
+def test_a_remark_is_one_note_at_the_start_and_not_on_resuming():
+    first = StopAtStep(2)
+    train(asked("training.learning_rate=0.5", "training.max_steps=3"), first)
+    assert [text for text in told(first, Notice) if text.startswith("learning rate 0.5 is higher")] != []
+    assert [text for text in told(first, Warned) if "learning rate" in text] == []
+    again = StopAtStep(NEVER)
+    resume_training(ResumeRequest(root=RUNS, run="one"), Session(again, again))
+    assert [text for text in told(again, Notice) if "higher than usual" in text] == []
 
 
 def test_a_short_run_warns_before_it_starts_and_not_again_when_it_goes_on():
