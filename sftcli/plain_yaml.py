@@ -112,7 +112,7 @@ def _placed(construct: "Callable[..., object]") -> "Callable[..., object]":
     """Return ``construct`` with the place of the value in each of its errors."""
     from yaml.constructor import ConstructorError
 
-    def construct_object(self: object, node: "Node", deep: bool = False) -> object:  # noqa: FBT001, FBT002 - PyYAML's
+    def construct_object(self: object, node: "Node", deep: bool = False) -> object:
         try:
             return construct(self, node, deep=deep)
         except _UNFIT:

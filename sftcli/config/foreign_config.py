@@ -209,7 +209,10 @@ _EXPECTED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "use_dora": ((False,), "here it is --adapter dora"),
     "push_to_hub": ((False,), "a finished run is a folder that can be uploaded: sft export"),
     "resume_from_checkpoint": ((False,), "sft resume RUN, or --resume auto"),
-    "group_by_length": ((False, True), "it is true or false, and changes nothing here: --set training.packing=on"),
+    "group_by_length": (
+        (False, True),
+        "it is true or false, and changes nothing here: --set training.packing=on",
+    ),
 }
 _KNOWN = {name for names, *_ in ROWS for name in names} | _EXPECTED.keys() | OURS.keys()
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sftcli.cli.terminal.text import signs, whole_duration, writable
 from sftcli.cli.views.measures import TrainingMeasures
-from sftcli.cli.views.panel import Frame, Row, Task, build_panel
+from sftcli.cli.views.panel import NOTE, Frame, Row, Task, build_panel
 from sftcli.cli.views.region import Region
 from sftcli.cli.views.wording import end_line, message, stop_text
 from sftcli.errors import redact
@@ -143,7 +143,8 @@ class LiveView:
         now = self.get_time()
         silent = 0.0 if self._said_time is None else now - self._said_time
         if silent >= SILENT_SECONDS and not self._tasks and self._fit_time is None:
-            return [[(f"still at it, {whole_duration(silent)}", "dim")]]
+            note: list[Row] = [[(self._note, NOTE)]] if self._note else []
+            return [[(f"still at it, {whole_duration(silent)}", "dim")], *note]
         frame = Frame(
             is_training=self._fit_time is not None,
             elapsed_seconds=self._elapsed(),

@@ -122,7 +122,11 @@ def test_a_file_without_one_known_key_is_refused(tmp_path, name):
         ("c.yaml", "training:\n  ? [a]\n  : 1\n", r"c\.yaml:2:5: broken YAML: found unhashable key"),
         ("c.yaml", "7: 1\n", r"c\.yaml:1: unknown key '7'"),
         ("c.yaml", "training:\n  max_steps: !!int x\n", r"c\.yaml:2:14: broken YAML: the value is no int"),
-        ("c.yaml", f"training: {{max_steps: {'9' * 5000}}}", r"c\.yaml:1:23: broken YAML: the value is no int"),
+        (
+            "c.yaml",
+            f"training: {{max_steps: {'9' * 5000}}}",
+            r"c\.yaml:1:23: broken YAML: the value is no int",
+        ),
         ("c.yaml", "a: !!timestamp 2020-99-99\n", r"c\.yaml:1:4: broken YAML: the value is no timestamp"),
         ("c.yaml", "a: !!timestamp soon\n", r"c\.yaml:1:4: broken YAML: the value is no timestamp"),
         ("c.yaml", "a: !!bool maybe\n", r"c\.yaml:1:4: broken YAML: the value is no bool"),
