@@ -207,7 +207,7 @@ _EXPECTED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "load_in_8bit": ((False,), "8 bits are not offered: --adapter qlora keeps 4"),
     "trust_remote_code": ((False,), "it has to be typed: --trust-remote-code --set model.revision=COMMIT"),
     "use_dora": ((False,), "here it is --adapter dora"),
-    "push_to_hub": ((False,), "a finished run is a folder that can be uploaded: sft export"),
+    "push_to_hub": ((False,), "a finished run is uploaded with: sft push NAME RUN"),
     "resume_from_checkpoint": ((False,), "sft resume RUN, or --resume auto"),
     "group_by_length": (
         (False, True),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sftcli.services.doctor import Finding
     from sftcli.services.evaluate.evaluate import EvalReport
     from sftcli.services.evaluate.tasks import TasksReport
+    from sftcli.services.evaluate.texts import TextReport
     from sftcli.services.report.score import Score
     from sftcli.services.runs.folder import RunFolder
     from sftcli.services.train.plan import Plan
@@ -247,6 +248,33 @@ def show_tasks(report: "TasksReport", output: options.Output) -> None:
     ]
     names = (report.base_model or "base", report.model)
     tables.out(output.color).print(tables.comparison_table(rows, names=names))
+
+
+def show_texts(report: "TextReport", output: options.Output) -> None:
+    """Print how well base and tuned predict the texts, side by side."""
+    base, tuned = report.base, report.tuned
+    pairs = [
+        tables.Pair(
+            metric=label,
+            first=None if base is None else getattr(base, name),
+            second=getattr(tuned, name),
+            lower_is_better=True,
+        )
+        for label, name in (
+            ("nats per token", "loss"),
+            ("perplexity", "perplexity"),
+            ("bits per byte", "bits_per_byte"),
+        )
+    ]
+    names = (base.model if base else "base", tuned.model)
+    tables.out(output.color).print(tables.comparison_table(pairs, names=names))
+    if not output.quiet:
+        plural = "" if report.documents == 1 else "s"
+        text = (
+            f"{count(report.documents)} document{plural}, {size(report.text_bytes)}, {count(tuned.tokens)} predicted tokens, in "
+            f"windows of at most {count(tuned.window_tokens)}"
+        )
+        tables.show_text(text, tables.err(output.color), wrap=True)
 
 
 def _matches(score: "Score") -> str:

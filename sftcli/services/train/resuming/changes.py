@@ -161,7 +161,7 @@ def find_changes(
             )
         raise MismatchError(
             f"{what} does not match: {shown}",
-            hint=f"restore it, or start a new run: sft train.{allow} These may always change: "
+            hint=f"restore it, or start a new run under another --run NAME.{allow} These may always change: "
             f"{', '.join(sorted(CHANGEABLE))}",
         )
     return Changes(harmless=harmless, machine=machine, forced=forced)
