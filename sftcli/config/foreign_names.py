@@ -42,6 +42,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "--set training.loss=dft": ("loss_type",),
     "--set training.router_aux_loss=X": ("router_aux_loss_coef", "moe_aux_loss_coef"),
     "--set training.parallel=fsdp with --processes N": ("deepspeed", "fsdp", "fsdp_config"),
+    "CUDA_VISIBLE_DEVICES=0 in front of sft; a GPU is taken where there is one": ("device", "device_map", "gpu", "gpus"),
     "--processes N": ("num_processes", "nproc_per_node"),
     "--template NAME": ("chat_template", "prompt_template", "conversation_template"),
     "sft resume RUN, or --resume auto": ("resume_from_checkpoint",),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sftcli.cli.options import shared as options
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import count, duration, loss_text, short_count, size, whole_duration
-from sftcli.figures import change, interval, share_of
+from sftcli.figures import change, counted, interval, share_of
 
 if TYPE_CHECKING:
     from sftcli.config.resolve import Row
@@ -187,7 +187,7 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
     if output.quiet:
         return
     tables.show_text(
-        f"{count(report.rows)} {'held-out' if report.is_heldout else 'named'} rows, {count(tuned.response_tokens)} response "
+        f"{counted(report.rows, 'held-out row' if report.is_heldout else 'named row')}, {count(tuned.response_tokens)} response "
         "tokens; "
         f"{_matches(tuned)} answered exactly right" + (f", {_matches(base)} by {base.model}" if base else ""),
         err,
@@ -269,9 +269,8 @@ def show_texts(report: "TextReport", output: options.Output) -> None:
     names = (base.model if base else "base", tuned.model)
     tables.out(output.color).print(tables.comparison_table(pairs, names=names))
     if not output.quiet:
-        plural = "" if report.documents == 1 else "s"
         text = (
-            f"{count(report.documents)} document{plural}, {size(report.text_bytes)}, {count(tuned.tokens)} predicted tokens, in "
+            f"{counted(report.documents, 'document')}, {size(report.text_bytes)}, {count(tuned.tokens)} predicted tokens, in "
             f"windows of at most {count(tuned.window_tokens)}"
         )
         tables.show_text(text, tables.err(output.color), wrap=True)
