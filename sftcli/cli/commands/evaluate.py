@@ -12,7 +12,7 @@ from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
 from sftcli.cli.results import results
 from sftcli.cli.session.processes import is_one_of_several, start_several
-from sftcli.cli.session.session import LOADING, session
+from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
 from sftcli.errors import UsageError
 from sftcli.extras import require_package
@@ -209,8 +209,8 @@ def _ask_tasks(
     names: str, asked: TaskFlags, scored: ScoredFlags, runs: Path, output: Output
 ) -> "TasksReport":
     with session(output) as current:
-        current.emit(LOADING)
-        from sftcli.services.evaluate.tasks import TasksRequest, run_tasks
+        with current.loading():
+            from sftcli.services.evaluate.tasks import TasksRequest, run_tasks
 
         request = TasksRequest(
             checkpoint=scored.checkpoint,
@@ -255,8 +255,8 @@ def _request(scored: ScoredFlags, runs: Path) -> "EvalRequest":
 
 def _score_rows(request: "EvalRequest", output: Output) -> "EvalReport":
     with session(output) as current:
-        current.emit(LOADING)
-        from sftcli.services.evaluate.evaluate import run_evaluation
+        with current.loading():
+            from sftcli.services.evaluate.evaluate import run_evaluation
 
         report = run_evaluation(request, current)
     if not output.json:
@@ -266,8 +266,8 @@ def _score_rows(request: "EvalRequest", output: Output) -> "EvalReport":
 
 def _score_texts(request: "EvalRequest", output: Output) -> "TextReport":
     with session(output) as current:
-        current.emit(LOADING)
-        from sftcli.services.evaluate.texts import run_texts
+        with current.loading():
+            from sftcli.services.evaluate.texts import run_texts
 
         report = run_texts(request, current)
     if not output.json:

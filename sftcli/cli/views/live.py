@@ -78,6 +78,8 @@ class LiveView:
     def show_stopping(self) -> None:
         """Say that a stop was asked for; called from the thread that watches signals."""
         with self._lock:
+            if self._in_line:
+                return  # it would stand within an answer, which is cut with a word at its next token
             self._note = stop_text(trains=bool(self.measures.last_step))
             if self._region is None:
                 self._print("", self._note)

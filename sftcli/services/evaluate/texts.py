@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -160,7 +160,7 @@ def _token_ids(folder: Path, documents: Sequence[_Document]) -> list[np.ndarray]
 
 
 def _require_embeddings(model: "PreTrainedModel", tokens: Sequence[np.ndarray], name: str) -> None:
-    rows = int(model.get_input_embeddings().weight.shape[0])
+    rows = cast("torch.nn.Embedding", model.get_input_embeddings()).num_embeddings
     highest = max(int(ids.max()) for ids in tokens if len(ids))
     if highest >= rows:
         raise MismatchError(

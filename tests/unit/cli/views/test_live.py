@@ -259,3 +259,10 @@ def test_a_stop_that_is_asked_for_in_a_silence_is_answered_at_once() -> None:
     rig.now += 5
     rig.view.refresh()
     assert "stopping" in rig.screen().text()
+
+
+def test_a_stop_within_an_answer_leaves_the_answer_as_it_is() -> None:
+    rig = Rig()
+    rig.view(TextDelta(text="It is a"))
+    rig.view.show_stopping()
+    assert "stopping" not in rig.screen().text()
