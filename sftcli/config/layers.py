@@ -172,6 +172,7 @@ def _unknown(entry: Entry, fields: Fields) -> Problem:
     else:
         near = sections if isinstance(entry.value, dict) else fields
         last = key.rpartition(".")[2]  # maybe another trainer's name in a section of ours
-        ours = next((f"here it is {ours}" for names, ours, _ in ROWS if last in names), "")
+        is_ours = any(field.endswith(f".{last}") for field in fields)
+        ours = "" if is_ours else next((f"here it is {ours}" for names, ours, _ in ROWS if last in names), "")
         text = f"unknown key {key!r}{aside(ours or did_you_mean(key, near))}"
     return Problem(text=f"{entry.where}: {text}", location=entry.location, hint=KEYS_HINT)

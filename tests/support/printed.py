@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-import typer
 from typer.main import get_command
 
 from sftcli.cli.app import app
@@ -90,10 +89,10 @@ def faults_in(text: str) -> Iterator[str]:
 def _refusal(name: str, words: list[str]) -> str:
     if name not in COMMANDS:
         return "there is no such command"
+    if "--help" in words:  # would print it
+        return ""
     try:
         COMMANDS[name].make_context(name, list(words))
-    except typer.Exit:  # --help
-        return ""
     except Exception as error:  # noqa: BLE001 - click's errors; the module that has them is Typer's own
         if "unexpected extra argument" in str(error) and words[-1] == VALUE:
             return _refusal(name, words[:-1])  # stands for flags
