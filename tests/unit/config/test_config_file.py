@@ -219,7 +219,7 @@ _SCALARS = st.tuples(
 
 
 @given(st.lists(st.tuples(_SCALARS, _SCALARS), min_size=1, max_size=4))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_yaml_holds_it_is_settings_or_a_usage_error(tmp_path, pairs):
     text = "training:\n" + "".join(f"  ? {key}\n  : {value}\n" for key, value in pairs)
     for whole in (text, f"lr: {pairs[0][1]}\n", f"{pairs[0][0]}: 1\n"):
