@@ -55,6 +55,11 @@ def too_few(rows: int) -> str:
     return f"{rows} {'row is' if rows == 1 else 'rows are'} too few"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return ``1 row`` or ``2,000 rows``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def carried(digits: int, rows: int) -> int:
     """Return how many of ``digits`` decimals a mean over ``rows`` carries."""
     return max(0, digits - 2) if are_few(rows) else digits

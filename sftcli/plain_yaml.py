@@ -9,10 +9,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from yaml import Event, Node, YAMLError
 
+_TAG = "tag:yaml.org,2002:"
+_TEXT, _MERGE = f"{_TAG}str", f"{_TAG}merge"
+# What PyYAML's constructors raise of a text that is not what its tag says: a word as a number, a number too long for Python.
+_UNFIT = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
 MAX_DEPTH = 100  # lists and objects in each other
 _WORDS = (
     ("null", "~|null|Null|NULL|", "~nN"),
@@ -59,7 +63,7 @@ def yaml_values(nodes: "Iterable[Node]") -> "Iterator[object]":
     """Yield what each of ``nodes`` holds: texts, numbers, truth values, nothing, and lists and dictionaries of these.
 
     Raises:
-        YamlFaultError: A tag asks for something else.
+        YamlFaultError: A tag asks for something else, or for what its text is not.
     """
     import yaml
 
@@ -69,6 +73,16 @@ def yaml_values(nodes: "Iterable[Node]") -> "Iterator[object]":
             yield loader.construct_document(node)
     except yaml.YAMLError as error:
         raise _fault(error) from None
+
+
+def keys_as_text(mapping: "Node") -> None:
+    """Let every key of ``mapping``, and of the mappings within, be the text that is written there."""
+    for key, value in mapping.value:
+        if key.id == "scalar" and key.tag != _MERGE:
+            key.tag = _TEXT
+        for inner in value.value if value.id == "sequence" else [value]:
+            if inner.id == "mapping":
+                keys_as_text(inner)
 
 
 def yaml_places(mapping: "Node", path: tuple[str, ...] = ()) -> "Iterator[tuple[tuple[str, ...], int, int]]":
@@ -86,11 +100,26 @@ def _loader() -> Any:  # noqa: ANN401 - PyYAML has no types
     import yaml
 
     base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    loader: Any = type("PlainLoader", (base,), {"yaml_implicit_resolvers": {}})
+    members = {"yaml_implicit_resolvers": {}, "construct_object": _placed(base.construct_object)}
+    loader: Any = type("PlainLoader", (base,), members)
     for kind, pattern, first in _WORDS:
         whole = re.compile(rf"(?:{pattern})\Z")
-        loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", whole, ["", *first])
+        loader.add_implicit_resolver(f"{_TAG}{kind}", whole, ["", *first])
     return loader
+
+
+def _placed(construct: "Callable[..., object]") -> "Callable[..., object]":
+    """Return ``construct`` with the place of the value in each of its errors."""
+    from yaml.constructor import ConstructorError
+
+    def construct_object(self: object, node: "Node", deep: bool = False) -> object:
+        try:
+            return construct(self, node, deep=deep)
+        except _UNFIT:
+            kind = node.tag.removeprefix(_TAG)
+            raise ConstructorError(None, None, f"the value is no {kind}", node.start_mark) from None
+
+    return construct_object
 
 
 def _check_events(events: "Iterable[Event]") -> None:

@@ -9,7 +9,7 @@ from sftcli.config.foreign_config import is_foreign, read_foreign
 from sftcli.config.pipeline_json import is_pipeline, read_pipeline
 from sftcli.config.toml_file import TomlDocument, dotted, read_text, read_toml, tables_of
 from sftcli.errors import Location, UsageError
-from sftcli.plain_yaml import YamlFaultError, yaml_documents, yaml_places, yaml_values
+from sftcli.plain_yaml import YamlFaultError, keys_as_text, yaml_documents, yaml_places, yaml_values
 
 _YAML = (".yaml", ".yml")
 
@@ -105,6 +105,7 @@ def _yaml_document(text: str, name: str) -> TomlDocument:
             raise UsageError(
                 f"{name}: expected one YAML document with keys and values", location=Location(file=name)
             )
+        keys_as_text(nodes[0])
         tables = next(yaml_values(nodes))
         places = {
             dotted(*path): Location(file=name, line=line, column=column)
@@ -114,5 +115,4 @@ def _yaml_document(text: str, name: str) -> TomlDocument:
         place = Location(file=name, line=fault.line, column=fault.column)
         raise UsageError(f"{place}: {fault.text}", hint=fault.hint, location=place) from None
     assert isinstance(tables, dict)
-    named = {str(key): value for key, value in tables.items()}
-    return TomlDocument(name=name, tables=named, places=places)
+    return TomlDocument(name=name, tables=tables, places=places)

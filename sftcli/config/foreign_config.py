@@ -197,7 +197,7 @@ _HARMLESS = (
 _EXPECTED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "stage": (("sft",), "only supervised fine-tuning is done here"),
     "do_train": ((True,), "to score a model: sft eval"),
-    "do_eval": ((True, False), ""),
+    "do_eval": ((True, False), "it is true or false, and changes nothing here: --eval-every N"),
     "train_on_inputs": ((False,), "only answers are trained; whole texts: data.text_sources"),
     "completion_only_loss": ((True,), "only answers are trained; whole texts: data.text_sources"),
     "assistant_only_loss": ((True,), "only answers are trained; whole texts: data.text_sources"),
@@ -207,9 +207,12 @@ _EXPECTED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "load_in_8bit": ((False,), "8 bits are not offered: --adapter qlora keeps 4"),
     "trust_remote_code": ((False,), "it has to be typed: --trust-remote-code --set model.revision=COMMIT"),
     "use_dora": ((False,), "here it is --adapter dora"),
-    "push_to_hub": ((False,), "a finished run is a folder that can be uploaded: sft export"),
+    "push_to_hub": ((False,), "a finished run is uploaded with: sft push NAME RUN"),
     "resume_from_checkpoint": ((False,), "sft resume RUN, or --resume auto"),
-    "group_by_length": ((False, True), ""),
+    "group_by_length": (
+        (False, True),
+        "it is true or false, and changes nothing here: --set training.packing=on",
+    ),
 }
 _KNOWN = {name for names, *_ in ROWS for name in names} | _EXPECTED.keys() | OURS.keys()
 

@@ -47,7 +47,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "--template NAME": ("chat_template", "prompt_template", "conversation_template"),
     "sft resume RUN, or --resume auto": ("resume_from_checkpoint",),
     "CUDA_VISIBLE_DEVICES=0 before the command for one GPU, CUDA_VISIBLE_DEVICES= for the CPU": (
-        "device", "device_map", "no_cuda", "use_cpu",
+        "device", "device_map", "gpu", "gpus", "no_cuda", "use_cpu",
     ),
     "not needed: sft train is this stage, and its final model goes into the next": ("stage",),
     "--plan": ("dry_run",),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from sftcli.config.fields import value_from_text
+from sftcli.config.foreign_config import ROWS
 from sftcli.config.toml_file import TomlDocument, dotted, tables_of
 from sftcli.errors import Location
 from sftcli.suggest import aside, did_you_mean, nearest, question
@@ -170,5 +171,8 @@ def _unknown(entry: Entry, fields: Fields) -> Problem:
         text = f"{key!r} belongs in a preset; name the preset with --preset"
     else:
         near = sections if isinstance(entry.value, dict) else fields
-        text = f"unknown key {key!r}{aside(did_you_mean(key, near))}"
+        last = key.rpartition(".")[2]  # maybe another trainer's name in a section of ours
+        is_ours = any(field.endswith(f".{last}") for field in fields)
+        ours = "" if is_ours else next((f"here it is {ours}" for names, ours, _ in ROWS if last in names), "")
+        text = f"unknown key {key!r}{aside(ours or did_you_mean(key, near))}"
     return Problem(text=f"{entry.where}: {text}", location=entry.location, hint=KEYS_HINT)

@@ -10,6 +10,7 @@ from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from sftcli.events import Notice, Session
 from sftcli.extras import EXTRAS, install_command
 from sftcli.modeling.attention import attention_of
 from sftcli.modeling.cache import cache_folder
+from sftcli.modeling.hub.process import endpoint, offline_by
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.locate.default_model import ALIAS, place_without_download
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 NEEDED_BYTES = 2_000_000_000  # the default model, a checkpoint of it and the final model
 _MODULES = {"rouge-score": "rouge_score", "lm-eval": "lm_eval", "mlflow-skinny": "mlflow", "flash-linear-attention": "fla",
             "causal-conv1d": "causal_conv1d", "mamba-ssm": "mamba_ssm"}  # fmt: skip
-_HUB, _HUB_SECONDS = "huggingface.co", 4.0
+_HUB_SECONDS = 4.0
 _STEPS, _ROWS, _LENGTH, _VOCABULARY = 60, 16, 24, 256
 _LEARNED = 0.5  # of the first loss that the last one has to be below
 
@@ -146,14 +148,24 @@ def _disk() -> tuple[State, str]:
 
 
 def _hub() -> tuple[State, str]:
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-        return State.MISSING, "not asked: HF_HUB_OFFLINE is set"
+    if variable := offline_by():
+        return State.MISSING, f"not asked: {variable} is set"
+    hub = urlsplit(endpoint())
+    if not hub.hostname:
+        return (
+            State.FAILS,
+            f"HF_ENDPOINT is {endpoint()!r}, expected an address such as https://huggingface.co",
+        )
+    port = hub.port or (80 if hub.scheme == "http" else 443)
     try:
-        socket.create_connection((_HUB, 443), timeout=_HUB_SECONDS).close()
+        socket.create_connection((hub.hostname, port), timeout=_HUB_SECONDS).close()
     except OSError as error:
         proxy = any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy"))
-        return State.MISSING, f"{_HUB} cannot be reached{' without the proxy' if proxy else ''}: {error}"
-    return State.WORKS, f"{_HUB} can be reached"
+        return (
+            State.MISSING,
+            f"{hub.netloc} cannot be reached{' without the proxy' if proxy else ''}: {error}",
+        )
+    return State.WORKS, f"{hub.netloc} can be reached"
 
 
 def _model(session: Session) -> tuple[State, str]:

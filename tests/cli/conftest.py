@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from sftcli.cli import app
+from tests.support.printed import faults_in
 from tests.support.tiny_model import build_tiny_model
 
 
@@ -57,6 +58,8 @@ def sft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
             app.main()
         out, err = capsys.readouterr()
         assert "Traceback" not in err
+        told = [line for line in err.splitlines() if line.startswith(("next: ", "help: ", "resume with: "))]
+        assert [fault for line in told for fault in faults_in(line)] == []
         return end.value.code or 0, out, err
 
     return run

@@ -1,13 +1,18 @@
 """``sft generate``: files that resume, samples, the base beside the tuned model, and a conversation."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
+from sftcli.config.schema.settings import Settings
 from sftcli.services.generate.answerer import AnswerText
+from sftcli.services.models.reference import find_model
+from sftcli.services.runs.folder import find_run
+from sftcli.services.runs.lock import FileLock
 from tests.support.chat import family_tokenizer
 
 
@@ -99,6 +104,32 @@ def test_a_file_begun_with_other_settings_is_not_mixed(prompts, tiny_model, tmp_
     (tmp_path / ".out.jsonl.partial").write_text('{"answers": "other"}\n', encoding="utf-8")
     result = invoke("generate", "--file", prompts, "--out", tmp_path / "out.jsonl", "-c", tiny_model)
     assert result.exception.exit_code == 78
+
+
+def test_of_two_that_answer_into_one_file_one_answers_and_the_other_says_so(prompts, tiny_model, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with FileLock(tmp_path / ".out.jsonl.lock", lambda _: None, thing=str(out), hint=""):
+        result = invoke("generate", "--file", prompts, "--out", out, "-c", tiny_model, "--max-new-tokens", 2)
+    error = result.exception
+    assert (error.exit_code, out.exists()) == (73, False)
+    assert f"{out} is in use by pid {os.getpid()}" in error.message
+    answer_file(prompts, out, tiny_model)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_below_the_home_folder_is_found_behind_an_equals_sign(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = tmp_path / "runs" / "mine"
+    (run / "final").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (run / "final" / "config.json").write_text("{}")
+    for name in ("~/runs/mine", "~/runs/mine/final"):
+        found = find_model(name, root=tmp_path / "elsewhere")
+        assert (found.run.path, found.folder) == (run, run / "final")
+    assert find_run("~/runs/mine", tmp_path / "elsewhere").path == run
+    assert Settings(run={"root": "~/runs"}).run.root == str(tmp_path / "runs")
+    result = invoke("show", "mine", "--runs=~/runs")
+    assert "no run" not in str(result.exception)
 
 
 def test_a_line_that_is_no_prompt_is_named(tiny_model, tmp_path):

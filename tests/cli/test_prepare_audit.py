@@ -1,12 +1,14 @@
 """What `sft prepare` says about rows, when it fails on them, and what it leaves for others."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from sftcli.config.schema.data import DataSettings
 from sftcli.events import NeverStop, Progressed, Session
+from sftcli.figures import counted
 from sftcli.services.prepare.prepare import prepare_data
 from sftcli.services.prepare.sources import find_sources
 from tests.support.recording import RecordingSink
@@ -189,3 +191,25 @@ def test_rows_are_told_as_they_are_read_with_the_number_of_lines(tiny_model, tmp
     )
     told = [(event.task.split()[0], event.done, event.total) for event in sink.of(Progressed)]
     assert told == [("preparing", done, 25) for done in (0, 10, 20, 25, 25)]
+
+
+def test_few_held_out_rows_and_what_the_printed_folder_is_for_are_said(sft, rows, tiny_model):
+    code, out, err = sft("prepare", rows, "--model", tiny_model, "--set", "data.heldout_fraction=0.05")
+    assert code == 0
+    assert re.search(
+        r"warning: \d held-out rows? proves? little; to hold out more: --set data\.heldout_fraction=0\.", err
+    )
+    assert err.splitlines()[-1] == "kept in the cache, where training with the same settings finds it:"
+    assert Path(out.strip()).is_dir()
+
+
+def test_a_single_row_is_spoken_of_as_one(sft, tmp_path, tiny_model):
+    (tmp_path / "bad.jsonl").write_text('{"messages": 1}\n')
+    code, _, err = sft("prepare", "bad.jsonl", "--model", tiny_model)
+    assert (code, "the only row was rejected" in err) == (65, True)
+    assert counted(1, "held-out row") + counted(2000, " row") == "1 held-out row2,000  rows"
+
+
+def test_a_name_of_other_trainers_in_a_section_is_named_in_ours(sft):
+    code, _, err = sft("train", "--set", "training.lr=1")
+    assert (code, "unknown key 'training.lr' (here it is training.learning_rate)" in err) == (2, True)

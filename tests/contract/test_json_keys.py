@@ -61,7 +61,8 @@ def described(title: str, text: str) -> str:
 
 
 def test_keys_of_json_objects_do_not_move(sft, flags, rows, tiny_model, tmp_path):  # noqa: F811
-    runs = ["--runs", tmp_path / "runs"]
+    runs, text = ["--runs", tmp_path / "runs"], tmp_path / "text.txt"
+    text.write_text("some running text")
     commands = [
         ("sft prepare ROWS --show 1", ["prepare", rows, "--show", "1", "--model", tiny_model]),
         ("sft train --plan", ["train", "--data", rows, *flags, "--plan"]),
@@ -72,6 +73,7 @@ def test_keys_of_json_objects_do_not_move(sft, flags, rows, tiny_model, tmp_path
         ("sft generate PROMPT --samples 2", ["generate", "a", "--max-new-tokens", "2", "--samples", "2", *runs]),
         ("sft generate --file", ["generate", "--file", rows, "--out", "a.jsonl", "--max-new-tokens", "2", *runs]),
         ("sft eval", ["eval", *runs, "--max-rows", "4"]),
+        ("sft eval --text", ["eval", *runs, "--text", text]),
         ("sft export", ["export", "--to", "hf", "--out", "hf", *runs]),
         ("sft report", ["report", *runs]),
         ("sft runs", ["runs", tmp_path / "runs"]),

@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(place: Path, name: str):
+def settings(place: Path, name: str, every: str = "0"):
     """Saves are in the foreground, so that a test says at which operation of one a signal comes."""
     return settings_of(
         place,
@@ -39,6 +39,7 @@ def settings(place: Path, name: str):
         f"training.max_steps={STEPS}",
         "training.eval_every_steps=2",
         "checkpoint.in_background=false",
+        f"checkpoint.every_steps={every}",
     )
 
 
@@ -58,7 +59,9 @@ class Questions:
         return self.flag.save_requested()
 
 
-def train_in_session(place: Path, name: str, *, at: int = 0, signal_name: str = "SIGTERM", sink=None):
+def train_in_session(
+    place: Path, name: str, *, at: int = 0, signal_name: str = "SIGTERM", sink=None, every: str = "0"
+):
     """Return exit code, whether anything ran to its end, the sink, and how often a stop was looked for."""
     sink = sink or RecordingSink()
     questions = 0
@@ -66,7 +69,7 @@ def train_in_session(place: Path, name: str, *, at: int = 0, signal_name: str = 
         with session(Output(quiet=True)) as current:
             emit, stop = current.emit, current.stop
             flag = Questions(stop, at, signal_name)
-            request = TrainRequest(resolved=settings(place, name), label="x", command="sft train")
+            request = TrainRequest(resolved=settings(place, name, every), label="x", command="sft train")
             try:
                 outcome = run_training(request, Session(fan_out(sink, emit), flag))
             finally:
@@ -74,6 +77,7 @@ def train_in_session(place: Path, name: str, *, at: int = 0, signal_name: str = 
         code = 0 if outcome.ending is Ending.FINISHED else stop.exit_code
     except CommandStopped as error:
         code = error.exit_code
+        sink.end = str(error)
     return code, sink, questions
 
 
@@ -119,6 +123,27 @@ def test_each_signal_has_its_exit_code_and_saves(place, name):
     assert code == CODES[name]
     assert len(sink.of(StepDone)) == 2
     assert [event.step for event in sink.of(CheckpointSaved)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("name", "saves", "told"),
+    [
+        ("none", "0", "no checkpoint was saved yet; to start it over: sft resume"),
+        ("one", "1", "step 1 is saved; to go on from there: sft resume"),
+    ],
+)
+def test_two_interrupts_say_what_is_saved(place, name, saves, told):
+    class Sink(RecordingSink):
+        def __call__(self, event):
+            super().__call__(event)
+            if isinstance(event, StepDone) and event.step == 2:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+
+    code, sink, _ = train_in_session(place, f"twice-{name}", sink=Sink(), every=saves)
+    assert code == 130
+    assert told in sink.end
+    assert_goes_on_to_the_same_end(place, f"twice-{name}")
 
 
 def test_usr2_saves_and_goes_on(place):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftcli.errors import MismatchError, UsageError
 from sftcli.events import Ending, NeverStop, Session
 from sftcli.modeling.adapter.adapter import merge_adapter
+from sftcli.modeling.adapter.folder import read_shape
 from sftcli.services.export.export import run_export
 from sftcli.services.export.request import ExportFormat, ExportRequest
 from sftcli.services.models.choose import choose_model, load_choice
@@ -201,6 +202,20 @@ def test_adapter_made_elsewhere_with_rows_of_tokens_is_read(place):
     merged = merge_adapter(place / "foreign", base=base)
     ids = torch.tensor([[1, 7, 9, 70, 2]])
     torch.testing.assert_close(logits(merged, ids), logits(model, ids), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("none", [[], {}, {"embed_tokens": []}])
+def test_adapter_with_an_empty_list_of_tokens_is_one_without(place, none):
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(place / "model"), LoraConfig(r=2, target_modules=["q_proj"])
+    )
+    model.save_pretrained(place / "foreign")
+    file = place / "foreign" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"trainable_token_indices": none}))
+    merged = merge_adapter(place / "foreign", base=place / "model")
+    ids = torch.tensor([[1, 7, 9, 70, 2]])
+    torch.testing.assert_close(logits(merged, ids), logits(model, ids), atol=1e-5, rtol=0)
+    assert read_shape(place / "foreign").rank == 2
 
 
 def test_adapter_with_rows_that_its_base_has_not_is_refused_by_name(place):

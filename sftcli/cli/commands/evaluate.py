@@ -12,7 +12,7 @@ from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
 from sftcli.cli.results import results
 from sftcli.cli.session.processes import is_one_of_several, start_several
-from sftcli.cli.session.session import LOADING, session
+from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
 from sftcli.errors import UsageError
 from sftcli.extras import require_package
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sftcli.services.evaluate.limits import Limit
     from sftcli.services.evaluate.request import EvalRequest
     from sftcli.services.evaluate.tasks import TasksReport
+    from sftcli.services.evaluate.texts import TextReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,12 @@ class ScoredFlags:
     ] = None
     model: ModelFlags
     data: Annotated[list[str] | None, FLAGS["--data"].option] = None
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text", metavar="FILE", help="Score the perplexity of plain text instead of rows. Repeatable."
+        ),
+    ] = None
     ignored: Annotated[list[str] | None, FLAGS["--ignore"].option] = None
     base: Annotated[
         str | None,
@@ -143,6 +150,8 @@ def evaluate(
 
       sft eval my-run --data test.jsonl --no-base
 
+      sft eval my-run --text wiki.txt
+
       sft eval --fail-above loss=1.0 --fail-under match_fraction=0.5
 
       sft eval --tasks arc_easy --task-rows 100 --fail-under arc_easy/acc=0.5
@@ -159,6 +168,11 @@ def evaluate(
         return
     require_measurable(limits)
     request = _request(scored, runs)
+    if request.texts:
+        check_names(request)
+        read = _score_texts(request, output)
+        _judge(read.numbers(), asdict(read), limits, output)
+        return
     if not is_one_of_several():
         check_names(request)
         if processes > 1:
@@ -168,11 +182,20 @@ def evaluate(
 
 
 def _check_tasks(asked: TaskFlags, scored: ScoredFlags, processes: int) -> None:
-    """Refuse what does not go with tasks, and flags of tasks without one.
+    """Refuse what does not go with tasks or texts, and flags of tasks without one.
 
     Raises:
         UsageError: There is such a flag, or lm_eval is not installed.
     """
+    if scored.texts:
+        if asked.tasks is not None or scored.data:
+            raise UsageError(
+                "--text, --data and --tasks exclude each other", hint="run sft eval once for each"
+            )
+        if processes > 1:
+            raise UsageError(
+                "--text and --processes exclude each other", hint="texts are scored in one process"
+            )
     if asked.tasks is not None:
         if processes > 1:
             raise UsageError("--tasks and --processes exclude each other", hint="lm_eval runs in one process")
@@ -187,8 +210,8 @@ def _ask_tasks(
     names: str, asked: TaskFlags, scored: ScoredFlags, runs: Path, output: Output
 ) -> "TasksReport":
     with session(output) as current:
-        current.emit(LOADING)
-        from sftcli.services.evaluate.tasks import TasksRequest, run_tasks
+        with current.loading():
+            from sftcli.services.evaluate.tasks import TasksRequest, run_tasks
 
         request = TasksRequest(
             checkpoint=scored.checkpoint,
@@ -219,6 +242,7 @@ def _request(scored: ScoredFlags, runs: Path) -> "EvalRequest":
         tokenizer=scored.model.tokenizer,
         base_model=scored.model.base_model,
         data=tuple(scored.data or ()),
+        texts=tuple(scored.texts or ()),
         ignored=tuple(scored.ignored or ()),
         base=scored.base,
         with_base=not scored.no_base,
@@ -232,12 +256,23 @@ def _request(scored: ScoredFlags, runs: Path) -> "EvalRequest":
 
 def _score_rows(request: "EvalRequest", output: Output) -> "EvalReport":
     with session(output) as current:
-        current.emit(LOADING)
-        from sftcli.services.evaluate.evaluate import run_evaluation
+        with current.loading():
+            from sftcli.services.evaluate.evaluate import run_evaluation
 
         report = run_evaluation(request, current)
     if not output.json:
         results.show_scores(report, output)
+    return report
+
+
+def _score_texts(request: "EvalRequest", output: Output) -> "TextReport":
+    with session(output) as current:
+        with current.loading():
+            from sftcli.services.evaluate.texts import run_texts
+
+        report = run_texts(request, current)
+    if not output.json:
+        results.show_texts(report, output)
     return report
 
 

@@ -10,7 +10,7 @@ import typer
 from sftcli.cli.options import complete
 from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
-from sftcli.cli.session.session import LOADING, session
+from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import size
 
@@ -94,8 +94,8 @@ def export(
     )
     check_names(request)
     with session(output) as current:
-        current.emit(LOADING)
-        from sftcli.services.export.export import run_export
+        with current.loading():
+            from sftcli.services.export.export import run_export
 
         outcome = run_export(request, current)
     if output.json:

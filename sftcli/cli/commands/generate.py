@@ -14,7 +14,7 @@ from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
 from sftcli.cli.options.to_settings import resolve_flags
 from sftcli.cli.results import answers
 from sftcli.cli.session.chat import chat as run_chat
-from sftcli.cli.session.session import LOADING, session
+from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import as_utf8
 from sftcli.errors import DataError, UsageError
@@ -195,8 +195,8 @@ def _answer_prompt(request: "GenerateRequest", output: Output) -> None:
 
     require_prompt(request)
     with session(output) as current:
-        current.emit(LOADING)
-        from sftcli.services.generate.prompt import run_generation
+        with current.loading():
+            from sftcli.services.generate.prompt import run_generation
 
         emit = current.emit if output.json else answers.with_text(current.emit)
         completions = run_generation(request, emit, current.stop)
@@ -221,8 +221,8 @@ def _answer_file(
         asked.file, system=request.system, ignored=request.ignored, renames=request.renames
     )
     with session(output) as current:
-        current.emit(LOADING)
-        from sftcli.services.generate.file import run_file_generation
+        with current.loading():
+            from sftcli.services.generate.file import run_file_generation
 
         outcome = run_file_generation(request, prompts, out, current.emit, current.stop, gate)
     if gate is not None and outcome.is_whole and not output.quiet:

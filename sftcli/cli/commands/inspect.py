@@ -9,7 +9,7 @@ from sftcli.cli.options import complete
 from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import Output
 from sftcli.cli.results import results
-from sftcli.cli.session.session import LOADING, session
+from sftcli.cli.session.session import session
 
 
 @command
@@ -74,8 +74,8 @@ def doctor(*, output: Annotated[Output, "json", "color"]) -> None:
       sft doctor --json
     """
     with session(output) as current:
-        current.emit(LOADING)
-        from sftcli.services.doctor import State, examine
+        with current.loading():
+            from sftcli.services.doctor import State, examine
 
         found = examine(current)
     results.show_findings(found, output)

@@ -17,7 +17,7 @@ from sftcli.cli.options.shared import Output, RunsRoot
 from sftcli.cli.options.to_settings import Layers, Set, or_default_preset, resolve_for_training
 from sftcli.cli.results import results
 from sftcli.cli.session.processes import is_one_of_several, start_several
-from sftcli.cli.session.session import LOADING, session
+from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
 from sftcli.errors import SftError
 from sftcli.events import Notice
@@ -95,18 +95,16 @@ def train(
         if count > 1:
             raise typer.Exit(start_several(count, output))
     with session(output, every_steps=resolved.settings.training.log_every_steps) as current:
-        current.emit(LOADING)
-        if plan:
+        with current.loading():
+            from sftcli.services.train.lead import TrainRequest, run_training
             from sftcli.services.train.plan import plan_training
-
+        if plan:
             if count > 1:
                 text = f"one process is measured here, alone; the {count} of the training share the rows of each step"
                 current.emit(Notice(text=text))
             planned = plan_training(resolved.settings, current)
             results.show_plan(planned, output)
             return
-        from sftcli.services.train.lead import TrainRequest, run_training
-
         label = layers.preset or Path(layers.config or "run").stem
         request = TrainRequest(
             resolved=resolved,
@@ -197,8 +195,8 @@ def resume(*, asked: ResumeFlags, output: Output) -> None:
             if settings.training.processes > 1:
                 raise typer.Exit(start_several(settings.training.processes, output))
     with session(output, every_steps=every_steps) as current:
-        current.emit(LOADING)
-        from sftcli.services.train.resume import ResumeRequest, resume_training, verify_resume
+        with current.loading():
+            from sftcli.services.train.resume import ResumeRequest, resume_training, verify_resume
 
         request = ResumeRequest(
             root=asked.runs,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 from sftcli.cli.options.flags import FLAGS, Flag, Flags
@@ -48,7 +49,8 @@ def _value(parameter: Parameter, given: Mapping[str, object]) -> object:
         return Flags({flag: given[flag.parameter_name] for flag in _flags(chosen)})
     if _is_dataclass(kind):
         return kind(**{inner.name: _value(inner, given) for inner in _fields(kind, chosen)})
-    return given[parameter.name]
+    value = given[parameter.name]
+    return value.expanduser() if isinstance(value, Path) else value  # no shell does it behind --flag=
 
 
 def _group(annotation: _Annotation) -> tuple[_Annotation, tuple[object, ...]]:

@@ -36,6 +36,8 @@ def show_prepared(outcome: "PrepareOutcome", output: options.Output) -> None:
             err.print(Legend())
         for row in outcome.shown:
             out.print(RowView(row=row))
+    if outcome.out is None and not output.quiet:
+        tables.show_text("kept in the cache, where training with the same settings finds it:", err)
     tables.show_text(outcome.out or outcome.folder, out)
 
 

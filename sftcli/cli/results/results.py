@@ -10,7 +10,7 @@ from sftcli.cli.options import shared as options
 from sftcli.cli.results.confidence import confidence_table, confidence_text
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import count, duration, loss_text, short_count, size, whole_duration
-from sftcli.figures import change, interval, share_of
+from sftcli.figures import change, counted, interval, share_of
 
 if TYPE_CHECKING:
     from sftcli.config.resolve import Row
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sftcli.services.doctor import Finding
     from sftcli.services.evaluate.evaluate import EvalReport
     from sftcli.services.evaluate.tasks import TasksReport
+    from sftcli.services.evaluate.texts import TextReport
     from sftcli.services.report.score import Score
     from sftcli.services.runs.folder import RunFolder
     from sftcli.services.train.plan import Plan
@@ -189,7 +190,7 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
     if output.quiet:
         return
     tables.show_text(
-        f"{count(report.rows)} {'held-out' if report.is_heldout else 'named'} rows, {count(tuned.response_tokens)} response "
+        f"{counted(report.rows, 'held-out row' if report.is_heldout else 'named row')}, {count(tuned.response_tokens)} response "
         "tokens; "
         f"{_matches(tuned)} answered exactly right" + (f", {_matches(base)} by {base.model}" if base else ""),
         err,
@@ -251,6 +252,32 @@ def show_tasks(report: "TasksReport", output: options.Output) -> None:
     ]
     names = (report.base_model or "base", report.model)
     tables.out(output.color).print(tables.comparison_table(rows, names=names))
+
+
+def show_texts(report: "TextReport", output: options.Output) -> None:
+    """Print how well base and tuned predict the texts, side by side."""
+    base, tuned = report.base, report.tuned
+    pairs = [
+        tables.Pair(
+            metric=label,
+            first=None if base is None else getattr(base, name),
+            second=getattr(tuned, name),
+            lower_is_better=True,
+        )
+        for label, name in (
+            ("nats per token", "loss"),
+            ("perplexity", "perplexity"),
+            ("bits per byte", "bits_per_byte"),
+        )
+    ]
+    names = (base.model if base else "base", tuned.model)
+    tables.out(output.color).print(tables.comparison_table(pairs, names=names))
+    if not output.quiet:
+        text = (
+            f"{counted(report.documents, 'document')}, {size(report.text_bytes)}, {count(tuned.tokens)} predicted tokens, in "
+            f"windows of at most {count(tuned.window_tokens)}"
+        )
+        tables.show_text(text, tables.err(output.color), wrap=True)
 
 
 def _matches(score: "Score") -> str:

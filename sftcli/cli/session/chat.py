@@ -1,7 +1,6 @@
 """The interactive session of ``sft generate --chat``: lines in, answers out."""
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,13 +8,15 @@ import typer
 
 from sftcli.cli.options import shared as options
 from sftcli.cli.results.answers import with_text
-from sftcli.cli.session.session import LOADING, session
+from sftcli.cli.session.session import session
 from sftcli.cli.session.signals import CommandStopped, SignalStop
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import as_utf8
 from sftcli.errors import DataError, SftError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sftcli.services.generate.chat import Chat
     from sftcli.services.generate.request import GenerateRequest
 
@@ -27,11 +28,11 @@ HELP = (
 
 
 def chat(request: "GenerateRequest", output: options.Output) -> None:
-    """Talk with a model until /quit or the end of input. Ctrl-C cuts an answer short; at the prompt it ends the session."""
+    """Talk with a model until /quit or the end of input. Ctrl-C cuts an answer short; at an empty prompt it ends the session."""
     with session(output) as current:
-        current.emit(LOADING)
-        from sftcli.services.generate.chat import Chat
-        from sftcli.services.generate.prompt import open_answerers
+        with current.loading():
+            from sftcli.services.generate.chat import Chat
+            from sftcli.services.generate.prompt import open_answerers
 
         (answerer,) = open_answerers(request, current.emit)
     talk = Chat(answerer=answerer, sampling=request.sampling, system=request.system)
@@ -53,15 +54,32 @@ def _read_line() -> str | None:
         return None
     if not sys.stdin.isatty():
         return _as_text(sys.stdin.readline()) or None
-    with suppress(ImportError):  # Windows edits lines by itself
-        import readline  # noqa: F401 - gives input() its line editing
-
     try:
-        return _as_text(input("you> "))
-    except EOFError:
-        return None
-    except KeyboardInterrupt as error:
-        raise CommandStopped("interrupted", 130) from error
+        import readline  # gives input() its line editing
+    except ImportError:  # Windows edits lines by itself
+        return _typed(lambda: "", lambda _: None)
+    return _typed(
+        readline.get_line_buffer, lambda text: readline.set_startup_hook(lambda: readline.insert_text(text))
+    )
+
+
+def _typed(typed: "Callable[[], str]", type_first: "Callable[[str], None]") -> str | None:
+    """Return a line that was typed. Ctrl-C lets a half-typed one stay, once, and ends the session otherwise."""
+    kept = ""
+    while True:
+        type_first(kept)
+        try:
+            return _as_text(input("you> "))
+        except EOFError:
+            return None
+        except KeyboardInterrupt as error:
+            text = typed()
+            if not text or text == kept:
+                raise CommandStopped("the chat is over", 130) from error
+            sys.stderr.write("\nthe line stays; Ctrl-C again leaves the chat\n")
+            kept = text
+        finally:
+            type_first("")
 
 
 def _as_text(line: str) -> str:

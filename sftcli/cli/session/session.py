@@ -47,6 +47,13 @@ class CommandSession(Session):
 
     stop: SignalStop
 
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Say that torch is loaded, which takes seconds. Nothing is begun, so the first signal ends the command at once."""
+        self.emit(LOADING)
+        with self.stop.impatient():
+            yield
+
 
 @contextmanager
 def session(output: Output, *, every_steps: int = 10) -> Iterator[CommandSession]:
@@ -63,7 +70,12 @@ def session(output: Output, *, every_steps: int = 10) -> Iterator[CommandSession
     """
     view = open_view(output, every_steps=every_steps)
     stop = SignalStop(enough=3 if is_signalled_twice(os.environ) else 2)
-    with stop_on_signals(stop, view.show_stopping):
+
+    def show_stopping() -> None:
+        if not stop.is_impatient:  # else it ends at once
+            view.show_stopping()
+
+    with stop_on_signals(stop, show_stopping):
         view.open()
         try:
             yield CommandSession(view, stop)
@@ -71,7 +83,8 @@ def session(output: Output, *, every_steps: int = 10) -> Iterator[CommandSession
             raise CommandStopped(error.message, stop.exit_code) from error
         except KeyboardInterrupt as error:
             code = stop.exit_code if stop.requested() else INTERRUPTED_EXIT_CODE
-            raise CommandStopped("interrupted", code) from error
+            what = "interrupted while loading: nothing was begun" if stop.is_impatient else "interrupted"
+            raise CommandStopped(str(error) or what, code) from error
         finally:
             view.close()
 

@@ -43,6 +43,7 @@ class SignalStop:
 
     signal_number: int | None = None
     enough: int = 2  # of one signal, to end at once
+    is_impatient: bool = False  # nothing is begun that could be ended well: one signal fewer is enough
     _saves: int = 0  # asked for and not yet handed on
     _is_over: bool = False  # enough came, and the command was told so
     _handled: Counter[int] = field(default_factory=Counter)
@@ -75,6 +76,13 @@ class SignalStop:
             if max(self._handled[number], self._received[number]) >= self.enough:
                 self._is_over = True
                 raise KeyboardInterrupt
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """Let one signal fewer be enough in the block. What raises in it leaves it so, for the words of the end."""
+        self.is_impatient, self.enough = True, self.enough - 1
+        yield
+        self.is_impatient, self.enough = False, self.enough + 1
 
     def save_requested(self) -> bool:
         """Return true once for any number of SIGUSR2 that came since the last question."""

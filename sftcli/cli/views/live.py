@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sftcli.cli.terminal.text import signs, whole_duration, writable
 from sftcli.cli.views.measures import TrainingMeasures
-from sftcli.cli.views.panel import Frame, Row, Task, build_panel
+from sftcli.cli.views.panel import NOTE, Frame, Row, Task, build_panel
 from sftcli.cli.views.region import Region
 from sftcli.cli.views.wording import end_line, message, stop_text
 from sftcli.errors import redact
@@ -78,6 +78,8 @@ class LiveView:
     def show_stopping(self) -> None:
         """Say that a stop was asked for; called from the thread that watches signals."""
         with self._lock:
+            if self._in_line:
+                return  # it would stand within an answer, which is cut with a word at its next token
             self._note = stop_text(trains=bool(self.measures.last_step))
             if self._region is None:
                 self._print("", self._note)
@@ -143,7 +145,8 @@ class LiveView:
         now = self.get_time()
         silent = 0.0 if self._said_time is None else now - self._said_time
         if silent >= SILENT_SECONDS and not self._tasks and self._fit_time is None:
-            return [[(f"still at it, {whole_duration(silent)}", "dim")]]
+            note: list[Row] = [[(self._note, NOTE)]] if self._note else []
+            return [[(f"still at it, {whole_duration(silent)}", "dim")], *note]
         frame = Frame(
             is_training=self._fit_time is not None,
             elapsed_seconds=self._elapsed(),

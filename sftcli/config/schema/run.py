@@ -6,9 +6,10 @@ Rows and optimizer steps have modules of their own; the other sections are here.
 
 import re
 from enum import StrEnum
+from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sftcli.config.schema.section import Section, Text
 
@@ -159,3 +160,9 @@ class RunSettings(Section):
         description="Trackers to send losses and settings to: tensorboard, wandb, mlflow.",
         json_schema_extra={"allowed": "a list of tensorboard, wandb and mlflow"},
     )
+
+    @field_validator("root")
+    @classmethod
+    def _at_home(cls, root: str) -> str:
+        """Let ``~`` be what it is in a shell, which replaces it only where a word begins."""
+        return str(Path(root).expanduser()) if root.startswith("~") else root

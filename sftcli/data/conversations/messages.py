@@ -26,6 +26,11 @@ ROLES: Mapping[str, Role] = {
 }
 
 
+def role_of(turn: Mapping[str, object]) -> Role | None:
+    """Return the role of a turn as a row has it; None where it has none that is known."""
+    return ROLES.get(str(turn.get("role", turn.get("from"))).lower())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One turn. ``content`` is byte for byte what the row holds.

@@ -35,6 +35,7 @@ from sftcli.data.conversations.messages import (
     RejectReason,
     Role,
     RowFault,
+    role_of,
     wrong_type,
 )
 from sftcli.data.conversations.remedies import FIRST_TURN
@@ -237,7 +238,7 @@ def _read_turn(turn: object, number: int) -> Message:
     if not isinstance(said, str):
         fault = RejectReason.MISSING_FIELD if said is None else RejectReason.WRONG_TYPE
         raise RowFault(fault, f"{where} has no role")
-    role = ROLES.get(said.lower())
+    role = role_of(turn)
     if role is None:
         hint = did_you_mean(said.lower(), ROLES)
         raise RowFault(
@@ -302,8 +303,7 @@ def _content(turn: Mapping[str, object], where: str, *, is_call: bool) -> _Parts
     if isinstance(value, str):
         return _Parts("", value)
     if isinstance(value, list):
-        is_answer = ROLES.get(str(turn.get("role", turn.get("from"))).lower()) == "assistant"
-        return _parts(value, where, is_answer=is_answer)
+        return _parts(value, where, is_answer=role_of(turn) == "assistant")
     if value is not None:
         raise wrong_type(f'{where}: "{key}"', value)
     if is_call:

@@ -261,7 +261,7 @@ def _token_ids(path: Path, value: object) -> dict[str, tuple[int, ...]]:
         raise DataError(
             f"{path}: trainable_token_indices is {_shown(value)}, expected ids of tokens by layer"
         )
-    return {str(name): tuple(ids) for name, ids in layers.items()}
+    return {str(name): tuple(ids) for name, ids in layers.items() if ids}
 
 
 def _are_ids(value: object) -> bool:

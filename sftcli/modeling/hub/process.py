@@ -72,8 +72,7 @@ def endpoint() -> str:
     return redact(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).rstrip("/")
 
 
-def is_offline() -> bool:
-    """Return whether the environment forbids the hub."""
-    return any(
-        os.environ.get(name, "").lower() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
+def offline_by() -> str:
+    """Return the environment variable that forbids the hub; empty where none does."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return next((name for name in names if os.environ.get(name, "").lower() in _TRUE), "")

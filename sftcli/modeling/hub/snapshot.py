@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sftcli.errors import ConsentError, NetworkError, NotFoundError, OutputError, SftError, redact
 from sftcli.events import EventSink, Notice, Progressed
-from sftcli.modeling.hub.process import endpoint, hub_worker, is_offline, last_line, next_line, number
+from sftcli.modeling.hub.process import endpoint, hub_worker, last_line, next_line, number, offline_by
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -82,8 +82,8 @@ def fetch_snapshot(
         ConsentError: Access needs approval or a login, or the weights are pickle files.
         OutputError: The hub's cache is not writable.
     """
-    if is_offline():
-        raise NetworkError("the hub was not contacted, because HF_HUB_OFFLINE is set", hint=_elsewhere(repo))
+    if variable := offline_by():
+        raise NetworkError(f"the hub was not contacted, because {variable} is set", hint=_elsewhere(repo))
     asked = {"repo": repo, "revision": revision, "weights": weights, "code": code}
     request = json.dumps({**asked, "cache": str(hub_cache())})
     total = 0

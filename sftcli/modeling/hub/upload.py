@@ -16,7 +16,7 @@ from sftcli.errors import (
     redact,
 )
 from sftcli.events import Notice, Progressed, Session
-from sftcli.modeling.hub.process import endpoint, hub_worker, is_offline, last_line, next_line, number
+from sftcli.modeling.hub.process import endpoint, hub_worker, last_line, next_line, number, offline_by
 from sftcli.modeling.hub.snapshot import Patience
 
 _POLL_SECONDS = 0.5
@@ -83,8 +83,8 @@ def upload(request: Upload, session: Session, patience: Patience) -> Uploaded:
 
 
 def _asked(request: Upload) -> str:
-    if is_offline():
-        raise NetworkError("the hub was not contacted, because HF_HUB_OFFLINE is set", hint="unset it")
+    if variable := offline_by():
+        raise NetworkError(f"the hub was not contacted, because {variable} is set", hint="unset it")
     return json.dumps(
         {
             "repo": request.repo,

@@ -22,7 +22,7 @@ from sftcli.modeling.formats.folder_check import (
 from sftcli.modeling.formats.gguf.gguf_import import converted_gguf
 from sftcli.modeling.formats.identity import sampled_hash
 from sftcli.modeling.formats.pt_import import converted_pt
-from sftcli.modeling.hub.process import is_offline
+from sftcli.modeling.hub.process import offline_by
 from sftcli.modeling.hub.snapshot import (
     HubSnapshot,
     Patience,
@@ -187,7 +187,7 @@ def _from_hub(
     repo: str, name: str, revision: str | None, emit: EventSink, *, with_code: bool
 ) -> LocatedModel:
     cached = _complete(cached_snapshot(repo, revision), with_code=with_code)
-    if cached is not None and (revision is None or is_commit(revision) or is_offline()):
+    if cached is not None and (revision is None or is_commit(revision) or offline_by()):
         return _hub_model(cached, name, f"the hub's cache, {repo} at {cached.commit[:8]}")
     try:
         snapshot = fetch_snapshot(repo, revision=revision, emit=emit, patience=Patience(), code=with_code)

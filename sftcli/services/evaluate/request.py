@@ -27,6 +27,7 @@ class EvalRequest:
     root: Path
     batch_size: int | None = None  # rows at once; numbers do not depend on it
     tokenizer: str | None = None  # of a .pt file
+    texts: tuple[str, ...] = ()  # files of plain text that are scored in place of rows
     ignored: tuple[str, ...] = ()  # keys of the rows that are dropped, with those that the run drops
     trusts_code: bool = False  # that of the run, and of the model it started from
     base_model: str | None = None  # of an adapter, where its base is not where it says
@@ -48,9 +49,9 @@ def check_names(request: EvalRequest, *, needs_rows: bool = True) -> None:
     )
     if request.with_base and request.base is not None:
         find_model(request.base, root=request.root)
-    for name in request.data:
+    for name in (*request.data, *request.texts):
         parse_source(name)
-    if needs_rows and found.run is None and not request.data:
+    if needs_rows and not request.texts and found.run is None and not request.data:
         raise no_heldout_of(found.name)
 
 

@@ -7,11 +7,12 @@ line says what they answer. When all are there, OUT appears, whole, and the jour
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.errors import DataError, MismatchError, OutputError, SftError, StorageError
+from sftcli.errors import DataError, MismatchError, OutputError, StorageError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.modeling.formats.identity import file_stamps
 from sftcli.services.generate.answerer import Answerer, Completion, Question
@@ -21,6 +22,7 @@ from sftcli.services.generate.prompt_file import PromptRow, check_out
 from sftcli.services.generate.request import GenerateRequest
 from sftcli.services.models.choose import ModelChoice
 from sftcli.services.runs.event_log import read_lines
+from sftcli.services.runs.lock import FileLock
 
 Key = tuple[int, int, int]  # (model, prompt, sample)
 ANSWER_KEYS = {field.name for field in fields(Completion)} - {"seconds"}
@@ -106,16 +108,32 @@ def run_file_generation(
         MismatchError: An unfinished ``out`` was begun with something else.
     """
     check_out(out)
+    path = out.with_name(f".{out.name}.lock")
+    lock = FileLock(path, emit, thing=str(out), hint=f"if it is certainly dead, delete {path}")
+    with ExitStack() as held:
+        with _writing(out):
+            held.enter_context(lock)
+        return _answer_all(request, prompts, out, emit, stop, gate)
+
+
+def _answer_all(
+    request: GenerateRequest,
+    prompts: list[PromptRow],
+    out: Path,
+    emit: EventSink,
+    stop: StopFlag,
+    gate: Gate | None,
+) -> FileOutcome:
+    check_out(out)  # another process may have written it meanwhile
     names = column_names(request, prompts)
     moved = [f"{name} as {new}" for name, new in names.items() if name != new]
     if moved:
         emit(Notice(text=f"the rows' own columns are written under other names: {', '.join(moved)}"))
     choices = model_choices(request, emit)
-    try:
-        sizes = (len(choices), len(prompts), request.samples)
-        journal = Journal(journal_of(out), _fingerprint(request, prompts, choices, gate), sizes)
-    except OSError as error:
-        raise _unwritten(out, error) from error
+    sizes = (len(choices), len(prompts), request.samples)
+    fingerprint = _fingerprint(request, prompts, choices, gate)
+    with _writing(out):
+        journal = Journal(journal_of(out), fingerprint, sizes)
     if journal.repaired:
         emit(Warned(text=f"{journal.repaired}; these are answered again"))
     kept = len(journal.done)
@@ -154,18 +172,21 @@ def run_file_generation(
 
 
 def _write(out: Path, lines: list[str]) -> None:
-    try:
+    with _writing(out):
         storage.replace_file(out, "".join(lines).encode())
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Turn errors of the disk into ours."""
+    try:
+        yield
     except OSError as error:
-        raise _unwritten(out, error) from error
-
-
-def _unwritten(out: Path, error: OSError) -> SftError:
-    if error.errno in storage.FULL_DISK:
-        return StorageError(
-            f"the disk that holds {out} is full", hint="free space and run it again: answers are kept"
-        )
-    return OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out")
+        if error.errno in storage.FULL_DISK:
+            raise StorageError(
+                f"the disk that holds {out} is full", hint="free space and run it again: answers are kept"
+            ) from error
+        raise OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out") from error
 
 
 def _answer(

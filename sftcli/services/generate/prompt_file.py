@@ -11,7 +11,7 @@ from sftcli.data.conversations.formats import CHAT_COLUMNS, SYSTEM_COLUMNS
 from sftcli.data.conversations.keys.dropped_keys import parse_ignored, without_keys
 from sftcli.data.conversations.keys.key_checks import check_prompt, unread_in_prompt
 from sftcli.data.conversations.keys.meaning import Unread, UnreadError, first_filled, is_filled
-from sftcli.data.conversations.messages import Message, RowFault
+from sftcli.data.conversations.messages import Message, RowFault, role_of
 from sftcli.data.conversations.turns import json_in, turns_or_text
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.reading.records import read_records
@@ -129,7 +129,7 @@ def _asked(row: Mapping[str, object]) -> tuple[list[Message], str]:
     about = first_filled(row, ("input", "context")) if column == "instruction" else ""
     value = json_in(row[column], f'"{column}"') if column in CHAT_COLUMNS else row[column]
     raw = value if isinstance(value, list) else []
-    while raw and isinstance(raw[-1], dict) and _is_answer(raw[-1]):
+    while raw and isinstance(raw[-1], dict) and role_of(raw[-1]) == "assistant":
         raw = raw[:-1]
     check_prompt(row, raw, read=frozenset({*read, about}))
     turns = [
@@ -141,10 +141,6 @@ def _asked(row: Mapping[str, object]) -> tuple[list[Message], str]:
         turns = [Message(role="user", content=f"{turns[0].content}\n\n{more}")]
     own = row.get(first_filled(row, SYSTEM_COLUMNS))
     return turns, own if isinstance(own, str) else ""
-
-
-def _is_answer(turn: Mapping[str, object]) -> bool:
-    return str(turn.get("role", turn.get("from"))).lower() in {"assistant", "gpt"}
 
 
 def _check_rivals(row: Mapping[str, object], column: str, turns: list[Message]) -> None:

@@ -78,7 +78,7 @@ def _find(reference: str | None, root: Path) -> ModelReference:
     if reference is None:
         run = newest_run(root, finished=True)
         return ModelReference(name=run.name, folder=run.final, run=run)
-    for path in (root / reference, Path(reference)):
+    for path in (root / reference, Path(reference).expanduser()):
         if (path / "run.json").is_file():
             run = RunFolder(path)
             return ModelReference(name=run.name, folder=run.existing_model(), run=run)

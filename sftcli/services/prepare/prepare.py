@@ -26,6 +26,7 @@ from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_
 from sftcli.modeling.tokenizer.variables import parse_variables
 from sftcli.services.models.base import locate_base, tokenizer_folder
 from sftcli.services.prepare.capacity import require_room
+from sftcli.services.prepare.doubts import heldout_doubts
 from sftcli.services.prepare.markers import check_markers
 from sftcli.services.prepare.pipeline import Preparation
 from sftcli.services.prepare.sources import Sources, find_sources
@@ -131,7 +132,9 @@ def run_prepare(request: PrepareRequest, session: Session) -> PrepareOutcome:
     )
     require_rows(data)
     require_room(data, located.folder, session.emit)
-    train = data.dataset.train
+    train, heldout = data.dataset.train, data.dataset.heldout
+    for doubt in heldout_doubts(settings, train_rows=len(train), heldout_rows=len(heldout)):
+        session.emit(Warned(text=doubt))
     audits = list(data.audit.values())
     fitness = assess_rows(audits, settings.data)
     is_written = request.out is not None and fitness.is_good
@@ -245,7 +248,7 @@ def require_rows(prepared: PreparedData) -> None:
     reasons = Counter(audit.rejected)
     found = reasons_with_rows([audit], reasons)
     raise DataError(
-        f"all {audit.rows} rows were rejected ({found})",
+        f"{'the only row was' if audit.rows == 1 else f'all {audit.rows:,} rows were'} rejected ({found})",
         hint=remedy_for([audit], reasons),
     )
 

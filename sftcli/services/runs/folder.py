@@ -314,7 +314,7 @@ def find_run(name: str, root: Path) -> RunFolder:
     Raises:
         NotFoundError: There is none; names the nearest.
     """
-    for path in (root / name, Path(name)):
+    for path in (root / name, Path(name).expanduser()):
         if (path / "run.json").is_file():
             return RunFolder(path)
     if (root / name).is_dir() and all(map(_is_ours, (root / name).iterdir())):

@@ -1,4 +1,4 @@
-"""One run, one trainer: a lock file that names the process, and the test whether it still lives.
+"""One run, one trainer: a lock file that names the process, and the test whether it still lives. Other files that grow have one too.
 
 The lock is a courtesy between well-behaved processes. What makes two trainers safe is that a checkpoint is written under a
 name of its own and that the lock is read again before it is published. Nothing here needs ``flock``, links or equal clocks.
@@ -20,7 +20,9 @@ from sftcli.events import EventSink, Warned
 from sftcli.json_files import read_json_or_nothing, replace_json
 from sftcli.services.runs.folder import RunFolder
 
-LOCK, GUARD = ".lock", ".lock-guard"
+_GUARD_SUFFIX = "-guard"
+LOCK = ".lock"
+GUARD = LOCK + _GUARD_SUFFIX
 BEAT_SECONDS = 60.0
 SILENT_SECONDS = 600.0  # after which the holder on another machine is taken for dead
 _GUARD_SECONDS = 30.0  # the guard is held for milliseconds
@@ -29,7 +31,7 @@ _WAIT_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A process that trains a run. ``born`` distinguishes it from a later process with the same id."""
+    """A process that holds a lock. ``born`` distinguishes it from a later process with the same id."""
 
     pid: int
     host: str
@@ -39,16 +41,19 @@ class Holder:
     token: str
 
 
-class RunLock:
-    """Held while a run is trained. Use as a context manager.
+class FileLock:
+    """The lock file ``path``, held while a process works on ``thing``. Use as a context manager.
 
     Raises:
-        OutputError: Another process trains the run.
+        OutputError: Another process works on it; ``hint`` says what to do.
     """
 
-    def __init__(self, run: Path, emit: EventSink, *, break_lock: bool = False) -> None:
-        self.path, self.guard = run / LOCK, run / GUARD
+    def __init__(
+        self, path: Path, emit: EventSink, *, thing: str, hint: str, break_lock: bool = False
+    ) -> None:
+        self.path, self.guard = path, path.with_name(path.name + _GUARD_SUFFIX)
         self.emit = emit
+        self.thing, self.hint = thing, hint
         self.break_lock = break_lock
         self.me = this_process()
         self._ended = Event()
@@ -77,15 +82,15 @@ class RunLock:
         """Make sure that this process still holds the lock.
 
         Raises:
-            StorageError: The run's folder is gone, or another process has taken the run over.
+            StorageError: The lock is gone, or another process has taken it over.
         """
         holder = read_holder(self.path)
         if holder == self.me:
             return
         what = "its lock is gone" if holder is None else f"{_describe(holder)} has taken it over"
         raise StorageError(
-            f"this process no longer owns the run {self.path.parent}: {what}; nothing more is saved",
-            hint="let one process train a run at a time",
+            f"this process no longer owns {self.thing}: {what}; nothing more is saved",
+            hint="let one process work on it at a time",
         )
 
     def _take_over(self, holder: Holder) -> None:
@@ -93,9 +98,7 @@ class RunLock:
         state = holder_state(holder, self.me, silent_seconds=silent)
         if state == "alive" and not self.break_lock:
             raise OutputError(
-                f"run {self.path.parent.name} is in use by {_describe(holder)}",
-                hint="wait for it, or stop it; if it is certainly dead: sft resume "
-                f"{RunFolder(self.path.parent).argument} --break-lock",
+                f"{self.thing} is in use by {_describe(holder)}", hint=f"wait for it, or stop it; {self.hint}"
             )
         why = "it was declared dead" if state == "alive" else "it ended without a message (killed?)"
         self.emit(Warned(text=f"taking over from {_describe(holder)}: {why}"))
@@ -108,9 +111,7 @@ class RunLock:
             except FileExistsError:
                 self._drop_stale_guard()
                 if time.monotonic() > deadline:
-                    raise OutputError(
-                        f"cannot lock {self.path.parent}: {self.guard} was not released"
-                    ) from None
+                    raise OutputError(f"cannot lock {self.thing}: {self.guard} was not released") from None
                 time.sleep(_WAIT_SECONDS)
             else:
                 guard.close()
@@ -118,7 +119,7 @@ class RunLock:
 
     def _drop_stale_guard(self) -> None:
         """Remove the guard of a process that was killed within the few milliseconds of holding it."""
-        probe = self.guard.with_name(f"{GUARD}-{secrets.token_hex(4)}")
+        probe = self.guard.with_name(f"{self.guard.name}-{secrets.token_hex(4)}")
         try:
             storage.write_file(probe, [])  # its time is the file server's now
             if probe.stat().st_mtime - self.guard.stat().st_mtime > _GUARD_SECONDS:
@@ -136,6 +137,18 @@ class RunLock:
                 storage.disk.touch(self.path)
             except OSError:
                 continue  # a drive that is away for a while
+
+
+class RunLock(FileLock):
+    """Held while a run is trained.
+
+    Raises:
+        OutputError: Another process trains the run.
+    """
+
+    def __init__(self, run: Path, emit: EventSink, *, break_lock: bool = False) -> None:
+        dead = f"if it is certainly dead: sft resume {RunFolder(run).argument} --break-lock"
+        super().__init__(run / LOCK, emit, thing=f"run {run.name}", hint=dead, break_lock=break_lock)
 
 
 def this_process() -> Holder:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sftcli.data.prepared.store import MANIFEST, ExampleTable, PreparedDataset, fingerprint_of, open_prepared
 from sftcli.errors import DataError, NotFoundError, SftError
+from sftcli.figures import counted
 from sftcli.json_files import read_json
 from sftcli.modeling.cache import cache_folder
 from sftcli.services.runs.folder import RunFolder
@@ -22,9 +23,13 @@ class TrainedRows:
     def __str__(self) -> str:
         """Return it as a sentence."""
         if not self.same_prompt:
-            return f"none of these {self.rows:,} rows was trained on"
+            return (
+                "this row was not trained on"
+                if self.rows == 1
+                else f"none of these {self.rows:,} rows was trained on"
+            )
         more = self.same_prompt - self.same_row
-        said = f"{self.same_row:,} of these {self.rows:,} rows {_were(self.same_row)} trained on"
+        said = f"{self.same_row:,} of {'this' if self.rows == 1 else 'these'} {counted(self.rows, 'row')} {_were(self.same_row)} trained on"
         return (
             f"{said}, and {more:,} more {'has' if more == 1 else 'have'} a prompt that was" if more else said
         )

@@ -202,7 +202,18 @@ def _logged(run: TrainingRun) -> Iterator[tuple[TrainingRun, FitWatch]]:
             for text in log.repaired:
                 emit(Warned(text=text))
             watch.replay(read_events(run.folder))
-        yield replace(run, session=Session(watched(watch, emit), run.session.stop)), watch
+        try:
+            yield replace(run, session=Session(watched(watch, emit), run.session.stop)), watch
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"interrupted at once: {saved_text(run.folder)}") from error
+
+
+def saved_text(run: RunFolder) -> str:
+    """Return what of a run that was ended at once is kept, and how it goes on."""
+    steps = [step_of(one) for one in list_checkpoints(run.checkpoints)]
+    kept = f"step {max(steps)} is saved" if steps else "no checkpoint was saved yet"
+    how = "go on from there" if steps else "start it over"
+    return f"{kept}; to {how}: sft resume {run.argument}"
 
 
 def _train(

@@ -2,13 +2,14 @@
 
 import json
 import string
+from contextlib import suppress
 
 import pytest
 import tomli_w
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sftcli.config.foreign_config import ROWS, read_foreign
+from sftcli.config.foreign_config import _EXPECTED, ROWS, read_foreign
 from sftcli.config.foreign_names import OURS
 from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import FIELDS, Settings
@@ -116,6 +117,20 @@ def test_a_file_without_one_known_key_is_refused(tmp_path, name):
         ("c.yaml", "a: 1\n---\nb: 1\n", r"expected one YAML document"),
         ("c.yaml", "a: &b [1]\nc: [*b, *b]\n", r"c\.yaml:2: the alias \*b repeats a list"),
         ("c.yaml", "a: !!python/name:os.system x\n", r"could not determine a constructor"),
+        ("c.yaml", "training:\n  7: 1\n", r"c\.yaml:2: unknown key 'training\.7'"),
+        ("c.yaml", "training:\n  yes please: 1\n  true: 1\n", r"c\.yaml:3: unknown key 'training\.true'"),
+        ("c.yaml", "training:\n  ? [a]\n  : 1\n", r"c\.yaml:2:5: broken YAML: found unhashable key"),
+        ("c.yaml", "7: 1\n", r"c\.yaml:1: unknown key '7'"),
+        ("c.yaml", "training:\n  max_steps: !!int x\n", r"c\.yaml:2:14: broken YAML: the value is no int"),
+        (
+            "c.yaml",
+            f"training: {{max_steps: {'9' * 5000}}}",
+            r"c\.yaml:1:23: broken YAML: the value is no int",
+        ),
+        ("c.yaml", "a: !!timestamp 2020-99-99\n", r"c\.yaml:1:4: broken YAML: the value is no timestamp"),
+        ("c.yaml", "a: !!timestamp soon\n", r"c\.yaml:1:4: broken YAML: the value is no timestamp"),
+        ("c.yaml", "a: !!bool maybe\n", r"c\.yaml:1:4: broken YAML: the value is no bool"),
+        ("c.yaml", "a: !!int ''\n", r"c\.yaml:1:4: broken YAML: the value is no int"),
         ("c.json", '{"training": {"learning_rat": 1}}', r"c\.json:1: unknown key"),
         ("c.json", '{"training": ', r"c\.json:1:14: not JSON"),
         ("c.json", "[]", r"not a JSON object"),
@@ -195,6 +210,27 @@ def test_no_key_with_a_value_goes_without_a_word(content):
     )
     assert said == {key for key, value in content.items() if value not in (None, "", [], {})}
     assert found.settings.keys() <= set(FIELDS)
+
+
+_SCALARS = st.tuples(
+    st.sampled_from(["", "!!int ", "!!float ", "!!bool ", "!!null ", "!!timestamp ", "!!binary ", "!!set ", "!!omap ", "!!merge "]),
+    st.sampled_from(["x", "''", "1e999", "9" * 4400, "2020-99-99", "0x", "-", "1:2", "true", "~", "<<", "[a]", "{a: 1}", "é"]),
+).map("".join)  # fmt: skip
+
+
+@given(st.lists(st.tuples(_SCALARS, _SCALARS), min_size=1, max_size=4))
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_yaml_holds_it_is_settings_or_a_usage_error(tmp_path, pairs):
+    text = "training:\n" + "".join(f"  ? {key}\n  : {value}\n" for key, value in pairs)
+    for whole in (text, f"lr: {pairs[0][1]}\n", f"{pairs[0][0]}: 1\n"):
+        with suppress(UsageError):
+            settings_of(tmp_path, "c.yaml", whole)
+
+
+@pytest.mark.parametrize("key", sorted(_EXPECTED))
+def test_a_value_that_is_refused_is_told_what_to_write(key):
+    (why,) = read_foreign({key: "surprise"}).refused.values()
+    assert why
 
 
 def test_settings_written_as_toml_are_read_back_from_yaml(tmp_path):

@@ -27,7 +27,7 @@ from sftcli.data.conversations.keys.meaning import (
     is_told,
     is_true,
 )
-from sftcli.data.conversations.messages import ROLES
+from sftcli.data.conversations.messages import role_of
 
 _MARKS = frozenset(key for key, meanings in BY_KEY.items() if any(m.says == MARKS.says for m in meanings))
 _PLAIN_TURN = frozenset(("role", "content", "from", "value"))
@@ -161,10 +161,9 @@ def check_prompt(row: Mapping[str, object], turns: Sequence[object], *, read: fr
         raise UnreadError(found)
     for turn in turns:
         if isinstance(turn, dict):
-            role = ROLES.get(str(turn.get("role", turn.get("from"))).lower())
             check_turn(
                 {key: turn[key] for key in turn if key not in _MARKS},
-                is_assistant=role not in ("system", "user"),
+                is_assistant=role_of(turn) not in ("system", "user"),
             )
             if calls := [key for key in ("tool_calls", "function_call") if is_filled(turn.get(key))]:
                 what = f'"{calls[0]}" of turns is not read in files of prompts'

@@ -22,7 +22,7 @@ from sftcli.modeling.formats.older_config import with_older_keys, with_older_tok
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 SOURCE_FILE = "source.json"
 _FORMAT = 1
@@ -62,11 +62,13 @@ def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, s
             hint="name the Hugging Face folder that it was made of",
         )
     if read_source(folder, emit) == digest and _is_exact(folder) == header.is_exact:
+        _refuse_unread(gguf, header, folder)
         return folder, digest
     size = gguf.stat().st_size / 1e6
     emit(Notice(text=f"converting {gguf.name} ({size:.0f} MB) to a {header.dtype} model folder, once"))
     with storage.atomic_folder(folder, hint=CACHE_HINT) as fresh:
         _convert(gguf, header, fresh, emit)
+        _refuse_unread(gguf, header, fresh)
         _write_source(fresh, gguf.name, digest, header)
     return folder, digest
 
@@ -162,7 +164,6 @@ def _convert(gguf: Path, header: GgufHeader, folder: Path, emit: EventSink) -> N
         model, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
         if missing := sorted(info["missing_keys"]):
             raise DataError(f"{gguf} lacks {len(missing)} tensors of the model, for example {missing[0]}")
-        _refuse_unread(gguf, header, model.config)
         if header.is_exact:
             _narrow(model, getattr(torch, header.dtype))
         storage.disk.let_library_write(folder, lambda: model.save_pretrained(folder))
@@ -172,8 +173,13 @@ def _convert(gguf: Path, header: GgufHeader, folder: Path, emit: EventSink) -> N
         _split_digits(folder / "tokenizer.json")
 
 
-def _refuse_unread(gguf: Path, header: GgufHeader, config: "PretrainedConfig") -> None:
-    """Refuse a file with a number that transformers leaves out and that is another than the one it takes."""
+def _refuse_unread(gguf: Path, header: GgufHeader, folder: Path) -> None:
+    """Refuse a file with a number that transformers leaves out and that is another than the one in the ``folder`` made of it."""
+    if not header.unread:
+        return
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     taken = {name: getattr(config, name, None) for name in header.unread}
     if (scalar := getattr(config, "query_pre_attn_scalar", None)) is not None:
         taken["attention.scale"] = scalar**-0.5

@@ -151,7 +151,7 @@ def find_changes(
         shown = "; ".join(f"{key} was {_short(a)}, is {_short(b)}" for key, (a, b) in refused.items())
         raise MismatchError(
             f"{what} does not match: {shown}",
-            hint=f"restore it, or start a new run: sft train.{_way_on(refused, finished)} These may always change: "
+            hint=f"restore it, or start a new run under another --run NAME.{_way_on(refused, finished)} These may always change: "
             f"{', '.join(sorted(CHANGEABLE))}",
         )
     return Changes(harmless=harmless, machine=machine, forced=forced)

@@ -15,10 +15,11 @@ from sftcli.config.auto import (
 from sftcli.config.resolve import DEFAULT_ORIGIN, to_toml
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import NotFoundError, UsageError
-from sftcli.figures import FEW_ROWS, are_few
+from sftcli.figures import counted
 from sftcli.json_files import read_json_or_nothing, replace_json
 from sftcli.modeling.formats.sizes import parameters_bytes
 from sftcli.modeling.locate.locate import LocatedModel
+from sftcli.services.prepare.doubts import heldout_doubts
 from sftcli.services.prepare.prepare import PreparedData
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.storage import replace_file
@@ -107,25 +108,7 @@ def doubts(asked: Settings, complete: Settings, *, train_rows: int, heldout_rows
             if asked.training.max_steps
             else f"--epochs {math.ceil(3 * FEW_STEPS * training.rows_per_step / max(1, train_rows))}"
         )
-        yield f"{_counted(steps, 'step')} teach little; to train longer: {longer}"
+        yield f"{counted(steps, 'step')} teach little; to train longer: {longer}"
     elif passes < 1 and steps < SURE_STEPS:
         yield f"the steps reach {passes:.0%} of the rows; to see all of them once: --epochs 1"
     yield from heldout_doubts(complete, train_rows=train_rows, heldout_rows=heldout_rows)
-
-
-def heldout_doubts(settings: Settings, *, train_rows: int, heldout_rows: int) -> Iterator[str]:
-    """Yield that the held-out rows prove little, where they are few."""
-    if not are_few(heldout_rows):
-        return
-    share = math.ceil(100 * FEW_ROWS / (train_rows + heldout_rows)) / 100
-    if settings.data.heldout_sources:
-        more = "name more with --heldout"
-    elif share > 0.5:  # what may be held out at most
-        more = "to name others: --heldout FILE"
-    else:
-        more = f"to hold out more: --set data.heldout_fraction={share:g}"
-    yield f"{_counted(heldout_rows, 'held-out row')} prove{'s' if heldout_rows == 1 else ''} little; {more}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

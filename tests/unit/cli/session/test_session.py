@@ -185,3 +185,16 @@ def test_a_log_gets_lines_and_a_quiet_one_warnings() -> None:
 def test_verbose_gets_a_line_for_every_step() -> None:
     views = [open_view(Output(verbose=verbose), every_steps=7) for verbose in (False, True)]
     assert [view.every_steps for view in views if isinstance(view, PlainView)] == [7, 1]
+
+
+def test_while_torch_is_loaded_the_first_interrupt_ends_at_once_and_later_two_are_needed(capsys) -> None:
+    with pytest.raises(CommandStopped, match="interrupted while loading: nothing was begun") as caught:  # noqa: SIM117
+        with session(Output()) as current, current.loading():
+            signal.raise_signal(signal.SIGINT)
+    assert caught.value.exit_code == 130
+    assert "stopping" not in capsys.readouterr().err
+    with session(Output(quiet=True)) as current:
+        with current.loading():
+            pass
+        signal.raise_signal(signal.SIGINT)
+        assert current.stop.requested()

@@ -247,3 +247,22 @@ def test_a_long_silence_has_a_sign_that_moves_until_there_is_news() -> None:
     rig.now += 5
     rig.view.close()
     assert "still at it" not in rig.screen().text()
+
+
+def test_a_stop_that_is_asked_for_in_a_silence_is_answered_at_once() -> None:
+    rig = Rig()
+    rig.view(Notice(text="loading torch and transformers"))
+    rig.now += 5
+    rig.view.refresh()
+    rig.view.show_stopping()
+    assert "stopping" in rig.screen().text()
+    rig.now += 5
+    rig.view.refresh()
+    assert "stopping" in rig.screen().text()
+
+
+def test_a_stop_within_an_answer_leaves_the_answer_as_it_is() -> None:
+    rig = Rig()
+    rig.view(TextDelta(text="It is a"))
+    rig.view.show_stopping()
+    assert "stopping" not in rig.screen().text()

@@ -447,6 +447,7 @@ def test_more_rows_than_there_are_is_refused(write):
             "e.yaml:1: lists and objects are nested more than 100 deep",
         ),
         ("f.yaml", "- 7: x\n", "f.yaml:1: the name 7 is a number, expected text"),
+        ("h.yaml", "- a: x\n- a: !!int x\n", "h.yaml:2:6: broken YAML: the value is no int"),
         ("g.yaml", "- a: !!binary aGk=\n", "g.yaml:1: a value is bytes, expected a plain one"),
         ("h.yml", "", "h.yml: no rows"),
         ("t.jsonl", "", "t.jsonl: no rows"),

@@ -10,6 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import feather, parquet
 
+from sftcli.data.conversations.messages import ROLES
 from sftcli.errors import DataError, NotFoundError, UsageError
 from sftcli.services.generate.prompt_file import read_prompts
 
@@ -198,3 +199,8 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
         read_prompts(tmp_path / "folder", system="")
     with pytest.raises(NotFoundError, match="no file 'nosuch/rows'"):
         read_prompts(Path("nosuch/rows"), system="")
+
+
+@pytest.mark.parametrize("role", sorted(name for name, meant in ROLES.items() if meant == "assistant"))
+def test_an_answer_under_any_of_its_names_is_asked_for_again(read, role):
+    assert read({"messages": [ASKED, {"role": role.upper(), "content": "No."}]}) == [("user", "And now?")]

@@ -124,7 +124,7 @@ def test_loss_of_the_lock_is_noticed_and_the_new_holder_left_alone(tmp_path: Pat
             (tmp_path / LOCK).unlink()
         else:
             forge(tmp_path, host="elsewhere")
-        with pytest.raises(StorageError, match="no longer owns the run"):
+        with pytest.raises(StorageError, match="no longer owns run "):
             lock.check()
     assert (tmp_path / LOCK).exists() == (fate == "taken over")
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sftcli.errors import DataError, OutputError, UsageError
 from sftcli.events import NeverStop, Session
+from sftcli.modeling.formats.gguf import gguf_import
 from sftcli.modeling.formats.gguf.gguf_export import ModelFacts, write_gguf
 from sftcli.modeling.formats.gguf.gguf_families import FAMILIES
 from sftcli.modeling.locate.locate import locate_model
@@ -267,3 +268,14 @@ def test_numbers_that_transformers_does_not_read_are_refused_where_they_are_othe
         locate_model(str(path), revision=None, emit=sink)
     path, _, sink = write(tmp_path / "usual", "gemma2", **usual)
     locate_model(str(path), revision=None, emit=sink)
+
+
+def test_a_folder_that_was_converted_before_such_numbers_were_looked_at_is_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _, sink = write(tmp_path, "gemma2", attn_logit_softcapping=2.0, final_logit_softcapping=30.0)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(gguf_import, "_refuse_unread", lambda *_: None)
+        locate_model(str(path), revision=None, emit=sink)
+    with pytest.raises(DataError, match="attn_logit_softcapping 2"):
+        locate_model(str(path), revision=None, emit=sink)
