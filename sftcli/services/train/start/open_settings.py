@@ -41,7 +41,7 @@ def decide(settings: Settings, prepared: PreparedData, located: LocatedModel) ->
 
 
 def decided_text(decided: Decided) -> str:
-    """Return in one line what was decided and why, such as ``auto: 150 rows: batch size 8, 3 epochs, 20% held out``."""
+    """Return in one line what was decided and why, such as ``auto: 150 rows: batch size 8, 3 epochs, 20% held out``; empty for nothing."""
     settings = decided.settings
     words = {
         "training.batch_size": f"batch size {settings.training.batch_size}",
@@ -55,7 +55,8 @@ def decided_text(decided: Decided) -> str:
     for key, text in words.items():
         if key in decided.origins:
             by_reason.setdefault(decided.origins[key].removeprefix(ORIGIN), []).append(text)
-    return ORIGIN + "; ".join(f"{reason}: {', '.join(texts)}" for reason, texts in by_reason.items())
+    told = "; ".join(f"{reason}: {', '.join(texts)}" for reason, texts in by_reason.items())
+    return f"{ORIGIN}{told}" if told else ""
 
 
 def record(run: RunFolder, decided: Decided) -> None:
