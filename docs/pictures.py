@@ -2,7 +2,7 @@
 
     python docs/pictures.py
 
-It needs tmux and chromium, and takes about three minutes. What a person would see is what is drawn: the training runs in a
+It needs tmux and chromium, and takes a few minutes. What a person would see is what is drawn: the training runs in a
 terminal of its own, and the terminal is asked for its screen.
 """
 
@@ -21,10 +21,9 @@ from sftcli.modeling.cache import cache_folder
 IMAGES = Path(__file__).parent / "images"
 COLUMNS, ROWS = 96, 24
 SOCKET = "sft-pictures"
-TRAIN = "train --run quick --max-steps 16"
-OFTEN = {"SFT_TRAINING__EVAL_EVERY_STEPS": "5", "SFT_CHECKPOINT__EVERY_STEPS": "5"}
+TRAIN = "train --run quick --max-steps 16 --eval-every 5"  # all of it: it stands in the picture
 WANTED = re.compile(r"1[2-5]/16")  # late enough for a curve, before the end
-MAX_SECONDS = 600
+MAX_SECONDS = 1800
 
 
 def tmux(*arguments: str) -> str:
@@ -42,7 +41,6 @@ def capture_training(folder: Path) -> str:
     program = f"{sys.executable} -m sftcli {TRAIN}; touch over; sleep 600"
     size = ["-x", str(COLUMNS), "-y", str(ROWS)]
     variables = {name: os.environ[name] for name in ("SFT_CACHE_DIR", "PYTHONPATH") if name in os.environ}
-    variables |= OFTEN
     named = [word for name, value in variables.items() for word in ("-e", f"{name}={value}")]
     tmux(
         "new-session",

@@ -1,7 +1,7 @@
-"""Measured numbers as text, with no more digits than the rows that they were computed on carry.
+"""Numbers and values of settings as people read them: one form for the terminal, the page, the card and the verdict.
 
-Whatever people read, the terminal, the page, the card and the verdict, takes losses and shares of rows from here. A count
-of 0 rows says that it is not known, as in logs that hold none; all digits stand there.
+A measured one has no more digits than the rows that it was computed on carry. A count of 0 rows says that it is not known,
+as in logs that hold none; all digits stand there.
 """
 
 from math import isfinite
@@ -65,6 +65,76 @@ def carried(digits: int, rows: int) -> int:
     return max(0, digits - 2) if are_few(rows) else digits
 
 
-def gigabytes(count: int) -> str:
-    """Return a size for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+def duration(seconds: float) -> str:
+    """Return a time as ``0.04s``, ``1.5s``, ``12s``, ``1m20s``, ``2h05m`` or ``3d04h``; never negative."""
+    if not isfinite(seconds) or seconds >= 9.95:
+        return whole_duration(seconds)
+    seconds = max(0.0, seconds)
+    return f"{seconds:.2f}s" if seconds < 0.995 else f"{seconds:.1f}s"
+
+
+def whole_duration(seconds: float) -> str:
+    """Return a time like ``duration`` but in whole seconds, for times that move on the screen."""
+    if not isfinite(seconds):
+        return "?"
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def size(num_bytes: float) -> str:
+    """Return a size as ``512 B`` or ``2.1 GB``, in steps of 1000."""
+    if num_bytes < 1000:
+        return f"{round(num_bytes)} B"
+    for unit in ("kB", "MB", "GB"):
+        num_bytes /= 1000
+        if num_bytes < 999.95:
+            return f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes / 1000:.1f} TB"
+
+
+def flop_rate(flops: float) -> str:
+    """Return operations per second as ``430 GFLOP/s`` or ``2.40 TFLOP/s``."""
+    return f"{flops / 1e9:.0f} GFLOP/s" if flops < 0.9995e12 else f"{flops / 1e12:.2f} TFLOP/s"
+
+
+def count(number: float) -> str:
+    """Return a count with thousands separators."""
+    return f"{round(number):,}"
+
+
+def short_count(number: float) -> str:
+    """Return a large count as ``134.5M``; below 10,000 as it is."""
+    if number < 10_000:
+        return count(number)
+    for unit in ("k", "M", "B"):
+        number /= 1000
+        if number < 999.95:
+            return f"{number:.1f}{unit}"
+    return f"{number / 1000:.1f}T"
+
+
+def rate_text(learning_rate: float) -> str:
+    """Return a learning rate as ``2.0e-04``."""
+    return f"{learning_rate:.1e}" if isfinite(learning_rate) else "not finite"
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction of 1 as ``12%``."""
+    return f"{100 * fraction:.0f}%" if isfinite(fraction) else "?"
+
+
+def setting_text(value: object) -> str:
+    """Return the value of a setting for people: no notation of Python."""
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(setting_text(item) for item in value) or "none"
+    return str(value)

@@ -49,7 +49,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "CUDA_VISIBLE_DEVICES=0 before the command for one GPU, CUDA_VISIBLE_DEVICES= for the CPU": (
         "device", "device_map", "gpu", "gpus", "no_cuda", "use_cpu",
     ),
-    "not needed: sft train is this stage, and its final model goes into the next": ("stage",),
+    "not needed: this stage is what `sft train` does, and its final model goes into the next": ("stage",),
     "--plan": ("dry_run",),
     "not needed: only answers are trained": ("completion_only_loss", "assistant_only_loss", "train_on_inputs", "mask_prompt"),
 }  # fmt: skip

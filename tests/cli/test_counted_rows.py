@@ -60,7 +60,7 @@ def test_three_rows_give_no_interval_and_no_three_decimals(evaluated, sft, tmp_p
     sft("export", "one", "--to", "hf", "--out", "out", "--runs", tmp_path / "runs")
     card = Path("out/README.md").read_text(encoding="utf-8")
     held_out = next(line for line in about.splitlines() if line.startswith("held-out loss"))
-    scored = page[page.index("Evaluation on") : page.index("<h3>Samples")]
+    scored = page[page.index("Scores on held-out rows") : page.index("<h3>Samples")]
     table = card[card.index("## Scores") : card.index("## Settings")]
     facts = next(line for line in page.splitlines() if "<th>held-out loss</th>" in line)
     verdict = next(line for line in shown.splitlines() if line.startswith("verdict"))
@@ -83,7 +83,7 @@ def test_answers_that_are_cut_are_counted_and_marked_wherever_they_are_shown(eva
         score, marked = report[model], [sample[f"{model}_cut"] for sample in report["samples"]]
         assert (sum(marked), len(marked)) == (score["cut"], score["answered"])
         assert score["cut_fraction"] == score["cut"] / 8
-        assert page.count(f"{model}, cut short") == score["cut"]
+        assert len(re.findall(rf"{model}: <span[^>]*>wrong</span>, cut short", page)) == score["cut"]
         assert score["mean_answer_tokens"] <= score["most_answer_tokens"]
         assert score["cut"] + score["matched"] <= 8
     cut = report["base"]["cut"]

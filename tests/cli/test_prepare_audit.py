@@ -76,6 +76,9 @@ def test_a_person_sees_the_audit_with_a_histogram(prepare):
     assert Path(out.strip()).is_dir()
     assert "duplicates 1, such as rows.jsonl:21 like rows.jsonl:4" in err
     assert "up to 32" in err
+    assert err.endswith(
+        "kept for trainings with the same rows and settings in the cache:"
+    )  # the path follows
 
 
 def test_strict_passes_rows_that_are_good(prepare):
@@ -100,9 +103,11 @@ def test_strict_passes_rows_that_are_good(prepare):
     ],
 )
 def test_strict_names_what_is_wrong(prepare, row, flags, message):
-    code, _, err = prepare([*GOOD, row], "--strict", *flags)
+    code, out, err = prepare([*GOOD, row], "--strict", *flags)
     assert code == 3
     assert message in err
+    assert not out  # no place of rows that will not be trained on
+    assert "kept for" not in err
 
 
 def test_a_limit_allows_a_share_with_and_without_strict(prepare):
@@ -199,7 +204,7 @@ def test_few_held_out_rows_and_what_the_printed_folder_is_for_are_said(sft, rows
     assert re.search(
         r"warning: \d held-out rows? proves? little; to hold out more: --set data\.heldout_fraction=0\.", err
     )
-    assert err.splitlines()[-1] == "kept in the cache, where training with the same settings finds it:"
+    assert err.splitlines()[-1] == "kept for trainings with the same rows and settings in the cache:"
     assert Path(out.strip()).is_dir()
 
 

@@ -12,7 +12,7 @@ from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
-from sftcli.cli.terminal.text import size
+from sftcli.figures import size
 
 
 class ExportFormat(StrEnum):

@@ -85,8 +85,8 @@ def prepare(
             as_messages=is_file or out_format is OutFormat.MESSAGES,
         )
         outcome = run_prepare(request, current)
-    if not output.json:
-        audit_view.show_prepared(outcome, output)
-    outcome.fitness.require()  # first, for --json prints one object, also on failure
     if output.json:
+        outcome.fitness.require()  # first, for --json prints one object, also on failure
         tables.show_result_json(outcome.to_json())
+    else:
+        audit_view.show_prepared(outcome, output)

@@ -11,7 +11,7 @@ from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import Output, RunsRoot
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
-from sftcli.cli.terminal.text import size
+from sftcli.figures import size
 
 if TYPE_CHECKING:
     from sftcli.services.export.push import PushOutcome

@@ -1,7 +1,7 @@
 """``sft runs`` and ``sft show``: what became of earlier runs."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,8 @@ from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import Output, RunsRoot
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
-from sftcli.cli.terminal.text import count, duration, loss_text, percent, signs, sparkline
+from sftcli.cli.terminal.text import loss_text, signs, sparkline
+from sftcli.figures import count, duration, percent, share_of
 
 if TYPE_CHECKING:
     from sftcli.services.runs.summary import RunSummary
@@ -87,7 +88,10 @@ def show(
         return
     out = tables.out(output.color)
     levels = signs(out.encoding).levels
-    out.print(tables.key_value_table(list(_facts(summary, levels))))
+    facts = [*_facts(summary, levels), *_score_facts(scores or {})]
+    if chosen.report.is_file():
+        facts.append(("report", str(chosen.report)))
+    out.print(tables.key_value_table(facts))
     for warning in summary.warnings[-SHOWN_WARNINGS:]:
         tables.show_text(f"warning: {warning}", out)
     tables.show_text(
@@ -148,6 +152,17 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
             "set aside",
             f"{_checkpoint_steps(summary.set_aside)}, until a newer one is safe; back with: {back}",
         )
+
+
+def _score_facts(scores: "Mapping[str, object]") -> Iterator[tuple[str, object]]:
+    """Yield what `sft eval` has found: how many answers were right, and the loss, each with the base's."""
+    tuned, base = scores.get("tuned"), scores.get("base")
+    if not isinstance(tuned, dict):
+        return
+    named = [(tuned, ""), *([(base, " by the base")] if isinstance(base, dict) else [])]
+    matches = [f"{share_of(score['matched'], score['answered'])}{whose}" for score, whose in named]
+    losses = [f"{loss_text(score['loss'], score['rows'])}{whose}" for score, whose in named]
+    yield "scores", f"exactly right {', '.join(matches)}; loss {', '.join(losses)}"
 
 
 def _checkpoint_steps(steps: "Sequence[int]") -> str:

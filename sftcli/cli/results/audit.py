@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from sftcli.cli.options import shared as options
 from sftcli.cli.terminal import tables
-from sftcli.cli.terminal.text import count, percent, signs
+from sftcli.cli.terminal.text import signs
+from sftcli.figures import count, percent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from sftcli.data.quality.audit import AuditSummary, LengthBin
     from sftcli.services.prepare.prepare import PrepareOutcome
 
-TITLES = {"train": "training rows", "heldout": "held-out rows", "text": "plain text"}
 MAX_BAR = 40
 _DUPLICATES = (
     ("duplicates", "duplicate_rows", "exact"),
@@ -23,7 +23,13 @@ _DUPLICATES = (
 
 
 def show_prepared(outcome: "PrepareOutcome", output: options.Output) -> None:
-    """Print what became of the rows."""
+    """Print what became of the rows; the place of the prepared ones only where they are fit to be trained on.
+
+    Raises:
+        DataError: They are not.
+    """
+    from sftcli.data.quality.audit import TITLES
+
     out, err = tables.out(output.color), tables.err(output.color)
     if not output.quiet:
         for split, audit in outcome.data.audit.items():
@@ -36,8 +42,14 @@ def show_prepared(outcome: "PrepareOutcome", output: options.Output) -> None:
             err.print(Legend())
         for row in outcome.shown:
             out.print(RowView(row=row))
-    if outcome.out is None and not output.quiet:
-        tables.show_text("kept in the cache, where training with the same settings finds it:", err)
+    outcome.fitness.require()
+    if not output.quiet:
+        what = (
+            "written to:"
+            if outcome.out
+            else "kept for trainings with the same rows and settings in the cache:"
+        )
+        tables.show_text(what, err)
     tables.show_text(outcome.out or outcome.folder, out)
 
 

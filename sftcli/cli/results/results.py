@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from sftcli.cli.options import shared as options
 from sftcli.cli.results.confidence import confidence_table, confidence_text
 from sftcli.cli.terminal import tables
-from sftcli.cli.terminal.text import count, duration, loss_text, short_count, size, whole_duration
-from sftcli.figures import change, counted, interval, share_of
+from sftcli.cli.terminal.text import loss_text
+from sftcli.figures import count, counted, duration, share_of, short_count, size, whole_duration
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sftcli.config.resolve import Row
     from sftcli.services.diagnosis.verdict import Verdict
     from sftcli.services.doctor import Finding
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from sftcli.services.train.run import TrainOutcome
 
 SHOWN_MISSES = 3
+MOST_PROMPT = 200  # characters of the end of a prompt that are shown with its answer
 
 
 def show_settings(rows: Iterable["Row"], output: options.Output) -> None:
@@ -81,6 +84,8 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
             from sftcli.services.runs.summary import can_be_scored
 
             score = f", or sft eval {run.argument}" if can_be_scored(run) else ""
+            if run.report.is_file():
+                tables.show_text(f"report: {run.report}", err)
             tables.show_text(f"next: {generate_command(run)}{score}", err)
     if outcome.final is not None:
         tables.show_text(outcome.final, tables.out(output.color))
@@ -170,6 +175,8 @@ def show_verified(outcome: "VerifyOutcome", output: options.Output) -> None:
 
 def show_scores(report: "EvalReport", output: options.Output) -> None:
     """Print the scores of base and tuned side by side, and a few rows that the tuned model got wrong."""
+    from sftcli.services.report.measures import differences_of
+
     base, tuned = report.base, report.tuned
     out, err = tables.out(output.color), tables.err(output.color)
     names = (base.model if base else "base", tuned.model)
@@ -200,20 +207,38 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
     for score in (tuned, base):
         if score is not None and score.cut:
             tables.show_text(_cut_text(score), err, wrap=True)
-    for name, difference in (("loss", report.loss_difference), ("exact match", report.match_difference)):
-        if difference is not None:
-            found = change(difference.value, 3, difference.rows)
-            bounds = interval(difference.low, difference.high, 3, difference.rows)
-            tables.show_text(f"{name}: {found} against the base, {bounds}", err)
+    for text in differences_of(report.to_json()):
+        tables.show_text(text, err)
     tables.show_text(confidence_text(report), err, wrap=True)
     if report.verdict is not None:
         tables.show_text(_verdict_text(report.verdict), err, wrap=True)
+    _show_misses(report, err)
+    if report.page is not None:
+        tables.show_text(f"report: {report.page}", err)
+
+
+def _show_misses(report: "EvalReport", err: "Console") -> None:
+    """Print a few wrong answers under their prompts, without what all prompts share."""
+    from sftcli.services.report.samples import split_prompts
+
     shown = report.misses[:SHOWN_MISSES]
     if shown:
-        tables.show_text(f"wrong answers, {len(shown)} of {count(tuned.answered - tuned.matched)}:", err)
-    for miss in shown:
+        tables.show_text(
+            f"wrong answers, {len(shown)} of {count(report.tuned.answered - report.tuned.matched)}:", err
+        )
+    others = [sample.prompt for sample in report.samples]
+    prompts = split_prompts([*(miss.prompt for miss in shown), *others]).own
+    for miss, prompt in zip(shown, prompts, strict=False):
         cut = " (cut)" if miss.cut else ""
-        tables.show_text(f"{miss.origin}\n  expected {miss.expected}\n  answered {miss.answer}{cut}", err)
+        asked = " ".join(prompt.split())
+        asked = asked if len(asked) <= MOST_PROMPT else f"... {asked[-MOST_PROMPT:]}"
+        lines = (
+            miss.origin,
+            f"prompt   {asked}",
+            f"expected {miss.expected}",
+            f"answered {miss.answer}{cut}",
+        )
+        tables.show_text("\n  ".join(lines), err)
 
 
 def _trained_text(report: "EvalReport") -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from sftcli.cli.terminal.text import clean, count, percent, signs, writable
+from sftcli.cli.terminal.text import clean, signs, writable
+from sftcli.figures import count, percent
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

@@ -18,7 +18,7 @@ from rich.text import Text
 from sftcli.cli.options.shared import Color, use_color
 from sftcli.cli.terminal.text import clean, writable
 from sftcli.errors import redact
-from sftcli.figures import NOTHING, carried, change, figure
+from sftcli.figures import NOTHING, carried, change, figure, setting_text
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -142,7 +142,7 @@ def settings_table(rows: Sequence[tuple[str, object, str]]) -> Grid:
         rows=[
             [
                 Cell(text=key),
-                Cell(text=_setting(value), style="" if origin == "default" else "bold"),
+                Cell(text=setting_text(value), style="" if origin == "default" else "bold"),
                 Cell(text=origin, style="dim" if origin == "default" else "cyan"),
             ]
             for key, value, origin in rows
@@ -157,44 +157,42 @@ class Pair:
     metric: str
     first: float | None
     second: float | None
-    lower_is_better: bool
+    lower_is_better: bool | None  # None where neither is, and a difference says nothing
     digits: int = 3
     rows: int = 0
 
 
 def comparison_table(pairs: Sequence[Pair], *, names: tuple[str, str] = ("base", "tuned")) -> Grid:
-    """Return metrics of two models called ``names``, with the difference, green where the second is better, and the rows."""
+    """Return metrics of two models called ``names``, with the difference, green where the second is better, and the rows.
+
+    Where nothing of the first was measured there is a column for the second alone.
+    """
     has_rows = any(pair.rows for pair in pairs)
+    has_first = any(pair.first is not None for pair in pairs)
     body = []
     for pair in pairs:
-        values = [Cell(text=figure(value, pair.digits, pair.rows)) for value in (pair.first, pair.second)]
-        count = [Cell(text=f"{pair.rows:,}" if pair.rows else "-")] if has_rows else []
-        body.append([Cell(text=pair.metric), *values, _difference(pair), *count])
+        first, second = (
+            Cell(text=figure(value, pair.digits, pair.rows)) for value in (pair.first, pair.second)
+        )
+        values = [first, second, _difference(pair)] if has_first else [second]
+        count = [Cell(text=f"{pair.rows:,}" if pair.rows else NOTHING)] if has_rows else []
+        body.append([Cell(text=pair.metric), *values, *count])
+    columns = (*names, "difference") if has_first else names[1:]
     return Grid(
-        header=("metric", *names, "difference", *(["rows"] if has_rows else [])),
+        header=("metric", *columns, *(["rows"] if has_rows else [])),
         aligns=("left", "right", "right", "right", "right"),
         rows=body,
     )
 
 
 def _difference(pair: Pair) -> Cell:
-    if pair.first is None or pair.second is None:
+    if pair.first is None or pair.second is None or pair.lower_is_better is None:
         return Cell(text=NOTHING)
     difference = pair.second - pair.first
     style = ""
     if isfinite(difference) and round(difference, carried(pair.digits, pair.rows)):
         style = "green" if (difference < 0) == pair.lower_is_better else "red"
     return Cell(text=change(difference, pair.digits, pair.rows), style=style)
-
-
-def _setting(value: object) -> str:
-    if value is None:
-        return "unset"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return ", ".join(_setting(item) for item in value) or "none"
-    return str(value)
 
 
 def out(color: Color = Color.AUTO) -> Console:

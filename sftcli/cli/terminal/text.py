@@ -79,60 +79,6 @@ def as_utf8(text: str) -> str:
     return text
 
 
-def duration(seconds: float) -> str:
-    """Return a time as ``0.04s``, ``1.5s``, ``12s``, ``1m20s``, ``2h05m`` or ``3d04h``; never negative."""
-    if not isfinite(seconds) or seconds >= 9.95:
-        return whole_duration(seconds)
-    seconds = max(0.0, seconds)
-    return f"{seconds:.2f}s" if seconds < 0.995 else f"{seconds:.1f}s"
-
-
-def whole_duration(seconds: float) -> str:
-    """Return a time like ``duration`` but in whole seconds, for times that move on the screen."""
-    if not isfinite(seconds):
-        return "?"
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
-
-
-def size(num_bytes: float) -> str:
-    """Return a size as ``512 B`` or ``2.1 GB``, in steps of 1000."""
-    if num_bytes < 1000:
-        return f"{round(num_bytes)} B"
-    for unit in ("kB", "MB", "GB"):
-        num_bytes /= 1000
-        if num_bytes < 999.95:
-            return f"{num_bytes:.1f} {unit}"
-    return f"{num_bytes / 1000:.1f} TB"
-
-
-def flop_rate(flops: float) -> str:
-    """Return operations per second as ``430 GFLOP/s`` or ``2.40 TFLOP/s``."""
-    return f"{flops / 1e9:.0f} GFLOP/s" if flops < 0.9995e12 else f"{flops / 1e12:.2f} TFLOP/s"
-
-
-def count(number: float) -> str:
-    """Return a count with thousands separators."""
-    return f"{round(number):,}"
-
-
-def short_count(number: float) -> str:
-    """Return a large count as ``134.5M``; below 10,000 as it is."""
-    if number < 10_000:
-        return count(number)
-    for unit in ("k", "M", "B"):
-        number /= 1000
-        if number < 999.95:
-            return f"{number:.1f}{unit}"
-    return f"{number / 1000:.1f}T"
-
-
 def loss_text(loss: float | None, rows: int = 0) -> str:
     """Return a loss with the decimals that it carries when it was measured on ``rows``, or "not finite"."""
     return loss_figure(loss, rows)
@@ -143,16 +89,6 @@ def norm_text(norm: float) -> str:
     if not isfinite(norm):
         return "not finite"
     return f"{norm:.1f}" if 0.1 <= norm < 1000 else f"{norm:.1e}" if norm else "0.0"
-
-
-def rate_text(learning_rate: float) -> str:
-    """Return a learning rate as ``2.0e-04``."""
-    return f"{learning_rate:.1e}" if isfinite(learning_rate) else "not finite"
-
-
-def percent(fraction: float) -> str:
-    """Return a fraction of 1 as ``12%``."""
-    return f"{100 * fraction:.0f}%" if isfinite(fraction) else "?"
 
 
 def sparkline(values: Sequence[float], width: int, levels: str) -> str:

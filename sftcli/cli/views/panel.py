@@ -7,21 +7,10 @@ another and the last ones go first. Below 36 there is one line.
 from dataclasses import dataclass
 from math import ceil, isfinite
 
-from sftcli.cli.terminal.text import (
-    Signs,
-    clean,
-    count,
-    duration,
-    loss_text,
-    norm_text,
-    percent,
-    rate_text,
-    size,
-    sparkline,
-    whole_duration,
-)
+from sftcli.cli.terminal.text import Signs, clean, loss_text, norm_text, sparkline
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.events import HeldoutDone, Progressed
+from sftcli.figures import count, duration, percent, rate_text, size, whole_duration
 
 LABEL_COLUMNS = 10
 CELL_COLUMNS = 18

@@ -2,19 +2,7 @@
 
 from typing import assert_never
 
-from sftcli.cli.terminal.text import (
-    clean,
-    count,
-    duration,
-    flop_rate,
-    loss_text,
-    norm_text,
-    percent,
-    rate_text,
-    short_count,
-    size,
-    whole_duration,
-)
+from sftcli.cli.terminal.text import clean, loss_text, norm_text
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.events import (
     DataPrepared,
@@ -31,6 +19,7 @@ from sftcli.events import (
     StepDone,
     Warned,
 )
+from sftcli.figures import count, duration, flop_rate, percent, rate_text, short_count, size, whole_duration
 
 
 def stop_text(*, trains: bool) -> str:

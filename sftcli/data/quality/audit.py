@@ -59,6 +59,12 @@ class Excluded(StrEnum):
     NEAR_DUPLICATE = "near-duplicate"
 
 
+TITLES = {
+    "train": "training rows",
+    "heldout": "held-out rows",
+    "text": "plain text",
+}  # of the parts of the rows, for people
+
 _EXCLUDED_NOTES: Mapping[Excluded, str] = {
     Excluded.WHERE: "{rows} left out by --where",
     Excluded.DUPLICATE: "{rows} equal to another one left out, such as {example}; the seed draws which one stays",

@@ -1,7 +1,7 @@
 """Score a model on held-out rows, beside the model it came from."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,6 +69,7 @@ class EvalReport:
     samples: tuple[AnsweredRow, ...]
     misses: tuple[Miss, ...]
     confidence: Confidence  # of the tuned model's answers
+    page: str | None = None  # that shows these scores; None where they are not kept with a run
 
     @property
     def is_kept(self) -> bool:
@@ -76,11 +77,13 @@ class EvalReport:
         return self.is_heldout and self.confidence.precision == KEPT_PRECISION
 
     def to_json(self) -> dict[str, object]:
-        """Return the report as plain values."""
-        return asdict(self) | {
+        """Return the scores as plain values."""
+        found = asdict(self) | {
             "tuned": self.tuned.to_json(),
             "base": None if self.base is None else self.base.to_json(),
         }
+        del found["page"]
+        return found
 
     def compared(self) -> list[Compared]:
         """Return the scores side by side, for people."""
@@ -158,6 +161,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
     elif choice.run is not None and is_of_run and peers.group.is_writer:
         replace_json(choice.run.evaluation, report.to_json())
         write_report([choice.run], choice.run.report)
+        return replace(report, page=str(choice.run.report))
     return report
 
 

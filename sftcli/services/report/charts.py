@@ -9,6 +9,7 @@ from typing import Literal
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Colors that are drawn with, and the variables of the page that replace them.
 _INK, _GRID = "#010203", "#040506"
@@ -35,14 +36,14 @@ class Series:
     kind: Literal["line", "faint", "dots"] = "line"
 
 
-def draw(title: str, series: Sequence[Series], *, x_label: str, y_label: str, identity: str) -> str:
-    """Return one chart as an ``<svg>`` element.
+def draw(title: str, series: Sequence[Series], *, y_label: str, from_zero: bool, identity: str) -> str:
+    """Return one chart over steps as an ``<svg>`` element.
 
     Args:
         title: Read out to people who cannot see it.
         series: The curves.
-        x_label: Under the chart.
         y_label: At its side.
+        from_zero: Begin the vertical axis at 0, where a part of it would make small changes look large.
         identity: Unique on the page: ids inside the SVG are made from it.
     """
     with rc_context(
@@ -59,7 +60,10 @@ def draw(title: str, series: Sequence[Series], *, x_label: str, y_label: str, id
                 one.x, one.y, style, color=_SERIES[one.color % len(_SERIES)], alpha=alpha, linewidth=width,
                 markersize=5, label=one.name if one.kind != "faint" else None,
             )  # fmt: skip
-        axes.set_xlabel(x_label, color=_INK)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half step
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        axes.set_xlabel("step", color=_INK)
         axes.set_ylabel(y_label, color=_INK)
         axes.tick_params(colors=_INK)
         axes.grid(visible=True, color=_GRID, linewidth=0.8)

@@ -1,9 +1,9 @@
 """The measures of a score by name, each with the number of rows that it was computed on: for terminal, page and card alike."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sftcli.figures import figure
+from sftcli.figures import change, figure, interval
 
 Fields = Mapping[str, object]
 
@@ -20,7 +20,7 @@ class Measure:
     digits: int = 1
     counted: str = ANSWERED
     scale: float = 1.0
-    lower_is_better: bool = False
+    lower_is_better: bool | None = False  # None where neither is, and a difference says nothing
 
 
 MEASURES = (
@@ -30,7 +30,7 @@ MEASURES = (
         key="loss_standard_error",
         digits=3,
         counted=ROWS,
-        lower_is_better=True,
+        lower_is_better=None,
     ),
     Measure(label="perplexity", key="perplexity", digits=2, counted=ROWS, lower_is_better=True),
     Measure(label="bits per byte", key="bits_per_byte", digits=3, counted=ROWS, lower_is_better=True),
@@ -39,9 +39,9 @@ MEASURES = (
     Measure(label="ROUGE-L", key="rouge_l"),
     Measure(label="chrF", key="chrf"),
     Measure(label="valid JSON (%)", key="json_fraction", counted=JSON_ROWS, scale=100.0),
-    Measure(label="answer length (tokens)", key="mean_answer_tokens", lower_is_better=True),
+    Measure(label="answer length (tokens)", key="mean_answer_tokens", lower_is_better=None),
     Measure(label="answers cut short (%)", key="cut_fraction", scale=100.0, lower_is_better=True),
-    Measure(label="distinct 2-grams (%)", key="distinct_2", scale=100.0),
+    Measure(label="distinct 2-grams (%)", key="distinct_2", scale=100.0, lower_is_better=None),
     Measure(label="answers that loop (%)", key="looping_fraction", scale=100.0, lower_is_better=True),
     Measure(label="memorized answers (%)", key="memorized_fraction", scale=100.0, lower_is_better=True),
 )
@@ -82,6 +82,38 @@ def compare_scores(base: Fields | None, tuned: Fields, *, rows: int) -> list[Com
         for measure in MEASURES
         if (value := _number(tuned, measure)) is not None
     ]
+
+
+def has_base(compared: Sequence[Compared]) -> bool:
+    """Return whether a base was measured; where none was, tables have no column for it."""
+    return any(row.base is not None for row in compared)
+
+
+def measures_of(evaluation: Fields) -> list[Compared]:
+    """Return the scores of ``eval.json`` side by side."""
+    base, tuned, rows = evaluation["base"], evaluation["tuned"], evaluation["rows"]
+    if not isinstance(tuned, dict) or not isinstance(rows, int):
+        return []
+    return compare_scores(base if isinstance(base, dict) else None, tuned, rows=rows)
+
+
+# Name and unit of a difference to the base, its key, how many of the unit are one, and displayed decimals of the unit.
+_DIFFERENCES = (
+    ("loss", "", "loss_difference", 1.0, 3),
+    ("exact match", " points", "match_difference", 100.0, 1),
+)
+
+
+def differences_of(evaluation: Fields) -> Iterator[str]:
+    """Describe how the tuned model of ``eval.json`` differs from its base, with intervals; nothing if not compared."""
+    for name, unit, key, scale, digits in _DIFFERENCES:
+        found = evaluation.get(key)
+        if not isinstance(found, dict):
+            continue
+        rows = found.get("rows", evaluation["rows"])
+        low, high = (None if found[end] is None else scale * found[end] for end in ("low", "high"))
+        bounds = interval(low, high, digits, rows)
+        yield f"{name}: {change(scale * found['value'], digits, rows)}{unit} against the base, {bounds}"
 
 
 def _number(score: Fields, measure: Measure) -> float | None:

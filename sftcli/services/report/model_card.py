@@ -15,8 +15,8 @@ from sftcli.figures import NOTHING
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME, LICENSE
 from sftcli.modeling.locate.locate import known_folder
 from sftcli.services.models.choose import ModelChoice, recorded_base
-from sftcli.services.report.html import heldout_text, measures_of
-from sftcli.services.report.measures import MEASURES
+from sftcli.services.report.facts import heldout_text
+from sftcli.services.report.measures import MEASURES, has_base, measures_of
 from sftcli.services.report.usage import Usage
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, resolve_run
@@ -125,9 +125,16 @@ def _scores(run: RunFolder, settings: Settings) -> Iterator[str]:
     """Yield the scores of ``sft eval`` where it has run, else the held-out loss that training measured."""
     if evaluation := read_scores(run):
         yield "On held-out rows; the last column is the number of rows that each number is of:\n"
-        yield "| | base | tuned | rows |\n|---|---|---|---|"
-        for row in measures_of(evaluation):
-            yield f"| {row.measure.label} | {row.base_text} | {row.tuned_text} | {row.rows or NOTHING} |"
+        measures = measures_of(evaluation)
+        with_base = has_base(measures)
+        yield (
+            "| | base | tuned | rows |\n|---|---|---|---|"
+            if with_base
+            else "| | tuned | rows |\n|---|---|---|"
+        )
+        for row in measures:
+            base = f" {row.base_text} |" if with_base else ""
+            yield f"| {row.measure.label} |{base} {row.tuned_text} | {row.rows or NOTHING} |"
         yield ""
         return
     history = RunHistory(read_events(run))

@@ -16,7 +16,7 @@ from pathlib import Path
 from sftcli import storage
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.errors import StorageError, UnsavedError
-from sftcli.figures import gigabytes
+from sftcli.figures import size
 from sftcli.training.checkpoint.format import MODEL, read_best_step, snapshot_bytes, verify, write_snapshot
 from sftcli.training.checkpoint.names import PREFIX, list_checkpoints, step_of
 from sftcli.training.checkpoint.rewind import close
@@ -143,7 +143,7 @@ class DirectoryCheckpointStore:
         need, free = snapshot_bytes(snapshot), shutil.disk_usage(self.root).free
         return StorageError(
             f"disk full while saving step {snapshot.state.step} to {self.root}: "
-            f"need {gigabytes(need)}, free {gigabytes(free)}. {self._intact()}",
+            f"need {size(need)}, free {size(free)}. {self._intact()}",
             hint=f"free space, then run: {self.resume_command}",
         )
 

@@ -10,7 +10,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OPTIMIZERS
 from sftcli.errors import StorageError
 from sftcli.events import EventSink, Warned
-from sftcli.figures import gigabytes
+from sftcli.figures import size
 from sftcli.modeling.formats.sizes import adapter_bytes, embedding_bytes, parameters_bytes, tensor_shapes
 from sftcli.services.runs.folder import RunFolder
 from sftcli.training.checkpoint.names import list_checkpoints
@@ -34,13 +34,13 @@ def check_space(run: RunFolder, one_bytes: int, settings: CheckpointSettings, em
     need, free = one_bytes * max(1, most - have), shutil.disk_usage(storage.nearest_folder(run.path)).free
     if free < need:
         raise StorageError(
-            f"the disk of {run.path} has {gigabytes(free)} free; checkpoints of this model need {gigabytes(need)}",
+            f"the disk of {run.path} has {size(free)} free; checkpoints of this model need {size(need)}",
             hint="free space, choose another --set run.root=DIR, or lower checkpoint.keep_last",
         )
     if free < 3 * one_bytes:
         emit(
             Warned(
-                text=f"the disk of {run.path} has only {gigabytes(free)} free; a checkpoint takes {gigabytes(one_bytes)}"
+                text=f"the disk of {run.path} has only {size(free)} free; a checkpoint takes {size(one_bytes)}"
             )
         )
 

@@ -90,8 +90,8 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
             location=Location(key="training.early_stopping_evals"),
         )
     decided = decide(settings, prepared, located)
-    if decided.origins:
-        session.emit(Notice(text=decided_text(decided)))
+    if chosen := decided_text(decided):
+        session.emit(Notice(text=chosen))
     settings = decided.settings
     training = settings.training.for_rows(
         len(prepared.dataset.train), text_fraction=settings.data.text_fraction

@@ -47,7 +47,7 @@ def parameters_of(located: LocatedModel) -> int:
 
 
 def decided_text(decided: Decided) -> str:
-    """Return in one line what was decided and why, such as ``auto: 150 rows: batch size 8, 3 epochs, 20% held out``."""
+    """Return in one line what was decided and why, such as ``auto: 150 rows: batch size 8, 3 epochs, 20% held out``; empty for nothing."""
     settings = decided.settings
     words = {
         "training.batch_size": f"batch size {settings.training.batch_size}",
@@ -61,7 +61,8 @@ def decided_text(decided: Decided) -> str:
     for key, text in words.items():
         if key in decided.origins:
             by_reason.setdefault(decided.origins[key].removeprefix(ORIGIN), []).append(text)
-    return ORIGIN + "; ".join(f"{reason}: {', '.join(texts)}" for reason, texts in by_reason.items())
+    told = "; ".join(f"{reason}: {', '.join(texts)}" for reason, texts in by_reason.items())
+    return f"{ORIGIN}{told}" if told else ""
 
 
 def record(run: RunFolder, decided: Decided) -> None:

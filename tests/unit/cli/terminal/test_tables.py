@@ -93,6 +93,17 @@ def test_a_better_value_is_green_and_a_worse_one_red() -> None:
     assert "\x1b[3" not in render(same, color=True)
 
 
+def test_only_columns_that_say_something_are_drawn() -> None:
+    alone = Pair(metric="loss", first=None, second=1.0, lower_is_better=True)
+    text = render(comparison_table([alone], names=("base", "tuned")))
+    assert text.split() == ["metric", "tuned", "loss", "1.000"]
+
+
+def test_what_is_neither_better_nor_worse_has_no_difference() -> None:
+    length = Pair(metric="length", first=30.0, second=20.0, lower_is_better=None, digits=0)
+    assert render(comparison_table([length])).splitlines()[1].split() == ["length", "30", "20", "-"]
+
+
 def test_cells_from_outside_are_literal_in_every_encoding() -> None:
     for encoding in ("ascii", "utf-8"):
         text = render(key_value_table([("[b]", HOSTILE)]), encoding=encoding)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sftcli.events import Event, HeldoutDone, StepDone, event_record
-from sftcli.services.report.html import heldout_text
+from sftcli.services.report.facts import heldout_text
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.summary import RunHistory, summarize_run
 from tests.support.fake_run import step_done
