@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
+import numpy.typing as npt
 
 from sftcli.figures import are_few
 
@@ -124,8 +125,17 @@ def paired_difference(
     value = float(differences.sum() / weights.sum())
     if are_few(len(weights)):
         return Interval(value=value, low=None, high=None, rows=len(weights))
+    drawn = row_draws(len(weights), seed=seed)
+    return interval_of(value, (drawn @ differences) / (drawn @ weights), len(weights))
+
+
+def row_draws(rows: int, *, seed: int = 0) -> npt.NDArray[np.float64]:
+    """Return how often each of ``rows`` is drawn in each bootstrap sample: as many as there are rows, with replacement."""
     generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed])))
-    drawn = generator.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size=RESAMPLES)
-    means = (drawn @ differences) / (drawn @ weights)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value=value, low=float(low), high=float(high), rows=len(weights))
+    return generator.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES).astype(np.float64)
+
+
+def interval_of(value: float, drawn: npt.NDArray[np.float64], rows: int) -> Interval:
+    """Return ``value``, measured on ``rows``, between the bounds of what bootstrap samples gave."""
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value=value, low=float(low), high=float(high), rows=rows)

@@ -18,6 +18,7 @@ from sftcli.modeling.decoding.decode import MAX_ROWS, Finish, Row, decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.runtime import monotonic
+from sftcli.services.evaluate.checks.grading import Answers
 from sftcli.services.evaluate.metrics import (
     Interval,
     TrainingSpans,
@@ -80,6 +81,11 @@ class Scored:
     texts: tuple[str, ...]
     cut: tuple[bool, ...]  # answers that had not ended
     misses: tuple[Miss, ...]
+
+    @property
+    def answers(self) -> Answers:
+        """The answers, for checks."""
+        return Answers(texts=self.texts, cut=self.cut)
 
 
 def question_of(example: Example, tokenizer: HFChatTokenizer) -> HeldoutQuestion:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from sftcli import storage
 from sftcli.config.schema.settings import Settings
@@ -20,6 +20,7 @@ from sftcli.figures import change, interval, loss_figure
 from sftcli.json_files import read_json
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.report.charts import Series, draw
+from sftcli.services.report.checks import checks_of
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, resolve_run
@@ -38,12 +39,15 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
         OutputError: The place cannot be written.
         StorageError: Its disk is full.
     """
-    source = files("sftcli.services.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     pages = [_describe(run) for run in runs]
-    page = environment.from_string(source).render(
+    page = environment.get_template("report.html.jinja").render(
         runs=pages, charts=_charts(runs), title=", ".join(run.name for run in runs)
     )
     try:
@@ -55,6 +59,10 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
             ) from error
         raise OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out") from error
     return out
+
+
+def _template(name: str) -> str:
+    return files("sftcli.services.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _describe(run: RunFolder) -> dict[str, object]:
@@ -78,6 +86,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "measures": measures_of(evaluation) if evaluation else [],
         "loss_difference": difference_of(evaluation) if evaluation else "",
         "trained_on": _trained_on(evaluation),
+        "checks": checks_of(evaluation),
         "can_be_scored": is_scorable,
         "samples": evaluation.get("samples", []) if evaluation else [],
         "base": _name(evaluation, "base"),

@@ -15,6 +15,7 @@ from sftcli.figures import NOTHING
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME, LICENSE
 from sftcli.modeling.locate.locate import known_folder
 from sftcli.services.models.choose import ModelChoice, recorded_base
+from sftcli.services.report.checks import checks_of
 from sftcli.services.report.html import heldout_text, measures_of
 from sftcli.services.report.measures import MEASURES
 from sftcli.services.report.usage import Usage
@@ -129,6 +130,8 @@ def _scores(run: RunFolder, settings: Settings) -> Iterator[str]:
         for row in measures_of(evaluation):
             yield f"| {row.measure.label} | {row.base_text} | {row.tuned_text} | {row.rows or NOTHING} |"
         yield ""
+        for check in checks_of(evaluation):
+            yield f"Check `{check.title}`: {check.line}.\n"
         return
     history = RunHistory(read_events(run))
     if message := heldout_text(history, takes_best=settings.training.early_stopping_evals > 0):
