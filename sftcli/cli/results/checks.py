@@ -20,8 +20,10 @@ def show_checks(report: "EvalReport", output: options.Output) -> None:
 
     out, err = tables.out(output.color), tables.err(output.color)
     for check in checks_of(report.to_json()):
+        out.print()
         out.print(_measures(check))
         if check.labels is not None and len(check.labels.rows) <= MOST_LABELS:
+            out.print()
             out.print(_confusion(check.labels))
         if not output.quiet:
             tables.show_text(f"{check.measures[0].name}: {check.line}", err, wrap=True)

@@ -136,13 +136,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         None if base is None else score_model(job, base, emit, stop, precision=precision, stages=(1, 4))
     )
     tuned = score_model(job, choice, emit, stop, precision=precision, stages=stages)
-    checked = check_answers(
-        checks,
-        asked,
-        [prepared.tokenizer.decode(question.prompt_ids, skip_special=True) for question in job.questions],
-        None if base_score is None else base_score.answers,
-        tuned.answers,
-    )
+    checked = check_answers(checks, asked, None if base_score is None else base_score.answers, tuned.answers)
     report = EvalReport(
         rows=len(heldout),
         is_heldout=not request.data,
@@ -207,7 +201,14 @@ def _find_checks(
     Raises:
         DataError, UsageError: A check, or a limit of one, does not fit these rows.
     """
-    asked = [AskedRow(origin=question.origin, expected=question.expected) for question in job.questions]
+    asked = [
+        AskedRow(
+            origin=question.origin,
+            prompt=job.tokenizer.decode(question.prompt_ids, skip_special=True),
+            expected=question.expected,
+        )
+        for question in job.questions
+    ]
     checks = find_checks(request.checks, asked)
     require_checked(request.limits, checks)
     for check in checks:

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -94,10 +94,11 @@ def question_of(example: Example, tokenizer: HFChatTokenizer) -> HeldoutQuestion
     gaps = np.flatnonzero(np.diff(trained) > 1)
     begin, end = int(trained[gaps[-1] + 1 if len(gaps) else 0]), int(trained[-1]) + 1
     ids = example.input_ids.tolist()
+    said = takewhile(lambda token: token not in tokenizer.stop_ids, ids[begin:end])  # as generation ends
     return HeldoutQuestion(
         prompt_ids=tuple(ids[:begin]),
         answer_ids=tuple(ids[begin:end]),
-        expected=tokenizer.decode(ids[begin:end], skip_special=True).strip(),
+        expected=tokenizer.decode(list(said), skip_special=False).strip(),
         origin=str(example.origin),
     )
 

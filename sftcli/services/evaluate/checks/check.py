@@ -22,6 +22,7 @@ class AskedRow:
 
     origin: str
     expected: str
+    prompt: str = ""
     fields: Mapping[str, object] = field(default_factory=dict)
     tools: str = ""
 

@@ -28,7 +28,6 @@ class Checked:
 def check_answers(
     checks: Iterable[Check],
     rows: Sequence[AskedRow],
-    prompts: Sequence[str],
     base: Answers | None,
     tuned: Answers,
 ) -> Checked:
@@ -51,8 +50,7 @@ def check_answers(
                 measures=summary.measures,
                 labels=summary.labels,
                 answers=tuple(
-                    _shown(own[index], rows[index], prompts[index], _text(base, index), tuned.texts[index])
-                    for index in shown
+                    _shown(own[index], rows[index], _text(base, index), tuned.texts[index]) for index in shown
                 ),
             )
         )
@@ -84,10 +82,10 @@ def _text(answers: Answers | None, index: int) -> str | None:
     return None if answers is None else answers.texts[index]
 
 
-def _shown(graded: GradedRow, row: AskedRow, prompt: str, base: str | None, tuned: str) -> CheckedAnswer:
+def _shown(graded: GradedRow, row: AskedRow, base: str | None, tuned: str) -> CheckedAnswer:
     return CheckedAnswer(
         row=graded.row,
-        prompt=prompt,
+        prompt=row.prompt,
         expected=row.expected,
         base=base,
         tuned=tuned,

@@ -26,7 +26,7 @@ def checked(expected, answers, *, names=("auto",), base=None, cut=None, rows=Non
         None if texts is None else Answers(texts=texts, cut=cut or [False] * len(rows))
         for texts in (base, answers)
     ]
-    return check_answers(find_checks(names, rows), rows, [""] * len(rows), *given)
+    return check_answers(find_checks(names, rows), rows, *given)
 
 
 def orders(count=30):

@@ -15,7 +15,7 @@ def checked(want, said, base=None):
     given = [
         None if texts is None else Answers(texts=texts, cut=[False] * len(rows)) for texts in (base, said)
     ]
-    return check_answers(find_checks(("label",), rows), rows, [""] * len(rows), *given)
+    return check_answers(find_checks(("label",), rows), rows, *given)
 
 
 def test_labels_are_counted_as_by_hand():
@@ -79,6 +79,6 @@ def test_the_interval_of_macro_f1_holds_its_difference_and_few_rows_have_none():
 def test_an_answer_that_had_not_ended_is_no_label():
     rows = [AskedRow(origin=f"rows.jsonl:{line}", expected="ab"[line % 2]) for line in range(6)]
     given = Answers(texts=[row.expected for row in rows], cut=[True, *[False] * 5])
-    (result,) = check_answers(find_checks(("auto",), rows), rows, [""] * 6, None, given).results
+    (result,) = check_answers(find_checks(("auto",), rows), rows, None, given).results
     assert result.labels.tuned.confusion == ((2, 0, 1), (0, 3, 0))
     assert result.measures[0].tuned_right == 5
