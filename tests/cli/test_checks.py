@@ -125,3 +125,11 @@ def test_a_function_sees_the_row_of_the_file(evaluate, trained):
     assert "check: same_city (mine.py:same_city) - named" in err
     assert code == 3  # the parts are right, and the answers of a random model do not end
     assert "same_city.row is" not in err
+
+
+def test_a_function_that_fails_does_so_before_a_model_is_loaded(evaluate, trained):
+    (trained / "bad.py").write_text("def grade(answer, expected):\n    return True\n", encoding="utf-8")
+    code, _, err = evaluate("--check", "bad.py:grade")
+    assert (code, " parameters, on " in err) == (65, False)
+    assert "bad.py:grade failed on rows.jsonl:" in err
+    assert "TypeError" in err

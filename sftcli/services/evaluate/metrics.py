@@ -4,7 +4,6 @@ ROUGE-L comes from ``rouge-score`` and chrF from ``sacrebleu``, the implementati
 extra ``eval``. Everything else needs nothing.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sftcli.figures import are_few
+from sftcli.services.evaluate.checks.json_values import is_json_text
 
 LOOP_REPEATS = 4  # as many equal pieces in a row are a loop
 MAX_LOOP_TOKENS = 32
@@ -48,8 +48,8 @@ def chrf(answers: Sequence[str], expected: Sequence[str]) -> float:
 
 def json_validity(answers: Sequence[str], expected: Sequence[str]) -> tuple[int, int]:
     """Return how many answers are JSON where JSON is expected, and of how many it is."""
-    asked = [answer for answer, want in zip(answers, expected, strict=True) if _is_json(want)]
-    return sum(map(_is_json, asked)), len(asked)
+    asked = [answer for answer, want in zip(answers, expected, strict=True) if is_json_text(want)]
+    return sum(map(is_json_text, asked)), len(asked)
 
 
 def distinct_fraction(answers: Iterable[Sequence[int]], n: int) -> float | None:
@@ -93,13 +93,6 @@ class TrainingSpans:
 
 def _grams(ids: Sequence[int], n: int) -> Iterable[tuple[int, ...]]:
     return (tuple(ids[i : i + n]) for i in range(len(ids) - n + 1))
-
-
-def _is_json(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict | list)
-    except ValueError:
-        return False
 
 
 RESAMPLES = 2000

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sftcli.figures import change, figure, interval, share_of
+from sftcli.figures import NOTHING, change, figure, interval, share_of
 
 Fields = Mapping[str, Any]
 
@@ -20,7 +20,8 @@ class ShownMeasure:
     tuned: float
     rows: int
     wrong: int | None  # rows that the tuned model did not get wholly right; None of what is no share of rows
-    interval: str  # of the difference; empty where there is no base
+    low: float | None  # of the 95 % interval of the difference; none without a base, and of few rows
+    high: float | None
 
     @property
     def base_text(self) -> str:
@@ -31,6 +32,11 @@ class ShownMeasure:
     def tuned_text(self) -> str:
         """The tuned model's number for people."""
         return figure(self.tuned, _DIGITS, self.rows)
+
+    @property
+    def bounds(self) -> str:
+        """The bounds of the interval, for a column."""
+        return NOTHING if self.low is None or self.high is None else f"{self.low:+.1f} to {self.high:+.1f}"
 
     @property
     def difference_text(self) -> str:
@@ -68,7 +74,8 @@ class ShownCheck:
         whole = self.measures[0]
         text = f"{share_of(whole.rows - (whole.wrong or 0), whole.rows)} answers right"
         if whole.base is not None:
-            text += f", {whole.difference_text} points against the base, {whole.interval}"
+            bounds = interval(whole.low, whole.high, _DIGITS, whole.rows)
+            text += f", {whole.difference_text} points against the base, {bounds}"
         if self.worst is not None:
             text += f"; most often wrong: {self.worst.name}, in {self.worst.wrong} of {self.worst.rows}"
         return text
@@ -92,18 +99,16 @@ def _check(check: Fields) -> ShownCheck:
 
 
 def _measure(one: Fields) -> ShownMeasure:
-    rows, base, difference = one["rows"], one["base"], one["difference"]
-    bounds = [
-        None if difference is None or difference[key] is None else 100 * difference[key]
-        for key in ("low", "high")
-    ]
+    rows, base = one["rows"], one["base"]
+    low, high = ((one["difference"] or {}).get(key) for key in ("low", "high"))
     return ShownMeasure(
         name=one["name"],
         base=None if base is None else 100 * base,
         tuned=100 * one["tuned"],
         rows=rows,
         wrong=None if one["tuned_right"] is None else rows - one["tuned_right"],
-        interval="" if difference is None else interval(bounds[0], bounds[1], _DIGITS, rows),
+        low=None if low is None else 100 * low,
+        high=None if high is None else 100 * high,
     )
 
 

@@ -101,6 +101,7 @@ def test_distinct_and_json_shares():
     assert distinct_fraction([[1], [2]], 2) is None
     assert json_validity(['{"a": 1}', "no", "[]"], ['{"a": 2}', "[1]", "text"]) == (1, 2)
     assert json_validity(["x"], ["y"]) == (0, 0)
+    assert json_validity(["[" * 100_000, "[NaN]", "[1]"], ["[1]"] * 3) == (1, 3)
 
 
 def test_reference_metrics_are_full_for_the_right_answer_only():

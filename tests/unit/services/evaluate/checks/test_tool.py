@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from sftcli.config.schema.data import DataSettings
+from sftcli.config.schema.settings import Settings
 from sftcli.services.evaluate.checks.calls import calls_in
 from sftcli.services.evaluate.checks.check import AskedRow
+from sftcli.services.evaluate.checks.rows import with_rows
 from sftcli.services.evaluate.checks.table import find_checks
 
 CALL = {
@@ -159,3 +162,19 @@ def test_a_schema_is_never_fetched_and_a_broken_one_grades_nothing(monkeypatch):
     ):
         tools = json.dumps([{"type": "function", "function": {"name": "get_weather", "parameters": broken}}])
         assert "schema" not in grade(JSON, tools=tools)[1]
+
+
+@pytest.mark.parametrize(
+    ("column", "renames"), [("tools", []), ("functions", []), ("known", ["tools=known"])]
+)
+def test_tools_are_those_of_the_row_under_any_name(tmp_path, column, renames):
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"prompt": "a", "completion": "b"},
+        {"prompt": "a", "completion": JSON, column: json.loads(TOOLS)},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = DataSettings(sources=(str(path),), renames=tuple(renames))
+    found = with_rows([AskedRow(origin=f"{path}:2", expected=JSON)], Settings(data=data))
+    assert json.loads(found[0].tools) == json.loads(TOOLS)
+    assert found[0].fields == rows[1]
