@@ -14,8 +14,9 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from sftcli.data.conversations.messages import RowFault
 from sftcli.data.conversations.turns import read_calls
@@ -93,17 +94,27 @@ def calls_in(answer: str) -> tuple[Call, ...]:
 
 def _named_json(answer: str) -> Iterator[Call]:
     for pattern in _NAMED_JSON:
-        for match in pattern.finditer(answer):
-            yield from _read([{"name": match["name"], "arguments": match["json"]}])
+        found = pattern.finditer(answer)
+        yield from _whole([_read([{"name": one["name"], "arguments": one["json"]}]) for one in found])
+
+
+def _whole(blocks: Iterable[Iterable[Call]]) -> Iterator[Call]:
+    """Yield the calls of all blocks; none where one of them is damaged, for the answer is no good then."""
+    read = [tuple(block) for block in blocks]
+    if all(read):
+        yield from chain.from_iterable(read)
 
 
 def _named_texts(answer: str) -> Iterator[Call]:
     for call, argument in _NAMED_TEXTS:
-        for match in call.finditer(answer):
-            texts = {found["key"].strip(): found["text"] for found in argument.finditer(match["body"])}
-            yield Call(
-                name=match["name"], arguments={key: _value(text) for key, text in texts.items()}, texts=texts
-            )
+        yield from _whole(_of_texts(one["name"], one["body"], argument) for one in call.finditer(answer))
+
+
+def _of_texts(name: str, body: str, argument: re.Pattern[str]) -> Iterator[Call]:
+    """Yield the call, unless something else stands between its arguments."""
+    texts = {found["key"].strip(): found["text"] for found in argument.finditer(body)}
+    if not argument.sub("", body).strip():
+        yield Call(name=name, arguments={key: _value(text) for key, text in texts.items()}, texts=texts)
 
 
 def _value(text: str) -> object:
@@ -115,8 +126,7 @@ def _value(text: str) -> object:
 
 def _marked(answer: str) -> Iterator[Call]:
     for pattern in _MARKED:
-        found = [call for match in pattern.finditer(answer) for call in _read(_values(match["json"]))]
-        if found:
+        if found := tuple(_whole(_read(_values(one["json"])) for one in pattern.finditer(answer))):
             yield from found
             return
 

@@ -93,6 +93,8 @@ def test_one_call_is_the_same_in_every_spelling(spelling):
         '{"name": "Bob", "age": 3}',
         '{"name": "get_weather", "description": "", "parameters": {"type": "object"}}',
         f"{JSON} is what I would call",
+        f"<tool_call>\n{JSON}\n</tool_call>\n<tool_call>\n{JSON[:-9]}\n</tool_call>",
+        f"<function=get_weather>{ARGUMENTS}</function><function=get_weather>{{no}}</function>",
         "main()",
         "print('a')",
         '{"name": "f", "arguments": "no JSON"}',
