@@ -5,12 +5,17 @@ from typing import TYPE_CHECKING
 
 from sftcli.cli.options import shared as options
 from sftcli.cli.terminal import tables
+from sftcli.suggest import aside
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from sftcli.services.evaluate.evaluate import EvalReport
     from sftcli.services.report.checks import ShownCheck, ShownLabels
 
 MOST_PARTS = 12
+MOST_WRONG = 3
 MOST_LABELS = 6  # in a table on the screen
 
 
@@ -27,10 +32,17 @@ def show_checks(report: "EvalReport", output: options.Output) -> None:
             out.print(_confusion(check.labels))
         if not output.quiet:
             tables.show_text(f"{check.measures[0].name}: {check.line}", err, wrap=True)
+            if wrong := [one for one in check.answers if one["tuned_score"] < 1][:MOST_WRONG]:
+                tables.show_text(f"wrong: {', '.join(map(_place, wrong))}", err, wrap=True)
             if len(check.measures) > MOST_PARTS:
                 tables.show_text(
                     f"{len(check.measures) - MOST_PARTS} more numbers are on the page and in --json", err
                 )
+
+
+def _place(one: "Mapping[str, Any]") -> str:
+    """Return where a wrong answer is, and in which parts."""
+    return f"{one['row']}{aside(', '.join(one['wrong']))}"
 
 
 def _measures(check: "ShownCheck") -> tables.Grid:
