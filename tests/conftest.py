@@ -18,7 +18,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the charts of reports, half the time of a tiny run: they have tests of their own."""
-    monkeypatch.setattr("sftcli.services.report.html.draw", lambda *_args, **_kwargs: "<svg></svg>")
+    monkeypatch.setattr("sftcli.services.report.curves.draw", lambda *_args, **_kwargs: "<svg></svg>")
 
 
 @pytest.fixture(autouse=True)

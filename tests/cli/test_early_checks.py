@@ -94,6 +94,12 @@ SLIPS: tuple[Slip, ...] = (
     (("eval", "whole", "--data", "row.jsonl"), 66, "row.jsonl"),
     (("eval", "--runs", "none"), 66, "no finished run under none"),
     (("eval", "whole", "--fail-above", "los=1"), 2, "los"),
+    (("eval", "whole", "--check", "feilds"), 2, "did you mean 'fields'?"),
+    (("eval", "whole", "--check", "nowhere.py:grade"), 66, "nowhere.py"),
+    (("eval", "whole", "--check", "regex:("), 2, "no regular expression"),
+    (("eval", "whole", "--fail-under", "label.macro_f2=1"), 2, "did you mean 'label.macro_f1'?"),
+    (("eval", "whole", "--check", "none", "--fail-under", "fields.city=1"), 2, "unknown metric 'fields.city'"),
+    (("eval", "whole", "--check", "json", "--fail-under", "label=1"), 2, "unknown metric 'label'"),
     # export
     (("export", "--to", "hf", "--out", "new", "nosuch"), 66, "nosuch"),
     (("export", "--to", "hf", "--out", "model", "whole"), 73, "exists already"),

@@ -29,6 +29,7 @@ NAMED_BY_DATA = {
     "remedies",
     "flagged_rows",
     "flags",
+    "parts",
 }
 
 

@@ -1,6 +1,6 @@
 """``sft eval``."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ from sftcli.cli.options.flags import FLAGS, RUN_PANEL, PrecisionChoice
 from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
 from sftcli.cli.results import results
+from sftcli.cli.results.checks import show_checks
 from sftcli.cli.session.processes import is_one_of_several, start_several
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
@@ -78,6 +79,16 @@ class ScoredFlags:
             help="Precision of matrix products. Only in fp32 numbers do not depend on --batch-size and are kept with the run.",
         ),
     ] = PrecisionChoice.FP32
+
+    checks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--check",
+            metavar="auto|none|NAME[,NAME]",
+            help="Checks beside exact match: tool, fields, label, number, json, regex:PATTERN or FILE.py:function, which runs "
+            "the file. By default the one that fits the expected answers.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +165,11 @@ def evaluate(
 
       sft eval --fail-above loss=1.0 --fail-under match_fraction=0.5
 
+      sft eval --check fields --fail-under fields.city=0.9
+
       sft eval --tasks arc_easy --task-rows 100 --fail-under arc_easy/acc=0.5
     """
+    from sftcli.services.evaluate.checks.table import read_check_names
     from sftcli.services.evaluate.limits import read_limits, require_measurable
     from sftcli.services.evaluate.request import check_names
 
@@ -166,8 +180,9 @@ def evaluate(
         answered = _ask_tasks(asked.tasks, asked, scored, runs, output)
         _judge(answered.numbers(), asdict(answered), limits, output)
         return
-    require_measurable(limits)
-    request = _request(scored, runs)
+    checks = read_check_names(scored.checks or ())
+    require_measurable(limits, checks)
+    request = replace(_request(scored, runs), checks=checks, limits=limits)
     if request.texts:
         check_names(request)
         read = _score_texts(request, output)
@@ -201,6 +216,8 @@ def _check_tasks(asked: TaskFlags, scored: ScoredFlags, processes: int) -> None:
             raise UsageError("--tasks and --processes exclude each other", hint="lm_eval runs in one process")
         if scored.data:
             raise UsageError("--tasks and --data exclude each other", hint="run sft eval once for each")
+        if scored.checks:
+            raise UsageError("--tasks and --check exclude each other", hint="run sft eval once for each")
         require_package("lm_eval", extra="eval", needed_by="--tasks", package="lm-eval")
     elif asked.task_path is not None or asked.task_rows is not None or asked.shots is not None:
         raise UsageError("--task-path, --task-rows and --shots need --tasks", hint="name tasks: --tasks NAME")
@@ -262,6 +279,7 @@ def _score_rows(request: "EvalRequest", output: Output) -> "EvalReport":
         report = run_evaluation(request, current)
     if not output.json:
         results.show_scores(report, output)
+        show_checks(report, output)
     return report
 
 

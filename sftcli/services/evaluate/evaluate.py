@@ -1,6 +1,7 @@
 """Score a model on held-out rows, beside the model it came from."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,15 @@ from sftcli.extras import install_command
 from sftcli.json_files import replace_json
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.diagnosis.verdict import Verdict
+from sftcli.services.evaluate.checks import json_text
+from sftcli.services.evaluate.checks.check import AskedRow, Check
+from sftcli.services.evaluate.checks.grading import check_answers, numbers_of
+from sftcli.services.evaluate.checks.results import CheckResult, GradedRow
+from sftcli.services.evaluate.checks.rows import with_rows
+from sftcli.services.evaluate.checks.table import find_checks, line_of
+from sftcli.services.evaluate.checks.tool import has_schemas
 from sftcli.services.evaluate.confidence import Confidence, SureAnswer, find_cuts
+from sftcli.services.evaluate.limits import require_checked
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
 from sftcli.services.evaluate.scoring import (
@@ -68,6 +77,8 @@ class EvalReport:
     verdict: Verdict | None  # of the run that made the model
     samples: tuple[AnsweredRow, ...]
     misses: tuple[Miss, ...]
+    checks: tuple[CheckResult, ...]
+    graded: tuple[GradedRow, ...]  # by every check
     confidence: Confidence  # of the tuned model's answers
     page: str | None = None  # that shows these scores; None where they are not kept with a run
 
@@ -96,7 +107,7 @@ class EvalReport:
             name: float(value)
             for name, value in self.tuned.to_json().items()
             if isinstance(value, int | float) and not isinstance(value, bool)
-        }
+        } | numbers_of(self.checks)
 
 
 def run_evaluation(request: EvalRequest, session: Session) -> EvalReport:
@@ -132,11 +143,13 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         training=None if trained is None else TrainingSpans(_training_answers(trained, emit)),
         peers=peers,
     )
+    checks, asked = _find_checks(job, settings, request, emit)
     precision, stages = request.precision, (1, 2) if base is None else (3, 4)
     base_score = (
         None if base is None else score_model(job, base, emit, stop, precision=precision, stages=(1, 4))
     )
     tuned = score_model(job, choice, emit, stop, precision=precision, stages=stages)
+    checked = check_answers(checks, asked, None if base_score is None else base_score.answers, tuned.answers)
     report = EvalReport(
         rows=len(heldout),
         is_heldout=not request.data,
@@ -149,7 +162,9 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         verdict=None if choice.run is None else _verdict(choice.run),
         samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
         misses=tuned.misses,
-        confidence=_confidence(choice, job, tuned, precision),
+        confidence=_confidence(choice, job, tuned, checked.rows, precision),
+        checks=checked.results,
+        graded=checked.rows,
     )
     is_of_run = choice.run is not None and not request.data
     if is_of_run and precision != KEPT_PRECISION:
@@ -165,18 +180,27 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
     return report
 
 
-def _confidence(choice: ModelChoice, job: ScoringJob, tuned: Scored, precision: str) -> Confidence:
+def _confidence(
+    choice: ModelChoice, job: ScoringJob, tuned: Scored, graded: Sequence[GradedRow], precision: str
+) -> Confidence:
+    """Return the cuts of the answers; right is what the first check that compares with the expected answer says, if there is one."""
+    check = next((row.check for row in graded if row.check != json_text.NAME), None)
+    right = (
+        tuned.matches
+        if check is None
+        else tuple(row.tuned.score == 1 for row in graded if row.check == check)
+    )
     return Confidence(
         model=choice.name if choice.run is None else choice.run.inside(choice.folder),
-        measure="exact match",
+        measure="exact match" if check is None else f"check {check}",
         precision=precision,
         answers=tuple(
-            SureAnswer(origin=question.origin, confidence=confidence, logprob=logprob, right=right)
-            for question, confidence, logprob, right in zip(
-                job.questions, tuned.confidences, tuned.logprobs, tuned.matches, strict=True
+            SureAnswer(origin=question.origin, confidence=confidence, logprob=logprob, right=is_right)
+            for question, confidence, logprob, is_right in zip(
+                job.questions, tuned.confidences, tuned.logprobs, right, strict=True
             )
         ),
-        cuts=find_cuts(tuned.confidences, tuned.matches),
+        cuts=find_cuts(tuned.confidences, right),
     )
 
 
@@ -206,6 +230,36 @@ def _find(
     if base is not None:
         require_room(prepared, base.weights_folder, unheard)  # what it could tell is told of the tuned model
     return choice, settings, prepared, base
+
+
+def _find_checks(
+    job: ScoringJob, settings: Settings, request: EvalRequest, emit: EventSink
+) -> tuple[tuple[Check, ...], list[AskedRow]]:
+    """Return the checks that are asked for, or fit, and what they grade; the first is told.
+
+    Raises:
+        DataError, UsageError: A check, or a limit of one, does not fit these rows.
+    """
+    asked = [
+        AskedRow(
+            origin=question.origin,
+            prompt=job.tokenizer.decode(question.prompt_ids, skip_special=True),
+            expected=question.expected,
+        )
+        for question in job.questions
+    ]
+    checks = find_checks(request.checks, asked)
+    require_checked(request.limits, checks)
+    for check in checks:
+        emit(Notice(text=line_of(check)))
+    if any(check.needs_rows for check in checks):
+        asked = with_rows(asked, settings)
+    for check in checks:
+        check.grade(asked[0].expected, asked[0])  # a function that fails does so before minutes of answering
+    if any(row.tools for row in asked) and not has_schemas():
+        needed = install_command("eval", "jsonschema")
+        emit(Notice(text=f"calls are not compared with the JSON schema of their tools; that needs: {needed}"))
+    return checks, asked
 
 
 def _verdict(run: RunFolder) -> Verdict:

@@ -8,6 +8,9 @@ from typing import get_args
 
 from sftcli.errors import DataError, ThresholdError, UsageError
 from sftcli.extras import require_package
+from sftcli.services.evaluate.checks import tool
+from sftcli.services.evaluate.checks.check import Check
+from sftcli.services.evaluate.checks.table import known_numbers, may_measure
 from sftcli.services.report.score import Score
 from sftcli.suggest import did_you_mean
 
@@ -16,6 +19,7 @@ SCORE_NUMBERS = frozenset(
     for field in fields(Score)
     if {int, float} & {field.type, *get_args(field.type)} and field.name != "sources"
 ) | {"perplexity", "match_fraction", "cut_fraction"}
+SCHEMA_NUMBER = f"{tool.NAME}.{tool.SCHEMA}"
 _PACKAGES = {"rouge_l": ("rouge_score", "rouge-score"), "chrf": ("sacrebleu", "sacrebleu")}
 
 
@@ -53,17 +57,41 @@ def _read_limit(text: str, word: str, is_broken: Callable[[float, float], bool])
     return Limit(metric=metric, value=number, word=word, is_broken=is_broken, text=f"{flag} {text}")
 
 
-def require_measurable(limits: Iterable[Limit]) -> None:
-    """Make sure that a held-out evaluation measures the metrics of ``limits``.
+def require_measurable(limits: Iterable[Limit], checks: Sequence[str]) -> None:
+    """Make sure that a held-out evaluation with ``checks``, by name, may measure the metrics of ``limits``.
 
     Raises:
         UsageError: There is no such number, or what measures it is not installed.
     """
     for limit in limits:
-        _require_number(limit, SCORE_NUMBERS)
+        if may_measure(limit.metric, checks):
+            if limit.metric == SCHEMA_NUMBER:
+                require_package("jsonschema", extra="eval", needed_by=limit.text)
+            continue
+        _require_number(limit, [*SCORE_NUMBERS, *known_numbers(checks)])
         if limit.metric in _PACKAGES:
             module, package = _PACKAGES[limit.metric]
             require_package(module, extra="eval", needed_by=limit.text, package=package)
+
+
+def require_checked(limits: Iterable[Limit], checks: Iterable[Check]) -> None:
+    """Make sure that the ``checks`` that fit measure what ``limits`` name beside the numbers of a score.
+
+    Raises:
+        UsageError: A check has no such part.
+        DataError: No check fits that has this number.
+    """
+    found = {check.name: check.parts for check in checks}
+    for limit in limits:
+        name, _, part = limit.metric.partition(".")
+        if limit.metric in SCORE_NUMBERS or (name in found and (not part or found[name] is None)):
+            continue
+        if name not in found:
+            raise DataError(
+                f"{limit.text}: the check {name!r} was not found for these rows",
+                hint=f"--check {name} says why, or name other rows with --data FILE",
+            )
+        _require_number(limit, [name, *(f"{name}.{one}" for one in found[name] or ())])
 
 
 def check_limits(numbers: Mapping[str, float], limits: Iterable[Limit]) -> None:

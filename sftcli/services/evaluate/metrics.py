@@ -4,15 +4,16 @@ ROUGE-L comes from ``rouge-score`` and chrF from ``sacrebleu``, the implementati
 extra ``eval``. Everything else needs nothing.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
+import numpy.typing as npt
 
 from sftcli.figures import are_few
+from sftcli.services.evaluate.checks.json_values import is_json_text
 
 LOOP_REPEATS = 4  # as many equal pieces in a row are a loop
 MAX_LOOP_TOKENS = 32
@@ -47,8 +48,8 @@ def chrf(answers: Sequence[str], expected: Sequence[str]) -> float:
 
 def json_validity(answers: Sequence[str], expected: Sequence[str]) -> tuple[int, int]:
     """Return how many answers are JSON where JSON is expected, and of how many it is."""
-    asked = [answer for answer, want in zip(answers, expected, strict=True) if _is_json(want)]
-    return sum(map(_is_json, asked)), len(asked)
+    asked = [answer for answer, want in zip(answers, expected, strict=True) if is_json_text(want)]
+    return sum(map(is_json_text, asked)), len(asked)
 
 
 def distinct_fraction(answers: Iterable[Sequence[int]], n: int) -> float | None:
@@ -94,13 +95,6 @@ def _grams(ids: Sequence[int], n: int) -> Iterable[tuple[int, ...]]:
     return (tuple(ids[i : i + n]) for i in range(len(ids) - n + 1))
 
 
-def _is_json(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict | list)
-    except ValueError:
-        return False
-
-
 RESAMPLES = 2000
 LEVEL = 0.95
 
@@ -124,8 +118,17 @@ def paired_difference(
     value = float(differences.sum() / weights.sum())
     if are_few(len(weights)):
         return Interval(value=value, low=None, high=None, rows=len(weights))
+    drawn = row_draws(len(weights), seed=seed)
+    return interval_of(value, (drawn @ differences) / (drawn @ weights), len(weights))
+
+
+def row_draws(rows: int, *, seed: int = 0) -> npt.NDArray[np.float64]:
+    """Return how often each of ``rows`` is drawn in each bootstrap sample: as many as there are rows, with replacement."""
     generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed])))
-    drawn = generator.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size=RESAMPLES)
-    means = (drawn @ differences) / (drawn @ weights)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value=value, low=float(low), high=float(high), rows=len(weights))
+    return generator.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES).astype(np.float64)
+
+
+def interval_of(value: float, drawn: npt.NDArray[np.float64], rows: int) -> Interval:
+    """Return ``value``, measured on ``rows``, between the bounds of what bootstrap samples gave."""
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value=value, low=float(low), high=float(high), rows=rows)

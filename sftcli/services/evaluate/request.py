@@ -5,6 +5,8 @@ from pathlib import Path
 
 from sftcli.data.reading.source import parse_source
 from sftcli.errors import UsageError
+from sftcli.services.evaluate.checks.table import AUTO
+from sftcli.services.evaluate.limits import Limit
 from sftcli.services.models.reference import find_model
 
 KEPT_PRECISION = "fp32"
@@ -32,6 +34,8 @@ class EvalRequest:
     trusts_code: bool = False  # that of the run, and of the model it started from
     base_model: str | None = None  # of an adapter, where its base is not where it says
     precision: str = KEPT_PRECISION  # of matrix products; scores in another one are not kept with the run
+    checks: tuple[str, ...] = (AUTO,)  # names, as ``read_check_names`` returns them
+    limits: tuple[Limit, ...] = ()  # that the numbers of checks have to be there for
 
 
 def check_names(request: EvalRequest, *, needs_rows: bool = True) -> None:

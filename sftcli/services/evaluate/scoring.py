@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from sftcli.modeling.decoding.decode import MAX_ROWS, Row, decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.runtime import monotonic
+from sftcli.services.evaluate.checks.grading import Answers
 from sftcli.services.evaluate.metrics import (
     Interval,
     TrainingSpans,
@@ -83,6 +84,11 @@ class Scored:
     logprobs: tuple[float, ...]  # of the answers
     confidences: tuple[float, ...]  # of the answers, 0 to 1
 
+    @property
+    def answers(self) -> Answers:
+        """The answers, for checks."""
+        return Answers(texts=self.texts, cut=self.cut)
+
 
 def question_of(example: Example, tokenizer: HFChatTokenizer) -> HeldoutQuestion:
     """Cut ``example`` before its last run of trained tokens."""
@@ -90,10 +96,11 @@ def question_of(example: Example, tokenizer: HFChatTokenizer) -> HeldoutQuestion
     gaps = np.flatnonzero(np.diff(trained) > 1)
     begin, end = int(trained[gaps[-1] + 1 if len(gaps) else 0]), int(trained[-1]) + 1
     ids = example.input_ids.tolist()
+    said = takewhile(lambda token: token not in tokenizer.stop_ids, ids[begin:end])  # as generation ends
     return HeldoutQuestion(
         prompt_ids=tuple(ids[:begin]),
         answer_ids=tuple(ids[begin:end]),
-        expected=tokenizer.decode(ids[begin:end], skip_special=True).strip(),
+        expected=tokenizer.decode(list(said), skip_special=False).strip(),
         origin=str(example.origin),
     )
 

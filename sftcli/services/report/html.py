@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from sftcli import storage
@@ -23,6 +23,7 @@ from sftcli.events import Judged, MemoryEased, Warned
 from sftcli.figures import count, setting_text
 from sftcli.json_files import read_json, read_json_or_nothing
 from sftcli.services.diagnosis.judge import judge_run
+from sftcli.services.report.checks import checks_of
 from sftcli.services.report.comparison import facts_side_by_side, scores_side_by_side, settings_that_differ
 from sftcli.services.report.curves import charts_of
 from sftcli.services.report.facts import main_settings, measured, started, summary_of
@@ -68,14 +69,17 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
         OutputError: The place cannot be written.
         StorageError: Its disk is full.
     """
-    source = files("sftcli.services.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"words": _words, "breaks": _breakable, "count": count}
     found = [_Read.of(run) for run in runs]
     pages = [_describe(one) for one in found]
-    page = environment.from_string(source).render(
+    page = environment.get_template("report.html.jinja").render(
         runs=pages,
         together=_together(found, pages) if len(found) > 1 else None,
         charts=charts_of([(one.run.name, one.history) for one in found]),
@@ -90,6 +94,10 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
             ) from error
         raise OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out") from error
     return out
+
+
+def _template(name: str) -> str:
+    return files("sftcli.services.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _words(text: object) -> Markup:
@@ -126,6 +134,7 @@ def _describe(one: _Read) -> dict[str, object]:
         "has_base": has_base(measures),
         "differences": list(differences_of(evaluation)) if evaluation else [],
         "trained_on": _trained_on(evaluation),
+        "checks": checks_of(evaluation),
         "can_be_scored": can_be_scored(run),
         "samples": samples,
         "base": _name(evaluation, "base"),

@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from sftcli.data.batches.batch import batches_in_order_of_length, collate
+from sftcli.data.example import Example
+from sftcli.data.reading.record import Origin
 from sftcli.events import NeverStop
 from sftcli.figures import FEW_ROWS
+from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from sftcli.services.evaluate.metrics import (
     Interval,
     TrainingSpans,
@@ -17,7 +20,9 @@ from sftcli.services.evaluate.metrics import (
     paired_difference,
     rouge_l,
 )
+from sftcli.services.evaluate.scoring import question_of
 from sftcli.training.loss import ratio_standard_error, score_rows
+from tests.support.tiny_tokenizer import build_tiny_tokenizer
 from tests.support.training import PAD_ID, random_examples, tiny_llama
 
 
@@ -96,6 +101,7 @@ def test_distinct_and_json_shares():
     assert distinct_fraction([[1], [2]], 2) is None
     assert json_validity(['{"a": 1}', "no", "[]"], ['{"a": 2}', "[1]", "text"]) == (1, 2)
     assert json_validity(["x"], ["y"]) == (0, 0)
+    assert json_validity(["[" * 100_000, "[NaN]", "[1]"], ["[1]"] * 3) == (1, 3)
 
 
 def test_reference_metrics_are_full_for_the_right_answer_only():
@@ -104,3 +110,18 @@ def test_reference_metrics_are_full_for_the_right_answer_only():
     assert (rouge_l(["a b c"], ["a b c"]), chrf(["a b c"], ["a b c"])) == (100, 100)
     assert rouge_l(["a x c"], ["a b c"]) == pytest.approx(200 / 3)
     assert chrf(["zzz"], ["a b c"]) < 10
+
+
+def test_an_expected_answer_keeps_the_control_tokens_that_an_answer_has_to_hold(tmp_path):
+    tokenizer = load_chat_tokenizer(build_tiny_tokenizer(tmp_path, extra_special=("[TOOL_CALLS]",)))
+    prompt, answer, stop = (
+        tokenizer.encode_many([text], reading="template")[0]
+        for text in ("hi", "[TOOL_CALLS][1]", "<|im_end|>\n")
+    )
+    example = Example(
+        input_ids=np.array(prompt + answer + stop, dtype=np.int32),
+        loss_mask=np.array([False] * len(prompt) + [True] * len(answer + stop)),
+        origin=Origin(path="rows.jsonl", line=1),
+    )
+    question = question_of(example, tokenizer)
+    assert question.expected == tokenizer.decode(answer, skip_special=False) == "[TOOL_CALLS][1]"
