@@ -4,10 +4,13 @@ Whatever people read, the terminal, the page, the card and the verdict, takes lo
 of 0 rows says that it is not known, as in logs that hold none; all digits stand there.
 """
 
+import re
 from math import isfinite
 
 FEW_ROWS = 20  # of fewer there is no interval: a single row moves a mean by more than its second digit
 NOTHING = "-"  # where nothing can be said
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
+_UNIT_SECONDS = (86400, 3600, 60, 1)
 
 
 def are_few(rows: int) -> bool:
@@ -63,3 +66,39 @@ def carried(digits: int, rows: int) -> int:
 def gigabytes(count: int) -> str:
     """Return a size for people."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as ``0.04s``, ``1.5s``, ``12s``, ``1m20s``, ``2h05m`` or ``3d04h``; never negative."""
+    if not isfinite(seconds) or seconds >= 9.95:
+        return whole_duration(seconds)
+    seconds = max(0.0, seconds)
+    return f"{seconds:.2f}s" if seconds < 0.995 else f"{seconds:.1f}s"
+
+
+def whole_duration(seconds: float) -> str:
+    """Return a time like ``duration`` but in whole seconds, for times that move on the screen."""
+    if not isfinite(seconds):
+        return "?"
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of a time as ``duration`` writes it: ``90s``, ``30m``, ``1h30m`` or ``2d``.
+
+    Raises:
+        ValueError: It is nothing of that kind, or no time at all.
+    """
+    found = _DURATION.fullmatch(text.strip().lower())
+    parts = found.groups(default="0") if found else ()
+    seconds = sum(unit * float(part) for unit, part in zip(_UNIT_SECONDS, parts, strict=False))
+    if not seconds:
+        raise ValueError(f"{text!r} is not a time such as 90s, 30m or 1h30m")
+    return seconds

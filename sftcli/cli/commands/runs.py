@@ -14,7 +14,8 @@ from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import Output, RunsRoot
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
-from sftcli.cli.terminal.text import count, duration, loss_text, percent, signs, sparkline
+from sftcli.cli.terminal.text import count, loss_text, percent, signs, sparkline
+from sftcli.figures import duration
 
 if TYPE_CHECKING:
     from sftcli.services.runs.summary import RunSummary

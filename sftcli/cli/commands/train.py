@@ -6,6 +6,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
 
 TRAIN_FLAGS = (
-    "--data", "--model", "--run", "--lora", "--learning-rate", "--epochs", "--batch-size", "--max-steps", "--heldout", *ROW_FLAGS,
+    "--data", "--model", "--run", "--lora", "--learning-rate", "--epochs", "--batch-size", "--max-steps", "--max-time", "--heldout", *ROW_FLAGS,
     "--adapter", "--rank", "--eval-every", "--save-every", "--packing", "--processes", "--seed", "--trust-remote-code", "--tokenizer",
-    "--runs", "--track",
+    "--runs", "--price", "--track",
 )  # fmt: skip
 
 
@@ -80,6 +81,7 @@ def train(
 
       sft train --data rows.jsonl --lora --rank 32
     """
+    begun = monotonic()
     layers = or_default_preset(layers, flags)
     resolved = resolve_for_training(flags, layers)
     if print_config:
@@ -113,6 +115,7 @@ def train(
             label=label,
             command=shlex.join(["sft", *sys.argv[1:]]),
             auto=on_existing is Resume.AUTO,
+            begun=begun,
         )
         outcome = run_training(request, current)
     _show(outcome, output, current.stop.exit_code)

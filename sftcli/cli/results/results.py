@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from sftcli.cli.options import shared as options
 from sftcli.cli.terminal import tables
-from sftcli.cli.terminal.text import count, duration, loss_text, short_count, size, whole_duration
-from sftcli.figures import change, interval, share_of
+from sftcli.cli.terminal.text import count, loss_text, percent, short_count, size
+from sftcli.figures import change, duration, interval, share_of, whole_duration
 
 if TYPE_CHECKING:
     from sftcli.config.resolve import Row
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sftcli.services.runs.folder import RunFolder
     from sftcli.services.train.plan import Plan
     from sftcli.services.train.resume import VerifyOutcome
-    from sftcli.services.train.run import TrainOutcome
+    from sftcli.services.train.run import Spent, TrainOutcome
 
 SHOWN_MISSES = 3
 
@@ -66,7 +66,8 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
         err, run = tables.err(output.color), RunFolder(Path(outcome.path))
         if outcome.first_heldout_loss is not None and outcome.last_heldout_loss is not None:
             tables.show_text(_heldout_text(outcome), err)
-        tables.show_text(f"{duration(outcome.seconds)} in all, from loading to saving", err)
+        spent = "" if outcome.spent is None else f"; {_spent_text(outcome.spent)}"
+        tables.show_text(f"{duration(outcome.seconds)} in all, from loading to saving{spent}", err)
         if outcome.verdict is not None and (outcome.verdict.kind != "unknown" or outcome.heldout_rows):
             tables.show_text(_verdict_text(outcome.verdict), err, wrap=True)
         if reason := outcome.ending.reason:
@@ -82,6 +83,22 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
             tables.show_text(f"next: {generate_command(run)}{score}", err)
     if outcome.final is not None:
         tables.show_text(outcome.final, tables.out(output.color))
+
+
+def _spent_text(spent: "Spent") -> str:
+    """Say what a training took of its time, and what that cost."""
+    parts = []
+    if spent.of_seconds is not None:
+        share = percent(spent.seconds / spent.of_seconds)
+        parts.append(f"{share} of {whole_duration(spent.of_seconds)} used")
+    if spent.price is not None:
+        parts.append(f"price {price_text(spent.price)}")
+    return ", ".join(parts)
+
+
+def price_text(price: float) -> str:
+    """Return a price with two decimals, a small one with two digits that count."""
+    return f"{price:.2f}" if price >= 0.1 or not price else f"{price:.2g}"
 
 
 def _heldout_text(outcome: "TrainOutcome") -> str:
@@ -151,7 +168,14 @@ def _plan_rows(plan: "Plan") -> Iterator[tuple[str, object]]:
     yield "a step", duration(plan.step_seconds)
     if plan.evaluations:
         yield "evaluations", f"{plan.evaluations}, {duration(plan.evaluation_seconds)} each"
-    yield "in all", f"about {whole_duration(plan.seconds)}"
+    yield "start, saving", f"{duration(plan.start_seconds)}, {duration(plan.save_seconds)} each"
+    if plan.budget is None:
+        yield "in all", f"about {whole_duration(plan.seconds)}"
+    else:
+        given, key = whole_duration(plan.budget.seconds), plan.budget.decided_by
+        yield "in all", f"about {whole_duration(plan.seconds)} of {given}; {key} ends it"
+    if plan.price is not None:
+        yield "price", price_text(plan.price)
 
 
 def show_verified(outcome: "VerifyOutcome", output: options.Output) -> None:

@@ -79,28 +79,6 @@ def as_utf8(text: str) -> str:
     return text
 
 
-def duration(seconds: float) -> str:
-    """Return a time as ``0.04s``, ``1.5s``, ``12s``, ``1m20s``, ``2h05m`` or ``3d04h``; never negative."""
-    if not isfinite(seconds) or seconds >= 9.95:
-        return whole_duration(seconds)
-    seconds = max(0.0, seconds)
-    return f"{seconds:.2f}s" if seconds < 0.995 else f"{seconds:.1f}s"
-
-
-def whole_duration(seconds: float) -> str:
-    """Return a time like ``duration`` but in whole seconds, for times that move on the screen."""
-    if not isfinite(seconds):
-        return "?"
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
-
-
 def size(num_bytes: float) -> str:
     """Return a size as ``512 B`` or ``2.1 GB``, in steps of 1000."""
     if num_bytes < 1000:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from sftcli.cli.terminal.text import signs, whole_duration, writable
+from sftcli.cli.terminal.text import signs, writable
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.cli.views.panel import Frame, Row, Task, build_panel
 from sftcli.cli.views.region import Region
 from sftcli.cli.views.wording import end_line, message, stop_text
 from sftcli.errors import redact
 from sftcli.events import CheckpointSaved, FitEnded, FitStarted, HeldoutDone, Progressed, StepDone, TextDelta
+from sftcli.figures import whole_duration
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,17 +11,16 @@ from sftcli.cli.terminal.text import (
     Signs,
     clean,
     count,
-    duration,
     loss_text,
     norm_text,
     percent,
     rate_text,
     size,
     sparkline,
-    whole_duration,
 )
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.events import HeldoutDone, Progressed
+from sftcli.figures import duration, whole_duration
 
 LABEL_COLUMNS = 10
 CELL_COLUMNS = 18

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sftcli.cli.terminal.text import clean, count, duration, writable
+from sftcli.cli.terminal.text import clean, count, writable
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.cli.views.wording import end_line, heldout_line, message, progress_line, step_line, stop_text
 from sftcli.errors import redact
@@ -19,6 +19,7 @@ from sftcli.events import (
     TextDelta,
     Warned,
 )
+from sftcli.figures import duration
 
 if TYPE_CHECKING:
     from typing import TextIO

@@ -5,7 +5,6 @@ from typing import assert_never
 from sftcli.cli.terminal.text import (
     clean,
     count,
-    duration,
     flop_rate,
     loss_text,
     norm_text,
@@ -13,7 +12,6 @@ from sftcli.cli.terminal.text import (
     rate_text,
     short_count,
     size,
-    whole_duration,
 )
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.events import (
@@ -31,6 +29,7 @@ from sftcli.events import (
     StepDone,
     Warned,
 )
+from sftcli.figures import duration, whole_duration
 
 
 def stop_text(*, trains: bool) -> str:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sftcli import storage
 from sftcli.config.resolve import Resolved, to_toml
@@ -44,6 +44,7 @@ from sftcli.services.runs.folder import (
 )
 from sftcli.services.runs.lock import RunLock
 from sftcli.services.trackers.sink import tracked
+from sftcli.services.train.budget import end_in_time, record_budget, spent_by
 from sftcli.services.train.decisions import decide, decisions_of, record_decisions
 from sftcli.services.train.resuming.changes import Changes, compare_start, open_again
 from sftcli.services.train.resuming.compatibility import compare, compare_data
@@ -74,6 +75,7 @@ class TrainRequest:
     label: str
     command: str
     auto: bool = False  # go on with the run of this name where there is one
+    begun: float = field(default_factory=monotonic)  # when the command was
 
 
 def run_training(request: TrainRequest, session: Session) -> TrainOutcome:
@@ -97,7 +99,7 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
     started = _files_of_start(request, settings)
     agreed = settings if existing is None else recalled(settings, existing)
     folder = existing or create_run(settings.run, label=request.label, files=started)
-    run = TrainingRun(folder=folder, settings=agreed, session=session, peers=peers)
+    run = TrainingRun(folder=folder, settings=agreed, session=session, peers=peers, begun=request.begun)
     if existing is not None and folder.is_finished:
         _require_same_as_finished(run)
         return complete_already(run)
@@ -213,7 +215,7 @@ def _train(
     allowed: Sequence[str] = (),
     model_keys: Mapping[str, object] | None = None,
 ) -> TrainOutcome:
-    begin, folder, emit = monotonic(), run.folder, run.session.emit
+    folder, emit = run.folder, run.session.emit
     emit(RunStarted(run=folder.name, path=str(folder.path)))
     run.peers.broadcast(assignment(run))
     run.open()
@@ -234,12 +236,17 @@ def _train(
         decided.to_json()
     )  # not before the checkpoint has its name: the others read it after this
     _record_inputs(run)
-    if run.checkpoint is None:
-        for text in run.inputs.doubts():
-            emit(Warned(text=text))
+    if run.checkpoint is None and training.max_minutes is None:
+        _tell_doubts(run)
     emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
     run.build(decided, is_verified=run.checkpoint is not None)  # who chose it has verified it
     record_decisions(folder, run.parts.decisions, emit)
+    budget = end_in_time(run)
+    if budget is not None:
+        record(folder, run.inputs.decided)
+        record_budget(run, budget)
+        _tell_doubts(run)
+        training = run.settings.training
     if not run.parts.is_plain:
         record_need(folder)
     watch.name_rows = run.trainer.name_rows
@@ -256,9 +263,14 @@ def _train(
     _report(folder, emit)
     if not ending.is_complete:
         spikes.refuse_spoilt(folder, ended_at)
-    outcome = _outcome(run, changes, ending, ended_at)
+    outcome = replace(_outcome(run, changes, ending, ended_at), spent=spent_by(run, budget))
     verdict = watch.verdict(run.trainer.state.step) if ending.is_complete else None
-    return replace(outcome, seconds=monotonic() - begin, verdict=verdict)
+    return replace(outcome, seconds=monotonic() - run.begun, verdict=verdict)
+
+
+def _tell_doubts(run: TrainingRun) -> None:
+    for text in run.inputs.doubts():
+        run.session.emit(Warned(text=text))
 
 
 def _compared(run: TrainingRun, changes: Changes, *, allowed: Sequence[str]) -> Changes:

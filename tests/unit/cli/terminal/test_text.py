@@ -10,16 +10,15 @@ from sftcli.cli.terminal.text import (
     UNICODE_SIGNS,
     clean,
     count,
-    duration,
     loss_text,
     norm_text,
     short_count,
     signs,
     size,
     sparkline,
-    whole_duration,
     writable,
 )
+from sftcli.figures import duration, whole_duration
 
 COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
