@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sftcli.config.resolve import Row
     from sftcli.services.diagnosis.verdict import Verdict
     from sftcli.services.doctor import Finding
+    from sftcli.services.evaluate.against import Against
     from sftcli.services.evaluate.evaluate import EvalReport
     from sftcli.services.evaluate.tasks import TasksReport
     from sftcli.services.report.score import Score
@@ -253,6 +254,15 @@ def _cut_text(score: "Score") -> str:
 def _verdict_text(verdict: "Verdict") -> str:
     advice = f": {verdict.advice}" if verdict.advice else ""
     return f"verdict: {verdict.kind} ({verdict.reason}){advice}"
+
+
+def show_against(against: "Against", output: options.Output) -> None:
+    """Print what became of the answers of an earlier evaluation, and the first rows that became wrong."""
+    err = tables.err(output.color)
+    for moved in against.answers:
+        tables.show_text(f"against {against.path}: {moved}", err, wrap=True)
+        for origin in moved.became_wrong[:SHOWN_MISSES]:
+            tables.show_text(f"  became wrong: {origin}", err)
 
 
 def show_tasks(report: "TasksReport", output: options.Output) -> None:

@@ -22,6 +22,14 @@ def is_one_of_several() -> bool:
     return find_place(os.environ) is not None
 
 
+def is_first() -> bool:
+    """Return whether this process is alone, or the first of several."""
+    from sftcli.services.processes.rank import find_place
+
+    place = find_place(os.environ)
+    return place is None or place.rank == 0
+
+
 def start_several(count: int, output: Output) -> int:
     """Run the command that this process was given in ``count`` processes; return its exit code."""
     with session(output) as current:

@@ -18,6 +18,7 @@ from sftcli.extras import install_command
 from sftcli.json_files import replace_json
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.diagnosis.verdict import Verdict
+from sftcli.services.diff.answers import Answered, answered_rows
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
 from sftcli.services.evaluate.scoring import (
@@ -66,6 +67,7 @@ class EvalReport:
     verdict: Verdict | None  # of the run that made the model
     samples: tuple[AnsweredRow, ...]
     misses: tuple[Miss, ...]
+    answers: tuple[Answered, ...]  # all rows that were answered, for a comparison with another evaluation
 
     def to_json(self) -> dict[str, object]:
         """Return the report as plain values."""
@@ -138,6 +140,17 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         verdict=None if choice.run is None else _verdict(choice.run),
         samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
         misses=tuned.misses,
+        answers=answered_rows(
+            (
+                (
+                    question.origin,
+                    prepared.tokenizer.decode(question.prompt_ids, skip_special=True),
+                    question.expected,
+                )
+                for question in job.questions
+            ),
+            tuned.matches,
+        ),
     )
     is_of_run = choice.run is not None and not request.data
     if is_of_run and precision != KEPT_PRECISION:
