@@ -6,8 +6,11 @@ from pathlib import Path
 from xml.etree import ElementTree as Xml
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.support.golden import assert_golden
+from sftcli.cli.app import app
+from tests.cli.conftest import short_training
+from tests.support.runs import copied_here
 
 RATE = ("--set", "training.learning_rate=5e-3", "--set", "data.strip_stop_text=true")
 
@@ -21,19 +24,29 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-@pytest.fixture
-def two_runs(sft, flags, tmp_path):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_model) -> Path:
     """Two short runs: the second on other rows, with another learning rate. Row 1 of the first file is row 2 of the second."""
+    folder = tmp_path_factory.mktemp("two")
     rows = [row(number) for number in range(40)]
-    write(tmp_path / "rows.jsonl", rows)
-    assert sft("train", "--data", "rows.jsonl", "--run", "one", *flags)[0] == 0
     edited = [row(900), *rows]
     edited[5] = row(4, "It is eight.")
-    edited[9]["question"] = "What is eight and eight?"
+    edited[9] = {**rows[8], "question": "What is eight and eight?"}
     del edited[20]  # row 20 of the first file
-    write(tmp_path / "rows.jsonl", edited)
-    assert sft("train", "--data", "rows.jsonl", "--run", "two", *flags, *RATE)[0] == 0
-    return tmp_path / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("SFT_CACHE_DIR", str(folder / "cache"))
+        for name, lines, changes in (("one", rows, ()), ("two", edited, RATE)):
+            write(folder / "rows.jsonl", lines)
+            flags = short_training(tiny_model, Path())
+            arguments = ["train", "--data", "rows.jsonl", "--run", name, *flags, *changes]
+            assert CliRunner().invoke(app, arguments).exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def two_runs(sft, trained, tmp_path, monkeypatch) -> Path:
+    return copied_here(trained, tmp_path, monkeypatch) / "runs"
 
 
 def answers_of(run: Path) -> dict:
@@ -91,7 +104,7 @@ def test_rows_that_are_gone_from_the_cache_are_not_guessed(sft, two_runs):
     assert "the rows of one are no longer prepared" in err
 
 
-def test_answers_that_became_right_and_wrong_are_listed_exactly(sft, two_runs, monkeypatch):
+def test_answers_that_became_right_and_wrong_are_listed_exactly(sft, two_runs):
     for name in ("one", "two"):
         assert sft("eval", name, "--no-base", "--max-rows", "100", "--quiet")[0] == 0
     count = {name: len(answers_of(two_runs / name)["answers"]) for name in ("one", "two")}
@@ -116,7 +129,7 @@ def test_answers_that_became_right_and_wrong_are_listed_exactly(sft, two_runs, m
         assert f"became wrong: {origin}" in screen
 
 
-def test_worse_answers_end_with_3_and_fail_their_test_case(sft, two_runs, tmp_path):
+def test_worse_answers_end_with_3_and_fail_their_test_case(sft, two_runs):
     assert sft("eval", "one", "--no-base", "--max-rows", "100", "--quiet")[0] == 0
     kept = two_runs / "one" / "eval.json"
     same = ("eval", "one", "--no-base", "--max-rows", "100", "--against")
@@ -124,13 +137,13 @@ def test_worse_answers_end_with_3_and_fail_their_test_case(sft, two_runs, tmp_pa
     assert code == 3
     assert "0 became right, 0 wrong" in err
     assert "worse than" not in err
-    root = Xml.parse(tmp_path / "eval.xml").getroot()
+    root = Xml.parse(Path("eval.xml")).getroot()
     failed = {case.get("name") for case in root.iter("testcase") if case.find("failure") is not None}
     assert failed == {"loss"}
     names = [case.get("name") for case in root.iter("testcase")]
     assert len(names) == len(set(names)) == int(root.get("tests"))
     assert names[-1] == f"exact match against {kept}"
-    earlier = tmp_path / "earlier.json"
+    earlier = Path("earlier.json")
     earlier.write_text(kept.read_text(encoding="utf-8"), encoding="utf-8")
     found = json.loads(earlier.read_text(encoding="utf-8"))
     for one in found["answers"]:
@@ -139,7 +152,7 @@ def test_worse_answers_end_with_3_and_fail_their_test_case(sft, two_runs, tmp_pa
     code, _, err = sft(*same, earlier, "--junit", "eval.xml")
     assert code == 3
     assert f"worse than {earlier}" in err
-    root = Xml.parse(tmp_path / "eval.xml").getroot()
+    root = Xml.parse(Path("eval.xml")).getroot()
     (failed,) = [case for case in root.iter("testcase") if case.find("failure") is not None]
     assert failed.get("name") == f"exact match against {earlier}"
     code, out, _ = sft("eval", "one", "--no-base", "--against", "one", "--max-rows", "100", "--json")
@@ -165,12 +178,3 @@ def test_evaluation_that_cannot_be_compared_with_is_refused(
         "eval", tiny_model, "--data", rows, "--no-base", "--max-rows", "1", "--against", "old.json"
     )
     assert (ended, said in err) == (code, True), err
-
-
-def test_screen_is_what_a_person_read_and_found_good(sft, two_runs):
-    for name in ("one", "two"):
-        assert sft("eval", name, "--no-base", "--max-rows", "100", "--quiet")[0] == 0
-        count = len(answers_of(two_runs / name)["answers"])
-        plant(two_runs / name, [(place < 3) == (name == "one") for place in range(count)])
-    out = sft("diff", "one", "two")[1]
-    assert_golden("views/diff.txt", out[: out.index("\nscores")] + "\n")

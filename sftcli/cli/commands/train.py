@@ -6,7 +6,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +16,7 @@ from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import Output, RunsRoot
 from sftcli.cli.options.to_settings import Layers, Set, or_default_preset, resolve_for_training
 from sftcli.cli.results import results
-from sftcli.cli.session.processes import is_one_of_several, start_several
+from sftcli.cli.session.processes import is_one_of_several, start_several, started
 from sftcli.cli.session.session import LOADING, session
 from sftcli.cli.terminal import tables
 from sftcli.errors import SftError
@@ -81,7 +80,7 @@ def train(
 
       sft train --data rows.jsonl --lora --rank 32
     """
-    begun = monotonic()
+    begun = started()
     layers = or_default_preset(layers, flags)
     resolved = resolve_for_training(flags, layers)
     if print_config:

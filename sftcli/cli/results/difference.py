@@ -9,6 +9,8 @@ from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import count, loss_text
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sftcli.services.diff.compare import Difference
     from sftcli.services.diff.rows import RowChanges
 
@@ -20,14 +22,39 @@ def show_difference(found: "Difference", output: options.Output) -> None:
     if output.json:
         tables.show_result_json(found.to_json())
         return
-    out, err = tables.out(output.color), tables.err(output.color)
-    tables.show_text(f"{found.before} -> {found.after}", out)
-    for title, lines in _blocks(found):
-        tables.show_text(f"\n{title}", out)
-        for line in lines:
-            tables.show_text(f"  {line}", out)
+    draw_difference(found, tables.out(output.color))
+    for note in found.notes:
+        tables.show_text(note, tables.err(output.color), wrap=True)
+
+
+def draw_difference(found: "Difference", console: "Console") -> None:
+    """Print what differs on ``console``."""
+    tables.show_text(f"{found.before} -> {found.after}", console)
+    for title, content in _blocks(found):
+        tables.show_text(f"\n{title}", console)
+        if isinstance(content, tables.Grid):
+            console.print(content)
+        else:
+            for line in content:
+                tables.show_text(f"  {line}", console)
+
+
+def _blocks(found: "Difference") -> Iterator[tuple[str, tables.Grid | Sequence[str]]]:
+    names = (found.before, found.after)
+    if found.rows is not None:
+        yield _rows_title(found.rows), list(_rows(found.rows))
+    settings = [
+        (one.key, f"{_value(one.before)}  ({one.before_from})", f"{_value(one.after)}  ({one.after_from})")
+        for one in found.settings
+    ]
+    yield f"settings: {_number(len(settings))}", _grid("setting", names, settings)
+    facts = [(one.name, one.before or "unknown", one.after or "unknown") for one in found.facts]
+    yield f"versions: {_number(len(facts))}", _grid("of", names, facts)
+    yield f"held-out loss: {_losses(found)}", []
+    for moved in found.answers or ():
+        right = _listed("became right", moved.became_right)
+        yield f"answers, {moved}", [*right, *_listed("became wrong", moved.became_wrong)]
     if found.measures:
-        tables.show_text("\nscores", out)
         pairs = [
             tables.Pair(
                 metric=one.measure.label,
@@ -39,32 +66,13 @@ def show_difference(found: "Difference", output: options.Output) -> None:
             )
             for one in found.measures
         ]
-        out.print(tables.comparison_table(pairs, names=(found.before, found.after)))
-    for note in found.notes:
-        tables.show_text(note, err, wrap=True)
+        yield "scores", tables.comparison_table(pairs, names=names)
 
 
-def _blocks(found: "Difference") -> Iterator[tuple[str, list[str]]]:
-    if found.rows is not None:
-        yield _rows_title(found.rows), list(_rows(found.rows))
-    yield (
-        f"settings: {_number(len(found.settings), 'differs', 'differ')}",
-        [
-            f"{one.key}: {_value(one.before)} ({one.before_from}) -> {_value(one.after)} ({one.after_from})"
-            for one in found.settings
-        ],
-    )
-    yield (
-        f"versions: {_number(len(found.facts), 'differs', 'differ')}",
-        [f"{one.name}: {one.before or 'unknown'} -> {one.after or 'unknown'}" for one in found.facts],
-    )
-    yield f"held-out loss: {_losses(found)}", []
-    for moved in found.answers or ():
-        lines = [
-            *_listed("became right", moved.became_right),
-            *_listed("became wrong", moved.became_wrong),
-        ]
-        yield f"answers, {moved}", lines
+def _grid(what: str, names: tuple[str, str], rows: Sequence[tuple[str, str, str]]) -> tables.Grid | list[str]:
+    if not rows:
+        return []
+    return tables.Grid(header=(what, *names), rows=[[tables.Cell(text=text) for text in row] for row in rows])
 
 
 def _rows_title(rows: "RowChanges") -> str:
@@ -109,8 +117,8 @@ def _split(name: str) -> str:
     return {"train": "training", "heldout": "held-out"}.get(name, name)
 
 
-def _number(number: int, one: str, several: str) -> str:
-    return f"{count(number)} {one if number == 1 else several}" if number else "none differs"
+def _number(count_of: int) -> str:
+    return f"{count(count_of)} {'differs' if count_of == 1 else 'differ'}" if count_of else "none differs"
 
 
 def _value(value: object) -> str:

@@ -13,7 +13,7 @@ from sftcli.events import EventSink, Notice, Progressed, Warned
 from sftcli.figures import duration, whole_duration
 from sftcli.json_files import read_json_or_nothing, replace_json
 from sftcli.runtime import monotonic
-from sftcli.services.train.run import Spent, TrainingRun, memory_errors
+from sftcli.services.train.run import Spent, TrainingRun, memory_errors, write_page
 from sftcli.services.train.start.disk_space import checkpoint_bytes
 from sftcli.services.train.start.inputs import TrainingInputs
 from sftcli.services.train.start.open_settings import BUDGET
@@ -30,16 +30,17 @@ _PART_BYTES = 32 * 2**20  # that are written to learn how fast the disk is
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Seconds that the parts of a training take: all before its first step, a step, an evaluation, and a save."""
+    """Seconds that the parts of a training take: all before its first step, a step, an evaluation, a save, and the page at its end."""
 
     start: float
     step: float
     evaluation: float
     save: float
+    page: float = 0.0
 
     def seconds(self, steps: int, settings: Settings, *, evaluations: int) -> float:
         """Return what a training of ``steps`` steps takes from its start to its end."""
-        work = self.start + steps * self.step + evaluations * self.evaluation
+        work = self.start + self.page + steps * self.step + evaluations * self.evaluation
         return work + _waited_saves(settings, steps, work) * self.save
 
 
@@ -168,14 +169,22 @@ def end_in_time(run: TrainingRun) -> Budget | None:
     def counted() -> dict[str, object]:
         step = step_seconds(trainer, taken, last_step=guess)
         save = save_seconds(run.inputs, run.folder.path)
+        page = _page_seconds(run)
         first = evaluation if trainer.heldout_loss else 0.0  # which is over, and counted with the others
-        pace = Pace(start=monotonic() - run.begun - first, step=step, evaluation=first, save=save)
+        pace = Pace(start=monotonic() - run.begun - first, step=step, evaluation=first, save=save, page=page)
         end = other_end(run.inputs, read_json_or_nothing(run.folder.origins))
         return asdict(count_steps(pace, run.inputs, minutes=minutes, end=end))
 
     budget = Budget(**run.peers.share(counted))  # type: ignore[arg-type]
     run.end_at(budget.steps, budget.origin)
     return budget
+
+
+def _page_seconds(run: TrainingRun) -> float:
+    """Return what the page about the run takes, which is written once now: what draws is loaded meanwhile."""
+    begin = monotonic()
+    write_page(run.folder, run.session.emit)
+    return monotonic() - begin
 
 
 def record_budget(run: TrainingRun, budget: Budget) -> None:

@@ -11,7 +11,6 @@ from sftcli.config.schema.settings import Settings
 from sftcli.data.quality.thresholds import left_out
 from sftcli.events import (
     Ending,
-    EventSink,
     Notice,
     RunStarted,
     Session,
@@ -28,7 +27,6 @@ from sftcli.services.machine import facts_of_start
 from sftcli.services.models.base import record_base, record_need
 from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place
-from sftcli.services.report.html import write_report
 from sftcli.services.runs.event_log import (
     RunLog,
     forgotten_if_unstarted,
@@ -57,7 +55,7 @@ from sftcli.services.train.resuming.resume_point import (
     record_start_over,
     rhythm_text,
 )
-from sftcli.services.train.run import TrainingRun, TrainOutcome
+from sftcli.services.train.run import TrainingRun, TrainOutcome, write_page
 from sftcli.services.train.start.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.start.inputs import find_inputs
 from sftcli.services.train.start.open_settings import recalled, record
@@ -260,7 +258,7 @@ def _train(
         run.keep_best()
         run.save()
         end_taking_back(folder)
-    _report(folder, emit)
+    write_page(folder, emit)
     if not ending.is_complete:
         spikes.refuse_spoilt(folder, ended_at)
     outcome = replace(_outcome(run, changes, ending, ended_at), spent=spent_by(run, budget))
@@ -311,10 +309,3 @@ def _outcome(run: TrainingRun, changes: Changes, ending: Ending, step: int) -> T
         changed=changes.by_kind(),
         left_out=left_out(list(prepared.audit.values())),
     )
-
-
-def _report(run: RunFolder, emit: EventSink) -> None:
-    try:
-        write_report([run], run.report)
-    except Exception as error:  # noqa: BLE001 - a page about the run must not take the run down
-        emit(Warned(text=f"no report was written: {error}"))

@@ -9,11 +9,12 @@ from typing import ClassVar
 from sftcli.config.schema.settings import Settings
 from sftcli.data.quality.thresholds import LeftOut
 from sftcli.errors import ResourceError, StoppedError
-from sftcli.events import Ending, ModelSaved, Notice, Session, StopFlag, Warned
+from sftcli.events import Ending, EventSink, ModelSaved, Notice, Session, StopFlag, Warned
 from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.diagnosis.verdict import Verdict
 from sftcli.services.processes.peers import Peers
+from sftcli.services.report.html import write_report
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.build import TrainingParts, build_trainer
 from sftcli.services.train.decisions import Decisions, agree_on_decisions
@@ -253,3 +254,11 @@ def memory_errors(
             "training.gradient_checkpointing, choose training.optimizer=adafactor, lower data.max_tokens, or choose a "
             f"smaller model; if another program took the memory: {resume_command}",
         ) from error
+
+
+def write_page(run: RunFolder, emit: EventSink) -> None:
+    """Write the page about ``run``; a failure is told and no more."""
+    try:
+        write_report([run], run.report)
+    except Exception as error:  # noqa: BLE001 - a page about the run must not take the run down
+        emit(Warned(text=f"no report was written: {error}"))

@@ -20,7 +20,7 @@ def test_p_value_is_that_of_scipy(became_right, became_wrong):
     assert mcnemar(became_right, became_wrong) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
-@pytest.mark.parametrize(("became_right", "became_wrong"), product(range(6), range(6)))
+@pytest.mark.parametrize(("became_right", "became_wrong"), list(product(range(6), range(6))))
 def test_p_value_is_the_share_of_outcomes_that_are_as_uneven(became_right, became_wrong):
     changed = became_right + became_wrong
     flips = [sum(sides) for sides in product((0, 1), repeat=changed)]
