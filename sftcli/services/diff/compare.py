@@ -42,7 +42,11 @@ class Difference:
         """Return it as plain values."""
         return asdict(self) | {
             "measures": {
-                one.measure.key: {"before": one.base, "after": one.tuned, "rows": one.rows}
+                one.measure.key: {
+                    "before": None if one.base is None else one.base / one.measure.scale,
+                    "after": one.tuned / one.measure.scale,
+                    "rows": one.rows,
+                }
                 for one in self.measures
             },
             "answers": None if self.answers is None else [moved.to_json() for moved in self.answers],

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import process_time
 
 from sftcli import storage
 from sftcli.config.auto import ORIGIN
@@ -17,30 +18,33 @@ from sftcli.services.train.run import Spent, TrainingRun, memory_errors, write_p
 from sftcli.services.train.start.disk_space import checkpoint_bytes
 from sftcli.services.train.start.inputs import TrainingInputs
 from sftcli.services.train.start.open_settings import BUDGET
+from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.distributed.agreed_stop import AgreedStop
 from sftcli.training.probes.pace import TimedStep, leaving_nothing, step_seconds, time_steps
+from sftcli.training.state import CheckpointStore
 
 TIME, STEPS, EPOCHS = "training.max_minutes", "training.max_steps", "training.epochs"
 RESERVE = 0.05  # of the time, for steps that turn out slower than those measured
 # A first step, then so many others: more of them where they cost little of the time, fewer where they cost much.
 FEWEST, USUAL, MOST = 2, 4, 16
 CHEAP, DEAR = 0.03, 0.1  # of the time
+EXIT_SECONDS, MOST_SLOWNESS = 0.8, 10.0  # of an interpreter with torch in it, where it has a core of its own
 _PART_BYTES = 32 * 2**20  # that are written to learn how fast the disk is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Seconds that the parts of a training take: all before its first step, a step, an evaluation, a save, and the page at its end."""
+    """Seconds that the parts of a training take: all before its first step, a step, an evaluation, a save, and its end."""
 
     start: float
     step: float
     evaluation: float
     save: float
-    page: float = 0.0
+    end: float = 0.0  # the page about it, and the end of the process
 
     def seconds(self, steps: int, settings: Settings, *, evaluations: int) -> float:
         """Return what a training of ``steps`` steps takes from its start to its end."""
-        work = self.start + self.page + steps * self.step + evaluations * self.evaluation
+        work = self.start + self.end + steps * self.step + evaluations * self.evaluation
         return work + _waited_saves(settings, steps, work) * self.save
 
 
@@ -81,15 +85,19 @@ def evaluations_of(settings: Settings, steps: int, heldout_rows: int) -> int:
     return 1 + (-(-steps // every) if every else 1) if heldout_rows else 0
 
 
-def save_seconds(inputs: TrainingInputs, root: Path) -> float:
-    """Return about what a checkpoint takes to write and to read back below ``root``, from a part of its size."""
+def save_seconds(inputs: TrainingInputs, root: Path, store: CheckpointStore) -> float:
+    """Return about what a checkpoint takes to write and to read back below ``root``: its small files, and a part of the tensors."""
     size = checkpoint_bytes(inputs.settings, inputs.located.folder)
     part = max(1, min(size, _PART_BYTES))
     with storage.scratch_folder(storage.nearest_folder(root), hint="choose another --runs") as folder:
         begin = monotonic()
         storage.write_file(folder / "part", [bytes(part)])
         storage.file_sha256(folder / "part")
-        return (monotonic() - begin) * size / part
+        tensors = (monotonic() - begin) * size / part
+        begin = monotonic()
+        if isinstance(store, DirectoryCheckpointStore):
+            store.write_model_files(folder)
+        return tensors + monotonic() - begin
 
 
 def count_steps(pace: Pace, inputs: TrainingInputs, *, minutes: float, end: tuple[str, int] | None) -> Budget:
@@ -168,10 +176,12 @@ def end_in_time(run: TrainingRun) -> Budget | None:
 
     def counted() -> dict[str, object]:
         step = step_seconds(trainer, taken, last_step=guess)
-        save = save_seconds(run.inputs, run.folder.path)
-        page = _page_seconds(run)
+        save = save_seconds(run.inputs, run.folder.path, trainer.store)
+        end_of_all = _end_seconds(run)
         first = evaluation if trainer.heldout_loss else 0.0  # which is over, and counted with the others
-        pace = Pace(start=monotonic() - run.begun - first, step=step, evaluation=first, save=save, page=page)
+        pace = Pace(
+            start=monotonic() - run.begun - first, step=step, evaluation=first, save=save, end=end_of_all
+        )
         end = other_end(run.inputs, read_json_or_nothing(run.folder.origins))
         return asdict(count_steps(pace, run.inputs, minutes=minutes, end=end))
 
@@ -180,11 +190,15 @@ def end_in_time(run: TrainingRun) -> Budget | None:
     return budget
 
 
-def _page_seconds(run: TrainingRun) -> float:
-    """Return what the page about the run takes, which is written once now: what draws is loaded meanwhile."""
+def _end_seconds(run: TrainingRun) -> float:
+    """Return what comes after the final model: the page, which is written once now, and the end of the process.
+
+    The process ends as much slower as it has run slower than its processor time says.
+    """
     begin = monotonic()
     write_page(run.folder, run.session.emit)
-    return monotonic() - begin
+    slowness = (monotonic() - run.begun) / max(0.1, process_time())
+    return monotonic() - begin + EXIT_SECONDS * max(1.0, min(slowness, MOST_SLOWNESS))
 
 
 def record_budget(run: TrainingRun, budget: Budget) -> None:

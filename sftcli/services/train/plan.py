@@ -104,7 +104,7 @@ def plan_training(settings: Settings, session: Session) -> Plan:
         cost = measure_cost(trainer, last_step=settings.training.max_steps)
     total, trainable = count_parameters(model)
     scored = sum(inputs.prepared.dataset.heldout.num_tokens) * cost.forward_seconds_per_token
-    saving = save_seconds(inputs, Path(settings.run.root))
+    saving = save_seconds(inputs, Path(settings.run.root), trainer.store)
     pace = Pace(start=start, step=cost.step_seconds, evaluation=scored, save=saving)
     budget = _budget(pace, inputs)
     if budget is not None:
