@@ -26,10 +26,11 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of an evaluated run")
     for run in parser.parse_args().runs:
-        answers = json.loads((run / "eval.json").read_text(encoding="utf-8"))["confidence"]["answers"]
+        found = json.loads((run / "eval.json").read_text(encoding="utf-8"))
+        answers, measure = found["answers"], found["confidence"]["measure"]
         confidence = np.array([answer["confidence"] for answer in answers])
-        right = np.array([answer["right"] for answer in answers])
-        print(f"{run.name}: {len(right)} answers, {right.mean():.1%} right")
+        right = np.array([answer["passed"][measure] for answer in answers])
+        print(f"{run.name}: {len(right)} answers, {right.mean():.1%} right ({measure})")
         for name, values in (("as they are", confidence), ("shuffled", None)):
             print(f"  {name}")
             report(values, confidence, right)

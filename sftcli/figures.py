@@ -4,10 +4,13 @@ A measured one has no more digits than the rows that it was computed on carry. A
 as in logs that hold none; all digits stand there.
 """
 
+import re
 from math import isfinite
 
 FEW_ROWS = 20  # of fewer there is no interval: a single row moves a mean by more than its second digit
 NOTHING = "-"  # where nothing can be said
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
+_UNIT_SECONDS = (86400, 3600, 60, 1)
 
 
 def are_few(rows: int) -> bool:
@@ -138,3 +141,17 @@ def setting_text(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(setting_text(item) for item in value) or "none"
     return str(value)
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of a time as ``duration`` writes it: ``90s``, ``30m``, ``1h30m`` or ``2d``.
+
+    Raises:
+        ValueError: It is nothing of that kind, or no time at all.
+    """
+    found = _DURATION.fullmatch(text.strip().lower())
+    parts = found.groups(default="0") if found else ()
+    seconds = sum(unit * float(part) for unit, part in zip(_UNIT_SECONDS, parts, strict=False))
+    if not seconds:
+        raise ValueError(f"{text!r} is not a time such as 90s, 30m or 1h30m")
+    return seconds

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sftcli.cli.commands import evaluate, export, generate, inspect, prepare, push, report, runs, train
+from sftcli.cli.commands import diff, evaluate, export, generate, inspect, prepare, push, report, runs, train
 from sftcli.cli.errors.show import guarded
 from sftcli.cli.options import complete
 from sftcli.cli.options.words import meant
@@ -56,6 +56,7 @@ app.command("push", cls=SftCommand)(push.push)
 app.command("report", cls=SftCommand)(report.report)
 app.command("runs", cls=SftCommand)(runs.runs)
 app.command("show", cls=SftCommand)(runs.show)
+app.command("diff", cls=SftCommand)(diff.diff)
 app.command("presets", cls=SftCommand)(inspect.presets)
 app.command("schema", cls=SftCommand)(inspect.schema)
 app.command("env", cls=SftCommand)(inspect.env)

@@ -17,6 +17,7 @@ _ENDS: Mapping[str, Sequence[str]] = {
     "data.sources": ("data.heldout_sources",),
     "data.heldout_fraction": ("data.heldout_sources",),
     "training.epochs": ("training.max_steps",),
+    "training.max_minutes": ("training.max_steps", "training.epochs"),
     "training.warmup_fraction": ("training.warmup_steps",),
 }
 _BATCH, _MICRO_BATCH = "training.batch_size", "training.micro_batch_size"

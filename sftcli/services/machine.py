@@ -64,4 +64,5 @@ def facts_of_start(command: str) -> dict[str, object]:
         "version": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in LIBRARIES if name != "torch"},
     }

@@ -56,15 +56,16 @@ def test_the_cut_of_eval_decides_which_answers_go_out(run, sft):
     assert "sft generate --file rows.jsonl --out sure.jsonl --rest unsure.jsonl --min-confidence auto:" in err
     measured = json.loads((run / "eval.json").read_text(encoding="utf-8"))["confidence"]
     (cut,) = [one for one in measured["cuts"] if one["wrong_at_most"] == 0.05]
-    assert (len(measured["answers"]), measured["model"], measured["precision"]) == (120, "final", "fp32")
+    assert (measured["rows"], measured["model"], measured["precision"]) == (120, "final", "fp32")
 
     code, out, err = ask(sft, "--min-confidence", "auto")
     assert code == 0, err
     assert out == "sure.jsonl\n"
     sure, unsure = lines_of(Path("sure.jsonl")), lines_of(Path("unsure.jsonl"))
     assert f"{len(sure)} of {ASKED}" in err
-    assert "at most 5% of the answers that go out are wrong (exact match), with 95% certainty" in " ".join(
-        err.split()
+    assert (
+        f"at most 5% of the answers that go out are wrong ({measured['measure']}), with 95% certainty"
+        in " ".join(err.split())
     )
     assert sorted(row["id"] for row in [*sure, *unsure]) == list(range(ASKED))
     assert sure

@@ -79,6 +79,7 @@ def test_keys_of_json_objects_do_not_move(sft, flags, rows, tiny_model, tmp_path
         ("sft report", ["report", *runs]),
         ("sft runs", ["runs", tmp_path / "runs"]),
         ("sft show", ["show", *runs]),
+        ("sft diff", ["diff", "one", "one", *runs]),
         ("sft presets", ["presets"]),
         ("sft presets NAME", ["presets", "gpu"]),
         ("sft env", ["env"]),

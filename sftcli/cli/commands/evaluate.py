@@ -12,15 +12,16 @@ from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
 from sftcli.cli.results import results
 from sftcli.cli.results.checks import show_checks
-from sftcli.cli.session.processes import is_one_of_several, start_several
+from sftcli.cli.session.processes import is_first, is_one_of_several, start_several
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
-from sftcli.errors import UsageError
+from sftcli.errors import ThresholdError, UsageError
 from sftcli.extras import require_package
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from sftcli.services.evaluate.against import Against
     from sftcli.services.evaluate.evaluate import EvalReport
     from sftcli.services.evaluate.limits import Limit
     from sftcli.services.evaluate.request import EvalRequest
@@ -110,6 +111,29 @@ class LimitFlags:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompareFlags:
+    """An earlier evaluation to compare with, and a file for systems of continuous integration."""
+
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="FILE",
+            help="Compare row by row with this eval.json, or that of a run; exit with 3 if more answers are wrong than chance "
+            "explains.",
+        ),
+    ] = None
+    junit: Annotated[
+        Path | None,
+        typer.Option(
+            "--junit",
+            metavar="FILE",
+            help="Also write the numbers to this file as JUnit XML, a test case each.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFlags:
     """Tasks of lm_eval that are asked in place of rows."""
 
@@ -135,11 +159,22 @@ class TaskFlags:
     ] = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What was measured of a model, for limits and for ``--json``, and how it compares with an earlier evaluation."""
+
+    model: str
+    numbers: "Mapping[str, float]"
+    document: "Mapping[str, object]"
+    against: "Against | None" = None
+
+
 @command
 def evaluate(
     *,
     scored: ScoredFlags,
     fail: LimitFlags,
+    compare: CompareFlags,
     asked: TaskFlags,
     processes: Annotated[
         int,
@@ -167,18 +202,23 @@ def evaluate(
 
       sft eval --check fields --fail-under fields.city=0.9
 
+      sft eval --against first --junit eval.xml
+
       sft eval --tasks arc_easy --task-rows 100 --fail-under arc_easy/acc=0.5
     """
+    from sftcli.services.evaluate.against import read_earlier, set_against
     from sftcli.services.evaluate.checks.table import read_check_names
     from sftcli.services.evaluate.limits import read_limits, require_measurable
     from sftcli.services.evaluate.request import check_names
 
     limits = read_limits(fail.fail_above or (), fail.fail_under or ())
     _check_tasks(asked, scored, processes)
+    _check_against(compare, asked, scored)
     if asked.tasks is not None:
         check_names(_request(scored, runs), needs_rows=False)
         answered = _ask_tasks(asked.tasks, asked, scored, runs, output)
-        _judge(answered.numbers(), asdict(answered), limits, output)
+        outcome = Outcome(model=answered.model, numbers=answered.numbers(), document=asdict(answered))
+        _judge(outcome, limits, compare, output)
         return
     checks = read_check_names(scored.checks or ())
     require_measurable(limits, checks)
@@ -186,14 +226,30 @@ def evaluate(
     if request.texts:
         check_names(request)
         read = _score_texts(request, output)
-        _judge(read.numbers(), asdict(read), limits, output)
+        outcome = Outcome(model=read.tuned.model, numbers=read.numbers(), document=asdict(read))
+        _judge(outcome, limits, compare, output)
         return
+    earlier = None if compare.against is None else read_earlier(compare.against, runs)
     if not is_one_of_several():
         check_names(request)
         if processes > 1:
             raise typer.Exit(start_several(processes, output))
     report = _score_rows(request, output)
-    _judge(report.numbers(), report.to_json(), limits, output)
+    outcome = Outcome(model=report.tuned.model, numbers=report.numbers(), document=report.to_json())
+    if earlier is not None:
+        outcome = replace(outcome, against=set_against(earlier, report.answers))
+    _judge(outcome, limits, compare, output)
+
+
+def _check_against(compare: CompareFlags, asked: TaskFlags, scored: ScoredFlags) -> None:
+    """Refuse to compare what has no answers to rows.
+
+    Raises:
+        UsageError: Tasks or texts are to be compared with an earlier evaluation.
+    """
+    other = "--tasks" if asked.tasks is not None else "--text" if scored.texts else ""
+    if compare.against is not None and other:
+        raise UsageError(f"{other} and --against exclude each other", hint="answers to rows are compared")
 
 
 def _check_tasks(asked: TaskFlags, scored: ScoredFlags, processes: int) -> None:
@@ -294,15 +350,28 @@ def _score_texts(request: "EvalRequest", output: Output) -> "TextReport":
     return report
 
 
-def _judge(
-    numbers: "Mapping[str, float]",
-    document: "Mapping[str, object]",
-    limits: "Sequence[Limit]",
-    output: Output,
-) -> None:
-    """Check limits first, for ``--json`` prints one object, also on failure."""
+def _judge(outcome: Outcome, limits: "Sequence[Limit]", compare: CompareFlags, output: Output) -> None:
+    """Check limits before ``--json`` prints its one object, which it prints also on failure.
+
+    Raises:
+        ThresholdError: A limit is broken, or the answers are worse than they were.
+    """
     from sftcli.services.evaluate.limits import check_limits
 
-    check_limits(numbers, limits)
+    against = outcome.against
+    if compare.junit is not None and is_first():
+        from sftcli.services.evaluate.junit import cases_of, write_junit
+
+        write_junit(cases_of(outcome.numbers, limits, against), compare.junit, model=outcome.model)
+    if against is not None and not output.json:
+        results.show_against(against, output)
+    broken = [] if against is None else against.worse()
+    try:
+        check_limits(outcome.numbers, limits)
+    except ThresholdError as error:
+        broken.insert(0, error.message)
+    if broken:
+        raise ThresholdError("; ".join(broken))
     if output.json:
-        tables.show_result_json(document)
+        compared = {} if against is None else {"against": against.to_json()}
+        tables.show_result_json({**outcome.document, **compared})

@@ -16,7 +16,7 @@ from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import Output, RunsRoot
 from sftcli.cli.options.to_settings import Layers, Set, or_default_preset, resolve_for_training
 from sftcli.cli.results import results
-from sftcli.cli.session.processes import is_one_of_several, start_several
+from sftcli.cli.session.processes import is_one_of_several, start_several, started
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
 from sftcli.errors import SftError
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 TRAIN_FLAGS = (
-    "--data", "--model", "--run", "--lora", "--learning-rate", "--epochs", "--batch-size", "--max-steps", "--heldout", *ROW_FLAGS,
+    "--data", "--model", "--run", "--lora", "--learning-rate", "--epochs", "--batch-size", "--max-steps", "--max-time", "--heldout", *ROW_FLAGS,
     "--adapter", "--rank", "--eval-every", "--save-every", "--packing", "--processes", "--seed", "--trust-remote-code", "--tokenizer",
-    "--runs", "--track",
+    "--runs", "--price", "--track",
 )  # fmt: skip
 
 
@@ -80,6 +80,7 @@ def train(
 
       sft train --data rows.jsonl --lora --rank 32
     """
+    begun = started()
     layers = or_default_preset(layers, flags)
     resolved = resolve_for_training(flags, layers)
     if print_config:
@@ -111,6 +112,7 @@ def train(
             label=label,
             command=shlex.join(["sft", *sys.argv[1:]]),
             auto=on_existing is Resume.AUTO,
+            begun=begun,
         )
         outcome = run_training(request, current)
     _show(outcome, output, current.stop.exit_code)

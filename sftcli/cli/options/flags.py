@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli.options import complete
+from sftcli.figures import seconds_of
 
 if TYPE_CHECKING:
     from typer.models import OptionInfo
@@ -66,6 +67,24 @@ def _one_of_setting(key: str) -> Callable[[object], object]:
     return check
 
 
+def _readable(reads: Callable[[str], object]) -> Callable[[object], object]:
+    """Return a callback that refuses what ``reads`` cannot read, together with the other flags."""
+
+    def check(value: object) -> object:
+        if value is not None:
+            try:
+                reads(str(value))
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from error
+        return value
+
+    return check
+
+
+def _minutes(text: str) -> float:
+    return seconds_of(text) / 60
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Flag:
     """A flag that sets a setting.
@@ -76,6 +95,7 @@ class Flag:
         kind: Type of the value; a ``bool`` is set by the name alone, a list by each repetition.
         checks_words: Whether the value must be one of the words that the setting accepts.
         means: Settings that a value stands for, where that is not the value itself for ``key``.
+        reads: Makes the value for ``key`` of the text that was given; its ``ValueError`` says what is wrong with that.
     """
 
     names: str
@@ -90,6 +110,7 @@ class Flag:
     complete: Callable[[str], list[str | tuple[str, str]]] | None = None
     checks_words: bool = False
     means: Mapping[object, Mapping[str, object]] = field(default_factory=dict)
+    reads: Callable[[str], object] | None = None
 
     @property
     def name(self) -> str:
@@ -110,7 +131,7 @@ class Flag:
             min=self.min,
             max=self.max,
             autocompletion=self.complete,
-            callback=_one_of_setting(self.key) if self.checks_words else None,
+            callback=_one_of_setting(self.key) if self.checks_words else self.reads and _readable(self.reads),
             help=self.help,
             rich_help_panel=self.panel,
             show_default=False,
@@ -136,6 +157,8 @@ class Flag:
             return
         value = given.value if isinstance(given, StrEnum) else given
         origin = f"{self.name} {value}" if self.means and value is not True else self.name
+        if self.reads is not None:
+            value = self.reads(str(value))
         meant = self.means[value] if self.means else {self.key: value}
         for key, setting in meant.items():
             yield Override(key=key, value=setting, origin=origin)
@@ -183,6 +206,8 @@ _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
              help="Rows of an optimizer step, on all devices together."),
         Flag("--max-steps", "training.max_steps", kind=int, metavar="N", min=1,
              help="Optimizer steps to train."),
+        Flag("--max-time", "training.max_minutes", metavar="TIME", reads=_minutes,
+             help="Train for this long, as in `90s`, `30m` or `1h30m`: the steps that fit are counted at the start."),
     ),
     ROWS_PANEL: (
         Flag("--heldout", "data.heldout_sources", kind=list[str], metavar="SOURCE", complete=complete.rows,
@@ -247,6 +272,8 @@ _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
              help="Random seed."),
         Flag("--runs", "run.root", metavar="DIR",
              help="Folder with the run folders."),
+        Flag("--price", "run.price_per_hour", kind=float, metavar="X", min=0,
+             help="What an hour of the machine costs; the price of the training is stated."),
         Flag("--track", "run.trackers", kind=list[str], metavar="TRACKER", checks_words=True,
              help="Also log to tensorboard, wandb or mlflow. Repeatable."),
     ),

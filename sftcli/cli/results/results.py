@@ -10,7 +10,7 @@ from sftcli.cli.options import shared as options
 from sftcli.cli.results.confidence import confidence_table, confidence_text
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import loss_text
-from sftcli.figures import count, counted, duration, share_of, short_count, size, whole_duration
+from sftcli.figures import count, counted, duration, percent, share_of, short_count, size, whole_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sftcli.config.resolve import Row
     from sftcli.services.diagnosis.verdict import Verdict
     from sftcli.services.doctor import Finding
+    from sftcli.services.evaluate.against import Against
     from sftcli.services.evaluate.evaluate import EvalReport
     from sftcli.services.evaluate.tasks import TasksReport
     from sftcli.services.evaluate.texts import TextReport
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sftcli.services.runs.folder import RunFolder
     from sftcli.services.train.plan import Plan
     from sftcli.services.train.resume import VerifyOutcome
-    from sftcli.services.train.run import TrainOutcome
+    from sftcli.services.train.run import Spent, TrainOutcome
 
 SHOWN_MISSES = 3
 MOST_PROMPT = 200  # characters of the end of a prompt that are shown with its answer
@@ -71,7 +72,8 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
         err, run = tables.err(output.color), RunFolder(Path(outcome.path))
         if outcome.first_heldout_loss is not None and outcome.last_heldout_loss is not None:
             tables.show_text(_heldout_text(outcome), err)
-        tables.show_text(f"{duration(outcome.seconds)} in all, from loading to saving", err)
+        spent = "" if outcome.spent is None else f"; {_spent_text(outcome.spent)}"
+        tables.show_text(f"{duration(outcome.seconds)} in all, from loading to saving{spent}", err)
         if outcome.verdict is not None and (outcome.verdict.kind != "unknown" or outcome.heldout_rows):
             tables.show_text(_verdict_text(outcome.verdict), err, wrap=True)
         if reason := outcome.ending.reason:
@@ -89,6 +91,22 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
             tables.show_text(f"next: {generate_command(run)}{score}", err)
     if outcome.final is not None:
         tables.show_text(outcome.final, tables.out(output.color))
+
+
+def _spent_text(spent: "Spent") -> str:
+    """Say what a training took of its time, and what that cost."""
+    parts = []
+    if spent.of_seconds is not None:
+        share = percent(spent.seconds / spent.of_seconds)
+        parts.append(f"{share} of {whole_duration(spent.of_seconds)} used")
+    if spent.price is not None:
+        parts.append(f"price {price_text(spent.price)}")
+    return ", ".join(parts)
+
+
+def price_text(price: float) -> str:
+    """Return a price with two decimals, a small one with two digits that count."""
+    return f"{price:.2f}" if price >= 0.1 or not price else f"{price:.2g}"
 
 
 def _heldout_text(outcome: "TrainOutcome") -> str:
@@ -158,7 +176,14 @@ def _plan_rows(plan: "Plan") -> Iterator[tuple[str, object]]:
     yield "a step", duration(plan.step_seconds)
     if plan.evaluations:
         yield "evaluations", f"{plan.evaluations}, {duration(plan.evaluation_seconds)} each"
-    yield "in all", f"about {whole_duration(plan.seconds)}"
+    yield "start, saving", f"{duration(plan.start_seconds)}, {duration(plan.save_seconds)} each"
+    if plan.budget is None:
+        yield "in all", f"about {whole_duration(plan.seconds)}"
+    else:
+        given, key = whole_duration(plan.budget.seconds), plan.budget.decided_by
+        yield "in all", f"about {whole_duration(plan.seconds)} of {given}; {key} ends it"
+    if plan.price is not None:
+        yield "price", price_text(plan.price)
 
 
 def show_verified(outcome: "VerifyOutcome", output: options.Output) -> None:
@@ -259,6 +284,15 @@ def _cut_text(score: "Score") -> str:
 def _verdict_text(verdict: "Verdict") -> str:
     advice = f": {verdict.advice}" if verdict.advice else ""
     return f"verdict: {verdict.kind} ({verdict.reason}){advice}"
+
+
+def show_against(against: "Against", output: options.Output) -> None:
+    """Print what became of the answers of an earlier evaluation, and the first rows that became wrong."""
+    err = tables.err(output.color)
+    for moved in against.answers:
+        tables.show_text(f"against {against.path}: {moved}", err, wrap=True)
+        for origin in moved.became_wrong[:SHOWN_MISSES]:
+            tables.show_text(f"  became wrong: {origin}", err)
 
 
 def show_tasks(report: "TasksReport", output: options.Output) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,26 @@ def is_one_of_several() -> bool:
     from sftcli.services.processes.rank import find_place
 
     return find_place(os.environ) is not None
+
+
+def started() -> float:
+    """Return when this process was started, by the monotonic clock; now, where the system does not tell."""
+    try:
+        fields = (
+            Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
+        since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
+    except (OSError, AttributeError, ValueError, IndexError):  # not Linux
+        return time.monotonic()
+
+
+def is_first() -> bool:
+    """Return whether this process is alone, or the first of several."""
+    from sftcli.services.processes.rank import find_place
+
+    place = find_place(os.environ)
+    return place is None or place.rank == 0
 
 
 def start_several(count: int, output: Output) -> int:

@@ -28,7 +28,7 @@ PANELS = (
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "Train": ("prepare", "train", "resume"),
     "Use what was trained": ("generate", "eval", "export", "push"),
-    "Look": ("report", "runs", "show", "presets", "schema", "env", "doctor"),
+    "Look": ("report", "runs", "show", "diff", "presets", "schema", "env", "doctor"),
 }
 MOST_COLUMNS = 100
 LEFT_COLUMNS = 28  # of flags; a longer one has a line of its own

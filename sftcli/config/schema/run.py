@@ -155,6 +155,11 @@ class RunSettings(Section):
             "allowed": "at most 64 letters, digits, '.', '_' and '-', the first a letter or a digit"
         },
     )
+    price_per_hour: float | None = Field(
+        None,
+        ge=0,
+        description="What an hour of the machine costs, in any currency: plans and outcomes then state a price.",
+    )
     trackers: tuple[Tracker, ...] = Field(
         (),
         description="Trackers to send losses and settings to: tensorboard, wandb, mlflow.",

@@ -103,6 +103,12 @@ class TrainingSettings(Section):
         gt=0,
         description="Passes over the rows when `max_steps` is 0; unset follows from the number of rows.",
     )
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Minutes that the whole training may take, start and saving included: its steps are measured, counted once at the "
+        "start and recorded as `max_steps`. With `max_steps` or `epochs` the fewer steps count.",
+    )
     batch_size: int | None = Field(
         None,
         ge=1,
@@ -239,13 +245,25 @@ class TrainingSettings(Section):
             return self
         assert self.epochs is not None
         steps = max(1, math.ceil(self.epochs * num_rows / self.rows_per_step / (1 - text_fraction)))
+        if self.max_minutes is None:
+            self._require_warmup_within(steps, f"{self.epochs:g} epochs of {num_rows} rows")
+        return self.model_copy(update={"max_steps": steps})
+
+    def ending_at(self, steps: int) -> Self:
+        """Return these settings with ``max_minutes`` turned into ``steps``.
+
+        Raises:
+            UsageError: They are fewer than ``warmup_steps``.
+        """
+        self._require_warmup_within(steps, f"{self.max_minutes or 0:g} minutes")
+        return self.model_copy(update={"max_steps": steps, "max_minutes": None})
+
+    def _require_warmup_within(self, steps: int, what: str) -> None:
         if self.warmup_steps is not None and self.warmup_steps > steps:
             raise UsageError(
-                f"training.warmup_steps is {self.warmup_steps}, but {self.epochs:g} epochs of {num_rows} rows are "
-                f"{steps} steps",
+                f"training.warmup_steps is {self.warmup_steps}, but {what} are {steps} steps",
                 hint="lower training.warmup_steps, or use training.warmup_fraction",
             )
-        return self.model_copy(update={"max_steps": steps})
 
     @property
     def rows_per_step(self) -> int:

@@ -73,6 +73,12 @@ class ExampleTable:
                 found.update(np.unique(ids[ids >= first]).tolist())
         return found
 
+    def origins(self) -> Iterator[Origin]:
+        """Yield the place of every example."""
+        for chunk in self._chunks:
+            for path, line in zip(chunk["path"].to_pylist(), chunk["line"].to_pylist(), strict=True):
+                yield Origin(path=path, line=line)
+
     def keys(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield a digest of the tokens of every example, and one of those before its first trained one.
 

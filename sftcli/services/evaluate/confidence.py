@@ -35,29 +35,14 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SureAnswer:
-    """How sure the model was of its answer to the row from ``origin``, and whether it was right."""
-
-    origin: str
-    confidence: float
-    logprob: float
-    right: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Confidence:
     """The cuts of one model over its answers; there are none where the answers are fewer than ``FEWEST_ROWS``."""
 
-    measure: str  # by which an answer is right: "exact match", or the check
+    measure: str  # by which an answer is right: "exact match", or a check
     precision: str  # that the answers were computed in: others move the confidence
     model: str  # the folder of the model in its run
-    answers: tuple[SureAnswer, ...]
+    rows: int  # that were answered
     cuts: tuple[Cut, ...]
-
-    @property
-    def rows(self) -> int:
-        """How many answers there are."""
-        return len(self.answers)
 
     @property
     def choices(self) -> tuple[Cut, ...]:

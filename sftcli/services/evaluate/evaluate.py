@@ -19,6 +19,7 @@ from sftcli.extras import install_command
 from sftcli.json_files import replace_json
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.diagnosis.verdict import Verdict
+from sftcli.services.diff.answers import EXACT, Answered, identity_of
 from sftcli.services.evaluate.checks import json_text
 from sftcli.services.evaluate.checks.check import AskedRow, Check
 from sftcli.services.evaluate.checks.grading import check_answers, numbers_of
@@ -26,7 +27,7 @@ from sftcli.services.evaluate.checks.results import CheckResult, GradedRow
 from sftcli.services.evaluate.checks.rows import with_rows
 from sftcli.services.evaluate.checks.table import find_checks, line_of
 from sftcli.services.evaluate.checks.tool import has_schemas
-from sftcli.services.evaluate.confidence import Confidence, SureAnswer, find_cuts
+from sftcli.services.evaluate.confidence import Confidence, find_cuts
 from sftcli.services.evaluate.limits import require_checked
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
@@ -77,6 +78,7 @@ class EvalReport:
     verdict: Verdict | None  # of the run that made the model
     samples: tuple[AnsweredRow, ...]
     misses: tuple[Miss, ...]
+    answers: tuple[Answered, ...]  # all rows that were answered
     checks: tuple[CheckResult, ...]
     graded: tuple[GradedRow, ...]  # by every check
     confidence: Confidence  # of the tuned model's answers
@@ -150,6 +152,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
     )
     tuned = score_model(job, choice, emit, stop, precision=precision, stages=stages)
     checked = check_answers(checks, asked, None if base_score is None else base_score.answers, tuned.answers)
+    answers = _answers(job, tuned, checked.rows)
     report = EvalReport(
         rows=len(heldout),
         is_heldout=not request.data,
@@ -162,7 +165,8 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         verdict=None if choice.run is None else _verdict(choice.run),
         samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
         misses=tuned.misses,
-        confidence=_confidence(choice, job, tuned, checked.rows, precision),
+        answers=answers,
+        confidence=_confidence(choice, answers, precision),
         checks=checked.results,
         graded=checked.rows,
     )
@@ -180,27 +184,36 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
     return report
 
 
-def _confidence(
-    choice: ModelChoice, job: ScoringJob, tuned: Scored, graded: Sequence[GradedRow], precision: str
-) -> Confidence:
-    """Return the cuts of the answers; right is what the first check that compares with the expected answer says, if there is one."""
-    check = next((row.check for row in graded if row.check != json_text.NAME), None)
-    right = (
-        tuned.matches
-        if check is None
-        else tuple(row.tuned.score == 1 for row in graded if row.check == check)
+def _answers(job: ScoringJob, tuned: Scored, graded: Sequence[GradedRow]) -> tuple[Answered, ...]:
+    """Return every answered row with whether it was right, exactly and by each check."""
+    checks = dict.fromkeys(row.check for row in graded)
+    right = {EXACT: list(tuned.matches)} | {
+        check: [row.tuned.score == 1 for row in graded if row.check == check] for check in checks
+    }
+    return tuple(
+        Answered(
+            origin=question.origin,
+            row=identity_of(job.tokenizer.decode(question.prompt_ids, skip_special=True), question.expected),
+            passed={measure: found[place] for measure, found in right.items()},
+            confidence=tuned.confidences[place],
+            logprob=tuned.logprobs[place],
+        )
+        for place, question in enumerate(job.questions)
     )
+
+
+def _confidence(choice: ModelChoice, answers: Sequence[Answered], precision: str) -> Confidence:
+    """Return the cuts of ``answers``, right by the first check that compares with the expected answer, if there is one."""
+    compared = [measure for measure in answers[0].passed if measure not in {EXACT, json_text.NAME}]
+    measure = compared[0] if compared else EXACT
     return Confidence(
         model=choice.name if choice.run is None else choice.run.inside(choice.folder),
-        measure="exact match" if check is None else f"check {check}",
+        measure=measure,
         precision=precision,
-        answers=tuple(
-            SureAnswer(origin=question.origin, confidence=confidence, logprob=logprob, right=is_right)
-            for question, confidence, logprob, is_right in zip(
-                job.questions, tuned.confidences, tuned.logprobs, right, strict=True
-            )
+        rows=len(answers),
+        cuts=find_cuts(
+            [answer.confidence for answer in answers], [answer.passed[measure] for answer in answers]
         ),
-        cuts=find_cuts(tuned.confidences, right),
     )
 
 

@@ -86,7 +86,7 @@ def find_gate(asked: AskedConfidence, rest: Path, request: GenerateRequest, foun
     if asked.wrong_at_most not in cuts:
         have = f"there are {', '.join(f'auto:{share:g}' for share in cuts)}" if cuts else f"see {command}"
         raise UsageError(
-            f"no cut keeps wrong answers at {asked.wrong_at_most:.0%} or less over {len(measured['answers'])} held-out rows",
+            f"no cut keeps wrong answers at {asked.wrong_at_most:.0%} or less over {measured['rows']} held-out rows",
             hint=have,
         )
     cut = cuts[asked.wrong_at_most]
@@ -95,7 +95,7 @@ def find_gate(asked: AskedConfidence, rest: Path, request: GenerateRequest, foun
         rest=rest,
         promise=(
             f"at most {asked.wrong_at_most:.0%} of the answers that go out are wrong ({measured['measure']}), with 95% "
-            f"certainty, for rows like the {len(measured['answers'])} that were held out"
+            f"certainty, for rows like the {measured['rows']} that were held out"
         ),
         precision=str(measured["precision"]),
     )

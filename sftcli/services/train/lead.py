@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sftcli import storage
 from sftcli.config.resolve import Resolved, to_toml
@@ -11,7 +11,6 @@ from sftcli.config.schema.settings import Settings
 from sftcli.data.quality.thresholds import left_out
 from sftcli.events import (
     Ending,
-    EventSink,
     Notice,
     RunStarted,
     Session,
@@ -28,7 +27,6 @@ from sftcli.services.machine import facts_of_start
 from sftcli.services.models.base import record_base, record_need
 from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place
-from sftcli.services.report.html import write_report
 from sftcli.services.runs.event_log import (
     RunLog,
     forgotten_if_unstarted,
@@ -44,6 +42,7 @@ from sftcli.services.runs.folder import (
 )
 from sftcli.services.runs.lock import RunLock
 from sftcli.services.trackers.sink import tracked
+from sftcli.services.train.budget import end_in_time, record_budget, spent_by
 from sftcli.services.train.decisions import decide, decisions_of, record_decisions
 from sftcli.services.train.resuming.changes import Changes, compare_start, open_again
 from sftcli.services.train.resuming.compatibility import compare, compare_data
@@ -56,7 +55,7 @@ from sftcli.services.train.resuming.resume_point import (
     record_start_over,
     rhythm_text,
 )
-from sftcli.services.train.run import TrainingRun, TrainOutcome
+from sftcli.services.train.run import TrainingRun, TrainOutcome, write_page
 from sftcli.services.train.start.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.start.inputs import find_inputs
 from sftcli.services.train.start.open_settings import recalled, record
@@ -74,6 +73,7 @@ class TrainRequest:
     label: str
     command: str
     auto: bool = False  # go on with the run of this name where there is one
+    begun: float = field(default_factory=monotonic)  # when the command was
 
 
 def run_training(request: TrainRequest, session: Session) -> TrainOutcome:
@@ -97,7 +97,7 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
     started = _files_of_start(request, settings)
     agreed = settings if existing is None else recalled(settings, existing)
     folder = existing or create_run(settings.run, label=request.label, files=started)
-    run = TrainingRun(folder=folder, settings=agreed, session=session, peers=peers)
+    run = TrainingRun(folder=folder, settings=agreed, session=session, peers=peers, begun=request.begun)
     if existing is not None and folder.is_finished:
         _require_same_as_finished(run)
         return complete_already(run)
@@ -224,7 +224,7 @@ def _train(
     allowed: Sequence[str] = (),
     model_keys: Mapping[str, object] | None = None,
 ) -> TrainOutcome:
-    begin, folder, emit = monotonic(), run.folder, run.session.emit
+    folder, emit = run.folder, run.session.emit
     emit(RunStarted(run=folder.name, path=str(folder.path)))
     run.peers.broadcast(assignment(run))
     run.open()
@@ -245,11 +245,17 @@ def _train(
         decided.to_json()
     )  # not before the checkpoint has its name: the others read it after this
     _record_inputs(run)
-    if run.checkpoint is None:
+    if run.checkpoint is None and training.max_minutes is None:
         run.inputs.tell_doubts(emit)
     emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
     run.build(decided, is_verified=run.checkpoint is not None)  # who chose it has verified it
     record_decisions(folder, run.parts.decisions, emit)
+    budget = end_in_time(run)
+    if budget is not None:
+        record(folder, run.inputs.decided)
+        record_budget(run, budget)
+        run.inputs.tell_doubts(emit)
+        training = run.settings.training
     if not run.parts.is_plain:
         record_need(folder)
     watch.name_rows = run.trainer.name_rows
@@ -263,12 +269,12 @@ def _train(
         run.keep_best()
         run.save()
         end_taking_back(folder)
-    _report(folder, emit)
+    write_page(folder, emit)
     if not ending.is_complete:
         spikes.refuse_spoilt(folder, ended_at)
-    outcome = _outcome(run, changes, ending, ended_at)
+    outcome = replace(_outcome(run, changes, ending, ended_at), spent=spent_by(run, budget))
     verdict = watch.verdict(run.trainer.state.step) if ending.is_complete else None
-    return replace(outcome, seconds=monotonic() - begin, verdict=verdict)
+    return replace(outcome, seconds=monotonic() - run.begun, verdict=verdict)
 
 
 def _compared(run: TrainingRun, changes: Changes, *, allowed: Sequence[str]) -> Changes:
@@ -309,10 +315,3 @@ def _outcome(run: TrainingRun, changes: Changes, ending: Ending, step: int) -> T
         changed=changes.by_kind(),
         left_out=left_out(list(prepared.audit.values())),
     )
-
-
-def _report(run: RunFolder, emit: EventSink) -> None:
-    try:
-        write_report([run], run.report)
-    except Exception as error:  # noqa: BLE001 - a page about the run must not take the run down
-        emit(Warned(text=f"no report was written: {error}"))

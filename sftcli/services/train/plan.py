@@ -1,6 +1,6 @@
 """What a training would need, from a probe on the real model and rows. Trains nothing and writes no run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,21 @@ from sftcli.runtime import (
     choose_device,
     dtype_name,
     memory_bytes,
+    monotonic,
     peak_memory_bytes,
     total_memory_bytes,
 )
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.train.budget import (
+    USUAL,
+    Budget,
+    Pace,
+    count_steps,
+    evaluations_of,
+    other_end,
+    price_of,
+    save_seconds,
+)
 from sftcli.services.train.decisions import Decisions, settle_precision
 from sftcli.services.train.run import TrainingRun, memory_errors
 from sftcli.services.train.start.inputs import TrainingInputs, find_inputs
@@ -60,7 +71,11 @@ class Plan:
     step_seconds: float
     evaluations: int
     evaluation_seconds: float  # each
-    seconds: float  # all steps and evaluations
+    start_seconds: float  # all before the first step: libraries, rows, model
+    save_seconds: float  # for a checkpoint, from a part of one
+    seconds: float  # in all, from the start to the final model
+    budget: Budget | None  # where a time was given
+    price: float | None  # of ``seconds``, where an hour has one
 
 
 def plan_training(settings: Settings, session: Session) -> Plan:
@@ -68,16 +83,18 @@ def plan_training(settings: Settings, session: Session) -> Plan:
 
     Raises:
         ResourceError: Not even the probe fits into memory.
+        UsageError: Not one step fits into the time that is given.
     """
     nowhere = RunFolder(Path(settings.run.root) / "plan")  # nothing is saved there
     run = TrainingRun(folder=nowhere, settings=settings, session=session)
     run.take(find_inputs(settings, session))
-    run.inputs.tell_doubts(session.emit)
+    if settings.training.max_minutes is None:
+        run.inputs.tell_doubts(session.emit)
     run.build(settle_precision(Decisions(), run.settings.training.precision, choose_device()))
     inputs, settings, trainer, model = run.inputs, run.settings, run.trainer, run.parts.model
     # A probe that went on with smaller micro-batches would measure something else.
     trainer.ladder.is_short = True
-    before = 0
+    start, before = monotonic() - run.begun, 0
     if trainer.device.type == "cpu":
         before = memory_bytes(trainer.device) - _model_bytes(trainer)
     load_peak = peak_memory_bytes(trainer.device)
@@ -85,9 +102,17 @@ def plan_training(settings: Settings, session: Session) -> Plan:
     with memory_errors(trainer.tried, resume_command="sft train --plan"):
         cost = measure_cost(trainer, last_step=settings.training.max_steps)
     total, trainable = count_parameters(model)
-    evaluations, evaluation_seconds = _evaluations(inputs, cost)
+    scored = sum(inputs.prepared.dataset.heldout.num_tokens) * cost.forward_seconds_per_token
+    saving = save_seconds(inputs, Path(settings.run.root), trainer.store)
+    pace = Pace(start=start, step=cost.step_seconds, evaluation=scored, save=saving)
+    budget = _budget(pace, inputs)
+    if budget is not None:
+        inputs = inputs.ending_at(budget.steps, budget.origin)
+        settings = inputs.settings
+        inputs.tell_doubts(session.emit)
     steps = settings.training.max_steps
-    seconds = steps * cost.step_seconds + evaluations * evaluation_seconds
+    evaluations = evaluations_of(settings, steps, len(inputs.prepared.dataset.heldout))
+    seconds = pace.seconds(steps, settings, evaluations=evaluations)
     peak = cost.peak + (_gaps(cost, model) if trainer.device.type == "cpu" else 0)
     # It is made in the machine's memory, not in that of a device of its own.
     copies = _copies(settings, seconds) and trainer.device.type != "cuda"
@@ -119,8 +144,12 @@ def plan_training(settings: Settings, session: Session) -> Plan:
         checkpoint_bytes=4 * total + cost.optimizer,
         step_seconds=cost.step_seconds,
         evaluations=evaluations,
-        evaluation_seconds=evaluation_seconds,
+        evaluation_seconds=scored,
+        start_seconds=start,
+        save_seconds=saving,
         seconds=seconds,
+        budget=budget,
+        price=price_of(seconds, settings.run.price_per_hour),
     )
 
 
@@ -152,10 +181,10 @@ def _copies(settings: Settings, seconds: float) -> bool:
     return settings.checkpoint.in_background and (early or timed or 0 < every < settings.training.max_steps)
 
 
-def _evaluations(inputs: TrainingInputs, cost: StepCost) -> tuple[int, float]:
-    heldout, every = inputs.prepared.dataset.heldout, inputs.settings.training.eval_every_steps
-    if not len(heldout):
-        return 0, 0.0
-    steps = inputs.settings.training.max_steps
-    count = 1 + (-(-steps // every) if every else 1)
-    return count, sum(heldout.num_tokens) * cost.forward_seconds_per_token
+def _budget(pace: Pace, inputs: TrainingInputs) -> Budget | None:
+    """Return what a time that is given allows; a training that is given one takes a few steps to measure them."""
+    minutes = inputs.settings.training.max_minutes
+    if minutes is None:
+        return None
+    measured = replace(pace, start=pace.start + USUAL * pace.step)
+    return count_steps(measured, inputs, minutes=minutes, end=other_end(inputs, inputs.decided.origins))

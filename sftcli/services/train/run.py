@@ -9,21 +9,32 @@ from typing import ClassVar
 from sftcli.config.schema.settings import Settings
 from sftcli.data.quality.thresholds import LeftOut
 from sftcli.errors import ResourceError, StoppedError
-from sftcli.events import Ending, ModelSaved, Notice, Session, StopFlag, Warned
+from sftcli.events import Ending, EventSink, ModelSaved, Notice, Session, StopFlag, Warned
 from sftcli.modeling.formats.folder_write import save_model_folder
-from sftcli.runtime import seed_everything
+from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.diagnosis.verdict import Verdict
 from sftcli.services.processes.peers import Peers
+from sftcli.services.report.html import write_report
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.build import TrainingParts, build_trainer
 from sftcli.services.train.decisions import Decisions, agree_on_decisions
 from sftcli.services.train.start.inputs import TrainingInputs, find_inputs
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
+from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.out_of_memory import is_out_of_memory
 from sftcli.training.random_streams import start_stream
 from sftcli.training.state import TrainingSnapshot
 from sftcli.training.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What a start of a run took, of how much where it was given a time, and its price where an hour has one."""
+
+    seconds: float
+    of_seconds: float | None
+    price: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +56,7 @@ class TrainOutcome:
     changed: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
     left_out: LeftOut | None = None  # rows that this start did not train on; None where it took all
     verdict: Verdict | None = None  # on the curves of the run up to the step of ``final``
+    spent: Spent | None = None  # by this start, where a time or a price was given
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,6 +74,7 @@ class TrainingRun:
     peers: Peers = field(default_factory=Peers)
     checkpoint: Path | None = None  # that it goes on from
     check_owner: Callable[[], None] = lambda: None  # raises an error where another process has taken the run
+    begun: float = field(default_factory=monotonic)  # when its command was
     inputs: TrainingInputs = field(init=False)
     parts: TrainingParts = field(init=False)
 
@@ -86,6 +99,14 @@ class TrainingRun:
     def take(self, inputs: TrainingInputs) -> None:
         """Train on ``inputs``."""
         self.inputs, self.settings = inputs, inputs.settings
+
+    def end_at(self, steps: int, origin: str) -> None:
+        """Let the trainer, which is built, end after ``steps``, which come from ``origin``."""
+        self.take(self.inputs.ending_at(steps, origin))
+        self.trainer.settings = self.settings.training
+        store = self.trainer.store
+        if isinstance(store, DirectoryCheckpointStore):
+            store.fingerprints = dict(self.inputs.fingerprints)
 
     def build(self, decided: Decisions, *, is_verified: bool = False) -> None:
         """Build the trainer in the state of the start or of the checkpoint, with what is ``decided``.
@@ -233,3 +254,11 @@ def memory_errors(
             "training.gradient_checkpointing, choose training.optimizer=adafactor, lower data.max_tokens, or choose a "
             f"smaller model; if another program took the memory: {resume_command}",
         ) from error
+
+
+def write_page(run: RunFolder, emit: EventSink) -> None:
+    """Write the page about ``run``; a failure is told and no more."""
+    try:
+        write_report([run], run.report)
+    except Exception as error:  # noqa: BLE001 - a page about the run must not take the run down
+        emit(Warned(text=f"no report was written: {error}"))

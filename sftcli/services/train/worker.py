@@ -8,6 +8,7 @@ from sftcli.errors import MismatchError
 from sftcli.events import Ending, Session, StopFlag, unheard
 from sftcli.services.processes.peers import Peers, with_processes
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.train.budget import end_in_time
 from sftcli.services.train.decisions import Decisions
 from sftcli.services.train.run import TrainingRun, TrainOutcome
 from sftcli.training.checkpoint.names import in_use
@@ -43,6 +44,7 @@ def run_worker(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -
         return run.outcome(Ending.FINISHED, complete_at)
     run.open()
     run.build(Decisions.from_json(peers.receive(stop), where="the first process"))
+    end_in_time(run)
     ending = run.fit(stop)
     ended_at = run.trainer.state.step
     if ending.is_complete:

@@ -1,6 +1,6 @@
 """What steps of a real trainer cost in memory and time: the measurements behind a plan. The trainer is spent afterwards."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ from sftcli.events import Progressed
 from sftcli.runtime import body_of, memory_bytes, monotonic, peak_memory_bytes, reset_peak_memory
 from sftcli.training.loss import nll_of
 from sftcli.training.optim.optimizer import optimizer_tensors
-from sftcli.training.state import TrainState
+from sftcli.training.probes.pace import TimedStep, step_seconds, time_steps
 from sftcli.training.trainer import Trainer
 
 SCAN_SECONDS = 5.0  # for the longest micro-batch
-TIMED_STEPS, TIMED_SECONDS = 3, 20.0  # for the time of a step: so many or so long
+TIMED_STEPS, TIMED_SECONDS = 4, 20.0  # for the time of a step: so many or so long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,6 @@ def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
     """Take real steps for time, then one on the longest micro-batch for memory: with all state and the usual kernels there."""
     longest, scanned = _longest(trainer, last_step)
     step_seconds = _step_seconds(trainer, last_step)
-    _tell(trainer, TIMED_STEPS)
     plan = trainer.plan
     trainer.plan = _Repeated(
         longest, times=min(2, len(plan.window(0))), micro_batch_tokens=plan.micro_batch_tokens
@@ -108,14 +107,13 @@ def _longest(trainer: Trainer, last_step: int) -> tuple[Batch, int]:
 
 
 def _step_seconds(trainer: Trainer, last_step: int) -> float:
-    """Return the mean time of a few real steps."""
-    taken, seconds = 0, 0.0
-    while taken < TIMED_STEPS and seconds < TIMED_SECONDS:
-        _tell(trainer, taken)
-        trainer.state = TrainState(step=taken * max(1, last_step // TIMED_STEPS))
-        seconds += trainer.take_step().seconds
-        taken += 1
-    return seconds / taken
+    """Return the time of a step, from a few real ones."""
+
+    def enough(taken: Sequence[TimedStep]) -> bool:
+        _tell(trainer, len(taken))
+        return len(taken) >= TIMED_STEPS or sum(step.seconds for step in taken) >= TIMED_SECONDS
+
+    return step_seconds(trainer, time_steps(trainer, last_step=last_step, enough=enough), last_step=last_step)
 
 
 def _tell(trainer: Trainer, done: int) -> None:

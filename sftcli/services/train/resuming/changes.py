@@ -29,8 +29,8 @@ FIXED_SECTIONS = ("model.", "adapter.")
 OPEN = frozenset({"model.attention"})  # in these sections, and moves numbers alone
 FIXED = frozenset(
     {
-        "training.train_embeddings", "training.train", "training.freeze", "training.optimizer", "model", "tokenizer and template",
-        START,
+        "training.train_embeddings", "training.train", "training.freeze", "training.optimizer", "training.max_minutes", "model",
+        "tokenizer and template", START,
     }
 )  # fmt: skip
 

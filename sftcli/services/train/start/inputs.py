@@ -1,9 +1,9 @@
 """The inputs of a run: located, prepared, and checked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sftcli.config.auto import Decided, unusual_rate
+from sftcli.config.auto import Decided, unusual_rate, with_values
 from sftcli.config.schema.settings import Settings
 from sftcli.data.example import RowFlag
 from sftcli.data.quality.thresholds import assess_rows, left_out
@@ -17,6 +17,7 @@ from sftcli.services.prepare.capacity import require_room
 from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_rows
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.train.resuming.changes import named_settings
 from sftcli.services.train.resuming.compatibility import fingerprints
 from sftcli.services.train.start.open_settings import decide, decided_text, doubts, parameters_of
 from sftcli.services.train.start.requirements import check_machine
@@ -46,10 +47,25 @@ class TrainingInputs:
     def tell_doubts(self, emit: EventSink) -> None:
         """Emit why this can hardly teach or prove anything, and what is unusual about it and may be meant."""
         rows, held = len(self.prepared.dataset.train), len(self.prepared.dataset.heldout)
-        for text in doubts(self.decided.settings, self.settings, train_rows=rows, heldout_rows=held):
+        is_timed = "training.max_minutes" in self.decided.origins
+        for text in doubts(
+            self.decided.settings, self.settings, train_rows=rows, heldout_rows=held, is_timed=is_timed
+        ):
             emit(Warned(text=text))
         for text in unusual_rate(self.settings, parameters_of(self.located)):
             emit(Notice(text=text))
+
+    def ending_at(self, steps: int, origin: str) -> "TrainingInputs":
+        """Return these with the time that the training may take turned into ``steps``, which come from ``origin``."""
+        training = self.settings.training.ending_at(steps)
+        settings = self.settings.model_copy(update={"training": training})
+        of_time = {"training.max_steps": training.max_steps, "training.max_minutes": training.max_minutes}
+        decided = Decided(
+            settings=with_values(self.decided.settings, of_time),
+            origins={**self.decided.origins, **dict.fromkeys(of_time, origin)},
+        )
+        named = {**self.fingerprints, **named_settings(settings)}
+        return replace(self, settings=settings, decided=decided, fingerprints=named)
 
 
 def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None = None) -> TrainingInputs:

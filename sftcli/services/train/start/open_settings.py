@@ -24,6 +24,8 @@ from sftcli.services.prepare.prepare import PreparedData
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.storage import replace_file
 
+BUDGET = "budget"  # key in ``run.json``: what time a run was given, and how its steps follow from that
+TIMED_KEYS = ["training.max_steps", "training.max_minutes"]  # which a run that was given a time has decided
 FEW_STEPS = 20  # of fewer a learning rate rises and falls before it has done much
 SURE_STEPS = 50  # with so many it may be meant as a trial
 
@@ -65,6 +67,13 @@ def decided_text(decided: Decided) -> str:
     return f"{ORIGIN}{told}" if told else ""
 
 
+def minutes_given(run: RunFolder) -> float | None:
+    """Return the minutes that a run was given, once they are steps."""
+    budget = read_json_or_nothing(run.about).get(BUDGET)
+    seconds = budget.get("seconds") if isinstance(budget, dict) else None
+    return seconds / 60 if isinstance(seconds, int | float) else None
+
+
 def record(run: RunFolder, decided: Decided) -> None:
     """Write what was decided into the run's settings, each with its reason."""
     if not decided.origins:
@@ -85,6 +94,8 @@ def recalled(settings: Settings, run: RunFolder) -> Settings:
         if is_open(settings, key)
         and str(origins.get(key, "")).startswith((ORIGIN, DEFAULT_ORIGIN))  # as older versions had it
     ]
+    if settings.training.max_minutes is not None and settings.training.max_minutes == minutes_given(run):
+        open_keys += TIMED_KEYS
     found = with_values(settings, {key: value_of(recorded, key) for key in open_keys})
     if "training.batch_size" in open_keys and found.training.batch_size is not None:
         micro = min(found.training.micro_batch_size, found.training.batch_size)
@@ -92,7 +103,9 @@ def recalled(settings: Settings, run: RunFolder) -> Settings:
     return found if found == recorded else settings
 
 
-def doubts(asked: Settings, complete: Settings, *, train_rows: int, heldout_rows: int) -> Iterator[str]:
+def doubts(
+    asked: Settings, complete: Settings, *, train_rows: int, heldout_rows: int, is_timed: bool = False
+) -> Iterator[str]:
     """Yield why a run can hardly teach or prove anything, each with the flag that changes it.
 
     Args:
@@ -100,13 +113,16 @@ def doubts(asked: Settings, complete: Settings, *, train_rows: int, heldout_rows
         complete: The same with everything filled in.
         train_rows: To train on.
         heldout_rows: Held out.
+        is_timed: Whether the steps follow from a time.
     """
     training = complete.training
     steps, passes = training.max_steps, training.max_steps * training.rows_per_step / max(1, train_rows)
     if steps < FEW_STEPS:
         longer = (
             f"--max-steps {3 * FEW_STEPS}"
-            if asked.training.max_steps
+            if asked.training.max_steps and not is_timed
+            else f"a --max-time {math.ceil(3 * FEW_STEPS / steps)} times as long"
+            if is_timed
             else f"--epochs {math.ceil(3 * FEW_STEPS * training.rows_per_step / max(1, train_rows))}"
         )
         yield f"{counted(steps, 'step')} teach little; to train longer: {longer}"
