@@ -67,7 +67,7 @@ class ScoringJob:
     @property
     def most_answer_tokens(self) -> int:
         """Where an answer is cut: it cannot be right any more."""
-        return max(len(question.answer_ids) for question in self.questions) + 8
+        return most_answer_tokens(self.questions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +82,11 @@ class Scored:
     misses: tuple[Miss, ...]
     logprobs: tuple[float, ...]  # of the answers
     confidences: tuple[float, ...]  # of the answers, 0 to 1
+
+
+def most_answer_tokens(questions: Sequence[HeldoutQuestion]) -> int:
+    """Return a few tokens more than the longest expected answer has."""
+    return max(len(question.answer_ids) for question in questions) + 8
 
 
 def question_of(example: Example, tokenizer: HFChatTokenizer) -> HeldoutQuestion:

@@ -1,9 +1,8 @@
 """Ask the base model held-out questions: alone, behind training rows drawn at random, and behind the nearest ones."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from sftcli.config.schema.settings import Settings
 from sftcli.data.prepared.messages import KeptMessages
@@ -15,7 +14,13 @@ from sftcli.modeling.decoding.decoder import choose_decoder
 from sftcli.runtime import monotonic
 from sftcli.services.evaluate.metrics import Interval, paired_difference
 from sftcli.services.evaluate.rows import rows_with_whole_answers, spread
-from sftcli.services.evaluate.scoring import Answered, ScoringJob, answer_questions, question_of
+from sftcli.services.evaluate.scoring import (
+    Answered,
+    ScoringJob,
+    answer_questions,
+    most_answer_tokens,
+    question_of,
+)
 from sftcli.services.evaluate.trial.pool import ExamplePool
 from sftcli.services.evaluate.trial.prompts import (
     Asked,
@@ -32,10 +37,8 @@ from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.processes.peers import Peers
 
-if TYPE_CHECKING:
-    from sftcli.data.conversations.messages import Conversation
-
 ALONE, RANDOM, NEAREST = "alone", "random", "nearest"
+SHOWN_PROMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ class Way:
     answered: int
     difference: Interval | None  # of the share answered right, against the prompt alone
     mean_shots: float
+    clipped: int  # prompts with fewer examples than there are, for want of room
     mean_prompt_tokens: float
     cut: int  # answers that had not ended
     seconds: float
@@ -73,19 +77,27 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrialPrompts:
+    """The same questions asked in each way, by its name; the prompt alone is the first."""
+
+    ways: Mapping[str, Sequence[ShownPrompt]]
+    room: int  # tokens that a prompt with examples may have
+    repeats: int  # training rows that are no examples, because they repeat a held-out row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialReport:
     """What the base answers right without training."""
 
     model: str
     rows: int  # held out
     train_rows: int
-    repeats: int  # training rows that are no examples, because they repeat a held-out row
+    repeats: int  # as in ``TrialPrompts``, and so is ``room``
     max_rows: int
     shots: int  # asked for
-    room: int  # tokens that a prompt with examples may have
-    clipped: Mapping[str, int]  # prompts of each way with fewer examples than asked for, for want of room
+    room: int
     ways: tuple[Way, ...]
-    questions: tuple[Asked, ...]
+    samples: tuple[Mapping[str, object], ...]
 
     @property
     def best(self) -> Way:
@@ -94,20 +106,7 @@ class TrialReport:
 
     def to_json(self) -> dict[str, object]:
         """Return the report as plain values."""
-        numbers = {
-            key: getattr(self, key)
-            for key in ("model", "rows", "train_rows", "repeats", "max_rows", "shots", "room", "clipped")
-        }
-        samples = [
-            {
-                "origin": asked.question.origin,
-                "expected": asked.question.expected,
-                "answers": {way.name: way.texts[index] for way in self.ways},
-            }
-            for index, asked in enumerate(self.questions)
-        ]
-        ways = [way.to_json() for way in self.ways]
-        return numbers | {"ways": ways, "best": self.best.name, "samples": samples}
+        return asdict(self) | {"ways": [way.to_json() for way in self.ways], "best": self.best.name}
 
 
 def run_trial(request: TrialRequest, session: Session) -> TrialReport:
@@ -118,47 +117,61 @@ def run_trial(request: TrialRequest, session: Session) -> TrialReport:
         UsageError: The chat template takes no earlier turns.
         StoppedError: A stop was asked for.
     """
-    settings = request.settings
-    choice = start_of(settings, session.emit)
-    prepared = _prepare(settings, choice, session)
-    asked = _questions(prepared, request, session.emit)
-    job = ScoringJob(
-        heldout=prepared.dataset.heldout,
-        questions=[one.question for one in asked],
-        tokenizer=prepared.tokenizer,
-        sampling=settings.sampling,
-        training=None,
-        batch_rows=request.batch_size,
-        peers=Peers(),
-    )
-    room = _room(request, choice, job.most_answer_tokens)
-    prompts, repeats = {ALONE: [_alone(one) for one in asked]}, 0
-    if request.shots:
-        require_turns(prepared.tokenizer, asked[0].row)
-        pool = ExamplePool(
-            KeptMessages(prepared.dataset, TRAIN),
-            KeptMessages(prepared.dataset, HELDOUT),
-            seed=settings.training.seed,
-            session=session,
-        )
-        repeats = pool.repeats
-        prompts |= _prompts_with_examples(asked, pool, prepared, request, room)
-        _tell_examples(prompts, request, room, repeats, session.emit)
+    choice = start_of(request.settings, session.emit)
+    prepared = prepare_rows(request.settings, choice, session)
+    prompts = make_prompts(request, choice, prepared, session)
+    ways = tuple(ask(request, choice, prepared, prompts, session))
     return TrialReport(
         model=choice.name,
         rows=len(prepared.dataset.heldout),
         train_rows=len(prepared.dataset.train),
-        repeats=repeats,
+        repeats=prompts.repeats,
         max_rows=request.max_rows,
         shots=request.shots,
-        room=room,
-        clipped={name: sum(one.is_clipped for one in made) for name, made in prompts.items()},
-        ways=tuple(_ask(job, choice, prompts, request, session)),
-        questions=tuple(asked),
+        room=prompts.room,
+        ways=ways,
+        samples=tuple(_samples(prepared, prompts, ways)),
     )
 
 
-def _prepare(settings: Settings, choice: ModelChoice, session: Session) -> PreparedData:
+def make_prompts(
+    request: TrialRequest, choice: ModelChoice, prepared: PreparedData, session: Session
+) -> TrialPrompts:
+    """Return the prompts of every way.
+
+    Raises:
+        DataError, UsageError, StoppedError: As ``run_trial``.
+    """
+    asked = _questions(prepared, request, session.emit)
+    alone = [ShownPrompt(question=one.question, shots=0, is_clipped=False) for one in asked]
+    room = _room(request, choice, most_answer_tokens([one.question for one in asked]))
+    if not request.shots:
+        return TrialPrompts(ways={ALONE: alone}, room=room, repeats=0)
+    require_turns(prepared.tokenizer, asked[0].row)
+    pool = ExamplePool(
+        KeptMessages(prepared.dataset, TRAIN),
+        KeptMessages(prepared.dataset, HELDOUT),
+        seed=request.settings.training.seed,
+        session=session,
+    )
+    encoder = encoder_of(prepared.tokenizer, request.settings.data)
+    ways = {ALONE: alone}
+    for name, choose in ((RANDOM, pool.draw), (NEAREST, pool.nearest)):
+        ways[name] = [
+            with_examples(one, choose(one.row, one.number, request.shots), encoder, room=room)
+            for one in asked
+        ]
+    prompts = TrialPrompts(ways=ways, room=room, repeats=pool.repeats)
+    _tell_examples(prompts, request, session.emit)
+    return prompts
+
+
+def prepare_rows(settings: Settings, choice: ModelChoice, session: Session) -> PreparedData:
+    """Return rows as a training has them, kept as messages too.
+
+    Raises:
+        DataError: No row is held out, or one cannot be shown as messages, or they have no answers.
+    """
     try:
         prepared = prepare_data(
             settings.data,
@@ -177,6 +190,12 @@ def _prepare(settings: Settings, choice: ModelChoice, session: Session) -> Prepa
     require_rows(prepared)
     require_room(prepared, choice.weights_folder, session.emit)
     assess_rows(list(prepared.audit.values()), settings.data).require()
+    tables = (prepared.dataset.train, prepared.dataset.heldout)
+    if any(len(table) and table[0].kind == "text" for table in tables):  # rows of two kinds were refused
+        raise DataError(
+            "the rows are pretraining text, which has no answers to compare with",
+            hint="name rows with prompts and answers",
+        )
     if not len(prepared.dataset.heldout):
         raise DataError(
             "there are no held-out rows to ask",
@@ -220,49 +239,25 @@ def _room(request: TrialRequest, choice: ModelChoice, answer_tokens: int) -> int
     )
 
 
-def _alone(asked: Asked) -> ShownPrompt:
-    return ShownPrompt(question=asked.question, shots=0, is_clipped=False)
-
-
-def _prompts_with_examples(
-    asked: Sequence[Asked], pool: ExamplePool, prepared: PreparedData, request: TrialRequest, room: int
-) -> dict[str, list[ShownPrompt]]:
-    encoder = encoder_of(prepared.tokenizer, request.settings.data)
-    choices: Mapping[str, Callable[[Conversation, int, int], list[Conversation]]]
-    choices = {RANDOM: pool.draw, NEAREST: pool.nearest}
-    return {
-        name: [
-            with_examples(one, choose(one.row, one.number, request.shots), encoder, room=room)
-            for one in asked
-        ]
-        for name, choose in choices.items()
-    }
-
-
-def _tell_examples(
-    prompts: Mapping[str, Sequence[ShownPrompt]],
-    request: TrialRequest,
-    room: int,
-    repeats: int,
-    emit: EventSink,
-) -> None:
+def _tell_examples(prompts: TrialPrompts, request: TrialRequest, emit: EventSink) -> None:
     """Tell which prompts have fewer examples than asked for, and why.
 
     Raises:
         DataError: None has any.
     """
-    shown = [one for name, made in prompts.items() if name != ALONE for one in made]
+    shown = [one for name, made in prompts.ways.items() if name != ALONE for one in made]
     if not any(one.shots for one in shown):
         raise DataError(
-            f"no prompt can have an example: {_why_short(shown, room)}",
+            f"no prompt can have an example: {_why_short(shown, prompts.room)}",
             hint="ask with the prompt alone: --shots 0; or allow longer prompts with --max-prompt-tokens",
         )
-    if repeats:
-        emit(Notice(text=f"{repeats} training rows are no examples, because they repeat a held-out row"))
+    if prompts.repeats:
+        emit(Notice(text=f"{prompts.repeats} training rows are no examples: they repeat a held-out row"))
     if short := [one for one in shown if one.shots < request.shots]:
+        why = _why_short(short, prompts.room)
         emit(
             Notice(
-                text=f"{len(short)} of {len(shown)} prompts have fewer than {request.shots} examples: {_why_short(short, room)}"
+                text=f"{len(short)} of {len(shown)} prompts have fewer than {request.shots} examples: {why}"
             )
         )
 
@@ -276,22 +271,54 @@ def _why_short(short: Sequence[ShownPrompt], room: int) -> str:
     return "; ".join(text for count, text in reasons if count)
 
 
-def _ask(
-    job: ScoringJob,
-    choice: ModelChoice,
-    prompts: Mapping[str, Sequence[ShownPrompt]],
+def ask(
     request: TrialRequest,
+    choice: ModelChoice,
+    prepared: PreparedData,
+    prompts: TrialPrompts,
     session: Session,
 ) -> Iterator[Way]:
+    """Load the model of ``choice`` and yield what came of each way of asking it.
+
+    Raises:
+        StoppedError: A stop was asked for.
+    """
     decoder = choose_decoder(load_for_inference(choice, precision=request.precision, emit=session.emit))
     alone: Answered | None = None
-    for number, (name, made) in enumerate(prompts.items(), 1):
+    for number, (name, made) in enumerate(prompts.ways.items(), 1):
         begin = monotonic()
-        asking = replace(job, questions=[one.question for one in made])
-        task = f"{number} of {len(prompts)}: asking, {name} ({choice.name})"
-        answered = answer_questions(asking, decoder, task, session.emit, session.stop)
+        job = ScoringJob(
+            heldout=prepared.dataset.heldout,
+            questions=[one.question for one in made],
+            tokenizer=prepared.tokenizer,
+            sampling=request.settings.sampling,
+            training=None,
+            batch_rows=request.batch_size,
+            peers=Peers(),
+        )
+        task = f"{number} of {len(prompts.ways)}: asking, {name} ({choice.name})"
+        answered = answer_questions(job, decoder, task, session.emit, session.stop)
         yield _way(name, made, answered, against=alone, seconds=monotonic() - begin)
         alone = alone or answered
+
+
+def _samples(
+    prepared: PreparedData, prompts: TrialPrompts, ways: Sequence[Way]
+) -> Iterator[Mapping[str, object]]:
+    """Yield every question with its answers, the first ones with the text of their prompts too."""
+    decode = prepared.tokenizer.decode
+    for index, one in enumerate(prompts.ways[ALONE]):
+        sample: dict[str, object] = {
+            "origin": one.question.origin,
+            "expected": one.question.expected,
+            "answers": {way.name: way.texts[index] for way in ways},
+        }
+        if index < SHOWN_PROMPTS:
+            sample["prompts"] = {
+                name: decode(made[index].question.prompt_ids, skip_special=False)
+                for name, made in prompts.ways.items()
+            }
+        yield sample
 
 
 def _way(
@@ -311,6 +338,7 @@ def _way(
         if against is None
         else paired_difference(against.matches, matches, [1] * len(matches)),
         mean_shots=fmean(one.shots for one in prompts),
+        clipped=sum(one.is_clipped for one in prompts),
         mean_prompt_tokens=fmean(len(one.question.prompt_ids) for one in prompts),
         cut=sum(answered.cut),
         seconds=seconds,
