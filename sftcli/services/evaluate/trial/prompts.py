@@ -8,6 +8,7 @@ from itertools import chain
 from sftcli.config.schema.data import DataSettings
 from sftcli.data.conversations.messages import Conversation, Message
 from sftcli.data.rendering.encode import PromptEncoder
+from sftcli.data.rendering.prompts import is_empty_thought
 from sftcli.errors import DataError, UsageError
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.modeling.tokenizer.template import TemplateRefusedError
@@ -19,11 +20,15 @@ _TURNS = (("user", "qzxa"), ("assistant", "qzxb"), ("user", "qzxc"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A held-out row that is asked: its number among them, the row, and the question that it is without examples."""
+    """A held-out row that is asked: its number among them, the row, and the question that it is without examples.
+
+    The question ends with ``lead``, behind what asks for an answer: the empty thought of rows that do not think, or nothing.
+    """
 
     number: int
     row: Conversation
     question: HeldoutQuestion
+    lead: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +49,25 @@ def encoder_of(tokenizer: HFChatTokenizer, data: DataSettings) -> PromptEncoder:
     )
 
 
-def is_whole_prompt(asked: Asked, encoder: PromptEncoder) -> bool:
-    """Return whether the question is what asks for an answer: nothing of that answer stands in it, and all of the row before it."""
-    turns = question_turns(asked.row)
+def asked_of(
+    number: int,
+    row: Conversation,
+    question: HeldoutQuestion,
+    encoder: PromptEncoder,
+    tokenizer: HFChatTokenizer,
+) -> Asked | None:
+    """Return what is asked; None where ``question`` is not all of ``row`` before its answer, and nothing of that answer."""
+    turns = question_turns(row)
     if not any(turn.role == "user" for turn in turns):
-        return False
+        return None
     try:
-        ids = encoder.encode(turns, tools=asked.row.tools, variables=asked.row.variables)
+        ids = tuple(encoder.encode(turns, tools=row.tools, variables=row.variables))
     except DataError:
-        return False
-    return tuple(ids) == asked.question.prompt_ids
+        return None
+    lead = question.prompt_ids[len(ids) :]
+    if ids + lead != question.prompt_ids or not is_empty_thought(tokenizer.decode(lead, skip_special=False)):
+        return None
+    return Asked(number=number, row=row, question=question, lead=lead)
 
 
 def require_turns(tokenizer: HFChatTokenizer, row: Conversation) -> None:
@@ -87,10 +101,11 @@ def with_examples(
         DataError: The template refuses the turns of a row.
     """
 
-    def ids_with(count: int) -> list[int]:
+    def ids_with(count: int) -> tuple[int, ...]:
         messages = _messages(asked.row, examples[:count])
         try:
-            return encoder.encode(messages, tools=asked.row.tools, variables=asked.row.variables)
+            ids = encoder.encode(messages, tools=asked.row.tools, variables=asked.row.variables)
+            return (*ids, *asked.lead)
         except DataError as error:
             raise DataError(
                 f"{asked.question.origin}: examples cannot stand before it: {error.message}",
@@ -98,7 +113,7 @@ def with_examples(
             ) from error
 
     shots = bisect_right(range(1, len(examples) + 1), room, key=lambda count: len(ids_with(count)))
-    ids = tuple(ids_with(shots)) if shots else asked.question.prompt_ids
+    ids = ids_with(shots) if shots else asked.question.prompt_ids
     return ShownPrompt(
         question=replace(asked.question, prompt_ids=ids), shots=shots, is_clipped=shots < len(examples)
     )

@@ -25,8 +25,8 @@ from sftcli.services.evaluate.trial.pool import ExamplePool
 from sftcli.services.evaluate.trial.prompts import (
     Asked,
     ShownPrompt,
+    asked_of,
     encoder_of,
-    is_whole_prompt,
     require_turns,
     with_examples,
 )
@@ -213,18 +213,18 @@ def _questions(prepared: PreparedData, request: TrialRequest, emit: EventSink) -
     heldout, kept = prepared.dataset.heldout, KeptMessages(prepared.dataset, HELDOUT)
     whole = rows_with_whole_answers(heldout, named="DATA")
     numbers = [whole[place] for place in spread(len(whole), request.max_rows)]
-    encoder = encoder_of(prepared.tokenizer, request.settings.data)
+    tokenizer = prepared.tokenizer
+    encoder = encoder_of(tokenizer, request.settings.data)
     found = [
-        Asked(number=number, row=kept[number], question=question_of(heldout[number], prepared.tokenizer))
+        asked_of(number, kept[number], question_of(heldout[number], tokenizer), encoder, tokenizer)
         for number in numbers
     ]
-    asked = [one for one in found if is_whole_prompt(one, encoder)]
-    why = "what stands before their answer is not the whole of their earlier turns and nothing else"
+    asked = [one for one in found if one is not None]
+    why = "they are cut, or what has loss does not begin where the model would begin to answer"
     if not asked:
         raise DataError(
             f"none of {len(found)} held-out rows can be asked: {why}",
-            hint="rows that are cut (--overlong truncate), keep thinking without loss (--thinking keep) or parts of an answer "
-            "(weight 0) cannot",
+            hint="leave out --overlong truncate and --thinking keep, and parts of answers without loss (weight 0)",
         )
     if left := len(found) - len(asked):
         emit(Notice(text=f"{left} of {len(found)} held-out rows are not asked: {why}"))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from sftcli.config.resolve import parse_set, resolve
 from sftcli.data.quality.duplicates import HASHES, NEAR, Marks, repeated_in
@@ -26,7 +27,8 @@ from sftcli.services.evaluate.trial.trial import (
     prepare_rows,
 )
 from sftcli.services.models.choose import start_of
-from tests.support.tiny_model import build_tiny_model
+from tests.support.tiny_model import build_tiny_model, tiny_config
+from tests.support.tiny_tokenizer import build_family_tokenizer
 
 Row = tuple[str, str]
 SHOTS = 4
@@ -301,6 +303,28 @@ def test_held_out_rows_whose_answer_begins_before_it_is_asked_for_are_left_out_a
     assert any(text.startswith("1 of 5 held-out rows are not asked") for text in prompts.told)
     with pytest.raises(DataError, match="none of 1 held-out rows can be asked"):
         Prompts(model, f"data.sources={train}", f"data.heldout_sources={none}")
+
+
+def test_a_model_that_is_trained_not_to_think_is_asked_not_to_think(tmp_path: Path):
+    config = tiny_config()
+    config.vocab_size, config.max_position_embeddings = 640, 8192
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    model = build_family_tokenizer(tmp_path / "model", "qwen3")
+
+    def fields(question: str, answer: str) -> dict[str, object]:
+        asked, answered = messages(question, answer)
+        return {"messages": [asked, answered | {"reasoning_content": f"Hm, {answer}"}]}
+
+    prompts = Prompts(model, *files(tmp_path, fields), 'data.thinking="drop"')
+    theirs = AutoTokenizer.from_pretrained(model)
+    turn = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)
+    for way, shots in ((ALONE, 0), (NEAREST, SHOTS)):
+        for one, text in zip(prompts.made.ways[way], prompts.texts(way), strict=True):
+            turns = [{"role": role, "content": content} for role, content in turn.findall(text)]
+            assert len(turns) == 2 * shots + 1
+            assert list(one.question.prompt_ids) == theirs.apply_chat_template(
+                turns, add_generation_prompt=True, return_dict=False
+            ) + theirs.encode("<think>\n\n</think>\n\n", add_special_tokens=False)
 
 
 def test_every_row_at_the_limit_or_above_it_is_found_and_no_other():
