@@ -248,13 +248,13 @@ def _tell_examples(prompts: TrialPrompts, request: TrialRequest, emit: EventSink
     shown = [one for name, made in prompts.ways.items() if name != ALONE for one in made]
     if not any(one.shots for one in shown):
         raise DataError(
-            f"no prompt can have an example: {_why_short(shown, prompts.room)}",
+            f"no prompt can have an example: {_why_short(shown, prompts)}",
             hint="ask with the prompt alone: --shots 0; or allow longer prompts with --max-prompt-tokens",
         )
     if prompts.repeats:
-        emit(Notice(text=f"{prompts.repeats} training rows are no examples: they repeat a held-out row"))
+        emit(Notice(text=f"{prompts.repeats:,} training rows are no examples: they repeat a held-out row"))
     if short := [one for one in shown if one.shots < request.shots]:
-        why = _why_short(short, prompts.room)
+        why = _why_short(short, prompts)
         emit(
             Notice(
                 text=f"{len(short)} of {len(shown)} prompts have fewer than {request.shots} examples: {why}"
@@ -262,11 +262,12 @@ def _tell_examples(prompts: TrialPrompts, request: TrialRequest, emit: EventSink
         )
 
 
-def _why_short(short: Sequence[ShownPrompt], room: int) -> str:
+def _why_short(short: Sequence[ShownPrompt], prompts: TrialPrompts) -> str:
     clipped = sum(one.is_clipped for one in short)
+    without = f", without the {prompts.repeats:,} that repeat a held-out row" if prompts.repeats else ""
     reasons = (
-        (clipped, f"more than {room:,} tokens are not allowed ({clipped})"),
-        (len(short) - clipped, "no more training rows have their system text and tools"),
+        (clipped, f"more than {prompts.room:,} tokens are not allowed ({clipped})"),
+        (len(short) - clipped, f"no more training rows have their system text and tools{without}"),
     )
     return "; ".join(text for count, text in reasons if count)
 

@@ -264,6 +264,18 @@ CHATML = (
 )
 
 
+def test_where_every_training_row_repeats_a_held_out_one_that_is_the_reason(model: Path, tmp_path: Path):
+    rows = [FORMATS["question_answer"](question.lower(), answer) for question, answer in HELD]
+    train = write_jsonl(tmp_path / "train.jsonl", rows)
+    held = write_jsonl(tmp_path / "held.jsonl", [FORMATS["question_answer"](*row) for row in HELD])
+    named = (f"data.sources={train}", f"data.heldout_sources={held}", "data.allow_leak=true")
+    with pytest.raises(
+        DataError, match=r"no prompt can have an example: .* without the 5 that repeat"
+    ) as refused:
+        Prompts(model, *named)
+    assert "--shots 0" in refused.value.hint
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_that_takes_no_earlier_turns_is_refused_by_name(model: Path, tmp_path: Path, name: str):
     habit, why = TEMPLATES[name]
