@@ -1,6 +1,4 @@
 """``sft eval``: losses and answers -> metrics -> limits and verdict.
 
 ``tasks`` runs standard tasks, by way of ``lm_eval_bridge``.
-
-``trial`` is ``sft try``, before a training.
 """
