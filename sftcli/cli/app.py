@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from sftcli.cli.commands import diff, evaluate, export, generate, inspect, prepare, push, report, runs, train
+from sftcli.cli.commands import (
+    diff,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    prepare,
+    push,
+    report,
+    runs,
+    train,
+    trial,
+)
 from sftcli.cli.errors.show import guarded
 from sftcli.cli.options import complete
 from sftcli.cli.options.words import meant
@@ -47,6 +59,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("prepare", cls=SftCommand)(prepare.prepare)
+app.command("try", cls=SftCommand)(trial.trial)
 app.command("train", cls=SftCommand)(train.train)
 app.command("resume", cls=SftCommand)(train.resume)
 app.command("generate", cls=SftCommand)(generate.generate)

@@ -49,13 +49,16 @@ SLIPS: tuple[Slip, ...] = (
     ((*TRAIN, "--tokenizer", "model"), 2, "--tokenizer is for .pt files only"),
     ((*TRAIN, "--plan", "--model", "modle"), 66, "did you mean 'model'?"),
     (("prepare", "rows.jsonl", "--model", "modle"), 66, "did you mean 'model'?"),
+    (("try", "rows.jsonl", "--model", "modle"), 66, "did you mean 'model'?"),
     # the rows
+    (("try", "row.jsonl", "--model", "model"), 66, "row.jsonl"),
     (("train", "--data", "row.jsonl", "--model", "model"), 66, "row.jsonl"),
     ((*TRAIN, "--heldout", "row.jsonl"), 66, "row.jsonl"),
     # the template
     ((*TRAIN, "--template", "llama3"), 2, "no chat template 'llama3'"),
     ((*TRAIN, "--template", "broken.jinja"), 65, "not valid Jinja"),
     (("prepare", "rows.jsonl", "--model", "model", "--template", "llama3"), 2, "no chat template 'llama3'"),
+    (("try", "rows.jsonl", "--model", "model", "--template", "llama3"), 2, "no chat template 'llama3'"),
     # the run
     ((*TRAIN, "--run", "whole"), 73, "runs/whole exists already"),
     ((*TRAIN, "--run", "stopped"), 73, "resume it: sft resume stopped"),

@@ -46,6 +46,7 @@ def start(*arguments: str) -> tuple[int, set[str]]:
         ["--version"],
         ["train", "--help"],
         ["generate", "--help"],
+        ["try", "--help"],
         ["presets"],
         ["presets", "gpu"],
         ["train", "--print-config", "--preset", "gpu", "--max-steps", "3"],
@@ -75,7 +76,7 @@ main()
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train"], ["train", "--plan"], ["resume", "one"], ["generate", "a prompt"], ["eval"], ["export", "--to", "hf", "--out", "x"]],
+    [["try"], ["train"], ["train", "--plan"], ["resume", "one"], ["generate", "a prompt"], ["eval"], ["export", "--to", "hf", "--out", "x"]],
     ids=" ".join,
 )  # fmt: skip
 def test_a_line_says_what_is_slow_before_it_begins(arguments: list[str], tmp_path: Path):

@@ -66,6 +66,7 @@ def test_keys_of_json_objects_do_not_move(sft, flags, rows, tiny_model, tmp_path
     text.write_text("some running text")
     commands = [
         ("sft prepare ROWS --show 1", ["prepare", rows, "--show", "1", "--model", tiny_model]),
+        ("sft try ROWS", ["try", rows, "--model", tiny_model, "--max-rows", "4", "--shots", "2"]),
         ("sft train --plan", ["train", "--data", rows, *flags, "--plan"]),
         ("sft train", ["train", "--data", rows, *flags, "--run", "one", "--set", "checkpoint.every_steps=2", "--set", "data.heldout_fraction=0.4"]),
         ("sft train --print-config", ["train", "--print-config"]),

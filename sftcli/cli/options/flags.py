@@ -174,6 +174,17 @@ class Flags:
         """Return these and the flag ``name`` as if it had been given ``value``."""
         return Flags({**self.values, FLAGS[name]: value})
 
+    def words(self) -> list[str]:
+        """Return the words of a command line that give the same."""
+        given = [(name, self.values[flag]) for name, flag in FLAGS.items() if flag in self.values]
+        return [
+            word
+            for name, value in given
+            if value is not None and value is not False
+            for one in (value if isinstance(value, list) else [value])
+            for word in ((name,) if one is True else (name, str(one)))
+        ]
+
     def overrides(self) -> "list[Override]":
         """Return the settings that the user gave."""
         return [override for flag, given in self.values.items() for override in flag.overrides(given)]

@@ -56,6 +56,15 @@ class Layers:
     ] = None
     sets: Set = None
 
+    def words(self) -> list[str]:
+        """Return the words of a command line that give the same."""
+        given = [
+            ("--preset", self.preset),
+            ("--config", self.config),
+            *(("--set", one) for one in self.sets or ()),
+        ]
+        return [word for name, value in given if value is not None for word in (name, value)]
+
 
 def or_default_preset(layers: Layers, flags: Flags) -> Layers:
     """Return ``layers`` from ``quick`` on when the user named neither a preset, nor a file, nor data."""

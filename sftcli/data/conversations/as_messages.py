@@ -10,7 +10,7 @@ from sftcli.data.conversations.detect import Schema
 from sftcli.data.conversations.formats import RowFormat
 from sftcli.data.conversations.keys.meaning import UnreadError
 from sftcli.data.conversations.messages import Conversation, Message, PlainText, TokenRow
-from sftcli.data.reading.record import RawRecord
+from sftcli.data.reading.record import Origin, RawRecord
 
 
 def messages_line(row: Conversation | PlainText | TokenRow) -> str:
@@ -22,7 +22,26 @@ def messages_line(row: Conversation | PlainText | TokenRow) -> str:
         return ""
     fields = _text_fields(row) if isinstance(row, PlainText) else _fields(row)
     line = json.dumps(fields, ensure_ascii=False)
-    return line if _read(line, row) == _bare(row) else ""
+    kind = RowFormat.MESSAGES if isinstance(row, Conversation) else RowFormat.TEXT
+    return line if _read(line, row.origin, kind) == _bare(row) else ""
+
+
+def read_line(line: str, origin: Origin) -> Conversation:
+    """Return the conversation that ``messages_line`` made ``line`` of, without its score."""
+    read = _read(line, origin, RowFormat.MESSAGES)
+    assert isinstance(read, Conversation)  # else there is no such line
+    return read
+
+
+def _read(line: str, origin: Origin, kind: RowFormat) -> object:
+    """Return what this program reads from ``line``; None where it refuses it."""
+    record = RawRecord(fields=json.loads(line), origin=origin)
+    schema = Schema(format=kind, columns=(), ignored=(), first=origin, renames={})
+    try:
+        (read,) = to_conversations(record, schema, train_on=TrainOn.ALL)
+    except UnreadError:
+        return None
+    return read
 
 
 def _text_fields(row: PlainText) -> dict[str, object]:
@@ -73,23 +92,6 @@ def _calls(message: Message) -> list[object]:
     for call, text in zip(json.loads(message.tool_calls), texts, strict=False):
         calls.append({**call, "function": {**call["function"], "arguments": text}} if text else call)
     return calls
-
-
-def _read(line: str, row: Conversation | PlainText) -> object:
-    """Return what this program reads from ``line``."""
-    record = RawRecord(fields=json.loads(line), origin=row.origin)
-    schema = Schema(
-        format=RowFormat.MESSAGES if isinstance(row, Conversation) else RowFormat.TEXT,
-        columns=(),
-        ignored=(),
-        first=row.origin,
-        renames={},
-    )
-    try:
-        (read,) = to_conversations(record, schema, train_on=TrainOn.ALL)
-    except UnreadError:
-        return None
-    return read
 
 
 def _bare(row: Conversation | PlainText) -> Conversation | PlainText:

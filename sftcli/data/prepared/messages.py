@@ -1,11 +1,18 @@
 """Kept rows as messages in JSON lines, in their order: any format in, one format out."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
+from typing import overload
+
+import numpy as np
 
 from sftcli import storage
+from sftcli.data.conversations.as_messages import read_line
+from sftcli.data.conversations.messages import Conversation
 from sftcli.data.prepared.store import HELDOUT, TRAIN, PreparedDataset, messages_file
+from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError, OutputError
 from sftcli.json_files import write_json
 
@@ -25,14 +32,7 @@ def write_messages(dataset: PreparedDataset, out: Path) -> None:
         DataError: The rows were not kept, or were changed since.
         StorageError: The disk is full.
     """
-    sources = {split: messages_file(dataset.folder, split) for split in _NAMES}
-    for path in sources.values():
-        kept = dataset.manifest["files"]
-        assert isinstance(kept, dict)
-        if not path.is_file() or storage.file_sha256(path) != kept.get(path.name, {}).get("sha256"):
-            raise DataError(
-                f"{path} is missing or was changed since it was prepared", hint="delete its folder"
-            )
+    sources = {split: _kept_file(dataset, split) for split in _NAMES}
     try:
         if out.suffix == JSON_LINES:
             with storage.whole_file(out, hint=_HINT) as fresh:
@@ -45,6 +45,50 @@ def write_messages(dataset: PreparedDataset, out: Path) -> None:
             write_json(folder / "audit.json", dataset.about)
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError(f"cannot make {out}: {error.strerror}", hint=_HINT) from error
+
+
+class KeptMessages(Sequence[Conversation]):
+    """The rows of one split as conversations, each read from the file when it is asked for; held-out ones in their order.
+
+    A row that an epoch has several times is here once.
+
+    Raises:
+        DataError: The rows were not kept, or were changed since.
+    """
+
+    def __init__(self, dataset: PreparedDataset, split: str) -> None:
+        self._path = _kept_file(dataset, split)
+        size = self._path.stat().st_size
+        self._bytes = np.memmap(self._path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
+        self._ends = np.flatnonzero(self._bytes == ord("\n"))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int, /) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[Conversation]: ...
+    def __getitem__(self, index: int | slice, /) -> Conversation | list[Conversation]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        begin = int(self._ends[index - 1]) + 1 if index else 0
+        line = self._bytes[begin : int(self._ends[index])].tobytes().decode()
+        return read_line(line, Origin(path=str(self._path), line=index + 1))
+
+
+def _kept_file(dataset: PreparedDataset, split: str) -> Path:
+    """Return the file of a split's messages, which is as it was written.
+
+    Raises:
+        DataError: It is not, or there is none.
+    """
+    path = messages_file(dataset.folder, split)
+    kept = dataset.manifest["files"]
+    assert isinstance(kept, dict)
+    if not path.is_file() or storage.file_sha256(path) != kept.get(path.name, {}).get("sha256"):
+        raise DataError(f"{path} is missing or was changed since it was prepared", hint="delete its folder")
+    return path
 
 
 def _join(sources: list[Path], target: Path) -> None:

@@ -85,6 +85,21 @@ def mark_rows(rows: Sequence[Conversation | PlainText | TokenRow]) -> Marks:
     return Marks(keys=np.frombuffer(b"".join(keys), dtype="<u8"), signatures=_signatures(texts))
 
 
+def repeated_in(rows: Marks, others: Marks) -> npt.NDArray[np.bool_]:
+    """Return which of ``rows`` (rows,) are equal or nearly equal to one of ``others``; none of them is missed.
+
+    Two signatures that differ in so few hashes agree in at least one band, so that others need no look.
+    """
+    found: npt.NDArray[np.bool_] = np.isin(rows.keys, others.keys)
+    bands, other_bands = rows.signatures.view("<u8"), others.signatures.view("<u8")
+    shares_band = np.zeros(len(found), dtype=np.bool_)
+    for band in range(bands.shape[1]):
+        shares_band |= np.isin(bands[:, band], other_bands[:, band])
+    for row in np.flatnonzero(shares_band & ~found):
+        found[row] = (np.mean(others.signatures == rows.signatures[row], axis=1) >= NEAR).any()
+    return found
+
+
 class DuplicateFinder:
     """Takes the marks of rows as they come, and finds the duplicates among them when all are there."""
 

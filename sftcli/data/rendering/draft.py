@@ -156,14 +156,14 @@ class Drafter:
             draft.flags |= {RowFlag.THOUGHT_WRITTEN}
         return draft
 
-    def draft_prompt(self, messages: tuple[Message, ...], *, tools: str) -> Draft:
+    def draft_prompt(self, messages: tuple[Message, ...], *, tools: str, variables: str = "") -> Draft:
         """Return ``messages`` followed by a generation prompt.
 
         Raises:
             RowFaultError: The template refuses them, or rewrites them while they hold control texts.
         """
         asked = tuple(replace(message, trained=False) for message in messages)
-        row = Conversation(messages=asked, origin=NOWHERE, tools=tools)
+        row = Conversation(messages=asked, origin=NOWHERE, tools=tools, variables=variables)
         forms = self._forms(row)
         try:
             return _first_accepted(forms, lambda form: self._draft_asking(row, form))
@@ -178,14 +178,14 @@ class Drafter:
             raise why from None
 
     def _draft_asking(self, row: Conversation, form: Form) -> Draft:
-        shape, texts = take_apart(row, thinks=self._thinks, form=form)
+        shape, texts = take_apart(row, thinks=self._thinks, form=form, thinking=self._thinking)
         rendered = self._rendered(shape, texts, asks=True)
         layout = self._layout(shape, asks=True)
         filled = _agreeing(layout, texts, rendered)
         return self._finish(NOWHERE, layout, texts, filled, [])
 
     def _draft_as_is(self, row: Conversation, form: Form) -> Draft:
-        shape, texts = take_apart(row, thinks=self._thinks, form=form)
+        shape, texts = take_apart(row, thinks=self._thinks, form=form, thinking=self._thinking)
         rendered = self._rendered(shape, texts, asks=True)
         check_calls(shape, texts, rendered)
         (ids,) = self._tokenizer.encode_many([rendered], reading="template")

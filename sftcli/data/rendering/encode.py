@@ -6,7 +6,8 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from sftcli.data.conversations.messages import Message, RowFaultError
+from sftcli.config.schema.data import Thinking
+from sftcli.data.conversations.messages import Message, Role, RowFaultError
 from sftcli.data.rendering.draft import Draft, Drafter
 from sftcli.data.rendering.tokenizer import ChatTokenizer, Reading
 from sftcli.errors import DataError
@@ -35,15 +36,41 @@ def laid_out(drafts: Sequence[Draft]) -> tuple[npt.NDArray[np.int32], npt.NDArra
     )
 
 
-def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], *, tools: str = "") -> list[int]:
-    """Return the ids that ask for an answer to ``messages``, as training has them before an answer.
+class PromptEncoder:
+    """Prompts to ids; what was learned about shapes of conversations is kept for the next ones.
 
-    Raises:
-        DataError: The template refuses the messages, or their control tokens cannot be told from the template's.
+    Args:
+        tokenizer: Gives template and tokens.
+        allow_control_tokens: Whose contents may write control tokens, as in training.
+        thinking: With ``drop`` earlier answers have none.
     """
-    try:
-        draft = Drafter(tokenizer).draft_prompt(tuple(messages), tools=tools)
-    except RowFaultError as fault:
-        raise DataError(f"the prompt cannot be rendered: {fault.detail}") from fault
-    encode([draft], tokenizer)
-    return [token for part in draft.ids for token in part]
+
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        *,
+        allow_control_tokens: frozenset[Role] = frozenset(),
+        thinking: Thinking = Thinking.TRAIN,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._drafter = Drafter(tokenizer, allow_control_tokens, thinking)
+
+    def encode(self, messages: Sequence[Message], *, tools: str = "", variables: str = "") -> list[int]:
+        """Return the ids that ask for an answer to ``messages``, as training has them before an answer.
+
+        ``tools`` and ``variables`` are JSON text, as a ``Conversation`` has them.
+
+        Raises:
+            DataError: The template refuses the messages, or their control tokens cannot be told from the template's.
+        """
+        try:
+            draft = self._drafter.draft_prompt(tuple(messages), tools=tools, variables=variables)
+        except RowFaultError as fault:
+            raise DataError(f"the prompt cannot be rendered: {fault.detail}") from fault
+        encode([draft], self._tokenizer)
+        return [token for part in draft.ids for token in part]
+
+
+def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], *, tools: str = "") -> list[int]:
+    """Return the ids of one prompt, as ``PromptEncoder`` does."""
+    return PromptEncoder(tokenizer).encode(messages, tools=tools)

@@ -117,6 +117,11 @@ def _cuts_within(text: str, begin: int, turn: int, slots: Sequence[Slot], marker
     return cuts
 
 
+def is_empty_thought(text: str) -> bool:
+    """Return whether ``text`` is no more than what a template writes in front of an answer that does not think."""
+    return not text or _EMPTY.fullmatch(text) is not None
+
+
 def check_places(parts: Sequence[str | int], slots: Sequence[Slot]) -> None:
     """See that every text has its place, and a trained content only one; a tool's name may be written again."""
     places = _places(parts)

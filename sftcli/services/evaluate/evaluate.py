@@ -5,13 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sftcli.config.auto import with_values
 from sftcli.config.layers import Override
 from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import Settings
-from sftcli.data.example import CUT_ANSWERS
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError
 from sftcli.events import EventSink, Notice, Session, unheard
@@ -31,6 +28,7 @@ from sftcli.services.evaluate.confidence import Confidence, find_cuts
 from sftcli.services.evaluate.limits import require_checked
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
+from sftcli.services.evaluate.rows import rows_with_whole_answers, spread
 from sftcli.services.evaluate.scoring import (
     Scored,
     ScoringJob,
@@ -132,12 +130,18 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
     if not has_reference_metrics():
         needed = install_command("eval", "rouge-score", "sacrebleu")
         emit(Notice(text=f"ROUGE-L and chrF are skipped; they need: {needed}"))
-    whole = _rows_with_whole_answers(prepared, emit)
+    whole = rows_with_whole_answers(heldout, named="--data FILE")
+    if cut := len(heldout) - len(whole):
+        emit(
+            Notice(
+                text=f"held-out rows with a truncated answer: {cut}; they count toward loss and are not answered"
+            )
+        )
     job = ScoringJob(
         heldout=heldout,
         questions=[
             question_of(heldout[whole[place]], prepared.tokenizer)
-            for place in _spread(len(whole), request.max_rows)
+            for place in spread(len(whole), request.max_rows)
         ],
         tokenizer=prepared.tokenizer,
         sampling=settings.sampling,
@@ -312,33 +316,6 @@ def _training_answers(trained: ExampleTable, emit: EventSink) -> list[list[int]]
     return rows
 
 
-def _rows_with_whole_answers(prepared: PreparedData, emit: EventSink) -> list[int]:
-    """Return the held-out rows whose last answer was not cut for its length: an answer can be compared with these alone.
-
-    Raises:
-        DataError: There is none, or a row is pretraining text.
-    """
-    heldout = prepared.dataset.heldout
-    if any(heldout[row].kind == "text" for row in range(len(heldout))):
-        raise DataError(
-            "some held-out rows are pretraining text, which has no answer to score",
-            hint="name rows with prompts and answers with --data FILE; the loss of a run on its held-out text is in sft show",
-        )
-    whole = [row for row in range(len(heldout)) if heldout[row].flags.isdisjoint(CUT_ANSWERS)]
-    if not whole:
-        raise DataError(
-            "every held-out answer is truncated, so there is nothing to compare with",
-            hint="prepare with a larger --max-tokens, or name other rows with --data FILE",
-        )
-    if cut := len(heldout) - len(whole):
-        emit(
-            Notice(
-                text=f"held-out rows with a truncated answer: {cut}; they count toward loss and are not answered"
-            )
-        )
-    return whole
-
-
 def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
     """Return the settings of the run that made the model, with the rows of ``request`` where it names some."""
     overrides = []
@@ -370,8 +347,3 @@ def base_to_compare(
     if request.base is not None:
         return choose_model(request.base, root=request.root, emit=emit)
     return base_of(choice, emit, trusts_code=request.trusts_code, named=request.base_model)
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Return at most ``most`` of ``count`` row numbers, evenly spread."""
-    return [round(row) for row in np.linspace(0, count - 1, num=min(most, count))]

@@ -68,7 +68,7 @@ class ScoringJob:
     @property
     def most_answer_tokens(self) -> int:
         """Where an answer is cut: it cannot be right any more."""
-        return max(len(question.answer_ids) for question in self.questions) + 8
+        return most_answer_tokens(self.questions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,11 @@ class Scored:
     def answers(self) -> Answers:
         """The answers, for checks."""
         return Answers(texts=self.texts, cut=self.cut)
+
+
+def most_answer_tokens(questions: Sequence[HeldoutQuestion]) -> int:
+    """Return a few tokens more than the longest expected answer has."""
+    return max(len(question.answer_ids) for question in questions) + 8
 
 
 def question_of(example: Example, tokenizer: HFChatTokenizer) -> HeldoutQuestion:
@@ -126,24 +131,51 @@ def score_model(
     decoder = choose_decoder(model)
     first, of = stages
     rows = _score(job, model, f"{first} of {of}: scoring ({choice.name})", emit, stop)
-    answers = _answer(job, decoder, f"{first + 1} of {of}: answering ({choice.name})", emit, stop)
-    texts = [job.tokenizer.decode(answer.ids, skip_special=False).strip() for answer in answers]
-    matches = tuple(
-        answer.finish == "stop" and text == question.expected
-        for answer, text, question in zip(answers, texts, job.questions, strict=True)
-    )
+    task = f"{first + 1} of {of}: answering ({choice.name})"
+    answered = answer_questions(job, decoder, task, emit, stop)
+    answers, texts, matches, cut = answered.rows, answered.texts, answered.matches, answered.cut
     score = _summary(job, choice.name, rows, answers, texts, matches, seconds=monotonic() - begin)
-    cut = tuple(answer.finish == "length" for answer in answers)
     return Scored(
         score=score,
         rows=rows,
         matches=matches,
-        texts=tuple(texts),
+        texts=texts,
         cut=cut,
         misses=_misses(job, texts, cut, matches),
         logprobs=tuple(round(answer.logprob, 4) for answer in answers),
         confidences=tuple(answer.confidence for answer in answers),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """Greedy answers to the questions of a job, in order, and which of them are exactly right."""
+
+    rows: tuple[Row, ...]
+    texts: tuple[str, ...]
+    matches: tuple[bool, ...]
+
+    @property
+    def cut(self) -> tuple[bool, ...]:
+        """Which answers had not ended."""
+        return tuple(row.finish == "length" for row in self.rows)
+
+
+def answer_questions(
+    job: ScoringJob, decoder: Decoder, task: str, emit: EventSink, stop: StopFlag
+) -> Answered:
+    """Answer the questions of ``job``, and compare the answers with the expected ones.
+
+    Raises:
+        StoppedError: ``stop`` was set.
+    """
+    answers = _answer(job, decoder, task, emit, stop)
+    texts = tuple(job.tokenizer.decode(answer.ids, skip_special=False).strip() for answer in answers)
+    matches = tuple(
+        answer.finish == "stop" and text == question.expected
+        for answer, text, question in zip(answers, texts, job.questions, strict=True)
+    )
+    return Answered(rows=tuple(answers), texts=texts, matches=matches)
 
 
 def _score(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sftcli.config.schema.run import Attention
+from sftcli.config.schema.settings import Settings
 from sftcli.events import EventSink, ModelLoaded, Notice
 from sftcli.modeling.adapter.folder import is_adapter_folder, read_base
 from sftcli.modeling.formats.folder_write import stored_dtype
@@ -114,6 +115,16 @@ def base_of(
     else:
         return None
     return ModelChoice(name=located.name, folder=located.folder, run=None, runs_code=runs_code)
+
+
+def start_of(settings: Settings, emit: EventSink) -> ModelChoice:
+    """Return the model that a training of ``settings`` starts from: the base, or the adapter that it goes on from."""
+    located = locate_base(settings.model, emit)
+    runs_code = settings.model.trust_remote_code and _may_run_code(located, emit)
+    adapter = settings.adapter.start_from
+    if adapter is None:
+        return ModelChoice(name=located.name, folder=located.folder, run=None, runs_code=runs_code)
+    return ModelChoice(name=adapter, folder=Path(adapter), run=None, base=located, runs_code=runs_code)
 
 
 def recorded_base(choice: ModelChoice) -> tuple[str, str | None]:

@@ -36,22 +36,38 @@ def require_room(prepared: "PreparedData", folder: Path, emit: EventSink) -> Non
         MismatchError: A row, or what fills rows up, has a token without an embedding; or a row is longer than the positions
             that the model has learned.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        return
-    config = read_json(path)
-    text = config.get("text_config")
-    values = config | (text if isinstance(text, dict) else {})
+    values = _values_of(folder)
     if isinstance(rows := values.get("vocab_size"), int):
         require_embeddings(prepared, rows)
         _tell_spare_tokens(prepared.tokenizer, rows, emit)
-    positions = next((values[name] for name in POSITIONS if isinstance(values.get(name), int)), 0)
+    positions = _stated_positions(values)
     lengths = np.array([length for table in _tables(prepared) for length in table.num_tokens] or [0])
     if not positions or lengths.max() <= positions:
         return
     if any(_is_table(name, shape, positions) for name, shape in tensor_shapes(folder).items()):
         raise _too_long(int(lengths.max()), "the model", positions)
     _tell_long_rows(lengths, _scaled(positions, values), emit)
+
+
+def positions_of(folder: Path) -> int:
+    """Return how many positions the model in ``folder`` was made for; 0 where it does not say."""
+    values = _values_of(folder)
+    positions = _stated_positions(values)
+    return _scaled(positions, values) if positions else 0
+
+
+def _values_of(folder: Path) -> Mapping[str, object]:
+    """Return what a model folder says of its text model; nothing where it has no configuration."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    config = read_json(path)
+    text = config.get("text_config")
+    return config | (text if isinstance(text, dict) else {})
+
+
+def _stated_positions(values: Mapping[str, object]) -> int:
+    return next((value for name in POSITIONS if isinstance(value := values.get(name), int)), 0)
 
 
 def require_embeddings(prepared: "PreparedData", rows: int) -> None:

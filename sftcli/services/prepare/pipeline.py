@@ -53,6 +53,10 @@ ORDER_ONLY = (
 CHUNK_ROWS = 1024  # rows between two looks at the stop flag
 
 
+class NoMessagesError(DataError):
+    """Rows are to be kept as messages, and one of them cannot."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
     """One preparation that has to be done.
@@ -363,7 +367,7 @@ class _Intake:
 
     def _add_messages(self, split: str, line: str, row: Example) -> None:
         if not line:
-            raise DataError(
+            raise NoMessagesError(
                 f"{row.origin}: as messages the row would be read otherwise than it is",
                 hint="leave it out, or write the rows as Parquet: --out-format parquet",
                 location=Location(file=row.origin.path, line=row.origin.line),
@@ -371,7 +375,7 @@ class _Intake:
         self._kinds.setdefault(row.kind, str(row.origin))
         if len(self._kinds) > 1:
             one, other = self._kinds.values()
-            raise DataError(
+            raise NoMessagesError(
                 f"{one} and {other} are turns and running text, which one file of messages cannot hold",
                 hint="prepare them one by one, or write Parquet: --out-format parquet",
             )

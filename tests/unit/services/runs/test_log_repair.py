@@ -20,7 +20,15 @@ LINES = [
     {"event": "StepDone", "step": 2},
     {"event": "FitEnded", "step": 2},
 ]
-ANSWER = {"text": "grüße 🙂", "model": "m", "finish": "stop", "prompt_tokens": 3, "new_tokens": 2, "logprob": -0.5, "confidence": 0.8}
+ANSWER = {
+    "text": "grüße 🙂",
+    "model": "m",
+    "finish": "stop",
+    "prompt_tokens": 3,
+    "new_tokens": 2,
+    "logprob": -0.5,
+    "confidence": 0.8,
+}
 
 
 def encoded(values: list[dict[str, object]]) -> bytes:
