@@ -39,7 +39,7 @@ def test_file_without_a_row_to_train_on_is_refused(sft, tiny_model):
     empty = write("empty.jsonl", '{"prompt": "a", "completion": ""}\n')
     code, _, err = sft("train", "--data", empty, "--model", tiny_model)
     assert code == 65
-    assert "rows were rejected" in err
+    assert "the only row was rejected" in err
 
 
 @pytest.mark.parametrize(
