@@ -29,7 +29,7 @@ from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.locate.default_model import ALIAS, place_without_download
 from sftcli.runtime import choose_device, dtype_named, is_finite, monotonic, total_memory_bytes
-from sftcli.services.precision import decide_precision
+from sftcli.services.machine.precision import decide_precision
 from sftcli.training.loss import response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.weights.masters import MasterWeights

@@ -156,7 +156,7 @@ class Stops:
 
 def draw_otherwise() -> None:
     """Let this process measure, if it measures at all, that the other precision is the faster one."""
-    from sftcli.services.precision import Precision, decide_precision
+    from sftcli.services.machine.precision import Precision, decide_precision
     from sftcli.services.train import decisions
 
     def contrary(setting: str, device: object) -> Precision:

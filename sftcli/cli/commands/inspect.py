@@ -59,7 +59,7 @@ def env(*, output: Annotated[Output, "json", "color"]) -> None:
 
       sft env --json
     """
-    from sftcli.services.machine import describe_machine
+    from sftcli.services.machine.facts import describe_machine
 
     results.show_pairs(describe_machine(), output)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_length, collate
+from sftcli.data.batches.progress import with_progress
 from sftcli.data.example import Example
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Progressed, StopFlag
@@ -32,7 +33,6 @@ from sftcli.services.evaluate.metrics import (
 )
 from sftcli.services.models.choose import ModelChoice, load_for_inference
 from sftcli.services.processes.peers import Peers
-from sftcli.services.progress import with_progress
 from sftcli.services.report.score import AnsweredRow, Miss, Score
 from sftcli.training.loss import RowScore, ratio_standard_error, score_rows
 

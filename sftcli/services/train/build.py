@@ -20,6 +20,7 @@ from sftcli.data.batches.batch import (
     batches_in_order_of_length,
     collate,
 )
+from sftcli.data.batches.progress import with_progress
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
@@ -45,7 +46,6 @@ from sftcli.runtime import (
 from sftcli.services.models.base import tokenizer_folder
 from sftcli.services.models.modern_llm import PtFiles, pt_files
 from sftcli.services.prepare.capacity import require_positions
-from sftcli.services.progress import with_progress
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.adapters import AdapterFiles, adapter_files, load_with_adapter, tell_left_alone
 from sftcli.services.train.decisions import Decisions, require_same

@@ -11,7 +11,7 @@ from sftcli.errors import DataError, MismatchError, ResourceError
 from sftcli.events import EventSink, NeverStop, Notice, Warned
 from sftcli.json_files import replace_json
 from sftcli.runtime import choose_device, dtype_named
-from sftcli.services.precision import decide_precision
+from sftcli.services.machine.precision import decide_precision
 from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
 from sftcli.training.checkpoint.format import read_fingerprints

@@ -23,7 +23,7 @@ from sftcli.runtime import monotonic
 from sftcli.services.diagnosis.monitor import FitWatch, watched
 from sftcli.services.diagnosis.spike_stop import SpikeStop
 from sftcli.services.diagnosis.verdict import Again
-from sftcli.services.machine import facts_of_start
+from sftcli.services.machine.facts import facts_of_start
 from sftcli.services.models.base import record_base, record_need
 from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place

@@ -9,7 +9,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.modeling.adapter.folder import WEIGHTS_FILE
 from sftcli.modeling.formats.identity import exact_hash
 from sftcli.modeling.locate.locate import LocatedModel
-from sftcli.services.machine import facts_of_training
+from sftcli.services.machine.facts import facts_of_training
 from sftcli.services.prepare.prepare import PreparedData
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.resuming.changes import MACHINE, START, Changes, find_changes, named_settings

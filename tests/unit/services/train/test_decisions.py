@@ -12,7 +12,7 @@ from sftcli.config.resolve import parse_set
 from sftcli.config.schema.training import Parallel
 from sftcli.errors import DataError, MismatchError, ResourceError
 from sftcli.events import Ending, ModelLoaded, Notice, Session, StepDone, Warned
-from sftcli.services.precision import Precision
+from sftcli.services.machine.precision import Precision
 from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train import decisions

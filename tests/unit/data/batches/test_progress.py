@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from sftcli.data.batches.batch import Batch, collate
+from sftcli.data.batches.progress import with_progress
 from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin
 from sftcli.events import Progressed
-from sftcli.services.progress import with_progress
 from tests.support.recording import RecordingSink
 
 

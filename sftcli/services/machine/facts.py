@@ -10,7 +10,7 @@ import torch
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.modeling.cache import cache_folder
 from sftcli.runtime import choose_device
-from sftcli.services.precision import decide_precision
+from sftcli.services.machine.precision import decide_precision
 from sftcli.version import __version__
 
 LIBRARIES = (

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sftcli.modeling.cache import cache_folder
-from sftcli.services import precision
-from sftcli.services.precision import REMEMBERED, Precision, compare_products, decide_precision
+from sftcli.services.machine import precision
+from sftcli.services.machine.precision import REMEMBERED, Precision, compare_products, decide_precision
 
 CPU = torch.device("cpu")
 

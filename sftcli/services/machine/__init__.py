@@ -1,0 +1,1 @@
+"""This machine: its facts, and in which precision it multiplies faster."""
