@@ -26,7 +26,7 @@ PANELS = (
     MAIN_PANEL, ROWS_PANEL, TRAINING_PANEL, ADAPTER_PANEL, SAMPLING_PANEL, MODEL_PANEL, SETTINGS_PANEL, RUN_PANEL, OUTPUT_PANEL,
 )  # fmt: skip
 COMMANDS: Mapping[str, tuple[str, ...]] = {
-    "Train": ("prepare", "train", "resume"),
+    "Train": ("prepare", "try", "train", "resume"),
     "Use what was trained": ("generate", "eval", "export", "push"),
     "Look": ("report", "runs", "show", "diff", "presets", "schema", "env", "doctor"),
 }
