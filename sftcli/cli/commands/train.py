@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 TRAIN_FLAGS = (
-    "--data", "--model", "--run", "--lora", "--learning-rate", "--epochs", "--batch-size", "--max-steps", "--heldout", *ROW_FLAGS,
+    "--data", "--model", "--run", "--lora", "--learning-rate", "--epochs", "--batch-size", "--max-steps", "--heldout", "--replay", *ROW_FLAGS,
     "--adapter", "--rank", "--eval-every", "--save-every", "--packing", "--processes", "--seed", "--trust-remote-code", "--tokenizer",
     "--runs", "--track",
 )  # fmt: skip

@@ -42,6 +42,7 @@ from sftcli.services.runs.folder import (
     existing_run,
     read_settings,
 )
+from sftcli.services.runs.lineage import record_lineage
 from sftcli.services.runs.lock import RunLock
 from sftcli.services.trackers.sink import tracked
 from sftcli.services.train.decisions import decide, decisions_of, record_decisions
@@ -116,6 +117,7 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
         run.settings = settings  # the rows may be others
         decided = decisions_of(folder) if is_same else {}
         storage.try_remove_tree(folder.data)  # of rows that may have been others
+        storage.try_remove_tree(folder.earlier)
         for name, text in started.items():
             storage.replace_file(folder.path / name, text.encode())
         if decided:
@@ -234,9 +236,7 @@ def _train(
         decided.to_json()
     )  # not before the checkpoint has its name: the others read it after this
     _record_inputs(run)
-    if run.checkpoint is None:
-        for text in run.inputs.doubts():
-            emit(Warned(text=text))
+    _tell_doubts(run)
     emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
     run.build(decided, is_verified=run.checkpoint is not None)  # who chose it has verified it
     record_decisions(folder, run.parts.decisions, emit)
@@ -257,8 +257,19 @@ def _train(
     if not ending.is_complete:
         spikes.refuse_spoilt(folder, ended_at)
     outcome = _outcome(run, changes, ending, ended_at)
-    verdict = watch.verdict(run.trainer.state.step) if ending.is_complete else None
-    return replace(outcome, seconds=monotonic() - begin, verdict=verdict)
+    if not ending.is_complete:
+        return replace(outcome, seconds=monotonic() - begin)
+    verdict = watch.verdict(run.trainer.state.step)
+    return replace(outcome, seconds=monotonic() - begin, verdict=verdict, earlier=tuple(watch.kept))
+
+
+def _tell_doubts(run: TrainingRun) -> None:
+    """Warn a new run of what can hardly come out well."""
+    if run.checkpoint is not None:
+        return
+    again = Again(run=run.folder, settings=run.settings)
+    for text in run.inputs.doubts(with_replay=again.command(again.more_replay())):
+        run.session.emit(Warned(text=text))
 
 
 def _compared(run: TrainingRun, changes: Changes, *, allowed: Sequence[str]) -> Changes:
@@ -278,6 +289,8 @@ def _record_inputs(run: TrainingRun) -> None:
     """Write into the run's folder what it trains on, where its disk has room for what it will write."""
     folder, settings, inputs = run.folder, run.settings, run.inputs
     record_base(folder, inputs.located)
+    if inputs.earlier is not None:
+        record_lineage(folder, inputs.earlier.lineage)
     record(folder, inputs.decided)
     check_space(
         folder, checkpoint_bytes(settings, inputs.located.folder), settings.checkpoint, run.session.emit

@@ -39,6 +39,7 @@ class Plan:
     device: str
     precision: str
     train_examples: int
+    replayed_examples: int  # of these, rows of earlier runs
     heldout_examples: int
     steps: int
     batch_size: int
@@ -72,7 +73,7 @@ def plan_training(settings: Settings, session: Session) -> Plan:
     nowhere = RunFolder(Path(settings.run.root) / "plan")  # nothing is saved there
     run = TrainingRun(folder=nowhere, settings=settings, session=session)
     run.take(find_inputs(settings, session))
-    for text in run.inputs.doubts():
+    for text in run.inputs.doubts(with_replay="--replay 20%"):
         session.emit(Warned(text=text))
     run.build(settle_precision(Decisions(), run.settings.training.precision, choose_device()))
     inputs, settings, trainer, model = run.inputs, run.settings, run.trainer, run.parts.model
@@ -100,6 +101,7 @@ def plan_training(settings: Settings, session: Session) -> Plan:
         device=str(trainer.device),
         precision=dtype_name(trainer.weights.compute_dtype),
         train_examples=len(inputs.prepared.dataset.train),
+        replayed_examples=0 if inputs.earlier is None else inputs.earlier.replayed,
         heldout_examples=len(inputs.prepared.dataset.heldout),
         steps=steps,
         batch_size=settings.training.rows_per_step,

@@ -17,6 +17,9 @@ from sftcli.services.prepare.capacity import require_room
 from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_rows
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.lineage import require_earlier
+from sftcli.services.train.earlier.rows import EarlierRows, find_earlier
+from sftcli.services.train.resuming.changes import REPLAYED_ROWS
 from sftcli.services.train.resuming.compatibility import fingerprints
 from sftcli.services.train.start.open_settings import decide, decided_text, doubts
 from sftcli.services.train.start.requirements import check_machine
@@ -29,30 +32,36 @@ class TrainingInputs:
     settings: Settings  # complete: those that depend on the rows are filled in
     decided: Decided  # of those that nobody chose
     located: LocatedModel
-    prepared: PreparedData
+    prepared: PreparedData  # replayed rows among it
+    earlier: EarlierRows | None  # of the runs that it trains on from, if any
     fingerprints: Mapping[str, str]
     trusted_code: Mapping[str, str]  # what may run of the model's own code; empty for nothing
 
     @property
     def identity(self) -> Mapping[str, str]:
         """Hashes of what several processes must have alike."""
-        return {name: self.fingerprints[name] for name in ("data", "tokenizer and template", "model")}
+        names = ("data", "tokenizer and template", "model", REPLAYED_ROWS)
+        return {name: self.fingerprints[name] for name in names if name in self.fingerprints}
 
     @property
     def pad_id(self) -> int:
         """The token that fills rows up."""
         return self.prepared.tokenizer.pad_id
 
-    def doubts(self) -> list[str]:
-        """Return why this can hardly teach or prove anything."""
+    def doubts(self, *, with_replay: str) -> list[str]:
+        """Return why this can hardly teach or prove anything, or may lose something; ``with_replay`` is what mixes rows in."""
         rows, held = len(self.prepared.dataset.train), len(self.prepared.dataset.heldout)
-        return list(doubts(self.decided.settings, self.settings, train_rows=rows, heldout_rows=held))
+        found = list(doubts(self.decided.settings, self.settings, train_rows=rows, heldout_rows=held))
+        if self.earlier is None or self.settings.data.replay:
+            return found
+        return [*found, f"{self.earlier.doubt()}: {with_replay}"]
 
 
 def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None = None) -> TrainingInputs:
     """Find model and data; fill in the settings that depend on the rows. ``run`` names weights, and stands in for the cache."""
     quiet_libraries()
     check_machine(settings)
+    require_earlier(settings)
     sources = find_sources(settings.data)
     located = locate_base(settings.model, session.emit, run=run)
     if session.stop.requested():
@@ -90,6 +99,10 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
     if decided.origins:
         session.emit(Notice(text=decided_text(decided)))
     settings = decided.settings
+    earlier = find_earlier(settings, prepared, session, run=run)
+    if earlier is not None and earlier.replayed:
+        prepared = earlier.joined_to(prepared)
+        session.emit(Notice(text=earlier.in_words(len(prepared.dataset.train))))
     training = settings.training.for_rows(
         len(prepared.dataset.train), text_fraction=settings.data.text_fraction
     )
@@ -105,5 +118,7 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
         trusted_code=trusted,
         located=located,
         prepared=prepared,
-        fingerprints=fingerprints(settings, located, prepared),
+        earlier=earlier,
+        fingerprints=fingerprints(settings, located, prepared)
+        | ({} if earlier is None else earlier.fingerprints),
     )
