@@ -1,8 +1,9 @@
 """The verdict on a run from what its log holds."""
 
 from sftcli.events import EarlierDone
-from sftcli.services.diagnosis.forgetting import judged_with, kept_of
+from sftcli.services.diagnosis.forgetting import judged_with
 from sftcli.services.diagnosis.verdict import Again, Measured, Verdict, judge_losses
+from sftcli.services.runs.earlier import kept_of
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.services.runs.summary import RunHistory
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from sftcli.events import EarlierDone, Event, EventSink, FitStarted, HeldoutDone, Judged, StepDone
 from sftcli.figures import are_few
-from sftcli.services.diagnosis.forgetting import Kept, judged_with, kept_of
+from sftcli.services.diagnosis.forgetting import judged_with
 from sftcli.services.diagnosis.verdict import (
     FLAT,
     RISE,
@@ -25,6 +25,7 @@ from sftcli.services.diagnosis.verdict import (
     plateau,
     spike,
 )
+from sftcli.services.runs.earlier import Kept, kept_of
 
 WINDOW_STEPS = 64  # what a spike is compared with
 MIN_STEPS = 32

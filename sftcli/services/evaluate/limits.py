@@ -60,7 +60,7 @@ def require_measurable(limits: Iterable[Limit]) -> None:
         UsageError: There is no such number, or what measures it is not installed.
     """
     for limit in limits:
-        _require_number(limit, SCORE_NUMBERS)
+        require_number(limit, SCORE_NUMBERS)
         if limit.metric in _PACKAGES:
             module, package = _PACKAGES[limit.metric]
             require_package(module, extra="eval", needed_by=limit.text, package=package)
@@ -81,7 +81,7 @@ def check_limits(numbers: Mapping[str, float], limits: Iterable[Limit]) -> None:
                 f"{limit.text}: {limit.metric} was not measured on these rows",
                 hint="name more rows, or rows that it can be measured on, with --data FILE",
             )
-        _require_number(limit, numbers)
+        require_number(limit, numbers)
         number = numbers[limit.metric]
         if limit.is_broken(number, limit.value) or math.isnan(number):
             broken.append(f"{limit.metric} is {number:.6g}, {limit.word} {limit.value:g}")
@@ -89,7 +89,12 @@ def check_limits(numbers: Mapping[str, float], limits: Iterable[Limit]) -> None:
         raise ThresholdError("; ".join(broken))
 
 
-def _require_number(limit: Limit, known: Iterable[str]) -> None:
+def require_number(limit: Limit, known: Iterable[str]) -> None:
+    """Make sure that the metric of ``limit`` is one of ``known``.
+
+    Raises:
+        UsageError: It is not.
+    """
     names = sorted(known)
     if limit.metric not in names:
         raise UsageError(

@@ -15,14 +15,25 @@ from jinja2 import Environment, StrictUndefined
 from sftcli import storage
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import OutputError, StorageError
-from sftcli.events import DataPrepared, ExpertLoad, FitEnded, Judged, MemoryEased, ModelLoaded, Warned
+from sftcli.events import (
+    DataPrepared,
+    EarlierDone,
+    ExpertLoad,
+    FitEnded,
+    Judged,
+    MemoryEased,
+    ModelLoaded,
+    Warned,
+)
 from sftcli.figures import change, interval, loss_figure
 from sftcli.json_files import read_json
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.report.charts import Series, draw
 from sftcli.services.report.measures import Compared, compare_scores
+from sftcli.services.runs.earlier import kept_of
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, resolve_run
+from sftcli.services.runs.lineage import recorded_lineage
 from sftcli.services.runs.summary import RunHistory, can_be_scored, not_since, read_scores
 from sftcli.services.runs.trained_rows import TrainedRows
 
@@ -69,6 +80,7 @@ def _describe(run: RunFolder) -> dict[str, object]:
         "about": run.read_about(),
         "facts": [
             *_facts(history, takes_best=resolved.settings.training.early_stopping_evals > 0),
+            *_earlier_facts(run, history),
             *_adapter_facts(resolved.settings, history),
         ],
         "verdict": verdict,
@@ -91,6 +103,18 @@ def _describe(run: RunFolder) -> dict[str, object]:
             f'sft generate "your prompt" --checkpoint {run.argument}',
         ],
     }
+
+
+def _earlier_facts(run: RunFolder, history: RunHistory) -> list[tuple[str, str]]:
+    """Return from which runs this one trained on, how many of their rows were replayed, and what became of the others."""
+    lineage = recorded_lineage(run) or ()
+    facts = [("trained on from", ", before that ".join(one.run for one in lineage))] if lineage else []
+    replayed = dict(_audits(run)).get("replayed", {})
+    sources = replayed.get("sources") or {}
+    if isinstance(sources, dict) and sources:
+        counts = [f"{counted['kept']:,} rows {source}" for source, counted in sources.items()]
+        facts.append(("replay", ", ".join(counts)))
+    return facts + [("earlier rows", kept.in_words()) for kept in kept_of(history.of(EarlierDone))]
 
 
 def _adapter_facts(settings: Settings, history: RunHistory) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """The runs that a run trains on from: the one that made its model, the one before that, and so on. Needs no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,6 +39,12 @@ def lineage_of(settings: Settings) -> tuple[Ancestor, ...]:
     """Return the runs behind the model that ``settings`` start from, the nearest first; none where no run has made it."""
     parent = parent_of(settings)
     return () if parent is None else (Ancestor.of(parent), *_before(parent))
+
+
+def names_of(lineage: Sequence[Ancestor]) -> dict[Ancestor, str]:
+    """Return what each run is called: its name, or its path where another one has the same name."""
+    names = [one.run for one in lineage]
+    return {one: one.run if names.count(one.run) == 1 else one.path for one in lineage}
 
 
 def parent_of(settings: Settings) -> RunFolder | None:

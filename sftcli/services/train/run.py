@@ -12,9 +12,9 @@ from sftcli.errors import ResourceError, StoppedError
 from sftcli.events import Ending, ModelSaved, NeverStop, Notice, Session, StopFlag, Warned
 from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.runtime import seed_everything
-from sftcli.services.diagnosis.forgetting import Kept
 from sftcli.services.diagnosis.verdict import Verdict
 from sftcli.services.processes.peers import Peers
+from sftcli.services.runs.earlier import Kept
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.build import TrainingParts, build_trainer
 from sftcli.services.train.decisions import Decisions, agree_on_decisions

@@ -29,7 +29,7 @@ from sftcli.services.models.base import locate_base, tokenizer_folder
 from sftcli.services.prepare.prepare import PreparedData, prepare_data
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.folder import RunFolder, read_settings
-from sftcli.services.runs.lineage import Ancestor, lineage_of, recorded_lineage
+from sftcli.services.runs.lineage import Ancestor, lineage_of, names_of, recorded_lineage
 from sftcli.services.runs.trained_rows import prepared_rows_of
 from sftcli.services.train.resuming.changes import REPLAYED_ROWS
 
@@ -91,7 +91,7 @@ class EarlierRows:
             for part in self.parts
             if part.replayed
         )
-        return f"replay: {self.replayed:,} of {rows:,} training rows ({self.replayed / rows:.0%}) are of earlier runs: {counts}"
+        return f"replay: {self.replayed:,} of {rows:,} training rows ({self.replayed / rows:.0%}) are replayed: {counts}"
 
     def doubt(self) -> str:
         """Return what to say where the rows of the earlier run are left out."""
@@ -148,89 +148,82 @@ def _gathered(
     prepared: PreparedData,
     session: Session,
 ) -> PreparedDataset:
-    found = {one: _rows_of(one, settings, session) for one in reversed(lineage)}
-    known = {one: rows for one, rows in found.items() if rows is not None}
-    share, own = settings.data.replay, len(prepared.dataset.train)
-    pools: Mapping[Ancestor, Sequence[int]] = {}
-    drawn: Mapping[Ancestor, Sequence[int]] = {}
+    """Find the rows of the runs of ``lineage``, draw those that are replayed, and keep them in ``place``."""
+    names = names_of(lineage)
+    found = {names[one]: _rows_of(one, settings, session) for one in reversed(lineage)}
+    known = {run: rows for run, rows in found.items() if rows is not None}
+    share, own = settings.data.replay, prepared.dataset
+    pools: dict[str, list[int]] = {}
+    drawn: dict[str, list[int]] = {}
     if share:
         pools = replayable(
-            {one: rows.train for one, rows in known.items()},
-            [prepared.dataset.heldout, *(rows.heldout for rows in known.values())],
+            {run: rows.train for run, rows in known.items()},
+            [own.heldout, *(rows.heldout for rows in known.values())],
             max_tokens=settings.data.max_tokens,
         )
-        drawn = draw(pools, round(share / (1 - share) * own), seed=settings.training.seed)
-        for one in drawn:
-            if known[one].about.get("ends") != prepared.dataset.about["ends"]:
-                session.emit(
-                    Warned(
-                        text=f"rows of {one.run} are replayed as it was trained on them, with another chat template"
-                    )
-                )
+        drawn = draw(pools, round(share / (1 - share) * len(own.train)), seed=settings.training.seed)
+    for run in drawn:
+        if known[run].about.get("ends") != own.about["ends"]:
+            text = f"rows of {run} are replayed as it was trained on them, with another chat template"
+            session.emit(Warned(text=text))
+    parts = [
+        EarlierPart(
+            run=run,
+            replayed=len(drawn.get(run, ())),
+            replayable=len(pools.get(run, ())),
+            heldout=len(rows.heldout),
+        )
+        for run, rows in known.items()
+    ]
     audit = SupervisionAudit(settings.data.max_tokens)
     with PreparedWriter(place) as writer:
-        for one, rows in known.items():
-            for index in drawn.get(one, ()):
+        for run, rows in known.items():
+            for index in drawn.get(run, ()):
                 example = _counted(rows.train[index])
                 writer.add(TRAIN, example)
-                audit.add(example, source=f"replayed from {one.run}")
+                audit.add(example, source=f"replayed from {run}")
             for index in range(len(rows.heldout)):
                 writer.add(HELDOUT, rows.heldout[index])
-        return writer.finish(
-            {
-                "asked": asked,
-                "parts": [
-                    asdict(
-                        EarlierPart(
-                            run=one.run,
-                            replayed=len(drawn.get(one, ())),
-                            replayable=len(pools.get(one, ())),
-                            heldout=len(rows.heldout),
-                        )
-                    )
-                    for one, rows in known.items()
-                ],
-                "audit": audit.summary().to_json(),
-            }
-        )
+        counted = audit.summary().to_json()
+        return writer.finish({"asked": asked, "parts": list(map(asdict, parts)), "audit": counted})
 
 
 def replayable(
-    trained: Mapping[Ancestor, ExampleTable], heldout: Sequence[ExampleTable], *, max_tokens: int
-) -> dict[Ancestor, list[int]]:
+    trained: Mapping[str, ExampleTable], heldout: Sequence[ExampleTable], *, max_tokens: int
+) -> dict[str, list[int]]:
     """Return which rows of each run may be replayed: those that no table of ``heldout`` has, each row once.
 
     Rows are told apart by their tokens. Longer ones than ``max_tokens`` are left out, for the memory is measured without them.
     """
     taken = {row for table in heldout for row, _ in table.keys()}  # noqa: SIM118 - no mapping
-    pools: dict[Ancestor, list[int]] = {}
-    for one, table in trained.items():
-        pools[one] = []
+    pools: dict[str, list[int]] = {}
+    for run, table in trained.items():
+        pools[run] = []
         for index, (row, _) in enumerate(table.keys()):
             if row not in taken and table.num_tokens[index] <= max_tokens:
                 taken.add(row)
-                pools[one].append(index)
+                pools[run].append(index)
     return pools
 
 
-def draw(pools: Mapping[Ancestor, Sequence[int]], count: int, *, seed: int) -> dict[Ancestor, list[int]]:
+def draw(pools: Mapping[str, Sequence[int]], count: int, *, seed: int) -> dict[str, list[int]]:
     """Return ``count`` rows of ``pools``, as many of each run as of the others; a run with few rows has each several times.
 
     Raises:
         DataError: There are none.
     """
-    filled = [one for one, pool in pools.items() if pool]
+    filled = [run for run, pool in pools.items() if pool]
     if not filled:
         raise DataError(
             "there are no rows to replay: the earlier runs held out all that they have, or their rows are longer than data.max_tokens",
             hint="leave --replay out, or raise --max-tokens",
         )
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, _STREAM])))
-    drawn: dict[Ancestor, list[int]] = {}
-    for place, one in enumerate(filled):
+    drawn: dict[str, list[int]] = {}
+    for place, run in enumerate(filled):
         size = count // len(filled) + (place < count % len(filled))
-        order = random.permutation(len(pools[one]))
-        drawn[one] = [pools[one][int(row)] for row in np.resize(order, size)]
+        order = random.permutation(len(pools[run]))
+        drawn[run] = [pools[run][int(row)] for row in np.resize(order, size)]
     return drawn
 
 

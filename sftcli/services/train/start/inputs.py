@@ -51,7 +51,16 @@ class TrainingInputs:
     def doubts(self, *, with_replay: str) -> list[str]:
         """Return why this can hardly teach or prove anything, or may lose something; ``with_replay`` is what mixes rows in."""
         rows, held = len(self.prepared.dataset.train), len(self.prepared.dataset.heldout)
-        found = list(doubts(self.decided.settings, self.settings, train_rows=rows, heldout_rows=held))
+        replayed = 0 if self.earlier is None else self.earlier.replayed
+        found = list(
+            doubts(
+                self.decided.settings,
+                self.settings,
+                train_rows=rows,
+                heldout_rows=held,
+                replayed_rows=replayed,
+            )
+        )
         if self.earlier is None or self.settings.data.replay:
             return found
         return [*found, f"{self.earlier.doubt()}: {with_replay}"]
