@@ -69,9 +69,9 @@ def train(resolved: Resolved, flag, *, auto: bool = False) -> TrainOutcome:
 
 
 def numbers_of(run: Path) -> list[dict[str, object]]:
-    """Return the events of steps and held-out losses, without what a clock or the machine decides."""
+    """Return the events of steps and of held-out losses, those of earlier runs too, without what a clock or the machine decides."""
     events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    kept = [event for event in events if event["event"] in {"StepDone", "HeldoutDone"}]
+    kept = [event for event in events if event["event"] in {"StepDone", "HeldoutDone", "EarlierDone"}]
     return [{key: value for key, value in event.items() if key not in CLOCKS} for event in kept]
 
 
