@@ -138,6 +138,8 @@ def test_more_than_is_allowed_to_be_lost_ends_with_3(sft, place, first):
     code, out, _ = sft("resume", "failed", "--max-steps", "9", "--fail-above", "loss_rise=0.1", "--json")
     assert code == 3
     assert json.loads(out)["error"]["kind"] == "threshold"
+    measured = [(one["step"], one["is_end"]) for one in events(place / "runs" / "failed", "EarlierDone")]
+    assert measured == [(0, False), (9, True)]  # that of the former end is no longer the end
     code, _, err = sft("train", *flags, "--fail-above", "match=0.1")
     assert code == 2
     assert "there are loss_rise, lost" in err or "did you mean" in err
