@@ -241,3 +241,24 @@ def test_adapters_know_the_runs_before_them(sft, place, first):
     before = {one["run"]: one["loss"] for one in events(onward, "EarlierDone") if not one["step"]}
     assert before["first"] == pytest.approx(events(run, "EarlierDone")[-1]["loss"], abs=1e-5)
     assert before["lora"] == pytest.approx(events(run, "HeldoutDone")[-1]["loss"], abs=1e-5)
+    merged = ("export", "lora", "--to", "hf", "--out", "merged")
+    assert sft(*merged)[0] == 0
+    flags = ("--data", "names.jsonl", "--model", "merged", "--max-steps", 1, "--replay", "50%", *small)
+    code, _, err = sft("train", "--run", "from-merged", *flags)
+    assert code == 0, err
+    assert [one["run"] for one in about(place / "runs" / "from-merged")["lineage"]] == ["lora", "first"]
+
+
+def test_an_exported_model_whose_run_is_not_here_is_told(sft, place, tmp_path):
+    """The mark of the run is from elsewhere: it names a run that is gone, or tries to name a folder."""
+    copy = shutil.copytree(place / "tiny", tmp_path / "theirs")
+    (copy / "sft_run.json").write_text(
+        json.dumps({"run": "../../runs/first", "data": "0" * 64}), encoding="utf-8"
+    )
+    flags = ("--data", "names.jsonl", "--model", copy, "--run", "theirs", "--max-steps", 1, *SMALL)
+    code, _, err = sft("train", *flags, "--replay", "10%")
+    assert code == 65
+    assert "the rows of first cannot be replayed: its folder" in words(err)
+    code, _, err = sft("train", *flags)
+    assert code == 0, err
+    assert "what is lost of first is not measured: its folder" in words(err)

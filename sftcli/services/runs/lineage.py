@@ -6,11 +6,12 @@ from pathlib import Path
 
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import DataError, NotFoundError, UsageError
-from sftcli.json_files import read_json_or_nothing, replace_json
+from sftcli.json_files import json_text, read_json_or_nothing, replace_json
 from sftcli.modeling.locate.default_model import ALIAS
 from sftcli.services.runs.folder import RunFolder, owner_of, read_settings
 
 KEY = "lineage"  # in run.json
+MARK = "sft_run.json"  # in an exported model folder: the name of its run, and the hash of the rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,10 @@ class Ancestor:
 def lineage_of(settings: Settings) -> tuple[Ancestor, ...]:
     """Return the runs behind the model that ``settings`` start from, the nearest first; none where no run has made it."""
     parent = parent_of(settings)
-    return () if parent is None else (Ancestor.of(parent), *_before(parent))
+    if parent is None:
+        return ()
+    folder = parent.folder(beside=Path(settings.run.root))
+    return (parent, *(() if folder is None else _before(folder)))
 
 
 def names_of(lineage: Sequence[Ancestor]) -> dict[Ancestor, str]:
@@ -47,12 +51,29 @@ def names_of(lineage: Sequence[Ancestor]) -> dict[Ancestor, str]:
     return {one: one.run if names.count(one.run) == 1 else one.path for one in lineage}
 
 
-def parent_of(settings: Settings) -> RunFolder | None:
-    """Return the run that made the model, or the adapter, that ``settings`` start from."""
+def parent_of(settings: Settings) -> Ancestor | None:
+    """Return the run that made the model, or the adapter, that ``settings`` start from.
+
+    It is the run that the folder lies in; or of a folder that was exported, the one that it names, which is looked for in ``run.root``.
+    """
     start = settings.adapter.start_from
     if start is None and settings.model.name == ALIAS:
         return None
-    return owner_of(Path(settings.model.name if start is None else start).expanduser())
+    folder = Path(settings.model.name if start is None else start).expanduser()
+    owner = owner_of(folder)
+    if owner is not None:
+        return Ancestor.of(owner)
+    marked = read_json_or_nothing(folder / MARK) if folder.is_dir() else {}
+    name, data = marked.get("run"), marked.get("data")
+    if not isinstance(name, str) or not isinstance(data, str):
+        return None
+    name = Path(name).name  # a file from elsewhere leads nowhere else
+    return Ancestor(run=name, path=str((Path(settings.run.root) / name).absolute()), data=data)
+
+
+def mark_of(run: RunFolder) -> str:
+    """Return the text of the file by which an exported model is known as one of ``run``."""
+    return json_text({"run": run.name, "data": run.data_fingerprint()})
 
 
 def recorded_lineage(run: RunFolder) -> tuple[Ancestor, ...] | None:
