@@ -33,7 +33,7 @@ class TrainingInputs:
     decided: Decided  # of those that nobody chose
     located: LocatedModel
     prepared: PreparedData  # replayed rows among it
-    earlier: EarlierRows | None  # of the runs that it trains on from, if any
+    earlier: EarlierRows | None = None  # of the runs that it trains on from, if any
     fingerprints: Mapping[str, str]
     trusted_code: Mapping[str, str]  # what may run of the model's own code; empty for nothing
 
