@@ -2,8 +2,8 @@
 
 The order of a training run is::
 
-    Notice* DataPrepared ModelLoaded HeldoutDone? FitStarted
-        (StepDone HeldoutDone? CheckpointSaved?)* FitEnded HeldoutDone? ModelSaved?
+    Notice* DataPrepared ModelLoaded EarlierDone* HeldoutDone? FitStarted
+        (StepDone HeldoutDone? CheckpointSaved?)* FitEnded HeldoutDone? EarlierDone* ModelSaved?
 
 with ``Notice`` and ``Warned`` allowed anywhere, ``MemoryEased`` before a step, and ``Judged`` behind a ``StepDone`` or
 ``HeldoutDone``. Events hold plain numbers and strings only, so a receiver can neither change a run nor keep its memory
@@ -208,6 +208,29 @@ class HeldoutDone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierDone:
+    """Rows that an earlier run held out were scored, before the first step or (``is_end``) with the final model.
+
+    ``loss`` is nats per response token. A row is right where each of its response tokens is the most likely one, so that
+    greedy decoding writes its answers as they are. The last four compare with the same rows before the first step.
+    """
+
+    run: str
+    step: int
+    is_end: bool
+    loss: float
+    response_tokens: int
+    seconds: float
+    rows: int
+    answered: int  # of these rows; the others are text, which no answer ends
+    right: int
+    lost: int = 0  # right before, and not now
+    gained: int = 0  # the other way round
+    rise: float = 0.0  # of ``loss``
+    rise_error: float | None = None  # its standard error, over rows; None of few rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved:
     """A checkpoint is complete on disk: it survives a crash from now on."""
 
@@ -251,6 +274,7 @@ Event = (
     | MemoryEased
     | Judged
     | HeldoutDone
+    | EarlierDone
     | CheckpointSaved
     | FitEnded
     | ModelSaved

@@ -384,14 +384,49 @@ def score_rows(
     for batch in batches:
         if stop.requested():
             return None
-        logits = model(**batch.inputs, use_cache=False).logits  # (B, T, V)
-        for row, example in enumerate(batch.example_ids):
-            wanted = batch.targets[row] != IGNORED
-            chosen, targets = logits[row][wanted].float(), batch.targets[row][wanted]
-            nll = functional.cross_entropy(chosen, targets, reduction="none").double().sum()
-            scores[example] = RowScore(
-                nll=float(nll),
-                tokens=len(targets),
-                correct=int((chosen.argmax(dim=-1) == targets).sum()),
-            )
+        scores |= _scores(model, batch)
+    return scores
+
+
+@torch.no_grad()
+def score_rows_together(
+    model: "PreTrainedModel",
+    batches: Iterable[Batch],
+    *,
+    num_rows: int,
+    stop: StopFlag,
+    group: Group,
+    device: torch.device,
+    computes_all: bool,
+) -> list[RowScore] | None:
+    """Return the scores of all rows, whose ids count from 0, in every process of ``group``; as ``heldout_nll`` shares them.
+
+    It is for a model that goes on training: nothing is left behind in it that gradients could not flow through.
+    """
+    found = np.zeros((3, num_rows))
+    for batch, is_own in group.rounds(batches):
+        if stop.requested():
+            return None
+        scores = _scores(model, batch.to(device)) if is_own or computes_all else {}
+        for row, score in scores.items() if is_own else ():
+            found[:, row] = score.nll, score.tokens, score.correct
+    nll, tokens, correct = np.asarray(group.sum(found.ravel().tolist())).reshape(3, num_rows).tolist()
+    return [
+        RowScore(nll=one, tokens=int(count), correct=int(guessed))
+        for one, count, guessed in zip(nll, tokens, correct, strict=True)
+    ]
+
+
+def _scores(model: "PreTrainedModel", batch: Batch) -> dict[int, RowScore]:
+    scores: dict[int, RowScore] = {}
+    logits = model(**batch.inputs, use_cache=False).logits  # (B, T, V)
+    for row, example in enumerate(batch.example_ids):
+        wanted = batch.targets[row] != IGNORED
+        chosen, targets = logits[row][wanted].float(), batch.targets[row][wanted]
+        nll = functional.cross_entropy(chosen, targets, reduction="none").double().sum()
+        scores[example] = RowScore(
+            nll=float(nll),
+            tokens=len(targets),
+            correct=int((chosen.argmax(dim=-1) == targets).sum()),
+        )
     return scores

@@ -29,6 +29,9 @@ class TrainState:
     best_step: int = 0
     fresh_heldout_loss: float | None = None  # the last one that was lower by enough (see ``stopping``)
     stale_evals: int = 0  # since then
+    # Of the rows that each earlier run held out, before the first step: nats by row, and whether its answer is right.
+    first_earlier_rows: list[list[float]] | None = None
+    first_earlier_right: list[list[bool]] | None = None
     micro_batch_size: int = 0  # rows, where memory ran out with what the settings say; else 0
     checkpoints_activations: bool = False  # the same for gradient checkpointing
 

@@ -213,7 +213,7 @@ def test_folder_of_a_run_is_complete_and_says_what_it_is(trained, tmp_path):
     assert export("first", "--runs", trained, "--to", "hf", "--out", out)["path"] == str(out)
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
-        "tokenizer.json", "tokenizer_config.json",
+        "sft_run.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     final = AutoModelForCausalLM.from_pretrained(trained / "first" / "final")
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(out)), logits(final))

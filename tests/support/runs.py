@@ -75,8 +75,8 @@ def events_of(run: Path, kind: str | None = None) -> list[dict]:
 
 
 def numbers_of(run: Path) -> list[dict[str, object]]:
-    """Return the events of steps and held-out losses, without what a clock or the machine decides."""
-    kept = [event for event in events_of(run) if event["event"] in {"StepDone", "HeldoutDone"}]
+    """Return the events of steps and of held-out losses, those of earlier runs too, without what a clock or the machine decides."""
+    kept = [event for event in events_of(run) if event["event"] in {"StepDone", "HeldoutDone", "EarlierDone"}]
     return [{key: value for key, value in event.items() if key not in CLOCKS} for event in kept]
 
 

@@ -141,6 +141,8 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
             best = ""
         shown = not_since(first, last, summary.heldout_step) if is_behind else f"{first} at first, {last} now"
         yield "held-out loss", f"{shown}{best}{of}"
+    for kept in summary.earlier:
+        yield "earlier rows", kept.in_words()
     if summary.experts and summary.first_experts:
         yield "experts", f"{summary.first_experts} at first; {summary.experts} now"
     if summary.router_aux_loss is not None:

@@ -19,19 +19,35 @@ from sftcli.cli.results import results
 from sftcli.cli.session.processes import is_one_of_several, start_several, started
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
-from sftcli.errors import SftError
+from sftcli.errors import DataError, SftError, UsageError
 from sftcli.events import Notice
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sftcli.config.layers import Override
+    from sftcli.config.schema.settings import Settings
+    from sftcli.services.evaluate.limits import Limit
     from sftcli.services.train.run import TrainOutcome
 
 
 TRAIN_FLAGS = (
-    "--data", "--model", "--run", "--lora", "--learning-rate", "--epochs", "--batch-size", "--max-steps", "--max-time", "--heldout", *ROW_FLAGS,
+    "--data", "--model", "--run", "--lora", "--learning-rate", "--epochs", "--batch-size", "--max-steps", "--max-time", "--heldout", "--replay", *ROW_FLAGS,
     "--adapter", "--rank", "--eval-every", "--save-every", "--packing", "--processes", "--seed", "--trust-remote-code", "--tokenizer",
     "--runs", "--price", "--track",
 )  # fmt: skip
+
+
+FailAbove = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-above",
+        metavar="METRIC=VALUE",
+        help="Training on from a run: exit with 3 if more of the rows that it answered right are lost, as in `lost=0.05`, or "
+        "its held-out loss rises by more, as in `loss_rise=0.1`. Repeatable.",
+        rich_help_panel=SETTINGS_PANEL,
+    ),
+]
 
 
 class Resume(StrEnum):
@@ -69,6 +85,7 @@ def train(
             rich_help_panel=SETTINGS_PANEL,
         ),
     ] = False,
+    fail_above: FailAbove = None,
     output: Output,
 ) -> None:
     """Fine-tune a model. Without arguments it runs the preset `quick`.
@@ -83,6 +100,7 @@ def train(
     begun = started()
     layers = or_default_preset(layers, flags)
     resolved = resolve_for_training(flags, layers)
+    limits = _limits(fail_above or (), resolved.settings)
     if print_config:
         results.show_settings(resolved.rows(), output)
         return
@@ -115,7 +133,7 @@ def train(
             begun=begun,
         )
         outcome = run_training(request, current)
-    _show(outcome, output, current.stop.exit_code)
+    _show(outcome, output, current.stop.exit_code, limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +173,7 @@ class ResumeFlags:
         bool, typer.Option("--break-lock", help="Take over the run from a process that is certainly dead.")
     ] = False
     sharing: Annotated[Flags, "--processes"]
+    fail_above: FailAbove = None
     runs: RunsRoot = Path("runs")
 
     def overrides(self) -> "list[Override]":
@@ -186,7 +205,7 @@ def resume(*, asked: ResumeFlags, output: Output) -> None:
     from sftcli.services.train.start.early import check_resume
 
     overrides = asked.overrides()
-    every_steps = 10
+    every_steps, limits = 10, _limits(asked.fail_above or ())
     # Of several processes the first one tells, once, what is wrong with the name.
     with suppress(SftError) if is_one_of_several() else nullcontext():
         recorded = find_recorded(asked.run, asked.runs, overrides, finished=None if asked.verify else False)
@@ -213,14 +232,64 @@ def resume(*, asked: ResumeFlags, output: Output) -> None:
     if proved is not None:
         results.show_verified(proved, output)
     if outcome is not None:
-        _show(outcome, output, current.stop.exit_code)
+        _show(outcome, output, current.stop.exit_code, limits)
 
 
-def _show(outcome: "TrainOutcome", output: Output, stop_code: int) -> None:
-    """Print how a run ended: the final model's path on stdout, the rest on stderr."""
+def _limits(texts: "Sequence[str]", settings: "Settings | None" = None) -> "tuple[Limit, ...]":
+    """Return the limits of what may be lost of earlier runs; of a new run with ``settings`` there has to be one.
+
+    Raises:
+        UsageError: There is no such number, or no run has made the model.
+    """
+    if not texts:
+        return ()
+    from sftcli.services.evaluate.limits import read_limits, require_number
+    from sftcli.services.runs.earlier import NUMBERS
+    from sftcli.services.runs.lineage import parent_of
+
+    limits = read_limits(texts, ())
+    for limit in limits:
+        require_number(limit, NUMBERS)
+    if settings is not None and parent_of(settings) is None:
+        raise UsageError(
+            f"{limits[0].text}: {settings.model.name} is not the model of a run, so that nothing of one can be lost",
+            hint="name the run: --model RUN; the run's own rows are judged by sft eval --fail-above",
+        )
+    return limits
+
+
+def _check(outcome: "TrainOutcome", limits: "Sequence[Limit]") -> None:
+    """Compare what was lost of earlier runs with ``limits``.
+
+    Raises:
+        DataError: It was not measured.
+        ThresholdError: It is more.
+    """
+    if not limits or outcome.final is None:
+        return
+    from sftcli.services.evaluate.limits import check_limits
+    from sftcli.services.runs.earlier import numbers_of
+
+    numbers = numbers_of(outcome.earlier)
+    for limit in limits:
+        if limit.metric not in numbers:
+            raise DataError(
+                f"{limit.text}: no earlier run has held-out rows on which {limit.metric} can be measured",
+                hint="hold rows out in each run; lost needs answers that were right, and loss_rise needs none",
+            )
+    check_limits(numbers, limits)
+
+
+def _show(outcome: "TrainOutcome", output: Output, stop_code: int, limits: "Sequence[Limit]") -> None:
+    """Print how a run ended: the final model's path on stdout, the rest on stderr.
+
+    With ``--json`` one object is printed, also where a limit is broken.
+    """
     if output.json:
+        _check(outcome, limits)
         tables.show_result_json(asdict(outcome))
     else:
         results.show_training(outcome, output)
+    _check(outcome, limits)
     if outcome.final is None:
         raise typer.Exit(stop_code)

@@ -223,6 +223,8 @@ _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
     ROWS_PANEL: (
         Flag("--heldout", "data.heldout_sources", kind=list[str], metavar="SOURCE", complete=complete.rows,
              help="Held-out rows; by default a share of the data is held out. Repeatable."),
+        Flag("--replay", "data.replay", metavar="SHARE",
+             help="Training on from a run: make this share of the training rows rows of that run, as in `--replay 20%`."),
         Flag("--as-text", "data.as_text", kind=bool,
              help="Rows of pretraining text are meant to be trained whole: do not warn."),
         Flag("--map", "data.renames", kind=list[str], metavar="OURS=THEIRS",

@@ -72,6 +72,8 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
         err, run = tables.err(output.color), RunFolder(Path(outcome.path))
         if outcome.first_heldout_loss is not None and outcome.last_heldout_loss is not None:
             tables.show_text(_heldout_text(outcome), err)
+        for kept in outcome.earlier:
+            tables.show_text(kept.in_words(), err, wrap=True)
         spent = "" if outcome.spent is None else f"; {_spent_text(outcome.spent)}"
         tables.show_text(f"{duration(outcome.seconds)} in all, from loading to saving{spent}", err)
         if outcome.verdict is not None and (outcome.verdict.kind != "unknown" or outcome.heldout_rows):
@@ -154,7 +156,8 @@ def _plan_rows(plan: "Plan") -> Iterator[tuple[str, object]]:
     rows, tokens = plan.longest_micro_batch
     yield "model", f"{plan.model}: {short_count(plan.parameters)} parameters{trained}"
     yield "machine", f"{plan.device}, {plan.precision}"
-    yield "rows", f"{count(plan.train_examples)} to train, {count(plan.heldout_examples)} held out"
+    replayed = f" ({count(plan.replayed_examples)} replayed)" if plan.replayed_examples else ""
+    yield "rows", f"{count(plan.train_examples)} to train{replayed}, {count(plan.heldout_examples)} held out"
     most = f"{count(plan.micro_batch_tokens)} tokens" if plan.micro_batch_tokens else plan.micro_batch_size
     yield "steps", f"{count(plan.steps)} of {plan.batch_size} rows, at most {most} at once"
     laid_out = "packed into" if plan.micro_batch_tokens else "padded to"

@@ -6,6 +6,7 @@ from sftcli.cli.terminal.text import clean, loss_text, norm_text
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.events import (
     DataPrepared,
+    EarlierDone,
     ExpertLoad,
     FitEnded,
     HeldoutDone,
@@ -28,7 +29,15 @@ def stop_text(*, trains: bool) -> str:
 
 
 Told = (
-    Notice | Warned | Judged | RunStarted | DataPrepared | ModelLoaded | MemoryEased | ModelSaved
+    Notice
+    | Warned
+    | Judged
+    | RunStarted
+    | DataPrepared
+    | ModelLoaded
+    | MemoryEased
+    | EarlierDone
+    | ModelSaved
 )  # alone says all
 
 
@@ -47,6 +56,8 @@ def message(event: Told) -> tuple[str, str]:
             return "", _data_line(event)
         case ModelLoaded():
             return "", _model_line(event)
+        case EarlierDone():
+            return "", _earlier_line(event)
         case ModelSaved():
             return "", f"saved {clean(event.path)}"
         case _:
@@ -79,6 +90,13 @@ def _model_line(event: ModelLoaded) -> str:
     return (
         f"model {clean(event.name)}: {size}, on {clean(event.device)} in {clean(event.precision)}{why}{peak}"
     )
+
+
+def _earlier_line(event: EarlierDone) -> str:
+    """Return ``rows of first: held-out loss 0.031, right 48 of 60  (0.4s)``."""
+    right = f", right {count(event.right)} of {count(event.answered)}" if event.answered else ""
+    loss = loss_text(event.loss, event.rows)
+    return f"rows of {clean(event.run)}: held-out loss {loss}{right}  ({duration(event.seconds)})"
 
 
 def heldout_line(event: HeldoutDone) -> str:

@@ -1,5 +1,6 @@
 """The settings of the rows: where they come from and how they are rendered."""
 
+import re
 from enum import StrEnum
 from typing import Self
 
@@ -103,6 +104,14 @@ class DataSettings(Section):
     )
     text_fraction: float = Field(
         0.0, ge=0, le=0.2, description="Share of the steps on pretraining text, evenly spread."
+    )
+    replay: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description="Share of the training rows that are replayed, such as 0.2 or 20%: drawn from what the run that made the "
+        "model was trained on, and the runs before it.",
+        json_schema_extra={"allowed": "a share such as 0.2 or 20%, at least 0 and at most 0.9"},
     )
     as_text: bool = Field(
         False,
@@ -220,6 +229,16 @@ class DataSettings(Section):
         le=1,
         description="Largest share of rows with encoding trouble; unset allows any, none with `strict`.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _percent_is_a_share(cls, values: object) -> object:
+        """Read ``20%`` as 0.2."""
+        text = values.get("replay") if isinstance(values, dict) else None
+        if not isinstance(values, dict) or not isinstance(text, str):
+            return values
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text.strip())
+        return values | {"replay": float(found[1]) / 100} if found else values
 
     @model_validator(mode="after")
     def _score_is_used(self) -> Self:

@@ -53,6 +53,17 @@ class ExampleTable:
             length for chunk in self._chunks for length in chunk["input_ids"].value_lengths().to_pylist()
         ]
 
+    def joined(self, other: "ExampleTable") -> "ExampleTable":
+        """Return a table of these rows and, behind them, those of ``other``; nothing is copied."""
+        import pyarrow as pa
+
+        largest = (
+            None
+            if self._largest_id is None or other._largest_id is None
+            else max(self._largest_id, other._largest_id)
+        )
+        return ExampleTable(pa.Table.from_batches([*self._chunks, *other._chunks]), largest)
+
     @property
     def scores(self) -> Sequence[float]:
         """Score of every example; NaN where there is none."""
@@ -132,6 +143,14 @@ class PreparedDataset:
         about = self.manifest["about"]
         assert isinstance(about, dict)
         return about
+
+    def joined(self, replayed: ExampleTable, about: Mapping[str, object]) -> "PreparedDataset":
+        """Return the same with training rows of earlier runs behind its own, and ``about`` beside what is known.
+
+        The fingerprint stays that of its own rows.
+        """
+        tables = {TRAIN: self.train.joined(replayed), HELDOUT: self.heldout, TEXT: self.text}
+        return PreparedDataset(self.folder, {**self.manifest, "about": {**self.about, **about}}, tables)
 
 
 class PreparedWriter:

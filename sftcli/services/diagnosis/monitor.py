@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from sftcli.events import Event, EventSink, FitStarted, HeldoutDone, Judged, StepDone
+from sftcli.events import EarlierDone, Event, EventSink, FitStarted, HeldoutDone, Judged, StepDone
 from sftcli.figures import are_few
+from sftcli.services.diagnosis.forgetting import judged_with
 from sftcli.services.diagnosis.verdict import (
     FLAT,
     RISE,
@@ -24,6 +25,7 @@ from sftcli.services.diagnosis.verdict import (
     plateau,
     spike,
 )
+from sftcli.services.runs.earlier import Kept, kept_of
 
 WINDOW_STEPS = 64  # what a spike is compared with
 MIN_STEPS = 32
@@ -76,6 +78,7 @@ class FitWatch:
     rows: int = 0  # that a held-out loss is of; 0 while it is not known
     losses: list[float] = field(default_factory=list)  # training, finite ones
     heldout: list[Measured] = field(default_factory=list)
+    earlier: list[EarlierDone] = field(default_factory=list)
     _at_heldout: list[int] = field(default_factory=list)  # how many training losses there were by then
     _said: dict[str, int] = field(default_factory=dict)  # kind -> step
     _detectors: dict[str, SpikeDetector] = field(
@@ -91,6 +94,8 @@ class FitWatch:
                 self._learn(event.loss, event.grad_norm)
             elif isinstance(event, HeldoutDone):
                 self._add_heldout(event)
+            elif isinstance(event, EarlierDone):
+                self.earlier.append(event)
             elif isinstance(event, Judged):
                 self._said[event.kind] = event.step
         if self.is_non_finite:  # the run stopped for it, and someone goes on all the same
@@ -104,6 +109,8 @@ class FitWatch:
             return [] if event.text_tokens else self._on_step(event)  # the loss of text is another quantity
         elif isinstance(event, HeldoutDone):
             return self._once(event.step, self._on_heldout(event))
+        elif isinstance(event, EarlierDone):
+            self.earlier.append(event)
         return []
 
     @property
@@ -111,10 +118,16 @@ class FitWatch:
         """Whether the loss spiked and stayed high."""
         return self.high_steps >= SPOILT_STEPS
 
+    @property
+    def kept(self) -> list[Kept]:
+        """What became of the rows that earlier runs held out."""
+        return kept_of(self.earlier)
+
     def verdict(self, step: int) -> Verdict:
         """Return the verdict on the run up to ``step``."""
         measured = [one for one in self.heldout if one.step <= step]
-        return judge_losses(self.losses, measured, self.again, rows=self.rows)
+        own = judge_losses(self.losses, measured, self.again, rows=self.rows)
+        return judged_with(self.kept, own, self.again)
 
     def _on_step(self, event: StepDone) -> list[Verdict]:
         said: list[Verdict] = []

@@ -15,7 +15,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.figures import FEW_ROWS, are_few, loss_figure
 from sftcli.services.runs.folder import RunFolder
 
-Kind = Literal["good", "unchanged", "overfitting", "degrading", "plateau", "spike", "unknown"]
+Kind = Literal["good", "unchanged", "overfitting", "degrading", "forgetting", "plateau", "spike", "unknown"]
 
 RISE = 0.02  # nats per token of held-out loss above its best that count as rising
 FLAT = 0.005  # nats per token; a held-out loss that falls by less in several evaluations has come to rest
@@ -59,6 +59,10 @@ class Again:
         if not rows or not share or self.settings.data.heldout_sources:
             return "--set data.heldout_fraction=0.2"
         return f"--set data.heldout_fraction={min(_SHARE, math.ceil(100 * share * FEW_ROWS / rows) / 100):g}"
+
+    def more_replay(self) -> str:
+        """Return the flag that replays rows of earlier runs, or more of them."""
+        return f"--replay {20 if not self.settings.data.replay else min(90, round(200 * self.settings.data.replay))}%"
 
     @property
     def _rate(self) -> float:

@@ -68,7 +68,7 @@ def require_measurable(limits: Iterable[Limit], checks: Sequence[str]) -> None:
             if limit.metric == SCHEMA_NUMBER:
                 require_package("jsonschema", extra="eval", needed_by=limit.text)
             continue
-        _require_number(limit, [*SCORE_NUMBERS, *known_numbers(checks)])
+        require_number(limit, [*SCORE_NUMBERS, *known_numbers(checks)])
         if limit.metric in _PACKAGES:
             module, package = _PACKAGES[limit.metric]
             require_package(module, extra="eval", needed_by=limit.text, package=package)
@@ -91,7 +91,7 @@ def require_checked(limits: Iterable[Limit], checks: Iterable[Check]) -> None:
                 f"{limit.text}: the check {name!r} was not found for these rows",
                 hint=f"--check {name} says why, or name other rows with --data FILE",
             )
-        _require_number(limit, [name, *(f"{name}.{one}" for one in found[name] or ())])
+        require_number(limit, [name, *(f"{name}.{one}" for one in found[name] or ())])
 
 
 def check_limits(numbers: Mapping[str, float], limits: Iterable[Limit]) -> None:
@@ -109,7 +109,7 @@ def check_limits(numbers: Mapping[str, float], limits: Iterable[Limit]) -> None:
                 f"{limit.text}: {limit.metric} was not measured on these rows",
                 hint="name more rows, or rows that it can be measured on, with --data FILE",
             )
-        _require_number(limit, numbers)
+        require_number(limit, numbers)
         number = numbers[limit.metric]
         if limit.is_broken(number, limit.value) or math.isnan(number):
             broken.append(f"{limit.metric} is {number:.6g}, {limit.word} {limit.value:g}")
@@ -117,7 +117,12 @@ def check_limits(numbers: Mapping[str, float], limits: Iterable[Limit]) -> None:
         raise ThresholdError("; ".join(broken))
 
 
-def _require_number(limit: Limit, known: Iterable[str]) -> None:
+def require_number(limit: Limit, known: Iterable[str]) -> None:
+    """Make sure that the metric of ``limit`` is one of ``known``.
+
+    Raises:
+        UsageError: It is not.
+    """
     names = sorted(known)
     if limit.metric not in names:
         raise UsageError(

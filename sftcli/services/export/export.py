@@ -25,6 +25,7 @@ from sftcli.services.models.modern_llm import export_pt
 from sftcli.services.report.model_card import base_of, license_of, model_card, portable
 from sftcli.services.report.modelfile import Turns, find_shape, modelfile
 from sftcli.services.report.usage import kind_of, usage_of_gguf, usage_of_model
+from sftcli.services.runs.lineage import MARK, mark_of
 from sftcli.training.checkpoint.format import STATE, read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.state import TrainingSnapshot
@@ -116,7 +117,8 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, session: Session) -> 
             "README.md": model_card(
                 request.out.name, choice, usage_of_model(kind_of(source), request.out.name)
             )
-        },
+        }
+        | ({} if choice.run is None else {MARK: mark_of(choice.run)}),
         hint=HINT,
     )
     return next(name for name, known in DTYPES.items() if known == dtype)

@@ -6,7 +6,7 @@ from pathlib import Path
 from sftcli.errors import NotFoundError, UsageError
 from sftcli.modeling.adapter.folder import is_adapter_folder
 from sftcli.modeling.locate.locate import check_name
-from sftcli.services.runs.folder import RunFolder, list_runs, newest_run
+from sftcli.services.runs.folder import RunFolder, list_runs, newest_run, owner_of
 from sftcli.suggest import did_you_mean
 
 
@@ -83,13 +83,5 @@ def _find(reference: str | None, root: Path) -> ModelReference:
             run = RunFolder(path)
             return ModelReference(name=run.name, folder=run.existing_model(), run=run)
         if (path / "config.json").is_file() or is_adapter_folder(path):
-            return ModelReference(name=reference, folder=path, run=_owner(path))
+            return ModelReference(name=reference, folder=path, run=owner_of(path))
     return ModelReference(name=reference, folder=None, run=None)
-
-
-def _owner(path: Path) -> RunFolder | None:
-    """Return the run that a model folder lies in: RUN/final or RUN/checkpoints/STEP."""
-    for parent in list(path.resolve().parents)[:2]:
-        if (parent / "run.json").is_file():
-            return RunFolder(parent)
-    return None

@@ -48,6 +48,7 @@ from sftcli.version import __version__
 ORDER_ONLY = (
     "order",
     "text_fraction",
+    "replay",
     "as_text",
 )  # settings that change when a row is trained on, or what is said of it, not the row
 CHUNK_ROWS = 1024  # rows between two looks at the stop flag

@@ -19,7 +19,7 @@ from sftcli.config.presets import REFERENCE_PREFIX, preset_folder
 from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved
 from sftcli.data.quality.audit import TITLES
 from sftcli.errors import OutputError, StorageError
-from sftcli.events import Judged, MemoryEased, Warned
+from sftcli.events import EarlierDone, Judged, MemoryEased, Warned
 from sftcli.figures import count, setting_text
 from sftcli.json_files import read_json, read_json_or_nothing
 from sftcli.services.diagnosis.judge import judge_run
@@ -29,8 +29,10 @@ from sftcli.services.report.curves import charts_of
 from sftcli.services.report.facts import main_settings, measured, started, summary_of
 from sftcli.services.report.measures import differences_of, has_base, measures_of
 from sftcli.services.report.samples import samples_of
+from sftcli.services.runs.earlier import kept_of
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, resolve_run
+from sftcli.services.runs.lineage import recorded_lineage
 from sftcli.services.runs.summary import RunHistory, can_be_scored, read_scores
 from sftcli.services.runs.trained_rows import TrainedRows
 from sftcli.training.checkpoint.names import list_checkpoints
@@ -125,7 +127,7 @@ def _describe(one: _Read) -> dict[str, object]:
         "started": started(run.read_about()),
         "summary": summary_of(history, one.resolved.settings, evaluation),
         "main": list(main_settings(one.resolved.settings, history)),
-        "facts": list(measured(history, takes_best=takes_best)),
+        "facts": [*measured(history, takes_best=takes_best), *_earlier_facts(run, history)],
         "verdict": judge_run(run, history),
         "audits": [(TITLES[split], audit) for split, audit in _audits(run) if audit.get("rows")],
         "chosen": [row for row in rows if row[2] != DEFAULT_ORIGIN],
@@ -154,6 +156,18 @@ def _settings(one: _Read) -> Iterator[tuple[str, str, str]]:
             setting_text(row.value),
             "changed on resume" if origin == RunFolder.ABOUT else str(origin),
         )
+
+
+def _earlier_facts(run: RunFolder, history: RunHistory) -> list[tuple[str, str]]:
+    """Return from which runs this one trained on, how many of their rows were replayed, and what became of the others."""
+    lineage = recorded_lineage(run) or ()
+    facts = [("trained on from", ", before that ".join(one.run for one in lineage))] if lineage else []
+    replayed = dict(_audits(run)).get("replayed", {})
+    sources = replayed.get("sources") or {}
+    if isinstance(sources, dict) and sources:
+        counts = [f"{counted['kept']:,} rows {source}" for source, counted in sources.items()]
+        facts.append(("replay", ", ".join(counts)))
+    return facts + [("earlier rows", kept.in_words()) for kept in kept_of(history.of(EarlierDone))]
 
 
 def _commands(run: RunFolder) -> Iterator[tuple[str, str]]:

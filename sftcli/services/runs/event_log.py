@@ -17,6 +17,7 @@ from sftcli.errors import ResourceError, SftError
 from sftcli.events import (
     CheckpointSaved,
     DataPrepared,
+    EarlierDone,
     Ending,
     Event,
     EventSink,
@@ -96,6 +97,9 @@ class RunLog:
                 return _step_line(event)
             case HeldoutDone():
                 return _heldout_line(event)
+            case EarlierDone():
+                at = f"step={event.step} rows_of={event.run} heldout_loss={event.loss:.4f}"
+                return f"{at} right={event.right} rows={event.rows}"
             case ModelLoaded():
                 why = f" ({event.precision_why})" if event.precision_why else ""
                 return f"Model: {event.parameters / 1e6:.1f}M parameters, on {event.device} in {event.precision}{why}"
@@ -215,6 +219,8 @@ def lines_up_to(lines: Lines, step: int, *, owes_heldout: bool = False) -> Itera
         is_later = isinstance(at, int) and at > step
         if owes_heldout and at == step and kind == "HeldoutDone":
             is_measured_again = True
+        elif kind == "EarlierDone" and event.get("is_end"):
+            continue  # it is measured with the model of each end
         elif not (is_later or kind in {None, "FitEnded"} or (is_measured_again and kind == "Judged")):
             yield text
 

@@ -5,6 +5,7 @@ runs/NAME/
   config.toml       the resolved settings; alone they reproduce the run
   origins.json      where each setting came from
   data.json         what was prepared: fingerprint and audit
+  earlier/          rows of the runs that it trains on from: those that are replayed, and those that these held out
   events.jsonl      every event, one JSON object a line
   training.log      the same story for people
   checkpoints/      full states
@@ -87,6 +88,11 @@ class RunFolder:
     def data(self) -> Path:
         """``data.json``."""
         return self.path / "data.json"
+
+    @property
+    def earlier(self) -> Path:
+        """Folder of the rows of earlier runs."""
+        return self.path / "earlier"
 
     @property
     def events(self) -> Path:
@@ -336,6 +342,14 @@ def _not_begun(run: RunFolder) -> NotFoundError:
         f"the run {run.path} was killed before its settings were saved",
         hint=f"start it again: sft train {settings}",
     )
+
+
+def owner_of(path: Path) -> RunFolder | None:
+    """Return the run that a model folder lies in: RUN/final or RUN/checkpoints/STEP."""
+    for parent in list(path.resolve().parents)[:2]:
+        if (parent / "run.json").is_file():
+            return RunFolder(parent)
+    return None
 
 
 def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:

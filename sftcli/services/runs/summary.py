@@ -10,6 +10,7 @@ from typing import TypeVar
 from sftcli.errors import DataError
 from sftcli.events import (
     DataPrepared,
+    EarlierDone,
     Event,
     ExpertLoad,
     FitStarted,
@@ -21,6 +22,7 @@ from sftcli.events import (
     Warned,
 )
 from sftcli.json_files import read_json_or_nothing
+from sftcli.services.runs.earlier import Kept, kept_of
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, list_runs
 from sftcli.services.runs.lock import LOCK, is_held
@@ -61,6 +63,7 @@ class RunSummary:
     best_heldout_loss: float | None
     best_step: int
     heldout_rows: int  # that these losses are of; 0 where the log does not tell
+    earlier: tuple[Kept, ...]  # what became of the rows that the runs it trained on from held out
     router_aux_loss: float | None  # of the last step; None where none is trained
     first_experts: ExpertLoad | None  # the least even layer of each measure, at the first held-out loss
     experts: ExpertLoad | None  # the same at the last one; None without routed experts
@@ -171,6 +174,7 @@ def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
         best_heldout_loss=best.loss if best else None,
         best_step=best.step if best else 0,
         heldout_rows=history.heldout_rows,
+        earlier=tuple(kept_of(history.of(EarlierDone))),
         router_aux_loss=history.router_aux_loss,
         first_experts=ExpertLoad.worst(heldout[0].experts) if heldout else None,
         experts=ExpertLoad.worst(heldout[-1].experts) if heldout else None,

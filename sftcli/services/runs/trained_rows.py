@@ -57,10 +57,21 @@ def count_trained(trained: ExampleTable, rows: ExampleTable) -> TrainedRows:
 
 
 def prepared_rows_of(run: RunFolder) -> PreparedDataset | None:
-    """Return what ``run`` was trained on, found by its content; None where it is no longer prepared anywhere."""
+    """Return what ``run`` was trained on, found by its content; None where it is no longer prepared anywhere.
+
+    Rows of earlier runs that it replayed are behind its own.
+    """
     wanted = run.data_fingerprint()
-    if wanted is None:
+    found = None if wanted is None else _prepared_as(wanted, run)
+    if found is None or not run.earlier.is_dir():
+        return found
+    try:
+        return found.joined(open_prepared(run.earlier).train, {})
+    except (OSError, KeyError, DataError):
         return None
+
+
+def _prepared_as(wanted: str, run: RunFolder) -> PreparedDataset | None:
     for folder in _prepared_folders(run):
         try:
             if fingerprint_of(read_json(folder / MANIFEST)) == wanted:

@@ -15,6 +15,7 @@ from sftcli.errors import SftError, first_line
 from sftcli.events import (
     CheckpointSaved,
     DataPrepared,
+    EarlierDone,
     Event,
     EventSink,
     ExpertLoad,
@@ -108,6 +109,9 @@ def numbers_of(event: Event) -> tuple[int, dict[str, float]] | None:
             return event.step, {"heldout/loss": event.loss} | {
                 f"experts/{name}": value for name, value in (asdict(load) if load else {}).items()
             }
+        case EarlierDone():
+            right = {f"earlier/{event.run}/right": event.right / event.answered} if event.answered else {}
+            return event.step, {f"earlier/{event.run}/loss": event.loss} | right
         case Notice() | Warned() | Judged() | RunStarted() | Progressed() | DataPrepared() | ModelLoaded():
             return None
         case FitStarted() | MemoryEased() | CheckpointSaved() | FitEnded() | ModelSaved() | TextDelta():

@@ -40,6 +40,7 @@ from sftcli.services.runs.folder import (
     existing_run,
     read_settings,
 )
+from sftcli.services.runs.lineage import record_lineage
 from sftcli.services.runs.lock import RunLock
 from sftcli.services.trackers.sink import tracked
 from sftcli.services.train.budget import end_in_time, record_budget, spent_by
@@ -116,6 +117,7 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
         run.settings = settings  # the rows may be others
         decided = decisions_of(folder) if is_same else {}
         storage.try_remove_tree(folder.data)  # of rows that may have been others
+        storage.try_remove_tree(folder.earlier)
         for name, text in started.items():
             storage.replace_file(folder.path / name, text.encode())
         if decided:
@@ -245,8 +247,7 @@ def _train(
         decided.to_json()
     )  # not before the checkpoint has its name: the others read it after this
     _record_inputs(run)
-    if run.checkpoint is None and training.max_minutes is None:
-        run.inputs.tell_doubts(emit)
+    _tell_doubts(run)
     emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
     run.build(decided, is_verified=run.checkpoint is not None)  # who chose it has verified it
     record_decisions(folder, run.parts.decisions, emit)
@@ -254,7 +255,7 @@ def _train(
     if budget is not None:
         record(folder, run.inputs.decided)
         record_budget(run, budget)
-        run.inputs.tell_doubts(emit)
+        _tell_doubts(run)
         training = run.settings.training
     if not run.parts.is_plain:
         record_need(folder)
@@ -272,9 +273,19 @@ def _train(
     write_page(folder, emit)
     if not ending.is_complete:
         spikes.refuse_spoilt(folder, ended_at)
-    outcome = replace(_outcome(run, changes, ending, ended_at), spent=spent_by(run, budget))
-    verdict = watch.verdict(run.trainer.state.step) if ending.is_complete else None
-    return replace(outcome, seconds=monotonic() - run.begun, verdict=verdict)
+    outcome = replace(
+        _outcome(run, changes, ending, ended_at), spent=spent_by(run, budget), seconds=monotonic() - run.begun
+    )
+    if not ending.is_complete:
+        return outcome
+    return replace(outcome, verdict=watch.verdict(run.trainer.state.step), earlier=tuple(watch.kept))
+
+
+def _tell_doubts(run: TrainingRun) -> None:
+    """Tell a new run what can hardly come out well, once its steps are known."""
+    if run.checkpoint is None and run.settings.training.max_minutes is None:
+        again = Again(run=run.folder, settings=run.settings)
+        run.inputs.tell_doubts(run.session.emit, with_replay=again.command(again.more_replay()))
 
 
 def _compared(run: TrainingRun, changes: Changes, *, allowed: Sequence[str]) -> Changes:
@@ -294,6 +305,8 @@ def _record_inputs(run: TrainingRun) -> None:
     """Write into the run's folder what it trains on, where its disk has room for what it will write."""
     folder, settings, inputs = run.folder, run.settings, run.inputs
     record_base(folder, inputs.located)
+    if inputs.earlier is not None:
+        record_lineage(folder, inputs.earlier.lineage)
     record(folder, inputs.decided)
     check_space(
         folder, checkpoint_bytes(settings, inputs.located.folder), settings.checkpoint, run.session.emit

@@ -37,6 +37,7 @@ from sftcli.training.trainer import Trainer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_WITH_REPLAY = "--replay 20%"
 _CHUNKS_IN_GAPS = 2.5  # float32 logits of a chunk; runs were measured with 1.5 to 3.5
 
 
@@ -50,6 +51,7 @@ class Plan:
     device: str
     precision: str
     train_examples: int
+    replayed_examples: int  # of these, rows of earlier runs
     heldout_examples: int
     steps: int
     batch_size: int
@@ -89,7 +91,7 @@ def plan_training(settings: Settings, session: Session) -> Plan:
     run = TrainingRun(folder=nowhere, settings=settings, session=session)
     run.take(find_inputs(settings, session))
     if settings.training.max_minutes is None:
-        run.inputs.tell_doubts(session.emit)
+        run.inputs.tell_doubts(session.emit, with_replay=_WITH_REPLAY)
     run.build(settle_precision(Decisions(), run.settings.training.precision, choose_device()))
     inputs, settings, trainer, model = run.inputs, run.settings, run.trainer, run.parts.model
     # A probe that went on with smaller micro-batches would measure something else.
@@ -109,7 +111,7 @@ def plan_training(settings: Settings, session: Session) -> Plan:
     if budget is not None:
         inputs = inputs.ending_at(budget.steps, budget.origin)
         settings = inputs.settings
-        inputs.tell_doubts(session.emit)
+        inputs.tell_doubts(session.emit, with_replay=_WITH_REPLAY)
     steps = settings.training.max_steps
     evaluations = evaluations_of(settings, steps, len(inputs.prepared.dataset.heldout))
     seconds = pace.seconds(steps, settings, evaluations=evaluations)
@@ -124,6 +126,7 @@ def plan_training(settings: Settings, session: Session) -> Plan:
         device=str(trainer.device),
         precision=dtype_name(trainer.weights.compute_dtype),
         train_examples=len(inputs.prepared.dataset.train),
+        replayed_examples=0 if inputs.earlier is None else inputs.earlier.replayed,
         heldout_examples=len(inputs.prepared.dataset.heldout),
         steps=steps,
         batch_size=settings.training.rows_per_step,

@@ -9,20 +9,24 @@ from typing import ClassVar
 from sftcli.config.schema.settings import Settings
 from sftcli.data.quality.thresholds import LeftOut
 from sftcli.errors import ResourceError, StoppedError
-from sftcli.events import Ending, EventSink, ModelSaved, Notice, Session, StopFlag, Warned
+from sftcli.events import Ending, EventSink, ModelSaved, NeverStop, Notice, Session, StopFlag, Warned
 from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.diagnosis.verdict import Verdict
 from sftcli.services.processes.peers import Peers
 from sftcli.services.report.html import write_report
+from sftcli.services.runs.earlier import Kept
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.build import TrainingParts, build_trainer
 from sftcli.services.train.decisions import Decisions, agree_on_decisions
+from sftcli.services.train.earlier.scores import EarlierScorer
 from sftcli.services.train.start.inputs import TrainingInputs, find_inputs
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
+from sftcli.training.distributed.agreed_stop import AgreedStop
 from sftcli.training.out_of_memory import is_out_of_memory
+from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.random_streams import start_stream
 from sftcli.training.state import TrainingSnapshot
 from sftcli.training.trainer import Trainer
@@ -55,6 +59,7 @@ class TrainOutcome:
     # What this start found changed: kind (machine, changes, allowed) -> name -> what it was and is.
     changed: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
     left_out: LeftOut | None = None  # rows that this start did not train on; None where it took all
+    earlier: tuple[Kept, ...] = ()  # what became of the rows that earlier runs held out
     verdict: Verdict | None = None  # on the curves of the run up to the step of ``final``
     spent: Spent | None = None  # by this start, where a time or a price was given
 
@@ -132,6 +137,20 @@ class TrainingRun:
             self.trainer.restore(read_snapshot(self.checkpoint, is_verified=is_verified))
         agree_on_decisions(self.parts.decisions, self.peers)
 
+    @property
+    def earlier(self) -> EarlierScorer | None:
+        """What scores the rows that earlier runs held out, where there are some."""
+        if self.inputs.earlier is None:
+            return None
+        return EarlierScorer(
+            earlier=self.inputs.earlier,
+            model=self.parts.model,
+            trainer=self.trainer,
+            pad_id=self.inputs.pad_id,
+            computes_all=self.parts.decisions.weights == WeightSharing.SHARED,
+            emit=self.session.emit,
+        )
+
     def fit(self, stop: StopFlag) -> Ending:
         """Train until the end, or until ``stop`` is set in any of the processes.
 
@@ -144,6 +163,8 @@ class TrainingRun:
             resume_command=f"sft resume {self.folder.argument}",
             way_down=self.trainer.way_down,
         ):
+            if self.earlier:
+                self.earlier.begin(AgreedStop(stop=stop, group=self.peers.group))
             ending = self.trainer.fit(stop)
         if not self.trainer.state.step:
             raise StoppedError
@@ -152,11 +173,15 @@ class TrainingRun:
     def keep_best(self) -> None:
         """Go back to the checkpoint with the lowest held-out loss, if the settings request early stopping.
 
+        Then score what earlier runs held out, for this is the final model.
+
         Raises:
             DataError: That checkpoint is damaged.
         """
         self.check_owner()
         self.peers.rank_zero_first(self._take_best)
+        if self.earlier:
+            self.earlier.end(NeverStop())
 
     def _take_best(self) -> None:
         emit, state = self.session.emit, self.trainer.state

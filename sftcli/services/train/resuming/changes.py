@@ -12,6 +12,8 @@ from sftcli.services.runs.folder import LENGTH, RunFolder
 from sftcli.suggest import did_you_mean
 
 START = "the adapter it goes on from"  # name of a fingerprint
+REPLAYED_ROWS = "replayed rows"  # the same, of rows of earlier runs
+_OF_DATA = ("data rows", REPLAYED_ROWS)  # fingerprints that differ where the user lets ``data`` differ
 # Keys that move no weight: they may differ from what a run was started with.
 CHANGEABLE = frozenset(
     {"training.log_every_steps", "training.on_spike", "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_last", "checkpoint.keep_best",
@@ -132,7 +134,7 @@ def find_changes(
     forced: dict[str, tuple[str, str]] = {}
     refused: dict[str, tuple[str, str]] = {}
     had = named_settings(Settings()) | dict(then)  # a setting that is newer than the run had its default
-    may = {*allowed, *(("data rows",) if "data" in allowed else ())}
+    may = {*allowed, *(_OF_DATA if "data" in allowed else ())}
     may |= set(LENGTH) if may & set(LENGTH) else set()  # epochs are steps
     for name in sorted(now):
         pair = (had.get(name, "unset"), now[name])
@@ -161,7 +163,8 @@ def _way_on(refused: Iterable[str], finished: RunFolder | None) -> str:
     """Return how a run goes on in spite of what is ``refused``, or nothing."""
     if finished is not None:
         return f" It trains longer with: sft resume {finished.argument} --max-steps STEPS, or --epochs N."
-    ways = [f"--allow-change {key}" for key in refused if key != "data rows" and _may_change(key)]
+    keys = dict.fromkeys("data" if key in _OF_DATA else key for key in refused)
+    ways = [f"--allow-change {key}" for key in keys if _may_change(key)]
     if not ways:
         return ""
     return f" To resume anyway, as a different run from here on, add to sft resume: {' '.join(ways)}."

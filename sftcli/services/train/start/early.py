@@ -11,6 +11,7 @@ from sftcli.services.models.reference import check_model_name
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.event_log import is_unstarted
 from sftcli.services.runs.folder import Recorded, RunFolder, existing_run, require_free
+from sftcli.services.runs.lineage import require_earlier
 from sftcli.services.train.resuming.changes import check_may_change
 from sftcli.services.train.resuming.kept import checkpoint_of, pair_to_verify
 from sftcli.services.train.resuming.longer import asks_longer
@@ -25,6 +26,7 @@ def check_inputs(settings: Settings) -> None:
         UsageError, NotFoundError, ConsentError, DataError, ResourceError: Something is not there.
     """
     check_machine(settings)
+    require_earlier(settings)
     find_sources(settings.data)  # a slip in a name is told before torch is loaded
     if settings.data.template is not None:
         named_template(settings.data.template)

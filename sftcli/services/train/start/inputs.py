@@ -17,7 +17,9 @@ from sftcli.services.prepare.capacity import require_room
 from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_rows
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.train.resuming.changes import named_settings
+from sftcli.services.runs.lineage import require_earlier
+from sftcli.services.train.earlier.rows import EarlierRows, find_earlier
+from sftcli.services.train.resuming.changes import REPLAYED_ROWS, named_settings
 from sftcli.services.train.resuming.compatibility import fingerprints
 from sftcli.services.train.start.open_settings import decide, decided_text, doubts, parameters_of
 from sftcli.services.train.start.requirements import check_machine
@@ -30,28 +32,41 @@ class TrainingInputs:
     settings: Settings  # complete: those that depend on the rows are filled in
     decided: Decided  # of those that nobody chose
     located: LocatedModel
-    prepared: PreparedData
+    prepared: PreparedData  # replayed rows among it
+    earlier: EarlierRows | None = None  # of the runs that it trains on from, if any
     fingerprints: Mapping[str, str]
     trusted_code: Mapping[str, str]  # what may run of the model's own code; empty for nothing
 
     @property
     def identity(self) -> Mapping[str, str]:
         """Hashes of what several processes must have alike."""
-        return {name: self.fingerprints[name] for name in ("data", "tokenizer and template", "model")}
+        names = ("data", "tokenizer and template", "model", REPLAYED_ROWS)
+        return {name: self.fingerprints[name] for name in names if name in self.fingerprints}
 
     @property
     def pad_id(self) -> int:
         """The token that fills rows up."""
         return self.prepared.tokenizer.pad_id
 
-    def tell_doubts(self, emit: EventSink) -> None:
-        """Emit why this can hardly teach or prove anything, and what is unusual about it and may be meant."""
+    def tell_doubts(self, emit: EventSink, *, with_replay: str) -> None:
+        """Emit why this can hardly teach or prove anything, or may lose something, and what is unusual about it and may be meant.
+
+        ``with_replay`` is what mixes rows of earlier runs in.
+        """
         rows, held = len(self.prepared.dataset.train), len(self.prepared.dataset.heldout)
         is_timed = "training.max_minutes" in self.decided.origins
+        replayed = 0 if self.earlier is None else self.earlier.replayed
         for text in doubts(
-            self.decided.settings, self.settings, train_rows=rows, heldout_rows=held, is_timed=is_timed
+            self.decided.settings,
+            self.settings,
+            train_rows=rows,
+            heldout_rows=held,
+            replayed_rows=replayed,
+            is_timed=is_timed,
         ):
             emit(Warned(text=text))
+        if self.earlier is not None and not self.settings.data.replay:
+            emit(Warned(text=f"{self.earlier.doubt()}: {with_replay}"))
         for text in unusual_rate(self.settings, parameters_of(self.located)):
             emit(Notice(text=text))
 
@@ -72,6 +87,7 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
     """Find model and data; fill in the settings that depend on the rows. ``run`` names weights, and stands in for the cache."""
     quiet_libraries()
     check_machine(settings)
+    require_earlier(settings)
     sources = find_sources(settings.data)
     located = locate_base(settings.model, session.emit, run=run)
     if session.stop.requested():
@@ -109,6 +125,10 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
     if chosen := decided_text(decided):
         session.emit(Notice(text=chosen))
     settings = decided.settings
+    earlier = find_earlier(settings, prepared, session, run=run)
+    if earlier is not None and earlier.replayed:
+        prepared = earlier.joined_to(prepared)
+        session.emit(Notice(text=earlier.in_words(len(prepared.dataset.train))))
     training = settings.training.for_rows(
         len(prepared.dataset.train), text_fraction=settings.data.text_fraction
     )
@@ -124,5 +144,7 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
         trusted_code=trusted,
         located=located,
         prepared=prepared,
-        fingerprints=fingerprints(settings, located, prepared),
+        earlier=earlier,
+        fingerprints=fingerprints(settings, located, prepared)
+        | ({} if earlier is None else earlier.fingerprints),
     )

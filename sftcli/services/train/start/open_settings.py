@@ -104,7 +104,13 @@ def recalled(settings: Settings, run: RunFolder) -> Settings:
 
 
 def doubts(
-    asked: Settings, complete: Settings, *, train_rows: int, heldout_rows: int, is_timed: bool = False
+    asked: Settings,
+    complete: Settings,
+    *,
+    train_rows: int,
+    heldout_rows: int,
+    replayed_rows: int = 0,
+    is_timed: bool = False,
 ) -> Iterator[str]:
     """Yield why a run can hardly teach or prove anything, each with the flag that changes it.
 
@@ -112,6 +118,7 @@ def doubts(
         asked: The settings before the rows were known, to tell whether steps or epochs were asked for.
         complete: The same with everything filled in.
         train_rows: To train on.
+        replayed_rows: Of these, those of earlier runs.
         heldout_rows: Held out.
         is_timed: Whether the steps follow from a time.
     """
@@ -128,4 +135,4 @@ def doubts(
         yield f"{counted(steps, 'step')} teach little; to train longer: {longer}"
     elif passes < 1 and steps < SURE_STEPS:
         yield f"the steps reach {passes:.0%} of the rows; to see all of them once: --epochs 1"
-    yield from heldout_doubts(complete, train_rows=train_rows, heldout_rows=heldout_rows)
+    yield from heldout_doubts(complete, train_rows=train_rows - replayed_rows, heldout_rows=heldout_rows)

@@ -20,6 +20,7 @@ from sftcli.cli.views.plain import PlainView, SilentView
 from sftcli.events import (
     CheckpointSaved,
     DataPrepared,
+    EarlierDone,
     Ending,
     Event,
     FitEnded,
@@ -57,6 +58,7 @@ PLACES = {
     MemoryEased: EVERYWHERE,
     Judged: EVERYWHERE | {"quiet"},
     HeldoutDone: EVERYWHERE | {"trackers"},
+    EarlierDone: EVERYWHERE | {"trackers"},
     CheckpointSaved: EVERYWHERE,
     FitEnded: EVERYWHERE,
     ModelSaved: EVERYWHERE,
@@ -65,6 +67,17 @@ PLACES = {
 SAMPLES: dict[type[Event], Event] = {type(event): event for event in reversed(list(run_events()))} | {
     FitEnded: FitEnded(step=60, ending=Ending.STOPPED),
     TextDelta: TextDelta(text="an answer\n"),
+    EarlierDone: EarlierDone(
+        run="first",
+        step=0,
+        is_end=False,
+        loss=0.03,
+        response_tokens=400,
+        seconds=4.0,
+        rows=60,
+        answered=60,
+        right=48,
+    ),
 }
 VALUES = {
     str: st.text(),
