@@ -61,6 +61,7 @@ class Excluded(StrEnum):
 
 TITLES = {
     "train": "training rows",
+    "replayed": "replayed rows",
     "heldout": "held-out rows",
     "text": "plain text",
 }  # of the parts of the rows, for people

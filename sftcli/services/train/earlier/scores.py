@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sftcli.data.batches.batch import batches_in_order_of_length
+from sftcli.data.batches.progress import with_progress
 from sftcli.data.example import Example
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.events import EarlierDone, EventSink, StopFlag
 from sftcli.runtime import monotonic
-from sftcli.data.batches.progress import with_progress
 from sftcli.services.train.earlier.rows import EarlierRows
 from sftcli.training.loss import RowScore, ratio_standard_error, score_rows_together
 from sftcli.training.trainer import Trainer

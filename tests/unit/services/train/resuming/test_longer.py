@@ -86,7 +86,7 @@ def test_schedule_is_stretched_to_the_new_end_and_told(place):
         f"the learning rate was {rate(10, 10):.3g} at step 10 and is {rate(11, 16):.3g} at step 11"
     )
     assert RunFolder(RUN).is_finished
-    assert "<td>training.<wbr>max_steps</td><td>16</td>" in (RUN / "report.html").read_text()
+    assert "training.max_steps</td><td>16</td>" in (RUN / "report.html").read_text().replace("<wbr>", "")
     entry = json.loads((RUN / "run.json").read_text())["resumed"][-1]
     assert (entry["step"], entry["allowed"]["training.max_steps"]) == (OLD_END, ["10", "16"])
 
