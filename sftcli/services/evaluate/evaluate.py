@@ -24,7 +24,7 @@ from sftcli.services.evaluate.checks.results import CheckResult, GradedRow
 from sftcli.services.evaluate.checks.rows import with_rows
 from sftcli.services.evaluate.checks.table import find_checks, line_of
 from sftcli.services.evaluate.checks.tool import has_schemas
-from sftcli.services.evaluate.confidence import Confidence, find_cuts
+from sftcli.services.evaluate.confidence import find_cuts
 from sftcli.services.evaluate.limits import require_checked
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
@@ -44,6 +44,7 @@ from sftcli.services.prepare.prepare import PreparedData, prepare_data
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.processes.peers import Peers, joined
 from sftcli.services.processes.rank import find_place
+from sftcli.services.report.confidence import Confidence
 from sftcli.services.report.html import write_report
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.report.score import AnsweredRow, Miss, Score
