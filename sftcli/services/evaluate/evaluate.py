@@ -30,6 +30,7 @@ from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_refere
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
 from sftcli.services.evaluate.rows import rows_with_whole_answers, spread
 from sftcli.services.evaluate.scoring import (
+    STAGES,
     Scored,
     ScoringJob,
     loss_difference,
@@ -44,6 +45,7 @@ from sftcli.services.prepare.prepare import PreparedData, prepare_data
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.processes.peers import Peers, joined
 from sftcli.services.processes.rank import find_place
+from sftcli.services.progress import Stages
 from sftcli.services.report.confidence import Confidence
 from sftcli.services.report.html import write_report
 from sftcli.services.report.measures import Compared, compare_scores
@@ -151,9 +153,9 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         peers=peers,
     )
     checks, asked = _find_checks(job, settings, request, emit)
-    precision, stages = request.precision, (1, 2) if base is None else (3, 4)
+    precision, stages = request.precision, Stages(STAGES if base is None else STAGES * 2, emit)
     base_score = (
-        None if base is None else score_model(job, base, emit, stop, precision=precision, stages=(1, 4))
+        None if base is None else score_model(job, base, emit, stop, precision=precision, stages=stages)
     )
     tuned = score_model(job, choice, emit, stop, precision=precision, stages=stages)
     checked = check_answers(checks, asked, None if base_score is None else base_score.answers, tuned.answers)
