@@ -28,7 +28,9 @@ class TextWriter:
     """
 
     view: "EventSink"
-    stream: "TextIO"
+    stream: (
+        "TextIO | None"  # None is stdout when the text comes: while a panel stands, another one has its place
+    )
     raw: bool
 
     def __call__(self, event: "Event", /) -> None:
@@ -36,13 +38,14 @@ class TextWriter:
         self.view(event)
         if isinstance(event, TextDelta):
             text = event.text if self.raw else clean(event.text, keep="\n\t")
-            self.stream.write(writable(text, self.stream.encoding))
-            self.stream.flush()
+            stream = sys.stdout if self.stream is None else self.stream
+            stream.write(writable(text, stream.encoding))
+            stream.flush()
 
 
 def with_text(view: "EventSink") -> TextWriter:
     """Return ``view`` with generated text on stdout."""
-    return TextWriter(view=view, stream=sys.stdout, raw=not sys.stdout.isatty())
+    return TextWriter(view=view, stream=None, raw=not sys.stdout.isatty())
 
 
 def show_completions(
