@@ -1,6 +1,7 @@
 """From held-out rows to a file of answers that may go out: ``sft eval`` finds the cut, ``generate --min-confidence`` uses it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,18 @@ def test_the_cut_of_eval_decides_which_answers_go_out(run, sft):
     measured = json.loads((run / "eval.json").read_text(encoding="utf-8"))["confidence"]
     (cut,) = [one for one in measured["cuts"] if one["wrong_at_most"] == 0.05]
     assert (measured["rows"], measured["model"], measured["precision"]) == (120, "final", "fp32")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    table = page.partition("<h3>Which answers can go out unread</h3>")[2].partition("</table>")[0]
+    shown = [line.split() for line in out.partition("sure at")[2].splitlines()[1:] if "%" in line]
+    assert shown
+    assert [re.sub("<[^>]*>", " ", row).split() for row in table.split("<tr>")[2:]] == shown
+    assert sft("export", "one", "--to", "hf", "--out", "exported")[0] == 0
+    strictest = min(measured["cuts"], key=lambda one: (one["confidence"] is None, one["wrong_at_most"]))
+    card = Path("exported/README.md").read_text(encoding="utf-8")
+    assert (
+        f"At a confidence of {strictest['confidence']:.5f} or more, {strictest['answered']} of 120 (" in card
+    )
+    assert f"at most {strictest['wrong_at_most']:.0%} of them wrong (95% certainty" in card
 
     code, out, err = ask(sft, "--min-confidence", "auto")
     assert code == 0, err
@@ -114,3 +127,11 @@ def test_a_promise_is_bound_to_the_answers_that_eval_made(run, sft):
     (run / "eval.json").write_text(json.dumps(evaluation), encoding="utf-8")
     code, _, err = ask(sft, "--min-confidence", "auto")
     assert (code, "no cut keeps wrong answers at 5% or less over 120 held-out rows" in err) == (2, True), err
+
+
+def test_page_and_card_say_nothing_of_cuts_where_there_are_none(run, sft):
+    assert sft("eval", "one", "--no-base", "--max-rows", "20")[0] == 0
+    assert json.loads((run / "eval.json").read_text(encoding="utf-8"))["confidence"]["cuts"] == []
+    assert sft("export", "one", "--to", "hf", "--out", "exported")[0] == 0
+    assert "can go out unread" not in (run / "report.html").read_text(encoding="utf-8")
+    assert "At a confidence of" not in Path("exported/README.md").read_text(encoding="utf-8")

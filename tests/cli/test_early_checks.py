@@ -1,13 +1,17 @@
 """A slip in a name or a number is told before torch is loaded and before anything is made."""
 
 import json
+import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from sftcli import errors
+from sftcli.events import unheard
+from sftcli.services.runs.lock import LOCK, FileLock
 from tests.support.runs import StopAtStep, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 
@@ -64,6 +68,7 @@ SLIPS: tuple[Slip, ...] = (
     ((*TRAIN, "--run", "stopped"), 73, "resume it: sft resume stopped"),
     ((*TRAIN, "--runs", "rows.jsonl"), 73, "rows.jsonl is not a folder"),
     ((*TRAIN, "--run", "strange", "--resume", "auto"), 73, "is not a run: it holds notes.txt"),
+    ((*TRAIN, "--run", "busy", "--resume", "auto"), 73, "run busy is in use by pid"),
     # the machine
     ((*TRAIN, "--track", "mlflow"), 2, "mlflow"),
     ((*TRAIN, "--run", "large", "--set", "checkpoint.keep_last=1000000", "--save-every", "1"), 74, "free"),
@@ -74,6 +79,7 @@ SLIPS: tuple[Slip, ...] = (
     (("resume", "once", "--verify"), 66, "run once has one checkpoint, of step 3,"),
     (("resume", "stopped", "--allow-change", "training.lr"), 2, "unknown key"),
     (("resume", "stopped", "--allow-change", "model.name"), 2, "it cannot change"),
+    (("resume", "busy"), 73, "run busy is in use by pid"),
     (("resume", "--runs", "none"), 66, "no unfinished run under none"),
     # generate
     (("generate", "hello", "--checkpoint", "nosuch"), 66, "nosuch"),
@@ -90,6 +96,7 @@ SLIPS: tuple[Slip, ...] = (
     ((*FILE, "nosuch.jsonl", "--out", "answers.jsonl"), 66, "nosuch.jsonl"),
     ((*FILE, "rows.jsonl", "--out", "rows.jsonl"), 73, "exists already"),
     ((*FILE, "rows.jsonl", "--out", "rows.jsonl/answers.jsonl"), 73, "rows.jsonl is not a folder"),
+    ((*FILE, "rows.jsonl", "--out", "busy.jsonl"), 73, "busy.jsonl is in use by pid"),
     # eval
     (("eval", "nosuch"), 66, "nosuch"),
     (("eval", "model"), 2, "not from a run with held-out rows"),
@@ -131,6 +138,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             settings_of(Path(), Path("model"), "run.name=once", short, "checkpoint.every_steps=0"),
             StopAtStep(NEVER),
         )
+    shutil.copytree(folder / "runs" / "stopped", folder / "runs" / "busy")
     begun = folder / "runs" / "begun"
     begun.mkdir()
     (begun / "run.json").write_text('{"started_at": "2000-01-01T00:00:00+00:00"}')
@@ -146,8 +154,10 @@ def everything(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def outcomes(place: Path) -> dict[tuple[str, ...], tuple[int, str]]:
     """What each slip led to, where torch cannot be imported."""
-    before = everything(place)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as held:
+        for lock in (place / "runs" / "busy" / LOCK, place / ".busy.jsonl.lock"):
+            held.enter_context(FileLock(lock, unheard, thing="it", hint=""))
+        before = everything(place)
         patch.setenv("SFT_CACHE_DIR", str(place / "cache"))
         patch.setenv("PYTHONPATH", str(Path(errors.__file__).parents[1]))
         patch.setenv("COLUMNS", "500")
@@ -155,8 +165,8 @@ def outcomes(place: Path) -> dict[tuple[str, ...], tuple[int, str]]:
             [sys.executable, "-c", WITHOUT_TORCH], cwd=place, input=json.dumps([slip[0] for slip in SLIPS]),
             capture_output=True, text=True, check=False,
         )  # fmt: skip
+        assert everything(place) == before
     assert not done.returncode, done.stderr
-    assert everything(place) == before
     return {slip[0]: (code, text) for slip, (code, text) in zip(SLIPS, json.loads(done.stdout), strict=True)}
 
 

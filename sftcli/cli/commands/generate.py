@@ -208,12 +208,13 @@ def _answer_prompt(request: "GenerateRequest", output: Output) -> None:
 def _answer_file(
     request: "GenerateRequest", asked: AskedFlags, found: "ModelReference", output: Output
 ) -> None:
-    from sftcli.services.generate.prompt_file import check_out, read_prompts
+    from sftcli.services.generate.prompt_file import check_out, lock_of, read_prompts
 
     assert asked.file is not None
     assert asked.out is not None
     out = asked.out
     check_out(out)
+    lock_of(out).require_free()
     gate = _gate(request, asked, found)
     if gate is not None and gate.promise:
         request = replace(request, precision=gate.precision)

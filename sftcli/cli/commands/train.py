@@ -212,7 +212,13 @@ def resume(*, asked: ResumeFlags, output: Output) -> None:
         settings = recorded.settings
         every_steps = settings.training.log_every_steps
         if not is_one_of_several():
-            check_resume(recorded, step=asked.step, verify=asked.verify, allowed=asked.allowed())
+            check_resume(
+                recorded,
+                step=asked.step,
+                verify=asked.verify,
+                allowed=asked.allowed(),
+                breaks_lock=asked.break_lock,
+            )
             if settings.training.processes > 1:
                 raise typer.Exit(start_several(settings.training.processes, output))
     with session(output, every_steps=every_steps) as current:

@@ -9,6 +9,7 @@ from sftcli.cli.options import shared as options
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import clean, writable
 from sftcli.events import TextDelta
+from sftcli.figures import counted
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -27,7 +28,9 @@ class TextWriter:
     """
 
     view: "EventSink"
-    stream: "TextIO"
+    stream: (
+        "TextIO | None"  # None is stdout when the text comes: while a panel stands, another one has its place
+    )
     raw: bool
 
     def __call__(self, event: "Event", /) -> None:
@@ -35,13 +38,14 @@ class TextWriter:
         self.view(event)
         if isinstance(event, TextDelta):
             text = event.text if self.raw else clean(event.text, keep="\n\t")
-            self.stream.write(writable(text, self.stream.encoding))
-            self.stream.flush()
+            stream = sys.stdout if self.stream is None else self.stream
+            stream.write(writable(text, stream.encoding))
+            stream.flush()
 
 
 def with_text(view: "EventSink") -> TextWriter:
     """Return ``view`` with generated text on stdout."""
-    return TextWriter(view=view, stream=sys.stdout, raw=not sys.stdout.isatty())
+    return TextWriter(view=view, stream=None, raw=not sys.stdout.isatty())
 
 
 def show_completions(
@@ -53,11 +57,16 @@ def show_completions(
         tables.show_result_json(records[0] if request.is_single else {"completions": records})
     elif request.is_single:
         tables.show_text("", tables.out(output.color))
-        if completions[0].finish == "length" and not output.quiet:
-            hint = f"cut after {completions[0].new_tokens} tokens; --max-new-tokens allows more"
-            tables.show_text(hint, tables.err(output.color))
+        if completions[0].finish != "stop" and not output.quiet:
+            tables.show_text(_cut_text(completions[0]), tables.err(output.color))
     else:
         _show_several(completions, request, output)
+
+
+def _cut_text(completion: "Completion") -> str:
+    if completion.finish == "length":
+        return f"cut after {completion.new_tokens} tokens; --max-new-tokens allows more"
+    return f"stopped after {counted(completion.new_tokens, 'token')}"
 
 
 def _show_several(

@@ -4,27 +4,20 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from sftcli.cli.terminal.tables import Cell, Grid
-from sftcli.figures import share_of
 
 if TYPE_CHECKING:
-    from sftcli.services.evaluate.confidence import Confidence
     from sftcli.services.evaluate.evaluate import EvalReport
+    from sftcli.services.report.confidence import Confidence
 
 
 def confidence_table(confidence: "Confidence") -> Grid:
     """Return the cuts that can be chosen from, the strictest first."""
+    from sftcli.services.report.confidence import COLUMNS
+
     return Grid(
-        header=("sure at", "answered", "right", "wrong at most (95%)"),
-        aligns=("right", "right", "right", "right"),
-        rows=[
-            [
-                Cell(text=f"{cut.confidence:.5f}"),
-                Cell(text=share_of(cut.answered, confidence.rows)),
-                Cell(text=f"{cut.right:,}"),
-                Cell(text=f"{cut.wrong_at_most:.0%}"),
-            ]
-            for cut in confidence.choices
-        ],
+        header=COLUMNS,
+        aligns=["right" for _ in COLUMNS],
+        rows=[[Cell(text=text) for text in line] for line in confidence.lines],
     )
 
 

@@ -37,7 +37,7 @@ def chat(request: "GenerateRequest", output: options.Output) -> None:
         (answerer,) = open_answerers(request, current.emit)
     talk = Chat(answerer=answerer, sampling=request.sampling, system=request.system)
     if not output.quiet:
-        tables.show_text(HELP, tables.err(output.color))
+        tables.show_text(HELP, tables.err(output.color), wrap=True)
     while (line := _read_line()) is not None:
         text = line.strip()
         if text in {"/quit", "/exit"}:
@@ -71,10 +71,12 @@ def _typed(typed: "Callable[[], str]", type_first: "Callable[[str], None]") -> s
         try:
             return _as_text(input("you> "))
         except EOFError:
+            sys.stderr.write("\n")  # the next prompt of the shell would stand behind ours
             return None
         except KeyboardInterrupt as error:
             text = typed()
             if not text or text == kept:
+                sys.stderr.write("\n")
                 raise CommandStopped("the chat is over", 130) from error
             sys.stderr.write("\nthe line stays; Ctrl-C again leaves the chat\n")
             kept = text
@@ -115,7 +117,7 @@ def _command(text: str, talk: "Chat", output: options.Output) -> None:
             except SftError as error:
                 tables.show_text(f"{error.message}; {error.hint}", err)
         case _:
-            tables.show_text(f"no command {name}: {HELP}", err)
+            tables.show_text(f"no command {name}: {HELP}", err, wrap=True)
 
 
 def _turn(text: str, talk: "Chat", output: options.Output) -> None:

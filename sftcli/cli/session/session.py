@@ -97,7 +97,8 @@ def is_signalled_twice(environ: Mapping[str, str]) -> bool:
 def open_view(output: Output, *, every_steps: int) -> View:
     """Return the view for ``output`` on this stderr."""
     is_terminal = sys.stderr.isatty()
-    mode = choose_output(output, is_terminal=is_terminal, columns=_columns() if is_terminal else 0)
+    columns = _columns() if is_terminal else 0
+    mode = choose_output(output, is_terminal=is_terminal, columns=columns)
     if mode is OutputMode.RICH:
         from sftcli.cli.terminal.tables import err
         from sftcli.cli.views.live import LiveView
@@ -113,7 +114,7 @@ def open_view(output: Output, *, every_steps: int) -> View:
 
     if mode is OutputMode.PLAIN:
         steps = 1 if output.verbose else every_steps
-        return PlainView(stream=sys.stderr, get_time=time.monotonic, every_steps=steps)
+        return PlainView(stream=sys.stderr, get_time=time.monotonic, every_steps=steps, columns=columns)
     return SilentView(stream=sys.stderr)
 
 

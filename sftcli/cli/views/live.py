@@ -11,6 +11,7 @@ from rich.text import Text
 from sftcli.cli.terminal.text import signs, writable
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.cli.views.panel import NOTE, Frame, Row, Task, build_panel
+from sftcli.cli.views.plain import HANG
 from sftcli.cli.views.region import Region
 from sftcli.cli.views.wording import end_line, message, stop_text
 from sftcli.errors import redact
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 0.25
 SILENT_SECONDS = 2.0  # after which something moves, whatever is done
-HANG = "  "
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from math import ceil, isfinite
 
 from sftcli.cli.terminal.text import Signs, clean, loss_text, norm_text, sparkline
 from sftcli.cli.views.measures import TrainingMeasures
+from sftcli.cli.views.wording import seconds_left
 from sftcli.events import HeldoutDone, Progressed
 from sftcli.figures import count, duration, percent, rate_text, size, whole_duration
 
@@ -202,8 +203,8 @@ def _task_row(task: Task, columns: int, signs: Signs) -> Row:
         begin = (f"{label:<{LABEL_COLUMNS - 1}} ", LABEL)
         return [begin, (amount(event.done), VALUE), (unit, UNIT), (speed, UNIT)]
     numbers = f"  {amount(event.done)}/{amount(event.total)}"
-    left = task.seconds * (event.total - event.done) / event.done if event.done else 0.0
-    time = f"  {whole_duration(left)} left" if is_measured else ""
+    left = seconds_left(event, task.seconds) if is_measured else None
+    time = "" if left is None else f"  {whole_duration(left)} left"
     label_columns = max(LABEL_COLUMNS, min(len(label) + 2, columns // 3))
     used = label_columns + len(numbers) + len(unit)
     if columns < MIN_GRID_COLUMNS:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING
 
 from sftcli.cli.terminal.text import clean, writable
@@ -27,12 +28,21 @@ if TYPE_CHECKING:
     from sftcli.events import Event
 
 LINE_SECONDS = 60.0  # a log that says nothing for longer looks dead
+HANG = "  "  # before the later rows of a line
 TASK_QUIET_SECONDS = 10.0  # work that is over by then needs no line
 
 
 def write_line(stream: "TextIO", text: str) -> None:
     """Write one line and flush it."""
     write_text(stream, f"{text}\n")
+
+
+def _rows(text: str, columns: int) -> str:
+    """Return ``text`` in rows of whole words; those after the first are set in. A path that is longer stays whole."""
+    if not 0 < columns < len(text):
+        return text
+    words = TextWrapper(width=columns, subsequent_indent=HANG, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(words.wrap(text))
 
 
 def write_text(stream: "TextIO", text: str) -> None:
@@ -61,11 +71,13 @@ class PlainView:
         stream: Where the lines go.
         get_time: A monotonic clock in seconds.
         every_steps: Steps between two lines; slow steps get a line a minute all the same.
+        columns: The width of a terminal, where long lines go on in further rows; 0 for a log, whose lines stay whole.
     """
 
     stream: "TextIO"
     get_time: Callable[[], float]
     every_steps: int
+    columns: int = 0
     measures: TrainingMeasures = field(default_factory=TrainingMeasures)
     _line_time: float = 0.0
     _tasks: dict[str, Task] = field(default_factory=dict)  # running ones
@@ -103,7 +115,7 @@ class PlainView:
                 self._write("".join(message(event)))
 
     def _write(self, text: str) -> None:
-        write_line(self.stream, text)
+        write_line(self.stream, _rows(text, self.columns))
 
     def _start(self, event: FitStarted) -> None:
         self.measures.start(event)

@@ -140,6 +140,13 @@ def step_line(measures: TrainingMeasures, step: StepDone) -> str:
     return "  ".join(parts) + ("  text" if step.text_tokens else "") + ("" if step.applied else "  skipped")
 
 
+def seconds_left(event: Progressed, seconds: float) -> float | None:
+    """Return how long a command still takes, whose task has taken ``seconds``; None where that is not known."""
+    if not event.done or event.later_seconds is None:
+        return None
+    return seconds * (event.total - event.done) / event.done + event.later_seconds
+
+
 def progress_line(event: Progressed, seconds: float) -> str:
     """Return ``preparing rows.jsonl 1,200/5,000 rows, 240/s, 16s left``, of work that has taken ``seconds``."""
     amount = size if event.unit == "bytes" else count
@@ -148,6 +155,6 @@ def progress_line(event: Progressed, seconds: float) -> str:
     parts = [f"{clean(event.task)} {amount(event.done)}{total}{unit}"]
     if event.done and seconds > 0:
         parts.append(f"{amount(event.done / seconds)}/s")
-        if event.done < event.total:
-            parts.append(f"{whole_duration(seconds * (event.total - event.done) / event.done)} left")
+        if event.done < event.total and (left := seconds_left(event, seconds)) is not None:
+            parts.append(f"{whole_duration(left)} left")
     return ", ".join(parts)

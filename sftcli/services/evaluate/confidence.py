@@ -9,11 +9,11 @@ is the chosen one, and what it says of it holds with probability 0.95 over the h
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from sftcli.services.evaluate.metrics import LEVEL
+from sftcli.services.report.confidence import Cut
 
 WRONG_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 FEWEST_ROWS = 50  # of fewer, no answer could go out at a bound that is worth having
@@ -22,33 +22,6 @@ _STEPS_A_DECADE, _DECADES = 8, 5
 GRID = tuple(1 - 10 ** (-step / _STEPS_A_DECADE) for step in range(_STEPS_A_DECADE * _DECADES, -1, -1))
 # The first cut that is tested lets this share of the rows out: one wrong answer among too few would end the sequence there.
 _FIRST_SHARE = 0.25
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
-    """The cut for a share of wrong answers; ``confidence`` is None where no cut holds it."""
-
-    wrong_at_most: float
-    confidence: float | None
-    answered: int  # held-out rows at or above the cut
-    right: int  # of these
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confidence:
-    """The cuts of one model over its answers; there are none where the answers are fewer than ``FEWEST_ROWS``."""
-
-    measure: str  # by which an answer is right: "exact match", or a check
-    precision: str  # that the answers were computed in: others move the confidence
-    model: str  # the folder of the model in its run
-    rows: int  # that were answered
-    cuts: tuple[Cut, ...]
-
-    @property
-    def choices(self) -> tuple[Cut, ...]:
-        """The cuts that exist; of those at one confidence only that with the lowest share of wrong answers."""
-        found = {cut.confidence: cut for cut in reversed(self.cuts) if cut.confidence is not None}
-        return tuple(reversed(found.values()))
 
 
 def find_cuts(confidences: Sequence[float], right: Sequence[bool]) -> tuple[Cut, ...]:

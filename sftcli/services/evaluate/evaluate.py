@@ -9,6 +9,7 @@ from sftcli.config.auto import with_values
 from sftcli.config.layers import Override
 from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import Settings
+from sftcli.data.batches.progress import Stages
 from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError
 from sftcli.events import EventSink, Notice, Session, unheard
@@ -24,12 +25,13 @@ from sftcli.services.evaluate.checks.results import CheckResult, GradedRow
 from sftcli.services.evaluate.checks.rows import with_rows
 from sftcli.services.evaluate.checks.table import find_checks, line_of
 from sftcli.services.evaluate.checks.tool import has_schemas
-from sftcli.services.evaluate.confidence import Confidence, find_cuts
+from sftcli.services.evaluate.confidence import find_cuts
 from sftcli.services.evaluate.limits import require_checked
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
 from sftcli.services.evaluate.rows import rows_with_whole_answers, spread
 from sftcli.services.evaluate.scoring import (
+    STAGES,
     Scored,
     ScoringJob,
     loss_difference,
@@ -44,6 +46,7 @@ from sftcli.services.prepare.prepare import PreparedData, prepare_data
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.processes.peers import Peers, joined
 from sftcli.services.processes.rank import find_place
+from sftcli.services.report.confidence import Confidence
 from sftcli.services.report.html import write_report
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.report.score import AnsweredRow, Miss, Score
@@ -150,9 +153,9 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         peers=peers,
     )
     checks, asked = _find_checks(job, settings, request, emit)
-    precision, stages = request.precision, (1, 2) if base is None else (3, 4)
+    precision, stages = request.precision, Stages(STAGES if base is None else STAGES * 2, emit)
     base_score = (
-        None if base is None else score_model(job, base, emit, stop, precision=precision, stages=(1, 4))
+        None if base is None else score_model(job, base, emit, stop, precision=precision, stages=stages)
     )
     tuned = score_model(job, choice, emit, stop, precision=precision, stages=stages)
     checked = check_answers(checks, asked, None if base_score is None else base_score.answers, tuned.answers)

@@ -11,7 +11,7 @@ import numpy as np
 
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_length, collate
-from sftcli.data.batches.progress import with_progress
+from sftcli.data.batches.progress import Stages, with_progress
 from sftcli.data.example import Example
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, Progressed, StopFlag
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SCORING_TOKENS = 1024  # positions scored at once; results do not depend on it
+STAGES = ("scoring", "answering")  # of each model
 COPIED_TOKENS = 16  # a copied span of so many tokens counts as memorized, unless the right answer holds it
 
 
@@ -117,11 +118,9 @@ def score_model(
     stop: StopFlag,
     *,
     precision: str,
-    stages: tuple[int, int],
+    stages: Stages,
 ) -> Scored:
     """Score one model, in float32 unless another ``precision`` is asked for: bfloat16 sums move with the shape of a batch.
-
-    Its two stages are told by their numbers: the first of them, and how many there are in all.
 
     Raises:
         StoppedError: ``stop`` was set.
@@ -129,10 +128,10 @@ def score_model(
     begin = monotonic()
     model = load_for_inference(choice, precision=precision, emit=emit)
     decoder = choose_decoder(model)
-    first, of = stages
-    rows = _score(job, model, f"{first} of {of}: scoring ({choice.name})", emit, stop)
-    task = f"{first + 1} of {of}: answering ({choice.name})"
-    answered = answer_questions(job, decoder, task, emit, stop)
+    with stages.next(choice.name) as (task, counted):
+        rows = _score(job, model, task, counted, stop)
+    with stages.next(choice.name) as (task, counted):
+        answered = answer_questions(job, decoder, task, counted, stop)
     answers, texts, matches, cut = answered.rows, answered.texts, answered.matches, answered.cut
     score = _summary(job, choice.name, rows, answers, texts, matches, seconds=monotonic() - begin)
     return Scored(

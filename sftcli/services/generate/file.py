@@ -18,11 +18,10 @@ from sftcli.modeling.formats.identity import file_stamps
 from sftcli.services.generate.answerer import Answerer, Completion, Question
 from sftcli.services.generate.gate import Gate, journal_of
 from sftcli.services.generate.prompt import model_choices, open_answerers
-from sftcli.services.generate.prompt_file import PromptRow, check_out
+from sftcli.services.generate.prompt_file import PromptRow, check_out, lock_of
 from sftcli.services.generate.request import GenerateRequest
 from sftcli.services.models.choose import ModelChoice
 from sftcli.services.runs.event_log import read_lines
-from sftcli.services.runs.lock import FileLock
 
 Key = tuple[int, int, int]  # (model, prompt, sample)
 ANSWER_KEYS = {field.name for field in fields(Completion)} - {"seconds"}
@@ -108,11 +107,9 @@ def run_file_generation(
         MismatchError: An unfinished ``out`` was begun with something else.
     """
     check_out(out)
-    path = out.with_name(f".{out.name}.lock")
-    lock = FileLock(path, emit, thing=str(out), hint=f"if it is certainly dead, delete {path}")
     with ExitStack() as held:
         with _writing(out):
-            held.enter_context(lock)
+            held.enter_context(lock_of(out, emit))
         return _answer_all(request, prompts, out, emit, stop, gate)
 
 

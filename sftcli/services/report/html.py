@@ -25,6 +25,7 @@ from sftcli.json_files import read_json, read_json_or_nothing
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.report.checks import checks_of
 from sftcli.services.report.comparison import facts_side_by_side, scores_side_by_side, settings_that_differ
+from sftcli.services.report.confidence import COLUMNS, confidence_of
 from sftcli.services.report.curves import charts_of
 from sftcli.services.report.facts import main_settings, measured, started, summary_of
 from sftcli.services.report.measures import differences_of, has_base, measures_of
@@ -99,7 +100,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
 
 
 def _template(name: str) -> str:
-    return files("sftcli.services.report").joinpath(name).read_text(encoding="utf-8")
+    return files("sftcli.services.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _words(text: object) -> Markup:
@@ -137,6 +138,8 @@ def _describe(one: _Read) -> dict[str, object]:
         "differences": list(differences_of(evaluation)) if evaluation else [],
         "trained_on": _trained_on(evaluation),
         "checks": checks_of(evaluation),
+        "confidence": confidence_of(evaluation),
+        "confidence_columns": COLUMNS,
         "can_be_scored": can_be_scored(run),
         "samples": samples,
         "base": _name(evaluation, "base"),

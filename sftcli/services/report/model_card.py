@@ -16,6 +16,7 @@ from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME, LICENSE
 from sftcli.modeling.locate.locate import known_folder
 from sftcli.services.models.choose import ModelChoice, recorded_base
 from sftcli.services.report.checks import checks_of
+from sftcli.services.report.confidence import confidence_of
 from sftcli.services.report.facts import heldout_text
 from sftcli.services.report.measures import MEASURES, has_base, measures_of
 from sftcli.services.report.usage import Usage
@@ -139,6 +140,8 @@ def _scores(run: RunFolder, settings: Settings) -> Iterator[str]:
         yield ""
         for check in checks_of(evaluation):
             yield f"Check `{check.title}`: {check.line}.\n"
+        if confidence := confidence_of(evaluation):
+            yield f"{confidence.sentence}.\n"
         return
     history = RunHistory(read_events(run))
     if message := heldout_text(history, takes_best=settings.training.early_stopping_evals > 0):

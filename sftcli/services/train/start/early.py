@@ -12,6 +12,7 @@ from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.event_log import is_unstarted
 from sftcli.services.runs.folder import Recorded, RunFolder, existing_run, require_free
 from sftcli.services.runs.lineage import require_earlier
+from sftcli.services.runs.lock import RunLock
 from sftcli.services.train.resuming.changes import check_may_change
 from sftcli.services.train.resuming.kept import checkpoint_of, pair_to_verify
 from sftcli.services.train.resuming.longer import asks_longer
@@ -51,11 +52,13 @@ def check_start(settings: Settings, *, auto: bool) -> None:
 
     Raises:
         UsageError, NotFoundError, ConsentError, DataError, ResourceError: As ``check_asked``.
-        OutputError: The run exists, or its folder cannot be made.
+        OutputError: The run exists, or its folder cannot be made, or another process trains it.
         StorageError: The disk has no room for its checkpoints.
     """
     existing = existing_run(settings.run) if auto else None
     check_asked(settings)
+    if existing is not None and not existing.is_finished:
+        RunLock(existing.path, unheard).require_free()
     if existing is None and not is_unstarted(settings.run):
         require_free(settings.run)
         _check_room(settings)
@@ -71,12 +74,15 @@ def _check_room(settings: Settings) -> None:
         )  # told when the run is there
 
 
-def check_resume(recorded: Recorded, *, step: int | None, verify: bool, allowed: Sequence[str]) -> None:
+def check_resume(
+    recorded: Recorded, *, step: int | None, verify: bool, allowed: Sequence[str], breaks_lock: bool
+) -> None:
     """Check what resuming or verifying a run needs.
 
     Raises:
         UsageError, NotFoundError, ConsentError, DataError, ResourceError: As ``check_inputs``, or there is no such checkpoint,
             or what is allowed to change cannot.
+        OutputError: Another process trains the run.
     """
     check_may_change(allowed)
     if verify:
@@ -85,4 +91,6 @@ def check_resume(recorded: Recorded, *, step: int | None, verify: bool, allowed:
         checkpoint_of(recorded.run, step)
     elif recorded.run.is_finished and not asks_longer(recorded, allowed):
         return
+    if not (verify or breaks_lock):
+        RunLock(recorded.run.path, unheard).require_free()
     check_inputs(recorded.settings)

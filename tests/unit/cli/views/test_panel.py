@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sftcli.cli.terminal.text import ASCII_SIGNS, UNICODE_SIGNS
 from sftcli.cli.views.measures import TrainingMeasures
 from sftcli.cli.views.panel import Frame, Row, Task, build_panel, row_width
+from sftcli.cli.views.wording import progress_line
 from sftcli.events import CheckpointSaved, FitStarted, HeldoutDone, Progressed, StepDone
 from tests.support.fake_run import run_events, step_done
 from tests.support.golden import assert_golden
@@ -133,3 +134,18 @@ def test_time_left_runs_down_during_a_step_and_not_below_zero() -> None:
         for seconds in (0, 3, 1000)
     ]
     assert [line.split()[-2] for line in shown] == ["5s", "2s", "0s"]
+
+
+@pytest.mark.parametrize(("later", "told"), [(0.0, "  20s left"), (40.0, "  1m00s left"), (None, "")])
+def test_the_time_left_is_that_of_the_command_and_is_not_guessed(later: float | None, told: str) -> None:
+    event = Progressed(task="2 of 4: answering (base)", done=30, total=90, later_seconds=later)
+    drawn = draw(
+        build_panel(
+            TrainingMeasures(),
+            Frame(tasks=(Task(event=event, seconds=10.0),)),
+            columns=120,
+            signs=UNICODE_SIGNS,
+        )
+    )
+    assert drawn.endswith(f"30/90 rows  3/s{told}\n")
+    assert progress_line(event, 10.0).endswith(f"30/90 rows, 3/s{told.replace('  ', ', ')}")

@@ -173,3 +173,16 @@ def test_a_line_of_a_step_fits_80_columns() -> None:
 @pytest.mark.parametrize("trains", [True, False])
 def test_a_stop_is_answered_in_words_that_fit_the_place(trains) -> None:
     assert ("after this step" in stop_text(trains=trains)) is trains
+
+
+def test_a_terminal_gets_whole_words_in_rows_that_fit_and_a_log_whole_lines() -> None:
+    log, log_stream, _ = plain(every_steps=1)
+    terminal, stream, _ = plain(every_steps=1)
+    terminal.columns = 80
+    for event in [*run_events(), Warned(text="word " * 40)]:
+        log(event)
+        terminal(event)
+    rows = stream.getvalue().splitlines()
+    assert max(map(len, rows)) <= 80 < max(map(len, log_stream.getvalue().splitlines()))
+    assert stream.getvalue().split() == log_stream.getvalue().split()
+    assert any(row.startswith("  ") for row in rows)

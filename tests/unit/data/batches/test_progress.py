@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sftcli.data.batches.batch import Batch, collate
-from sftcli.data.batches.progress import with_progress
+from sftcli.data.batches.progress import Stages, with_progress
 from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin
 from sftcli.events import Progressed
@@ -50,3 +50,24 @@ def test_task_is_over_when_it_is_left_or_fails(batches):
     with pytest.raises(OSError):  # noqa: PT011 - the one from above
         list(with_progress(failing(), failed, task="held-out", total=3))
     assert told(failed)[-1] == (3, 3)
+
+
+def test_the_time_of_later_stages_is_known_once_every_kind_of_them_has_begun():
+    sink, now = RecordingSink(), [0.0]
+    stages = Stages(("scoring", "answering") * 2, sink, get_time=lambda: now[0])
+    for seconds in (10.0, 40.0, 8.0, 30.0):
+        with stages.next("a model") as (task, emit):
+            begin = now[0]
+            for done in range(5):
+                now[0] = begin + seconds * done / 4
+                emit(Progressed(task=task, done=done, total=4))
+    assert list(dict.fromkeys(event.task for event in sink.of(Progressed))) == [
+        f"{number} of 4: {kind} (a model)"
+        for number, kind in ((1, "scoring"), (2, "answering"), (3, "scoring"), (4, "answering"))
+    ]
+    assert [event.later_seconds for event in sink.of(Progressed)] == [
+        *[None] * 5,  # answers are not measured yet
+        *[None, 50.0, 50.0, 50.0, 50.0],  # as long as the first model takes, which is measured on the way
+        *[40.0] * 5,
+        *[0.0] * 5,
+    ]
