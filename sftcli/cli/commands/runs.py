@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CURVE_COLUMNS = 32
 SHOWN_WARNINGS = 3
-STATE_STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "broken-off": "yellow",
+STATE_STYLES = {"finished": "green", "scored": "green", "running": "cyan", "stopped": "yellow", "broken-off": "yellow",
                 "damaged": "red"}  # fmt: skip
 
 
@@ -159,6 +159,8 @@ def _next_command(summary: "RunSummary", *, is_scored: bool) -> str:
             return f'sft generate "your prompt" --checkpoint {name}'
         case "finished":
             return f"sft eval {name}"
+        case "scored":
+            return f"sft report {name}"
         case "running":
             return f"tail -f {shlex.quote(summary.path)}/training.log"
         case _:

@@ -104,7 +104,7 @@ class LiveView:
             case Progressed():
                 self._progress(event)
             case FitStarted():
-                self.measures.start(event)
+                self._begin(event)
                 self._fit_time = self._moved_time = self.get_time()
                 self.refresh()
             case StepDone():
@@ -126,6 +126,13 @@ class LiveView:
                 self._in_line = not event.text.endswith("\n")
             case _:
                 self._print(*message(event))
+
+    def _begin(self, event: FitStarted) -> None:
+        """Count from here on; of several trainings one after the other each has a panel of its own."""
+        if self._fit_end_time is not None:
+            self._hide()
+            self.measures, self._fit_end_time = TrainingMeasures(), None
+        self.measures.start(event)
 
     def _progress(self, event: Progressed) -> None:
         if event.total > 0 and event.done >= event.total:

@@ -105,6 +105,7 @@ class PlainView:
         write_line(self.stream, text)
 
     def _start(self, event: FitStarted) -> None:
+        self.measures = TrainingMeasures()  # of several trainings one after the other each counts by itself
         self.measures.start(event)
         self._line_time = self.get_time()
         begin = "training" if event.step == 0 else f"training resumes after step {event.step}"

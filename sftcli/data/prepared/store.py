@@ -30,7 +30,7 @@ from sftcli.json_files import read_json, write_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 MANIFEST = "manifest.json"
 TRAIN, HELDOUT, TEXT = "train", "heldout", "text"
 SPLITS = (TRAIN, HELDOUT, TEXT)
@@ -58,6 +58,14 @@ class ExampleTable:
         """Score of every example; NaN where there is none."""
         columns = [chunk["score"].to_pylist() for chunk in self._chunks]
         return [math.nan if score is None else score for column in columns for score in column]
+
+    def origins(self) -> Sequence[tuple[str, int]]:
+        """Return path and line of every example."""
+        return [
+            pair
+            for chunk in self._chunks
+            for pair in zip(chunk["path"].to_pylist(), chunk["line"].to_pylist(), strict=True)
+        ]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -114,6 +122,12 @@ class PreparedDataset:
         self.train = tables[TRAIN]
         self.heldout = tables[HELDOUT]
         self.text = tables[TEXT]
+
+    def with_train(self, rows: ExampleTable) -> "PreparedDataset":
+        """Return the same with other rows to train on."""
+        return PreparedDataset(
+            self.folder, self.manifest, {TRAIN: rows, HELDOUT: self.heldout, TEXT: self.text}
+        )
 
     @property
     def fingerprint(self) -> str:
