@@ -39,19 +39,25 @@ def runs(
       sft runs --json
     """
     with session(output):
+        from sftcli.services.compare.record import list_comparisons
         from sftcli.services.runs.summary import summarize_runs
 
-        found = summarize_runs(root)
+        found, comparisons = summarize_runs(root), list_comparisons(root)
     if output.json:
-        tables.show_result_json({"runs": [asdict(summary) for summary in found]})
-    elif found:
+        listed = {"runs": [asdict(summary) for summary in found]}
+        tables.show_result_json({**listed, "comparisons": [asdict(one) for one in comparisons]})
+        return
+    for one in comparisons:
+        text = f"comparison of {one.axis}, {one.name}: {one.done} of {one.runs} runs scored; sft runs {shlex.quote(one.path)}"
+        tables.show_text(text, tables.err(output.color))
+    if found:
         tables.out(output.color).print(_runs_table(found))
         err = tables.err(output.color)
         for damaged in (one for one in found if one.state == "damaged"):
             tables.show_text(f"warning: {damaged.warnings[-1]}", err)
         if unfinished := [one for one in found if one.state in {"stopped", "broken-off"}]:
             tables.show_text(f"resume with: sft resume {_argument(unfinished[0])}", err)
-    else:
+    elif not comparisons:
         tables.show_text(
             f"there are no runs under {root} yet; start one: sft train", tables.err(output.color)
         )

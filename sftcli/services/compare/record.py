@@ -105,6 +105,32 @@ def _row_scores(values: Mapping[str, object]) -> RowScores:
     return RowScores(**columns)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a comparison is: its name, path, what it compares, and how many of its runs are done."""
+
+    name: str
+    path: str
+    axis: str
+    done: int
+    runs: int
+
+
+def list_comparisons(root: Path) -> list[Progress]:
+    """Return the comparisons under ``root`` by name; one that cannot be read is left out."""
+    found = []
+    for file in sorted(root.glob(f"[!.]*/{FILE}")):
+        try:
+            record = read_record(file.parent)
+            axis, values, seeds = (record.identity[name] for name in ("axis", "values", "seeds"))
+        except (DataError, KeyError):
+            continue
+        runs = len(values.split(", ")) * int(seeds)
+        done = len(record.done)
+        found.append(Progress(name=file.parent.name, path=str(file.parent), axis=axis, done=done, runs=runs))
+    return found
+
+
 def is_comparison(folder: Path) -> bool:
     """Return whether a comparison is kept in ``folder``."""
     return (folder / FILE).is_file()
