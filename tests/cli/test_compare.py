@@ -1,16 +1,18 @@
 """``sft train --compare``: short runs on the same held-out rows, one table, and a comparison that goes on after a kill."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sftcli import storage
-from sftcli.cli.results.comparison import finding
+from sftcli.cli.results.comparison import comparison_table, finding
 from sftcli.errors import MismatchError, OutputError, StoppedError
-from sftcli.events import Notice, Session
+from sftcli.events import Notice, Session, StepDone
 from sftcli.services.compare.record import read_record
 from sftcli.services.prepare.prepare import prepare_data
 from sftcli.services.prepare.sources import find_sources
@@ -19,7 +21,7 @@ from sftcli.services.runs.summary import RunState, summarize_runs
 from sftcli.services.runs.trained_rows import prepared_rows_of
 from tests.cli.conftest import write_sums
 from tests.support.comparing import NEVER, compare, table_of
-from tests.support.faulty_disk import CountingDisk, KillingDisk
+from tests.support.faulty_disk import CountingDisk
 from tests.support.forked import run_forked
 from tests.support.runs import StopAtStep, copied_here, settings_of, train
 from tests.support.tiny_model import build_tiny_model
@@ -165,41 +167,38 @@ def test_plan_says_runs_and_time_and_writes_nothing(sft, place):
     assert sorted(Path("runs").rglob("*")) == before
 
 
-def test_killed_in_the_middle_it_goes_on_and_gives_the_same_table(place, compared):
-    """Killed when the second run has saved its second checkpoint: the first is not trained again, the second goes on from there."""
-    disk = CountingDisk()
-    storage_disk, storage.disk = storage.disk, disk
-    try:
-        whole = compare(ROWS, "run.name=whole")
-    finally:
-        storage.disk = storage_disk
-    saved = [
-        number
-        for number, (what, path) in enumerate(disk.log, 1)
-        if what == "rename" and "step-00000004" in path
-    ]
-    assert len(saved) == 3
+class KillingAtSave(CountingDisk):
+    """Stops the machine when a checkpoint of step 4 gets its name the second time: in the second run."""
+
+    saved = 0
+
+    def before(self, what, path):
+        self.saved += what == "rename" and Path(path).name.endswith("step-00000004")
+        if self.saved == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def scores_of(report):
+    return {value.value: value.by_seed for value in report.values}
+
+
+def test_killed_in_the_middle_it_goes_on_and_gives_the_same_numbers(place, compared):
+    """The run that is scored is not trained again, and the one that was killed goes on from its checkpoint."""
 
     def work():
-        storage.disk = KillingDisk(saved[1] + 1)
-        compare(ROWS, "run.name=cut")
+        storage.disk = KillingAtSave()
+        compare("rows=25%,50%", "run.name=cut")
 
     assert run_forked(work) == -signal.SIGKILL
-    done = read_record(Path("runs/cut"))
-    assert set(done.scored) == {"1-25"}
+    assert set(read_record(Path("runs/cut")).scored) == {"1-25"}
     flag = StopAtStep(NEVER)
-    resumed = compare(ROWS, "run.name=cut", auto=True, flag=flag)
+    resumed = compare("rows=25%,50%", "run.name=cut", auto=True, flag=flag)
     said = [event.text for event in flag.events if isinstance(event, Notice)]
-    assert any(text.startswith("2 more runs of 6 steps each") for text in said)
-    steps = [event.step for event in flag.events if type(event).__name__ == "StepDone"]
-    assert steps == [5, 6, 1, 2, 3, 4, 5, 6]
-    assert table_of(resumed) == table_of(whole) == table_of(compared[1])
-
-
-def test_stopped_by_a_signal_it_goes_on_too(place, compared):
-    with pytest.raises(StoppedError):
-        compare(ROWS, "run.name=cut", flag=StopAtStep(3))
-    assert table_of(compare(ROWS, "run.name=cut", auto=True)) == table_of(compared[1])
+    assert any(text.startswith("1 more runs of 6 steps each") for text in said)
+    assert [event.step for event in flag.events if isinstance(event, StepDone)] == [3, 4, 5, 6]
+    whole = scores_of(compared[1])
+    assert scores_of(resumed) == {value: whole[value] for value in ("25%", "50%")}
+    assert table_of(compare("rows=25%,50%", "run.name=cut", auto=True)) == table_of(resumed)
 
 
 def test_another_comparison_in_the_same_folder_is_refused(place):
@@ -210,28 +209,33 @@ def test_another_comparison_in_the_same_folder_is_refused(place):
             compare(asked, change, auto=True)
 
 
-def test_seeds_have_one_held_out_set_and_rows_of_their_own(place):
-    report = compare("rows=50%,100%", "run.name=seeds", seeds=2)
-    assert (report.seeds, len(report.values[0].by_seed)) == (2, 2)
-    assert report.values[0].by_seed[0] != report.values[0].by_seed[1]
+def test_seeds_have_one_held_out_set_and_rows_of_their_own_also_after_a_stop(place, compared):
+    with pytest.raises(StoppedError):
+        compare("rows=50%,100%", "run.name=seeds", seeds=2, flag=StopAtStep(3))
+    report = compare("rows=50%,100%", "run.name=seeds", seeds=2, auto=True)
+    assert report.seeds == 2
     first, second = (prepared_of(place / run) for run in report.values[0].runs)
     assert first.heldout.origins() == second.heldout.origins()
     assert first.train.origins() != second.train.origins()
+    whole = scores_of(compared[1])
+    for value, (of_first, of_second) in scores_of(report).items():
+        assert whole[value] == (of_first,) != (of_second,)
 
 
-def test_a_rate_that_diverges_is_a_line_of_the_table(place):
-    report = compare("lr=1e-2,1", "run.name=rates", "training.schedule=constant", "training.warmup_steps=0", "training.max_grad_norm=1e30")  # fmt: skip
-    assert report.pick == "1e-2"
-
-
-def test_models_are_compared_by_bits_per_byte_of_the_same_text(place):
-    build_tiny_model(place / "other", seed=5)
-    report = compare("model=model,other", "run.name=models", "training.learning_rate=none")
+def test_models_are_compared_by_bits_per_byte_of_the_same_text_and_one_that_diverges_is_a_line(place):
+    for name in ("other", "broken"):
+        build_tiny_model(place / name, seed=5)
+    weights = load_file(place / "broken" / "model.safetensors")
+    save_file({key: weight * 1e30 for key, weight in weights.items()}, place / "broken" / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    report = compare("model=model,other,broken", "run.name=models", "training.learning_rate=none")
     scored = read_record(place / "runs" / "models").scored.values()
     assert report.measure == "bits_per_byte"
-    for value, run in zip(report.values, scored, strict=True):
+    for value, run in zip(report.values[:2], scored, strict=True):
         assert value.score == pytest.approx(sum(run.nll) / np.log(2) / sum(run.num_bytes))
     assert all(run.num_bytes[0] == len(f"It is {2 * (int(run.ids[0].split(':')[1]) - 1)}.") for run in scored)
+    assert report.values[2].score is None
+    assert "finite" in report.values[2].diverged
+    assert [row[1].text for row in comparison_table(report).rows][2] == "diverged"
 
 
 @pytest.mark.slow
