@@ -16,7 +16,10 @@ NEVER = 10_000
 
 
 def comparison_of(asked: str, *changes: str, seeds: int = 1) -> Comparison:
-    """Runs of six steps of 4 on ``rows.jsonl`` in the working directory, of which a fifth is held out."""
+    """Runs of six steps of 4 on ``rows.jsonl`` in the working directory, of which a fifth is held out.
+
+    A change ``-KEY`` leaves a key to its default.
+    """
     sets = (
         "data.sources=rows.jsonl", "model.name=model", "training.max_steps=6", "training.batch_size=4",
         "training.learning_rate=1e-2", "data.heldout_fraction=0.2", "run.name=all", "checkpoint.every_steps=2",
@@ -24,7 +27,9 @@ def comparison_of(asked: str, *changes: str, seeds: int = 1) -> Comparison:
     )  # fmt: skip
 
     def made(more: Sequence[Override]) -> Resolved:
-        overrides = tuple(map(parse_set, sets))
+        left = {change[1:] for change in changes if change.startswith("-")}
+        asked_for = [one for one in sets if not one.startswith("-")]
+        overrides = tuple(one for one in map(parse_set, asked_for) if one.key not in left)
         return resolve(preset=None, config_file=None, overrides=overrides, environ={}, last=more)
 
     return find_comparison(CompareRequest(asked=asked, seeds=seeds, resolve=made))

@@ -102,19 +102,19 @@ def finding(report: "CompareReport") -> str:
 def _doubling_text(report: "CompareReport") -> str:
     found = report.doubling
     if found is None:
-        return "twice the rows: not known"
+        return "doubling the rows: not known"
     gain = change(found.value, _DIGITS, found.rows)
     if found.low is None or found.high is None:
-        return f"twice the rows change the loss by {gain} (no interval: {too_few(found.rows)})"
+        return f"doubling the rows changes the loss by {gain} (no interval: {too_few(found.rows)})"
     span = f"95% interval {found.low:+.{_DIGITS}f} to {found.high:+.{_DIGITS}f}"
     helps = (
         "more rows help"
         if found.high < 0
         else "more rows do not help"
         if found.low > 0
-        else "too close to tell whether more help"
+        else "too close to tell whether more rows help"
     )
-    return f"twice the rows change the loss by {gain} ({span}): {helps}"
+    return f"doubling the rows changes the loss by {gain} ({span}): {helps}"
 
 
 def _noise_text(report: "CompareReport") -> str:

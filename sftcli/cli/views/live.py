@@ -14,7 +14,16 @@ from sftcli.cli.views.panel import Frame, Row, Task, build_panel
 from sftcli.cli.views.region import Region
 from sftcli.cli.views.wording import end_line, message, stop_text
 from sftcli.errors import redact
-from sftcli.events import CheckpointSaved, FitEnded, FitStarted, HeldoutDone, Progressed, StepDone, TextDelta
+from sftcli.events import (
+    CheckpointSaved,
+    FitEnded,
+    FitStarted,
+    HeldoutDone,
+    Progressed,
+    RunStarted,
+    StepDone,
+    TextDelta,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,10 +110,13 @@ class LiveView:
 
     def _take(self, event: "Event") -> None:
         match event:
+            case RunStarted():
+                self._begin()
+                self._print(*message(event))
             case Progressed():
                 self._progress(event)
             case FitStarted():
-                self._begin(event)
+                self.measures.start(event)
                 self._fit_time = self._moved_time = self.get_time()
                 self.refresh()
             case StepDone():
@@ -127,12 +139,10 @@ class LiveView:
             case _:
                 self._print(*message(event))
 
-    def _begin(self, event: FitStarted) -> None:
-        """Count from here on; of several trainings one after the other each has a panel of its own."""
-        if self._fit_end_time is not None:
-            self._hide()
-            self.measures, self._fit_end_time = TrainingMeasures(), None
-        self.measures.start(event)
+    def _begin(self) -> None:
+        """Leave the panel of the training before on the screen: of several, each has one of its own."""
+        self._hide()
+        self.measures, self._fit_time, self._fit_end_time = TrainingMeasures(), None, None
 
     def _progress(self, event: Progressed) -> None:
         if event.total > 0 and event.done >= event.total:

@@ -15,6 +15,7 @@ from sftcli.events import (
     HeldoutDone,
     Judged,
     Progressed,
+    RunStarted,
     StepDone,
     TextDelta,
     Warned,
@@ -82,6 +83,11 @@ class PlainView:
     def __call__(self, event: "Event", /) -> None:
         """Write the lines of an event."""
         match event:
+            case RunStarted():
+                self.measures = (
+                    TrainingMeasures()
+                )  # of several runs one after the other each counts by itself
+                self._write("".join(message(event)))
             case Progressed():
                 self._progress(event)
             case FitStarted():
@@ -105,7 +111,6 @@ class PlainView:
         write_line(self.stream, text)
 
     def _start(self, event: FitStarted) -> None:
-        self.measures = TrainingMeasures()  # of several trainings one after the other each counts by itself
         self.measures.start(event)
         self._line_time = self.get_time()
         begin = "training" if event.step == 0 else f"training resumes after step {event.step}"

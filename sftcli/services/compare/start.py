@@ -83,12 +83,20 @@ class Comparison:
             for place in range(len(self.by_value))
         ]
 
+    @staticmethod
+    def _shared_by(settings: Settings) -> frozenset[str]:
+        """Return the keys that a run takes from what all agree on: those that nothing in its own settings has decided."""
+        shared = {key for key in AUTO_KEYS if is_open(settings, key)} | {"training.max_steps"}
+        return frozenset(
+            shared | ({"training.micro_batch_size"} if "training.batch_size" in shared else set())
+        )
+
     def _child(self, folder: Path, agreed: Mapping[str, object], place: int, seed: int) -> Child:
         resolved, base = self.by_value[place], self.base.settings
         slug = f"{place + 1}-{self.axis.values[place].slug}".strip("-.")
         name = f"{slug}-seed-{base.training.seed + seed}" if self.seeds > 1 else slug
         values = {
-            **agreed,
+            **{key: value for key, value in agreed.items() if key in self._shared_by(resolved.settings)},
             "run.root": str(folder),
             "run.name": name,
             "training.seed": base.training.seed + seed,
