@@ -7,7 +7,7 @@ from sftcli.cli.options import shared as options
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.tables import Cell, Grid
 from sftcli.cli.terminal.text import count, whole_duration
-from sftcli.figures import change, figure, too_few
+from sftcli.figures import are_few, change, figure, too_few
 
 if TYPE_CHECKING:
     from sftcli.services.compare.price import Price
@@ -86,6 +86,11 @@ def _difference(found: "Interval | None") -> tuple[Cell, Cell]:
 
 def finding(report: "CompareReport") -> str:
     """Return in a sentence or two what the comparison shows."""
+    if are_few(report.heldout_rows):
+        return (
+            f"too few held-out rows to tell: {report.heldout_rows}; hold out more with --set data.heldout_fraction=0.3, "
+            "or name rows with --heldout"
+        )
     if _leaves_sources_out(report):
         return _noise_text(report)
     parts = [] if report.axis != "rows" else [_doubling_text(report)]
