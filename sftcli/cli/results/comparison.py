@@ -106,11 +106,9 @@ def finding(report: "CompareReport") -> str:
 
 def _doubling_text(report: "CompareReport") -> str:
     found = report.doubling
-    if found is None:
+    if found is None or found.low is None or found.high is None:
         return "doubling the rows: not known"
     gain = change(found.value, _DIGITS, found.rows)
-    if found.low is None or found.high is None:
-        return f"doubling the rows changes the loss by {gain} (no interval: {too_few(found.rows)})"
     span = f"95% interval {found.low:+.{_DIGITS}f} to {found.high:+.{_DIGITS}f}"
     helps = (
         "more rows help"
@@ -124,9 +122,16 @@ def _doubling_text(report: "CompareReport") -> str:
 
 def _noise_text(report: "CompareReport") -> str:
     if report.noise:
-        names = ", ".join(report.noise)
-        return f"noise: {names}; without it the loss on the rows of the other sources is lower"
-    return "too close to tell: no source can be left out with a lower loss on the rows of the others, by more than chance"
+        without = "it" if len(report.noise) == 1 else "each"
+        return f"noise: {', '.join(report.noise)}; without {without} the loss on the rows of the other sources is lower"
+    unclear = [
+        result.value.removeprefix("without ")
+        for result in report.values
+        if result.difference is not None and not result.difference.excludes_zero
+    ]
+    if unclear:
+        return f"no source is seen to be noise; too close to tell of {', '.join(unclear)}"
+    return "no source is noise: without any of them the loss on the rows of the others is higher"
 
 
 def _basis(report: "CompareReport") -> str:

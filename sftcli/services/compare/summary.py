@@ -147,11 +147,6 @@ def doubling(scores: Scores, train_rows: Sequence[int]) -> Interval | None:
     return paired_difference(np.zeros_like(slopes), slopes, scores.counts)
 
 
-def differs(found: Interval) -> bool:
-    """Return whether the interval does not hold 0; few rows have none."""
-    return found.low is not None and found.high is not None and not found.low <= 0 <= found.high
-
-
 def summarize(
     axis: Axis, runs: Sequence[Sequence[RowScores | None]], paths: Mapping[str, Sequence[str]]
 ) -> tuple[Scores, tuple[Interval | None, ...], int]:
@@ -203,13 +198,13 @@ def judge(axis: Axis, differences: Sequence[Interval | None], reference: int) ->
             noise=tuple(
                 text.removeprefix("without ")
                 for text, found in zip(texts, differences, strict=True)
-                if found is not None and found.value < 0 and differs(found)
+                if found is not None and found.value < 0 and found.excludes_zero
             ),
         )
     rivals = [
         (found.value, text)
         for text, found in zip(texts, differences, strict=True)
-        if found is not None and not differs(found)
+        if found is not None and not found.excludes_zero
     ]
     close = (texts[reference], *(text for _, text in sorted(rivals))) if rivals else ()
     return Verdict(pick=None if close else texts[reference], close=close, noise=())

@@ -116,6 +116,11 @@ class Interval:
     high: float | None
     rows: int
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a value of 0 is outside; of few rows nothing is said."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
 
 # How much farther than a bootstrap of so many trainings a 95 % interval reaches: Student's t against the normal quantile, and the
 # spread of a sample against that of its resamples.
