@@ -116,7 +116,7 @@ def test_weights_are_removed_and_numbers_stay(compared):
 
 def test_the_price_is_said_once_before_the_first_run(compared):
     said = [event.text for event in compared[2] if isinstance(event, Notice)]
-    priced = [place for place, text in enumerate(said) if text.startswith("3 runs of 6 steps each: about ")]
+    priced = [place for place, text in enumerate(said) if text.startswith("3 runs of 6 steps: about ")]
     begun = [place for place, text in enumerate(said) if text.startswith("run 1 of 3: rows 25%")]
     assert len(priced) == len(begun) == 1
     assert priced < begun
@@ -158,6 +158,13 @@ def test_screen_json_list_and_report(sft, compared, tmp_path, monkeypatch):
     assert "its weights were removed when it was scored" in err
 
 
+def test_nothing_is_said_of_what_was_decided_where_all_that_counts_was_given(compared):
+    """Epochs are open there, and say nothing beside a number of steps."""
+    assert not [
+        event.text for event in compared[2] if isinstance(event, Notice) and event.text.startswith("auto:")
+    ]
+
+
 def test_plan_says_runs_and_time_and_writes_nothing(sft, place):
     before = sorted(Path("runs").rglob("*"))
     command = ("train", "--data", "rows.jsonl", "--model", "model", "--max-steps", "6", "--plan")
@@ -194,7 +201,7 @@ def test_killed_in_the_middle_it_goes_on_and_gives_the_same_numbers(place, compa
     flag = StopAtStep(NEVER)
     resumed = compare("rows=25%,50%", "run.name=cut", auto=True, flag=flag)
     said = [event.text for event in flag.events if isinstance(event, Notice)]
-    assert any(text.startswith("1 more runs of 6 steps each") for text in said)
+    assert any(text.startswith("1 more run of 6 steps: about") for text in said)
     assert [event.step for event in flag.events if isinstance(event, StepDone)] == [3, 4, 5, 6]
     whole = scores_of(compared[1])
     assert scores_of(resumed) == {value: whole[value] for value in ("25%", "50%")}
@@ -269,7 +276,6 @@ def test_short_runs_order_models_as_full_runs_do_or_say_that_they_cannot_tell(pl
     half = "data.heldout_fraction=0.5"  # of 60 rows
     short = compare(models, half, "run.name=short", "training.max_steps=10")
     full = compare(models, half, "run.name=full", "training.max_steps=80")
-    print(table_of(short), table_of(full))
     best = min(full.values, key=lambda value: value.score).value
     if short.pick is None:
         assert finding(short).startswith("too close to tell")

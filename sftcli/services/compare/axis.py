@@ -35,6 +35,13 @@ _REFUSED: Mapping[str, str] = {
     "adapter.start_from": "is another model: train from it in runs of their own",
 }
 _SAME_HELDOUT = frozenset({"data.order", "data.text_fraction", "data.share_seed"})  # of the section data
+_COST_NOTHING = frozenset(  # settings that leave the time of a step as it is
+    f"training.{name}"
+    for name in (
+        "learning_rate", "schedule", "min_learning_rate_fraction", "decay_fraction", "warmup_steps", "warmup_fraction",
+        "weight_decay", "beta1", "beta2", "epsilon", "max_grad_norm",
+    )
+) | {"data.order", "data.share_seed"}  # fmt: skip
 _PERCENT = re.compile(r"(\d{1,3}(?:\.\d+)?)%")
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -90,6 +97,11 @@ class Axis:
     def name(self) -> str:
         """The axis for people."""
         return self.kind.word or self.key
+
+    @property
+    def costs_alike(self) -> bool:
+        """Whether a step takes equally long with each value."""
+        return self.kind.costs_alike or self.key in _COST_NOTHING
 
     @property
     def measure(self) -> Measure:

@@ -75,7 +75,7 @@ def price(
     texts = [value.text for value in comparison.axis.values]
     known = {child.place: scored[child.name].seconds for child in children if child.name in scored}
     for child in left:
-        if comparison.axis.kind.costs_alike and known:
+        if comparison.axis.costs_alike and known:
             known[child.place] = next(iter(known.values()))
         elif child.place not in known:
             known[child.place] = _probed(child, session)

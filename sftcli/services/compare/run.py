@@ -115,9 +115,10 @@ class _Work:
             return
         costs = price(self.comparison, children, record.scored, self.session)
         done = len(children) - len(left)
+        more, runs = "more " if done else "", "run" if costs.runs == 1 else "runs"
         emit(
             Notice(
-                text=f"{costs.runs} {'more ' if done else ''}runs of {costs.steps} steps each: about {_about(costs.seconds)} in all"
+                text=f"{costs.runs} {more}{runs} of {costs.steps} steps: about {_about(costs.seconds)} in all"
             )
         )
         for number, child in enumerate(left, start=done + 1):
@@ -186,11 +187,7 @@ def _remove_weights(run: RunFolder) -> None:
 
 
 def _about(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return (
-        f"{max(1, round(seconds))} s"
-        if seconds < 90
-        else f"{minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else f"{minutes} min"
-    )
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

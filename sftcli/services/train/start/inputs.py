@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sftcli.config.auto import Decided
+from sftcli.config.auto import ORIGIN, Decided
 from sftcli.config.schema.settings import Settings
 from sftcli.data.example import RowFlag
 from sftcli.data.quality.thresholds import assess_rows, left_out
@@ -87,8 +87,8 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
             location=Location(key="training.early_stopping_evals"),
         )
     decided = decide(settings, prepared, located)
-    if decided.origins:
-        session.emit(Notice(text=decided_text(decided)))
+    if (text := decided_text(decided)) != ORIGIN:  # epochs say nothing where steps were asked for
+        session.emit(Notice(text=text))
     settings = decided.settings
     training = settings.training.for_rows(
         len(prepared.dataset.train), text_fraction=settings.data.text_fraction
