@@ -14,7 +14,7 @@ from sftcli.config.schema.adapter import ADAPTER_LEARNING_RATE, AdapterKind
 # A key set in a later source ends the values that earlier sources gave to these.
 _ENDS: Mapping[str, Sequence[str]] = {
     "model.name": ("model.revision", "model.tokenizer", "adapter.start_from"),
-    "data.sources": ("data.heldout_sources",),
+    "data.sources": ("data.heldout_sources", "data.leave_out"),
     "data.heldout_fraction": ("data.heldout_sources",),
     "training.epochs": ("training.max_steps",),
     "training.max_minutes": ("training.max_steps", "training.epochs"),

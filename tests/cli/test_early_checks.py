@@ -72,6 +72,17 @@ SLIPS: tuple[Slip, ...] = (
     # the machine
     ((*TRAIN, "--track", "mlflow"), 2, "mlflow"),
     ((*TRAIN, "--run", "large", "--set", "checkpoint.keep_last=1000000", "--save-every", "1"), 74, "free"),
+    # comparing
+    ((*TRAIN, "--compare", "rwos=10%,20%"), 2, "there is no axis 'rwos'"),
+    ((*TRAIN, "--compare", "rows=50%"), 2, "has one value"),
+    ((*TRAIN, "--compare", "rows=50%,200%"), 2, "at most 100%"),
+    ((*TRAIN, "--compare", "model=model,modle"), 66, "did you mean 'model'?"),
+    ((*TRAIN, "--compare", "lr=1e-3,2"), 2, "training.learning_rate is 2 but must be"),
+    ((*TRAIN, "--compare", "source=each-left-out"), 2, "needs two sources or more"),
+    ((*TRAIN, "--compare", "lr=1e-3,1e-2", "--run", "whole"), 73, "runs/whole exists already"),
+    ((*TRAIN, "--compare", "lr=1e-3,1e-2", "--processes", "2"), 2, "trains in one process"),
+    ((*TRAIN, "--compare", "lr=1e-3,1e-2", "--seeds", "11"), 2, "--seeds"),
+    ((*TRAIN, "--seeds", "3"), 2, "--seeds goes with --compare"),
     # resuming
     (("resume", "sotpped"), 66, "did you mean 'stopped'?"),
     (("resume", "stopped", "--checkpoint", "5"), 66, "it has: 3, 4"),

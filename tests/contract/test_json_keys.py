@@ -22,6 +22,8 @@ OF_EXTRAS = {"rouge_l", "chrf"}  # null where their library is not installed
 NAMED_BY_DATA = {
     "settings",
     "schemas",
+    "paths",
+    "seconds_of_a_run",
     "sources",
     "source_rows",
     "rejected",
@@ -70,6 +72,8 @@ def test_keys_of_json_objects_do_not_move(sft, flags, rows, tiny_model, tmp_path
         ("sft train --plan", ["train", "--data", rows, *flags, "--plan"]),
         ("sft train", ["train", "--data", rows, *flags, "--run", "one", "--set", "checkpoint.every_steps=2", "--set", "data.heldout_fraction=0.4"]),
         ("sft train --print-config", ["train", "--print-config"]),
+        ("sft train --compare", ["train", "--data", rows, *flags, "--run", "two", "--compare", "rows=50%,100%", "--max-steps", "2"]),
+        ("sft train --compare --plan", ["train", "--data", rows, *flags, "--compare", "rows=50%,100%", "--plan"]),
         ("sft resume --verify", ["resume", "one", *runs, "--verify"]),
         ("sft generate PROMPT", ["generate", "a", "--max-new-tokens", "2", *runs]),
         ("sft generate PROMPT --samples 2", ["generate", "a", "--max-new-tokens", "2", "--samples", "2", *runs]),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CURVE_COLUMNS = 32
 SHOWN_WARNINGS = 3
-STATE_STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "broken-off": "yellow",
+STATE_STYLES = {"finished": "green", "scored": "green", "running": "cyan", "stopped": "yellow", "broken-off": "yellow",
                 "damaged": "red"}  # fmt: skip
 
 
@@ -41,20 +41,26 @@ def runs(
       sft runs --json
     """
     with session(output):
+        from sftcli.services.compare.record import list_comparisons
         from sftcli.services.runs.summary import summarize_runs
 
         root = folder or root
-        found = summarize_runs(root)
+        found, comparisons = summarize_runs(root), list_comparisons(root)
     if output.json:
-        tables.show_result_json({"runs": [asdict(summary) for summary in found]})
-    elif found:
+        listed = {"runs": [asdict(summary) for summary in found]}
+        tables.show_result_json({**listed, "comparisons": [asdict(one) for one in comparisons]})
+        return
+    for one in comparisons:
+        text = f"comparison of {one.axis}, {one.name}: {one.done} of {one.runs} runs scored; sft runs {shlex.quote(one.path)}"
+        tables.show_text(text, tables.err(output.color))
+    if found:
         tables.out(output.color).print(_runs_table(found))
         err = tables.err(output.color)
         for damaged in (one for one in found if one.state == "damaged"):
             tables.show_text(f"warning: {damaged.warnings[-1]}", err)
         if unfinished := [one for one in found if one.state in {"stopped", "broken-off"}]:
             tables.show_text(f"resume with: sft resume {_argument(unfinished[0])}", err)
-    else:
+    elif not comparisons:
         tables.show_text(
             f"there are no runs under {root} yet; start one: sft train", tables.err(output.color)
         )
@@ -178,6 +184,8 @@ def _next_command(summary: "RunSummary", *, is_scored: bool) -> str:
             return f'sft generate "your prompt" --checkpoint {name}'
         case "finished":
             return f"sft eval {name}"
+        case "scored":
+            return f"sft report {name}"
         case "running":
             return f"tail -f {shlex.quote(summary.path)}/training.log"
         case _:

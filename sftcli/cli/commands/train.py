@@ -16,6 +16,7 @@ from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import Output, RunsRoot
 from sftcli.cli.options.to_settings import Layers, Set, or_default_preset, resolve_for_training
 from sftcli.cli.results import results
+from sftcli.cli.results.comparison import show_comparison, show_price
 from sftcli.cli.session.processes import is_one_of_several, start_several, started
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
@@ -56,6 +57,49 @@ class Resume(StrEnum):
     AUTO = "auto"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instead:
+    """What is done in place of one training: several that differ in one thing, or nothing but to look ahead."""
+
+    axis: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="AXIS=V1,V2,...",
+            help="Train a short run for each value and compare them on the same held-out rows: rows=25%,100%, model=A,B, "
+            "source=each-left-out, lr=1e-4,3e-4 or any setting.",
+            rich_help_panel=SETTINGS_PANEL,
+        ),
+    ] = None
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--seeds",
+            metavar="N",
+            min=1,
+            max=10,
+            help="With --compare, train each value with so many seeds; by default one.",
+            rich_help_panel=SETTINGS_PANEL,
+        ),
+    ] = None
+    print_config: Annotated[
+        bool,
+        typer.Option(
+            "--print-config",
+            help="Show every setting, its value and where it was set, and do nothing else.",
+            rich_help_panel=SETTINGS_PANEL,
+        ),
+    ] = False
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Only measure a few steps and show what training would need: memory, steps, time. Writes no run.",
+            rich_help_panel=SETTINGS_PANEL,
+        ),
+    ] = False
+
+
 @command
 def train(
     *,
@@ -69,23 +113,8 @@ def train(
             rich_help_panel=SETTINGS_PANEL,
         ),
     ] = None,
-    print_config: Annotated[
-        bool,
-        typer.Option(
-            "--print-config",
-            help="Show every setting, its value and where it was set, and do nothing else.",
-            rich_help_panel=SETTINGS_PANEL,
-        ),
-    ] = False,
-    plan: Annotated[
-        bool,
-        typer.Option(
-            "--plan",
-            help="Only measure a few steps and show what training would need: memory, steps, time. Writes no run.",
-            rich_help_panel=SETTINGS_PANEL,
-        ),
-    ] = False,
     fail_above: FailAbove = None,
+    instead: Instead,
     output: Output,
 ) -> None:
     """Fine-tune a model. Without arguments it runs the preset `quick`.
@@ -96,18 +125,25 @@ def train(
       sft train --preset gpu --learning-rate 2e-5
 
       sft train --data rows.jsonl --lora --rank 32
+
+      sft train --data rows.jsonl --compare rows=25%,50%,100%
     """
     begun = started()
     layers = or_default_preset(layers, flags)
+    if instead.axis is not None and not instead.print_config:
+        _compare(instead, layers, flags, auto=on_existing is Resume.AUTO, output=output)
+        return
+    if instead.seeds is not None:
+        raise UsageError("--seeds goes with --compare", hint="one seed: --seed N")
     resolved = resolve_for_training(flags, layers)
     limits = _limits(fail_above or (), resolved.settings)
-    if print_config:
+    if instead.print_config:
         results.show_settings(resolved.rows(), output)
         return
     from sftcli.services.train.start.early import check_asked, check_start
 
     count = resolved.settings.training.processes
-    if plan or is_one_of_several():
+    if instead.plan or is_one_of_several():
         check_asked(resolved.settings)
     else:
         check_start(resolved.settings, auto=on_existing is Resume.AUTO)
@@ -117,7 +153,7 @@ def train(
         with current.loading():
             from sftcli.services.train.lead import TrainRequest, run_training
             from sftcli.services.train.plan import plan_training
-        if plan:
+        if instead.plan:
             if count > 1:
                 text = f"one process is measured here, alone; the {count} of the training share the rows of each step"
                 current.emit(Notice(text=text))
@@ -134,6 +170,30 @@ def train(
         )
         outcome = run_training(request, current)
     _show(outcome, output, current.stop.exit_code, limits)
+
+
+def _compare(instead: Instead, layers: Layers, flags: Flags, *, auto: bool, output: Output) -> None:
+    """Train runs that differ in one thing, and show what they differ by; or only what that takes."""
+    from sftcli.services.compare.start import CompareRequest, check_comparison, find_comparison
+
+    request = CompareRequest(
+        asked=instead.axis or "",
+        seeds=instead.seeds or 1,
+        resolve=lambda more: resolve_for_training(flags, layers, more=more),
+    )
+    comparison = find_comparison(request)
+    check_comparison(comparison, auto=auto, plans=instead.plan)
+    with session(output, every_steps=comparison.base.settings.training.log_every_steps) as current:
+        with current.loading():
+            from sftcli.services.compare.run import plan_comparison, run_comparison
+
+        command = shlex.join(["sft", *sys.argv[1:]])
+        planned = plan_comparison(comparison, current) if instead.plan else None
+        report = None if instead.plan else run_comparison(comparison, current, command=command)
+    if planned is not None:
+        show_price(planned, output)
+    if report is not None:
+        show_comparison(report, output)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

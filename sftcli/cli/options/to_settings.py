@@ -72,11 +72,14 @@ def or_default_preset(layers: Layers, flags: Flags) -> Layers:
     return layers if names_any else replace(layers, preset=DEFAULT_PRESET)
 
 
-def resolve_for_training(flags: Flags, layers: Layers) -> "Resolved":
-    """Resolve the settings of a training; what follows from a run or adapter that it goes on from is among them."""
+def resolve_for_training(flags: Flags, layers: Layers, more: Sequence["Override"] = ()) -> "Resolved":
+    """Resolve the settings of a training; what follows from a run or adapter that it goes on from is among them.
+
+    ``more`` wins over flags and ``--set``.
+    """
     from sftcli.services.train.start.going_on import resolved_with_start
 
-    return resolved_with_start(lambda last: resolve_flags(flags, layers, last=last))
+    return resolved_with_start(lambda last: resolve_flags(flags, layers, last=(*more, *last)))
 
 
 def resolve_flags(

@@ -15,7 +15,16 @@ from sftcli.cli.views.plain import HANG
 from sftcli.cli.views.region import Region
 from sftcli.cli.views.wording import end_line, message, stop_text
 from sftcli.errors import redact
-from sftcli.events import CheckpointSaved, FitEnded, FitStarted, HeldoutDone, Progressed, StepDone, TextDelta
+from sftcli.events import (
+    CheckpointSaved,
+    FitEnded,
+    FitStarted,
+    HeldoutDone,
+    Progressed,
+    RunStarted,
+    StepDone,
+    TextDelta,
+)
 from sftcli.figures import whole_duration
 
 if TYPE_CHECKING:
@@ -104,6 +113,9 @@ class LiveView:
 
     def _take(self, event: "Event") -> None:
         match event:
+            case RunStarted():
+                self._begin()
+                self._print(*message(event))
             case Progressed():
                 self._progress(event)
             case FitStarted():
@@ -129,6 +141,11 @@ class LiveView:
                 self._in_line = not event.text.endswith("\n")
             case _:
                 self._print(*message(event))
+
+    def _begin(self) -> None:
+        """Leave the panel of the training before on the screen: of several, each has one of its own."""
+        self._hide()
+        self.measures, self._fit_time, self._fit_end_time = TrainingMeasures(), None, None
 
     def _progress(self, event: Progressed) -> None:
         if event.total > 0 and event.done >= event.total:

@@ -16,6 +16,7 @@ from sftcli.events import (
     HeldoutDone,
     Judged,
     Progressed,
+    RunStarted,
     StepDone,
     TextDelta,
     Warned,
@@ -95,6 +96,11 @@ class PlainView:
     def __call__(self, event: "Event", /) -> None:
         """Write the lines of an event."""
         match event:
+            case RunStarted():
+                self.measures = (
+                    TrainingMeasures()
+                )  # of several runs one after the other each counts by itself
+                self._write("".join(message(event)))
             case Progressed():
                 self._progress(event)
             case FitStarted():

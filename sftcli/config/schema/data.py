@@ -19,6 +19,7 @@ CHECKS = frozenset(  # settings that say which rows are good enough, and change 
     }
 )
 
+SUBSET = ("train_share", "share_seed", "leave_out")  # which of the prepared rows are trained on
 
 # What rendering tells a chat template itself, so that no variable may have such a name.
 RENDERING_NAMES = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
@@ -116,6 +117,24 @@ class DataSettings(Section):
     as_text: bool = Field(
         False,
         description="Whether sources of rows may hold pretraining text, all of it trained, without a warning.",
+    )
+    split_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="Seed of the split into training and held-out rows, and of samples of sources; unset is `training.seed`.",
+    )
+    train_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the training rows to train on; the rows of a smaller share are among those of a larger one. "
+        "Held-out rows stay the same.",
+    )
+    share_seed: int = Field(0, ge=0, lt=2**32, description="Seed of the rows that `train_share` takes.")
+    leave_out: tuple[Text, ...] = Field(
+        (),
+        description="Sources, as `sources` names them, that are not trained on; their held-out rows are still scored.",
     )
     renames: tuple[Text, ...] = Field(
         (),
@@ -239,6 +258,19 @@ class DataSettings(Section):
             return values
         found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text.strip())
         return values | {"replay": float(found[1]) / 100} if found else values
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether all prepared rows are trained on that are not held out."""
+        return self.train_share == 1 and not self.leave_out
+
+    @model_validator(mode="after")
+    def _left_out_is_there(self) -> Self:
+        if unknown := [name for name in self.leave_out if name not in self.sources]:
+            raise ValueError(f"leave_out names {unknown[0]}, which is not among sources")
+        if self.sources and set(self.sources) <= set(self.leave_out):
+            raise ValueError("leave_out names every one of sources")
+        return self
 
     @model_validator(mode="after")
     def _score_is_used(self) -> Self:

@@ -35,6 +35,11 @@ class Settings(BaseSettings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     sampling: SamplingSettings = SamplingSettings()
 
+    @property
+    def rows_seed(self) -> int:
+        """Seed of what is done to the rows before training: the split, and samples of the sources."""
+        return self.training.seed if self.data.split_seed is None else self.data.split_seed
+
     @classmethod
     def of_layers(cls, layers: Sequence[Layer]) -> Self:
         """Return the settings that ``layers`` make together; later layers win.

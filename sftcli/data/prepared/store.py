@@ -30,7 +30,7 @@ from sftcli.json_files import read_json, write_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 MANIFEST = "manifest.json"
 TRAIN, HELDOUT, TEXT = "train", "heldout", "text"
 SPLITS = (TRAIN, HELDOUT, TEXT)
@@ -70,6 +70,14 @@ class ExampleTable:
         columns = [chunk["score"].to_pylist() for chunk in self._chunks]
         return [math.nan if score is None else score for column in columns for score in column]
 
+    def origins(self) -> Sequence[tuple[str, int]]:
+        """Return path and line of every example."""
+        return [
+            pair
+            for chunk in self._chunks
+            for pair in zip(chunk["path"].to_pylist(), chunk["line"].to_pylist(), strict=True)
+        ]
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -83,12 +91,6 @@ class ExampleTable:
             if len(ids) and ids.max() >= first:
                 found.update(np.unique(ids[ids >= first]).tolist())
         return found
-
-    def origins(self) -> Iterator[Origin]:
-        """Yield the place of every example."""
-        for chunk in self._chunks:
-            for path, line in zip(chunk["path"].to_pylist(), chunk["line"].to_pylist(), strict=True):
-                yield Origin(path=path, line=line)
 
     def keys(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield a digest of the tokens of every example, and one of those before its first trained one.
@@ -131,6 +133,12 @@ class PreparedDataset:
         self.train = tables[TRAIN]
         self.heldout = tables[HELDOUT]
         self.text = tables[TEXT]
+
+    def with_train(self, rows: ExampleTable) -> "PreparedDataset":
+        """Return the same with other rows to train on."""
+        return PreparedDataset(
+            self.folder, self.manifest, {TRAIN: rows, HELDOUT: self.heldout, TEXT: self.text}
+        )
 
     @property
     def fingerprint(self) -> str:

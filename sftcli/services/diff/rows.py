@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 from sftcli.data.prepared.store import SPLITS, PreparedDataset
+from sftcli.data.reading.record import Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,9 @@ def _rows(dataset: PreparedDataset) -> list[_Row]:
 
 def _keyed(dataset: PreparedDataset, split: str) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
     table = {"train": dataset.train, "heldout": dataset.heldout, "text": dataset.text}[split]
-    return zip(map(str, table.origins()), table.keys(), strict=True)
+    return zip(
+        (str(Origin(path=path, line=line)) for path, line in table.origins()), table.keys(), strict=True
+    )
 
 
 def _place(origin: str) -> tuple[str, int]:

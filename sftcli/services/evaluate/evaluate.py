@@ -242,7 +242,7 @@ def _find(
         settings.data,
         find_sources(settings.data),
         model_folder=choice.tokenizer_folder,
-        seed=settings.training.seed,
+        seed=settings.rows_seed,
         session=session,
     )
     require_room(prepared, choice.weights_folder, emit)
@@ -328,7 +328,13 @@ def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
         # What the rows of the training were chosen by is nothing to these.
         overrides += [
             Override(key=f"data.{key}", value=value, origin="--data")
-            for key, value in (("where", []), ("duplicates", "keep"), ("near_duplicates", "keep"))
+            for key, value in (
+                ("where", []),
+                ("leave_out", []),
+                ("train_share", 1.0),
+                ("duplicates", "keep"),
+                ("near_duplicates", "keep"),
+            )
         ]
     elif choice.run is None:
         raise no_heldout_of(choice.name)

@@ -4,6 +4,7 @@ ROUGE-L comes from ``rouge-score`` and chrF from ``sacrebleu``, the implementati
 extra ``eval``. Everything else needs nothing.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -108,18 +109,39 @@ class Interval:
     high: float | None
     rows: int
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a value of 0 is outside; of few rows nothing is said."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+# How much farther than a bootstrap of so many trainings a 95 % interval reaches: Student's t against the normal quantile, and the
+# spread of a sample against that of its resamples.
+_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # from 1 degree of freedom on
+MAX_SEEDS = len(_T_975) + 1
+
 
 def paired_difference(
-    first: Sequence[float], second: Sequence[float], counts: Sequence[int], *, seed: int = 0
+    first: npt.ArrayLike, second: npt.ArrayLike, counts: npt.ArrayLike, *, seed: int = 0
 ) -> Interval:
-    """Return ``(sum(second) - sum(first)) / sum(counts)`` with its bootstrap interval; rows are drawn in pairs."""
-    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    """Return ``(sum(second) - sum(first)) / sum(counts)`` with its bootstrap interval; rows are drawn in pairs.
+
+    Of several trainings ``first`` and ``second`` are (seeds, rows), and the value is the mean over seeds. Seeds are drawn too,
+    in pairs; since few of them say little about how seeds scatter, their part is as wide as Student's t makes it.
+    """
+    differences = np.atleast_2d(np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64))
     weights = np.asarray(counts, dtype=np.float64)
-    value = float(differences.sum() / weights.sum())
+    value = float(differences.sum() / weights.sum() / len(differences))
     if are_few(len(weights)):
         return Interval(value=value, low=None, high=None, rows=len(weights))
     drawn = row_draws(len(weights), seed=seed)
-    return interval_of(value, (drawn @ differences) / (drawn @ weights), len(weights))
+    by_seed = (drawn @ differences.T) / (drawn @ weights)[:, None]  # (resamples, seeds)
+    means = by_seed.mean(axis=1)
+    if (seeds := len(differences)) > 1:
+        widening = _T_975[seeds - 2] / 1.96 * math.sqrt(seeds / (seeds - 1))
+        parts = row_draws(seeds, seed=seed + 1) / seeds
+        means += widening * ((parts * by_seed).sum(axis=1) - means)
+    return interval_of(value, means, len(weights))
 
 
 def row_draws(rows: int, *, seed: int = 0) -> npt.NDArray[np.float64]:

@@ -111,6 +111,12 @@ def question_of(example: Example, tokenizer: HFChatTokenizer) -> HeldoutQuestion
     )
 
 
+def response_bytes(example: Example, tokenizer: HFChatTokenizer) -> int:
+    """Return the length of the text of the trained tokens, in UTF-8."""
+    text = tokenizer.decode(example.input_ids[example.loss_mask].tolist(), skip_special=True)
+    return len(text.encode("utf-8"))
+
+
 def score_model(
     job: ScoringJob,
     choice: ModelChoice,
@@ -295,8 +301,7 @@ def _summary(
     for index, row in enumerate(rows):
         example = job.heldout[index]
         sums[example.origin.path].append(row)
-        text = job.tokenizer.decode(example.input_ids[example.loss_mask].tolist(), skip_special=True)
-        num_bytes += len(text.encode("utf-8"))
+        num_bytes += response_bytes(example, job.tokenizer)
     valid, json_rows = json_validity(texts, expected)
     return Score(
         model=name,

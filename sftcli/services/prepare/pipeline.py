@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sftcli.config.auto import ROWS_RULES, rule_for_rows
-from sftcli.config.schema.data import CHECKS, DataSettings, Overlong, Repeats
+from sftcli.config.schema.data import CHECKS, SUBSET, DataSettings, Overlong, Repeats
 from sftcli.data.conversations.detect import DETECTION_ROWS, detect_schema, parse_renames
 from sftcli.data.conversations.heldout_split import OverlapFinder, choose_heldout
 from sftcli.data.conversations.keys.dropped_keys import parse_ignored
@@ -50,6 +50,8 @@ ORDER_ONLY = (
     "text_fraction",
     "replay",
     "as_text",
+    "split_seed",  # stands in the key by itself
+    *SUBSET,
 )  # settings that change when a row is trained on, or what is said of it, not the row
 CHUNK_ROWS = 1024  # rows between two looks at the stop flag
 
@@ -133,6 +135,7 @@ class Preparation:
                 {
                     "sources": sources,
                     "schemas": {source: schemas[source] for source in dict.fromkeys(sources)},
+                    "paths": {source: sorted(paths) for source, paths in intake.paths.items()},
                     "template": self.tokenizer.template_name,
                     "ends": end_tokens(self.tokenizer),
                     "heldout_fraction": fraction,
@@ -345,6 +348,7 @@ class _Intake:
         self.writer = writer
         self.duplicates = DuplicateFinder()
         self.repeated: Repeated | None = None  # of the rows that will be taken, those that are dropped
+        self.paths: dict[str, set[str]] = {}  # of examples, by source
         self._taken = 0
         self._kinds: dict[str, str] = {}  # of rows that were written as messages, the first of each
         self._audits = audits
@@ -361,6 +365,7 @@ class _Intake:
                 continue
             self._audits[split].add(result, source=source.text)
             if isinstance(result, Example):
+                self.paths.setdefault(source.text, set()).add(result.origin.path)
                 self.writer.add(split, result, times=1 if is_held else source.times)
                 if line is not None:
                     self._add_messages(split, line, result)

@@ -15,11 +15,12 @@ from sftcli.data.example import Example
 from sftcli.data.prepared.messages import write_messages
 from sftcli.data.prepared.parquet import check_free, write_rows
 from sftcli.data.prepared.store import TEXT, TRAIN, PreparedDataset, open_prepared
+from sftcli.data.prepared.subset import ChosenRows, with_subset
 from sftcli.data.quality.audit import AuditSummary
 from sftcli.data.quality.thresholds import Fitness, assess_rows, reasons_with_rows, remedy_for
 from sftcli.data.reading.records import fingerprint_source
 from sftcli.data.rendering.token_view import TokenView, describe_tokens
-from sftcli.errors import DataError, OutputError, SftError, StorageError
+from sftcli.errors import DataError, Location, OutputError, SftError, StorageError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, Session, Warned
 from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
@@ -55,16 +56,21 @@ class PreparedData:
     def describe(self) -> DataPrepared:
         """Return the counts as an event."""
         audit = {split: part for split, part in self.audit.items() if split != TEXT}
+        train = self.dataset.train
+        tokens, response_tokens = audit[TRAIN].tokens, audit[TRAIN].response_tokens
+        if isinstance(train, ChosenRows):
+            tokens = sum(train.num_tokens)
+            response_tokens = sum(int(train[row].loss_mask.sum()) for row in range(len(train)))
         return DataPrepared(
             source=", ".join(cast("list[str]", self.dataset.about["sources"])),
             schema="; ".join(dict.fromkeys(cast("dict[str, str]", self.dataset.about["schemas"]).values())),
             rows=sum(part.rows for part in audit.values()),
             kept=sum(part.kept for part in audit.values()),
             rejected=dict(sum((Counter(part.rejected) for part in audit.values()), Counter[str]())),
-            train_examples=len(self.dataset.train),
+            train_examples=len(train),
             heldout_examples=len(self.dataset.heldout),
-            train_tokens=audit[TRAIN].tokens,
-            response_tokens=audit[TRAIN].response_tokens,
+            train_tokens=tokens,
+            response_tokens=response_tokens,
             cached=self.is_cached,
         )
 
@@ -121,12 +127,18 @@ def run_prepare(request: PrepareRequest, session: Session) -> PrepareOutcome:
     sources = find_sources(settings.data)
     if request.out:
         check_free(request.out)
+        if request.as_messages and not settings.data.takes_all:
+            raise UsageError(
+                "all rows are written as messages, and data.train_share or data.leave_out takes a part of them",
+                hint="write Parquet: --out-format parquet",
+                location=Location(key="data.train_share"),
+            )
     located = locate_base(settings.model, session.emit)
     data = prepare_data(
         settings.data,
         sources,
         model_folder=tokenizer_folder(settings, located),
-        seed=settings.training.seed,
+        seed=settings.rows_seed,
         session=session,
         keeps_messages=request.out is not None and request.as_messages,
     )
@@ -202,12 +214,15 @@ def prepare_data(
     )
     store, key = _store(fallback, emit), job.key()
     dataset = _found(job, key, [store] if fallback in (None, store) else [store, fallback], emit)
+    whole = dataset or _made(job, store, key, fallback, emit)
     prepared = PreparedData(
-        dataset=dataset or _made(job, store, key, fallback, emit),
+        dataset=with_subset(whole, data),
         tokenizer=tokenizer,
         is_cached=dataset is not None,
     )
     emit(prepared.describe())
+    if (chosen := len(prepared.dataset.train)) < len(whole.train):
+        emit(Notice(text=f"training on {chosen:,} of {len(whole.train):,} rows ({_subset_text(data)})"))
     if not data.as_text and (texts := _texts_among_rows(prepared, sources)):
         emit(
             Warned(
@@ -218,6 +233,11 @@ def prepare_data(
     if sources.text and not data.text_fraction:
         emit(Notice(text="data.text_fraction is 0: the pretraining text is prepared but not trained on"))
     return prepared
+
+
+def _subset_text(data: DataSettings) -> str:
+    parts = [f"data.train_share {data.train_share:g}"] if data.train_share < 1 else []
+    return "; ".join([*parts, *(f"without {name}" for name in data.leave_out)])
 
 
 def _texts_among_rows(prepared: PreparedData, sources: Sources) -> list[str]:

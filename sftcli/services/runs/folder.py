@@ -41,6 +41,9 @@ from sftcli.json_files import read_json, read_json_or_nothing
 from sftcli.suggest import did_you_mean
 from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK, list_checkpoints
 
+REMOVED = (
+    "weights_removed"  # key in run.json: true once a comparison has scored the run and removed its weights
+)
 CHANGED = "changed"  # key in run.json: settings that a later start has changed, with their values
 LENGTH = ("training.max_steps", "training.epochs")  # either says where a run ends
 DEFAULT_ROOT = Path("runs")  # where commands look for a run that is named
@@ -135,12 +138,30 @@ class RunFolder:
             return False
         return any((self.final / name).is_file() for name in ("config.json", "adapter_config.json"))
 
+    @property
+    def has_lost_weights(self) -> bool:
+        """Whether its weights were removed after a comparison had scored it."""
+        return read_json_or_nothing(self.about).get(REMOVED) is True and not self.is_finished
+
+    def require_weights(self) -> None:
+        """Make sure that its weights were not removed.
+
+        Raises:
+            NotFoundError: They were.
+        """
+        if self.has_lost_weights:
+            raise NotFoundError(
+                f"run {self.name} is one of a comparison: its weights were removed when it was scored",
+                hint=f"to train it with weights that stay: sft train --config {shlex.quote(str(self.config))} --run NAME",
+            )
+
     def existing_model(self) -> Path:
         """Return the folder of the final model, or of the newest checkpoint while the run is unfinished.
 
         Raises:
             NotFoundError: The run has none yet.
         """
+        self.require_weights()
         if self.is_finished:
             return self.final
         if not (checkpoints := list_checkpoints(self.checkpoints)):
@@ -359,7 +380,11 @@ def newest_run(root: Path, *, finished: bool | None = None) -> RunFolder:
         NotFoundError: There is none.
     """
     for run in list_runs(root):
-        if (finished is None or run.is_finished == finished) and not run.is_damaged:
+        if (
+            (finished is None or run.is_finished == finished)
+            and not run.is_damaged
+            and not run.has_lost_weights
+        ):
             return run
     kind = {None: "run", True: "finished run", False: "unfinished run"}[finished]
     raise NotFoundError(f"there is no {kind} under {root}", hint="start one: sft train")
@@ -384,6 +409,7 @@ def find_recorded(
         NotFoundError: There is none.
     """
     run = newest_run(root, finished=finished) if name is None else find_run(name, root)
+    run.require_weights()
     if not run.config.is_file():
         raise NotFoundError(
             f"{run.path} lacks {run.config.name}, the settings that it was started with",

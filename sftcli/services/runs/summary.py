@@ -40,6 +40,7 @@ class RunState(StrEnum):
     RUNNING = "running"  # a process that lives trains it
     STOPPED = "stopped"  # it can go on from a checkpoint
     BROKEN_OFF = "broken-off"  # it ended before its first checkpoint, and can start over
+    SCORED = "scored"  # of a comparison, which has removed its weights
     DAMAGED = "damaged"  # what it says about itself cannot be read
 
 
@@ -211,6 +212,8 @@ def _state(run: RunFolder, checkpoints: tuple[int, ...]) -> RunState:
         return RunState.RUNNING
     if run.is_finished:
         return RunState.FINISHED
+    if run.has_lost_weights:
+        return RunState.SCORED
     return RunState.STOPPED if checkpoints else RunState.BROKEN_OFF
 
 

@@ -96,7 +96,7 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
         settings.data,
         sources,
         model_folder=tokenizer_folder(settings, located),
-        seed=settings.training.seed,
+        seed=settings.rows_seed,
         session=session,
         fallback=None if run is None else run.path / "cache",
     )

@@ -106,6 +106,21 @@ def test_a_run_looks_good_in_the_middle_and_at_the_end(wide_rig: Rig) -> None:
     assert_golden(f"views/live-{wide_rig.console.width}.txt", f"# middle\n{middle}\n# end\n{end}")
 
 
+def test_of_two_trainings_each_has_a_panel_of_its_own() -> None:
+    rig = Rig()
+    play(rig)
+    first = rig.screen().text()
+    panel = [line for line in first.splitlines() if line.startswith("train ")]
+    play(rig, until_step=3)
+    both = rig.screen().text()
+    assert len(panel) == 1
+    panels = [line for line in both.splitlines() if line.startswith("train ")]
+    assert panels[0] == panel[0]
+    assert len(panels) == 2
+    assert rig.view.measures.step == 3
+    rig.view.close()
+
+
 def test_the_cursor_comes_back() -> None:
     rig = Rig()
     play(rig, until_step=3)
