@@ -41,6 +41,7 @@ class Confidence:
     measure: str  # by which an answer is right: "exact match", or a check
     precision: str  # that the answers were computed in: others move the confidence
     model: str  # the folder of the model in its run
+    model_hash: str  # of what is in that folder: another model has other confidences
     rows: int  # that were answered
     cuts: tuple[Cut, ...]
 

@@ -14,10 +14,11 @@ from sftcli.errors import DataError
 from sftcli.events import EventSink, Notice, Session, unheard
 from sftcli.extras import install_command
 from sftcli.json_files import replace_json
+from sftcli.modeling.formats.identity import answering_hash
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.diagnosis.verdict import Verdict
 from sftcli.services.diff.answers import EXACT, Answered, identity_of
-from sftcli.services.evaluate.checks import json_text
+from sftcli.services.evaluate.checks import json_text, pattern
 from sftcli.services.evaluate.checks.check import AskedRow, Check
 from sftcli.services.evaluate.checks.grading import check_answers, numbers_of
 from sftcli.services.evaluate.checks.results import CheckResult, GradedRow
@@ -208,10 +209,12 @@ def _answers(job: ScoringJob, tuned: Scored, graded: Sequence[GradedRow]) -> tup
 
 def _confidence(choice: ModelChoice, answers: Sequence[Answered], precision: str) -> Confidence:
     """Return the cuts of ``answers``, right by the first check that compares with the expected answer, if there is one."""
-    compared = [measure for measure in answers[0].passed if measure not in {EXACT, json_text.NAME}]
+    blind = {EXACT, json_text.NAME, pattern.NAME}  # these two look at the answer alone
+    compared = [measure for measure in answers[0].passed if measure not in blind]
     measure = compared[0] if compared else EXACT
     return Confidence(
         model=choice.name if choice.run is None else choice.run.inside(choice.folder),
+        model_hash=answering_hash(choice.folder),
         measure=measure,
         precision=precision,
         rows=len(answers),
