@@ -197,3 +197,17 @@ def test_a_pattern_says_nothing_about_right_answers(run, sft):
     assert sft("eval", "one", "--no-base", "--check", "regex:.")[0] == 0
     kept = json.loads((run / "eval.json").read_text(encoding="utf-8"))["confidence"]
     assert kept["measure"] == "exact match"
+
+
+def test_text_where_no_tool_is_to_be_called_is_right_if_it_is_the_expected_one(evaluated, sft):
+    call = json.dumps({"name": "count", "arguments": {}})
+    answers = (
+        [call] * 10 + ["A number."] * 45 + ["A letter."] * 45
+    )  # nine of ten call nothing, as the model does
+    lines = [{"question": f"What is {number}?", "answer": answer} for number, answer in enumerate(answers)]
+    Path("mixed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    code, out, err = sft("eval", evaluated, "--no-base", "--data", "mixed.jsonl", "--json")
+    assert code == 0, err
+    found = json.loads(out)["confidence"]
+    assert (found["measure"], found["rows"]) == ("tool", 100)
+    assert [cut["confidence"] for cut in found["cuts"]] == [None] * 5

@@ -18,7 +18,7 @@ from sftcli.modeling.formats.identity import answering_hash
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.diagnosis.verdict import Verdict
 from sftcli.services.diff.answers import EXACT, Answered, identity_of
-from sftcli.services.evaluate.checks import json_text, pattern
+from sftcli.services.evaluate.checks import json_text, pattern, tool
 from sftcli.services.evaluate.checks.check import AskedRow, Check
 from sftcli.services.evaluate.checks.grading import Checked, check_answers, numbers_of
 from sftcli.services.evaluate.checks.results import CheckResult, GradedRow
@@ -171,7 +171,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
         misses=tuned.misses,
         answers=answers,
-        confidence=_confidence(choice, answers, precision),
+        confidence=_confidence(choice, answers, checked, precision),
         checks=checked.results,
         graded=checked.rows,
     )
@@ -212,20 +212,29 @@ def _measure_of(check: CheckResult) -> str:
     return f"{check.name}:{check.about}" if check.name == pattern.NAME else check.name
 
 
-def _confidence(choice: ModelChoice, answers: Sequence[Answered], precision: str) -> Confidence:
+def _confidence(
+    choice: ModelChoice, answers: Sequence[Answered], checked: Checked, precision: str
+) -> Confidence:
     """Return the cuts of ``answers``, right by the first check that compares with the expected answer, if there is one."""
     blind = (EXACT, json_text.NAME, pattern.NAME)  # the last two look at the answer alone
     compared = [measure for measure in answers[0].passed if measure.partition(":")[0] not in blind]
     measure = compared[0] if compared else EXACT
+    right = [answer.passed[measure] for answer in answers]
+    if (
+        measure == tool.NAME
+    ):  # which grades no words: where no call is expected, they have to be the expected ones
+        called = [tool.NAMES in row.tuned.parts for row in checked.rows if row.check == tool.NAME]
+        right = [
+            is_right and (calls or answer.passed[EXACT])
+            for is_right, calls, answer in zip(right, called, answers, strict=True)
+        ]
     return Confidence(
         model=choice.name if choice.run is None else choice.run.inside(choice.folder),
         model_hash=answering_hash(choice.folder),
         measure=measure,
         precision=precision,
         rows=len(answers),
-        cuts=find_cuts(
-            [answer.confidence for answer in answers], [answer.passed[measure] for answer in answers]
-        ),
+        cuts=find_cuts([answer.confidence for answer in answers], right),
     )
 
 
