@@ -109,6 +109,7 @@ def test_a_named_confidence_divides_the_same_answers(run, sft):
         (["--min-confidence", "95%"], 2, "expected auto, auto:SHARE or a number from 0 to 1"),
         (["--min-confidence", "auto:0.05", "--samples", "2"], 2, "needs one answer a row"),
         (["--min-confidence", "0.5", "--rest", "here/../sure.jsonl"], 2, "--rest and --out are one file"),
+        (["--min-confidence", "0.5", "--rest", ".sure.jsonl.partial"], 2, "--rest and --out are one file"),
         ([], 2, "--min-confidence and --rest go together"),
     ],
 )

@@ -180,7 +180,7 @@ def check_rest(rest: Path, out: Path) -> None:
         UsageError: It is ``out``.
         OutputError: It exists, or its place is none.
     """
-    if rest.resolve() == out.resolve():
+    if rest.resolve() in {out.resolve(), journal_of(out).resolve()}:
         raise UsageError("--rest and --out are one file", hint="name another --rest")
     if not journal_of(out).exists():  # else a killed command may have written it last
         storage.require_new(rest, hint="choose another --rest")
