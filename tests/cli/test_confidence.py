@@ -9,6 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
+from sftcli.config.schema.run import SamplingSettings
+from sftcli.errors import OutputError
+from sftcli.events import NeverStop, unheard
+from sftcli.services.generate.file import run_file_generation
+from sftcli.services.generate.gate import Gate
+from sftcli.services.generate.prompt_file import read_prompts
+from sftcli.services.generate.request import GenerateRequest
 from tests.cli.conftest import short_training
 
 ASKED = 30
@@ -26,13 +33,21 @@ def trained(tiny_model, tmp_path_factory) -> Path:
         app, ["train", "--data", str(rows), "--run", "one", *short_training(tiny_model, place), *longer]
     )
     assert done.exit_code == 0, done.stderr
+    scored = CliRunner().invoke(app, ["eval", str(place / "runs/one"), "--no-base"])
+    assert scored.exit_code == 0, scored.stderr
     return place / "runs/one"
 
 
 @pytest.fixture
-def run(trained, sft, tmp_path) -> Path:
+def evaluated(trained, sft, tmp_path) -> Path:
     assert sft is not None  # it has moved to this folder
     return Path(shutil.copytree(trained, tmp_path / "runs/one"))
+
+
+@pytest.fixture
+def run(evaluated) -> Path:
+    (evaluated / "eval.json").unlink()
+    return evaluated
 
 
 def lines_of(path: Path) -> list[dict[str, object]]:
@@ -45,8 +60,7 @@ def ask(sft, *more: object) -> tuple[int, str, str]:
     asked += [{"prompt": "word " * 40 * (number + 1), "id": number} for number in range(ASKED - 10, ASKED)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
     return sft(
-        "generate", "--file", prompts, "--out", "sure.jsonl", "--rest", "unsure.jsonl", "--max-new-tokens", "8",
-        *more,
+        "generate", "--file", prompts, "--out", "sure.jsonl", "--rest", "unsure.jsonl", *more,
     )  # fmt: skip
 
 
@@ -88,14 +102,14 @@ def test_the_cut_of_eval_decides_which_answers_go_out(run, sft):
 
 def test_a_named_confidence_divides_the_same_answers(run, sft):
     assert run.is_dir()
-    code, _, err = ask(sft, "--min-confidence", "0")
+    code, _, err = ask(sft, "--min-confidence", "0", "--max-new-tokens", "8")
     assert code == 0, err
     ended = lines_of(Path("sure.jsonl"))
     assert all(row["finish"] == "stop" for row in ended)
     middle = sorted(row["confidence"] for row in ended)[len(ended) // 2]
     for name in ("sure.jsonl", "unsure.jsonl"):
         Path(name).rename(f"all-{name}")
-    code, _, err = ask(sft, "--min-confidence", f"{middle!r}")
+    code, _, err = ask(sft, "--min-confidence", f"{middle!r}", "--max-new-tokens", "8")
     assert code == 0, err
     assert lines_of(Path("sure.jsonl")) == [row for row in ended if row["confidence"] >= middle]
     assert len(lines_of(Path("sure.jsonl"))) + len(lines_of(Path("unsure.jsonl"))) == ASKED
@@ -107,6 +121,8 @@ def test_a_named_confidence_divides_the_same_answers(run, sft):
         (["--min-confidence", "auto"], 2, "one has no evaluation with confidences"),
         (["--min-confidence", "95%"], 2, "expected auto, auto:SHARE or a number from 0 to 1"),
         (["--min-confidence", "auto:0.05", "--samples", "2"], 2, "needs one answer a row"),
+        (["--min-confidence", "0.5", "--rest", "here/../sure.jsonl"], 2, "--rest and --out are one file"),
+        (["--min-confidence", "0.5", "--rest", ".sure.jsonl.partial"], 2, "--rest and --out are one file"),
         ([], 2, "--min-confidence and --rest go together"),
     ],
 )
@@ -117,14 +133,21 @@ def test_what_cannot_be_promised_is_refused(more, code, message, run, sft):
     assert not Path("sure.jsonl").exists()
 
 
-def test_a_promise_is_bound_to_the_answers_that_eval_made(run, sft):
-    assert sft("eval", "one", "--no-base")[0] == 0
-    for flag, value in (("--temperature", "0.5"), ("--precision", "bf16"), ("--repetition-penalty", "1.2")):
+def edit(run: Path, change) -> None:
+    evaluation = json.loads((run / "eval.json").read_text(encoding="utf-8"))
+    change(evaluation)
+    (run / "eval.json").write_text(json.dumps(evaluation), encoding="utf-8")
+
+
+def test_a_promise_is_bound_to_the_answers_that_eval_made(evaluated, sft):
+    others = (
+        ("--temperature", "0.5"), ("--precision", "bf16"), ("--repetition-penalty", "1.2"), ("--stop", "num"),
+        ("--max-new-tokens", "2"), ("--max-new-tokens", "200"),
+    )  # fmt: skip
+    for flag, value in others:
         code, _, err = ask(sft, "--min-confidence", "auto", flag, value)
         assert (code, f"{flag} changes them" in err) == (2, True), err
-    evaluation = json.loads((run / "eval.json").read_text(encoding="utf-8"))
-    evaluation["confidence"]["cuts"][2]["confidence"] = None
-    (run / "eval.json").write_text(json.dumps(evaluation), encoding="utf-8")
+    edit(evaluated, lambda found: found["confidence"]["cuts"][2].update(confidence=None))
     code, _, err = ask(sft, "--min-confidence", "auto")
     assert (code, "no cut keeps wrong answers at 5% or less over 120 held-out rows" in err) == (2, True), err
 
@@ -135,3 +158,78 @@ def test_page_and_card_say_nothing_of_cuts_where_there_are_none(run, sft):
     assert sft("export", "one", "--to", "hf", "--out", "exported")[0] == 0
     assert "can go out unread" not in (run / "report.html").read_text(encoding="utf-8")
     assert "At a confidence of" not in Path("exported/README.md").read_text(encoding="utf-8")
+
+
+def test_a_promise_ends_with_the_model_that_was_evaluated(evaluated, sft):
+    weights = evaluated / "final/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    code, _, err = ask(sft, "--min-confidence", "auto")
+    assert (code, "final has changed since it was evaluated" in err) == (78, True), err
+    weights.write_bytes(whole)  # as a copy is, at another time
+    code, _, err = ask(sft, "--min-confidence", "auto")
+    assert code == 0, err
+
+
+def test_a_damaged_or_older_evaluation_promises_nothing(evaluated, sft):
+    whole = (evaluated / "eval.json").read_bytes()
+    for part in ("model", "model_hash", "cuts", "precision", "rows", "measure"):
+        for change in (
+            lambda kept, part=part: kept.pop(part),
+            lambda kept, part=part: kept.update({part: [{}]}),
+        ):
+            edit(evaluated, lambda found, change=change: change(found["confidence"]))
+            code, _, err = ask(sft, "--min-confidence", "auto")
+            assert (code in (2, 78), "bug" in err, Path("sure.jsonl").exists()) == (True, False, False), err
+            (evaluated / "eval.json").write_bytes(whole)
+
+
+def test_answers_end_where_the_evaluation_ended_them(evaluated, sft):
+    most = json.loads((evaluated / "eval.json").read_text(encoding="utf-8"))["tuned"]["most_answer_tokens"]
+    edit(evaluated, lambda found: found["tuned"].update(most_answer_tokens=2))  # the answers have three
+    code, _, err = ask(sft, "--min-confidence", "auto")
+    assert (code, most > 2, "answers were cut after 2 tokens" in " ".join(err.split())) == (0, True, True), (
+        err
+    )
+    assert lines_of(Path("sure.jsonl")) == []
+    assert {row["finish"] for row in lines_of(Path("unsure.jsonl"))} == {"length"}
+
+
+def test_rows_that_another_command_keeps_back_are_not_overwritten(run):
+    Path("prompts.txt").write_text("What is 1?\n", encoding="utf-8")
+    rest, theirs = Path("unsure.jsonl"), '{"line": 1, "answer": "of another command"}\n'
+    request = GenerateRequest(
+        prompt="", sampling=SamplingSettings(), root=run.parent, precision="fp32", checkpoint="one"
+    )
+    asked = read_prompts(Path("prompts.txt"), system="")
+    gate = Gate(min_confidence=1, rest=rest)
+
+    def write_meanwhile(_event: object) -> None:
+        rest.write_text(theirs, encoding="utf-8")
+
+    with pytest.raises(OutputError, match=r"unsure\.jsonl was written meanwhile, with other rows"):
+        run_file_generation(request, asked, Path("sure.jsonl"), write_meanwhile, NeverStop(), gate)
+    assert rest.read_text(encoding="utf-8") == theirs
+    rest.unlink()
+    done = run_file_generation(request, asked, Path("sure.jsonl"), unheard, NeverStop(), gate)
+    assert (done.kept, done.answered, done.unsure) == (1, 0, 1)
+
+
+def test_a_pattern_says_nothing_about_right_answers(run, sft):
+    assert sft("eval", "one", "--no-base", "--check", "regex:.")[0] == 0
+    kept = json.loads((run / "eval.json").read_text(encoding="utf-8"))["confidence"]
+    assert kept["measure"] == "exact match"
+
+
+def test_text_where_no_tool_is_to_be_called_is_right_if_it_is_the_expected_one(evaluated, sft):
+    call = json.dumps({"name": "count", "arguments": {}})
+    answers = (
+        [call] * 10 + ["A number."] * 45 + ["A letter."] * 45
+    )  # nine of ten call nothing, as the model does
+    lines = [{"question": f"What is {number}?", "answer": answer} for number, answer in enumerate(answers)]
+    Path("mixed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    code, out, err = sft("eval", evaluated, "--no-base", "--data", "mixed.jsonl", "--json")
+    assert code == 0, err
+    found = json.loads(out)["confidence"]
+    assert (found["measure"], found["rows"]) == ("tool", 100)
+    assert [cut["confidence"] for cut in found["cuts"]] == [None] * 5

@@ -124,9 +124,21 @@ def test_answers_that_became_right_and_wrong_are_listed_exactly(sft, two_runs):
     assert moved["became_wrong"] == [second[key][0] for key in both if second[key][1] < first[key][1]]
     assert moved["became_right"]
     assert moved["became_wrong"]
-    screen = sft("diff", "one", "two")[1]
+    _, screen, err = sft("diff", "one", "two")
+    assert (
+        f"one answered {count['one']}, two {count['two']}, of which {len(both)} are the same"
+        in " ".join(err.split())
+    ) is (len(both) < max(count.values()))
     for origin in moved["became_wrong"][:5]:
         assert f"became wrong: {origin}" in screen
+
+
+def test_a_pattern_is_compared_with_the_same_pattern_alone(sft, two_runs):
+    asked = ("eval", "one", "--no-base", "--max-rows", "8", "--json")
+    assert sft(*asked, "--check", "regex:.")[0] == 0
+    for pattern, measures in (("x", ["exact match"]), (".", ["exact match", "regex:."])):
+        _, out, _ = sft(*asked, "--against", "one", "--check", f"regex:{pattern}", "--precision", "bf16")
+        assert [one["measure"] for one in json.loads(out)["against"]["answers"]] == measures
 
 
 def test_worse_answers_end_with_3_and_fail_their_test_case(sft, two_runs):

@@ -170,13 +170,17 @@ def _check_kind(asked: AskedFlags, output: Output) -> None:
         )
 
 
-def _gate(request: "GenerateRequest", asked: AskedFlags, found: "ModelReference") -> "Gate | None":
+def _gated(
+    request: "GenerateRequest", asked: AskedFlags, found: "ModelReference"
+) -> "tuple[GenerateRequest, Gate | None]":
+    """Return which answers go out, if not all, and the request that makes them as that needs."""
     if asked.min_confidence is None or asked.rest is None or asked.out is None:
-        return None
-    from sftcli.services.generate.gate import check_rest, find_gate, parse_confidence
+        return request, None
+    from sftcli.services.generate.gate import as_evaluated, check_rest, find_gate, parse_confidence
 
     check_rest(asked.rest, asked.out)
-    return find_gate(parse_confidence(asked.min_confidence), asked.rest, request, found)
+    gate = find_gate(parse_confidence(asked.min_confidence), asked.rest, request, found)
+    return as_evaluated(request, gate), gate
 
 
 def _read_prompt(prompt: str | None) -> str:
@@ -215,9 +219,7 @@ def _answer_file(
     out = asked.out
     check_out(out)
     lock_of(out).require_free()
-    gate = _gate(request, asked, found)
-    if gate is not None and gate.promise:
-        request = replace(request, precision=gate.precision)
+    request, gate = _gated(request, asked, found)
     prompts = read_prompts(
         asked.file, system=request.system, ignored=request.ignored, renames=request.renames
     )

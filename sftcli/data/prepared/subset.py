@@ -51,6 +51,11 @@ class ChosenRows(ExampleTable):
         origins = self._table.origins()
         return [origins[row] for row in self._rows]
 
+    def joined(self, other: ExampleTable) -> ExampleTable:
+        """Return a table of these rows and, behind them, those of ``other``; nothing is copied."""
+        whole = self._table.joined(other)
+        return ChosenRows(whole, [*self._rows, *range(len(self._table), len(whole))])
+
     def __getitem__(self, index: int, /) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)

@@ -1,7 +1,7 @@
-"""Which model a folder holds, in four strengths: what is stored in runs and adapters is compared with what is there now.
+"""Which model a folder holds, in several strengths: what is stored in runs and adapters is compared with what is there now.
 
-``file_stamps`` costs nothing and breaks with a copy; ``sampled_hash`` reads a few megabytes; ``exact_hash`` reads all;
-``numbers_hash`` is the same for the same numbers in another type.
+``file_stamps`` costs nothing and breaks with a copy; ``sampled_hash`` and ``answering_hash`` read a few megabytes;
+``exact_hash`` reads all; ``numbers_hash`` is the same for the same numbers in another type.
 """
 
 import hashlib
@@ -10,14 +10,30 @@ from pathlib import Path
 from sftcli import storage
 from sftcli.modeling.formats.folder_check import weight_files
 
+_WEIGHTS = ".safetensors"
 _BLOCKS = 64
 _BLOCK_BYTES = 64 * 1024
 
 
 def file_stamps(folder: Path) -> list[list[object]]:
     """Return name, size and time of each file that has a part in answers."""
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in {".safetensors", ".json", ".jinja"}]
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in _answering_files(folder)]
+
+
+def answering_hash(folder: Path) -> str:
+    """Return ``sha256:`` and a hash of all that has a part in answers: small files whole, of weights blocks."""
+    digest = hashlib.sha256()
+    for path in _answering_files(folder):
+        digest.update(f"{path.name}:{path.stat().st_size}".encode())
+        if path.suffix == _WEIGHTS:
+            _add_blocks(digest, path)
+        else:
+            digest.update(path.read_bytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _answering_files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if file.suffix in {_WEIGHTS, ".json", ".jinja"}]
 
 
 def sampled_hash(folder: Path) -> str:
@@ -27,13 +43,17 @@ def sampled_hash(folder: Path) -> str:
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in weight_files(folder):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            for index in range(_BLOCKS):
-                file.seek(max(size - _BLOCK_BYTES, 0) * index // (_BLOCKS - 1))
-                digest.update(file.read(_BLOCK_BYTES))
+        digest.update(f"{path.name}:{path.stat().st_size}".encode())
+        _add_blocks(digest, path)
     return f"sha256:{digest.hexdigest()}"
+
+
+def _add_blocks(digest: "hashlib._Hash", path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for index in range(_BLOCKS):
+            file.seek(max(size - _BLOCK_BYTES, 0) * index // (_BLOCKS - 1))
+            digest.update(file.read(_BLOCK_BYTES))
 
 
 def exact_hash(folder: Path) -> str:

@@ -56,16 +56,27 @@ def read_answers(path: Path) -> tuple[Answered, ...] | None:
     Raises:
         NotFoundError, DataError: There is no such file, or it is nothing of that kind.
     """
-    found = read_json(path).get("answers")
+    found = read_json(path, hint="score the model again with sft eval").get("answers")
     if found is None:
         return None
     try:
         return tuple(
-            Answered(origin=str(one["origin"]), row=str(one["row"]), passed=dict(one["passed"]))
+            Answered(origin=str(one["origin"]), row=str(one["row"]), passed=_passed(one["passed"]))
             for one in found
         )
     except (TypeError, KeyError, ValueError) as error:
         raise DataError(f"{path}: its answers cannot be read") from error
+
+
+def _passed(value: object) -> dict[str, bool]:
+    """Return whether an answer was right by each measure.
+
+    Raises:
+        TypeError: The file says something else.
+    """
+    if not isinstance(value, dict) or not all(isinstance(is_right, bool) for is_right in value.values()):
+        raise TypeError("neither right nor wrong")
+    return {str(measure): is_right for measure, is_right in value.items()}
 
 
 def moved_answers(before: Sequence[Answered], after: Sequence[Answered]) -> tuple[Moved, ...]:

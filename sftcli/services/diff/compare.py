@@ -1,5 +1,6 @@
 """What two runs have not in common."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -108,7 +109,8 @@ def _measures(before: RunFolder, after: RunFolder) -> tuple[Compared, ...]:
     first, second = (read_json_or_nothing(run.evaluation) for run in (before, after))
     if not isinstance(first.get("tuned"), dict) or not isinstance(second.get("tuned"), dict):
         return ()
-    return tuple(compare_scores(first["tuned"], second["tuned"], rows=int(second.get("rows", 0))))
+    rows = second.get("rows")
+    return tuple(compare_scores(first["tuned"], second["tuned"], rows=rows if isinstance(rows, int) else 0))
 
 
 def _answers(runs: Sequence[RunFolder], notes: list[str]) -> tuple[Moved, ...] | None:
@@ -122,6 +124,11 @@ def _answers(runs: Sequence[RunFolder], notes: list[str]) -> tuple[Moved, ...] |
     if before is None or after is None:
         return None
     moved = moved_answers(before, after)
+    if Counter(one.row for one in before) != Counter(one.row for one in after):
+        notes.append(
+            f"the scores are of other rows, so they do not compare: {runs[0].name} answered {len(before):,}, "
+            f"{runs[1].name} {len(after):,}, of which {moved[0].rows if moved else 0:,} are the same"
+        )
     if not moved:
         notes.append("no row was answered by both runs")
     return moved

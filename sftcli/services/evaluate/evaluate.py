@@ -15,12 +15,13 @@ from sftcli.errors import DataError
 from sftcli.events import EventSink, Notice, Session, unheard
 from sftcli.extras import install_command
 from sftcli.json_files import replace_json
+from sftcli.modeling.formats.identity import answering_hash
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.diagnosis.verdict import Verdict
 from sftcli.services.diff.answers import EXACT, Answered, identity_of
-from sftcli.services.evaluate.checks import json_text
+from sftcli.services.evaluate.checks import json_text, pattern, tool
 from sftcli.services.evaluate.checks.check import AskedRow, Check
-from sftcli.services.evaluate.checks.grading import check_answers, numbers_of
+from sftcli.services.evaluate.checks.grading import Checked, check_answers, numbers_of
 from sftcli.services.evaluate.checks.results import CheckResult, GradedRow
 from sftcli.services.evaluate.checks.rows import with_rows
 from sftcli.services.evaluate.checks.table import find_checks, line_of
@@ -159,7 +160,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
     )
     tuned = score_model(job, choice, emit, stop, precision=precision, stages=stages)
     checked = check_answers(checks, asked, None if base_score is None else base_score.answers, tuned.answers)
-    answers = _answers(job, tuned, checked.rows)
+    answers = _answers(job, tuned, checked)
     report = EvalReport(
         rows=len(heldout),
         is_heldout=not request.data,
@@ -173,7 +174,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
         misses=tuned.misses,
         answers=answers,
-        confidence=_confidence(choice, answers, precision),
+        confidence=_confidence(choice, answers, checked, precision),
         checks=checked.results,
         graded=checked.rows,
     )
@@ -191,11 +192,11 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
     return report
 
 
-def _answers(job: ScoringJob, tuned: Scored, graded: Sequence[GradedRow]) -> tuple[Answered, ...]:
+def _answers(job: ScoringJob, tuned: Scored, checked: Checked) -> tuple[Answered, ...]:
     """Return every answered row with whether it was right, exactly and by each check."""
-    checks = dict.fromkeys(row.check for row in graded)
     right = {EXACT: list(tuned.matches)} | {
-        check: [row.tuned.score == 1 for row in graded if row.check == check] for check in checks
+        _measure_of(check): [row.tuned.score == 1 for row in checked.rows if row.check == check.name]
+        for check in checked.results
     }
     return tuple(
         Answered(
@@ -209,18 +210,34 @@ def _answers(job: ScoringJob, tuned: Scored, graded: Sequence[GradedRow]) -> tup
     )
 
 
-def _confidence(choice: ModelChoice, answers: Sequence[Answered], precision: str) -> Confidence:
+def _measure_of(check: CheckResult) -> str:
+    """Return what tells a check from others in evaluations that are compared later: the name, and of a pattern the pattern."""
+    return f"{check.name}:{check.about}" if check.name == pattern.NAME else check.name
+
+
+def _confidence(
+    choice: ModelChoice, answers: Sequence[Answered], checked: Checked, precision: str
+) -> Confidence:
     """Return the cuts of ``answers``, right by the first check that compares with the expected answer, if there is one."""
-    compared = [measure for measure in answers[0].passed if measure not in {EXACT, json_text.NAME}]
+    blind = (EXACT, json_text.NAME, pattern.NAME)  # the last two look at the answer alone
+    compared = [measure for measure in answers[0].passed if measure.partition(":")[0] not in blind]
     measure = compared[0] if compared else EXACT
+    right = [answer.passed[measure] for answer in answers]
+    if (
+        measure == tool.NAME
+    ):  # which grades no words: where no call is expected, they have to be the expected ones
+        called = [tool.NAMES in row.tuned.parts for row in checked.rows if row.check == tool.NAME]
+        right = [
+            is_right and (calls or answer.passed[EXACT])
+            for is_right, calls, answer in zip(right, called, answers, strict=True)
+        ]
     return Confidence(
         model=choice.name if choice.run is None else choice.run.inside(choice.folder),
+        model_hash=answering_hash(choice.folder),
         measure=measure,
         precision=precision,
         rows=len(answers),
-        cuts=find_cuts(
-            [answer.confidence for answer in answers], [answer.passed[measure] for answer in answers]
-        ),
+        cuts=find_cuts([answer.confidence for answer in answers], right),
     )
 
 

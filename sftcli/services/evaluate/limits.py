@@ -53,7 +53,9 @@ def _read_limit(text: str, word: str, is_broken: Callable[[float, float], bool])
     try:
         number = float(value)
     except ValueError:
-        raise UsageError(f"{flag} {text}: expected METRIC=VALUE", hint=f"such as {flag} loss=1.5") from None
+        number = math.nan
+    if not math.isfinite(number):  # nothing is above or under NaN
+        raise UsageError(f"{flag} {text}: expected METRIC=VALUE", hint=f"such as {flag} loss=1.5")
     return Limit(metric=metric, value=number, word=word, is_broken=is_broken, text=f"{flag} {text}")
 
 

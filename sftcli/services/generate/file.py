@@ -154,7 +154,7 @@ def _answer_all(
         sure = [gate is None or gate.lets_out(answer.confidence, answer.finish) for _, answer in rows]
         unsure = sure.count(False)
         if gate is not None:
-            _write(gate.rest, [row for (row, _), is_sure in zip(rows, sure, strict=True) if not is_sure])
+            _write_rest(gate.rest, [row for (row, _), is_sure in zip(rows, sure, strict=True) if not is_sure])
         _write(out, [row for (row, _), is_sure in zip(rows, sure, strict=True) if is_sure])
         storage.disk.unlink(journal.path)
     return FileOutcome(
@@ -171,6 +171,16 @@ def _answer_all(
 def _write(out: Path, lines: list[str]) -> None:
     with _writing(out):
         storage.replace_file(out, "".join(lines).encode())
+
+
+def _write_rest(rest: Path, lines: list[str]) -> None:
+    """Write ``lines``, unless another command has written the file meanwhile; a killed one has left the same lines."""
+    if rest.exists() and rest.read_bytes() != "".join(lines).encode():
+        raise OutputError(
+            f"{rest} was written meanwhile, with other rows",
+            hint="move it and run the same command again: answers are kept",
+        )
+    _write(rest, lines)
 
 
 @contextmanager

@@ -1,12 +1,16 @@
 """Which answers of a file go out, and which are left for people: a cut in the model's own confidence."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sftcli import storage
+from sftcli.config.schema.run import SamplingSettings
 from sftcli.config.schema.training import Precision
 from sftcli.errors import MismatchError, UsageError
 from sftcli.json_files import read_json_or_nothing
+from sftcli.modeling.formats.identity import answering_hash
 from sftcli.services.generate.request import GenerateRequest
 from sftcli.services.models.reference import ModelReference
 from sftcli.services.runs.folder import RunFolder, read_settings
@@ -23,6 +27,7 @@ class Gate:
     rest: Path
     promise: str = ""  # what is known of the answers above it, where they are computed in ``precision``
     precision: str = ""
+    most_tokens: int = 0  # the evaluation cut answers there
 
     def lets_out(self, confidence: float, finish: str) -> bool:
         """Return whether an answer goes out."""
@@ -58,6 +63,43 @@ def parse_confidence(text: str) -> AskedConfidence:
     return AskedConfidence(confidence=number)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What the evaluation of a run says of confidences."""
+
+    model: str
+    model_hash: str
+    measure: str
+    precision: str
+    rows: int
+    most_tokens: int  # where answers were cut
+    cuts: Mapping[float, float]  # by the share of wrong answers
+
+    @classmethod
+    def of(cls, evaluation: Mapping[str, Any]) -> "_Measured":
+        """Read what ``eval.json`` holds.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is damaged, or of a version that did not keep this.
+        """
+        kept = evaluation["confidence"]
+        if not isinstance(kept["measure"], str):
+            raise TypeError("no measure")
+        return cls(
+            model=str(kept["model"]),
+            model_hash=str(kept["model_hash"]),
+            measure=str(kept["measure"]),
+            precision=Precision(kept["precision"]),
+            rows=int(kept["rows"]),
+            most_tokens=int(evaluation["tuned"]["most_answer_tokens"]),
+            cuts={
+                float(cut["wrong_at_most"]): float(cut["confidence"])
+                for cut in kept["cuts"]
+                if cut["confidence"] is not None
+            },
+        )
+
+
 def find_gate(asked: AskedConfidence, rest: Path, request: GenerateRequest, found: ModelReference) -> Gate:
     """Return the cut that is asked for; that of ``auto`` from the evaluation of the run that made the model.
 
@@ -72,33 +114,58 @@ def find_gate(asked: AskedConfidence, rest: Path, request: GenerateRequest, foun
             f"{found.name} is not from a run, so no evaluation tells its confidence",
             hint="name a confidence: --min-confidence 0.98",
         )
-    measured = read_json_or_nothing(found.run.evaluation).get("confidence")
     command = f"sft eval {found.run.argument}"
-    if not isinstance(measured, dict):
-        raise UsageError(f"{found.run.name} has no evaluation with confidences", hint=f"make one: {command}")
-    if measured["model"] != found.run.inside(found.folder):
-        raise MismatchError(
-            f"the evaluation of {found.run.name} is of {measured['model']}, and {found.folder.name} is asked",
-            hint=f"evaluate it: {command}",
-        )
-    _require_same(request, found.run, str(measured["precision"]))
-    cuts = {cut["wrong_at_most"]: cut for cut in measured["cuts"] if cut["confidence"] is not None}
-    if asked.wrong_at_most not in cuts:
-        have = f"there are {', '.join(f'auto:{share:g}' for share in cuts)}" if cuts else f"see {command}"
+    try:
+        measured = _Measured.of(read_json_or_nothing(found.run.evaluation))
+    except (KeyError, TypeError, ValueError):
         raise UsageError(
-            f"no cut keeps wrong answers at {asked.wrong_at_most:.0%} or less over {measured['rows']} held-out rows",
+            f"{found.run.name} has no evaluation with confidences", hint=f"make one: {command}"
+        ) from None
+    _require_evaluated(measured, found.run, found.folder, command)
+    _require_same(request, found.run, measured)
+    if asked.wrong_at_most not in measured.cuts:
+        have = (
+            f"there are {', '.join(f'auto:{share:g}' for share in measured.cuts)}"
+            if measured.cuts
+            else f"see {command}"
+        )
+        raise UsageError(
+            f"no cut keeps wrong answers at {asked.wrong_at_most:.0%} or less over {measured.rows} held-out rows",
             hint=have,
         )
-    cut = cuts[asked.wrong_at_most]
     return Gate(
-        min_confidence=cut["confidence"],
+        min_confidence=measured.cuts[asked.wrong_at_most],
         rest=rest,
         promise=(
-            f"at most {asked.wrong_at_most:.0%} of the answers that go out are wrong ({measured['measure']}), with 95% "
-            f"certainty, for rows like the {measured['rows']} that were held out"
+            f"at most {asked.wrong_at_most:.0%} of the answers that go out are wrong ({measured.measure}), with 95% "
+            f"certainty, for rows like the {measured.rows} that were held out; answers were cut after "
+            f"{measured.most_tokens:,} tokens, as in the evaluation"
         ),
-        precision=str(measured["precision"]),
+        precision=measured.precision,
+        most_tokens=measured.most_tokens,
     )
+
+
+def as_evaluated(request: GenerateRequest, gate: Gate | None) -> GenerateRequest:
+    """Return ``request`` with answers as the evaluation made them, where ``gate`` promises something by that evaluation."""
+    if gate is None or not gate.promise:
+        return request
+    sampling = request.sampling.model_copy(update={"max_new_tokens": gate.most_tokens})
+    return replace(request, precision=gate.precision, sampling=sampling)
+
+
+def _require_evaluated(measured: _Measured, run: RunFolder, folder: Path, command: str) -> None:
+    """See that the model in ``folder`` is the one that was evaluated, as it was then."""
+    if measured.model != run.inside(folder):
+        raise MismatchError(
+            f"the evaluation of {run.name} is of {measured.model}, and {folder.name} is asked",
+            hint=f"evaluate it: {command}",
+        )
+    if measured.model_hash != answering_hash(folder):
+        raise MismatchError(
+            f"{folder} has changed since it was evaluated, or {run.evaluation.name} is of another run",
+            hint=f"evaluate it again: {command}",
+        )
 
 
 def journal_of(out: Path) -> Path:
@@ -113,19 +180,23 @@ def check_rest(rest: Path, out: Path) -> None:
         UsageError: It is ``out``.
         OutputError: It exists, or its place is none.
     """
-    if rest.absolute() == out.absolute():
+    if rest.resolve() in {out.resolve(), journal_of(out).resolve()}:
         raise UsageError("--rest and --out are one file", hint="name another --rest")
     if not journal_of(out).exists():  # else a killed command may have written it last
         storage.require_new(rest, hint="choose another --rest")
 
 
-def _require_same(request: GenerateRequest, run: RunFolder, precision: str) -> None:
+def _require_same(request: GenerateRequest, run: RunFolder, measured: _Measured) -> None:
     """See that answers are made as the evaluation made them; else their confidence means something else."""
-    kept = read_settings(run).sampling
+    kept, asked = read_settings(run).sampling, request.sampling
     differs = {
-        "--temperature": request.sampling.temperature > 0,
-        "--repetition-penalty": request.sampling.repetition_penalty != kept.repetition_penalty,
-        "--precision": request.precision not in {Precision.AUTO, precision},
+        "--temperature": asked.temperature > 0,
+        "--repetition-penalty": asked.repetition_penalty != kept.repetition_penalty,
+        "--stop": bool(asked.stop),  # an evaluation ends answers at stop tokens alone
+        # The default was hardly asked for; the end of an answer is then that of the evaluation.
+        "--max-new-tokens": asked.max_new_tokens
+        not in {measured.most_tokens, SamplingSettings().max_new_tokens},
+        "--precision": request.precision not in {Precision.AUTO, measured.precision},
         "--tokenizer": request.tokenizer is not None,
     }
     if names := [name for name, is_other in differs.items() if is_other]:

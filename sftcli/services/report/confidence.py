@@ -26,6 +26,7 @@ class Confidence:
     measure: str  # by which an answer is right: "exact match", or a check
     precision: str  # that the answers were computed in: others move the confidence
     model: str  # the folder of the model in its run
+    model_hash: str  # of what is in that folder: another model has other confidences
     rows: int  # that were answered
     cuts: tuple[Cut, ...]
 
@@ -60,9 +61,12 @@ class Confidence:
 
 
 def confidence_of(evaluation: Mapping[str, object] | None) -> Confidence | None:
-    """Return the cuts of ``eval.json``; None where it has none: it is older than they are, or no cut holds."""
+    """Return the cuts of ``eval.json``; None where it has none: it is older than they are or damaged, or no cut holds."""
     found = cast("Mapping[str, Any] | None", evaluation.get("confidence")) if evaluation else None
     if not found:
         return None
-    confidence = Confidence(**{**found, "cuts": tuple(Cut(**cut) for cut in found["cuts"])})
+    try:
+        confidence = Confidence(**{**found, "cuts": tuple(Cut(**cut) for cut in found["cuts"])})
+    except (TypeError, KeyError):
+        return None
     return confidence if confidence.choices else None

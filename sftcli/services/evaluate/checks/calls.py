@@ -181,6 +181,11 @@ def _plain(value: object) -> list[dict[str, object]]:
     return [{"name": value["name"], "arguments": value[key]}]
 
 
+def is_python(answer: str) -> bool:
+    """Return whether an answer is a call in Python, which code is as well."""
+    return bool(tuple(_python(answer)))
+
+
 def _python(answer: str) -> Iterator[Call]:
     """Yield the calls of an answer that is a list of calls in Python with named arguments; nothing is run."""
     match = _PYTHON.match(answer)

@@ -92,6 +92,9 @@ class LabelCheck(MeanCheck):
 def fit_label(rows: Sequence[AskedRow], is_named: bool, /) -> LabelCheck | str:
     """Return the check, or what does not fit; what is named may have labels that come once."""
     counts = Counter(behind_thought(row.expected) for row in rows)
+    if "" in counts:  # which stands for no label in a grade
+        empty = next(row for row in rows if not behind_thought(row.expected))
+        return f"{empty.origin} expects an empty answer"
     if len(counts) > MOST_LABELS:
         return f"there are {len(counts)} different expected answers, and at most {MOST_LABELS} are labels"
     if not is_named and (len(counts) < 2 or len(rows) < _LEAST_ROWS * len(counts)):

@@ -22,8 +22,9 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-# The last number with what may stand around it: a currency or mark before, and a unit behind it.
-_LEAD = re.compile(r"(?:\A|[\s$€£¥₹#*:=(~≈\"'\[{])\Z")
+# What may stand before the last number: a currency, a mark or a space, but no other digits that belong to it, as of a time,
+# a date, a telephone number or a product. Behind it there may be a unit.
+_LEAD = re.compile(r"(?:\A|\n[^\S\n]*|(?<!\d)[$€£¥₹#*:=(~≈\"'\[{]|(?<![\d\s])(?<!\d[,;])[^\S\n]+)\Z")
 _MOST_UNIT_CHARS = 16
 
 

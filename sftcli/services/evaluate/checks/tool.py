@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from sftcli.services.evaluate.checks.calls import Call, calls_in
+from sftcli.services.evaluate.checks.calls import Call, calls_in, is_python
 from sftcli.services.evaluate.checks.check import AskedRow, MeanCheck, behind_thought
 from sftcli.services.evaluate.checks.json_values import are_equal
 from sftcli.services.evaluate.checks.results import Grade
@@ -42,7 +42,7 @@ class ToolCheck(MeanCheck):
 
 def fit_tool(rows: Sequence[AskedRow], is_named: bool, /) -> ToolCheck | str:
     """Return the check, or what does not fit."""
-    calling = sum(bool(calls_in(behind_thought(row.expected))) for row in rows)
+    calling = sum(_calls_tool(row, is_named=is_named) for row in rows)
     if not calling or (not is_named and calling < _LEAST_SHARE * len(rows)):
         return f"{calling} of {len(rows)} expected answers call a tool"
     return ToolCheck(
@@ -51,6 +51,13 @@ def fit_tool(rows: Sequence[AskedRow], is_named: bool, /) -> ToolCheck | str:
         needs_rows=True,
         parts=PARTS,
     )
+
+
+def _calls_tool(row: AskedRow, *, is_named: bool) -> bool:
+    """Return whether the expected answer calls a tool; a call in Python may be code unless the prompt names what it calls."""
+    text = behind_thought(row.expected)
+    calls = calls_in(text)
+    return bool(calls) and (is_named or not is_python(text) or all(call.name in row.prompt for call in calls))
 
 
 def has_schemas() -> bool:

@@ -104,3 +104,14 @@ def test_two_sources_of_one_file_cannot_be_told_apart():
 def test_what_is_left_out_is_there_and_not_all(names):
     with pytest.raises(ValueError, match="leave_out names"):
         data(leave_out=names)
+
+
+@given(origins=origins, share=shares)
+def test_rows_that_are_joined_stand_behind_the_chosen_ones(origins, share):
+    """As those that are replayed do where a share of the rows is trained on."""
+    dataset, other = dataset_of(origins), dataset_of(origins[::-1])
+    chosen = with_subset(dataset, data(train_share=share)).train
+    joined = chosen.joined(other.train)
+    assert list(joined.origins()) == [*chosen.origins(), *other.train.origins()]
+    assert list(joined.num_tokens) == [*chosen.num_tokens, *other.train.num_tokens]
+    assert len(joined) == len(chosen) + len(other.train)

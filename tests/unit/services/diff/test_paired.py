@@ -1,5 +1,6 @@
 """The exact paired test and the pairing of answers."""
 
+import json
 from fractions import Fraction
 from itertools import product
 
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftcli.services.diff.answers import EXACT, Answered, identity_of, mcnemar, moved_answers
+from sftcli.errors import DataError
+from sftcli.services.diff.answers import EXACT, Answered, identity_of, mcnemar, moved_answers, read_answers
 
 counts = st.integers(0, 400)
 
@@ -83,3 +85,13 @@ def test_checks_of_both_are_compared_beside_exact_match():
         (EXACT, ("a:1",), ()),
         ("json", (), ("a:1",)),
     ]
+
+
+@pytest.mark.parametrize("passed", [{EXACT: "no"}, {EXACT: 1}, [EXACT], None])
+def test_an_answer_is_right_or_wrong_or_damaged(passed, tmp_path):
+    path = tmp_path / "eval.json"
+    path.write_text(
+        json.dumps({"answers": [{"origin": "a:1", "row": "x", "passed": passed}]}), encoding="utf-8"
+    )
+    with pytest.raises(DataError, match="answers cannot be read"):
+        read_answers(path)

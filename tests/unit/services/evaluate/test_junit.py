@@ -2,9 +2,11 @@
 
 from xml.etree import ElementTree as Xml
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftcli.errors import UsageError
 from sftcli.services.evaluate.junit import Case, cases_of, write_junit
 from sftcli.services.evaluate.limits import read_limits
 
@@ -30,3 +32,9 @@ def test_each_measure_is_a_case_and_broken_limits_fail_theirs():
     assert found["fields.city"].failure == "fields.city is 0.5, under 0.9"
     assert (found["match_fraction"].failure, found["seconds"].failure) == ("", "")
     assert found["loss"].value == "1.5"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_limit_that_no_number_breaks_is_refused(value):
+    with pytest.raises(UsageError, match="expected METRIC=VALUE"):
+        read_limits([f"loss={value}"], [])

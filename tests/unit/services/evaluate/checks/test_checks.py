@@ -186,6 +186,17 @@ def test_every_grade_is_kept_by_row():
         (["Paris", "Rome", "yes"], None),
         (["same"] * 40, None),
         (["In 1789 the revolution began in France", "5"], None),
+        (["at 3:30", "at 5:30"], None),  # of which the last numbers are but a part
+        (["+49 170 1234567", "+49 171 1234567"], None),
+        (["1 000 000", "2 000 000"], None),
+        (["May 5, 2020", "May 6, 2020"], None),
+        (["2*3", "3*5"], None),
+        (
+            ["3 + 4 = 7 apples.\n#### 7", "48/2 = 24\n24", "**Answer:** 5"],
+            "check: number - all 3 expected answers end in a number",
+        ),
+        (["<think>x</think>", "yes"] * 20, None),
+        (["df.sort(by='a')", "df.sort(by='b')"], None),  # code; the tools of a row stand in its prompt
         (["{}", "{}"], "check: json - all 2 expected answers are JSON"),
     ],
 )
@@ -200,6 +211,7 @@ def test_the_check_that_fits_is_found_and_told_in_one_line(expected, line):
         ("fields", ['{"a": 1}', '{"b": 1}'], "rows.jsonl:2 expects an object with other keys"),
         ("number", ["5 km", "none"], "rows.jsonl:2 expects no number"),
         ("label", [f"answer {number}" for number in range(21)], "21 different expected answers"),
+        ("label", ["a", "<think>b</think>"], "rows.jsonl:2 expects an empty answer"),
         ("tool", ["a", "b"], "0 of 2 expected answers call a tool"),
     ],
 )

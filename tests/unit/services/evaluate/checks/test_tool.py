@@ -180,3 +180,13 @@ def test_tools_are_those_of_the_row_under_any_name(tmp_path, column, renames):
     found = with_rows([AskedRow(origin=f"{path}:2", expected=JSON)], Settings(data=data))
     assert json.loads(found[0].tools) == json.loads(TOOLS)
     assert found[0].fields == rows[1]
+
+
+def test_a_call_in_python_is_one_of_a_tool_where_the_prompt_names_it():
+    rows = [
+        AskedRow(
+            origin=f"rows.jsonl:{line}", expected=f"[turn(by={line})]", prompt="Tools: turn(by)\n\nTurn!"
+        )
+        for line in (1, 2)
+    ]
+    assert [check.name for check in find_checks(("auto",), rows)] == ["tool"]
