@@ -70,14 +70,14 @@ class Progressed:
     """Progress of a long task other than training: reading, rendering, downloading, evaluating, generating.
 
     ``total`` is 0 while it is not known. The last event of a task has ``done == total``. ``later_seconds`` is an estimate of what the
-    command does behind the task; None where it cannot be known yet, and then neither can the time that is left.
+    command does behind the task; infinite where it cannot be known yet, and then neither can the time that is left.
     """
 
     task: str
     done: int
     total: int
     unit: str = "rows"
-    later_seconds: float | None = 0.0
+    later_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -143,6 +143,20 @@ def setting_text(value: object) -> str:
     return str(value)
 
 
+def fraction_of(text: str) -> float:
+    """Return the share that ``20%`` or ``0.2`` is.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    number = text.strip().removesuffix("%")
+    try:
+        found = float(number)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a share such as 20% or 0.2") from None
+    return found / 100 if number != text.strip() else found
+
+
 def seconds_of(text: str) -> float:
     """Return the seconds of a time as ``duration`` writes it: ``90s``, ``30m``, ``1h30m`` or ``2d``.
 

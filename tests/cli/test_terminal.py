@@ -87,7 +87,9 @@ def test_a_terminal_that_cannot_be_redrawn_gets_plain_lines(
     assert code == 0
     assert "\x1b" not in sent
     assert "\r" not in sent
-    assert "\nstep 60/60  loss " in sent
+    assert "step 60/60 loss " in " ".join(
+        sent.split()
+    )  # lines are broken between words where they do not fit
 
 
 @pytest.mark.parametrize("env", [{}, {"FORCE_COLOR": "1"}, {"TERM": "dumb"}], ids=["plain", "force", "dumb"])

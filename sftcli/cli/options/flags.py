@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli.options import complete
-from sftcli.figures import seconds_of
+from sftcli.figures import fraction_of, seconds_of
 
 if TYPE_CHECKING:
     from typer.models import OptionInfo
@@ -223,7 +223,7 @@ _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
     ROWS_PANEL: (
         Flag("--heldout", "data.heldout_sources", kind=list[str], metavar="SOURCE", complete=complete.rows,
              help="Held-out rows; by default a share of the data is held out. Repeatable."),
-        Flag("--replay", "data.replay", metavar="SHARE",
+        Flag("--replay", "data.replay", metavar="SHARE", reads=fraction_of,
              help="Training on from a run: make this share of the training rows rows of that run, as in `--replay 20%`."),
         Flag("--as-text", "data.as_text", kind=bool,
              help="Rows of pretraining text are meant to be trained whole: do not warn."),

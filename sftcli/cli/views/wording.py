@@ -1,5 +1,6 @@
 """Each event in words, the same for every view."""
 
+from math import isfinite
 from typing import assert_never
 
 from sftcli.cli.terminal.text import clean, loss_text, norm_text
@@ -142,7 +143,7 @@ def step_line(measures: TrainingMeasures, step: StepDone) -> str:
 
 def seconds_left(event: Progressed, seconds: float) -> float | None:
     """Return how long a command still takes, whose task has taken ``seconds``; None where that is not known."""
-    if not event.done or event.later_seconds is None:
+    if not event.done or not isfinite(event.later_seconds):
         return None
     return seconds * (event.total - event.done) / event.done + event.later_seconds
 

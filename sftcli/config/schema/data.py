@@ -1,12 +1,12 @@
 """The settings of the rows: where they come from and how they are rendered."""
 
-import re
 from enum import StrEnum
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from sftcli.config.schema.section import Section, Text
+from sftcli.figures import fraction_of
 
 CHECKS = frozenset(  # settings that say which rows are good enough, and change none
     {
@@ -254,10 +254,9 @@ class DataSettings(Section):
     def _percent_is_a_share(cls, values: object) -> object:
         """Read ``20%`` as 0.2."""
         text = values.get("replay") if isinstance(values, dict) else None
-        if not isinstance(values, dict) or not isinstance(text, str):
+        if not isinstance(values, dict) or not isinstance(text, str) or not text.strip().endswith("%"):
             return values
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text.strip())
-        return values | {"replay": float(found[1]) / 100} if found else values
+        return values | {"replay": fraction_of(text)}
 
     @property
     def takes_all(self) -> bool:

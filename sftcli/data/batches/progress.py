@@ -1,5 +1,6 @@
 """Progress of a pass over rows, and of several passes that make up one command."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -52,7 +53,9 @@ class Stages:
                 if event.done:
                     known[kind] = (self._get_time() - begin) * event.total / event.done
                 is_known = known.keys() >= set(later)
-                event = replace(event, later_seconds=sum(known[one] for one in later) if is_known else None)
+                event = replace(
+                    event, later_seconds=sum(known[one] for one in later) if is_known else math.inf
+                )
             self._emit(event)
 
         yield f"{self._begun} of {len(self._kinds)}: {kind} ({name})", emit

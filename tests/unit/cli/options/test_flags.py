@@ -34,7 +34,7 @@ def test_the_setting_accepts_what_its_flag_accepts(flag: Flag) -> None:
     if flag.checks_words:
         assert choices(field) or element_choices(field)
     if not flag.means:
-        kind = type(flag.reads("1h30m")) if flag.reads else flag.kind
+        kind = type(flag.reads({"TIME": "1h30m", "SHARE": "20%"}[flag.metavar])) if flag.reads else flag.kind
         assert shape(kind) in map(shape, kinds(field))
 
 

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -66,8 +67,8 @@ def test_the_time_of_later_stages_is_known_once_every_kind_of_them_has_begun():
         for number, kind in ((1, "scoring"), (2, "answering"), (3, "scoring"), (4, "answering"))
     ]
     assert [event.later_seconds for event in sink.of(Progressed)] == [
-        *[None] * 5,  # answers are not measured yet
-        *[None, 50.0, 50.0, 50.0, 50.0],  # as long as the first model takes, which is measured on the way
+        *[math.inf] * 5,  # answers are not measured yet
+        *[math.inf, 50.0, 50.0, 50.0, 50.0],  # as long as the first model takes, which is measured on the way
         *[40.0] * 5,
         *[0.0] * 5,
     ]
