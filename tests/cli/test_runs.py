@@ -89,6 +89,37 @@ def test_a_run_in_training_is_told_from_one_that_was_killed():
     assert json.loads(invoke("show", "half", "--json"))["state"] == "stopped"
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("eval", "fresh"),
+        ("eval",),
+        ("generate", "hello"),
+        ("generate", "hello", "-c", "fresh"),
+        ("report",),
+        ("push", "me/it"),
+        ("push", "me/it", "fresh"),
+        ("export", "fresh", "--to", "hf", "--out", "new"),
+    ],
+    ids=" ".join,
+)
+def test_a_model_that_is_still_trained_is_not_taken_for_one_that_ended(
+    call: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from sftcli.services.runs.lock import RunLock
+
+    monkeypatch.chdir(tmp_path)
+    until_12 = [event for event in run_events() if not isinstance(event, StepDone) or event.step <= 12]
+    run = write_run("fresh", "2026-01-01T00:00:00+00:00", until_12)
+    with RunLock(run.path, lambda _: None):
+        during = CliRunner().invoke(app, list(call))
+    assert during.exit_code != 0
+    assert "run fresh is at step 12 of 60 and still training" in str(during.exception)
+    after = str(CliRunner().invoke(app, list(call)).exception)
+    assert after
+    assert "still training" not in after
+
+
 def test_an_empty_folder_is_no_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "sft train" in invoke("runs")

@@ -39,7 +39,7 @@ from sftcli.errors import (
 )
 from sftcli.json_files import read_json, read_json_or_nothing
 from sftcli.suggest import did_you_mean
-from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK, list_checkpoints
+from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK
 
 REMOVED = (
     "weights_removed"  # key in run.json: true once a comparison has scored the run and removed its weights
@@ -154,22 +154,6 @@ class RunFolder:
                 f"run {self.name} is one of a comparison: its weights were removed when it was scored",
                 hint=f"to train it with weights that stay: sft train --config {shlex.quote(str(self.config))} --run NAME",
             )
-
-    def existing_model(self) -> Path:
-        """Return the folder of the final model, or of the newest checkpoint while the run is unfinished.
-
-        Raises:
-            NotFoundError: The run has none yet.
-        """
-        self.require_weights()
-        if self.is_finished:
-            return self.final
-        if not (checkpoints := list_checkpoints(self.checkpoints)):
-            raise NotFoundError(
-                f"run {self.name} has no model yet: it ended before its first checkpoint",
-                hint=f"resume it: sft resume {self.argument}",
-            )
-        return checkpoints[-1]
 
     @property
     def results_set_aside(self) -> dict[Path, Path]:
