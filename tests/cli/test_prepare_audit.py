@@ -118,6 +118,26 @@ def test_a_limit_allows_a_share_with_and_without_strict(prepare):
     assert "1 of 21 rows are rejected (at most 1.00% may be)" in err
 
 
+@pytest.mark.parametrize(
+    ("rows", "flags"),
+    [
+        ([GOOD[0], ("A?", ""), ("B?", ""), ("C?", "")], ()),
+        ([*GOOD[:13], *[(f"{n}?", "") for n in range(16)]], ()),
+        ([*GOOD, GOOD[3], ("Empty?", "")], ("--strict",)),
+        ([*GOOD, ("Empty?", "")], ("--set", "data.max_rejected_fraction=0.01")),
+    ],
+    ids=["3 of 4", "16 of 29", "two limits", "a limit of its own"],
+)
+def test_the_limit_that_an_error_names_is_enough(prepare, rows, flags):
+    code, _, err = prepare(rows, *flags)
+    assert code in (3, 65)
+    assert prepare(rows, *flags, *err.rpartition("raise the limit: ")[2].split())[0] == 0
+
+
+def test_no_limit_is_named_where_no_row_would_be_left(prepare):
+    assert "raise the limit" not in prepare([("A?", "")])[2]
+
+
 def test_strict_fails_on_cached_rows_too_and_json_is_one_object(prepare):
     rows = [*GOOD, GOOD[0]]
     assert prepare(rows)[0] == 0
