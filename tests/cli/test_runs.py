@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from sftcli.cli.app import app
 from sftcli.cli.options import complete
+from sftcli.errors import UsageError
 from sftcli.events import Event, StepDone
 from sftcli.json_files import replace_json
 from sftcli.services.runs.event_log import RunLog
@@ -67,6 +68,15 @@ def test_the_folder_of_runs_is_named_as_in_every_command():
     named = invoke("runs", "--runs", "elsewhere")
     assert "done" in named
     assert invoke("runs", "elsewhere") == named
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("name", ["done", "runs/done"])
+def test_a_run_in_the_place_of_a_folder_is_named_with_the_command_that_shows_it(name: str):
+    error = CliRunner().invoke(app, ["runs", name]).exception
+    assert isinstance(error, UsageError)
+    assert error.hint == f"one run: sft show {name}"
+    invoke(*error.hint.partition("sft ")[2].split())
 
 
 @pytest.mark.usefixtures("runs")

@@ -335,6 +335,21 @@ def find_run(name: str, root: Path) -> RunFolder:
     raise NotFoundError(f"no run {name!r} under {root}", hint=did_you_mean(name, names) or known)
 
 
+def refuse_run(folder: Path, root: Path) -> None:
+    """Make sure that ``folder`` is one of runs, and not one run, by its path or by its name under ``root``.
+
+    Raises:
+        UsageError: It is one run.
+    """
+    for path in (folder, *(() if folder.exists() else (root / folder,))):
+        if (path / RunFolder.ABOUT).is_file():
+            at = "" if path == folder or root == DEFAULT_ROOT else f" --runs {shlex.quote(str(root))}"
+            raise UsageError(
+                f"{folder} is one run, not a folder of runs",
+                hint=f"one run: sft show {shlex.quote(str(folder))}{at}",
+            )
+
+
 def _not_begun(run: RunFolder) -> NotFoundError:
     """Return the error of a folder that a start left which was killed before it wrote what it was."""
     name = f"--run {shlex.quote(run.name)} --resume auto"
