@@ -104,6 +104,7 @@ def test_a_named_confidence_divides_the_same_answers(run, sft):
     assert run.is_dir()
     code, _, err = ask(sft, "--min-confidence", "0", "--max-new-tokens", "8")
     assert code == 0, err
+    assert err.count("using ") == 1  # the model that nobody named
     ended = lines_of(Path("sure.jsonl"))
     assert all(row["finish"] == "stop" for row in ended)
     middle = sorted(row["confidence"] for row in ended)[len(ended) // 2]
