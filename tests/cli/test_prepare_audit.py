@@ -77,7 +77,7 @@ def test_a_person_sees_the_audit_with_a_histogram(prepare):
     assert "duplicates 1, such as rows.jsonl:21 like rows.jsonl:4" in err
     assert "up to 32" in err
     assert err.endswith(
-        "kept for trainings with the same rows and settings in the cache:"
+        "kept in the cache, for trainings with the same rows and settings:"
     )  # the path follows
 
 
@@ -107,7 +107,7 @@ def test_strict_names_what_is_wrong(prepare, row, flags, message):
     assert code == 3
     assert message in err
     assert not out  # no place of rows that will not be trained on
-    assert "kept for" not in err
+    assert "kept in the cache" not in err
 
 
 def test_a_limit_allows_a_share_with_and_without_strict(prepare):
@@ -224,7 +224,7 @@ def test_few_held_out_rows_and_what_the_printed_folder_is_for_are_said(sft, rows
     assert re.search(
         r"warning: \d held-out rows? proves? little; to hold out more: --set data\.heldout_fraction=0\.", err
     )
-    assert err.splitlines()[-1] == "kept for trainings with the same rows and settings in the cache:"
+    assert err.splitlines()[-1] == "kept in the cache, for trainings with the same rows and settings:"
     assert Path(out.strip()).is_dir()
 
 

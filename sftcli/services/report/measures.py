@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sftcli.figures import change, figure, interval
 
@@ -113,12 +114,12 @@ def differences_of(evaluation: Fields) -> Iterator[str]:
             yield f"{name}: {_difference(found, unit, scale, digits, other='the base')}"
 
 
-def points_text(found: Fields, *, other: str) -> str:
+def points_text(found: Mapping[str, Any], *, other: str) -> str:
     """Describe a difference of shares in points, with its interval."""
     return _difference(found, " points", 100.0, 1, other=other)
 
 
-def _difference(found: Fields, unit: str, scale: float, digits: int, *, other: str) -> str:
+def _difference(found: Mapping[str, Any], unit: str, scale: float, digits: int, *, other: str) -> str:
     rows = found["rows"]
     low, high = (None if found[end] is None else scale * found[end] for end in ("low", "high"))
     bounds = interval(low, high, digits, rows)
