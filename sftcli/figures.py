@@ -50,6 +50,8 @@ def interval(low: float | None, high: float | None, digits: int, rows: int = 0) 
     """Return ``95% interval -0.120 to +0.010``, or why there is none."""
     if low is None or high is None or are_few(rows):
         return f"no interval: {too_few(rows)}"
+    if low == high:  # draws of rows that all agree agree too, whatever other rows would do
+        return f"no interval: all {rows:,} rows agree"
     return f"95% interval {low:+.{digits}f} to {high:+.{digits}f}"
 
 

@@ -79,7 +79,7 @@ def examine(session: Session) -> list[Finding]:
     }
     found = []
     for name, check in checks.items():
-        session.emit(Notice(text=f"looking at {name}"))
+        session.emit(Notice(text=f"checking: {name}"))
         try:
             state, text = check()
         except (SftError, OSError, RuntimeError, ValueError, ImportError) as error:
@@ -126,9 +126,9 @@ def _extras() -> tuple[State, str]:
     lacking = {extra: [one for one in named if not is_there(one)] for extra, named in EXTRAS.items()}
     whole = [extra for extra, named in lacking.items() if not named]
     part = [extra for extra, named in lacking.items() if named]
-    text = f"installed: {', '.join(whole) or 'none'}"
+    text = f"installed: {', '.join(whole)}" if whole else "none is installed"
     return (
-        (State.MISSING, f"{text}; not: {', '.join(part)}; such as {install_command(part[0])}")
+        (State.MISSING, f"{text}; missing: {', '.join(part)}; to install one: {install_command(part[0])}")
         if part
         else (State.WORKS, text)
     )

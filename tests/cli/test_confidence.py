@@ -104,6 +104,7 @@ def test_a_named_confidence_divides_the_same_answers(run, sft):
     assert run.is_dir()
     code, _, err = ask(sft, "--min-confidence", "0", "--max-new-tokens", "8")
     assert code == 0, err
+    assert err.count("using ") == 1  # the model that nobody named
     ended = lines_of(Path("sure.jsonl"))
     assert all(row["finish"] == "stop" for row in ended)
     middle = sorted(row["confidence"] for row in ended)[len(ended) // 2]
@@ -150,6 +151,31 @@ def test_a_promise_is_bound_to_the_answers_that_eval_made(evaluated, sft):
     edit(evaluated, lambda found: found["confidence"]["cuts"][2].update(confidence=None))
     code, _, err = ask(sft, "--min-confidence", "auto")
     assert (code, "no cut keeps wrong answers at 5% or less over 120 held-out rows" in err) == (2, True), err
+
+
+def said(err: str) -> str:
+    return " ".join(err.split()).partition("too few answers to tell which can go out unread: ")[2]
+
+
+def test_too_few_answers_name_what_makes_them_enough(run, sft):
+    code, _, err = sft("eval", "one", "--no-base", "--max-rows", "20")
+    assert code == 0
+    assert said(err).startswith("20, and 50 are needed; to answer more: --max-rows 50 verdict: ")
+    few = "".join(
+        json.dumps({"question": f"How much is {n}?", "answer": f"It is {n}."}) + "\n" for n in range(30)
+    )
+    Path("test.jsonl").write_text(few, encoding="utf-8")
+    for flags, rows, more in (
+        ((), 30, "name more rows with --data"),
+        (("--max-rows", "20"), 20, "name more rows with --data, then --max-rows 50"),
+    ):
+        code, _, err = sft("eval", run, "--no-base", "--data", "test.jsonl", *flags)
+        assert code == 0
+        assert said(err).startswith(f"{rows}, and 50 are needed; {more}")
+        assert "verdict" not in err  # that of the training is about other rows
+        assert "30 held-out" in err
+        assert "0 train" not in err
+        assert "0 tokens" not in err
 
 
 def test_page_and_card_say_nothing_of_cuts_where_there_are_none(run, sft):

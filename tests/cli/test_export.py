@@ -329,6 +329,26 @@ def test_disk_that_fills_up_leaves_nothing(form, tiny_model, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("form", "written"),
+    [("hf", "first-hf"), ("gguf", "first.gguf"), ("ollama", "first-ollama")],
+)
+def test_a_model_without_a_place_is_written_here_under_the_name_of_its_run(
+    form, written, trained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    result = invoke("export", trained / "first", "--to", form)
+    assert result.exit_code == 0, result.exception
+    assert result.stdout == f"{written}\n"
+    assert (tmp_path / written).exists()
+    assert (form == "ollama") == ("ollama create first-ollama -f first-ollama/Modelfile" in result.stderr)
+    assert "on cpu" not in result.stderr  # nothing is computed
+    assert "read as fp32" in result.stderr
+    again = invoke("export", trained / "first", "--to", form)
+    assert again.exit_code != 0
+    assert written in str(again.exception)
+
+
 def test_a_folder_for_ollama_has_template_stops_and_sampling(tiny_model, tmp_path):
     source = Path(shutil.copytree(tiny_model, tmp_path / "walnut"))
     edit(source / "generation_config.json", do_sample=True, temperature=0.25)

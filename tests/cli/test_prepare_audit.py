@@ -77,7 +77,7 @@ def test_a_person_sees_the_audit_with_a_histogram(prepare):
     assert "duplicates 1, such as rows.jsonl:21 like rows.jsonl:4" in err
     assert "up to 32" in err
     assert err.endswith(
-        "kept for trainings with the same rows and settings in the cache:"
+        "kept in the cache, for trainings with the same rows and settings:"
     )  # the path follows
 
 
@@ -107,7 +107,7 @@ def test_strict_names_what_is_wrong(prepare, row, flags, message):
     assert code == 3
     assert message in err
     assert not out  # no place of rows that will not be trained on
-    assert "kept for" not in err
+    assert "kept in the cache" not in err
 
 
 def test_a_limit_allows_a_share_with_and_without_strict(prepare):
@@ -116,6 +116,26 @@ def test_a_limit_allows_a_share_with_and_without_strict(prepare):
     code, _, err = prepare(rows, "--set", "data.max_rejected_fraction=0.01")
     assert code == 3
     assert "1 of 21 rows are rejected (at most 1.00% may be)" in err
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags"),
+    [
+        ([GOOD[0], ("A?", ""), ("B?", ""), ("C?", "")], ()),
+        ([*GOOD[:13], *[(f"{n}?", "") for n in range(16)]], ()),
+        ([*GOOD, GOOD[3], ("Empty?", "")], ("--strict",)),
+        ([*GOOD, ("Empty?", "")], ("--set", "data.max_rejected_fraction=0.01")),
+    ],
+    ids=["3 of 4", "16 of 29", "two limits", "a limit of its own"],
+)
+def test_the_limit_that_an_error_names_is_enough(prepare, rows, flags):
+    code, _, err = prepare(rows, *flags)
+    assert code in (3, 65)
+    assert prepare(rows, *flags, *err.rpartition("raise the limit: ")[2].split())[0] == 0
+
+
+def test_no_limit_is_named_where_no_row_would_be_left(prepare):
+    assert "raise the limit" not in prepare([("A?", "")])[2]
 
 
 def test_strict_fails_on_cached_rows_too_and_json_is_one_object(prepare):
@@ -204,7 +224,7 @@ def test_few_held_out_rows_and_what_the_printed_folder_is_for_are_said(sft, rows
     assert re.search(
         r"warning: \d held-out rows? proves? little; to hold out more: --set data\.heldout_fraction=0\.", err
     )
-    assert err.splitlines()[-1] == "kept for trainings with the same rows and settings in the cache:"
+    assert err.splitlines()[-1] == "kept in the cache, for trainings with the same rows and settings:"
     assert Path(out.strip()).is_dir()
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from sftcli.cli.app import app
 from sftcli.cli.options import complete
+from sftcli.errors import UsageError
 from sftcli.events import Event, StepDone
 from sftcli.json_files import replace_json
 from sftcli.services.runs.event_log import RunLog
@@ -70,6 +71,15 @@ def test_the_folder_of_runs_is_named_as_in_every_command():
 
 
 @pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("name", ["done", "runs/done"])
+def test_a_run_in_the_place_of_a_folder_is_named_with_the_command_that_shows_it(name: str):
+    error = CliRunner().invoke(app, ["runs", name]).exception
+    assert isinstance(error, UsageError)
+    assert error.hint == f"one run: sft show {name}"
+    invoke(*error.hint.partition("sft ")[2].split())
+
+
+@pytest.mark.usefixtures("runs")
 def test_scripts_get_states_steps_and_losses():
     found = json.loads(invoke("runs", "--json"))["runs"]
     assert [(run["name"], run["state"], run["step"]) for run in found] == [
@@ -87,6 +97,37 @@ def test_a_run_in_training_is_told_from_one_that_was_killed():
     with RunLock(Path("runs/half"), lambda _: None):
         assert json.loads(invoke("show", "half", "--json"))["state"] == "running"
     assert json.loads(invoke("show", "half", "--json"))["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("eval", "fresh"),
+        ("eval",),
+        ("generate", "hello"),
+        ("generate", "hello", "-c", "fresh"),
+        ("report",),
+        ("push", "me/it"),
+        ("push", "me/it", "fresh"),
+        ("export", "fresh", "--to", "hf", "--out", "new"),
+    ],
+    ids=" ".join,
+)
+def test_a_model_that_is_still_trained_is_not_taken_for_one_that_ended(
+    call: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from sftcli.services.runs.lock import RunLock
+
+    monkeypatch.chdir(tmp_path)
+    until_12 = [event for event in run_events() if not isinstance(event, StepDone) or event.step <= 12]
+    run = write_run("fresh", "2026-01-01T00:00:00+00:00", until_12)
+    with RunLock(run.path, lambda _: None):
+        during = CliRunner().invoke(app, list(call))
+    assert during.exit_code != 0
+    assert "run fresh is at step 12 of 60 and still training" in str(during.exception)
+    after = str(CliRunner().invoke(app, list(call)).exception)
+    assert after
+    assert "still training" not in after
 
 
 def test_an_empty_folder_is_no_error(tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ def test_time_in_which_no_step_fits_is_refused(place):
         resolved=resolved_of(place, "short", "training.max_minutes=1"), label="run", command="sft train",
         begun=monotonic() - 3600,
     )  # fmt: skip
-    with pytest.raises(UsageError, match="1m00s are too short: a training of one step takes about"):
+    with pytest.raises(UsageError, match="1m00s is too short: a training of one step takes about"):
         run_training(request, Session(RecordingSink(), NeverStop()))
 
 

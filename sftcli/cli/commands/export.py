@@ -1,5 +1,6 @@
 """``sft export``."""
 
+import shlex
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -45,8 +46,14 @@ class ExportFlags:
         ),
     ]
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="PATH", help="Folder or file to write; it must not exist.")
-    ]
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="Folder or file to write, which must not exist; by default the model's name with the format's.",
+        ),
+    ] = None
     checkpoint: Annotated[
         str | None,
         typer.Argument(
@@ -75,22 +82,23 @@ def export(
     """Write a model for other programs: transformers, TRL and vLLM, llama.cpp, or the Modern LLM pipeline.
 
     Examples:
-      sft export --to hf --out my-model
+      sft export --to hf
 
       sft export my-run --to gguf --dtype q8_0 --out my-model.gguf
 
       sft export my-run --to ollama --out my-model
     """
-    from sftcli.services.export.request import ExportFormat, ExportRequest, check_names
+    from sftcli.services.export.request import ExportFormat, ExportRequest, check_names, default_out
 
+    form = ExportFormat(asked.to.value)
+    parts = {"tokenizer": asked.model.tokenizer, "base_model": asked.model.base_model}
     request = ExportRequest(
         checkpoint=asked.checkpoint,
-        format=ExportFormat(asked.to.value),
-        out=asked.out,
+        format=form,
+        out=asked.out or default_out(asked.checkpoint, form, root=runs, **parts),
         root=runs,
         dtype=None if asked.dtype is None else asked.dtype.value,
-        tokenizer=asked.model.tokenizer,
-        base_model=asked.model.base_model,
+        **parts,
     )
     check_names(request)
     with session(output) as current:
@@ -106,4 +114,8 @@ def export(
             f"{outcome.model} as {outcome.format}, {outcome.dtype}, {size(outcome.bytes)}",
             tables.err(output.color),
         )
+        if outcome.format == "ollama":
+            file = shlex.quote(str(Path(outcome.path) / "Modelfile"))
+            name = shlex.quote(Path(outcome.path).name)
+            tables.show_text(f"next: ollama create {name} -f {file}", tables.err(output.color))
     tables.show_text(outcome.path, tables.out(output.color))

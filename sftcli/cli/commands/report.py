@@ -41,9 +41,10 @@ def report(
     """
     with session(output):
         from sftcli.services.report.html import write_report
-        from sftcli.services.runs.folder import find_run, newest_run
+        from sftcli.services.runs.folder import find_run
+        from sftcli.services.runs.outcome import newest_finished
 
-        chosen = [find_run(name, runs) for name in names or ()] or [newest_run(runs, finished=True)]
+        chosen = [find_run(name, runs) for name in names or ()] or [newest_finished(runs)]
         default = chosen[0].report if len(chosen) == 1 else chosen[0].path / "comparison.html"
         written = write_report(chosen, out or default)
     if output.json:

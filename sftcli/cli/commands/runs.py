@@ -42,8 +42,11 @@ def runs(
     """
     with session(output):
         from sftcli.services.compare.record import list_comparisons
+        from sftcli.services.runs.folder import refuse_run
         from sftcli.services.runs.summary import summarize_runs
 
+        if folder is not None:
+            refuse_run(folder, root)
         root = folder or root
         found, comparisons = summarize_runs(root), list_comparisons(root)
     if output.json:

@@ -47,7 +47,7 @@ def show_prepared(outcome: "PrepareOutcome", output: options.Output) -> None:
         what = (
             "written to:"
             if outcome.out
-            else "kept for trainings with the same rows and settings in the cache:"
+            else "kept in the cache, for trainings with the same rows and settings:"
         )
         tables.show_text(what, err)
     tables.show_text(outcome.out or outcome.folder, out)

@@ -28,8 +28,8 @@ def confidence_text(report: "EvalReport") -> str:
     confidence = report.confidence
     if confidence.rows < FEWEST_ROWS:
         return (
-            f"which answers can go out unread is not said: {confidence.rows} answered rows are fewer than {FEWEST_ROWS}; "
-            "hold out more with --set data.heldout_fraction=0.2"
+            f"too few answers to tell which can go out unread: {confidence.rows}, and {FEWEST_ROWS} are needed; "
+            f"{report.more_answers}"
         )
     if not confidence.choices:
         return (

@@ -1,11 +1,12 @@
 """What a model answers right without training, by how it was asked, and what a tuned one has to beat."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sftcli.cli.options import shared as options
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.tables import Cell, Grid
-from sftcli.figures import NOTHING, change, count, duration, interval, share_of
+from sftcli.figures import NOTHING, count, duration, share_of
 
 if TYPE_CHECKING:
     from sftcli.services.evaluate.trial.trial import TrialReport, Way
@@ -18,12 +19,13 @@ def show_trial(report: "TrialReport", train: str, output: options.Output) -> Non
     tables.out(output.color).print(_table(report))
     if output.quiet:
         return
+    from sftcli.services.report.measures import points_text
+
     err = tables.err(output.color)
     for way in report.ways:
         if way.difference is not None:
-            found = change(way.difference.value, 3, way.answered)
-            bounds = interval(way.difference.low, way.difference.high, 3, way.answered)
-            tables.show_text(f"{_NAMES[way.name]}: {found} against no examples, {bounds}", err, wrap=True)
+            text = points_text(asdict(way.difference), other="no examples")
+            tables.show_text(f"{_NAMES[way.name]}: {text}", err, wrap=True)
     tables.show_text(_to_beat(report), err, wrap=True)
     tables.show_text(f"next: {train}, then sft eval --max-rows {report.max_rows}", err)
 

@@ -73,9 +73,12 @@ def _data_line(event: DataPrepared) -> str:
             f"{count(rows)} {clean(reason)}" for reason, rows in sorted(event.rejected.items())
         )
         parts[0] += f" (rejected: {reasons})"
-    parts.append(f"{count(event.train_examples)} train, {count(event.heldout_examples)} held-out")
-    share = event.response_tokens / event.train_tokens if event.train_tokens else 0.0
-    parts.append(f"{short_count(event.train_tokens)} tokens, {percent(share)} of them trained")
+    heldout = f"{count(event.heldout_examples)} held-out"
+    # Rows that a model is only scored on are none to train on.
+    parts.append(f"{count(event.train_examples)} train, {heldout}" if event.train_examples else heldout)
+    if event.train_tokens:
+        share = event.response_tokens / event.train_tokens
+        parts.append(f"{short_count(event.train_tokens)} tokens, {percent(share)} of them trained")
     cached = " (from cache)" if event.cached else ""
     return f"data {clean(event.source)} [{clean(event.schema)}]{cached}: " + "; ".join(parts)
 

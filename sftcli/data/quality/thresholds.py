@@ -19,11 +19,28 @@ class _Check:
     """A limit: its setting, what it counts among ``all`` rows, and the first few of them."""
 
     what: str
-    limit: Callable[[DataSettings], float | None]
+    key: str  # the setting of ``data`` that limits its share
     count: Callable[[AuditSummary], int]
     all: Callable[[AuditSummary], int]
     named: Callable[[AuditSummary], Sequence[str]]
     is_strict: bool = True  # none is allowed with ``strict`` where the limit is unset
+
+    def limit(self, data: DataSettings) -> float | None:
+        """Return the largest share that ``data`` allows."""
+        found = getattr(data, self.key)
+        if found is None and data.strict and self.is_strict:
+            return 0.0
+        return None if found is None else float(found)
+
+    def shares(self, audits: Sequence[AuditSummary]) -> tuple[int, int]:
+        """Return how many of how many rows these are."""
+        return sum(map(self.count, audits)), sum(map(self.all, audits))
+
+    def enough(self, audits: Sequence[AuditSummary]) -> str:
+        """Return the flag that allows as many as there are, rounded up."""
+        count, total = self.shares(audits)
+        share = next(percent / 100 for percent in range(101) if count <= percent / 100 * total)
+        return f"--set data.{self.key}={share:g}"
 
 
 def _flagged(audit: AuditSummary, flags: frozenset[RowFlag]) -> list[str]:
@@ -38,28 +55,28 @@ _EXPECTED = (RejectReason.TOO_LONG.value, RejectReason.LABELED_BAD.value)
 _CHECKS = (
     _Check(
         what=_REJECTED,
-        limit=lambda data: data.max_rejected_fraction,
+        key="max_rejected_fraction",
         count=lambda audit: audit.rows - audit.kept,
         all=lambda audit: audit.rows,
         named=lambda audit: list(chain.from_iterable(audit.rejected_rows.values())),
     ),
     _Check(
         what="cut",
-        limit=lambda data: data.max_cut_fraction,
+        key="max_cut_fraction",
         count=lambda audit: audit.cut_rows,
         all=lambda audit: audit.kept,
         named=lambda audit: _flagged(audit, CUTS),
     ),
     _Check(
         what="equal to an earlier row",
-        limit=lambda data: data.max_duplicate_fraction,
+        key="max_duplicate_fraction",
         count=lambda audit: audit.duplicate_rows,
         all=lambda audit: audit.kept,
         named=lambda audit: audit.duplicates["exact"],
     ),
     _Check(
         what="nearly equal to an earlier row",
-        limit=lambda data: data.max_near_duplicate_fraction,
+        key="max_near_duplicate_fraction",
         count=lambda audit: audit.near_duplicate_rows,
         all=lambda audit: audit.kept,
         named=lambda audit: audit.duplicates["near"],
@@ -67,7 +84,7 @@ _CHECKS = (
     ),
     _Check(
         what="with encoding trouble",
-        limit=lambda data: data.max_trouble_fraction,
+        key="max_trouble_fraction",
         count=lambda audit: audit.trouble_rows,
         all=lambda audit: audit.kept,
         named=lambda audit: _flagged(audit, TROUBLES),
@@ -81,12 +98,13 @@ class Fitness:
 
     ``exceeded`` has a sentence for each limit that they are over, ``unfit`` one about too many rows that cannot be
     trained on, where there is no limit. ``remedy`` says what to do about most rows that are left out, where they are
-    too many.
+    too many. ``allowing`` are the flags with which all of them pass; none where no row would be left.
     """
 
     exceeded: tuple[str, ...]
     unfit: str
     remedy: str
+    allowing: str
 
     @property
     def is_good(self) -> bool:
@@ -103,14 +121,16 @@ class Fitness:
         if self.unfit:
             raise DataError(
                 f"{self.unfit}; at most {MOST_UNFIT:.0%} may be rejected by default",
-                hint=f"{self.remedy}, or raise the limit: --set data.max_rejected_fraction=0.5",
+                hint=self._hint(self.remedy),
             )
         if self.exceeded:
-            first = self.remedy or "fix or remove these rows"
             raise ThresholdError(
                 f"the rows exceed the limits: {'; '.join(self.exceeded)}",
-                hint=f"{first}, or raise the limit, such as --set data.max_rejected_fraction=0.01",
+                hint=self._hint(self.remedy or "fix or remove these rows"),
             )
+
+    def _hint(self, remedy: str) -> str:
+        return f"{remedy}, or raise the limit: {self.allowing}" if self.allowing else remedy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,10 +173,13 @@ def assess_rows(audits: Sequence[AuditSummary], data: DataSettings) -> Fitness:
         reasons = _unexpected(reasons)
     exceeded = _find_exceeded(audits, data)
     are_many = unfit or _REJECTED in exceeded
+    limiting = [*(_CHECKS[:1] if unfit else ()), *_over_limit(audits, data)]
+    has_rows = any(audit.kept for audit in audits)
     return Fitness(
         exceeded=tuple(exceeded.values()),
         unfit=unfit,
         remedy=remedy_for(audits, reasons) if are_many else "",
+        allowing=" ".join(check.enough(audits) for check in limiting) if has_rows else "",
     )
 
 
@@ -168,20 +191,23 @@ def _unexpected(reasons: Counter[str]) -> Counter[str]:
     return Counter({reason: count for reason, count in reasons.items() if reason not in _EXPECTED})
 
 
+def _over_limit(audits: Sequence[AuditSummary], data: DataSettings) -> list[_Check]:
+    found = []
+    for check in _CHECKS:
+        limit, (count, total) = check.limit(data), check.shares(audits)
+        if limit is not None and count > limit * total:
+            found.append(check)
+    return found
+
+
 def _find_exceeded(audits: Sequence[AuditSummary], data: DataSettings) -> dict[str, str]:
     """Return a sentence for every limit of ``data`` that ``audits`` together are over."""
     found = dict[str, str]()
-    for check in _CHECKS:
-        limit = check.limit(data)
-        if limit is None and data.strict and check.is_strict:
-            limit = 0.0
-        if limit is None:
-            continue
-        count, total = (sum(map(number, audits)) for number in (check.count, check.all))
-        if count > limit * total:
-            allowed = f"at most {limit:.2%} may be" if limit else "none may be"
-            example = next(chain.from_iterable(map(check.named, audits)), "")
-            found[check.what] = f"{count} of {total} rows are {check.what} ({allowed}), such as {example}"
+    for check in _over_limit(audits, data):
+        limit, (count, total) = check.limit(data), check.shares(audits)
+        allowed = f"at most {limit:.2%} may be" if limit else "none may be"
+        example = next(chain.from_iterable(map(check.named, audits)), "")
+        found[check.what] = f"{count} of {total} rows are {check.what} ({allowed}), such as {example}"
     shared = sum(audit.shared_prompts for audit in audits)
     if data.strict and shared:
         found["shared"] = f"{shared} held-out rows have a prompt that is also trained on"

@@ -1,5 +1,6 @@
 """Score a model on held-out rows, beside the model it came from."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,7 @@ from sftcli.services.evaluate.checks.results import CheckResult, GradedRow
 from sftcli.services.evaluate.checks.rows import with_rows
 from sftcli.services.evaluate.checks.table import find_checks, line_of
 from sftcli.services.evaluate.checks.tool import has_schemas
-from sftcli.services.evaluate.confidence import find_cuts
+from sftcli.services.evaluate.confidence import FEWEST_ROWS, find_cuts
 from sftcli.services.evaluate.limits import require_checked
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
@@ -43,6 +44,7 @@ from sftcli.services.evaluate.scoring import (
 )
 from sftcli.services.models.choose import ModelChoice, base_of, choose_model
 from sftcli.services.prepare.capacity import require_room
+from sftcli.services.prepare.doubts import more_heldout
 from sftcli.services.prepare.prepare import PreparedData, prepare_data
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.processes.peers import Peers, joined
@@ -77,13 +79,14 @@ class EvalReport:
     base: Score | None
     loss_difference: Interval | None  # tuned minus base, nats per response token
     match_difference: Interval | None  # tuned minus base, fraction
-    verdict: Verdict | None  # of the run that made the model
+    verdict: Verdict | None  # of the run that made the model, with its own rows
     samples: tuple[AnsweredRow, ...]
     misses: tuple[Miss, ...]
     answers: tuple[Answered, ...]  # all rows that were answered
     checks: tuple[CheckResult, ...]
     graded: tuple[GradedRow, ...]  # by every check
     confidence: Confidence  # of the tuned model's answers
+    more_answers: str  # how enough rows are answered for cuts; "" where they are
     page: str | None = None  # that shows these scores; None where they are not kept with a run
 
     @property
@@ -97,7 +100,7 @@ class EvalReport:
             "tuned": self.tuned.to_json(),
             "base": None if self.base is None else self.base.to_json(),
         }
-        del found["page"]
+        del found["page"], found["more_answers"]
         return found
 
     def compared(self) -> list[Compared]:
@@ -170,13 +173,14 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         base=None if base_score is None else base_score.score,
         loss_difference=None if base_score is None else loss_difference(base_score, tuned),
         match_difference=None if base_score is None else match_difference(base_score, tuned),
-        verdict=None if choice.run is None else _verdict(choice.run),
+        verdict=None if choice.run is None or request.data else _verdict(choice.run),
         samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
         misses=tuned.misses,
         answers=answers,
         confidence=_confidence(choice, answers, checked, precision),
         checks=checked.results,
         graded=checked.rows,
+        more_answers=_more_answers(request, settings, prepared, whole=len(whole)),
     )
     is_of_run = choice.run is not None and not request.data
     if is_of_run and precision != KEPT_PRECISION:
@@ -190,6 +194,24 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         write_report([choice.run], choice.run.report)
         return replace(report, page=str(choice.run.report))
     return report
+
+
+def _more_answers(request: EvalRequest, settings: Settings, prepared: PreparedData, *, whole: int) -> str:
+    """Return how enough of the rows are answered for cuts, where only ``whole`` rows can be; nothing where they are."""
+    longer = "" if request.max_rows >= FEWEST_ROWS else f"--max-rows {FEWEST_ROWS}"
+    if whole >= FEWEST_ROWS:
+        return longer and f"to answer more: {longer}"
+    heldout = len(prepared.dataset.heldout)
+    more = (
+        "name more rows with --data"
+        if request.data
+        else more_heldout(
+            settings,
+            math.ceil(FEWEST_ROWS * heldout / whole),
+            of=len(prepared.dataset.train) + heldout,
+        )
+    )
+    return f"{more}, then {longer}" if longer else more
 
 
 def _answers(job: ScoringJob, tuned: Scored, checked: Checked) -> tuple[Answered, ...]:

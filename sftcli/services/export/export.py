@@ -9,7 +9,8 @@ import torch
 
 from sftcli import storage
 from sftcli.errors import StoppedError, UsageError
-from sftcli.events import EventSink, ModelLoaded, Notice, Session, Warned
+from sftcli.events import EventSink, Notice, Session, Warned
+from sftcli.figures import short_count
 from sftcli.json_files import read_json
 from sftcli.modeling.formats.folder_write import exact_dtype, save_model_folder
 from sftcli.modeling.libraries import quiet_libraries
@@ -88,11 +89,8 @@ def _load(choice: ModelChoice, emit: EventSink, dtype: torch.dtype) -> "PreTrain
     quiet_libraries()
     model = load_choice(choice, dtype=dtype, device=torch.device("cpu"))
     total, _ = count_parameters(model)
-    emit(
-        ModelLoaded(
-            name=choice.name, parameters=total, trainable=0, device="cpu", precision=dtype_name(dtype)
-        )
-    )
+    # Nothing is computed with it, so neither a device nor a precision of products belongs here.
+    emit(Notice(text=f"model {choice.name}: {short_count(total)} parameters, read as {dtype_name(dtype)}"))
     return model
 
 

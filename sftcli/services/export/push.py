@@ -14,7 +14,8 @@ from sftcli.modeling.locate.locate import is_path
 from sftcli.services.models.choose import ModelChoice
 from sftcli.services.report.model_card import base_of, model_card
 from sftcli.services.report.usage import usage_of_folder
-from sftcli.services.runs.folder import RunFolder, newest_run
+from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.outcome import newest_finished, require_ended
 from sftcli.training.checkpoint.names import step_of
 from sftcli.version import __version__
 
@@ -114,12 +115,13 @@ def run_push(request: PushRequest, session: Session, patience: Patience | None =
 def _chosen(request: PushRequest) -> ModelChoice:
     """Return the folder to upload, and its run where one made it. Neither a base nor a model is looked for."""
     if request.model is None:
-        run = newest_run(request.root, finished=True)
+        run = newest_finished(request.root)
         return ModelChoice(name=run.name, folder=run.final, run=run)
     for path in (request.root / request.model, Path(request.model).expanduser()):
         if (path / "run.json").is_file():
             run = RunFolder(path)
             if not run.is_finished:
+                require_ended(run)
                 raise NotFoundError(
                     f"run {run.name} has no final model yet",
                     hint=f"finish it, sft resume {run.argument}; or export what it has: sft export {run.argument} --to hf --out DIR",

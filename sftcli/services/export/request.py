@@ -38,6 +38,32 @@ class ExportRequest:
     base_model: str | None = None  # of an adapter, where its base is not where it says
 
 
+_ENDINGS = {
+    ExportFormat.HF: "-hf",
+    ExportFormat.PT: ".pt",
+    ExportFormat.GGUF: ".gguf",
+    ExportFormat.OLLAMA: "-ollama",
+}
+
+
+def default_out(
+    checkpoint: str | None,
+    form: ExportFormat,
+    *,
+    root: Path,
+    tokenizer: str | None = None,
+    base_model: str | None = None,
+) -> Path:
+    """Return where a model is written that nobody gave a place: in the current folder, under its name or that of its run.
+
+    Raises:
+        NotFoundError, UsageError, DataError: As ``find_model``.
+    """
+    found = find_model(checkpoint, root=root, tokenizer=tokenizer, base_model=base_model)
+    name = Path(found.name).resolve().name if found.run is None else found.run.name
+    return Path(name + _ENDINGS[form])
+
+
 def check_names(request: ExportRequest) -> None:
     """Find the model of ``request`` by name, and see that its place is free, before anything slow.
 

@@ -17,7 +17,7 @@ from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.modeling.formats.identity import file_stamps
 from sftcli.services.generate.answerer import Answerer, Completion, Question
 from sftcli.services.generate.gate import Gate, journal_of
-from sftcli.services.generate.prompt import model_choices, open_answerers
+from sftcli.services.generate.prompt import model_choices, open_choices
 from sftcli.services.generate.prompt_file import PromptRow, check_out, lock_of
 from sftcli.services.generate.request import GenerateRequest
 from sftcli.services.models.choose import ModelChoice
@@ -139,7 +139,7 @@ def _answer_all(
         emit(Notice(text=f"resuming {out}: {kept} of {total} answers are done"))
     try:
         if kept < total:
-            for number, answerer in enumerate(open_answerers(request, emit)):
+            for number, answerer in enumerate(open_choices(choices, request, emit)):
                 _answer(request, number, answerer, prompts, journal, total, emit, stop)
         is_whole = len(journal.done) == total
     except OSError as error:

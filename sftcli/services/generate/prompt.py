@@ -1,6 +1,6 @@
 """Answer one prompt with the newest run's model or any other, once or several times, alone or with its base."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sftcli.data.conversations.messages import Message
 from sftcli.events import EventSink, Session, StopFlag
@@ -54,7 +54,14 @@ def messages_of(prompt: str, *, system: str) -> list[Message]:
 
 def open_answerers(request: GenerateRequest, emit: EventSink) -> Iterator[Answerer]:
     """Load each model of a request when it is its turn: the base first, if it is asked."""
-    for choice in model_choices(request, emit):
+    yield from open_choices(model_choices(request, emit), request, emit)
+
+
+def open_choices(
+    choices: Iterable[ModelChoice], request: GenerateRequest, emit: EventSink
+) -> Iterator[Answerer]:
+    """Load each of ``choices``, the models of a request, when it is its turn."""
+    for choice in choices:
         yield open_answerer(
             choice, precision=request.precision, tokenizer_folder=request.tokenizer_folder, emit=emit
         )

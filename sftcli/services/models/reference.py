@@ -6,7 +6,8 @@ from pathlib import Path
 from sftcli.errors import NotFoundError, UsageError
 from sftcli.modeling.adapter.folder import is_adapter_folder
 from sftcli.modeling.locate.locate import check_name
-from sftcli.services.runs.folder import RunFolder, list_runs, newest_run, owner_of
+from sftcli.services.runs.folder import RunFolder, list_runs, owner_of
+from sftcli.services.runs.outcome import model_of, newest_finished
 from sftcli.suggest import did_you_mean
 
 
@@ -76,12 +77,12 @@ def check_model_name(
 
 def _find(reference: str | None, root: Path) -> ModelReference:
     if reference is None:
-        run = newest_run(root, finished=True)
+        run = newest_finished(root)
         return ModelReference(name=run.name, folder=run.final, run=run)
     for path in (root / reference, Path(reference).expanduser()):
         if (path / "run.json").is_file():
             run = RunFolder(path)
-            return ModelReference(name=run.name, folder=run.existing_model(), run=run)
+            return ModelReference(name=run.name, folder=model_of(run), run=run)
         if (path / "config.json").is_file() or is_adapter_folder(path):
             return ModelReference(name=reference, folder=path, run=owner_of(path))
     return ModelReference(name=reference, folder=None, run=None)

@@ -11,11 +11,17 @@ def heldout_doubts(settings: Settings, *, train_rows: int, heldout_rows: int) ->
     """Yield that the held-out rows prove little, where they are few."""
     if not are_few(heldout_rows):
         return
-    share = math.ceil(100 * FEW_ROWS / (train_rows + heldout_rows)) / 100
-    if settings.data.heldout_sources:
-        more = "name more with --heldout"
-    elif share > 0.5:  # what may be held out at most
-        more = "to name others: --heldout FILE"
-    else:
-        more = f"to hold out more: --set data.heldout_fraction={share:g}"
+    more = more_heldout(settings, FEW_ROWS, of=train_rows + heldout_rows)
     yield f"{counted(heldout_rows, 'held-out row')} prove{'s' if heldout_rows == 1 else ''} little; {more}"
+
+
+def more_heldout(settings: Settings, wanted: int, *, of: int) -> str:
+    """Return what holds out ``wanted`` rows of ``of``, those trained on and those held out together."""
+    share = math.ceil(100 * wanted / of) / 100
+    if settings.data.heldout_sources:
+        return "name more with --heldout"
+    if share > 0.5:  # what may be held out at most
+        return "to name others: --heldout FILE"
+    most = settings.data.heldout_max_rows
+    also = f" --set data.heldout_max_rows={wanted}" if most < wanted else ""
+    return f"to hold out more: --set data.heldout_fraction={share:g}{also}"

@@ -36,7 +36,9 @@ class ShownMeasure:
     @property
     def bounds(self) -> str:
         """The bounds of the interval, for a column."""
-        return NOTHING if self.low is None or self.high is None else f"{self.low:+.1f} to {self.high:+.1f}"
+        if self.low is None or self.high is None or self.low == self.high:
+            return NOTHING
+        return f"{self.low:+.1f} to {self.high:+.1f}"
 
     @property
     def difference_text(self) -> str:

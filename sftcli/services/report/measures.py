@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sftcli.figures import change, figure, interval
 
@@ -108,12 +109,21 @@ def differences_of(evaluation: Fields) -> Iterator[str]:
     """Describe how the tuned model of ``eval.json`` differs from its base, with intervals; nothing if not compared."""
     for name, unit, key, scale, digits in _DIFFERENCES:
         found = evaluation.get(key)
-        if not isinstance(found, dict):
-            continue
-        rows = found.get("rows", evaluation["rows"])
-        low, high = (None if found[end] is None else scale * found[end] for end in ("low", "high"))
-        bounds = interval(low, high, digits, rows)
-        yield f"{name}: {change(scale * found['value'], digits, rows)}{unit} against the base, {bounds}"
+        if isinstance(found, dict):
+            found = {"rows": evaluation["rows"]} | found
+            yield f"{name}: {_difference(found, unit, scale, digits, other='the base')}"
+
+
+def points_text(found: Mapping[str, Any], *, other: str) -> str:
+    """Describe a difference of shares in points, with its interval."""
+    return _difference(found, " points", 100.0, 1, other=other)
+
+
+def _difference(found: Mapping[str, Any], unit: str, scale: float, digits: int, *, other: str) -> str:
+    rows = found["rows"]
+    low, high = (None if found[end] is None else scale * found[end] for end in ("low", "high"))
+    bounds = interval(low, high, digits, rows)
+    return f"{change(scale * found['value'], digits, rows)}{unit} against {other}, {bounds}"
 
 
 def _number(score: Fields, measure: Measure) -> float | None:

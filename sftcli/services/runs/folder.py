@@ -39,7 +39,7 @@ from sftcli.errors import (
 )
 from sftcli.json_files import read_json, read_json_or_nothing
 from sftcli.suggest import did_you_mean
-from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK, list_checkpoints
+from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK
 
 REMOVED = (
     "weights_removed"  # key in run.json: true once a comparison has scored the run and removed its weights
@@ -154,22 +154,6 @@ class RunFolder:
                 f"run {self.name} is one of a comparison: its weights were removed when it was scored",
                 hint=f"to train it with weights that stay: sft train --config {shlex.quote(str(self.config))} --run NAME",
             )
-
-    def existing_model(self) -> Path:
-        """Return the folder of the final model, or of the newest checkpoint while the run is unfinished.
-
-        Raises:
-            NotFoundError: The run has none yet.
-        """
-        self.require_weights()
-        if self.is_finished:
-            return self.final
-        if not (checkpoints := list_checkpoints(self.checkpoints)):
-            raise NotFoundError(
-                f"run {self.name} has no model yet: it ended before its first checkpoint",
-                hint=f"resume it: sft resume {self.argument}",
-            )
-        return checkpoints[-1]
 
     @property
     def results_set_aside(self) -> dict[Path, Path]:
@@ -349,6 +333,21 @@ def find_run(name: str, root: Path) -> RunFolder:
     names = [run.name for run in list_runs(root)]
     known = f"runs there: {', '.join(names[:12])}" if names else f"there are no runs under {root} yet"
     raise NotFoundError(f"no run {name!r} under {root}", hint=did_you_mean(name, names) or known)
+
+
+def refuse_run(folder: Path, root: Path) -> None:
+    """Make sure that ``folder`` is one of runs, and not one run, by its path or by its name under ``root``.
+
+    Raises:
+        UsageError: It is one run.
+    """
+    for path in (folder, *(() if folder.exists() else (root / folder,))):
+        if (path / RunFolder.ABOUT).is_file():
+            at = "" if path == folder or root == DEFAULT_ROOT else f" --runs {shlex.quote(str(root))}"
+            raise UsageError(
+                f"{folder} is one run, not a folder of runs",
+                hint=f"one run: sft show {shlex.quote(str(folder))}{at}",
+            )
 
 
 def _not_begun(run: RunFolder) -> NotFoundError:

@@ -116,7 +116,7 @@ def count_steps(pace: Pace, inputs: TrainingInputs, *, minutes: float, end: tupl
     allowed = bisect_right(range(1, most + 1), (1 - RESERVE) * seconds, key=needed)
     if not allowed:
         raise UsageError(
-            f"{whole_duration(seconds)} are too short: a training of one step takes about {whole_duration(needed(1))} here, "
+            f"{whole_duration(seconds)} is too short: a training of one step takes about {whole_duration(needed(1))} here, "
             f"{duration(pace.start)} of them before that step",
             hint="give it longer, such as --max-time " + f"{max(1, round(10 * needed(1) / 60))}m",
             location=Location(key=TIME),

@@ -13,6 +13,7 @@ from sftcli.errors import UsageError
 from sftcli.modeling.adapter.folder import is_adapter_folder, read_base, read_shape
 from sftcli.modeling.locate.default_model import ALIAS
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.outcome import model_of
 
 START = "adapter.start_from"
 _MODEL = "model.name"
@@ -86,7 +87,7 @@ def _folder_of(settings: Settings) -> Path | None:
         return None
     for path in (Path(name).expanduser(), Path(settings.run.root) / name):
         if (path / "run.json").is_file():
-            return RunFolder(path).existing_model().absolute()
+            return model_of(RunFolder(path)).absolute()
         if is_adapter_folder(path):
             return path.absolute()
         if path.exists():

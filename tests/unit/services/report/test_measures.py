@@ -1,9 +1,12 @@
 """Scores side by side: one unit for a number and its difference, and no best where nothing tells it."""
 
+from dataclasses import asdict
+
 import pytest
 
+from sftcli.services.evaluate.metrics import paired_difference
 from sftcli.services.report.comparison import scores_side_by_side
-from sftcli.services.report.measures import Compared, compare_scores, differences_of
+from sftcli.services.report.measures import Compared, compare_scores, differences_of, points_text
 
 SCORE = {"loss": 0.5, "rows": 120, "answered": 100, "match_fraction": 0.6, "mean_answer_tokens": 9.0}
 
@@ -38,6 +41,13 @@ def test_a_difference_has_the_unit_of_its_measure():
     assert list(differences_of(evaluation)) == [
         "exact match: +59.2 points against the base, 95% interval +50.0 to +67.5"
     ]
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.0, "+100.0"), (0.0, "0.0")])
+def test_rows_that_all_agree_have_no_interval(value, text):
+    found = asdict(paired_difference([0.0] * 30, [value] * 30, [1] * 30))
+    expected = f"{text} points against no examples, no interval: all 30 rows agree"
+    assert points_text(found, other="no examples") == expected
 
 
 def test_few_rows_have_no_interval():

@@ -58,7 +58,7 @@ def test_other_end_decides_where_it_comes_first(end, steps, key):
 def test_no_step_fits():
     pace = Pace(start=50.0, step=10.0, evaluation=0.0, save=0.0)
     with pytest.raises(
-        UsageError, match="1m00s are too short: a training of one step takes about 1m00s"
+        UsageError, match="1m00s is too short: a training of one step takes about 1m00s"
     ) as error:
         count_steps(pace, inputs_of(Settings(), 0), minutes=1, end=None)
     assert error.value.hint == "give it longer, such as --max-time 10m"

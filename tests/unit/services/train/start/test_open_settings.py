@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from sftcli.config import auto
 from sftcli.config.resolve import parse_set, resolve
+from sftcli.data.conversations.heldout_split import choose_heldout
 from sftcli.errors import MismatchError
 from sftcli.events import Ending, Notice, Session, Warned
+from sftcli.services.prepare.doubts import more_heldout
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.services.train.resume import ResumeRequest, resume_training
 from sftcli.services.train.start.open_settings import doubts
@@ -117,6 +119,20 @@ def test_the_share_that_was_decided_finds_the_rows_that_were_prepared_then():
 def complete(settings, rows):
     found = auto.decide_open(settings, rows=rows, parameters=10**8, heldout_fraction=0.2).settings
     return found.model_copy(update={"training": found.training.for_rows(rows)})
+
+
+@pytest.mark.parametrize("rows", [100, 150, 173, 999])
+def test_the_share_that_is_named_holds_out_as_many_rows_as_are_wanted(rows):
+    settings = resolve(
+        preset=None, config_file=None, overrides=[parse_set("data.heldout_max_rows=20")], environ={}
+    ).settings
+    flags = more_heldout(settings, 50, of=rows).partition(": ")[2].split("--set ")[1:]
+    chosen = resolve(
+        preset=None, config_file=None, overrides=[parse_set(flag.strip()) for flag in flags], environ={}
+    ).settings.data
+    keys = {str(row).encode(): 1 for row in range(rows)}
+    held = choose_heldout(keys, fraction=chosen.heldout_fraction, max_rows=chosen.heldout_max_rows, seed=0)
+    assert len(held) >= 50
 
 
 @pytest.mark.parametrize(
