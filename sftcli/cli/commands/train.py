@@ -138,6 +138,8 @@ def train(
     resolved = resolve_for_training(flags, layers)
     limits = _limits(fail_above or (), resolved.settings)
     if instead.print_config:
+        with session(output) as current:
+            current.note(resolved.notices)
         results.show_settings(resolved.rows(), output)
         return
     from sftcli.services.train.start.early import check_asked, check_start
@@ -154,6 +156,7 @@ def train(
             from sftcli.services.train.lead import TrainRequest, run_training
             from sftcli.services.train.plan import plan_training
         if instead.plan:
+            current.note(resolved.notices)
             if count > 1:
                 text = f"one process is measured here, alone; the {count} of the training share the rows of each step"
                 current.emit(Notice(text=text))

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -46,6 +46,11 @@ class CommandSession(Session):
     """The session of a command at a terminal, which signals stop."""
 
     stop: SignalStop
+
+    def note(self, texts: Iterable[str]) -> None:
+        """Say what a person should know about the sources of the settings."""
+        for text in texts:
+            self.emit(Notice(text=text))
 
     @contextmanager
     def loading(self) -> Iterator[None]:
