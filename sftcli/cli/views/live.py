@@ -71,7 +71,8 @@ class LiveView:
     _done: ThreadEvent = field(default_factory=ThreadEvent)
 
     def open(self) -> None:
-        """Start to redraw."""
+        """Start to redraw. A command that says nothing at first is silent from here on."""
+        self._said_time = self.get_time()
         if self.auto_refresh:
             Thread(target=self._redraw, name="live-view", daemon=True).start()
 

@@ -264,6 +264,16 @@ def test_a_long_silence_has_a_sign_that_moves_until_there_is_news() -> None:
     assert "still at it" not in rig.screen().text()
 
 
+def test_a_command_that_says_nothing_at_first_has_a_sign_that_moves() -> None:
+    rig = Rig()
+    rig.view.open()
+    rig.now += 3
+    rig.view.refresh()
+    assert "still at it, 3s" in rig.screen().text()
+    rig.view.close()
+    assert rig.screen().text().strip() == ""
+
+
 def test_what_comes_behind_a_training_has_a_sign_that_moves() -> None:
     rig = Rig()
     rig.view(FitStarted(step=0, last_step=2))
