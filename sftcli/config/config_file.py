@@ -1,7 +1,7 @@
 """The file behind ``--config``: TOML, YAML or JSON with our sections, a pipeline's JSON, or another trainer's configuration."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +23,10 @@ class ConfigFile:
     model_keys: Mapping[str, object] = field(default_factory=dict)
 
 
-def read_config(path: Path, sections: frozenset[str]) -> ConfigFile:
+def read_config(path: Path, sections: frozenset[str], typed: Container[str] = ()) -> ConfigFile:
     """Read a configuration, by its suffix and then by its keys; ``sections`` are ours. Keys that nobody knows are kept.
+
+    ``typed`` are settings that the command line has, and that another trainer's file need not be understood for.
 
     Raises:
         NotFoundError: There is no such file.
@@ -42,7 +44,7 @@ def read_config(path: Path, sections: frozenset[str]) -> ConfigFile:
     if is_pipeline(content):
         return _pipeline(content, name)
     if is_foreign(content):
-        return _foreign(document)
+        return _foreign(document, typed)
     return ConfigFile(document=document)
 
 
@@ -54,8 +56,8 @@ def _pipeline(content: Mapping[str, object], name: str) -> ConfigFile:
     return ConfigFile(document=found.document, notices=notices, model_keys=found.model_keys)
 
 
-def _foreign(document: TomlDocument) -> ConfigFile:
-    found = read_foreign(document.tables)
+def _foreign(document: TomlDocument, typed: Container[str]) -> ConfigFile:
+    found = read_foreign(document.tables, typed)
     if found.refused:
         lines = [f"  {document.places.get(key, key)}: {key}: {why}" for key, why in found.refused.items()]
         raise UsageError(

@@ -1,14 +1,15 @@
 """Configurations of other trainers, read key by key into settings of ours: TRL, axolotl, LLaMA-Factory, Unsloth and the Trainer.
 
-A key is one of three: it has a row in ``ROWS``, it changes nothing that is trained (``_HARMLESS``), or it cannot be taken and is
-named with what to write here in its place. A key without a value counts as not written.
+A key is one of four: it has a row in ``ROWS``, something else is done in its place (``_INSTEAD``), it changes nothing that is
+trained (``_HARMLESS``), or it cannot be taken and is named with what to write here. A key without a value counts as not written.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from sftcli.config.foreign_names import OURS
+from sftcli.suggest import aside, did_you_mean
 
 Content = Mapping[str, object]
 
@@ -97,12 +98,20 @@ def _sources(value: object, content: Content) -> object:  # noqa: ARG001
         path = item.get("path") if isinstance(item, dict) else item
         if not isinstance(path, str):
             raise _RefusedError("name the rows with --data")
+        if isinstance(item, dict) and (other := sorted(map(str, item.keys() - _OF_A_TABLE))):
+            raise _RefusedError(f"{', '.join(other)} of {path} cannot be taken: name the rows with --data")
         found.append(path)
     return found
 
 
-def _from_registry(value: object, content: Content) -> object:  # noqa: ARG001
-    raise _RefusedError("its names are those of dataset_info.json: name the files with --data")
+def _from_registry(value: object, content: Content) -> object:
+    """Take files, of which LLaMA-Factory writes several with commas; its names are those of a file of its own."""
+    paths = _sources(_listed(value, content), content)
+    assert isinstance(paths, list)
+    for path in paths:
+        if not (PurePath(path).suffix[1:].isalpha() or Path(path).exists()):
+            raise _RefusedError(f"{path!r} is a name of dataset_info.json: name the files with --data")
+    return paths
 
 
 def _folder(value: object, content: Content) -> object:  # noqa: ARG001
@@ -128,6 +137,7 @@ _OPTIMIZERS: Mapping[object, object] = {
     **dict.fromkeys(_ADAMW, "adamw"), "adafactor": "adafactor", "muon": "muon", "adamw_8bit": "adamw_8bit",
     "adamw_bnb_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit",
 }  # fmt: skip
+_OF_A_TABLE = {"path", "type", "ds_type"}  # the last two say what is found from the rows and the file's name
 _MODEL_NAMES = ("model_name_or_path", "model_name", "base_model", "pretrained_model_name_or_path")
 _LENGTHS = ("max_seq_length", "max_seq_len", "max_length", "cutoff_len", "sequence_len", "model_max_length")
 _ROWS_AT_ONCE = ("per_device_train_batch_size", "micro_batch_size", "train_batch_size")
@@ -137,6 +147,7 @@ ROWS: tuple[tuple[tuple[str, ...], str, _Read], ...] = (
     (("revision", "model_revision"), "model.revision", _one_of({"main": None}, "write a commit: model.revision")),
     (("dataset_name", "datasets", "train_file", "train_data", "data_path", "dataset_path"), "data.sources", _sources),
     (("dataset",), "data.sources", _from_registry),
+    (("eval_dataset",), "data.heldout_sources", _from_registry),
     (("eval_file", "validation_file", "test_datasets"), "data.heldout_sources", _sources),
     (("val_size", "val_set_size"), "data.heldout_fraction", _share),
     (_LENGTHS, "data.max_tokens", _positive),
@@ -201,9 +212,9 @@ _EXPECTED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "train_on_inputs": ((False,), "only answers are trained; whole texts: data.text_sources"),
     "completion_only_loss": ((True,), "only answers are trained; whole texts: data.text_sources"),
     "assistant_only_loss": ((True,), "only answers are trained; whole texts: data.text_sources"),
-    "eval_strategy": (("steps", "no"), "here it is --eval-every N"),
-    "evaluation_strategy": (("steps", "no"), "here it is --eval-every N"),
-    "save_strategy": (("steps", "no"), "here it is --save-every N"),
+    "eval_strategy": (("steps", "no", False), "here it is --eval-every N"),
+    "evaluation_strategy": (("steps", "no", False), "here it is --eval-every N"),
+    "save_strategy": (("steps", "no", False), "here it is --save-every N"),
     "load_in_8bit": ((False,), "8 bits are not offered: --adapter qlora keeps 4"),
     "trust_remote_code": ((False,), "it has to be typed: --trust-remote-code --set model.revision=COMMIT"),
     "use_dora": ((False,), "here it is --adapter dora"),
@@ -214,7 +225,16 @@ _EXPECTED: Mapping[str, tuple[tuple[object, ...], str]] = {
         "it is true or false, and changes nothing here: --set training.packing=on",
     ),
 }
-_KNOWN = {name for names, *_ in ROWS for name in names} | _EXPECTED.keys() | OURS.keys()
+_EVALUATED = "held-out rows are scored as training.eval_every_steps says: --eval-every N"
+_SAVED = "checkpoints are saved as checkpoint.every_minutes says, and at the end: --save-every N"
+# What is done in place of what some values ask for, by key; ``None`` stands for any value.
+_INSTEAD: Mapping[str, tuple[object, str]] = {
+    "template": (None, "the model's own chat template is used: --template NAME"),  # a name of LLaMA-Factory's
+    "eval_strategy": ("epoch", _EVALUATED),
+    "evaluation_strategy": ("epoch", _EVALUATED),
+    "save_strategy": ("epoch", _SAVED),
+}
+_KNOWN = {name for names, *_ in ROWS for name in names} | _EXPECTED.keys() | OURS.keys() | _INSTEAD.keys()
 
 
 def is_foreign(content: Content) -> bool:
@@ -222,31 +242,37 @@ def is_foreign(content: Content) -> bool:
     return any(key in _KNOWN for key in content)
 
 
-def read_foreign(content: Content) -> ForeignSettings:
-    """Read the keys of ``content`` that have a value."""
+def read_foreign(content: Content, typed: Container[str] = ()) -> ForeignSettings:
+    """Read the keys of ``content`` that have a value; what cannot be taken does no harm where its settings are ``typed``."""
     found = ForeignSettings()
     given = {key: value for key, value in content.items() if value not in (None, "", [], {})}
     for key, value in given.items():
         rows = [(ours, read) for names, ours, read in ROWS if key in names]
-        if rows:
-            for ours, read in rows:
-                _take(found, key, value, ours, read, given)
-        elif key in _EXPECTED:
-            values, advice = _EXPECTED[key]
-            if value in values:
-                found.ignored.append(key)
-            else:
-                found.refused[key] = advice
-        elif key == "template":  # of a registry of LLaMA-Factory's
-            found.ignored.append("template (the model's own chat template is used)")
-        elif _is_harmless(key):
-            found.ignored.append(key)
-        else:
-            found.refused[key] = f"here it is {OURS[key]}" if key in OURS else "there is no such setting here"
+        for ours, read in rows:
+            _take(found, key, value, ours, read, given)
+        if rows and all(ours in typed for ours, _ in rows):
+            found.refused.pop(key, None)
+            found.ignored.append(f"{key} (the command line has {', '.join(ours for ours, _ in rows)})")
+        elif not rows:
+            _take_word(found, key, value)
     for key in list(_needless(found)):
         _, theirs = found.settings.pop(key)
         found.ignored += [theirs] if theirs not in {name for _, name in found.settings.values()} else []
     return found
+
+
+def _take_word(found: ForeignSettings, key: str, value: object) -> None:
+    """Take in a key that is no setting here."""
+    asked, instead = _INSTEAD.get(key, ("", ""))
+    values, advice = _EXPECTED.get(key, ((), ""))
+    if instead and asked in (None, value):
+        found.ignored.append(f"{key} ({instead})")
+    elif value in values or (_is_harmless(key) and key not in _EXPECTED):
+        found.ignored.append(key)
+    elif advice or key in OURS:
+        found.refused[key] = advice or f"here it is {OURS[key]}"
+    else:
+        found.refused[key] = f"there is no such setting here{aside(did_you_mean(key, sorted(_KNOWN)))}"
 
 
 def _take(found: ForeignSettings, key: str, value: object, ours: str, read: _Read, given: Content) -> None:

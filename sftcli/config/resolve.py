@@ -3,7 +3,7 @@
 Precedence, the last wins: defaults, preset, ``--config`` file, environment, flags and ``--set``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,7 +160,8 @@ def resolve(
     if preset is not None:
         reading.add_preset(preset)
     if config_file is not None:
-        reading.add_file(config_file)
+        set_keys = {text.partition("=")[0].strip() for text in sets}
+        reading.add_file(config_file, set_keys | {override.key for override in overrides})
     reading.add_environment(environ)
     reading.refuse_typed_keys()
     reading.add_command_line(overrides, sets)
@@ -202,14 +203,14 @@ class _Reading:
             for link in read_preset(name).chain:
                 self.add(*document_layer(link.document, FIELDS, preset=link.name))
 
-    def add_file(self, path: Path) -> None:
+    def add_file(self, path: Path, typed: Container[str]) -> None:
         from sftcli.config.config_file import (
             read_config,  # and with it what reads YAML and other trainers' keys
         )
 
         with self.refusals():
             _refuse_preset_as_file(path)
-            found = read_config(path, SECTIONS)
+            found = read_config(path, SECTIONS, typed)
             self.notices += found.notices
             self.model_keys = found.model_keys
             self.add(*document_layer(found.document, FIELDS))

@@ -67,9 +67,12 @@ class Workload:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Gauge:
-    """Computes the share of the measured ``peak_flops`` per second that a step uses."""
+    """Computes the share of the measured ``peak_flops`` per second that a step uses.
+
+    A machine that was busy is measured too slow: a step that beats the peak is the peak from then on.
+    """
 
     workload: Workload
     peak_flops: float
@@ -84,7 +87,9 @@ class Gauge:
 
     def __call__(self, window: Sequence[Batch], seconds: float) -> float:
         """Return what part of the peak a step of ``seconds`` on ``window`` ran at."""
-        return self.workload.flops(window) / (self.peak_flops * max(seconds, 1e-9))
+        rate = self.workload.flops(window) / max(seconds, 1e-9)
+        self.peak_flops = max(self.peak_flops, rate)
+        return rate / self.peak_flops
 
 
 def _products(weight: torch.Tensor) -> float:

@@ -139,3 +139,14 @@ def test_bytes_on_standard_input_that_are_not_utf8_are_refused(sft, tiny_model, 
     assert code == 65
     assert "not UTF-8" in err
     assert not list(Path().iterdir())
+
+
+def test_what_became_of_the_keys_of_another_trainer_is_told_before_anything_is_trained(sft, tmp_path):
+    theirs = tmp_path / "lf.yaml"
+    theirs.write_text("stage: sft\ntemplate: qwen\nsave_strategy: epoch\n", encoding="utf-8")
+    code, out, err = sft("train", "--config", theirs, "--print-config")
+    assert code == 0
+    assert "data.template" in out
+    assert "template (the model's own chat template is used" in err
+    assert "save_strategy (checkpoints are saved as checkpoint.every_minutes says" in err
+    assert sft("train", "--config", theirs, "--print-config", "--json")[0] == 0

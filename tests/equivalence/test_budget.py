@@ -117,6 +117,7 @@ def test_time_in_which_no_step_fits_is_refused(place):
     )  # fmt: skip
     with pytest.raises(UsageError, match="1m00s is too short: a training of one step takes about"):
         run_training(request, Session(RecordingSink(), NeverStop()))
+    assert not (place / "runs" / "short").exists()
 
 
 def test_time_shorter_than_the_warm_up_is_refused(place):

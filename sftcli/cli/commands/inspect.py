@@ -59,9 +59,11 @@ def env(*, output: Annotated[Output, "json", "color"]) -> None:
 
       sft env --json
     """
-    from sftcli.services.machine.facts import describe_machine
+    with session(output):
+        from sftcli.services.machine.facts import describe_machine
 
-    results.show_pairs(describe_machine(), output)
+        facts = describe_machine()
+    results.show_pairs(facts, output)
 
 
 @command

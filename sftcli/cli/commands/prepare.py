@@ -76,6 +76,7 @@ def prepare(
     flags = flags.with_value("--data", sources)
     resolved = resolve_for_training(flags, or_default_preset(layers, flags))
     with session(output) as current:
+        current.note(resolved.notices)
         from sftcli.services.prepare.prepare import PrepareRequest, run_prepare
 
         request = PrepareRequest(

@@ -138,6 +138,8 @@ def train(
     resolved = resolve_for_training(flags, layers)
     limits = _limits(fail_above or (), resolved.settings)
     if instead.print_config:
+        with session(output) as current:
+            current.note(resolved.notices)
         results.show_settings(resolved.rows(), output)
         return
     from sftcli.services.train.start.early import check_asked, check_start
@@ -149,27 +151,30 @@ def train(
         check_start(resolved.settings, auto=on_existing is Resume.AUTO)
         if count > 1:
             raise typer.Exit(start_several(count, output))
+    planned = outcome = None
     with session(output, every_steps=resolved.settings.training.log_every_steps) as current:
         with current.loading():
             from sftcli.services.train.lead import TrainRequest, run_training
             from sftcli.services.train.plan import plan_training
         if instead.plan:
+            current.note(resolved.notices)
             if count > 1:
                 text = f"one process is measured here, alone; the {count} of the training share the rows of each step"
                 current.emit(Notice(text=text))
             planned = plan_training(resolved.settings, current)
-            results.show_plan(planned, output)
-            return
-        label = layers.preset or Path(layers.config or "run").stem
-        request = TrainRequest(
-            resolved=resolved,
-            label=label,
-            command=shlex.join(["sft", *sys.argv[1:]]),
-            auto=on_existing is Resume.AUTO,
-            begun=begun,
-        )
-        outcome = run_training(request, current)
-    _show(outcome, output, current.stop.exit_code, limits)
+        else:
+            request = TrainRequest(
+                resolved=resolved,
+                label=layers.preset or Path(layers.config or "run").stem,
+                command=shlex.join(["sft", *sys.argv[1:]]),
+                auto=on_existing is Resume.AUTO,
+                begun=begun,
+            )
+            outcome = run_training(request, current)
+    if planned is not None:
+        results.show_plan(planned, output)
+    if outcome is not None:
+        _show(outcome, output, current.stop.exit_code, limits)
 
 
 def _compare(instead: Instead, layers: Layers, flags: Flags, *, auto: bool, output: Output) -> None:

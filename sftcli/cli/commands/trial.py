@@ -85,6 +85,7 @@ def trial(
 
     check_inputs(resolved.settings)
     with session(output) as current:
+        current.note(resolved.notices)
         current.emit(LOADING)
         from sftcli.services.evaluate.trial.trial import TrialRequest, run_trial
 

@@ -17,8 +17,9 @@ import typer
 
 from sftcli.cli.errors.arguments import usage_error
 from sftcli.cli.options.shared import Color, use_color
+from sftcli.cli.session.session import stderr_columns
 from sftcli.cli.session.signals import INTERRUPTED_EXIT_CODE, CommandStopped
-from sftcli.cli.terminal.text import clean, writable
+from sftcli.cli.terminal.text import clean, wrapped, writable
 from sftcli.errors import ReportedByPeerError, SftError, StorageError, UsageError, redact
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _MAX_SOURCE_BYTES = 64 * 1024 * 1024
 _COLUMNS = 72
+_FEWEST_COLUMNS = 30  # on fewer no words are kept together
 
 
 def source_excerpt(location: "Location") -> tuple[str, str, str] | None:
@@ -191,14 +193,14 @@ def show_error(error: SftError, *, command: str, json: bool = False, color: Colo
         write_error_json(error.exit_code, error.kind, error.message, hint, error.location)
         return
     colored = use_color(color, is_terminal=sys.stderr.isatty())
-    lines = [_headline("error", error.message, colored=colored)]
+    lines = [_told("error", error.message, _RED, colored=colored)]
     place = str(error.location)
     if place and not _is_told(error.location, error.message):
         lines.append(f"{_paint('  -->', _CYAN, colored=colored)} {clean(place)}")
     if "\n" not in error.message:  # else the message brings its own excerpt
         lines += _excerpt(error.location, colored=colored)
     if hint:
-        lines.append(f"{_paint('help:', _BOLD, colored=colored)} {clean(hint, keep=chr(10))}")
+        lines.append(_told("help", hint, _BOLD, colored=colored))
     _write(lines)
 
 
@@ -221,14 +223,18 @@ def show_crash(error: BaseException, *, command: str, json: bool = False, color:
     colored = use_color(color, is_terminal=sys.stderr.isatty())
     _write(
         [
-            _headline("error", message, colored=colored),
-            f"{_paint('help:', _BOLD, colored=colored)} {clean(hint)}",
+            _told("error", message, _RED, colored=colored),
+            _told("help", hint, _BOLD, colored=colored),
         ]
     )
 
 
-def _headline(word: str, message: str, *, colored: bool) -> str:
-    return f"{_paint(word + ':', _RED, colored=colored)} {clean(message, keep=chr(10))}"
+def _told(word: str, text: str, code: str, *, colored: bool) -> str:
+    """Return ``error: text``, broken between words on a terminal; logs and pipes keep whole lines."""
+    told = f"{word}: {writable(redact(clean(text, keep=chr(10))), sys.stderr.encoding)}"
+    if sys.stderr.isatty():
+        told = wrapped(told, max(_FEWEST_COLUMNS, stderr_columns()))
+    return _paint(word + ":", code, colored=colored) + told[len(word) + 1 :]
 
 
 def _is_told(location: "Location", message: str) -> bool:

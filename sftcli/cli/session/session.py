@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -46,6 +46,11 @@ class CommandSession(Session):
     """The session of a command at a terminal, which signals stop."""
 
     stop: SignalStop
+
+    def note(self, texts: Iterable[str]) -> None:
+        """Say what a person should know about the sources of the settings."""
+        for text in texts:
+            self.emit(Notice(text=text))
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -97,7 +102,7 @@ def is_signalled_twice(environ: Mapping[str, str]) -> bool:
 def open_view(output: Output, *, every_steps: int) -> View:
     """Return the view for ``output`` on this stderr."""
     is_terminal = sys.stderr.isatty()
-    columns = _columns() if is_terminal else 0
+    columns = stderr_columns() if is_terminal else 0
     mode = choose_output(output, is_terminal=is_terminal, columns=columns)
     if mode is OutputMode.RICH:
         from sftcli.cli.terminal.tables import err
@@ -118,7 +123,7 @@ def open_view(output: Output, *, every_steps: int) -> View:
     return SilentView(stream=sys.stderr)
 
 
-def _columns() -> int:
+def stderr_columns() -> int:
     """Return the width of the terminal on stderr, or what COLUMNS says."""
     named = os.environ.get("COLUMNS", "")
     if named.isdecimal() and int(named) > 0:

@@ -6,7 +6,7 @@ data, a path or a model can command the terminal.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
@@ -62,6 +62,44 @@ def writable(text: str, encoding: str | None) -> str:
     r"""Return ``text`` with what ``encoding`` cannot write as ``\u`` escapes, so that its width is known."""
     name = encoding or "utf-8"
     return text.encode(name, "backslashreplace").decode(name)
+
+
+def wrapped(text: str, columns: int) -> str:
+    """Return ``text`` with its lines broken between words after ``columns``, later rows set in.
+
+    A command in backquotes stays whole where it fits on a row of its own; a longer word is left to the terminal.
+    """
+    return "\n".join(row for line in text.split("\n") for row in _rows(line, columns))
+
+
+def _rows(line: str, columns: int) -> list[str]:
+    if len(line) <= columns or line.isspace():
+        return [line]
+    margin = line[: len(line) - len(line.lstrip())]
+    hang = margin + "  "
+    words = list(_kept_together(line.split(), columns - len(hang)))
+    rows = [margin + words[0]]
+    for word in words[1:]:
+        if len(rows[-1]) + 1 + len(word) <= columns:
+            rows[-1] += f" {word}"
+        else:
+            rows.append(hang + word)
+    return rows
+
+
+def _kept_together(words: Sequence[str], room: int) -> Iterator[str]:
+    """Yield ``words``, those from an opening backquote to the one that closes it as one where that fits into ``room``."""
+    begun: list[str] = []
+    for word in words:
+        begun.append(word)
+        together = " ".join(begun)
+        if together.count("`") % 2 == 0 and len(together) <= room:
+            yield together
+            begun = []
+        elif len(together) > room:
+            yield from begun
+            begun = []
+    yield from begun
 
 
 def as_utf8(text: str) -> str:

@@ -71,7 +71,8 @@ class LiveView:
     _done: ThreadEvent = field(default_factory=ThreadEvent)
 
     def open(self) -> None:
-        """Start to redraw."""
+        """Start to redraw. A command that says nothing at first is silent from here on."""
+        self._said_time = self.get_time()
         if self.auto_refresh:
             Thread(target=self._redraw, name="live-view", daemon=True).start()
 
@@ -144,6 +145,7 @@ class LiveView:
 
     def _begin(self) -> None:
         """Leave the panel of the training before on the screen: of several, each has one of its own."""
+        self._said_time = None
         self._hide()
         self.measures, self._fit_time, self._fit_end_time = TrainingMeasures(), None, None
 
@@ -162,9 +164,13 @@ class LiveView:
     def _rows(self) -> list[Row]:
         now = self.get_time()
         silent = 0.0 if self._said_time is None else now - self._said_time
-        if silent >= SILENT_SECONDS and not self._tasks and self._fit_time is None:
+        silence: list[Row] = []
+        trains = self._fit_time is not None and self._fit_end_time is None
+        if silent >= SILENT_SECONDS and not self._tasks and not trains:
+            silence = [[(f"still at it, {whole_duration(silent)}", "dim")]]
+        if silence and self._fit_time is None:
             note: list[Row] = [[(self._note, NOTE)]] if self._note else []
-            return [[(f"still at it, {whole_duration(silent)}", "dim")], *note]
+            return [*silence, *note]
         frame = Frame(
             is_training=self._fit_time is not None,
             elapsed_seconds=self._elapsed(),
@@ -177,6 +183,7 @@ class LiveView:
         # One column stays free: a line that fills the last one wraps in some terminals, and so does the panel on resize.
         columns = max(1, self.console.width - 1)
         rows = build_panel(self.measures, frame, columns=columns, signs=signs(self.console.encoding))
+        rows += silence  # behind the training: the final model, the page
         return rows[: max(1, self.console.height - 1)]
 
     def _elapsed(self) -> float:

@@ -201,6 +201,8 @@ def _task_row(task: Task, columns: int, signs: Signs) -> Row:
     speed = f"  {amount(event.done / task.seconds)}/s" if is_measured else ""
     if event.total <= 0:
         begin = (f"{label:<{LABEL_COLUMNS - 1}} ", LABEL)
+        if not event.done:  # nothing to count: a wait
+            return [begin, (whole_duration(task.seconds), VALUE)]
         return [begin, (amount(event.done), VALUE), (unit, UNIT), (speed, UNIT)]
     numbers = f"  {amount(event.done)}/{amount(event.total)}"
     left = seconds_left(event, task.seconds) if is_measured else None

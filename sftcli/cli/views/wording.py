@@ -153,6 +153,8 @@ def seconds_left(event: Progressed, seconds: float) -> float | None:
 
 def progress_line(event: Progressed, seconds: float) -> str:
     """Return ``preparing rows.jsonl 1,200/5,000 rows, 240/s, 16s left``, of work that has taken ``seconds``."""
+    if not event.total and not event.done:  # nothing to count: a wait
+        return f"{clean(event.task)}, {whole_duration(seconds)}"
     amount = size if event.unit == "bytes" else count
     unit = "" if event.unit == "bytes" else f" {clean(event.unit)}"
     total = f"/{amount(event.total)}" if event.total else ""

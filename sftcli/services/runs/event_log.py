@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Self, assert_never, get_args, get_origin, get_
 
 from sftcli import storage
 from sftcli.config.schema.run import RunSettings
-from sftcli.errors import ResourceError, SftError
+from sftcli.errors import ResourceError, SftError, UsageError
 from sftcli.events import (
     CheckpointSaved,
     DataPrepared,
@@ -299,17 +299,20 @@ def _has_logged(run: RunFolder, signs: type[Event] | UnionType) -> bool:
 
 
 @contextmanager
-def forgotten_if_unstarted(run: RunFolder, emit: EventSink, *, is_new: bool) -> Iterator[None]:
+def forgotten_if_unstarted(
+    run: RunFolder, emit: EventSink, *, is_new: bool, is_named: bool
+) -> Iterator[None]:
     """Delete a new run's folder if the block fails before the first step.
 
-    That is a run that the block began (``is_new``), and not one that ran out of memory: that can be resumed elsewhere.
+    That is a run that the block began (``is_new``), and not one that ran out of memory: that can be resumed elsewhere. One that
+    somebody has named keeps its log, unless it was asked for wrongly, as with a time that is too short.
     """
     try:
         yield
     except ResourceError:
         raise
-    except SftError:
-        if is_new and not has_begun(run):
+    except SftError as error:
+        if is_new and (not is_named or isinstance(error, UsageError)) and not has_begun(run):
             storage.try_remove_tree(run.path)
             emit(Notice(text=f"removed {run.path}: the run ended before its first step"))
         raise

@@ -1,5 +1,6 @@
 """Time as the end of a training: how many steps fit, counted once from measured ones, and what was used of it."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from sftcli.training.probes.pace import TimedStep, leaving_nothing, step_seconds
 from sftcli.training.state import CheckpointStore
 
 TIME, STEPS, EPOCHS = "training.max_minutes", "training.max_steps", "training.epochs"
+LEEWAY = 1.1  # of the time that is named as the least, which is measured again
 RESERVE = 0.05  # of the time, for steps that turn out slower than those measured
 # A first step, then so many others: more of them where they cost little of the time, fewer where they cost much.
 FEWEST, USUAL, MOST = 2, 4, 16
@@ -115,10 +117,11 @@ def count_steps(pace: Pace, inputs: TrainingInputs, *, minutes: float, end: tupl
     most = int(seconds / pace.step) + 1
     allowed = bisect_right(range(1, most + 1), (1 - RESERVE) * seconds, key=needed)
     if not allowed:
+        least = LEEWAY * needed(1) / (1 - RESERVE)
         raise UsageError(
             f"{whole_duration(seconds)} is too short: a training of one step takes about {whole_duration(needed(1))} here, "
             f"{duration(pace.start)} of them before that step",
-            hint="give it longer, such as --max-time " + f"{max(1, round(10 * needed(1) / 60))}m",
+            hint=f"the least that would do for one step: --max-time {whole_duration(math.ceil(least))}",
             location=Location(key=TIME),
         )
     key, steps = end if end is not None and end[1] <= allowed else (TIME, allowed)

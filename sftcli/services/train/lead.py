@@ -94,7 +94,7 @@ def run_training(request: TrainRequest, session: Session) -> TrainOutcome:
 def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome:
     settings = with_processes(request.resolved.settings, peers)
     existing = existing_run(settings.run) if request.auto or is_unstarted(settings.run) else None
-    is_new = existing is None and settings.run.name is None
+    is_new, is_named = existing is None, settings.run.name is not None
     started = _files_of_start(request, settings)
     agreed = settings if existing is None else recalled(settings, existing)
     folder = existing or create_run(settings.run, label=request.label, files=started)
@@ -103,7 +103,7 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
         _require_same_as_finished(run)
         return complete_already(run)
     with (
-        forgotten_if_unstarted(folder, session.emit, is_new=is_new),
+        forgotten_if_unstarted(folder, session.emit, is_new=is_new, is_named=is_named),
         RunLock(folder.path, session.emit) as lock,
     ):
         run.check_owner = lock.check

@@ -6,9 +6,10 @@ from threading import Thread
 
 from sftcli.environment import is_scheduled
 from sftcli.errors import UnsavedError
-from sftcli.events import CheckpointSaved, EventSink, Warned
+from sftcli.events import CheckpointSaved, EventSink, Progressed, Warned
 from sftcli.runtime import Clock, step_aside
 
+SIGN_SECONDS = 1.0  # between signs that a save is waited for
 SLOW_SECONDS = 25.0  # schedulers wait about 30 s between SIGTERM and SIGKILL
 
 
@@ -31,7 +32,8 @@ class Saver:
         """Start ``save`` on a thread, after the one before."""
         self.finish(wait=True)
         # A daemon: who quits at once does not wait, and a half-written checkpoint is ignored like that of a kill.
-        self._thread = Thread(target=self._run_aside, args=(step, save), name="checkpoint", daemon=True)
+        name = f"waiting for the checkpoint of step {step}"  # also what is shown where it is waited for
+        self._thread = Thread(target=self._run_aside, args=(step, save), name=name, daemon=True)
         self._thread.start()
 
     def save_now(self, step: int, save: Callable[[], str], *, is_last: bool) -> None:
@@ -43,9 +45,20 @@ class Saver:
     def finish(self, *, wait: bool) -> None:
         """Report the outcome of the pending save, if it has ended; ``wait`` for it."""
         if self._thread is not None and (wait or not self._thread.is_alive()):
-            self._thread.join()
+            self._wait(self._thread)
             self._thread = None
             self._tell(is_last=False)
+
+    def _wait(self, thread: Thread) -> None:
+        """Wait for ``thread`` with a sign that moves: a slow disk takes minutes."""
+        is_shown = False
+        thread.join(SIGN_SECONDS)
+        while thread.is_alive():
+            self.emit(Progressed(task=thread.name, done=0, total=0))
+            is_shown = True
+            thread.join(SIGN_SECONDS)
+        if is_shown:
+            self.emit(Progressed(task=thread.name, done=1, total=1))
 
     def _run_aside(self, step: int, save: Callable[[], str]) -> None:
         step_aside()

@@ -9,8 +9,9 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sftcli.config.foreign_config import _EXPECTED, ROWS, read_foreign
+from sftcli.config.foreign_config import _EXPECTED, _INSTEAD, ROWS, read_foreign
 from sftcli.config.foreign_names import OURS
+from sftcli.config.layers import Override
 from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import FIELDS, Settings
 from sftcli.errors import NotFoundError, UsageError
@@ -180,13 +181,54 @@ def test_keys_that_cannot_be_taken_are_all_named_with_what_to_write(tmp_path):
     with pytest.raises(UsageError) as refused:
         settings_of(tmp_path, "factory.yaml", FACTORY)
     assert refused.value.message.splitlines()[1:] == [
-        f"  {tmp_path}/factory.yaml:7:1: dataset: its names are those of dataset_info.json: name the files with --data",
+        f"  {tmp_path}/factory.yaml:7:1: dataset: 'identity' is a name of dataset_info.json: name the files with --data",
         f"  {tmp_path}/factory.yaml:10:1: max_samples: here it is --data FILE:N, which takes N rows",
     ]
     text = FACTORY.replace("dataset: identity\n", "").replace("max_samples: 1000\n", "")
     found = settings_of(tmp_path, "factory.yaml", text)
     assert found.settings.adapter.target_modules == ("q_proj", "v_proj")
-    assert "template (the model's own chat template is used)" in found.notices[0]
+    assert "template (the model's own chat template is used: --template NAME)" in found.notices[0]
+
+
+def test_rows_of_the_command_line_stand_for_names_of_a_registry(tmp_path):
+    path = tmp_path / "factory.yaml"
+    path.write_text("dataset: identity\nstage: sft\n", encoding="utf-8")
+    typed = Override(key="data.sources", value=["mails.jsonl"], origin="--data")
+    for overrides, sets in (((typed,), ()), ((), ("data.sources=['mails.jsonl']",))):
+        found = resolve(preset=None, config_file=path, overrides=overrides, sets=sets, environ={})
+        assert found.settings.data.sources == ("mails.jsonl",)
+        assert "dataset (the command line has data.sources)" in found.notices[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "ours"), [("dataset", "data.sources"), ("eval_dataset", "data.heldout_sources")]
+)
+def test_files_of_llama_factory_are_taken_and_names_are_not(tmp_path, monkeypatch, key, ours):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows").mkdir()
+    assert read_foreign({key: "a.jsonl, b.csv,rows"}).settings[ours][0] == ["a.jsonl", "b.csv", "rows"]
+    (why,) = read_foreign({key: "a.jsonl,alpaca_v1.5"}).refused.values()
+    assert why.startswith("'alpaca_v1.5' is a name of dataset_info.json")
+
+
+def test_what_a_table_of_rows_asks_for_beside_its_path_is_refused():
+    table = {"path": "rows.jsonl", "type": "alpaca"}
+    assert read_foreign({"datasets": [table]}).settings["data.sources"][0] == ["rows.jsonl"]
+    (why,) = read_foreign({"datasets": [table | {"split": "train[:5%]"}]}).refused.values()
+    assert why.startswith("split of rows.jsonl cannot be taken")
+
+
+@pytest.mark.parametrize("key", sorted(_INSTEAD))
+def test_what_is_done_in_place_of_a_value_is_told(key):
+    asked, instead = _INSTEAD[key]
+    found = read_foreign({key: asked or "surprise"})
+    assert found.ignored == [f"{key} ({instead})"]
+    assert not found.refused
+
+
+def test_a_slip_in_a_key_of_theirs_is_told_the_key():
+    (why,) = read_foreign({"num_train_epoch": 3}).refused.values()
+    assert why == "there is no such setting here (did you mean 'num_train_epochs'?)"
 
 
 def test_every_row_names_a_setting_that_exists():

@@ -93,8 +93,14 @@ def step_with(gauge):
 
 def test_a_step_tells_its_share_of_the_peak():
     workload = Workload.of(tiny_llama())
-    window, step = step_with(Gauge(workload=workload, peak_flops=1e9))
-    assert step.utilization == pytest.approx(workload.flops(window) / step.seconds / 1e9)
+    window, step = step_with(Gauge(workload=workload, peak_flops=1e15))
+    assert step.utilization == pytest.approx(workload.flops(window) / step.seconds / 1e15)
+
+
+def test_a_step_that_beats_the_measured_peak_is_the_peak():
+    window = [one_row()]
+    gauge = Gauge(workload=Workload.of(tiny_llama()), peak_flops=1.0)
+    assert [gauge(window, seconds) for seconds in (2.0, 1.0, 4.0)] == [1.0, 1.0, 0.25]
 
 
 def test_no_share_is_told_of_a_peak_that_was_not_measured():

@@ -54,6 +54,19 @@ def test_errors_are_good_to_read(settings_file: str, capsys: Captured) -> None:
     assert_golden("views/errors.txt", captured.err)
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_alone_gets_lines_broken_between_words(
+    is_terminal: bool, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    show_error(UsageError("a word " * 8 + "end", hint="x" * 25 + "; see `sft train --help`"), command="sft")
+    rows = capsys.readouterr().err.splitlines()
+    assert len(rows) == (4 if is_terminal else 2)
+    assert all(len(row) <= 40 for row in rows) is is_terminal
+    assert any("`sft train --help`" in row for row in rows)
+
+
 def test_color_marks_the_parts(capsys: Captured) -> None:
     show_error(UsageError("no", hint="yes"), command="sft", color=Color.ALWAYS)
     assert capsys.readouterr().err == "\x1b[1;31merror:\x1b[0m no\n\x1b[1mhelp:\x1b[0m yes\n"

@@ -13,6 +13,7 @@ from sftcli.cli.terminal.text import (
     norm_text,
     signs,
     sparkline,
+    wrapped,
     writable,
 )
 from sftcli.figures import count, duration, short_count, size, whole_duration
@@ -99,3 +100,27 @@ def test_sparkline_falls_with_the_loss() -> None:
 @given(st.lists(st.floats()), st.integers(0, 50))
 def test_sparkline_is_never_wider_than_asked(values: list[float], width: int) -> None:
     assert len(sparkline(values, width, ASCII_SIGNS.levels)) <= width
+
+
+_WORDS = st.lists(st.text("ab.`", min_size=1, max_size=12), min_size=1, max_size=12).map(" ".join)
+
+
+@given(st.lists(_WORDS | st.just(" " * 40), max_size=3).map("\n".join), st.integers(12, 60))
+def test_wrapping_changes_nothing_but_the_ends_of_lines(text, columns):
+    rows = wrapped(text, columns).split("\n")
+    assert " ".join(rows).split() == text.split()
+    assert all(len(row) <= columns or len(row.split()) <= 1 for row in rows)
+
+
+@pytest.mark.parametrize("columns", range(24, 60))
+def test_a_command_in_backquotes_stays_on_one_row(columns):
+    text = "no such option: see `sft train --help`, or (`sft resume my-run`) where it has begun"
+    rows = wrapped(text, columns).split("\n")
+    assert len(rows) > 1
+    assert all(row.startswith("  ") for row in rows[1:])
+    assert sum("`sft train --help`" in row for row in rows) == 1
+    assert sum("(`sft resume my-run`)" in row for row in rows) == 1
+
+
+def test_a_command_that_is_longer_than_a_row_is_broken_between_its_words():
+    assert wrapped("see `sft train --help --all`", 16) == "see `sft train\n  --help --all`"

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from sftcli.cli.views.live import LiveView
-from sftcli.events import FitStarted, HeldoutDone, Notice, Progressed, StepDone, TextDelta
+from sftcli.events import Ending, FitEnded, FitStarted, HeldoutDone, Notice, Progressed, StepDone, TextDelta
 from tests.support.fake_run import run_events, step_done
 from tests.support.golden import assert_golden
 
@@ -262,6 +262,34 @@ def test_a_long_silence_has_a_sign_that_moves_until_there_is_news() -> None:
     rig.now += 5
     rig.view.close()
     assert "still at it" not in rig.screen().text()
+
+
+def test_a_command_that_says_nothing_at_first_has_a_sign_that_moves() -> None:
+    rig = Rig()
+    rig.view.open()
+    rig.now += 3
+    rig.view.refresh()
+    assert "still at it, 3s" in rig.screen().text()
+    rig.view.close()
+    assert rig.screen().text().strip() == ""
+
+
+def test_what_comes_behind_a_training_has_a_sign_that_moves() -> None:
+    rig = Rig()
+    rig.view(FitStarted(step=0, last_step=2))
+    rig.view(Progressed(task="waiting for the checkpoint of step 2", done=0, total=0))
+    for seconds in ("5s", "10s"):
+        rig.now += 5
+        rig.view.refresh()
+        assert f"waiting for the checkpoint of step 2 {seconds}" in rig.screen().text()
+    rig.view(Progressed(task="waiting for the checkpoint of step 2", done=1, total=1))
+    rig.view(FitEnded(step=2, ending=Ending.FINISHED))
+    rig.now += 5
+    rig.view.refresh()
+    assert "still at it, 5s" in rig.screen().text()
+    rig.view.close()
+    assert "still at it" not in rig.screen().text()
+    assert "waiting" not in rig.screen().text()
 
 
 def test_a_stop_that_is_asked_for_in_a_silence_is_answered_at_once() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import UsageError
+from sftcli.figures import seconds_of
 from sftcli.services.train.budget import RESERVE, TIME, Pace, count_steps, evaluations_of
 
 seconds = st.floats(0.001, 100)
@@ -61,4 +62,6 @@ def test_no_step_fits():
         UsageError, match="1m00s is too short: a training of one step takes about 1m00s"
     ) as error:
         count_steps(pace, inputs_of(Settings(), 0), minutes=1, end=None)
-    assert error.value.hint == "give it longer, such as --max-time 10m"
+    assert error.value.hint == "the least that would do for one step: --max-time 1m10s"
+    named = seconds_of(error.value.hint.split()[-1]) / 60
+    assert count_steps(pace, inputs_of(Settings(), 0), minutes=named, end=None).steps == 1

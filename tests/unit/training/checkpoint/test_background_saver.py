@@ -1,6 +1,9 @@
+import time
+
 import pytest
 
-from sftcli.events import CheckpointSaved, Warned
+from sftcli.events import CheckpointSaved, Progressed, Warned
+from sftcli.training.checkpoint import background_saver
 from sftcli.training.checkpoint.background_saver import Saver
 from tests.support.recording import RecordingSink
 
@@ -36,3 +39,19 @@ def test_slow_save_where_nothing_would_cut_it_off_is_not_warned_of(monkeypatch: 
 def test_quick_save_is_not_warned_of(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert save_of(2.0, times=2).of(Warned) == []
+
+
+def test_a_save_that_is_waited_for_has_a_sign_that_moves(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(background_saver, "SIGN_SECONDS", 0.02)
+    sink = RecordingSink()
+    saver = Saver(sink, time.monotonic)
+    saver.begin(38, lambda: time.sleep(0.2) or "here")
+    saver.finish(wait=True)
+    *waits, last = sink.of(Progressed)
+    assert len(waits) >= 2
+    assert {event.task for event in sink.of(Progressed)} == {"waiting for the checkpoint of step 38"}
+    assert (last.done, last.total) == (1, 1)
+    saver.begin(39, lambda: "here")
+    time.sleep(0.05)
+    saver.finish(wait=True)
+    assert sink.of(Progressed)[-1] is last
