@@ -155,7 +155,7 @@ def fraction_of(text: str) -> float:
     try:
         found = float(number)
     except ValueError:
-        raise ValueError(f"{text!r} is not a share such as 20% or 0.2") from None
+        raise ValueError(f"{text!r} is not a share such as 0.2 or 20%") from None
     return found / 100 if number != text.strip() else found
 
 
