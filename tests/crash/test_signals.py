@@ -60,7 +60,7 @@ class Questions:
 
 
 def train_in_session(
-    place: Path, name: str, *, at: int = 0, signal_name: str = "SIGTERM", sink=None, every: str = "0"
+    place: Path, name: str, *, at: int = 0, signal_name: str = "SIGTERM", sink=None, every: str = "3"
 ):
     """Return exit code, whether anything ran to its end, the sink, and how often a stop was looked for."""
     sink = sink or RecordingSink()
