@@ -52,6 +52,12 @@ def sft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
 
+    return program(monkeypatch, capsys)
+
+
+def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Return what runs the program where the test is; each command that it names next is parsed."""
+
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["sft", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sftcli.cli import app
+from tests.cli.conftest import program
 from tests.support.tiny_model import build_tiny_model
 
 SMALL = ("--batch-size", "8", "--learning-rate", "1e-2", "--set", "data.heldout_fraction=0.4")
@@ -36,15 +36,7 @@ def sft(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     monkeypatch.setenv("SFT_CACHE_DIR", str(place / "cache"))
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["sft", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            app.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return end.value.code or 0, out, err
-
-    return run
+    return program(monkeypatch, capsys)
 
 
 @pytest.fixture

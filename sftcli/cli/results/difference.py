@@ -56,18 +56,7 @@ def _blocks(found: "Difference") -> Iterator[tuple[str, tables.Grid | Sequence[s
         right = _listed("became right", moved.became_right)
         yield f"answers, {moved}", [*right, *_listed("became wrong", moved.became_wrong)]
     if found.measures:
-        pairs = [
-            tables.Pair(
-                metric=one.measure.label,
-                first=one.base,
-                second=one.tuned,
-                lower_is_better=one.measure.lower_is_better,
-                digits=one.measure.digits,
-                rows=one.rows,
-            )
-            for one in found.measures
-        ]
-        yield "scores", tables.comparison_table(pairs, names=names)
+        yield "scores", tables.measures_table(found.measures, names=names)
 
 
 def _grid(what: str, names: tuple[str, str], rows: Sequence[tuple[str, str, str]]) -> tables.Grid | list[str]:

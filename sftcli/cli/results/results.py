@@ -208,18 +208,7 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
     base, tuned = report.base, report.tuned
     out, err = tables.out(output.color), tables.err(output.color)
     names = (base.model if base else "base", tuned.model)
-    pairs = [
-        tables.Pair(
-            metric=row.measure.label,
-            first=row.base,
-            second=row.tuned,
-            lower_is_better=row.measure.lower_is_better,
-            digits=row.measure.digits,
-            rows=row.rows,
-        )
-        for row in report.compared()
-    ]
-    out.print(tables.comparison_table(pairs, names=names))
+    out.print(tables.measures_table(report.compared(), names=names))
     if report.confidence.choices:
         out.print(confidence_table(report.confidence))
     if output.quiet:

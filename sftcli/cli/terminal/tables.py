@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from rich.console import ConsoleOptions, RenderResult
 
+    from sftcli.services.report.measures import Compared
+
 Align = Literal["left", "right"]
 
 _GAP = 2
@@ -183,6 +185,22 @@ def comparison_table(pairs: Sequence[Pair], *, names: tuple[str, str] = ("base",
         aligns=("left", "right", "right", "right", "right"),
         rows=body,
     )
+
+
+def measures_table(measures: "Sequence[Compared]", *, names: tuple[str, str]) -> Grid:
+    """Return the measures of an evaluation of two models called ``names``; see ``comparison_table``."""
+    pairs = [
+        Pair(
+            metric=one.measure.label,
+            first=one.base,
+            second=one.tuned,
+            lower_is_better=one.measure.lower_is_better,
+            digits=one.measure.digits,
+            rows=one.rows,
+        )
+        for one in measures
+    ]
+    return comparison_table(pairs, names=names)
 
 
 def _difference(pair: Pair) -> Cell:

@@ -268,14 +268,7 @@ def _find(
 ) -> tuple[ModelChoice, Settings, PreparedData, ModelChoice | None]:
     """Return the model, its settings, the rows, and the model to compare with."""
     emit = session.emit
-    choice = choose_model(
-        request.checkpoint,
-        tokenizer=request.tokenizer,
-        root=request.root,
-        emit=emit,
-        trusts_code=request.trusts_code,
-        base_model=request.base_model,
-    )
+    choice = model_of(request, emit)
     settings = _settings_of(choice, request)
     prepared = prepare_data(
         settings.data,
@@ -384,6 +377,18 @@ def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
     )
     ignored = tuple(dict.fromkeys((*settings.data.ignored_keys, *request.ignored)))
     return with_values(settings, {"data.ignored_keys": ignored})
+
+
+def model_of(request: "EvalRequest | TasksRequest", emit: EventSink) -> ModelChoice:
+    """Return the model that is scored."""
+    return choose_model(
+        request.checkpoint,
+        tokenizer=request.tokenizer,
+        root=request.root,
+        emit=emit,
+        trusts_code=request.trusts_code,
+        base_model=request.base_model,
+    )
 
 
 def base_to_compare(

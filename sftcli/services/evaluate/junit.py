@@ -1,6 +1,5 @@
 """An evaluation as the XML that systems of continuous integration read: a test case for each measure."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,11 +62,7 @@ def write_junit(cases: Sequence[Case], path: Path, *, model: str) -> None:
 
 
 def _broken(number: float, name: str, limits: Sequence[Limit]) -> str:
-    return "; ".join(
-        f"{name} is {number:.6g}, {limit.word} {limit.value:g}"
-        for limit in limits
-        if limit.metric == name and (limit.is_broken(number, limit.value) or math.isnan(number))
-    )
+    return "; ".join(filter(None, (limit.fault_of(number) for limit in limits if limit.metric == name)))
 
 
 def _compared(against: Against) -> Iterator[Case]:

@@ -33,6 +33,12 @@ class Limit:
     is_broken: Callable[[float, float], bool]
     text: str  # as the user wrote it
 
+    def fault_of(self, number: float) -> str:
+        """Return in words how ``number`` breaks it; "" where it does not."""
+        if self.is_broken(number, self.value) or math.isnan(number):
+            return f"{self.metric} is {number:.6g}, {self.word} {self.value:g}"
+        return ""
+
 
 def read_limits(above: Sequence[str], under: Sequence[str]) -> tuple[Limit, ...]:
     """Read limits, each ``METRIC=VALUE``.
@@ -113,8 +119,8 @@ def check_limits(numbers: Mapping[str, float], limits: Iterable[Limit]) -> None:
             )
         require_number(limit, numbers)
         number = numbers[limit.metric]
-        if limit.is_broken(number, limit.value) or math.isnan(number):
-            broken.append(f"{limit.metric} is {number:.6g}, {limit.word} {limit.value:g}")
+        if fault := limit.fault_of(number):
+            broken.append(fault)
     if broken:
         raise ThresholdError("; ".join(broken))
 

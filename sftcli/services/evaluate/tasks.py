@@ -6,8 +6,8 @@ from pathlib import Path
 
 from sftcli.errors import UsageError
 from sftcli.events import Notice, Session
-from sftcli.services.evaluate.evaluate import base_to_compare
-from sftcli.services.models.choose import ModelChoice, choose_model, load_for_inference
+from sftcli.services.evaluate.evaluate import base_to_compare, model_of
+from sftcli.services.models.choose import ModelChoice, load_for_inference
 
 BATCH_ROWS = 8
 
@@ -65,14 +65,7 @@ def run_tasks(request: TasksRequest, session: Session) -> TasksReport:
     if not request.names:
         raise UsageError("--tasks names no task", hint="such as --tasks arc_easy,gsm8k")
     emit = session.emit
-    choice = choose_model(
-        request.checkpoint,
-        tokenizer=request.tokenizer,
-        root=request.root,
-        emit=emit,
-        trusts_code=request.trusts_code,
-        base_model=request.base_model,
-    )
+    choice = model_of(request, emit)
     base = base_to_compare(choice, request, emit)
     emit(Notice(text="loading lm_eval"))
     from sftcli.services.evaluate.lm_eval_bridge import Asked, find_tasks, run_harness

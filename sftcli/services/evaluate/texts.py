@@ -22,9 +22,9 @@ from sftcli.errors import DataError, Location, MismatchError, StoppedError
 from sftcli.events import Progressed, Session
 from sftcli.modeling.config_values import POSITIONS, config_value
 from sftcli.modeling.tokenizer.files import read_tokenizer_files
-from sftcli.services.evaluate.evaluate import base_to_compare
+from sftcli.services.evaluate.evaluate import base_to_compare, model_of
 from sftcli.services.evaluate.request import EvalRequest
-from sftcli.services.models.choose import ModelChoice, choose_model, load_for_inference
+from sftcli.services.models.choose import ModelChoice, load_for_inference
 from sftcli.training.loss import response_nll_sum
 
 if TYPE_CHECKING:
@@ -73,14 +73,7 @@ def run_texts(request: EvalRequest, session: Session) -> TextReport:
         MismatchError: A model has no embedding for a token of its tokenizer.
         StoppedError: A stop was asked for.
     """
-    choice = choose_model(
-        request.checkpoint,
-        tokenizer=request.tokenizer,
-        root=request.root,
-        emit=session.emit,
-        trusts_code=request.trusts_code,
-        base_model=request.base_model,
-    )
+    choice = model_of(request, session.emit)
     base = base_to_compare(choice, request, session.emit)
     documents = [_document(record) for name in request.texts for record in _records(name)]
     if not documents:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from sftcli.data.batches.batch import batches_in_order_of_length
 from sftcli.data.batches.progress import with_progress
-from sftcli.data.example import Example
-from sftcli.data.prepared.store import ExampleTable
+from sftcli.data.prepared.subset import ChosenRows
 from sftcli.events import EarlierDone, EventSink, StopFlag
 from sftcli.runtime import monotonic
 from sftcli.services.train.earlier.rows import EarlierRows
@@ -78,7 +77,7 @@ class EarlierScorer:
         measured = []
         self.trainer.weights.model.eval()
         for run, places in self.earlier.heldout():
-            begin, rows = monotonic(), _Rows(self.earlier.dataset.heldout, spread(places))
+            begin, rows = monotonic(), ChosenRows(self.earlier.dataset.heldout, spread(places))
             batches = batches_in_order_of_length(
                 rows, rows=range(len(rows)), max_batch_tokens=_BATCH_TOKENS, pad_id=self.pad_id
             )
@@ -102,20 +101,6 @@ def spread(places: range, most: int = MOST_ROWS) -> list[int]:
     """Return at most ``most`` of ``places``, evenly spread."""
     count = min(most, len(places))
     return [places[index * len(places) // count] for index in range(count)]
-
-
-class _Rows:
-    """Some examples of a table."""
-
-    def __init__(self, table: ExampleTable, places: Sequence[int]) -> None:
-        self._table, self._places = table, places
-        self.num_tokens = [table.num_tokens[place] for place in places]
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int, /) -> Example:
-        return self._table[self._places[index]]
 
 
 def _right(scores: Sequence[RowScore], answers: Sequence[bool]) -> list[bool]:
