@@ -5,6 +5,7 @@ as in logs that hold none; all digits stand there.
 """
 
 import re
+from collections.abc import Sequence
 from math import isfinite
 
 FEW_ROWS = 20  # of fewer there is no interval: a single row moves a mean by more than its second digit
@@ -96,11 +97,7 @@ def size(num_bytes: float) -> str:
     """Return a size as ``512 B`` or ``2.1 GB``, in steps of 1000."""
     if num_bytes < 1000:
         return f"{round(num_bytes)} B"
-    for unit in ("kB", "MB", "GB"):
-        num_bytes /= 1000
-        if num_bytes < 999.95:
-            return f"{num_bytes:.1f} {unit}"
-    return f"{num_bytes / 1000:.1f} TB"
+    return _scaled(num_bytes, (" kB", " MB", " GB"), " TB")
 
 
 def flop_rate(flops: float) -> str:
@@ -117,11 +114,16 @@ def short_count(number: float) -> str:
     """Return a large count as ``134.5M``; below 10,000 as it is."""
     if number < 10_000:
         return count(number)
-    for unit in ("k", "M", "B"):
+    return _scaled(number, ("k", "M", "B"), "T")
+
+
+def _scaled(number: float, units: Sequence[str], last: str) -> str:
+    """Return ``number`` with one decimal in the first of ``units``, each a thousand of the one before, that keeps it below 1000."""
+    for unit in units:
         number /= 1000
         if number < 999.95:
             return f"{number:.1f}{unit}"
-    return f"{number / 1000:.1f}T"
+    return f"{number / 1000:.1f}{last}"
 
 
 def rate_text(learning_rate: float) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from sftcli.cli.options import shared as options
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.tables import Cell, Grid
-from sftcli.figures import are_few, change, count, figure, too_few, whole_duration
+from sftcli.figures import are_few, change, count, figure, interval, too_few, whole_duration
 
 if TYPE_CHECKING:
     from sftcli.services.compare.price import Price
@@ -108,7 +108,7 @@ def _doubling_text(report: "CompareReport") -> str:
     if found is None or found.low is None or found.high is None:
         return "doubling the rows: not known"
     gain = change(found.value, _DIGITS, found.rows)
-    span = f"95% interval {found.low:+.{_DIGITS}f} to {found.high:+.{_DIGITS}f}"
+    span = interval(found.low, found.high, _DIGITS, found.rows)
     helps = (
         "more rows help"
         if found.high < 0

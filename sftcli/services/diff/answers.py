@@ -2,12 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sftcli.errors import DataError
 from sftcli.json_files import read_json
+from sftcli.services.diff.pairing import pairs_by
 
 EXACT = "exact match"
 LEVEL = 0.05  # a smaller p-value is more than chance
@@ -81,7 +82,7 @@ def _passed(value: object) -> dict[str, bool]:
 
 def moved_answers(before: Sequence[Answered], after: Sequence[Answered]) -> tuple[Moved, ...]:
     """Return what changed of the answers to the rows that both have, by each measure that both have."""
-    pairs = list(_pairs(before, after))
+    pairs = list(pairs_by(lambda one: one.row, before, after))
     measures = dict.fromkeys(
         name for first, second in pairs for name in first.passed if name in second.passed
     )
@@ -112,16 +113,6 @@ def _moved(measure: str, pairs: Sequence[tuple[Answered, Answered]]) -> Moved:
         became_wrong=wrong,
         p_value=mcnemar(len(right), len(wrong)),
     )
-
-
-def _pairs(before: Sequence[Answered], after: Sequence[Answered]) -> Iterable[tuple[Answered, Answered]]:
-    """Yield the answers to equal rows; of several equal ones the first with the first."""
-    waiting: dict[str, list[Answered]] = {}
-    for one in reversed(before):
-        waiting.setdefault(one.row, []).append(one)
-    for one in after:
-        if waiting.get(one.row):
-            yield waiting[one.row].pop(), one
 
 
 def identity_of(prompt: str, expected: str) -> str:

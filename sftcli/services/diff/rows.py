@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sftcli.data.prepared.store import SPLITS, PreparedDataset
 from sftcli.data.reading.record import Origin
+from sftcli.services.diff.pairing import pairs_by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,16 +99,8 @@ def _take_pairs(
     first: list[_Row], second: list[_Row], key: Callable[[_Row], Hashable]
 ) -> list[tuple[_Row, _Row]]:
     """Take the rows with an equal ``key`` out of both lists and return them in pairs, in the order of the second list."""
-    waiting: dict[Hashable, list[_Row]] = {}
-    for row in reversed(first):
-        waiting.setdefault(key(row), []).append(row)
-    pairs, left = [], []
-    for row in second:
-        if waiting.get(key(row)):
-            pairs.append((waiting[key(row)].pop(), row))
-        else:
-            left.append(row)
-    taken = {id(row) for row, _ in pairs}
+    pairs = list(pairs_by(key, first, second))
+    taken = {id(row) for pair in pairs for row in pair}
     first[:] = [row for row in first if id(row) not in taken]
-    second[:] = left
+    second[:] = [row for row in second if id(row) not in taken]
     return pairs
