@@ -138,5 +138,5 @@ def sparkline(values: Sequence[float], width: int, levels: str) -> str:
     edges = [index * len(finite) // columns for index in range(columns + 1)]
     means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(means), max(means)
-    scale = (len(levels) - 1) / (high - low) if high > low else 0.0
-    return "".join(levels[round((mean - low) * scale)] for mean in means)
+    span = (high - low) or 1.0  # that of tiny numbers has no finite reciprocal
+    return "".join(levels[round((mean - low) / span * (len(levels) - 1))] for mean in means)

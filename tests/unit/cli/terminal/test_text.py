@@ -2,7 +2,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sftcli.cli.terminal.text import (
@@ -98,6 +98,7 @@ def test_sparkline_falls_with_the_loss() -> None:
 
 
 @given(st.lists(st.floats()), st.integers(0, 50))
+@example([0.0, 2.225073858507e-311], 2)
 def test_sparkline_is_never_wider_than_asked(values: list[float], width: int) -> None:
     assert len(sparkline(values, width, ASCII_SIGNS.levels)) <= width
 
