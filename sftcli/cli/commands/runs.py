@@ -15,7 +15,7 @@ from sftcli.cli.options.shared import Output, RunsRoot
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import loss_text, signs, sparkline
-from sftcli.figures import count, duration, percent, share_of
+from sftcli.figures import count, counted, duration, percent, share_of
 
 if TYPE_CHECKING:
     from sftcli.services.runs.summary import RunSummary
@@ -141,7 +141,7 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
     if summary.first_heldout_loss is not None:
         rows = summary.heldout_rows
         best = f", best {loss_text(summary.best_heldout_loss, rows)} at step {summary.best_step}"
-        of = f" ({count(rows)} row{'s' if rows > 1 else ''})" if rows else ""
+        of = f" ({counted(rows, 'row')})" if rows else ""
         first, last = loss_text(summary.first_heldout_loss, rows), loss_text(summary.heldout_loss, rows)
         from sftcli.services.runs.summary import not_since
 

@@ -21,7 +21,7 @@ from sftcli.events import (
     TextDelta,
     Warned,
 )
-from sftcli.figures import count, duration
+from sftcli.figures import counted, duration
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -127,7 +127,7 @@ class PlainView:
         self.measures.start(event)
         self._line_time = self.get_time()
         begin = "training" if event.step == 0 else f"training resumes after step {event.step}"
-        self._write(f"{begin}, {count(event.last_step)} step{'s' if event.last_step != 1 else ''}")
+        self._write(f"{begin}, {counted(event.last_step, 'step')}")
 
     def _step(self, event: StepDone) -> None:
         is_first = self.measures.last is None

@@ -8,6 +8,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.events import DataPrepared, ExpertLoad, FitEnded, ModelLoaded
 from sftcli.figures import (
     count,
+    counted,
     duration,
     flop_rate,
     loss_figure,
@@ -34,7 +35,7 @@ def _story(history: RunHistory) -> str:
     if not history.steps or model is None or data is None:
         return "No step was taken yet."
     step = history.steps[-1]
-    steps = f"{count(step.step)} step{'s' if step.step > 1 else ''}"
+    steps = counted(step.step, "step")
     return (
         f"{model.name} ({short_count(model.parameters)} parameters) was trained for {steps} on {count(data.train_examples)} "
         f"rows, {step.epoch:.2g} epochs, in {duration(history.seconds)}."
@@ -141,7 +142,7 @@ def heldout_text(history: RunHistory, *, takes_best: bool) -> str:
     steps, rows = history.steps, history.heldout_rows
     texts = loss_figure(at[0][1], rows), loss_figure(last, rows)
     is_behind = at[-1][0] < (steps[-1].step if steps else 0)
-    of = f", of {count(rows)} row{'s' if rows > 1 else ''}" if rows else ""
+    of = f", of {counted(rows, 'row')}" if rows else ""
     if is_behind or len(at) == 1:
         return not_since(*texts, step) + of
     where = f" (step {step})" if step != at[-1][0] else ""
