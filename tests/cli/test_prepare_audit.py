@@ -54,6 +54,12 @@ def test_the_audit_counts_what_needs_a_look(prepare):
     assert audit["sources"]["rows.jsonl"]["kept"] == 24
 
 
+def test_share_of_replayed_rows_is_told_to_be_for_training_alone(prepare):
+    code, _, err = prepare(GOOD, "--set", "data.replay=0.2")
+    assert code == 0
+    assert "data.replay takes effect in training alone" in err
+
+
 def test_turns_behind_the_last_answer_are_counted_and_said(sft, tiny_model):
     asked = {"role": "user", "content": "And then?"}
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]

@@ -147,6 +147,10 @@ def run_prepare(request: PrepareRequest, session: Session) -> PrepareOutcome:
     train, heldout = data.dataset.train, data.dataset.heldout
     for doubt in heldout_doubts(settings, train_rows=len(train), heldout_rows=len(heldout)):
         session.emit(Warned(text=doubt))
+    if settings.data.replay:
+        session.emit(
+            Notice(text="data.replay takes effect in training alone: nothing of earlier runs is prepared")
+        )
     audits = list(data.audit.values())
     fitness = assess_rows(audits, settings.data)
     is_written = request.out is not None and fitness.is_good
