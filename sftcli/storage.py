@@ -4,12 +4,14 @@ All writers of this program go through ``disk``, so a test can stop the machine,
 """
 
 import errno
+import functools
 import hashlib
 import io
 import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,14 +122,39 @@ _STALE_SECONDS = 24 * 3600
 disk = Disk()
 
 
+_PIECE_BYTES = 1 << 20
+_helper = threading.local()  # ``run``: who does the heavy work of the calling thread
+
+
+@contextmanager
+def heavy_work_by(run: "Callable[[Callable[[], object]], object]") -> "Iterator[None]":
+    """Have what the calling thread writes and hashes in this block done by ``run``, a megabyte at a time."""
+    _helper.run = run
+    try:
+        yield
+    finally:
+        del _helper.run
+
+
+def _heavy(work: "Callable[[], object]") -> None:
+    run = getattr(_helper, "run", None)
+    work() if run is None else run(work)
+
+
 def write_file(path: Path, parts: "Iterable[bytes | memoryview]") -> dict[str, int | str]:
     """Write and sync a new file; return its size and hash as ``bytes`` and ``sha256``, taken on the way to the disk."""
     digest, size = hashlib.sha256(), 0
     with disk.create(path) as file:
+
+        def write(piece: memoryview) -> None:
+            disk.write(file, piece)
+            digest.update(piece)
+
         for part in parts:
-            disk.write(file, part)
-            digest.update(part)
-            size += len(part)
+            view = memoryview(part).cast("B") if len(part) else memoryview(b"")
+            size += len(view)
+            for start in range(0, len(view), _PIECE_BYTES):
+                _heavy(functools.partial(write, view[start : start + _PIECE_BYTES]))
     disk.sync(path)
     return {"bytes": size, "sha256": digest.hexdigest()}
 
@@ -192,7 +219,7 @@ class FileSink(io.RawIOBase):
 
 def chunks(file: "IO[bytes]") -> "Iterator[bytes]":
     """Yield the rest of a file a megabyte at a time."""
-    while chunk := file.read(1 << 20):
+    while chunk := file.read(_PIECE_BYTES):
         yield chunk
 
 
@@ -244,8 +271,11 @@ def require_new(path: Path, *, hint: str) -> None:
 
 def file_sha256(path: Path) -> str:
     """Return the hash of a file's content."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        for chunk in chunks(file):
+            _heavy(functools.partial(digest.update, chunk))
+    return digest.hexdigest()
 
 
 def remove_tree(path: Path) -> None:

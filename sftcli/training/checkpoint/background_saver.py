@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Callable
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Thread
 
+from sftcli import storage
 from sftcli.environment import is_scheduled
 from sftcli.errors import UnsavedError
 from sftcli.events import CheckpointSaved, EventSink, Progressed, Warned
@@ -27,10 +29,12 @@ class Saver:
         self._is_slow_told = False
         self._thread: Thread | None = None
         self._result: CheckpointSaved | BaseException | None = None
+        self._is_awaited = Event()
 
     def begin(self, step: int, save: Callable[[], str]) -> None:
         """Start ``save`` on a thread, after the one before."""
         self.finish(wait=True)
+        self._is_awaited.clear()
         # A daemon: who quits at once does not wait, and a half-written checkpoint is ignored like that of a kill.
         name = f"waiting for the checkpoint of step {step}"  # also what is shown where it is waited for
         self._thread = Thread(target=self._run_aside, args=(step, save), name=name, daemon=True)
@@ -51,6 +55,7 @@ class Saver:
 
     def _wait(self, thread: Thread) -> None:
         """Wait for ``thread`` with a sign that moves: a slow disk takes minutes."""
+        self._is_awaited.set()
         is_shown = False
         thread.join(SIGN_SECONDS)
         while thread.is_alive():
@@ -61,8 +66,18 @@ class Saver:
             self.emit(Progressed(task=thread.name, done=1, total=1))
 
     def _run_aside(self, step: int, save: Callable[[], str]) -> None:
-        step_aside()
-        self._run(step, save)
+        """Run ``save``, its heavy work on a thread of the lowest priority for as long as nobody waits for it.
+
+        No user may raise a priority again, so a thread that has the lowest one must not be waited for: other programs
+        that keep all cores busy would let it stand still.
+        """
+        with ThreadPoolExecutor(1, initializer=step_aside) as lowest:
+
+            def work(piece: Callable[[], object]) -> None:
+                piece() if self._is_awaited.is_set() else lowest.submit(piece).result()
+
+            with storage.heavy_work_by(work):
+                self._run(step, save)
 
     def _run(self, step: int, save: Callable[[], str]) -> None:
         begin = self.clock()

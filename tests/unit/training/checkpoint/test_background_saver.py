@@ -1,8 +1,13 @@
+import threading
 import time
+from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
+from sftcli import storage
 from sftcli.events import CheckpointSaved, Progressed, Warned
+from sftcli.storage import Disk
 from sftcli.training.checkpoint import background_saver
 from sftcli.training.checkpoint.background_saver import Saver
 from tests.support.recording import RecordingSink
@@ -55,3 +60,30 @@ def test_a_save_that_is_waited_for_has_a_sign_that_moves(monkeypatch: pytest.Mon
     time.sleep(0.05)
     saver.finish(wait=True)
     assert sink.of(Progressed)[-1] is last
+
+
+def test_a_save_steps_aside_until_it_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a machine whose cores others keep busy, a thread of the lowest priority stands still."""
+    lowest: set[int] = set()
+    monkeypatch.setattr(background_saver, "step_aside", lambda: lowest.add(threading.get_ident()))
+    who: list[int] = []
+    wait_seen = threading.Event()
+
+    class Watched(Disk):
+        def write(self, file: BinaryIO, data: bytes | memoryview) -> None:
+            who.append(threading.get_ident())
+            super().write(file, data)
+
+    monkeypatch.setattr(storage, "disk", Watched())
+
+    def save() -> str:
+        storage.write_file(tmp_path / "a", [b"x"])
+        wait_seen.wait(10)
+        storage.write_file(tmp_path / "b", [b"x"])
+        return "here"
+
+    saver = Saver(lambda event: wait_seen.set() if isinstance(event, Progressed) else None, time.monotonic)
+    monkeypatch.setattr(background_saver, "SIGN_SECONDS", 0.02)
+    saver.begin(1, save)
+    saver.finish(wait=True)
+    assert [thread in lowest for thread in who] == [True, False]
