@@ -89,7 +89,7 @@ bench-prepare:  ## memory and speed of preparing, as ratios: make bench-prepare 
 docs:  ## rewrite the pages that are made from the program, and the man page
 	$(PYTHON) docs/pages.py
 
-SITE_PAGES = README.md CONTRIBUTING.md CHANGELOG.md docs/*.md docs/site.css docs/images benchmarks/gpu/README.md tests/models/README.md
+SITE_PAGES = README.md SECURITY.md CONTRIBUTING.md CHANGELOG.md docs/*.md docs/site.css docs/images benchmarks/gpu/README.md tests/models/README.md
 
 site:  ## a static site of the README and all pages in build/site; needs `pip install ".[docs]"`
 	rm -rf build/pages build/site && mkdir -p build/pages
