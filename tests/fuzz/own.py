@@ -1,5 +1,6 @@
 """Files that this program has written: each of them, and the commands that read it back."""
 
+import hashlib
 import json
 import os
 import signal
@@ -7,6 +8,8 @@ import time
 from pathlib import Path
 
 from sftcli.config.resolve import parse_set, resolve
+from sftcli.runtime import processor
+from sftcli.services.machine.precision import MEASUREMENTS, REMEMBERED, Measured
 from tests.fuzz.runner import sft_in_child, start_sft
 from tests.fuzz.targets import Target
 from tests.support.runs import StopAtStep, train, write_rows
@@ -33,6 +36,8 @@ def make_runs(folder: Path) -> None:
     sft_in_child("eval -q first --max-rows 3")
     sft_in_child(f"{_TRAIN} --model first --max-steps 2 --lora --rank 2 --replay 20% --run second")
     sft_in_child("export -q first --to hf --out exported")
+    machine = hashlib.sha256(processor().encode()).hexdigest()
+    MEASUREMENTS.write(folder / "cache" / REMEMBERED, {machine: Measured(precision="fp32", why="measured")})
     _stopped_run()
 
 

@@ -100,7 +100,7 @@ def _sources_table(audit: "AuditSummary") -> tables.Grid:
             [
                 tables.Cell(text=source),
                 *(
-                    tables.Cell(text=count(counts[name]))
+                    tables.Cell(text=count(getattr(counts, name)))
                     for name in ("rows", "kept", "tokens", "response_tokens")
                 ),
             ]

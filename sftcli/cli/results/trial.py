@@ -1,6 +1,5 @@
 """What a model answers right without training, by how it was asked, and what a tuned one has to beat."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sftcli.cli.options import shared as options
@@ -24,7 +23,7 @@ def show_trial(report: "TrialReport", train: str, output: options.Output) -> Non
     err = tables.err(output.color)
     for way in report.ways:
         if way.difference is not None:
-            text = points_text(asdict(way.difference), other="no examples")
+            text = points_text(way.difference, other="no examples")
             tables.show_text(f"{_NAMES[way.name]}: {text}", err, wrap=True)
     tables.show_text(_to_beat(report), err, wrap=True)
     tables.show_text(f"next: {train}, then sft eval --max-rows {report.max_rows}", err)

@@ -49,7 +49,7 @@ def write_rows(dataset: PreparedDataset, folder: Path) -> None:
             for name, table in tables.items():
                 if len(table):
                     _write_table(table, fresh / f"{name}.parquet")
-            write_json(fresh / "audit.json", dataset.about)
+            write_json(fresh / "audit.json", dataset.about.to_json())
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError(f"cannot make {folder}: {error.strerror}", hint=_HINT) from error
 

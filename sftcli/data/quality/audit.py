@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -12,13 +12,11 @@ from sftcli.data.conversations.remedies import remedy_of
 from sftcli.data.example import TROUBLES, Example, RowFlag, TooLong
 from sftcli.data.quality.duplicates import Duplicates
 from sftcli.data.reading.record import Origin
-from sftcli.errors import DataError
 
 ROWS_NAMED = 5  # of each reason
 KEPT_SHARE = 0.99
 PERCENTILES = (50, 90, 95, 99)
 SMALLEST_BIN = 32
-SOURCE_COUNTS = ("rows", "kept", "rejected", "cut", "tokens", "response_tokens")
 
 _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.CONTROL_TEXT: "in {rows} a message contains the text of a control token; it stays text",
@@ -82,6 +80,18 @@ class LengthBin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceCounts:
+    """What became of the rows of one source; token counts are of kept ones."""
+
+    rows: int = 0
+    kept: int = 0
+    rejected: int = 0
+    cut: int = 0
+    tokens: int = 0
+    response_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditSummary:
     """The counts. Token counts are of kept rows; lengths are of all rows that could be tokenized, before any was cut.
 
@@ -90,62 +100,46 @@ class AuditSummary:
     could be tokenized fit into, 0 where there are none.
     """
 
-    rows: int
-    kept: int
-    excluded: Mapping[
-        str, int
-    ]  # rows that were left out because the user asked for it, which are not among `rows`
-    excluded_rows: Mapping[str, Sequence[str]]
-    rejected: Mapping[str, int]
-    rejected_rows: Mapping[str, Sequence[str]]
-    remedies: Mapping[str, str]
-    max_tokens: int
-    tokens: int
-    prompt_tokens: int
-    response_tokens: int
-    thinking_tokens: int  # of these, those of thinking
-    trained_turns: int
-    untrained_rows: int  # kept, and without any token that has loss
-    cut_rows: int  # kept, and cut for their length; `flags` says where
-    cut_tokens: int  # that they lost
-    sources: Mapping[str, Mapping[str, int]]  # source -> the counts of its rows
-    duplicate_rows: int  # kept, and equal to an earlier one
-    near_duplicate_rows: int  # kept, and nearly equal to an earlier one
-    near_trained_rows: int  # held out, and equal or nearly equal to one that is trained on
-    trouble_rows: int  # kept, and with unreadable, misread or control characters
-    shared_prompts: int  # held out, with a first user text that is trained on too
-    duplicates: Mapping[str, Sequence[str]]  # the first few pairs of each of the three kinds
-    flagged_rows: Mapping[str, Sequence[str]]  # the first few of each of `flags`
-    length_percentiles: Mapping[str, int]
-    length_histogram: Sequence[LengthBin]
-    longest_tokens: int
-    longest_row: str
-    max_tokens_for_99_percent: int
-    flags: Mapping[str, int]
-    notes: Sequence[str]
+    rows: int = 0
+    kept: int = 0
+    # Rows that were left out because the user asked for it, which are not among `rows`.
+    excluded: Mapping[str, int] = field(default_factory=dict)
+    excluded_rows: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    rejected_rows: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    remedies: Mapping[str, str] = field(default_factory=dict)
+    max_tokens: int = 0
+    tokens: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    thinking_tokens: int = 0  # of these, those of thinking
+    trained_turns: int = 0
+    untrained_rows: int = 0  # kept, and without any token that has loss
+    cut_rows: int = 0  # kept, and cut for their length; `flags` says where
+    cut_tokens: int = 0  # that they lost
+    sources: Mapping[str, SourceCounts] = field(default_factory=dict)
+    duplicate_rows: int = 0  # kept, and equal to an earlier one
+    near_duplicate_rows: int = 0  # kept, and nearly equal to an earlier one
+    near_trained_rows: int = 0  # held out, and equal or nearly equal to one that is trained on
+    trouble_rows: int = 0  # kept, and with unreadable, misread or control characters
+    shared_prompts: int = 0  # held out, with a first user text that is trained on too
+    duplicates: Mapping[str, Sequence[str]] = field(
+        default_factory=dict
+    )  # the first few pairs of each of the three kinds
+    flagged_rows: Mapping[str, Sequence[str]] = field(
+        default_factory=dict
+    )  # the first few of each of `flags`
+    length_percentiles: Mapping[str, int] = field(default_factory=dict)
+    length_histogram: Sequence[LengthBin] = ()
+    longest_tokens: int = 0
+    longest_row: str = ""
+    max_tokens_for_99_percent: int = 0
+    flags: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return the same as numbers, strings, lists and dicts."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, object]) -> "AuditSummary":
-        """Return what ``to_json`` gave, as it was.
-
-        Raises:
-            DataError: The content is of another version of this program, or damaged.
-        """
-        names = {field.name for field in fields(cls)}
-        bins = content.get("length_histogram")
-        if set(content) != names or not isinstance(bins, list | tuple):
-            raise DataError(
-                f"the stored audit differs in {', '.join(sorted(names ^ set(content))) or 'length_histogram'}",
-                hint="prepare the data again",
-            )
-        made = tuple(
-            LengthBin(max_tokens=int(entry["max_tokens"]), rows=int(entry["rows"])) for entry in bins
-        )
-        return cls(**{**content, "length_histogram": made})  # type: ignore[arg-type]
 
 
 class SupervisionAudit:
@@ -174,7 +168,7 @@ class SupervisionAudit:
 
     def add(self, result: Example | Rejected, *, source: str = "") -> None:
         """Count one row of ``source``."""
-        counts = self._sources.setdefault(source, Counter(dict.fromkeys(SOURCE_COUNTS, 0)))
+        counts = self._sources.setdefault(source, Counter[str]())
         counts["rows"] += 1
         if isinstance(result, Rejected):
             counts["rejected"] += 1
@@ -255,10 +249,7 @@ class SupervisionAudit:
             untrained_rows=self._untrained,
             cut_rows=self._cut_rows,
             cut_tokens=self._cut_tokens,
-            sources={
-                source: {name: counts[name] for name in SOURCE_COUNTS}
-                for source, counts in self._sources.items()
-            },
+            sources={source: SourceCounts(**counts) for source, counts in self._sources.items()},
             duplicate_rows=self._duplicates.exact,
             near_duplicate_rows=self._duplicates.near,
             near_trained_rows=self._duplicates.near_trained,

@@ -6,6 +6,7 @@ any other local folder, of which nobody knows whose it is, stay refused.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,12 +61,12 @@ def allow_code(folder: Path, *, name: str, commit: str, emit: "EventSink") -> di
     return {"model": name, "commit": commit, "files": shown, "sha256": digest}
 
 
-def allow_copied_code(folder: Path, *, trusted: object, emit: "EventSink") -> bool:
+def allow_copied_code(folder: Path, *, trusted: Mapping[str, str], emit: "EventSink") -> bool:
     """Return whether code in ``folder`` of a run may run, with a warning; false if there is none.
 
     Args:
         folder: With a model that the run has made.
-        trusted: What ``allow_code`` returned when it was trained, from the run's record; None where nothing was.
+        trusted: What ``allow_code`` returned when it was trained, from the run's record; empty where nothing was.
         emit: Is told.
 
     Raises:

@@ -21,7 +21,6 @@ from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.runtime import monotonic
 from sftcli.services.evaluate.checks.grading import Answers
 from sftcli.services.evaluate.metrics import (
-    Interval,
     TrainingSpans,
     chrf,
     distinct_fraction,
@@ -33,7 +32,7 @@ from sftcli.services.evaluate.metrics import (
 )
 from sftcli.services.models.choose import ModelChoice, load_for_inference
 from sftcli.services.processes.peers import Peers
-from sftcli.services.report.score import AnsweredRow, Miss, Score
+from sftcli.services.report.score import AnsweredRow, Interval, Miss, Score
 from sftcli.training.loss import RowScore, ratio_standard_error, score_rows
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from sftcli import storage
 from sftcli.errors import DataError, MismatchError, OutputError, StorageError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.modeling.formats.identity import file_stamps
+from sftcli.own_files import FormError, as_form
 from sftcli.services.generate.answerer import Answerer, Completion, Question
 from sftcli.services.generate.gate import Gate, journal_of
 from sftcli.services.generate.prompt import model_choices, open_choices
@@ -73,8 +74,8 @@ class Journal:
             )
         for _, record in lines.found[1:]:
             key, answer = self._key(record.get("key")), record.get("completion")
-            if key is not None and isinstance(answer, dict) and answer.keys() == ANSWER_KEYS:
-                self.done[key] = Completion(**answer, seconds=0.0)
+            if key is not None and (completion := _completion(answer)) is not None:
+                self.done[key] = completion
         self.repaired = lines.message(self.path)
         if self.repaired:
             storage.replace_file(self.path, "".join(text for text, _ in lines.found).encode())
@@ -87,6 +88,17 @@ class Journal:
             type(part) is int and 0 <= part < size for part, size in zip(value, self.sizes, strict=True)
         )
         return (value[0], value[1], value[2]) if fits else None
+
+
+def _completion(answer: object) -> Completion | None:
+    """Return the answer that a line of a journal has; None for anything else, which is answered again."""
+    try:
+        found: Completion = as_form(
+            {**answer, "seconds": 0.0} if isinstance(answer, dict) else answer, Completion
+        )
+    except FormError:
+        return None
+    return found
 
 
 def run_file_generation(

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 from sftcli import storage
 from sftcli.config.schema.data import DataSettings
@@ -34,12 +33,6 @@ from sftcli.services.prepare.sources import Sources, find_sources
 from sftcli.services.prepare.workers import worker_count
 
 
-def audit_of(about: Mapping[str, object]) -> Mapping[str, AuditSummary]:
-    """Return the counts of each split out of what is kept about prepared rows."""
-    stored = cast("dict[str, dict[str, object]]", about["audit"])
-    return {split: AuditSummary.from_json(values) for split, values in stored.items()}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedData:
     """Examples, and the tokenizer that made them."""
@@ -51,7 +44,7 @@ class PreparedData:
     @property
     def audit(self) -> Mapping[str, AuditSummary]:
         """What became of the rows, for ``train``, ``heldout`` and, where there is some, ``text``."""
-        return audit_of(self.dataset.about)
+        return self.dataset.about.audit
 
     def describe(self) -> DataPrepared:
         """Return the counts as an event."""
@@ -62,8 +55,8 @@ class PreparedData:
             tokens = sum(train.num_tokens)
             response_tokens = sum(int(train[row].loss_mask.sum()) for row in range(len(train)))
         return DataPrepared(
-            source=", ".join(cast("list[str]", self.dataset.about["sources"])),
-            schema="; ".join(dict.fromkeys(cast("dict[str, str]", self.dataset.about["schemas"]).values())),
+            source=", ".join(self.dataset.about.sources),
+            schema="; ".join(dict.fromkeys(self.dataset.about.schemas.values())),
             rows=sum(part.rows for part in audit.values()),
             kept=sum(part.kept for part in audit.values()),
             rejected=dict(sum((Counter(part.rejected) for part in audit.values()), Counter[str]())),
@@ -115,7 +108,7 @@ class PrepareOutcome:
         return {
             "folder": self.folder,
             "cached": self.data.is_cached,
-            **self.data.dataset.about,
+            **self.data.dataset.about.to_json(),
             "out": self.out,
             "shown": [asdict(row) for row in self.shown],
         }
@@ -246,10 +239,9 @@ def _subset_text(data: DataSettings) -> str:
 
 def _texts_among_rows(prepared: PreparedData, sources: Sources) -> list[str]:
     """Return the sources of rows that hold pretraining text."""
-    schemas = prepared.dataset.about["schemas"]
-    assert isinstance(schemas, dict)
+    schemas = prepared.dataset.about.schemas
     names = dict.fromkeys(source.text for source in (*sources.train, *sources.heldout))
-    return [name for name in names if _trains_all(str(schemas[name]))]
+    return [name for name in names if _trains_all(schemas.get(name, ""))]
 
 
 def _trains_all(schema: str) -> bool:
@@ -285,7 +277,7 @@ def _found(job: Preparation, key: str, stores: Sequence[Path], emit: EventSink) 
     open_key = job.key(heldout_is_open=True)
     for store in stores:
         dataset = _open_cached(store / open_key, emit)
-        if dataset is not None and dataset.about.get("heldout_fraction") == job.data.heldout_fraction:
+        if dataset is not None and dataset.about.heldout_fraction == job.data.heldout_fraction:
             return dataset
     return None
 

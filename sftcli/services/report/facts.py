@@ -1,6 +1,6 @@
 """What the page says about a run before its curves: a summary of two sentences, its main settings, and what was measured."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -18,14 +18,14 @@ from sftcli.figures import (
     short_count,
     size,
 )
+from sftcli.services.report.evaluation import Evaluation
+from sftcli.services.runs.record import RunRecord
 from sftcli.services.runs.summary import RunHistory, not_since
-
-Fields = Mapping[str, object]
 
 _OPEN = "not decided yet"
 
 
-def summary_of(history: RunHistory, settings: Settings, evaluation: Fields | None) -> str:
+def summary_of(history: RunHistory, settings: Settings, evaluation: Evaluation | None) -> str:
     """Return in two sentences what was trained on what, and what came of it."""
     return " ".join(filter(None, (_story(history), _outcome(history, settings, evaluation))))
 
@@ -42,21 +42,15 @@ def _story(history: RunHistory) -> str:
     )
 
 
-def _outcome(history: RunHistory, settings: Settings, evaluation: Fields | None) -> str:
+def _outcome(history: RunHistory, settings: Settings, evaluation: Evaluation | None) -> str:
     loss = heldout_text(history, takes_best=settings.training.early_stopping_evals > 0)
     parts = [f"held-out loss {loss}"] if loss else []
-    tuned, base = (_right_answers(evaluation.get(which)) if evaluation else "" for which in ("tuned", "base"))
-    if tuned:
-        parts.append(f"{tuned} answered exactly right" + (f", {base} by the base" if base else ""))
+    if evaluation is not None:
+        tuned, base = evaluation.tuned, evaluation.base
+        of_base = f", {share_of(base.matched, base.answered)} by the base" if base is not None else ""
+        parts.append(f"{share_of(tuned.matched, tuned.answered)} answered exactly right{of_base}")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
-
-
-def _right_answers(score: object) -> str:
-    if not isinstance(score, dict):
-        return ""
-    matched, answered = score.get("matched"), score.get("answered")
-    return share_of(matched, answered) if isinstance(matched, int) and isinstance(answered, int) else ""
 
 
 def main_settings(settings: Settings, history: RunHistory) -> Iterator[tuple[str, str]]:
@@ -105,12 +99,12 @@ def measured(history: RunHistory, *, takes_best: bool) -> Iterator[tuple[str, st
     yield from _expert_facts(history)
 
 
-def started(about: Fields) -> str:
+def started(record: RunRecord) -> str:
     """Return when and by what a run was started."""
-    when = str(about.get("started_at", ""))
+    when = record.started_at
     with suppress(ValueError):  # of a folder of another's making: as it stands there
         when = f"{datetime.fromisoformat(when).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-    return f"{when} with sft {about.get('version', '')}, torch {about.get('torch', '')}"
+    return f"{when} with sft {record.version}, torch {record.torch}"
 
 
 def _expert_facts(history: RunHistory) -> list[tuple[str, str]]:

@@ -16,13 +16,13 @@ from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME, LICENSE
 from sftcli.modeling.locate.locate import known_folder
 from sftcli.services.models.choose import ModelChoice, recorded_base
 from sftcli.services.report.checks import checks_of
-from sftcli.services.report.confidence import confidence_of
+from sftcli.services.report.evaluation import read_scores
 from sftcli.services.report.facts import heldout_text
 from sftcli.services.report.measures import MEASURES, has_base, measures_of
 from sftcli.services.report.usage import Usage
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, resolve_run
-from sftcli.services.runs.summary import RunHistory, read_scores
+from sftcli.services.runs.summary import RunHistory
 from sftcli.version import __version__
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -138,10 +138,10 @@ def _scores(run: RunFolder, settings: Settings) -> Iterator[str]:
             base = f" {row.base_text} |" if with_base else ""
             yield f"| {row.measure.label} |{base} {row.tuned_text} | {row.rows or NOTHING} |"
         yield ""
-        for check in checks_of(evaluation):
+        for check in checks_of(evaluation.checks):
             yield f"Check `{check.title}`: {check.line}.\n"
-        if confidence := confidence_of(evaluation):
-            yield f"{confidence.sentence}.\n"
+        if evaluation.confidence and evaluation.confidence.choices:
+            yield f"{evaluation.confidence.sentence}.\n"
         return
     history = RunHistory(read_events(run))
     if message := heldout_text(history, takes_best=settings.training.early_stopping_evals > 0):

@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType, UnionType
-from typing import Any, BinaryIO, Self, assert_never, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Self, assert_never, get_args, get_type_hints
 
 from sftcli import storage
 from sftcli.config.schema.run import RunSettings
@@ -37,6 +37,7 @@ from sftcli.events import (
     Warned,
     event_record,
 )
+from sftcli.own_files import FormError, as_form
 from sftcli.services.runs.folder import RunFolder
 
 _KINDS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
@@ -248,7 +249,8 @@ def _event_of(record: Mapping[str, object]) -> Event | None:
     values: dict[str, Any] = {}
     for field, form, nothing in _forms(name):
         value = record.get(field, record.get(_FORMER_NAMES.get(field, "")))
-        values[field] = value if type(value) is form else _converted(value, form, nothing)
+        is_plain = type(value) is form and form in {float, bool}
+        values[field] = value if is_plain else _converted(value, form, nothing)
     return _KINDS[name](**values)
 
 
@@ -271,11 +273,10 @@ def _empty(form: Any) -> object:  # noqa: ANN401 - a class, or several
 
 
 def _converted(value: object, form: Any, nothing: object) -> object:  # noqa: ANN401 - a class, or several
-    if form is Ending:
-        return next((ending for ending in Ending if ending == value), nothing)
-    if type(value) is int and float in (form, *get_args(form)):
-        return float(value)
-    return value if isinstance(value, dict if get_origin(form) is dict else form) else nothing
+    try:
+        return as_form(value, form)
+    except FormError:
+        return nothing
 
 
 def is_unstarted(settings: RunSettings) -> bool:

@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
@@ -17,7 +17,7 @@ from typing import Self
 from sftcli import storage
 from sftcli.errors import OutputError, StorageError
 from sftcli.events import EventSink, Warned
-from sftcli.json_files import read_json_or_nothing, replace_json
+from sftcli.own_files import OwnFile
 from sftcli.services.runs.folder import RunFolder
 
 _GUARD_SUFFIX = "-guard"
@@ -65,7 +65,7 @@ class FileLock:
             holder = read_holder(self.path)
             if holder is not None:
                 self._take_over(holder)
-            replace_json(self.path, asdict(self.me))
+            _HOLDERS.write(self.path, self.me)
         finally:
             storage.try_remove_tree(self.guard)
         self._heart.start()
@@ -178,14 +178,10 @@ def this_process() -> Holder:
 
 def read_holder(path: Path) -> Holder | None:
     """Return the holder of a lock; None if there is none or the file is unreadable."""
-    try:
-        content = read_json_or_nothing(path)
-        return Holder(**{name: type_(content[name]) for name, type_ in _FIELDS.items()})
-    except (ValueError, KeyError, TypeError):
-        return None
+    return _HOLDERS.find_whole(path)
 
 
-_FIELDS = {"pid": int, "host": str, "boot": str, "born": str, "since": str, "token": str}
+_HOLDERS = OwnFile(form=Holder, hint="delete it if no process works there")
 
 
 def holder_state(holder: Holder, me: Holder, *, silent_seconds: float) -> str:

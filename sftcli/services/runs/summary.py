@@ -1,7 +1,7 @@
 """What became of the runs in a folder, read from the files they left: no model and no torch are needed."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,11 +21,11 @@ from sftcli.events import (
     StepDone,
     Warned,
 )
-from sftcli.json_files import read_json_or_nothing
 from sftcli.services.runs.earlier import Kept, kept_of
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, list_runs
 from sftcli.services.runs.lock import LOCK, is_held
+from sftcli.services.runs.record import RunRecord
 from sftcli.training.checkpoint.names import list_checkpoints, list_set_aside, step_of
 
 MAX_CURVE = 64  # points of the loss that a summary keeps
@@ -145,10 +145,10 @@ def summarize_run(run: RunFolder) -> RunSummary:
 
 
 def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
-    about: Mapping[str, object] = {}
+    record = RunRecord()
     faults: list[str] = []
     try:
-        about = run.read_about()
+        record = run.record()
     except DataError as error:
         if not is_one_of_many:
             raise
@@ -162,8 +162,8 @@ def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
         name=run.name,
         path=str(run.path),
         state=RunState.DAMAGED if faults else _state(run, checkpoints),
-        started_at=str(about.get("started_at", "")),
-        command=str(about.get("command", "")),
+        started_at=record.started_at,
+        command=record.command,
         model=model.name if model else "",
         data=data.source if data else "",
         step=history.steps[-1].step if history.steps else 0,
@@ -200,11 +200,11 @@ def not_since(first: str, last: str, step: int) -> str:
 
 def can_be_scored(run: RunFolder) -> bool:
     """Return whether ``sft eval`` finds held-out rows with answers in ``run``; true where its files do not tell."""
-    audit = read_json_or_nothing(run.data).get("audit")
-    heldout = audit.get("heldout") if isinstance(audit, dict) else None
-    if not isinstance(heldout, dict):
-        return not isinstance(audit, dict)
-    return bool(heldout.get("kept")) and bool(heldout.get("prompt_tokens", 1))  # text has no prompts
+    rows = run.rows()
+    if rows is None:
+        return True
+    heldout = rows.audit.get("heldout")
+    return heldout is not None and bool(heldout.kept) and bool(heldout.prompt_tokens)  # text has no prompts
 
 
 def _state(run: RunFolder, checkpoints: tuple[int, ...]) -> RunState:
@@ -229,8 +229,3 @@ def _thinned(values: list[float]) -> Iterator[float]:
     for index in range(groups):
         group = values[index * len(values) // groups : (index + 1) * len(values) // groups]
         yield sum(group) / len(group)
-
-
-def read_scores(run: RunFolder) -> dict[str, object] | None:
-    """Return what ``sft eval`` has written about a run; None where it has not, or not whole."""
-    return read_json_or_nothing(run.evaluation) or None

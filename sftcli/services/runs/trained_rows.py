@@ -4,11 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.data.prepared.store import MANIFEST, ExampleTable, PreparedDataset, fingerprint_of, open_prepared
+from sftcli.data.prepared.store import (
+    MANIFEST,
+    ExampleTable,
+    PreparedDataset,
+    fingerprint_of,
+    open_prepared,
+    read_manifest,
+)
 from sftcli.data.prepared.subset import with_subset
 from sftcli.errors import DataError, NotFoundError, SftError
 from sftcli.figures import counted
-from sftcli.json_files import read_json
 from sftcli.modeling.cache import cache_folder
 from sftcli.services.runs.folder import RunFolder, read_settings
 
@@ -75,7 +81,7 @@ def prepared_rows_of(run: RunFolder) -> PreparedDataset | None:
 def _prepared_as(wanted: str, run: RunFolder) -> PreparedDataset | None:
     for folder in _prepared_folders(run):
         try:
-            if fingerprint_of(read_json(folder / MANIFEST)) == wanted:
+            if fingerprint_of(read_manifest(folder)) == wanted:
                 return with_subset(open_prepared(folder), read_settings(run).data)
         except (OSError, KeyError, TypeError, DataError, NotFoundError):
             continue

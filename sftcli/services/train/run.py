@@ -17,8 +17,9 @@ from sftcli.services.processes.peers import Peers
 from sftcli.services.report.html import write_report
 from sftcli.services.runs.earlier import Kept
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.record import Decisions
 from sftcli.services.train.build import TrainingParts, build_trainer
-from sftcli.services.train.decisions import Decisions, agree_on_decisions
+from sftcli.services.train.decisions import agree_on_decisions
 from sftcli.services.train.earlier.scores import EarlierScorer
 from sftcli.services.train.start.inputs import TrainingInputs, find_inputs
 from sftcli.training.checkpoint.format import read_snapshot

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sftcli.services.evaluate.checks.check import AskedRow, Check, behind_thought, no_grades
-from sftcli.services.evaluate.checks.results import CheckedAnswer, CheckResult, Grade, GradedRow
+from sftcli.services.report.check_results import CheckedAnswer, CheckResult, Grade, GradedRow
 
 KEPT_ANSWERS = 12  # of a check, for people
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sftcli.errors import DataError, NotFoundError, UsageError
 from sftcli.services.evaluate.checks.check import NAMED, AskedRow, MeanCheck
-from sftcli.services.evaluate.checks.results import Grade
+from sftcli.services.report.check_results import Grade
 from sftcli.suggest import did_you_mean
 
 SIGNATURE = "(answer, expected, row) -> bool, number from 0 to 1, or dict of these"

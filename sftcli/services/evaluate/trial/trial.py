@@ -12,7 +12,7 @@ from sftcli.errors import DataError
 from sftcli.events import EventSink, Notice, Session
 from sftcli.modeling.decoding.decoder import choose_decoder
 from sftcli.runtime import monotonic
-from sftcli.services.evaluate.metrics import Interval, paired_difference
+from sftcli.services.evaluate.metrics import paired_difference
 from sftcli.services.evaluate.rows import rows_with_whole_answers, spread
 from sftcli.services.evaluate.scoring import (
     Answered,
@@ -36,6 +36,7 @@ from sftcli.services.prepare.pipeline import NoMessagesError
 from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_rows
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.processes.peers import Peers
+from sftcli.services.report.score import Interval
 
 ALONE, RANDOM, NEAREST = "alone", "random", "nearest"
 SHOWN_PROMPTS = 3
