@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sftcli.config.resolve import Resolved
     from sftcli.config.schema.settings import Settings
     from sftcli.data.prepared.store import PreparedDataset
-    from sftcli.data.quality.audit import AuditSummary
+    from sftcli.data.quality.audit_summary import AuditSummary
     from sftcli.services.generate.answerer import Completion
     from sftcli.services.prepare.prepare import ShownRow
     from sftcli.services.train.run import TrainOutcome

@@ -43,14 +43,6 @@ def read_json(path: Path, *, hint: str = "name a folder in the Hugging Face form
     return content
 
 
-def read_json_or_nothing(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of this program, which may be missing, or damaged: then an empty one."""
-    try:
-        return read_json(path)
-    except (OSError, DataError, NotFoundError):
-        return {}
-
-
 def json_text(value: object) -> str:
     """Return ``value`` as a file holds it."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -89,7 +89,7 @@ class OwnFile(Generic[Form]):
     def plain(self, value: Form) -> dict[str, object]:
         """Return the inverse of ``of``; what has its default is left out."""
         if isinstance(value, dict):
-            return {_FORMAT: self.version, **value}
+            return {_FORMAT: self.version, **{key: _plain(one) for key, one in value.items()}}
         assert is_dataclass(value)
         assert not isinstance(value, type)
         defaults = {field.name: _default(field) for field in fields(value)}
@@ -103,6 +103,10 @@ class OwnFile(Generic[Form]):
     def write(self, path: Path, value: Form) -> None:
         """Put ``value`` in the place of the file ``path``, whole or not at all."""
         storage.replace_file(path, self.text(value).encode())
+
+
+def _plain(value: object) -> object:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def as_form(value: object, form: Any, at: str = "") -> Any:  # noqa: ANN401 - it is of ``form``

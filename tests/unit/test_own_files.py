@@ -153,6 +153,9 @@ def test_a_plain_object_is_a_form_as_well(tmp_path):
     assert names.read(tmp_path / "file.json") == {"a": "b"}
     with pytest.raises(DataError, match="a is 1, and not text"):
         names.of({"a": 1}, where="it")
+    parts = OwnFile(form=dict[str, Part], hint="")
+    parts.write(tmp_path / "parts.json", {"a": Part(name="x", pair=("y", 1))})
+    assert parts.read(tmp_path / "parts.json") == {"a": Part(name="x", pair=("y", 1))}
 
 
 def test_a_number_may_be_whole_or_none():

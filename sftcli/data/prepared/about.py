@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from sftcli.data.quality.audit import AuditSummary
+from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.own_files import OwnFile
 
 _AGAIN = "prepare the data again"

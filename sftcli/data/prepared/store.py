@@ -25,7 +25,7 @@ import numpy as np
 from sftcli import storage
 from sftcli.data.example import Example, RowFlag
 from sftcli.data.prepared.about import MANIFESTS, AboutEarlier, AboutRows, Manifest, Stamp
-from sftcli.data.quality.audit import AuditSummary
+from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError, NotFoundError, StorageError
 

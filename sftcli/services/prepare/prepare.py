@@ -15,7 +15,7 @@ from sftcli.data.prepared.messages import write_messages
 from sftcli.data.prepared.parquet import check_free, write_rows
 from sftcli.data.prepared.store import TEXT, TRAIN, PreparedDataset, open_prepared
 from sftcli.data.prepared.subset import ChosenRows, with_subset
-from sftcli.data.quality.audit import AuditSummary
+from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.data.quality.thresholds import Fitness, assess_rows, reasons_with_rows, remedy_for
 from sftcli.data.reading.records import fingerprint_source
 from sftcli.data.rendering.token_view import TokenView, describe_tokens

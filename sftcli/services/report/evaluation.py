@@ -9,7 +9,7 @@ from sftcli.services.report.check_results import CheckResult, GradedRow
 from sftcli.services.report.confidence import Confidence
 from sftcli.services.report.score import Answered, AnsweredRow, Interval, Miss, Score
 from sftcli.services.runs.folder import RunFolder
-from sftcli.services.runs.trained_rows import TrainedRows
+from sftcli.services.runs.overlap import TrainedRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

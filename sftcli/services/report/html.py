@@ -17,7 +17,8 @@ from markupsafe import Markup, escape
 from sftcli import storage
 from sftcli.config.presets import REFERENCE_PREFIX, preset_folder
 from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved
-from sftcli.data.quality.audit import TITLES, AuditSummary
+from sftcli.data.quality.audit import TITLES
+from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.errors import OutputError, StorageError
 from sftcli.events import EarlierDone, Judged, MemoryEased, Warned
 from sftcli.figures import count, setting_text

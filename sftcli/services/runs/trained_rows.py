@@ -1,7 +1,6 @@
 """Which rows a run has trained on, as far as they are still prepared somewhere, and which of others are among them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.data.prepared.store import (
@@ -14,36 +13,9 @@ from sftcli.data.prepared.store import (
 )
 from sftcli.data.prepared.subset import with_subset
 from sftcli.errors import DataError, NotFoundError, SftError
-from sftcli.figures import counted
 from sftcli.modeling.cache import cache_folder
 from sftcli.services.runs.folder import RunFolder, read_settings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedRows:
-    """How many of ``rows`` a run has trained on: the full row, or only its prompt. Tokens are compared."""
-
-    rows: int
-    same_row: int
-    same_prompt: int  # those of ``same_row`` included
-
-    def __str__(self) -> str:
-        """Return it as a sentence."""
-        if not self.same_prompt:
-            return (
-                "this row was not trained on"
-                if self.rows == 1
-                else f"none of these {self.rows:,} rows was trained on"
-            )
-        more = self.same_prompt - self.same_row
-        said = f"{self.same_row:,} of {'this' if self.rows == 1 else 'these'} {counted(self.rows, 'row')} {_were(self.same_row)} trained on"
-        return (
-            f"{said}, and {more:,} more {'has' if more == 1 else 'have'} a prompt that was" if more else said
-        )
-
-
-def _were(rows: int) -> str:
-    return "was" if rows == 1 else "were"
+from sftcli.services.runs.overlap import TrainedRows
 
 
 def count_trained(trained: ExampleTable, rows: ExampleTable) -> TrainedRows:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from sftcli.data.conversations.messages import Rejected, RejectReason
 from sftcli.data.example import Example, RowFlag, TooLong
-from sftcli.data.quality.audit import AuditSummary, SupervisionAudit
+from sftcli.data.quality.audit import SupervisionAudit
+from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.data.quality.duplicates import Duplicates
 from sftcli.data.reading.record import Origin
 from sftcli.own_files import as_form
