@@ -3,9 +3,11 @@
 import math
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from sftcli import storage
 from sftcli.config.auto import with_values
 from sftcli.config.layers import Override
 from sftcli.config.resolve import resolve
@@ -55,6 +57,7 @@ from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.report.score import AnsweredRow, Miss, Score
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, read_settings
+from sftcli.services.runs.lock import EvaluationLock
 from sftcli.services.runs.summary import RunHistory
 from sftcli.services.runs.trained_rows import TrainedRows, count_trained, prepared_rows_of
 
@@ -117,19 +120,38 @@ class EvalReport:
         } | numbers_of(self.checks)
 
 
+_Found = tuple[ModelChoice, Settings, PreparedData, ModelChoice | None]
+
+
 def run_evaluation(request: EvalRequest, session: Session) -> EvalReport:
     """Score the model, and the base if one is named, on the same held-out rows.
 
     Raises:
         DataError: No row is held out, or the answer of every one is cut.
+        OutputError: The scores are to be kept with the run, and another process scores it.
     """
-    with joined(find_place(os.environ)) as peers:
-        return _evaluate(request, session, peers)
+    with joined(find_place(os.environ)) as peers, ExitStack() as held:
+
+        def find() -> _Found:
+            found = _find(request, session)
+            run = found[0].run
+            if run is not None and request.is_kept and peers.group.is_writer:
+                held.enter_context(EvaluationLock(run, session.emit))
+            return found
+
+        return _evaluate(request, session, peers, *peers.rank_zero_first(find, session.stop))
 
 
-def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalReport:
+def _evaluate(
+    request: EvalRequest,
+    session: Session,
+    peers: Peers,
+    choice: ModelChoice,
+    settings: Settings,
+    prepared: PreparedData,
+    base: ModelChoice | None,
+) -> EvalReport:
     emit, stop = session.emit, session.stop
-    choice, settings, prepared, base = peers.rank_zero_first(lambda: _find(request, session), stop)
     trained = _trained_rows(choice, prepared, request, emit)
     heldout = prepared.dataset.heldout
     if not len(heldout):
@@ -190,7 +212,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
             )
         )
     elif choice.run is not None and is_of_run and peers.group.is_writer:
-        replace_json(choice.run.evaluation, report.to_json())
+        replace_json(choice.run.evaluation, report.to_json(), kind=storage.OUTPUT)
         write_report([choice.run], choice.run.report)
         return replace(report, page=str(choice.run.report))
     return report
@@ -263,9 +285,7 @@ def _confidence(
     )
 
 
-def _find(
-    request: EvalRequest, session: Session
-) -> tuple[ModelChoice, Settings, PreparedData, ModelChoice | None]:
+def _find(request: EvalRequest, session: Session) -> _Found:
     """Return the model, its settings, the rows, and the model to compare with."""
     emit = session.emit
     choice = model_of(request, emit)
