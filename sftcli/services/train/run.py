@@ -78,7 +78,8 @@ class TrainingRun:
     session: Session
     peers: Peers = field(default_factory=Peers)
     checkpoint: Path | None = None  # that it goes on from
-    check_owner: Callable[[], None] = lambda: None  # raises an error where another process has taken the run
+    # Before anything is published: raises an error where another process has taken the run.
+    check_owner: Callable[[], None] = lambda: None
     begun: float = field(default_factory=monotonic)  # when its command was
     inputs: TrainingInputs = field(init=False)
     parts: TrainingParts = field(init=False)
