@@ -32,6 +32,7 @@ class Node:
     target: str = ""
     home: "tuple[Node, str] | None" = None  # the folder and the name under which it would survive
     mode: int = 0o644
+    time_ns: int = 0  # of a file that was there from the beginning and was not written to
 
 
 @dataclass(eq=False)
@@ -103,6 +104,7 @@ class PowerDisk(CountingDisk):
                 size = memoryview(data).nbytes
                 begin = file.tell() - size
                 node.content[begin : begin + size] = bytes(data)
+                node.time_ns = 0
 
     def truncate(self, path: Path, size: int) -> None:
         with self.busy:
@@ -186,7 +188,8 @@ class PowerDisk(CountingDisk):
                 child.home = (folder, name)
             return folder
         content = path.read_bytes()
-        return Node(content=bytearray(content), safe_content=content, mode=mode)
+        time_ns = path.stat().st_mtime_ns
+        return Node(content=bytearray(content), safe_content=content, mode=mode, time_ns=time_ns)
 
     def _place(self, path: Path) -> tuple[Node, str]:
         parts = Path(os.path.normpath(path.absolute())).relative_to(self.root).parts
@@ -254,6 +257,8 @@ class PowerDisk(CountingDisk):
                 place.chmod(child.mode | 0o700)
             else:
                 place.write_bytes(surviving(child, chance))
+                if child.time_ns:
+                    os.utime(place, ns=(child.time_ns, child.time_ns))
 
 
 def surviving(node: Node, chance: random.Random) -> bytes:

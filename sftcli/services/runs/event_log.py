@@ -147,6 +147,8 @@ class RunLog:
     ) -> None:
         self._events.close()
         self._text.close()
+        if error is None:
+            self.sync()
 
 
 def _step_line(event: StepDone) -> str:

@@ -71,6 +71,9 @@ class FileLock:
             if holder is not None:
                 self._take_over(holder)
             replace_json(self.path, asdict(self.me), kind=self.scratch)
+        except OSError:
+            storage.try_remove_tree(self.path)  # nobody who lives held it, and this process does not go on
+            raise
         finally:
             storage.try_remove_tree(self.guard)
         self._heart.start()

@@ -227,6 +227,7 @@ class TrainingRun:
         if not self.peers.group.is_writer:
             self.trainer.take_part_in_snapshot()
             return
+        self.check_owner()
         pt = self._write_final(self.trainer.snapshot())
         self.session.emit(ModelSaved(path=str(self.folder.final), pt=pt))
 

@@ -1,11 +1,13 @@
 """One run, one trainer."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from sftcli.services.runs.lock import (
     read_holder,
     this_process,
 )
+from tests.support.faulty_disk import CountingDisk, FailingDisk
 from tests.support.forked import run_forked
 from tests.support.recording import RecordingSink
 
@@ -180,6 +183,20 @@ def test_one_output_has_one_lock_whatever_it_is_called(
                 OutputLock(other).__enter__()
         with OutputLock(Path("there/b.jsonl")), EvaluationLock(RunFolder(tmp_path / "there")):
             pass
+
+
+def test_lock_that_could_not_be_taken_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = CountingDisk()
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "disk", disk)
+        with OutputLock(tmp_path / "out"):
+            taken = disk.count
+    for at in range(1, taken + 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "disk", FailingDisk(at, errno.EIO))
+            with suppress(OSError, StorageError), OutputLock(tmp_path / "out"):
+                pass
+        assert list(tmp_path.iterdir()) == [], disk.log[at - 1]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
