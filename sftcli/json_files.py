@@ -53,6 +53,6 @@ def write_json(path: Path, value: object) -> dict[str, int | str]:
     return storage.write_file(path, [json_text(value).encode()])
 
 
-def replace_json(path: Path, value: object) -> None:
-    """Put ``value`` in the place of the file ``path``, whole or not at all."""
-    storage.replace_file(path, json_text(value).encode())
+def replace_json(path: Path, value: object, *, kind: str = storage.TEMPORARY) -> None:
+    """Put ``value`` in the place of the file ``path``, whole or not at all; ``kind`` as in ``storage.replace_file``."""
+    storage.replace_file(path, json_text(value).encode(), kind=kind)

@@ -100,9 +100,9 @@ class OwnFile(Generic[Form]):
         """Return the text of a file that holds ``value``."""
         return json_text(self.plain(value))
 
-    def write(self, path: Path, value: Form) -> None:
-        """Put ``value`` in the place of the file ``path``, whole or not at all."""
-        storage.replace_file(path, self.text(value).encode())
+    def write(self, path: Path, value: Form, *, kind: str = storage.TEMPORARY) -> None:
+        """Put ``value`` in the place of the file ``path``, whole or not at all; ``kind`` as in ``storage.replace_file``."""
+        storage.replace_file(path, self.text(value).encode(), kind=kind)
 
 
 def _plain(value: object) -> object:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,7 +77,12 @@ def events_of(run: Path, kind: str | None = None) -> list[dict]:
 
 def numbers_of(run: Path) -> list[dict[str, object]]:
     """Return the events of steps and of held-out losses, those of earlier runs too, without what a clock or the machine decides."""
-    kept = [event for event in events_of(run) if event["event"] in {"StepDone", "HeldoutDone", "EarlierDone"}]
+    return numbers_in(events_of(run))
+
+
+def numbers_in(events: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
+    """Return the same of events that were read already."""
+    kept = [event for event in events if event["event"] in {"StepDone", "HeldoutDone", "EarlierDone"}]
     return [{key: value for key, value in event.items() if key not in CLOCKS} for event in kept]
 
 

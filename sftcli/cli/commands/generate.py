@@ -212,13 +212,14 @@ def _answer_prompt(request: "GenerateRequest", output: Output) -> None:
 def _answer_file(
     request: "GenerateRequest", asked: AskedFlags, found: "ModelReference", output: Output
 ) -> None:
-    from sftcli.services.generate.prompt_file import check_out, lock_of, read_prompts
+    from sftcli.services.generate.prompt_file import check_out, read_prompts
+    from sftcli.services.runs.lock import OutputLock
 
     assert asked.file is not None
     assert asked.out is not None
     out = asked.out
     check_out(out)
-    lock_of(out).require_free()
+    OutputLock(out).require_free()
     request, gate = _gated(request, asked, found)
     prompts = read_prompts(
         asked.file, system=request.system, ignored=request.ignored, renames=request.renames

@@ -35,10 +35,10 @@ def write_messages(dataset: PreparedDataset, out: Path) -> None:
     sources = {split: _kept_file(dataset, split) for split in _NAMES}
     try:
         if out.suffix == JSON_LINES:
-            with storage.whole_file(out, hint=_HINT) as fresh:
+            with storage.whole_file(out, hint=_HINT, is_new=True) as fresh:
                 _join(list(sources.values()), fresh)
             return
-        with storage.atomic_folder(out, hint=_HINT) as folder:
+        with storage.atomic_folder(out, hint=_HINT, is_new=True) as folder:
             for split, name in _NAMES.items():
                 if split == TRAIN or sources[split].stat().st_size:
                     _join([sources[split]], folder / name)

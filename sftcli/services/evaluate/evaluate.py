@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,7 @@ from sftcli.services.report.measures import Compared, measures_of
 from sftcli.services.report.score import Answered
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, read_settings
+from sftcli.services.runs.lock import EvaluationLock
 from sftcli.services.runs.summary import RunHistory
 from sftcli.services.runs.trained_rows import count_trained, prepared_rows_of
 
@@ -93,19 +95,38 @@ class EvalReport(Evaluation):
         } | numbers_of(self.checks)
 
 
+_Found = tuple[ModelChoice, Settings, PreparedData, ModelChoice | None]
+
+
 def run_evaluation(request: EvalRequest, session: Session) -> EvalReport:
     """Score the model, and the base if one is named, on the same held-out rows.
 
     Raises:
         DataError: No row is held out, or the answer of every one is cut.
+        OutputError: The scores are to be kept with the run, and another process scores it.
     """
-    with joined(find_place(os.environ)) as peers:
-        return _evaluate(request, session, peers)
+    with joined(find_place(os.environ)) as peers, ExitStack() as held:
+
+        def find() -> _Found:
+            found = _find(request, session)
+            run = found[0].run
+            if run is not None and request.is_kept and peers.group.is_writer:
+                held.enter_context(EvaluationLock(run, session.emit))
+            return found
+
+        return _evaluate(request, session, peers, *peers.rank_zero_first(find, session.stop))
 
 
-def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalReport:
+def _evaluate(
+    request: EvalRequest,
+    session: Session,
+    peers: Peers,
+    choice: ModelChoice,
+    settings: Settings,
+    prepared: PreparedData,
+    base: ModelChoice | None,
+) -> EvalReport:
     emit, stop = session.emit, session.stop
-    choice, settings, prepared, base = peers.rank_zero_first(lambda: _find(request, session), stop)
     trained = _trained_rows(choice, prepared, request, emit)
     heldout = prepared.dataset.heldout
     if not len(heldout):
@@ -239,9 +260,7 @@ def _confidence(
     )
 
 
-def _find(
-    request: EvalRequest, session: Session
-) -> tuple[ModelChoice, Settings, PreparedData, ModelChoice | None]:
+def _find(request: EvalRequest, session: Session) -> _Found:
     """Return the model, its settings, the rows, and the model to compare with."""
     emit = session.emit
     choice = model_of(request, emit)

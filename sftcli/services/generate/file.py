@@ -19,10 +19,11 @@ from sftcli.own_files import FormError, as_form
 from sftcli.services.generate.answerer import Answerer, Completion, Question
 from sftcli.services.generate.gate import Gate, journal_of
 from sftcli.services.generate.prompt import model_choices, open_choices
-from sftcli.services.generate.prompt_file import PromptRow, check_out, lock_of
+from sftcli.services.generate.prompt_file import PromptRow, check_out
 from sftcli.services.generate.request import GenerateRequest
 from sftcli.services.models.choose import ModelChoice
 from sftcli.services.runs.event_log import read_lines
+from sftcli.services.runs.lock import OutputLock
 
 Key = tuple[int, int, int]  # (model, prompt, sample)
 ANSWER_KEYS = {field.name for field in fields(Completion)} - {"seconds"}
@@ -52,7 +53,8 @@ class Journal:
         if path.exists():
             self._read(fingerprint)
         else:
-            storage.replace_file(path, (json.dumps({"answers": fingerprint}) + "\n").encode())
+            head = json.dumps({"answers": fingerprint}) + "\n"
+            storage.replace_file(path, head.encode(), kind=storage.OUTPUT)
         self._file = storage.disk.append(path)
 
     def add(self, key: Key, completion: Completion) -> None:
@@ -78,7 +80,8 @@ class Journal:
                 self.done[key] = completion
         self.repaired = lines.message(self.path)
         if self.repaired:
-            storage.replace_file(self.path, "".join(text for text, _ in lines.found).encode())
+            whole = "".join(text for text, _ in lines.found)
+            storage.replace_file(self.path, whole.encode(), kind=storage.OUTPUT)
 
     def _key(self, value: object) -> Key | None:
         """Return the key that ``value`` is; None for anything that is not asked for."""
@@ -120,8 +123,8 @@ def run_file_generation(
     """
     check_out(out)
     with ExitStack() as held:
-        with _writing(out):
-            held.enter_context(lock_of(out, emit))
+        for file in (out, *(() if gate is None else (gate.rest,))):
+            held.enter_context(OutputLock(file, emit))
         return _answer_all(request, prompts, out, emit, stop, gate)
 
 
@@ -167,6 +170,7 @@ def _answer_all(
         unsure = sure.count(False)
         if gate is not None:
             _write_rest(gate.rest, [row for (row, _), is_sure in zip(rows, sure, strict=True) if not is_sure])
+        check_out(out)  # another program may have written it meanwhile
         _write(out, [row for (row, _), is_sure in zip(rows, sure, strict=True) if is_sure])
         storage.disk.unlink(journal.path)
     return FileOutcome(
@@ -182,7 +186,7 @@ def _answer_all(
 
 def _write(out: Path, lines: list[str]) -> None:
     with _writing(out):
-        storage.replace_file(out, "".join(lines).encode())
+        storage.replace_file(out, "".join(lines).encode(), kind=storage.OUTPUT)
 
 
 def _write_rest(rest: Path, lines: list[str]) -> None:

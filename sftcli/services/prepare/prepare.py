@@ -12,7 +12,7 @@ from sftcli.data.conversations.formats import RowFormat
 from sftcli.data.conversations.tokenized import LABELS_COLUMN, MASK_COLUMNS
 from sftcli.data.example import Example
 from sftcli.data.prepared.messages import write_messages
-from sftcli.data.prepared.parquet import check_free, write_rows
+from sftcli.data.prepared.parquet import write_rows
 from sftcli.data.prepared.store import TEXT, TRAIN, PreparedDataset, open_prepared
 from sftcli.data.prepared.subset import ChosenRows, with_subset
 from sftcli.data.quality.audit_summary import AuditSummary
@@ -31,6 +31,9 @@ from sftcli.services.prepare.markers import check_markers
 from sftcli.services.prepare.pipeline import Preparation
 from sftcli.services.prepare.sources import Sources, find_sources
 from sftcli.services.prepare.workers import worker_count
+from sftcli.services.runs.lock import OutputLock
+
+_OTHER_OUT = "choose another place with --out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,17 +118,29 @@ class PrepareOutcome:
 
 
 def run_prepare(request: PrepareRequest, session: Session) -> PrepareOutcome:
-    """Prepare data as ``train`` would, and show what became of it."""
+    """Prepare data as ``train`` would, and show what became of it.
+
+    Raises:
+        OutputError: ``out`` exists, another process makes it, or it cannot be written.
+        DataError, UsageError, StorageError: As ``prepare_data``, or no row is left.
+    """
+    sources = find_sources(request.settings.data)
+    if request.out is None:
+        return _prepare(request, sources, session)
+    storage.require_new(request.out, hint=_OTHER_OUT)
+    if request.as_messages and not request.settings.data.takes_all:
+        raise UsageError(
+            "all rows are written as messages, and data.train_share or data.leave_out takes a part of them",
+            hint="write Parquet: --out-format parquet",
+            location=Location(key="data.train_share"),
+        )
+    with OutputLock(request.out, session.emit):
+        storage.require_new(request.out, hint=_OTHER_OUT)  # another process may have made it meanwhile
+        return _prepare(request, sources, session)
+
+
+def _prepare(request: PrepareRequest, sources: Sources, session: Session) -> PrepareOutcome:
     settings = request.settings
-    sources = find_sources(settings.data)
-    if request.out:
-        check_free(request.out)
-        if request.as_messages and not settings.data.takes_all:
-            raise UsageError(
-                "all rows are written as messages, and data.train_share or data.leave_out takes a part of them",
-                hint="write Parquet: --out-format parquet",
-                location=Location(key="data.train_share"),
-            )
     located = locate_base(settings.model, session.emit)
     data = prepare_data(
         settings.data,

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 
+from sftcli import storage
 from sftcli.json_files import replace_json
 from sftcli.own_files import OwnFile
 from sftcli.services.diagnosis.verdict import Verdict
@@ -61,4 +62,4 @@ def read_scores(run: RunFolder) -> Evaluation | None:
 
 def write_scores(run: RunFolder, found: Evaluation) -> None:
     """Keep ``found`` with ``run``, for ``read_scores``."""
-    replace_json(run.evaluation, {"format": EVALUATIONS.version, **found.to_json()})
+    replace_json(run.evaluation, {"format": EVALUATIONS.version, **found.to_json()}, kind=storage.OUTPUT)

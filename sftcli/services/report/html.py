@@ -88,7 +88,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
         title=", ".join(run.name for run in runs),
     )
     try:
-        storage.replace_file(out, page.encode())
+        storage.replace_file(out, page.encode(), kind=storage.OUTPUT)
     except OSError as error:
         if error.errno in storage.FULL_DISK:
             raise StorageError(

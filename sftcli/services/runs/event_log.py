@@ -4,7 +4,7 @@ import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +41,7 @@ from sftcli.own_files import FormError, as_form
 from sftcli.services.runs.folder import RunFolder
 
 _KINDS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
+_TEXT = "training.log"
 _FORMER_NAMES = {
     "micro_batch_tokens": "pass_tokens",
     "micro_batches": "passes",
@@ -62,6 +63,7 @@ class RunLog:
     def __init__(
         self, run: RunFolder, *, every_steps: int, after_step: int | None = None, owes_heldout: bool = False
     ) -> None:
+        self.run = run
         self.every_steps = every_steps
         self.last_step = 0
         self.repaired: list[str] = []  # what was left out of logs that a crash has torn, in words
@@ -71,9 +73,9 @@ class RunLog:
             kept = lines_up_to(lines, after_step, owes_heldout=owes_heldout)
             storage.replace_file(events, "".join(kept).encode())
             self.repaired = [lines.message(events)]
-        self.repaired = [*filter(None, [*self.repaired, end_torn_line(run.path / "training.log")])]
+        self.repaired = [*filter(None, [*self.repaired, end_torn_line(run.path / _TEXT)])]
         self._events: BinaryIO = storage.disk.append(events)
-        self._text: BinaryIO = storage.disk.append(run.path / "training.log")
+        self._text: BinaryIO = storage.disk.append(run.path / _TEXT)
 
     def __call__(self, event: Event, /) -> None:
         """Write ``event`` to both files."""
@@ -89,6 +91,15 @@ class RunLog:
             # Of the others, programs of the pipeline look for some word for word.
             time = f" at={datetime.now(tz=UTC):%H:%M:%SZ}" if isinstance(event, StepDone) else ""
             storage.append_line(self._text, line + time)
+
+    def sync(self) -> None:
+        """Make what was logged survive a loss of power: a run goes on behind the steps of a checkpoint, so these come first.
+
+        Raises:
+            OSError: The disk fails.
+        """
+        for path in (self.run.events, self.run.path / _TEXT, self.run.path):
+            storage.disk.sync(path)
 
     def _line(self, event: Event) -> str:  # noqa: C901 - one flat case per event
         match event:
@@ -137,6 +148,8 @@ class RunLog:
     ) -> None:
         self._events.close()
         self._text.close()
+        if error is None:
+            self.sync()
 
 
 def _step_line(event: StepDone) -> str:
@@ -314,6 +327,7 @@ def forgotten_if_unstarted(
         raise
     except SftError as error:
         if is_new and (not is_named or isinstance(error, UsageError)) and not has_begun(run):
-            storage.try_remove_tree(run.path)
+            with suppress(OSError):  # what is left can be started again
+                storage.discard(run.path)
             emit(Notice(text=f"removed {run.path}: the run ended before its first step"))
         raise

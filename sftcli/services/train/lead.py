@@ -104,8 +104,8 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
         _require_same_as_finished(run)
         return complete_already(run)
     with (
+        RunLock(folder.path, session.emit) as lock,  # first: who does not get it removes nothing
         forgotten_if_unstarted(folder, session.emit, is_new=is_new, is_named=is_named),
-        RunLock(folder.path, session.emit) as lock,
     ):
         run.check_owner = lock.check
         clear_leftovers(folder, session.emit)
@@ -205,8 +205,14 @@ def _logged(run: TrainingRun) -> Iterator[tuple[TrainingRun, FitWatch]]:
             for text in log.repaired:
                 emit(Warned(text=text))
             watch.replay(read_events(run.folder))
+
+        def check_before_publishing() -> None:
+            run.check_owner()
+            log.sync()
+
+        session = Session(watched(watch, emit), run.session.stop)
         try:
-            yield replace(run, session=Session(watched(watch, emit), run.session.stop)), watch
+            yield replace(run, session=session, check_owner=check_before_publishing), watch
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(f"interrupted at once: {saved_text(run.folder)}") from error
 

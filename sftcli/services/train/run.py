@@ -79,7 +79,8 @@ class TrainingRun:
     session: Session
     peers: Peers = field(default_factory=Peers)
     checkpoint: Path | None = None  # that it goes on from
-    check_owner: Callable[[], None] = lambda: None  # raises an error where another process has taken the run
+    # Before anything is published: raises an error where another process has taken the run.
+    check_owner: Callable[[], None] = lambda: None
     begun: float = field(default_factory=monotonic)  # when its command was
     inputs: TrainingInputs = field(init=False)
     parts: TrainingParts = field(init=False)
@@ -227,6 +228,7 @@ class TrainingRun:
         if not self.peers.group.is_writer:
             self.trainer.take_part_in_snapshot()
             return
+        self.check_owner()
         pt = self._write_final(self.trainer.snapshot())
         self.session.emit(ModelSaved(path=str(self.folder.final), pt=pt))
 

@@ -73,7 +73,7 @@ def count_equal(replayed: TrainingSnapshot, stored: TrainingSnapshot, *, name: s
 
 def clear_leftovers(run: RunFolder, emit: EventSink) -> None:
     """Remove what a killed process left half written, and end what it had begun. The caller holds the run's lock."""
-    storage.sweep(run.path, older_than_seconds=0)
+    storage.sweep(run.path, is_locked=True)
     halves = clear_halves(run.checkpoints)
     if halves:
         emit(Notice(text=f"removed {', '.join(halves)}: incomplete, from a save that was killed"))
