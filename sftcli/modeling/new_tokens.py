@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from sftcli import storage
+from sftcli.cache import CACHE_HINT
 from sftcli.errors import DataError, Location, UsageError, first_line
 from sftcli.events import EventSink, Notice
 from sftcli.json_files import read_json, replace_json, write_json
-from sftcli.modeling.cache import CACHE_HINT
 from sftcli.modeling.formats.folder_write import TEMPLATE_FOLDER, sections
 from sftcli.modeling.formats.gguf.gguf_import import SOURCE_FILE, file_sizes, models_folder, whole_source
 from sftcli.modeling.formats.identity import file_stamps

@@ -5,12 +5,16 @@ from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
+from sftcli import storage
+from sftcli.child import UnfitError, try_first
 from sftcli.data.reading.json_rows import Row, check_values
 from sftcli.data.reading.text_lines import MAX_LINE_BYTES, ByteStream, Note, data_error, skip_bom, text_lines
 from sftcli.errors import DataError, Location, first_line
 
 _BATCH_ROWS = 1024
+_DAMAGED_HINT = "the file is damaged, truncated, or not of the type its name says"
 
 
 def csv_rows(stream: ByteStream, name: str, note: Note, *, delimiter: str) -> Iterator[Row]:
@@ -84,22 +88,55 @@ def num_parquet_rows(path: Path, name: str) -> int:
 
 
 def arrow_rows(path: Path, name: str) -> Iterator[Row]:
-    """Yield the rows of an Arrow file, in the file or the stream form, with their numbers."""
+    """Yield the rows of an Arrow file, in the file or the stream form, with their numbers.
+
+    Arrow believes what a file says about places and lengths in it, so a child reads and checks the file first.
+    """
+    import pyarrow
+
+    try_first(
+        "sftcli.data.reading.table_rows:check_arrow",
+        path,
+        storage.file_sha256(path),
+        versions=pyarrow.__version__,
+        name=name,
+        hint=_DAMAGED_HINT,
+        file_bytes=path.stat().st_size,
+    )
+    try:
+        with pyarrow.memory_map(str(path)) as mapped:
+            yield from numbered(chain.from_iterable(_dicts(_arrow_batches(mapped))), name)
+    except pyarrow.ArrowException as error:
+        raise _damaged("Arrow", error, name) from None
+
+
+def check_arrow(path: Path) -> None:
+    """Check every value of an Arrow file, in a child: this may crash.
+
+    Raises:
+        UnfitError: It is damaged.
+    """
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(path)) as mapped:
+            for batch in _arrow_batches(mapped):
+                batch.validate(full=True)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UnfitError(f"cannot be read as Arrow: {first_line(error)}") from None
+
+
+def _arrow_batches(mapped: Any) -> Iterator[Any]:  # noqa: ANN401 - Arrow has no types
     import pyarrow
     from pyarrow import ipc
 
     try:
-        with pyarrow.memory_map(str(path)) as mapped:
-            try:
-                file = ipc.open_file(mapped)
-            except pyarrow.ArrowInvalid:
-                mapped.seek(0)
-                batches: Iterable[object] = ipc.open_stream(mapped)
-            else:
-                batches = (file.get_batch(index) for index in range(file.num_record_batches))
-            yield from numbered(chain.from_iterable(_dicts(batches)), name)
-    except pyarrow.ArrowException as error:
-        raise _damaged("Arrow", error, name) from None
+        file = ipc.open_file(mapped)
+    except pyarrow.ArrowInvalid:
+        mapped.seek(0)
+        yield from ipc.open_stream(mapped)
+    else:
+        yield from map(file.get_batch, range(file.num_record_batches))
 
 
 def _dicts(batches: Iterable[object]) -> Iterator[list[dict[str, object]]]:
@@ -139,6 +176,6 @@ def numbered(rows: Iterable[dict[str, object]], name: str) -> Iterator[Row]:
 def _damaged(kind: str, error: Exception, name: str) -> DataError:
     return DataError(
         f"{name}: cannot be read as {kind}: {first_line(error)}",
-        hint="the file is damaged, truncated, or not of the type its name says",
+        hint=_DAMAGED_HINT,
         location=Location(file=name),
     )

@@ -4,10 +4,10 @@ import hashlib
 from pathlib import Path
 
 from sftcli import storage
+from sftcli.cache import CACHE_HINT
 from sftcli.errors import MismatchError
 from sftcli.events import EventSink, Notice
 from sftcli.json_files import write_json
-from sftcli.modeling.cache import CACHE_HINT
 from sftcli.modeling.formats.gguf.gguf_import import SOURCE_FILE, file_sizes, models_folder, whole_source
 from sftcli.modeling.hub.snapshot import Patience, cached_snapshot, fetch_snapshot
 from sftcli.modeling.tokenizer.builtin_templates import MODERN_LLM

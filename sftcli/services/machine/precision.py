@@ -10,9 +10,9 @@ from statistics import median
 
 import torch
 
+from sftcli.cache import cache_folder
 from sftcli.errors import SftError
 from sftcli.json_files import read_json_or_nothing, replace_json
-from sftcli.modeling.cache import cache_folder
 from sftcli.runtime import (
     choose_dtype,
     dtype_name,

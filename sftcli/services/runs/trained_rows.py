@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sftcli.cache import cache_folder
 from sftcli.data.prepared.store import MANIFEST, ExampleTable, PreparedDataset, fingerprint_of, open_prepared
 from sftcli.data.prepared.subset import with_subset
 from sftcli.errors import DataError, NotFoundError, SftError
 from sftcli.figures import counted
 from sftcli.json_files import read_json
-from sftcli.modeling.cache import cache_folder
 from sftcli.services.runs.folder import RunFolder, read_settings
 
 
