@@ -1,11 +1,12 @@
 """Tables to rows: CSV and TSV with a header line, Parquet, Arrow. Batches are read one by one."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from itertools import chain, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sftcli import storage
 from sftcli.child import UnfitError, try_first
@@ -57,7 +58,7 @@ def _check_header(header: list[str], delimiter: str, name: str) -> None:
             1,
             hint="name a file with tabs .tsv, or convert it to commas",
         )
-    twice = sorted({column for column in header if header.count(column) > 1})
+    twice = sorted(column for column, times in Counter(header).items() if times > 1)
     if twice:
         raise data_error(f"the header has two columns {twice[0]!r}", name, 1)
     if "" in header:
@@ -71,9 +72,20 @@ def parquet_rows(stream: BufferedReader, name: str) -> Iterator[Row]:
 
     try:
         with parquet.ParquetFile(stream) as file:
-            yield from numbered(chain.from_iterable(_dicts(file.iter_batches(_BATCH_ROWS))), name)
+            _check_row_groups(file.metadata, name)
+            yield from numbered(chain.from_iterable(_dicts(file.iter_batches(_BATCH_ROWS), name)), name)
     except pyarrow.ArrowException as error:
         raise _damaged("Parquet", error, name) from None
+
+
+def _check_row_groups(metadata: Any, name: str) -> None:  # noqa: ANN401 - Arrow has no types
+    """Refuse rows that are too large on average, before they are unpacked."""
+    first = 1
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        if group.num_rows and (size := group.total_byte_size // group.num_rows) > MAX_LINE_BYTES:
+            _refuse_row(first, size, name)
+        first += group.num_rows
 
 
 def num_parquet_rows(path: Path, name: str) -> int:
@@ -105,7 +117,7 @@ def arrow_rows(path: Path, name: str) -> Iterator[Row]:
     )
     try:
         with pyarrow.memory_map(str(path)) as mapped:
-            yield from numbered(chain.from_iterable(_dicts(_arrow_batches(mapped))), name)
+            yield from numbered(chain.from_iterable(_dicts(_arrow_batches(mapped), name)), name)
     except pyarrow.ArrowException as error:
         raise _damaged("Arrow", error, name) from None
 
@@ -139,11 +151,31 @@ def _arrow_batches(mapped: Any) -> Iterator[Any]:  # noqa: ANN401 - Arrow has no
         yield from map(file.get_batch, range(file.num_record_batches))
 
 
-def _dicts(batches: Iterable[object]) -> Iterator[list[dict[str, object]]]:
-    """Yield the rows of slices of Arrow batches, so that a huge batch is not held as Python values at once."""
+def _dicts(batches: Iterable[Any], name: str) -> Iterator[list[dict[str, object]]]:
+    """Yield the rows of slices of Arrow batches, so that a huge batch is not held as Python values at once.
+
+    Raises:
+        DataError: A row is larger than a line of a text file may be.
+    """
+    done = 0
     for batch in batches:
-        for start in range(0, batch.num_rows, _BATCH_ROWS):  # type: ignore[attr-defined]
-            yield arrow_dicts(batch.slice(start, _BATCH_ROWS))  # type: ignore[attr-defined]
+        for start in range(0, batch.num_rows, _BATCH_ROWS):
+            piece = batch.slice(start, _BATCH_ROWS)
+            is_large = piece.nbytes > MAX_LINE_BYTES
+            for part in (piece.slice(row, 1) for row in range(len(piece))) if is_large else (piece,):
+                if part.nbytes > MAX_LINE_BYTES:
+                    _refuse_row(done + 1, part.nbytes, name)
+                yield arrow_dicts(part)
+                done += len(part)
+
+
+def _refuse_row(number: int, size: int, name: str) -> NoReturn:
+    raise data_error(
+        f"the row has {size >> 20} MB; the limit is {MAX_LINE_BYTES >> 20} MB",
+        name,
+        number,
+        hint="leave the row out, or cut its text into several rows",
+    )
 
 
 def arrow_dicts(table: object) -> list[dict[str, object]]:
