@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from sftcli.child import try_first
 from sftcli.errors import DataError, NotFoundError
-from sftcli.json_files import check_size, read_json
+from sftcli.input_files import read_whole, read_whole_text
+from sftcli.json_files import read_json
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT_TEMPLATE = "default"
@@ -60,8 +61,7 @@ def _digest_of(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in (*(folder / name for name in ("tokenizer.json", *_CONFIGS)), *_template_files(folder)):
         if path.is_file():
-            check_size(path)
-            content = path.read_bytes()
+            content = read_whole(path)
             digest.update(f"{path.name}\0{len(content)}\0".encode("utf-8", "surrogateescape"))
             digest.update(content)
     return digest.hexdigest()
@@ -75,8 +75,7 @@ def read_untried(folder: Path) -> TokenizerFiles:
             f"there is no tokenizer.json in {folder}",
             hint="put one there (transformers writes it with save_pretrained); sft generate takes another one with --tokenizer DIR",
         )
-    check_size(path)
-    content = path.read_bytes()
+    content = read_whole(path)
     try:
         tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:
@@ -168,9 +167,8 @@ def _template_files(folder: Path) -> list[Path]:
 
 
 def _read_text(path: Path) -> str:
-    check_size(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return read_whole_text(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text", hint="download the model again") from error
 
