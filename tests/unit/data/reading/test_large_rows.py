@@ -7,6 +7,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import ipc, parquet
 
+from sftcli.data.conversations.messages import RowFault
+from sftcli.data.conversations.turns import read_turns
 from sftcli.data.reading import table_rows
 from sftcli.data.reading.table_rows import arrow_rows, csv_rows, parquet_rows
 from sftcli.data.reading.text_lines import no_note
@@ -60,3 +62,13 @@ def test_many_rows_that_are_large_together_are_read(tmp_path, monkeypatch):
     with path.open("rb") as stream:
         rows = list(parquet_rows(stream, path.name))
     assert [fields["question"][:5] for _, fields in rows] == [f"{row:05}" for row in range(3000)]
+
+
+def test_two_hundred_thousand_turns_are_no_row():
+    turns = [
+        {"role": "user" if number % 2 == 0 else "assistant", "content": str(number)}
+        for number in range(200_000)
+    ]
+    with pytest.raises(RowFault, match="the row has 200000 turns; the limit is 10000"):
+        read_turns(turns, "messages")
+    assert len(read_turns(turns[:10_000], "messages")) == 10_000
