@@ -6,18 +6,7 @@ from typing import Any
 
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
-
-MAX_JSON_BYTES = 128 << 20
-
-
-def check_size(path: Path) -> None:
-    """Raise where a text file is too large to be one that is read whole.
-
-    Raises:
-        DataError: It is.
-    """
-    if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise DataError(f"{path} has {size >> 20} MB; more than {MAX_JSON_BYTES >> 20} MB are not read")
+from sftcli.input_files import read_whole
 
 
 def read_json(path: Path, *, hint: str = "name a folder in the Hugging Face format") -> dict[str, Any]:
@@ -32,8 +21,7 @@ def read_json(path: Path, *, hint: str = "name a folder in the Hugging Face form
         DataError: It holds something else.
     """
     try:
-        check_size(path)
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_whole(path))
     except FileNotFoundError:
         raise NotFoundError(f"{path} does not exist", hint=hint) from None
     except (ValueError, RecursionError) as error:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from sftcli import storage
+from sftcli.cache import CACHE_HINT
 from sftcli.errors import DataError, Location, UsageError, first_line
 from sftcli.events import EventSink, Notice
 from sftcli.json_files import read_json, replace_json
-from sftcli.modeling.cache import CACHE_HINT
 from sftcli.modeling.formats.cached_source import (
     SOURCE_FILE,
     SOURCES,

@@ -6,6 +6,7 @@ from typing import Any
 
 from sftcli.errors import ConsentError, DataError, NotFoundError, UsageError
 from sftcli.json_files import read_json
+from sftcli.modeling.formats.claims import impossible_claim
 
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CONVERT_HINT = (
@@ -26,12 +27,15 @@ def check_model_folder(folder: Path) -> None:
         UsageError: It is a LoRA adapter.
         NotFoundError: It is empty, has no configuration or no weights, or a part of the weights is missing.
         ConsentError: Its weights are pickle files.
-        DataError: A file is damaged.
+        DataError: A file is damaged, or the configuration is of a far larger model.
     """
-    if not (folder / "config.json").is_file():
+    path = folder / "config.json"
+    if not path.is_file():
         raise _no_config(folder)
-    for path in weight_files(folder):
-        check_safetensors(path)
+    if claim := impossible_claim(read_json(path), tensor_shapes(folder)):
+        raise DataError(
+            f"{path} says {claim}", hint="the two are of different models: copy or download both again"
+        )
 
 
 def _no_config(folder: Path) -> UsageError | NotFoundError:
@@ -113,7 +117,10 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
             header = json.loads(file.read(length))
         if len(header) > _MAX_TENSORS:
             raise DataError(f"{path} lists {len(header)} tensors; the limit is {_MAX_TENSORS}")
-        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        ends = [int(entry["data_offsets"][1]) for entry in entries]
+        if not all(isinstance(side, int) for entry in entries for side in entry["shape"]):
+            raise ValueError("a shape is not of whole numbers")
     except FileNotFoundError:
         raise NotFoundError(
             f"{path} does not exist", hint="the model folder is incomplete; copy or download it again"
@@ -123,3 +130,17 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     if size != (expected := 8 + length + max(ends, default=0)):
         raise DataError(f"{path} is {size} bytes long, its header says {expected}", hint=again)
     return header, 8 + length
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor in a model folder, from the headers of its files.
+
+    Raises:
+        NotFoundError, ConsentError, DataError: As ``check_model_folder``.
+    """
+    return {
+        name: entry["shape"]
+        for path in weight_files(folder)
+        for name, entry in safetensors_header(path)[0].items()
+        if name != "__metadata__"
+    }

@@ -4,10 +4,11 @@ import hashlib
 from pathlib import Path
 
 from sftcli import storage
+from sftcli.cache import CACHE_HINT
 from sftcli.errors import MismatchError
 from sftcli.events import EventSink, Notice
+from sftcli.input_files import read_whole
 from sftcli.json_files import write_json
-from sftcli.modeling.cache import CACHE_HINT
 from sftcli.modeling.formats.cached_source import CachedSource, file_sizes, whole_source, write_source
 from sftcli.modeling.formats.gguf.gguf_import import models_folder
 from sftcli.modeling.hub.snapshot import Patience, cached_snapshot, fetch_snapshot
@@ -84,6 +85,6 @@ def _tokenizer_here(name: str) -> Path | None:
 def _tokenizer_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"")
+        digest.update(read_whole(folder / name) if (folder / name).is_file() else b"")
         digest.update(b"\0")
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sftcli import storage
 from sftcli.errors import ConsentError, UsageError
 from sftcli.events import Warned
+from sftcli.input_files import read_whole
 from sftcli.json_files import read_json
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _look_through(folder: Path) -> tuple[str, str]:
     files = sorted(folder.glob("*.py"))
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{file.name} {hashlib.sha256(read_whole(file)).hexdigest()}\n".encode())
     return digest.hexdigest(), ", ".join(file.name for file in files)
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli import storage
+from sftcli.cache import CACHE_HINT
 from sftcli.errors import DataError, NetworkError, NotFoundError, SftError
 from sftcli.events import EventSink, Warned
-from sftcli.modeling.cache import CACHE_HINT
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.modeling.formats.gguf.gguf_import import converted_gguf, models_folder, read_source
 from sftcli.modeling.hub.snapshot import Patience, cached_snapshot, fetch_snapshot

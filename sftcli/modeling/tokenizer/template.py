@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 from sftcli.errors import DataError, UsageError
 from sftcli.modeling.tokenizer.sandbox import MAX_SECONDS, Budget, TemplateEnvironment, budget
 
+MAX_SOURCE_CHARS = 1_000_000  # the longest ones of models have 30,000
 MIN_OUTPUT_CHARS = 1_000_000
 OUTPUT_PER_INPUT = 20
 
@@ -42,17 +43,22 @@ class ChatTemplate:
         name: For messages: a built-in name, a file name, or the tokenizer's own.
 
     Raises:
-        DataError: The source is not Jinja.
+        DataError: The source is not Jinja, or too long.
     """
 
     def __init__(self, source: str, *, name: str) -> None:
+        if len(source) > MAX_SOURCE_CHARS:
+            raise DataError(
+                f"the chat template {name} has {len(source)} characters; the limit is {MAX_SOURCE_CHARS}",
+                hint="choose another with --template",
+            )
         self.source = source
         self.name = name
         try:
             self._template = TemplateEnvironment().from_string(source)
             # Jinja's own mapping is a chain of two, which every rendering would walk through anew.
             self._template.globals = dict(self._template.globals)
-        except (TemplateError, RecursionError) as error:
+        except (TemplateError, RecursionError, SyntaxError, MemoryError) as error:
             raise DataError(
                 f"the chat template {name} is not valid Jinja: {error}",
                 hint="choose another with --template",

@@ -6,8 +6,8 @@ from importlib import metadata
 
 import torch
 
+from sftcli.cache import cache_folder
 from sftcli.config.schema.training import TrainingSettings
-from sftcli.modeling.cache import cache_folder
 from sftcli.runtime import choose_device
 from sftcli.services.machine.precision import decide_precision
 from sftcli.version import __version__

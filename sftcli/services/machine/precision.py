@@ -10,8 +10,8 @@ from typing import Literal
 
 import torch
 
+from sftcli.cache import cache_folder
 from sftcli.errors import SftError
-from sftcli.modeling.cache import cache_folder
 from sftcli.own_files import OwnFile
 from sftcli.runtime import (
     choose_dtype,

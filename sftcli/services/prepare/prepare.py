@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sftcli import storage
+from sftcli.cache import cache_folder
 from sftcli.config.schema.data import DataSettings
 from sftcli.config.schema.settings import Settings
 from sftcli.data.conversations.formats import RowFormat
@@ -21,7 +22,6 @@ from sftcli.data.reading.records import fingerprint_source
 from sftcli.data.rendering.token_view import TokenView, describe_tokens
 from sftcli.errors import DataError, Location, OutputError, SftError, StorageError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, Session, Warned
-from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.modeling.tokenizer.variables import parse_variables
 from sftcli.services.models.base import locate_base, tokenizer_folder

@@ -12,6 +12,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.config.toml_file import tables_of
 from sftcli.events import DataPrepared
 from sftcli.figures import NOTHING
+from sftcli.input_files import read_whole
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME, LICENSE
 from sftcli.modeling.locate.locate import known_folder
 from sftcli.services.models.choose import ModelChoice, recorded_base
@@ -90,7 +91,7 @@ def _license_keys(choice: ModelChoice) -> dict[str, str]:
     for folder in (choice.folder, choice.weights_folder, *([] if base is None else [base])):
         card = folder / "README.md"
         if card.is_file() and (
-            head := _HEAD.match(card.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n"))
+            head := _HEAD.match(read_whole(card).decode("utf-8", "replace").replace("\r\n", "\n"))
         ):
             found = dict(_LICENSE.findall(head[0]))
             if "license" in found:

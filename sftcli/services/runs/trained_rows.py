@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from sftcli.cache import cache_folder
 from sftcli.data.prepared.store import (
     MANIFEST,
     ExampleTable,
@@ -13,7 +14,6 @@ from sftcli.data.prepared.store import (
 )
 from sftcli.data.prepared.subset import with_subset
 from sftcli.errors import DataError, NotFoundError, SftError
-from sftcli.modeling.cache import cache_folder
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.services.runs.overlap import TrainedRows
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sftcli import storage
+from sftcli.cache import CACHE_HINT, cache_folder
 from sftcli.errors import DataError, NotFoundError
 from sftcli.events import EventSink, Notice, Progressed, Warned
 from sftcli.json_files import read_json, write_json
-from sftcli.modeling.cache import CACHE_HINT, cache_folder
 from sftcli.modeling.formats.cached_source import SOURCE_FILE, SOURCES, CachedSource, file_sizes, write_source
 from sftcli.modeling.formats.gguf.gguf_header import GGUF_MAGIC, GgufHeader, read_header
 from sftcli.modeling.formats.older_config import with_older_keys, with_older_tokenizer_keys

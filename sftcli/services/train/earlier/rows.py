@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sftcli import storage
+from sftcli.cache import cache_folder
 from sftcli.config.schema.settings import Settings
 from sftcli.data.example import Example
 from sftcli.data.prepared.about import AboutEarlier, EarlierPart
@@ -24,7 +25,6 @@ from sftcli.data.prepared.store import (
 from sftcli.data.quality.audit import SupervisionAudit
 from sftcli.errors import DataError, SftError, StoppedError
 from sftcli.events import Event, Notice, Progressed, Session, Warned
-from sftcli.modeling.cache import cache_folder
 from sftcli.services.models.base import locate_base, tokenizer_folder
 from sftcli.services.prepare.prepare import PreparedData, prepare_data
 from sftcli.services.prepare.sources import find_sources

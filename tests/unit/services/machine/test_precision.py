@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from sftcli.modeling.cache import cache_folder
+from sftcli.cache import cache_folder
 from sftcli.services.machine import precision
 from sftcli.services.machine.precision import (
     MEASUREMENTS,
