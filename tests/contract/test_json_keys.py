@@ -78,7 +78,7 @@ def test_keys_of_json_objects_do_not_move(sft, flags, rows, tiny_model, tmp_path
         ("sft generate PROMPT", ["generate", "a", "--max-new-tokens", "2", *runs]),
         ("sft generate PROMPT --samples 2", ["generate", "a", "--max-new-tokens", "2", "--samples", "2", *runs]),
         ("sft generate --file", ["generate", "--file", rows, "--out", "a.jsonl", "--max-new-tokens", "2", *runs]),
-        ("sft eval", ["eval", *runs, "--max-rows", "4"]),
+        ("sft eval", ["eval", *runs, "--max-rows", "4", "--try", "--shots", "2"]),
         ("sft eval --text", ["eval", *runs, "--text", text]),
         ("sft export", ["export", "--to", "hf", "--out", "hf", *runs]),
         ("sft report", ["report", *runs]),

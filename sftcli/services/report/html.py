@@ -30,6 +30,7 @@ from sftcli.services.report.curves import charts_of
 from sftcli.services.report.facts import main_settings, measured, started, summary_of
 from sftcli.services.report.measures import differences_of, has_base, measures_of
 from sftcli.services.report.samples import samples_of
+from sftcli.services.report.tried import tried_of
 from sftcli.services.runs.earlier import kept_of
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, resolve_run
@@ -138,6 +139,7 @@ def _describe(one: _Read) -> dict[str, object]:
         "differences": list(differences_of(evaluation)) if evaluation else [],
         "trained_on": _trained_on(evaluation),
         "checks": checks_of(evaluation),
+        "tried": tried_of(evaluation or {}),
         "confidence": confidence_of(evaluation),
         "confidence_columns": COLUMNS,
         "can_be_scored": can_be_scored(run),
