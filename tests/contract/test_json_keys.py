@@ -70,7 +70,7 @@ def test_keys_of_json_objects_do_not_move(sft, flags, rows, tiny_model, tmp_path
         ("sft prepare ROWS --show 1", ["prepare", rows, "--show", "1", "--model", tiny_model]),
         ("sft try ROWS", ["try", rows, "--model", tiny_model, "--max-rows", "4", "--shots", "2"]),
         ("sft train --plan", ["train", "--data", rows, *flags, "--plan"]),
-        ("sft train", ["train", "--data", rows, *flags, "--run", "one", "--set", "checkpoint.every_steps=2", "--set", "data.heldout_fraction=0.4"]),
+        ("sft train", ["train", "--data", rows, *flags, "--run", "one", "--set", "checkpoint.every_steps=2", "--set", "data.heldout_fraction=0.4", "--set", "training.eval_answers=2"]),
         ("sft train --print-config", ["train", "--print-config"]),
         ("sft train --compare", ["train", "--data", rows, *flags, "--run", "two", "--compare", "rows=50%,100%", "--max-steps", "2"]),
         ("sft train --compare --plan", ["train", "--data", rows, *flags, "--compare", "rows=50%,100%", "--plan"]),

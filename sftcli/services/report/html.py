@@ -23,6 +23,7 @@ from sftcli.events import EarlierDone, Judged, MemoryEased, Warned
 from sftcli.figures import count, setting_text
 from sftcli.json_files import read_json, read_json_or_nothing
 from sftcli.services.diagnosis.judge import judge_run
+from sftcli.services.report.answers import answers_by_step
 from sftcli.services.report.checks import checks_of
 from sftcli.services.report.comparison import facts_side_by_side, scores_side_by_side, settings_that_differ
 from sftcli.services.report.confidence import COLUMNS, confidence_of
@@ -82,7 +83,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
     )
     environment.filters |= {"words": _words, "breaks": _breakable, "count": count}
     found = [_Read.of(run) for run in runs]
-    pages = [_describe(one) for one in found]
+    pages = [{"number": number, **_describe(one)} for number, one in enumerate(found)]
     page = environment.get_template("report.html.jinja").render(
         runs=pages,
         together=_together(found, pages) if len(found) > 1 else None,
@@ -144,6 +145,7 @@ def _describe(one: _Read) -> dict[str, object]:
         "confidence_columns": COLUMNS,
         "can_be_scored": can_be_scored(run),
         "samples": samples,
+        "during": answers_by_step(history.heldout),
         "base": _name(evaluation, "base"),
         "judgements": history.of(Judged),
         "warnings": [event.text for event in history.events if isinstance(event, Warned | MemoryEased)],
