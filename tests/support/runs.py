@@ -13,7 +13,7 @@ from sftcli.events import Event, Session, StepDone
 from sftcli.services.train.lead import TrainRequest, run_training
 from sftcli.services.train.run import TrainOutcome
 
-CLOCKS = {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilization"}
+CLOCKS = {"time", "seconds", "answer_seconds", "peak_memory_bytes", "peak_flops", "utilization"}
 
 
 def copied_here(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -57,7 +57,7 @@ def settings_of(folder: Path, model: Path, *changes: str) -> Resolved:
     sets = (
         f"run.root={folder / 'runs'}", f"model.name={model}", "training.epochs=2", "training.batch_size=4",
         "training.micro_batch_size=3", "training.learning_rate=1e-2", "training.eval_every_steps=4",
-        "data.heldout_fraction=0.2", "checkpoint.every_steps=3", *changes,
+        "data.heldout_fraction=0.2", "checkpoint.every_steps=3", "training.eval_answers=0", *changes,
     )  # fmt: skip
     data = parse_set(f"data.sources={rows}")
     return resolve(preset=None, config_file=None, overrides=(data, *map(parse_set, sets)), environ={})

@@ -152,6 +152,8 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
             best = ""
         shown = not_since(first, last, summary.heldout_step) if is_behind else f"{first} at first, {last} now"
         yield "held-out loss", f"{shown}{best}{of}"
+    if summary.score is not None:
+        yield "answers", _score_text(summary)
     for kept in summary.earlier:
         yield "earlier rows", kept.in_words()
     if summary.experts and summary.first_experts:
@@ -165,6 +167,17 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
             "set aside",
             f"{_checkpoint_steps(summary.set_aside)}, until a newer one is safe; back with: {back}",
         )
+
+
+def _score_text(summary: "RunSummary") -> str:
+    """Return how many of the held-out answers are right, by a measure."""
+    scores = (
+        (summary.first_score, "at first"),
+        (summary.score, "now"),
+        (summary.best_score, f"at step {summary.best_step}"),
+    )
+    told = ", ".join(f"{percent(score)} {when}" for score, when in scores if score is not None)
+    return f"{summary.measure} right {told} ({counted(summary.answered, 'answer')})"
 
 
 def _score_facts(scores: "Evaluation | None") -> Iterator[tuple[str, object]]:

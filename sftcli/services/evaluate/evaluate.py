@@ -14,7 +14,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import Precision
 from sftcli.data.batches.progress import Stages
 from sftcli.data.prepared.store import ExampleTable
-from sftcli.errors import DataError
+from sftcli.errors import DataError, UsageError
 from sftcli.events import EventSink, Notice, Session, unheard
 from sftcli.extras import install_command
 from sftcli.modeling.formats.identity import answering_hash
@@ -36,11 +36,20 @@ from sftcli.services.evaluate.scoring import (
     STAGES,
     Scored,
     ScoringJob,
+    asked_rows,
     loss_difference,
     match_difference,
     question_of,
     samples_of,
     score_model,
+)
+from sftcli.services.evaluate.trial.beside import ask_base, set_beside
+from sftcli.services.evaluate.trial.trial import (
+    MAX_PROMPT_TOKENS,
+    TrialPrompts,
+    TrialRequest,
+    Way,
+    prepare_rows,
 )
 from sftcli.services.models.choose import ModelChoice, base_of, choose_model
 from sftcli.services.prepare.capacity import require_room
@@ -158,6 +167,7 @@ def _evaluate(
     base_score = (
         None if base is None else score_model(job, base, emit, stop, precision=precision, stages=stages)
     )
+    prompts, ways = _with_examples(request, settings, prepared, base, session)
     tuned = score_model(job, choice, emit, stop, precision=precision, stages=stages)
     checked = check_answers(checks, asked, None if base_score is None else base_score.answers, tuned.answers)
     answers = _answers(job, tuned, checked)
@@ -177,6 +187,11 @@ def _evaluate(
         confidence=_confidence(choice, answers, checked, precision),
         checks=checked.results,
         graded=checked.rows,
+        tried=()
+        if prompts is None or base_score is None
+        else set_beside(
+            prompts, ways, job, base=base_score, tuned=tuned, check=next(iter(checks), None), rows=asked
+        ),
         more_answers=_more_answers(request, settings, prepared, whole=len(whole)),
     )
     is_of_run = choice.run is not None and not request.data
@@ -191,6 +206,33 @@ def _evaluate(
         write_report([choice.run], choice.run.report)
         return replace(report, page=str(choice.run.report))
     return report
+
+
+def _with_examples(
+    request: EvalRequest,
+    settings: Settings,
+    prepared: PreparedData,
+    base: ModelChoice | None,
+    session: Session,
+) -> tuple[TrialPrompts | None, tuple[Way, ...]]:
+    """Ask the base with examples in its prompts, where that is asked for.
+
+    Raises:
+        UsageError: There is no base.
+    """
+    if request.shots is None:
+        return None, ()
+    if base is None:
+        raise UsageError("--try asks the base, and none is known", hint="name it: --base MODEL")
+    trial = TrialRequest(
+        settings=settings,
+        shots=request.shots,
+        max_rows=request.max_rows,
+        max_prompt_tokens=MAX_PROMPT_TOKENS,
+        precision=request.precision,
+        batch_size=request.batch_size,
+    )
+    return ask_base(trial, base, prepared, session)
 
 
 def _more_answers(request: EvalRequest, settings: Settings, prepared: PreparedData, *, whole: int) -> str:
@@ -265,14 +307,17 @@ def _find(request: EvalRequest, session: Session) -> _Found:
     emit = session.emit
     choice = model_of(request, emit)
     settings = _settings_of(choice, request)
-    prepared = prepare_data(
-        settings.data,
-        find_sources(settings.data),
-        model_folder=choice.tokenizer_folder,
-        seed=settings.rows_seed,
-        session=session,
-    )
-    require_room(prepared, choice.weights_folder, emit)
+    if request.shots is not None:
+        prepared = prepare_rows(settings, choice, session)
+    else:
+        prepared = prepare_data(
+            settings.data,
+            find_sources(settings.data),
+            model_folder=choice.tokenizer_folder,
+            seed=settings.rows_seed,
+            session=session,
+        )
+        require_room(prepared, choice.weights_folder, emit)
     base = base_to_compare(choice, request, emit)
     if base is not None:
         require_room(prepared, base.weights_folder, unheard)  # what it could tell is told of the tuned model
@@ -287,14 +332,7 @@ def _find_checks(
     Raises:
         DataError, UsageError: A check, or a limit of one, does not fit these rows.
     """
-    asked = [
-        AskedRow(
-            origin=question.origin,
-            prompt=job.tokenizer.decode(question.prompt_ids, skip_special=True),
-            expected=question.expected,
-        )
-        for question in job.questions
-    ]
+    asked = asked_rows(job)
     checks = find_checks(request.checks, asked)
     require_checked(request.limits, checks)
     for check in checks:

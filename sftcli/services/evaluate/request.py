@@ -36,6 +36,9 @@ class EvalRequest:
     base_model: str | None = None  # of an adapter, where its base is not where it says
     precision: str = KEPT_PRECISION  # of matrix products; scores in another one are not kept with the run
     checks: tuple[str, ...] = (AUTO,)  # names, as ``read_check_names`` returns them
+    shots: int | None = (
+        None  # examples before each question that the base is asked once more; None asks it alone
+    )
     limits: tuple[Limit, ...] = ()  # that the numbers of checks have to be there for
 
     @property

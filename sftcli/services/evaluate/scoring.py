@@ -19,6 +19,7 @@ from sftcli.modeling.decoding.decode import MAX_ROWS, Row, decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.runtime import monotonic
+from sftcli.services.evaluate.checks.check import AskedRow
 from sftcli.services.evaluate.checks.grading import Answers
 from sftcli.services.evaluate.metrics import (
     TrainingSpans,
@@ -69,6 +70,18 @@ class ScoringJob:
     def most_answer_tokens(self) -> int:
         """Where an answer is cut: it cannot be right any more."""
         return most_answer_tokens(self.questions)
+
+
+def asked_rows(job: ScoringJob) -> list[AskedRow]:
+    """Return the questions of ``job`` as checks see them."""
+    return [
+        AskedRow(
+            origin=question.origin,
+            prompt=job.tokenizer.decode(question.prompt_ids, skip_special=True),
+            expected=question.expected,
+        )
+        for question in job.questions
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +176,11 @@ class Answered:
     def cut(self) -> tuple[bool, ...]:
         """Which answers had not ended."""
         return tuple(row.finish == "length" for row in self.rows)
+
+    @property
+    def answers(self) -> Answers:
+        """The answers, for checks."""
+        return Answers(texts=self.texts, cut=self.cut)
 
 
 def answer_questions(

@@ -9,6 +9,7 @@ from sftcli.services.diagnosis.verdict import Verdict
 from sftcli.services.report.check_results import CheckResult, GradedRow
 from sftcli.services.report.confidence import Confidence
 from sftcli.services.report.score import Answered, AnsweredRow, Interval, Miss, Score
+from sftcli.services.report.tried import TriedWay
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.overlap import TrainedRows
 
@@ -38,6 +39,10 @@ class Evaluation:
     confidence: Confidence | None = (
         None  # of the tuned model's answers; None where an older version did not keep it
     )
+
+    tried: tuple[
+        TriedWay, ...
+    ] = ()  # the base with and without examples, then the tuned model, where that was asked for
 
     def to_json(self) -> dict[str, object]:
         """Return the scores as plain values, with what follows from them."""

@@ -94,6 +94,8 @@ def measured(history: RunHistory, *, takes_best: bool) -> Iterator[tuple[str, st
         yield "ended", f"early, at step {ended.step}: {ended.ending.reason}"
     if message := heldout_text(history, takes_best=takes_best):
         yield "held-out loss", message
+    if message := answers_text(history, takes_best=takes_best):
+        yield "held-out answers", message
     if history.router_aux_loss is not None:
         yield "load-balancing loss", f"{loss_figure(history.router_aux_loss)} at the last step"
     yield from _expert_facts(history)
@@ -131,7 +133,7 @@ def heldout_text(history: RunHistory, *, takes_best: bool) -> str:
     at = [(event.step, event.loss) for event in history.heldout]
     if not at:
         return ""
-    best = min(at, key=lambda pair: pair[1])
+    best = _best_of(history)
     step, last = best if takes_best and best[0] else at[-1]
     steps, rows = history.steps, history.heldout_rows
     texts = loss_figure(at[0][1], rows), loss_figure(last, rows)
@@ -141,6 +143,26 @@ def heldout_text(history: RunHistory, *, takes_best: bool) -> str:
         return not_since(*texts, step) + of
     where = f" (step {step})" if step != at[-1][0] else ""
     return f"{texts[0]} before, {texts[1]} after{where}{of}"
+
+
+def _best_of(history: RunHistory) -> tuple[int, float]:
+    best = min(history.heldout, key=lambda event: event.rank)
+    return best.step, best.loss
+
+
+def answers_text(history: RunHistory, *, takes_best: bool) -> str:
+    """Return how many held-out answers were right before training and with the final model; empty where none were given."""
+    heldout = [(event.step, event.given) for event in history.heldout if event.given]
+    if not heldout:
+        return ""
+    best = _best_of(history)[0]
+    final = next((pair for pair in heldout if takes_best and best and pair[0] == best), heldout[-1])
+    (begin, first), (step, last) = heldout[0], final
+    texts = [
+        f"{given.right} of {given.rows} right at step {count(at)}"
+        for at, given in ((begin, first), (step, last))
+    ]
+    return f"{last.measure}: {', '.join(texts if step != begin else texts[:1])}"
 
 
 def _measured_peak(model: ModelLoaded) -> str:

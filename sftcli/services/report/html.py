@@ -23,6 +23,7 @@ from sftcli.errors import OutputError, StorageError
 from sftcli.events import EarlierDone, Judged, MemoryEased, Warned
 from sftcli.figures import count, setting_text
 from sftcli.services.diagnosis.judge import judge_run
+from sftcli.services.report.answers import answers_by_step
 from sftcli.services.report.checks import checks_of
 from sftcli.services.report.comparison import facts_side_by_side, scores_side_by_side, settings_that_differ
 from sftcli.services.report.confidence import COLUMNS
@@ -31,6 +32,7 @@ from sftcli.services.report.evaluation import Evaluation, read_scores
 from sftcli.services.report.facts import main_settings, measured, started, summary_of
 from sftcli.services.report.measures import differences_of, has_base, measures_of
 from sftcli.services.report.samples import samples_of
+from sftcli.services.report.tried import tried_of
 from sftcli.services.runs.earlier import kept_of
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, resolve_run
@@ -80,7 +82,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
     )
     environment.filters |= {"words": _words, "breaks": _breakable, "count": count}
     found = [_Read.of(run) for run in runs]
-    pages = [_describe(one) for one in found]
+    pages = [{"number": number, **_describe(one)} for number, one in enumerate(found)]
     page = environment.get_template("report.html.jinja").render(
         runs=pages,
         together=_together(found, pages) if len(found) > 1 else None,
@@ -140,10 +142,12 @@ def _describe(one: _Read) -> dict[str, object]:
         else [],
         "trained_on": str(evaluation.trained_on).capitalize() if evaluation and evaluation.trained_on else "",
         "checks": checks_of(evaluation.checks) if evaluation else [],
+        "tried": tried_of(evaluation.tried) if evaluation else [],
         "confidence": confidence if confidence and confidence.choices else None,
         "confidence_columns": COLUMNS,
         "can_be_scored": can_be_scored(run),
         "samples": samples,
+        "during": answers_by_step(history.heldout),
         "base": evaluation.base.model if evaluation and evaluation.base else "",
         "judgements": history.of(Judged),
         "warnings": [event.text for event in history.events if isinstance(event, Warned | MemoryEased)],

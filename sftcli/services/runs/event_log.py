@@ -171,14 +171,22 @@ def _beside(event: StepDone) -> str:
 
 
 def _heldout_line(event: HeldoutDone) -> str:
-    """Return ``step=10 heldout_loss=1.2345 rows=40``, and how even experts are used in the least even layer of each measure."""
+    """Return ``step=10 heldout_loss=1.2345 rows=40``, and how even experts are used in the least even layer of each measure.
+
+    Behind it there is a line for each answer that was kept.
+    """
     load = ExpertLoad.worst(event.experts)
     experts = (
         f" busiest_expert={load.busiest:.0%} unused_experts={load.unused:.0%} expert_entropy={load.entropy:.2f}"
         if load
         else ""
     )
-    return f"step={event.step} heldout_loss={event.loss:.4f} rows={event.rows}{experts}"
+    line = f"step={event.step} heldout_loss={event.loss:.4f} rows={event.rows}{experts}"
+    if (given := event.given) is None:
+        return line
+    line += f" measure={given.measure.replace(' ', '_')} score={given.score:.4f} right={given.right} of={given.rows}"
+    answers = (f"\nanswer {one.row}: {json.dumps(one.text, ensure_ascii=False)}" for one in given.given)
+    return line + "".join(answers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,9 +61,14 @@ class RunSummary:
     first_heldout_loss: float | None
     heldout_loss: float | None
     heldout_step: int  # of that loss
-    best_heldout_loss: float | None
+    best_heldout_loss: float | None  # at the best step, which the score of answers may decide
     best_step: int
     heldout_rows: int  # that these losses are of; 0 where the log does not tell
+    measure: str  # what says which held-out answers are right; empty where none were given
+    answered: int  # of them at each evaluation
+    first_score: float | None  # mean of their scores, 0 to 1
+    score: float | None
+    best_score: float | None  # at the step of the best loss
     earlier: tuple[Kept, ...]  # what became of the rows that the runs it trained on from held out
     router_aux_loss: float | None  # of the last step; None where none is trained
     first_experts: ExpertLoad | None  # the least even layer of each measure, at the first held-out loss
@@ -156,7 +161,8 @@ def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
     checkpoints = tuple(map(step_of, list_checkpoints(run.checkpoints)))
     history = RunHistory(read_events(run))
     row_steps, heldout = history.row_steps, history.heldout
-    best = min(heldout, key=lambda event: event.loss, default=None)
+    best = min(heldout, key=lambda event: event.rank, default=None)
+    given = heldout[-1].given if heldout else None
     model, data, fit = history.last(ModelLoaded), history.last(DataPrepared), history.last(FitStarted)
     return RunSummary(
         name=run.name,
@@ -175,6 +181,11 @@ def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
         best_heldout_loss=best.loss if best else None,
         best_step=best.step if best else 0,
         heldout_rows=history.heldout_rows,
+        measure=given.measure if given else "",
+        answered=given.rows if given else 0,
+        first_score=_score(heldout[0]) if heldout else None,
+        score=given.score if given else None,
+        best_score=_score(best) if best else None,
         earlier=tuple(kept_of(history.of(EarlierDone))),
         router_aux_loss=history.router_aux_loss,
         first_experts=ExpertLoad.worst(heldout[0].experts) if heldout else None,
@@ -221,6 +232,10 @@ def _warning(event: Event) -> str:
     if isinstance(event, Judged):
         return f"{event.kind} at step {event.step}: {event.reason}"
     return event.text if isinstance(event, Warned | MemoryEased) else ""
+
+
+def _score(event: HeldoutDone) -> float | None:
+    return None if event.given is None else event.given.score
 
 
 def _thinned(values: list[float]) -> Iterator[float]:

@@ -333,6 +333,9 @@ def _outcome(run: TrainingRun, changes: Changes, ending: Ending, step: int) -> T
         last_heldout_loss=state.last_heldout_loss,
         last_heldout_step=state.last_heldout_step,
         heldout_rows=len(prepared.dataset.heldout),
+        measure=run.trainer.answer.measure if run.trainer.answer and state.asks else "",
+        first_score=state.first_score,
+        last_score=state.last_score,
         changed=changes.by_kind(),
         left_out=left_out(list(prepared.audit.values())),
     )

@@ -40,6 +40,7 @@ from sftcli.services.report.score import Interval
 
 ALONE, RANDOM, NEAREST = "alone", "random", "nearest"
 SHOWN_PROMPTS = 3
+MAX_PROMPT_TOKENS = 4096  # of a prompt with examples, where nobody says otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class TrialRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """How questions were asked, and what came of it. ``texts`` and ``matches`` are of the questions, in order."""
+    """How questions were asked, and what came of it. ``texts``, ``matches`` and ``cuts`` are of the questions, in order."""
 
     name: str
     matched: int
@@ -69,10 +70,11 @@ class Way:
     seconds: float
     texts: tuple[str, ...]
     matches: tuple[bool, ...]
+    cuts: tuple[bool, ...]
 
     def to_json(self) -> dict[str, object]:
         """Return the numbers as plain values."""
-        left = {"texts", "matches"}
+        left = {"texts", "matches", "cuts"}
         numbers = {key: value for key, value in asdict(self).items() if key not in left}
         return numbers | {"match_fraction": self.matched / self.answered}
 
@@ -178,7 +180,7 @@ def prepare_rows(settings: Settings, choice: ModelChoice, session: Session) -> P
             settings.data,
             find_sources(settings.data),
             model_folder=choice.tokenizer_folder,
-            seed=settings.training.seed,
+            seed=settings.rows_seed,
             session=session,
             keeps_messages=True,
         )
@@ -346,4 +348,5 @@ def _way(
         seconds=seconds,
         texts=answered.texts,
         matches=matches,
+        cuts=answered.cut,
     )

@@ -90,6 +90,7 @@ VALUES = {
     dict[str, dict[str, float]]: st.dictionaries(
         st.text(), st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False))
     ),
+    dict[str, object]: st.dictionaries(st.text(), st.none() | st.text() | st.integers()),
     Ending: st.sampled_from(Ending),
 }
 
