@@ -113,7 +113,7 @@ class CheckpointSettings(Section):
 class SamplingSettings(Section):
     """How answers are generated."""
 
-    max_new_tokens: int = Field(256, ge=1, description="Maximum answer length in tokens.")
+    max_new_tokens: int = Field(256, ge=1, le=1_000_000, description="Maximum answer length in tokens.")
     temperature: float = Field(0.0, ge=0, le=5, description="0 always takes the most likely token.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the smallest set with this probability.")
     top_k: int = Field(0, ge=0, description="Sample from this many most likely tokens; 0 for all.")

@@ -16,6 +16,7 @@ from sftcli.errors import DataError
 from sftcli.events import EventSink, Notice, Session, unheard
 from sftcli.extras import install_command
 from sftcli.json_files import replace_json
+from sftcli.modeling.config_values import positions_of
 from sftcli.modeling.formats.identity import answering_hash
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.diagnosis.verdict import Verdict
@@ -31,7 +32,7 @@ from sftcli.services.evaluate.confidence import FEWEST_ROWS, find_cuts
 from sftcli.services.evaluate.limits import require_checked
 from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
-from sftcli.services.evaluate.rows import rows_with_whole_answers, spread
+from sftcli.services.evaluate.rows import rows_with_room, rows_with_whole_answers, spread
 from sftcli.services.evaluate.scoring import (
     STAGES,
     Scored,
@@ -144,11 +145,14 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
                 text=f"held-out rows with a truncated answer: {cut}; they count toward loss and are not answered"
             )
         )
+    models = [choice] if base is None else [base, choice]
+    limits = [positions for one in models if (positions := positions_of(one.weights_folder))]
+    answered = rows_with_room(heldout, whole, min(limits, default=0), emit)
     job = ScoringJob(
         heldout=heldout,
         questions=[
-            question_of(heldout[whole[place]], prepared.tokenizer)
-            for place in spread(len(whole), request.max_rows)
+            question_of(heldout[answered[place]], prepared.tokenizer)
+            for place in spread(len(answered), request.max_rows)
         ],
         tokenizer=prepared.tokenizer,
         sampling=settings.sampling,
@@ -180,7 +184,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         confidence=_confidence(choice, answers, checked, precision),
         checks=checked.results,
         graded=checked.rows,
-        more_answers=_more_answers(request, settings, prepared, whole=len(whole)),
+        more_answers=_more_answers(request, settings, prepared, whole=len(answered)),
     )
     is_of_run = choice.run is not None and not request.data
     if is_of_run and precision != KEPT_PRECISION:

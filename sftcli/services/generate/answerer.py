@@ -10,8 +10,9 @@ from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.encode import encode_prompt
 from sftcli.errors import SftError
 from sftcli.events import EventSink, StopFlag, TextDelta, Warned
+from sftcli.figures import counted
 from sftcli.json_files import read_json
-from sftcli.modeling.config_values import config_value
+from sftcli.modeling.config_values import config_value, positions_of_model
 from sftcli.modeling.decoding.decode import decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
@@ -129,6 +130,11 @@ class Answerer:
         self.decoder = decoder
         self.tokenizer = tokenizer
 
+    @property
+    def positions(self) -> int:
+        """How many tokens a prompt and its answer may have; 0 without a limit."""
+        return positions_of_model(self.decoder.model)
+
     def question(self, messages: Sequence[Message], *, seed: tuple[int, ...] = (0,)) -> Question:
         """Render ``messages`` as training has them before an answer."""
         return Question(ids=tuple(encode_prompt(self.tokenizer, messages)), seed=seed)
@@ -225,6 +231,20 @@ def disagreements(choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFCh
     if trained is not None and trained != end_tokens(tokenizer):
         found.append("the template or the stop tokens differ from those the model was trained with")
     return found
+
+
+def tell_room(lengths: Sequence[int], answerer: Answerer, wanted: int, emit: EventSink) -> None:
+    """Tell where the positions of the model end answers to prompts of these ``lengths`` before ``wanted`` new tokens."""
+    positions = answerer.positions
+    room = [positions - length + 1 for length in lengths]  # the last token of an answer is not read
+    if positions and (short := [tokens for tokens in room if tokens < wanted]):
+        where = "" if len(room) == 1 else f"behind {len(short):,} of {len(room):,} prompts "
+        emit(
+            Warned(
+                text=f"{where}there is room for {counted(min(short), 'new token')}, not {wanted:,}: the longest prompt has "
+                f"{counted(max(lengths), 'token')}, and the model was made for {positions:,} positions"
+            )
+        )
 
 
 def _ids_behind_an_answer(tokenizer: HFChatTokenizer) -> list[int]:

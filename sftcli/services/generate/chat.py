@@ -9,6 +9,7 @@ from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
 from sftcli.errors import OutputError
 from sftcli.events import EventSink, StopFlag
+from sftcli.modeling.decoding.decode import require_positions
 from sftcli.services.generate.answerer import Answerer, Completion
 
 
@@ -22,9 +23,19 @@ class Chat:
     turns: list[Message] = field(default_factory=list)
 
     def ask(self, text: str, emit: EventSink, stop: StopFlag) -> Completion:
-        """Add a turn and return its answer, which is emitted as it comes. A refused prompt leaves the history as it was."""
+        """Add a turn and return its answer, which is emitted as it comes. A refused prompt leaves the history as it was.
+
+        Raises:
+            DataError: The conversation is longer than the positions of the model.
+        """
         turns = [*self.turns, Message(role="user", content=text)]
         question = self.answerer.question([*self._opening(), *turns], seed=(len(turns),))
+        require_positions(
+            [len(question.ids)],
+            self.answerer.positions,
+            what="the conversation",
+            hint="/reset forgets it" if self.turns else "ask less at once",
+        )
         ((_, completion),) = self.answerer.answer([question], self.sampling, stop, emit=emit)
         self.turns = [*turns, Message(role="assistant", content=completion.text)]
         return completion

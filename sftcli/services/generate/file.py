@@ -14,8 +14,9 @@ from pathlib import Path
 from sftcli import storage
 from sftcli.errors import DataError, MismatchError, OutputError, StorageError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
+from sftcli.figures import counted
 from sftcli.modeling.formats.identity import file_stamps
-from sftcli.services.generate.answerer import Answerer, Completion, Question
+from sftcli.services.generate.answerer import Answerer, Completion, Question, tell_room
 from sftcli.services.generate.gate import Gate, journal_of
 from sftcli.services.generate.prompt import model_choices, open_choices
 from sftcli.services.generate.prompt_file import PromptRow, check_out, lock_of
@@ -24,6 +25,7 @@ from sftcli.services.models.choose import ModelChoice
 from sftcli.services.runs.event_log import read_lines
 
 Key = tuple[int, int, int]  # (model, prompt, sample)
+_SHOWN = 5  # lines that a message names
 ANSWER_KEYS = {field.name for field in fields(Completion)} - {"seconds"}
 
 
@@ -215,10 +217,29 @@ def _answer(
             if key not in journal.done:
                 keys.append(key)
                 questions.append(answerer.question(prompt.messages, seed=(index, sample)))
+    asked = {index: len(question.ids) for (_, index, _), question in zip(keys, questions, strict=True)}
+    _require_positions({prompts[index].line: length for index, length in asked.items()}, answerer.positions)
+    tell_room([*asked.values()], answerer, request.sampling.max_new_tokens, emit)
     for question, completion in answerer.answer(questions, request.sampling, stop):
         if completion.finish != "stopped":
             journal.add(keys[question], completion)
             emit(Progressed(task="answering", done=len(journal.done), total=total, unit="answers"))
+
+
+def _require_positions(lengths: Mapping[int, int], positions: int) -> None:
+    """Compare prompts of so many tokens, by their line, with the ``positions`` of a model, 0 where it has no limit.
+
+    Raises:
+        DataError: Some are longer; nothing was answered yet, so that no long work ends at one of them.
+    """
+    if positions and (long := {line: length for line, length in lengths.items() if length > positions}):
+        named = [f"line {line} ({length:,} tokens)" for line, length in [*long.items()][:_SHOWN]]
+        more = f" and {len(long) - _SHOWN:,} more" if len(long) > _SHOWN else ""
+        raise DataError(
+            f"{counted(len(long), 'prompt')} longer than the {positions:,} positions that the model was made for: "
+            f"{', '.join(named)}{more}",
+            hint="shorten them or take them out, or name a model with more positions; no row was answered",
+        )
 
 
 def column_names(request: GenerateRequest, prompts: list[PromptRow]) -> dict[str, str]:
