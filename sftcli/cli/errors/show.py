@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import ENOSPC
+from errno import EDQUOT, EIO, ENOSPC, EROFS, ESTALE
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,13 @@ def _read_line(path: Path, line: int) -> str | None:
 
 
 BUG_EXIT_CODE = 1
+_OF_DISKS = {
+    ENOSPC: "no space left",
+    EDQUOT: "the quota is used up",
+    EIO: "input or output failed",
+    EROFS: "the disk is read-only",
+    ESTALE: "the network drive is gone",
+}
 BROKEN_PIPE_EXIT_CODE = 141
 
 _RED, _CYAN, _DIM, _BOLD, _RESET = "\x1b[1;31m", "\x1b[36m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
@@ -118,10 +125,12 @@ class _Ending:
                 self._say_stopped("interrupted")
             case BrokenPipeError():
                 self._leave_pipe()
-            case OSError(errno=number) if number == ENOSPC:
+            case OSError(errno=number) if number in _OF_DISKS:
                 _drop_if_unwritable(sys.stdout)
                 where = f" for {error.filename}" if error.filename else ""
-                self._show(StorageError(f"no space left{where}", hint="free some space and run it again"))
+                self._show(
+                    StorageError(f"{_OF_DISKS[number]}{where}", hint="see to the disk and run it again")
+                )
             case _ if (usage := usage_error(error, self.command, sys.argv[1:])) is not None:
                 self._show_usage(usage)
             case _:

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sftcli.cli.options import complete
 from sftcli.cli.options.flags import FLAGS, SETTINGS_PANEL, Flags
+from sftcli.paths import as_path
 
 if TYPE_CHECKING:
     from sftcli.config.layers import Override
@@ -91,7 +91,7 @@ def resolve_flags(
     layers = layers or Layers()
     return resolve(
         preset=layers.preset,
-        config_file=None if layers.config is None else Path(layers.config),
+        config_file=None if layers.config is None else as_path(layers.config),
         overrides=flags.overrides(),
         environ=os.environ,
         sets=layers.sets or (),

@@ -6,12 +6,12 @@ Rows and optimizer steps have modules of their own; the other sections are here.
 
 import re
 from enum import StrEnum
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
 from sftcli.config.schema.section import Section, Text
+from sftcli.paths import as_path
 
 RUN_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -170,4 +170,5 @@ class RunSettings(Section):
     @classmethod
     def _at_home(cls, root: str) -> str:
         """Let ``~`` be what it is in a shell, which replaces it only where a word begins."""
-        return str(Path(root).expanduser()) if root.startswith("~") else root
+        path = as_path(root)
+        return str(path) if root.startswith("~") else root

@@ -44,14 +44,11 @@ def write_rows(dataset: PreparedDataset, folder: Path) -> None:
     """
     check_free(folder)
     tables = {"train": dataset.train, "validation": dataset.heldout, "text": dataset.text}
-    try:
-        with storage.atomic_folder(folder, hint=_HINT) as fresh:
-            for name, table in tables.items():
-                if len(table):
-                    _write_table(table, fresh / f"{name}.parquet")
-            write_json(fresh / "audit.json", dataset.about)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise OutputError(f"cannot make {folder}: {error.strerror}", hint=_HINT) from error
+    with storage.writing(folder, _HINT), storage.atomic_folder(folder, hint=_HINT) as fresh:
+        for name, table in tables.items():
+            if len(table):
+                _write_table(table, fresh / f"{name}.parquet")
+        write_json(fresh / "audit.json", dataset.about)
 
 
 def _write_table(table: ExampleTable, path: Path) -> None:

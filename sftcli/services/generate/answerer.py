@@ -9,14 +9,15 @@ from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.encode import encode_prompt
 from sftcli.errors import SftError
-from sftcli.events import EventSink, StopFlag, TextDelta, Warned
+from sftcli.events import EventSink, NeverStop, StopFlag, TextDelta, Warned
 from sftcli.figures import counted
 from sftcli.json_files import read_json
 from sftcli.modeling.config_values import config_value, positions_of_model
 from sftcli.modeling.decoding.decode import decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
+from sftcli.modeling.pass_memory import may_be_short, measure_pass, require_memory
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
-from sftcli.runtime import monotonic
+from sftcli.runtime import free_memory_bytes, monotonic
 from sftcli.services.models.choose import ModelChoice, load_for_inference
 from sftcli.services.prepare.pipeline import end_tokens
 
@@ -134,6 +135,32 @@ class Answerer:
     def positions(self) -> int:
         """How many tokens a prompt and its answer may have; 0 without a limit."""
         return positions_of_model(self.decoder.model)
+
+    def require_memory(self, question: Question, *, row: str) -> None:
+        """Make sure that the machine has the memory to read a prompt, which messages call ``row``.
+
+        Raises:
+            ResourceError: It has not.
+        """
+        longest = len(question.ids)
+        if not may_be_short(self.decoder.model, longest, longest=longest):
+            return
+
+        def take(tokens: int) -> None:
+            one = SamplingSettings(max_new_tokens=1)
+            for _ in decode(
+                self.decoder, [question.ids[:tokens]], settings=one, stop_ids=frozenset(), stop=NeverStop()
+            ):
+                pass
+
+        require_memory(
+            measure_pass(take, longest),
+            free_memory_bytes(),
+            row=row,
+            tokens=longest,
+            doing="reading it",
+            hint=lambda most: f"{most:,} tokens fit; or free memory, or choose a smaller model",
+        )
 
     def question(self, messages: Sequence[Message], *, seed: tuple[int, ...] = (0,)) -> Question:
         """Render ``messages`` as training has them before an answer."""

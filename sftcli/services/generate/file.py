@@ -7,12 +7,12 @@ line says what they answer. When all are there, OUT appears, whole, and the jour
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.errors import DataError, MismatchError, OutputError, StorageError
+from sftcli.errors import DataError, MismatchError, OutputError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.figures import counted
 from sftcli.modeling.formats.identity import file_stamps
@@ -145,8 +145,8 @@ def _answer_all(
                 _answer(request, number, answerer, prompts, journal, total, emit, stop)
         is_whole = len(journal.done) == total
     except OSError as error:
-        raise StorageError(
-            f"cannot write {journal.path}: {error.strerror}", hint="free space and run it again"
+        raise storage.disk_error(
+            error, journal.path, "run the same command again: answers are kept"
         ) from error
     finally:
         journal.close()
@@ -185,17 +185,9 @@ def _write_rest(rest: Path, lines: list[str]) -> None:
     _write(rest, lines)
 
 
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def _writing(out: Path) -> AbstractContextManager[None]:
     """Turn errors of the disk into ours."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in storage.FULL_DISK:
-            raise StorageError(
-                f"the disk that holds {out} is full", hint="free space and run it again: answers are kept"
-            ) from error
-        raise OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out") from error
+    return storage.writing(out, "choose another --out; answers that there are stay")
 
 
 def _answer(
@@ -219,6 +211,9 @@ def _answer(
                 questions.append(answerer.question(prompt.messages, seed=(index, sample)))
     asked = {index: len(question.ids) for (_, index, _), question in zip(keys, questions, strict=True)}
     _require_positions({prompts[index].line: length for index, length in asked.items()}, answerer.positions)
+    if asked:
+        longest = max(range(len(keys)), key=lambda place: len(questions[place].ids))
+        answerer.require_memory(questions[longest], row=f"line {prompts[keys[longest][1]].line}")
     tell_room([*asked.values()], answerer, request.sampling.max_new_tokens, emit)
     for question, completion in answerer.answer(questions, request.sampling, stop):
         if completion.finish != "stopped":

@@ -57,6 +57,7 @@ def _require_room(
     """See that the model has room for each question, and tell where it has less for an answer than was asked for."""
     lengths = [len(question.ids) for question in questions]
     require_positions(lengths, answerer.positions)
+    answerer.require_memory(max(questions, key=lambda question: len(question.ids)), row="the prompt")
     tell_room(lengths, answerer, request.sampling.max_new_tokens, emit)
 
 

@@ -8,6 +8,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.errors import DataError, NotFoundError, UsageError
 from sftcli.json_files import json_text, read_json_or_nothing, replace_json
 from sftcli.modeling.locate.default_model import ALIAS
+from sftcli.paths import as_path
 from sftcli.services.runs.folder import RunFolder, owner_of, read_settings
 
 KEY = "lineage"  # in run.json
@@ -59,7 +60,7 @@ def parent_of(settings: Settings) -> Ancestor | None:
     start = settings.adapter.start_from
     if start is None and settings.model.name == ALIAS:
         return None
-    folder = Path(settings.model.name if start is None else start).expanduser()
+    folder = as_path(settings.model.name if start is None else start)
     owner = owner_of(folder)
     if owner is not None:
         return Ancestor.of(owner)
