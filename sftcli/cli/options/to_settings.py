@@ -82,6 +82,20 @@ def resolve_for_training(flags: Flags, layers: Layers, more: Sequence["Override"
     return resolved_with_start(lambda last: resolve_flags(flags, layers, last=(*more, *last)))
 
 
+def require_known_variables() -> None:
+    """Refuse variables of the environment that look like settings and are none, where no settings are read of it.
+
+    Raises:
+        UsageError: There is one.
+    """
+    from sftcli.config.layers import environment_layer
+    from sftcli.config.resolve import usage_error
+    from sftcli.config.schema.settings import FIELDS
+
+    if problems := environment_layer(os.environ, FIELDS)[1]:
+        raise usage_error(problems)
+
+
 def resolve_flags(
     flags: Flags, layers: Layers | None = None, *, last: Sequence["Override"] = ()
 ) -> "Resolved":
