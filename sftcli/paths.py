@@ -33,5 +33,5 @@ def as_path(text: str | Path) -> Path:
 
 
 def _no_path(text: str, why: str) -> UsageError:
-    shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return UsageError(f"{shown!a} {why}")
+    shown = ascii(text)
+    return UsageError(f"{shown if len(shown) <= 60 else shown[:57] + '...'} {why}")
