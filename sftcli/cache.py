@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sftcli import storage
 from sftcli.errors import ConsentError, OutputError
+from sftcli.paths import as_path
 
 CACHE_HINT = "set SFT_CACHE_DIR to a folder that you can write to"
 
@@ -19,12 +20,8 @@ def cache_folder() -> Path:
         ConsentError: It belongs to another user, who could put a model of theirs there; naming it allows that.
     """
     root = _named_root()
-    try:
+    with storage.writing(root, CACHE_HINT):
         storage.make_folders(root, mode=0o700)
-    except OSError as error:
-        raise OutputError(
-            f"cannot make the cache folder {root}: {error.strerror}", hint=CACHE_HINT
-        ) from error
     if not os.access(root, os.W_OK | os.X_OK):
         raise OutputError(f"the cache folder {root} is not writable", hint=CACHE_HINT)
     has_owner = hasattr(os, "getuid")  # not on Windows, where the folder lies in the user's own
@@ -38,9 +35,9 @@ def cache_folder() -> Path:
 
 def _named_root() -> Path:
     if chosen := os.environ.get("SFT_CACHE_DIR"):
-        return Path(chosen).expanduser().absolute()
+        return as_path(chosen).absolute()
     if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base).expanduser().absolute() / "sft"
+        return as_path(base).absolute() / "sft"
     try:
         return Path.home() / ".cache" / "sft"
     except RuntimeError as error:

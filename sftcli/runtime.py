@@ -9,7 +9,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from sftcli.errors import ResourceError
 
 try:
-    from resource import RUSAGE_SELF, getrusage
+    from resource import RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, RUSAGE_SELF, getrlimit, getrusage
 
     HAS_USAGE = True
 except ImportError:  # Windows
@@ -34,6 +34,7 @@ _CPU_PROBES = (
     "_is_amx_tile_supported",
     "_is_avx512_bf16_supported",
 )  # instruction sets with bfloat16 products
+_CONTROL_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _GLIBC = platform.libc_ver()[0] == "glibc"
 _MATMUL_SECONDS = 0.04
 _CPU_SIDE = 1024  # of a matrix that is multiplied to measure a CPU
@@ -200,21 +201,90 @@ def total_memory_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def free_memory_bytes() -> int:
+    """Return how much more memory this process can take: of the machine, of its control groups, and of its own limits."""
+    return max(0, min(_free_parts(), default=sys.maxsize))
+
+
+def _free_parts() -> Iterator[int]:
+    facts = _numbers(Path("/proc/meminfo"))
+    if "MemAvailable" in facts:
+        yield 1024 * facts["MemAvailable"]
+    for folder, limit, used, passing in _control_groups():
+        most = _number(folder / limit)
+        if most is not None:  # "max" is none
+            yield most - (_number(folder / used) or 0) + _numbers(folder / "memory.stat").get(passing, 0)
+    if HAS_USAGE:
+        own = _numbers(Path("/proc/self/status"))
+        for which, key in ((RLIMIT_AS, "VmSize"), (RLIMIT_DATA, "VmData")):
+            most = getrlimit(which)[0]
+            if most != RLIM_INFINITY and key in own:
+                yield most - 1024 * own[key]
+
+
+def _control_groups() -> Iterator[tuple[Path, str, str, str]]:
+    """Yield the folder of each group that this process is in, with the names of its limit, its use, and the part given back."""
+    try:
+        lines = _OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return
+    new = ("memory.max", "memory.current", "inactive_file")
+    old = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    for line in lines:
+        number, kinds, path = line.split(":", 2)
+        is_new = number == "0" and not kinds
+        if is_new or "memory" in kinds.split(","):
+            root = _CONTROL_GROUPS if is_new else _CONTROL_GROUPS / "memory"
+            inner = root / path.lstrip("/")
+            for folder in (inner, *inner.parents):  # a container sees its own group as the root
+                if folder.is_relative_to(root):
+                    yield (folder, *(new if is_new else old))
+
+
+def _number(path: Path) -> int | None:
+    with suppress(OSError, ValueError):
+        return int(path.read_text(encoding="ascii"))
+    return None
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Return the numbers of a file of ``name number`` lines; nothing where it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    words = [line.replace(":", " ").split() for line in lines]
+    return {found[0]: int(found[1]) for found in words if len(found) > 1 and found[1].isdecimal()}
+
+
 def keep_freed_memory(device: torch.device) -> bool:
     """Let this process keep what tensors on a CPU free, for those of the next step; return whether it does so now.
 
     The C library gives large blocks back to the system at once, and the system clears each page that it hands out again:
     5 to 10 % of a step (``docs/speed.md``). What a user set for the allocator stays.
     """
-    is_set = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
-        name.startswith("MALLOC_") and name.endswith("_") for name in os.environ
-    )
-    if device.type != "cpu" or is_set or not _GLIBC:
+    if device.type != "cpu" or not _may_set_allocator():
         return False
     libc = ctypes.CDLL(None)
     # M_MMAP_MAX and M_TRIM_THRESHOLD of <malloc.h>: no block by itself, and none given back at the end of the heap. Large
     # blocks leave gaps for one another there, which ``KeptMemory`` gives back; outside the heap they cost 12 % of a step.
     return bool(libc.mallopt(-4, 0) and libc.mallopt(-1, 2**31 - 1))
+
+
+def stop_keeping_memory(device: torch.device) -> None:
+    """Take ``keep_freed_memory`` back: large blocks leave no gaps, which can take more than what is in use."""
+    if device.type == "cpu" and _may_set_allocator():
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 65536)  # as the C library begins
+        libc.mallopt(-1, 128 * 1024)
+        release_memory(device)
+
+
+def _may_set_allocator() -> bool:
+    is_set = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
+        name.startswith("MALLOC_") and name.endswith("_") for name in os.environ
+    )
+    return _GLIBC and not is_set
 
 
 def release_memory(device: torch.device) -> None:

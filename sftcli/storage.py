@@ -116,6 +116,20 @@ class Disk:
 
 
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+CANNOT_BE_MADE = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+        *(
+            errno.ENOTEMPTY,
+            errno.ENAMETOOLONG,
+            errno.ELOOP,
+            errno.EINVAL,
+            errno.EBUSY,
+            errno.EXDEV,
+            errno.ENXIO,
+        ),
+    }
+)
 PASSING = frozenset(
     {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT}
 )  # network drives recover from these
@@ -410,13 +424,31 @@ def storage_errors(folder: Path, hint: str) -> "Iterator[None]":
     except SftError:
         raise
     except OSError as error:
-        if error.errno in FULL_DISK:
-            raise StorageError(
-                f"the disk that holds {folder} is full", hint=f"free space, or {hint}"
-            ) from error
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS} and _is_below(error.filename, folder):
-            raise OutputError(f"cannot write to {folder}: {error.strerror}", hint=hint) from error
+        if error.errno in FULL_DISK or _is_below(error.filename, folder):
+            raise disk_error(error, folder, hint) from error
         raise
+
+
+@contextmanager
+def writing(path: Path, hint: str) -> "Iterator[None]":
+    """Turn every error of the system inside the block, which does nothing but write ``path``, into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path, hint) from error
+
+
+def disk_error(error: OSError, path: Path, hint: str) -> SftError:
+    """Return what a failed write of ``path`` is to a user: the one place where the system's numbers get their meaning.
+
+    That is 73 where it cannot be made, as who asked for it can change, and 74 where the disk is full or fails.
+    """
+    why = error.strerror or str(error)
+    if error.errno in FULL_DISK:
+        return StorageError(f"the disk that holds {path} is full", hint=f"free space, or {hint}")
+    if error.errno in CANNOT_BE_MADE:
+        return OutputError(f"cannot write {path}: {why}", hint=hint)
+    return StorageError(f"cannot write {path}: {why}", hint=f"see to the disk and run it again, or {hint}")
 
 
 def _is_below(name: object, folder: Path) -> bool:

@@ -31,11 +31,15 @@ def nearest(word: str, known: Iterable[str]) -> Sequence[str]:
 
 
 def _nearest(word: str, spellings: Mapping[str, str]) -> Sequence[str]:
-    distances = {name: edit_distance(word, spelling) for name, spelling in spellings.items()}
-    least = min(distances.values(), default=0)
     # One slip is always worth a suggestion. More are, while at least two thirds of the word may be right.
     limit = max(1, len(word) // 3)
-    return [name for name in spellings if distances[name] == least <= limit][:MAX_SUGGESTIONS]
+    distances = {
+        name: edit_distance(word, spelling)
+        for name, spelling in spellings.items()
+        if abs(len(word) - len(spelling)) <= limit  # else it is as far at least
+    }
+    least = min(distances.values(), default=0)
+    return [name for name in distances if distances[name] == least <= limit][:MAX_SUGGESTIONS]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -97,8 +97,8 @@ class MemoryLadder:
             self._is_checkpointing = True
         return self.make_plan(self._size(state))
 
-    def event(self, state: TrainState, plan: StepPlan) -> MemoryEased:
-        """Return the event that reports the step-down after the step behind ``state`` ran out of memory."""
+    def event(self, state: TrainState, plan: StepPlan, *, why: str) -> MemoryEased:
+        """Return the event that reports the step-down, and ``why`` the step behind ``state`` needs it."""
         count = len(plan.window(state.step))
         what = f"{self._micro_batches(state, plan)} from here on, {count} in this step"
         if state.checkpoints_activations:
@@ -109,7 +109,7 @@ class MemoryLadder:
             micro_batch_tokens=plan.micro_batch_tokens,
             micro_batches=count,
             gradient_checkpointing=state.checkpoints_activations,
-            text=f"step {state.step + 1} ran out of memory: {what}; the global batch stays",
+            text=f"step {state.step + 1} {why}: {what}; the global batch stays",
         )
 
     def tried(self, state: TrainState, plan: StepPlan) -> str:

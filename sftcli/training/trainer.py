@@ -216,22 +216,26 @@ class Trainer:
             try:
                 sums = self._backward(window)
             except (MemoryError, RuntimeError) as error:
-                self._discard_gradients()
+                self.discard_gradients()
                 lower = self._agree_to_ease() if is_out_of_memory(error) else None
                 if lower is None:
                     raise
             else:
                 if not self.group.any(False):
                     return window, self.weights.gather(sums, self.group)
-                self._discard_gradients()
+                self.discard_gradients()
                 lower = self.ladder.below(self.state)
                 if lower is None:
                     raise MemoryError("another process is out of memory")
             # Out here nothing holds the tensors of the failed pass any more.
-            self.state, self.plan = lower, self.ladder.plan(lower)
-            release_memory(self.device)
+            self.ease(lower, why="ran out of memory")
             restore_rng(rng)
-            self.emit(self.ladder.event(lower, self.plan))
+
+    def ease(self, lower: TrainState, *, why: str) -> None:
+        """Go on in ``lower``, a rung further down the ladder, and say ``why`` of the next step."""
+        self.state, self.plan = lower, self.ladder.plan(lower)
+        release_memory(self.device)
+        self.emit(self.ladder.event(lower, self.plan, why=why))
 
     def _agree_to_ease(self) -> TrainState | None:
         """Tell the other processes, which wait to exchange gradients, that memory ran out here; return one rung down."""
@@ -252,7 +256,8 @@ class Trainer:
             total += three_sums(sums.detach())
         return total
 
-    def _discard_gradients(self) -> None:
+    def discard_gradients(self) -> None:
+        """Forget the gradients that were summed for a step."""
         self.optimizer.zero_grad(set_to_none=True)
         self.weights.model.zero_grad(
             set_to_none=True

@@ -114,7 +114,7 @@ def test_packed_rows_are_told_in_tokens():
     }  # fmt: skip
     ladder = MemoryLadder(micro_batch_size=4, make_plan=plans.__getitem__, checkpoint_activations=None)
     lower = ladder.below(TrainState())
-    event = ladder.event(lower, ladder.plan(lower))
+    event = ladder.event(lower, ladder.plan(lower), why="ran out of memory")
     passes = plans[2].window(0)
     assert max(batch.input_ids.numel() for batch in passes) <= 48
     assert (event.micro_batch_size, event.micro_batch_tokens, event.micro_batches) == (0, 48, len(passes))

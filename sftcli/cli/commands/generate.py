@@ -68,7 +68,7 @@ class AskedFlags:
     chat: Annotated[bool, typer.Option("--chat", help="Chat with the model.")] = False
     base: Annotated[bool, typer.Option("--base", help="Also show the base model's answer.")] = False
     samples: Annotated[
-        int, typer.Option("--samples", "-n", metavar="N", min=1, help="Answers per prompt.")
+        int, typer.Option("--samples", "-n", metavar="N", min=1, max=10_000, help="Answers per prompt.")
     ] = 1
 
 

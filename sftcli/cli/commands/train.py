@@ -14,7 +14,13 @@ from sftcli.cli.options import complete
 from sftcli.cli.options.flags import ROW_FLAGS, SETTINGS_PANEL, Flags
 from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import Output, RunsRoot
-from sftcli.cli.options.to_settings import Layers, Set, or_default_preset, resolve_for_training
+from sftcli.cli.options.to_settings import (
+    Layers,
+    Set,
+    or_default_preset,
+    require_known_variables,
+    resolve_for_training,
+)
 from sftcli.cli.results import results
 from sftcli.cli.results.comparison import show_comparison, show_price
 from sftcli.cli.session.processes import is_one_of_several, start_several, started
@@ -269,6 +275,7 @@ def resume(*, asked: ResumeFlags, output: Output) -> None:
     from sftcli.services.runs.folder import find_recorded
     from sftcli.services.train.start.early import check_resume
 
+    require_known_variables()
     overrides = asked.overrides()
     every_steps, limits = 10, _limits(asked.fail_above or ())
     # Of several processes the first one tells, once, what is wrong with the name.

@@ -291,7 +291,7 @@ _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
              help="Also log to tensorboard, wandb or mlflow. Repeatable."),
     ),
     SAMPLING_PANEL: (
-        Flag("--max-new-tokens", "sampling.max_new_tokens", kind=int, metavar="N", min=1,
+        Flag("--max-new-tokens", "sampling.max_new_tokens", kind=int, metavar="N", min=1, max=1_000_000,
              help="Maximum answer length in tokens."),
         Flag("--temperature", "sampling.temperature", kind=float, metavar="T", min=0.0, max=5.0,
              help="0 always takes the most likely token."),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 from sftcli.cli.options.flags import FLAGS, Flag, Flags
+from sftcli.paths import as_path
 
 _Annotation = Any  # of a parameter; what it can be has no common class
 
@@ -50,7 +51,7 @@ def _value(parameter: Parameter, given: Mapping[str, object]) -> object:
     if _is_dataclass(kind):
         return kind(**{inner.name: _value(inner, given) for inner in _fields(kind, chosen)})
     value = given[parameter.name]
-    return value.expanduser() if isinstance(value, Path) else value  # no shell does it behind --flag=
+    return as_path(value) if isinstance(value, Path) else value  # no shell knows ~ behind --flag=
 
 
 def _group(annotation: _Annotation) -> tuple[_Annotation, tuple[object, ...]]:

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sftcli.cli.options import complete
 from sftcli.cli.options.flags import FLAGS, SETTINGS_PANEL, Flags
+from sftcli.paths import as_path
 
 if TYPE_CHECKING:
     from sftcli.config.layers import Override
@@ -82,6 +82,20 @@ def resolve_for_training(flags: Flags, layers: Layers, more: Sequence["Override"
     return resolved_with_start(lambda last: resolve_flags(flags, layers, last=(*more, *last)))
 
 
+def require_known_variables() -> None:
+    """Refuse variables of the environment that look like settings and are none, where no settings are read of it.
+
+    Raises:
+        UsageError: There is one.
+    """
+    from sftcli.config.layers import environment_layer
+    from sftcli.config.resolve import usage_error
+    from sftcli.config.schema.settings import FIELDS
+
+    if problems := environment_layer(os.environ, FIELDS)[1]:
+        raise usage_error(problems)
+
+
 def resolve_flags(
     flags: Flags, layers: Layers | None = None, *, last: Sequence["Override"] = ()
 ) -> "Resolved":
@@ -91,7 +105,7 @@ def resolve_flags(
     layers = layers or Layers()
     return resolve(
         preset=layers.preset,
-        config_file=None if layers.config is None else Path(layers.config),
+        config_file=None if layers.config is None else as_path(layers.config),
         overrides=flags.overrides(),
         environ=os.environ,
         sets=layers.sets or (),

@@ -58,12 +58,18 @@ def show_completions(
     elif request.is_single:
         tables.show_text("", tables.out(output.color))
         if completions[0].finish != "stop" and not output.quiet:
-            tables.show_text(_cut_text(completions[0]), tables.err(output.color))
+            tables.show_text(
+                _cut_text(completions[0], allowed=request.sampling.max_new_tokens), tables.err(output.color)
+            )
     else:
         _show_several(completions, request, output)
 
 
-def _cut_text(completion: "Completion") -> str:
+def _cut_text(completion: "Completion", *, allowed: int) -> str:
+    if completion.finish == "length" and completion.new_tokens < allowed:
+        return (
+            f"cut after {counted(completion.new_tokens, 'token')}: the model was made for no more positions"
+        )
     if completion.finish == "length":
         return f"cut after {completion.new_tokens} tokens; --max-new-tokens allows more"
     return f"stopped after {counted(completion.new_tokens, 'token')}"

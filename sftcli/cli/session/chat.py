@@ -1,7 +1,6 @@
 """The interactive session of ``sft generate --chat``: lines in, answers out."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,6 +12,7 @@ from sftcli.cli.session.signals import CommandStopped, SignalStop
 from sftcli.cli.terminal import tables
 from sftcli.cli.terminal.text import as_utf8
 from sftcli.errors import DataError, SftError
+from sftcli.paths import as_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,8 +110,8 @@ def _command(text: str, talk: "Chat", output: options.Output) -> None:
             if not talk.turns:
                 tables.show_text("there is nothing to save yet", err)
                 return
-            path = Path(rest.strip() or DEFAULT_SAVE)
             try:
+                path = as_path(rest.strip() or DEFAULT_SAVE)
                 talk.save(path)
                 tables.show_text(f"saved to {path}", err)
             except SftError as error:

@@ -6,12 +6,12 @@ Rows and optimizer steps have modules of their own; the other sections are here.
 
 import re
 from enum import StrEnum
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
 from sftcli.config.schema.section import Section, Text
+from sftcli.paths import as_path
 
 RUN_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -114,7 +114,7 @@ class CheckpointSettings(Section):
 class SamplingSettings(Section):
     """How answers are generated."""
 
-    max_new_tokens: int = Field(256, ge=1, description="Maximum answer length in tokens.")
+    max_new_tokens: int = Field(256, ge=1, le=1_000_000, description="Maximum answer length in tokens.")
     temperature: float = Field(0.0, ge=0, le=5, description="0 always takes the most likely token.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the smallest set with this probability.")
     top_k: int = Field(0, ge=0, description="Sample from this many most likely tokens; 0 for all.")
@@ -171,4 +171,5 @@ class RunSettings(Section):
     @classmethod
     def _at_home(cls, root: str) -> str:
         """Let ``~`` be what it is in a shell, which replaces it only where a word begins."""
-        return str(Path(root).expanduser()) if root.startswith("~") else root
+        path = as_path(root)
+        return str(path) if root.startswith("~") else root

@@ -13,6 +13,7 @@ from sftcli.data.batches.packing import best_fit_even, group_alike
 from sftcli.data.example import Example
 
 IGNORED = -100  # the target of a position without loss; what torch's cross-entropy ignores by default
+_PIECE_ANSWER = 8  # tokens
 _TEXT_STREAM = 1  # keeps the order of text rows apart from that of instruction rows
 
 
@@ -114,6 +115,13 @@ class Batch:
 def collate(examples: Sequence[Example], *, example_ids: Sequence[int], pad_id: int) -> Batch:
     """Pad ``examples`` on the right to the longest and shift their targets by one."""
     return _lay_out([[example] for example in examples], example_ids, pad_id)
+
+
+def piece_of(example: Example, tokens: int) -> Example:
+    """Return the beginning of ``example``, its last few tokens with loss."""
+    mask = np.zeros(min(tokens, len(example.input_ids)), dtype=np.bool_)
+    mask[-_PIECE_ANSWER:] = True
+    return replace(example, input_ids=example.input_ids[:tokens], loss_mask=mask)
 
 
 def collate_packed(packs: Sequence[Sequence[Example]], *, example_ids: Sequence[int], pad_id: int) -> Batch:

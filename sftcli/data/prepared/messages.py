@@ -13,7 +13,6 @@ from sftcli.data.conversations.as_messages import read_line
 from sftcli.data.conversations.messages import Conversation
 from sftcli.data.prepared.store import HELDOUT, TRAIN, PreparedDataset, messages_file, require_unchanged
 from sftcli.data.reading.record import Origin
-from sftcli.errors import OutputError
 from sftcli.json_files import write_json
 
 JSON_LINES = ".jsonl"
@@ -43,8 +42,8 @@ def write_messages(dataset: PreparedDataset, out: Path) -> None:
                 if split == TRAIN or sources[split].stat().st_size:
                     _join([sources[split]], folder / name)
             write_json(folder / "audit.json", dataset.about.to_json())
-    except (FileExistsError, NotADirectoryError) as error:
-        raise OutputError(f"cannot make {out}: {error.strerror}", hint=_HINT) from error
+    except OSError as error:
+        raise storage.disk_error(error, out, _HINT) from error
 
 
 class KeptMessages(Sequence[Conversation]):

@@ -17,7 +17,6 @@ import numpy as np
 
 from sftcli import storage
 from sftcli.data.prepared.store import ExampleTable, PreparedDataset
-from sftcli.errors import OutputError
 from sftcli.json_files import write_json
 
 IGNORED = -100
@@ -33,14 +32,11 @@ def write_rows(dataset: PreparedDataset, folder: Path) -> None:
         StorageError: The disk is full.
     """
     tables = {"train": dataset.train, "validation": dataset.heldout, "text": dataset.text}
-    try:
-        with storage.atomic_folder(folder, hint=_HINT, is_new=True) as fresh:
-            for name, table in tables.items():
-                if len(table):
-                    _write_table(table, fresh / f"{name}.parquet")
-            write_json(fresh / "audit.json", dataset.about.to_json())
-    except (FileExistsError, NotADirectoryError) as error:
-        raise OutputError(f"cannot make {folder}: {error.strerror}", hint=_HINT) from error
+    with storage.writing(folder, _HINT), storage.atomic_folder(folder, hint=_HINT, is_new=True) as fresh:
+        for name, table in tables.items():
+            if len(table):
+                _write_table(table, fresh / f"{name}.parquet")
+        write_json(fresh / "audit.json", dataset.about.to_json())
 
 
 def _write_table(table: ExampleTable, path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import IO
 from sftcli import storage
 from sftcli.errors import DataError, Location, NotFoundError, StorageError, UsageError
 from sftcli.input_files import is_device, open_input
+from sftcli.paths import as_path
 from sftcli.suggest import did_you_mean
 
 FORMATS = {
@@ -118,6 +119,7 @@ def parse_source(text: str) -> Source:
         return Source(
             text=text, name="stdin", kind=SourceKind.PIPE, files=(_stdin_copy(),), sample=sample, times=times
         )
+    as_path(rest)
     if path := _local_path(rest):
         _no_hub_options(options, text)
         if not path.is_file() and not path.is_dir():
@@ -163,8 +165,8 @@ def _is_here(name: str) -> bool:
     if name == STDIN:
         return True
     try:
-        return bool(name) and Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, holds a NUL, or an unknown user's home
+        return bool(name) and as_path(name).exists()
+    except (OSError, UsageError):  # who asks says what it cannot be
         return False
 
 
@@ -173,7 +175,7 @@ def _local_path(name: str) -> Path | None:
         from sftcli.config.presets import preset_file
 
         return preset_file(name)
-    return Path(name).expanduser() if _is_here(name) else None
+    return as_path(name) if _is_here(name) else None
 
 
 def _stdin_copy() -> Path:
@@ -290,7 +292,7 @@ def _unreadable(path: Path) -> str:
 
 def near_files(name: str) -> str:
     """Return "did you mean 'x'?" for a mistyped path, from the names in its folder; empty when none is near."""
-    path = Path(name).expanduser()
+    path = as_path(name)
     try:
         names = [printable(entry.name) for entry in path.parent.iterdir()]
     except OSError:

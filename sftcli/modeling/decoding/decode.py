@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -11,9 +11,9 @@ from typing import Literal, cast
 import torch
 
 from sftcli.config.schema.run import SamplingSettings
-from sftcli.errors import MismatchError
+from sftcli.errors import DataError, MismatchError
 from sftcli.events import StopFlag
-from sftcli.modeling.config_values import learned_positions
+from sftcli.modeling.config_values import positions_of_model
 from sftcli.modeling.decoding.decoder import Decoder
 from sftcli.modeling.decoding.sampling import RowSampler, logprobs_of, sample
 
@@ -22,6 +22,7 @@ _MAX_READ = (
     1024  # tokens of prompts that are read in one pass, so that a pass takes about a second on a laptop
 )
 _MIN_PREFIX = 8  # tokens that prompts must share for it to be worth a pass of their own
+_SHORTEN = "shorten the prompt, or name a model with more"
 
 Finish = Literal["", "stop", "length", "stopped"]  # "stopped" by the user
 
@@ -82,13 +83,15 @@ def decode(
     products whose shape changes with the batch: in float32 that decides between tokens that are as good as equally likely,
     in bfloat16 now and then between others.
 
-    Where the model has learned its positions, an answer that has come to the last of them ends as "length".
+    An answer that has come to the last of the positions that the model was made for ends as "length".
 
     Raises:
-        MismatchError: A prompt is longer than that, or holds a token that the model has no embedding for.
+        DataError: A prompt is longer than that.
+        MismatchError: It holds a token that the model has no embedding for.
     """
-    positions = learned_positions(decoder.model)
-    _require_room(decoder, prompts, positions)
+    positions = positions_of_model(decoder.model)
+    require_positions(map(len, prompts), positions)
+    _require_embeddings(decoder, prompts)
     batch = _Batch(decoder, prompts, settings, seeds, max_rows)
     waiting = deque(Row(index=index) for index in range(len(prompts)))
     while (waiting or batch.running) and not stop.requested():
@@ -103,7 +106,21 @@ def decode(
         yield row
 
 
-def _require_room(decoder: Decoder, prompts: Sequence[Sequence[int]], positions: int) -> None:
+def require_positions(
+    lengths: Iterable[int], positions: int, *, what: str = "a prompt", hint: str = _SHORTEN
+) -> None:
+    """Compare prompts of so many tokens with the ``positions`` of a model, 0 where it has no limit.
+
+    Raises:
+        DataError: One is longer; ``what`` it is called, ``hint`` says what to do.
+    """
+    if positions and (longest := max(lengths, default=0)) > positions:
+        raise DataError(
+            f"{what} has {longest:,} tokens, and the model was made for {positions:,} positions", hint=hint
+        )
+
+
+def _require_embeddings(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> None:
     kind = type(decoder.model).__name__
     rows = len(cast("torch.nn.Embedding", decoder.model.get_input_embeddings()).weight)
     for prompt in prompts:
@@ -111,11 +128,6 @@ def _require_room(decoder: Decoder, prompts: Sequence[Sequence[int]], positions:
             raise MismatchError(
                 f"a prompt holds token {max(prompt):,}, and the embeddings of {kind} have {rows:,} rows",
                 hint="use the model's own tokenizer",
-            )
-        if positions and len(prompt) > positions:
-            raise MismatchError(
-                f"a prompt has {len(prompt):,} tokens, and {kind} has learned {positions:,} positions",
-                hint="shorten the prompt, or name a model with more",
             )
 
 

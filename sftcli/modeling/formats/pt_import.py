@@ -14,6 +14,7 @@ from sftcli.modeling.formats.gguf.gguf_import import models_folder
 from sftcli.modeling.hub.snapshot import Patience, cached_snapshot, fetch_snapshot
 from sftcli.modeling.tokenizer.builtin_templates import MODERN_LLM
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
+from sftcli.paths import as_path
 
 DEFAULT_TOKENIZER = "gpt2"
 _FORMAT = 1
@@ -73,7 +74,7 @@ def _convert(path: Path, folder: Path, source: Path, digest: str, emit: EventSin
 
 
 def _tokenizer_here(name: str) -> Path | None:
-    folder = Path(name).expanduser()
+    folder = as_path(name)
     if folder.is_dir():
         return folder
     cached = cached_snapshot(name, None)

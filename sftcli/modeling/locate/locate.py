@@ -31,6 +31,7 @@ from sftcli.modeling.hub.snapshot import (
     is_commit,
 )
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME, resolve_alias
+from sftcli.paths import as_path
 from sftcli.suggest import did_you_mean
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -92,7 +93,7 @@ def check_name(name: str, *, revision: str | None = None, tokenizer: str | None 
         NotFoundError, UsageError, ConsentError, DataError: As ``locate_model``.
     """
     name = name.strip()
-    path = Path(name).expanduser()
+    path = as_path(name)
     if tokenizer is not None and not _is_pt_file(name):
         raise UsageError(
             f"--tokenizer is for .pt files only, and {name} has its own",
@@ -118,7 +119,7 @@ def check_name(name: str, *, revision: str | None = None, tokenizer: str | None 
 def known_folder(name: str, revision: str | None) -> Path | None:
     """Return the folder of a model if it is here already; nobody is asked and nothing is made."""
     if is_path(name):
-        path = Path(name).expanduser()
+        path = as_path(name)
         return path if path.is_dir() else None
     repo = HUB_NAME if name == ALIAS else name
     if not _HUB_NAME.fullmatch(repo):
@@ -129,7 +130,7 @@ def known_folder(name: str, revision: str | None) -> Path | None:
 
 def is_path(name: str) -> bool:
     """Return whether ``locate_model`` takes ``name`` as a folder or a file."""
-    return name != ALIAS and Path(name).expanduser().exists()
+    return name != ALIAS and as_path(name).exists()
 
 
 def _locate(
@@ -141,7 +142,7 @@ def _locate(
             return LocatedModel(folder=found.folder, name=name, how=found.how, revision=found.revision)
         return _from_hub(HUB_NAME, name, revision, emit, with_code=with_code)
     if is_path(name):
-        return _from_path(Path(name).expanduser(), name, revision, tokenizer, emit)
+        return _from_path(as_path(name), name, revision, tokenizer, emit)
     return _from_hub(name, name, revision, emit, with_code=with_code)
 
 
@@ -168,7 +169,7 @@ def _from_path(
 
 
 def _is_pt_file(name: str) -> bool:
-    path = Path(name).expanduser()
+    path = as_path(name)
     return path.suffix == ".pt" and path.is_file()
 
 

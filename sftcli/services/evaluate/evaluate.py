@@ -17,6 +17,7 @@ from sftcli.data.prepared.store import ExampleTable
 from sftcli.errors import DataError, UsageError
 from sftcli.events import EventSink, Notice, Session, unheard
 from sftcli.extras import install_command
+from sftcli.modeling.config_values import positions_of
 from sftcli.modeling.formats.identity import answering_hash
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.diagnosis.verdict import Verdict
@@ -31,7 +32,7 @@ from sftcli.services.evaluate.confidence import FEWEST_ROWS, find_cuts
 from sftcli.services.evaluate.limits import require_checked
 from sftcli.services.evaluate.metrics import TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
-from sftcli.services.evaluate.rows import rows_with_whole_answers, spread
+from sftcli.services.evaluate.rows import rows_with_room, rows_with_whole_answers, spread
 from sftcli.services.evaluate.scoring import (
     STAGES,
     Scored,
@@ -150,11 +151,14 @@ def _evaluate(
                 text=f"held-out rows with a truncated answer: {cut}; they count toward loss and are not answered"
             )
         )
+    models = [choice] if base is None else [base, choice]
+    limits = [positions for one in models if (positions := positions_of(one.weights_folder))]
+    answered = rows_with_room(heldout, whole, min(limits, default=0), emit)
     job = ScoringJob(
         heldout=heldout,
         questions=[
-            question_of(heldout[whole[place]], prepared.tokenizer)
-            for place in spread(len(whole), request.max_rows)
+            question_of(heldout[answered[place]], prepared.tokenizer)
+            for place in spread(len(answered), request.max_rows)
         ],
         tokenizer=prepared.tokenizer,
         sampling=settings.sampling,
@@ -192,7 +196,7 @@ def _evaluate(
         else set_beside(
             prompts, ways, job, base=base_score, tuned=tuned, check=next(iter(checks), None), rows=asked
         ),
-        more_answers=_more_answers(request, settings, prepared, whole=len(whole)),
+        more_answers=_more_answers(request, settings, prepared, whole=len(answered)),
     )
     is_of_run = choice.run is not None and not request.data
     if is_of_run and precision != KEPT_PRECISION:

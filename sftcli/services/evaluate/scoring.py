@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from sftcli.config.schema.run import SamplingSettings
-from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_length, collate
+from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_length, collate, piece_of
 from sftcli.data.batches.progress import Stages, with_progress
 from sftcli.data.example import Example
 from sftcli.errors import StoppedError
-from sftcli.events import EventSink, Progressed, StopFlag
+from sftcli.events import EventSink, NeverStop, Progressed, StopFlag
 from sftcli.modeling.decoding.decode import MAX_ROWS, Row, decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
+from sftcli.modeling.pass_memory import may_be_short, measure_pass, require_memory
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
-from sftcli.runtime import monotonic
+from sftcli.runtime import free_memory_bytes, monotonic
 from sftcli.services.evaluate.checks.check import AskedRow
 from sftcli.services.evaluate.checks.grading import Answers
 from sftcli.services.evaluate.metrics import (
@@ -145,6 +146,7 @@ def score_model(
     """
     begin = monotonic()
     model = load_for_inference(choice, precision=precision, emit=emit)
+    _require_memory(job, model)
     decoder = choose_decoder(model)
     with stages.next(choice.name) as (task, counted):
         rows = _score(job, model, task, counted, stop)
@@ -242,6 +244,34 @@ def samples_of(job: ScoringJob, base: Scored | None, tuned: Scored, *, most: int
             tuned_cut=tuned.cut[index],
         )
         for index, question in enumerate(job.questions[:most])
+    )
+
+
+def _require_memory(job: ScoringJob, model: "PreTrainedModel") -> None:
+    """Make sure that the machine has the memory for the longest row.
+
+    Raises:
+        ResourceError: It has not; the row is named.
+    """
+    lengths = job.heldout.num_tokens
+    row = max(range(len(job.heldout)), key=lambda index: lengths[index])
+    example, longest = job.heldout[row], int(lengths[row])
+    if not may_be_short(model, longest, longest=longest):
+        return
+
+    def take(tokens: int) -> None:
+        piece = collate([piece_of(example, tokens)], example_ids=[0], pad_id=job.tokenizer.pad_id)
+        score_rows(model, [piece], stop=NeverStop())
+
+    require_memory(
+        measure_pass(take, longest),
+        free_memory_bytes(),
+        row=str(example.origin),
+        tokens=longest,
+        doing="scoring it",
+        hint=lambda most: (
+            f"leave it out: rows of {most:,} tokens fit; or free memory, or choose a smaller model"
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from sftcli.modeling.adapter.folder import is_adapter_folder, read_base
 from sftcli.modeling.hub.snapshot import Patience
 from sftcli.modeling.hub.upload import Upload, upload
 from sftcli.modeling.locate.locate import is_path
+from sftcli.paths import as_path
 from sftcli.services.models.choose import ModelChoice
 from sftcli.services.report.model_card import base_of, model_card
 from sftcli.services.report.usage import usage_of_folder
@@ -117,7 +118,7 @@ def _chosen(request: PushRequest) -> ModelChoice:
     if request.model is None:
         run = newest_finished(request.root)
         return ModelChoice(name=run.name, folder=run.final, run=run)
-    for path in (request.root / request.model, Path(request.model).expanduser()):
+    for path in (request.root / request.model, as_path(request.model)):
         if (path / "run.json").is_file():
             run = RunFolder(path)
             if not run.is_finished:

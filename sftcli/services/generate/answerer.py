@@ -10,12 +10,14 @@ from sftcli.data.conversations.messages import Message
 from sftcli.data.prepared.about import Ends
 from sftcli.data.rendering.encode import encode_prompt
 from sftcli.errors import SftError
-from sftcli.events import EventSink, StopFlag, TextDelta, Warned
-from sftcli.modeling.config_values import config_value
+from sftcli.events import EventSink, NeverStop, StopFlag, TextDelta, Warned
+from sftcli.figures import counted
+from sftcli.modeling.config_values import config_value, positions_of_model
 from sftcli.modeling.decoding.decode import decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
+from sftcli.modeling.pass_memory import may_be_short, measure_pass, require_memory
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
-from sftcli.runtime import monotonic
+from sftcli.runtime import free_memory_bytes, monotonic
 from sftcli.services.models.choose import ModelChoice, load_for_inference
 from sftcli.services.prepare.pipeline import end_tokens
 
@@ -129,6 +131,37 @@ class Answerer:
         self.decoder = decoder
         self.tokenizer = tokenizer
 
+    @property
+    def positions(self) -> int:
+        """How many tokens a prompt and its answer may have; 0 without a limit."""
+        return positions_of_model(self.decoder.model)
+
+    def require_memory(self, question: Question, *, row: str) -> None:
+        """Make sure that the machine has the memory to read a prompt, which messages call ``row``.
+
+        Raises:
+            ResourceError: It has not.
+        """
+        longest = len(question.ids)
+        if not may_be_short(self.decoder.model, longest, longest=longest):
+            return
+
+        def take(tokens: int) -> None:
+            one = SamplingSettings(max_new_tokens=1)
+            for _ in decode(
+                self.decoder, [question.ids[:tokens]], settings=one, stop_ids=frozenset(), stop=NeverStop()
+            ):
+                pass
+
+        require_memory(
+            measure_pass(take, longest),
+            free_memory_bytes(),
+            row=row,
+            tokens=longest,
+            doing="reading it",
+            hint=lambda most: f"{most:,} tokens fit; or free memory, or choose a smaller model",
+        )
+
     def question(self, messages: Sequence[Message], *, seed: tuple[int, ...] = (0,)) -> Question:
         """Render ``messages`` as training has them before an answer."""
         return Question(ids=tuple(encode_prompt(self.tokenizer, messages)), seed=seed)
@@ -225,6 +258,20 @@ def disagreements(choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFCh
     if trained is not None and trained != end_tokens(tokenizer):
         found.append("the template or the stop tokens differ from those the model was trained with")
     return found
+
+
+def tell_room(lengths: Sequence[int], answerer: Answerer, wanted: int, emit: EventSink) -> None:
+    """Tell where the positions of the model end answers to prompts of these ``lengths`` before ``wanted`` new tokens."""
+    positions = answerer.positions
+    room = [positions - length + 1 for length in lengths]  # the last token of an answer is not read
+    if positions and (short := [tokens for tokens in room if tokens < wanted]):
+        where = "" if len(room) == 1 else f"behind {len(short):,} of {len(room):,} prompts "
+        emit(
+            Warned(
+                text=f"{where}there is room for {counted(min(short), 'new token')}, not {wanted:,}: the longest prompt has "
+                f"{counted(max(lengths), 'token')}, and the model was made for {positions:,} positions"
+            )
+        )
 
 
 def _ids_behind_an_answer(tokenizer: HFChatTokenizer) -> list[int]:

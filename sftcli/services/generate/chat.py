@@ -7,8 +7,8 @@ from pathlib import Path
 from sftcli import storage
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
-from sftcli.errors import OutputError
 from sftcli.events import EventSink, StopFlag
+from sftcli.modeling.decoding.decode import require_positions
 from sftcli.services.generate.answerer import Answerer, Completion
 
 
@@ -22,9 +22,20 @@ class Chat:
     turns: list[Message] = field(default_factory=list)
 
     def ask(self, text: str, emit: EventSink, stop: StopFlag) -> Completion:
-        """Add a turn and return its answer, which is emitted as it comes. A refused prompt leaves the history as it was."""
+        """Add a turn and return its answer, which is emitted as it comes. A refused prompt leaves the history as it was.
+
+        Raises:
+            DataError: The conversation is longer than the positions of the model.
+        """
         turns = [*self.turns, Message(role="user", content=text)]
         question = self.answerer.question([*self._opening(), *turns], seed=(len(turns),))
+        require_positions(
+            [len(question.ids)],
+            self.answerer.positions,
+            what="the conversation",
+            hint="/reset forgets it" if self.turns else "ask less at once",
+        )
+        self.answerer.require_memory(question, row="the conversation")
         ((_, completion),) = self.answerer.answer([question], self.sampling, stop, emit=emit)
         self.turns = [*turns, Message(role="assistant", content=completion.text)]
         return completion
@@ -37,14 +48,11 @@ class Chat:
         """Append the conversation to ``path`` as one line of JSON, in the form that ``train`` reads.
 
         Raises:
-            OutputError: The file cannot be written.
+            OutputError, StorageError: The file cannot be written.
         """
         messages = [{"role": turn.role, "content": turn.content} for turn in [*self._opening(), *self.turns]]
-        try:
-            with storage.disk.append(path) as file:
-                storage.append_line(file, json.dumps({"messages": messages}, ensure_ascii=False))
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}", hint="name another file") from error
+        with storage.writing(path, "name another file"), storage.disk.append(path) as file:
+            storage.append_line(file, json.dumps({"messages": messages}, ensure_ascii=False))
 
     def _opening(self) -> list[Message]:
         return [Message(role="system", content=self.system)] if self.system else []

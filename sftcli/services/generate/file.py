@@ -7,16 +7,17 @@ line says what they answer. When all are there, OUT appears, whole, and the jour
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from sftcli import storage
-from sftcli.errors import DataError, MismatchError, OutputError, StorageError
+from sftcli.errors import DataError, MismatchError, OutputError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
+from sftcli.figures import counted
 from sftcli.modeling.formats.identity import file_stamps
 from sftcli.own_files import FormError, as_form
-from sftcli.services.generate.answerer import Answerer, Completion, Question
+from sftcli.services.generate.answerer import Answerer, Completion, Question, tell_room
 from sftcli.services.generate.gate import Gate, journal_of
 from sftcli.services.generate.prompt import model_choices, open_choices
 from sftcli.services.generate.prompt_file import PromptRow, check_out
@@ -26,6 +27,7 @@ from sftcli.services.runs.event_log import read_lines
 from sftcli.services.runs.lock import OutputLock
 
 Key = tuple[int, int, int]  # (model, prompt, sample)
+_SHOWN = 5  # lines that a message names
 ANSWER_KEYS = {field.name for field in fields(Completion)} - {"seconds"}
 
 
@@ -158,8 +160,8 @@ def _answer_all(
                 _answer(request, number, answerer, prompts, journal, total, emit, stop)
         is_whole = len(journal.done) == total
     except OSError as error:
-        raise StorageError(
-            f"cannot write {journal.path}: {error.strerror}", hint="free space and run it again"
+        raise storage.disk_error(
+            error, journal.path, "run the same command again: answers are kept"
         ) from error
     finally:
         journal.close()
@@ -199,17 +201,9 @@ def _write_rest(rest: Path, lines: list[str]) -> None:
     _write(rest, lines)
 
 
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def _writing(out: Path) -> AbstractContextManager[None]:
     """Turn errors of the disk into ours."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in storage.FULL_DISK:
-            raise StorageError(
-                f"the disk that holds {out} is full", hint="free space and run it again: answers are kept"
-            ) from error
-        raise OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out") from error
+    return storage.writing(out, "choose another --out; answers that there are stay")
 
 
 def _answer(
@@ -231,10 +225,32 @@ def _answer(
             if key not in journal.done:
                 keys.append(key)
                 questions.append(answerer.question(prompt.messages, seed=(index, sample)))
+    asked = {index: len(question.ids) for (_, index, _), question in zip(keys, questions, strict=True)}
+    _require_positions({prompts[index].line: length for index, length in asked.items()}, answerer.positions)
+    if asked:
+        longest = max(range(len(keys)), key=lambda place: len(questions[place].ids))
+        answerer.require_memory(questions[longest], row=f"line {prompts[keys[longest][1]].line}")
+    tell_room([*asked.values()], answerer, request.sampling.max_new_tokens, emit)
     for question, completion in answerer.answer(questions, request.sampling, stop):
         if completion.finish != "stopped":
             journal.add(keys[question], completion)
             emit(Progressed(task="answering", done=len(journal.done), total=total, unit="answers"))
+
+
+def _require_positions(lengths: Mapping[int, int], positions: int) -> None:
+    """Compare prompts of so many tokens, by their line, with the ``positions`` of a model, 0 where it has no limit.
+
+    Raises:
+        DataError: Some are longer; nothing was answered yet, so that no long work ends at one of them.
+    """
+    if positions and (long := {line: length for line, length in lengths.items() if length > positions}):
+        named = [f"line {line} ({length:,} tokens)" for line, length in [*long.items()][:_SHOWN]]
+        more = f" and {len(long) - _SHOWN:,} more" if len(long) > _SHOWN else ""
+        raise DataError(
+            f"{counted(len(long), 'prompt')} longer than the {positions:,} positions that the model was made for: "
+            f"{', '.join(named)}{more}",
+            hint="shorten them or take them out, or name a model with more positions; no row was answered",
+        )
 
 
 def column_names(request: GenerateRequest, prompts: list[PromptRow]) -> dict[str, str]:

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sftcli.data.conversations.messages import Message
 from sftcli.events import EventSink, Session, StopFlag
-from sftcli.services.generate.answerer import Answerer, Completion, open_answerer
+from sftcli.modeling.decoding.decode import require_positions
+from sftcli.services.generate.answerer import Answerer, Completion, Question, open_answerer, tell_room
 from sftcli.services.generate.request import GenerateRequest, require_prompt, unknown_base
 from sftcli.services.models.choose import ModelChoice, base_of, choose_model
 
@@ -16,6 +17,7 @@ def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) ->
 
     Raises:
         UsageError: The prompt is empty.
+        DataError: It is longer than the positions of the model.
         NotFoundError: The checkpoint is not there.
     """
     require_prompt(request)
@@ -23,6 +25,7 @@ def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) ->
     for answerer in open_answerers(request, emit):
         messages = messages_of(request.prompt, system=request.system)
         questions = [answerer.question(messages, seed=(sample,)) for sample in range(request.samples)]
+        _require_room(questions[:1], answerer, request, emit)
         read_by = emit if request.is_single else None
         answers = dict(answerer.answer(questions, request.sampling, stop, emit=read_by))
         completions += [answers[sample] for sample in range(request.samples)]
@@ -35,15 +38,27 @@ def run_prompts(
     """Answer several prompts with the model of ``request``; the text of a single one is emitted as it becomes known.
 
     Raises:
+        DataError: One is longer than the positions of the model.
         NotFoundError: The checkpoint is not there.
     """
     if not prompts:
         return []
     (answerer,) = open_answerers(request, session.emit)
     questions = [answerer.question(messages) for messages in prompts]
+    _require_room(questions, answerer, request, session.emit)
     read_by = session.emit if len(questions) == 1 else None
     answers = dict(answerer.answer(questions, request.sampling, session.stop, emit=read_by))
     return [answers[number] for number in range(len(questions))]
+
+
+def _require_room(
+    questions: Sequence[Question], answerer: Answerer, request: GenerateRequest, emit: EventSink
+) -> None:
+    """See that the model has room for each question, and tell where it has less for an answer than was asked for."""
+    lengths = [len(question.ids) for question in questions]
+    require_positions(lengths, answerer.positions)
+    answerer.require_memory(max(questions, key=lambda question: len(question.ids)), row="the prompt")
+    tell_room(lengths, answerer, request.sampling.max_new_tokens, emit)
 
 
 def messages_of(prompt: str, *, system: str) -> list[Message]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.errors import UsageError
 from sftcli.modeling.tokenizer.files import read_tokenizer_files
+from sftcli.paths import as_path
 from sftcli.services.models.reference import ModelReference, find_model
 
 
@@ -41,7 +42,7 @@ class GenerateRequest:
     @property
     def tokenizer_folder(self) -> Path | None:
         """Folder of the tokenizer to use instead of the model's own."""
-        return None if self.tokenizer is None or self.is_pt else Path(self.tokenizer)
+        return None if self.tokenizer is None or self.is_pt else as_path(self.tokenizer)
 
     @property
     def is_single(self) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from sftcli.errors import NotFoundError, UsageError
 from sftcli.modeling.adapter.folder import is_adapter_folder
 from sftcli.modeling.locate.locate import check_name
+from sftcli.paths import as_path
 from sftcli.services.runs.folder import RunFolder, list_runs, owner_of
 from sftcli.services.runs.outcome import model_of, newest_finished
 from sftcli.suggest import did_you_mean
@@ -79,7 +80,7 @@ def _find(reference: str | None, root: Path) -> ModelReference:
     if reference is None:
         run = newest_finished(root)
         return ModelReference(name=run.name, folder=run.final, run=run)
-    for path in (root / reference, Path(reference).expanduser()):
+    for path in (root / reference, as_path(reference)):
         if (path / "run.json").is_file():
             run = RunFolder(path)
             return ModelReference(name=run.name, folder=model_of(run), run=run)

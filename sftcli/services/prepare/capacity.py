@@ -1,7 +1,7 @@
 """Whether a model has room for the rows: an embedding for each of their tokens, and positions for their length."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +9,13 @@ import numpy as np
 
 from sftcli.errors import MismatchError
 from sftcli.events import EventSink, Notice, Warned
-from sftcli.json_files import read_json
-from sftcli.modeling.config_values import POSITIONS, SPARE_ROWS, learned_positions
+from sftcli.modeling.config_values import (
+    SPARE_ROWS,
+    learned_positions,
+    reach_of,
+    stated_positions,
+    stated_values,
+)
 from sftcli.modeling.formats.folder_check import tensor_shapes
 
 if TYPE_CHECKING:
@@ -36,38 +41,17 @@ def require_room(prepared: "PreparedData", folder: Path, emit: EventSink) -> Non
         MismatchError: A row, or what fills rows up, has a token without an embedding; or a row is longer than the positions
             that the model has learned.
     """
-    values = _values_of(folder)
+    values = stated_values(folder)
     if isinstance(rows := values.get("vocab_size"), int):
         require_embeddings(prepared, rows)
         _tell_spare_tokens(prepared.tokenizer, rows, emit)
-    positions = _stated_positions(values)
+    positions = stated_positions(values)
     lengths = np.array([length for table in _tables(prepared) for length in table.num_tokens] or [0])
     if not positions or lengths.max() <= positions:
         return
     if any(_is_table(name, shape, positions) for name, shape in tensor_shapes(folder).items()):
         raise _too_long(int(lengths.max()), "the model", positions)
-    _tell_long_rows(lengths, _scaled(positions, values), emit)
-
-
-def positions_of(folder: Path) -> int:
-    """Return how many positions the model in ``folder`` was made for; 0 where it does not say."""
-    values = _values_of(folder)
-    positions = _stated_positions(values)
-    return _scaled(positions, values) if positions else 0
-
-
-def _values_of(folder: Path) -> Mapping[str, object]:
-    """Return what a model folder says of its text model; nothing where it has no configuration."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    config = read_json(path)
-    text = config.get("text_config")
-    return config | (text if isinstance(text, dict) else {})
-
-
-def _stated_positions(values: Mapping[str, object]) -> int:
-    return next((value for name in POSITIONS if isinstance(value := values.get(name), int)), 0)
+    _tell_long_rows(lengths, reach_of(values), emit)
 
 
 def require_embeddings(prepared: "PreparedData", rows: int) -> None:
@@ -115,23 +99,6 @@ def _too_long(longest: int, model: str, positions: int) -> MismatchError:
         f"a row has {longest:,} tokens, and {model} has learned {positions:,} positions",
         hint=f"cut rows with --max-tokens {positions} --overlong truncate, or leave them out with --overlong drop",
     )
-
-
-def _scaled(positions: int, values: Mapping[str, object]) -> int:
-    """Return how far positions reach that are turned slower than at first; a window over them is no limit.
-
-    Where layers differ in that, ``positions`` is how far they reach.
-    """
-    for key in ("rope_parameters", "rope_scaling"):
-        scaling = values.get(key)
-        factor = scaling.get("factor") if isinstance(scaling, dict) else None
-        if isinstance(scaling, dict) and isinstance(factor, int | float):
-            first = scaling.get("original_max_position_embeddings") or values.get(
-                "original_max_position_embeddings"
-            )
-            positions = max(positions, round(factor * (first if isinstance(first, int) else positions)))
-            break  # the other one says the same
-    return positions
 
 
 def _tell_spare_tokens(tokenizer: "HFChatTokenizer", rows: int, emit: EventSink) -> None:

@@ -19,7 +19,6 @@ from sftcli.config.presets import REFERENCE_PREFIX, preset_folder
 from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved
 from sftcli.data.quality.audit import TITLES
 from sftcli.data.quality.audit_summary import AuditSummary
-from sftcli.errors import OutputError, StorageError
 from sftcli.events import EarlierDone, Judged, MemoryEased, Warned
 from sftcli.figures import count, setting_text
 from sftcli.services.diagnosis.judge import judge_run
@@ -89,14 +88,8 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
         charts=charts_of([(one.run.name, one.history) for one in found]),
         title=", ".join(run.name for run in runs),
     )
-    try:
+    with storage.writing(out, "choose another --out"):
         storage.replace_file(out, page.encode(), kind=storage.OUTPUT)
-    except OSError as error:
-        if error.errno in storage.FULL_DISK:
-            raise StorageError(
-                f"the disk that holds {out} is full", hint="free space, or choose another --out"
-            ) from error
-        raise OutputError(f"cannot write {out}: {error.strerror}", hint="choose another --out") from error
     return out
 
 

@@ -34,10 +34,10 @@ from sftcli.errors import (
     NotFoundError,
     OutputError,
     SftError,
-    StorageError,
     UsageError,
 )
 from sftcli.own_files import OwnFile
+from sftcli.paths import as_path
 from sftcli.services.runs.record import RECORD, RunRecord
 from sftcli.suggest import did_you_mean
 from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK
@@ -285,11 +285,7 @@ def _renamed(staging: Path, path: Path) -> bool:
 
 
 def _cannot_create(root: Path, error: OSError) -> SftError:
-    if error.errno in storage.FULL_DISK:
-        return StorageError(f"the disk that holds {root} is full", hint=f"free space, or {_OTHER_ROOT}")
-    return OutputError(
-        f"cannot create the run folder under {root}: {error.filename}: {error.strerror}", hint=_OTHER_ROOT
-    )
+    return storage.disk_error(error, root, _OTHER_ROOT)
 
 
 def existing_run(settings: RunSettings) -> RunFolder | None:
@@ -343,7 +339,7 @@ def find_run(name: str, root: Path) -> RunFolder:
     Raises:
         NotFoundError: There is none; names the nearest.
     """
-    for path in (root / name, Path(name).expanduser()):
+    for path in (root / name, as_path(name)):
         if (path / "run.json").is_file():
             return RunFolder(path)
     if (root / name).is_dir() and all(map(_is_ours, (root / name).iterdir())):

@@ -8,6 +8,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.errors import DataError, NotFoundError, UsageError
 from sftcli.modeling.locate.default_model import ALIAS
 from sftcli.own_files import OwnFile
+from sftcli.paths import as_path
 from sftcli.services.runs.folder import RunFolder, owner_of, read_settings
 from sftcli.services.runs.record import Ancestor
 
@@ -60,7 +61,7 @@ def parent_of(settings: Settings) -> Ancestor | None:
     start = settings.adapter.start_from
     if start is None and settings.model.name == ALIAS:
         return None
-    folder = Path(settings.model.name if start is None else start).expanduser()
+    folder = as_path(settings.model.name if start is None else start)
     owner = owner_of(folder)
     if owner is not None:
         return Ancestor(run=owner.name, path=str(owner.path.absolute()), data=owner.data_fingerprint())

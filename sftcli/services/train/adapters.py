@@ -25,6 +25,7 @@ from sftcli.modeling.load import load_model
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
 from sftcli.modeling.locate.locate import LocatedModel, is_path
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
+from sftcli.paths import as_path
 from sftcli.training.checkpoint.format import tensor_file_parts
 from sftcli.training.state import TrainingSnapshot
 
@@ -117,7 +118,7 @@ def adapter_files(
     """
     revision = located.revision if is_commit(located.revision) else None
     # A path that was typed means something else, or nothing, in another working folder.
-    own_name = str(Path(located.name).expanduser().absolute()) if is_path(located.name) else located.name
+    own_name = str(as_path(located.name).absolute()) if is_path(located.name) else located.name
     name = HUB_NAME if located.name == ALIAS else own_name
     base = AdapterBase(
         name=own_name,

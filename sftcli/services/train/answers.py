@@ -18,7 +18,6 @@ from sftcli.runtime import body_of, monotonic
 from sftcli.services.diff.answers import EXACT
 from sftcli.services.evaluate.checks.check import AskedRow, Check
 from sftcli.services.evaluate.checks.grading import grades_of
-from sftcli.services.report.check_results import Grade
 from sftcli.services.evaluate.checks.rows import with_rows
 from sftcli.services.evaluate.checks.table import AUTO, find_checks, line_of
 from sftcli.services.evaluate.rows import rows_with_whole_answers, spread
@@ -31,6 +30,7 @@ from sftcli.services.evaluate.scoring import (
     question_of,
 )
 from sftcli.services.processes.peers import Peers
+from sftcli.services.report.check_results import Grade
 from sftcli.services.train.build import TrainingParts
 from sftcli.services.train.start.inputs import TrainingInputs
 from sftcli.training.probes.choices import WeightSharing

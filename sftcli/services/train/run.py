@@ -23,6 +23,7 @@ from sftcli.services.train.answers import find_answers
 from sftcli.services.train.build import TrainingParts, build_trainer
 from sftcli.services.train.decisions import agree_on_decisions
 from sftcli.services.train.earlier.scores import EarlierScorer
+from sftcli.services.train.room import ease_into_memory
 from sftcli.services.train.start.inputs import TrainingInputs, find_inputs
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
@@ -128,6 +129,7 @@ class TrainingRun:
 
         Raises:
             MismatchError: Something cannot be had here as it is decided, or as the first process has it.
+            ResourceError: A row takes more memory than there is.
         """
         group, seed = self.peers.group, self.settings.training.seed
         seed_everything(seed)
@@ -145,6 +147,7 @@ class TrainingRun:
         if self.checkpoint is not None:
             self.trainer.restore(read_snapshot(self.checkpoint, is_verified=is_verified))
         agree_on_decisions(self.parts.decisions, self.peers)
+        ease_into_memory(self.parts, self.inputs)
 
     @property
     def earlier(self) -> EarlierScorer | None:

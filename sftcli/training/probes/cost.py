@@ -1,6 +1,6 @@
 """What steps of a real trainer cost in memory and time: the measurements behind a plan. The trainer is spent afterwards."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,7 +67,7 @@ class _Repeated:
 
 def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
     """Take real steps for time, then one on the longest micro-batch for memory: with all state and the usual kernels there."""
-    longest, scanned = _longest(trainer, last_step)
+    longest, scanned = longest_micro_batch(trainer, last_step, size=lambda batch: batch.input_ids.numel())
     step_seconds = _step_seconds(trainer, last_step)
     plan = trainer.plan
     trainer.plan = _Repeated(
@@ -96,12 +96,14 @@ def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
     )
 
 
-def _longest(trainer: Trainer, last_step: int) -> tuple[Batch, int]:
-    """Return the largest micro-batch of the run, or of as many of its steps as a few seconds allow."""
+def longest_micro_batch(
+    trainer: Trainer, last_step: int, *, size: Callable[[Batch], int]
+) -> tuple[Batch, int]:
+    """Return the micro-batch of the greatest ``size`` in the run, or in as many of its steps as a few seconds allow."""
     begin, found, step = monotonic(), trainer.plan.window(0), 1
-    longest = max(found, key=lambda batch: batch.input_ids.numel())
+    longest = max(found, key=size)
     while step < last_step and monotonic() - begin < SCAN_SECONDS:
-        longest = max([longest, *trainer.plan.window(step)], key=lambda batch: batch.input_ids.numel())
+        longest = max([longest, *trainer.plan.window(step)], key=size)
         step += 1
     return longest, step
 

@@ -10,10 +10,11 @@ from sftcli.data.prepared.store import HELDOUT, TRAIN
 from sftcli.data.quality.thresholds import assess_rows
 from sftcli.errors import DataError
 from sftcli.events import EventSink, Notice, Session
+from sftcli.modeling.config_values import positions_of
 from sftcli.modeling.decoding.decoder import choose_decoder
 from sftcli.runtime import monotonic
 from sftcli.services.evaluate.metrics import paired_difference
-from sftcli.services.evaluate.rows import rows_with_whole_answers, spread
+from sftcli.services.evaluate.rows import rows_with_room, rows_with_whole_answers, spread
 from sftcli.services.evaluate.scoring import (
     Answered,
     ScoringJob,
@@ -31,7 +32,7 @@ from sftcli.services.evaluate.trial.prompts import (
     with_examples,
 )
 from sftcli.services.models.choose import ModelChoice, load_for_inference, start_of
-from sftcli.services.prepare.capacity import positions_of, require_room
+from sftcli.services.prepare.capacity import require_room
 from sftcli.services.prepare.pipeline import NoMessagesError
 from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_rows
 from sftcli.services.prepare.sources import find_sources
@@ -145,9 +146,12 @@ def make_prompts(
     Raises:
         DataError, UsageError, StoppedError: As ``run_trial``.
     """
-    asked = _questions(prepared, request, session.emit)
+    positions = positions_of(choice.weights_folder)
+    asked = _questions(prepared, request, positions, session.emit)
     alone = [ShownPrompt(question=one.question, shots=0, is_clipped=False) for one in asked]
-    room = _room(request, choice, most_answer_tokens([one.question for one in asked]))
+    room = request.max_prompt_tokens
+    if positions:  # so that an answer has room behind it
+        room = min(room, positions - most_answer_tokens([one.question for one in asked]))
     if not request.shots:
         return TrialPrompts(ways={ALONE: alone}, room=room, repeats=0)
     require_turns(prepared.tokenizer, asked[0].row)
@@ -207,7 +211,7 @@ def prepare_rows(settings: Settings, choice: ModelChoice, session: Session) -> P
     return prepared
 
 
-def _questions(prepared: PreparedData, request: TrialRequest, emit: EventSink) -> list[Asked]:
+def _questions(prepared: PreparedData, request: TrialRequest, positions: int, emit: EventSink) -> list[Asked]:
     """Return the questions, of the rows that ``sft eval`` answers.
 
     Raises:
@@ -215,6 +219,7 @@ def _questions(prepared: PreparedData, request: TrialRequest, emit: EventSink) -
     """
     heldout, kept = prepared.dataset.heldout, KeptMessages(prepared.dataset, HELDOUT)
     whole = rows_with_whole_answers(heldout, named="DATA")
+    whole = rows_with_room(heldout, whole, positions, emit)
     numbers = [whole[place] for place in spread(len(whole), request.max_rows)]
     tokenizer = prepared.tokenizer
     encoder = encoder_of(tokenizer, request.settings.data)
@@ -232,14 +237,6 @@ def _questions(prepared: PreparedData, request: TrialRequest, emit: EventSink) -
     if left := len(found) - len(asked):
         emit(Notice(text=f"{left} of {len(found)} held-out rows are not asked: {why}"))
     return asked
-
-
-def _room(request: TrialRequest, choice: ModelChoice, answer_tokens: int) -> int:
-    """Return how many tokens a prompt with examples may have, so that an answer has room behind it."""
-    positions = positions_of(choice.weights_folder)
-    return min(
-        request.max_prompt_tokens, positions - answer_tokens if positions else request.max_prompt_tokens
-    )
 
 
 def _tell_examples(prompts: TrialPrompts, request: TrialRequest, emit: EventSink) -> None:

@@ -7,6 +7,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.events import unheard
 from sftcli.modeling.locate.default_model import ALIAS
 from sftcli.modeling.tokenizer.chat_tokenizer import named_template
+from sftcli.paths import as_path
 from sftcli.services.models.reference import check_model_name
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.event_log import is_unstarted
@@ -66,7 +67,7 @@ def check_start(settings: Settings, *, auto: bool) -> None:
 
 def _check_room(settings: Settings) -> None:
     """Make sure that there is room for checkpoints where the model is a folder; of others the size is not known yet."""
-    folder = Path(settings.model.name).expanduser()
+    folder = as_path(settings.model.name)
     if settings.model.name != ALIAS and folder.is_dir():
         run = RunFolder(Path(settings.run.root) / (settings.run.name or "run"))
         check_space(

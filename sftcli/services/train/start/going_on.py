@@ -12,6 +12,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.errors import UsageError
 from sftcli.modeling.adapter.folder import is_adapter_folder, read_base, read_shape
 from sftcli.modeling.locate.default_model import ALIAS
+from sftcli.paths import as_path
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.outcome import model_of
 
@@ -78,14 +79,14 @@ def going_on_text(settings: Settings) -> str:
 def _folder_of(settings: Settings) -> Path | None:
     """Return the folder of a run's model or of an adapter, by its whole path: a later command may be given elsewhere."""
     if settings.adapter.start_from is not None:
-        folder = Path(settings.adapter.start_from).expanduser()
+        folder = as_path(settings.adapter.start_from)
         if not is_adapter_folder(folder):
             raise UsageError(f"{START} is {folder}, which is not the folder of an adapter")
         return folder.absolute()
     name = settings.model.name
     if name == ALIAS:
         return None
-    for path in (Path(name).expanduser(), Path(settings.run.root) / name):
+    for path in (as_path(name), Path(settings.run.root) / name):
         if (path / "run.json").is_file():
             return model_of(RunFolder(path)).absolute()
         if is_adapter_folder(path):

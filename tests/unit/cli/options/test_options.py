@@ -1,6 +1,9 @@
 import pytest
+from typer.testing import CliRunner
 
+from sftcli.cli.app import app
 from sftcli.cli.options.shared import Color, Output, OutputMode, choose_output, use_color
+from sftcli.errors import UsageError
 
 
 def choose(
@@ -52,3 +55,11 @@ def test_the_flag_beats_no_color_beats_force_color_beats_the_terminal(
     color: Color, env: dict[str, str], is_terminal: bool, expected: bool
 ) -> None:
     assert use_color(color, is_terminal=is_terminal, environment=env) is expected
+
+
+@pytest.mark.parametrize("words", [["resume", "a"], ["train"]])
+def test_a_slip_in_a_variable_is_refused_by_train_and_resume_alike(monkeypatch, words):
+    monkeypatch.setenv("SFT_TRAINIG__MAX_STEPS", "3")
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, UsageError)
+    assert "SFT_TRAINING__MAX_STEPS" in result.exception.message

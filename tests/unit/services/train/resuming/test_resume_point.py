@@ -343,7 +343,7 @@ def test_no_checkpoint_yet_is_said(tmp_path):
 @pytest.mark.parametrize("root", ["rows.jsonl", "rows.jsonl/deeper"])
 def test_root_that_is_a_file_is_refused_before_anything_else(place, root):
     resolved = settings_of(Path(), Path("no such model"), f"run.root={root}")
-    with pytest.raises(OutputError, match="cannot create the run folder under rows") as caught:
+    with pytest.raises(OutputError, match="cannot write rows") as caught:
         train(resolved, StopAtStep(NEVER))
     assert caught.value.exit_code == 73
 
