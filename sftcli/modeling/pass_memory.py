@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from sftcli.errors import ResourceError
 from sftcli.figures import size
+from sftcli.modeling.attention import attention_of
 from sftcli.modeling.config_values import config_value
 from sftcli.runtime import free_memory_bytes
 
@@ -116,7 +117,8 @@ def may_be_short(model: "PreTrainedModel", tokens: int, *, longest: int, more: i
     layers, hidden, inner, heads, vocabulary = (config_value(model, name) for name in names)
     if not all(isinstance(value, int) for value in (layers, hidden, inner, heads, vocabulary)):
         return True
-    numbers = tokens * (layers * (48 * hidden + 8 * inner + 6 * heads * longest) + 3 * vocabulary)
+    pairs = 6 * heads * longest if attention_of(model) == "eager" else 0  # the others keep no scores
+    numbers = tokens * (layers * (48 * hidden + 8 * inner + pairs) + 3 * vocabulary)
     return bool(2 * (4 * numbers + more) > free_memory_bytes())
 
 
