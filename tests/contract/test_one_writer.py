@@ -10,9 +10,9 @@ import sftcli
 PACKAGE = Path(sftcli.__file__).parent
 # The download runs in a process of its own that imports nothing of this package and leaves writing to the hub's client.
 ELSEWHERE = {"storage.py", "hub/worker.py"}
-# Streams of this process, a nameless file that catches what a child says, and what users are told to type.
+# Streams of this process, a pipe that is opened to be let go, a nameless file that catches what a child says, and what users are told to type.
 ELSE = re.compile(
-    r'os\.devnull|\(writer, "w"|TemporaryFile\(\) as stderr|/proc/self/clear_refs|\(NEW_FOLDER\)'
+    r'os\.devnull|both_ends = os\.open|\(writer, "w"|TemporaryFile\(\) as stderr|/proc/self/clear_refs|\(NEW_FOLDER\)'
 )
 LIBRARIES = r"\.save_pretrained\(|\bsave_(?:file|model)\(|\b(?:torch|np)\.save\("
 WRITES = re.compile(

@@ -8,8 +8,7 @@ from sftcli.own_files import OwnFile
 from sftcli.services.diagnosis.verdict import Verdict
 from sftcli.services.report.check_results import CheckResult, GradedRow
 from sftcli.services.report.confidence import Confidence
-from sftcli.services.report.score import Answered, AnsweredRow, Interval, Miss, Score
-from sftcli.services.report.tried import TriedWay
+from sftcli.services.report.score import Answered, AnsweredRow, Interval, Miss, Score, TriedWay
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.overlap import TrainedRows
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+TUNED = "tuned"  # way of asking: the tuned model, without examples
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
@@ -103,3 +105,21 @@ class Answered:
     passed: Mapping[str, bool]
     confidence: float = 0.0  # 0 to 1
     logprob: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TriedWay:
+    """A way of asking and what came of it, on the rows that can be asked in every way. Differences are the tuned model minus it."""
+
+    name: str  # that of ``Way`` for the base; ``TUNED`` for the tuned model, which is asked alone
+    model: str
+    answered: int
+    matched: int
+    difference: Interval | None  # of the share answered exactly right; None of the tuned model itself
+    check: str  # "" where there is none
+    score: float | None  # by the check, 0 to 1
+    score_difference: Interval | None
+    mean_shots: float
+    mean_prompt_tokens: float
+    cut: int  # answers that had not ended
+    seconds: float | None  # None where the evaluation asks this way in any case

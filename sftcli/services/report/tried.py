@@ -5,28 +5,9 @@ from dataclasses import dataclass
 
 from sftcli.figures import NOTHING, count, percent, share_of
 from sftcli.services.report.measures import points_text
-from sftcli.services.report.score import Interval
+from sftcli.services.report.score import TriedWay
 
-TUNED = "tuned"
 WAYS = {"alone": "no examples", "random": "random examples", "nearest": "nearest examples"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TriedWay:
-    """A way of asking and what came of it, on the rows that can be asked in every way. Differences are the tuned model minus it."""
-
-    name: str  # that of ``Way`` for the base; ``TUNED`` for the tuned model, which is asked alone
-    model: str
-    answered: int
-    matched: int
-    difference: Interval | None  # of the share answered exactly right; None of the tuned model itself
-    check: str  # "" where there is none
-    score: float | None  # by the check, 0 to 1
-    score_difference: Interval | None
-    mean_shots: float
-    mean_prompt_tokens: float
-    cut: int  # answers that had not ended
-    seconds: float | None  # None where the evaluation asks this way in any case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

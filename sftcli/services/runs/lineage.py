@@ -25,7 +25,7 @@ class Mark:
 
 MARKS = OwnFile(
     form=Mark,
-    hint="export the model again: sft export RUN; or delete that file, and the folder is a model like any other",
+    hint="export the model again: sft export RUN --to hf; or delete that file, and the folder is a model like any other",
 )
 
 

@@ -11,8 +11,7 @@ from sftcli.services.evaluate.scoring import Scored, ScoringJob
 from sftcli.services.evaluate.trial.trial import ALONE, TrialPrompts, TrialRequest, Way, ask, make_prompts
 from sftcli.services.models.choose import ModelChoice
 from sftcli.services.prepare.prepare import PreparedData
-from sftcli.services.report.score import Interval
-from sftcli.services.report.tried import TUNED, TriedWay
+from sftcli.services.report.score import TUNED, Interval, TriedWay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
