@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice stop-resume resume-laws golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start pictures clients models models-slice templates
+.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start pictures clients models models-slice templates
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -46,6 +46,16 @@ crash-slice:  ## the part of it that CI runs, under 3 minutes
 
 stop-resume:  ## stop 40 trainings at random moments with every signal beside two busy programs, go on, compare with the undisturbed
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.stops --runs 40
+
+fuzz:  ## damage 20,000 files at random and run a command on each, an hour; none may end as a bug, hang or eat the memory
+	$(PYTHON) -m tests.fuzz --kind own --intact
+	$(PYTHON) -m tests.fuzz --kind foreign --intact
+	$(PYTHON) -m tests.fuzz --kind own --count 10000 --max-seconds 2700
+	$(PYTHON) -m tests.fuzz --kind foreign --count 10000 --max-seconds 2700
+
+fuzz-slice:  ## the part of it that CI runs, under a minute
+	$(PYTHON) -m tests.fuzz --kind own --count 60 --max-seconds 28
+	$(PYTHON) -m tests.fuzz --kind foreign --count 60 --max-seconds 28
 
 resume-laws:  ## stop after every step, resume, compare bit for bit: packing on and off, full weights and adapters
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_resume.py
