@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sftcli import storage
-from sftcli.errors import DataError, NotFoundError
+from sftcli.errors import DataError, SftError
+from sftcli.foreign import damaged, foreign_file
 
 MAX_JSON_BYTES = 128 << 20
 
@@ -28,18 +29,14 @@ def read_json(path: Path, *, hint: str = "name a folder in the Hugging Face form
         hint: What to do where there is none, or another one is needed.
 
     Raises:
-        NotFoundError: It does not exist.
+        NotFoundError, StorageError: It does not exist, or cannot be read.
         DataError: It holds something else.
     """
-    try:
+    with foreign_file(path, "is not valid JSON", hint=hint):
         check_size(path)
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise NotFoundError(f"{path} does not exist", hint=hint) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}", hint=hint) from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds no JSON object", hint=hint)
+        raise damaged(path, "holds no JSON object", hint=hint)
     return content
 
 
@@ -47,7 +44,7 @@ def read_json_or_nothing(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file of this program, which may be missing, or damaged: then an empty one."""
     try:
         return read_json(path)
-    except (OSError, DataError, NotFoundError):
+    except SftError:
         return {}
 
 

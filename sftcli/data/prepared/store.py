@@ -24,7 +24,7 @@ import numpy as np
 from sftcli import storage
 from sftcli.data.example import Example, RowFlag
 from sftcli.data.reading.record import Origin
-from sftcli.errors import DataError, NotFoundError, StorageError
+from sftcli.errors import DataError, SftError, StorageError
 from sftcli.json_files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -359,7 +359,7 @@ def open_prepared(folder: Path) -> PreparedDataset:
 
     try:
         manifest = read_json(folder / MANIFEST)
-    except (OSError, DataError, NotFoundError) as error:
+    except (OSError, SftError) as error:
         raise DataError(f"{folder} is not a prepared data set: its {MANIFEST} cannot be read") from error
     if manifest.get("format") != FORMAT_VERSION:
         raise DataError(

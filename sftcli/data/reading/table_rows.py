@@ -1,4 +1,7 @@
-"""Tables to rows: CSV and TSV with a header line, Parquet, Arrow. Batches are read one by one."""
+"""Tables to rows: CSV and TSV with a header line, Parquet, Arrow. Batches are read one by one.
+
+What the libraries raise over a damaged file is the caller's matter.
+"""
 
 import csv
 from collections.abc import Iterable, Iterator
@@ -8,7 +11,6 @@ from pathlib import Path
 
 from sftcli.data.reading.json_rows import Row, check_values
 from sftcli.data.reading.text_lines import MAX_LINE_BYTES, ByteStream, Note, data_error, skip_bom, text_lines
-from sftcli.errors import DataError, Location, first_line
 
 _BATCH_ROWS = 1024
 
@@ -62,25 +64,17 @@ def _check_header(header: list[str], delimiter: str, name: str) -> None:
 
 def parquet_rows(stream: BufferedReader, name: str) -> Iterator[Row]:
     """Yield the rows of a Parquet file with their numbers, batch by batch."""
-    import pyarrow
     from pyarrow import parquet
 
-    try:
-        with parquet.ParquetFile(stream) as file:
-            yield from numbered(chain.from_iterable(_dicts(file.iter_batches(_BATCH_ROWS))), name)
-    except pyarrow.ArrowException as error:
-        raise _damaged("Parquet", error, name) from None
+    with parquet.ParquetFile(stream) as file:
+        yield from numbered(chain.from_iterable(_dicts(file.iter_batches(_BATCH_ROWS))), name)
 
 
-def num_parquet_rows(path: Path, name: str) -> int:
+def num_parquet_rows(path: Path) -> int:
     """Return the number of rows that a Parquet file says it has."""
-    import pyarrow
     from pyarrow import parquet
 
-    try:
-        return int(parquet.read_metadata(path).num_rows)
-    except pyarrow.ArrowException as error:
-        raise _damaged("Parquet", error, name) from None
+    return int(parquet.read_metadata(path).num_rows)
 
 
 def arrow_rows(path: Path, name: str) -> Iterator[Row]:
@@ -88,18 +82,15 @@ def arrow_rows(path: Path, name: str) -> Iterator[Row]:
     import pyarrow
     from pyarrow import ipc
 
-    try:
-        with pyarrow.memory_map(str(path)) as mapped:
-            try:
-                file = ipc.open_file(mapped)
-            except pyarrow.ArrowInvalid:
-                mapped.seek(0)
-                batches: Iterable[object] = ipc.open_stream(mapped)
-            else:
-                batches = (file.get_batch(index) for index in range(file.num_record_batches))
-            yield from numbered(chain.from_iterable(_dicts(batches)), name)
-    except pyarrow.ArrowException as error:
-        raise _damaged("Arrow", error, name) from None
+    with pyarrow.memory_map(str(path)) as mapped:
+        try:
+            file = ipc.open_file(mapped)
+        except pyarrow.ArrowInvalid:
+            mapped.seek(0)
+            batches: Iterable[object] = ipc.open_stream(mapped)
+        else:
+            batches = (file.get_batch(index) for index in range(file.num_record_batches))
+        yield from numbered(chain.from_iterable(_dicts(batches)), name)
 
 
 def _dicts(batches: Iterable[object]) -> Iterator[list[dict[str, object]]]:
@@ -134,11 +125,3 @@ def numbered(rows: Iterable[dict[str, object]], name: str) -> Iterator[Row]:
     for number, fields in enumerate(rows, 1):
         check_values(fields, name, number)
         yield number, fields
-
-
-def _damaged(kind: str, error: Exception, name: str) -> DataError:
-    return DataError(
-        f"{name}: cannot be read as {kind}: {first_line(error)}",
-        hint="the file is damaged, truncated, or not of the type its name says",
-        location=Location(file=name),
-    )

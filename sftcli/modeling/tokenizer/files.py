@@ -8,10 +8,12 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from sftcli.errors import DataError, NotFoundError
+from sftcli.foreign import foreign_file, refuse_pointer, without_panics
 from sftcli.json_files import check_size, read_json
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT_TEMPLATE = "default"
+_AGAIN = "download the model again"
 IN_TEXT = "sft_tokens_in_text"  # key of tokenizer_config.json
 
 
@@ -21,7 +23,7 @@ class TokenizerFiles:
 
     ``templates`` is name -> Jinja source, empty where the folder brings none. ``named`` is what the configuration calls
     ``bos_token`` and so on. ``in_text`` are tokens that any text may hold, whatever they look like. ``stop_ids`` is what the
-    generation settings name. ``digest`` is of ``tokenizer.json``.
+    generation settings name. ``digest`` is of ``tokenizer.json``, which stands at ``path``.
     """
 
     tokenizer: Tokenizer
@@ -31,6 +33,7 @@ class TokenizerFiles:
     templates: Mapping[str, str]
     stop_ids: tuple[int, ...]
     digest: str
+    path: Path
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
@@ -47,18 +50,20 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
             hint="put one there (transformers writes it with save_pretrained); sft generate takes another one with --tokenizer DIR",
         )
     check_size(path)
-    content = path.read_bytes()
-    try:
+    with foreign_file(path, "is not a tokenizer", hint=_AGAIN), without_panics():
+        content = path.read_bytes()
         tokenizer = Tokenizer.from_str(content.decode())
-    except Exception as error:
-        raise DataError(f"{path} is not a tokenizer: {error}", hint="download the model again") from error
-    tokenizer.no_truncation()  # a saved limit would cut rows without a word
-    tokenizer.no_padding()
+        tokenizer.no_truncation()  # a saved limit would cut rows without a word
+        tokenizer.no_padding()
     config = {
         **_read_object(folder / "special_tokens_map.json"),
         **_read_object(folder / "tokenizer_config.json"),
     }
-    _add_missing_tokens(tokenizer, config, path)
+    with (
+        foreign_file(folder / "tokenizer_config.json", "does not fit tokenizer.json", hint=_AGAIN),
+        without_panics(),
+    ):
+        _add_missing_tokens(tokenizer, config, path)
     named = {name: text for name in NAMED_TOKENS if (text := _token_text(config.get(name)))}
     return TokenizerFiles(
         tokenizer=tokenizer,
@@ -68,11 +73,12 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         templates=_templates(folder, config),
         stop_ids=_stop_ids(folder),
         digest=hashlib.sha256(content).hexdigest(),
+        path=path,
     )
 
 
 def _read_object(path: Path) -> dict[str, object]:
-    return read_json(path, hint="fetch the model again") if path.is_file() else {}
+    return read_json(path, hint=_AGAIN) if path.is_file() else {}
 
 
 def _token_text(value: object) -> str:
@@ -136,11 +142,10 @@ def _templates(folder: Path, config: Mapping[str, object]) -> dict[str, str]:
 
 
 def _read_text(path: Path) -> str:
-    check_size(path)
-    try:
+    with foreign_file(path, "is not UTF-8 text", hint=_AGAIN):
+        check_size(path)
+        refuse_pointer(path, str(path))
         return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text", hint="download the model again") from error
 
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:

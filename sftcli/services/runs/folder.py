@@ -168,7 +168,7 @@ class RunFolder:
         """
         try:
             return read_json(self.about)
-        except (OSError, DataError, NotFoundError) as error:
+        except (OSError, SftError) as error:
             raise DataError(
                 f"{self.about} is damaged: {str(error).replace(str(self.about), 'it')}",
                 hint=f"the run's {self.checkpoints.name}/ and {self.final.name}/ are not touched by that: a folder in them "

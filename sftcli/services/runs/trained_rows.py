@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sftcli.data.prepared.store import MANIFEST, ExampleTable, PreparedDataset, fingerprint_of, open_prepared
 from sftcli.data.prepared.subset import with_subset
-from sftcli.errors import DataError, NotFoundError, SftError
+from sftcli.errors import SftError
 from sftcli.figures import counted
 from sftcli.json_files import read_json
 from sftcli.modeling.cache import cache_folder
@@ -68,7 +68,7 @@ def prepared_rows_of(run: RunFolder) -> PreparedDataset | None:
         return found
     try:
         return found.joined(open_prepared(run.earlier).train, {})
-    except (OSError, KeyError, DataError):
+    except (OSError, KeyError, SftError):
         return None
 
 
@@ -77,7 +77,7 @@ def _prepared_as(wanted: str, run: RunFolder) -> PreparedDataset | None:
         try:
             if fingerprint_of(read_json(folder / MANIFEST)) == wanted:
                 return with_subset(open_prepared(folder), read_settings(run).data)
-        except (OSError, KeyError, TypeError, DataError, NotFoundError):
+        except (OSError, KeyError, TypeError, SftError):
             continue
     return None
 

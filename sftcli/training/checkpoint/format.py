@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sftcli import storage
-from sftcli.errors import DataError, NotFoundError
+from sftcli.errors import DataError, NotFoundError, SftError
 from sftcli.json_files import read_json, write_json
 from sftcli.modeling.formats.folder_check import check_safetensors
 from sftcli.modeling.formats.stored_tensors import file_header
@@ -238,5 +238,5 @@ def _read_state(folder: Path) -> dict[str, dict[str, object]]:
     try:
         content = read_json(path)
         return {"state": dict(content["state"]), "fingerprints": dict(content["fingerprints"])}
-    except (OSError, NotFoundError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SftError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
