@@ -13,6 +13,7 @@ import torch
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.errors import MismatchError
 from sftcli.events import StopFlag
+from sftcli.modeling.architecture import not_finite
 from sftcli.modeling.config_values import learned_positions
 from sftcli.modeling.decoding.decoder import Decoder
 from sftcli.modeling.decoding.sampling import RowSampler, logprobs_of, sample
@@ -86,6 +87,7 @@ def decode(
 
     Raises:
         MismatchError: A prompt is longer than that, or holds a token that the model has no embedding for.
+        DataError: The model gives no finite numbers.
     """
     positions = learned_positions(decoder.model)
     _require_room(decoder, prompts, positions)
@@ -134,7 +136,7 @@ class _Batch:
         seeds: Sequence[Sequence[int]] | None,
         max_rows: int,
     ) -> None:
-        self.device = decoder.model.device
+        self.model, self.device = decoder.model, decoder.model.device
         self.prompts = prompts
         self.settings = settings
         self.seeds = seeds
@@ -152,6 +154,8 @@ class _Batch:
         """Return the next token of every row with its log-probability, after ``new`` ones have joined."""
         last = torch.tensor([row.ids[-1] for row in self.running], dtype=torch.int64, device=self.device)
         logits = self.rows.advance(last, [self.prompts[row.index] for row in new])
+        if not logits.amax(dim=-1).isfinite().all():  # a NaN is the greatest
+            raise not_finite(self.model)
         self.running += new
         self.samplers += [self._sampler(row.index, logits) for row in new]
         chosen = sample(logits, self.samplers)
