@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start pictures clients models models-slice templates
+.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice power-loss disk-errors races stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start pictures clients models models-slice templates
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -43,6 +43,15 @@ crash-slice:  ## the part of it that CI runs, under 3 minutes
 	$(PYTHON) -m pytest -q tests/crash -m "crash and not slow"
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.monkey --rounds 25 --max-seconds 70
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.stops --runs 1 --max-stops 1
+
+power-loss:  ## cut the power at 200 random operations of the disk; what was announced must be there, and the same command go on
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.power_loss --cuts 200
+
+disk-errors:  ## fail every kind of operation on the disk, of every command, with every error that disks have
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.disk_errors
+
+races:  ## five that do the same at one moment, of every command, 20 times
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m slow tests/cli/test_races.py
 
 stop-resume:  ## stop 40 trainings at random moments with every signal beside two busy programs, go on, compare with the undisturbed
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.stops --runs 40

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sftcli.modeling.cache import cache_folder
+from sftcli.cache import cache_folder
 
 IMAGES = Path(__file__).parent / "images"
 COLUMNS, ROWS = 96, 24

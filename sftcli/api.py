@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sftcli.config.resolve import Resolved
     from sftcli.config.schema.settings import Settings
     from sftcli.data.prepared.store import PreparedDataset
-    from sftcli.data.quality.audit import AuditSummary
+    from sftcli.data.quality.audit_summary import AuditSummary
     from sftcli.services.generate.answerer import Completion
     from sftcli.services.prepare.prepare import ShownRow
     from sftcli.services.train.run import TrainOutcome
@@ -310,20 +310,18 @@ def _require_one_process(processes: int) -> None:
 
 
 def _trained(outcome: "TrainOutcome") -> Trained:
-    from sftcli.json_files import read_json
-    from sftcli.services.prepare.prepare import audit_of
     from sftcli.services.runs.event_log import read_events
     from sftcli.services.runs.folder import RunFolder
     from sftcli.services.runs.summary import RunHistory
 
     run = RunFolder(Path(outcome.path))
-    history = RunHistory(read_events(run))
+    history, rows = RunHistory(read_events(run)), run.rows()
     return Trained(
         run=run.path,
         final=None if outcome.final is None else Path(outcome.final),
         losses={step.step: step.loss for step in history.row_steps},
         heldout_losses={event.step: event.loss for event in history.heldout},
-        audit=audit_of(read_json(run.data)),
+        audit={} if rows is None else rows.audit,
         outcome=outcome,
     )
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Ending(StrEnum):
@@ -195,6 +195,49 @@ class ExpertLoad:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GivenAnswer:
+    """What the model answers to a held-out prompt now."""
+
+    row: str  # its file and line
+    prompt: str  # the end of it, where it is long
+    expected: str
+    text: str
+    score: float  # 0 to 1, by the measure of its ``HeldoutAnswers``
+    is_cut: bool = False  # it had not ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldoutAnswers:
+    """Answers to the same held-out prompts at each evaluation, and how many are right."""
+
+    measure: str  # the check that fits the expected answers; "exact match" where none does
+    rows: int  # that were answered
+    right: int  # wholly
+    score: float  # mean of the scores of all, 0 to 1
+    given: tuple[GivenAnswer, ...]  # of the first few, for people
+
+    @staticmethod
+    def of(found: Mapping[str, Any]) -> "HeldoutAnswers | None":
+        """Return those of ``HeldoutDone.answers``; None where there are none, or what a log holds is something else."""
+        try:
+            given = tuple(GivenAnswer(**one) for one in found["given"])
+            answers = HeldoutAnswers(**{**found, "given": given})
+        except (KeyError, TypeError):
+            return None
+        numbers = (answers.rows, answers.right, answers.score, *(one.score for one in given))
+        return answers if all(isinstance(number, int | float) for number in numbers) else None
+
+    def as_fields(self) -> dict[str, object]:
+        """Return what ``of`` reads, as a log has it."""
+        return asdict(self) | {"given": [asdict(one) for one in self.given]}
+
+    def in_words(self) -> str:
+        """Return ``label 5 of 8 right``, with the mean score where answers are right in part."""
+        mean = "" if math.isclose(self.score * self.rows, self.right) else f", {self.score:.0%} on average"
+        return f"{self.measure} {self.right} of {self.rows} right{mean}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeldoutDone:
     """The held-out examples were scored. ``loss`` is nats per response token; ``step`` is finished steps."""
 
@@ -207,6 +250,25 @@ class HeldoutDone:
     fall_error: float | None = None
     # By layer with routed experts, as ``ExpertLoad`` has it.
     experts: dict[str, dict[str, float]] = field(default_factory=dict)
+    answers: dict[str, object] = field(default_factory=dict)  # as ``HeldoutAnswers`` has it; of none, nothing
+    answer_seconds: float = 0.0  # of ``seconds``
+    by_check: bool = False  # whether the score of the answers says which checkpoint is the best
+
+    @property
+    def given(self) -> HeldoutAnswers | None:
+        """What was answered."""
+        return HeldoutAnswers.of(self.answers)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Smaller for a better checkpoint, by what the run chooses the best one by."""
+        given = self.given if self.by_check else None
+        return rank_of(self.loss, None if given is None else given.score)
+
+
+def rank_of(loss: float, score: float | None) -> tuple[float, float]:
+    """Return a pair that is smaller for a higher ``score``, and of equal scores, or without any, for a lower ``loss``."""
+    return (0.0 if score is None else -score, loss)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

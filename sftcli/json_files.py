@@ -5,20 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sftcli import storage
-from sftcli.errors import DataError, SftError
 from sftcli.foreign import damaged, foreign_file
-
-MAX_JSON_BYTES = 128 << 20
-
-
-def check_size(path: Path) -> None:
-    """Raise where a text file is too large to be one that is read whole.
-
-    Raises:
-        DataError: It is.
-    """
-    if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise DataError(f"{path} has {size >> 20} MB; more than {MAX_JSON_BYTES >> 20} MB are not read")
+from sftcli.input_files import read_whole
 
 
 def read_json(path: Path, *, hint: str = "name a folder in the Hugging Face format") -> dict[str, Any]:
@@ -33,19 +21,10 @@ def read_json(path: Path, *, hint: str = "name a folder in the Hugging Face form
         DataError: It holds something else.
     """
     with foreign_file(path, "is not valid JSON", hint=hint):
-        check_size(path)
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_whole(path))
     if not isinstance(content, dict):
         raise damaged(path, "holds no JSON object", hint=hint)
     return content
-
-
-def read_json_or_nothing(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of this program, which may be missing, or damaged: then an empty one."""
-    try:
-        return read_json(path)
-    except SftError:
-        return {}
 
 
 def json_text(value: object) -> str:
@@ -58,6 +37,6 @@ def write_json(path: Path, value: object) -> dict[str, int | str]:
     return storage.write_file(path, [json_text(value).encode()])
 
 
-def replace_json(path: Path, value: object) -> None:
-    """Put ``value`` in the place of the file ``path``, whole or not at all."""
-    storage.replace_file(path, json_text(value).encode())
+def replace_json(path: Path, value: object, *, kind: str = storage.TEMPORARY) -> None:
+    """Put ``value`` in the place of the file ``path``, whole or not at all; ``kind`` as in ``storage.replace_file``."""
+    storage.replace_file(path, json_text(value).encode(), kind=kind)

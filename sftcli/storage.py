@@ -13,7 +13,7 @@ import secrets
 import shutil
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -63,9 +63,14 @@ class Disk:
         """Make the content of a file, or the names in a folder, survive a loss of power."""
         if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
             return  # a system that cannot sync folders
-        handle = os.open(
-            path, os.O_RDWR if os.name == "nt" else os.O_RDONLY
-        )  # Windows syncs what may be written
+        try:
+            handle = os.open(
+                path, os.O_RDWR if os.name == "nt" else os.O_RDONLY
+            )  # Windows syncs what may be written
+        except PermissionError:
+            if path.is_dir():
+                return  # a folder that may be written to and not read cannot be opened
+            raise
         try:
             os.fsync(handle)
         finally:
@@ -115,7 +120,8 @@ PASSING = frozenset(
     {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT}
 )  # network drives recover from these
 TEMPORARY, TRASH = "tmp", "trash"  # what is not whole yet, and what is on its way out
-_SCRATCH = re.compile(rf"\.sft-[0-9a-f]{{16}}-(?P<kind>{TEMPORARY}|{TRASH})(?:-(?P<label>.+))?")
+OUTPUT = "out"  # what is not whole yet of a process that does not hold the lock of the folder it is in, if that has one
+_SCRATCH = re.compile(rf"\.sft-[0-9a-f]{{16}}-(?P<kind>{TEMPORARY}|{TRASH}|{OUTPUT})(?:-(?P<label>.+))?")
 _STALE_SECONDS = 24 * 3600
 
 
@@ -159,12 +165,12 @@ def write_file(path: Path, parts: "Iterable[bytes | memoryview]") -> dict[str, i
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def scratch_path(parent: Path, kind: str, label: str = "") -> Path:
-    """Return a new path in ``parent`` for something of ours that has no name yet or has lost it.
+def scratch_path(parent: Path, kind: str, label: str = "", *, token: str = "") -> Path:
+    """Return a new path in ``parent`` for something of ours that has no name yet or has lost it; with ``token`` a known one.
 
     The token in its name is what tells our leftovers from files of others, which no command may remove or write over.
     """
-    return parent / "-".join(filter(None, (f".sft-{secrets.token_hex(8)}", kind, label)))
+    return parent / "-".join(filter(None, (f".sft-{(token or secrets.token_hex(8))[:16]}", kind, label)))
 
 
 def scratch_label(name: str, kind: str) -> str | None:
@@ -173,9 +179,9 @@ def scratch_label(name: str, kind: str) -> str | None:
     return (found["label"] or "") if found and found["kind"] == kind else None
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Put ``content`` in the place of the file ``path``, whole or not at all."""
-    staging = scratch_path(path.parent, TEMPORARY)
+def replace_file(path: Path, content: bytes, *, kind: str = TEMPORARY) -> None:
+    """Put ``content`` in the place of the file ``path``, whole or not at all; ``kind`` is ``OUTPUT`` for who holds no lock."""
+    staging = scratch_path(path.parent, kind)
     try:
         write_file(staging, [content])
         disk.rename(staging, path)
@@ -230,7 +236,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def make_folders(path: Path, *, mode: int = 0o777) -> None:
-    """Make ``path`` and its parents where they are missing."""
+    """Make ``path`` and its parents where they are missing; their names survive a loss of power."""
     for folder in reversed([path, *path.parents]):
         if not folder.is_dir():
             try:
@@ -238,6 +244,7 @@ def make_folders(path: Path, *, mode: int = 0o777) -> None:
             except FileExistsError:
                 if not folder.is_dir():
                     raise
+            disk.sync(folder.parent)
 
 
 def nearest_folder(path: Path) -> Path:
@@ -264,7 +271,7 @@ def require_new(path: Path, *, hint: str) -> None:
     Raises:
         OutputError: It exists, or as ``require_place``.
     """
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise OutputError(f"{path} exists already", hint=f"{hint}, or delete it")
     require_place(path, hint=hint)
 
@@ -292,11 +299,11 @@ def remove_tree(path: Path) -> None:
 
 
 def try_remove_tree(path: Path) -> None:
-    """Remove what can be removed; leftovers are found by the next sweep."""
-    try:
-        remove_tree(path)
-    except OSError:
-        return
+    """Remove what can be removed, in a second try where the disk failed for a moment; the next sweep finds what is left."""
+    for _ in range(2):
+        with suppress(OSError):
+            remove_tree(path)
+            return
 
 
 def discard(path: Path) -> None:
@@ -307,24 +314,28 @@ def discard(path: Path) -> None:
     try_remove_tree(trash)
 
 
-def sweep(folder: Path, *, older_than_seconds: float = _STALE_SECONDS) -> list[str]:
-    """Remove what killed processes of ours left in ``folder``; return the names. Nobody else's files are touched."""
+def sweep(folder: Path, *, is_locked: bool = False) -> list[str]:
+    """Remove what killed processes of ours left in ``folder`` more than a day ago; return the names.
+
+    Who holds its lock removes at once what only holders write. Nobody else's files are touched.
+    """
     removed = []
     for leftover in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not _SCRATCH.fullmatch(leftover.name):
+        found = _SCRATCH.fullmatch(leftover.name)
+        if not found:
             continue
         try:
             age = time.time() - leftover.lstat().st_mtime
         except FileNotFoundError:
             continue
-        if not older_than_seconds or age > older_than_seconds:
+        if age > _STALE_SECONDS or (is_locked and found["kind"] != OUTPUT):
             try_remove_tree(leftover)
             removed.append(leftover.name)
     return removed
 
 
 @contextmanager
-def scratch_folder(parent: Path, *, hint: str) -> "Iterator[Path]":
+def scratch_folder(parent: Path, *, hint: str, kind: str = TEMPORARY) -> "Iterator[Path]":
     """Yield a new private folder in ``parent`` that is gone afterwards, whatever happens.
 
     Leftovers of processes that were killed more than a day ago are removed as well.
@@ -337,7 +348,7 @@ def scratch_folder(parent: Path, *, hint: str) -> "Iterator[Path]":
     with storage_errors(parent, hint):
         make_folders(parent, mode=0o700)
         sweep(parent)
-        scratch = scratch_path(parent, TEMPORARY)
+        scratch = scratch_path(parent, kind)
         disk.make_folder(scratch, mode=0o700)
         try:
             yield scratch
@@ -346,19 +357,24 @@ def scratch_folder(parent: Path, *, hint: str) -> "Iterator[Path]":
 
 
 @contextmanager
-def atomic_folder(target: Path, *, hint: str) -> "Iterator[Path]":
+def atomic_folder(target: Path, *, hint: str, is_new: bool = False) -> "Iterator[Path]":
     """Yield a folder beside ``target`` to write in, and put it in the place of ``target`` when the block succeeds.
 
     Content is synced before it gets its name, so a crash leaves the old folder, no folder or the whole new one. When two
-    processes make the same folder, the last one wins.
+    processes make the same folder, the last one wins; with ``is_new`` the first.
+
+    Raises:
+        StorageError, OutputError: As ``scratch_folder``; or with ``is_new`` something is there by now.
     """
-    with scratch_folder(target.parent, hint=hint) as scratch:
+    with scratch_folder(target.parent, hint=hint, kind=OUTPUT if is_new else TEMPORARY) as scratch:
         fresh = scratch / "new"
         disk.make_folder(fresh)
         yield fresh
         sync_tree(fresh)
         for attempt in range(5):
-            if target.exists():
+            if is_new:
+                require_new(target, hint=hint)
+            elif target.exists():
                 disk.rename(target, scratch / f"old-{attempt}")
             try:
                 disk.rename(fresh, target)
@@ -371,12 +387,17 @@ def atomic_folder(target: Path, *, hint: str) -> "Iterator[Path]":
 
 
 @contextmanager
-def whole_file(target: Path, *, hint: str) -> "Iterator[Path]":
-    """Yield a path to write a file at, and put it in the place of ``target`` when the block succeeds; see ``atomic_folder``."""
-    with scratch_folder(target.parent, hint=hint) as scratch:
+def whole_file(target: Path, *, hint: str, is_new: bool = False) -> "Iterator[Path]":
+    """Yield a path to write a file at, and put it in the place of ``target`` when the block succeeds; see ``atomic_folder``.
+
+    With ``is_new``, commands that make the same file are told apart by the lock that they hold.
+    """
+    with scratch_folder(target.parent, hint=hint, kind=OUTPUT if is_new else TEMPORARY) as scratch:
         fresh = scratch / target.name
         yield fresh
         disk.sync(fresh)
+        if is_new:
+            require_new(target, hint=hint)
         disk.rename(fresh, target)
         disk.sync(target.parent)
 

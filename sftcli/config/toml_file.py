@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.errors import Location, NotFoundError, StorageError, UsageError
+from sftcli.input_files import read_whole
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _PLACE = re.compile(r" \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
 _CLOSERS = ("]", "}", '"""', "'''")  # what can end a value that spans lines
+MAX_CONFIG_BYTES = 4 << 20
 _MAX_SHOWN = 100  # characters of an offending line
 
 
@@ -46,6 +48,7 @@ def read_toml(path: Path, *, name: str | None = None) -> TomlDocument:
     Raises:
         NotFoundError: There is no such file.
         UsageError: It is a folder, empty, not UTF-8, or not TOML.
+        DataError: It is too large.
         StorageError: It cannot be read.
     """
     name = name or str(path)
@@ -63,12 +66,12 @@ def read_text(path: Path, name: str) -> str:
     """Return the text of a file that a person wrote; ``name`` is what messages call it.
 
     Raises:
-        NotFoundError, UsageError, StorageError: As ``read_toml``.
+        NotFoundError, UsageError, DataError, StorageError: As ``read_toml``.
     """
     location = Location(file=name)
     try:
         # A byte order mark is what some Windows editors write; TOML itself has no use for one.
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_whole(path, name=name, most_bytes=MAX_CONFIG_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise NotFoundError(f"{name}: no such file", location=location) from None
     except IsADirectoryError:

@@ -17,12 +17,20 @@ import numpy as np
 import torch
 
 from sftcli import storage
+from sftcli.cache import CACHE_HINT
 from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Notice
-from sftcli.json_files import read_json, replace_json, write_json
-from sftcli.modeling.cache import CACHE_HINT
+from sftcli.json_files import read_json, replace_json
+from sftcli.modeling.formats.cached_source import (
+    SOURCE_FILE,
+    SOURCES,
+    CachedSource,
+    file_sizes,
+    whole_source,
+    write_source,
+)
 from sftcli.modeling.formats.folder_write import TEMPLATE_FOLDER, sections
-from sftcli.modeling.formats.gguf.gguf_import import SOURCE_FILE, file_sizes, models_folder, whole_source
+from sftcli.modeling.formats.gguf.gguf_import import models_folder
 from sftcli.modeling.formats.identity import file_stamps
 from sftcli.modeling.formats.source_tensors import SourceTensors
 from sftcli.modeling.formats.stored_tensors import FLOATS, StoredTensor, copied_file_parts, read_tensor
@@ -58,18 +66,15 @@ def with_new_tokens(located: LocatedModel, tokens: Sequence[str], emit: EventSin
         return located
     _refuse_kind(located)
     folder = models_folder() / f"tokens-{_key(located, wanted)}"
-    if not whole_source(folder):
+    if whole_source(folder) is None:
         with storage.atomic_folder(folder, hint=CACHE_HINT) as fresh:
             _make(located, files, wanted, fresh)
-    made = read_json(folder / SOURCE_FILE)
-    ids: dict[str, int] = made["ids"]
-    shown = ", ".join(f"{text!r} ({token:,})" for text, token in ids.items())
+    made = SOURCES.read(folder / SOURCE_FILE)
+    shown = ", ".join(f"{text!r} ({token:,})" for text, token in made.ids.items())
     emit(
-        Notice(
-            text=f"new tokens: {shown}; the embeddings have {made['rows']:,} rows, had {made['rows_before']:,}"
-        )
+        Notice(text=f"new tokens: {shown}; the embeddings have {made.rows:,} rows, had {made.rows_before:,}")
     )
-    return replace(located, folder=folder, new_tokens=ids)
+    return replace(located, folder=folder, new_tokens=made.ids)
 
 
 def _refuse_kind(located: LocatedModel) -> None:
@@ -120,8 +125,10 @@ def _make(located: LocatedModel, files: TokenizerFiles, tokens: Sequence[str], f
         else:
             storage.disk.link(folder / path.name, path.resolve())
     _write_size(folder, before=source.rows, after=after)
-    about = {"format": _FORMAT, "model": located.name, "ids": ids, "rows": after, "rows_before": source.rows}
-    write_json(folder / SOURCE_FILE, about | {"files": file_sizes(folder)})
+    sizes = file_sizes(folder)
+    write_source(
+        folder, CachedSource(files=sizes, model=located.name, ids=ids, rows=after, rows_before=source.rows)
+    )
 
 
 class _SourceRows:

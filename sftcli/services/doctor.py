@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 
+from sftcli.cache import cache_folder
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import collate
 from sftcli.data.example import Example
@@ -23,7 +24,6 @@ from sftcli.errors import SftError
 from sftcli.events import Notice, Session
 from sftcli.extras import EXTRAS, install_command
 from sftcli.modeling.attention import attention_of
-from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.hub.process import endpoint, offline_by
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.libraries import quiet_libraries

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sftcli.data.batches.batch import Batch
-from sftcli.events import StopFlag
+from sftcli.events import HeldoutAnswers, StopFlag
 from sftcli.training.loss import NllSum
 
 
@@ -27,8 +27,14 @@ class TrainState:
     last_heldout_step: int = -1  # of ``last_heldout_loss``
     best_heldout_loss: float | None = None
     best_step: int = 0
-    fresh_heldout_loss: float | None = None  # the last one that was lower by enough (see ``stopping``)
+    fresh_heldout_loss: float | None = None  # the last one that was better by enough (see ``stopping``)
     stale_evals: int = 0  # since then
+    asks: bool | None = None  # whether held-out prompts are answered; None while that is open
+    # Scores of the held-out answers at the evaluations of the losses above; None where none were given.
+    first_score: float | None = None
+    last_score: float | None = None
+    best_score: float | None = None
+    fresh_score: float | None = None
     # Of the rows that each earlier run held out, before the first step: nats by row, and whether its answer is right.
     first_earlier_rows: list[list[float]] | None = None
     first_earlier_right: list[list[bool]] | None = None
@@ -101,3 +107,20 @@ class StepPlan(Protocol):
 
 
 HeldoutLoss = Callable[[StopFlag], NllSum | None]  # None when it was told to stop
+
+
+class AnswerGiver(Protocol):
+    """Answers the same held-out prompts whenever it is asked, with the model in training. All processes must ask together."""
+
+    @property
+    def measure(self) -> str:
+        """What says which answers are right."""
+        ...
+
+    def is_cheap(self, *, evaluations: int) -> bool:
+        """Return whether so many evaluations take little of the training's time by it; true where answers were asked for."""
+        ...
+
+    def __call__(self, stop: StopFlag, /) -> HeldoutAnswers | None:
+        """Answer; None when it was told to stop."""
+        ...

@@ -4,23 +4,35 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sftcli.config.schema.training import TrainingSettings
+from sftcli.config.schema.training import BestBy, TrainingSettings
 from sftcli.data.batches.batch import Batch
 from sftcli.errors import DivergedError
-from sftcli.events import Warned
+from sftcli.events import Warned, rank_of
 from sftcli.training.loss import NllSum
 from sftcli.training.state import TrainState
 
 
-def with_heldout(state: TrainState, scored: NllSum, settings: TrainingSettings) -> TrainState:
-    """Return ``state`` after a held-out loss was measured at its step.
+def with_heldout(
+    state: TrainState, scored: NllSum, settings: TrainingSettings, *, score: float | None = None
+) -> TrainState:
+    """Return ``state`` after a held-out loss was measured at its step, and the ``score`` of answers where some were given.
 
-    An evaluation is stale when it is not at least ``early_stopping_improvement`` below the last one that was not.
+    An evaluation is stale when it is not better than the last one that was not: by ``metric_for_best``, and where only the loss
+    differs, by at least ``early_stopping_improvement``.
     """
-    loss = scored.loss
+    loss, by_check = scored.loss, settings.metric_for_best is BestBy.CHECK
     best, first, level = state.best_heldout_loss, state.first_heldout_loss, state.fresh_heldout_loss
-    is_best = math.isfinite(loss) and (best is None or loss < best)
-    is_fresh = math.isfinite(loss) and (level is None or loss < level - settings.early_stopping_improvement)
+
+    def is_better(than: float | None, than_score: float | None, *, by: float = 0.0) -> bool:
+        if not math.isfinite(loss):
+            return False
+        if than is None:
+            return True
+        scores = (score, than_score) if by_check else (None, None)
+        return rank_of(loss, scores[0]) < rank_of(than - by, scores[1])
+
+    is_best = is_better(best, state.best_score)
+    is_fresh = is_better(level, state.fresh_score, by=settings.early_stopping_improvement)
     return replace(
         state,
         first_heldout_loss=loss if first is None else first,
@@ -31,6 +43,10 @@ def with_heldout(state: TrainState, scored: NllSum, settings: TrainingSettings) 
         best_step=state.step if is_best else state.best_step,
         fresh_heldout_loss=loss if is_fresh else level,
         stale_evals=0 if is_fresh else state.stale_evals + 1,
+        first_score=score if first is None else state.first_score,
+        last_score=score,
+        best_score=score if is_best else state.best_score,
+        fresh_score=score if is_fresh else state.fresh_score,
     )
 
 

@@ -8,9 +8,19 @@ from dataclasses import asdict, replace
 import torch
 
 from sftcli.config.schema.run import CheckpointSettings
-from sftcli.config.schema.training import TrainingSettings
+from sftcli.config.schema.training import BestBy, TrainingSettings
 from sftcli.data.batches.batch import Batch
-from sftcli.events import Ending, EventSink, FitEnded, FitStarted, HeldoutDone, NeverStop, StepDone, StopFlag
+from sftcli.events import (
+    Ending,
+    EventSink,
+    FitEnded,
+    FitStarted,
+    HeldoutAnswers,
+    HeldoutDone,
+    NeverStop,
+    StepDone,
+    StopFlag,
+)
 from sftcli.runtime import Clock, monotonic, peak_memory_bytes, release_memory
 from sftcli.training.checkpoint.background_saver import Saver
 from sftcli.training.distributed.agreed_stop import AgreedStop, TimedSaves
@@ -20,7 +30,14 @@ from sftcli.training.optim.optimizer import clip_grad_norm, optimizer_tensors, r
 from sftcli.training.optim.schedule import learning_rate_at, set_learning_rate
 from sftcli.training.out_of_memory import KeptMemory, MemoryLadder, is_out_of_memory
 from sftcli.training.random_streams import capture_rng, collect_rng, restore_rng, restore_stream
-from sftcli.training.state import CheckpointStore, HeldoutLoss, StepPlan, TrainingSnapshot, TrainState
+from sftcli.training.state import (
+    AnswerGiver,
+    CheckpointStore,
+    HeldoutLoss,
+    StepPlan,
+    TrainingSnapshot,
+    TrainState,
+)
 from sftcli.training.stopping import (
     bad_step,
     has_plateaued,
@@ -46,6 +63,7 @@ class Trainer:
         batch_loss: BatchLoss,
         ladder: MemoryLadder,
         heldout_loss: HeldoutLoss | None,
+        answer: AnswerGiver | None = None,
         store: CheckpointStore,
         emit: EventSink,
         device: torch.device,
@@ -66,6 +84,7 @@ class Trainer:
         self.before_step = before_step
         self.ladder = ladder
         self.heldout_loss = heldout_loss
+        self.answer = answer
         self.store = store
         self.emit = emit
         self.device = device
@@ -256,19 +275,44 @@ class Trainer:
         scored = self.heldout_loss(stop)
         if scored is None:
             return
+        after_loss = self.clock()
+        answers = self._answers(stop)
+        if answers is None and self.answer is not None and self.state.asks:
+            return
         first = self.state.first_heldout_rows
-        self.state = with_heldout(self.state, scored, self.settings)
+        score = None if answers is None else answers.score
+        self.state = with_heldout(self.state, scored, self.settings, score=score)
+        end = self.clock()
         self.emit(
             HeldoutDone(
                 step=self.state.step,
                 loss=scored.loss,
                 response_tokens=scored.response_tokens,
-                seconds=self.clock() - begin,
+                seconds=end - begin,
                 rows=scored.rows,
                 fall_error=None if first is None else scored.fall_error(first),
                 experts={layer: asdict(load) for layer, load in scored.experts.items()},
+                answers={} if answers is None else answers.as_fields(),
+                answer_seconds=0.0 if answers is None else end - after_loss,
+                by_check=self.settings.metric_for_best is BestBy.CHECK,
             )
         )
+
+    def _answers(self, stop: StopFlag) -> HeldoutAnswers | None:
+        """Answer held-out prompts, if this run does; None where it does not, or ``stop`` is set meanwhile.
+
+        Whether it does is decided once, and stays: a run that goes on does as it did. No random stream moves.
+        """
+        if self.answer is None or self.state.asks is False:
+            return None
+        rng = capture_rng()
+        if self.state.asks is None:
+            every = self.settings.eval_every_steps
+            evaluations = 1 + (-(-self.settings.max_steps // every) if every else 1)
+            self.state = replace(self.state, asks=self.answer.is_cheap(evaluations=evaluations))
+        answers = self.answer(stop) if self.state.asks else None
+        restore_rng(rng)
+        return answers
 
     def save(self) -> None:
         """Hand a snapshot to the store and wait until it is durable."""

@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
+from sftcli.services.report.evaluation import Evaluation
+from sftcli.services.report.score import Score
 from tests.cli.conftest import short_training
 from tests.support.runs import copied_here
 
@@ -172,20 +174,31 @@ def test_worse_answers_end_with_3_and_fail_their_test_case(sft, two_runs):
     assert json.loads(out)["against"]["answers"][0]["became_wrong"] == []
 
 
+WHOLE = Evaluation(
+    rows=1,
+    tuned=Score(
+        model="m", loss=1.0, response_tokens=1, bits_per_byte=1.0, token_accuracy=1.0, matched=1, answered=1,
+        mean_answer_tokens=1.0, mean_expected_tokens=1.0, looping_fraction=0.0,
+    ),
+).to_json()  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("content", "code", "said"),
     [
         (None, 66, "does not exist"),
-        ("{}", 2, "did not keep which rows were answered right"),
-        ('{"answers": [{"row": 3}]}', 65, "answers cannot be read"),
-        ('{"answers": []}', 65, "nothing to compare"),
+        ("{}", 65, "old.json is damaged: rows is missing"),
+        (WHOLE | {"answers": None}, 2, "did not keep which rows were answered right"),
+        (WHOLE | {"answers": [{"row": 3}]}, 65, "old.json is damaged: answers[0].origin is missing"),
+        (WHOLE | {"answers": []}, 65, "nothing to compare"),
     ],
 )
 def test_evaluation_that_cannot_be_compared_with_is_refused(
     sft, rows, tiny_model, tmp_path, content, code, said
 ):
     if content is not None:
-        (tmp_path / "old.json").write_text(content, encoding="utf-8")
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "old.json").write_text(text, encoding="utf-8")
     ended, _, err = sft(
         "eval", tiny_model, "--data", rows, "--no-base", "--max-rows", "1", "--against", "old.json"
     )

@@ -11,7 +11,8 @@ import pytest
 
 from sftcli import errors
 from sftcli.events import unheard
-from sftcli.services.runs.lock import LOCK, FileLock
+from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.lock import EvaluationLock, OutputLock, RunLock
 from tests.support.runs import StopAtStep, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 
@@ -108,6 +109,8 @@ SLIPS: tuple[Slip, ...] = (
     ((*FILE, "rows.jsonl", "--out", "rows.jsonl"), 73, "exists already"),
     ((*FILE, "rows.jsonl", "--out", "rows.jsonl/answers.jsonl"), 73, "rows.jsonl is not a folder"),
     ((*FILE, "rows.jsonl", "--out", "busy.jsonl"), 73, "busy.jsonl is in use by pid"),
+    (("export", "whole", "--to", "hf", "--out", "busy.jsonl"), 73, "busy.jsonl is in use by pid"),
+    (("eval", "busy"), 73, "the evaluation of busy is in use by pid"),
     # eval
     (("eval", "nosuch"), 66, "nosuch"),
     (("eval", "model"), 2, "not from a run with held-out rows"),
@@ -166,8 +169,12 @@ def everything(folder: Path) -> list[str]:
 def outcomes(place: Path) -> dict[tuple[str, ...], tuple[int, str]]:
     """What each slip led to, where torch cannot be imported."""
     with pytest.MonkeyPatch.context() as patch, ExitStack() as held:
-        for lock in (place / "runs" / "busy" / LOCK, place / ".busy.jsonl.lock"):
-            held.enter_context(FileLock(lock, unheard, thing="it", hint=""))
+        for lock in (
+            RunLock(place / "runs" / "busy", unheard),
+            OutputLock(place / "busy.jsonl"),
+            EvaluationLock(RunFolder(place / "runs" / "busy")),
+        ):
+            held.enter_context(lock)
         before = everything(place)
         patch.setenv("SFT_CACHE_DIR", str(place / "cache"))
         patch.setenv("PYTHONPATH", str(Path(errors.__file__).parents[1]))

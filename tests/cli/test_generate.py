@@ -12,7 +12,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.services.generate.answerer import AnswerText
 from sftcli.services.models.reference import find_model
 from sftcli.services.runs.folder import find_run
-from sftcli.services.runs.lock import FileLock
+from sftcli.services.runs.lock import OutputLock
 from tests.support.chat import family_tokenizer
 
 
@@ -108,7 +108,7 @@ def test_a_file_begun_with_other_settings_is_not_mixed(prompts, tiny_model, tmp_
 
 def test_of_two_that_answer_into_one_file_one_answers_and_the_other_says_so(prompts, tiny_model, tmp_path):
     out = tmp_path / "out.jsonl"
-    with FileLock(tmp_path / ".out.jsonl.lock", lambda _: None, thing=str(out), hint=""):
+    with OutputLock(out):
         result = invoke("generate", "--file", prompts, "--out", out, "-c", tiny_model, "--max-new-tokens", 2)
     error = result.exception
     assert (error.exit_code, out.exists()) == (73, False)

@@ -139,3 +139,39 @@ def test_without_rows_the_command_to_train_has_none_either(sft, tiny_model):
     assert code == 0, err
     assert json.loads(out)["train_command"] == f"sft train --model {tiny_model}"
     assert json.loads(out)["samples"][0]["origin"].partition(":")[0].endswith("heldout.jsonl")
+
+
+def test_eval_sets_the_base_with_examples_beside_the_tuned_model(sft, tmp_path, certain):
+    rows = write_pairs(tmp_path / "rows.jsonl", range(40))
+    same = ("--model", certain, "--set", "data.heldout_fraction=0.5", "--set", "data.split_seed=3")
+    assert (
+        sft("train", "--data", rows, *same, "--run", "one", "--max-steps", "1", "--learning-rate", "1e-9")[0]
+        == 0
+    )
+    ways = json.loads(sft("try", rows, *same, "--shots", "3", "--json")[1])["ways"]
+    code, out, err = sft("eval", "one", "--try", "--shots", "3", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    tried = found["tried"]
+    assert [way["name"] for way in tried] == [*WAYS, "tuned"]
+    for way, expected in zip(tried, ways, strict=False):
+        for key in ("matched", "answered", "mean_shots", "mean_prompt_tokens", "cut"):
+            assert way[key] == expected[key]
+        assert way["difference"]["value"] == (tried[-1]["matched"] - way["matched"]) / way["answered"]
+    assert tried[0]["matched"] == found["base"]["matched"]
+    assert (tried[-1]["matched"], tried[-1]["difference"]) == (found["tuned"]["matched"], None)
+    code, out, err = sft("eval", "one", "--try", "--shots", "3")
+    assert re.search(r"^base, nearest examples +\d+ of 20", out, re.MULTILINE)
+    assert "tuned, label: " in err
+    page = (tmp_path / "runs" / "one" / "report.html").read_text(encoding="utf-8")
+    assert "base, random examples" in page
+
+
+@pytest.mark.parametrize(
+    "other",
+    [("--no-base",), ("--data", "rows.jsonl"), ("--shots", "0"), ("--processes", "2"), ("--text", "a.txt")],
+)
+def test_what_does_not_go_with_examples_in_prompts_is_refused_by_name(sft, other):
+    code, _, err = sft("eval", "--try", *other)
+    assert code == 2
+    assert f"--try and {' '.join(other) if other[0] == '--shots' else other[0]} exclude each other" in err

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sftcli import storage
 from tests.cli.conftest import flags, rows, sft, tiny_model  # noqa: F401 - fixtures
+from tests.support.faulty_disk import CountingDisk
 
 ODD_FILES = (
     ".tmp-precious", ".tmp-r.html", ".tmp-step-mine", ".tmp-config", ".trash-step-old", ".lock-mine", ".lock.txt", ".sft-notes",
@@ -44,7 +46,38 @@ def seen(paths: list[Path]) -> dict[Path, tuple[int, ...]]:
     return {path: (one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in stats.items()}
 
 
-def test_no_command_removes_or_changes_files_of_others(sft, rows, flags, tiny_model, tmp_path):  # noqa: F811
+class TracingDisk(CountingDisk):
+    """Keeps the paths that operations write, rename, remove or touch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths: set[Path] = set()
+
+    def before(self, what: str, path: object) -> None:
+        super().before(what, path)
+        if what != "sync":
+            self.paths.add(Path(os.path.normpath(Path(str(path)).absolute())))
+
+    def rename(self, source: Path, target: Path) -> None:
+        super().rename(source, target)
+        self.paths.add(Path(os.path.normpath(target.absolute())))
+
+
+def is_scratch(path: Path) -> bool:
+    """Return whether a path is of something that we have made, and that has no name yet."""
+    kinds = (storage.TEMPORARY, storage.TRASH, storage.OUTPUT)
+    return any(storage.scratch_label(part, kind) is not None for part in path.parts for kind in kinds)
+
+
+def strangers(paths: set[Path], place: Path, own: str) -> list[Path]:
+    """Return the paths that are none of ``own`` below ``place``, a list of paths in words, nor scratch of ours."""
+    owned = [place / name for name in own.split()]
+    return [
+        path for path in paths if not is_scratch(path) and not any(path.is_relative_to(one) for one in owned)
+    ]
+
+
+def test_no_command_removes_or_changes_files_of_others(sft, rows, flags, tiny_model, tmp_path, monkeypatch):  # noqa: F811
     short = ["--max-new-tokens", "2"]
     train = ["train", "--data", rows, *flags, "--run", "one", "--set", "checkpoint.every_steps=2"]
     assert sft(*train)[0] == 0
@@ -54,32 +87,54 @@ def test_no_command_removes_or_changes_files_of_others(sft, rows, flags, tiny_mo
     others += [rows, *tiny_model.iterdir()]
     before = seen(others)
     assert len(before) == len(others)
-    commands = [
-        ["prepare", rows, "--model", tiny_model],
-        ["prepare", rows, "--model", tiny_model, "--out", "out/prepared", "--set", "data.heldout_fraction=0.3"],
-        [*train, "--resume", "auto"],
-        ["resume", "one", "--checkpoint", "2"],
-        ["resume", "one"],
-        ["resume", "one", "--verify"],
-        ["train", "--data", rows, *flags, "--run", "two"],
-        ["train", "--data", rows, *flags, "--plan"],
-        ["generate", "a", "--checkpoint", "one", *short],
-        ["generate", "--file", rows, "--out", "out/answers.jsonl", "--checkpoint", "one", *short],
-        ["eval", "one", "--max-rows", "3"],
-        ["export", "one", "--to", "hf", "--out", "out/hf"],
-        ["export", "one", "--to", "gguf", "--out", "out/one.gguf"],
-        ["report", "one", "--out", "out/r.html"],
-        ["report", "one"],
-        ["runs"],
-        ["show", "one"],
-        ["presets"],
-        ["env"],
-    ]  # fmt: skip
-    for command in commands:
-        code, _, err = sft(*command)
+    eval_files = (
+        "runs/one/eval.json runs/one/report.html runs/one/.lock-eval runs/one/.lock-eval-guard cache/prepared"
+    )
+    for own, command in [
+        ("cache", ["prepare", rows, "--model", tiny_model]),
+        ("cache out/prepared", ["prepare", rows, "--model", tiny_model, "--out", "out/prepared", "--set", "data.heldout_fraction=0.3"]),
+        ("out/rows.jsonl cache", ["prepare", rows, "--model", tiny_model, "--out", "out/rows.jsonl"]),
+        ("runs/one", [*train, "--resume", "auto"]),
+        ("runs/one", ["resume", "one", "--checkpoint", "2"]),
+        ("runs/one", ["resume", "one"]),
+        ("runs/one", ["resume", "one", "--max-steps", "6"]),
+        ("", ["resume", "one", "--verify"]),
+        ("runs/two", ["train", "--data", rows, *flags, "--run", "two"]),
+        ("cache", ["train", "--data", rows, *flags, "--plan"]),
+        ("runs/all cache", ["train", "--data", rows, *flags, "--run", "all", "--compare", "rows=50%,100%", "--max-steps", "1"]),
+        ("", ["generate", "a", "--checkpoint", "one", *short]),
+        ("out/answers.jsonl out/.answers.jsonl.partial", ["generate", "--file", rows, "--out", "out/answers.jsonl", "--checkpoint", "one", *short]),
+        (eval_files, ["eval", "one", "--max-rows", "3"]),
+        ("out/tests.xml cache", ["eval", "one", "--data", rows, "--max-rows", "3", "--junit", "out/tests.xml"]),
+        ("cache", ["try", rows, "--model", tiny_model, "--max-rows", "2"]),
+        ("out/hf", ["export", "one", "--to", "hf", "--out", "out/hf"]),
+        ("out/one.gguf", ["export", "one", "--to", "gguf", "--out", "out/one.gguf"]),
+        ("out/ollama", ["export", "one", "--to", "ollama", "--out", "out/ollama"]),
+        ("", ["push", "me/one", "one", "--dry-run"]),
+        ("out/r.html", ["report", "one", "--out", "out/r.html"]),
+        ("runs/one/report.html", ["report", "one"]),
+        ("", ["diff", "one", "two"]),
+        ("", ["runs"]),
+        ("", ["show", "one"]),
+        ("", ["presets"]),
+        ("", ["env"]),
+    ]:  # fmt: skip
+        disk, there = TracingDisk(), seen(list(tmp_path.rglob("*")))
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "disk", disk)
+            code, _, err = sft(*command)
         assert code == 0, (command, err)
         after = seen(others)
         assert {path for path in others if before[path] != after.get(path)} == set(), command
+        assert strangers(disk.paths, tmp_path, own) == [], command
+        now = seen(list(tmp_path.rglob("*")))
+        changed = {
+            path
+            for path in there.keys() | now.keys()
+            if there.get(path) != now.get(path) and not (path.is_dir() and path in there)
+        }
+        assert strangers(changed, tmp_path, own) == [], command
+        assert [path for path in now if is_scratch(path) and path not in others] == [], command
 
 
 def printed(text: str) -> list[list[str]]:

@@ -56,7 +56,7 @@ CHILD = dedent("""
     print(*failed, sep="\\n", end="")
 
     from sftcli.cli.session.signals import STOP_SIGNALS
-    from sftcli.modeling.cache import cache_folder
+    from sftcli.cache import cache_folder
     from sftcli.runtime import peak_memory_bytes, total_memory_bytes
 
     cpu = torch.device("cpu")

@@ -11,8 +11,8 @@ import pytest
 
 import sftcli
 from sftcli import storage
+from sftcli.cache import CACHE_HINT, cache_folder
 from sftcli.errors import ConsentError, DataError
-from sftcli.modeling.cache import CACHE_HINT, cache_folder
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.train.resuming.resume_point import clear_leftovers

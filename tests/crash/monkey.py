@@ -23,6 +23,7 @@ from pathlib import Path
 
 from sftcli.training.checkpoint.format import newest_good
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
+from tests.support.runs import CLOCKS
 from tests.support.tiny_model import build_tiny_model
 
 STEPS = 80
@@ -60,7 +61,7 @@ class Monkey:
         ]  # fmt: skip
         for value in (
             f"run.root={self.root / 'runs'}", "training.batch_size=8", "training.learning_rate=1e-2",
-            "data.heldout_fraction=0.2", "training.eval_every_steps=10", "checkpoint.every_steps=4",
+            "data.heldout_fraction=0.2", "training.eval_every_steps=10", "training.eval_answers=2", "checkpoint.every_steps=4",
         ):  # fmt: skip
             argv += ["--set", value]
         child = os.fork()
@@ -100,13 +101,7 @@ class Monkey:
         for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines():
             event = json.loads(line)
             if event["event"] in {"StepDone", "HeldoutDone"}:
-                kept.append(
-                    {
-                        k: v
-                        for k, v in event.items()
-                        if k not in {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilization"}
-                    }
-                )
+                kept.append({k: v for k, v in event.items() if k not in CLOCKS})
         return result | {"events": json.dumps(kept)}
 
     def attack(self, rounds: int, golden: dict[str, str], seconds: float, deadline: float) -> None:

@@ -76,7 +76,8 @@ class Stops:
         run = self.root / "runs" / name
         sets = (
             f"run.root={self.root / 'runs'}", "training.batch_size=4", "training.learning_rate=1e-2", "training.precision=auto",
-            "data.heldout_fraction=0.2", "training.eval_every_steps=4", "checkpoint.every_steps=5", *FORMS[form],
+            "data.heldout_fraction=0.2", "training.eval_every_steps=4", "checkpoint.every_steps=5", "training.eval_answers=2",
+            *FORMS[form],
         )  # fmt: skip
         argv = [
             "sft", "train", "--data", str(self.rows), "--model", str(self.model), "--run", name, "--resume", "auto",

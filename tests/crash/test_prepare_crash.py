@@ -10,6 +10,7 @@ import pytest
 from sftcli import storage
 from sftcli.config.schema.data import DataSettings
 from sftcli.data.example import Example
+from sftcli.data.prepared.about import AboutRows
 from sftcli.data.prepared.store import HELDOUT, TRAIN, PreparedWriter, open_prepared
 from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError
@@ -33,7 +34,7 @@ def write(folder: Path) -> None:
                 origin=Origin(path="rows", line=line),
             )
             writer.add(TRAIN if line % 4 else HELDOUT, example)
-        writer.finish({"sources": []})
+        writer.finish(AboutRows(audit={}))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -52,7 +52,7 @@ def main() -> None:
         seconds = time.monotonic() - built
         _say(tally.table())
         count = sum(sum(codes.values()) for codes in tally.codes.values())
-        last = options.seed + options.count - 1
+        last = options.seed + count - 1
         _say(
             f"{options.kind}: {count} cases, seeds {options.seed} to {last}, in {seconds:.0f} s ({count / max(seconds, 1e-9):.1f} a second)"
             f", {built - begin:.0f} s to build {len(running.samples)} samples; {len(tally.faults)} faults"

@@ -1,14 +1,21 @@
 """Files that this program has written: each of them, and the commands that read it back."""
 
+import hashlib
+import itertools
 import json
 import os
 import signal
 import time
 from pathlib import Path
+from typing import BinaryIO
 
+from sftcli import storage
 from sftcli.config.resolve import parse_set, resolve
-from tests.fuzz.runner import sft_in_child, start_sft
+from sftcli.runtime import processor
+from sftcli.services.machine.precision import MEASUREMENTS, REMEMBERED, Measured
+from tests.fuzz.runner import run_sft, sft_in_child, start_sft
 from tests.fuzz.targets import Target
+from tests.support.forked import run_forked
 from tests.support.runs import StopAtStep, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 
@@ -33,6 +40,8 @@ def make_runs(folder: Path) -> None:
     sft_in_child("eval -q first --max-rows 3")
     sft_in_child(f"{_TRAIN} --model first --max-steps 2 --lora --rank 2 --replay 20% --run second")
     sft_in_child("export -q first --to hf --out exported")
+    machine = hashlib.sha256(processor().encode()).hexdigest()
+    MEASUREMENTS.write(folder / "cache" / REMEMBERED, {machine: Measured(precision="fp32", why="measured")})
     _stopped_run()
 
 
@@ -46,8 +55,19 @@ def make_comparison(folder: Path) -> None:
 def make_answers(folder: Path) -> None:
     """A file of answers that was not ended, with the journal of those that are known."""
     make_runs(folder)
-    journal = folder / ".answers.jsonl.partial"
-    _kill_when(_ANSWER, lambda: _text(journal).count("\n") > 3)
+
+    def work() -> None:
+        append, count = storage.append_line, itertools.count()
+
+        def append_or_die(file: BinaryIO, line: str) -> None:
+            if next(count) == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            append(file, line)
+
+        storage.append_line = append_or_die
+        run_sft(_ANSWER)
+
+    assert run_forked(work) == -signal.SIGKILL
 
 
 def _stopped_run() -> None:

@@ -143,6 +143,8 @@ class Runner:
     def _judged(self, case: Case, folder: Path, code: int, seconds: float, *, is_late: bool) -> Result:
         output = folder.with_suffix(".txt")
         text = _text(output)
+        if code == _NOT_MADE:
+            raise SystemExit(f"the case {case.seed} of {case.target.name} could not be made:\n{text}")
         fault = (
             f"over {self.seconds:.0f} s"
             if is_late
@@ -175,7 +177,7 @@ def fault_of(code: int, text: str, folder: Path, *, is_intact: bool = False) -> 
     """Say what is wrong with how a command has ended; nothing where it may end so."""
     if code < 0:
         return f"died of {signal.Signals(-code).name}"
-    named = {1: "exit 1", _NOT_MADE: "not made", _OUT_OF_MEMORY: "out of memory"}
+    named = {1: "exit 1", _OUT_OF_MEMORY: "out of memory"}
     if code in named:
         return named[code]
     if "hit a bug" in text or "Traceback" in text:

@@ -12,6 +12,8 @@ from sftcli.events import (
     Event,
     FitEnded,
     FitStarted,
+    GivenAnswer,
+    HeldoutAnswers,
     HeldoutDone,
     Judged,
     MemoryEased,
@@ -47,6 +49,30 @@ def step_done(
     )
 
 
+def answers_at(step: int) -> dict[str, object]:
+    """Return what the event of an evaluation has of two held-out prompts that were answered."""
+    right = min(2, step // 20)
+    given = [
+        GivenAnswer(
+            row=f"rows.jsonl:{index + 1}",
+            prompt=f"Ticket {index}",
+            expected="shipping" if index else "billing",
+            text=""
+            if not step
+            else f"refund {HOSTILE}"
+            if index >= right
+            else "shipping"
+            if index
+            else "billing",
+            score=float(index < right),
+        )
+        for index in range(2)
+    ]
+    return HeldoutAnswers(
+        measure="label", rows=2, right=right, score=right / 2, given=tuple(given)
+    ).as_fields()
+
+
 def run_events(last_step: int = 60) -> Iterator[Event]:
     """Yield one event of every kind, in the order of a run."""
     yield RunStarted(run="quick-1", path="runs/quick-1")
@@ -73,7 +99,7 @@ def run_events(last_step: int = 60) -> Iterator[Event]:
         precision="fp32",
         peak_flops=2.1e11,
     )
-    yield HeldoutDone(step=0, loss=2.31, response_tokens=400, seconds=4.0)
+    yield HeldoutDone(step=0, loss=2.31, response_tokens=400, seconds=4.0, answers=answers_at(0))
     yield FitStarted(step=0, last_step=last_step)
     for step in range(1, last_step + 1):
         bad = step == 7
@@ -98,7 +124,11 @@ def run_events(last_step: int = 60) -> Iterator[Event]:
             )
         if step % 20 == 0:
             yield HeldoutDone(
-                step=step, loss=0.6 + 1.7 * math.exp(-step / 20), response_tokens=400, seconds=4.0
+                step=step,
+                loss=0.6 + 1.7 * math.exp(-step / 20),
+                response_tokens=400,
+                seconds=4.0,
+                answers=answers_at(step),
             )
         if step % 50 == 0 or step == last_step:
             yield CheckpointSaved(step=step, path=f"runs/quick-1/checkpoints/step-{step:06d}", seconds=0.5)

@@ -79,6 +79,19 @@ class CountingDisk(Disk):
         self.before("library has written", folder)
 
 
+class TellingDisk(CountingDisk):
+    """Writes each operation into the file ``told`` as it comes, for who counts those of another process."""
+
+    def __init__(self, told: Path) -> None:
+        super().__init__()
+        self.told = told
+
+    def before(self, what: str, path: object) -> None:
+        super().before(what, path)
+        with self.told.open("a", encoding="utf-8") as file:
+            file.write(f"{what}\t{path}\n")
+
+
 class FullDisk(CountingDisk):
     """Has no room left below ``folder``."""
 

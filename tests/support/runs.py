@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from sftcli.events import Event, Session, StepDone
 from sftcli.services.train.lead import TrainRequest, run_training
 from sftcli.services.train.run import TrainOutcome
 
-CLOCKS = {"time", "seconds", "peak_memory_bytes", "peak_flops", "utilization"}
+CLOCKS = {"time", "seconds", "answer_seconds", "peak_memory_bytes", "peak_flops", "utilization"}
 
 
 def copied_here(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -56,7 +57,7 @@ def settings_of(folder: Path, model: Path, *changes: str) -> Resolved:
     sets = (
         f"run.root={folder / 'runs'}", f"model.name={model}", "training.epochs=2", "training.batch_size=4",
         "training.micro_batch_size=3", "training.learning_rate=1e-2", "training.eval_every_steps=4",
-        "data.heldout_fraction=0.2", "checkpoint.every_steps=3", *changes,
+        "data.heldout_fraction=0.2", "checkpoint.every_steps=3", "training.eval_answers=0", *changes,
     )  # fmt: skip
     data = parse_set(f"data.sources={rows}")
     return resolve(preset=None, config_file=None, overrides=(data, *map(parse_set, sets)), environ={})
@@ -76,7 +77,12 @@ def events_of(run: Path, kind: str | None = None) -> list[dict]:
 
 def numbers_of(run: Path) -> list[dict[str, object]]:
     """Return the events of steps and of held-out losses, those of earlier runs too, without what a clock or the machine decides."""
-    kept = [event for event in events_of(run) if event["event"] in {"StepDone", "HeldoutDone", "EarlierDone"}]
+    return numbers_in(events_of(run))
+
+
+def numbers_in(events: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
+    """Return the same of events that were read already."""
+    kept = [event for event in events if event["event"] in {"StepDone", "HeldoutDone", "EarlierDone"}]
     return [{key: value for key, value in event.items() if key not in CLOCKS} for event in kept]
 
 

@@ -28,7 +28,7 @@ REPO = Path(__file__).parents[2]
 FLAGS = (
     "training.batch_size=6", "training.micro_batch_size=2", "training.learning_rate=1e-2", "training.packing=off",
     "training.precision=fp32", "training.eval_every_steps=4", "data.heldout_fraction=0.2", "checkpoint.every_steps=2",
-    "checkpoint.keep_last=9",
+    "checkpoint.keep_last=9", "training.eval_answers=0",
 )  # fmt: skip
 
 

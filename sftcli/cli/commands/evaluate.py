@@ -12,6 +12,7 @@ from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
 from sftcli.cli.results import results
 from sftcli.cli.results.checks import show_checks
+from sftcli.cli.results.trial import show_tried
 from sftcli.cli.session.processes import is_first, is_one_of_several, start_several
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from sftcli.services.evaluate.request import EvalRequest
     from sftcli.services.evaluate.tasks import TasksReport
     from sftcli.services.evaluate.texts import TextReport
+
+DEFAULT_SHOTS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +93,14 @@ class ScoredFlags:
             "the file. By default the one that fits the expected answers.",
         ),
     ] = None
+
+    is_tried: Annotated[
+        bool,
+        typer.Option(
+            "--try",
+            help="Also ask the base with training rows in its prompts, as sft try does, and compare all with the tuned model.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +166,12 @@ class TaskFlags:
     ] = None
     shots: Annotated[
         int | None,
-        typer.Option("--shots", metavar="N", min=0, help="Few-shot examples before each question."),
+        typer.Option(
+            "--shots",
+            metavar="N",
+            min=0,
+            help="Few-shot examples before each question of --tasks; with --try 1 or more, 8 unless set.",
+        ),
     ] = None
 
 
@@ -202,6 +218,8 @@ def evaluate(
 
       sft eval --check fields --fail-under fields.city=0.9
 
+      sft eval --try --max-rows 60
+
       sft eval --against first --junit eval.xml
 
       sft eval --tasks arc_easy --task-rows 100 --fail-under arc_easy/acc=0.5
@@ -213,6 +231,7 @@ def evaluate(
 
     limits = read_limits(fail.fail_above or (), fail.fail_under or ())
     _check_tasks(asked, scored, processes)
+    _check_try(asked, scored, processes)
     _check_against(compare, asked, scored)
     if asked.tasks is not None:
         check_names(_request(scored, runs), needs_rows=False)
@@ -222,7 +241,8 @@ def evaluate(
         return
     checks = read_check_names(scored.checks or ())
     require_measurable(limits, checks)
-    request = replace(_request(scored, runs), checks=checks, limits=limits)
+    shots = (DEFAULT_SHOTS if asked.shots is None else asked.shots) if scored.is_tried else None
+    request = replace(_request(scored, runs), checks=checks, limits=limits, shots=shots)
     if request.texts:
         check_names(request)
         read = _score_texts(request, output)
@@ -275,8 +295,35 @@ def _check_tasks(asked: TaskFlags, scored: ScoredFlags, processes: int) -> None:
         if scored.checks:
             raise UsageError("--tasks and --check exclude each other", hint="run sft eval once for each")
         require_package("lm_eval", extra="eval", needed_by="--tasks", package="lm-eval")
-    elif asked.task_path is not None or asked.task_rows is not None or asked.shots is not None:
-        raise UsageError("--task-path, --task-rows and --shots need --tasks", hint="name tasks: --tasks NAME")
+    elif asked.task_path is not None or asked.task_rows is not None:
+        raise UsageError("--task-path and --task-rows need --tasks", hint="name tasks: --tasks NAME")
+    elif asked.shots is not None and not scored.is_tried:
+        raise UsageError(
+            "--shots needs --tasks or --try", hint="name tasks with --tasks NAME, or try rows with --try"
+        )
+
+
+def _check_try(asked: TaskFlags, scored: ScoredFlags, processes: int) -> None:
+    """Refuse what does not go with examples in prompts: those are training rows of the run, and the base is asked.
+
+    Raises:
+        UsageError: There is such a flag.
+    """
+    if not scored.is_tried:
+        return
+    others = {
+        "--tasks": asked.tasks is not None,
+        "--text": bool(scored.texts),
+        "--data": bool(scored.data),
+        "--no-base": scored.no_base,
+        "--processes": processes > 1,
+        "--shots 0": asked.shots == 0,
+    }
+    if other := next((flag for flag, is_given in others.items() if is_given), ""):
+        raise UsageError(
+            f"--try and {other} exclude each other",
+            hint="--try asks the base of a run its held-out rows behind training rows, in one process",
+        )
 
 
 def _ask_tasks(
@@ -336,6 +383,7 @@ def _score_rows(request: "EvalRequest", output: Output) -> "EvalReport":
     if not output.json:
         results.show_scores(report, output)
         show_checks(report, output)
+        show_tried(report, output)
     return report
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sftcli.services.models.reference import ModelReference
 
 
+MAX_PROMPT_CHARS = 16_000_000  # read from standard input; no model has room for as many
 SAMPLING_FLAGS = (
     *("--max-new-tokens", "--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty", "--stop"),
     replace(FLAGS["--seed"], key="sampling.seed"),
@@ -189,9 +190,15 @@ def _read_prompt(prompt: str | None) -> str:
     if sys.stdin is None:
         raise UsageError("standard input is closed", hint="pass the prompt as an argument")
     try:
-        return as_utf8(sys.stdin.read())
+        text = as_utf8(sys.stdin.read(MAX_PROMPT_CHARS + 1))
     except UnicodeError:
         raise DataError("the prompt on standard input is not UTF-8", hint="send it as UTF-8") from None
+    if len(text) > MAX_PROMPT_CHARS:
+        raise DataError(
+            f"the prompt on standard input has more than {MAX_PROMPT_CHARS} characters",
+            hint="send a shorter one; many prompts go into a file: --file FILE",
+        )
+    return text
 
 
 def _answer_prompt(request: "GenerateRequest", output: Output) -> None:
@@ -212,13 +219,14 @@ def _answer_prompt(request: "GenerateRequest", output: Output) -> None:
 def _answer_file(
     request: "GenerateRequest", asked: AskedFlags, found: "ModelReference", output: Output
 ) -> None:
-    from sftcli.services.generate.prompt_file import check_out, lock_of, read_prompts
+    from sftcli.services.generate.prompt_file import check_out, read_prompts
+    from sftcli.services.runs.lock import OutputLock
 
     assert asked.file is not None
     assert asked.out is not None
     out = asked.out
     check_out(out)
-    lock_of(out).require_free()
+    OutputLock(out).require_free()
     request, gate = _gated(request, asked, found)
     prompts = read_prompts(
         asked.file, system=request.system, ignored=request.ignored, renames=request.renames

@@ -1,7 +1,7 @@
 """``sft runs`` and ``sft show``: what became of earlier runs."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from sftcli.cli.terminal.text import loss_text, signs, sparkline
 from sftcli.figures import count, counted, duration, percent, share_of
 
 if TYPE_CHECKING:
+    from sftcli.services.report.evaluation import Evaluation
     from sftcli.services.runs.summary import RunSummary
 
 CURVE_COLUMNS = 32
@@ -87,17 +88,18 @@ def show(
       sft show my-run --json
     """
     with session(output):
+        from sftcli.services.report.evaluation import read_scores
         from sftcli.services.runs.folder import find_run, newest_run
-        from sftcli.services.runs.summary import can_be_scored, read_scores, summarize_run
+        from sftcli.services.runs.summary import can_be_scored, summarize_run
 
         chosen = newest_run(root) if run is None else find_run(run, root)
         summary, scores = summarize_run(chosen), read_scores(chosen)
     if output.json:
-        tables.show_result_json({**asdict(summary), "scores": scores})
+        tables.show_result_json({**asdict(summary), "scores": None if scores is None else scores.to_json()})
         return
     out = tables.out(output.color)
     levels = signs(out.encoding).levels
-    facts = [*_facts(summary, levels), *_score_facts(scores or {})]
+    facts = [*_facts(summary, levels), *_score_facts(scores)]
     if chosen.report.is_file():
         facts.append(("report", str(chosen.report)))
     out.print(tables.key_value_table(facts))
@@ -150,6 +152,8 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
             best = ""
         shown = not_since(first, last, summary.heldout_step) if is_behind else f"{first} at first, {last} now"
         yield "held-out loss", f"{shown}{best}{of}"
+    if summary.score is not None:
+        yield "answers", _score_text(summary)
     for kept in summary.earlier:
         yield "earlier rows", kept.in_words()
     if summary.experts and summary.first_experts:
@@ -165,14 +169,24 @@ def _facts(summary: "RunSummary", levels: str) -> Iterator[tuple[str, object]]:
         )
 
 
-def _score_facts(scores: "Mapping[str, object]") -> Iterator[tuple[str, object]]:
+def _score_text(summary: "RunSummary") -> str:
+    """Return how many of the held-out answers are right, by a measure."""
+    scores = (
+        (summary.first_score, "at first"),
+        (summary.score, "now"),
+        (summary.best_score, f"at step {summary.best_step}"),
+    )
+    told = ", ".join(f"{percent(score)} {when}" for score, when in scores if score is not None)
+    return f"{summary.measure} right {told} ({counted(summary.answered, 'answer')})"
+
+
+def _score_facts(scores: "Evaluation | None") -> Iterator[tuple[str, object]]:
     """Yield what `sft eval` has found: how many answers were right, and the loss, each with the base's."""
-    tuned, base = scores.get("tuned"), scores.get("base")
-    if not isinstance(tuned, dict):
+    if scores is None:
         return
-    named = [(tuned, ""), *([(base, " by the base")] if isinstance(base, dict) else [])]
-    matches = [f"{share_of(score['matched'], score['answered'])}{whose}" for score, whose in named]
-    losses = [f"{loss_text(score['loss'], score['rows'])}{whose}" for score, whose in named]
+    named = [(scores.tuned, ""), *([(scores.base, " by the base")] if scores.base is not None else [])]
+    matches = [f"{share_of(score.matched, score.answered)}{whose}" for score, whose in named]
+    losses = [f"{loss_text(score.loss, score.rows)}{whose}" for score, whose in named]
     yield "scores", f"exactly right {', '.join(matches)}; loss {', '.join(losses)}"
 
 

@@ -1,5 +1,6 @@
 """Errors as a person or a script reads them, and the way from an exception to an exit code."""
 
+import errno
 import io
 import os
 import sys
@@ -9,7 +10,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import ENOSPC
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from sftcli.cli.options.shared import Color, use_color
 from sftcli.cli.session.session import stderr_columns
 from sftcli.cli.session.signals import INTERRUPTED_EXIT_CODE, CommandStopped
 from sftcli.cli.terminal.text import clean, wrapped, writable
-from sftcli.errors import ReportedByPeerError, SftError, StorageError, UsageError, redact
+from sftcli.errors import OutputError, ReportedByPeerError, SftError, StorageError, UsageError, redact
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -61,6 +61,9 @@ def _read_line(path: Path, line: int) -> str | None:
         pass  # the error itself is shown either way
     return None
 
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_OF_DISKS = _FULL | {errno.EIO, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
 
 BUG_EXIT_CODE = 1
 BROKEN_PIPE_EXIT_CODE = 141
@@ -118,10 +121,9 @@ class _Ending:
                 self._say_stopped("interrupted")
             case BrokenPipeError():
                 self._leave_pipe()
-            case OSError(errno=number) if number == ENOSPC:
+            case OSError(errno=number) if number in _OF_DISKS:
                 _drop_if_unwritable(sys.stdout)
-                where = f" for {error.filename}" if error.filename else ""
-                self._show(StorageError(f"no space left{where}", hint="free some space and run it again"))
+                self._show(_disk_error(error))
             case _ if (usage := usage_error(error, self.command, sys.argv[1:])) is not None:
                 self._show_usage(usage)
             case _:
@@ -151,6 +153,19 @@ class _Ending:
     def _leave_pipe(self) -> None:
         self.code = BROKEN_PIPE_EXIT_CODE
         _let_go_of(sys.stdout)
+
+
+def _disk_error(error: OSError) -> SftError:
+    """Return the error of a disk that nobody has said anything about: a failing disk is no bug of ours."""
+    where = f" for {error.filename}" if error.filename else ""
+    if error.errno in _FULL:
+        return StorageError(f"no space left{where}", hint="free some space and run it again")
+    if error.errno == errno.EROFS:
+        return OutputError(
+            f"the disk takes no writes{where}: {error.strerror}",
+            hint="check the drive, or name another place",
+        )
+    return StorageError(f"the disk failed{where}: {error.strerror}", hint="check the drive and run it again")
 
 
 def make_streams_safe() -> None:

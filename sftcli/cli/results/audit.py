@@ -11,7 +11,7 @@ from sftcli.figures import count, percent
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sftcli.data.quality.audit import AuditSummary, LengthBin
+    from sftcli.data.quality.audit_summary import AuditSummary, LengthBin
     from sftcli.services.prepare.prepare import PrepareOutcome
 
 MAX_BAR = 40
@@ -100,7 +100,7 @@ def _sources_table(audit: "AuditSummary") -> tables.Grid:
             [
                 tables.Cell(text=source),
                 *(
-                    tables.Cell(text=count(counts[name]))
+                    tables.Cell(text=count(getattr(counts, name)))
                     for name in ("rows", "kept", "tokens", "response_tokens")
                 ),
             ]

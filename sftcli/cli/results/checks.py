@@ -8,10 +8,8 @@ from sftcli.cli.terminal import tables
 from sftcli.suggest import aside
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
     from sftcli.services.evaluate.evaluate import EvalReport
+    from sftcli.services.report.check_results import CheckedAnswer
     from sftcli.services.report.checks import ShownCheck, ShownLabels
 
 MOST_PARTS = 12
@@ -24,7 +22,7 @@ def show_checks(report: "EvalReport", output: options.Output) -> None:
     from sftcli.services.report.checks import checks_of
 
     out, err = tables.out(output.color), tables.err(output.color)
-    for check in checks_of(report.to_json()):
+    for check in checks_of(report.checks):
         out.print()
         out.print(_measures(check))
         if check.labels is not None and len(check.labels.rows) <= MOST_LABELS:
@@ -32,7 +30,7 @@ def show_checks(report: "EvalReport", output: options.Output) -> None:
             out.print(_confusion(check.labels))
         if not output.quiet:
             tables.show_text(f"{check.measures[0].name}: {check.line}", err, wrap=True)
-            if wrong := [one for one in check.answers if one["tuned_score"] < 1][:MOST_WRONG]:
+            if wrong := [one for one in check.answers if one.tuned_score < 1][:MOST_WRONG]:
                 tables.show_text(f"wrong: {', '.join(map(_place, wrong))}", err, wrap=True)
             if len(check.measures) > MOST_PARTS:
                 tables.show_text(
@@ -40,9 +38,9 @@ def show_checks(report: "EvalReport", output: options.Output) -> None:
                 )
 
 
-def _place(one: "Mapping[str, Any]") -> str:
+def _place(one: "CheckedAnswer") -> str:
     """Return where a wrong answer is, and in which parts."""
-    return f"{one['row']}{aside(', '.join(one['wrong']))}"
+    return f"{one.row}{aside(', '.join(one.wrong))}"
 
 
 def _measures(check: "ShownCheck") -> tables.Grid:

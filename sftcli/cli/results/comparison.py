@@ -11,7 +11,7 @@ from sftcli.figures import are_few, change, count, figure, interval, too_few, wh
 if TYPE_CHECKING:
     from sftcli.services.compare.price import Price
     from sftcli.services.compare.summary import CompareReport, ValueResult
-    from sftcli.services.evaluate.metrics import Interval
+    from sftcli.services.report.score import Interval
 
 _DIGITS = 3
 _HEADINGS = {"loss": "held-out loss", "bits_per_byte": "bits a byte"}

@@ -70,10 +70,8 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
 
     if not output.quiet:
         err, run = tables.err(output.color), RunFolder(Path(outcome.path))
-        if outcome.first_heldout_loss is not None and outcome.last_heldout_loss is not None:
-            tables.show_text(_heldout_text(outcome), err)
-        for kept in outcome.earlier:
-            tables.show_text(kept.in_words(), err, wrap=True)
+        for text in _measured_texts(outcome):
+            tables.show_text(text, err, wrap=True)
         spent = "" if outcome.spent is None else f"; {_spent_text(outcome.spent)}"
         tables.show_text(f"{duration(outcome.seconds)} in all, from loading to saving{spent}", err)
         if outcome.verdict is not None and (outcome.verdict.kind != "unknown" or outcome.heldout_rows):
@@ -93,6 +91,17 @@ def show_training(outcome: "TrainOutcome", output: options.Output) -> None:
             tables.show_text(f"next: {generate_command(run)}{score}", err)
     if outcome.final is not None:
         tables.show_text(outcome.final, tables.out(output.color))
+
+
+def _measured_texts(outcome: "TrainOutcome") -> Iterator[str]:
+    """Yield what held-out rows say, and those of earlier runs."""
+    if outcome.first_heldout_loss is not None and outcome.last_heldout_loss is not None:
+        yield _heldout_text(outcome)
+    if outcome.first_score is not None and outcome.last_score is not None:
+        before, after = percent(outcome.first_score), percent(outcome.last_score)
+        yield f"held-out answers, {outcome.measure}: {before} right before, {after} after"
+    for kept in outcome.earlier:
+        yield kept.in_words()
 
 
 def _spent_text(spent: "Spent") -> str:
@@ -224,7 +233,7 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
     for score in (tuned, base):
         if score is not None and score.cut:
             tables.show_text(_cut_text(score), err, wrap=True)
-    for text in differences_of(report.to_json()):
+    for text in differences_of(report.loss_difference, report.match_difference):
         tables.show_text(text, err)
     tables.show_text(confidence_text(report), err, wrap=True)
     if report.verdict is not None:

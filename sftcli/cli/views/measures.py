@@ -89,7 +89,7 @@ class TrainingMeasures:
         if self.first_heldout is None:
             self.first_heldout = event
         best = self.best_heldout
-        if isfinite(event.loss) and (best is None or event.loss < best.loss):
+        if isfinite(event.loss) and (best is None or event.rank < best.rank):
             self.best_heldout = event
         if self._started and event.step > self._heldout_step:
             self._heldout_seconds += event.seconds

@@ -9,7 +9,7 @@ from math import ceil, isfinite
 
 from sftcli.cli.terminal.text import Signs, clean, loss_text, norm_text, sparkline
 from sftcli.cli.views.measures import TrainingMeasures
-from sftcli.cli.views.wording import seconds_left
+from sftcli.cli.views.wording import says_text, seconds_left
 from sftcli.events import HeldoutDone, Progressed
 from sftcli.figures import count, duration, percent, rate_text, size, whole_duration
 
@@ -138,7 +138,16 @@ def _heldout_rows(measures: TrainingMeasures, columns: int) -> list[Row]:
         if best is not None and (best is not last or _cells_in_row(columns) > 2):
             cells.append(((loss_text(best.loss, best.rows), VALUE), _at("best", best)))
         cells.append(((loss_text(first.loss, first.rows), VALUE), _at("first", first)))
-    return _cells("held-out", cells, columns)[:1]
+    return _cells("held-out", cells, columns)[:1] + _answer_rows(last)
+
+
+def _answer_rows(last: HeldoutDone) -> list[Row]:
+    """Return how many held-out answers are right, and what the first prompt is answered now."""
+    given = last.given
+    if given is None:
+        return []
+    says = says_text(given)
+    return [[*_label("answers"), (clean(given.in_words()), VALUE), (f"; {says}" if says else "", UNIT)]]
 
 
 def _at(name: str, event: HeldoutDone) -> str:

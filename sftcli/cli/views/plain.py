@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from sftcli.cli.terminal.text import clean, writable
 from sftcli.cli.views.measures import TrainingMeasures
-from sftcli.cli.views.wording import end_line, heldout_line, message, progress_line, step_line, stop_text
+from sftcli.cli.views.wording import (
+    end_line,
+    heldout_line,
+    message,
+    progress_line,
+    says_text,
+    step_line,
+    stop_text,
+)
 from sftcli.errors import redact
 from sftcli.events import (
     CheckpointSaved,
@@ -110,6 +118,8 @@ class PlainView:
             case HeldoutDone():
                 self.measures.add_heldout(event)
                 self._write(heldout_line(event))
+                if event.given and (says := says_text(event.given)):
+                    self._write(HANG + says)
             case CheckpointSaved():
                 self.measures.add_checkpoint(event)
                 self._write(f"saved {clean(event.path)}  ({duration(event.seconds)})")

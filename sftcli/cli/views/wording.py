@@ -10,6 +10,7 @@ from sftcli.events import (
     EarlierDone,
     ExpertLoad,
     FitEnded,
+    HeldoutAnswers,
     HeldoutDone,
     Judged,
     MemoryEased,
@@ -105,11 +106,35 @@ def _earlier_line(event: EarlierDone) -> str:
 
 def heldout_line(event: HeldoutDone) -> str:
     """Return one evaluation."""
-    load = ExpertLoad.worst(event.experts)
-    return (
-        f"step {event.step}  held-out loss {loss_text(event.loss, event.rows)}  ({duration(event.seconds)})"
-        + (f"  experts: {load}" if load else "")
-    )
+    load, given = ExpertLoad.worst(event.experts), event.given
+    parts = [
+        f"step {event.step}",
+        f"held-out loss {loss_text(event.loss, event.rows)}",
+        *([clean(given.in_words())] if given else []),
+        f"({duration(event.seconds)})",
+        *([f"experts: {load}"] if load else []),
+    ]
+    return "  ".join(parts)
+
+
+_SAID = 30  # characters of an answer in a line
+
+
+def says_text(answers: HeldoutAnswers) -> str:
+    """Return ``says "refund" where "billing" is expected``, of the first prompt; nothing where no answer was kept."""
+    if not answers.given:
+        return ""
+    first = answers.given[0]
+    if first.text == first.expected:
+        return f"says {_quoted(first.text)}, as expected"
+    return f"says {_quoted(first.text)} where {_quoted(first.expected)} is expected"
+
+
+def _quoted(text: str) -> str:
+    line = " ".join(clean(text).split())
+    if not line:
+        return "nothing"
+    return f'"{line if len(line) <= _SAID else f"{line[:_SAID].rstrip()}..."}"'
 
 
 def end_line(event: FitEnded, measures: TrainingMeasures) -> str:

@@ -103,7 +103,8 @@ class CheckpointSettings(Section):
         True, description="Write checkpoints while training continues; needs memory for a copy of the state."
     )
     keep_best: bool = Field(
-        True, description="Also keep the checkpoint with the lowest held-out loss, if that step was saved."
+        True,
+        description="Also keep the best checkpoint (`training.metric_for_best`), if that step was saved.",
     )
     keep_every_steps: int = Field(
         0, ge=0, description="Keep every checkpoint at a multiple of this many steps; 0 for none."

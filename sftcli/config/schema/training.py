@@ -94,6 +94,16 @@ class Parallel(StrEnum):
     FSDP = "fsdp"  # each holds a part of it
 
 
+class BestBy(StrEnum):
+    """What says which of two checkpoints is better."""
+
+    LOSS = "loss"  # held-out loss, the lower one
+    CHECK = "check"  # the score of held-out answers by the check that knows the task, the higher one
+
+
+CHEAP_ANSWERS, SURE_ANSWERS = 8, 50  # held-out prompts that are answered: to look at, and to decide by
+
+
 class TrainingSettings(Section):
     """How the weights are updated. What is unset follows from the rows and the model (docs/recipes.md)."""
 
@@ -214,10 +224,21 @@ class TrainingSettings(Section):
         ge=0,
         description="Steps between held-out evaluations; 0 evaluates only before and after training.",
     )
+    eval_answers: int | None = Field(
+        None,
+        ge=0,
+        description="Held-out prompts that are answered and graded at each evaluation; 0 for none. Unset is 8 where that takes "
+        "at most 5 % of the training's time, else 0; and 50 where `metric_for_best` is check.",
+    )
+    metric_for_best: BestBy = Field(
+        BestBy.LOSS,
+        description="What makes a checkpoint the best, and ends a run early: the lowest held-out loss, or the highest score of held-out "
+        "answers by the check that fits them (check); the lower loss decides between equals.",
+    )
     early_stopping_evals: int = Field(
         0,
         ge=0,
-        description="Stop after this many evaluations in a row without a lower held-out loss and make the best checkpoint "
+        description="Stop after this many evaluations in a row without a better `metric_for_best` and make the best checkpoint "
         "the final model; 0 trains to the end and keeps the last step.",
     )
     early_stopping_improvement: float = Field(
@@ -278,6 +299,17 @@ class TrainingSettings(Section):
         return self.learning_rate
 
     @property
+    def num_answers(self) -> int:
+        """``eval_answers``, where it is unset as many as there are if that is not too slow."""
+        unset = SURE_ANSWERS if self.metric_for_best is BestBy.CHECK else CHEAP_ANSWERS
+        return unset if self.eval_answers is None else self.eval_answers
+
+    @property
+    def answers_if_cheap(self) -> bool:
+        """Whether nobody asks for answers, so that they are given where they take little time."""
+        return self.eval_answers is None and self.metric_for_best is BestBy.LOSS
+
+    @property
     def minimizes_more(self) -> bool:
         """Whether what is minimized is not the negative log-likelihood alone."""
         return self.loss is not Loss.NLL or self.router_aux_loss > 0
@@ -299,6 +331,8 @@ class TrainingSettings(Section):
             raise ValueError(
                 f"early_stopping_evals ({self.early_stopping_evals}) needs evaluations: eval_every_steps is 0"
             )
+        if self.metric_for_best is BestBy.CHECK and not self.num_answers:
+            raise ValueError("metric_for_best (check) grades answers: eval_answers is 0")
         if self.max_steps and self.num_warmup_steps > self.max_steps:
             raise ValueError(
                 f"warmup_steps ({self.num_warmup_steps}) is more than max_steps ({self.max_steps})"

@@ -45,6 +45,7 @@ from sftcli.data.reading.json_rows import json_type
 from sftcli.data.reading.record import Origin
 from sftcli.suggest import did_you_mean
 
+MAX_TURNS = 10_000  # of a row; each answer can become a row of its own, with all turns before it
 _TOOL_KEYS = ("type", "cache_control")  # of a tool that is written without a `function`
 _FUNCTION_KEYS = {"input_schema": "parameters"}  # as Anthropic calls it
 _NULL_MEANS = ("default", "const", "example")  # in the JSON schema of a tool
@@ -200,6 +201,8 @@ def read_turns(value: object, column: str) -> list[Message]:
         value = json_in(value, f'"{column}"')
     if not isinstance(value, list):
         raise wrong_type(f'"{column}"', value, "a list of turns")
+    if len(value) > MAX_TURNS:
+        raise RowFault(RejectReason.WRONG_TYPE, f"the row has {len(value)} turns; the limit is {MAX_TURNS}")
     return [_read_turn(turn, number) for number, turn in chat_turns(value)]
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from sftcli import storage
 from sftcli.data.conversations.as_messages import read_line
 from sftcli.data.conversations.messages import Conversation
-from sftcli.data.prepared.store import HELDOUT, TRAIN, PreparedDataset, messages_file
+from sftcli.data.prepared.store import HELDOUT, TRAIN, PreparedDataset, messages_file, require_unchanged
 from sftcli.data.reading.record import Origin
-from sftcli.errors import DataError, OutputError
+from sftcli.errors import OutputError
 from sftcli.json_files import write_json
 
 JSON_LINES = ".jsonl"
@@ -35,14 +35,14 @@ def write_messages(dataset: PreparedDataset, out: Path) -> None:
     sources = {split: _kept_file(dataset, split) for split in _NAMES}
     try:
         if out.suffix == JSON_LINES:
-            with storage.whole_file(out, hint=_HINT) as fresh:
+            with storage.whole_file(out, hint=_HINT, is_new=True) as fresh:
                 _join(list(sources.values()), fresh)
             return
-        with storage.atomic_folder(out, hint=_HINT) as folder:
+        with storage.atomic_folder(out, hint=_HINT, is_new=True) as folder:
             for split, name in _NAMES.items():
                 if split == TRAIN or sources[split].stat().st_size:
                     _join([sources[split]], folder / name)
-            write_json(folder / "audit.json", dataset.about)
+            write_json(folder / "audit.json", dataset.about.to_json())
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError(f"cannot make {out}: {error.strerror}", hint=_HINT) from error
 
@@ -84,10 +84,7 @@ def _kept_file(dataset: PreparedDataset, split: str) -> Path:
         DataError: It is not, or there is none.
     """
     path = messages_file(dataset.folder, split)
-    kept = dataset.manifest["files"]
-    assert isinstance(kept, dict)
-    if not path.is_file() or storage.file_sha256(path) != kept.get(path.name, {}).get("sha256"):
-        raise DataError(f"{path} is missing or was changed since it was prepared", hint="delete its folder")
+    require_unchanged(path, dataset.manifest)
     return path
 
 

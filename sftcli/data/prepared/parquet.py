@@ -25,16 +25,6 @@ ROWS_PER_GROUP = 1024
 _HINT = "choose another folder with --out"
 
 
-def check_free(folder: Path) -> None:
-    """See that ``folder`` does not exist.
-
-    Raises:
-        OutputError: It does.
-    """
-    if folder.exists() or folder.is_symlink():
-        raise OutputError(f"{folder} exists", hint=_HINT)
-
-
 def write_rows(dataset: PreparedDataset, folder: Path) -> None:
     """Write all examples of ``dataset`` to ``folder``.
 
@@ -42,14 +32,13 @@ def write_rows(dataset: PreparedDataset, folder: Path) -> None:
         OutputError: The folder exists, or cannot be made.
         StorageError: The disk is full.
     """
-    check_free(folder)
     tables = {"train": dataset.train, "validation": dataset.heldout, "text": dataset.text}
     try:
-        with storage.atomic_folder(folder, hint=_HINT) as fresh:
+        with storage.atomic_folder(folder, hint=_HINT, is_new=True) as fresh:
             for name, table in tables.items():
                 if len(table):
                     _write_table(table, fresh / f"{name}.parquet")
-            write_json(fresh / "audit.json", dataset.about)
+            write_json(fresh / "audit.json", dataset.about.to_json())
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError(f"cannot make {folder}: {error.strerror}", hint=_HINT) from error
 

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -23,14 +24,14 @@ import numpy as np
 
 from sftcli import storage
 from sftcli.data.example import Example, RowFlag
+from sftcli.data.prepared.about import MANIFESTS, AboutEarlier, AboutRows, Manifest, Stamp
+from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.data.reading.record import Origin
-from sftcli.errors import DataError, SftError, StorageError
-from sftcli.json_files import read_json, write_json
+from sftcli.errors import DataError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 9
 MANIFEST = "manifest.json"
 TRAIN, HELDOUT, TEXT = "train", "heldout", "text"
 SPLITS = (TRAIN, HELDOUT, TEXT)
@@ -125,9 +126,7 @@ class ExampleTable:
 class PreparedDataset:
     """Training and held-out examples, plain text to mix in, and what is known about them."""
 
-    def __init__(
-        self, folder: Path, manifest: Mapping[str, object], tables: Mapping[str, ExampleTable]
-    ) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, tables: Mapping[str, ExampleTable]) -> None:
         self.folder = folder
         self.manifest = manifest
         self.train = tables[TRAIN]
@@ -146,19 +145,35 @@ class PreparedDataset:
         return fingerprint_of(self.manifest)
 
     @property
-    def about(self) -> Mapping[str, object]:
-        """What the writer was told to keep: sources, settings, audit."""
-        about = self.manifest["about"]
-        assert isinstance(about, dict)
-        return about
+    def about(self) -> AboutRows:
+        """Where the rows are from, and what became of each.
 
-    def joined(self, replayed: ExampleTable, about: Mapping[str, object]) -> "PreparedDataset":
-        """Return the same with training rows of earlier runs behind its own, and ``about`` beside what is known.
+        Raises:
+            DataError: They are rows of earlier runs.
+        """
+        if not isinstance(self.manifest.about, AboutRows):
+            raise DataError(f"{self.folder} holds rows of earlier runs, and not those of one data set")
+        return self.manifest.about
+
+    @property
+    def about_earlier(self) -> AboutEarlier:
+        """What is known of rows of earlier runs.
+
+        Raises:
+            DataError: They are others.
+        """
+        if not isinstance(self.manifest.about, AboutEarlier):
+            raise DataError(f"{self.folder} holds no rows of earlier runs")
+        return self.manifest.about
+
+    def joined(self, replayed: ExampleTable, audit: Mapping[str, AuditSummary]) -> "PreparedDataset":
+        """Return the same with training rows of earlier runs behind its own, and what became of them as ``audit`` says.
 
         The fingerprint stays that of its own rows.
         """
         tables = {TRAIN: self.train.joined(replayed), HELDOUT: self.heldout, TEXT: self.text}
-        return PreparedDataset(self.folder, {**self.manifest, "about": {**self.about, **about}}, tables)
+        about = replace(self.about, audit={**self.about.audit, **audit})
+        return PreparedDataset(self.folder, replace(self.manifest, about=about), tables)
 
 
 class PreparedWriter:
@@ -246,7 +261,7 @@ class PreparedWriter:
             while size := file.read(8):
                 yield file.read(int.from_bytes(size, "big"))
 
-    def finish(self, about: Mapping[str, object]) -> PreparedDataset:
+    def finish(self, about: AboutRows | AboutEarlier) -> PreparedDataset:
         """Write the manifest, make the dataset real, and open it.
 
         Raises:
@@ -256,27 +271,19 @@ class PreparedWriter:
             self._publish(about)
         return open_prepared(self.folder)
 
-    def _publish(self, about: Mapping[str, object]) -> None:
+    def _publish(self, about: AboutRows | AboutEarlier) -> None:
         files = {}
         for split, writer in self._writers.items():
             self._flush(split)
             writer.close()
             self._sinks[split].close()
-            path = self.staging / f"{split}.arrow"
-            storage.disk.sync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
+            files[f"{split}.arrow"] = _stamped(self.staging / f"{split}.arrow")
         for split, file in self._lines.items():
             file.close()
             path = messages_file(self.staging, split)
-            storage.disk.sync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
-        manifest = {
-            "format": FORMAT_VERSION,
-            "files": files,
-            "largest_ids": self._largest_ids,
-            "about": about,
-        }
-        write_json(self.staging / MANIFEST, manifest)
+            files[path.name] = _stamped(path)
+        manifest = Manifest(files=files, largest_ids=self._largest_ids, about=about)
+        storage.write_file(self.staging / MANIFEST, [MANIFESTS.text(manifest).encode()])
         storage.disk.sync(self.staging)
         try:
             storage.disk.rename(self.staging, self.folder)
@@ -335,18 +342,48 @@ class PreparedWriter:
         storage.try_remove_tree(self.staging)
 
 
+def _stamped(path: Path) -> Stamp:
+    """Sync a file that was written, and return what tells it from any other."""
+    storage.disk.sync(path)
+    return Stamp(bytes=path.stat().st_size, sha256=storage.file_sha256(path))
+
+
 def messages_file(folder: Path, split: str) -> Path:
     """Return where the rows of a split stand as messages."""
     return folder / f"{split}.jsonl"
 
 
-def fingerprint_of(manifest: Mapping[str, object]) -> str:
+def fingerprint_of(manifest: Manifest) -> str:
     """Return the identity of the content that ``manifest`` stands for."""
-    return hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
+    files = {name: asdict(stamp) for name, stamp in manifest.files.items()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tokens: np.ndarray) -> bytes:
     return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return what stands beside prepared rows.
+
+    Raises:
+        DataError: It is missing or damaged, or of another version.
+    """
+    try:
+        return MANIFESTS.read(folder / MANIFEST)
+    except NotFoundError as error:
+        raise DataError(f"{folder} is not a prepared data set: its {MANIFEST} is missing") from error
+
+
+def require_unchanged(path: Path, manifest: Manifest) -> None:
+    """Make sure that a file of prepared rows is as it was written.
+
+    Raises:
+        DataError: It is missing or another one.
+    """
+    stamp = manifest.files.get(path.name)
+    if stamp is None or not path.is_file() or storage.file_sha256(path) != stamp.sha256:
+        raise DataError(f"{path} is missing or was changed since it was prepared", hint="delete its folder")
 
 
 def open_prepared(folder: Path) -> PreparedDataset:
@@ -357,19 +394,10 @@ def open_prepared(folder: Path) -> PreparedDataset:
     """
     import pyarrow as pa
 
-    try:
-        manifest = read_json(folder / MANIFEST)
-    except (OSError, SftError) as error:
-        raise DataError(f"{folder} is not a prepared data set: its {MANIFEST} cannot be read") from error
-    if manifest.get("format") != FORMAT_VERSION:
-        raise DataError(
-            f"{folder} was prepared in format {manifest.get('format')}, this version reads {FORMAT_VERSION}"
-        )
-    tables, largest_ids = {}, manifest.get("largest_ids", {})
+    manifest = read_manifest(folder)
+    tables = {}
     for split in SPLITS:
-        path = folder / f"{split}.arrow"
-        if not path.is_file() or storage.file_sha256(path) != manifest["files"][path.name]["sha256"]:
-            raise DataError(f"{path} is missing or was changed since it was prepared")
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        tables[split] = ExampleTable(table, largest_ids.get(split))
+        require_unchanged(folder / f"{split}.arrow", manifest)
+        table = pa.ipc.open_file(pa.memory_map(str(folder / f"{split}.arrow"))).read_all()
+        tables[split] = ExampleTable(table, manifest.largest_ids.get(split))
     return PreparedDataset(folder, manifest, tables)

@@ -85,8 +85,7 @@ def with_subset(dataset: PreparedDataset, data: DataSettings) -> PreparedDataset
 
 
 def _paths_left_out(dataset: PreparedDataset, names: Sequence[str]) -> set[str]:
-    known = dataset.about["paths"]
-    assert isinstance(known, dict)
+    known = dataset.about.paths
     found = {path for name in names for path in known.get(name, ())}
     for name, paths in known.items():
         if name not in names and (shared := found.intersection(paths)):

@@ -1,8 +1,7 @@
 """What became of the rows: how many are trained on, on how much of each, and why the others are not."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 import numpy as np
@@ -10,15 +9,14 @@ import numpy as np
 from sftcli.data.conversations.messages import Rejected, RejectReason
 from sftcli.data.conversations.remedies import remedy_of
 from sftcli.data.example import TROUBLES, Example, RowFlag, TooLong
+from sftcli.data.quality.audit_summary import AuditSummary, LengthBin, SourceCounts
 from sftcli.data.quality.duplicates import Duplicates
 from sftcli.data.reading.record import Origin
-from sftcli.errors import DataError
 
 ROWS_NAMED = 5  # of each reason
 KEPT_SHARE = 0.99
 PERCENTILES = (50, 90, 95, 99)
 SMALLEST_BIN = 32
-SOURCE_COUNTS = ("rows", "kept", "rejected", "cut", "tokens", "response_tokens")
 
 _FLAG_NOTES: Mapping[RowFlag, str] = {
     RowFlag.CONTROL_TEXT: "in {rows} a message contains the text of a control token; it stays text",
@@ -73,81 +71,6 @@ _EXCLUDED_NOTES: Mapping[Excluded, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LengthBin:
-    """Rows with at most ``max_tokens`` tokens and more than the bin before."""
-
-    max_tokens: int
-    rows: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditSummary:
-    """The counts. Token counts are of kept rows; lengths are of all rows that could be tokenized, before any was cut.
-
-    ``rejected`` is reason -> rows, ``rejected_rows`` the first few of each as ``file:line: what was found``, ``remedies`` what
-    to do about most of them. ``flags`` is what was noticed about kept rows -> rows. ``max_tokens_for_99_percent`` is the limit that 99 % of the rows that
-    could be tokenized fit into, 0 where there are none.
-    """
-
-    rows: int
-    kept: int
-    excluded: Mapping[
-        str, int
-    ]  # rows that were left out because the user asked for it, which are not among `rows`
-    excluded_rows: Mapping[str, Sequence[str]]
-    rejected: Mapping[str, int]
-    rejected_rows: Mapping[str, Sequence[str]]
-    remedies: Mapping[str, str]
-    max_tokens: int
-    tokens: int
-    prompt_tokens: int
-    response_tokens: int
-    thinking_tokens: int  # of these, those of thinking
-    trained_turns: int
-    untrained_rows: int  # kept, and without any token that has loss
-    cut_rows: int  # kept, and cut for their length; `flags` says where
-    cut_tokens: int  # that they lost
-    sources: Mapping[str, Mapping[str, int]]  # source -> the counts of its rows
-    duplicate_rows: int  # kept, and equal to an earlier one
-    near_duplicate_rows: int  # kept, and nearly equal to an earlier one
-    near_trained_rows: int  # held out, and equal or nearly equal to one that is trained on
-    trouble_rows: int  # kept, and with unreadable, misread or control characters
-    shared_prompts: int  # held out, with a first user text that is trained on too
-    duplicates: Mapping[str, Sequence[str]]  # the first few pairs of each of the three kinds
-    flagged_rows: Mapping[str, Sequence[str]]  # the first few of each of `flags`
-    length_percentiles: Mapping[str, int]
-    length_histogram: Sequence[LengthBin]
-    longest_tokens: int
-    longest_row: str
-    max_tokens_for_99_percent: int
-    flags: Mapping[str, int]
-    notes: Sequence[str]
-
-    def to_json(self) -> dict[str, object]:
-        """Return the same as numbers, strings, lists and dicts."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, object]) -> "AuditSummary":
-        """Return what ``to_json`` gave, as it was.
-
-        Raises:
-            DataError: The content is of another version of this program, or damaged.
-        """
-        names = {field.name for field in fields(cls)}
-        bins = content.get("length_histogram")
-        if set(content) != names or not isinstance(bins, list | tuple):
-            raise DataError(
-                f"the stored audit differs in {', '.join(sorted(names ^ set(content))) or 'length_histogram'}",
-                hint="prepare the data again",
-            )
-        made = tuple(
-            LengthBin(max_tokens=int(entry["max_tokens"]), rows=int(entry["rows"])) for entry in bins
-        )
-        return cls(**{**content, "length_histogram": made})  # type: ignore[arg-type]
-
-
 class SupervisionAudit:
     """Counts rows as they come; what it keeps does not grow with their number.
 
@@ -174,7 +97,7 @@ class SupervisionAudit:
 
     def add(self, result: Example | Rejected, *, source: str = "") -> None:
         """Count one row of ``source``."""
-        counts = self._sources.setdefault(source, Counter(dict.fromkeys(SOURCE_COUNTS, 0)))
+        counts = self._sources.setdefault(source, Counter[str]())
         counts["rows"] += 1
         if isinstance(result, Rejected):
             counts["rejected"] += 1
@@ -255,10 +178,7 @@ class SupervisionAudit:
             untrained_rows=self._untrained,
             cut_rows=self._cut_rows,
             cut_tokens=self._cut_tokens,
-            sources={
-                source: {name: counts[name] for name in SOURCE_COUNTS}
-                for source, counts in self._sources.items()
-            },
+            sources={source: SourceCounts(**counts) for source, counts in self._sources.items()},
             duplicate_rows=self._duplicates.exact,
             near_duplicate_rows=self._duplicates.near,
             near_trained_rows=self._duplicates.near_trained,

@@ -8,7 +8,7 @@ from itertools import chain
 from sftcli.config.schema.data import DataSettings
 from sftcli.data.conversations.messages import RejectReason
 from sftcli.data.example import CUTS, TROUBLES, RowFlag
-from sftcli.data.quality.audit import AuditSummary
+from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.errors import DataError, ThresholdError
 
 MOST_UNFIT = 0.1  # of all rows: more of them are no slips, but the wrong file, columns or template

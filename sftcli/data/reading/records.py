@@ -17,7 +17,7 @@ from sftcli.data.reading.blocks import BLOCK_BYTES, BlockFile, buffered, changed
 from sftcli.data.reading.json_rows import Row, json_rows
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.reading.source import COMPRESSIONS, JSON_LINES, RowLimit, Source, SourceKind, row_format
-from sftcli.data.reading.table_rows import arrow_rows, csv_rows, num_parquet_rows, parquet_rows
+from sftcli.data.reading.table_rows import DAMAGED_HINT, arrow_rows, csv_rows, num_parquet_rows, parquet_rows
 from sftcli.data.reading.text_lines import ByteStream, Note, as_utf8, no_note, plain_text, unpacked
 from sftcli.data.reading.yaml_rows import yaml_rows
 from sftcli.errors import DataError, Location, UsageError
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sftcli.data.reading.hub_rows import Split
 
 _IN_WORDS = {"parquet": "Parquet", "arrow": "Arrow", "text": "text"}
-_DAMAGED = "the file is damaged, truncated, or not of the type its name says: copy or download it again"
 
 
 def read_records(
@@ -237,4 +236,4 @@ def _reading(path: Path, name: str) -> AbstractContextManager[None]:
     words = _IN_WORDS.get(kind := row_format(path) or "json", kind.upper())
     is_packed = path.suffix in COMPRESSIONS
     fault = f"is a truncated or damaged {path.suffix} file" if is_packed else f"cannot be read as {words}"
-    return foreign_file(path, fault, name=name, hint=_DAMAGED)
+    return foreign_file(path, fault, name=name, hint=DAMAGED_HINT)

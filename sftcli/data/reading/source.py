@@ -19,6 +19,7 @@ from typing import IO
 
 from sftcli import storage
 from sftcli.errors import DataError, Location, NotFoundError, StorageError, UsageError
+from sftcli.input_files import is_device, open_input
 from sftcli.suggest import did_you_mean
 
 FORMATS = {
@@ -185,7 +186,13 @@ def _stdin_copy() -> Path:
 
 def _pipe_copy(path: Path) -> Path:
     try:
-        with path.open("rb") as stream:
+        if is_device(path):
+            raise StorageError(
+                f"{path} is a device, not a file of rows",
+                hint="name a file, or pipe rows in",
+                location=Location(file=str(path)),
+            )
+        with open_input(path) as stream:
             return _copy(stream, "".join(path.suffixes[-2:]))
     except OSError as error:
         raise StorageError(

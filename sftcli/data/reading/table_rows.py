@@ -4,15 +4,21 @@ What the libraries raise over a damaged file is the caller's matter.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from itertools import chain, product
 from pathlib import Path
+from typing import Any, NoReturn
 
+from sftcli import storage
+from sftcli.child import UnfitError, try_first
 from sftcli.data.reading.json_rows import Row, check_values
 from sftcli.data.reading.text_lines import MAX_LINE_BYTES, ByteStream, Note, data_error, skip_bom, text_lines
+from sftcli.errors import first_line
 
 _BATCH_ROWS = 1024
+DAMAGED_HINT = "the file is damaged, truncated, or not of the type its name says: copy or download it again"
 
 
 def csv_rows(stream: ByteStream, name: str, note: Note, *, delimiter: str) -> Iterator[Row]:
@@ -55,7 +61,7 @@ def _check_header(header: list[str], delimiter: str, name: str) -> None:
             1,
             hint="name a file with tabs .tsv, or convert it to commas",
         )
-    twice = sorted({column for column in header if header.count(column) > 1})
+    twice = sorted(column for column, times in Counter(header).items() if times > 1)
     if twice:
         raise data_error(f"the header has two columns {twice[0]!r}", name, 1)
     if "" in header:
@@ -67,7 +73,18 @@ def parquet_rows(stream: BufferedReader, name: str) -> Iterator[Row]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(stream) as file:
-        yield from numbered(chain.from_iterable(_dicts(file.iter_batches(_BATCH_ROWS))), name)
+        _check_row_groups(file.metadata, name)
+        yield from numbered(chain.from_iterable(_dicts(file.iter_batches(_BATCH_ROWS), name)), name)
+
+
+def _check_row_groups(metadata: Any, name: str) -> None:  # noqa: ANN401 - Arrow has no types
+    """Refuse rows that are too large on average, before they are unpacked."""
+    first = 1
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        if group.num_rows and (size := group.total_byte_size // group.num_rows) > MAX_LINE_BYTES:
+            _refuse_row(first, size, name)
+        first += group.num_rows
 
 
 def num_parquet_rows(path: Path) -> int:
@@ -78,26 +95,79 @@ def num_parquet_rows(path: Path) -> int:
 
 
 def arrow_rows(path: Path, name: str) -> Iterator[Row]:
-    """Yield the rows of an Arrow file, in the file or the stream form, with their numbers."""
+    """Yield the rows of an Arrow file, in the file or the stream form, with their numbers.
+
+    Arrow believes what a file says about places and lengths in it, so a child reads and checks the file first.
+    """
+    import pyarrow
+
+    try_first(
+        "sftcli.data.reading.table_rows:check_arrow",
+        path,
+        storage.file_sha256(path),
+        versions=pyarrow.__version__,
+        name=name,
+        hint=DAMAGED_HINT,
+        file_bytes=path.stat().st_size,
+    )
+    with pyarrow.memory_map(str(path)) as mapped:
+        yield from numbered(chain.from_iterable(_dicts(_arrow_batches(mapped), name)), name)
+
+
+def check_arrow(path: Path) -> None:
+    """Check every value of an Arrow file, in a child: this may crash.
+
+    Raises:
+        UnfitError: It is damaged.
+    """
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(path)) as mapped:
+            for batch in _arrow_batches(mapped):
+                batch.validate(full=True)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UnfitError(f"cannot be read as Arrow: {first_line(error)}") from None
+
+
+def _arrow_batches(mapped: Any) -> Iterator[Any]:  # noqa: ANN401 - Arrow has no types
     import pyarrow
     from pyarrow import ipc
 
-    with pyarrow.memory_map(str(path)) as mapped:
-        try:
-            file = ipc.open_file(mapped)
-        except pyarrow.ArrowInvalid:
-            mapped.seek(0)
-            batches: Iterable[object] = ipc.open_stream(mapped)
-        else:
-            batches = (file.get_batch(index) for index in range(file.num_record_batches))
-        yield from numbered(chain.from_iterable(_dicts(batches)), name)
+    try:
+        file = ipc.open_file(mapped)
+    except pyarrow.ArrowInvalid:
+        mapped.seek(0)
+        yield from ipc.open_stream(mapped)
+    else:
+        yield from map(file.get_batch, range(file.num_record_batches))
 
 
-def _dicts(batches: Iterable[object]) -> Iterator[list[dict[str, object]]]:
-    """Yield the rows of slices of Arrow batches, so that a huge batch is not held as Python values at once."""
+def _dicts(batches: Iterable[Any], name: str) -> Iterator[list[dict[str, object]]]:
+    """Yield the rows of slices of Arrow batches, so that a huge batch is not held as Python values at once.
+
+    Raises:
+        DataError: A row is larger than a line of a text file may be.
+    """
+    done = 0
     for batch in batches:
-        for start in range(0, batch.num_rows, _BATCH_ROWS):  # type: ignore[attr-defined]
-            yield arrow_dicts(batch.slice(start, _BATCH_ROWS))  # type: ignore[attr-defined]
+        for start in range(0, batch.num_rows, _BATCH_ROWS):
+            piece = batch.slice(start, _BATCH_ROWS)
+            is_large = piece.nbytes > MAX_LINE_BYTES
+            for part in (piece.slice(row, 1) for row in range(len(piece))) if is_large else (piece,):
+                if part.nbytes > MAX_LINE_BYTES:
+                    _refuse_row(done + 1, part.nbytes, name)
+                yield arrow_dicts(part)
+                done += len(part)
+
+
+def _refuse_row(number: int, size: int, name: str) -> NoReturn:
+    raise data_error(
+        f"the row has {size >> 20} MB; the limit is {MAX_LINE_BYTES >> 20} MB",
+        name,
+        number,
+        hint="leave the row out, or cut its text into several rows",
+    )
 
 
 def arrow_dicts(table: object) -> list[dict[str, object]]:

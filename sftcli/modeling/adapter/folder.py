@@ -6,9 +6,10 @@ known to be harmless is refused. ``sft_base.json`` names the model by its conten
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sftcli import storage
 from sftcli.config.schema.adapter import AdapterKind
 from sftcli.errors import ConsentError, DataError, NotFoundError, UsageError
 from sftcli.json_files import read_json, write_json
@@ -18,11 +19,10 @@ from sftcli.modeling.formats.folder_check import (
     check_safetensors,
     safetensors_header,
 )
+from sftcli.own_files import OwnFile
 
 CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "sft_base.json"
 PREFIX = "base_model.model."  # what names of tensors in files begin with
-_FORMAT = 1
-_DROPOUT = "dropout"
 _MATRIX, _WEIGHT = ".lora_A.weight", ".weight"
 # Keys that settings of a training have no word for, with the value that means nothing.
 _UNTRAINED: Mapping[str, object] = {
@@ -56,6 +56,16 @@ class AdapterBase:
     tokenizer: str | None = None  # of a .pt file
     content: str | None = None  # see ``identity.numbers_hash``
     new_tokens: tuple[str, ...] = ()  # that it was given before; ``content`` is of the model with their rows
+    dropout: float | None = None  # that the adapter was trained with
+
+    def __post_init__(self) -> None:
+        if not self.name or "" in self.new_tokens:
+            raise ValueError("name or one of new_tokens is empty")
+
+
+BASES = OwnFile(
+    form=AdapterBase, hint="set its name and revision to those of the model that the adapter belongs to"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,25 +107,17 @@ def read_base(folder: Path) -> AdapterBase:
     Raises:
         DataError: The files do not say it.
     """
-    own = folder / BASE_FILE
-    if own.is_file():
-        fields = {key: read_json(own).get(key) for key in ("name", "revision", "tokenizer", "content")}
-    else:
-        config = read_json(folder / CONFIG_FILE)
-        fields = {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")}
-    name, rest = fields.pop("name"), {key: value for key, value in fields.items() if value is not None}
-    if not isinstance(name, str) or not name or any(not isinstance(value, str) for value in rest.values()):
-        where = own if own.is_file() else folder / CONFIG_FILE
-        key = "name" if own.is_file() else "base_model_name_or_path"
-        raise DataError(f"{where} does not say which model the adapter belongs to", hint=f"set {key} in it")
-    texts = {key: str(value) for key, value in rest.items()}
-    return AdapterBase(
-        name=name,
-        revision=texts.get("revision"),
-        tokenizer=texts.get("tokenizer"),
-        content=texts.get("content"),
-        new_tokens=read_new_tokens(folder),
-    )
+    own = BASES.find(folder / BASE_FILE)
+    if own is not None:
+        return own
+    config = read_json(folder / CONFIG_FILE)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(name, str) or not name or not isinstance(revision, str | None):
+        raise DataError(
+            f"{folder / CONFIG_FILE} does not say which model the adapter belongs to",
+            hint="set base_model_name_or_path in it",
+        )
+    return AdapterBase(name=name, revision=revision)
 
 
 def read_new_tokens(folder: Path) -> tuple[str, ...]:
@@ -124,11 +126,8 @@ def read_new_tokens(folder: Path) -> tuple[str, ...]:
     Raises:
         DataError: The file does not say it.
     """
-    path = folder / BASE_FILE
-    found = read_json(path).get("new_tokens", []) if path.is_file() else []
-    if not isinstance(found, list) or not all(isinstance(text, str) and text for text in found):
-        raise DataError(f"{path}: new_tokens is {_shown(found)}, expected a list of texts")
-    return tuple(found)
+    own = BASES.find(folder / BASE_FILE)
+    return () if own is None else own.new_tokens
 
 
 def check_adapter_weights(folder: Path) -> Path:
@@ -208,8 +207,8 @@ def read_shape(folder: Path) -> AdapterShape:
     if form.token_ids:
         raise _untrained(path, "trainable_token_indices", config["trainable_token_indices"])
     rank, named = config.get("r"), config.get("target_modules")
-    own = read_json(folder / BASE_FILE) if (folder / BASE_FILE).is_file() else {}
-    dropout = own.get(_DROPOUT, config.get("lora_dropout", 0.0))
+    own = BASES.find(folder / BASE_FILE)
+    dropout = config.get("lora_dropout", 0.0) if own is None or own.dropout is None else own.dropout
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise DataError(f"{path}: r is {_shown(rank)}, expected a whole number above 0")
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
@@ -274,9 +273,10 @@ def write_adapter_config(folder: Path, config: Mapping[str, object], base: Adapt
     peft takes no dropout on parameters, where it is told of some, and needs none to read an adapter.
     """
     dropout = config.get("lora_dropout", 0.0)
+    assert isinstance(dropout, int | float)
     shown = {"lora_dropout": 0.0} if config.get("target_parameters") else {}
     write_json(folder / CONFIG_FILE, {**config, **shown})
-    write_json(folder / BASE_FILE, {"format": _FORMAT} | asdict(base) | {_DROPOUT: dropout})
+    storage.write_file(folder / BASE_FILE, [BASES.text(replace(base, dropout=float(dropout))).encode()])
 
 
 def _unsupported(path: Path, key: str, value: object) -> UsageError:

@@ -124,10 +124,9 @@ def _require_room(decoder: Decoder, prompts: Sequence[Sequence[int]], positions:
 class _Batch:
     """The rows that are decoded together, each with its sampler.
 
-    Only its own methods run in inference mode: what iterates over ``decode`` must not.
+    Only its own methods run without gradients: what iterates over ``decode`` must not.
     """
 
-    @torch.inference_mode()
     def __init__(
         self,
         decoder: Decoder,
@@ -142,32 +141,34 @@ class _Batch:
         self.seeds = seeds
         self.running: list[Row] = []
         self.samplers: list[RowSampler] = []
-        self.rows = decoder.make_rows(max(1, min(max_rows, len(prompts))), _shared_prefix(prompts))
+        self.without_gradients = torch.no_grad if decoder.goes_on_training else torch.inference_mode
+        with self.without_gradients():
+            self.rows = decoder.make_rows(max(1, min(max_rows, len(prompts))), _shared_prefix(prompts))
 
     @property
     def free(self) -> int:
         """How many rows may join."""
         return self.rows.capacity - len(self.running)
 
-    @torch.inference_mode()
     def step(self, new: Sequence[Row]) -> list[tuple[Row, int, float]]:
         """Return the next token of every row with its log-probability, after ``new`` ones have joined."""
-        last = torch.tensor([row.ids[-1] for row in self.running], dtype=torch.int64, device=self.device)
-        logits = self.rows.advance(last, [self.prompts[row.index] for row in new])
-        if not logits.amax(dim=-1).isfinite().all():  # a NaN is the greatest
-            raise not_finite(self.model)
-        self.running += new
-        self.samplers += [self._sampler(row.index, logits) for row in new]
-        chosen = sample(logits, self.samplers)
-        logprobs = logprobs_of(logits, chosen)
+        with self.without_gradients():
+            last = torch.tensor([row.ids[-1] for row in self.running], dtype=torch.int64, device=self.device)
+            logits = self.rows.advance(last, [self.prompts[row.index] for row in new])
+            if not logits.amax(dim=-1).isfinite().all():  # a NaN is the greatest
+                raise not_finite(self.model)
+            self.running += new
+            self.samplers += [self._sampler(row.index, logits) for row in new]
+            chosen = sample(logits, self.samplers)
+            logprobs = logprobs_of(logits, chosen)
         return list(zip(self.running, chosen.tolist(), logprobs.tolist(), strict=True))
 
-    @torch.inference_mode()
     def drop_ended(self) -> None:
         """Let go of the rows that have ended; the last row takes the place of each."""
         for place in reversed(range(len(self.running))):
             if self.running[place].finish:
-                self.rows.remove(place)
+                with self.without_gradients():
+                    self.rows.remove(place)
                 self.running[place], self.samplers[place] = self.running[-1], self.samplers[-1]
                 self.running.pop()
                 self.samplers.pop()

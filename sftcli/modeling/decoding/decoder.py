@@ -30,6 +30,7 @@ class Decoder:
     model: "PreTrainedModel"
     make_rows: Callable[[int, Sequence[int]], Rows]  # of how many at most, and what all prompts begin with
     note: str = ""  # what to tell users of a model that decodes slowly
+    goes_on_training: bool = False  # so that nothing may stay in the model that gradients cannot flow through
 
 
 def choose_decoder(model: "PreTrainedModel") -> Decoder:
@@ -40,7 +41,7 @@ def choose_decoder(model: "PreTrainedModel") -> Decoder:
     return checked_decoder(model)
 
 
-def checked_decoder(model: "PreTrainedModel") -> Decoder:
+def checked_decoder(model: "PreTrainedModel", *, goes_on_training: bool = False) -> Decoder:
     """Return the fastest decoder with the model's own forward that matches the model on full texts.
 
     That is many rows with a cache of ours, one row with the model's own cache, or one row that is read anew for every token.
@@ -52,10 +53,11 @@ def checked_decoder(model: "PreTrainedModel") -> Decoder:
         model=model,
         make_rows=lambda count, _prefix: kind(model, count),
         note=note if kind is UncachedRow else "",
+        goes_on_training=goes_on_training,
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _is_right(
     model: "PreTrainedModel", make_rows: Callable[[int], Rows], coarse: float = _COARSE_TOLERANCE
 ) -> bool:

@@ -317,8 +317,13 @@ def has_plain_cache(model: "PreTrainedModel") -> bool:
         bool(layers)
         and all(type(layer) is DynamicLayer for layer in layers)
         and not _limits_of_sight(config)
-        and not _kinds_of_rope(config) & _ROPES_OF_LENGTH
+        and not turns_by_length(model)
     )
+
+
+def turns_by_length(model: "PreTrainedModel") -> bool:
+    """Return whether the longest text so far decides the rotary positions of what comes next, as training would notice."""
+    return bool(_kinds_of_rope(model.config.get_text_config(decoder=True)) & _ROPES_OF_LENGTH)
 
 
 def _limits_of_sight(config: "PretrainedConfig") -> list[str]:

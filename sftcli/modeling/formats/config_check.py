@@ -38,7 +38,7 @@ def check_config(folder: Path) -> None:
     _refuse_packed(path, config.get("quantization_config"))
     for key, value, is_listed in _numbers(config):
         # Limits may be infinite, and stand in lists. A whole number may be too large to be made a float.
-        if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and not is_listed)):
+        if type(value) is float and (math.isnan(value) or (math.isinf(value) and not is_listed)):
             raise _unfit(path, key, value, "a finite number")
         for pattern, fits, told in _RANGES:
             if pattern.fullmatch(key.rpartition(".")[2]) and not fits(value):

@@ -8,6 +8,7 @@ from typing import Any
 from sftcli.errors import ConsentError, DataError, NotFoundError, UsageError
 from sftcli.foreign import damaged, foreign_file
 from sftcli.json_files import read_json
+from sftcli.modeling.formats.claims import impossible_claim
 from sftcli.modeling.formats.config_check import CONFIG, check_config
 
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -29,13 +30,16 @@ def check_model_folder(folder: Path) -> None:
         UsageError: It is a LoRA adapter, or its weights are quantized.
         NotFoundError: It is empty, has no configuration or no weights, or a part of the weights is missing.
         ConsentError: Its weights are pickle files.
-        DataError: A file is damaged.
+        DataError: A file is damaged, or the configuration is of a far larger model.
     """
     if not (folder / CONFIG).is_file():
         raise _no_config(folder)
     check_config(folder)
-    for path in weight_files(folder):
-        check_safetensors(path)
+    if claim := impossible_claim(read_json(folder / CONFIG), tensor_shapes(folder)):
+        raise DataError(
+            f"{folder / CONFIG} says {claim}",
+            hint="the two are of different models: copy or download both again",
+        )
 
 
 def _no_config(folder: Path) -> UsageError | NotFoundError:
@@ -134,3 +138,17 @@ def _is_tensor(entry: object) -> bool:
             counts = all(type(length) is int and length >= 0 for length in shape)
             return counts and 0 <= begin <= end and math.prod(shape) <= 2 * (end - begin)
     return False
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor in a model folder, from the headers of its files.
+
+    Raises:
+        NotFoundError, ConsentError, DataError: As ``check_model_folder``.
+    """
+    return {
+        name: entry["shape"]
+        for path in weight_files(folder)
+        for name, entry in safetensors_header(path)[0].items()
+        if name != "__metadata__"
+    }

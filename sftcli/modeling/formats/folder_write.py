@@ -116,8 +116,9 @@ def save_model_folder(
     hint: str = "choose another run.root or output folder",
     weights: Mapping[str, torch.Tensor] | None = None,
     unchanged: Collection[str] = (),
+    is_new: bool = False,
 ) -> None:
-    """Write ``model`` to ``folder`` atomically; an older folder is replaced.
+    """Write ``model`` to ``folder`` atomically; an older folder is replaced, or with ``is_new`` refused.
 
     What lies beside the model in the folder that it was loaded from, such as a vision tower, is written as it lies there.
     The new folder is read again and compared with what was to be written.
@@ -134,6 +135,7 @@ def save_model_folder(
         hint: What to do where writing fails.
         weights: By the names of parameters, where others are to be written than ``model`` computes with.
         unchanged: Names of tensors that are no others than those in ``source``, which is proved.
+        is_new: Whether nothing may be there.
 
     Raises:
         StorageError: The disk is full, or the folder is not what was to be written.
@@ -148,7 +150,7 @@ def save_model_folder(
         if name not in (model._keys_to_ignore_on_save or ())  # the class computes them, and files have none
     }
     tensors = _cast(state)
-    with storage.atomic_folder(folder, hint=hint) as fresh:
+    with storage.atomic_folder(folder, hint=hint, is_new=is_new) as fresh:
         settings, stored = model.generation_config, model.config.dtype
         model.generation_config = GenerationConfig()  # theirs may fail validation
         try:

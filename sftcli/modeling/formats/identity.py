@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sftcli import storage
 from sftcli.foreign import foreign_file
+from sftcli.input_files import read_whole
 from sftcli.modeling.formats.folder_check import weight_files
 
 _WEIGHTS = ".safetensors"
@@ -29,7 +30,7 @@ def answering_hash(folder: Path) -> str:
         if path.suffix == _WEIGHTS:
             _add_blocks(digest, path)
         else:
-            digest.update(path.read_bytes())
+            digest.update(read_whole(path))
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -42,7 +43,7 @@ def sampled_hash(folder: Path) -> str:
 
     Reading gigabytes at every start would cost seconds; training changes nearly every weight, so blocks tell.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    digest = hashlib.sha256(read_whole(folder / "config.json"))
     for path in weight_files(folder):
         digest.update(f"{path.name}:{path.stat().st_size}".encode())
         _add_blocks(digest, path)

@@ -4,11 +4,13 @@ import hashlib
 from pathlib import Path
 
 from sftcli import storage
+from sftcli.cache import CACHE_HINT
 from sftcli.errors import MismatchError
 from sftcli.events import EventSink, Notice
+from sftcli.input_files import read_whole
 from sftcli.json_files import write_json
-from sftcli.modeling.cache import CACHE_HINT
-from sftcli.modeling.formats.gguf.gguf_import import SOURCE_FILE, file_sizes, models_folder, whole_source
+from sftcli.modeling.formats.cached_source import CachedSource, file_sizes, whole_source, write_source
+from sftcli.modeling.formats.gguf.gguf_import import models_folder
 from sftcli.modeling.hub.snapshot import Patience, cached_snapshot, fetch_snapshot
 from sftcli.modeling.tokenizer.builtin_templates import MODERN_LLM
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
@@ -40,7 +42,8 @@ def converted_pt(path: Path, *, tokenizer: str | None, emit: EventSink) -> tuple
         source = fetch_snapshot(name, revision=None, emit=emit, patience=Patience(), weights=False).folder
     key = hashlib.sha256(f"{_FORMAT}:{digest}:{_tokenizer_hash(source)}".encode()).hexdigest()
     folder = models_folder() / f"modern-lm-{key[:16]}"
-    if whole_source(folder).get("pt_sha256") == digest:
+    source_of = whole_source(folder)
+    if source_of is not None and source_of.pt_sha256 == digest:
         return folder, digest
     _convert(path, folder, source, digest, emit)
     return folder, digest
@@ -66,8 +69,7 @@ def _convert(path: Path, folder: Path, source: Path, digest: str, emit: EventSin
             )
         generation = {"eos_token_id": sorted(chat.stop_ids), "pad_token_id": chat.pad_id}
         write_json(fresh / "generation_config.json", generation)
-        about = {"format": _FORMAT, "pt": path.name, "pt_sha256": digest, "files": file_sizes(fresh)}
-        write_json(fresh / SOURCE_FILE, about)
+        write_source(fresh, CachedSource(files=file_sizes(fresh), pt=path.name, pt_sha256=digest))
 
 
 def _tokenizer_here(name: str) -> Path | None:
@@ -83,6 +85,6 @@ def _tokenizer_here(name: str) -> Path | None:
 def _tokenizer_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"")
+        digest.update(read_whole(folder / name) if (folder / name).is_file() else b"")
         digest.update(b"\0")
     return digest.hexdigest()

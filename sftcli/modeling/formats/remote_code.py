@@ -6,12 +6,14 @@ any other local folder, of which nobody knows whose it is, stay refused.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftcli import storage
 from sftcli.errors import ConsentError, UsageError
 from sftcli.events import Warned
+from sftcli.input_files import read_whole
 from sftcli.json_files import read_json
 
 if TYPE_CHECKING:
@@ -60,12 +62,12 @@ def allow_code(folder: Path, *, name: str, commit: str, emit: "EventSink") -> di
     return {"model": name, "commit": commit, "files": shown, "sha256": digest}
 
 
-def allow_copied_code(folder: Path, *, trusted: object, emit: "EventSink") -> bool:
+def allow_copied_code(folder: Path, *, trusted: Mapping[str, str], emit: "EventSink") -> bool:
     """Return whether code in ``folder`` of a run may run, with a warning; false if there is none.
 
     Args:
         folder: With a model that the run has made.
-        trusted: What ``allow_code`` returned when it was trained, from the run's record; None where nothing was.
+        trusted: What ``allow_code`` returned when it was trained, from the run's record; empty where nothing was.
         emit: Is told.
 
     Raises:
@@ -99,7 +101,7 @@ def _look_through(folder: Path) -> tuple[str, str]:
     files = sorted(folder.glob("*.py"))
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{file.name} {hashlib.sha256(read_whole(file)).hexdigest()}\n".encode())
     return digest.hexdigest(), ", ".join(file.name for file in files)
 
 

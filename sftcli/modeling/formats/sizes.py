@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.json_files import read_json
-from sftcli.modeling.formats.folder_check import safetensors_header, weight_files
+from sftcli.modeling.formats.folder_check import tensor_shapes
 
 
 def embedding_bytes(folder: Path) -> int:
@@ -32,13 +32,3 @@ def adapter_bytes(folder: Path, settings: AdapterSettings) -> int:
     """Return about the most that an adapter for the model in ``folder`` takes in float32, from its files' headers."""
     matrices = (shape for shape in tensor_shapes(folder).values() if len(shape) == 2)
     return sum(4 * settings.rank * sum(shape) for shape in matrices)
-
-
-def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Return the shape of each tensor in a model folder, from the headers of its files."""
-    return {
-        name: entry["shape"]
-        for path in weight_files(folder)
-        for name, entry in safetensors_header(path)[0].items()
-        if name != "__metadata__"
-    }

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli import storage
+from sftcli.cache import CACHE_HINT
 from sftcli.errors import DataError, NetworkError, NotFoundError, SftError
 from sftcli.events import EventSink, Warned
-from sftcli.modeling.cache import CACHE_HINT
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.modeling.formats.gguf.gguf_import import converted_gguf, models_folder, read_source
 from sftcli.modeling.hub.snapshot import Patience, cached_snapshot, fetch_snapshot
@@ -83,8 +83,9 @@ def place_without_download(emit: EventSink) -> str | None:
 
 def _from_cache(emit: EventSink, wanted: str | None) -> Found | None:
     for folder in sorted(models_folder().glob(f"{ALIAS}-*")):
-        digest = read_source(folder, emit)
-        if digest is not None and wanted in (None, digest):
+        source = read_source(folder, emit)
+        digest = "" if source is None else source.gguf_sha256
+        if digest and wanted in (None, digest):
             return Found(folder=folder, how=f"the cache ({folder})", revision=f"sha256:{digest}")
     if wanted is not None or (snapshot := cached_snapshot(HUB_NAME, None)) is None:
         return None

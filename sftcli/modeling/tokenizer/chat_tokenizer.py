@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from sftcli.errors import DataError, UsageError
 from sftcli.foreign import AGAIN, foreign_file, without_panics
+from sftcli.input_files import read_whole_text
 from sftcli.modeling.tokenizer.builtin_templates import BUILTIN_TEMPLATES, STOP_TOKENS
 from sftcli.modeling.tokenizer.files import (
     DEFAULT_TEMPLATE,
@@ -41,6 +42,7 @@ from sftcli.modeling.tokenizer.variables import Value, check_known, find_switche
 Reading = Literal["template", "answer", "text"]
 PrefixSpace = Literal["never", "first", "always"]
 
+MAX_TEMPLATE_BYTES = 4 << 20  # of which its characters are counted
 TOOL_TEMPLATE = "tool_use"
 OWN_TEMPLATE = "the model's own"
 _NORMAL_FORMS: tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFKC", "NFD", "NFKD")
@@ -276,7 +278,9 @@ def named_template(text: str) -> ChatTemplate:
         DataError: It is not Jinja.
     """
     return read_template(
-        text, builtins=BUILTIN_TEMPLATES, read=lambda path: Path(path).read_text(encoding="utf-8")
+        text,
+        builtins=BUILTIN_TEMPLATES,
+        read=lambda path: read_whole_text(Path(path), most_bytes=MAX_TEMPLATE_BYTES),
     )
 
 

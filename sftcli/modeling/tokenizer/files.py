@@ -5,14 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import tokenizers
 from tokenizers import AddedToken, Tokenizer
 
+from sftcli.child import try_first
 from sftcli.errors import DataError, NotFoundError
 from sftcli.foreign import foreign_file, refuse_pointer, without_panics
-from sftcli.json_files import check_size, read_json
+from sftcli.input_files import read_whole, read_whole_text
+from sftcli.json_files import read_json
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT_TEMPLATE = "default"
+_TEMPLATE_FILE = "chat_template.jinja"
+_CONFIGS = ("special_tokens_map.json", "tokenizer_config.json")  # the later one goes before the other
 _AGAIN = "download the model again"
 IN_TEXT = "sft_tokens_in_text"  # key of tokenizer_config.json
 
@@ -41,28 +46,46 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
     Raises:
         NotFoundError: There is no ``tokenizer.json``.
-        DataError: A file is damaged, or its parts do not fit together.
+        DataError: A file is damaged, its parts do not fit together, or a child did not get through it (see ``trial``).
     """
+    if (folder / "tokenizer.json").is_file():
+        try_first(
+            "sftcli.modeling.tokenizer.trial:try_tokenizer",
+            folder,
+            _digest_of(folder),
+            versions=tokenizers.__version__,
+            name=str(folder / "tokenizer.json"),
+        )
+    with without_panics():
+        return read_untried(folder)
+
+
+def _digest_of(folder: Path) -> str:
+    """Return the hash of all that makes a tokenizer and its templates."""
+    digest = hashlib.sha256()
+    for path in (*(folder / name for name in ("tokenizer.json", *_CONFIGS)), *_template_files(folder)):
+        if path.is_file():
+            content = read_whole(path)
+            digest.update(f"{path.name}\0{len(content)}\0".encode("utf-8", "surrogateescape"))
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def read_untried(folder: Path) -> TokenizerFiles:
+    """Read ``folder`` as ``read_tokenizer_files``, which may end the process: for the child that tries it."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise NotFoundError(
             f"there is no tokenizer.json in {folder}",
             hint="put one there (transformers writes it with save_pretrained); sft generate takes another one with --tokenizer DIR",
         )
-    check_size(path)
-    with foreign_file(path, "is not a tokenizer", hint=_AGAIN), without_panics():
-        content = path.read_bytes()
+    with foreign_file(path, "is not a tokenizer", hint=_AGAIN):
+        content = read_whole(path)
         tokenizer = Tokenizer.from_str(content.decode())
         tokenizer.no_truncation()  # a saved limit would cut rows without a word
         tokenizer.no_padding()
-    config = {
-        **_read_object(folder / "special_tokens_map.json"),
-        **_read_object(folder / "tokenizer_config.json"),
-    }
-    with (
-        foreign_file(folder / "tokenizer_config.json", "does not fit tokenizer.json", hint=_AGAIN),
-        without_panics(),
-    ):
+    config = {key: value for name in _CONFIGS for key, value in _read_object(folder / name).items()}
+    with foreign_file(folder / "tokenizer_config.json", "does not fit tokenizer.json", hint=_AGAIN):
         _add_missing_tokens(tokenizer, config, path)
     named = {name: text for name in NAMED_TOKENS if (text := _token_text(config.get(name)))}
     return TokenizerFiles(
@@ -122,12 +145,10 @@ def _add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, object], path
 
 def _templates(folder: Path, config: Mapping[str, object]) -> dict[str, str]:
     """Return name -> source; files go before the configuration, as transformers has it."""
-    templates = {}
-    if (file := folder / "chat_template.jinja").is_file():
-        templates[DEFAULT_TEMPLATE] = _read_text(file)
-    if (more := folder / "additional_chat_templates").is_dir():
-        templates |= {file.stem: _read_text(file) for file in sorted(more.glob("*.jinja"))}
-    if templates:
+    own = folder / _TEMPLATE_FILE
+    if templates := {
+        DEFAULT_TEMPLATE if file == own else file.stem: _read_text(file) for file in _template_files(folder)
+    }:
         return templates
     match config.get("chat_template"):
         case str() as source:
@@ -141,11 +162,18 @@ def _templates(folder: Path, config: Mapping[str, object]) -> dict[str, str]:
     return {}
 
 
+def _template_files(folder: Path) -> list[Path]:
+    own = folder / _TEMPLATE_FILE
+    return [
+        *([own] if own.is_file() else []),
+        *sorted((folder / "additional_chat_templates").glob("*.jinja")),
+    ]
+
+
 def _read_text(path: Path) -> str:
     with foreign_file(path, "is not UTF-8 text", hint=_AGAIN):
-        check_size(path)
         refuse_pointer(path, str(path))
-        return path.read_text(encoding="utf-8")
+        return read_whole_text(path)
 
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from sftcli.errors import DataError, SftError, UsageError
 from sftcli.foreign import foreign_file
 from sftcli.modeling.tokenizer.sandbox import MAX_SECONDS, Budget, TemplateEnvironment, budget
 
+MAX_SOURCE_CHARS = 1_000_000  # the longest ones of models have 30,000
 MIN_OUTPUT_CHARS = 1_000_000
 OUTPUT_PER_INPUT = 20
 
@@ -30,10 +31,15 @@ class ChatTemplate:
         name: For messages: a built-in name, a file name, or the tokenizer's own.
 
     Raises:
-        DataError: The source is not Jinja.
+        DataError: The source is not Jinja, or too long.
     """
 
     def __init__(self, source: str, *, name: str) -> None:
+        if len(source) > MAX_SOURCE_CHARS:
+            raise DataError(
+                f"the chat template {name} has {len(source)} characters; the limit is {MAX_SOURCE_CHARS}",
+                hint="choose another with --template",
+            )
         self.source = source
         self.name = name
         with foreign_file(
@@ -42,7 +48,10 @@ class ChatTemplate:
             name=f"the chat template {name}",
             hint="choose another with --template",
         ):
-            self._template = TemplateEnvironment().from_string(source)
+            try:
+                self._template = TemplateEnvironment().from_string(source)
+            except MemoryError as error:  # of Python's parser
+                raise RecursionError from error
             # Jinja's own mapping is a chain of two, which every rendering would walk through anew.
             self._template.globals = dict(self._template.globals)
 

@@ -6,15 +6,14 @@ runs/NAME/
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 from sftcli.errors import DataError
-from sftcli.json_files import read_json, replace_json
+from sftcli.own_files import OwnFile
 
 FILE = "compare.json"
-FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,39 +69,8 @@ class Record:
         """Return the same once a run has diverged."""
         return replace(self, diverged={**self.diverged, name: why})
 
-    def to_json(self) -> dict[str, object]:
-        """Return it as plain values."""
-        return {"format": FORMAT, **asdict(self)}
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, object], *, where: str) -> Self:
-        """Return the inverse of ``to_json``.
-
-        Raises:
-            DataError: It is nothing of that kind.
-        """
-        try:
-            if content["format"] != FORMAT:
-                raise DataError(f"{where} has the format {content['format']}, this version reads {FORMAT}")
-            scored = cast("dict[str, dict[str, object]]", content["scored"])
-            paths = cast("dict[str, list[str]]", content["paths"])
-            return cls(
-                identity=dict(cast("dict[str, str]", content["identity"])),
-                command=str(content["command"]),
-                paths={source: tuple(found) for source, found in paths.items()},
-                trained=dict(cast("dict[str, float]", content["trained"])),
-                scored={name: _row_scores(values) for name, values in scored.items()},
-                diverged=dict(cast("dict[str, str]", content["diverged"])),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"{where} is damaged: {error!r}", hint="choose another name with --run"
-            ) from error
-
-
-def _row_scores(values: Mapping[str, object]) -> RowScores:
-    columns = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return RowScores(**columns)  # type: ignore[arg-type]
+RECORDS = OwnFile(form=Record, hint="choose another name with --run")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +91,9 @@ def list_comparisons(root: Path) -> list[Progress]:
         try:
             record = read_record(file.parent)
             axis, values, seeds = (record.identity[name] for name in ("axis", "values", "seeds"))
-        except (DataError, KeyError):
+            runs = len(values.split(", ")) * int(seeds)
+        except (DataError, KeyError, ValueError):
             continue
-        runs = len(values.split(", ")) * int(seeds)
         done = len(record.done)
         found.append(Progress(name=file.parent.name, path=str(file.parent), axis=axis, done=done, runs=runs))
     return found
@@ -142,9 +110,9 @@ def read_record(folder: Path) -> Record:
     Raises:
         DataError: It is damaged.
     """
-    return Record.from_json(read_json(folder / FILE), where=str(folder / FILE))
+    return RECORDS.read(folder / FILE)
 
 
 def write_record(folder: Path, record: Record) -> None:
     """Keep ``record`` in ``folder``, whole or not at all."""
-    replace_json(folder / FILE, record.to_json())
+    RECORDS.write(folder / FILE, record)

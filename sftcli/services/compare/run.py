@@ -9,14 +9,13 @@ from sftcli import storage
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import DivergedError, MismatchError, StoppedError
 from sftcli.events import Notice, Session, Warned
-from sftcli.json_files import json_text, replace_json
 from sftcli.runtime import monotonic
 from sftcli.services.compare.price import Agreed, Price, agree, price
-from sftcli.services.compare.record import FILE, Record, is_comparison, read_record, write_record
+from sftcli.services.compare.record import FILE, RECORDS, Record, is_comparison, read_record, write_record
 from sftcli.services.compare.score import score_run
 from sftcli.services.compare.start import Child, Comparison
 from sftcli.services.compare.summary import CompareReport, report_of
-from sftcli.services.runs.folder import REMOVED, RunFolder, create_run
+from sftcli.services.runs.folder import RunFolder, create_run
 from sftcli.services.runs.lock import RunLock
 from sftcli.services.train.lead import TrainRequest, run_training
 from sftcli.services.train.resuming.changes import CHANGEABLE, SETTING, named_settings
@@ -52,11 +51,10 @@ def _opened(comparison: Comparison, agreed: Agreed, identity: Mapping[str, str],
     folder = comparison.folder
     if folder is not None and is_comparison(folder):
         return folder
-    paths = agreed.dataset.about["paths"]
-    assert isinstance(paths, dict)
+    paths = agreed.dataset.about.paths
     record = Record(identity=identity, command=command, paths=paths, trained={}, scored={}, diverged={})
     label = f"compare-{comparison.axis.name.rpartition('.')[2]}"
-    files = {FILE: json_text(record.to_json())}
+    files = {FILE: RECORDS.text(record)}
     return create_run(comparison.base.settings.run, label=label, files=files).path
 
 
@@ -180,7 +178,7 @@ class _Work:
 
 def _remove_weights(run: RunFolder) -> None:
     if not run.has_lost_weights:
-        replace_json(run.about, {**run.read_about(), REMOVED: True})
+        run.note(weights_removed=True)
     for path in (run.final, run.checkpoints):
         if path.exists():
             storage.try_remove_tree(path)

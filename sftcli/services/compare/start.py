@@ -103,6 +103,8 @@ class Comparison:
             "data.split_seed": base.rows_seed,
             "data.share_seed": base.data.share_seed + seed,
         }
+        if resolved.settings.training.answers_if_cheap:  # losses are compared, and nobody looks at the runs
+            values["training.eval_answers"] = 0
         if self.axis.key == "data.share_seed":
             del values["data.share_seed"]
         settings = with_values(resolved.settings, values)

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from sftcli.errors import DataError
 from sftcli.services.compare.axis import Axis, Measure
 from sftcli.services.compare.record import RowScores
-from sftcli.services.evaluate.metrics import Interval, paired_difference
+from sftcli.services.evaluate.metrics import paired_difference
+from sftcli.services.report.score import Interval
 
 Floats = npt.NDArray[np.float64]
 

@@ -2,27 +2,16 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sftcli.errors import DataError
-from sftcli.json_files import read_json
 from sftcli.services.diff.pairing import pairs_by
+from sftcli.services.report.evaluation import EVALUATIONS
+from sftcli.services.report.score import Answered
 
 EXACT = "exact match"
 LEVEL = 0.05  # a smaller p-value is more than chance
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
-    """An answered row. ``row`` tells it from others by its content; ``passed`` says by measure whether the answer was right."""
-
-    origin: str
-    row: str
-    passed: Mapping[str, bool]
-    confidence: float = 0.0  # 0 to 1
-    logprob: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,27 +46,7 @@ def read_answers(path: Path) -> tuple[Answered, ...] | None:
     Raises:
         NotFoundError, DataError: There is no such file, or it is nothing of that kind.
     """
-    found = read_json(path, hint="score the model again with sft eval").get("answers")
-    if found is None:
-        return None
-    try:
-        return tuple(
-            Answered(origin=str(one["origin"]), row=str(one["row"]), passed=_passed(one["passed"]))
-            for one in found
-        )
-    except (TypeError, KeyError, ValueError) as error:
-        raise DataError(f"{path}: its answers cannot be read") from error
-
-
-def _passed(value: object) -> dict[str, bool]:
-    """Return whether an answer was right by each measure.
-
-    Raises:
-        TypeError: The file says something else.
-    """
-    if not isinstance(value, dict) or not all(isinstance(is_right, bool) for is_right in value.values()):
-        raise TypeError("neither right nor wrong")
-    return {str(measure): is_right for measure, is_right in value.items()}
+    return EVALUATIONS.read(path).answers
 
 
 def moved_answers(before: Sequence[Answered], after: Sequence[Answered]) -> tuple[Moved, ...]:

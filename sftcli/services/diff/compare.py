@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from sftcli.json_files import read_json_or_nothing
 from sftcli.services.diff.answers import Moved, moved_answers, read_answers
 from sftcli.services.diff.rows import RowChanges, changed_rows
 from sftcli.services.diff.settings import ChangedFact, ChangedSetting, changed_facts, changed_settings
+from sftcli.services.report.evaluation import read_scores
 from sftcli.services.report.measures import Compared, compare_scores
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.summary import summarize_run
@@ -97,7 +97,7 @@ def _rows(before: RunFolder, after: RunFolder, notes: list[str]) -> tuple[RowCha
         fingerprints = [run.data_fingerprint() for run in (before, after)]
         is_same = fingerprints[0] is not None and fingerprints[0] == fingerprints[1]
         return None, True if is_same else None
-    if first.about.get("ends") != second.about.get("ends"):
+    if first.about.ends != second.about.ends:
         notes.append(
             "the rows are rendered differently, by their chat template or tokenizer, so equal rows count as changed"
         )
@@ -106,11 +106,10 @@ def _rows(before: RunFolder, after: RunFolder, notes: list[str]) -> tuple[RowCha
 
 
 def _measures(before: RunFolder, after: RunFolder) -> tuple[Compared, ...]:
-    first, second = (read_json_or_nothing(run.evaluation) for run in (before, after))
-    if not isinstance(first.get("tuned"), dict) or not isinstance(second.get("tuned"), dict):
+    first, second = read_scores(before), read_scores(after)
+    if first is None or second is None:
         return ()
-    rows = second.get("rows")
-    return tuple(compare_scores(first["tuned"], second["tuned"], rows=rows if isinstance(rows, int) else 0))
+    return tuple(compare_scores(first.tuned.to_json(), second.tuned.to_json(), rows=second.rows))
 
 
 def _answers(runs: Sequence[RunFolder], notes: list[str]) -> tuple[Moved, ...] | None:

@@ -1,11 +1,9 @@
 """Settings and packages of two runs, where they differ."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sftcli.config.auto import value_of
 from sftcli.config.schema.settings import FIELDS
-from sftcli.json_files import read_json_or_nothing
 from sftcli.services.runs.folder import RunFolder, resolve_run
 
 _WHERE_IT_IS = "run."  # section of names and folders, which differ in any case
@@ -38,14 +36,14 @@ def changed_settings(before: RunFolder, after: RunFolder) -> tuple[ChangedSettin
         NotFoundError, UsageError: A run lacks its settings, or they cannot be read.
     """
     first, second = resolve_run(before), resolve_run(after)
-    origins = [read_json_or_nothing(run.origins) for run in (before, after)]
+    origins = [run.first_origins() for run in (before, after)]
     return tuple(
         ChangedSetting(
             key=key,
             before=value_of(first.settings, key),
             after=value_of(second.settings, key),
-            before_from=str(origins[0].get(key, first.origins[key])),
-            after_from=str(origins[1].get(key, second.origins[key])),
+            before_from=origins[0].get(key, first.origins[key]),
+            after_from=origins[1].get(key, second.origins[key]),
         )
         for key in FIELDS
         if not key.startswith(_WHERE_IT_IS)
@@ -64,13 +62,10 @@ def changed_facts(before: RunFolder, after: RunFolder) -> tuple[ChangedFact, ...
 
 
 def _facts(run: RunFolder) -> dict[str, str]:
-    about = run.read_about()
-    packages, base, decisions = (_object(about.get(key)) for key in ("packages", "base", "decisions"))
-    named = {"sft": about.get("version"), "python": about.get("python"), "torch": about.get("torch")}
-    made = {"weights of the base": base.get("revision"), "precision": decisions.get("precision")}
-    found = {**named, **packages, **made}
-    return {name: str(value) for name, value in found.items() if value is not None}
-
-
-def _object(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, dict) else {}
+    record = run.record()
+    named = {"sft": record.version, "python": record.python, "torch": record.torch}
+    made = {
+        "weights of the base": record.base and record.base.revision,
+        "precision": record.decisions and record.decisions.precision,
+    }
+    return {name: value for name, value in {**named, **record.packages, **made}.items() if value}

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.errors import DataError, UsageError
-from sftcli.services.diff.answers import Answered, Moved, moved_answers, read_answers
+from sftcli.services.diff.answers import Moved, moved_answers, read_answers
+from sftcli.services.report.score import Answered
 from sftcli.services.runs.folder import find_run
 
 

@@ -3,44 +3,53 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sftcli.config.auto import with_values
 from sftcli.config.layers import Override
 from sftcli.config.resolve import resolve
 from sftcli.config.schema.settings import Settings
+from sftcli.config.schema.training import Precision
 from sftcli.data.batches.progress import Stages
 from sftcli.data.prepared.store import ExampleTable
-from sftcli.errors import DataError
+from sftcli.errors import DataError, UsageError
 from sftcli.events import EventSink, Notice, Session, unheard
 from sftcli.extras import install_command
-from sftcli.json_files import replace_json
 from sftcli.modeling.formats.identity import answering_hash
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.diagnosis.verdict import Verdict
-from sftcli.services.diff.answers import EXACT, Answered, identity_of
+from sftcli.services.diff.answers import EXACT, identity_of
 from sftcli.services.evaluate.checks import json_text, pattern, tool
 from sftcli.services.evaluate.checks.check import AskedRow, Check
 from sftcli.services.evaluate.checks.grading import Checked, check_answers, numbers_of
-from sftcli.services.evaluate.checks.results import CheckResult, GradedRow
 from sftcli.services.evaluate.checks.rows import with_rows
 from sftcli.services.evaluate.checks.table import find_checks, line_of
 from sftcli.services.evaluate.checks.tool import has_schemas
 from sftcli.services.evaluate.confidence import FEWEST_ROWS, find_cuts
 from sftcli.services.evaluate.limits import require_checked
-from sftcli.services.evaluate.metrics import Interval, TrainingSpans, has_reference_metrics
+from sftcli.services.evaluate.metrics import TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
 from sftcli.services.evaluate.rows import rows_with_whole_answers, spread
 from sftcli.services.evaluate.scoring import (
     STAGES,
     Scored,
     ScoringJob,
+    asked_rows,
     loss_difference,
     match_difference,
     question_of,
     samples_of,
     score_model,
+)
+from sftcli.services.evaluate.trial.beside import ask_base, set_beside
+from sftcli.services.evaluate.trial.trial import (
+    MAX_PROMPT_TOKENS,
+    TrialPrompts,
+    TrialRequest,
+    Way,
+    prepare_rows,
 )
 from sftcli.services.models.choose import ModelChoice, base_of, choose_model
 from sftcli.services.prepare.capacity import require_room
@@ -49,14 +58,17 @@ from sftcli.services.prepare.prepare import PreparedData, prepare_data
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.processes.peers import Peers, joined
 from sftcli.services.processes.rank import find_place
+from sftcli.services.report.check_results import CheckResult
 from sftcli.services.report.confidence import Confidence
+from sftcli.services.report.evaluation import Evaluation, write_scores
 from sftcli.services.report.html import write_report
-from sftcli.services.report.measures import Compared, compare_scores
-from sftcli.services.report.score import AnsweredRow, Miss, Score
+from sftcli.services.report.measures import Compared, measures_of
+from sftcli.services.report.score import Answered
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, read_settings
+from sftcli.services.runs.lock import EvaluationLock
 from sftcli.services.runs.summary import RunHistory
-from sftcli.services.runs.trained_rows import TrainedRows, count_trained, prepared_rows_of
+from sftcli.services.runs.trained_rows import count_trained, prepared_rows_of
 
 if TYPE_CHECKING:
     from sftcli.services.evaluate.tasks import TasksRequest
@@ -66,26 +78,11 @@ MAX_TRAINING_TOKENS = 2_000_000  # looked through for copied answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvalReport:
-    """Scores of the tuned model and, where one was named, of the base, with the difference over the same rows."""
+class EvalReport(Evaluation):
+    """An evaluation as it was made just now."""
 
-    rows: int
-    is_heldout: bool  # of the run that made the model; else the rows were named
-    trained_on: TrainedRows | None  # of these rows; None where that is not known
-    cut_rows: (
-        int  # their last answer has no end, so no answer is compared with it; they have loss as any other
-    )
-    tuned: Score
-    base: Score | None
-    loss_difference: Interval | None  # tuned minus base, nats per response token
-    match_difference: Interval | None  # tuned minus base, fraction
-    verdict: Verdict | None  # of the run that made the model, with its own rows
-    samples: tuple[AnsweredRow, ...]
-    misses: tuple[Miss, ...]
-    answers: tuple[Answered, ...]  # all rows that were answered
-    checks: tuple[CheckResult, ...]
-    graded: tuple[GradedRow, ...]  # by every check
-    confidence: Confidence  # of the tuned model's answers
+    answers: tuple[Answered, ...]
+    confidence: Confidence
     more_answers: str  # how enough rows are answered for cuts; "" where they are
     page: str | None = None  # that shows these scores; None where they are not kept with a run
 
@@ -94,19 +91,9 @@ class EvalReport:
         """Whether it is of a kind that is kept with the run: of its own rows, in one precision."""
         return self.is_heldout and self.confidence.precision == KEPT_PRECISION
 
-    def to_json(self) -> dict[str, object]:
-        """Return the scores as plain values."""
-        found = asdict(self) | {
-            "tuned": self.tuned.to_json(),
-            "base": None if self.base is None else self.base.to_json(),
-        }
-        del found["page"], found["more_answers"]
-        return found
-
     def compared(self) -> list[Compared]:
         """Return the scores side by side, for people."""
-        base = None if self.base is None else self.base.to_json()
-        return compare_scores(base, self.tuned.to_json(), rows=self.rows)
+        return measures_of(self)
 
     def numbers(self) -> dict[str, float]:
         """Return the numbers of the tuned model."""
@@ -117,19 +104,38 @@ class EvalReport:
         } | numbers_of(self.checks)
 
 
+_Found = tuple[ModelChoice, Settings, PreparedData, ModelChoice | None]
+
+
 def run_evaluation(request: EvalRequest, session: Session) -> EvalReport:
     """Score the model, and the base if one is named, on the same held-out rows.
 
     Raises:
         DataError: No row is held out, or the answer of every one is cut.
+        OutputError: The scores are to be kept with the run, and another process scores it.
     """
-    with joined(find_place(os.environ)) as peers:
-        return _evaluate(request, session, peers)
+    with joined(find_place(os.environ)) as peers, ExitStack() as held:
+
+        def find() -> _Found:
+            found = _find(request, session)
+            run = found[0].run
+            if run is not None and request.is_kept and peers.group.is_writer:
+                held.enter_context(EvaluationLock(run, session.emit))
+            return found
+
+        return _evaluate(request, session, peers, *peers.rank_zero_first(find, session.stop))
 
 
-def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalReport:
+def _evaluate(
+    request: EvalRequest,
+    session: Session,
+    peers: Peers,
+    choice: ModelChoice,
+    settings: Settings,
+    prepared: PreparedData,
+    base: ModelChoice | None,
+) -> EvalReport:
     emit, stop = session.emit, session.stop
-    choice, settings, prepared, base = peers.rank_zero_first(lambda: _find(request, session), stop)
     trained = _trained_rows(choice, prepared, request, emit)
     heldout = prepared.dataset.heldout
     if not len(heldout):
@@ -161,6 +167,7 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
     base_score = (
         None if base is None else score_model(job, base, emit, stop, precision=precision, stages=stages)
     )
+    prompts, ways = _with_examples(request, settings, prepared, base, session)
     tuned = score_model(job, choice, emit, stop, precision=precision, stages=stages)
     checked = check_answers(checks, asked, None if base_score is None else base_score.answers, tuned.answers)
     answers = _answers(job, tuned, checked)
@@ -180,6 +187,11 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
         confidence=_confidence(choice, answers, checked, precision),
         checks=checked.results,
         graded=checked.rows,
+        tried=()
+        if prompts is None or base_score is None
+        else set_beside(
+            prompts, ways, job, base=base_score, tuned=tuned, check=next(iter(checks), None), rows=asked
+        ),
         more_answers=_more_answers(request, settings, prepared, whole=len(whole)),
     )
     is_of_run = choice.run is not None and not request.data
@@ -190,10 +202,37 @@ def _evaluate(request: EvalRequest, session: Session, peers: Peers) -> EvalRepor
             )
         )
     elif choice.run is not None and is_of_run and peers.group.is_writer:
-        replace_json(choice.run.evaluation, report.to_json())
+        write_scores(choice.run, report)
         write_report([choice.run], choice.run.report)
         return replace(report, page=str(choice.run.report))
     return report
+
+
+def _with_examples(
+    request: EvalRequest,
+    settings: Settings,
+    prepared: PreparedData,
+    base: ModelChoice | None,
+    session: Session,
+) -> tuple[TrialPrompts | None, tuple[Way, ...]]:
+    """Ask the base with examples in its prompts, where that is asked for.
+
+    Raises:
+        UsageError: There is no base.
+    """
+    if request.shots is None:
+        return None, ()
+    if base is None:
+        raise UsageError("--try asks the base, and none is known", hint="name it: --base MODEL")
+    trial = TrialRequest(
+        settings=settings,
+        shots=request.shots,
+        max_rows=request.max_rows,
+        max_prompt_tokens=MAX_PROMPT_TOKENS,
+        precision=request.precision,
+        batch_size=request.batch_size,
+    )
+    return ask_base(trial, base, prepared, session)
 
 
 def _more_answers(request: EvalRequest, settings: Settings, prepared: PreparedData, *, whole: int) -> str:
@@ -257,27 +296,28 @@ def _confidence(
         model=choice.name if choice.run is None else choice.run.inside(choice.folder),
         model_hash=answering_hash(choice.folder),
         measure=measure,
-        precision=precision,
+        precision=Precision(precision),
         rows=len(answers),
         cuts=find_cuts([answer.confidence for answer in answers], right),
     )
 
 
-def _find(
-    request: EvalRequest, session: Session
-) -> tuple[ModelChoice, Settings, PreparedData, ModelChoice | None]:
+def _find(request: EvalRequest, session: Session) -> _Found:
     """Return the model, its settings, the rows, and the model to compare with."""
     emit = session.emit
     choice = model_of(request, emit)
     settings = _settings_of(choice, request)
-    prepared = prepare_data(
-        settings.data,
-        find_sources(settings.data),
-        model_folder=choice.tokenizer_folder,
-        seed=settings.rows_seed,
-        session=session,
-    )
-    require_room(prepared, choice.weights_folder, emit)
+    if request.shots is not None:
+        prepared = prepare_rows(settings, choice, session)
+    else:
+        prepared = prepare_data(
+            settings.data,
+            find_sources(settings.data),
+            model_folder=choice.tokenizer_folder,
+            seed=settings.rows_seed,
+            session=session,
+        )
+        require_room(prepared, choice.weights_folder, emit)
     base = base_to_compare(choice, request, emit)
     if base is not None:
         require_room(prepared, base.weights_folder, unheard)  # what it could tell is told of the tuned model
@@ -292,14 +332,7 @@ def _find_checks(
     Raises:
         DataError, UsageError: A check, or a limit of one, does not fit these rows.
     """
-    asked = [
-        AskedRow(
-            origin=question.origin,
-            prompt=job.tokenizer.decode(question.prompt_ids, skip_special=True),
-            expected=question.expected,
-        )
-        for question in job.questions
-    ]
+    asked = asked_rows(job)
     checks = find_checks(request.checks, asked)
     require_checked(request.limits, checks)
     for check in checks:

@@ -7,7 +7,6 @@ extra ``eval``. Everything else needs nothing.
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from sftcli.figures import are_few
 from sftcli.services.evaluate.checks.json_values import is_json_text
+from sftcli.services.report.score import Interval
 
 LOOP_REPEATS = 4  # as many equal pieces in a row are a loop
 MAX_LOOP_TOKENS = 32
@@ -98,21 +98,6 @@ def _grams(ids: Sequence[int], n: int) -> Iterable[tuple[int, ...]]:
 
 RESAMPLES = 2000
 LEVEL = 0.95
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
-    """A value, its number of rows, and the bounds of its 95 % interval; none for few rows."""
-
-    value: float
-    low: float | None
-    high: float | None
-    rows: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether a value of 0 is outside; of few rows nothing is said."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
 # How much farther than a bootstrap of so many trainings a 95 % interval reaches: Student's t against the normal quantile, and the

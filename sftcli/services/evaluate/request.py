@@ -8,6 +8,7 @@ from sftcli.errors import UsageError
 from sftcli.services.evaluate.checks.table import AUTO
 from sftcli.services.evaluate.limits import Limit
 from sftcli.services.models.reference import find_model
+from sftcli.services.runs.lock import EvaluationLock
 
 KEPT_PRECISION = "fp32"
 
@@ -35,7 +36,15 @@ class EvalRequest:
     base_model: str | None = None  # of an adapter, where its base is not where it says
     precision: str = KEPT_PRECISION  # of matrix products; scores in another one are not kept with the run
     checks: tuple[str, ...] = (AUTO,)  # names, as ``read_check_names`` returns them
+    shots: int | None = (
+        None  # examples before each question that the base is asked once more; None asks it alone
+    )
     limits: tuple[Limit, ...] = ()  # that the numbers of checks have to be there for
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its scores are kept with the run that made the model: of its own rows, in one precision."""
+        return not (self.data or self.texts) and self.precision == KEPT_PRECISION
 
 
 def check_names(request: EvalRequest, *, needs_rows: bool = True) -> None:
@@ -43,6 +52,7 @@ def check_names(request: EvalRequest, *, needs_rows: bool = True) -> None:
 
     Raises:
         NotFoundError, UsageError, DataError: As ``find_model``, or there are no such rows.
+        OutputError: Another process scores the run.
     """
     found = find_model(
         request.checkpoint,
@@ -57,6 +67,8 @@ def check_names(request: EvalRequest, *, needs_rows: bool = True) -> None:
         parse_source(name)
     if needs_rows and not request.texts and found.run is None and not request.data:
         raise no_heldout_of(found.name)
+    if needs_rows and found.run is not None and request.is_kept:
+        EvaluationLock(found.run).require_free()
 
 
 def no_heldout_of(name: str) -> UsageError:

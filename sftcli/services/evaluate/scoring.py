@@ -20,9 +20,9 @@ from sftcli.modeling.decoding.decode import MAX_ROWS, Row, decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.runtime import monotonic
+from sftcli.services.evaluate.checks.check import AskedRow
 from sftcli.services.evaluate.checks.grading import Answers
 from sftcli.services.evaluate.metrics import (
-    Interval,
     TrainingSpans,
     chrf,
     distinct_fraction,
@@ -34,7 +34,7 @@ from sftcli.services.evaluate.metrics import (
 )
 from sftcli.services.models.choose import ModelChoice, load_for_inference
 from sftcli.services.processes.peers import Peers
-from sftcli.services.report.score import AnsweredRow, Miss, Score
+from sftcli.services.report.score import AnsweredRow, Interval, Miss, Score
 from sftcli.training.loss import RowScore, ratio_standard_error, score_rows
 
 if TYPE_CHECKING:
@@ -71,6 +71,18 @@ class ScoringJob:
     def most_answer_tokens(self) -> int:
         """Where an answer is cut: it cannot be right any more."""
         return most_answer_tokens(self.questions)
+
+
+def asked_rows(job: ScoringJob) -> list[AskedRow]:
+    """Return the questions of ``job`` as checks see them."""
+    return [
+        AskedRow(
+            origin=question.origin,
+            prompt=job.tokenizer.decode(question.prompt_ids, skip_special=True),
+            expected=question.expected,
+        )
+        for question in job.questions
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +177,11 @@ class Answered:
     def cut(self) -> tuple[bool, ...]:
         """Which answers had not ended."""
         return tuple(row.finish == "length" for row in self.rows)
+
+    @property
+    def answers(self) -> Answers:
+        """The answers, for checks."""
+        return Answers(texts=self.texts, cut=self.cut)
 
 
 def answer_questions(

@@ -27,6 +27,7 @@ from sftcli.services.report.model_card import base_of, license_of, model_card, p
 from sftcli.services.report.modelfile import Turns, find_shape, modelfile
 from sftcli.services.report.usage import kind_of, usage_of_gguf, usage_of_model
 from sftcli.services.runs.lineage import MARK, mark_of
+from sftcli.services.runs.lock import OutputLock
 from sftcli.training.checkpoint.format import STATE, read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.state import TrainingSnapshot
@@ -54,7 +55,7 @@ def run_export(request: ExportRequest, session: Session) -> ExportOutcome:
     """Write the model to ``request.out``, atomically.
 
     Raises:
-        OutputError: ``out`` exists, or cannot be written.
+        OutputError: ``out`` exists, another process makes it, or it cannot be written.
         UsageError: The model cannot be written in that format, or not with that dtype.
         StorageError: The disk is full.
         StoppedError: A stop was asked for.
@@ -73,9 +74,11 @@ def run_export(request: ExportRequest, session: Session) -> ExportOutcome:
         ExportFormat.GGUF: _write_gguf,
         ExportFormat.OLLAMA: _write_ollama,
     }
-    if session.stop.requested():
-        raise StoppedError
-    dtype = write[request.format](request, choice, session)
+    with OutputLock(request.out, session.emit):
+        check_target(request)  # another process may have made it meanwhile
+        if session.stop.requested():
+            raise StoppedError
+        dtype = write[request.format](request, choice, session)
     return ExportOutcome(
         path=str(request.out),
         format=request.format.value,
@@ -118,6 +121,7 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, session: Session) -> 
         }
         | ({} if choice.run is None else {MARK: mark_of(choice.run)}),
         hint=HINT,
+        is_new=True,
     )
     return next(name for name, known in DTYPES.items() if known == dtype)
 
@@ -161,7 +165,7 @@ def _write_gguf(request: ExportRequest, choice: ModelChoice, session: Session) -
     tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
     model = _load(choice, session.emit, _exact(choice))
     check_family(model)
-    with storage.whole_file(request.out, hint=HINT) as fresh:
+    with storage.whole_file(request.out, hint=HINT, is_new=True) as fresh:
         storage.disk.let_library_write(
             fresh.parent,
             lambda: write_gguf(
@@ -201,7 +205,7 @@ def _write_ollama(request: ExportRequest, choice: ModelChoice, session: Session)
     shape, system = found or (None, "")
     name = f"{request.out.name}.gguf"
     usage = usage_of_gguf(name, request.out.name, is_on_hub=False)
-    with storage.atomic_folder(request.out, hint=HINT) as fresh:
+    with storage.atomic_folder(request.out, hint=HINT, is_new=True) as fresh:
         kind = _write_gguf(replace(request, out=fresh / name), choice, session)
         texts = {
             "Modelfile": modelfile(
@@ -240,7 +244,7 @@ def _write_pt(request: ExportRequest, choice: ModelChoice, session: Session) -> 
     snapshot = _state_of(choice, model)
     without = "" if snapshot else ", without optimizer state: none is saved with these weights"
     session.emit(Notice(text=f"writing {request.out}{without}"))
-    with storage.whole_file(request.out, hint=HINT) as fresh:
+    with storage.whole_file(request.out, hint=HINT, is_new=True) as fresh:
         export_pt(
             fresh,
             model,

@@ -7,6 +7,7 @@ from pathlib import Path
 from sftcli import storage
 from sftcli.errors import UsageError
 from sftcli.services.models.reference import find_model
+from sftcli.services.runs.lock import OutputLock
 
 HINT = "choose another --out"
 _DTYPES = ("f32", "bf16", "f16")
@@ -72,6 +73,7 @@ def check_names(request: ExportRequest) -> None:
         OutputError, UsageError: As ``check_target``.
     """
     check_target(request)
+    OutputLock(request.out).require_free()
     find_model(
         request.checkpoint, root=request.root, tokenizer=request.tokenizer, base_model=request.base_model
     )

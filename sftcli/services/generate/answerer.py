@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
+from sftcli.data.prepared.about import Ends
 from sftcli.data.rendering.encode import encode_prompt
 from sftcli.errors import SftError
 from sftcli.events import EventSink, StopFlag, TextDelta, Warned
-from sftcli.json_files import read_json
 from sftcli.modeling.config_values import config_value
 from sftcli.modeling.decoding.decode import decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
@@ -237,11 +237,10 @@ def _ids_behind_an_answer(tokenizer: HFChatTokenizer) -> list[int]:
     return tokenizer.encode(text.rpartition(mark)[2].strip())[:1]
 
 
-def _ends_in_training(choice: ModelChoice) -> object:
+def _ends_in_training(choice: ModelChoice) -> Ends | None:
     """Return what ``end_tokens`` was in training, or None where that is not known."""
-    if choice.run is None or not choice.run.data.is_file():
-        return None
-    return read_json(choice.run.data).get("ends")
+    rows = None if choice.run is None else choice.run.rows()
+    return None if rows is None else rows.ends
 
 
 def _ids(ids: "Sequence[int] | set[int] | frozenset[int]") -> str:

@@ -15,13 +15,15 @@ from sftcli import storage
 from sftcli.errors import DataError, MismatchError, OutputError, StorageError
 from sftcli.events import EventSink, Notice, Progressed, StopFlag, Warned
 from sftcli.modeling.formats.identity import file_stamps
+from sftcli.own_files import FormError, as_form
 from sftcli.services.generate.answerer import Answerer, Completion, Question
 from sftcli.services.generate.gate import Gate, journal_of
 from sftcli.services.generate.prompt import model_choices, open_choices
-from sftcli.services.generate.prompt_file import PromptRow, check_out, lock_of
+from sftcli.services.generate.prompt_file import PromptRow, check_out
 from sftcli.services.generate.request import GenerateRequest
 from sftcli.services.models.choose import ModelChoice
 from sftcli.services.runs.event_log import read_lines
+from sftcli.services.runs.lock import OutputLock
 
 Key = tuple[int, int, int]  # (model, prompt, sample)
 ANSWER_KEYS = {field.name for field in fields(Completion)} - {"seconds"}
@@ -51,7 +53,8 @@ class Journal:
         if path.exists():
             self._read(fingerprint)
         else:
-            storage.replace_file(path, (json.dumps({"answers": fingerprint}) + "\n").encode())
+            head = json.dumps({"answers": fingerprint}) + "\n"
+            storage.replace_file(path, head.encode(), kind=storage.OUTPUT)
         self._file = storage.disk.append(path)
 
     def add(self, key: Key, completion: Completion) -> None:
@@ -73,11 +76,12 @@ class Journal:
             )
         for _, record in lines.found[1:]:
             key, answer = self._key(record.get("key")), record.get("completion")
-            if key is not None and isinstance(answer, dict) and answer.keys() == ANSWER_KEYS:
-                self.done[key] = Completion(**answer, seconds=0.0)
+            if key is not None and (completion := _completion(answer)) is not None:
+                self.done[key] = completion
         self.repaired = lines.message(self.path)
         if self.repaired:
-            storage.replace_file(self.path, "".join(text for text, _ in lines.found).encode())
+            whole = "".join(text for text, _ in lines.found)
+            storage.replace_file(self.path, whole.encode(), kind=storage.OUTPUT)
 
     def _key(self, value: object) -> Key | None:
         """Return the key that ``value`` is; None for anything that is not asked for."""
@@ -87,6 +91,17 @@ class Journal:
             type(part) is int and 0 <= part < size for part, size in zip(value, self.sizes, strict=True)
         )
         return (value[0], value[1], value[2]) if fits else None
+
+
+def _completion(answer: object) -> Completion | None:
+    """Return the answer that a line of a journal has; None for anything else, which is answered again."""
+    try:
+        found: Completion = as_form(
+            {**answer, "seconds": 0.0} if isinstance(answer, dict) else answer, Completion
+        )
+    except FormError:
+        return None
+    return found
 
 
 def run_file_generation(
@@ -108,8 +123,8 @@ def run_file_generation(
     """
     check_out(out)
     with ExitStack() as held:
-        with _writing(out):
-            held.enter_context(lock_of(out, emit))
+        for file in (out, *(() if gate is None else (gate.rest,))):
+            held.enter_context(OutputLock(file, emit))
         return _answer_all(request, prompts, out, emit, stop, gate)
 
 
@@ -155,6 +170,7 @@ def _answer_all(
         unsure = sure.count(False)
         if gate is not None:
             _write_rest(gate.rest, [row for (row, _), is_sure in zip(rows, sure, strict=True) if not is_sure])
+        check_out(out)  # another program may have written it meanwhile
         _write(out, [row for (row, _), is_sure in zip(rows, sure, strict=True) if is_sure])
         storage.disk.unlink(journal.path)
     return FileOutcome(
@@ -170,7 +186,7 @@ def _answer_all(
 
 def _write(out: Path, lines: list[str]) -> None:
     with _writing(out):
-        storage.replace_file(out, "".join(lines).encode())
+        storage.replace_file(out, "".join(lines).encode(), kind=storage.OUTPUT)
 
 
 def _write_rest(rest: Path, lines: list[str]) -> None:

@@ -3,16 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sftcli import storage
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.config.schema.training import Precision
 from sftcli.errors import MismatchError, UsageError
-from sftcli.json_files import read_json_or_nothing
 from sftcli.modeling.formats.identity import answering_hash
 from sftcli.services.generate.request import GenerateRequest
 from sftcli.services.models.reference import ModelReference
+from sftcli.services.report.evaluation import Evaluation, read_scores
 from sftcli.services.runs.folder import RunFolder, read_settings
 
 AUTO = "auto"
@@ -76,27 +75,19 @@ class _Measured:
     cuts: Mapping[float, float]  # by the share of wrong answers
 
     @classmethod
-    def of(cls, evaluation: Mapping[str, Any]) -> "_Measured":
-        """Read what ``eval.json`` holds.
-
-        Raises:
-            KeyError, TypeError, ValueError: It is damaged, or of a version that did not keep this.
-        """
-        kept = evaluation["confidence"]
-        if not isinstance(kept["measure"], str):
-            raise TypeError("no measure")
+    def of(cls, evaluation: Evaluation | None) -> "_Measured | None":
+        """Return it; None where there is no evaluation, or it is of a version that did not keep this."""
+        kept = None if evaluation is None else evaluation.confidence
+        if evaluation is None or kept is None:
+            return None
         return cls(
-            model=str(kept["model"]),
-            model_hash=str(kept["model_hash"]),
-            measure=str(kept["measure"]),
-            precision=Precision(kept["precision"]),
-            rows=int(kept["rows"]),
-            most_tokens=int(evaluation["tuned"]["most_answer_tokens"]),
-            cuts={
-                float(cut["wrong_at_most"]): float(cut["confidence"])
-                for cut in kept["cuts"]
-                if cut["confidence"] is not None
-            },
+            model=kept.model,
+            model_hash=kept.model_hash,
+            measure=kept.measure,
+            precision=kept.precision,
+            rows=kept.rows,
+            most_tokens=evaluation.tuned.most_answer_tokens,
+            cuts={cut.wrong_at_most: cut.confidence for cut in kept.cuts if cut.confidence is not None},
         )
 
 
@@ -115,12 +106,9 @@ def find_gate(asked: AskedConfidence, rest: Path, request: GenerateRequest, foun
             hint="name a confidence: --min-confidence 0.98",
         )
     command = f"sft eval {found.run.argument}"
-    try:
-        measured = _Measured.of(read_json_or_nothing(found.run.evaluation))
-    except (KeyError, TypeError, ValueError):
-        raise UsageError(
-            f"{found.run.name} has no evaluation with confidences", hint=f"make one: {command}"
-        ) from None
+    measured = _Measured.of(read_scores(found.run))
+    if measured is None:
+        raise UsageError(f"{found.run.name} has no evaluation with confidences", hint=f"make one: {command}")
     _require_evaluated(measured, found.run, found.folder, command)
     _require_same(request, found.run, measured)
     if asked.wrong_at_most not in measured.cuts:

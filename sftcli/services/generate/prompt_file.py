@@ -18,8 +18,6 @@ from sftcli.data.reading.records import read_records
 from sftcli.data.reading.source import Source, SourceKind, near_files, parse_source, row_format
 from sftcli.data.reading.text_lines import ByteStream, as_utf8, no_note, skip_bom, text_lines, unpacked
 from sftcli.errors import DataError, Location, NotFoundError, UsageError
-from sftcli.events import EventSink, unheard
-from sftcli.services.runs.lock import FileLock
 
 _HINT = 'a row is {"prompt": "..."}, {"instruction": "...", "input": "..."} or {"messages": [...]}, or has their columns'
 _TEXTS = ("prompt", "question", "instruction", "input")  # columns that are asked, the first of them
@@ -97,12 +95,6 @@ def check_out(out: Path) -> None:
         OutputError: It exists, or its place is none.
     """
     storage.require_new(out, hint="choose another --out")
-
-
-def lock_of(out: Path, emit: EventSink = unheard) -> FileLock:
-    """Return the lock of the one process that answers into ``out``."""
-    path = out.with_name(f".{out.name}.lock")
-    return FileLock(path, emit, thing=str(out), hint=f"if it is certainly dead, delete {path}")
 
 
 def messages_of_row(row: Mapping[str, object], system: str, origin: Origin) -> tuple[Message, ...]:

@@ -2,13 +2,12 @@
 
 import os
 import platform
-from datetime import UTC, datetime
 from importlib import metadata
 
 import torch
 
+from sftcli.cache import cache_folder
 from sftcli.config.schema.training import TrainingSettings
-from sftcli.modeling.cache import cache_folder
 from sftcli.runtime import choose_device
 from sftcli.services.machine.precision import decide_precision
 from sftcli.version import __version__
@@ -53,16 +52,4 @@ def facts_of_training(settings: TrainingSettings) -> dict[str, str]:
         "cpu threads": str(torch.get_num_threads()),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "processes": str(settings.processes),
-    }
-
-
-def facts_of_start(command: str) -> dict[str, object]:
-    """Return what ``run.json`` says about the start of a run."""
-    return {
-        "started_at": datetime.now(tz=UTC).isoformat(timespec="microseconds"),
-        "command": command,
-        "version": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in LIBRARIES if name != "torch"},
     }

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import torch
 
+from sftcli.cache import cache_folder
 from sftcli.errors import SftError
-from sftcli.json_files import read_json_or_nothing, replace_json
-from sftcli.modeling.cache import cache_folder
+from sftcli.own_files import OwnFile
 from sftcli.runtime import (
     choose_dtype,
     dtype_name,
@@ -28,6 +28,19 @@ _LEAD = 9  # rounds of timings by which one side has to be ahead
 _MAX_ROUNDS = 61  # after which they do not agree
 
 Timing = Callable[[], float]  # multiplies once and tells the seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a machine has measured, as the cache keeps it."""
+
+    precision: Literal["bf16", "fp32"]
+    why: str
+
+
+MEASUREMENTS = OwnFile(
+    form=dict[str, Measured], hint="delete it: it is measured again"
+)  # by a hash of the machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +98,13 @@ def _remembered(machine: str) -> Precision:
         path = cache_folder() / REMEMBERED
     except SftError:  # a training can do without a cache
         return measured_here(machine)
-    known = _read(path)
+    known = MEASUREMENTS.find_whole(path) or {}
     if key in known:
-        return known[key]
+        return Precision(name=known[key].precision, why=known[key].why)
     measured = measured_here(machine)
-    kept = {key: {"precision": one.name, "why": one.why} for key, one in (known | {key: measured}).items()}
+    name: Literal["bf16", "fp32"] = "fp32" if measured.name == "fp32" else "bf16"
     with suppress(OSError):
-        replace_json(path, kept)
+        MEASUREMENTS.write(path, {**known, key: Measured(precision=name, why=measured.why)})
     return measured
 
 
@@ -99,15 +112,3 @@ def _remembered(machine: str) -> Precision:
 def measured_here(machine: str) -> Precision:  # noqa: ARG001 - what it was measured on
     """Return what ``machine``, this one, measures, once in a process."""
     return compare_products(products_seconds(torch.bfloat16), products_seconds(torch.float32))
-
-
-def _read(path: Path) -> dict[str, Precision]:
-    """Return what the file holds that is whole; another start writes the rest anew."""
-    try:
-        return {
-            key: Precision(name=entry["precision"], why=str(entry["why"]))
-            for key, entry in read_json_or_nothing(path).items()
-            if entry["precision"] in {"bf16", "fp32"}
-        }
-    except (KeyError, TypeError):
-        return {}

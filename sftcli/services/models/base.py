@@ -1,21 +1,19 @@
 """The model that a run starts from. Apart from ``choose``, because preparing rows needs its folder and no torch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sftcli.config.schema.run import ModelSettings
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import NetworkError, NotFoundError
 from sftcli.events import EventSink
-from sftcli.json_files import replace_json
 from sftcli.modeling.adapter.folder import CONFIG_FILE, read_base, read_new_tokens
 from sftcli.modeling.hub.snapshot import is_commit
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
 from sftcli.modeling.locate.locate import LocatedModel, locate_model
 from sftcli.services.runs.folder import RunFolder, read_settings
-
-_BASE = "base"  # key in run.json
-_NEEDED = "needed"  # key in it: checkpoints are not all that a model folder of their kind holds
+from sftcli.services.runs.record import Base
 
 
 def locate_base(settings: ModelSettings, emit: EventSink, *, run: RunFolder | None = None) -> LocatedModel:
@@ -54,14 +52,12 @@ def tokenizer_folder(settings: Settings, located: LocatedModel) -> Path:
 
 def record_base(run: RunFolder, located: LocatedModel) -> None:
     """Write into ``run.json`` which weights the run starts from."""
-    replace_json(run.about, run.read_about() | {_BASE: {"name": located.name, "revision": located.revision}})
+    run.note(base=Base(name=located.name, revision=located.revision))
 
 
 def record_need(run: RunFolder) -> None:
     """Record in ``run.json`` that exporting a checkpoint needs the model that the run started from."""
-    about = run.read_about()
-    base = about.get(_BASE)
-    replace_json(run.about, about | {_BASE: (base if isinstance(base, dict) else {}) | {_NEEDED: True}})
+    run.note(base=replace(run.record().base or Base(), needed=True))
 
 
 def needed_base(run: RunFolder, emit: EventSink) -> LocatedModel | None:
@@ -70,18 +66,17 @@ def needed_base(run: RunFolder, emit: EventSink) -> LocatedModel | None:
     Raises:
         NotFoundError: It is not there any more.
     """
-    base = run.read_about().get(_BASE)
-    if not isinstance(base, dict) or not base.get(_NEEDED):
+    base = run.record().base
+    if base is None or not base.needed:
         return None
     return locate_base(read_settings(run).model, emit, run=run)
 
 
 def _known_commit(run: RunFolder | None, settings: ModelSettings) -> str | None:
-    base = run.read_about().get(_BASE) if run is not None and run.about.is_file() else None
-    if not isinstance(base, dict) or base.get("name") != settings.name:
+    base = run.record().base if run is not None and run.about.is_file() else None
+    if base is None or base.name != settings.name:
         return None
-    revision = base.get("revision")
-    return revision if isinstance(revision, str) and is_commit(revision) else None
+    return base.revision if base.revision is not None and is_commit(base.revision) else None
 
 
 def locate_adapter_base(

@@ -90,8 +90,7 @@ def choose_model(
         return ModelChoice(name=name, folder=folder, run=run, base=base, runs_code=runs_code)
     runs_code = False
     if trusts_code and run is not None:
-        trusted = run.read_about().get("trusted_code")
-        runs_code = allow_copied_code(folder, trusted=trusted, emit=emit)
+        runs_code = allow_copied_code(folder, trusted=run.record().trusted_code, emit=emit)
     return ModelChoice(name=name, folder=folder, run=run, runs_code=runs_code)
 
 
@@ -130,9 +129,8 @@ def start_of(settings: Settings, emit: EventSink) -> ModelChoice:
 def recorded_base(choice: ModelChoice) -> tuple[str, str | None]:
     """Return name and revision of the model that ``choice`` was tuned from, as its run or its adapter has them; "" for neither."""
     if choice.run is not None:
-        base = choice.run.read_about().get("base")
-        revision = base.get("revision") if isinstance(base, dict) else None
-        return read_settings(choice.run).model.name, revision if isinstance(revision, str) else None
+        base = choice.run.record().base
+        return read_settings(choice.run).model.name, None if base is None else base.revision
     if is_adapter_folder(choice.folder):
         adapted = read_base(choice.folder)
         return adapted.name, adapted.revision

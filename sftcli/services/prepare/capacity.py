@@ -11,7 +11,7 @@ from sftcli.errors import MismatchError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.json_files import read_json
 from sftcli.modeling.config_values import POSITIONS, SPARE_ROWS, learned_positions
-from sftcli.modeling.formats.sizes import tensor_shapes
+from sftcli.modeling.formats.folder_check import tensor_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

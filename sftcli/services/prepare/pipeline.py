@@ -19,8 +19,8 @@ from sftcli.data.conversations.messages import RejectReason
 from sftcli.data.conversations.row_reader import RowReader
 from sftcli.data.conversations.trees import joined_trees
 from sftcli.data.example import Example
+from sftcli.data.prepared.about import MANIFESTS, AboutRows, Ends
 from sftcli.data.prepared.store import (
-    FORMAT_VERSION,
     HELDOUT,
     TEXT,
     TRAIN,
@@ -94,7 +94,7 @@ class Preparation:
         if heldout_is_open or self.data.heldout_fraction is None:
             data["heldout_fraction"] = [[rule.below, rule.heldout_fraction] for rule in ROWS_RULES]
         parts = {
-            "format": FORMAT_VERSION,
+            "format": MANIFESTS.version,
             "version": __version__,
             "sources": [[self.prints[source].content for source in side] for side in self._sides()],
             "data": data,
@@ -132,15 +132,15 @@ class Preparation:
                 audits[TRAIN if source in self.train else HELDOUT].exclude(Excluded.WHERE, count=count)
             sources = [source.text for side in self._sides() for source in side]
             return writer.finish(
-                {
-                    "sources": sources,
-                    "schemas": {source: schemas[source] for source in dict.fromkeys(sources)},
-                    "paths": {source: sorted(paths) for source, paths in intake.paths.items()},
-                    "template": self.tokenizer.template_name,
-                    "ends": end_tokens(self.tokenizer),
-                    "heldout_fraction": fraction,
-                    "audit": {split: audit.summary().to_json() for split, audit in audits.items()},
-                }
+                AboutRows(
+                    sources=tuple(sources),
+                    schemas={source: schemas[source] for source in dict.fromkeys(sources)},
+                    paths={source: tuple(sorted(paths)) for source, paths in intake.paths.items()},
+                    template=self.tokenizer.template_name,
+                    ends=end_tokens(self.tokenizer),
+                    heldout_fraction=fraction,
+                    audit={split: audit.summary() for split, audit in audits.items()},
+                )
             )
 
     def _sides(self) -> tuple[Sequence[Source], ...]:
@@ -416,11 +416,11 @@ def _compare(
     )
 
 
-def end_tokens(tokenizer: HFChatTokenizer) -> dict[str, object]:
+def end_tokens(tokenizer: HFChatTokenizer) -> Ends:
     """Return what must be the same when a model is asked: how its template writes a turn, and which tokens end an answer."""
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     try:
         text = tokenizer.render(turns, tools=None, add_generation_prompt=False)
     except TemplateRefusedError as error:
         text = str(error)
-    return {"template": text, "stop_ids": sorted(tokenizer.stop_ids)}
+    return Ends(template=text, stop_ids=tuple(sorted(tokenizer.stop_ids)))

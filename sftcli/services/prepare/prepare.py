@@ -4,25 +4,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 from sftcli import storage
+from sftcli.cache import cache_folder
 from sftcli.config.schema.data import DataSettings
 from sftcli.config.schema.settings import Settings
 from sftcli.data.conversations.formats import RowFormat
 from sftcli.data.conversations.tokenized import LABELS_COLUMN, MASK_COLUMNS
 from sftcli.data.example import Example
 from sftcli.data.prepared.messages import write_messages
-from sftcli.data.prepared.parquet import check_free, write_rows
+from sftcli.data.prepared.parquet import write_rows
 from sftcli.data.prepared.store import TEXT, TRAIN, PreparedDataset, open_prepared
 from sftcli.data.prepared.subset import ChosenRows, with_subset
-from sftcli.data.quality.audit import AuditSummary
+from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.data.quality.thresholds import Fitness, assess_rows, reasons_with_rows, remedy_for
 from sftcli.data.reading.records import fingerprint_source
 from sftcli.data.rendering.token_view import TokenView, describe_tokens
 from sftcli.errors import DataError, Location, OutputError, SftError, StorageError, UsageError
 from sftcli.events import DataPrepared, EventSink, Notice, Session, Warned
-from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from sftcli.modeling.tokenizer.variables import parse_variables
 from sftcli.services.models.base import locate_base, tokenizer_folder
@@ -32,12 +31,9 @@ from sftcli.services.prepare.markers import check_markers
 from sftcli.services.prepare.pipeline import Preparation
 from sftcli.services.prepare.sources import Sources, find_sources
 from sftcli.services.prepare.workers import worker_count
+from sftcli.services.runs.lock import OutputLock
 
-
-def audit_of(about: Mapping[str, object]) -> Mapping[str, AuditSummary]:
-    """Return the counts of each split out of what is kept about prepared rows."""
-    stored = cast("dict[str, dict[str, object]]", about["audit"])
-    return {split: AuditSummary.from_json(values) for split, values in stored.items()}
+_OTHER_OUT = "choose another place with --out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +47,7 @@ class PreparedData:
     @property
     def audit(self) -> Mapping[str, AuditSummary]:
         """What became of the rows, for ``train``, ``heldout`` and, where there is some, ``text``."""
-        return audit_of(self.dataset.about)
+        return self.dataset.about.audit
 
     def describe(self) -> DataPrepared:
         """Return the counts as an event."""
@@ -62,8 +58,8 @@ class PreparedData:
             tokens = sum(train.num_tokens)
             response_tokens = sum(int(train[row].loss_mask.sum()) for row in range(len(train)))
         return DataPrepared(
-            source=", ".join(cast("list[str]", self.dataset.about["sources"])),
-            schema="; ".join(dict.fromkeys(cast("dict[str, str]", self.dataset.about["schemas"]).values())),
+            source=", ".join(self.dataset.about.sources),
+            schema="; ".join(dict.fromkeys(self.dataset.about.schemas.values())),
             rows=sum(part.rows for part in audit.values()),
             kept=sum(part.kept for part in audit.values()),
             rejected=dict(sum((Counter(part.rejected) for part in audit.values()), Counter[str]())),
@@ -115,24 +111,36 @@ class PrepareOutcome:
         return {
             "folder": self.folder,
             "cached": self.data.is_cached,
-            **self.data.dataset.about,
+            **self.data.dataset.about.to_json(),
             "out": self.out,
             "shown": [asdict(row) for row in self.shown],
         }
 
 
 def run_prepare(request: PrepareRequest, session: Session) -> PrepareOutcome:
-    """Prepare data as ``train`` would, and show what became of it."""
+    """Prepare data as ``train`` would, and show what became of it.
+
+    Raises:
+        OutputError: ``out`` exists, another process makes it, or it cannot be written.
+        DataError, UsageError, StorageError: As ``prepare_data``, or no row is left.
+    """
+    sources = find_sources(request.settings.data)
+    if request.out is None:
+        return _prepare(request, sources, session)
+    storage.require_new(request.out, hint=_OTHER_OUT)
+    if request.as_messages and not request.settings.data.takes_all:
+        raise UsageError(
+            "all rows are written as messages, and data.train_share or data.leave_out takes a part of them",
+            hint="write Parquet: --out-format parquet",
+            location=Location(key="data.train_share"),
+        )
+    with OutputLock(request.out, session.emit):
+        storage.require_new(request.out, hint=_OTHER_OUT)  # another process may have made it meanwhile
+        return _prepare(request, sources, session)
+
+
+def _prepare(request: PrepareRequest, sources: Sources, session: Session) -> PrepareOutcome:
     settings = request.settings
-    sources = find_sources(settings.data)
-    if request.out:
-        check_free(request.out)
-        if request.as_messages and not settings.data.takes_all:
-            raise UsageError(
-                "all rows are written as messages, and data.train_share or data.leave_out takes a part of them",
-                hint="write Parquet: --out-format parquet",
-                location=Location(key="data.train_share"),
-            )
     located = locate_base(settings.model, session.emit)
     data = prepare_data(
         settings.data,
@@ -246,10 +254,9 @@ def _subset_text(data: DataSettings) -> str:
 
 def _texts_among_rows(prepared: PreparedData, sources: Sources) -> list[str]:
     """Return the sources of rows that hold pretraining text."""
-    schemas = prepared.dataset.about["schemas"]
-    assert isinstance(schemas, dict)
+    schemas = prepared.dataset.about.schemas
     names = dict.fromkeys(source.text for source in (*sources.train, *sources.heldout))
-    return [name for name in names if _trains_all(str(schemas[name]))]
+    return [name for name in names if _trains_all(schemas.get(name, ""))]
 
 
 def _trains_all(schema: str) -> bool:
@@ -285,7 +292,7 @@ def _found(job: Preparation, key: str, stores: Sequence[Path], emit: EventSink) 
     open_key = job.key(heldout_is_open=True)
     for store in stores:
         dataset = _open_cached(store / open_key, emit)
-        if dataset is not None and dataset.about.get("heldout_fraction") == job.data.heldout_fraction:
+        if dataset is not None and dataset.about.heldout_fraction == job.data.heldout_fraction:
             return dataset
     return None
 

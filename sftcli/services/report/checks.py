@@ -1,12 +1,10 @@
 """What checks found, as ``eval.json`` has it, in the words of screen, page and card."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 from sftcli.figures import NOTHING, change, figure, interval, share_of
-
-Fields = Mapping[str, Any]
+from sftcli.services.report.check_results import CheckedAnswer, CheckResult, LabelTable, Measured
 
 _DIGITS = 1  # of a percentage
 
@@ -62,7 +60,7 @@ class ShownCheck:
     found: str
     measures: tuple[ShownMeasure, ...]
     labels: ShownLabels | None
-    answers: tuple[Fields, ...]
+    answers: tuple[CheckedAnswer, ...]
 
     @property
     def worst(self) -> ShownMeasure | None:
@@ -83,51 +81,46 @@ class ShownCheck:
         return text
 
 
-def checks_of(evaluation: Mapping[str, object] | None) -> list[ShownCheck]:
-    """Return the checks of ``eval.json``; none where it is older than checks, or none was found."""
-    found = evaluation.get("checks") if evaluation else None
-    return [_check(cast("Fields", check)) for check in found] if isinstance(found, list | tuple) else []
+def checks_of(checks: Sequence[CheckResult]) -> list[ShownCheck]:
+    """Return ``checks`` as they are shown."""
+    return [
+        ShownCheck(
+            title=f"{check.name} ({check.about})" if check.about else check.name,
+            found=check.found,
+            measures=tuple(_measure(one, one.tuned) for one in check.measures if one.tuned is not None),
+            labels=None if check.labels is None else _labels(check.labels),
+            answers=check.answers,
+        )
+        for check in checks
+    ]
 
 
-def _check(check: Fields) -> ShownCheck:
-    about = f" ({check['about']})" if check["about"] else ""
-    return ShownCheck(
-        title=f"{check['name']}{about}",
-        found=check["found"],
-        measures=tuple(_measure(one) for one in check["measures"] if one["tuned"] is not None),
-        labels=None if check["labels"] is None else _labels(check["labels"]),
-        answers=tuple(check["answers"]),
-    )
-
-
-def _measure(one: Fields) -> ShownMeasure:
-    rows, base = one["rows"], one["base"]
-    low, high = ((one["difference"] or {}).get(key) for key in ("low", "high"))
+def _measure(one: Measured, tuned: float) -> ShownMeasure:
+    low, high = (None, None) if one.difference is None else (one.difference.low, one.difference.high)
     return ShownMeasure(
-        name=one["name"],
-        base=None if base is None else 100 * base,
-        tuned=100 * one["tuned"],
-        rows=rows,
-        wrong=None if one["tuned_right"] is None else rows - one["tuned_right"],
+        name=one.name,
+        base=None if one.base is None else 100 * one.base,
+        tuned=100 * tuned,
+        rows=one.rows,
+        wrong=None if one.tuned_right is None else one.rows - one.tuned_right,
         low=None if low is None else 100 * low,
         high=None if high is None else 100 * high,
     )
 
 
-def _labels(table: Fields) -> ShownLabels:
-    labels: Sequence[str] = table["labels"]
-    scores: Fields = table["tuned"]
+def _labels(table: LabelTable) -> ShownLabels:
+    scores = table.tuned
     return ShownLabels(
-        answered=(*labels, "(no label)"),
+        answered=(*table.labels, "(no label)"),
         rows=tuple(
             (
                 label,
                 tuple(
-                    figure(100 * scores[key][index], _DIGITS, table["rows"][index])
-                    for key in ("precision", "recall", "f1")
+                    figure(100 * shares[index], _DIGITS, table.rows[index])
+                    for shares in (scores.precision, scores.recall, scores.f1)
                 ),
-                tuple(scores["confusion"][index]),
+                scores.confusion[index],
             )
-            for index, label in enumerate(labels)
+            for index, label in enumerate(table.labels)
         ),
     )

@@ -1,9 +1,8 @@
 """Which answers can go out unread, as ``eval.json`` has it: for terminal, page and card alike."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
 
+from sftcli.config.schema.training import Precision
 from sftcli.figures import share_of
 
 COLUMNS = ("sure at", "answered", "right", "wrong at most (95%)")
@@ -24,7 +23,7 @@ class Confidence:
     """The cuts of one model over its answers; there are none where the answers are too few."""
 
     measure: str  # by which an answer is right: "exact match", or a check
-    precision: str  # that the answers were computed in: others move the confidence
+    precision: Precision  # that the answers were computed in: others move the confidence
     model: str  # the folder of the model in its run
     model_hash: str  # of what is in that folder: another model has other confidences
     rows: int  # that were answered
@@ -58,15 +57,3 @@ class Confidence:
                 f"out, at most {cut.wrong_at_most:.0%} of them wrong (95% certainty, {self.measure})"
             )
         return ""
-
-
-def confidence_of(evaluation: Mapping[str, object] | None) -> Confidence | None:
-    """Return the cuts of ``eval.json``; None where it has none: it is older than they are or damaged, or no cut holds."""
-    found = cast("Mapping[str, Any] | None", evaluation.get("confidence")) if evaluation else None
-    if not found:
-        return None
-    try:
-        confidence = Confidence(**{**found, "cuts": tuple(Cut(**cut) for cut in found["cuts"])})
-    except (TypeError, KeyError):
-        return None
-    return confidence if confidence.choices else None

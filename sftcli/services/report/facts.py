@@ -1,6 +1,6 @@
 """What the page says about a run before its curves: a summary of two sentences, its main settings, and what was measured."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -18,14 +18,14 @@ from sftcli.figures import (
     short_count,
     size,
 )
+from sftcli.services.report.evaluation import Evaluation
+from sftcli.services.runs.record import RunRecord
 from sftcli.services.runs.summary import RunHistory, not_since
-
-Fields = Mapping[str, object]
 
 _OPEN = "not decided yet"
 
 
-def summary_of(history: RunHistory, settings: Settings, evaluation: Fields | None) -> str:
+def summary_of(history: RunHistory, settings: Settings, evaluation: Evaluation | None) -> str:
     """Return in two sentences what was trained on what, and what came of it."""
     return " ".join(filter(None, (_story(history), _outcome(history, settings, evaluation))))
 
@@ -42,21 +42,15 @@ def _story(history: RunHistory) -> str:
     )
 
 
-def _outcome(history: RunHistory, settings: Settings, evaluation: Fields | None) -> str:
+def _outcome(history: RunHistory, settings: Settings, evaluation: Evaluation | None) -> str:
     loss = heldout_text(history, takes_best=settings.training.early_stopping_evals > 0)
     parts = [f"held-out loss {loss}"] if loss else []
-    tuned, base = (_right_answers(evaluation.get(which)) if evaluation else "" for which in ("tuned", "base"))
-    if tuned:
-        parts.append(f"{tuned} answered exactly right" + (f", {base} by the base" if base else ""))
+    if evaluation is not None:
+        tuned, base = evaluation.tuned, evaluation.base
+        of_base = f", {share_of(base.matched, base.answered)} by the base" if base is not None else ""
+        parts.append(f"{share_of(tuned.matched, tuned.answered)} answered exactly right{of_base}")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
-
-
-def _right_answers(score: object) -> str:
-    if not isinstance(score, dict):
-        return ""
-    matched, answered = score.get("matched"), score.get("answered")
-    return share_of(matched, answered) if isinstance(matched, int) and isinstance(answered, int) else ""
 
 
 def main_settings(settings: Settings, history: RunHistory) -> Iterator[tuple[str, str]]:
@@ -100,17 +94,19 @@ def measured(history: RunHistory, *, takes_best: bool) -> Iterator[tuple[str, st
         yield "ended", f"early, at step {ended.step}: {ended.ending.reason}"
     if message := heldout_text(history, takes_best=takes_best):
         yield "held-out loss", message
+    if message := answers_text(history, takes_best=takes_best):
+        yield "held-out answers", message
     if history.router_aux_loss is not None:
         yield "load-balancing loss", f"{loss_figure(history.router_aux_loss)} at the last step"
     yield from _expert_facts(history)
 
 
-def started(about: Fields) -> str:
+def started(record: RunRecord) -> str:
     """Return when and by what a run was started."""
-    when = str(about.get("started_at", ""))
+    when = record.started_at
     with suppress(ValueError):  # of a folder of another's making: as it stands there
         when = f"{datetime.fromisoformat(when).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-    return f"{when} with sft {about.get('version', '')}, torch {about.get('torch', '')}"
+    return f"{when} with sft {record.version}, torch {record.torch}"
 
 
 def _expert_facts(history: RunHistory) -> list[tuple[str, str]]:
@@ -137,7 +133,7 @@ def heldout_text(history: RunHistory, *, takes_best: bool) -> str:
     at = [(event.step, event.loss) for event in history.heldout]
     if not at:
         return ""
-    best = min(at, key=lambda pair: pair[1])
+    best = _best_of(history)
     step, last = best if takes_best and best[0] else at[-1]
     steps, rows = history.steps, history.heldout_rows
     texts = loss_figure(at[0][1], rows), loss_figure(last, rows)
@@ -147,6 +143,26 @@ def heldout_text(history: RunHistory, *, takes_best: bool) -> str:
         return not_since(*texts, step) + of
     where = f" (step {step})" if step != at[-1][0] else ""
     return f"{texts[0]} before, {texts[1]} after{where}{of}"
+
+
+def _best_of(history: RunHistory) -> tuple[int, float]:
+    best = min(history.heldout, key=lambda event: event.rank)
+    return best.step, best.loss
+
+
+def answers_text(history: RunHistory, *, takes_best: bool) -> str:
+    """Return how many held-out answers were right before training and with the final model; empty where none were given."""
+    heldout = [(event.step, event.given) for event in history.heldout if event.given]
+    if not heldout:
+        return ""
+    best = _best_of(history)[0]
+    final = next((pair for pair in heldout if takes_best and best and pair[0] == best), heldout[-1])
+    (begin, first), (step, last) = heldout[0], final
+    texts = [
+        f"{given.right} of {given.rows} right at step {count(at)}"
+        for at, given in ((begin, first), (step, last))
+    ]
+    return f"{last.measure}: {', '.join(texts if step != begin else texts[:1])}"
 
 
 def _measured_peak(model: ModelLoaded) -> str:

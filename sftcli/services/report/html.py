@@ -18,24 +18,25 @@ from sftcli import storage
 from sftcli.config.presets import REFERENCE_PREFIX, preset_folder
 from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved
 from sftcli.data.quality.audit import TITLES
+from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.errors import OutputError, StorageError
 from sftcli.events import EarlierDone, Judged, MemoryEased, Warned
 from sftcli.figures import count, setting_text
-from sftcli.json_files import read_json, read_json_or_nothing
 from sftcli.services.diagnosis.judge import judge_run
+from sftcli.services.report.answers import answers_by_step
 from sftcli.services.report.checks import checks_of
 from sftcli.services.report.comparison import facts_side_by_side, scores_side_by_side, settings_that_differ
-from sftcli.services.report.confidence import COLUMNS, confidence_of
+from sftcli.services.report.confidence import COLUMNS
 from sftcli.services.report.curves import charts_of
+from sftcli.services.report.evaluation import Evaluation, read_scores
 from sftcli.services.report.facts import main_settings, measured, started, summary_of
 from sftcli.services.report.measures import differences_of, has_base, measures_of
 from sftcli.services.report.samples import samples_of
+from sftcli.services.report.tried import tried_of
 from sftcli.services.runs.earlier import kept_of
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, resolve_run
-from sftcli.services.runs.lineage import recorded_lineage
-from sftcli.services.runs.summary import RunHistory, can_be_scored, read_scores
-from sftcli.services.runs.trained_rows import TrainedRows
+from sftcli.services.runs.summary import RunHistory, can_be_scored
 from sftcli.training.checkpoint.names import list_checkpoints
 
 Fields = Mapping[str, object]
@@ -53,7 +54,7 @@ class _Read:
     run: RunFolder
     history: RunHistory
     resolved: Resolved
-    evaluation: Fields | None
+    evaluation: Evaluation | None
 
     @classmethod
     def of(cls, run: RunFolder) -> "_Read":
@@ -81,7 +82,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
     )
     environment.filters |= {"words": _words, "breaks": _breakable, "count": count}
     found = [_Read.of(run) for run in runs]
-    pages = [_describe(one) for one in found]
+    pages = [{"number": number, **_describe(one)} for number, one in enumerate(found)]
     page = environment.get_template("report.html.jinja").render(
         runs=pages,
         together=_together(found, pages) if len(found) > 1 else None,
@@ -89,7 +90,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
         title=", ".join(run.name for run in runs),
     )
     try:
-        storage.replace_file(out, page.encode())
+        storage.replace_file(out, page.encode(), kind=storage.OUTPUT)
     except OSError as error:
         if error.errno in storage.FULL_DISK:
             raise StorageError(
@@ -118,31 +119,36 @@ def _describe(one: _Read) -> dict[str, object]:
     """Return what the page says about one run."""
     run, history, evaluation = one.run, one.history, one.evaluation
     measures = measures_of(evaluation) if evaluation else []
-    samples = samples_of(evaluation or {})
+    samples = samples_of(evaluation.samples, evaluation.misses) if evaluation else samples_of((), ())
+    confidence = evaluation.confidence if evaluation else None
     rows = list(_settings(one))
     takes_best = one.resolved.settings.training.early_stopping_evals > 0
     return {
         "name": run.name,
         "argument": run.argument,
-        "command": str(run.read_about().get("command", "")),
-        "started": started(run.read_about()),
+        "command": run.record().command,
+        "started": started(run.record()),
         "summary": summary_of(history, one.resolved.settings, evaluation),
         "main": list(main_settings(one.resolved.settings, history)),
         "facts": [*measured(history, takes_best=takes_best), *_earlier_facts(run, history)],
         "verdict": judge_run(run, history),
-        "audits": [(TITLES[split], audit) for split, audit in _audits(run) if audit.get("rows")],
+        "audits": [(TITLES.get(split, split), audit) for split, audit in _audits(run).items() if audit.rows],
         "chosen": [row for row in rows if row[2] != DEFAULT_ORIGIN],
         "defaults": [row for row in rows if row[2] == DEFAULT_ORIGIN],
         "measures": measures,
         "has_base": has_base(measures),
-        "differences": list(differences_of(evaluation)) if evaluation else [],
-        "trained_on": _trained_on(evaluation),
-        "checks": checks_of(evaluation),
-        "confidence": confidence_of(evaluation),
+        "differences": list(differences_of(evaluation.loss_difference, evaluation.match_difference))
+        if evaluation
+        else [],
+        "trained_on": str(evaluation.trained_on).capitalize() if evaluation and evaluation.trained_on else "",
+        "checks": checks_of(evaluation.checks) if evaluation else [],
+        "tried": tried_of(evaluation.tried) if evaluation else [],
+        "confidence": confidence if confidence and confidence.choices else None,
         "confidence_columns": COLUMNS,
         "can_be_scored": can_be_scored(run),
         "samples": samples,
-        "base": _name(evaluation, "base"),
+        "during": answers_by_step(history.heldout),
+        "base": evaluation.base.model if evaluation and evaluation.base else "",
         "judgements": history.of(Judged),
         "warnings": [event.text for event in history.events if isinstance(event, Warned | MemoryEased)],
         "commands": list(_commands(run)),
@@ -151,24 +157,23 @@ def _describe(one: _Read) -> dict[str, object]:
 
 def _settings(one: _Read) -> Iterator[tuple[str, str, str]]:
     """Yield every setting, its value, and where it was set: by the start of the run, or by a later one."""
-    first = read_json_or_nothing(one.run.origins)
+    first = one.run.first_origins()
     for row in one.resolved.rows():
         origin = row.origin if row.origin == RunFolder.ABOUT else first.get(row.key, row.origin)
         yield (
             row.key,
             setting_text(row.value),
-            "changed on resume" if origin == RunFolder.ABOUT else str(origin),
+            "changed on resume" if origin == RunFolder.ABOUT else origin,
         )
 
 
 def _earlier_facts(run: RunFolder, history: RunHistory) -> list[tuple[str, str]]:
     """Return from which runs this one trained on, how many of their rows were replayed, and what became of the others."""
-    lineage = recorded_lineage(run) or ()
+    lineage = run.record().lineage or ()
     facts = [("trained on from", ", before that ".join(one.run for one in lineage))] if lineage else []
-    replayed = dict(_audits(run)).get("replayed", {})
-    sources = replayed.get("sources") or {}
-    if isinstance(sources, dict) and sources:
-        counts = [f"{counted['kept']:,} rows {source}" for source, counted in sources.items()]
+    replayed = _audits(run).get("replayed")
+    if replayed is not None and replayed.sources:
+        counts = [f"{counted.kept:,} rows {source}" for source, counted in replayed.sources.items()]
         facts.append(("replay", ", ".join(counts)))
     return facts + [("earlier rows", kept.in_words()) for kept in kept_of(history.of(EarlierDone))]
 
@@ -200,16 +205,6 @@ def _together(found: Sequence[_Read], pages: Sequence[Fields]) -> dict[str, obje
     }
 
 
-def _trained_on(evaluation: Fields | None) -> str:
-    found = evaluation.get("trained_on") if evaluation else None
-    return str(TrainedRows(**found)).capitalize() if isinstance(found, dict) else ""
-
-
-def _name(evaluation: Fields | None, which: str) -> str:
-    model = evaluation.get(which) if evaluation else None
-    return str(model["model"]) if isinstance(model, dict) else ""
-
-
-def _audits(run: RunFolder) -> list[tuple[str, Fields]]:
-    audit = read_json(run.data).get("audit") if run.data.is_file() else None
-    return list(audit.items()) if isinstance(audit, dict) else []
+def _audits(run: RunFolder) -> Mapping[str, AuditSummary]:
+    rows = run.rows()
+    return {} if rows is None else rows.audit

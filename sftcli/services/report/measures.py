@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sftcli.figures import change, figure, interval
+from sftcli.services.report.evaluation import Evaluation
+from sftcli.services.report.score import Interval
 
 Fields = Mapping[str, object]
 
@@ -90,40 +91,29 @@ def has_base(compared: Sequence[Compared]) -> bool:
     return any(row.base is not None for row in compared)
 
 
-def measures_of(evaluation: Fields) -> list[Compared]:
+def measures_of(evaluation: Evaluation) -> list[Compared]:
     """Return the scores of ``eval.json`` side by side."""
-    base, tuned, rows = evaluation["base"], evaluation["tuned"], evaluation["rows"]
-    if not isinstance(tuned, dict) or not isinstance(rows, int):
-        return []
-    return compare_scores(base if isinstance(base, dict) else None, tuned, rows=rows)
+    base = None if evaluation.base is None else evaluation.base.to_json()
+    return compare_scores(base, evaluation.tuned.to_json(), rows=evaluation.rows)
 
 
-# Name and unit of a difference to the base, its key, how many of the unit are one, and displayed decimals of the unit.
-_DIFFERENCES = (
-    ("loss", "", "loss_difference", 1.0, 3),
-    ("exact match", " points", "match_difference", 100.0, 1),
-)
+def differences_of(loss: Interval | None, match: Interval | None) -> Iterator[str]:
+    """Describe how a tuned model differs from its base in loss and exact match, with intervals; nothing if not compared."""
+    if loss is not None:
+        yield f"loss: {_difference(loss, '', 1.0, 3, other='the base')}"
+    if match is not None:
+        yield f"exact match: {points_text(match, other='the base')}"
 
 
-def differences_of(evaluation: Fields) -> Iterator[str]:
-    """Describe how the tuned model of ``eval.json`` differs from its base, with intervals; nothing if not compared."""
-    for name, unit, key, scale, digits in _DIFFERENCES:
-        found = evaluation.get(key)
-        if isinstance(found, dict):
-            found = {"rows": evaluation["rows"]} | found
-            yield f"{name}: {_difference(found, unit, scale, digits, other='the base')}"
-
-
-def points_text(found: Mapping[str, Any], *, other: str) -> str:
+def points_text(found: Interval, *, other: str) -> str:
     """Describe a difference of shares in points, with its interval."""
     return _difference(found, " points", 100.0, 1, other=other)
 
 
-def _difference(found: Mapping[str, Any], unit: str, scale: float, digits: int, *, other: str) -> str:
-    rows = found["rows"]
-    low, high = (None if found[end] is None else scale * found[end] for end in ("low", "high"))
-    bounds = interval(low, high, digits, rows)
-    return f"{change(scale * found['value'], digits, rows)}{unit} against {other}, {bounds}"
+def _difference(found: Interval, unit: str, scale: float, digits: int, *, other: str) -> str:
+    low, high = (None if end is None else scale * end for end in (found.low, found.high))
+    bounds = interval(low, high, digits, found.rows)
+    return f"{change(scale * found.value, digits, found.rows)}{unit} against {other}, {bounds}"
 
 
 def _number(score: Fields, measure: Measure) -> float | None:
@@ -132,5 +122,5 @@ def _number(score: Fields, measure: Measure) -> float | None:
 
 
 def _rows(score: Fields, measure: Measure, rows: int) -> int:
-    found = score.get(measure.counted, rows if measure.counted == ROWS else 0)
+    found = score.get(measure.counted) or (rows if measure.counted == ROWS else 0)
     return found if isinstance(found, int) else 0

@@ -12,17 +12,18 @@ from sftcli.config.schema.settings import Settings
 from sftcli.config.toml_file import tables_of
 from sftcli.events import DataPrepared
 from sftcli.figures import NOTHING
+from sftcli.input_files import read_whole
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME, LICENSE
 from sftcli.modeling.locate.locate import known_folder
 from sftcli.services.models.choose import ModelChoice, recorded_base
 from sftcli.services.report.checks import checks_of
-from sftcli.services.report.confidence import confidence_of
+from sftcli.services.report.evaluation import read_scores
 from sftcli.services.report.facts import heldout_text
 from sftcli.services.report.measures import MEASURES, has_base, measures_of
 from sftcli.services.report.usage import Usage
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, resolve_run
-from sftcli.services.runs.summary import RunHistory, read_scores
+from sftcli.services.runs.summary import RunHistory
 from sftcli.version import __version__
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -90,7 +91,7 @@ def _license_keys(choice: ModelChoice) -> dict[str, str]:
     for folder in (choice.folder, choice.weights_folder, *([] if base is None else [base])):
         card = folder / "README.md"
         if card.is_file() and (
-            head := _HEAD.match(card.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n"))
+            head := _HEAD.match(read_whole(card).decode("utf-8", "replace").replace("\r\n", "\n"))
         ):
             found = dict(_LICENSE.findall(head[0]))
             if "license" in found:
@@ -138,10 +139,10 @@ def _scores(run: RunFolder, settings: Settings) -> Iterator[str]:
             base = f" {row.base_text} |" if with_base else ""
             yield f"| {row.measure.label} |{base} {row.tuned_text} | {row.rows or NOTHING} |"
         yield ""
-        for check in checks_of(evaluation):
+        for check in checks_of(evaluation.checks):
             yield f"Check `{check.title}`: {check.line}.\n"
-        if confidence := confidence_of(evaluation):
-            yield f"{confidence.sentence}.\n"
+        if evaluation.confidence and evaluation.confidence.choices:
+            yield f"{evaluation.confidence.sentence}.\n"
         return
     history = RunHistory(read_events(run))
     if message := heldout_text(history, takes_best=settings.training.early_stopping_evals > 0):

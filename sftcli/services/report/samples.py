@@ -1,13 +1,13 @@
 """Held-out rows with their answers for people: the prompt without what all prompts share, right or wrong, and differences."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import takewhile
 from typing import Literal
 
-Fields = Mapping[str, object]
+from sftcli.services.report.score import AnsweredRow, Miss
 
 _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 _MAX_WORDS = 2_000  # the comparison takes the square of them
@@ -84,45 +84,29 @@ class Samples:
         return any(len(answer.pieces) > 1 for row in (*self.rows, *self.wrong) for answer in row.answers)
 
 
-def samples_of(evaluation: Fields) -> Samples:
-    """Return the samples of ``eval.json``, and the first wrong answers that are not among them."""
-    kept = _records(evaluation, "samples")
-    known = {(row.get("prompt"), row.get("tuned")) for row in kept}
+def samples_of(kept: Sequence[AnsweredRow], misses: Sequence[Miss]) -> Samples:
+    """Return the samples of ``eval.json``, and the first of ``misses`` that are not among them."""
+    known = {(row.prompt, row.tuned) for row in kept}
     missed = [
-        {
-            "prompt": row.get("prompt"),
-            "expected": row.get("expected"),
-            "tuned": row.get("answer"),
-            "tuned_cut": row.get("cut"),
-        }
-        for row in _records(evaluation, "misses")
-        if (row.get("prompt"), row.get("answer")) not in known
+        AnsweredRow(prompt=one.prompt, expected=one.expected, base=None, tuned=one.answer, tuned_cut=one.cut)
+        for one in misses
+        if (one.prompt, one.answer) not in known
     ][:_MOST_WRONG]
     found = [*kept, *missed]
-    prompts = split_prompts([str(row.get("prompt", "")) for row in found])
+    prompts = split_prompts([row.prompt for row in found])
     samples = [
-        Sample(
-            prompt=prompt,
-            expected=str(row.get("expected", "")),
-            answers=tuple(_answer(who, row) for who in ("base", "tuned") if isinstance(row.get(who), str)),
-        )
+        Sample(prompt=prompt, expected=row.expected, answers=tuple(_answers(row)))
         for prompt, row in zip(prompts.own, found, strict=True)
     ]
     return Samples(rows=tuple(samples[: len(kept)]), wrong=tuple(samples[len(kept) :]), shared=prompts.shared)
 
 
-def _records(evaluation: Fields, key: str) -> list[Fields]:
-    rows = evaluation.get(key)
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-
-
-def _answer(who: str, row: Fields) -> Answer:
-    text, expected = str(row[who]), str(row.get("expected", ""))
-    is_cut = bool(row.get(f"{who}_cut"))
-    is_right = text == expected and not is_cut
-    return Answer(
-        who=who, is_right=is_right, is_cut=is_cut, pieces=() if not text else compare_texts(expected, text)
-    )
+def _answers(row: AnsweredRow) -> Iterator[Answer]:
+    for who, text, is_cut in (("base", row.base, row.base_cut), ("tuned", row.tuned, row.tuned_cut)):
+        if text is not None:
+            is_right = text == row.expected and not is_cut
+            pieces = compare_texts(row.expected, text) if text else ()
+            yield Answer(who=who, is_right=is_right, is_cut=is_cut, pieces=pieces)
 
 
 def compare_texts(expected: str, text: str) -> tuple[Piece, ...]:

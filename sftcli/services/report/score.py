@@ -2,7 +2,22 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A value, its number of rows, and the bounds of its 95 % interval; none for few rows."""
+
+    value: float
+    low: float | None
+    high: float | None
+    rows: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a value of 0 is outside; of few rows nothing is said."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,36 +28,36 @@ class Score:
     """
 
     model: str
-    rows: int  # that loss, bits per byte and token accuracy are of
+    rows: int = 0  # that loss, bits per byte and token accuracy are of
     loss: float
-    loss_standard_error: float | None  # of few rows there is none
+    loss_standard_error: float | None = None  # of few rows there is none
     response_tokens: int
     bits_per_byte: float
     token_accuracy: float  # share of response tokens that were the most likely one
-    sources: Mapping[str, float]  # loss by the file that rows came from
-    source_rows: Mapping[str, int]  # of each of these
+    sources: Mapping[str, float] = field(default_factory=dict)  # loss by the file that rows came from
+    source_rows: Mapping[str, int] = field(default_factory=dict)  # of each of these
     matched: int
     answered: int  # rows that all below is of
-    rouge_l: float | None
-    chrf: float | None
-    json_fraction: float | None
-    json_rows: int  # answered rows where JSON is expected, which ``json_fraction`` is of
-    cut: int  # answers that had not ended after ``most_answer_tokens``; what is measured of them is of the beginning
-    most_answer_tokens: int
+    rouge_l: float | None = None
+    chrf: float | None = None
+    json_fraction: float | None = None
+    json_rows: int = 0  # answered rows where JSON is expected, which ``json_fraction`` is of
+    cut: int = 0  # answers that had not ended after ``most_answer_tokens``; what is measured of them is of the beginning
+    most_answer_tokens: int = 0
     mean_answer_tokens: float
     mean_expected_tokens: float
-    distinct_2: float | None
+    distinct_2: float | None = None
     looping_fraction: float
-    longest_copied_tokens: int | None
-    memorized_fraction: float | None
-    seconds: float
+    longest_copied_tokens: int | None = None
+    memorized_fraction: float | None = None
+    seconds: float = 0.0
 
     def to_json(self) -> dict[str, object]:
         """Return the score with what follows from it."""
         return asdict(self) | {
             "perplexity": self.perplexity,
             "match_fraction": self.match_fraction,
-            "cut_fraction": self.cut / self.answered,
+            "cut_fraction": self.cut / max(1, self.answered),
         }
 
     @property
@@ -53,7 +68,7 @@ class Score:
     @property
     def match_fraction(self) -> float:
         """Share of answered rows that are exactly right."""
-        return self.matched / self.answered
+        return self.matched / max(1, self.answered)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +92,14 @@ class AnsweredRow:
     tuned: str
     base_cut: bool = False  # that answer had not ended
     tuned_cut: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """An answered row. ``row`` tells it from others by its content; ``passed`` says by measure whether the answer was right."""
+
+    origin: str
+    row: str
+    passed: Mapping[str, bool]
+    confidence: float = 0.0  # 0 to 1
+    logprob: float = 0.0

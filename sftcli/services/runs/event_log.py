@@ -4,12 +4,12 @@ import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType, UnionType
-from typing import Any, BinaryIO, Self, assert_never, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Self, assert_never, get_args, get_type_hints
 
 from sftcli import storage
 from sftcli.config.schema.run import RunSettings
@@ -37,9 +37,11 @@ from sftcli.events import (
     Warned,
     event_record,
 )
+from sftcli.own_files import FormError, as_form
 from sftcli.services.runs.folder import RunFolder
 
 _KINDS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
+_TEXT = "training.log"
 _FORMER_NAMES = {
     "micro_batch_tokens": "pass_tokens",
     "micro_batches": "passes",
@@ -61,6 +63,7 @@ class RunLog:
     def __init__(
         self, run: RunFolder, *, every_steps: int, after_step: int | None = None, owes_heldout: bool = False
     ) -> None:
+        self.run = run
         self.every_steps = every_steps
         self.last_step = 0
         self.repaired: list[str] = []  # what was left out of logs that a crash has torn, in words
@@ -70,9 +73,9 @@ class RunLog:
             kept = lines_up_to(lines, after_step, owes_heldout=owes_heldout)
             storage.replace_file(events, "".join(kept).encode())
             self.repaired = [lines.message(events)]
-        self.repaired = [*filter(None, [*self.repaired, end_torn_line(run.path / "training.log")])]
+        self.repaired = [*filter(None, [*self.repaired, end_torn_line(run.path / _TEXT)])]
         self._events: BinaryIO = storage.disk.append(events)
-        self._text: BinaryIO = storage.disk.append(run.path / "training.log")
+        self._text: BinaryIO = storage.disk.append(run.path / _TEXT)
 
     def __call__(self, event: Event, /) -> None:
         """Write ``event`` to both files."""
@@ -88,6 +91,15 @@ class RunLog:
             # Of the others, programs of the pipeline look for some word for word.
             time = f" at={datetime.now(tz=UTC):%H:%M:%SZ}" if isinstance(event, StepDone) else ""
             storage.append_line(self._text, line + time)
+
+    def sync(self) -> None:
+        """Make what was logged survive a loss of power: a run goes on behind the steps of a checkpoint, so these come first.
+
+        Raises:
+            OSError: The disk fails.
+        """
+        for path in (self.run.events, self.run.path / _TEXT, self.run.path):
+            storage.disk.sync(path)
 
     def _line(self, event: Event) -> str:  # noqa: C901 - one flat case per event
         match event:
@@ -136,6 +148,8 @@ class RunLog:
     ) -> None:
         self._events.close()
         self._text.close()
+        if error is None:
+            self.sync()
 
 
 def _step_line(event: StepDone) -> str:
@@ -157,14 +171,22 @@ def _beside(event: StepDone) -> str:
 
 
 def _heldout_line(event: HeldoutDone) -> str:
-    """Return ``step=10 heldout_loss=1.2345 rows=40``, and how even experts are used in the least even layer of each measure."""
+    """Return ``step=10 heldout_loss=1.2345 rows=40``, and how even experts are used in the least even layer of each measure.
+
+    Behind it there is a line for each answer that was kept.
+    """
     load = ExpertLoad.worst(event.experts)
     experts = (
         f" busiest_expert={load.busiest:.0%} unused_experts={load.unused:.0%} expert_entropy={load.entropy:.2f}"
         if load
         else ""
     )
-    return f"step={event.step} heldout_loss={event.loss:.4f} rows={event.rows}{experts}"
+    line = f"step={event.step} heldout_loss={event.loss:.4f} rows={event.rows}{experts}"
+    if (given := event.given) is None:
+        return line
+    line += f" measure={given.measure.replace(' ', '_')} score={given.score:.4f} right={given.right} of={given.rows}"
+    answers = (f"\nanswer {one.row}: {json.dumps(one.text, ensure_ascii=False)}" for one in given.given)
+    return line + "".join(answers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +270,8 @@ def _event_of(record: Mapping[str, object]) -> Event | None:
     values: dict[str, Any] = {}
     for field, form, nothing in _forms(name):
         value = record.get(field, record.get(_FORMER_NAMES.get(field, "")))
-        values[field] = value if type(value) is form else _converted(value, form, nothing)
+        is_plain = type(value) is form and form in {float, bool}
+        values[field] = value if is_plain else _converted(value, form, nothing)
     return _KINDS[name](**values)
 
 
@@ -271,11 +294,10 @@ def _empty(form: Any) -> object:  # noqa: ANN401 - a class, or several
 
 
 def _converted(value: object, form: Any, nothing: object) -> object:  # noqa: ANN401 - a class, or several
-    if form is Ending:
-        return next((ending for ending in Ending if ending == value), nothing)
-    if type(value) is int and float in (form, *get_args(form)):
-        return float(value)
-    return value if isinstance(value, dict if get_origin(form) is dict else form) else nothing
+    try:
+        return as_form(value, form)
+    except FormError:
+        return nothing
 
 
 def is_unstarted(settings: RunSettings) -> bool:
@@ -313,6 +335,7 @@ def forgotten_if_unstarted(
         raise
     except SftError as error:
         if is_new and (not is_named or isinstance(error, UsageError)) and not has_begun(run):
-            storage.try_remove_tree(run.path)
+            with suppress(OSError):  # what is left can be started again
+                storage.discard(run.path)
             emit(Notice(text=f"removed {run.path}: the run ended before its first step"))
         raise

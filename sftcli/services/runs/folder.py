@@ -29,25 +29,27 @@ from sftcli.config.layers import Override
 from sftcli.config.resolve import Resolved, resolve
 from sftcli.config.schema.run import RunSettings
 from sftcli.config.schema.settings import Settings
+from sftcli.data.prepared.about import RUN_ROWS, RunRows
 from sftcli.errors import (
-    DataError,
     NotFoundError,
     OutputError,
     SftError,
     StorageError,
     UsageError,
 )
-from sftcli.json_files import read_json, read_json_or_nothing
+from sftcli.own_files import OwnFile
+from sftcli.services.runs.record import RECORD, RunRecord
 from sftcli.suggest import did_you_mean
 from sftcli.training.checkpoint.names import ASIDE, TAKEN_BACK
 
-REMOVED = (
-    "weights_removed"  # key in run.json: true once a comparison has scored the run and removed its weights
-)
-CHANGED = "changed"  # key in run.json: settings that a later start has changed, with their values
 LENGTH = ("training.max_steps", "training.epochs")  # either says where a run ends
 DEFAULT_ROOT = Path("runs")  # where commands look for a run that is named
 _OTHER_ROOT = "choose another --set run.root=DIR"
+
+
+SETTING_ORIGINS = OwnFile(
+    form=dict[str, str], hint="delete it: it says where settings came from, and nothing depends on that"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ class RunFolder:
     @property
     def has_lost_weights(self) -> bool:
         """Whether its weights were removed after a comparison had scored it."""
-        return read_json_or_nothing(self.about).get(REMOVED) is True and not self.is_finished
+        return not self.is_finished and self.about.is_file() and self.record().weights_removed
 
     def require_weights(self) -> None:
         """Make sure that its weights were not removed.
@@ -160,34 +162,52 @@ class RunFolder:
         """Files with the outcome of a run, and where they are kept while a rewound run has not ended again."""
         return {path: path.with_name(ASIDE + path.name) for path in (self.final, self.evaluation)}
 
-    def read_about(self) -> dict[str, object]:
-        """Return what ``run.json`` holds.
+    def record(self) -> RunRecord:
+        """Return what ``run.json`` says.
 
         Raises:
+            NotFoundError: There is none.
             DataError: It is damaged.
         """
-        try:
-            return read_json(self.about)
-        except (OSError, SftError) as error:
-            raise DataError(
-                f"{self.about} is damaged: {str(error).replace(str(self.about), 'it')}",
-                hint=f"the run's {self.checkpoints.name}/ and {self.final.name}/ are not touched by that: a folder in them "
-                "can be named in place of the run",
-            ) from error
+        return RECORD.read(self.about)
+
+    def note(self, **changes: object) -> None:
+        """Write ``changes`` of the record into ``run.json``.
+
+        Raises:
+            NotFoundError, DataError: As ``record``.
+        """
+        RECORD.write(self.about, dataclasses.replace(self.record(), **changes))  # type: ignore[arg-type]
 
     @property
     def is_damaged(self) -> bool:
         """Whether ``run.json`` cannot be read."""
-        try:
-            self.read_about()
-        except DataError:
-            return True
-        return False
+        return RECORD.find_whole(self.about) is None
+
+    def rows(self) -> RunRows | None:
+        """Return what is known of the rows that were prepared for the run; None where it has not got so far.
+
+        Raises:
+            DataError: ``data.json`` is damaged.
+        """
+        return RUN_ROWS.find(self.data)
 
     def data_fingerprint(self) -> str | None:
-        """Return the hash of the rows that were prepared for the run; None where that is not known."""
-        fingerprint = read_json_or_nothing(self.data).get("fingerprint")
-        return fingerprint if isinstance(fingerprint, str) else None
+        """Return the hash of the rows that were prepared for the run; None where that is not known.
+
+        Raises:
+            DataError: ``data.json`` is damaged.
+        """
+        rows = self.rows()
+        return None if rows is None else rows.fingerprint or None
+
+    def first_origins(self) -> Mapping[str, str]:
+        """Return where each setting came from at the start of the run; nothing where the run does not tell.
+
+        Raises:
+            DataError: ``origins.json`` is damaged.
+        """
+        return SETTING_ORIGINS.find(self.origins) or {}
 
 
 def create_run(settings: RunSettings, *, label: str, files: Mapping[str, str]) -> RunFolder:
@@ -313,10 +333,8 @@ def list_runs(root: Path) -> list[RunFolder]:
 
 
 def _started_at(run: RunFolder) -> str:
-    try:
-        return str(run.read_about().get("started_at", ""))
-    except DataError:
-        return ""
+    found = RECORD.find_whole(run.about)
+    return "" if found is None else found.started_at
 
 
 def find_run(name: str, root: Path) -> RunFolder:
@@ -412,7 +430,7 @@ def find_recorded(
     if not run.config.is_file():
         raise NotFoundError(
             f"{run.path} lacks {run.config.name}, the settings that it was started with",
-            hint=f"start it again under another name; its command was: {run.read_about().get('command')}",
+            hint=f"start it again under another name; its command was: {run.record().command}",
         )
     return Recorded(
         run=run,
@@ -435,11 +453,9 @@ def resolve_run(run: RunFolder, overrides: Sequence[Override] = ()) -> Resolved:
 
 def _changed(run: RunFolder, overrides: Sequence[Override]) -> list[Override]:
     """Return what later starts have changed of the settings of ``run``, unless ``overrides`` change it again."""
-    found = read_json_or_nothing(run.about).get(CHANGED)
+    found = run.record().changed if run.about.is_file() else {}
     again = {override.key for override in overrides}
     again |= set(LENGTH) if again & set(LENGTH) else set()
     return [
-        Override(key=key, value=value, origin=run.ABOUT)
-        for key, value in (found.items() if isinstance(found, dict) else ())
-        if key not in again
+        Override(key=key, value=value, origin=run.ABOUT) for key, value in found.items() if key not in again
     ]

@@ -1,39 +1,40 @@
 """The runs that a run trains on from: the one that made its model, the one before that, and so on. Needs no torch."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import DataError, NotFoundError, UsageError
-from sftcli.json_files import json_text, read_json_or_nothing, replace_json
 from sftcli.modeling.locate.default_model import ALIAS
+from sftcli.own_files import OwnFile
 from sftcli.services.runs.folder import RunFolder, owner_of, read_settings
+from sftcli.services.runs.record import Ancestor
 
-KEY = "lineage"  # in run.json
 MARK = "sft_run.json"  # in an exported model folder: the name of its run, and the hash of the rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ancestor:
-    """An earlier run as ``run.json`` of a later one has it: its name, where it was, and the hash of its rows."""
+class Mark:
+    """What an exported model folder says about the run that it is of: its name, and the hash of its rows."""
 
     run: str
-    path: str
-    data: str | None
+    data: str | None = None
 
-    @classmethod
-    def of(cls, run: RunFolder) -> "Ancestor":
-        """Return what is recorded of ``run``."""
-        return cls(run=run.name, path=str(run.path.absolute()), data=run.data_fingerprint())
 
-    def folder(self, beside: Path) -> RunFolder | None:
-        """Return its folder, also where it was moved together with its successor to ``beside``; None where it is gone."""
-        for path in (Path(self.path), beside / self.run):
-            run = RunFolder(path)
-            if run.about.is_file() and run.data_fingerprint() == self.data:
-                return run
-        return None
+MARKS = OwnFile(
+    form=Mark,
+    hint="export the model again: sft export RUN; or delete that file, and the folder is a model like any other",
+)
+
+
+def folder_of(one: Ancestor, beside: Path) -> RunFolder | None:
+    """Return the folder of a run, also where it was moved together with its successor to ``beside``; None where it is gone."""
+    for path in (Path(one.path), beside / one.run):
+        run = RunFolder(path)
+        if run.about.is_file() and run.data_fingerprint() == one.data:
+            return run
+    return None
 
 
 def lineage_of(settings: Settings) -> tuple[Ancestor, ...]:
@@ -41,7 +42,7 @@ def lineage_of(settings: Settings) -> tuple[Ancestor, ...]:
     parent = parent_of(settings)
     if parent is None:
         return ()
-    folder = parent.folder(beside=Path(settings.run.root))
+    folder = folder_of(parent, beside=Path(settings.run.root))
     return (parent, *(() if folder is None else _before(folder)))
 
 
@@ -62,29 +63,17 @@ def parent_of(settings: Settings) -> Ancestor | None:
     folder = Path(settings.model.name if start is None else start).expanduser()
     owner = owner_of(folder)
     if owner is not None:
-        return Ancestor.of(owner)
-    marked = read_json_or_nothing(folder / MARK) if folder.is_dir() else {}
-    name, data = marked.get("run"), marked.get("data")
-    if not isinstance(name, str) or not isinstance(data, str):
+        return Ancestor(run=owner.name, path=str(owner.path.absolute()), data=owner.data_fingerprint())
+    mark = MARKS.find(folder / MARK) if folder.is_dir() else None
+    if mark is None or mark.data is None:
         return None
-    name = Path(name).name  # a file from elsewhere leads nowhere else
-    return Ancestor(run=name, path=str((Path(settings.run.root) / name).absolute()), data=data)
+    name = Path(mark.run).name  # a file from elsewhere leads nowhere else
+    return Ancestor(run=name, path=str((Path(settings.run.root) / name).absolute()), data=mark.data)
 
 
 def mark_of(run: RunFolder) -> str:
     """Return the text of the file by which an exported model is known as one of ``run``."""
-    return json_text({"run": run.name, "data": run.data_fingerprint()})
-
-
-def recorded_lineage(run: RunFolder) -> tuple[Ancestor, ...] | None:
-    """Return what ``run.json`` says; None where it was written before there was such a key, or the run has not got so far."""
-    found = read_json_or_nothing(run.about).get(KEY)
-    return tuple(_read(found)) if isinstance(found, list) else None
-
-
-def record_lineage(run: RunFolder, lineage: tuple[Ancestor, ...]) -> None:
-    """Write into ``run.json`` which runs ``run`` trains on from."""
-    replace_json(run.about, run.read_about() | {KEY: [asdict(one) for one in lineage]})
+    return MARKS.text(Mark(run=run.name, data=run.data_fingerprint()))
 
 
 def require_earlier(settings: Settings) -> None:
@@ -109,21 +98,10 @@ def require_earlier(settings: Settings) -> None:
 
 
 def _before(run: RunFolder) -> tuple[Ancestor, ...]:
-    recorded = recorded_lineage(run)
+    recorded = run.record().lineage
     if recorded is not None:
         return recorded
     try:
         return lineage_of(read_settings(run))
     except (UsageError, NotFoundError, DataError):
         return ()
-
-
-def _read(found: list[object]) -> Iterator[Ancestor]:
-    for entry in found:
-        if isinstance(entry, dict) and isinstance(entry.get("path"), str):
-            data = entry.get("data")
-            yield Ancestor(
-                run=str(entry.get("run", "")),
-                path=entry["path"],
-                data=data if isinstance(data, str) else None,
-            )

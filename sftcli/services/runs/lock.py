@@ -4,20 +4,21 @@ The lock is a courtesy between well-behaved processes. What makes two trainers s
 name of its own and that the lock is read again before it is published. Nothing here needs ``flock``, links or equal clocks.
 """
 
+import hashlib
 import os
 import secrets
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from sftcli import storage
 from sftcli.errors import OutputError, StorageError
-from sftcli.events import EventSink, Warned
-from sftcli.json_files import read_json_or_nothing, replace_json
+from sftcli.events import EventSink, Warned, unheard
+from sftcli.own_files import OwnFile
 from sftcli.services.runs.folder import RunFolder
 
 _GUARD_SUFFIX = "-guard"
@@ -44,9 +45,13 @@ class Holder:
 class FileLock:
     """The lock file ``path``, held while a process works on ``thing``. Use as a context manager.
 
+    ``scratch`` is the kind of its own scratch files: who holds the lock of a run may not sweep those of another lock there.
+
     Raises:
         OutputError: Another process works on it; ``hint`` says what to do.
     """
+
+    scratch: ClassVar[str] = storage.OUTPUT
 
     def __init__(
         self, path: Path, emit: EventSink, *, thing: str, hint: str, break_lock: bool = False
@@ -65,7 +70,10 @@ class FileLock:
             holder = read_holder(self.path)
             if holder is not None:
                 self._take_over(holder)
-            replace_json(self.path, asdict(self.me))
+            _HOLDERS.write(self.path, self.me, kind=self.scratch)
+        except OSError:
+            storage.try_remove_tree(self.path)  # nobody who lives held it, and this process does not go on
+            raise
         finally:
             storage.try_remove_tree(self.guard)
         self._heart.start()
@@ -159,9 +167,51 @@ class RunLock(FileLock):
         OutputError: Another process trains the run.
     """
 
+    scratch = storage.TEMPORARY
+
     def __init__(self, run: Path, emit: EventSink, *, break_lock: bool = False) -> None:
         dead = f"if it is certainly dead: sft resume {RunFolder(run).argument} --break-lock"
         super().__init__(run / LOCK, emit, thing=f"run {run.name}", hint=dead, break_lock=break_lock)
+
+
+class OutputLock(FileLock):
+    """Held while a command makes ``out``, so that of several with one output the first makes it and the others are told at once.
+
+    It lies in the nearest folder that is there. Its name is one of ours, so that a sweep takes what a kill has left.
+
+    Raises:
+        OutputError: Another process makes it, or the folder may not be written to.
+        StorageError: Its disk is full.
+    """
+
+    def __init__(self, out: Path, emit: EventSink = unheard) -> None:
+        folder = storage.nearest_folder(out.parent)
+        inside = (out.parent.resolve() / out.name).relative_to(folder.resolve()).as_posix()
+        token = hashlib.sha256(inside.encode(errors="surrogateescape")).hexdigest()
+        path = storage.scratch_path(folder, storage.OUTPUT, "lock", token=token)
+        super().__init__(path, emit, thing=str(out), hint=f"if it is certainly dead, delete {path}")
+
+    def __enter__(self) -> Self:
+        with storage.storage_errors(self.path.parent, "choose another --out"):
+            return super().__enter__()
+
+
+class EvaluationLock(FileLock):
+    """Held while scores are made that are kept with a run: they and the page about them are to be of one evaluation.
+
+    Raises:
+        OutputError: Another process scores the run, or its folder may not be written to.
+        StorageError: Its disk is full.
+    """
+
+    def __init__(self, run: RunFolder, emit: EventSink = unheard) -> None:
+        path = run.path / f"{LOCK}-eval"
+        thing = f"the evaluation of {run.name}"
+        super().__init__(path, emit, thing=thing, hint=f"if it is certainly dead, delete {path}")
+
+    def __enter__(self) -> Self:
+        with storage.storage_errors(self.path.parent, "name the rows with --data: their scores are not kept"):
+            return super().__enter__()
 
 
 def this_process() -> Holder:
@@ -178,14 +228,10 @@ def this_process() -> Holder:
 
 def read_holder(path: Path) -> Holder | None:
     """Return the holder of a lock; None if there is none or the file is unreadable."""
-    try:
-        content = read_json_or_nothing(path)
-        return Holder(**{name: type_(content[name]) for name, type_ in _FIELDS.items()})
-    except (ValueError, KeyError, TypeError):
-        return None
+    return _HOLDERS.find_whole(path)
 
 
-_FIELDS = {"pid": int, "host": str, "boot": str, "born": str, "since": str, "token": str}
+_HOLDERS = OwnFile(form=Holder, hint="delete it if no process works there")
 
 
 def holder_state(holder: Holder, me: Holder, *, silent_seconds: float) -> str:

@@ -1,7 +1,7 @@
 """What became of the runs in a folder, read from the files they left: no model and no torch are needed."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,11 +21,11 @@ from sftcli.events import (
     StepDone,
     Warned,
 )
-from sftcli.json_files import read_json_or_nothing
 from sftcli.services.runs.earlier import Kept, kept_of
 from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, list_runs
 from sftcli.services.runs.lock import LOCK, is_held
+from sftcli.services.runs.record import RunRecord
 from sftcli.training.checkpoint.names import list_checkpoints, list_set_aside, step_of
 
 MAX_CURVE = 64  # points of the loss that a summary keeps
@@ -61,9 +61,14 @@ class RunSummary:
     first_heldout_loss: float | None
     heldout_loss: float | None
     heldout_step: int  # of that loss
-    best_heldout_loss: float | None
+    best_heldout_loss: float | None  # at the best step, which the score of answers may decide
     best_step: int
     heldout_rows: int  # that these losses are of; 0 where the log does not tell
+    measure: str  # what says which held-out answers are right; empty where none were given
+    answered: int  # of them at each evaluation
+    first_score: float | None  # mean of their scores, 0 to 1
+    score: float | None
+    best_score: float | None  # at the step of the best loss
     earlier: tuple[Kept, ...]  # what became of the rows that the runs it trained on from held out
     router_aux_loss: float | None  # of the last step; None where none is trained
     first_experts: ExpertLoad | None  # the least even layer of each measure, at the first held-out loss
@@ -145,10 +150,10 @@ def summarize_run(run: RunFolder) -> RunSummary:
 
 
 def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
-    about: Mapping[str, object] = {}
+    record = RunRecord()
     faults: list[str] = []
     try:
-        about = run.read_about()
+        record = run.record()
     except DataError as error:
         if not is_one_of_many:
             raise
@@ -156,14 +161,15 @@ def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
     checkpoints = tuple(map(step_of, list_checkpoints(run.checkpoints)))
     history = RunHistory(read_events(run))
     row_steps, heldout = history.row_steps, history.heldout
-    best = min(heldout, key=lambda event: event.loss, default=None)
+    best = min(heldout, key=lambda event: event.rank, default=None)
+    given = heldout[-1].given if heldout else None
     model, data, fit = history.last(ModelLoaded), history.last(DataPrepared), history.last(FitStarted)
     return RunSummary(
         name=run.name,
         path=str(run.path),
         state=RunState.DAMAGED if faults else _state(run, checkpoints),
-        started_at=str(about.get("started_at", "")),
-        command=str(about.get("command", "")),
+        started_at=record.started_at,
+        command=record.command,
         model=model.name if model else "",
         data=data.source if data else "",
         step=history.steps[-1].step if history.steps else 0,
@@ -175,6 +181,11 @@ def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
         best_heldout_loss=best.loss if best else None,
         best_step=best.step if best else 0,
         heldout_rows=history.heldout_rows,
+        measure=given.measure if given else "",
+        answered=given.rows if given else 0,
+        first_score=_score(heldout[0]) if heldout else None,
+        score=given.score if given else None,
+        best_score=_score(best) if best else None,
         earlier=tuple(kept_of(history.of(EarlierDone))),
         router_aux_loss=history.router_aux_loss,
         first_experts=ExpertLoad.worst(heldout[0].experts) if heldout else None,
@@ -200,11 +211,11 @@ def not_since(first: str, last: str, step: int) -> str:
 
 def can_be_scored(run: RunFolder) -> bool:
     """Return whether ``sft eval`` finds held-out rows with answers in ``run``; true where its files do not tell."""
-    audit = read_json_or_nothing(run.data).get("audit")
-    heldout = audit.get("heldout") if isinstance(audit, dict) else None
-    if not isinstance(heldout, dict):
-        return not isinstance(audit, dict)
-    return bool(heldout.get("kept")) and bool(heldout.get("prompt_tokens", 1))  # text has no prompts
+    rows = run.rows()
+    if rows is None:
+        return True
+    heldout = rows.audit.get("heldout")
+    return heldout is not None and bool(heldout.kept) and bool(heldout.prompt_tokens)  # text has no prompts
 
 
 def _state(run: RunFolder, checkpoints: tuple[int, ...]) -> RunState:
@@ -223,14 +234,13 @@ def _warning(event: Event) -> str:
     return event.text if isinstance(event, Warned | MemoryEased) else ""
 
 
+def _score(event: HeldoutDone) -> float | None:
+    return None if event.given is None else event.given.score
+
+
 def _thinned(values: list[float]) -> Iterator[float]:
     """Yield the means of at most ``MAX_CURVE`` neighboring groups of ``values``."""
     groups = min(MAX_CURVE, len(values))
     for index in range(groups):
         group = values[index * len(values) // groups : (index + 1) * len(values) // groups]
         yield sum(group) / len(group)
-
-
-def read_scores(run: RunFolder) -> dict[str, object] | None:
-    """Return what ``sft eval`` has written about a run; None where it has not, or not whole."""
-    return read_json_or_nothing(run.evaluation) or None

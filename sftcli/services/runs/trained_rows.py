@@ -1,43 +1,21 @@
 """Which rows a run has trained on, as far as they are still prepared somewhere, and which of others are among them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.data.prepared.store import MANIFEST, ExampleTable, PreparedDataset, fingerprint_of, open_prepared
+from sftcli.cache import cache_folder
+from sftcli.data.prepared.store import (
+    MANIFEST,
+    ExampleTable,
+    PreparedDataset,
+    fingerprint_of,
+    open_prepared,
+    read_manifest,
+)
 from sftcli.data.prepared.subset import with_subset
 from sftcli.errors import SftError
-from sftcli.figures import counted
-from sftcli.json_files import read_json
-from sftcli.modeling.cache import cache_folder
 from sftcli.services.runs.folder import RunFolder, read_settings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedRows:
-    """How many of ``rows`` a run has trained on: the full row, or only its prompt. Tokens are compared."""
-
-    rows: int
-    same_row: int
-    same_prompt: int  # those of ``same_row`` included
-
-    def __str__(self) -> str:
-        """Return it as a sentence."""
-        if not self.same_prompt:
-            return (
-                "this row was not trained on"
-                if self.rows == 1
-                else f"none of these {self.rows:,} rows was trained on"
-            )
-        more = self.same_prompt - self.same_row
-        said = f"{self.same_row:,} of {'this' if self.rows == 1 else 'these'} {counted(self.rows, 'row')} {_were(self.same_row)} trained on"
-        return (
-            f"{said}, and {more:,} more {'has' if more == 1 else 'have'} a prompt that was" if more else said
-        )
-
-
-def _were(rows: int) -> str:
-    return "was" if rows == 1 else "were"
+from sftcli.services.runs.overlap import TrainedRows
 
 
 def count_trained(trained: ExampleTable, rows: ExampleTable) -> TrainedRows:
@@ -75,7 +53,7 @@ def prepared_rows_of(run: RunFolder) -> PreparedDataset | None:
 def _prepared_as(wanted: str, run: RunFolder) -> PreparedDataset | None:
     for folder in _prepared_folders(run):
         try:
-            if fingerprint_of(read_json(folder / MANIFEST)) == wanted:
+            if fingerprint_of(read_manifest(folder)) == wanted:
                 return with_subset(open_prepared(folder), read_settings(run).data)
         except (OSError, KeyError, TypeError, SftError):
             continue

@@ -105,8 +105,9 @@ def numbers_of(event: Event) -> tuple[int, dict[str, float]] | None:
                 "speed/tokens_per_second": event.tokens / max(event.seconds, 1e-9),
             }
         case HeldoutDone():
-            load = ExpertLoad.worst(event.experts)
-            return event.step, {"heldout/loss": event.loss} | {
+            load, given = ExpertLoad.worst(event.experts), event.given
+            score = {f"heldout/{given.measure.replace(' ', '_')}": given.score} if given else {}
+            return event.step, {"heldout/loss": event.loss} | score | {
                 f"experts/{name}": value for name, value in (asdict(load) if load else {}).items()
             }
         case EarlierDone():

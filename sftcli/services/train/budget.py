@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import process_time
 
@@ -13,18 +13,17 @@ from sftcli.config.schema.settings import Settings
 from sftcli.errors import Location, StoppedError, UsageError
 from sftcli.events import EventSink, Notice, Progressed, Warned
 from sftcli.figures import duration, whole_duration
-from sftcli.json_files import read_json_or_nothing, replace_json
 from sftcli.runtime import monotonic
+from sftcli.services.runs.record import TIME, Budget
 from sftcli.services.train.run import Spent, TrainingRun, memory_errors, write_page
 from sftcli.services.train.start.disk_space import checkpoint_bytes
 from sftcli.services.train.start.inputs import TrainingInputs
-from sftcli.services.train.start.open_settings import BUDGET
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.distributed.agreed_stop import AgreedStop
 from sftcli.training.probes.pace import TimedStep, leaving_nothing, step_seconds, time_steps
 from sftcli.training.state import CheckpointStore
 
-TIME, STEPS, EPOCHS = "training.max_minutes", "training.max_steps", "training.epochs"
+STEPS, EPOCHS = "training.max_steps", "training.epochs"
 LEEWAY = 1.1  # of the time that is named as the least, which is measured again
 RESERVE = 0.05  # of the time, for steps that turn out slower than those measured
 # A first step, then so many others: more of them where they cost little of the time, fewer where they cost much.
@@ -48,37 +47,6 @@ class Pace:
         """Return what a training of ``steps`` steps takes from its start to its end."""
         work = self.start + self.end + steps * self.step + evaluations * self.evaluation
         return work + _waited_saves(settings, steps, work) * self.save
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """The end of a training that was given a time, and what it was counted from."""
-
-    seconds: float
-    steps: int
-    allowed: int  # that the time allows
-    decided_by: str  # the settings key that ends the training: its time, or one that ends it before
-    reserve_seconds: float
-    expected_seconds: float
-    step_seconds: float
-    evaluation_seconds: float
-    save_seconds: float
-
-    @property
-    def origin(self) -> str:
-        """Where the number of steps comes from, as ``--print-config`` says it."""
-        return f"{ORIGIN}{whole_duration(self.seconds)}, {duration(self.step_seconds)} a step"
-
-    def in_words(self, passes: float) -> str:
-        """Return what was decided, in a line."""
-        time, steps = whole_duration(self.seconds), f"{self.steps:,} steps"
-        each = f"of {duration(self.step_seconds)}"
-        if self.decided_by != TIME:
-            return (
-                f"{self.decided_by} ends the training after {steps} {each}: {time} would be {self.allowed:,}"
-            )
-        kept = f"{whole_duration(self.reserve_seconds)} kept in reserve"
-        return f"{time} end the training after {steps} {each}, {passes:.2g} passes over the rows, {kept}"
 
 
 def evaluations_of(settings: Settings, steps: int, heldout_rows: int) -> int:
@@ -138,11 +106,11 @@ def count_steps(pace: Pace, inputs: TrainingInputs, *, minutes: float, end: tupl
     )
 
 
-def other_end(inputs: TrainingInputs, origins: Mapping[str, object]) -> tuple[str, int] | None:
+def other_end(inputs: TrainingInputs, origins: Mapping[str, str]) -> tuple[str, int] | None:
     """Return the key beside the time that somebody chose for the end of a training, and the steps that it makes."""
     if inputs.decided.settings.training.max_steps:
         return STEPS, inputs.settings.training.max_steps
-    is_chosen = not str(origins.get(EPOCHS, "")).startswith(ORIGIN)
+    is_chosen = not origins.get(EPOCHS, "").startswith(ORIGIN)
     return (EPOCHS, inputs.settings.training.max_steps) if is_chosen else None
 
 
@@ -185,7 +153,7 @@ def end_in_time(run: TrainingRun) -> Budget | None:
         pace = Pace(
             start=monotonic() - run.begun - first, step=step, evaluation=first, save=save, end=end_of_all
         )
-        end = other_end(run.inputs, read_json_or_nothing(run.folder.origins))
+        end = other_end(run.inputs, run.folder.first_origins())
         return asdict(count_steps(pace, run.inputs, minutes=minutes, end=end))
 
     budget = Budget(**run.peers.share(counted))  # type: ignore[arg-type]
@@ -207,7 +175,7 @@ def _end_seconds(run: TrainingRun) -> float:
 def record_budget(run: TrainingRun, budget: Budget) -> None:
     """Write what was counted into the run's folder, and tell it."""
     emit, folder = run.session.emit, run.folder
-    replace_json(folder.about, folder.read_about() | {BUDGET: asdict(budget)})
+    folder.note(budget=budget)
     passes = run.trainer.plan.epoch(budget.steps)
     emit(Notice(text=budget.in_words(passes)))
     usual = run.inputs.decided.settings.training.epochs
@@ -226,7 +194,7 @@ def spent_by(run: TrainingRun, budget: Budget | None) -> Spent | None:
         return None
     if budget is not None:
         folder = run.folder
-        replace_json(folder.about, folder.read_about() | {BUDGET: asdict(budget) | {"used_seconds": seconds}})
+        folder.note(budget=replace(budget, used_seconds=seconds))
         _tell_over(budget, seconds, run.session.emit)
     return Spent(
         seconds=seconds,

@@ -47,8 +47,9 @@ from sftcli.services.models.base import tokenizer_folder
 from sftcli.services.models.modern_llm import PtFiles, pt_files
 from sftcli.services.prepare.capacity import require_positions
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.record import Decisions
 from sftcli.services.train.adapters import AdapterFiles, adapter_files, load_with_adapter, tell_left_alone
-from sftcli.services.train.decisions import Decisions, require_same
+from sftcli.services.train.decisions import require_same
 from sftcli.services.train.speedups import try_ways
 from sftcli.services.train.start.inputs import TrainingInputs
 from sftcli.services.train.start.parallelism import make_weights, shares_weights

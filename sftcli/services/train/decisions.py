@@ -1,22 +1,21 @@
 """What was measured or tried when a run started and moves its numbers: decided once, recorded, and taken from there on resume."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from sftcli.config.schema.training import TrainingSettings
-from sftcli.errors import DataError, MismatchError, ResourceError
+from sftcli.errors import MismatchError, ResourceError
 from sftcli.events import EventSink, NeverStop, Notice, Warned
-from sftcli.json_files import replace_json
 from sftcli.runtime import choose_device, dtype_named
 from sftcli.services.machine.precision import decide_precision
 from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.record import Decisions
 from sftcli.training.checkpoint.format import read_fingerprints
 
-KEY = "decisions"  # in ``run.json``
 _OLDER_PRECISION = "machine precision of products"  # what checkpoints of older runs call it
 
 # The settings that ask for a decision: where the user lets one of them differ, it is made anew.
@@ -30,79 +29,31 @@ ASKED_BY = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decisions:
-    """Each is None while it is open. Whoever decides one takes what is recorded, or refuses: never another."""
-
-    precision: str | None = None  # of matrix products: bf16 or fp32
-    precision_why: str | None = None  # in a few words
-    attention: str | None = None  # what transformers calls it, before documents are kept apart
-    layers: tuple[str, ...] | None = None  # kinds of modules that run in the faster form; () for none
-    packing: str | None = None  # how documents of one row are kept apart (``RowSharing``)
-    head: str | None = None  # where the head runs (``HeadLoss``)
-    weights: str | None = None  # whether several processes share them out (``WeightSharing``)
-
-    def but(self, changed: Collection[str]) -> "Decisions":
-        """Return them without the decisions that the settings ``changed`` reopen."""
-        reopened = [name for name, keys in ASKED_BY.items() if keys & set(changed)]
-        return replace(self, **dict.fromkeys(reopened))
-
-    def to_json(self) -> dict[str, object]:
-        """Return it as plain values."""
-        return asdict(self) | {"layers": None if self.layers is None else list(self.layers)}
-
-    @staticmethod
-    def from_json(value: object, *, where: str) -> "Decisions":
-        """Return the inverse of ``to_json``; decisions unknown to this version are dropped.
-
-        Raises:
-            DataError: It is nothing of that kind.
-        """
-        if not isinstance(value, dict):
-            raise DataError(f"{where}: {KEY} is not an object")
-
-        def text(name: str) -> str | None:
-            found = value.get(name)
-            if not isinstance(found, str | None):
-                raise DataError(f"{where}: {KEY}.{name} is {found!r}, which is not text")
-            return found
-
-        layers = value.get("layers")
-        if not isinstance(layers, list | None):
-            raise DataError(f"{where}: {KEY}.layers is {layers!r}, which is not a list")
-        precision = text("precision")
-        if precision not in {None, "bf16", "fp32"}:
-            raise DataError(f"{where}: {KEY}.precision is {precision!r}, and not bf16 or fp32")
-        return Decisions(
-            precision=precision,
-            precision_why=text("precision_why"),
-            attention=text("attention"),
-            layers=None if layers is None else tuple(map(str, layers)),
-            packing=text("packing"),
-            head=text("head"),
-            weights=text("weights"),
-        )
-
-
 def read_decisions(run: RunFolder, checkpoint: Path | None, emit: EventSink) -> Decisions:
     """Return the decisions of ``run``; for an older run that recorded fewer, those in its ``checkpoint``.
 
     Raises:
         DataError: ``run.json`` holds something else there.
     """
-    about = run.read_about() if run.about.is_file() else {}
-    if KEY in about:
-        return Decisions.from_json(about[KEY], where=str(run.about))
+    recorded = run.record().decisions if run.about.is_file() else None
+    if recorded is not None:
+        return recorded
     if checkpoint is None:
         return Decisions()
     precision = read_fingerprints(checkpoint).get(_OLDER_PRECISION)
-    recorded = f"only that it runs in {precision}" if precision else "nothing"
+    known = f"only that it runs in {precision}" if precision else "nothing"
     emit(
         Notice(
-            text=f"run {run.name} is from an older version and records {recorded}: attention, faster layers and packing are decided again"
+            text=f"run {run.name} is from an older version and records {known}: attention, faster layers and packing are decided again"
         )
     )
-    return Decisions(precision=precision)
+    return Decisions.from_json({"precision": precision}, where=str(checkpoint))
+
+
+def but(recorded: Decisions, changed: Collection[str]) -> Decisions:
+    """Return ``recorded`` without the decisions that the settings ``changed`` reopen."""
+    reopened = [name for name, keys in ASKED_BY.items() if keys & set(changed)]
+    return replace(recorded, **dict.fromkeys(reopened))
 
 
 def decide(
@@ -114,14 +65,8 @@ def decide(
     reopened: Collection[str] = (),
 ) -> Decisions:
     """Return what ``run`` has decided, its precision settled; open is what ``reopened`` asks for, names as in ``open_again``."""
-    recorded = read_decisions(run, checkpoint, emit).but(reopened)
+    recorded = but(read_decisions(run, checkpoint, emit), reopened)
     return settle_precision(recorded, settings.precision, choose_device())
-
-
-def decisions_of(run: RunFolder) -> dict[str, object]:
-    """Return what ``run.json`` must keep when ``run`` starts over: its decisions, if any."""
-    about = run.read_about()
-    return {KEY: about[KEY]} if KEY in about else {}
 
 
 def settle_precision(recorded: Decisions, setting: str, device: torch.device) -> Decisions:
@@ -149,16 +94,14 @@ def record_decisions(run: RunFolder, decisions: Decisions, emit: EventSink) -> N
 
     Another sharing of the weights, which a run may go on with, is told.
     """
-    about = run.read_about()
-    before = about.get(KEY)
-    made = decisions.to_json()
-    if isinstance(before, dict) and before.get("weights") not in {None, decisions.weights}:
-        text = f"weights were {before['weights']} in each process, are {decisions.weights}"
+    before, made = run.record().decisions, decisions
+    if before is not None and before.weights not in {None, decisions.weights}:
+        text = f"weights were {before.weights} in each process, are {decisions.weights}"
         emit(Warned(text=f"{text}: the run continues, but not bit for bit as before"))
-    if isinstance(before, dict) and before.get("precision") == decisions.precision:
-        made["precision_why"] = before.get("precision_why")  # of the start, which decided it
+    if before is not None and before.precision == decisions.precision:
+        made = replace(decisions, precision_why=before.precision_why)  # of the start, which decided it
     if before != made:
-        replace_json(run.about, about | {KEY: made})
+        run.note(decisions=made)
 
 
 def require_same(recorded: Decisions, made: Decisions, *, what: str) -> None:

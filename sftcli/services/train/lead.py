@@ -3,11 +3,12 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from sftcli import storage
 from sftcli.config.resolve import Resolved, to_toml
 from sftcli.config.schema.settings import Settings
+from sftcli.data.prepared.about import RUN_ROWS, RunRows
 from sftcli.data.quality.thresholds import left_out
 from sftcli.events import (
     Ending,
@@ -17,13 +18,11 @@ from sftcli.events import (
     Warned,
     fan_out,
 )
-from sftcli.json_files import json_text, replace_json
 from sftcli.modeling.formats.pt_file import model_differences
 from sftcli.runtime import monotonic
 from sftcli.services.diagnosis.monitor import FitWatch, watched
 from sftcli.services.diagnosis.spike_stop import SpikeStop
 from sftcli.services.diagnosis.verdict import Again
-from sftcli.services.machine.facts import facts_of_start
 from sftcli.services.models.base import record_base, record_need
 from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place
@@ -35,16 +34,17 @@ from sftcli.services.runs.event_log import (
     read_events,
 )
 from sftcli.services.runs.folder import (
+    SETTING_ORIGINS,
     RunFolder,
     create_run,
     existing_run,
     read_settings,
 )
-from sftcli.services.runs.lineage import record_lineage
 from sftcli.services.runs.lock import RunLock
+from sftcli.services.runs.record import RECORD
 from sftcli.services.trackers.sink import tracked
 from sftcli.services.train.budget import end_in_time, record_budget, spent_by
-from sftcli.services.train.decisions import decide, decisions_of, record_decisions
+from sftcli.services.train.decisions import decide, record_decisions
 from sftcli.services.train.resuming.changes import Changes, compare_start, open_again
 from sftcli.services.train.resuming.compatibility import compare, compare_data
 from sftcli.services.train.resuming.longer import end_text, require_steps_left
@@ -61,6 +61,7 @@ from sftcli.services.train.start.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.start.inputs import find_inputs
 from sftcli.services.train.start.open_settings import recalled, record
 from sftcli.services.train.start.parallelism import check_sharing, tell_sharing
+from sftcli.services.train.start.started import started
 from sftcli.services.train.worker import assignment, run_worker
 from sftcli.training.checkpoint.format import owes_heldout, read_stale_evals
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
@@ -103,8 +104,8 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
         _require_same_as_finished(run)
         return complete_already(run)
     with (
+        RunLock(folder.path, session.emit) as lock,  # first: who does not get it removes nothing
         forgotten_if_unstarted(folder, session.emit, is_new=is_new, is_named=is_named),
-        RunLock(folder.path, session.emit) as lock,
     ):
         run.check_owner = lock.check
         clear_leftovers(folder, session.emit)
@@ -115,13 +116,13 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
         if is_same and has_begun(folder):
             return start_over(run, Changes())
         run.settings = settings  # the rows may be others
-        decided = decisions_of(folder) if is_same else {}
+        decided = folder.record().decisions if is_same else None
         storage.try_remove_tree(folder.data)  # of rows that may have been others
         storage.try_remove_tree(folder.earlier)
         for name, text in started.items():
             storage.replace_file(folder.path / name, text.encode())
-        if decided:
-            replace_json(folder.about, folder.read_about() | decided)
+        if decided is not None:
+            folder.note(decisions=decided)
         with _logged(run) as (logged, watch):
             for text in request.resolved.notices:
                 logged.session.emit(Notice(text=text))
@@ -132,8 +133,8 @@ def _files_of_start(request: TrainRequest, settings: Settings) -> dict[str, str]
     """Return what a run's folder holds from the moment that it is there, by name; ``run.json`` comes last."""
     return {
         RunFolder.CONFIG: to_toml(settings),
-        RunFolder.ORIGINS: json_text(dict(request.resolved.origins)),
-        RunFolder.ABOUT: json_text(facts_of_start(request.command)),
+        RunFolder.ORIGINS: SETTING_ORIGINS.text(dict(request.resolved.origins)),
+        RunFolder.ABOUT: RECORD.text(started(request.command)),
     }
 
 
@@ -204,8 +205,14 @@ def _logged(run: TrainingRun) -> Iterator[tuple[TrainingRun, FitWatch]]:
             for text in log.repaired:
                 emit(Warned(text=text))
             watch.replay(read_events(run.folder))
+
+        def check_before_publishing() -> None:
+            run.check_owner()
+            log.sync()
+
+        session = Session(watched(watch, emit), run.session.stop)
         try:
-            yield replace(run, session=Session(watched(watch, emit), run.session.stop)), watch
+            yield replace(run, session=session, check_owner=check_before_publishing), watch
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(f"interrupted at once: {saved_text(run.folder)}") from error
 
@@ -306,15 +313,16 @@ def _record_inputs(run: TrainingRun) -> None:
     folder, settings, inputs = run.folder, run.settings, run.inputs
     record_base(folder, inputs.located)
     if inputs.earlier is not None:
-        record_lineage(folder, inputs.earlier.lineage)
+        folder.note(lineage=inputs.earlier.lineage)
     record(folder, inputs.decided)
     check_space(
         folder, checkpoint_bytes(settings, inputs.located.folder), settings.checkpoint, run.session.emit
     )
     if inputs.trusted_code:
-        replace_json(folder.about, folder.read_about() | {"trusted_code": dict(inputs.trusted_code)})
+        folder.note(trusted_code=dict(inputs.trusted_code))
     dataset = inputs.prepared.dataset
-    replace_json(folder.data, {"fingerprint": dataset.fingerprint, **dataset.about})
+    values = {one.name: getattr(dataset.about, one.name) for one in fields(dataset.about)}
+    RUN_ROWS.write(folder.data, RunRows(fingerprint=dataset.fingerprint, **values))
 
 
 def _outcome(run: TrainingRun, changes: Changes, ending: Ending, step: int) -> TrainOutcome:
@@ -325,6 +333,9 @@ def _outcome(run: TrainingRun, changes: Changes, ending: Ending, step: int) -> T
         last_heldout_loss=state.last_heldout_loss,
         last_heldout_step=state.last_heldout_step,
         heldout_rows=len(prepared.dataset.heldout),
+        measure=run.trainer.answer.measure if run.trainer.answer and state.asks else "",
+        first_score=state.first_score,
+        last_score=state.last_score,
         changed=changes.by_kind(),
         left_out=left_out(list(prepared.audit.values())),
     )

@@ -16,9 +16,9 @@ from sftcli.runtime import (
     total_memory_bytes,
 )
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.record import Budget, Decisions
 from sftcli.services.train.budget import (
     USUAL,
-    Budget,
     Pace,
     count_steps,
     evaluations_of,
@@ -26,7 +26,7 @@ from sftcli.services.train.budget import (
     price_of,
     save_seconds,
 )
-from sftcli.services.train.decisions import Decisions, settle_precision
+from sftcli.services.train.decisions import settle_precision
 from sftcli.services.train.run import TrainingRun, memory_errors
 from sftcli.services.train.start.inputs import TrainingInputs, find_inputs
 from sftcli.training.loss import MAX_CHUNK_LOGITS

@@ -13,7 +13,8 @@ from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place
 from sftcli.services.runs.folder import find_recorded, read_settings
 from sftcli.services.runs.lock import RunLock
-from sftcli.services.train.decisions import Decisions, decide
+from sftcli.services.runs.record import Decisions
+from sftcli.services.train.decisions import decide
 from sftcli.services.train.lead import (
     complete_already,
     continue_run,

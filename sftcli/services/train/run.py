@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from sftcli.config.schema.settings import Settings
+from sftcli.config.schema.training import BestBy, TrainingSettings
 from sftcli.data.quality.thresholds import LeftOut
 from sftcli.errors import ResourceError, StoppedError
 from sftcli.events import Ending, EventSink, ModelSaved, NeverStop, Notice, Session, StopFlag, Warned
@@ -17,8 +18,10 @@ from sftcli.services.processes.peers import Peers
 from sftcli.services.report.html import write_report
 from sftcli.services.runs.earlier import Kept
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.record import Decisions
+from sftcli.services.train.answers import find_answers
 from sftcli.services.train.build import TrainingParts, build_trainer
-from sftcli.services.train.decisions import Decisions, agree_on_decisions
+from sftcli.services.train.decisions import agree_on_decisions
 from sftcli.services.train.earlier.scores import EarlierScorer
 from sftcli.services.train.start.inputs import TrainingInputs, find_inputs
 from sftcli.training.checkpoint.format import read_snapshot
@@ -28,7 +31,7 @@ from sftcli.training.distributed.agreed_stop import AgreedStop
 from sftcli.training.out_of_memory import is_out_of_memory
 from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.random_streams import start_stream
-from sftcli.training.state import TrainingSnapshot
+from sftcli.training.state import TrainingSnapshot, TrainState
 from sftcli.training.trainer import Trainer
 
 
@@ -59,6 +62,10 @@ class TrainOutcome:
     # What this start found changed: kind (machine, changes, allowed) -> name -> what it was and is.
     changed: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
     left_out: LeftOut | None = None  # rows that this start did not train on; None where it took all
+    # Answers to held-out prompts, where some were given: what says which are right, and the mean scores, 0 to 1.
+    measure: str = ""
+    first_score: float | None = None
+    last_score: float | None = None
     earlier: tuple[Kept, ...] = ()  # what became of the rows that earlier runs held out
     verdict: Verdict | None = None  # on the curves of the run up to the step of ``final``
     spent: Spent | None = None  # by this start, where a time or a price was given
@@ -78,7 +85,8 @@ class TrainingRun:
     session: Session
     peers: Peers = field(default_factory=Peers)
     checkpoint: Path | None = None  # that it goes on from
-    check_owner: Callable[[], None] = lambda: None  # raises an error where another process has taken the run
+    # Before anything is published: raises an error where another process has taken the run.
+    check_owner: Callable[[], None] = lambda: None
     begun: float = field(default_factory=monotonic)  # when its command was
     inputs: TrainingInputs = field(init=False)
     parts: TrainingParts = field(init=False)
@@ -132,6 +140,7 @@ class TrainingRun:
             recorded=decided,
             trainer_type=self.trainer_type,
         )
+        self.trainer.answer = find_answers(self.inputs, self.parts, self.peers, self.session.emit)
         start_stream(group, seed=seed)
         if self.checkpoint is not None:
             self.trainer.restore(read_snapshot(self.checkpoint, is_verified=is_verified))
@@ -171,7 +180,7 @@ class TrainingRun:
         return ending
 
     def keep_best(self) -> None:
-        """Go back to the checkpoint with the lowest held-out loss, if the settings request early stopping.
+        """Go back to the best checkpoint, if the settings request early stopping.
 
         Then score what earlier runs held out, for this is the final model.
 
@@ -188,9 +197,11 @@ class TrainingRun:
         if not self.settings.training.early_stopping_evals or state.best_step == state.step:
             return
         if not state.best_step:
+            by_check = self.settings.training.metric_for_best is BestBy.CHECK
+            before = "held-out answers were best" if by_check else "held-out loss was lowest"
             emit(
                 Warned(
-                    text="held-out loss was lowest before training; final/ holds the last step. Lower "
+                    text=f"{before} before training; final/ holds the last step. Lower "
                     "training.learning_rate, or mix in pretraining text"
                 )
             )
@@ -204,11 +215,7 @@ class TrainingRun:
             )
             return
         self.trainer.restore(read_snapshot(found[0]))
-        emit(
-            Notice(
-                text=f"final/ holds step {state.best_step}: its held-out loss {state.best_heldout_loss:.4f} is the lowest"
-            )
-        )
+        emit(Notice(text=f"final/ holds step {state.best_step}: {_why_best(state, self.settings.training)}"))
 
     def outcome(self, ending: Ending, step: int) -> TrainOutcome:
         """Return how the run ended at ``step``, without what only the process that led its training knows."""
@@ -226,6 +233,7 @@ class TrainingRun:
         if not self.peers.group.is_writer:
             self.trainer.take_part_in_snapshot()
             return
+        self.check_owner()
         pt = self._write_final(self.trainer.snapshot())
         self.session.emit(ModelSaved(path=str(self.folder.final), pt=pt))
 
@@ -246,6 +254,13 @@ class TrainingRun:
             unchanged={name for name, weight in model.named_parameters() if not weight.requires_grad},
         )
         return pt
+
+
+def _why_best(state: TrainState, settings: TrainingSettings) -> str:
+    """Return what made the best step so far the best."""
+    if settings.metric_for_best is BestBy.CHECK and state.best_score is not None:
+        return f"its held-out answers score {state.best_score:.1%}, the highest"
+    return f"its held-out loss {state.best_heldout_loss:.4f} is the lowest"
 
 
 @contextmanager

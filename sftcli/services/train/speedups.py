@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.kernels.fuse import Fusion, restore_layers
-from sftcli.services.train.decisions import Decisions
+from sftcli.services.runs.record import Decisions
 from sftcli.services.train.start.inputs import TrainingInputs
 from sftcli.training.probes.agreement import WORK, Ways, agreed_ways
 from sftcli.training.probes.choices import HeadLoss, RowSharing

@@ -8,8 +8,8 @@ from sftcli.errors import MismatchError
 from sftcli.events import Ending, Session, StopFlag, unheard
 from sftcli.services.processes.peers import Peers, with_processes
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.record import Decisions
 from sftcli.services.train.budget import end_in_time
-from sftcli.services.train.decisions import Decisions
 from sftcli.services.train.run import TrainingRun, TrainOutcome
 from sftcli.training.checkpoint.names import in_use
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -17,18 +17,47 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sftcli import storage
-from sftcli.errors import DataError, NotFoundError, SftError
-from sftcli.json_files import read_json, write_json
+from sftcli.errors import DataError, NotFoundError
 from sftcli.modeling.formats.folder_check import check_safetensors
 from sftcli.modeling.formats.stored_tensors import file_header
 from sftcli.modeling.formats.written import check_file_written
+from sftcli.own_files import OwnFile
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.state import RngState, TrainingSnapshot, TrainState
 
-FORMAT_VERSION = 1
 MANIFEST, STATE = "manifest.json", "state.json"
 MODEL, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
 ADAPTER = "adapter_model.safetensors"  # in place of MODEL where an adapter is trained
+_OLDER = "delete this checkpoint, and the run resumes from the one before it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredState:
+    """Counters of a run, and what it was made of: hashes and settings by name."""
+
+    state: TrainState
+    fingerprints: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """Size and hash of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The files of a checkpoint by name, and the hash of all that the manifest says."""
+
+    step: int
+    files: Mapping[str, Stamp]
+    sha256: str
+
+
+STATES = OwnFile(form=StoredState, hint=_OLDER)
+MANIFESTS = OwnFile(form=Manifest, hint=_OLDER)
 _TYPES = {
     torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.float16: "F16",
     torch.bfloat16: "BF16", torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL",
@@ -55,8 +84,8 @@ def write_snapshot(
     ):
         files[name] = storage.write_file(folder / name, tensor_file_parts(tensors))
     check_file_written(folder / weights_name, snapshot.weights)
-    state = {"format": FORMAT_VERSION, "state": asdict(snapshot.state), "fingerprints": dict(fingerprints)}
-    files[STATE] = write_json(folder / STATE, state)
+    stored = StoredState(state=snapshot.state, fingerprints=dict(fingerprints))
+    files[STATE] = storage.write_file(folder / STATE, [STATES.text(stored).encode()])
     storage.disk.sync(folder)
     storage.write_file(folder / MANIFEST, [manifest_bytes(snapshot.state.step, files)])
     storage.disk.sync(folder)
@@ -78,7 +107,7 @@ def read_snapshot(folder: Path, *, is_verified: bool = False) -> TrainingSnapsho
     try:
         rng, *peers = _rng_states(load_file(folder / RNG))
         return TrainingSnapshot(
-            state=TrainState(**state["state"]),  # type: ignore[arg-type]
+            state=state.state,
             weights=load_file(folder / weights),
             optimizer=load_file(folder / OPTIMIZER),
             rng=rng,
@@ -100,9 +129,9 @@ def verify(folder: Path) -> None:
         if not path.is_file():
             raise NotFoundError(f"checkpoint {folder} lacks {name}")
         size = path.stat().st_size
-        if size != wanted.get("bytes"):
-            raise DataError(f"{path} has {size} bytes, its manifest says {wanted.get('bytes')}")
-        if storage.file_sha256(path) != wanted.get("sha256"):
+        if size != wanted.bytes:
+            raise DataError(f"{path} has {size} bytes, its manifest says {wanted.bytes}")
+        if storage.file_sha256(path) != wanted.sha256:
             raise DataError(f"{path} was changed after it was saved: its sha256 does not match the manifest")
 
 
@@ -134,12 +163,12 @@ def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
 
 def manifest_bytes(step: int, files: Mapping[str, Mapping[str, object]]) -> bytes:
     """Return a manifest with its own hash, to distinguish damage to it from damage to the listed files."""
-    content: dict[str, object] = {"format": FORMAT_VERSION, "step": step, "files": files}
+    content: dict[str, object] = {"format": MANIFESTS.version, "step": step, "files": files}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=2).encode()
 
 
-def read_manifest(folder: Path) -> dict[str, dict[str, object]]:
+def read_manifest(folder: Path) -> Mapping[str, Stamp]:
     """Return size and hash of each file of a checkpoint, by name.
 
     Raises:
@@ -149,24 +178,19 @@ def read_manifest(folder: Path) -> dict[str, dict[str, object]]:
     path = folder / MANIFEST
     if not path.is_file():
         raise NotFoundError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}")
-    try:
-        text = path.read_bytes()
-        content = json.loads(text)
-        files = content["files"]
-        whole = (
-            text == manifest_bytes(content["step"], files)
-            and {OPTIMIZER, RNG, STATE} <= set(files)
-            and len({MODEL, ADAPTER} & set(files)) == 1
-            and all(isinstance(file, dict) for file in files.values())
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    manifest = MANIFESTS.read(path)
+    files = manifest.files
+    whole = (
+        path.read_bytes() == manifest_bytes(manifest.step, {name: asdict(one) for name, one in files.items()})
+        and {OPTIMIZER, RNG, STATE} <= set(files)
+        and len({MODEL, ADAPTER} & set(files)) == 1
+    )
     if not whole:
         raise DataError(f"{path} was changed after it was saved, or does not list all files of a checkpoint")
     for name in files:
         if name != Path(name).name or name in {"", ".", ".."}:  # a manifest is input
             raise DataError(f"{path} names {name!r}, which is outside of the checkpoint")
-    return dict(files)
+    return files
 
 
 def tensor_file_parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
@@ -210,33 +234,30 @@ def _rng_states(tensors: Mapping[str, Tensor]) -> list[RngState]:
 
 def read_fingerprints(folder: Path) -> dict[str, str]:
     """Return the fingerprints stored in a checkpoint."""
-    return {name: str(value) for name, value in _read_state(folder)["fingerprints"].items()}
+    return dict(_read_state(folder).fingerprints)
 
 
 def read_best_step(folder: Path) -> int:
     """Return the step of the lowest held-out loss up to a checkpoint; 0 if unknown."""
     try:
-        step = _read_state(folder)["state"].get("best_step")
+        return _read_state(folder).state.best_step
     except DataError:
         return 0
-    return step if isinstance(step, int) else 0
 
 
 def read_stale_evals(folder: Path) -> int:
     """Return how many evaluations up to a checkpoint were in a row without a lower held-out loss."""
-    return int(str(_read_state(folder)["state"].get("stale_evals", 0)))
+    return _read_state(folder).state.stale_evals
 
 
 def owes_heldout(folder: Path) -> bool:
     """Return whether a checkpoint lacks the held-out loss of its step: not due, or the run was stopped before it."""
-    state = _read_state(folder)["state"]
-    return state.get("last_heldout_step") != state.get("step")
+    state = _read_state(folder).state
+    return state.last_heldout_step != state.step
 
 
-def _read_state(folder: Path) -> dict[str, dict[str, object]]:
-    path = folder / STATE
+def _read_state(folder: Path) -> StoredState:
     try:
-        content = read_json(path)
-        return {"state": dict(content["state"]), "fingerprints": dict(content["fingerprints"])}
-    except (OSError, SftError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        return STATES.read(folder / STATE)
+    except NotFoundError as error:
+        raise DataError(error.message, hint=error.hint) from error

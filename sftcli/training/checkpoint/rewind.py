@@ -6,12 +6,12 @@ written first, so that what is renamed after it can be ended by whoever starts n
 
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
-from sftcli.json_files import read_json, replace_json
+from sftcli.own_files import OwnFile
 from sftcli.training.checkpoint.format import verify
 from sftcli.training.checkpoint.names import (
     TAKEN_BACK,
@@ -31,6 +31,11 @@ class TakenBack:
     aside: tuple[str, ...]
 
 
+_PLANS = OwnFile(
+    form=TakenBack, hint="resume the run again from the checkpoint: sft resume RUN --checkpoint STEP"
+)
+
+
 def read_taken_back(root: Path) -> TakenBack | None:
     """Return the step to which the run with these checkpoints was rewound; None if it was not, or has a newer one since.
 
@@ -39,11 +44,8 @@ def read_taken_back(root: Path) -> TakenBack | None:
     path = root / TAKEN_BACK
     if not path.is_file():
         return None
-    try:
-        content = read_json(path)
-        return TakenBack(step=int(content["step"]), aside=tuple(map(str, content["aside"])))
-    except (DataError, ValueError, KeyError, TypeError):
-        return TakenBack(step=sys.maxsize, aside=tuple(in_use(one).name for one in list_set_aside(root)))
+    unknown = TakenBack(step=sys.maxsize, aside=tuple(in_use(one).name for one in list_set_aside(root)))
+    return _PLANS.find_whole(path) or unknown
 
 
 def take_back(root: Path, step: int, *, was_finished: bool) -> TakenBack | None:
@@ -56,7 +58,7 @@ def take_back(root: Path, step: int, *, was_finished: bool) -> TakenBack | None:
     if not (later or was_finished or list_set_aside(root)):
         return None
     plan = TakenBack(step=step, aside=later)
-    replace_json(root / TAKEN_BACK, asdict(plan))
+    _PLANS.write(root / TAKEN_BACK, plan)
     return plan
 
 

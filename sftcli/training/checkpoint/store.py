@@ -180,8 +180,6 @@ def clear_halves(root: Path) -> list[str]:
     former = [name for name in names if _FORMER_LEFTOVER.fullmatch(name)]
     for name in former:
         storage.try_remove_tree(root / name)
-    labels = [
-        storage.scratch_label(name, storage.TEMPORARY) for name in storage.sweep(root, older_than_seconds=0)
-    ]
+    labels = [storage.scratch_label(name, storage.TEMPORARY) for name in storage.sweep(root, is_locked=True)]
     halves = [name[len(".tmp-") : -len("-12345678")] for name in former if name.startswith(".tmp-")]
     return sorted(halves + [label for label in labels if label])

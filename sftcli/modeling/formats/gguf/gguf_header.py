@@ -1,11 +1,14 @@
 """Read the header of a GGUF file, much faster than the package ``gguf`` parses it."""
 
+import math
 import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from sftcli.modeling.formats.claims import impossible_claim
 
 GGUF_MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -35,6 +38,9 @@ UNREAD = (
     "residual_scale",
 )
 _FLOAT32 = 6  # type of a value
+_WHOLE = {4: "I", 5: "i", 10: "Q", 11: "q"}
+_MOST_SIDES = 8
+_MOST_PER_BYTE = 8  # numbers: no quantization has less than a bit for one
 _ROPE_TENSOR = "rope_f"  # begins names of factors that positions are scaled by
 
 
@@ -87,20 +93,31 @@ class _Walk:
         self._order = "<" if int.from_bytes(content[4:6], "little") else ">"
 
     def header(self) -> GgufHeader:
+        """Read the head.
+
+        Raises:
+            ValueError, ArithmeticError, RuntimeError, struct.error: It is damaged, or says what its file cannot hold.
+        """
         if (version := self._number("I")) not in _VERSIONS:
             raise ValueError(f"it has format version {version}")
         tensors, values = self._number("Q"), self._number("Q")
         texts = {_PRE_TOKENIZER: "", _ROPE_SCALING: ""}
         unread: dict[str, float] = {}
+        claims: dict[str, int] = {}
         for _ in range(values):
             key, kind = self._text(), self._number("I")
             if kind == _TEXT and (wanted := next((end for end in texts if key.endswith(end)), None)):
                 texts[wanted] = self._text().decode("utf-8", "replace")
             elif kind == _FLOAT32 and (name := key.partition(b".")[2].decode("utf-8", "replace")) in UNREAD:
                 unread[name] = self._number("f")
+            elif kind in _WHOLE:
+                claims[key.partition(b".")[2].decode("utf-8", "replace")] = self._number(_WHOLE[kind])
             else:
                 self._skip(kind, 1)
-        found = dict(self._tensor() for _ in range(tensors))
+        shapes: dict[str, list[int]] = {}
+        found = dict(self._tensor(shapes) for _ in range(tensors))
+        if claim := impossible_claim(claims, shapes):
+            raise ValueError(f"it says {claim}")
         scaling = next((name for name in found if name.startswith(_ROPE_TENSOR)), texts[_ROPE_SCALING])
         return GgufHeader(
             pre_tokenizer=texts[_PRE_TOKENIZER],
@@ -109,9 +126,13 @@ class _Walk:
             unread=unread,
         )
 
-    def _tensor(self) -> tuple[str, tuple[str, bool]]:
+    def _tensor(self, shapes: dict[str, list[int]]) -> tuple[str, tuple[str, bool]]:
         name = self._text().decode("utf-8", "replace")
-        shape = [self._number("Q") for _ in range(self._number("I"))]
+        if (sides := self._number("I")) > _MOST_SIDES:
+            raise ValueError(f"the tensor {name} has {sides} dimensions")
+        shape = shapes[name] = [self._number("Q") for _ in range(sides)]
+        if (count := math.prod(shape)) > _MOST_PER_BYTE * len(self._content):
+            raise ValueError(f"the tensor {name} has {count} numbers, the file {len(self._content)} bytes")
         kind = _FLOATS.get(self._number("I"), "")
         self._number("Q")  # where its numbers begin
         return name, (kind, len(shape) > 1)
@@ -123,6 +144,8 @@ class _Walk:
 
     def _text(self) -> bytes:
         size = self._number("Q")
+        if size > len(self._content) - self._at:
+            raise ValueError(f"a text of {size} bytes is longer than the rest of the file")
         start, self._at = self._at, self._at + size
         return self._content[start : self._at]
 

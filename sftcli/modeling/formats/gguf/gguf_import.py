@@ -9,14 +9,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from sftcli import storage
-from sftcli.errors import DataError, SftError
+from sftcli.cache import CACHE_HINT, cache_folder
+from sftcli.errors import DataError, NotFoundError
 from sftcli.events import EventSink, Notice, Progressed, Warned
 from sftcli.foreign import damaged, foreign_file, without_panics
-from sftcli.json_files import read_json, read_json_or_nothing, write_json
-from sftcli.modeling.cache import CACHE_HINT, cache_folder
+from sftcli.json_files import read_json, write_json
+from sftcli.modeling.formats.cached_source import SOURCE_FILE, SOURCES, CachedSource, file_sizes, write_source
 from sftcli.modeling.formats.gguf.gguf_header import GGUF_MAGIC, GgufHeader, read_header
 from sftcli.modeling.formats.older_config import with_older_keys, with_older_tokenizer_keys
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-SOURCE_FILE = "source.json"
-_FORMAT = 1
 _CONFIG_NOISE = ("_model_name_or_path", "_name_or_path")
 _TOKENIZER_NOISE = ("backend", "is_local", "local_files_only", "name_or_path")
 _HINT = "the file may be truncated, or its architecture unknown to transformers; name a Hugging Face folder"
@@ -60,7 +59,8 @@ def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, s
             f"{gguf} scales its rotary positions ({header.rope_scaling}), which cannot be converted",
             hint="name the Hugging Face folder that it was made of",
         )
-    if read_source(folder, emit) == digest and _is_exact(folder) == header.is_exact:
+    source = read_source(folder, emit)
+    if source is not None and source.gguf_sha256 == digest and source.exact == header.is_exact:
         _refuse_unread(gguf, header, folder)
         return folder, digest
     size = gguf.stat().st_size / 1e6
@@ -68,52 +68,31 @@ def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, s
     with storage.atomic_folder(folder, hint=CACHE_HINT) as fresh:
         _convert(gguf, header, fresh, emit)
         _refuse_unread(gguf, header, fresh)
-        _write_source(fresh, gguf.name, digest, header)
+        made = CachedSource(
+            files=file_sizes(fresh),
+            gguf=gguf.name,
+            gguf_sha256=digest,
+            dtype=header.dtype,
+            exact=header.is_exact,
+        )
+        write_source(fresh, made)
     return folder, digest
 
 
-def read_source(folder: Path, emit: EventSink) -> str | None:
-    """Return the hash of the GGUF file that ``folder`` was converted from, or None if missing or broken."""
-    try:
-        source = read_json(folder / SOURCE_FILE)
-        files, digest = source["files"], source["gguf_sha256"]
-        damaged = [name for name, size in files.items() if (folder / name).stat().st_size != size]
-    except (OSError, SftError, ValueError, KeyError, AttributeError) as error:
-        if folder.is_dir():
-            emit(Warned(text=f"the cached model {folder} is incomplete ({error}); rebuilding it"))
+def read_source(folder: Path, emit: EventSink) -> CachedSource | None:
+    """Return what ``folder`` was made of, or None if it is missing or broken."""
+    if not folder.is_dir():
         return None
-    if damaged or source.get("format") != _FORMAT or not isinstance(digest, str):
-        what = f"{damaged[0]} has another size" if damaged else "it has another format"
-        emit(Warned(text=f"the cached model {folder} is damaged ({what}); rebuilding it"))
-        return None
-    return digest
-
-
-def whole_source(folder: Path) -> dict[str, Any]:
-    """Return what ``folder`` says it was made of; nothing where a file is missing or has another size."""
     try:
-        source = read_json_or_nothing(folder / SOURCE_FILE)
-        is_whole = all((folder / name).stat().st_size == size for name, size in source["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-    return source if is_whole else {}
-
-
-def file_sizes(folder: Path) -> dict[str, int]:
-    """Return the sizes of the files in ``folder`` by name, as its ``SOURCE_FILE`` records them."""
-    return {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()}
-
-
-def _is_exact(folder: Path) -> bool:
-    """Return whether the whole ``folder`` was made to hold the numbers of its file; older folders were all rounded."""
-    return bool(read_json(folder / SOURCE_FILE).get("exact"))
-
-
-def _write_source(folder: Path, name: str, digest: str, header: GgufHeader) -> None:
-    exact = {"exact": True} if header.is_exact else {}
-    made = {"gguf": name, "gguf_sha256": digest, "dtype": header.dtype, **exact}
-    source = {"format": _FORMAT, **made, "files": file_sizes(folder)}
-    write_json(folder / SOURCE_FILE, source)
+        source = SOURCES.read(folder / SOURCE_FILE)
+        fault = source.fault(folder)
+    except (DataError, NotFoundError) as error:
+        fault = error.message
+    else:
+        if not fault:
+            return source
+    emit(Warned(text=f"the cached model {folder} is damaged ({fault}); rebuilding it"))
+    return None
 
 
 def _convert(gguf: Path, header: GgufHeader, folder: Path, emit: EventSink) -> None:

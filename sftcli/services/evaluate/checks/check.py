@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sftcli.services.evaluate.checks.results import Grade, LabelTable, Measured
 from sftcli.services.evaluate.metrics import paired_difference
+from sftcli.services.report.check_results import Grade, LabelTable, Measured
 
 NAMED = "named"  # why a check is there that was not found
 _CLOSES_THOUGHT = re.compile(r"</(?:think|thinking|seed:think)>|\[/THINK\]|<channel\|>|<\|END_THINKING\|>")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sftcli.services.evaluate.checks.check import AskedRow, MeanCheck, behind_thought
 from sftcli.services.evaluate.checks.json_values import are_equal, read_json_value
-from sftcli.services.evaluate.checks.results import Grade
+from sftcli.services.report.check_results import Grade
 
 NAME = "fields"
 

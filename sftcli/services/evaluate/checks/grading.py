@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sftcli.services.evaluate.checks.check import AskedRow, Check, behind_thought, no_grades
-from sftcli.services.evaluate.checks.results import CheckedAnswer, CheckResult, Grade, GradedRow
+from sftcli.services.report.check_results import CheckedAnswer, CheckResult, Grade, GradedRow
 
 KEPT_ANSWERS = 12  # of a check, for people
 
@@ -34,8 +34,8 @@ def check_answers(
     """Grade all answers to ``rows`` by all ``checks``."""
     results, graded = list[CheckResult](), list[GradedRow]()
     for check in checks:
-        of_base = None if base is None else _grades(check, rows, base)
-        of_tuned = _grades(check, rows, tuned)
+        of_base = None if base is None else grades_of(check, rows, base)
+        of_tuned = grades_of(check, rows, tuned)
         summary = check.sum_up(rows, of_base, of_tuned)
         own = [
             GradedRow(row=row.origin, check=check.name, base=first, tuned=second)
@@ -63,7 +63,8 @@ def numbers_of(results: Iterable[CheckResult]) -> dict[str, float]:
     return {one.name: one.tuned for result in results for one in result.measures if one.tuned is not None}
 
 
-def _grades(check: Check, rows: Sequence[AskedRow], answers: Answers) -> list[Grade]:
+def grades_of(check: Check, rows: Sequence[AskedRow], answers: Answers) -> list[Grade]:
+    """Return what ``check`` says of each answer; one that was cut is wrong."""
     return [
         _cut(grade) if is_cut else grade
         for grade, is_cut in (

@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from sftcli.figures import are_few
 from sftcli.services.evaluate.checks.check import AskedRow, MeanCheck, Summary, behind_thought, measures_of
-from sftcli.services.evaluate.checks.results import Grade, LabelScores, LabelTable, Measured
-from sftcli.services.evaluate.metrics import Interval, interval_of, row_draws
+from sftcli.services.evaluate.metrics import interval_of, row_draws
+from sftcli.services.report.check_results import Grade, LabelScores, LabelTable, Measured
+from sftcli.services.report.score import Interval
 
 NAME = "label"
 MACRO_F1 = "macro_f1"

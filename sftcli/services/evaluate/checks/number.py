@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from sftcli.services.evaluate.checks.check import AskedRow, MeanCheck, behind_thought
-from sftcli.services.evaluate.checks.results import Grade
+from sftcli.services.report.check_results import Grade
 
 NAME = "number"
 _SEPARATORS = ",'\u2019_\u00a0\u202f"  # of thousands: a plain space also stands between two numbers

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sftcli.errors import UsageError
 from sftcli.services.evaluate.checks.check import NAMED, AskedRow, MeanCheck
-from sftcli.services.evaluate.checks.results import Grade
+from sftcli.services.report.check_results import Grade
 
 NAME = "regex"
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from sftcli.services.evaluate.checks.calls import Call, calls_in, is_python
 from sftcli.services.evaluate.checks.check import AskedRow, MeanCheck, behind_thought
 from sftcli.services.evaluate.checks.json_values import are_equal
-from sftcli.services.evaluate.checks.results import Grade
+from sftcli.services.report.check_results import Grade
 
 NAME = "tool"
 CALLED, NAMES, ARGUMENTS, SCHEMA = "called", "name", "arguments", "schema"

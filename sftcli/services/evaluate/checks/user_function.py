@@ -8,8 +8,9 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from sftcli.errors import DataError, NotFoundError, UsageError
+from sftcli.input_files import read_whole
 from sftcli.services.evaluate.checks.check import NAMED, AskedRow, MeanCheck
-from sftcli.services.evaluate.checks.results import Grade
+from sftcli.services.report.check_results import Grade
 from sftcli.suggest import did_you_mean
 
 SIGNATURE = "(answer, expected, row) -> bool, number from 0 to 1, or dict of these"
@@ -60,7 +61,7 @@ def check_function(path: Path, function: str) -> None:
         UsageError: It is not Python.
     """
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(read_whole(path))
     except OSError as error:
         raise NotFoundError(
             f"--check: cannot read {path}: {error.strerror}", hint="name a file with --check FILE.py:function"

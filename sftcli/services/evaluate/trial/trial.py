@@ -12,7 +12,7 @@ from sftcli.errors import DataError
 from sftcli.events import EventSink, Notice, Session
 from sftcli.modeling.decoding.decoder import choose_decoder
 from sftcli.runtime import monotonic
-from sftcli.services.evaluate.metrics import Interval, paired_difference
+from sftcli.services.evaluate.metrics import paired_difference
 from sftcli.services.evaluate.rows import rows_with_whole_answers, spread
 from sftcli.services.evaluate.scoring import (
     Answered,
@@ -36,9 +36,11 @@ from sftcli.services.prepare.pipeline import NoMessagesError
 from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_rows
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.processes.peers import Peers
+from sftcli.services.report.score import Interval
 
 ALONE, RANDOM, NEAREST = "alone", "random", "nearest"
 SHOWN_PROMPTS = 3
+MAX_PROMPT_TOKENS = 4096  # of a prompt with examples, where nobody says otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class TrialRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """How questions were asked, and what came of it. ``texts`` and ``matches`` are of the questions, in order."""
+    """How questions were asked, and what came of it. ``texts``, ``matches`` and ``cuts`` are of the questions, in order."""
 
     name: str
     matched: int
@@ -68,10 +70,11 @@ class Way:
     seconds: float
     texts: tuple[str, ...]
     matches: tuple[bool, ...]
+    cuts: tuple[bool, ...]
 
     def to_json(self) -> dict[str, object]:
         """Return the numbers as plain values."""
-        left = {"texts", "matches"}
+        left = {"texts", "matches", "cuts"}
         numbers = {key: value for key, value in asdict(self).items() if key not in left}
         return numbers | {"match_fraction": self.matched / self.answered}
 
@@ -177,7 +180,7 @@ def prepare_rows(settings: Settings, choice: ModelChoice, session: Session) -> P
             settings.data,
             find_sources(settings.data),
             model_folder=choice.tokenizer_folder,
-            seed=settings.training.seed,
+            seed=settings.rows_seed,
             session=session,
             keeps_messages=True,
         )
@@ -345,4 +348,5 @@ def _way(
         seconds=seconds,
         texts=answered.texts,
         matches=matches,
+        cuts=answered.cut,
     )

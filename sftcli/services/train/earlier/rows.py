@@ -6,13 +6,14 @@ The folder makes a run independent of what becomes of the earlier ones: resumed,
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 
 from sftcli import storage
+from sftcli.cache import cache_folder
 from sftcli.config.schema.settings import Settings
 from sftcli.data.example import Example
+from sftcli.data.prepared.about import AboutEarlier, EarlierPart
 from sftcli.data.prepared.store import (
     HELDOUT,
     TRAIN,
@@ -24,27 +25,17 @@ from sftcli.data.prepared.store import (
 from sftcli.data.quality.audit import SupervisionAudit
 from sftcli.errors import DataError, SftError, StoppedError
 from sftcli.events import Event, Notice, Progressed, Session, Warned
-from sftcli.modeling.cache import cache_folder
 from sftcli.services.models.base import locate_base, tokenizer_folder
 from sftcli.services.prepare.prepare import PreparedData, prepare_data
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.folder import RunFolder, read_settings
-from sftcli.services.runs.lineage import Ancestor, lineage_of, names_of, recorded_lineage
+from sftcli.services.runs.lineage import folder_of, lineage_of, names_of
+from sftcli.services.runs.record import Ancestor
 from sftcli.services.runs.trained_rows import prepared_rows_of
 from sftcli.services.train.resuming.changes import REPLAYED_ROWS
 
 REPLAYED = "replayed"  # key of the audit, beside the splits
 _STREAM = 2  # keeps this draw apart from others of the same seed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EarlierPart:
-    """How many rows of one run there are: replayed ones, and those that it held out."""
-
-    run: str
-    replayed: int
-    replayable: int  # different rows that these are drawn from
-    heldout: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +68,8 @@ class EarlierRows:
         """Return ``prepared`` with the replayed rows behind its own, counted in its audit."""
         if not self.replayed:
             return prepared
-        audit = {
-            **cast("dict[str, object]", prepared.dataset.about["audit"]),
-            REPLAYED: self.dataset.about["audit"],
-        }
-        return replace(prepared, dataset=prepared.dataset.joined(self.dataset.train, {"audit": audit}))
+        audit = {REPLAYED: self.dataset.about_earlier.audit}
+        return replace(prepared, dataset=prepared.dataset.joined(self.dataset.train, audit))
 
     def in_words(self, rows: int) -> str:
         """Return what is replayed among ``rows`` training rows."""
@@ -106,7 +94,7 @@ def find_earlier(
     Raises:
         DataError: Rows are to be replayed, and those of a run cannot be had any more.
     """
-    lineage = (None if run is None else recorded_lineage(run)) or lineage_of(settings)
+    lineage = (None if run is None else run.record().lineage) or lineage_of(settings)
     if not lineage:
         return None
     asked = {
@@ -126,8 +114,7 @@ def find_earlier(
         if place.exists():
             storage.discard(place)
         dataset = _gathered(place, asked, lineage, settings, prepared, session)
-    parts = tuple(EarlierPart(**part) for part in cast("list[dict[str, Any]]", dataset.about["parts"]))
-    return EarlierRows(lineage=lineage, parts=parts, dataset=dataset)
+    return EarlierRows(lineage=lineage, parts=dataset.about_earlier.parts, dataset=dataset)
 
 
 def _kept(place: Path, asked: Mapping[str, object]) -> PreparedDataset | None:
@@ -135,9 +122,9 @@ def _kept(place: Path, asked: Mapping[str, object]) -> PreparedDataset | None:
         return None
     try:
         found = open_prepared(place)
+        return found if found.about_earlier.asked == asked else None
     except DataError:
         return None
-    return found if found.about.get("asked") == asked else None
 
 
 def _gathered(
@@ -163,7 +150,7 @@ def _gathered(
         )
         drawn = draw(pools, round(share / (1 - share) * len(own.train)), seed=settings.training.seed)
     for run in drawn:
-        if known[run].about.get("ends") != own.about["ends"]:
+        if known[run].about.ends != own.about.ends:
             text = f"rows of {run} are replayed as it was trained on them, with another chat template"
             session.emit(Warned(text=text))
     parts = [
@@ -184,8 +171,7 @@ def _gathered(
                 audit.add(example, source=f"replayed from {run}")
             for index in range(len(rows.heldout)):
                 writer.add(HELDOUT, rows.heldout[index])
-        counted = audit.summary().to_json()
-        return writer.finish({"asked": asked, "parts": list(map(asdict, parts)), "audit": counted})
+        return writer.finish(AboutEarlier(asked=asked, parts=tuple(parts), audit=audit.summary()))
 
 
 def replayable(
@@ -242,7 +228,7 @@ def _rows_of(one: Ancestor, settings: Settings, session: Session) -> PreparedDat
         DataError: They are to be replayed.
     """
     parent = Path(settings.run.root)
-    folder = one.folder(beside=parent)
+    folder = folder_of(one, beside=parent)
     found = None if folder is None else prepared_rows_of(folder)
     if found is not None:
         return found

@@ -11,8 +11,8 @@ from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.settings import FIELDS
 from sftcli.errors import MismatchError, NotFoundError
 from sftcli.events import EventSink, Notice, Warned
-from sftcli.json_files import replace_json
-from sftcli.services.runs.folder import CHANGED, RunFolder
+from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.record import Resumption
 from sftcli.services.train.resuming.changes import Changes
 from sftcli.services.train.resuming.kept import checkpoint_of
 from sftcli.training.checkpoint.format import newest_good, rng_tensors, verify
@@ -73,7 +73,7 @@ def count_equal(replayed: TrainingSnapshot, stored: TrainingSnapshot, *, name: s
 
 def clear_leftovers(run: RunFolder, emit: EventSink) -> None:
     """Remove what a killed process left half written, and end what it had begun. The caller holds the run's lock."""
-    storage.sweep(run.path, older_than_seconds=0)
+    storage.sweep(run.path, is_locked=True)
     halves = clear_halves(run.checkpoints)
     if halves:
         emit(Notice(text=f"removed {', '.join(halves)}: incomplete, from a save that was killed"))
@@ -144,21 +144,16 @@ def record_resume(run: RunFolder, checkpoint: Path, changes: Changes, emit: Even
 
 
 def _record(run: RunFolder, step: int, changes: Changes, emit: EventSink) -> None:
-    about = run.read_about()
-    before = about.get("resumed")
-    entry = {
-        "at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
-        "step": step,
-        **changes.by_kind(),
-    }
-    had = about.get(CHANGED)
+    record = run.record()
+    at = datetime.now(tz=UTC).isoformat(timespec="seconds")
+    entry = Resumption(
+        at=at, step=step, changes=changes.harmless, machine=changes.machine, allowed=changes.forced
+    )
     now = {
         key: json.loads(value)
         for key, (_, value) in changes.forced.items()
         if key in FIELDS  # and no content, such as the rows
     }
-    kept = {**had, **now} if isinstance(had, dict) else now
-    resumed = [*(before if isinstance(before, list) else []), entry]
-    replace_json(run.about, about | {"resumed": resumed} | ({CHANGED: kept} if kept else {}))
+    run.note(resumed=(*record.resumed, entry), changed={**record.changed, **now})
     for event in changes.message():
         emit(event)

@@ -11,7 +11,8 @@ from sftcli.config.schema.training import OPTIMIZERS
 from sftcli.errors import StorageError
 from sftcli.events import EventSink, Warned
 from sftcli.figures import size
-from sftcli.modeling.formats.sizes import adapter_bytes, embedding_bytes, parameters_bytes, tensor_shapes
+from sftcli.modeling.formats.folder_check import tensor_shapes
+from sftcli.modeling.formats.sizes import adapter_bytes, embedding_bytes, parameters_bytes
 from sftcli.services.runs.folder import RunFolder
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.selection import trained_share

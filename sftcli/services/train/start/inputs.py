@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from sftcli.config.auto import Decided, unusual_rate, with_values
 from sftcli.config.schema.settings import Settings
+from sftcli.config.schema.training import BestBy, TrainingSettings
 from sftcli.data.example import RowFlag
 from sftcli.data.quality.thresholds import assess_rows, left_out
 from sftcli.errors import DataError, Location, StoppedError, UsageError
@@ -115,11 +116,11 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
         )
     if not len(prepared.dataset.train):
         raise DataError("there are only held-out rows, none to train on", hint="name some with --data")
-    if settings.training.early_stopping_evals and not len(prepared.dataset.heldout):
+    if not len(prepared.dataset.heldout) and (key := _needs_heldout(settings.training)):
         raise UsageError(
-            "training.early_stopping_evals needs held-out rows, and there are none",
+            f"{key} needs held-out rows, and there are none",
             hint="set data.heldout_fraction, or name rows with --heldout",
-            location=Location(key="training.early_stopping_evals"),
+            location=Location(key=key),
         )
     decided = decide(settings, prepared, located)
     if chosen := decided_text(decided):
@@ -148,3 +149,13 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
         fingerprints=fingerprints(settings, located, prepared)
         | ({} if earlier is None else earlier.fingerprints),
     )
+
+
+def _needs_heldout(training: TrainingSettings) -> str:
+    """Return a setting that asks for what held-out rows alone can give; nothing where there is none."""
+    asked = {
+        "training.early_stopping_evals": training.early_stopping_evals > 0,
+        "training.metric_for_best": training.metric_for_best is not BestBy.LOSS,
+        "training.eval_answers": bool(training.eval_answers),
+    }
+    return next((key for key, is_asked in asked.items() if is_asked), "")

@@ -14,17 +14,15 @@ from sftcli.config.auto import (
 )
 from sftcli.config.resolve import DEFAULT_ORIGIN, to_toml
 from sftcli.config.schema.settings import Settings
-from sftcli.errors import NotFoundError, UsageError
+from sftcli.errors import DataError, NotFoundError, UsageError
 from sftcli.figures import counted
-from sftcli.json_files import read_json_or_nothing, replace_json
 from sftcli.modeling.formats.sizes import parameters_bytes
 from sftcli.modeling.locate.locate import LocatedModel
 from sftcli.services.prepare.doubts import heldout_doubts
 from sftcli.services.prepare.prepare import PreparedData
-from sftcli.services.runs.folder import RunFolder, read_settings
+from sftcli.services.runs.folder import SETTING_ORIGINS, RunFolder, read_settings
 from sftcli.storage import replace_file
 
-BUDGET = "budget"  # key in ``run.json``: what time a run was given, and how its steps follow from that
 TIMED_KEYS = ["training.max_steps", "training.max_minutes"]  # which a run that was given a time has decided
 FEW_STEPS = 20  # of fewer a learning rate rises and falls before it has done much
 SURE_STEPS = 50  # with so many it may be meant as a trial
@@ -34,12 +32,11 @@ def decide(settings: Settings, prepared: PreparedData, located: LocatedModel) ->
     """Fill in what is open in ``settings``."""
     dataset = prepared.dataset
     named = bool(settings.data.heldout_sources)
-    share = dataset.about.get("heldout_fraction")
     return decide_open(
         settings,
         rows=len(dataset.train) + (0 if named else len(dataset.heldout)),
         parameters=parameters_of(located),
-        heldout_fraction=share if isinstance(share, float) else None,
+        heldout_fraction=dataset.about.heldout_fraction,
     )
 
 
@@ -69,9 +66,8 @@ def decided_text(decided: Decided) -> str:
 
 def minutes_given(run: RunFolder) -> float | None:
     """Return the minutes that a run was given, once they are steps."""
-    budget = read_json_or_nothing(run.about).get(BUDGET)
-    seconds = budget.get("seconds") if isinstance(budget, dict) else None
-    return seconds / 60 if isinstance(seconds, int | float) else None
+    budget = run.record().budget if run.about.is_file() else None
+    return None if budget is None else budget.seconds / 60
 
 
 def record(run: RunFolder, decided: Decided) -> None:
@@ -79,20 +75,20 @@ def record(run: RunFolder, decided: Decided) -> None:
     if not decided.origins:
         return
     replace_file(run.config, to_toml(decided.settings).encode())
-    replace_json(run.origins, read_json_or_nothing(run.origins) | dict(decided.origins))
+    SETTING_ORIGINS.write(run.origins, {**run.first_origins(), **decided.origins})
 
 
 def recalled(settings: Settings, run: RunFolder) -> Settings:
     """Return ``settings`` with what ``run`` decided of that which is open in them, if it has the same settings otherwise."""
     try:
-        recorded, origins = read_settings(run), read_json_or_nothing(run.origins)
-    except (UsageError, NotFoundError):  # a start that was killed may leave anything
+        recorded, origins = read_settings(run), run.first_origins()
+    except (UsageError, NotFoundError, DataError):  # a start that was killed may leave anything
         return settings
     open_keys = [
         key
         for key in AUTO_KEYS
         if is_open(settings, key)
-        and str(origins.get(key, "")).startswith((ORIGIN, DEFAULT_ORIGIN))  # as older versions had it
+        and origins.get(key, "").startswith((ORIGIN, DEFAULT_ORIGIN))  # as older versions had it
     ]
     if settings.training.max_minutes is not None and settings.training.max_minutes == minutes_given(run):
         open_keys += TIMED_KEYS

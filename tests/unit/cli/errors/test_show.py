@@ -177,6 +177,25 @@ def test_a_full_disk_is_74(capsys: Captured) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (errno.EDQUOT, 74, "no space left for runs/x"),
+        (errno.EIO, 74, "the disk failed for runs/x: Input/output error"),
+        (errno.EMFILE, 74, "the disk failed for runs/x: Too many open files"),
+        (errno.EROFS, 73, "the disk takes no writes for runs/x: Read-only file system"),
+        (errno.ENOTDIR, 1, "hit a bug"),
+    ],
+)
+def test_an_error_of_a_disk_that_nobody_expected_is_no_bug(
+    number: int, code: int, words: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    error = OSError(number, os.strerror(number), "runs/x")
+    assert guarded(raising(error), command="sft train") == code
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_wrong_arguments_are_told_like_every_other_error(
     as_json: bool, capsys: Captured, monkeypatch: pytest.MonkeyPatch

@@ -203,7 +203,7 @@ def test_the_time_of_an_evaluation_is_taken_off_once() -> None:
 def test_a_narrower_window_leaves_no_half_lines() -> None:
     rig = Rig(columns=120)
     play(rig, until_step=52)
-    widths = [len(row) for row in rig.screen().rows[-7:]]
+    widths = [len(row) for row in rig.screen().rows[-8:]]
     before = len(rig.sent())
     rig.console.width = 60
     rig.view.refresh()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftcli.config.schema.data import DataSettings
+from sftcli.data.prepared.about import AboutRows, Manifest
 from sftcli.data.prepared.store import HELDOUT, TEXT, TRAIN, ExampleTable, PreparedDataset
 from sftcli.data.prepared.subset import with_subset
 from sftcli.errors import DataError
@@ -31,7 +32,8 @@ def table_of(origins) -> ExampleTable:
 
 def dataset_of(origins, paths=None) -> PreparedDataset:
     train, heldout = table_of(origins), table_of([("held.jsonl", 1)])
-    manifest = {"files": {}, "about": {"paths": paths or {name: [name] for name in SOURCES}}}
+    about = AboutRows(paths=paths or {name: (name,) for name in SOURCES}, audit={})
+    manifest = Manifest(files={}, about=about)
     return PreparedDataset(Path(), manifest, {TRAIN: train, HELDOUT: heldout, TEXT: table_of([])})
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftcli.cache import cache_folder
 from sftcli.errors import (
     DataError,
     NetworkError,
 )
 from sftcli.events import Notice
-from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.hub.snapshot import Patience
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME, WHEEL, resolve_alias
 from sftcli.modeling.locate.locate import locate_model

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from sftcli.errors import DataError
@@ -135,3 +137,87 @@ def test_a_content_that_looks_like_a_wide_format_is_only_text():
         [{"role": "user", "content": content}], tools=None, add_generation_prompt=False, variables={}
     )
     assert text == content.replace("x", "")
+
+
+LISTS = "{% set ns = namespace(a=['x'], b=['x']) %}{% for i in range(40) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}"
+TUPLES = LISTS.replace("[", "(").replace("]", ",)")
+LONG = "{% set b = 'a\t\n' * 300000 %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *(
+            LISTS + "{{ ns.a | " + name + " }}"
+            for name in ("tojson", "string", "pprint", "join", "e", "upper", "sum(start=[])")
+        ),
+        LISTS + "{{ ns.a }}",
+        LISTS + "{{ ns }}",
+        LISTS + "{{ {'a': ns.a}.values() }}",
+        LISTS + "{{ ns.a ~ 'x' }}",
+        LISTS + "{{ 'a%s' % ns.a }}",
+        LISTS + "{{ '%s' | format(ns.a) }}",
+        LISTS + "{{ 'a{}'.format(ns.a) }}",
+        LISTS + "{{ raise_exception(ns.a) }}",
+        LISTS + "{% macro m(x) %}{{ x }}{% endmacro %}{{ m(ns.a) }}",
+        *(
+            LISTS + "{{ ns.a " + sign + " ns.b }}"
+            for sign in ("==", "!=", "<", "== ns.b ==", "in [1, ns.b] and 1 in")
+        ),
+        *(
+            LISTS + "{{ " + asked + " }}"
+            for asked in ("ns.a is eq(ns.b)", "[ns.a].index(ns.b)", "[ns.a].count(ns.b)")
+        ),
+        LISTS + "{{ [ns.a] | select('eq', ns.b) | list }}",
+        LISTS + "{{ [ns.a] | map('string') | list }}",
+        *(LISTS + "{{ [ns.a, ns.b] | " + name + " | length }}" for name in ("sort", "min", "unique")),
+        LISTS + "{% for x in [ns.a, ns.b] %}{{ loop.changed(x) }}{% endfor %}",
+        *(TUPLES + "{{ " + looked + " }}" for looked in ("{ns.a: 1}", "{}[ns.a]", "{}.get(ns.a)")),
+        *(
+            LONG + "{{ b | " + name + " }}"
+            for name in ("replace('a', b)", "join(b)", "indent(b)", "wordwrap(1, wrapstring=b)")
+        ),
+        *(
+            LONG + "{{ b." + name + " }}"
+            for name in ("replace('a', b)", "join(b)", "translate({97: b})", "expandtabs(1000)")
+        ),
+        LONG + "{{ ('{0}' * 1000).format(b) }}",
+        LONG + "{{ ('%(a)s' * 1000) % {'a': b} }}",
+        LONG + "{{ [1, 2, 3] | map('string') | join(b) }}{{ b }}",
+        *(
+            "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = [ns.l, "
+            + made
+            + "] %}{% endfor %}"
+            for made in ("'a' * 900000", "'a' | center(900000)", "messages[0].content.ljust(900000)")
+        ),
+        LONG
+        + "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = [ns.l, b[i:]] %}{% endfor %}",
+        LONG
+        + "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = [ns.l, b.split()] %}{% endfor %}",
+        LONG
+        + "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set x %}{{ b }}{% endset %}{% set ns.l = [ns.l, x] %}{% endfor %}",
+    ],
+)
+def test_what_takes_no_room_and_unfolds_without_end_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sandbox, "MAX_NODES", 50_000)
+    began = time.process_time()
+    message = refusal(source)
+    assert "the template" in message
+    assert time.process_time() - began < 10
+
+
+def test_shared_values_of_a_common_size_are_written_and_compared():
+    source = (
+        "{% set ns = namespace(a=['x']) %}{% for i in range(9) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}"
+        "{{ (ns.a | tojson | length) }} {{ ns.a == ns.a }} {{ {(1, 2): 'pair'}[(1, 2)] }}"
+        "{% for m in messages[0:1] %} {{ m.content.replace('i', '--').split('-') | join('+') }}{% endfor %}"
+        " {{ 'a\nb' | indent(2) }} {{ '%s-%d' % ('x', 5) }} {{ messages | map(attribute='role') | join(', ') }}"
+    )
+    assert render(source) == f"{2**9 * 5 + (2**9 - 1) * 4} True pair H++ a\n  b x-5 user"
+
+
+def test_a_template_of_megabytes_is_refused_by_name():
+    with pytest.raises(
+        DataError, match="the chat template test has 2000000 characters; the limit is 1000000"
+    ):
+        ChatTemplate("{{ a }}x" * 250_000, name="test")

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftcli.errors import DataError
-from sftcli.services.diff.answers import EXACT, Answered, identity_of, mcnemar, moved_answers, read_answers
+from sftcli.services.diff.answers import EXACT, identity_of, mcnemar, moved_answers, read_answers
+from sftcli.services.report.evaluation import Evaluation
+from sftcli.services.report.score import Answered, Score
 
 counts = st.integers(0, 400)
 
@@ -90,8 +92,12 @@ def test_checks_of_both_are_compared_beside_exact_match():
 @pytest.mark.parametrize("passed", [{EXACT: "no"}, {EXACT: 1}, [EXACT], None])
 def test_an_answer_is_right_or_wrong_or_damaged(passed, tmp_path):
     path = tmp_path / "eval.json"
-    path.write_text(
-        json.dumps({"answers": [{"origin": "a:1", "row": "x", "passed": passed}]}), encoding="utf-8"
-    )
-    with pytest.raises(DataError, match="answers cannot be read"):
+    tuned = Score(
+        model="m", loss=1.0, response_tokens=1, bits_per_byte=1.0, token_accuracy=1.0, matched=1, answered=1,
+        mean_answer_tokens=1.0, mean_expected_tokens=1.0, looping_fraction=0.0,
+    )  # fmt: skip
+    whole = Evaluation(rows=1, tuned=tuned).to_json()
+    answers = [{"origin": "a:1", "row": "x", "passed": passed}]
+    path.write_text(json.dumps(whole | {"answers": answers}), encoding="utf-8")
+    with pytest.raises(DataError, match=r"eval\.json is damaged: answers\[0\]\.passed"):
         read_answers(path)

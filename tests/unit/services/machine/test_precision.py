@@ -1,14 +1,19 @@
 """The precision of a new training: by what the processor is, else by timings that agree, once for a machine."""
 
-import json
 import random
 
 import pytest
 import torch
 
-from sftcli.modeling.cache import cache_folder
+from sftcli.cache import cache_folder
 from sftcli.services.machine import precision
-from sftcli.services.machine.precision import REMEMBERED, Precision, compare_products, decide_precision
+from sftcli.services.machine.precision import (
+    MEASUREMENTS,
+    REMEMBERED,
+    Precision,
+    compare_products,
+    decide_precision,
+)
 
 CPU = torch.device("cpu")
 
@@ -64,7 +69,7 @@ def test_the_next_start_takes_what_was_measured_before_and_another_machine_measu
     assert decide_precision("auto", CPU) == first
     monkeypatch.setattr(precision, "processor", lambda: "another")
     assert decide_precision("auto", CPU).name == "bf16"
-    assert len(json.loads((cache_folder() / REMEMBERED).read_text())) == 2
+    assert len(MEASUREMENTS.read(cache_folder() / REMEMBERED)) == 2
 
 
 @pytest.mark.parametrize(

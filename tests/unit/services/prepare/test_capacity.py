@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from sftcli.data.example import Example
+from sftcli.data.prepared.about import AboutRows
 from sftcli.data.prepared.store import ROWS_PER_CHUNK, TRAIN, ExampleTable, PreparedWriter
 from sftcli.data.reading.record import Origin
 from sftcli.errors import MismatchError
@@ -65,12 +66,12 @@ def test_store_tells_which_tokens_are_in_it_and_looks_for_none_above_its_largest
             row = np.array([3, min(last, largest)], dtype=np.int32)
             origin = Origin(path="rows", line=line)
             writer.add(TRAIN, Example(input_ids=row, loss_mask=row > 3, origin=origin))
-        stored = writer.finish({"sources": []})
+        stored = writer.finish(AboutRows(audit={}))
     held = {3, *(min(token, largest) for token in ids)}
     for first in (0, 3, largest - 1, largest, largest + 1):
         assert stored.train.ids_from(first) == {token for token in held if token >= first}
     assert stored.heldout.ids_from(0) == set()
-    assert stored.manifest["largest_ids"] == {"train": largest, "heldout": -1, "text": -1}
+    assert stored.manifest.largest_ids == {"train": largest, "heldout": -1, "text": -1}
     del stored.train._chunks  # nothing is read where nothing is to be found
     assert stored.train.ids_from(largest + 1) == set()
 

@@ -1,12 +1,11 @@
 """Scores side by side: one unit for a number and its difference, and no best where nothing tells it."""
 
-from dataclasses import asdict
-
 import pytest
 
 from sftcli.services.evaluate.metrics import paired_difference
 from sftcli.services.report.comparison import scores_side_by_side
 from sftcli.services.report.measures import Compared, compare_scores, differences_of, points_text
+from sftcli.services.report.score import Interval
 
 SCORE = {"loss": 0.5, "rows": 120, "answered": 100, "match_fraction": 0.6, "mean_answer_tokens": 9.0}
 
@@ -36,21 +35,19 @@ def test_runs_without_a_score_have_none_and_two_of_three_may_be_best():
 
 
 def test_a_difference_has_the_unit_of_its_measure():
-    difference = {"value": 0.592, "low": 0.5, "high": 0.675, "rows": 120}
-    evaluation = {"rows": 120, "loss_difference": None, "match_difference": difference}
-    assert list(differences_of(evaluation)) == [
+    difference = Interval(value=0.592, low=0.5, high=0.675, rows=120)
+    assert list(differences_of(None, difference)) == [
         "exact match: +59.2 points against the base, 95% interval +50.0 to +67.5"
     ]
 
 
 @pytest.mark.parametrize(("value", "text"), [(1.0, "+100.0"), (0.0, "0.0")])
 def test_rows_that_all_agree_have_no_interval(value, text):
-    found = asdict(paired_difference([0.0] * 30, [value] * 30, [1] * 30))
+    found = paired_difference([0.0] * 30, [value] * 30, [1] * 30)
     expected = f"{text} points against no examples, no interval: all 30 rows agree"
     assert points_text(found, other="no examples") == expected
 
 
 def test_few_rows_have_no_interval():
-    difference = {"value": -0.3184, "low": None, "high": None, "rows": 3}
-    (text,) = differences_of({"rows": 3, "loss_difference": difference})
+    (text,) = differences_of(Interval(value=-0.3184, low=None, high=None, rows=3), None)
     assert text == "loss: -0.3 against the base, no interval: 3 rows are too few"

@@ -1,9 +1,12 @@
 """Samples on the page and wrong answers on the screen: prompts without what they share, answers with their differences."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sftcli.services.report.samples import compare_texts, samples_of, split_prompts
+from sftcli.services.report.score import AnsweredRow, Miss
 
 LINES = st.lists(st.sampled_from(["system", "You are helpful.", "user", "a", "b", "assistant"]), min_size=1)
 TEXT = st.text(alphabet="ab c,.\n", max_size=30)
@@ -55,20 +58,20 @@ def test_an_answer_of_another_kind_is_not_marked_word_by_word():
 
 
 def test_right_is_an_answer_that_is_as_expected_and_has_ended():
-    row = {"prompt": "p", "expected": "yes", "base": "yes", "base_cut": True, "tuned": "yes"}
-    (sample,) = samples_of({"samples": [row]}).rows
+    row = AnsweredRow(prompt="p", expected="yes", base="yes", base_cut=True, tuned="yes")
+    (sample,) = samples_of([row], []).rows
     assert [(answer.who, answer.is_right, answer.is_cut) for answer in sample.answers] == [
         ("base", False, True),
         ("tuned", True, False),
     ]
-    (alone,) = samples_of({"samples": [row | {"base": None}]}).rows
+    (alone,) = samples_of([replace(row, base=None)], []).rows
     assert [answer.who for answer in alone.answers] == ["tuned"]
 
 
 def test_wrong_answers_that_are_no_samples_are_shown_as_well():
-    row = {"prompt": "one", "expected": "yes", "base": None, "tuned": "no"}
-    miss = {"prompt": "one", "expected": "yes", "answer": "no", "cut": False}
-    found = samples_of({"samples": [row], "misses": [miss, miss | {"prompt": "two"}]})
+    row = AnsweredRow(prompt="one", expected="yes", base=None, tuned="no")
+    miss = Miss(prompt="one", expected="yes", answer="no", origin="rows.jsonl:1")
+    found = samples_of([row], [miss, replace(miss, prompt="two")])
     assert [sample.prompt for sample in found.rows] == ["one"]
     assert [(sample.prompt, sample.answers[0].is_right) for sample in found.wrong] == [("two", False)]
-    assert not samples_of({}).rows
+    assert not samples_of([], []).rows

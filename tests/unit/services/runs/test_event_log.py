@@ -44,6 +44,7 @@ from sftcli.services.runs.summary import RunHistory, summarize_run
 from sftcli.services.trackers.sink import numbers_of
 from tests.support.fake_run import run_events, step_done
 
+COUNTS = st.integers(-(2**63), 2**63 - 1)  # nothing is counted further
 KINDS = get_args(Event)
 EVERYWHERE = frozenset({"live", "plain", "jsonl", "training.log", "events.jsonl"})
 PLACES = {
@@ -81,14 +82,15 @@ SAMPLES: dict[type[Event], Event] = {type(event): event for event in reversed(li
 }
 VALUES = {
     str: st.text(),
-    int: st.integers(),
+    int: COUNTS,
     bool: st.booleans(),
     float: st.floats(allow_nan=False, allow_infinity=False),
     float | None: st.none() | st.floats(allow_nan=False, allow_infinity=False),
-    dict[str, int]: st.dictionaries(st.text(), st.integers()),
+    dict[str, int]: st.dictionaries(st.text(), COUNTS),
     dict[str, dict[str, float]]: st.dictionaries(
         st.text(), st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False))
     ),
+    dict[str, object]: st.dictionaries(st.text(), st.none() | st.text() | st.integers()),
     Ending: st.sampled_from(Ending),
 }
 

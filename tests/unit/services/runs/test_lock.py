@@ -1,27 +1,35 @@
 """One run, one trainer."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from sftcli import storage
 from sftcli.errors import OutputError, StorageError
 from sftcli.events import Warned
+from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.lock import (
     GUARD,
     LOCK,
     SILENT_SECONDS,
+    EvaluationLock,
+    OutputLock,
     RunLock,
     holder_state,
     read_holder,
     this_process,
 )
+from tests.support.faulty_disk import CountingDisk, FailingDisk
+from tests.support.forked import run_forked
 from tests.support.recording import RecordingSink
 
 
@@ -139,3 +147,60 @@ def test_lock_needs_neither_flock_nor_links(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr(module, name, refuse)
     with RunLock(tmp_path, RecordingSink()) as lock:
         lock.check()
+
+
+def take_and_die(out: Path) -> None:
+    def work() -> None:
+        OutputLock(out).__enter__()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert run_forked(work) == -signal.SIGKILL
+
+
+def test_lock_of_an_output_that_a_killed_process_left_blocks_nobody_and_is_swept(tmp_path: Path) -> None:
+    out, sink = tmp_path / "new" / ("x" * 250), RecordingSink()
+    take_and_die(out)
+    with OutputLock(out, sink):
+        assert "ended without a message (killed?)" in sink.of(Warned)[0].text
+        assert not out.parent.exists()
+    assert list(tmp_path.iterdir()) == []
+    take_and_die(out)
+    (left,) = tmp_path.iterdir()
+    assert storage.sweep(tmp_path, is_locked=True) == []  # it may be held, by somebody who makes no run
+    os.utime(left, (1e9, 1e9))
+    assert storage.sweep(tmp_path) == [left.name]
+
+
+def test_one_output_has_one_lock_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    with OutputLock(Path("there/a.jsonl")):
+        for other in (Path("there/../link/a.jsonl"), tmp_path / "there" / "a.jsonl"):
+            with pytest.raises(OutputError, match="in use by pid"):
+                OutputLock(other).__enter__()
+        with OutputLock(Path("there/b.jsonl")), EvaluationLock(RunFolder(tmp_path / "there")):
+            pass
+
+
+def test_lock_that_could_not_be_taken_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = CountingDisk()
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "disk", disk)
+        with OutputLock(tmp_path / "out"):
+            taken = disk.count
+    for at in range(1, taken + 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "disk", FailingDisk(at, errno.EIO))
+            with suppress(OSError, StorageError), OutputLock(tmp_path / "out"):
+                pass
+        assert list(tmp_path.iterdir()) == [], disk.log[at - 1]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_output_in_a_folder_that_may_not_be_written_to_is_an_output_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError):
+        OutputLock(tmp_path / "a").__enter__()

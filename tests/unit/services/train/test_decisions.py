@@ -15,12 +15,12 @@ from sftcli.events import Ending, ModelLoaded, Notice, Session, StepDone, Warned
 from sftcli.services.machine.precision import Precision
 from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.runs.record import Decisions
 from sftcli.services.train import decisions
 from sftcli.services.train.decisions import (
     ASKED_BY,
-    KEY,
-    Decisions,
     agree_on_decisions,
+    but,
     read_decisions,
     settle_precision,
 )
@@ -114,11 +114,11 @@ def test_verify_replays_in_the_precision_of_the_run(place, cut):
 
 
 def test_all_that_was_decided_is_in_the_run_and_stays_as_it_was(cut):
-    before = json.loads((cut / "run.json").read_text())[KEY]
+    before = json.loads((cut / "run.json").read_text())["decisions"]
     assert before["precision_why"] == "bf16 was drawn"
     assert None not in before.values()
     resume(cut)
-    assert json.loads((cut / "run.json").read_text())[KEY] == before
+    assert json.loads((cut / "run.json").read_text())["decisions"] == before
 
 
 def test_a_precision_that_the_user_lets_differ_is_decided_anew(cut):
@@ -127,14 +127,14 @@ def test_a_precision_that_the_user_lets_differ_is_decided_anew(cut):
         resume(cut, overrides=overrides)
     _, events = resume(cut, overrides=overrides, allowed=("training.precision",))
     assert [event.precision for event in events if isinstance(event, ModelLoaded)] == ["fp32"]
-    assert json.loads((cut / "run.json").read_text())[KEY]["precision"] == "fp32"
+    assert json.loads((cut / "run.json").read_text())["decisions"]["precision"] == "fp32"
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("attention", "eager"), ("layers", ["Other"]), ("packing", "mask"), ("head", "other")]
 )
 def test_what_cannot_be_decided_again_is_refused_by_name(cut, name, value):
-    rewrite(cut, lambda about: about[KEY].update({name: value}))
+    rewrite(cut, lambda about: about["decisions"].update({name: value}))
     with pytest.raises(MismatchError, match=f"{name} was") as caught:
         resume(cut)
     assert caught.value.exit_code == 78
@@ -142,13 +142,13 @@ def test_what_cannot_be_decided_again_is_refused_by_name(cut, name, value):
 
 @pytest.mark.parametrize(("name", "value"), [("layers", []), ("packing", "none"), ("head", "whole")])
 def test_the_plain_form_of_a_run_is_taken_without_a_try(cut, name, value):
-    rewrite(cut, lambda about: about[KEY].update({name: value}))
+    rewrite(cut, lambda about: about["decisions"].update({name: value}))
     assert resume(cut)[0].ending is Ending.FINISHED
-    assert json.loads((cut / "run.json").read_text())[KEY][name] == value
+    assert json.loads((cut / "run.json").read_text())["decisions"][name] == value
 
 
 def test_a_run_of_an_older_version_goes_on_as_it_is_decided_today_and_it_is_said(cut):
-    rewrite(cut, lambda about: about.pop(KEY))
+    rewrite(cut, lambda about: about.pop("decisions"))
     _, events = resume(cut)
     (sent,) = [event.text for event in events if isinstance(event, Notice) and "older version" in event.text]
     assert "records nothing" in sent
@@ -156,7 +156,7 @@ def test_a_run_of_an_older_version_goes_on_as_it_is_decided_today_and_it_is_said
 
 
 def test_of_an_older_run_the_precision_of_its_checkpoint_is_taken(cut):
-    rewrite(cut, lambda about: about.pop(KEY))
+    rewrite(cut, lambda about: about.pop("decisions"))
     checkpoint = list_checkpoints(cut / "checkpoints")[-1]
     state = json.loads((checkpoint / "state.json").read_text())
     older = {"fingerprints": {"machine precision of products": "bf16"}}
@@ -166,9 +166,9 @@ def test_of_an_older_run_the_precision_of_its_checkpoint_is_taken(cut):
     assert "only that it runs in bf16" in sink.of(Notice)[0].text
 
 
-@pytest.mark.parametrize("value", [None, 3, [], {"precision": 1}, {"precision": "fp8"}, {"layers": "all"}])
+@pytest.mark.parametrize("value", [3, [], {"precision": 1}, {"precision": "fp8"}, {"layers": "all"}])
 def test_a_record_that_no_run_has_made_is_refused_with_its_file(cut, value):
-    rewrite(cut, lambda about: about.update({KEY: value}))
+    rewrite(cut, lambda about: about.update({"decisions": value}))
     with pytest.raises(DataError, match=r"run\.json"):
         resume(cut)
 
@@ -197,8 +197,8 @@ COMPLETE = Decisions(
 def test_every_decision_survives_being_written_down_and_is_asked_for_by_known_settings():
     assert Decisions.from_json(json.loads(json.dumps(COMPLETE.to_json())), where="here") == COMPLETE
     assert set(ASKED_BY) <= set(COMPLETE.to_json())
-    assert COMPLETE.but({"training.packing"}).packing is None
-    assert COMPLETE.but({"training.learning_rate"}) == COMPLETE
+    assert but(COMPLETE, {"training.packing"}).packing is None
+    assert but(COMPLETE, {"training.learning_rate"}) == COMPLETE
 
 
 class Wire(Peers):
@@ -247,15 +247,15 @@ def test_by_auto_several_processes_share_the_weights_as_the_run_did(place, recor
 def test_another_number_of_processes_or_a_mode_that_was_asked_for_shares_anew(place):
     made = Decisions(precision="bf16", weights="shared")
     training = settings_of(place, place / "model").settings.training
-    assert made.but(open_again(Changes(), training)) == made
-    assert made.but(open_again(Changes(machine={"processes": ("2", "1")}), training)).weights is None
+    assert but(made, open_again(Changes(), training)) == made
+    assert but(made, open_again(Changes(machine={"processes": ("2", "1")}), training)).weights is None
     ddp = training.model_copy(update={"parallel": Parallel.DDP})
-    assert made.but(open_again(Changes(), ddp)).weights is None
+    assert but(made, open_again(Changes(), ddp)).weights is None
 
 
 def test_weights_that_are_shared_otherwise_than_before_are_told(cut):
-    rewrite(cut, lambda about: about[KEY].update({"weights": "shared"}))
+    rewrite(cut, lambda about: about["decisions"].update({"weights": "shared"}))
     sink, run = RecordingSink(), RunFolder(cut)
-    made = Decisions.from_json(run.read_about()[KEY], where="")
+    made = run.record().decisions
     decisions.record_decisions(run, replace(made, weights="whole"), sink)
     assert "weights were shared in each process, are whole" in sink.of(Warned)[0].text

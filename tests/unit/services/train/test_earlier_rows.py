@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftcli.data.example import Example
+from sftcli.data.prepared.about import AboutRows
 from sftcli.data.prepared.store import HELDOUT, TRAIN, PreparedDataset, PreparedWriter
 from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError
@@ -33,7 +34,7 @@ def stored(folder: Path, train: list[tuple[int, ...]], heldout: list[tuple[int, 
                         origin=Origin(path="rows.jsonl", line=line),
                     ),
                 )
-        return writer.finish({})
+        return writer.finish(AboutRows(audit={}))
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,6 +1,7 @@
 """A run without a checkpoint starts over from what it recorded, and a finished one is what was asked for, or refused."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def resume(name: str, *sets: str, allowed: tuple[str, ...] = ()):
 
 def test_run_without_a_checkpoint_starts_over_and_ends_as_one_that_was_never_killed(place):
     run, whole = RunFolder(place / "runs" / "cut"), place / "runs" / "whole"
-    origins, about = run.origins.read_bytes(), run.read_about()
+    origins, about = run.origins.read_bytes(), run.record()
     assert summarize_run(run).state is RunState.BROKEN_OFF
     outcome, told = resume("cut")
     assert outcome.ending is Ending.FINISHED
@@ -80,15 +81,15 @@ def test_run_without_a_checkpoint_starts_over_and_ends_as_one_that_was_never_kil
     ).read_bytes()
     assert numbers_of(run.path) == numbers_of(whole)
     assert run.origins.read_bytes() == origins
-    after = run.read_about()
-    assert {key: after[key] for key in about} == about
-    assert [entry["step"] for entry in after["resumed"]] == [0]
+    after = run.record()
+    assert replace(after, resumed=()) == about
+    assert [entry.step for entry in after.resumed] == [0]
 
 
 def test_auto_starts_it_over_as_well(place):
-    about = RunFolder(place / "runs" / "cut").read_about()
+    about = RunFolder(place / "runs" / "cut").record()
     assert train(settings("cut"), StopAtStep(NEVER), auto=True).ending is Ending.FINISHED
-    assert RunFolder(place / "runs" / "cut").read_about()["started_at"] == about["started_at"]
+    assert RunFolder(place / "runs" / "cut").record().started_at == about.started_at
     assert tensors_of(place / "runs" / "cut", STEPS) == tensors_of(place / "runs" / "whole", STEPS)
 
 

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftcli.cache import cache_folder
 from sftcli.errors import (
     DataError,
 )
 from sftcli.events import Notice, Progressed, Warned
-from sftcli.modeling.cache import cache_folder
 from sftcli.modeling.formats.gguf.gguf_header import read_header
 from sftcli.modeling.locate.locate import locate_model
 from tests.support.recording import RecordingSink

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sftcli.services.evaluate.metrics import Interval
+from sftcli.services.report.score import Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

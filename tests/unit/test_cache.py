@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sftcli import storage
+from sftcli.cache import CACHE_HINT, cache_folder
 from sftcli.errors import OutputError, StorageError
-from sftcli.modeling.cache import CACHE_HINT, cache_folder
 from sftcli.storage import atomic_folder
 
 FOREIGN = (
