@@ -195,7 +195,7 @@ def serve(work: str, path: str, seconds: str, room_bytes: str, parent: str) -> N
         code = 0
     except UnfitError as error:
         code = _verdict(str(error))
-    except MemoryError:
+    except (MemoryError, ResourceError):
         code = _verdict(limits.too_large)
     except Exception:  # noqa: BLE001 - the command meets it as well
         code = _REFUSED

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sftcli import storage
-from sftcli.errors import DataError, NotFoundError
+from sftcli.foreign import damaged, foreign_file
 from sftcli.input_files import read_whole
 
 
@@ -17,17 +17,13 @@ def read_json(path: Path, *, hint: str = "name a folder in the Hugging Face form
         hint: What to do where there is none, or another one is needed.
 
     Raises:
-        NotFoundError: It does not exist.
+        NotFoundError, StorageError: It does not exist, or cannot be read.
         DataError: It holds something else.
     """
-    try:
+    with foreign_file(path, "is not valid JSON", hint=hint):
         content = json.loads(read_whole(path))
-    except FileNotFoundError:
-        raise NotFoundError(f"{path} does not exist", hint=hint) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}", hint=hint) from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds no JSON object", hint=hint)
+        raise damaged(path, "holds no JSON object", hint=hint)
     return content
 
 

@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sftcli import storage
-from sftcli.errors import DataError, NotFoundError
+from sftcli.errors import DataError, NotFoundError, StorageError
 from sftcli.json_files import json_text, read_json
 
 Form = TypeVar("Form")
@@ -45,8 +45,8 @@ class OwnFile(Generic[Form]):
         """
         try:
             return self.of(read_json(path, hint=self.hint), where=str(path))
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}", hint=self.hint) from error
+        except StorageError as error:
+            raise DataError(error.message, hint=self.hint) from error
 
     def find(self, path: Path) -> Form | None:
         """Return what is in the file ``path``; None where there is none.

@@ -4,7 +4,8 @@ Models of text and images are trained on text alone. Some have a class for their
 files aside; all others are opened whole, and what text does not reach is frozen.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sftcli.errors import UsageError, first_line
+from sftcli.errors import DataError, SftError, UsageError, first_line
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 
@@ -111,25 +112,45 @@ def require_causal(model: PreTrainedModel) -> None:
         raise _unable(type(model).__name__, "its attention sees the tokens that it is to predict")
 
 
+def not_finite(model: PreTrainedModel) -> DataError:
+    """Return the error for a model whose logits or losses are no numbers: what came of them would look like a result."""
+    return DataError(
+        f"{type(model).__name__} computes non-finite numbers in {str(model.dtype).removeprefix('torch.')}",
+        hint="its weights or its configuration may be damaged: copy or download the model again, or use an earlier checkpoint; "
+        "in 16 bits numbers may be too large: try fp32",
+    )
+
+
 def _logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     """Return the logits (1, T, V) of a text.
 
     Raises:
         UsageError: The model's class ends with an error.
     """
-    try:
+    with its_own_errors(model, len(ids)):
         logits: torch.Tensor = model(
             input_ids=torch.tensor([ids], device=model.device), use_cache=False
         ).logits
-    except torch.OutOfMemoryError:
+    return logits
+
+
+@contextmanager
+def its_own_errors(model: PreTrainedModel, count: int) -> Iterator[None]:
+    """Turn what the class of ``model`` raises over a text of ``count`` tokens into an error that names it.
+
+    Raises:
+        UsageError: It ends with an error.
+    """
+    try:
+        yield
+    except (SftError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a class of others raises what it likes
         raise UsageError(
-            f"{type(model).__name__} of transformers {transformers.__version__} ends with an error on a text of {len(ids)} tokens: "
+            f"{type(model).__name__} of transformers {transformers.__version__} ends with an error on a text of {count} tokens: "
             f"{type(error).__name__}: {first_line(error)}",
             hint="its configuration may not fit to it, or another release of transformers can compute it",
         ) from error
-    return logits
 
 
 def _listed(mapping: Mapping[Any, Any], config: PretrainedConfig) -> type[PreTrainedModel] | None:
@@ -160,7 +181,9 @@ def _layers_without_text(model: PreTrainedModel) -> list[nn.Module]:
     handles = [layer.register_forward_pre_hook(lambda layer, _: seen.add(layer)) for layer in layers]
     try:
         model(input_ids=torch.tensor([_plain_ids(model.config)], device=model.device), use_cache=False)
-    except (AttributeError, TypeError, ValueError, RuntimeError, LookupError, AssertionError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
         raise _unable(
             type(model).__name__, f"it does not read text without an image: {first_line(error)}"
         ) from error

@@ -1,6 +1,7 @@
 """Load a model folder completely or not at all."""
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, assert_never, cast
 
@@ -10,7 +11,8 @@ from transformers.core_model_loading import PrefixChange
 
 from sftcli.config.schema.adapter import Quantize
 from sftcli.config.schema.run import Attention
-from sftcli.errors import DataError, Location, MismatchError, ResourceError, UsageError, first_line
+from sftcli.errors import DataError, Location, MismatchError, ResourceError, UsageError
+from sftcli.foreign import foreign_file
 from sftcli.modeling.architecture import auto_class, decoder_classes, freeze_beside_text, language_prefix
 from sftcli.modeling.attention import (
     attention_of,
@@ -28,6 +30,8 @@ from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.modern_lm.model import register
 from sftcli.runtime import is_finite
 
+_FAULT = "cannot be loaded"
+_HINT = "copy or download the folder again; a newer transformers may know more kinds of models"
 _SHOWN = 3
 _MOST_LEFT = 0.1  # share of the weights that may stay in 16 bit where 4 bits are asked for
 
@@ -100,11 +104,16 @@ def take_names(model: PreTrainedModel, folder: Path) -> None:
 
 
 def load_layout(folder: Path) -> PreTrainedModel:
-    """Return the model in ``folder`` without its numbers: its class, its names, and how they were made of those in the files."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    layout: PreTrainedModel = auto_class(config).from_pretrained(
-        folder, device_map="meta", local_files_only=True, trust_remote_code=False
-    )
+    """Return the model in ``folder`` without its numbers: its class, its names, and how they were made of those in the files.
+
+    Raises:
+        DataError: A file is damaged, or the model is of a kind that transformers does not know.
+    """
+    with foreign_file(folder, _FAULT, hint=_HINT):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        layout: PreTrainedModel = auto_class(config).from_pretrained(
+            folder, device_map="meta", local_files_only=True, trust_remote_code=False
+        )
     _keep_prefix(layout, config)
     return layout
 
@@ -139,7 +148,7 @@ def _from_pretrained(
     folder: Path, dtype: torch.dtype, attention: Attention, packed: Mapping[str, Any], *, trusts_code: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     register()
-    try:
+    with foreign_file(folder, _FAULT, hint=_HINT):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code)
         opener = auto_class(config)
         asked = None
@@ -158,11 +167,8 @@ def _from_pretrained(
             local_files_only=True,
             **packed,
         )
-    except ImportError as error:
-        raise UsageError(f"{folder} cannot be loaded: {first_line(error)}") from error
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError, AttributeError) as error:
-        raise DataError(f"{folder} cannot be loaded: {first_line(error)}") from error
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    model.config.return_dict = True  # what is computed is asked for by name, whatever the file says
     _keep_prefix(model, config)
     if prefix := language_prefix(config):  # what is outside of the language model is kept beside it
         info["unexpected_keys"] = {name for name in info["unexpected_keys"] if name.startswith(f"{prefix}.")}
@@ -185,9 +191,9 @@ def refuse_fused_experts(folder: Path, quantize: Quantize, *, trusts_code: bool 
         UsageError: That is so.
     """
     register()
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code)
-    opener: Any = auto_class(config)
-    with torch.device("meta"):
+    with foreign_file(folder, _FAULT, hint=_HINT), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code)
+        opener: Any = auto_class(config)
         model: PreTrainedModel = opener.from_config(config, trust_remote_code=trusts_code)
     weights = dict(model.named_parameters())
     owners = {
@@ -248,8 +254,10 @@ def _refuse_partial(folder: Path, info: Mapping[str, Any]) -> None:
 
 def _refuse_nonfinite(folder: Path, model: PreTrainedModel) -> None:
     """Refuse a model that computes nothing: what came of it would look like a result."""
-    weights = model.named_parameters()
-    spoilt = sorted(name for name, weight in weights if weight.is_floating_point() and not is_finite(weight))
+    # Masks are buffers, and may hold minus infinity.
+    buffers = ((name, one.clamp(min=0)) for name, one in model.named_buffers() if one.is_floating_point())
+    tensors = chain(model.named_parameters(), buffers)
+    spoilt = sorted(name for name, tensor in tensors if tensor.is_floating_point() and not is_finite(tensor))
     if spoilt:
         word = str(model.dtype).removeprefix("torch.")
         hint = "use an earlier checkpoint, or copy or download the folder again"

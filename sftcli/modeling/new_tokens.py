@@ -18,7 +18,7 @@ import torch
 
 from sftcli import storage
 from sftcli.cache import CACHE_HINT
-from sftcli.errors import DataError, Location, UsageError, first_line
+from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Notice
 from sftcli.json_files import read_json, replace_json
 from sftcli.modeling.formats.cached_source import (
@@ -152,10 +152,7 @@ class _SourceRows:
             UsageError: They are not what transformers calls embeddings and head, or are no plain numbers.
         """
         quiet_libraries()
-        try:
-            layout = load_layout(located.folder)
-        except (ValueError, KeyError, TypeError, RuntimeError, OSError, AttributeError, ImportError) as error:
-            raise DataError(f"{located.folder} cannot be loaded: {first_line(error)}") from error
+        layout = load_layout(located.folder)
         source = SourceTensors.of(layout, located.folder)
         names = _names_by_token(layout)
         by_token = [name for name, place in source.places.items() if place.name in names]

@@ -219,9 +219,9 @@ def test_extra_columns_are_named_once_and_not_used(sft, tiny_model):
         (
             "a.jsonl.gz",
             gzip.compress(GOOD.encode() * 99, mtime=0)[:-20],
-            "a.jsonl.gz: truncated or damaged .gz file",
+            "a.jsonl.gz is a truncated or damaged .gz file",
         ),
-        ("a.parquet", b"PAR1", "a.parquet: cannot be read as Parquet"),
+        ("a.parquet", b"PAR1", "a.parquet cannot be read as Parquet"),
         ("a.csv", "question,answer\na,b,c\n", "a.csv:2: the row has 3 fields, the header has 2"),
     ],
 )

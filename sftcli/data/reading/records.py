@@ -6,11 +6,10 @@ know one kind of storage each. What the columns mean is not known here.
 
 import hashlib
 import heapq
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from gzip import BadGzipFile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +17,16 @@ from sftcli.data.reading.blocks import BLOCK_BYTES, BlockFile, buffered, changed
 from sftcli.data.reading.json_rows import Row, json_rows
 from sftcli.data.reading.record import Origin, RawRecord
 from sftcli.data.reading.source import COMPRESSIONS, JSON_LINES, RowLimit, Source, SourceKind, row_format
-from sftcli.data.reading.table_rows import arrow_rows, csv_rows, num_parquet_rows, parquet_rows
+from sftcli.data.reading.table_rows import DAMAGED_HINT, arrow_rows, csv_rows, num_parquet_rows, parquet_rows
 from sftcli.data.reading.text_lines import ByteStream, Note, as_utf8, no_note, plain_text, unpacked
 from sftcli.data.reading.yaml_rows import yaml_rows
-from sftcli.errors import DataError, Location, StorageError, UsageError
+from sftcli.errors import DataError, Location, UsageError
+from sftcli.foreign import damaged, foreign_file, kind_of, refuse_pointer
 
 if TYPE_CHECKING:
     from sftcli.data.reading.hub_rows import Split
+
+_IN_WORDS = {"parquet": "Parquet", "arrow": "Arrow", "text": "text"}
 
 
 def read_records(
@@ -97,12 +99,10 @@ def fingerprint_source(source: Source) -> Fingerprint:
     for path in source.files:
         name = source.label(path)
         digests = blocks[path] = list[bytes]()
-        try:
+        with _reading(path, name):
             if source.sample is not None:
                 rows += _count_rows(path, name, digests)
             lines += hash_rest(path, digests)
-        except OSError as error:
-            raise _unreadable(name, error) from None
         digest.update(f"{name}\0{len(digests)}\0".encode("utf-8", "surrogateescape"))
         digest.update(b"".join(digests))
     if source.sample is None and all(path.suffix.lower() in JSON_LINES for path in source.files):
@@ -123,7 +123,7 @@ def _count_rows(path: Path, name: str, digests: list[bytes]) -> int:
     """Return the number of rows; where they have to be read for it in their order, hash the file on the way."""
     kind = row_format(path)
     if kind == "parquet":
-        return num_parquet_rows(path, name)
+        return num_parquet_rows(path)
     if kind == "arrow":
         return sum(1 for _ in arrow_rows(path, name))
     with buffered(BlockFile(path, name, digests, is_known=False)) as stream:
@@ -170,15 +170,11 @@ def _as_records(rows: Iterable[Row], name: str) -> Iterator[RawRecord]:
 
 def _checked(rows: Iterator[Row], path: Path, name: str) -> Iterator[Row]:
     """Yield the rows of one file, and fail if it is not the same file at the end as at the start."""
-    try:
+    with _reading(path, name):
         before = _identity(path)
-        yield from rows
+        refuse_pointer(path, name)
+        yield from _told_kind(rows, path, name)
         after = _identity(path)
-    except (EOFError, BadGzipFile, zlib.error) as error:
-        raise _damaged(path, name, error) from None
-    except OSError as error:
-        # The zstd decompressor raises it too, without a number.
-        raise _damaged(path, name, error) if error.errno is None else _unreadable(name, error) from None
     if before != after:
         raise DataError(
             f"{name}: the file changed while it was read",
@@ -225,14 +221,19 @@ def _identity(path: Path) -> tuple[int, int, int]:
     return (stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
-def _damaged(path: Path, name: str, error: Exception) -> DataError:
-    kind = path.suffix if path.suffix in COMPRESSIONS else "compressed"
-    return DataError(
-        f"{name}: truncated or damaged {kind} file: {error}",
-        hint="copy or download it again",
-        location=Location(file=name),
-    )
+def _told_kind(rows: Iterator[Row], path: Path, name: str) -> Iterator[Row]:
+    """Yield ``rows``; where they end in a fault because the file is of another kind than its name says, that is told."""
+    try:
+        yield from rows
+    except DataError as error:
+        kind = kind_of(path)
+        if kind is None or kind.is_text:
+            raise
+        raise damaged(path, "", name=name) from error
 
 
-def _unreadable(name: str, error: OSError) -> StorageError:
-    return StorageError(f"{name}: cannot be read: {error.strerror or error}", location=Location(file=name))
+def _reading(path: Path, name: str) -> AbstractContextManager[None]:
+    words = _IN_WORDS.get(kind := row_format(path) or "json", kind.upper())
+    is_packed = path.suffix in COMPRESSIONS
+    fault = f"is a truncated or damaged {path.suffix} file" if is_packed else f"cannot be read as {words}"
+    return foreign_file(path, fault, name=name, hint=DAMAGED_HINT)

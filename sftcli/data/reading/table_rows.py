@@ -1,4 +1,7 @@
-"""Tables to rows: CSV and TSV with a header line, Parquet, Arrow. Batches are read one by one."""
+"""Tables to rows: CSV and TSV with a header line, Parquet, Arrow. Batches are read one by one.
+
+What the libraries raise over a damaged file is the caller's matter.
+"""
 
 import csv
 from collections import Counter
@@ -12,10 +15,10 @@ from sftcli import storage
 from sftcli.child import UnfitError, try_first
 from sftcli.data.reading.json_rows import Row, check_values
 from sftcli.data.reading.text_lines import MAX_LINE_BYTES, ByteStream, Note, data_error, skip_bom, text_lines
-from sftcli.errors import DataError, Location, first_line
+from sftcli.errors import first_line
 
 _BATCH_ROWS = 1024
-_DAMAGED_HINT = "the file is damaged, truncated, or not of the type its name says"
+DAMAGED_HINT = "the file is damaged, truncated, or not of the type its name says: copy or download it again"
 
 
 def csv_rows(stream: ByteStream, name: str, note: Note, *, delimiter: str) -> Iterator[Row]:
@@ -67,15 +70,11 @@ def _check_header(header: list[str], delimiter: str, name: str) -> None:
 
 def parquet_rows(stream: BufferedReader, name: str) -> Iterator[Row]:
     """Yield the rows of a Parquet file with their numbers, batch by batch."""
-    import pyarrow
     from pyarrow import parquet
 
-    try:
-        with parquet.ParquetFile(stream) as file:
-            _check_row_groups(file.metadata, name)
-            yield from numbered(chain.from_iterable(_dicts(file.iter_batches(_BATCH_ROWS), name)), name)
-    except pyarrow.ArrowException as error:
-        raise _damaged("Parquet", error, name) from None
+    with parquet.ParquetFile(stream) as file:
+        _check_row_groups(file.metadata, name)
+        yield from numbered(chain.from_iterable(_dicts(file.iter_batches(_BATCH_ROWS), name)), name)
 
 
 def _check_row_groups(metadata: Any, name: str) -> None:  # noqa: ANN401 - Arrow has no types
@@ -88,15 +87,11 @@ def _check_row_groups(metadata: Any, name: str) -> None:  # noqa: ANN401 - Arrow
         first += group.num_rows
 
 
-def num_parquet_rows(path: Path, name: str) -> int:
+def num_parquet_rows(path: Path) -> int:
     """Return the number of rows that a Parquet file says it has."""
-    import pyarrow
     from pyarrow import parquet
 
-    try:
-        return int(parquet.read_metadata(path).num_rows)
-    except pyarrow.ArrowException as error:
-        raise _damaged("Parquet", error, name) from None
+    return int(parquet.read_metadata(path).num_rows)
 
 
 def arrow_rows(path: Path, name: str) -> Iterator[Row]:
@@ -112,14 +107,11 @@ def arrow_rows(path: Path, name: str) -> Iterator[Row]:
         storage.file_sha256(path),
         versions=pyarrow.__version__,
         name=name,
-        hint=_DAMAGED_HINT,
+        hint=DAMAGED_HINT,
         file_bytes=path.stat().st_size,
     )
-    try:
-        with pyarrow.memory_map(str(path)) as mapped:
-            yield from numbered(chain.from_iterable(_dicts(_arrow_batches(mapped), name)), name)
-    except pyarrow.ArrowException as error:
-        raise _damaged("Arrow", error, name) from None
+    with pyarrow.memory_map(str(path)) as mapped:
+        yield from numbered(chain.from_iterable(_dicts(_arrow_batches(mapped), name)), name)
 
 
 def check_arrow(path: Path) -> None:
@@ -203,11 +195,3 @@ def numbered(rows: Iterable[dict[str, object]], name: str) -> Iterator[Row]:
     for number, fields in enumerate(rows, 1):
         check_values(fields, name, number)
         yield number, fields
-
-
-def _damaged(kind: str, error: Exception, name: str) -> DataError:
-    return DataError(
-        f"{name}: cannot be read as {kind}: {first_line(error)}",
-        hint=_DAMAGED_HINT,
-        location=Location(file=name),
-    )

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
 from sftcli.config.schema.run import Attention
 from sftcli.errors import DataError, MismatchError, UsageError
+from sftcli.foreign import foreign_file
 from sftcli.modeling.adapter.folder import (
     PREFIX,
     AdapterBase,
@@ -176,7 +177,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
         raise MismatchError(f"{folder} is for another model: this one has no layer {_some(missing)}")
     _refuse_shared(model, ranks)
     if ranks.layers or ranks.parameters:
-        _inject(model, ranks, form)
+        with foreign_file(folder, "cannot be put into the model"):
+            _inject(model, ranks, form)
     _fill(model, {name: tensors[name] for name in tensors.keys() - plain.keys()}, folder)
     model.requires_grad_(False)
     model.train(False)
@@ -376,9 +378,16 @@ def _renamed_by_peft(model: PreTrainedModel) -> set[str]:
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of an adapter by their names in the model that peft put it into."""
-    tensors = load_file(check_adapter_weights(folder))
+    path = check_adapter_weights(folder)
+    with foreign_file(path):
+        tensors = load_file(path)
     if strange := sorted(name for name in tensors if not name.startswith(PREFIX)):
         raise DataError(f"{folder} holds {strange[0]!r}, which is not an adapter tensor")
+    if spoilt := sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all()):
+        raise DataError(
+            f"{path} holds non-finite values: {_some(spoilt)}",
+            hint="use an earlier checkpoint, or train it again",
+        )
     return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
 
 

@@ -209,10 +209,10 @@ def read_shape(folder: Path) -> AdapterShape:
     rank, named = config.get("r"), config.get("target_modules")
     own = BASES.find(folder / BASE_FILE)
     dropout = config.get("lora_dropout", 0.0) if own is None or own.dropout is None else own.dropout
-    if isinstance(rank, bool) or not isinstance(rank, int):
-        raise DataError(f"{path}: r is {_shown(rank)}, expected a whole number")
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
-        raise DataError(f"{folder}: its dropout is {_shown(dropout)}, expected a number")
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise DataError(f"{path}: r is {_shown(rank)}, expected a whole number above 0")
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+        raise DataError(f"{folder}: its dropout is {_shown(dropout)}, expected a number from 0 to 1")
     if form.alpha != int(form.alpha):
         raise _untrained(path, "lora_alpha", form.alpha)
     header, _ = safetensors_header(check_adapter_weights(folder))

@@ -13,6 +13,7 @@ import torch
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.errors import DataError, MismatchError
 from sftcli.events import StopFlag
+from sftcli.modeling.architecture import not_finite
 from sftcli.modeling.config_values import positions_of_model
 from sftcli.modeling.decoding.decoder import Decoder
 from sftcli.modeling.decoding.sampling import RowSampler, logprobs_of, sample
@@ -86,8 +87,8 @@ def decode(
     An answer that has come to the last of the positions that the model was made for ends as "length".
 
     Raises:
-        DataError: A prompt is longer than that.
-        MismatchError: It holds a token that the model has no embedding for.
+        DataError: A prompt is longer than that, or the model gives no finite numbers.
+        MismatchError: A prompt holds a token that the model has no embedding for.
     """
     positions = positions_of_model(decoder.model)
     require_positions(map(len, prompts), positions)
@@ -145,7 +146,7 @@ class _Batch:
         seeds: Sequence[Sequence[int]] | None,
         max_rows: int,
     ) -> None:
-        self.device = decoder.model.device
+        self.model, self.device = decoder.model, decoder.model.device
         self.prompts = prompts
         self.settings = settings
         self.seeds = seeds
@@ -165,6 +166,8 @@ class _Batch:
         with self.without_gradients():
             last = torch.tensor([row.ids[-1] for row in self.running], dtype=torch.int64, device=self.device)
             logits = self.rows.advance(last, [self.prompts[row.index] for row in new])
+            if not logits.amax(dim=-1).isfinite().all():  # a NaN is the greatest
+                raise not_finite(self.model)
             self.running += new
             self.samplers += [self._sampler(row.index, logits) for row in new]
             chosen = sample(logits, self.samplers)

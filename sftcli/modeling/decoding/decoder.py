@@ -64,7 +64,9 @@ def _is_right(
     tolerance = _TOLERANCE.get(model.dtype, coarse)
     try:
         distances = _distances(model, make_rows(len(_LENGTHS)))
-    except (AttributeError, TypeError, ValueError, RuntimeError, LookupError, AssertionError):
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - a class of others raises what it likes
         return False
     return all(prompt <= tolerance and fmean(steps) <= tolerance for prompt, *steps in distances)
 

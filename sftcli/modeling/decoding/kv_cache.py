@@ -17,6 +17,8 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from sftcli.modeling.architecture import its_own_errors
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -296,8 +298,11 @@ class UncachedRow:
 def uncached_logits(model: "PreTrainedModel", text: Sequence[int], *, last: int) -> torch.Tensor:
     """Return the logits behind each of the ``last`` tokens of ``text``, (last, V), without a cache."""
     ids = torch.tensor([list(text)], device=model.device)
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False, **_taken(model, logits_to_keep=last)).logits
-    return logits[0, -last:]
+    with its_own_errors(model, len(text)):
+        logits: torch.Tensor = model(
+            input_ids=ids, use_cache=False, **_taken(model, logits_to_keep=last)
+        ).logits
+        return logits[0, -last:]
 
 
 def has_plain_cache(model: "PreTrainedModel") -> bool:

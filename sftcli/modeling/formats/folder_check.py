@@ -1,12 +1,15 @@
 """What a model folder must contain, checked on its files alone: nothing heavy is imported and no tensor is read."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from sftcli.errors import ConsentError, DataError, NotFoundError, UsageError
+from sftcli.foreign import damaged, foreign_file
 from sftcli.json_files import read_json
 from sftcli.modeling.formats.claims import impossible_claim
+from sftcli.modeling.formats.config_check import CONFIG, check_config
 
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CONVERT_HINT = (
@@ -24,17 +27,18 @@ def check_model_folder(folder: Path) -> None:
     """Raise unless ``folder`` holds a configuration and complete safetensors weights.
 
     Raises:
-        UsageError: It is a LoRA adapter.
+        UsageError: It is a LoRA adapter, or its weights are quantized.
         NotFoundError: It is empty, has no configuration or no weights, or a part of the weights is missing.
         ConsentError: Its weights are pickle files.
         DataError: A file is damaged, or the configuration is of a far larger model.
     """
-    path = folder / "config.json"
-    if not path.is_file():
+    if not (folder / CONFIG).is_file():
         raise _no_config(folder)
-    if claim := impossible_claim(read_json(path), tensor_shapes(folder)):
+    check_config(folder)
+    if claim := impossible_claim(read_json(folder / CONFIG), tensor_shapes(folder)):
         raise DataError(
-            f"{path} says {claim}", hint="the two are of different models: copy or download both again"
+            f"{folder / CONFIG} says {claim}",
+            hint="the two are of different models: copy or download both again",
         )
 
 
@@ -103,8 +107,7 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         NotFoundError: It does not exist.
         DataError: It is damaged, cut off, or something else.
     """
-    again = "copy or download the file again"
-    try:
+    with foreign_file(path, "has a damaged header"):
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -113,23 +116,28 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
                     f"{path} has a header of {length >> 20} MB; the limit is {_HEADER_LIMIT_BYTES >> 20} MB"
                 )
             if size < 8 or not 2 <= length <= size - 8:
-                raise DataError(f"{path} is not a safetensors file, or is cut off", hint=again)
+                raise damaged(path, "is not a safetensors file, or is cut off")
             header = json.loads(file.read(length))
         if len(header) > _MAX_TENSORS:
             raise DataError(f"{path} lists {len(header)} tensors; the limit is {_MAX_TENSORS}")
-        entries = [entry for name, entry in header.items() if name != "__metadata__"]
-        ends = [int(entry["data_offsets"][1]) for entry in entries]
-        if not all(isinstance(side, int) for entry in entries for side in entry["shape"]):
-            raise ValueError("a shape is not of whole numbers")
-    except FileNotFoundError:
-        raise NotFoundError(
-            f"{path} does not exist", hint="the model folder is incomplete; copy or download it again"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise DataError(f"{path} has a damaged header: {error}", hint=again) from error
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        if wrong := next((name for name, entry in tensors.items() if not _is_tensor(entry)), None):
+            raise damaged(
+                path, f"has a damaged header: {wrong!r} is no tensor with a type, a shape and bytes"
+            )
+        ends = [entry["data_offsets"][1] for entry in tensors.values()]
     if size != (expected := 8 + length + max(ends, default=0)):
-        raise DataError(f"{path} is {size} bytes long, its header says {expected}", hint=again)
+        raise damaged(path, f"is {size} bytes long, its header says {expected}")
     return header, 8 + length
+
+
+def _is_tensor(entry: object) -> bool:
+    """Return whether a header's ``entry`` says where the numbers of a tensor are, and not less than half a byte for each."""
+    match entry:
+        case {"dtype": str(), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            counts = all(type(length) is int and length >= 0 for length in shape)
+            return counts and 0 <= begin <= end and math.prod(shape) <= 2 * (end - begin)
+    return False
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:

@@ -8,6 +8,7 @@ import hashlib
 from pathlib import Path
 
 from sftcli import storage
+from sftcli.foreign import foreign_file
 from sftcli.input_files import read_whole
 from sftcli.modeling.formats.folder_check import weight_files
 
@@ -75,7 +76,7 @@ def numbers_hash(folder: Path) -> str:
 
     digest = hashlib.sha256()
     for path in weight_files(folder):
-        with safe_open(path, framework="pt") as file:
+        with foreign_file(path), safe_open(path, framework="pt") as file:
             for name in sorted(file.keys()):
                 part = file.get_slice(name)
                 shape = part.get_shape()

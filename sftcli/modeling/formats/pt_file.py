@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from sftcli import storage
-from sftcli.errors import DataError, MismatchError, StorageError, first_line
+from sftcli.errors import DataError, MismatchError, StorageError
+from sftcli.foreign import damaged, foreign_file
 from sftcli.json_files import read_json, write_json
 from sftcli.modeling.modern_lm.config import ModernLMConfig
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM, register
@@ -94,18 +95,18 @@ def _refuse_packed(path: Path) -> None:
 
 
 def _load(path: Path) -> Mapping[str, object]:
-    try:
+    with foreign_file(path, "is damaged or cut off", hint=_AGAIN):
         _refuse_packed(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the file's age; what is wrong with it is told below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise DataError(
-            f"{path} holds more than tensors and plain values, or is damaged; it was not opened, as that could run code",
-            hint=_AGAIN,
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, zipfile.BadZipFile) as error:  # fmt: skip
-        raise DataError(f"{path} is damaged or cut off: {first_line(error)}", hint=_AGAIN) from error
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about the file's age; what is wrong with it is told below
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            raise damaged(
+                path,
+                "holds more than tensors and plain values, or is damaged; it was not opened, as that could run code",
+                hint=_AGAIN,
+            ) from error
     if not isinstance(content, Mapping):
         raise DataError(f"{path} does not hold a dictionary", hint=_AGAIN)
     return content

@@ -13,12 +13,14 @@ import json
 import threading
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
 from tokenizers import Tokenizer
 
-from sftcli.errors import UsageError
+from sftcli.errors import DataError, UsageError
+from sftcli.foreign import AGAIN, foreign_file, without_panics
 from sftcli.input_files import read_whole_text
 from sftcli.modeling.tokenizer.builtin_templates import BUILTIN_TEMPLATES, STOP_TOKENS
 from sftcli.modeling.tokenizer.files import (
@@ -69,10 +71,16 @@ class HFChatTokenizer:
         variables: Mapping[str, Value],
     ) -> None:
         self._tokenizer = files.tokenizer
+        self._path = files.path
         self._encoding = threading.Lock()
         self._templates = templates
         self._chosen = variables
         self._variables: dict[str, object] = {**files.named, **variables}
+        with self._working(), without_panics():
+            self._look_at(files, stop_texts)
+        self._variables["text_prefix"] = self.text_prefix
+
+    def _look_at(self, files: TokenizerFiles, stop_texts: Sequence[str]) -> None:
         self.control_ids, self.markup_ids = classify(files)
         texts = {i: token.content for i, token in self._tokenizer.get_added_tokens_decoder().items()}
         self.control_texts: Mapping[str, int] = {
@@ -81,13 +89,18 @@ class HFChatTokenizer:
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.stop_ids = find_stop_ids(files, stop_texts)
         self.eos_text = files.named.get("eos_token") or str(self._tokenizer.id_to_token(min(self.stop_ids)))
-        self.eos_id = next(iter(self._tokenizer.encode(self.eos_text, add_special_tokens=False).ids))
+        if not (first := self._tokenizer.encode(self.eos_text, add_special_tokens=False).ids):
+            raise DataError(f"{files.path} reads its stop token {self.eos_text!r} as nothing", hint=AGAIN)
+        self.eos_id = first[0]
         pad_id = self._tokenizer.token_to_id(files.named.get("pad_token", ""))
         self.pad_id = self.eos_id if pad_id is None else pad_id  # no matter which: masks never go by it
         self.text_prefix = self._find_text_prefix()
         self.prefix_space: PrefixSpace = self._find_prefix_space()
         self.fingerprint = self._find_fingerprint(files)
-        self._variables["text_prefix"] = self.text_prefix
+
+    def _working(self) -> AbstractContextManager[None]:
+        """Guard what the library does with a text: a damaged tokenizer may only fail there."""
+        return foreign_file(self._path, "does not work")
 
     @property
     def template_name(self) -> str:
@@ -174,7 +187,7 @@ class HFChatTokenizer:
             masked=reading == "text" and bool(self.markup_ids),
             continued=continued and self.prefix_space != "never",
         )
-        with self._encoding:  # the switch is the tokenizer's, not the call's
+        with self._encoding, self._working():  # the switch is the tokenizer's, not the call's
             tokenizer.encode_special_tokens = reading != "template"
             try:
                 encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -184,14 +197,17 @@ class HFChatTokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         """Return the text of ``ids``; incomplete characters become U+FFFD."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
+        with self._working():
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
 
     def decode_many(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the text of each of ``rows`` as it reads in the middle of a text, control tokens included."""
         if self.prefix_space == "never":
-            return self._tokenizer.decode_batch(rows, skip_special_tokens=False)
+            with self._working():
+                return self._tokenizer.decode_batch(rows, skip_special_tokens=False)
         anchored = [[self.eos_id, *row] for row in rows]  # decoders take a space from the start of a text
-        texts = self._tokenizer.decode_batch(anchored, skip_special_tokens=False)
+        with self._working():
+            texts = self._tokenizer.decode_batch(anchored, skip_special_tokens=False)
         return [text.removeprefix(self.eos_text) for text in texts]
 
     def normalize(self, text: str) -> str:
@@ -248,9 +264,10 @@ class HFChatTokenizer:
     def _reader(self, *, masked: bool, continued: bool) -> Tokenizer:
         if not masked and not continued:
             return self._tokenizer
-        return without_control_tokens(
-            self._tokenizer, hidden=self.markup_ids if masked else frozenset(), prefix_space=not continued
-        )
+        with self._working(), without_panics():
+            return without_control_tokens(
+                self._tokenizer, hidden=self.markup_ids if masked else frozenset(), prefix_space=not continued
+            )
 
 
 def named_template(text: str) -> ChatTemplate:

@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from sftcli.child import try_first
 from sftcli.errors import DataError, NotFoundError
+from sftcli.foreign import foreign_file, refuse_pointer, without_panics
 from sftcli.input_files import read_whole, read_whole_text
 from sftcli.json_files import read_json
 
@@ -17,6 +18,7 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 DEFAULT_TEMPLATE = "default"
 _TEMPLATE_FILE = "chat_template.jinja"
 _CONFIGS = ("special_tokens_map.json", "tokenizer_config.json")  # the later one goes before the other
+_AGAIN = "download the model again"
 IN_TEXT = "sft_tokens_in_text"  # key of tokenizer_config.json
 
 
@@ -26,7 +28,7 @@ class TokenizerFiles:
 
     ``templates`` is name -> Jinja source, empty where the folder brings none. ``named`` is what the configuration calls
     ``bos_token`` and so on. ``in_text`` are tokens that any text may hold, whatever they look like. ``stop_ids`` is what the
-    generation settings name. ``digest`` is of ``tokenizer.json``.
+    generation settings name. ``digest`` is of ``tokenizer.json``, which stands at ``path``.
     """
 
     tokenizer: Tokenizer
@@ -36,6 +38,7 @@ class TokenizerFiles:
     templates: Mapping[str, str]
     stop_ids: tuple[int, ...]
     digest: str
+    path: Path
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
@@ -53,7 +56,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
             versions=tokenizers.__version__,
             name=str(folder / "tokenizer.json"),
         )
-    return read_untried(folder)
+    with without_panics():
+        return read_untried(folder)
 
 
 def _digest_of(folder: Path) -> str:
@@ -75,15 +79,14 @@ def read_untried(folder: Path) -> TokenizerFiles:
             f"there is no tokenizer.json in {folder}",
             hint="put one there (transformers writes it with save_pretrained); sft generate takes another one with --tokenizer DIR",
         )
-    content = read_whole(path)
-    try:
+    with foreign_file(path, "is not a tokenizer", hint=_AGAIN):
+        content = read_whole(path)
         tokenizer = Tokenizer.from_str(content.decode())
-    except Exception as error:
-        raise DataError(f"{path} is not a tokenizer: {error}", hint="download the model again") from error
-    tokenizer.no_truncation()  # a saved limit would cut rows without a word
-    tokenizer.no_padding()
+        tokenizer.no_truncation()  # a saved limit would cut rows without a word
+        tokenizer.no_padding()
     config = {key: value for name in _CONFIGS for key, value in _read_object(folder / name).items()}
-    _add_missing_tokens(tokenizer, config, path)
+    with foreign_file(folder / "tokenizer_config.json", "does not fit tokenizer.json", hint=_AGAIN):
+        _add_missing_tokens(tokenizer, config, path)
     named = {name: text for name in NAMED_TOKENS if (text := _token_text(config.get(name)))}
     return TokenizerFiles(
         tokenizer=tokenizer,
@@ -93,11 +96,12 @@ def read_untried(folder: Path) -> TokenizerFiles:
         templates=_templates(folder, config),
         stop_ids=_stop_ids(folder),
         digest=hashlib.sha256(content).hexdigest(),
+        path=path,
     )
 
 
 def _read_object(path: Path) -> dict[str, object]:
-    return read_json(path, hint="fetch the model again") if path.is_file() else {}
+    return read_json(path, hint=_AGAIN) if path.is_file() else {}
 
 
 def _token_text(value: object) -> str:
@@ -167,10 +171,9 @@ def _template_files(folder: Path) -> list[Path]:
 
 
 def _read_text(path: Path) -> str:
-    try:
+    with foreign_file(path, "is not UTF-8 text", hint=_AGAIN):
+        refuse_pointer(path, str(path))
         return read_whole_text(path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text", hint="download the model again") from error
 
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from tokenizers import AddedToken
 
 from sftcli import storage
 from sftcli.errors import DataError
+from sftcli.foreign import foreign_file, without_panics
 from sftcli.json_files import read_json, replace_json
 from sftcli.modeling.tokenizer.files import IN_TEXT, TokenizerFiles, read_tokenizer_files
 from sftcli.modeling.tokenizer.special_tokens import MARKER
@@ -25,8 +26,9 @@ def add_tokens(folder: Path, texts: Iterable[str]) -> dict[str, int]:
     """
     files = read_tokenizer_files(folder)
     entries = {text: _entry(text) for text in texts}
-    files.tokenizer.add_tokens(list(entries.values()))
-    ids = {text: _id_of(text, files, folder) for text in entries}
+    with foreign_file(files.path, "takes no new tokens"), without_panics():
+        files.tokenizer.add_tokens(list(entries.values()))
+        ids = {text: _id_of(text, files, folder) for text in entries}
     storage.replace_file(folder / "tokenizer.json", files.tokenizer.to_str(pretty=True).encode())
     path = folder / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}

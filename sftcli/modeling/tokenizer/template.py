@@ -5,28 +5,16 @@ and with limits on loops, time and output. What a well-behaved template gives is
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from time import monotonic
 
-from jinja2 import TemplateError
-
-from sftcli.errors import DataError, UsageError
+from sftcli.errors import DataError, SftError, UsageError
+from sftcli.foreign import foreign_file
 from sftcli.modeling.tokenizer.sandbox import MAX_SECONDS, Budget, TemplateEnvironment, budget
 
 MAX_SOURCE_CHARS = 1_000_000  # the longest ones of models have 30,000
 MIN_OUTPUT_CHARS = 1_000_000
 OUTPUT_PER_INPUT = 20
-
-# What a sandboxed template can raise by itself; anything else is a fault of this program.
-_TEMPLATE_FAULTS = (
-    TemplateError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-    MemoryError,
-)
 
 
 class TemplateRefusedError(DataError):
@@ -54,15 +42,18 @@ class ChatTemplate:
             )
         self.source = source
         self.name = name
-        try:
-            self._template = TemplateEnvironment().from_string(source)
+        with foreign_file(
+            Path(name),
+            "is not valid Jinja",
+            name=f"the chat template {name}",
+            hint="choose another with --template",
+        ):
+            try:
+                self._template = TemplateEnvironment().from_string(source)
+            except MemoryError as error:  # of Python's parser
+                raise RecursionError from error
             # Jinja's own mapping is a chain of two, which every rendering would walk through anew.
             self._template.globals = dict(self._template.globals)
-        except (TemplateError, RecursionError, SyntaxError, MemoryError) as error:
-            raise DataError(
-                f"the chat template {name} is not valid Jinja: {error}",
-                hint="choose another with --template",
-            ) from error
 
     @property
     def prints_date(self) -> bool:
@@ -97,18 +88,22 @@ class ChatTemplate:
         )
         token = budget.set(limits)
         try:
-            return self._template.render(
+            text = self._template.render(
                 **variables,
                 messages=messages,
                 tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
             )
-        except _TEMPLATE_FAULTS as error:
+            text.encode()  # half of a surrogate pair is no text
+        except SftError:
+            raise
+        except Exception as error:  # a program of others raises what it likes
             message = str(error) or type(error).__name__
             raise TemplateRefusedError(message) from error
         finally:
             budget.reset(token)
+        return text
 
 
 def read_template(text: str, *, builtins: Mapping[str, str], read: Callable[[str], str]) -> ChatTemplate:

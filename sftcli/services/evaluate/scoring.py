@@ -15,6 +15,7 @@ from sftcli.data.batches.progress import Stages, with_progress
 from sftcli.data.example import Example
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, NeverStop, Progressed, StopFlag
+from sftcli.modeling.architecture import not_finite
 from sftcli.modeling.decoding.decode import MAX_ROWS, Row, decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
 from sftcli.modeling.pass_memory import may_be_short, measure_pass, require_memory
@@ -211,6 +212,8 @@ def _score(
     found = score_rows(model, (batch.to(model.device) for batch in batches), stop=stop)
     if found is None:
         raise StoppedError
+    if any(math.isnan(row.nll) for row in found.values()):
+        raise not_finite(model)
     own = [(index, row.nll, row.tokens, row.correct) for index, row in found.items()]
     parts = cast("list[list[tuple[int, float, int, int]]]", job.peers.gather(own, stop))
     rows = {

@@ -13,7 +13,7 @@ from sftcli.data.prepared.store import (
     read_manifest,
 )
 from sftcli.data.prepared.subset import with_subset
-from sftcli.errors import DataError, NotFoundError, SftError
+from sftcli.errors import SftError
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.services.runs.overlap import TrainedRows
 
@@ -46,7 +46,7 @@ def prepared_rows_of(run: RunFolder) -> PreparedDataset | None:
         return found
     try:
         return found.joined(open_prepared(run.earlier).train, {})
-    except (OSError, KeyError, DataError):
+    except (OSError, KeyError, SftError):
         return None
 
 
@@ -55,7 +55,7 @@ def _prepared_as(wanted: str, run: RunFolder) -> PreparedDataset | None:
         try:
             if fingerprint_of(read_manifest(folder)) == wanted:
                 return with_subset(open_prepared(folder), read_settings(run).data)
-        except (OSError, KeyError, TypeError, DataError, NotFoundError):
+        except (OSError, KeyError, TypeError, SftError):
             continue
     return None
 

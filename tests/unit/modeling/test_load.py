@@ -23,6 +23,8 @@ from sftcli.config.schema.run import Attention
 from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
 from sftcli.modeling.attention import attention_of, is_named, use_named_attention
 from sftcli.modeling.formats.folder_write import copy_tokenizer, save_model_folder, write_model_files
+from sftcli.modeling.formats.identity import numbers_hash
+from sftcli.modeling.formats.sizes import tensor_shapes
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.load import count_parameters, load_model, own_attention, refuse_fused_experts
@@ -146,11 +148,14 @@ def test_a_flash_kernel_that_a_class_does_not_list_is_not_replaced_by_one_that_i
         _load(tiny, attention=Attention.FLASH_2)
 
 
-def test_a_package_that_a_model_needs_is_not_told_as_a_fault_of_attention(tiny: Path) -> None:
-    _edit(tiny / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(UsageError, match=r"cannot be loaded: .*GPTQ") as caught:
+@pytest.mark.parametrize(
+    "method", ["gptq", "awq", "hqq", "torchao", "fp8", "compressed-tensors", "no-such-kind"]
+)
+def test_a_quantized_base_is_refused_by_its_kind_with_a_way_out(tiny: Path, method: str) -> None:
+    _edit(tiny / "config.json", quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(UsageError, match=rf"the weights are quantized \({method}\)") as caught:
         _load(tiny)
-    assert "sdpa" not in caught.value.message
+    assert "adapter.quantize=4bit" in caught.value.hint
 
 
 def test_a_class_without_the_attention_of_torch_uses_its_own_and_it_is_said(
@@ -240,6 +245,75 @@ def test_a_damaged_configuration_is_a_data_error(tiny: Path, content: str) -> No
     (tiny / "config.json").write_text(content)
     with pytest.raises(DataError):
         _load(tiny)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_attention_heads": 0}, "cannot be loaded: "),
+        ({"num_attention_heads": "x"}, "expected int, got str"),
+        ({"hidden_size": -32}, "negative dimension"),
+        ({"hidden_size": 10**30}, "cannot be loaded: "),
+        ({"hidden_size": 10**400}, "cannot be loaded: "),
+        ({"hidden_act": "nope"}, "'nope' is missing or not known"),
+        ({"pad_token_id": 100_000}, "Padding_idx"),
+        ({"eos_token_id": "x"}, "expected|match"),
+        ({"model_type": ["llama"]}, "model_type is"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, expected a finite number"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf, expected a finite number"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0, expected a number from 0 to below 1"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 0}},
+            "rope_theta is 0, expected a number above 0",
+        ),
+        ({"attention_dropout": 5}, "attention_dropout is 5, expected a number from 0 to 1"),
+        ({"head_dim": 0}, "cannot be loaded: "),
+    ],
+)
+def test_a_configuration_that_computes_nothing_is_refused_by_name(
+    tiny: Path, changes: dict[str, object], told: str
+) -> None:
+    _edit(tiny / "config.json", **changes)
+    with pytest.raises(DataError, match=told) as caught:
+        _load(tiny)
+    assert str(tiny) in caught.value.message
+
+
+def test_outputs_are_named_whatever_the_configuration_says(tiny: Path) -> None:
+    expected = _load(tiny)(input_ids=torch.tensor([[5, 6]])).logits
+    _edit(tiny / "config.json", return_dict=False)
+    assert torch.equal(_load(tiny)(input_ids=torch.tensor([[5, 6]])).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        5,
+        {"dtype": "F32", "shape": "abc", "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
+        {"dtype": 5, "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [10**15, 10**15], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+        {"dtype": "F32", "shape": [1], "data_offsets": ["a"]},
+    ],
+)
+def test_a_header_that_describes_no_tensor_is_a_damaged_file(tiny: Path, entry: object) -> None:
+    path = tiny / "model.safetensors"
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]) | {"model.norm.weight": entry}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+    for read in (_load, tensor_shapes):
+        with pytest.raises(DataError, match=r"damaged header: 'model\.norm\.weight' is no tensor"):
+            read(tiny)
+
+
+def test_a_stray_file_of_weights_is_not_read(tiny: Path) -> None:
+    (tiny / "evil.safetensors").write_bytes(b"\0")
+    assert "evil" not in tensor_shapes(tiny)
+    assert numbers_hash(tiny)
+    assert _load(tiny)
 
 
 def test_a_folder_without_configuration_is_not_found(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ Quantized numbers, which have no type of their own, are rounded to bfloat16.
 
 import json
 import math
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from sftcli import storage
 from sftcli.cache import CACHE_HINT, cache_folder
 from sftcli.errors import DataError, NotFoundError
 from sftcli.events import EventSink, Notice, Progressed, Warned
+from sftcli.foreign import damaged, foreign_file, without_panics
 from sftcli.json_files import read_json, write_json
 from sftcli.modeling.formats.cached_source import SOURCE_FILE, SOURCES, CachedSource, file_sizes, write_source
 from sftcli.modeling.formats.gguf.gguf_header import GGUF_MAGIC, GgufHeader, read_header
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 _CONFIG_NOISE = ("_model_name_or_path", "_name_or_path")
 _TOKENIZER_NOISE = ("backend", "is_local", "local_files_only", "name_or_path")
-_CONVERSION_ERRORS = (
-    ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError, struct.error,
-)  # fmt: skip
+_HINT = "the file may be truncated, or its architecture unknown to transformers; name a Hugging Face folder"
 _GENERATION_KEYS = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
 
 
@@ -49,12 +47,13 @@ def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, s
     Raises:
         DataError: The file is not GGUF, is damaged, or holds an architecture that transformers does not convert.
     """
-    with gguf.open("rb") as file:
+    with foreign_file(gguf, "cannot be converted"), gguf.open("rb") as file:
         if file.read(4) != GGUF_MAGIC:
-            raise DataError(f"{gguf} is not a GGUF file", hint="name a .gguf file or a Hugging Face folder")
+            raise damaged(gguf, "is not a GGUF file", hint="name a .gguf file or a Hugging Face folder")
     digest = storage.file_sha256(gguf)
     folder = models_folder() / f"{prefix}-{digest[: 8 if prefix != 'gguf' else 16]}"
-    header = _header(gguf)
+    with foreign_file(gguf, "cannot be converted", hint=_HINT):
+        header = read_header(gguf)
     if header.rope_scaling:  # which transformers leaves out without a word
         raise DataError(
             f"{gguf} scales its rotary positions ({header.rope_scaling}), which cannot be converted",
@@ -78,21 +77,6 @@ def converted_gguf(gguf: Path, *, prefix: str, emit: EventSink) -> tuple[Path, s
         )
         write_source(fresh, made)
     return folder, digest
-
-
-def _header(gguf: Path) -> GgufHeader:
-    try:
-        return read_header(gguf)
-    except _CONVERSION_ERRORS as error:
-        raise _unconvertible(gguf, error) from error
-
-
-def _unconvertible(gguf: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:300]
-    return DataError(
-        f"{gguf} cannot be converted: {reason}",
-        hint="the file may be truncated, or its architecture unknown to transformers; name a Hugging Face folder",
-    )
 
 
 def read_source(folder: Path, emit: EventSink) -> CachedSource | None:
@@ -125,7 +109,7 @@ def _convert(gguf: Path, header: GgufHeader, folder: Path, emit: EventSink) -> N
     ):
         name = "model.gguf"
         _link(gguf, alone / name)
-        try:
+        with foreign_file(gguf, "cannot be converted", hint=_HINT), without_panics():
             loaded: object = AutoModelForCausalLM.from_pretrained(
                 alone,
                 gguf_file=name,
@@ -138,8 +122,6 @@ def _convert(gguf: Path, header: GgufHeader, folder: Path, emit: EventSink) -> N
             tokenizer = AutoTokenizer.from_pretrained(
                 alone, gguf_file=name, trust_remote_code=False, local_files_only=True
             )
-        except _CONVERSION_ERRORS as error:
-            raise _unconvertible(gguf, error) from error
         model, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
         if missing := sorted(info["missing_keys"]):
             raise DataError(f"{gguf} lacks {len(missing)} tensors of the model, for example {missing[0]}")
@@ -158,7 +140,8 @@ def _refuse_unread(gguf: Path, header: GgufHeader, folder: Path) -> None:
         return
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with foreign_file(folder / "config.json", "cannot be loaded"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     taken = {name: getattr(config, name, None) for name in header.unread}
     if (scalar := getattr(config, "query_pre_attn_scalar", None)) is not None:
         taken["attention.scale"] = scalar**-0.5

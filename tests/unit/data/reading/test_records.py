@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import os
+import re
 import sys
 import threading
 
@@ -490,13 +491,13 @@ def test_more_rows_than_there_are_is_refused(write):
         (
             "a.jsonl.gz",
             gzip.compress(LINES, mtime=0)[:-20],
-            "a.jsonl.gz: truncated or damaged .gz file: Compressed file ended before the end-of-stream marker was reached",
+            "a.jsonl.gz is a truncated or damaged .gz file: Compressed file ended before the end-of-stream marker was reached",
         ),
-        ("b.jsonl.gz", LINES, "b.jsonl.gz: truncated or damaged .gz file: Not a gzipped file (b'{\"')"),
+        ("b.jsonl.gz", LINES, "b.jsonl.gz is a truncated or damaged .gz file: Not a gzipped file (b'{\"')"),
         (
             "a.jsonl.zst",
             zstd(LINES)[:-5],
-            "a.jsonl.zst: truncated or damaged .zst file: Truncated compressed stream",
+            "a.jsonl.zst is a truncated or damaged .zst file: Truncated compressed stream",
         ),
     ],
 )
@@ -616,10 +617,31 @@ def test_a_plain_text_that_is_too_long_is_refused(write, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
-@pytest.mark.parametrize("data", [b"PAR1 broken PAR1", b"", parquet_bytes()[:-9]])
+@pytest.mark.parametrize("data", [b"PAR1 broken PAR1", b"junk", parquet_bytes()[:-9]])
 def test_a_damaged_table_is_named(write, name, data):
     write(name, data)
-    assert "cannot be read as" in fault(name).message
+    assert re.match(rf"{name} (cannot be read as|is a Parquet file)", fault(name).message)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.yaml", "a.parquet", "a.arrow"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "is a pointer of Git LFS"),
+        (b"\0" * 99, "holds zeros only"),
+        (b"BZh91AY&SY\0\xff", r"is compressed \(bzip2\)"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_as_what_it_is(write, name, data, message):
+    write(name, data)
+    assert re.match(rf"{name} {message}", fault(name).message)
+
+
+def test_a_duration_that_python_has_no_number_for_is_a_fault_of_the_file(write):
+    sink = io.BytesIO()
+    parquet.write_table(pa.table({"a": pa.array([2**62], pa.duration("s"))}), sink)
+    write("a.parquet", sink.getvalue())
+    assert fault("a.parquet").message.startswith("a.parquet cannot be read as Parquet: ")
 
 
 def test_a_nul_in_a_table_is_named_with_its_row(write):

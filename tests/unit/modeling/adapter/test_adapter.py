@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
 from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
 from sftcli.modeling.adapter.adapter import add_adapter, check_base, load_adapter, merge_adapter
-from sftcli.modeling.adapter.folder import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, read_base
+from sftcli.modeling.adapter.folder import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, read_base, read_shape
 from sftcli.modeling.adapter.targets import choose_targets, short_names
 from sftcli.modeling.formats.identity import numbers_hash
 from sftcli.modeling.load import load_model
@@ -239,3 +239,25 @@ def test_what_gets_no_adapter_is_told_as_shares_of_the_layers():
     assert alone.kinds == {"experts": experts / total, "routers": router / total}
     assert alone.share == pytest.approx((experts + router) / total)
     assert add_adapter(tiny_llama(), AdapterSettings(kind="lora", rank=2)).left_alone.share == 0
+
+
+def test_an_adapter_of_numbers_that_are_not_finite_is_refused(tied: Path, tmp_path: Path) -> None:
+    folder = foreign_adapter(tied, tmp_path / "adapter", r=2, target_modules=["q_proj"])
+    tensors = load_file(folder / WEIGHTS_FILE)
+    save_file({name: tensor * torch.nan for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
+    with pytest.raises(DataError, match=r"adapter_model\.safetensors holds non-finite values"):
+        load_adapter(load(tied), folder)
+
+
+def test_an_adapter_of_rank_0_is_refused(tied: Path, tmp_path: Path) -> None:
+    folder = foreign_adapter(tied, tmp_path / "adapter", r=2, target_modules=["q_proj"])
+    tensors = load_file(folder / WEIGHTS_FILE)
+    empty = {
+        name: tensor[:0] if "lora_A" in name else tensor[:, :0].clone() for name, tensor in tensors.items()
+    }
+    save_file(empty, folder / WEIGHTS_FILE)
+    edit(folder / CONFIG_FILE, r=0)
+    with pytest.raises(DataError, match="cannot be put into the model"):
+        load_adapter(load(tied), folder)
+    with pytest.raises(DataError, match="r is 0, expected a whole number above 0"):
+        read_shape(folder)

@@ -254,7 +254,24 @@ def test_a_folder_without_a_tokenizer_is_not_found(tmp_path: Path):
     ("name", "content", "message"),
     [
         ("tokenizer.json", b"{}", "is not a tokenizer"),
-        ("tokenizer.json", b"\xff\xfe", "is not a tokenizer"),
+        ("tokenizer.json", b"\xff\xfe", "is UTF-16 text"),
+        ("tokenizer.json", b"", "is empty"),
+        (
+            "tokenizer_config.json",
+            b'{"added_tokens_decoder": {"x": {"content": "a"}}}',
+            "does not fit tokenizer.json",
+        ),
+        (
+            "tokenizer_config.json",
+            b'{"added_tokens_decoder": {"600": {"content": "\\udfff"}}}',
+            "does not fit",
+        ),
+        ("chat_template.jinja", b"{% break %}", "is not valid Jinja"),
+        (
+            "chat_template.jinja",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n",
+            "Git LFS",
+        ),
         ("tokenizer_config.json", b"{", "is not valid JSON"),
         ("tokenizer_config.json", b"[]", "holds no JSON object"),
         ("generation_config.json", b"nope", "is not valid JSON"),
@@ -267,6 +284,25 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, mess
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         load_chat_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "aaaa"}},
+        {"model": {"type": "Unigram", "unk_id": None, "vocab": [], "byte_fallback": False}},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    ],
+)
+def test_a_tokenizer_that_fails_at_its_work_is_named_and_its_panic_is_not_shown(
+    tmp_path: Path, changes: dict[str, object], capfd: pytest.CaptureFixture[str]
+):
+    build_tiny_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(DataError, match=r"tokenizer\.json (does not work|is not a tokenizer): "):
+        load_chat_tokenizer(tmp_path)
+    assert capfd.readouterr().err == ""
 
 
 def test_tokens_that_only_the_configuration_knows_are_added_under_their_ids(tmp_path: Path):

@@ -73,6 +73,9 @@ def test_special_tokens_that_are_not_set_are_empty():
         "{{ 1 / 0 }}",
         "{{ 'a' + 1 }}",
         "{{ lipsum(n=100000) }}",
+        "{{ self.missing() }}",
+        "{{ '\\udfff' }}",
+        "{{ dict(**5) }}",
     ],
 )
 def test_what_a_template_may_not_do_is_refused(source: str):
@@ -117,9 +120,14 @@ def test_a_template_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPat
     assert message == f"the template runs longer than {sandbox.MAX_SECONDS:.0f} seconds"
 
 
-def test_what_is_not_jinja_is_refused_at_once():
+@pytest.mark.parametrize(
+    "source",
+    ["{% for %}", "{% break %}", "{% continue %}", "{% macro a(a, a) %}{% endmacro %}", "{% set none = 3 %}", "{{ f(a=1, a=2) }}",
+     "{{ " + "(" * 5000 + " }}",],
+)  # fmt: skip
+def test_what_is_not_jinja_is_refused_at_once(source: str):
     with pytest.raises(DataError, match="the chat template test is not valid Jinja"):
-        ChatTemplate("{% for %}", name="test")
+        ChatTemplate(source, name="test").render([], tools=None, add_generation_prompt=False, variables={})
 
 
 def test_a_content_that_looks_like_a_wide_format_is_only_text():
