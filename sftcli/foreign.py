@@ -25,6 +25,7 @@ from sftcli.errors import (
 AGAIN = "copy or download it again"
 _OURS = (SftError, ReportedByPeerError, KeyboardInterrupt, SystemExit, GeneratorExit)
 _ALLOCATORS = ("DefaultCPUAllocator", "out of memory")  # torch raises a plain RuntimeError on the CPU
+_POINTER_BYTES = 1024  # which the format sets; a larger file is not read for this
 _HEAD_BYTES = 64 << 10
 _MOST_CAUSE = 300  # characters
 _STDERR = 2
@@ -132,7 +133,7 @@ def refuse_pointer(file: Path, name: str) -> None:
     Raises:
         DataError: It does.
     """
-    if kind_of(file) is _POINTER:
+    if file.is_file() and file.stat().st_size < _POINTER_BYTES and kind_of(file) is _POINTER:
         raise damaged(file, "", name=name)
 
 

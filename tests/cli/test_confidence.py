@@ -57,7 +57,7 @@ def lines_of(path: Path) -> list[dict[str, object]]:
 def ask(sft, *more: object) -> tuple[int, str, str]:
     prompts = Path("prompts.jsonl")
     asked = [{"prompt": f"What is {number}?", "id": number} for number in range(ASKED - 10)]
-    asked += [{"prompt": "word " * 40 * (number + 1), "id": number} for number in range(ASKED - 10, ASKED)]
+    asked += [{"prompt": "word " * (number + 1), "id": number} for number in range(ASKED - 10, ASKED)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
     return sft(
         "generate", "--file", prompts, "--out", "sure.jsonl", "--rest", "unsure.jsonl", *more,
