@@ -30,11 +30,16 @@ def impossible_claim(config: Mapping[str, object], shapes: Mapping[str, Sequence
     packed = _PACKED if "quantization_config" in config else 1
     for key, value in _numbers(config):
         if key in _LAYERS and value > len(shapes):
-            return f"{value} layers, the weights hold {_layers(shapes)}"
+            return f"{_shown(value)} layers, the weights hold {_layers(shapes)}"
         most = longest * packed * (1 if key in _SIDES else _SLACK)
         if key in (*_SIDES, *_PARTS) and value > most:
-            return f"{key} {value}, no side of a tensor in the weights is longer than {longest}"
+            return f"{key} {_shown(value)}, no side of a tensor in the weights is longer than {longest}"
     return ""
+
+
+def _shown(value: int) -> str:
+    text = str(value)
+    return text if len(text) <= 15 else f"{text[:6]}... ({len(text)} digits)"
 
 
 def _numbers(config: Mapping[str, object]) -> Iterator[tuple[str, int]]:

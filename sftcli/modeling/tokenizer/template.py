@@ -79,9 +79,8 @@ class ChatTemplate:
         Raises:
             TemplateRefusedError: The template raised, or went over a limit.
         """
-        size = sum(
-            [len(value) for message in messages for value in message.values() if isinstance(value, str)]
-        )
+        values = [value for message in messages for value in message.values() if isinstance(value, str)]
+        size = sum(map(len, values))
         limits = Budget(
             output_chars=MIN_OUTPUT_CHARS + OUTPUT_PER_INPUT * size,
             deadline=monotonic() + MAX_SECONDS,
@@ -95,7 +94,10 @@ class ChatTemplate:
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
             )
-            text.encode()  # half of a surrogate pair is no text
+            if not _is_text(text) and _is_text(repr(variables)) and all(map(_is_text, values)):
+                raise TemplateRefusedError(
+                    "it writes half of a surrogate pair"
+                )  # that of a row is told as the row's
         except SftError:
             raise
         except Exception as error:  # a program of others raises what it likes
@@ -104,6 +106,14 @@ class ChatTemplate:
         finally:
             budget.reset(token)
         return text
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_template(text: str, *, builtins: Mapping[str, str], read: Callable[[str], str]) -> ChatTemplate:

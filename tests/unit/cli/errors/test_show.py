@@ -173,7 +173,7 @@ def test_a_full_disk_is_74(capsys: Captured) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x")
     assert guarded(raising(full), command="sft train") == 74
     assert capsys.readouterr().err == (
-        "error: no space left for runs/x\nhelp: see to the disk and run it again\n"
+        "error: no space left for runs/x\nhelp: free some space and run it again\n"
     )
 
 

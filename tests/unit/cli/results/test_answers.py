@@ -25,7 +25,8 @@ ASKED = GenerateRequest(
     ("finish", "tokens", "told"),
     [
         ("stop", 3, ""),
-        ("length", 3, "cut after 3 tokens; --max-new-tokens allows more\n"),
+        ("length", 3, "cut after 3 tokens: the model was made for no more positions\n"),
+        ("length", 256, "cut after 256 tokens; --max-new-tokens allows more\n"),
         ("stopped", 0, "stopped after 0 tokens\n"),
         ("stopped", 1, "stopped after 1 token\n"),
     ],

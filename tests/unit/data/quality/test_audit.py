@@ -147,10 +147,10 @@ def test_rows_are_counted_for_each_source():
     audit.add(refused(2), source="one")
     audit.add(example(7, 3), source="two")
     sources = audit.summary().sources
-    assert sources["one"] == {
+    assert dataclasses.asdict(sources["one"]) == {
         "rows": 2, "kept": 1, "rejected": 1, "cut": 0, "tokens": 5, "response_tokens": 2,
     }  # fmt: skip
-    assert sources["two"]["response_tokens"] == 3
+    assert sources["two"].response_tokens == 3
 
 
 def test_rows_that_were_cut_are_counted_with_the_length_they_had():

@@ -620,7 +620,7 @@ def test_a_plain_text_that_is_too_long_is_refused(write, monkeypatch):
 @pytest.mark.parametrize("data", [b"PAR1 broken PAR1", b"junk", parquet_bytes()[:-9]])
 def test_a_damaged_table_is_named(write, name, data):
     write(name, data)
-    assert re.match(rf"{name} (cannot be read as|is a Parquet file)", fault(name).message)
+    assert re.match(rf"{name}:? (cannot be read as|is a Parquet file)", fault(name).message)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.yaml", "a.parquet", "a.arrow"])

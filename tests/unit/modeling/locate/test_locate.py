@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sftcli.errors import (
     ConsentError,
@@ -179,7 +179,8 @@ def test_a_branch_is_asked_for_again_and_taken_from_the_cache_when_the_hub_is_go
 def test_download_that_is_cut_off_goes_on_where_it_broke(
     tiny: Path, sink: RecordingSink, use_hub: Callable[[str], None]
 ) -> None:
-    save_file({"large": torch.zeros(22 << 20, dtype=torch.uint8)}, tiny / "model.safetensors")
+    weights = load_file(tiny / "model.safetensors")
+    save_file(weights | {"large": torch.zeros(22 << 20, dtype=torch.uint8)}, tiny / "model.safetensors")
     hub = FakeHub("owner/name", tiny)
     hub.cuts = 1
     located = _fetch_from(hub, use_hub, "owner/name", sink)
