@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, 
 
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError, StorageError
+from sftcli.foreign import AGAIN
 from sftcli.json_files import json_text, read_json
 
 Form = TypeVar("Form")
@@ -44,9 +45,14 @@ class OwnFile(Generic[Form]):
             DataError: It is damaged, something else, or of a later version.
         """
         try:
-            return self.of(read_json(path, hint=self.hint), where=str(path))
-        except StorageError as error:
-            raise DataError(error.message, hint=self.hint) from error
+            content = read_json(path, hint=self.hint)
+        except (DataError, StorageError) as error:
+            hint = self.hint if error.hint in ("", AGAIN) else error.hint  # nobody has another copy
+            cause = error.message.removeprefix(str(path)).lstrip(": ")
+            raise DataError(
+                f"{path} is damaged: it {cause}", hint=hint, location=error.location
+            ) from error
+        return self.of(content, where=str(path))
 
     def find(self, path: Path) -> Form | None:
         """Return what is in the file ``path``; None where there is none.

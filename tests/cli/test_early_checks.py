@@ -162,7 +162,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def everything(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """Return what is in ``folder``, but for what the cache remembers of tokenizers that passed."""
+    found = (path.relative_to(folder) for path in folder.rglob("*"))
+    return sorted(str(path) for path in found if path.parts[:2] != ("cache", "tried"))
 
 
 @pytest.fixture(scope="module")

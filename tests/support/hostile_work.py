@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from sftcli.child import UnfitError
+from sftcli.foreign import foreign_file
 
 
 def note(path: Path) -> None:
@@ -31,6 +32,11 @@ def swallow(_: Path) -> None:
     kept = []
     while True:
         kept.append(bytearray(64 << 20))
+
+
+def swallow_guarded(path: Path) -> None:
+    with foreign_file(path):
+        swallow(path)
 
 
 def panic(_: Path) -> None:

@@ -28,6 +28,7 @@ def attempt(work: str, path: Path, *, content: str = "") -> None:
         ("bus", r"it.json: the library that reads it crashes \(SIGBUS\)"),
         ("turn", "it.json: reading it was given up after 2 seconds"),
         ("swallow", "it.json: reading it takes more than 2 GB of memory"),
+        ("swallow_guarded", "it.json: reading it takes more than 2 GB of memory"),
         ("panic", "it.json: a library fails on it: index out of bounds"),
         ("find_unfit", "it.json: it holds nothing"),
     ],

@@ -202,5 +202,5 @@ def test_models_that_cannot_have_more_tokens_are_refused(tmp_path):
     packed = build_tiny_model(tmp_path / "packed")
     config = json.loads((packed / "config.json").read_text())
     (packed / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
-    with pytest.raises(UsageError, match=r"the weights of .* are quantized"):
+    with pytest.raises(UsageError, match=r"the weights are quantized"):
         extended(packed)

@@ -67,12 +67,13 @@ def test_a_save_steps_aside_until_it_is_waited_for(tmp_path: Path, monkeypatch: 
     lowest: set[int] = set()
     monkeypatch.setattr(background_saver, "step_aside", lambda: lowest.add(threading.get_ident()))
     who: list[int] = []
-    wait_seen = threading.Event()
+    first_seen, wait_seen = threading.Event(), threading.Event()
 
     class Watched(Disk):
         def write(self, file: BinaryIO, data: bytes | memoryview) -> None:
             who.append(threading.get_ident())
             super().write(file, data)
+            first_seen.set()
 
     monkeypatch.setattr(storage, "disk", Watched())
 
@@ -85,5 +86,6 @@ def test_a_save_steps_aside_until_it_is_waited_for(tmp_path: Path, monkeypatch: 
     saver = Saver(lambda event: wait_seen.set() if isinstance(event, Progressed) else None, time.monotonic)
     monkeypatch.setattr(background_saver, "SIGN_SECONDS", 0.02)
     saver.begin(1, save)
+    first_seen.wait(10)
     saver.finish(wait=True)
     assert [thread in lowest for thread in who] == [True, False]
