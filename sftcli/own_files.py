@@ -48,10 +48,10 @@ class OwnFile(Generic[Form]):
             content = read_json(path, hint=self.hint)
         except (DataError, StorageError) as error:
             hint = self.hint if error.hint in ("", AGAIN) else error.hint  # nobody has another copy
-            cause = error.message.removeprefix(str(path)).lstrip(": ")
-            raise DataError(
-                f"{path} is damaged: it {cause}", hint=hint, location=error.location
-            ) from error
+            message = error.message
+            if isinstance(error, DataError):
+                message = f"{path} is damaged: it {message.removeprefix(str(path)).lstrip(': ')}"
+            raise DataError(message, hint=hint, location=error.location) from error
         return self.of(content, where=str(path))
 
     def find(self, path: Path) -> Form | None:
