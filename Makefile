@@ -63,7 +63,7 @@ fuzz:  ## damage 20,000 files at random and run a command on each, an hour; none
 	$(PYTHON) -m tests.fuzz --kind foreign --count 10000 --max-seconds 2700
 	$(PYTHON) -m tests.fuzz.readers --count 20000 --max-seconds 1800
 
-fuzz-slice:  ## the part of it that CI runs, under a minute
+fuzz-slice:  ## a minute of it
 	$(PYTHON) -m tests.fuzz --kind own --count 60 --max-seconds 28
 	$(PYTHON) -m tests.fuzz --kind foreign --count 60 --max-seconds 28
 
