@@ -41,8 +41,7 @@ crash:  ## kill -9 a real training 200 times at random moments; every end must e
 
 crash-slice:  ## the part of it that CI runs, under 3 minutes
 	$(PYTHON) -m pytest -q tests/crash -m "crash and not slow"
-	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.monkey --rounds 25 --max-seconds 70
-	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.stops --runs 1 --max-stops 1
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.monkey --rounds 12 --max-seconds 35
 
 power-loss:  ## cut the power at 200 random operations of the disk; what was announced must be there, and the same command go on
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.power_loss --cuts 200
@@ -81,9 +80,9 @@ models:  ## every family through training, adapters, answers and resuming, an ho
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.models.matrix --jobs 2 --out models-out
 	$(PYTHON) -m tests.models.page models-out/results > docs/models.md
 
-models-slice:  ## the dozen that CI runs
-	OMP_NUM_THREADS=1 $(PYTHON) -m tests.models.matrix --jobs 2 --brief --out $$(mktemp -d) gpt_oss gemma2 smollm3 mistral_swa qwen3_moe \
-		deepseek_v3 vlm_qwen3_5 gemma4_text nemotron_h falcon_h1 lfm2 mamba
+models-slice:  ## those that CI runs
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.models.matrix --jobs 2 --brief --out $$(mktemp -d) gpt_oss gemma2 smollm3 qwen3_moe \
+		deepseek_v3 vlm_qwen3_5 nemotron_h lfm2
 
 templates:  ## 28 conversations under every chat template of TRL (installed, else downloaded), and small ones with one habit each
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.models.tmatrix --out models-out/templates
