@@ -115,14 +115,10 @@ def test_the_log_is_on_the_disk_before_a_checkpoint_and_the_final_model(tmp_path
     assert published == 4
 
 
-SLOW = [
-    pytest.param(case.name, marks=pytest.mark.slow)
-    for case in CASES
-    if case.name not in {"train", "generate"}
-]
+SLOW = [pytest.param(case.name, marks=pytest.mark.slow) for case in CASES if case.name != "train"]
 
 
-@pytest.mark.parametrize("name", ["train", "generate", *SLOW])
+@pytest.mark.parametrize("name", ["train", *SLOW])
 def test_the_same_command_goes_on_after_a_loss_of_power(name, machine):
     (case,) = [case for case in CASES if case.name == name]
     bench, chance = Cuts(machine), random.Random(name)

@@ -63,7 +63,7 @@ def check_run(place: Path, case: Case, text: str) -> None:
     """See that the run is there, its newest announced checkpoint or a newer one, and its final model."""
     run = RunFolder(place / "runs" / case.run)
     if events_in(text, "RunStarted"):
-        run.read_about()
+        run.record()
     saved = [int(str(event["step"])) for event in events_in(text, "CheckpointSaved")]
     if saved:
         newest = newest_good(run.checkpoints, warn=lambda text: None)
