@@ -197,6 +197,17 @@ def test_rows_that_are_gone_are_prepared_again_or_refused_by_name(sft, place, fi
         rows.write_text(kept, encoding="utf-8")
 
 
+def test_rows_that_were_split_by_a_seed_of_their_own_are_prepared_again(sft, place):
+    flags = ("--max-steps", 1, *SMALL)
+    split = ("--set", "data.split_seed=7")
+    assert sft("train", "--data", "sums.jsonl", "--model", "tiny", "--run", "seeded", *split, *flags)[0] == 0
+    shutil.rmtree(place / "cache" / "prepared")
+    onward = ("--data", "colors.jsonl", "--model", "seeded", "--run", "onward", "--replay", "25%")
+    code, _, err = sft("train", *onward, *flags)
+    assert code == 0, err
+    assert "preparing the rows of seeded again" in err
+
+
 def test_replay_without_an_earlier_run_is_refused_before_anything_is_made(sft, place):
     code, _, err = sft(
         "train", "--data", "colors.jsonl", "--model", "tiny", "--run", "none", "--replay", "20%"

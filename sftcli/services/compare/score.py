@@ -12,8 +12,7 @@ from sftcli.services.compare.record import RowScores
 from sftcli.services.evaluate.request import KEPT_PRECISION
 from sftcli.services.evaluate.scoring import SCORING_TOKENS, response_bytes
 from sftcli.services.models.choose import choose_model, load_for_inference
-from sftcli.services.prepare.prepare import prepare_data
-from sftcli.services.prepare.sources import find_sources
+from sftcli.services.prepare.prepare import prepare_rows
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.training.loss import score_rows
 
@@ -31,11 +30,9 @@ def score_run(run: RunFolder, session: Session, *, seconds: float) -> RowScores:
         emit=unheard,
         trusts_code=settings.model.trust_remote_code,
     )
-    prepared = prepare_data(
-        settings.data,
-        find_sources(settings.data),
+    prepared = prepare_rows(
+        settings,
         model_folder=choice.tokenizer_folder,
-        seed=settings.rows_seed,
         session=Session(unheard, session.stop),
         fallback=run.path / "cache",
     )

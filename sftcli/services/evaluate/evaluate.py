@@ -50,13 +50,12 @@ from sftcli.services.evaluate.trial.trial import (
     TrialPrompts,
     TrialRequest,
     Way,
-    prepare_rows,
+    rows_with_messages,
 )
 from sftcli.services.models.choose import ModelChoice, base_of, choose_model
 from sftcli.services.prepare.capacity import require_room
 from sftcli.services.prepare.doubts import more_heldout
-from sftcli.services.prepare.prepare import PreparedData, prepare_data
-from sftcli.services.prepare.sources import find_sources
+from sftcli.services.prepare.prepare import PreparedData, prepare_rows
 from sftcli.services.processes.peers import Peers, joined
 from sftcli.services.processes.rank import find_place
 from sftcli.services.report.check_results import CheckResult
@@ -312,15 +311,9 @@ def _find(request: EvalRequest, session: Session) -> _Found:
     choice = model_of(request, emit)
     settings = _settings_of(choice, request)
     if request.shots is not None:
-        prepared = prepare_rows(settings, choice, session)
+        prepared = rows_with_messages(settings, choice, session)
     else:
-        prepared = prepare_data(
-            settings.data,
-            find_sources(settings.data),
-            model_folder=choice.tokenizer_folder,
-            seed=settings.rows_seed,
-            session=session,
-        )
+        prepared = prepare_rows(settings, model_folder=choice.tokenizer_folder, session=session)
         require_room(prepared, choice.weights_folder, emit)
     base = base_to_compare(choice, request, emit)
     if base is not None:

@@ -142,11 +142,10 @@ def run_prepare(request: PrepareRequest, session: Session) -> PrepareOutcome:
 def _prepare(request: PrepareRequest, sources: Sources, session: Session) -> PrepareOutcome:
     settings = request.settings
     located = locate_base(settings.model, session.emit)
-    data = prepare_data(
-        settings.data,
-        sources,
+    data = prepare_rows(
+        settings,
+        sources=sources,
         model_folder=tokenizer_folder(settings, located),
-        seed=settings.rows_seed,
         session=session,
         keeps_messages=request.out is not None and request.as_messages,
     )
@@ -180,6 +179,27 @@ def _shown(example: Example, tokenizer: HFChatTokenizer) -> ShownRow:
         num_trained=int(example.loss_mask.sum()),
         flags=tuple(sorted(example.flags)),
         tokens=tuple(describe_tokens(example, tokenizer)),
+    )
+
+
+def prepare_rows(
+    settings: Settings,
+    *,
+    model_folder: Path,
+    session: Session,
+    sources: Sources | None = None,
+    fallback: Path | None = None,
+    keeps_messages: bool = False,
+) -> PreparedData:
+    """Prepare the rows that ``settings`` name, split by their seed, as ``prepare_data`` does; ``sources`` where they are found already."""
+    return prepare_data(
+        settings.data,
+        find_sources(settings.data) if sources is None else sources,
+        model_folder=model_folder,
+        seed=settings.rows_seed,
+        session=session,
+        fallback=fallback,
+        keeps_messages=keeps_messages,
     )
 
 

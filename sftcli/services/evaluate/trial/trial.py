@@ -34,8 +34,7 @@ from sftcli.services.evaluate.trial.prompts import (
 from sftcli.services.models.choose import ModelChoice, load_for_inference, start_of
 from sftcli.services.prepare.capacity import require_room
 from sftcli.services.prepare.pipeline import NoMessagesError
-from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_rows
-from sftcli.services.prepare.sources import find_sources
+from sftcli.services.prepare.prepare import PreparedData, prepare_rows, require_rows
 from sftcli.services.processes.peers import Peers
 from sftcli.services.report.score import Interval
 
@@ -122,7 +121,7 @@ def run_trial(request: TrialRequest, session: Session) -> TrialReport:
         StoppedError: A stop was asked for.
     """
     choice = start_of(request.settings, session.emit)
-    prepared = prepare_rows(request.settings, choice, session)
+    prepared = rows_with_messages(request.settings, choice, session)
     prompts = make_prompts(request, choice, prepared, session)
     ways = tuple(ask(request, choice, prepared, prompts, session))
     return TrialReport(
@@ -173,20 +172,15 @@ def make_prompts(
     return prompts
 
 
-def prepare_rows(settings: Settings, choice: ModelChoice, session: Session) -> PreparedData:
+def rows_with_messages(settings: Settings, choice: ModelChoice, session: Session) -> PreparedData:
     """Return rows as a training has them, kept as messages too.
 
     Raises:
         DataError: No row is held out, or one cannot be shown as messages, or they have no answers.
     """
     try:
-        prepared = prepare_data(
-            settings.data,
-            find_sources(settings.data),
-            model_folder=choice.tokenizer_folder,
-            seed=settings.rows_seed,
-            session=session,
-            keeps_messages=True,
+        prepared = prepare_rows(
+            settings, model_folder=choice.tokenizer_folder, session=session, keeps_messages=True
         )
     except NoMessagesError as error:
         raise DataError(

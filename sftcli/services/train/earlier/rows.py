@@ -26,8 +26,7 @@ from sftcli.data.quality.audit import SupervisionAudit
 from sftcli.errors import DataError, SftError, StoppedError
 from sftcli.events import Event, Notice, Progressed, Session, Warned
 from sftcli.services.models.base import locate_base, tokenizer_folder
-from sftcli.services.prepare.prepare import PreparedData, prepare_data
-from sftcli.services.prepare.sources import find_sources
+from sftcli.services.prepare.prepare import PreparedData, prepare_rows
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.services.runs.lineage import folder_of, lineage_of, names_of
 from sftcli.services.runs.record import Ancestor
@@ -263,11 +262,9 @@ def _prepared_again(run: RunFolder, session: Session) -> PreparedDataset:
     settings = read_settings(run)
     session.emit(Notice(text=f"preparing the rows of {run.name} again, which are no longer cached"))
     located = locate_base(settings.model, progress, run=run)
-    return prepare_data(
-        settings.data,
-        find_sources(settings.data),
+    return prepare_rows(
+        settings,
         model_folder=tokenizer_folder(settings, located),
-        seed=settings.training.seed,
         session=Session(progress, session.stop),
         fallback=run.path / "cache",
     ).dataset

@@ -15,7 +15,7 @@ from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.locate.locate import LocatedModel
 from sftcli.services.models.base import locate_base, tokenizer_folder
 from sftcli.services.prepare.capacity import require_room
-from sftcli.services.prepare.prepare import PreparedData, prepare_data, require_rows
+from sftcli.services.prepare.prepare import PreparedData, prepare_rows, require_rows
 from sftcli.services.prepare.sources import find_sources
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.lineage import require_earlier
@@ -93,11 +93,10 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
     located = locate_base(settings.model, session.emit, run=run)
     if session.stop.requested():
         raise StoppedError
-    prepared = prepare_data(
-        settings.data,
-        sources,
+    prepared = prepare_rows(
+        settings,
+        sources=sources,
         model_folder=tokenizer_folder(settings, located),
-        seed=settings.rows_seed,
         session=session,
         fallback=None if run is None else run.path / "cache",
     )

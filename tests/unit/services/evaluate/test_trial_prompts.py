@@ -24,7 +24,7 @@ from sftcli.services.evaluate.trial.trial import (
     TrialPrompts,
     TrialRequest,
     make_prompts,
-    prepare_rows,
+    rows_with_messages,
 )
 from sftcli.services.models.choose import start_of
 from tests.support.tiny_model import build_tiny_model, tiny_config
@@ -54,7 +54,7 @@ class Prompts:
             settings=settings, shots=shots, max_rows=60, max_prompt_tokens=most_tokens, precision="fp32"
         )
         choice = start_of(settings, session.emit)
-        prepared = prepare_rows(settings, choice, session)
+        prepared = rows_with_messages(settings, choice, session)
         self.made: TrialPrompts = make_prompts(request, choice, prepared, session)
         self.tokenizer = prepared.tokenizer
 
