@@ -29,6 +29,19 @@ class FormError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """Size and hash of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return size and hash of the file ``path``."""
+    return Stamp(bytes=path.stat().st_size, sha256=storage.file_sha256(path))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OwnFile(Generic[Form]):
     """A kind of file: what it holds, the number of its format and of the oldest that is read, and what to do where one is damaged."""
 

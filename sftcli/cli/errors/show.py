@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from sftcli import storage
 from sftcli.cli.errors.arguments import usage_error
 from sftcli.cli.options.shared import Color, use_color
 from sftcli.cli.session.session import stderr_columns
@@ -62,8 +63,14 @@ def _read_line(path: Path, line: int) -> str | None:
     return None
 
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_OF_DISKS = _FULL | {errno.EIO, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
+_OF_DISKS = storage.FULL_DISK | {
+    errno.EIO,
+    errno.EROFS,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EMFILE,
+    errno.ENFILE,
+}
 
 BUG_EXIT_CODE = 1
 BROKEN_PIPE_EXIT_CODE = 141
@@ -158,7 +165,7 @@ class _Ending:
 def _disk_error(error: OSError) -> SftError:
     """Return the error of a disk that nobody has said anything about: a failing disk is no bug of ours."""
     where = f" for {error.filename}" if error.filename else ""
-    if error.errno in _FULL:
+    if error.errno in storage.FULL_DISK:
         return StorageError(f"no space left{where}", hint="free some space and run it again")
     if error.errno == errno.EROFS:
         return OutputError(

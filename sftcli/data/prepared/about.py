@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from sftcli.data.quality.audit_summary import AuditSummary
-from sftcli.own_files import OwnFile
+from sftcli.own_files import OwnFile, Stamp
 
 _AGAIN = "prepare the data again"
 
@@ -51,14 +51,6 @@ class AboutEarlier:
     asked: Mapping[str, object]
     parts: tuple[EarlierPart, ...]
     audit: AuditSummary  # of those that are replayed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stamp:
-    """Size and hash of a file."""
-
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

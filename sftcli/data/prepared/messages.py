@@ -32,7 +32,7 @@ def write_messages(dataset: PreparedDataset, out: Path) -> None:
         StorageError: The disk is full.
     """
     sources = {split: _kept_file(dataset, split) for split in _NAMES}
-    try:
+    with storage.writing(out, _HINT):
         if out.suffix == JSON_LINES:
             with storage.whole_file(out, hint=_HINT, is_new=True) as fresh:
                 _join(list(sources.values()), fresh)
@@ -42,8 +42,6 @@ def write_messages(dataset: PreparedDataset, out: Path) -> None:
                 if split == TRAIN or sources[split].stat().st_size:
                     _join([sources[split]], folder / name)
             write_json(folder / "audit.json", dataset.about.to_json())
-    except OSError as error:
-        raise storage.disk_error(error, out, _HINT) from error
 
 
 class KeptMessages(Sequence[Conversation]):

@@ -24,10 +24,11 @@ import numpy as np
 
 from sftcli import storage
 from sftcli.data.example import Example, RowFlag
-from sftcli.data.prepared.about import MANIFESTS, AboutEarlier, AboutRows, Manifest, Stamp
+from sftcli.data.prepared.about import MANIFESTS, AboutEarlier, AboutRows, Manifest
 from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError, NotFoundError, StorageError
+from sftcli.own_files import Stamp, stamp_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -345,7 +346,7 @@ class PreparedWriter:
 def _stamped(path: Path) -> Stamp:
     """Sync a file that was written, and return what tells it from any other."""
     storage.disk.sync(path)
-    return Stamp(bytes=path.stat().st_size, sha256=storage.file_sha256(path))
+    return stamp_of(path)
 
 
 def messages_file(folder: Path, split: str) -> Path:

@@ -21,7 +21,7 @@ from sftcli.errors import DataError, NotFoundError
 from sftcli.modeling.formats.folder_check import check_safetensors
 from sftcli.modeling.formats.stored_tensors import file_header
 from sftcli.modeling.formats.written import check_file_written
-from sftcli.own_files import OwnFile
+from sftcli.own_files import OwnFile, Stamp, stamp_of
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.state import RngState, TrainingSnapshot, TrainState
 
@@ -37,14 +37,6 @@ class StoredState:
 
     state: TrainState
     fingerprints: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stamp:
-    """Size and hash of a file."""
-
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +65,7 @@ def write_snapshot(
         StorageError: The weights do not read back as they are.
     """
     files: dict[str, Mapping[str, object]] = {
-        path.name: {"bytes": path.stat().st_size, "sha256": storage.file_sha256(path)}
-        for path in sorted(folder.iterdir())
-        if path.is_file()
+        path.name: asdict(stamp_of(path)) for path in sorted(folder.iterdir()) if path.is_file()
     }
     for name, tensors in (
         (weights_name, snapshot.weights),
