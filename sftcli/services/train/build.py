@@ -8,21 +8,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftcli.config.schema.data import RowOrder
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import (
     Batch,
-    BatchPlan,
     ExampleSource,
-    TextShare,
     batches_in_order_of_length,
     collate,
 )
 from sftcli.data.batches.progress import with_progress
-from sftcli.data.prepared.store import ExampleTable
-from sftcli.errors import DataError
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
 from sftcli.extras import install_command
 from sftcli.modeling.architecture import opens_whole, require_causal
@@ -49,6 +44,7 @@ from sftcli.services.prepare.capacity import require_positions
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.record import Decisions
 from sftcli.services.train.adapters import AdapterFiles, adapter_files, load_with_adapter, tell_left_alone
+from sftcli.services.train.batch_plan import plan_maker
 from sftcli.services.train.decisions import require_same
 from sftcli.services.train.speedups import try_ways
 from sftcli.services.train.start.inputs import TrainingInputs
@@ -62,9 +58,8 @@ from sftcli.training.experts.expert_load import ExpertMeter
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
-from sftcli.training.probes.choices import RowSharing, WeightSharing
+from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.probes.loss import choose_batch_loss
-from sftcli.training.probes.packing import choose_packing
 from sftcli.training.selection import select_weights
 from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
 from sftcli.training.trainer import Trainer
@@ -72,70 +67,6 @@ from sftcli.training.utilization import Gauge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def plan_maker(
-    model: "PreTrainedModel",
-    inputs: TrainingInputs,
-    *,
-    emit: EventSink,
-    recorded: str | None = None,
-    ruled_out: RowSharing | None = None,
-) -> tuple[Callable[[int], BatchPlan], RowSharing]:
-    """Return what makes the plan for a micro-batch size, after trying ``model`` with packed rows, and how these are kept apart.
-
-    ``recorded`` is how they were, in a run that goes on; ``ruled_out`` is how they cannot be.
-
-    Raises:
-        DataError: There is no text for the share that it is to have.
-        UsageError: Packing is asked for, and the model cannot do it.
-    """
-    settings, dataset, pad_id = inputs.settings, inputs.prepared.dataset, inputs.pad_id
-    training, examples = settings.training, dataset.train
-    text = _text_share(dataset.text, settings.data.text_fraction)
-    longest = max(*examples.num_tokens, *(text.examples.num_tokens if text else ()), 0)
-    chosen = choose_packing(
-        model,
-        examples,
-        longest=longest,
-        settings=training,
-        pad_id=pad_id,
-        emit=emit,
-        recorded=recorded,
-        ruled_out=ruled_out,
-    )
-    packing = chosen.packing
-    keys = _order_keys(examples, settings.data.order)
-
-    def make(micro_batch_size: int) -> BatchPlan:
-        return BatchPlan(
-            examples,
-            batch_size=training.rows_per_step,
-            micro_batch_size=micro_batch_size,
-            pad_id=pad_id,
-            seed=training.seed,
-            keys=keys,
-            packing=packing and packing.reduced(micro_batch_size, training.micro_batch_size),
-            text=text,
-        )
-
-    return make, chosen.kind
-
-
-def _order_keys(examples: ExampleTable, order: RowOrder) -> Sequence[float] | None:
-    if order is RowOrder.SHUFFLED:
-        return None
-    return examples.num_tokens if order is RowOrder.LENGTH else examples.scores
-
-
-def _text_share(texts: ExampleTable, fraction: float) -> TextShare | None:
-    if not fraction:
-        return None
-    if not len(texts):
-        raise DataError(
-            "no pretraining text is left to mix in", hint="sft prepare says why each text was rejected"
-        )
-    return TextShare(examples=texts, fraction=fraction)
 
 
 HELDOUT_BATCH_TOKENS = 4096  # positions scored at once; results do not depend on it
