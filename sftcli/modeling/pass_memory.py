@@ -122,6 +122,25 @@ def may_be_short(model: "PreTrainedModel", tokens: int, *, longest: int, more: i
     return bool(2 * (4 * numbers + more) > free_memory_bytes())
 
 
+def require_row_memory(
+    model: "PreTrainedModel",
+    take: Callable[[int], object],
+    longest: int,
+    *,
+    row: str,
+    doing: str,
+    hint: Callable[[int], str],
+) -> None:
+    """Refuse a row of ``longest`` tokens whose pass takes more than is free; ``take`` makes one over a piece of so many tokens.
+
+    Raises:
+        ResourceError: As ``require_memory``.
+    """
+    if may_be_short(model, longest, longest=longest):
+        memory = measure_pass(take, longest)
+        require_memory(memory, free_memory_bytes(), row=row, tokens=longest, doing=doing, hint=hint)
+
+
 def require_memory(
     memory: PassMemory, free: int, *, row: str, tokens: int, doing: str, hint: Callable[[int], str]
 ) -> None:

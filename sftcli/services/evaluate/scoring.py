@@ -18,9 +18,9 @@ from sftcli.events import EventSink, NeverStop, Progressed, StopFlag
 from sftcli.modeling.architecture import not_finite
 from sftcli.modeling.decoding.decode import MAX_ROWS, Row, decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
-from sftcli.modeling.pass_memory import may_be_short, measure_pass, require_memory
+from sftcli.modeling.pass_memory import require_row_memory
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
-from sftcli.runtime import free_memory_bytes, monotonic
+from sftcli.runtime import monotonic
 from sftcli.services.evaluate.checks.check import AskedRow
 from sftcli.services.evaluate.checks.grading import Answers
 from sftcli.services.evaluate.metrics import (
@@ -259,18 +259,16 @@ def _require_memory(job: ScoringJob, model: "PreTrainedModel") -> None:
     lengths = job.heldout.num_tokens
     row = max(range(len(job.heldout)), key=lambda index: lengths[index])
     example, longest = job.heldout[row], int(lengths[row])
-    if not may_be_short(model, longest, longest=longest):
-        return
 
     def take(tokens: int) -> None:
         piece = collate([piece_of(example, tokens)], example_ids=[0], pad_id=job.tokenizer.pad_id)
         score_rows(model, [piece], stop=NeverStop())
 
-    require_memory(
-        measure_pass(take, longest),
-        free_memory_bytes(),
+    require_row_memory(
+        model,
+        take,
+        longest,
         row=str(example.origin),
-        tokens=longest,
         doing="scoring it",
         hint=lambda most: (
             f"leave it out: rows of {most:,} tokens fit; or free memory, or choose a smaller model"

@@ -15,9 +15,9 @@ from sftcli.figures import counted
 from sftcli.modeling.config_values import config_value, positions_of_model
 from sftcli.modeling.decoding.decode import decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
-from sftcli.modeling.pass_memory import may_be_short, measure_pass, require_memory
+from sftcli.modeling.pass_memory import require_row_memory
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
-from sftcli.runtime import free_memory_bytes, monotonic
+from sftcli.runtime import monotonic
 from sftcli.services.models.choose import ModelChoice, load_for_inference
 from sftcli.services.prepare.pipeline import end_tokens
 
@@ -142,9 +142,6 @@ class Answerer:
         Raises:
             ResourceError: It has not.
         """
-        longest = len(question.ids)
-        if not may_be_short(self.decoder.model, longest, longest=longest):
-            return
 
         def take(tokens: int) -> None:
             one = SamplingSettings(max_new_tokens=1)
@@ -153,11 +150,11 @@ class Answerer:
             ):
                 pass
 
-        require_memory(
-            measure_pass(take, longest),
-            free_memory_bytes(),
+        require_row_memory(
+            self.decoder.model,
+            take,
+            len(question.ids),
             row=row,
-            tokens=longest,
             doing="reading it",
             hint=lambda most: f"{most:,} tokens fit; or free memory, or choose a smaller model",
         )
