@@ -31,10 +31,8 @@ ROOM_BYTES = 2 << 30
 # What a file that is read whole may take beside.
 BYTES_PER_SECOND = 50 << 20
 ROOM_PER_BYTE = 4
-_UNFIT, _REFUSED = (
-    4,
-    3,
-)  # exit codes: a child's verdict, and an error that the command meets as well and says in its words
+# Exit codes: a child's verdict, and an error that the command meets as well and says in its words.
+_UNFIT, _REFUSED = 4, 3
 _SLOW = {
     getattr(signal, name, None) for name in ("SIGALRM", "SIGXCPU")
 }  # out of patience, out of processor time
@@ -136,16 +134,8 @@ def _fault(work: str, path: Path, file_bytes: int) -> str | None:
         room_bytes=ROOM_BYTES + ROOM_PER_BYTE * file_bytes,
     )
     numbers = (limits.seconds, limits.room_bytes, os.getpid())
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        _START,
-        json.dumps(sys.path),
-        work,
-        os.fspath(path),
-        *map(str, numbers),
-    ]
+    call = (json.dumps(sys.path), work, os.fspath(path), *map(str, numbers))
+    command = [sys.executable, "-P", "-c", _START, *call]
     with TemporaryFile() as stderr:
         child = subprocess.Popen(
             command,

@@ -116,20 +116,10 @@ class Disk:
 
 
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-CANNOT_BE_MADE = frozenset(
-    {
-        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
-        *(
-            errno.ENOTEMPTY,
-            errno.ENAMETOOLONG,
-            errno.ELOOP,
-            errno.EINVAL,
-            errno.EBUSY,
-            errno.EXDEV,
-            errno.ENXIO,
-        ),
-    }
-)
+CANNOT_BE_MADE = frozenset({
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EBUSY, errno.EXDEV, errno.ENXIO,
+})  # fmt: skip
 PASSING = frozenset(
     {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT}
 )  # network drives recover from these
