@@ -181,8 +181,8 @@ OWN = (
         name="comparison",
         make=make_comparison,
         file="runs/sizes/compare.json",
-        commands=("runs", "runs --json", "show", _SIZES),
+        commands=("runs", "runs --json", f"{_SIZES} --resume auto"),
     ),
     Target(name="answers", make=make_answers, file=".answers.jsonl.partial", commands=_ANSWERS),
-    Target(name="answers lock", make=make_answers, file=".answers.jsonl*lock", commands=_ANSWERS),
+    Target(name="answers lock", make=make_answers, file=".sft-*-out-lock", commands=_ANSWERS),
 )

@@ -102,6 +102,7 @@ class Runner:
                 if _end(_fork(work, folder / _OUTPUT)):
                     raise SystemExit(f"the sample of {target.name} failed:\n{_text(folder / _OUTPUT)}")
                 shutil.rmtree(folder / _SCRATCH)
+            target.path(self.samples[target.make])  # is there
 
     def run(self, cases: Iterable[Case]) -> Iterator[Result]:
         """Run ``cases`` and yield their results as they end."""
@@ -148,7 +149,7 @@ class Runner:
         fault = (
             f"over {self.seconds:.0f} s"
             if is_late
-            else fault_of(code, text, folder, is_intact=case.intact is not None)
+            else fault_of(code, text, folder, self.samples[case.target.make], is_intact=case.intact is not None)
         )
         shutil.rmtree(folder, ignore_errors=True)
         if not fault:
@@ -173,8 +174,8 @@ class Runner:
         )
 
 
-def fault_of(code: int, text: str, folder: Path, *, is_intact: bool = False) -> str:
-    """Say what is wrong with how a command has ended; nothing where it may end so."""
+def fault_of(code: int, text: str, folder: Path, sample: Path, *, is_intact: bool = False) -> str:
+    """Say what is wrong with how a command in ``folder``, a copy of ``sample``, has ended; nothing where it may end so."""
     if code < 0:
         return f"died of {signal.Signals(-code).name}"
     named = {1: "exit 1", _OUT_OF_MEMORY: "out of memory"}
@@ -184,10 +185,14 @@ def fault_of(code: int, text: str, folder: Path, *, is_intact: bool = False) -> 
         return "hit a bug"
     if "\x1b" in text:
         return "escape character"
-    left = [path for path in (*folder.rglob(".sft-*"), *folder.glob(f"{_SCRATCH}/*")) if _is_scratch(path)]
-    if left:
-        return f"left {left[0].relative_to(folder)}"
+    if left := sorted(_scratch(folder) - _scratch(sample)):
+        return f"left {left[0]}"
     return f"exit {code} without damage" if is_intact and code else ""
+
+
+def _scratch(folder: Path) -> set[str]:
+    found = (*folder.rglob(".sft-*"), *folder.glob(f"{_SCRATCH}/*"))
+    return {path.relative_to(folder).as_posix() for path in found if _is_scratch(path)}
 
 
 def _is_scratch(path: Path) -> bool:
