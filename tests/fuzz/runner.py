@@ -149,7 +149,9 @@ class Runner:
         fault = (
             f"over {self.seconds:.0f} s"
             if is_late
-            else fault_of(code, text, folder, self.samples[case.target.make], is_intact=case.intact is not None)
+            else fault_of(
+                code, text, folder, self.samples[case.target.make], is_intact=case.intact is not None
+            )
         )
         shutil.rmtree(folder, ignore_errors=True)
         if not fault:
