@@ -254,8 +254,22 @@ def load() -> None:
             if not found.name.endswith("__main__"):
                 with suppress(ModuleNotFoundError):  # of an extra
                     importlib.import_module(found.name)
+        _make_tables()
     gc.collect()
     gc.freeze()  # so that children copy fewer pages
+
+
+def _make_tables() -> None:
+    """Make what libraries keep from their first call on."""
+    import torch
+
+    from sftcli.modeling.load import load_model
+    from sftcli.services.report.html import page_template
+    from tests.support.tiny_model import build_tiny_model
+
+    page_template()
+    with tempfile.TemporaryDirectory() as folder:
+        load_model(build_tiny_model(Path(folder)), dtype=torch.float32, device=torch.device("cpu"))
 
 
 def _settle(folder: Path) -> None:

@@ -8,10 +8,11 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from sftcli import storage
@@ -72,17 +73,9 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
         OutputError: The place cannot be written.
         StorageError: Its disk is full.
     """
-    environment = Environment(
-        loader=FunctionLoader(_template),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"words": _words, "breaks": _breakable, "count": count}
     found = [_Read.of(run) for run in runs]
     pages = [{"number": number, **_describe(one)} for number, one in enumerate(found)]
-    page = environment.get_template("report.html.jinja").render(
+    page = page_template().render(
         runs=pages,
         together=_together(found, pages) if len(found) > 1 else None,
         charts=charts_of([(one.run.name, one.history) for one in found]),
@@ -91,6 +84,20 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
     with storage.writing(out, "choose another --out"):
         storage.replace_file(out, page.encode(), kind=storage.OUTPUT)
     return out
+
+
+@cache
+def page_template() -> Template:
+    """Return the template of the page, compiled once in a process: that takes longer than to fill it."""
+    environment = Environment(
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"words": _words, "breaks": _breakable, "count": count}
+    return environment.get_template("report.html.jinja")
 
 
 def _template(name: str) -> str:
