@@ -7,6 +7,7 @@ and attention; what a cache spares is not known here. Nothing is timed.
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from unittest.mock import patch
 
 import numpy as np
@@ -15,10 +16,13 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import PretrainedConfig
 
 from benchmarks.gpu.counter import Counts, DeviceCounter
+from benchmarks.gpu.stand_ins import stand_ins
 from benchmarks.gpu.subjects import config_of, model_of_config
 from benchmarks.gpu.training import trainer_of
 from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin
+from sftcli.modeling.kernels import ways
+from sftcli.training import loss
 from tests.support.training import ExampleList
 
 META = torch.device("meta")
@@ -46,10 +50,24 @@ SUBJECTS = (
 )
 
 
+class Forms(StrEnum):
+    """Whose kernels run."""
+
+    OWN = "our own functions, chunks of 2^25 logits"  # as on other devices
+    TORCH = "torch's norms"  # without the extra
+    LIGER = "torch's norms, Liger's gates and turns"
+
+
 @contextmanager
-def as_on_cuda() -> Iterator[None]:
+def as_on_cuda(forms: Forms = Forms.LIGER) -> Iterator[None]:
     """Let tensors on ``meta`` take the ways of those on CUDA."""
     with ExitStack() as stack:
+        stack.enter_context(stand_ins(has_liger=forms is Forms.LIGER))
+        if forms is not Forms.OWN:
+            stack.enter_context(patch.dict(ways.WAYS, meta=ways.WAYS["cuda"]))
+            stack.enter_context(patch.dict(loss.CHUNK_LOGITS, meta=loss.CHUNK_LOGITS["cuda"]))
+            for module, name in ((ways, "WITH_ADAPTER"), (loss, "_SUMS_IN_PRODUCT")):
+                stack.enter_context(patch.object(module, name, getattr(module, name) | {"meta"}))
         for name in (_FUSED_OPTIMIZERS, _LISTS):
             stack.enter_context(patch(name, lambda: ["meta", "cuda"]))
         stack.enter_context(patch(_ATTENTION, lambda query, value: varlen_attn))
@@ -62,6 +80,7 @@ def count_step(
     tokens: int,
     documents: int,
     rank: int = 0,
+    forms: Forms = Forms.LIGER,
     settings: Mapping[str, object] | None = None,
 ) -> Counts:
     """Return the counts of one step of a model of this ``config``, the second, on one row of ``documents``."""
@@ -69,7 +88,7 @@ def count_step(
     rows = _rows(documents, length)
     selected = documents * (length - length // 2)  # positions with loss
     adapter = {"kind": "lora", "rank": rank} if rank else None
-    with as_on_cuda(), DeviceCounter(selected=selected) as counter:
+    with as_on_cuda(forms), DeviceCounter(selected=selected) as counter:
         model = model_of_config(config, device=META, dtype=torch.bfloat16 if rank else torch.float32)
         trainer = trainer_of(
             model,
@@ -97,21 +116,25 @@ def _rows(count: int, length: int) -> ExampleList:
 
 
 def main() -> None:
-    print(f"{'one step':<42}{'kernels':>9}{'GB beside products':>20}{'waits':>7}{'uploads':>9}")
+    print(f"{'one step':<64}{'kernels':>9}{'GB beside products':>20}{'waits':>7}{'uploads':>9}")
     for subject in SUBJECTS:
-        counts = count_step(
-            config_of(subject.kind),
-            tokens=subject.tokens,
-            documents=subject.documents,
-            rank=subject.rank,
-        )
-        row = f"{subject.name}, {subject.tokens:,} tokens"
-        print(
-            f"{row:<42}{counts.total:>9,}{counts.other_bytes / 1e9:>20.1f}{counts.waits.total():>7}{counts.uploads.total():>9}",
-            flush=True,
-        )
-        for place, times in counts.waits.most_common():
-            print(f"    waits {times} x {place}")
+        print(f"{subject.name}, {subject.tokens:,} tokens")
+        for forms in Forms:
+            counts = count_step(
+                config_of(subject.kind),
+                tokens=subject.tokens,
+                documents=subject.documents,
+                rank=subject.rank,
+                forms=forms,
+            )
+            print(
+                f"    {forms:<60}{counts.total:>9,}{counts.other_bytes / 1e9:>20.1f}"
+                f"{counts.waits.total():>7}{counts.uploads.total():>9}",
+                flush=True,
+            )
+    print("waits of the last step:")
+    for place, times in counts.waits.most_common():
+        print(f"    {times} x {place}")
 
 
 if __name__ == "__main__":
