@@ -6,7 +6,7 @@ and attention; what a cache spares is not known here. Nothing is timed.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from unittest.mock import patch
 
@@ -115,26 +115,54 @@ def _rows(count: int, length: int) -> ExampleList:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Counts of a whole step."""
+
+    kernels: int
+    other_bytes: int
+    waits: int
+    uploads: int
+
+    @classmethod
+    def of(cls, counts: Counts) -> "Totals":
+        """Return those of ``counts``."""
+        return cls(
+            kernels=counts.total,
+            other_bytes=counts.other_bytes,
+            waits=counts.waits.total(),
+            uploads=counts.uploads.total(),
+        )
+
+    def with_layers(self, more: "Totals", times: int) -> "Totals":
+        """Return these and ``times`` what ``more`` has beyond them."""
+        return Totals(
+            **{name: had + times * (getattr(more, name) - had) for name, had in asdict(self).items()}
+        )
+
+
+def totals_of(subject: Subject, forms: Forms) -> Totals:
+    """Count ``subject`` with one layer and with two, and return what all of its layers come to: each asks for the same."""
+    config = config_of(subject.kind)
+    layers, found = config.num_hidden_layers, []
+    for config.num_hidden_layers in (1, 2):
+        counts = count_step(
+            config, tokens=subject.tokens, documents=subject.documents, rank=subject.rank, forms=forms
+        )
+        found.append(Totals.of(counts))
+    return found[0].with_layers(found[1], layers - 1)
+
+
 def main() -> None:
     print(f"{'one step':<64}{'kernels':>9}{'GB beside products':>20}{'waits':>7}{'uploads':>9}")
     for subject in SUBJECTS:
         print(f"{subject.name}, {subject.tokens:,} tokens")
         for forms in Forms:
-            counts = count_step(
-                config_of(subject.kind),
-                tokens=subject.tokens,
-                documents=subject.documents,
-                rank=subject.rank,
-                forms=forms,
-            )
+            found = totals_of(subject, forms)
             print(
-                f"    {forms:<60}{counts.total:>9,}{counts.other_bytes / 1e9:>20.1f}"
-                f"{counts.waits.total():>7}{counts.uploads.total():>9}",
+                f"    {forms:<60}{found.kernels:>9,}{found.other_bytes / 1e9:>20.1f}{found.waits:>7}{found.uploads:>9}",
                 flush=True,
             )
-    print("waits of the last step:")
-    for place, times in counts.waits.most_common():
-        print(f"    {times} x {place}")
 
 
 if __name__ == "__main__":
