@@ -16,6 +16,8 @@ from sftcli.training.loss import response_nll_sum
 from sftcli.training.probes.choices import RowSharing
 from tests.support.training import PAD_ID, random_examples, tiny_llama
 
+# Of what goes into a layer, which torch asks for its gradient while it traces.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 CPU = torch.device("cpu")
 BACKEND = "aot_eager"  # traces and differentiates as any does, and compiles nothing
 
