@@ -169,6 +169,7 @@ class _Trial:
     def _agreed(self, module: torch.nn.Module, part: Part, way: Way, *, whole: bool) -> Forward | None:
         """Return what ``module`` runs in this ``way`` if it gives the same, else None."""
         forward: Forward = way.forward
+        found: Sequence[Sequence[torch.Tensor]]
         try:
             if part is Part.ROTARY:
                 found = tried_turns(module, way.forward, self.device)
@@ -182,7 +183,7 @@ class _Trial:
                 found = _tried(self._in_float32(module, part), forward, whole=whole)
         except torch.OutOfMemoryError:
             raise
-        except (TypeError, AttributeError, RuntimeError, *faults()):
+        except _faults():
             return None
         return forward if _are_close(*found) else None
 
@@ -210,6 +211,11 @@ class _Trial:
         products = {name: torch.nn.Linear(*size, bias=False).to(self.device) for name, size in sizes.items()}
         made.__dict__["_modules"] = module._modules | products
         return made
+
+
+def _faults() -> tuple[type[BaseException], ...]:
+    """Return what a form that does not fit a module, or the machine, may raise."""
+    return (TypeError, AttributeError, RuntimeError, *faults())
 
 
 def _tried(
