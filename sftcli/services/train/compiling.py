@@ -90,7 +90,7 @@ def try_compiled(
     except Exception as error:  # noqa: BLE001 - a compiler raises what it likes
         if not is_out_of_memory(error):  # the first step knows how to take less
             run_as_before(model)
-            return _refused(model, _first_line(error), settings, emit)
+            return _refused(model, _first_lines(error), settings, emit)
     finally:
         discard()
     return names_of(model)
@@ -110,6 +110,6 @@ def _refused(
     return ()
 
 
-def _first_line(error: Exception) -> str:
+def _first_lines(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:_WORTH_TELLING]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:_WORTH_TELLING]  # "backend raised:", and what
