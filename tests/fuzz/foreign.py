@@ -12,6 +12,7 @@ from pyarrow import ipc, parquet
 from safetensors.torch import load_file, save_file
 
 from tests.fuzz.damage import FORMS
+from tests.fuzz.runner import sft_in_child
 from tests.fuzz.targets import Target
 from tests.support.foreign_adapter import foreign_adapter
 from tests.support.runs import write_rows
@@ -34,6 +35,7 @@ def make_model(folder: Path) -> None:
     write_rows(folder / "rows.jsonl")
     (folder / "model" / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}', encoding="utf-8")
     (folder / "own.jinja").write_bytes((folder / "model" / "chat_template.jinja").read_bytes())
+    sft_in_child("prepare -q rows.jsonl --model model")  # the tokenizer is known then
 
 
 def make_files(folder: Path) -> None:
@@ -42,6 +44,7 @@ def make_files(folder: Path) -> None:
     build_tiny_gguf(folder / "model", folder / "m.gguf")
     build_tiny_pt(folder / "m.pt")
     write_rows(folder / "rows.jsonl")
+    sft_in_child("prepare -q rows.jsonl --model model")
 
 
 def make_rows(folder: Path) -> None:
@@ -72,6 +75,7 @@ def make_rows(folder: Path) -> None:
         (folder / name).write_bytes(content)
     with pa.CompressedOutputStream(pa.OSFile(str(folder / "rows.jsonl.zst"), "wb"), "zstd") as packed:
         packed.write(lines)
+    sft_in_child("prepare -q rows.jsonl --model model")
 
 
 def _split(folder: Path) -> None:

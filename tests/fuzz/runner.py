@@ -3,6 +3,7 @@
 A child has 30 s and 2 GB of addresses beyond those that it starts with. What it leaves is judged by the parent.
 """
 
+import atexit
 import gc
 import importlib
 import os
@@ -298,6 +299,7 @@ def _fork(work: Callable[[], object], output: Path | None) -> int:
     if child:
         return child
     code = 1
+    atexit._clear()  # what the parent has to do at its end is not the child's
     try:
         if output is not None:
             os.setsid()
@@ -314,6 +316,7 @@ def _fork(work: Callable[[], object], output: Path | None) -> int:
     except BaseException:  # noqa: BLE001 - the child must not return
         traceback.print_exc()
     finally:
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
