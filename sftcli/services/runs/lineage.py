@@ -8,7 +8,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.errors import DataError, NotFoundError, UsageError
 from sftcli.modeling.locate.default_model import ALIAS
 from sftcli.own_files import OwnFile
-from sftcli.paths import as_path
+from sftcli.paths import PathText, as_path
 from sftcli.services.runs.folder import RunFolder, owner_of, read_settings
 from sftcli.services.runs.record import Ancestor
 
@@ -19,7 +19,7 @@ MARK = "sft_run.json"  # in an exported model folder: the name of its run, and t
 class Mark:
     """What an exported model folder says about the run that it is of: its name, and the hash of its rows."""
 
-    run: str
+    run: PathText
     data: str | None = None
 
 

@@ -7,6 +7,7 @@ from sftcli.config.auto import ORIGIN
 from sftcli.errors import DataError
 from sftcli.figures import duration, whole_duration
 from sftcli.own_files import FormError, OwnFile, as_form
+from sftcli.paths import PathText
 
 TIME = "training.max_minutes"
 
@@ -15,7 +16,7 @@ TIME = "training.max_minutes"
 class Base:
     """The weights that a run starts from; where they are ``needed``, its checkpoints are not all that a model folder holds."""
 
-    name: str = ""
+    name: PathText = ""
     revision: str | None = None
     needed: bool = False
 
@@ -24,8 +25,8 @@ class Base:
 class Ancestor:
     """An earlier run as ``run.json`` of a later one has it: its name, where it was, and the hash of its rows."""
 
-    run: str
-    path: str
+    run: PathText
+    path: PathText
     data: str | None = None
 
 
