@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from random import Random
 
 from tests.fuzz import runner
 from tests.fuzz.runner import Case, Result, Runner, Tally
@@ -47,6 +48,7 @@ def main() -> None:
             ]
         if odd:
             cases = [Case(target, n, command) for n, (target, command) in enumerate(odd) if target in targets]
+            cases = Random(options.seed).sample(cases, min(options.count, len(cases)))
         for result in running.run(cases):
             tally.add(result)
             if result.fault:
