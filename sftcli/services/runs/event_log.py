@@ -243,7 +243,7 @@ def lines_up_to(lines: Lines, step: int, *, owes_heldout: bool = False) -> Itera
             is_measured_again = True
         elif kind == "EarlierDone" and event.get("is_end"):
             continue  # it is measured with the model of each end
-        elif not (is_later or kind in {None, "FitEnded"} or (is_measured_again and kind == "Judged")):
+        elif not (is_later or kind in (None, "FitEnded") or (is_measured_again and kind == "Judged")):
             yield text
 
 

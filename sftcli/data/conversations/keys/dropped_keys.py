@@ -57,6 +57,6 @@ def _turn_without(turn: object, ignored: frozenset[str]) -> object:
             kept[key] = [
                 _turn_without(part, ignored)
                 for part in parts
-                if not (isinstance(part, dict) and part.get("type") in ignored)
+                if not (isinstance(part, dict) and str(part.get("type")) in ignored)
             ]
     return kept
