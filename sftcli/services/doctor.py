@@ -30,6 +30,7 @@ from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.locate.default_model import ALIAS, place_without_download
 from sftcli.runtime import choose_device, dtype_named, is_finite, monotonic, total_memory_bytes
 from sftcli.services.machine.precision import decide_precision
+from sftcli.storage import nearest_folder
 from sftcli.training.loss import response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.weights.masters import MasterWeights
@@ -136,7 +137,7 @@ def _extras() -> tuple[State, str]:
 
 def _disk() -> tuple[State, str]:
     places = {"cache": cache_folder(), "here": Path.cwd()}
-    free = {name: shutil.disk_usage(place).free for name, place in places.items()}
+    free = {name: shutil.disk_usage(nearest_folder(place)).free for name, place in places.items()}
     text = ", ".join(
         f"{size / 1e9:.1f} GB free {'in the ' if name == 'cache' else ''}{name}"
         for name, size in free.items()
