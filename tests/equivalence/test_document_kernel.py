@@ -122,12 +122,20 @@ def test_no_layer_waits_for_the_device(monkeypatch, kernel, dtype, by, name, che
     model, batch = on_meta(name, dtype)
     if checkpointed:
         checkpoint_activations(model)
-    # One mask for each kind of layer: transformers looks for documents in positions otherwise, once in a pass.
-    masks = dict.fromkeys(("full_attention", "sliding_attention"))
-    hidden = body_of(model)(**batch.inputs, attention_mask=masks, use_cache=False).last_hidden_state
+    # Where masks are made, once in a pass, transformers looks for documents in positions.
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
+    hidden = body_of(model)(**batch.inputs, use_cache=False).last_hidden_state
     hidden.sum().backward()
     assert computed_by(model) == by
     assert all(weight.grad is not None for weight in model.model.layers.parameters())
+
+
+def test_a_wait_for_the_device_would_be_seen_there(monkeypatch):
+    model, batch = on_meta("llama", torch.float32)
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
+    told = {name: value for name, value in batch.inputs.items() if name != "document_lengths"}
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        body_of(model)(**told, use_cache=False)
 
 
 def test_documents_that_are_told_by_their_bounds_alone_are_right_too(monkeypatch):

@@ -58,11 +58,10 @@ def switch_flash(
     if not _can_switch_back():  # torch 2.10: what differed would stay
         return ()
     cut = {replace(one, window=one.window and min(one.window, _WINDOW)) for one in asked}
-    names = [
-        name
-        for name in _FOR_CARDS.get(kernel.capability[0], ())
-        if recorded is None or name.lower() in recorded.split()
-    ]
+    known = attention.list_flash_attention_impls()
+    names = [name for name in _FOR_CARDS.get(kernel.capability[0], ()) if name in known]
+    if recorded is not None:
+        names = [name for name in names if name.lower() in recorded.split()]
     refused = []
     for name in names:
         try:

@@ -103,7 +103,7 @@ def record_decisions(run: RunFolder, decisions: Decisions, emit: EventSink) -> N
     if before is not None and before.weights not in {None, decisions.weights}:
         told.append(f"weights were {before.weights} in each process, are {decisions.weights}")
     if before is not None and before.kernel not in {None, decisions.kernel}:
-        told.append(f"attention was computed {before.kernel}, is {decisions.kernel}")
+        told.append(f"attention was computed {before.kernel!r}, is {decisions.kernel!r}")
     for text in told:
         emit(Warned(text=f"{text}: the run continues, but not bit for bit as before"))
     if before is not None and before.precision == decisions.precision:
