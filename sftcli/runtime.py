@@ -58,6 +58,12 @@ def has_bf16_products(device: torch.device) -> bool:
     return False
 
 
+@cache
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """Return what a CUDA device can do, as NVIDIA counts it: (8, 0) is an A100, (9, 0) an H100."""
+    return torch.cuda.get_device_capability(device)
+
+
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Return the dtype of matrix products for the setting ``precision``: auto, bf16 or fp32.
 

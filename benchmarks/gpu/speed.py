@@ -10,23 +10,21 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.findings import Check, free
 from benchmarks.gpu.subjects import config_of, model_of, random_rows
-from benchmarks.gpu.training import KERNEL, kernel_of_any_torch, losses_of, timed_steps, trainer_of
+from benchmarks.gpu.training import losses_of, timed_steps, trainer_of
 from sftcli.training.trainer import Trainer
 
 _CHUNK = "sftcli.training.loss.MAX_CHUNK_LOGITS"
-_KERNEL = {"kernel": True}
-_LARGE = _KERNEL | {"chunk": 2**28}
+_LARGE = {"chunk": 2**28}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "kernel": _KERNEL,
-    "kernel, chunk 2^28": _LARGE,
-    "kernel, chunk 2^28, F.rms_norm": _LARGE | {"norms": True},
-    "kernel, chunk 2^28, F.rms_norm, Liger": _LARGE | {"norms": True, "gates": True},
-    "kernel, deterministic": _KERNEL | {"is_strict": True},
-    "kernel, chunk 2^28, compiled": _LARGE | {"compiled": True},
+    "chunk 2^28": _LARGE,
+    "chunk 2^28, F.rms_norm": _LARGE | {"norms": True},
+    "chunk 2^28, F.rms_norm, Liger": _LARGE | {"norms": True, "gates": True},
+    "deterministic": {"is_strict": True},
+    "chunk 2^28, compiled": _LARGE | {"compiled": True},
 }
-COMPILED = "kernel, chunk 2^28, compiled"
-_PROFILED = ("as it is", "kernel, chunk 2^28, F.rms_norm")
+COMPILED = "chunk 2^28, compiled"
+_PROFILED = ("as it is", "chunk 2^28, F.rms_norm")
 _LORA = {"adapter": {"kind": "lora", "rank": 16}}
 _LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx", "cuLaunchKernel")
 
@@ -34,7 +32,7 @@ _LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx", "cuL
 def time_training(check: Check) -> None:
     """Time whole weights of 135M and 1.5B in every variant, LoRA on 8B with and without checkpointing, and on 135M."""
     if check.is_small:
-        for variant in ("as it is", "kernel, chunk 2^28", "kernel, chunk 2^28, F.rms_norm"):
+        for variant in ("as it is", "chunk 2^28", "chunk 2^28, F.rms_norm"):
             with check.guarded(variant):
                 _time(check, "tiny", variant, steps=3, warm=1, is_profiled=variant == "as it is")
         return
@@ -45,9 +43,9 @@ def time_training(check: Check) -> None:
                     _time(check, kind, variant, steps=steps, is_profiled=variant in _PROFILED)
     for changed in ({}, {"gradient_checkpointing": True}):
         with check.guarded("llama8b, LoRA"):
-            _time(check, "llama8b", "kernel", steps=3, warm=2, row_tokens=8192, **_LORA, **changed)
+            _time(check, "llama8b", "as it is", steps=3, warm=2, row_tokens=8192, **_LORA, **changed)
     with check.guarded("smol, LoRA"):
-        _time(check, "smol", "kernel", steps=8, **_LORA)
+        _time(check, "smol", "as it is", steps=8, **_LORA)
 
 
 def time_compiled(check: Check) -> None:
@@ -79,8 +77,6 @@ def _time(
     dtype = torch.bfloat16 if "adapter" in changed else torch.float32
     options = dict(VARIANTS[variant])
     with ExitStack() as stack:
-        if options.pop("kernel", False) and check.device.type == "cuda":
-            stack.enter_context(patch(KERNEL, kernel_of_any_torch))
         if chunk := options.pop("chunk", None):
             stack.enter_context(patch(_CHUNK, chunk))
         torch.use_deterministic_algorithms(options.pop("is_strict", False))

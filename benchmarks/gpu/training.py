@@ -1,6 +1,5 @@
 """Trainers on models and rows in memory, put together as a run does it, and what is read off them."""
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -34,22 +33,7 @@ from sftcli.training.utilization import Gauge, Workload
 from sftcli.training.weights.masters import AdapterWeights, MasterWeights
 from tests.support.training import ExampleList
 
-KERNEL = (
-    "sftcli.modeling.kernels.document_attention._varlen_kernel"  # what returns torch's kernel for packed rows
-)
 Tensors = Mapping[str, torch.Tensor]
-
-
-def kernel_of_any_torch() -> Callable[..., torch.Tensor] | None:
-    """Return torch's kernel for packed rows: 2.12 wants to be told of grouped heads, 2.11 just does them."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = inspect.signature(varlen_attn).parameters.keys()
-    if "enable_gqa" in known:
-        return varlen_attn
-    if not {"scale", "window_size"} <= known:
-        return None
-    return lambda *args, enable_gqa=False, **named: varlen_attn(*args, **named)
 
 
 def trainer_of(

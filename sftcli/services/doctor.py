@@ -26,6 +26,7 @@ from sftcli.extras import EXTRAS, install_command
 from sftcli.modeling.attention import attention_of
 from sftcli.modeling.hub.process import endpoint, offline_by
 from sftcli.modeling.kernels.document_attention import attend_by_document
+from sftcli.modeling.kernels.varlen import varlen_on
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.locate.default_model import ALIAS, place_without_download
 from sftcli.runtime import choose_device, dtype_named, is_finite, monotonic, total_memory_bytes
@@ -109,6 +110,12 @@ def _precision() -> tuple[State, str]:
 def _attention() -> tuple[State, str]:
     model = _tiny_model()
     name = attention_of(model)
+    kernel = varlen_on(choose_device())
+    if kernel is not None and kernel.missing is not None:
+        return (
+            State.MISSING,
+            f"{name}; rows are padded, not packed: of torch's kernel for packed rows, {kernel.missing}",
+        )
     if attend_by_document(model):
         return State.WORKS, f"{name}; rows can be packed"
     return State.MISSING, f"{name}; rows are padded, not packed"

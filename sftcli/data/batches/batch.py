@@ -12,6 +12,8 @@ from sftcli.data.batches.order import EpochOrder, TextSteps
 from sftcli.data.batches.packing import best_fit_even, group_alike
 from sftcli.data.example import Example
 
+Inputs = dict[str, torch.Tensor | int | tuple[int, ...]]  # of a model, by name
+
 IGNORED = -100  # the target of a position without loss; what torch's cross-entropy ignores by default
 _PIECE_ANSWER = 8  # tokens
 _TEXT_STREAM = 1  # keeps the order of text rows apart from that of instruction rows
@@ -37,7 +39,7 @@ class Documents:
     bounds: (
         torch.Tensor | None
     )  # (documents + 1,) int32: where each begins and the last ends; None with several rows
-    longest: int  # tokens
+    lengths: tuple[int, ...]  # tokens of each, row after row; what is on the host needs no wait for a device
 
     def to(self, device: torch.device) -> "Documents":
         """Return the same with its tensors on ``device``."""
@@ -45,12 +47,16 @@ class Documents:
         return replace(self, position_ids=self.position_ids.to(device, non_blocking=True), bounds=bounds)
 
     @property
-    def inputs(self) -> dict[str, torch.Tensor | int]:
-        """What a model of transformers is told beside the ids; the names are those of its kernels for packed rows."""
-        arguments: dict[str, torch.Tensor | int] = {"position_ids": self.position_ids}
+    def inputs(self) -> Inputs:
+        """What a model of transformers is told beside the ids; the names are those of its kernels for packed rows.
+
+        ``document_lengths`` is for ``modeling.kernels.document_attention``; other attention does not look at it.
+        """
+        arguments: Inputs = {"position_ids": self.position_ids}
         if self.bounds is not None:
+            longest = max(self.lengths)
             arguments |= {"cu_seq_lens_q": self.bounds, "cu_seq_lens_k": self.bounds}
-            arguments |= {"max_length_q": self.longest, "max_length_k": self.longest}
+            arguments |= {"max_length_q": longest, "max_length_k": longest, "document_lengths": self.lengths}
         return arguments
 
 
@@ -98,7 +104,7 @@ class Batch:
         return self.input_ids.numel() - self.tokens
 
     @property
-    def inputs(self) -> dict[str, torch.Tensor | int]:
+    def inputs(self) -> Inputs:
         """What the model gets, by name."""
         return {"input_ids": self.input_ids, **(self.documents.inputs if self.documents else {})}
 
@@ -133,7 +139,7 @@ def collate_packed(packs: Sequence[Sequence[Example]], *, example_ids: Sequence[
         positions[row, : sum(counts)] = np.concatenate([np.arange(count) for count in counts])
     bounds = torch.tensor([0, *np.cumsum(lengths[0])], dtype=torch.int32) if len(packs) == 1 else None
     documents = Documents(
-        position_ids=torch.from_numpy(positions), bounds=bounds, longest=max(map(max, lengths))
+        position_ids=torch.from_numpy(positions), bounds=bounds, lengths=tuple(chain.from_iterable(lengths))
     )
     return replace(batch, documents=documents)
 

@@ -42,6 +42,9 @@ class Decisions:
     attention: str | None = None  # what transformers calls it, before documents are kept apart
     layers: tuple[str, ...] | None = None  # kinds of modules that run in the faster form; () for none
     packing: str | None = None  # how documents of one row are kept apart (``RowSharing``)
+    kernel: str | None = (
+        None  # what computes attention (``attention_in_words``), which depends on the machine too
+    )
     head: str | None = None  # where the head runs (``HeadLoss``)
     weights: str | None = None  # whether several processes share them out (``WeightSharing``)
 

@@ -60,6 +60,7 @@ from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.probes.loss import choose_batch_loss
+from sftcli.training.probes.packing import attention_in_words
 from sftcli.training.selection import select_weights
 from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
 from sftcli.training.trainer import Trainer
@@ -192,7 +193,12 @@ def assemble(
     )
     batch_loss, before_step = _step_loss(model, inputs, head.batch_loss, compute)
     make_plan, sharing = plan_maker(
-        model, inputs, emit=emit, recorded=recorded.packing, ruled_out=tried.ruled_out
+        model,
+        inputs,
+        emit=emit,
+        recorded=recorded.packing,
+        kernel=recorded.kernel,
+        ruled_out=tried.ruled_out,
     )
     named = make_plan(settings.training.micro_batch_size)
     ladder = MemoryLadder(
@@ -225,6 +231,7 @@ def assemble(
         attention=attention,
         layers=tried.layers,
         packing=sharing,
+        kernel=attention_in_words(model, sharing),
         head=head.kind,
         weights=WeightSharing.SHARED if compute.shares else WeightSharing.WHOLE,
     )
