@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SubprocessContext
 
-from sftcli.errors import STOPPED_EXIT_CODE, ResourceError
+from sftcli.errors import STOPPED_EXIT_CODE, ResourceError, UsageError
 from sftcli.services.processes.failures import describe_failure, error_of, exit_code_of, lost_peer
 from sftcli.services.processes.peers import FAILURE, OVER, PREFIX, prefixed, tcp_store
 from sftcli.services.processes.rank import cpu_count
@@ -97,7 +97,8 @@ def run_processes(count: int, command: Sequence[str]) -> int:
     """Run ``command``, a program and its arguments, in ``count`` processes; return the exit code of all.
 
     Raises:
-        ResourceError: There are fewer CUDA devices, or no machine has as many processors.
+        ResourceError: There are fewer CUDA devices.
+        UsageError: No machine has as many.
         SftError: The first process was killed before it could say what had happened.
     """
     if torch.cuda.is_available() and count > torch.cuda.device_count():
@@ -106,7 +107,7 @@ def run_processes(count: int, command: Sequence[str]) -> int:
             hint="start one process for each device",
         )
     if count > MAX_PROCESSES:
-        raise ResourceError(
+        raise UsageError(
             f"{count} processes were requested; one machine takes up to {MAX_PROCESSES:,}",
             hint="lower training.processes",
         )
