@@ -62,9 +62,13 @@ def count_step(
     tokens: int,
     documents: int,
     rank: int = 0,
+    passes: int = 0,
     settings: Mapping[str, object] | None = None,
 ) -> Counts:
-    """Return the counts of one step of a model of this ``config``, the second, on one row of ``documents``."""
+    """Return the counts of one step of a model of this ``config``, the second, on one row of ``documents``.
+
+    With ``passes`` the documents are rows of their own, in so many micro-batches.
+    """
     length = tokens // documents
     rows = _rows(documents, length)
     selected = documents * (length - length // 2)  # positions with loss
@@ -78,12 +82,14 @@ def count_step(
             adapter=adapter,
             row_tokens=tokens,
             batch_size=documents,
-            micro_batch_size=documents,
+            micro_batch_size=documents // (passes or 1),
+            packs=not passes,
             **(settings or {}),
         )
-        trainer.take_step()  # the optimizer makes its state
+        trainer.asks_device = True
+        trainer.take_step(is_followed=True)  # the optimizer makes its state
         counter.counts = Counts()
-        trainer.take_step()
+        trainer.take_step(is_followed=True)
     return counter.counts
 
 

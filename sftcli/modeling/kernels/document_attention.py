@@ -19,8 +19,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sftcli.modeling.attention import attention_of, is_named, set_attention
+from sftcli.modeling.config_values import config_value
 from sftcli.modeling.kernels.cpu_attention import CpuAttention, can_attend, split_documents
 from sftcli.modeling.kernels.state_kernels import has_convolutions
+from sftcli.modeling.kernels.told_positions import spare_search
 from sftcli.runtime import applied, body_of
 
 NAME = "sft_documents"  # what transformers knows this attention as
@@ -110,10 +112,14 @@ def _hear(model: PreTrainedModel) -> None:
     told, names = _Told(), ("cu_seq_lens_q", "max_length_q")
     # What keeps a state along the row is told by the number of each token's document.
     has_state = has_convolutions(model)
+    # Whose masks are made all the same, and have to keep documents apart.
+    is_chunked = config_value(model, "attention_chunk_size") is not None
 
     def hear(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401 - torch's
         told.newest = {name: kwargs.get(name) for name in names}
         bounds: torch.Tensor | None = told.newest[names[0]]
+        if bounds is not None and not is_chunked:
+            spare_search(kwargs.get("position_ids"))
         if bounds is None or not has_state:
             return args, kwargs
         numbers = torch.arange(len(bounds) - 1, dtype=torch.int32, device=bounds.device)
