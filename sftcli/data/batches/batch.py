@@ -83,6 +83,10 @@ class Batch:
     documents: Documents | None = None  # None: each row is one example
     is_text: bool = False  # pretraining text instead of instruction rows
 
+    def __post_init__(self) -> None:
+        if len(self.loss_places) != self.response_tokens:  # a place of other rows would have a loss, and a wrong one
+            raise ValueError(f"{len(self.loss_places)} places for {self.response_tokens} targets with loss")
+
     @property
     def tokens(self) -> int:
         """Positions that hold no padding."""
