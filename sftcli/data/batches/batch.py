@@ -84,7 +84,8 @@ class Batch:
     is_text: bool = False  # pretraining text instead of instruction rows
 
     def __post_init__(self) -> None:
-        if len(self.loss_places) != self.response_tokens:  # a place of other rows would have a loss, and a wrong one
+        # A place of other rows would have a loss too, and a wrong one.
+        if len(self.loss_places) != self.response_tokens:
             raise ValueError(f"{len(self.loss_places)} places for {self.response_tokens} targets with loss")
 
     @property
