@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -38,6 +39,25 @@ _CONTROL_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _GLIBC = platform.libc_ver()[0] == "glibc"
 _MATMUL_SECONDS = 0.04
 _CPU_SIDE = 1024  # of a matrix that is multiplied to measure a CPU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassSizes:
+    """How much goes through a model at once, where results do not depend on it."""
+
+    heldout_positions: int  # scored together
+    decode_rows: int  # decoded together, if their keys and values fit
+    prompt_tokens: int  # of prompts that are read together
+
+
+_PASS_SIZES = {"cuda": PassSizes(heldout_positions=32_768, decode_rows=256, prompt_tokens=16_384)}
+# A pass over so many tokens of prompts takes about a second on a laptop.
+_PASS_SIZES_ELSEWHERE = PassSizes(heldout_positions=4096, decode_rows=32, prompt_tokens=1024)
+
+
+def pass_sizes(device: torch.device) -> PassSizes:
+    """Return how much goes through a model on ``device`` at once."""
+    return _PASS_SIZES.get(device.type, _PASS_SIZES_ELSEWHERE)
 
 
 def choose_device() -> torch.device:

@@ -54,11 +54,16 @@ def model_of(
     vocabulary: int | None = None,
 ) -> PreTrainedModel:
     """Return a model whose weights were drawn on ``device``: equal seeds give equal ones on equal devices."""
+    return model_of_config(config_of(kind, vocabulary), device=device, dtype=dtype, seed=seed)
+
+
+def model_of_config(
+    config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> PreTrainedModel:
+    """Return the same for a configuration."""
     torch.manual_seed(seed)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(
-            config_of(kind, vocabulary), dtype=dtype, attn_implementation="sdpa"
-        )
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.get_input_embeddings().padding_idx = None
     return model
 

@@ -23,6 +23,7 @@ from sftcli.modeling.adapter.targets import file_name
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.modeling.kernels.fused_math import norm_epsilon
+from sftcli.modeling.kernels.told_positions import spare_search_of_own_positions
 from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.loss import BatchLoss, response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer
@@ -44,6 +45,7 @@ def trainer_of(
     dtype: torch.dtype = torch.bfloat16,
     adapter: Mapping[str, object] | None = None,
     row_tokens: int | None = None,
+    packs: bool = True,
     emit: Callable[[Event], None] = lambda event: None,
     compiled: bool = False,
     norms: bool = False,
@@ -51,7 +53,7 @@ def trainer_of(
     change_loss: Callable[[BatchLoss], BatchLoss] = lambda loss: loss,
     **changed: Any,
 ) -> Trainer:
-    """Return a trainer of packed rows.
+    """Return a trainer.
 
     Args:
         model: What trains, or the base of an ``adapter``.
@@ -60,6 +62,7 @@ def trainer_of(
         dtype: Of products.
         adapter: Its settings.
         row_tokens: Most tokens in a pass; else as many as its longest rows would have.
+        packs: Whether rows are packed; else each is padded.
         emit: Hears events.
         compiled: Whether torch compiles each decoder layer, instead of our own form of it.
         norms: Whether norms run as torch's own kernel.
@@ -79,13 +82,14 @@ def trainer_of(
     _put_kernels(model, norms=norms, gates=gates)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
+    spare_search_of_own_positions(model)
     if not attend_by_document(model):
         raise RuntimeError("the model does not attend document by document")
     if compiled:
         for layer in model.model.layers:
             layer.compile(dynamic=True)
     most = settings.micro_batch_size
-    packing = Packing(row_tokens=row_tokens or most * max(rows.num_tokens))
+    packing = Packing(row_tokens=row_tokens or most * max(rows.num_tokens)) if packs else None
     ladder = MemoryLadder(
         micro_batch_size=most,
         make_plan=lambda size: BatchPlan(
@@ -94,7 +98,7 @@ def trainer_of(
             micro_batch_size=size,
             pad_id=PAD_ID,
             seed=0,
-            packing=packing.reduced(size, most),
+            packing=packing and packing.reduced(size, most),
         ),
         checkpoint_activations=partial(checkpoint_activations, model),
     )

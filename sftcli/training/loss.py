@@ -21,6 +21,7 @@ import torch
 from torch.nn import functional
 
 from sftcli.config.schema.training import Loss
+from sftcli.copies import sent
 from sftcli.data.batches.batch import IGNORED, Batch
 from sftcli.events import ExpertLoad, StopFlag
 from sftcli.figures import FEW_ROWS
@@ -209,13 +210,15 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch, loss: Loss = Loss.N
     The head runs on response positions only.
     """
     hidden = body_of(model)(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, D)
-    wanted = batch.targets != IGNORED
+    wanted, targets = (
+        part.flatten(0, 1).index_select(0, batch.loss_places) for part in (hidden, batch.targets)
+    )
     head = cast("torch.nn.Linear", model.get_output_embeddings())
-    features, weight = fold_adapter_into_head(head, hidden[wanted])
+    features, weight = fold_adapter_into_head(head, wanted)
     bias: torch.Tensor | None = getattr(head, "bias", None)
     if not torch.is_grad_enabled():  # a Function asks its inputs alone, and would make gradients for nobody
         weight, bias = weight.detach(), None if bias is None else bias.detach()
-    return applied(HeadNllSum, features, weight, bias, batch.targets[wanted], logit_transform(model), loss)
+    return applied(HeadNllSum, features, weight, bias, targets, logit_transform(model), loss)
 
 
 def fold_adapter_into_head(head: torch.nn.Linear, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -246,7 +249,7 @@ def _fold_rows_into_head(layer: Any, hidden: torch.Tensor) -> tuple[torch.Tensor
     weight = layer.base_layer.weight
     (name,) = layer.trainable_tokens_delta.keys()
     rows = layer.trainable_tokens_delta[name].to(weight)
-    ids = torch.tensor(layer.token_indices[name], device=weight.device)
+    ids = sent(torch.tensor(layer.token_indices[name]), weight.device)
     width = -len(ids) % _ALIGNED + len(ids)
     wide = functional.pad(weight, (0, width))
     wide[ids] = 0.0
@@ -261,7 +264,7 @@ def plain_nll_sum(model: "PreTrainedModel", batch: Batch, loss: Loss = Loss.NLL)
     targets = batch.targets.flatten()
     if _heard.get() is not None:
         nll = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
-        _tell(nll[targets != IGNORED])
+        _tell(nll.index_select(0, batch.loss_places))
     if loss is Loss.NLL:
         return functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
     return _summed(functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none"), loss)
@@ -338,13 +341,13 @@ def heldout_nll(
             return None
         if not (is_own or computes_all):
             continue
+        lengths = (batch.targets != IGNORED).sum(1).tolist() if num_rows else []
         batch = batch.to(device) if device else batch
         with each_token() as heard:
             found = nll_of(batch_loss(batch)).item()
         if not is_own:
             continue
         if num_rows and heard:
-            lengths = (batch.targets != IGNORED).sum(1).tolist()
             parts = torch.cat(heard).double().cpu().split(lengths)
             by_row[list(batch.example_ids)] = [float(part.sum()) for part in parts]
             counts[list(batch.example_ids)] = lengths

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sftcli.copies import HostCopies
 from sftcli.data.batches.batch import Batch
 from sftcli.events import HeldoutAnswers, StopFlag
 from sftcli.training.loss import NllSum
@@ -66,10 +67,10 @@ class TrainingSnapshot:
     rng: RngState
     peers: tuple[RngState, ...] = ()  # the random states of the second process and those after it
 
-    def copied(self) -> "TrainingSnapshot":
-        """Return a copy in the CPU's memory that the next step does not change."""
+    def copied(self, copies: HostCopies) -> "TrainingSnapshot":
+        """Return a copy in the CPU's memory by ``copies``, which say what must come before the next update and before it is read."""
         parts = (self.weights, self.optimizer)
-        weights, optimizer = ({k: v.to("cpu", copy=True) for k, v in part.items()} for part in parts)
+        weights, optimizer = ({k: copies.copy(v) for k, v in part.items()} for part in parts)
         return replace(self, weights=weights, optimizer=optimizer)
 
 

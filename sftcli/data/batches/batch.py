@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from sftcli.copies import sent
 from sftcli.data.batches.order import EpochOrder, TextSteps
 from sftcli.data.batches.packing import best_fit_even, group_alike
 from sftcli.data.example import Example
@@ -43,8 +44,8 @@ class Documents:
 
     def to(self, device: torch.device) -> "Documents":
         """Return the same with its tensors on ``device``."""
-        bounds = None if self.bounds is None else self.bounds.to(device, non_blocking=True)
-        return replace(self, position_ids=self.position_ids.to(device, non_blocking=True), bounds=bounds)
+        bounds = None if self.bounds is None else sent(self.bounds, device)
+        return replace(self, position_ids=sent(self.position_ids, device), bounds=bounds)
 
     @property
     def inputs(self) -> Inputs:
@@ -79,12 +80,19 @@ class Batch:
 
     input_ids: torch.Tensor  # (B, T) int64
     targets: torch.Tensor  # (B, T) int64
+    # (N,) int64: where ``targets``, flattened, are not IGNORED, in order. A device that had to search would make its host wait.
+    loss_places: torch.Tensor
     example_ids: tuple[int, ...]  # index of each example in its dataset; pretraining text counts down from -1
     response_tokens: int  # targets that are not IGNORED, at least 1
     fills: tuple[int, ...]  # tokens of each row, padding excluded
     attended_pairs: int  # of positions that attention compares: causal, within an example
     documents: Documents | None = None  # None: each row is one example
     is_text: bool = False  # pretraining text instead of instruction rows
+
+    def __post_init__(self) -> None:
+        # A place of other rows would have a loss too, and a wrong one.
+        if len(self.loss_places) != self.response_tokens:
+            raise ValueError(f"{len(self.loss_places)} places for {self.response_tokens} targets with loss")
 
     @property
     def tokens(self) -> int:
@@ -94,9 +102,15 @@ class Batch:
     @property
     def is_token(self) -> torch.Tensor:
         """Which positions hold no padding, (B, T) bool."""
-        device = self.input_ids.device
-        places = torch.arange(self.input_ids.shape[1], device=device)
-        return places < torch.tensor(self.fills, device=device)[:, None]
+        return sent(torch.from_numpy(self._holds_token()), self.input_ids.device)
+
+    @property
+    def token_places(self) -> torch.Tensor:
+        """Where ``is_token``, flattened, is true, (N,) int64 in order; found on the host."""
+        return sent(torch.from_numpy(np.flatnonzero(self._holds_token())), self.input_ids.device)
+
+    def _holds_token(self) -> np.ndarray:
+        return np.arange(self.input_ids.shape[1]) < np.asarray(self.fills)[:, None]
 
     @property
     def padding_tokens(self) -> int:
@@ -112,8 +126,9 @@ class Batch:
         """Return the batch with its tensors on ``device``."""
         return replace(
             self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
+            input_ids=sent(self.input_ids, device),
+            targets=sent(self.targets, device),
+            loss_places=sent(self.loss_places, device),
             documents=self.documents.to(device) if self.documents else None,
         )
 
@@ -157,11 +172,13 @@ def _lay_out(packs: Sequence[Sequence[Example]], example_ids: Sequence[int], pad
             # The first token of an example has no position that predicts it.
             targets[row, begin : end - 1] = np.where(example.loss_mask[1:], example.input_ids[1:], IGNORED)
             begin = end
+    loss_places = np.flatnonzero(targets != IGNORED)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         targets=torch.from_numpy(targets),
+        loss_places=torch.from_numpy(loss_places),
         example_ids=tuple(example_ids),
-        response_tokens=int((targets != IGNORED).sum()),
+        response_tokens=len(loss_places),
         fills=tuple(fills),
         attended_pairs=sum(count * (count + 1) // 2 for count in chain.from_iterable(lengths)),
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
@@ -14,14 +14,15 @@ from sftcli.config.schema.run import SamplingSettings
 from sftcli.errors import DataError, MismatchError
 from sftcli.events import StopFlag
 from sftcli.modeling.architecture import not_finite
-from sftcli.modeling.config_values import positions_of_model
+from sftcli.modeling.config_values import config_value, positions_of_model
 from sftcli.modeling.decoding.decoder import Decoder
 from sftcli.modeling.decoding.sampling import RowSampler, logprobs_of, sample
+from sftcli.runtime import memory_bytes, pass_sizes, total_memory_bytes
 
-MAX_ROWS = 32  # rows decoded together
-_MAX_READ = (
-    1024  # tokens of prompts that are read in one pass, so that a pass takes about a second on a laptop
-)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_FEWEST_ROWS = 32  # that are decoded together on CUDA, however little memory is free
 _MIN_PREFIX = 8  # tokens that prompts must share for it to be worth a pass of their own
 _SHORTEN = "shorten the prompt, or name a model with more"
 
@@ -70,7 +71,7 @@ def decode(
     settings: SamplingSettings,
     stop_ids: AbstractSet[int],
     stop: StopFlag,
-    max_rows: int = MAX_ROWS,
+    max_rows: int | None = None,
     seeds: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[Row]:
     """Continue every prompt, and yield its row at each new token and where it ends.
@@ -78,8 +79,8 @@ def decode(
     A row ends at a stop token, at ``max_new_tokens``, or where who iterates calls ``Row.end``; once ``stop`` is set all that
     are left end as "stopped", those that were never begun too. So each row comes with a ``finish`` once, the last time.
 
-    Prompts are started in the order given; at most ``max_rows`` run together, and the next one takes the place of each
-    that ends. Each row samples from a generator of its own, seeded by ``settings.seed`` and its entry of ``seeds`` (its
+    Prompts are started in the order given; at most ``max_rows`` (where it is not said, what suits the device) run together, and the
+    next one takes the place of each that ends. Each row samples from a generator of its own, seeded by ``settings.seed`` and its entry of ``seeds`` (its
     number by default), so what is drawn does not depend on which rows share its batch. The logits do, by the rounding of
     products whose shape changes with the batch: in float32 that decides between tokens that are as good as equally likely,
     in bfloat16 now and then between others.
@@ -93,10 +94,14 @@ def decode(
     positions = positions_of_model(decoder.model)
     require_positions(map(len, prompts), positions)
     _require_embeddings(decoder, prompts)
+    if max_rows is None:
+        longest = max(map(len, prompts), default=0) + settings.max_new_tokens
+        max_rows = _most_rows(decoder.model, min(longest, positions or longest))
+    most_tokens = pass_sizes(decoder.model.device).prompt_tokens
     batch = _Batch(decoder, prompts, settings, seeds, max_rows)
     waiting = deque(Row(index=index) for index in range(len(prompts)))
     while (waiting or batch.running) and not stop.requested():
-        for row, token, logprob in batch.step(_next_rows(waiting, prompts, batch.free)):
+        for row, token, logprob in batch.step(_next_rows(waiting, prompts, batch.free, most_tokens)):
             # The last token of an answer is not read.
             left = positions - len(prompts[row.index]) + 1 if positions else settings.max_new_tokens
             row.take(token, logprob, stop_ids, min(settings.max_new_tokens, left))
@@ -206,11 +211,34 @@ def _shared_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
     return first[:shared] if shared >= _MIN_PREFIX else ()
 
 
-def _next_rows(waiting: deque[Row], prompts: Sequence[Sequence[int]], places: int) -> list[Row]:
-    """Take the next rows to read the prompts of together, at most ``places``, and at least one where there is a place."""
+def _most_rows(model: "PreTrainedModel", longest: int) -> int:
+    """Return how many rows of up to ``longest`` tokens are decoded together: on CUDA fewer where half of what is free is less."""
+    most, row = pass_sizes(model.device).decode_rows, longest * _cached_bytes(model)
+    if model.device.type != "cuda" or not row:
+        return most
+    free = total_memory_bytes(model.device) - memory_bytes(model.device)
+    return min(most, max(_FEWEST_ROWS, free // (2 * row)))
+
+
+def _cached_bytes(model: "PreTrainedModel") -> int:
+    """Return what keys and values of a token take; 0 where the configuration does not say."""
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    layers, width, heads = (config_value(model, name) or 0 for name in names)
+    kept = config_value(model, "num_key_value_heads") or heads
+    size = config_value(model, "head_dim") or (width // heads if heads else 0)
+    return int(2 * layers * kept * size * model.dtype.itemsize)
+
+
+def _next_rows(
+    waiting: deque[Row], prompts: Sequence[Sequence[int]], places: int, most_tokens: int
+) -> list[Row]:
+    """Take the next rows to read the prompts of together, ``most_tokens`` of them in at most ``places``.
+
+    At least one is taken where there is a place.
+    """
     new: list[Row] = []
     size = 0
-    while waiting and len(new) < places and (not new or size + len(prompts[waiting[0].index]) <= _MAX_READ):
+    while waiting and len(new) < places and (not new or size + len(prompts[waiting[0].index]) <= most_tokens):
         size += len(prompts[waiting[0].index])
         new.append(waiting.popleft())
     return new

@@ -17,9 +17,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sftcli.modeling.attention import attention_of, is_named, set_attention
+from sftcli.modeling.config_values import config_value
 from sftcli.modeling.kernels.cpu_attention import CpuAttention, can_attend, split_documents
 from sftcli.modeling.kernels.flash_switch import switched_to
 from sftcli.modeling.kernels.state_kernels import has_convolutions
+from sftcli.modeling.kernels.told_positions import spare_search
 from sftcli.modeling.kernels.varlen import Asked, Varlen, varlen_on
 from sftcli.runtime import applied, body_of
 
@@ -161,11 +163,15 @@ def _hear(model: PreTrainedModel) -> None:
     told = _Told()
     # What keeps a state along the row is told by the number of each token's document.
     has_state = has_convolutions(model)
+    # Whose masks are made all the same, and have to keep documents apart.
+    is_chunked = config_value(model, "attention_chunk_size") is not None
 
     def hear(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401 - torch's
         bounds: torch.Tensor | None = kwargs.get("cu_seq_lens_q")
         lengths: tuple[int, ...] | None = kwargs.pop(_LENGTHS, None)  # which only this attention wants
         told.newest = None if bounds is None else _Row.of(bounds, lengths)
+        if bounds is not None and not is_chunked:
+            spare_search(kwargs.get("position_ids"))
         if told.newest is None or not has_state:
             return args, kwargs
         return args, kwargs | {"seq_idx": _numbers(told.newest)[None]}

@@ -26,6 +26,7 @@ from sftcli.modeling.formats.folder_write import is_part_of_whole, write_model_f
 from sftcli.modeling.formats.source_tensors import SourceTensors, check_names_come_back
 from sftcli.modeling.kernels.fuse import Fusion, fuse_layers
 from sftcli.modeling.kernels.state_kernels import missing_kernels
+from sftcli.modeling.kernels.told_positions import spare_search_of_own_positions
 from sftcli.modeling.load import (
     checkpoint_activations,
     count_parameters,
@@ -37,6 +38,7 @@ from sftcli.runtime import (
     dtype_named,
     keep_freed_memory,
     matmul_flops,
+    pass_sizes,
 )
 from sftcli.services.models.base import tokenizer_folder
 from sftcli.services.models.modern_llm import PtFiles, pt_files
@@ -68,9 +70,6 @@ from sftcli.training.utilization import Gauge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-HELDOUT_BATCH_TOKENS = 4096  # positions scored at once; results do not depend on it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +175,7 @@ def assemble(
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
     use_named_attention(model)
+    spare_search_of_own_positions(model)
     attention = attention_of(model)
     peak = matmul_flops(compute.device, compute.dtype)
     emit(_model_loaded(model, inputs.located.name, recorded, compute.device, peak_flops=peak))
@@ -418,7 +418,7 @@ def _heldout_loss(
         batches = batches_in_order_of_length(
             heldout,
             rows=range(len(heldout)),
-            max_batch_tokens=HELDOUT_BATCH_TOKENS,
+            max_batch_tokens=pass_sizes(compute.device).heldout_positions,
             pad_id=inputs.pad_id,
         )
         batches = with_progress(batches, emit, task="held-out", total=len(heldout))

@@ -122,7 +122,7 @@ def router_logits(model: "PreTrainedModel") -> Iterator[list[torch.Tensor]]:
 
 def probabilities(logits: Sequence[torch.Tensor], batch: Batch) -> list[torch.Tensor]:
     """Return for each router the probabilities of experts (tokens, experts) for the tokens of ``batch`` that are no padding."""
-    tokens = batch.is_token.flatten().nonzero()[:, 0]  # found once: a mask would be searched for each layer
+    tokens = batch.token_places  # found once: a mask would be searched for each layer
     return [layer.flatten(0, -2)[tokens].softmax(-1) for layer in logits]
 
 
