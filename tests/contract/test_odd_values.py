@@ -87,3 +87,25 @@ def test_a_value_of_any_kind_in_any_place_of_a_row_is_no_bug(form, model, tmp_pa
     assert "hit a bug" not in err
     if code == 0:
         assert json.loads(out)["audit"]["train"]["kept"] >= 1
+
+
+@pytest.mark.parametrize("inner", ["\\ud800", "\\u0000"])
+@pytest.mark.parametrize("options", [(), ("--ignore", "reasoning_content")])
+def test_json_text_inside_of_a_row_is_looked_at_too(inner, options, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
+    thought = {"reasoning_content": "Hm."} if options else {}
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello", **thought}]
+    call = {"function": {"name": "weather", "arguments": f'{{"city": "{inner}"}}'}}
+    bad = [
+        {"messages": json.dumps(turns).replace("Hi", inner)},
+        {"messages": [turns[0], {"role": "assistant", "content": "", "tool_calls": [call]}]},
+        {"messages": turns, "tools": json.dumps([_TOOL]).replace("Tells it.", inner)},
+    ]
+    lines = [json.dumps(one) for one in (*[{"messages": turns}] * GOOD, *bad)]
+    Path("rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    code, out, err = program(monkeypatch, capsys)(
+        "prepare", "rows.jsonl", "--model", model, *options, "--json"
+    )
+    assert code == 0, (out + err)[-2000:]
+    assert json.loads(out)["audit"]["train"]["rejected"]["wrong-type"] >= 2
