@@ -21,6 +21,7 @@ from sftcli.events import (
     StepDone,
     StopFlag,
 )
+from sftcli.memory_faults import is_out_of_memory
 from sftcli.runtime import Clock, monotonic, peak_memory_bytes, release_memory
 from sftcli.training.checkpoint.background_saver import Saver
 from sftcli.training.distributed.agreed_stop import AgreedStop, TimedSaves
@@ -28,7 +29,7 @@ from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss, minimized, three_sums
 from sftcli.training.optim.optimizer import clip_grad_norm, optimizer_tensors, restore_optimizer
 from sftcli.training.optim.schedule import learning_rate_at, set_learning_rate
-from sftcli.training.out_of_memory import KeptMemory, MemoryLadder, is_out_of_memory
+from sftcli.training.out_of_memory import KeptMemory, MemoryLadder
 from sftcli.training.random_streams import capture_rng, collect_rng, restore_rng, restore_stream
 from sftcli.training.state import (
     AnswerGiver,
@@ -215,7 +216,7 @@ class Trainer:
             window = self.plan.window(self.state.step)
             try:
                 sums = self._backward(window)
-            except (MemoryError, RuntimeError) as error:
+            except Exception as error:
                 self.discard_gradients()
                 lower = self._agree_to_ease() if is_out_of_memory(error) else None
                 if lower is None:

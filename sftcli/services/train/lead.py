@@ -258,7 +258,8 @@ def _train(
     emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
     run.build(decided, is_verified=run.checkpoint is not None)  # who chose it has verified it
     record_decisions(folder, run.parts.decisions, emit)
-    budget = end_in_time(run)
+    with run.memory_errors():
+        budget = end_in_time(run)
     if budget is not None:
         record(folder, run.inputs.decided)
         record_budget(run, budget)

@@ -144,10 +144,11 @@ def _verify(request: ResumeRequest, session: Session, peers: Peers) -> VerifyOut
     emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
     run.build(Decisions.from_json(decided, where=str(run.folder.about)))
     agreed = AgreedStop(stop=session.stop, group=peers.group)
-    while run.trainer.state.step < step_of(second):
-        if agreed.requested():
-            raise StoppedError
-        emit(run.trainer.take_step())
+    with run.memory_errors():
+        while run.trainer.state.step < step_of(second):
+            if agreed.requested():
+                raise StoppedError
+            emit(run.trainer.take_step())
     compared = count_equal(run.trainer.snapshot(), read_snapshot(second), name=second.name)
     return VerifyOutcome(
         run=run.folder.name,

@@ -44,7 +44,8 @@ def run_worker(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -
         return run.outcome(Ending.FINISHED, complete_at)
     run.open()
     run.build(Decisions.from_json(peers.receive(stop), where="the first process"))
-    end_in_time(run)
+    with run.memory_errors():
+        end_in_time(run)
     ending = run.fit(stop)
     ended_at = run.trainer.state.step
     if ending.is_complete:
