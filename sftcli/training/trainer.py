@@ -27,6 +27,7 @@ from sftcli.training.checkpoint.background_saver import Saver
 from sftcli.training.distributed.agreed_stop import AgreedStop, TimedSaves
 from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss, minimized, three_sums
+from sftcli.training.loss_scale import LossScaler
 from sftcli.training.optim.optimizer import clip_grad_norm, optimizer_tensors, restore_optimizer
 from sftcli.training.optim.schedule import learning_rate_at, set_learning_rate
 from sftcli.training.out_of_memory import KeptMemory, MemoryLadder
@@ -88,6 +89,7 @@ class Trainer:
         self.answer = answer
         self.store = store
         self.emit = emit
+        self.scaler = LossScaler(weights, self.group, emit)
         self.device = device
         self.clock = clock
         self.state = TrainState()
@@ -210,7 +212,10 @@ class Trainer:
         )
 
     def _accumulate(self) -> tuple[Sequence[Batch], torch.Tensor]:
-        """Sum the gradients of the next step; where memory runs out, from the start in a way that needs less of it."""
+        """Sum the gradients of the next step; where memory runs out, from the start in a way that needs less of it.
+
+        With float16 products a step whose gradients leave the range is computed again too, from a loss of a smaller scale.
+        """
         rng = capture_rng()
         while True:
             window = self.plan.window(self.state.step)
@@ -223,7 +228,13 @@ class Trainer:
                     raise
             else:
                 if not self.group.any(False):
-                    return window, self.weights.gather(sums, self.group)
+                    sums = self.weights.gather(sums, self.group)
+                    self.state, holds = self.scaler.settle(self.state, sums)
+                    if holds:
+                        return window, sums
+                    self.discard_gradients()
+                    restore_rng(rng)
+                    continue
                 self.discard_gradients()
                 lower = self.ladder.below(self.state)
                 if lower is None:
@@ -249,11 +260,12 @@ class Trainer:
         """Add up the gradients of this process's share of ``window``; return its sums, as ``three_sums`` has them."""
         response_tokens = sum(batch.response_tokens for batch in window)
         total = torch.zeros(3, device=self.device)
+        scale = self.scaler.scale(self.state)
         if self.before_step:
             self.before_step(window)
         for batch, weight in self.weights.micro_batches(window, self.group):
             sums = self.batch_loss(batch.to(self.device)) * weight
-            (minimized(sums) / response_tokens).backward()
+            (scale * (minimized(sums) / response_tokens)).backward()
             total += three_sums(sums.detach())
         return total
 

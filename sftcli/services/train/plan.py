@@ -15,6 +15,7 @@ from sftcli.runtime import (
     peak_memory_bytes,
     total_memory_bytes,
 )
+from sftcli.services.machine.kernels import kernels_as_set
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.record import Budget, Decisions
 from sftcli.services.train.budget import (
@@ -92,6 +93,12 @@ def plan_training(settings: Settings, session: Session) -> Plan:
     run.take(find_inputs(settings, session))
     if settings.training.max_minutes is None:
         run.inputs.tell_doubts(session.emit, with_replay=_WITH_REPLAY)
+    with kernels_as_set(settings.training, session.emit):
+        return _planned(run)
+
+
+def _planned(run: TrainingRun) -> Plan:
+    session = run.session
     run.build(settle_precision(Decisions(), run.settings.training.precision, choose_device()))
     inputs, settings, trainer, model = run.inputs, run.settings, run.trainer, run.parts.model
     # A probe that went on with smaller micro-batches would measure something else.

@@ -6,6 +6,7 @@ from sftcli.config.auto import is_open
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import MismatchError
 from sftcli.events import Ending, Session, StopFlag, unheard
+from sftcli.services.machine.kernels import kernels_as_set
 from sftcli.services.processes.peers import Peers, with_processes
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.record import Decisions
@@ -42,6 +43,12 @@ def run_worker(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -
         _require_same(with_processes(asked, peers), run.settings, rank=peers.group.rank)
     if complete_at := int(str(task["complete_at"])):
         return run.outcome(Ending.FINISHED, complete_at)
+    with kernels_as_set(run.settings.training, unheard):
+        return _train(run)
+
+
+def _train(run: TrainingRun) -> TrainOutcome:
+    peers, stop = run.peers, run.session.stop
     run.open()
     run.build(Decisions.from_json(peers.receive(stop), where="the first process"))
     with run.memory_errors():
