@@ -238,6 +238,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def held_peak_bytes(device: torch.device) -> int:
+    """Return the most memory held so far: on CUDA also what lies between tensors, and what is kept for the next ones."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory_bytes(device)
+
+
 def memory_bytes(device: torch.device) -> int:
     """Return the memory in use: the device's on CUDA, else the process's (where only its peak can be told, that)."""
     if device.type == "cuda":
@@ -266,6 +271,17 @@ def total_memory_bytes(device: torch.device) -> int:
     if not hasattr(os, "sysconf"):  # Windows
         return 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def reachable_memory_bytes(device: torch.device) -> int:
+    """Return how much memory this process can hold: on CUDA what it holds and what is free there; else all; 0 if unknown.
+
+    What other programs have, and the context of CUDA itself, is no part of it.
+    """
+    if device.type != "cuda":
+        return total_memory_bytes(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device)
 
 
 def free_memory_bytes() -> int:
