@@ -9,12 +9,15 @@ import torch
 import torch.distributed as dist
 
 from sftcli import memory_faults
+from sftcli.cli.errors.show import guarded
 from sftcli.errors import ResourceError
 from sftcli.memory_faults import Attempt, MemoryErrors, is_out_of_memory
 from sftcli.modeling.adapter.targets import linear_layers
 from sftcli.modeling.decoding.decoder import checked_decoder
 from sftcli.modeling.kernels import fuse
 from sftcli.modeling.kernels.fuse import fuse_layers
+from sftcli.services.processes.failures import describe_failure, exit_code_of
+from sftcli.services.processes.peers import is_broken_connection
 from sftcli.training.probes.agreement import Ways, agreed_ways
 from sftcli.training.probes.choices import RowSharing
 from sftcli.training.probes.loss import choose_batch_loss
@@ -94,6 +97,17 @@ def test_guard_of_a_block_makes_an_error_with_an_exit_code_of_it_and_keeps_an_in
     with pytest.raises(ResourceError) as kept, MemoryErrors():
         raise inner
     assert kept.value is inner
+
+
+@pytest.mark.parametrize("error", FAULTS.values(), ids=FAULTS)
+def test_any_command_and_any_of_several_processes_ends_with_71(error, capsys):
+    def full():
+        raise error
+
+    assert guarded(full, command="sft generate") == 71
+    assert "error: out of memory" in capsys.readouterr().err
+    assert exit_code_of(describe_failure(error, rank=1)) == 71
+    assert not is_broken_connection(error)
 
 
 def tried_head(model):
