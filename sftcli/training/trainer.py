@@ -21,15 +21,17 @@ from sftcli.events import (
     StepDone,
     StopFlag,
 )
+from sftcli.memory_faults import is_out_of_memory
 from sftcli.runtime import Clock, monotonic, peak_memory_bytes, release_memory
 from sftcli.training.checkpoint.background_saver import Saver
 from sftcli.training.distributed.agreed_stop import AgreedStop, TimedSaves
 from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss, minimized, three_sums
+from sftcli.training.loss_scale import LossScaler
 from sftcli.training.optim.optimizer import optimizer_tensors, restore_optimizer
 from sftcli.training.optim.schedule import learning_rate_at, set_learning_rate
 from sftcli.training.optim.update import launch_update
-from sftcli.training.out_of_memory import KeptMemory, MemoryLadder, is_out_of_memory
+from sftcli.training.out_of_memory import KeptMemory, MemoryLadder
 from sftcli.training.random_streams import capture_rng, collect_rng, restore_rng, restore_stream
 from sftcli.training.state import (
     AnswerGiver,
@@ -89,6 +91,7 @@ class Trainer:
         self.answer = answer
         self.store = store
         self.emit = emit
+        self.scaler = LossScaler(weights, self.group, emit)
         self.device = device
         self.asks_device = device.type == "cuda"  # whether numbers are finite, where the optimizer can
         self.clock = clock
@@ -224,20 +227,29 @@ class Trainer:
         )
 
     def _accumulate(self) -> tuple[Sequence[Batch], torch.Tensor]:
-        """Sum the gradients of the next step; where memory runs out, from the start in a way that needs less of it."""
+        """Sum the gradients of the next step; where memory runs out, from the start in a way that needs less of it.
+
+        With float16 products a step whose gradients leave the range is computed again too, from a loss of a smaller scale.
+        """
         rng = capture_rng()
         while True:
             window = self._ahead.take(self.plan, self.state.step)
             try:
                 sums = self._backward(window)
-            except (MemoryError, RuntimeError) as error:
+            except Exception as error:
                 self.discard_gradients()
                 lower = self._agree_to_ease() if is_out_of_memory(error) else None
                 if lower is None:
                     raise
             else:
                 if not self.group.any(False):
-                    return window, self.weights.gather(sums, self.group)
+                    sums = self.weights.gather(sums, self.group)
+                    self.state, holds = self.scaler.settle(self.state, sums)
+                    if holds:
+                        return window, sums
+                    self.discard_gradients()
+                    restore_rng(rng)
+                    continue
                 self.discard_gradients()
                 lower = self.ladder.below(self.state)
                 if lower is None:
@@ -263,11 +275,12 @@ class Trainer:
         """Add up the gradients of this process's share of ``window``; return its sums, as ``three_sums`` has them."""
         response_tokens = sum(batch.response_tokens for batch in window)
         total = torch.zeros(3, device=self.device)
+        scale = self.scaler.scale(self.state)
         if self.before_step:
             self.before_step(window)
         for batch, weight in self.weights.micro_batches(window, self.group):
             sums = self.batch_loss(batch.to(self.device)) * weight
-            (minimized(sums) / response_tokens).backward()
+            (scale * (minimized(sums) / response_tokens)).backward()
             self.weights.collect()
             total += three_sums(sums.detach())
         return total

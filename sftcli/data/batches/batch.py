@@ -122,6 +122,29 @@ class Batch:
         """What the model gets, by name."""
         return {"input_ids": self.input_ids, **(self.documents.inputs if self.documents else {})}
 
+    @property
+    def has_halves(self) -> bool:
+        """Whether there are several rows, of one example each."""
+        return self.documents is None and len(self.example_ids) > 1
+
+    def halves(self) -> "tuple[Batch, Batch]":
+        """Return the first half of the rows and the rest, as wide as they are; ``has_halves`` must hold."""
+        middle = len(self.example_ids) // 2
+        return self._rows(0, middle), self._rows(middle, len(self.example_ids))
+
+    def _rows(self, begin: int, end: int) -> "Batch":
+        fills, targets = self.fills[begin:end], self.targets[begin:end]
+        return replace(
+            self,
+            input_ids=self.input_ids[begin:end],
+            targets=targets,
+            loss_places=(places := (targets.flatten() != IGNORED).nonzero()[:, 0]),
+            example_ids=self.example_ids[begin:end],
+            response_tokens=len(places),
+            fills=fills,
+            attended_pairs=sum(count * (count + 1) // 2 for count in fills),
+        )
+
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on ``device``."""
         return replace(

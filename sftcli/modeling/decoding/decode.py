@@ -13,11 +13,13 @@ import torch
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.errors import DataError, MismatchError
 from sftcli.events import StopFlag
+from sftcli.memory_faults import is_out_of_memory
 from sftcli.modeling.architecture import not_finite
 from sftcli.modeling.config_values import config_value, positions_of_model
 from sftcli.modeling.decoding.decoder import Decoder
+from sftcli.modeling.decoding.kv_cache import Rows
 from sftcli.modeling.decoding.sampling import RowSampler, logprobs_of, sample
-from sftcli.runtime import memory_bytes, pass_sizes, total_memory_bytes
+from sftcli.runtime import memory_bytes, pass_sizes, release_memory, total_memory_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,6 +87,8 @@ def decode(
     products whose shape changes with the batch: in float32 that decides between tokens that are as good as equally likely,
     in bfloat16 now and then between others.
 
+    Where memory runs out half as many rows go on together, and those that ran are read anew with what they have.
+
     An answer that has come to the last of the positions that the model was made for ends as "length".
 
     Raises:
@@ -101,7 +105,17 @@ def decode(
     batch = _Batch(decoder, prompts, settings, seeds, max_rows)
     waiting = deque(Row(index=index) for index in range(len(prompts)))
     while (waiting or batch.running) and not stop.requested():
-        for row, token, logprob in batch.step(_next_rows(waiting, prompts, batch.free, most_tokens)):
+        new = _next_rows(waiting, prompts, batch.free, most_tokens)
+        drawn = None
+        try:
+            drawn = batch.step(new)
+        except Exception as error:
+            if not (is_out_of_memory(error) and batch.capacity > 1):
+                raise
+        if drawn is None:  # out here nothing holds the tensors of the failed pass any more
+            waiting.extendleft(reversed(batch.begin_again_smaller(new)))
+            continue
+        for row, token, logprob in drawn:
             # The last token of an answer is not read.
             left = positions - len(prompts[row.index]) + 1 if positions else settings.max_new_tokens
             row.take(token, logprob, stop_ids, min(settings.max_new_tokens, left))
@@ -157,20 +171,42 @@ class _Batch:
         self.seeds = seeds
         self.running: list[Row] = []
         self.samplers: list[RowSampler] = []
+        self.known: dict[int, RowSampler] = {}  # of rows that begin again
         self.without_gradients = torch.no_grad if decoder.goes_on_training else torch.inference_mode
+        self._make_rows = decoder.make_rows
+        self.rows = self._rows(max(1, min(max_rows, len(prompts))))
+
+    def _rows(self, count: int) -> Rows:
         with self.without_gradients():
-            self.rows = decoder.make_rows(max(1, min(max_rows, len(prompts))), _shared_prefix(prompts))
+            return self._make_rows(count, _shared_prefix(self.prompts))
+
+    @property
+    def capacity(self) -> int:
+        """How many rows may run together."""
+        return self.rows.capacity
 
     @property
     def free(self) -> int:
         """How many rows may join."""
-        return self.rows.capacity - len(self.running)
+        return self.capacity - len(self.running)
+
+    def begin_again_smaller(self, new: Sequence[Row]) -> list[Row]:
+        """Let go of all rows, ``new`` ones too, and return them; half as many may join, and each draws on where it was."""
+        rows = {
+            row.index: row for row in (*self.running, *new)
+        }  # of the new ones some may be running already
+        self.known |= {row.index: sampler for row, sampler in zip(self.running, self.samplers, strict=False)}
+        count, self.running, self.samplers = self.capacity // 2, [], []
+        del self.rows
+        release_memory(self.device)
+        self.rows = self._rows(count)
+        return list(rows.values())
 
     def step(self, new: Sequence[Row]) -> list[tuple[Row, int, float]]:
         """Return the next token of every row with its log-probability, after ``new`` ones have joined."""
         with self.without_gradients():
             last = torch.tensor([row.ids[-1] for row in self.running], dtype=torch.int64, device=self.device)
-            logits = self.rows.advance(last, [self.prompts[row.index] for row in new])
+            logits = self.rows.advance(last, [[*self.prompts[row.index], *row.ids] for row in new])
             if not logits.amax(dim=-1).isfinite().all():  # a NaN is the greatest
                 raise not_finite(self.model)
             self.running += new
@@ -190,6 +226,8 @@ class _Batch:
                 self.samplers.pop()
 
     def _sampler(self, index: int, logits: torch.Tensor) -> RowSampler:
+        if index in self.known:
+            return self.known.pop(index)
         own = (index,) if self.seeds is None else self.seeds[index]
         return RowSampler(
             self.settings,

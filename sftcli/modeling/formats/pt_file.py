@@ -19,6 +19,7 @@ from sftcli import storage
 from sftcli.errors import DataError, MismatchError, StorageError
 from sftcli.foreign import damaged, foreign_file
 from sftcli.json_files import read_json, write_json
+from sftcli.memory_faults import is_out_of_memory
 from sftcli.modeling.modern_lm.config import ModernLMConfig
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM, register
 from sftcli.suggest import did_you_mean
@@ -271,6 +272,8 @@ def write_pt(
             storage.disk.let_library_write(fresh.parent, lambda: torch.save(content, fresh))
             _check_written(fresh, state)
     except (OSError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise StorageError(f"could not write {path}: {error}", hint=hint) from error
 
 

@@ -15,6 +15,7 @@ from types import MethodType
 import torch
 from torch.nn import functional
 
+from sftcli.memory_faults import Attempt
 from sftcli.modeling.architecture import beside_text
 from sftcli.modeling.kernels.fused_layer import (
     GATED,
@@ -226,15 +227,13 @@ def _gives_the_same(
     x, back = (torch.randn(shape, generator=generator).to(weight) for _ in range(2))
     x.requires_grad_()
     wanted = [x, *(part for part in module.parameters() if part.requires_grad and (whole or part.ndim < 2))]
-    try:
+    with Attempt() as attempt:
         if passed is None:
             made = type(module).forward(module, x), forward(module, x)
         else:
             made = try_on_documents(module, forward, x, passed)
         plain, fused = ((one.detach(), *torch.autograd.grad(one, wanted, back)) for one in made)
-    except (TypeError, AttributeError, RuntimeError):
-        return False
-    return all(
+    return not attempt.failed and all(
         left.shape == right.shape and bool((left - right).norm() <= _TOLERANCE * left.norm())
         for left, right in zip(plain, fused, strict=True)
     )

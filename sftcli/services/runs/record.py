@@ -37,7 +37,7 @@ class Decisions:
     Whoever decides one takes what is recorded, or refuses: never another.
     """
 
-    precision: str | None = None  # of matrix products: bf16 or fp32
+    precision: str | None = None  # of matrix products: bf16, fp16 or fp32
     precision_why: str | None = None  # in a few words
     attention: str | None = None  # what transformers calls it, before documents are kept apart
     layers: tuple[str, ...] | None = None  # kinds of modules that run in the faster form; () for none
@@ -49,8 +49,8 @@ class Decisions:
     weights: str | None = None  # whether several processes share them out (``WeightSharing``)
 
     def __post_init__(self) -> None:
-        if self.precision not in {None, "bf16", "fp32"}:
-            raise ValueError(f"precision is {self.precision!r}, and not bf16 or fp32")
+        if self.precision not in {None, "bf16", "fp16", "fp32"}:
+            raise ValueError(f"precision is {self.precision!r}, and not bf16, fp16 or fp32")
 
     def to_json(self) -> dict[str, object]:
         """Return it as plain values."""
@@ -126,6 +126,7 @@ class RunRecord:
     base: Base | None = None
     lineage: tuple[Ancestor, ...] | None = None  # None where the run has not got so far, or is older
     decisions: Decisions | None = None
+    machine: Mapping[str, str] = field(default_factory=dict)  # what the newest start found, by name
     trusted_code: Mapping[str, str] = field(
         default_factory=dict
     )  # hashes of what may run of the model's own code

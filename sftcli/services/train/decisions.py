@@ -10,11 +10,13 @@ from sftcli.config.schema.training import TrainingSettings
 from sftcli.errors import MismatchError, ResourceError
 from sftcli.events import EventSink, NeverStop, Notice, Warned
 from sftcli.runtime import choose_device, dtype_named
+from sftcli.services.machine.facts import facts_of_run
 from sftcli.services.machine.precision import decide_precision
 from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.record import Decisions
 from sftcli.training.checkpoint.format import read_fingerprints
+from sftcli.training.probes.choices import RowSharing
 
 _NOT_HELD = frozenset({"precision_why", "kernel"})  # what a run may go on without
 _OLDER_PRECISION = "machine precision of products"  # what checkpoints of older runs call it
@@ -110,6 +112,20 @@ def record_decisions(run: RunFolder, decisions: Decisions, emit: EventSink) -> N
         made = replace(decisions, precision_why=before.precision_why)  # of the start, which decided it
     if before != made:
         run.note(decisions=made)
+
+
+def record_machine(run: RunFolder, decisions: Decisions, settings: TrainingSettings) -> None:
+    """Write into ``run.json`` on what this start trains, and with which attention."""
+    machine = facts_of_run(settings) | {"attention": attention_in_words(decisions)}
+    if run.record().machine != machine:
+        run.note(machine=machine)
+
+
+def attention_in_words(decisions: Decisions) -> str:
+    """Return which attention a run computes with, and how that keeps documents of one row apart."""
+    packing = decisions.packing or RowSharing.NONE
+    shared = "" if packing == RowSharing.NONE else f", documents of one row kept apart by {packing}"
+    return f"{decisions.attention or 'its own'}{shared}"
 
 
 def require_same(recorded: Decisions, made: Decisions, *, what: str) -> None:

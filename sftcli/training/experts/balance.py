@@ -17,6 +17,7 @@ import torch
 
 from sftcli.data.batches.batch import Batch
 from sftcli.errors import Location, UsageError
+from sftcli.memory_faults import Attempt
 from sftcli.runtime import body_of
 from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss, minimized, nll_of
@@ -151,7 +152,8 @@ def require_balance(model: "PreTrainedModel", batch: Batch) -> None:
     """
     name, batch = type(model).__name__, batch.to(model.device)
     asked = {"use_cache": False, "output_router_logits": True}
-    try:
+    is_same = False
+    with Attempt():
         outputs: Any = model(**batch.inputs, attention_mask=batch.is_token.long(), **asked)
         with router_logits(model) as logits:
             body_of(model)(**batch.inputs, use_cache=False)
@@ -162,8 +164,6 @@ def require_balance(model: "PreTrainedModel", batch: Batch) -> None:
         is_same = len(logits) == len(routed) and bool(
             torch.isclose(found, outputs.aux_loss.float(), rtol=TOLERANCE)
         )
-    except (AttributeError, TypeError, ValueError, RuntimeError, LookupError):
-        is_same = False
     if not is_same:
         raise UsageError(
             f"training.router_aux_loss is set, and {name} has no load-balancing loss that is known here",

@@ -13,6 +13,7 @@ from sftcli.data.batches.batch import ExampleSource, Packing, collate_packed
 from sftcli.data.example import Example
 from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Notice, Warned
+from sftcli.memory_faults import Attempt
 from sftcli.modeling.attention import attention_of, is_named
 from sftcli.modeling.kernels.document_attention import (
     Overheard,
@@ -183,13 +184,12 @@ class Probe:
         """
         place = max(0, len(packs[0]) - 2)  # with rows before it, where there are, and behind it
         other = [[*packs[0][:place], _with_other_tokens(packs[0][place]), *packs[0][place + 1 :]], *packs[1:]]
-        try:
-            with left_as_it_was(self._model), overheard() as self.heard:
-                trained, replaced = (self._in_training(each) for each in (packs, other))
-                self._model.train(False)
-                packed = self.by_row(packs)
-                alone = [self.by_row([[row]])[0] for row in chain.from_iterable(packs)]
-        except (AttributeError, TypeError, ValueError, RuntimeError, LookupError):
+        with Attempt() as attempt, left_as_it_was(self._model), overheard() as self.heard:
+            trained, replaced = (self._in_training(each) for each in (packs, other))
+            self._model.train(False)
+            packed = self.by_row(packs)
+            alone = [self.by_row([[row]])[0] for row in chain.from_iterable(packs)]
+        if attempt.failed:
             return False  # a model that cannot be told of documents at all
         is_kept = [index != place for index in range(len(packed))]
         is_apart = all(

@@ -10,7 +10,8 @@ from itertools import islice
 import torch
 
 from sftcli.data.batches.batch import Batch
-from sftcli.errors import DivergedError, MismatchError
+from sftcli.errors import DivergedError, Location, MismatchError, UsageError
+from sftcli.runtime import is_finite
 from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss
 from sftcli.training.weights.placement import placed_as
@@ -51,18 +52,33 @@ class MasterWeights:
                 parameter.data = parameter.data.float()
                 self.masters[name] = parameter
             else:
-                self.masters[name] = self._split(parameter)
+                self.masters[name] = self._split(name, parameter)
 
     def _round_frozen(self, name: str, parameter: torch.nn.Parameter, *, keep: bool) -> None:
         """Round a weight that does not train. Where that loses something it is kept as it was: what is written is exact."""
-        exact, parameter.data = parameter.data, parameter.data.to(self.compute_dtype)
+        exact, parameter.data = parameter.data, self._rounded(name, parameter.data)
         if keep and not _is_exact(parameter.data, exact):
             half = exact.half()
             self._frozen[name] = (half if _is_exact(half, exact) else exact).cpu()
 
-    def _split(self, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    def _rounded(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return ``weight`` as the products have it.
+
+        Raises:
+            UsageError: It has numbers that float16 has not.
+        """
+        rounded = weight.to(self.compute_dtype)
+        if self.compute_dtype == torch.float16 and not is_finite(rounded):
+            raise UsageError(
+                f"{name} holds numbers above 65504, which float16 has not",
+                hint="train in float32: --set training.precision=fp32, or in bf16 where the device has it",
+                location=Location(key="training.precision"),
+            )
+        return rounded
+
+    def _split(self, name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
         master = torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))
-        parameter.data = parameter.data.to(self.compute_dtype)
+        parameter.data = self._rounded(name, parameter.data)
 
         def collect(_: torch.Tensor) -> None:
             _add_gradients([(parameter, master)])
@@ -126,8 +142,8 @@ class MasterWeights:
         filled = {name: master.detach() for name, master in self.masters.items() if master.numel()}
         # The least and the greatest of each; a NaN is both. They are read together, so that a device is waited for once.
         ends = torch.stack([torch.stack(torch.aminmax(master)) for master in filled.values()])
-        for name, is_finite in zip(filled, ends.isfinite().all(1).tolist(), strict=True):
-            if not is_finite:
+        for name, holds in zip(filled, ends.isfinite().all(1).tolist(), strict=True):
+            if not holds:
                 raise DivergedError(
                     f"step {step} is not saved: {name} holds non-finite values",
                     hint="earlier checkpoints are intact; lower training.learning_rate",
