@@ -16,7 +16,6 @@ from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.record import Decisions
 from sftcli.training.checkpoint.format import read_fingerprints
-from sftcli.training.probes.choices import RowSharing
 
 _NOT_HELD = frozenset({"precision_why", "kernel"})  # what a run may go on without
 _OLDER_PRECISION = "machine precision of products"  # what checkpoints of older runs call it
@@ -116,16 +115,9 @@ def record_decisions(run: RunFolder, decisions: Decisions, emit: EventSink) -> N
 
 def record_machine(run: RunFolder, decisions: Decisions, settings: TrainingSettings) -> None:
     """Write into ``run.json`` on what this start trains, and with which attention."""
-    machine = facts_of_run(settings) | {"attention": attention_in_words(decisions)}
+    machine = facts_of_run(settings) | {"attention": decisions.kernel or "not known"}
     if run.record().machine != machine:
         run.note(machine=machine)
-
-
-def attention_in_words(decisions: Decisions) -> str:
-    """Return which attention a run computes with, and how that keeps documents of one row apart."""
-    packing = decisions.packing or RowSharing.NONE
-    shared = "" if packing == RowSharing.NONE else f", documents of one row kept apart by {packing}"
-    return f"{decisions.attention or 'its own'}{shared}"
 
 
 def require_same(recorded: Decisions, made: Decisions, *, what: str) -> None:

@@ -187,9 +187,10 @@ def _add_gradients(copies: Sequence[tuple[torch.nn.Parameter, torch.nn.Parameter
     first = [(gradient, master) for gradient, master in made if master.grad is None]
     more = [(gradient, master.grad) for gradient, master in made if master.grad is not None]
     if first:
-        for gradient, master in first:
-            master.grad = torch.empty_like(gradient, dtype=master.dtype)
-        torch._foreach_copy_([master.grad for _, master in first], [gradient for gradient, _ in first])
+        sums = [torch.empty_like(gradient, dtype=master.dtype) for gradient, master in first]
+        torch._foreach_copy_(sums, [gradient for gradient, _ in first])
+        for total, (_, master) in zip(sums, first, strict=True):
+            master.grad = total
     if more:
         torch._foreach_add_([total for _, total in more], [gradient for gradient, _ in more])
     for copy, _ in copies:
