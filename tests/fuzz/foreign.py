@@ -1,13 +1,16 @@
 """Files of others: models and adapters in each of their formats, rows in each of theirs, templates, prompts and settings."""
 
 import gzip
+import io
 import json
+import pickle
 import struct
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pyarrow as pa
+import torch
 from pyarrow import ipc, parquet
 from safetensors.torch import load_file, save_file
 
@@ -176,6 +179,28 @@ def _write_gguf(tree: dict[str, Any], content: bytes) -> bytes:
     return head + bytes(-len(head) % 32) + content[end + (-end % 32) :]
 
 
+def _loaded(content: bytes) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+    except (RuntimeError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        raise ValueError("it is damaged already") from error
+    return found
+
+
+_PLAIN_KEYS = ("config", "step", "run_name")  # of a checkpoint: what is beside tensors
+
+
+def _read_pt(content: bytes, random: Random) -> dict[str, Any]:
+    return {"root": {key: value for key, value in _loaded(content).items() if key in _PLAIN_KEYS}}
+
+
+def _write_pt(tree: dict[str, Any], content: bytes) -> bytes:
+    tensors = {key: value for key, value in _loaded(content).items() if key not in _PLAIN_KEYS}
+    written = io.BytesIO()
+    torch.save(tensors | tree["root"], written)
+    return written.getvalue()
+
+
 _READ_TOML, _WRITE_TOML = FORMS[".toml"]
 
 
@@ -188,6 +213,7 @@ def _write_settings(tree: dict[str, Any], content: bytes) -> bytes:
 FORMS |= {
     ".safetensors": (_read_header, _write_header),
     ".gguf": (_read_gguf, _write_gguf),
+    ".pt": (_read_pt, _write_pt),
     ".toml": (_READ_TOML, _write_settings),
 }
 

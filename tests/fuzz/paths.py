@@ -22,6 +22,7 @@ ODD = (
     "/dev/null",
     "",
     ".",
+    "/",
     "a\nb",
     "\N{SNOWMAN} 'a' $b;*",
     "-",

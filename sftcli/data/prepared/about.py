@@ -75,5 +75,6 @@ class RunRows(AboutRows):
 
 RUN_ROWS = OwnFile(
     form=RunRows,
-    hint="a start of the same training writes it again: sft train --config RUN/config.toml --run NAME",
+    hint="a start of the same training writes it again: sft train --config RUN/config.toml --run NAME; "
+    "RUN/final can be named in place of RUN",
 )

@@ -1,6 +1,7 @@
 """The runs that a run trains on from: the one that made its model, the one before that, and so on. Needs no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def parent_of(settings: Settings) -> Ancestor | None:
     folder = as_path(settings.model.name if start is None else start)
     owner = owner_of(folder)
     if owner is not None:
-        return Ancestor(run=owner.name, path=str(owner.path.absolute()), data=owner.data_fingerprint())
+        with _known_of(owner):
+            return Ancestor(run=owner.name, path=str(owner.path.absolute()), data=owner.data_fingerprint())
     mark = MARKS.find(folder / MARK) if folder.is_dir() else None
     if mark is None or mark.data is None:
         return None
@@ -98,8 +100,23 @@ def require_earlier(settings: Settings) -> None:
         )
 
 
+@contextmanager
+def _known_of(run: RunFolder) -> Iterator[None]:
+    """Let an error about the files of ``run`` say how to train on without them."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            error.message,
+            hint=f"to train on without knowing which rows it and those before it have seen or held out, copy the model's folder "
+            f"out of {run.path.absolute()} and name the copy",
+            location=error.location,
+        ) from error
+
+
 def _before(run: RunFolder) -> tuple[Ancestor, ...]:
-    recorded = run.record().lineage
+    with _known_of(run):
+        recorded = run.record().lineage
     if recorded is not None:
         return recorded
     try:

@@ -15,8 +15,6 @@ from sftcli.runtime import used_kernels
 from sftcli.services.machine import facts, kernels
 from sftcli.services.machine.facts import describe_machine, facts_of_run, facts_of_training
 from sftcli.services.machine.kernels import kernels_as_set, why_not_equal
-from sftcli.services.runs.record import Decisions
-from sftcli.services.train.decisions import attention_in_words
 from sftcli.services.train.resuming.changes import MACHINE, find_changes
 from tests.support.recording import RecordingSink
 
@@ -114,9 +112,3 @@ def test_another_gpu_is_told_on_resume():
 
 def test_a_cpu_has_no_such_facts():
     assert not {"gpu", "cuda", "driver"} & set(facts_of_run(TrainingSettings()))
-
-
-def test_attention_is_named_with_what_keeps_documents_apart():
-    assert attention_in_words(Decisions(attention="sdpa", packing="none")) == "sdpa"
-    told = attention_in_words(Decisions(attention="sdpa", packing="bounds"))
-    assert told == "sdpa, documents of one row kept apart by bounds"
