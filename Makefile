@@ -60,11 +60,13 @@ fuzz:  ## damage 20,000 files at random and run a command on each, an hour; none
 	$(PYTHON) -m tests.fuzz --kind foreign --intact
 	$(PYTHON) -m tests.fuzz --kind own --count 10000 --max-seconds 2700
 	$(PYTHON) -m tests.fuzz --kind foreign --count 10000 --max-seconds 2700
+	$(PYTHON) -m tests.fuzz --kind paths --count 10000
 	$(PYTHON) -m tests.fuzz.readers --count 20000 --max-seconds 1800
 
 fuzz-slice:  ## a minute of it
 	$(PYTHON) -m tests.fuzz --kind own --count 60 --max-seconds 28
 	$(PYTHON) -m tests.fuzz --kind foreign --count 60 --max-seconds 28
+	$(PYTHON) -m tests.fuzz --kind paths --count 60 --max-seconds 28
 
 resume-laws:  ## stop after every step, resume, compare bit for bit: packing on and off, full weights and adapters
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_resume.py

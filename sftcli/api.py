@@ -22,6 +22,7 @@ from sftcli.cli.session.signals import SignalStop, stop_on_signals
 from sftcli.environment import set_defaults
 from sftcli.errors import UsageError
 from sftcli.events import Event, Session, fan_out
+from sftcli.memory_faults import MemoryErrors
 
 if TYPE_CHECKING:
     from sftcli.cli.session.session import View
@@ -353,7 +354,8 @@ def _session(
         if view is not None:
             view.open()
         try:
-            yield Session(fan_out(*sinks), flag)
+            with MemoryErrors():
+                yield Session(fan_out(*sinks), flag)
         finally:
             if view is not None:
                 view.close()

@@ -1,6 +1,7 @@
 """Environment variables: those that libraries read once and that are set before torch is imported, and what others tell."""
 
 import os
+import sys
 from collections.abc import Mapping
 
 _KEPT_KERNELS = 128
@@ -8,8 +9,12 @@ _SCHEDULER_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "KUBERNETES_SE
 
 
 def set_defaults() -> None:
-    """Set what makes work on a CPU faster, and what keeps its memory from growing."""
+    """Set what makes work on a CPU faster, what keeps memory from growing, and what lets products on CUDA repeat their bits."""
     _bound_kernels()
+    _let_segments_grow()
+    # cuBLAS picks its way by the workspace that is free, unless each stream has some of its own. 8 of 4 MB is as much as torch
+    # takes on a Hopper in any case. It is read once, so a run cannot set it by its settings.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if "OMP_WAIT_POLICY" in os.environ:
         return
     # Threads that wait for each other must soon sleep: on a machine that does other work too, spinning made training two
@@ -28,6 +33,15 @@ def _bound_kernels() -> None:
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(_KEPT_KERNELS))
+
+
+def _let_segments_grow() -> None:
+    """Let torch's memory on CUDA grow in place: each pass of packed rows has a length of its own, and its blocks fit no others.
+
+    CUDA reads it when it starts. What a user set stays, under the older name too; Windows knows no such memory.
+    """
+    if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def is_scheduled(environ: Mapping[str, str]) -> bool:

@@ -4,6 +4,7 @@ Libraries raise what they like over a damaged file: classes of their own, assert
 ``Exception``. And their words fit the file's name, not what is in it, which the first bytes tell better.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -169,7 +170,7 @@ def _told(error: BaseException, path: Path, fault: str, name: str, hint: str) ->
         return UsageError(text, hint="install the package, or use another file", location=place)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return NotFoundError(f"{error.filename or name} does not exist", hint=hint, location=place)
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         return StorageError(f"{name} cannot be read: {error.strerror or error}", location=place)
     return damaged(path, f"{fault}: {_cause(error)}", name=name, hint=hint)
 
@@ -183,6 +184,8 @@ def _cause(error: BaseException) -> str:
             return "its parts are nested too deeply"
         case KeyError():
             return f"{text} is missing or not known"
+        case OSError(errno=errno.EINVAL):  # of a seek to before the beginning
+            return "it leads to places that it has not"
         case _ if not text:
             return f"a check of its content fails ({type(error).__name__})"
     return text if len(text) <= _MOST_CAUSE else f"{text[:_MOST_CAUSE]}..."

@@ -1,12 +1,15 @@
 """JSON files: read with a limit of size, and written in one form."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from sftcli import storage
 from sftcli.foreign import damaged, foreign_file
 from sftcli.input_files import read_whole
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of one, which is right beside the other
 
 
 def read_json(path: Path, *, hint: str = "name a folder in the Hugging Face format") -> dict[str, Any]:
@@ -21,7 +24,12 @@ def read_json(path: Path, *, hint: str = "name a folder in the Hugging Face form
         DataError: It holds something else.
     """
     with foreign_file(path, "is not valid JSON", hint=hint):
-        content = json.loads(read_whole(path))
+        text = read_whole(path).decode("utf-8-sig")
+        content = json.loads(text)
+        if _HALF.search(text):
+            json_text(
+                content
+            ).encode()  # a library that is handed half a character, or a file of ours, cannot hold it
     if not isinstance(content, dict):
         raise damaged(path, "holds no JSON object", hint=hint)
     return content

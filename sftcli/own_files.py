@@ -11,10 +11,10 @@ from enum import Enum
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sftcli import storage
-from sftcli.errors import DataError, NotFoundError, StorageError
+from sftcli.errors import DataError, NotFoundError, StorageError, UsageError
 from sftcli.foreign import AGAIN
 from sftcli.json_files import json_text, read_json
 
@@ -135,6 +135,8 @@ def as_form(value: object, form: Any, at: str = "") -> Any:  # noqa: ANN401 - it
         FormError: It is of another type.
     """
     origin, arguments = get_origin(form) or form, get_args(form)
+    if origin is Annotated:
+        return _checked(value, arguments[0], arguments[1:], at)
     if form in _PLAIN:
         return _PLAIN[form](value, at)
     if origin in (Union, UnionType):
@@ -159,6 +161,16 @@ def as_form(value: object, form: Any, at: str = "") -> Any:  # noqa: ANN401 - it
     if issubclass(origin, Sequence):
         return _listed(value, origin, arguments, at)
     raise TypeError(f"{form} is no form")
+
+
+def _checked(value: object, form: Any, checks: Sequence[Callable[[Any], object]], at: str) -> object:  # noqa: ANN401
+    found = as_form(value, form, at)
+    try:
+        for check in checks:
+            check(found)
+    except UsageError as error:
+        raise FormError(f"{at or 'it'}: {error.message}") from error
+    return found
 
 
 def _record(value: object, form: Any, at: str) -> object:  # noqa: ANN401 - a dataclass
@@ -260,7 +272,7 @@ def _inside(at: str, key: object) -> str:
 
 @cache
 def _hints(form: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
-    return get_type_hints(form)
+    return get_type_hints(form, include_extras=True)
 
 
 def _default(field: Any) -> object:  # noqa: ANN401 - of a dataclass

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 from sftcli.errors import UsageError
 
@@ -30,6 +31,10 @@ def as_path(text: str | Path) -> Path:
         return Path(named).expanduser()
     except RuntimeError:
         raise _no_path(named, "names the home of an unknown user") from None
+
+
+# Text in a file of ours that is used as a path: ``own_files.as_form`` lets none through that cannot be one.
+PathText = Annotated[str, as_path]
 
 
 def _no_path(text: str, why: str) -> UsageError:

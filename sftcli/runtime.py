@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -35,9 +36,30 @@ _CPU_PROBES = (
     "_is_avx512_bf16_supported",
 )  # instruction sets with bfloat16 products
 _CONTROL_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_DRIVER = Path("/proc/driver/nvidia/version")
 _GLIBC = platform.libc_ver()[0] == "glibc"
 _MATMUL_SECONDS = 0.04
+_DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _CPU_SIDE = 1024  # of a matrix that is multiplied to measure a CPU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassSizes:
+    """How much goes through a model at once, where results do not depend on it."""
+
+    heldout_positions: int  # scored together
+    decode_rows: int  # decoded together, if their keys and values fit
+    prompt_tokens: int  # of prompts that are read together
+
+
+_PASS_SIZES = {"cuda": PassSizes(heldout_positions=32_768, decode_rows=256, prompt_tokens=16_384)}
+# A pass over so many tokens of prompts takes about a second on a laptop.
+_PASS_SIZES_ELSEWHERE = PassSizes(heldout_positions=4096, decode_rows=32, prompt_tokens=1024)
+
+
+def pass_sizes(device: torch.device) -> PassSizes:
+    """Return how much goes through a model on ``device`` at once."""
+    return _PASS_SIZES.get(device.type, _PASS_SIZES_ELSEWHERE)
 
 
 def choose_device() -> torch.device:
@@ -58,8 +80,14 @@ def has_bf16_products(device: torch.device) -> bool:
     return False
 
 
+@cache
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """Return what a CUDA device can do, as NVIDIA counts it: (8, 0) is an A100, (9, 0) an H100."""
+    return torch.cuda.get_device_capability(device)
+
+
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of matrix products for the setting ``precision``: auto, bf16 or fp32.
+    """Return the dtype of matrix products for the setting ``precision``: auto, bf16, fp16 or fp32.
 
     Raises:
         ResourceError: bf16 was asked for on a CUDA device that cannot do it.
@@ -73,7 +101,40 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
                 hint="pass --set training.precision=fp32",
             )
         return torch.bfloat16
-    return torch.bfloat16 if has_bf16_products(device) else torch.float32
+    if precision == "fp16":
+        return torch.float16
+    if has_bf16_products(device):
+        return torch.bfloat16
+    return torch.float16 if has_fp16_units(device) else torch.float32
+
+
+def has_fp16_units(device: torch.device) -> bool:
+    """Return whether ``device`` has matrix units for float16: NVIDIA's from Volta on (V100, T4, RTX 20)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+
+
+def gpu_facts(device: torch.device) -> dict[str, str]:
+    """Return name, capability and memory of a CUDA device, and the versions of CUDA and of the driver; nothing of others."""
+    if device.type != "cuda":
+        return {}
+    major, minor = torch.cuda.get_device_capability(device)
+    facts = {
+        "gpu": torch.cuda.get_device_name(device),
+        "capability": f"{major}.{minor}",
+        "gpu memory": f"{total_memory_bytes(device) / 1e9:.1f} GB",
+        "cuda": str(torch.version.cuda),
+    }
+    driver = _driver_version()
+    return facts | {"driver": driver} if driver else facts
+
+
+def _driver_version() -> str:
+    """Return the version of NVIDIA's driver; "" where it cannot be told."""
+    try:
+        words = _DRIVER.read_text(encoding="utf-8", errors="replace").split()
+    except OSError:  # not Linux
+        return ""
+    return next((word for word in words if word.replace(".", "").isdecimal() and "." in word), "")
 
 
 def has_matrix_units() -> bool:
@@ -124,17 +185,48 @@ def products_seconds(dtype: torch.dtype) -> Callable[[], float]:
 
 
 def dtype_named(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that ``dtype_name`` calls ``name``: bf16 or fp32.
+    """Return the dtype that ``dtype_name`` calls ``name``: bf16, fp16 or fp32.
 
     Raises:
         ResourceError: ``device`` cannot multiply in it.
     """
-    return choose_dtype("bf16" if name == "bf16" else "fp32", device)
+    return choose_dtype(name if name in _DTYPE_NAMES.values() else "fp32", device)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return "bf16" or "fp32"."""
-    return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(dtype, str(dtype).removeprefix("torch."))
+    """Return "bf16", "fp16" or "fp32"."""
+    return _DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """How CUDA computes: by kernels that give the same bits each time, and with what rounding of float32 products.
+
+    ``fills`` says whether each new tensor is filled first, beside such kernels: only who reads what nobody wrote would see it.
+    """
+
+    deterministic: bool
+    tf32: bool
+    tf32_convolutions: bool
+    fills: bool = False
+
+
+def used_kernels() -> Kernels:
+    """Return how CUDA computes in this process now."""
+    return Kernels(
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        tf32=torch.get_float32_matmul_precision() != "highest",
+        tf32_convolutions=torch.backends.cudnn.allow_tf32,
+        fills=torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+    )
+
+
+def set_kernels(kernels: Kernels) -> None:
+    """Let CUDA compute so from here on. Products of cuBLAS need a variable as well: ``environment.set_defaults``."""
+    torch.use_deterministic_algorithms(kernels.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = kernels.fills  # type: ignore[attr-defined]
+    torch.set_float32_matmul_precision("high" if kernels.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = kernels.tf32_convolutions
 
 
 @cache
@@ -171,6 +263,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def held_peak_bytes(device: torch.device) -> int:
+    """Return the most memory held so far: on CUDA also what lies between tensors, and what is kept for the next ones."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory_bytes(device)
+
+
 def memory_bytes(device: torch.device) -> int:
     """Return the memory in use: the device's on CUDA, else the process's (where only its peak can be told, that)."""
     if device.type == "cuda":
@@ -199,6 +296,17 @@ def total_memory_bytes(device: torch.device) -> int:
     if not hasattr(os, "sysconf"):  # Windows
         return 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def reachable_memory_bytes(device: torch.device) -> int:
+    """Return how much memory this process can hold: on CUDA what it holds and what is free there; else all; 0 if unknown.
+
+    What other programs have, and the context of CUDA itself, is no part of it.
+    """
+    if device.type != "cuda":
+        return total_memory_bytes(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device)
 
 
 def free_memory_bytes() -> int:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from transformers import PreTrainedModel
@@ -12,9 +11,7 @@ from benchmarks.gpu.answers import check_answers
 from benchmarks.gpu.findings import Check, free
 from benchmarks.gpu.subjects import CPU, PAD_ID, config_of, copy_on, memory_of, model_of, random_rows
 from benchmarks.gpu.training import (
-    KERNEL,
     difference,
-    kernel_of_any_torch,
     losses_of,
     masters_of,
     trainer_of,
@@ -57,15 +54,10 @@ def _check_gradients(check: Check, kind: str) -> None:
         ("fp32 packed, fused", torch.float32, True, True),
         ("bf16 alone", torch.bfloat16, False, False),
         ("bf16 packed, fused", torch.bfloat16, True, True),
-        ("bf16 packed, fused, torch's kernel", torch.bfloat16, True, True),
     ):
-        is_forced = name.endswith("kernel")
-        if is_forced and (check.device.type != "cuda" or kernel_of_any_torch() is None):
-            continue
         model = copy_on(base, check.device)
         left_alone = fuse_layers(model).left_alone if fused else ()
-        with patch(KERNEL, kernel_of_any_torch) if is_forced else patch.dict({}):
-            loss, gradients = _loss_and_gradients(model, rows, packed=packed, dtype=dtype)
+        loss, gradients = _loss_and_gradients(model, rows, packed=packed, dtype=dtype)
         loss_off = abs(loss - expected_loss) / expected_loss
         gradients_off = difference(expected, gradients)
         most_loss, most_gradients = _LIMITS[dtype]

@@ -22,13 +22,17 @@ from benchmarks.gpu.training import trainer_of
 from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin
 from sftcli.modeling.kernels import ways
+from sftcli.modeling.kernels.varlen import Varlen, signature_of
 from sftcli.training import loss
 from tests.support.training import ExampleList
 
 META = torch.device("meta")
+_KERNEL = Varlen(
+    function=varlen_attn, signature=signature_of(varlen_attn), capability=(9, 0), release=torch.__version__
+)
 _FUSED_OPTIMIZERS = "torch.optim.optimizer._get_fused_kernels_supported_devices"
 _LISTS = "torch.utils._foreach_utils._get_foreach_kernels_supported_devices"
-_ATTENTION = "sftcli.modeling.kernels.document_attention._varlen"
+_ATTENTION = "sftcli.modeling.kernels.document_attention.varlen_on"
 _FIRST_ID = 3
 
 
@@ -70,7 +74,7 @@ def as_on_cuda(forms: Forms = Forms.LIGER) -> Iterator[None]:
                 stack.enter_context(patch.object(module, name, getattr(module, name) | {"meta"}))
         for name in (_FUSED_OPTIMIZERS, _LISTS):
             stack.enter_context(patch(name, lambda: ["meta", "cuda"]))
-        stack.enter_context(patch(_ATTENTION, lambda query, value: varlen_attn))
+        stack.enter_context(patch(_ATTENTION, lambda device: _KERNEL))
         yield
 
 
@@ -80,10 +84,14 @@ def count_step(
     tokens: int,
     documents: int,
     rank: int = 0,
+    passes: int = 0,
     forms: Forms = Forms.LIGER,
     settings: Mapping[str, object] | None = None,
 ) -> Counts:
-    """Return the counts of one step of a model of this ``config``, the second, on one row of ``documents``."""
+    """Return the counts of one step of a model of this ``config``, the second, on one row of ``documents``.
+
+    With ``passes`` the documents are rows of their own, in so many micro-batches.
+    """
     length = tokens // documents
     rows = _rows(documents, length)
     selected = documents * (length - length // 2)  # positions with loss
@@ -97,12 +105,14 @@ def count_step(
             adapter=adapter,
             row_tokens=tokens,
             batch_size=documents,
-            micro_batch_size=documents,
+            micro_batch_size=documents // (passes or 1),
+            packs=not passes,
             **(settings or {}),
         )
-        trainer.take_step()  # the optimizer makes its state
+        trainer.asks_device = True
+        trainer.take_step(is_followed=True)  # the optimizer makes its state
         counter.counts = Counts()
-        trainer.take_step()
+        trainer.take_step(is_followed=True)
     return counter.counts
 
 

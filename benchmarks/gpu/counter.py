@@ -105,7 +105,9 @@ class DeviceCounter(TorchDispatchMode):
         if not tensors or not any(part.device.type == _DEVICE for part in tensors):
             return None
         if name == "_local_scalar_dense":
-            return torch.ones((), dtype=tensors[0].dtype).item()
+            return (
+                True if tensors[0].dtype is torch.bool else (tensors[0].dtype.is_floating_point and 1.0) or 1
+            )
         if name in ("equal", "is_nonzero"):
             return True
         if name in _READERS:
@@ -130,6 +132,8 @@ class DeviceCounter(TorchDispatchMode):
             part.device.type != _DEVICE for part in tree_leaves(args) if isinstance(part, torch.Tensor)
         ):
             self.counts.uploads[_place()] += 1
+            if not (kwargs.get("non_blocking") or (name == "copy_" and args[2:] and args[2])):
+                self.counts.waits[_place() + " (upload)"] += 1
             return
         if func.is_view or name in _VIEWS or "empty" in name:
             return

@@ -9,7 +9,7 @@ from importlib import metadata
 import torch
 
 from benchmarks.gpu.findings import Check
-from sftcli.modeling.kernels.document_attention import _varlen_kernel
+from sftcli.modeling.kernels.varlen import signature_of, varlen_on
 from sftcli.runtime import matmul_flops
 
 _PACKAGES = (
@@ -35,8 +35,13 @@ def describe_machine(check: Check) -> None:
         from torch.nn.attention.varlen import varlen_attn
 
         signature = str(list(inspect.signature(varlen_attn).parameters))
+        kernel = varlen_on(check.device)
+        missing = "" if kernel is None else kernel.missing or ""
         check.judge(
-            "packed rows get torch's kernel on CUDA", _varlen_kernel() is not None, signature=signature
+            "packed rows get torch's kernel on CUDA",
+            signature_of(varlen_attn) is not None and not missing,
+            signature=signature,
+            missing=missing,
         )
     with check.guarded("peak"):
         check.say(

@@ -11,23 +11,21 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.findings import Check, free
 from benchmarks.gpu.subjects import config_of, model_of, random_rows
-from benchmarks.gpu.training import KERNEL, kernel_of_any_torch, losses_of, timed_steps, trainer_of
+from benchmarks.gpu.training import losses_of, timed_steps, trainer_of
 from sftcli.modeling.kernels.ways import WAYS
 from sftcli.training.loss import CHUNK_LOGITS
 from sftcli.training.trainer import Trainer
 
-_KERNEL = {"kernel": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "kernel": _KERNEL,
-    "kernel, own forms": _KERNEL | {"chunk": 2**25, "whose": ("",)},
-    "kernel, own forms, chunk 2^28": _KERNEL | {"whose": ("",)},
-    "kernel, without Liger": _KERNEL | {"whose": ("", "torch")},
-    "kernel, deterministic": _KERNEL | {"is_strict": True},
-    "kernel, compiled": _KERNEL | {"compiled": True},
+    "own forms, chunk 2^25": {"chunk": 2**25, "whose": ("",)},
+    "own forms": {"whose": ("",)},
+    "without Liger": {"whose": ("", "torch")},
+    "deterministic": {"is_strict": True},
+    "compiled": {"compiled": True},
 }
-COMPILED = "kernel, compiled"
-_PROFILED = ("as it is", "kernel, own forms")
+COMPILED = "compiled"
+_PROFILED = ("as it is", "own forms")
 _LORA = {"adapter": {"kind": "lora", "rank": 16}}
 _LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx", "cuLaunchKernel")
 
@@ -35,7 +33,7 @@ _LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx", "cuL
 def time_training(check: Check) -> None:
     """Time whole weights of 135M and 1.5B in every variant, LoRA on 8B with and without checkpointing, and on 135M."""
     if check.is_small:
-        for variant in ("as it is", "kernel, own forms"):
+        for variant in ("as it is", "own forms"):
             with check.guarded(variant):
                 _time(check, "tiny", variant, steps=3, warm=1, is_profiled=variant == "as it is")
         return
@@ -46,9 +44,9 @@ def time_training(check: Check) -> None:
                     _time(check, kind, variant, steps=steps, is_profiled=variant in _PROFILED)
     for changed in ({}, {"gradient_checkpointing": True}):
         with check.guarded("llama8b, LoRA"):
-            _time(check, "llama8b", "kernel", steps=3, warm=2, row_tokens=8192, **_LORA, **changed)
+            _time(check, "llama8b", "as it is", steps=3, warm=2, row_tokens=8192, **_LORA, **changed)
     with check.guarded("smol, LoRA"):
-        _time(check, "smol", "kernel", steps=8, **_LORA)
+        _time(check, "smol", "as it is", steps=8, **_LORA)
 
 
 def time_compiled(check: Check) -> None:
@@ -80,8 +78,6 @@ def _time(
     dtype = torch.bfloat16 if "adapter" in changed else torch.float32
     options = dict(VARIANTS[variant])
     with ExitStack() as stack:
-        if options.pop("kernel", False) and check.device.type == "cuda":
-            stack.enter_context(patch(KERNEL, kernel_of_any_torch))
         if chunk := options.pop("chunk", None):
             stack.enter_context(patch.dict(CHUNK_LOGITS, cuda=chunk))
         if whose := options.pop("whose", None):

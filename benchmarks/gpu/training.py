@@ -1,6 +1,5 @@
 """Trainers on models and rows in memory, put together as a run does it, and what is read off them."""
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from sftcli.modeling.adapter.targets import file_name
 from sftcli.modeling.kernels.compiled import compile_layers
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
+from sftcli.modeling.kernels.told_positions import spare_search_of_own_positions
 from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.loss import BatchLoss, response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer
@@ -32,22 +32,7 @@ from sftcli.training.utilization import Gauge, Workload
 from sftcli.training.weights.masters import AdapterWeights, MasterWeights
 from tests.support.training import ExampleList
 
-KERNEL = (
-    "sftcli.modeling.kernels.document_attention._varlen_kernel"  # what returns torch's kernel for packed rows
-)
 Tensors = Mapping[str, torch.Tensor]
-
-
-def kernel_of_any_torch() -> Callable[..., torch.Tensor] | None:
-    """Return torch's kernel for packed rows: 2.12 wants to be told of grouped heads, 2.11 just does them."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = inspect.signature(varlen_attn).parameters.keys()
-    if "enable_gqa" in known:
-        return varlen_attn
-    if not {"scale", "window_size"} <= known:
-        return None
-    return lambda *args, enable_gqa=False, **named: varlen_attn(*args, **named)
 
 
 def trainer_of(
@@ -58,12 +43,13 @@ def trainer_of(
     dtype: torch.dtype = torch.bfloat16,
     adapter: Mapping[str, object] | None = None,
     row_tokens: int | None = None,
+    packs: bool = True,
     emit: Callable[[Event], None] = lambda event: None,
     compiled: bool = False,
     change_loss: Callable[[BatchLoss], BatchLoss] = lambda loss: loss,
     **changed: Any,
 ) -> Trainer:
-    """Return a trainer of packed rows.
+    """Return a trainer.
 
     Args:
         model: What trains, or the base of an ``adapter``.
@@ -72,6 +58,7 @@ def trainer_of(
         dtype: Of products.
         adapter: Its settings.
         row_tokens: Most tokens in a pass; else as many as its longest rows would have.
+        packs: Whether rows are packed; else each is padded.
         emit: Hears events.
         compiled: Whether torch compiles each decoder layer, instead of our own form of it.
         change_loss: Puts something around the loss of a pass.
@@ -88,12 +75,13 @@ def trainer_of(
     weights = _weights(model, adapter, dtype, is_fused=not compiled)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
+    spare_search_of_own_positions(model)
     if not attend_by_document(model):
         raise RuntimeError("the model does not attend document by document")
     if compiled:
         compile_layers(model, traces_attention=device.type == "cuda")
     most = settings.micro_batch_size
-    packing = Packing(row_tokens=row_tokens or most * max(rows.num_tokens))
+    packing = Packing(row_tokens=row_tokens or most * max(rows.num_tokens)) if packs else None
     ladder = MemoryLadder(
         micro_batch_size=most,
         make_plan=lambda size: BatchPlan(
@@ -102,7 +90,7 @@ def trainer_of(
             micro_batch_size=size,
             pad_id=PAD_ID,
             seed=0,
-            packing=packing.reduced(size, most),
+            packing=packing and packing.reduced(size, most),
         ),
         checkpoint_activations=partial(checkpoint_activations, model),
     )

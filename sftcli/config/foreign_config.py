@@ -166,8 +166,10 @@ ROWS: tuple[tuple[tuple[str, ...], str, _Read], ...] = (
     (("max_grad_norm", "gradient_clipping"), "training.max_grad_norm", _same),
     (("optim", "optimizer"), "training.optimizer", _one_of(_OPTIMIZERS, "here it is --set training.optimizer=NAME")),
     (("bf16",), "training.precision", _one_of({True: "bf16", False: None, "auto": "auto", "true": "bf16", "false": None})),
-    (("fp16",), "training.precision", _one_of({False: None, "auto": "auto"}, "float16 is not offered: training.precision = auto")),
-    (("torch_dtype", "dtype"), "training.precision", _one_of({"bfloat16": "bf16", "float32": "fp32", "auto": "auto"})),
+    (("fp16",), "training.precision", _one_of({True: "fp16", False: None, "auto": "auto", "true": "fp16", "false": None})),
+    (("torch_dtype", "dtype"), "training.precision", _one_of({"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "auto": "auto"})),
+    (("tf32",), "training.tf32", _one_of(_YES)),
+    (("full_determinism",), "training.deterministic", _one_of(_YES)),
     (("packing", "sample_packing"), "training.packing", _one_of({True: "on", False: "off", "auto": "auto"})),
     (("gradient_checkpointing",), "training.gradient_checkpointing", _one_of(_YES)),
     (("neftune_noise_alpha",), "training.neftune_alpha", _same),
@@ -195,7 +197,7 @@ ROWS: tuple[tuple[tuple[str, ...], str, _Read], ...] = (
 )  # fmt: skip
 # They change nothing that is trained, or what they ask for is done anyway. A name that ends in ``_`` stands for all that begin so.
 _HARMLESS = (
-    "gradient_accumulation_steps", "run_name", "logging_", "wandb_", "mlflow_", "hub_", "dataloader_", "ddp_", "plot_loss", "tf32",
+    "gradient_accumulation_steps", "run_name", "logging_", "wandb_", "mlflow_", "hub_", "dataloader_", "ddp_", "plot_loss",
     "overwrite_output_dir", "overwrite_cache", "preprocessing_num_workers", "dataset_num_proc", "dataset_processes",
     "dataset_prepared_path", "remove_unused_columns", "per_device_eval_batch_size", "eval_batch_size", "disable_tqdm",
     "flash_attention", "flash_attn", "sdp_attention", "xformers_attention", "low_cpu_mem_usage", "use_cache",

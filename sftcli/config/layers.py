@@ -95,7 +95,8 @@ def document_layer(
         if preset is not None and key in _PRESET_ONLY:
             continue
         location = document.places.get(key, Location(file=document.name))
-        origin = f"{location.file}:{location.line}" if preset is None else f"{PRESET_ORIGIN}{preset}"
+        place = document.name if location.line is None else f"{location.file}:{location.line}"
+        origin = place if preset is None else f"{PRESET_ORIGIN}{preset}"
         entry = Entry(key=key, value=value, origin=origin, location=location)
         if key in fields:
             entries[key] = entry

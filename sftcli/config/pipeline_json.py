@@ -33,6 +33,7 @@ _MODEL_KEYS = frozenset(
 )  # fmt: skip
 _PRECISION: Mapping[object, str] = {
     "bf16": "bf16",
+    "fp16": "fp16",
     "no": "fp32",
     "fp32": "fp32",
     True: "auto",
@@ -90,7 +91,7 @@ def _converted(key: str, value: object, name: str) -> object:
     if key == "mixed_precision":
         if not isinstance(value, str | bool | None) or value not in _PRECISION:
             raise UsageError(
-                f"{name}: mixed_precision is {value!r} but must be one of bf16, fp32 or no",
+                f"{name}: mixed_precision is {value!r} but must be one of bf16, fp16, fp32 or no",
                 location=Location(file=name),
             )
         return _PRECISION[value]

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from sftcli.errors import DataError, SftError, UsageError, first_line
+from sftcli.memory_faults import is_out_of_memory
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 
@@ -143,9 +144,9 @@ def its_own_errors(model: PreTrainedModel, count: int) -> Iterator[None]:
     """
     try:
         yield
-    except (SftError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # a class of others raises what it likes
+        if isinstance(error, SftError) or is_out_of_memory(error):
+            raise
         raise UsageError(
             f"{type(model).__name__} of transformers {transformers.__version__} ends with an error on a text of {count} tokens: "
             f"{type(error).__name__}: {first_line(error)}",
@@ -181,9 +182,9 @@ def _layers_without_text(model: PreTrainedModel) -> list[nn.Module]:
     handles = [layer.register_forward_pre_hook(lambda layer, _: seen.add(layer)) for layer in layers]
     try:
         model(input_ids=torch.tensor([_plain_ids(model.config)], device=model.device), use_cache=False)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise _unable(
             type(model).__name__, f"it does not read text without an image: {first_line(error)}"
         ) from error

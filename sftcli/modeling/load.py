@@ -13,6 +13,7 @@ from sftcli.config.schema.adapter import Quantize
 from sftcli.config.schema.run import Attention
 from sftcli.errors import DataError, Location, MismatchError, ResourceError, UsageError
 from sftcli.foreign import foreign_file
+from sftcli.memory_faults import is_out_of_memory
 from sftcli.modeling.architecture import auto_class, decoder_classes, freeze_beside_text, language_prefix
 from sftcli.modeling.attention import (
     attention_of,
@@ -83,7 +84,9 @@ def load_model(
     _train_every_embedding(model)
     try:
         torch.nn.Module.to(model, device)
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ResourceError(
             f"the model does not fit in the memory of {device}",
             hint="choose a smaller model or a larger device",

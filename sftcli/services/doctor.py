@@ -26,10 +26,12 @@ from sftcli.extras import EXTRAS, install_command
 from sftcli.modeling.attention import attention_of
 from sftcli.modeling.hub.process import endpoint, offline_by
 from sftcli.modeling.kernels.document_attention import attend_by_document
+from sftcli.modeling.kernels.varlen import varlen_on
 from sftcli.modeling.libraries import quiet_libraries
 from sftcli.modeling.locate.default_model import ALIAS, place_without_download
 from sftcli.runtime import choose_device, dtype_named, is_finite, monotonic, total_memory_bytes
 from sftcli.services.machine.precision import decide_precision
+from sftcli.storage import nearest_folder
 from sftcli.training.loss import response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.weights.masters import MasterWeights
@@ -108,6 +110,12 @@ def _precision() -> tuple[State, str]:
 def _attention() -> tuple[State, str]:
     model = _tiny_model()
     name = attention_of(model)
+    kernel = varlen_on(choose_device())
+    if kernel is not None and kernel.missing is not None:
+        return (
+            State.MISSING,
+            f"{name}; rows are padded, not packed: of torch's kernel for packed rows, {kernel.missing}",
+        )
     if attend_by_document(model):
         return State.WORKS, f"{name}; rows can be packed"
     return State.MISSING, f"{name}; rows are padded, not packed"
@@ -136,7 +144,7 @@ def _extras() -> tuple[State, str]:
 
 def _disk() -> tuple[State, str]:
     places = {"cache": cache_folder(), "here": Path.cwd()}
-    free = {name: shutil.disk_usage(place).free for name, place in places.items()}
+    free = {name: shutil.disk_usage(nearest_folder(place)).free for name, place in places.items()}
     text = ", ".join(
         f"{size / 1e9:.1f} GB free {'in the ' if name == 'cache' else ''}{name}"
         for name, size in free.items()

@@ -14,18 +14,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from functools import cache, partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from sftcli.config.schema.training import Loss
+from sftcli.copies import sent
 from sftcli.data.batches.batch import IGNORED, Batch
 from sftcli.events import ExpertLoad, StopFlag
 from sftcli.figures import FEW_ROWS
-from sftcli.runtime import Context, applied, body_of
+from sftcli.memory_faults import is_out_of_memory
+from sftcli.runtime import Context, applied, body_of, release_memory
 from sftcli.training.distributed.group import Group
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 # -> float32, summed over response tokens: the negative log-likelihood, a scalar. Or what is minimized instead, the negative
 # log-likelihood, and perhaps the batch's part of the load-balancing loss, (2 or 3,).
 BatchLoss = Callable[[Batch], torch.Tensor]
+
+Found = TypeVar("Found")
 
 _ALIGNED = 8  # columns, which products in bfloat16 want to be a multiple
 MAX_CHUNK_LOGITS = 2**25  # logits alive at once: 128 MB in float32
@@ -249,13 +254,15 @@ def response_nll_sum(model: "PreTrainedModel", batch: Batch, loss: Loss = Loss.N
     The head runs on response positions only.
     """
     hidden = body_of(model)(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, D)
-    wanted = batch.targets != IGNORED
+    wanted, targets = (
+        part.flatten(0, 1).index_select(0, batch.loss_places) for part in (hidden, batch.targets)
+    )
     head = cast("torch.nn.Linear", model.get_output_embeddings())
-    features, weight = fold_adapter_into_head(head, hidden[wanted])
+    features, weight = fold_adapter_into_head(head, wanted)
     bias: torch.Tensor | None = getattr(head, "bias", None)
     if not torch.is_grad_enabled():  # a Function asks its inputs alone, and would make gradients for nobody
         weight, bias = weight.detach(), None if bias is None else bias.detach()
-    return applied(HeadNllSum, features, weight, bias, batch.targets[wanted], logit_transform(model), loss)
+    return applied(HeadNllSum, features, weight, bias, targets, logit_transform(model), loss)
 
 
 def fold_adapter_into_head(head: torch.nn.Linear, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -286,7 +293,7 @@ def _fold_rows_into_head(layer: Any, hidden: torch.Tensor) -> tuple[torch.Tensor
     weight = layer.base_layer.weight
     (name,) = layer.trainable_tokens_delta.keys()
     rows = layer.trainable_tokens_delta[name].to(weight)
-    ids = torch.tensor(layer.token_indices[name], device=weight.device)
+    ids = sent(torch.tensor(layer.token_indices[name]), weight.device)
     width = -len(ids) % _ALIGNED + len(ids)
     wide = functional.pad(weight, (0, width))
     wide[ids] = 0.0
@@ -301,7 +308,7 @@ def plain_nll_sum(model: "PreTrainedModel", batch: Batch, loss: Loss = Loss.NLL)
     targets = batch.targets.flatten()
     if _heard.get() is not None:
         nll = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
-        _tell(nll[targets != IGNORED])
+        _tell(nll.index_select(0, batch.loss_places))
     if loss is Loss.NLL:
         return functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
     return _summed(functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none"), loss)
@@ -353,6 +360,22 @@ def ratio_standard_error(sums: Sequence[float], counts: Sequence[float]) -> floa
     return float(np.sqrt(rows / (rows - 1) * (residuals**2).sum()) / weights.sum())
 
 
+def in_halves(compute: Callable[[Batch], Found], batch: Batch) -> Iterator[tuple[Batch, Found]]:
+    """Yield ``batch`` with what ``compute`` makes of it; where memory runs out, halves of it, and so on down to one row."""
+    try:
+        found = compute(batch)
+    except Exception as error:
+        if not (batch.has_halves and is_out_of_memory(error)):
+            raise
+    else:
+        yield batch, found
+        return
+    # Out here nothing holds the tensors of the failed pass any more.
+    release_memory(batch.input_ids.device)
+    for half in batch.halves():
+        yield from in_halves(compute, half)
+
+
 @torch.no_grad()
 def heldout_nll(
     batch_loss: BatchLoss,
@@ -369,7 +392,13 @@ def heldout_nll(
 
     With ``computes_all`` every process computes as often, as it must where a pass is an exchange. ``after_own`` is called behind
     the pass of each batch that counts here. With ``num_rows``, which the batches hold by their ids, each row has its sum too.
+    Where memory runs out, a batch is computed in halves, which no exchange of weights allows.
     """
+
+    def measured(batch: Batch) -> tuple[float, list[torch.Tensor]]:
+        with each_token() as heard:
+            return nll_of(batch_loss(batch)).item(), heard
+
     group = group or Group()
     nll, tokens, rows = 0.0, 0, 0
     by_row, counts = np.zeros(num_rows), np.zeros(num_rows)
@@ -379,20 +408,18 @@ def heldout_nll(
         if not (is_own or computes_all):
             continue
         batch = batch.to(device) if device else batch
-        with each_token() as heard:
-            found = nll_of(batch_loss(batch)).item()
-        if not is_own:
-            continue
-        if num_rows and heard:
-            lengths = (batch.targets != IGNORED).sum(1).tolist()
-            parts = torch.cat(heard).double().cpu().split(lengths)
-            by_row[list(batch.example_ids)] = [float(part.sum()) for part in parts]
-            counts[list(batch.example_ids)] = lengths
-        if after_own:
-            after_own(batch)
-        nll += found
-        tokens += batch.response_tokens
-        rows += len(batch.example_ids)
+        parts = [(batch, measured(batch))] if computes_all else in_halves(measured, batch)
+        for part, (found, heard) in parts if is_own else ():
+            if num_rows and heard:
+                lengths = (part.targets != IGNORED).sum(1).tolist()
+                own = torch.cat(heard).double().cpu().split(lengths)
+                by_row[list(part.example_ids)] = [float(one.sum()) for one in own]
+                counts[list(part.example_ids)] = lengths
+            if after_own:
+                after_own(part)
+            nll += found
+            tokens += part.response_tokens
+            rows += len(part.example_ids)
     nll, all_tokens, all_rows, *each = group.sum([nll, tokens, rows, *by_row.tolist(), *counts.tolist()])
     return NllSum(
         nll=nll,
@@ -424,7 +451,8 @@ def score_rows(
     for batch in batches:
         if stop.requested():
             return None
-        scores |= _scores(model, batch)
+        for _, found in in_halves(partial(_scores, model), batch):
+            scores |= found
     return scores
 
 
@@ -447,8 +475,13 @@ def score_rows_together(
     for batch, is_own in group.rounds(batches):
         if stop.requested():
             return None
-        scores = _scores(model, batch.to(device)) if is_own or computes_all else {}
-        for row, score in scores.items() if is_own else ():
+        if not (is_own or computes_all):
+            continue
+        batch = batch.to(device)
+        parts = (
+            [(batch, _scores(model, batch))] if computes_all else in_halves(partial(_scores, model), batch)
+        )
+        for row, score in chain.from_iterable(part.items() for _, part in parts) if is_own else ():
             found[:, row] = score.nll, score.tokens, score.correct
     nll, tokens, correct = np.asarray(group.sum(found.ravel().tolist())).reshape(3, num_rows).tolist()
     return [

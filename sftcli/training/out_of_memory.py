@@ -1,4 +1,4 @@
-"""Running out of memory: how to detect it, and the ladder of fallbacks that keeps the updates the same."""
+"""Running out of memory: the ladder of fallbacks that keeps the updates the same, and freed memory that is kept."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,14 +10,6 @@ from sftcli.runtime import memory_bytes, release_memory
 from sftcli.training.state import StepPlan, TrainState
 
 SPARE = 1.1
-_CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch raises a plain RuntimeError on the CPU, with this name in it
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether ``error`` says that the machine or the device has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
-    )
 
 
 class KeptMemory:

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sftcli.copies import HostCopies
 from sftcli.data.batches.batch import Batch
 from sftcli.events import HeldoutAnswers, StopFlag
 from sftcli.training.loss import NllSum
@@ -40,6 +41,9 @@ class TrainState:
     first_earlier_right: list[list[bool]] | None = None
     micro_batch_size: int = 0  # rows, where memory ran out with what the settings say; else 0
     checkpoints_activations: bool = False  # the same for gradient checkpointing
+    # Of float16 products: by what the loss is multiplied, 0 where none was yet, and the steps since it was last changed.
+    loss_scale: float = 0.0
+    loss_scale_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +70,10 @@ class TrainingSnapshot:
     rng: RngState
     peers: tuple[RngState, ...] = ()  # the random states of the second process and those after it
 
-    def copied(self) -> "TrainingSnapshot":
-        """Return a copy in the CPU's memory that the next step does not change."""
+    def copied(self, copies: HostCopies) -> "TrainingSnapshot":
+        """Return a copy in the CPU's memory by ``copies``, which say what must come before the next update and before it is read."""
         parts = (self.weights, self.optimizer)
-        weights, optimizer = ({k: v.to("cpu", copy=True) for k, v in part.items()} for part in parts)
+        weights, optimizer = ({k: copies.copy(v) for k, v in part.items()} for part in parts)
         return replace(self, weights=weights, optimizer=optimizer)
 
 

@@ -1,6 +1,5 @@
 """The loop. It takes steps, emits events and hands snapshots to a store; it knows no files, no terminal and no model class."""
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -9,6 +8,7 @@ import torch
 
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.training import BestBy, TrainingSettings
+from sftcli.copies import HostCopies, host_copies
 from sftcli.data.batches.batch import Batch
 from sftcli.events import (
     Ending,
@@ -21,14 +21,17 @@ from sftcli.events import (
     StepDone,
     StopFlag,
 )
+from sftcli.memory_faults import is_out_of_memory
 from sftcli.runtime import Clock, monotonic, peak_memory_bytes, release_memory
 from sftcli.training.checkpoint.background_saver import Saver
 from sftcli.training.distributed.agreed_stop import AgreedStop, TimedSaves
 from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss, minimized, three_sums
-from sftcli.training.optim.optimizer import clip_grad_norm, optimizer_tensors, restore_optimizer
+from sftcli.training.loss_scale import LossScaler
+from sftcli.training.optim.optimizer import optimizer_tensors, restore_optimizer
 from sftcli.training.optim.schedule import learning_rate_at, set_learning_rate
-from sftcli.training.out_of_memory import KeptMemory, MemoryLadder, is_out_of_memory
+from sftcli.training.optim.update import launch_update
+from sftcli.training.out_of_memory import KeptMemory, MemoryLadder
 from sftcli.training.random_streams import capture_rng, collect_rng, restore_rng, restore_stream
 from sftcli.training.state import (
     AnswerGiver,
@@ -47,7 +50,8 @@ from sftcli.training.stopping import (
     with_heldout,
 )
 from sftcli.training.utilization import Gauge
-from sftcli.training.weights.masters import MasterWeights
+from sftcli.training.weights.masters import MasterWeights, stored_buffers
+from sftcli.training.window_ahead import WindowAhead
 
 
 class Trainer:
@@ -87,13 +91,18 @@ class Trainer:
         self.answer = answer
         self.store = store
         self.emit = emit
+        self.scaler = LossScaler(weights, self.group, emit)
         self.device = device
+        self.asks_device = device.type == "cuda"  # whether numbers are finite, where the optimizer can
         self.clock = clock
         self.state = TrainState()
         self.plan: StepPlan = ladder.plan(self.state)
         self._saver = Saver(emit, clock)
         self._timed = self._timed_saves(NeverStop())
         self._kept = KeptMemory(device)
+        self._ahead = WindowAhead(device)
+        self.make_copies = host_copies
+        self._copies: list[HostCopies] = []  # that the next update has to come after
 
     def fit(self, stop: StopFlag) -> Ending:
         """Take steps until the budget is spent or ``stop`` is set in one of the processes.
@@ -145,7 +154,7 @@ class Trainer:
         while self.state.step < last_step and not has_plateaued(self.state, self.settings):
             if stop.requested():
                 return
-            self.emit(self.take_step())
+            self.emit(self.take_step(is_followed=self.state.step + 1 < last_step))
             self._kept.after_step()
             self._saver.finish(wait=False)
             improved = False
@@ -155,43 +164,52 @@ class Trainer:
             if improved or self._is_due(self.checkpoint.every_steps) or stop.save_requested():
                 self._save_and_go_on()
 
-    def take_step(self) -> StepDone:
-        """Update once from the mean loss over every response token of the global batch."""
+    def take_step(self, *, is_followed: bool = False) -> StepDone:
+        """Update once from the mean loss over every response token of the global batch.
+
+        ``is_followed`` by the next step, whose window is laid out while the device is at work on this one.
+        """
         begin, exchanged = self.clock(), self.group.exchanged_bytes
-        self.weights.model.train()
+        if not self.weights.model.training:  # which to say again goes through all modules
+            self.weights.model.train()
         window, sums = self._accumulate()
-        response_tokens = sum(batch.response_tokens for batch in window)
-        grad_norm = clip_grad_norm(self.weights.masters.values(), self.settings.max_grad_norm).item()
-        *totals, balance = sums.tolist()
-        objective, loss = (total / response_tokens for total in totals)
         learning_rate = learning_rate_at(self.state.step, self.settings)
-        applied = math.isfinite(loss) and math.isfinite(grad_norm)
-        if applied:
-            set_learning_rate(self.optimizer, learning_rate)
-            self.optimizer.step()
-            self.weights.publish()
+        set_learning_rate(self.optimizer, learning_rate)
+        self._hold_for_copies()
+        finish = launch_update(
+            self.weights,
+            self.optimizer,
+            sums,
+            max_norm=self.settings.max_grad_norm,
+            asks_device=self.asks_device,
+        )
+        if is_followed:
+            self._ahead.prepare(self.plan, self.state.step + 1, self.group)
+        taken = finish()
         self.optimizer.zero_grad(set_to_none=True)
+        response_tokens = sum(batch.response_tokens for batch in window)
+        objective, loss = (total / response_tokens for total in taken.sums[:2])
         tokens = sum(batch.tokens for batch in window)
         text_tokens = sum(batch.tokens for batch in window if batch.is_text)
         self.state = replace(
             self.state,
             step=self.state.step + 1,
-            bad_steps=0 if applied else self.state.bad_steps + 1,
+            bad_steps=0 if taken.applied else self.state.bad_steps + 1,
             tokens=self.state.tokens + tokens,
             response_tokens=self.state.response_tokens + (0 if text_tokens else response_tokens),
             text_tokens=self.state.text_tokens + text_tokens,
         )
-        if not applied:
+        if not taken.applied:
             rows = named_rows(window, self.name_row)
-            self.emit(bad_step(self.state.step, loss=loss, grad_norm=grad_norm, rows=rows))
+            self.emit(bad_step(self.state.step, loss=loss, grad_norm=taken.grad_norm, rows=rows))
             refuse_bad_steps(self.state, self.settings)
         seconds = self.clock() - begin
         return StepDone(
             step=self.state.step,
             loss=loss,
-            grad_norm=grad_norm,
+            grad_norm=taken.grad_norm,
             learning_rate=learning_rate,
-            applied=applied,
+            applied=taken.applied,
             epoch=self.plan.epoch(self.state.step),
             response_tokens=response_tokens,
             tokens=tokens,
@@ -205,24 +223,33 @@ class Trainer:
             exchanged_bytes=self.group.exchanged_bytes - exchanged,
             utilization=self.gauge(window, seconds) if self.gauge else None,
             objective=objective if self.settings.minimizes_more else None,
-            router_aux_loss=balance if self.settings.router_aux_loss else None,
+            router_aux_loss=taken.sums[2] if self.settings.router_aux_loss else None,
         )
 
     def _accumulate(self) -> tuple[Sequence[Batch], torch.Tensor]:
-        """Sum the gradients of the next step; where memory runs out, from the start in a way that needs less of it."""
+        """Sum the gradients of the next step; where memory runs out, from the start in a way that needs less of it.
+
+        With float16 products a step whose gradients leave the range is computed again too, from a loss of a smaller scale.
+        """
         rng = capture_rng()
         while True:
-            window = self.plan.window(self.state.step)
+            window = self._ahead.take(self.plan, self.state.step)
             try:
                 sums = self._backward(window)
-            except (MemoryError, RuntimeError) as error:
+            except Exception as error:
                 self.discard_gradients()
                 lower = self._agree_to_ease() if is_out_of_memory(error) else None
                 if lower is None:
                     raise
             else:
                 if not self.group.any(False):
-                    return window, self.weights.gather(sums, self.group)
+                    sums = self.weights.gather(sums, self.group)
+                    self.state, holds = self.scaler.settle(self.state, sums)
+                    if holds:
+                        return window, sums
+                    self.discard_gradients()
+                    restore_rng(rng)
+                    continue
                 self.discard_gradients()
                 lower = self.ladder.below(self.state)
                 if lower is None:
@@ -248,11 +275,13 @@ class Trainer:
         """Add up the gradients of this process's share of ``window``; return its sums, as ``three_sums`` has them."""
         response_tokens = sum(batch.response_tokens for batch in window)
         total = torch.zeros(3, device=self.device)
+        scale = self.scaler.scale(self.state)
         if self.before_step:
             self.before_step(window)
         for batch, weight in self.weights.micro_batches(window, self.group):
             sums = self.batch_loss(batch.to(self.device)) * weight
-            (minimized(sums) / response_tokens).backward()
+            (scale * (minimized(sums) / response_tokens)).backward()
+            self.weights.collect()
             total += three_sums(sums.detach())
         return total
 
@@ -330,10 +359,25 @@ class Trainer:
         self.weights.refuse_nonfinite(self.state.step)
         snapshot, step = self.snapshot(), self.state.step
         if self.checkpoint.in_background:
-            copy = snapshot.copied()
-            self._saver.begin(step, lambda: self.store.save(copy))
+            copies = self.make_copies(self.device, [*snapshot.weights.values(), *snapshot.optimizer.values()])
+            copy = snapshot.copied(copies)
+            self._copies.append(copies)
+            if stored_buffers(self.weights.model):  # which a pass may change
+                self._hold_for_copies()
+
+            def save() -> str:
+                copies.wait()
+                return self.store.save(copy)
+
+            self._saver.begin(step, save)
         else:
             self._saver.save_now(step, lambda: self.store.save(snapshot), is_last=False)
+
+    def _hold_for_copies(self) -> None:
+        """Let what changes the weights from here on come after the copies of them that are under way."""
+        for copies in self._copies:
+            copies.hold()
+        self._copies.clear()
 
     def snapshot(self) -> TrainingSnapshot:
         """Return the full state. Its tensors are the live ones: write them out before the next step.
@@ -355,6 +399,7 @@ class Trainer:
 
     def restore(self, snapshot: TrainingSnapshot) -> None:
         """Go back to ``snapshot``: the next step is the one that would have followed it."""
+        self._hold_for_copies()
         self.weights.restore(snapshot.weights)
         restore_optimizer(self.optimizer, self.weights.masters, snapshot.optimizer)
         restore_stream(snapshot, self.group, seed=self.settings.seed)

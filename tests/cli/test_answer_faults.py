@@ -1,5 +1,6 @@
 """Faults that meet ``generate``, ``eval``, ``export`` and ``report``: the message, the exit code, and what is left behind."""
 
+import errno
 import json
 import os
 import pty
@@ -82,6 +83,69 @@ def test_checkpoint_needs_only_weights_and_tokenizer_to_answer(sft, finished, ro
     for name in ("optimizer.safetensors", "rng.safetensors", "state.json", "manifest.json"):
         (bare / name).unlink()
     assert sft(*commands(bare, rows)[command])[0] == 0
+
+
+@pytest.mark.parametrize("name", ["run.json", "data.json", "config.toml"])
+def test_model_in_a_run_whose_files_are_damaged_is_used_with_a_warning(sft, finished, rows, tmp_path, name):
+    run = Path(shutil.copytree(finished / "first", tmp_path / "runs" / "first"))
+    (run / name).write_text("{", encoding="utf-8")
+    for command, words in commands(run / "final", rows).items():
+        code, _, err = sft(*words)
+        assert code == 0, (command, err)
+        assert f"{run / name}" in err
+        assert "is used without what its run says of it" in err
+    code, _, err = sft("generate", "hello", "-c", run / "final", "--trust-remote-code")
+    assert code == 65
+    assert "which code" in err
+
+
+def test_run_whose_record_is_damaged_names_a_model_that_can_be_used(sft, finished, rows, tmp_path):
+    run = Path(shutil.copytree(finished / "first", tmp_path / "runs" / "first"))
+    (run / "run.json").write_text("", encoding="utf-8")
+    for words in commands(run, rows).values():
+        code, out, err = sft(*words)
+        assert (code, out) == (65, "")
+        assert "final/" in err
+    assert not Path("out").exists()
+
+
+def test_one_damaged_run_does_not_stop_commands_on_others(sft, finished, tmp_path):
+    """It looks like the newest one, as a full disk leaves it."""
+    runs = Path(shutil.copytree(finished, tmp_path / "runs"))
+    bad = Path(shutil.copytree(runs / "first", runs / "zz-bad"))
+    (bad / "run.json").write_text("", encoding="utf-8")
+    code, out, err = sft("runs")
+    assert code == 0, err
+    assert "zz-bad" in out and "damaged" in out  # noqa: PT018
+    for words in (
+        ["show"], ["generate", "hello", "--max-new-tokens", 2], ["eval", "--no-base", "--max-rows", 1], ["report", "--out", "page.html"],
+    ):  # fmt: skip
+        code, out, err = sft(*words)
+        assert code == 0, (words, err)
+        assert "zz-bad" not in out + err
+    assert "zz-bad" not in Path("page.html").read_text(encoding="utf-8")
+    code, _, err = sft("resume")
+    assert code == 66
+    assert "there is no unfinished run" in err
+
+
+def test_a_log_that_may_not_be_read_is_said_of_its_run_alone(sft, finished, tmp_path, monkeypatch):
+    runs = Path(shutil.copytree(finished, tmp_path / "runs"))
+    locked = Path(shutil.copytree(runs / "first", runs / "locked")) / "events.jsonl"
+    opened = Path.open
+
+    def refusing(path: Path, *arguments, **options):
+        if path.name == "events.jsonl" and path.parent.name == "locked":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)  # the one who runs tests may be allowed all
+    code, out, err = sft("runs")
+    assert code == 0, err
+    assert "first" in out and "locked" in out  # noqa: PT018
+    code, _, err = sft("show", "locked")
+    assert code == 74
+    assert f"{locked.relative_to(tmp_path)} cannot be read: Permission denied" in err
 
 
 @pytest.mark.parametrize("command", ["generate", "eval", "export"])

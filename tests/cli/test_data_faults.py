@@ -49,7 +49,7 @@ def test_same_prompt_with_another_answer_is_noted(sft, tiny_model):
     assert "1 have a prompt that is also trained on" in json.loads(out)["audit"]["heldout"]["notes"][-1]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "no manifest"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "no manifest", "[]", '{"format": 9, "files": 5}'])
 def test_damaged_cache_is_made_again_and_never_used(sft, rows, tiny_model, damage):
     sft("prepare", rows, "--model", tiny_model)
     (folder,) = prepared()
@@ -59,8 +59,10 @@ def test_damaged_cache_is_made_again_and_never_used(sft, rows, tiny_model, damag
         shard.write_bytes(whole[:900] + bytes([whole[900] ^ 1]) + whole[901:])
     elif damage == "cut":
         shard.write_bytes(whole[:-100])
-    else:
+    elif damage == "no manifest":
         (folder / "manifest.json").unlink()
+    else:
+        (folder / "manifest.json").write_text(damage, encoding="utf-8")
     code, out, _ = sft("prepare", rows, "--model", tiny_model, "--json")
     assert (code, json.loads(out)["cached"]) == (0, False)
     assert shard.read_bytes() == whole

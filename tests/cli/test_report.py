@@ -54,6 +54,16 @@ def test_a_run_leaves_a_page_with_its_charts_and_commands(finished):
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.parametrize("out", ["/", "folder", "folder/"])
+def test_a_folder_in_place_of_the_page_is_refused_and_nothing_is_left(finished, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    result = CliRunner().invoke(app, ["report", str(finished), "--out", out])
+    assert getattr(result.exception, "exit_code", result.exit_code) == 73, result.exception
+    for place in (tmp_path, Path("folder"), Path("/")):
+        assert [path.name for path in place.iterdir() if path.name.startswith(".sft")] == []
+
+
 def test_runs_are_compared_on_one_page_with_scores_and_samples(run, rows, flags, tmp_path):
     changed = ["--run", "second", "--lr", "2e-3", "--lora"]
     assert CliRunner().invoke(app, ["train", "--data", str(rows), *flags[:-2], *changed]).exit_code == 0

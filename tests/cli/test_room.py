@@ -1,5 +1,6 @@
 """What a model has no room for is told before an answer is begun: in every way that it is asked."""
 
+import io
 import json
 from pathlib import Path
 
@@ -15,6 +16,16 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_lengths(sft, tiny_model)
     code, _, err = sft("generate", LONG, "-c", tiny_model)
     assert code == 65
     assert "tokens, and the model was made for 512 positions" in err
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(100, 0), (101, 65)])
+def test_a_prompt_on_standard_input_is_read_up_to_its_limit(sft, tiny_model, monkeypatch, size, wanted):
+    monkeypatch.setattr("sftcli.cli.commands.generate.MAX_PROMPT_CHARS", 100)
+    monkeypatch.setattr("sys.stdin", io.StringIO("é" * size))
+    code, out, err = sft("generate", "-", "-c", tiny_model, "--max-new-tokens", 2)
+    assert code == wanted, err
+    assert ("more than 100 characters" in err) == bool(wanted)
+    assert wanted == 0 or out == ""
 
 
 def test_less_room_than_asked_for_is_told_and_is_where_the_answer_ends(sft, tiny_model):

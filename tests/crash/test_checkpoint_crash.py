@@ -135,6 +135,17 @@ def test_error_at_every_operation_of_a_save_leaves_a_whole_checkpoint(root, monk
         assert [path.name for path in copy.iterdir()] == ["step-00000003"]
 
 
+def test_a_full_disk_before_the_first_checkpoint_is_told_as_one(tmp_path, monkeypatch):
+    root = tmp_path / "new" / "checkpoints"
+    for at in range(1, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "disk", FailingDisk(at, errno.ENOSPC, forever=True))
+            with pytest.raises(
+                StorageError, match=r"disk full while saving step 1 .* No earlier checkpoint exists"
+            ):
+                make_store(root).save(SNAPSHOTS[1])
+
+
 def test_loss_of_power_at_every_operation_leaves_a_whole_checkpoint(root, monkeypatch):
     total = operations_of_a_save(fresh_copy(root, 0), monkeypatch)
     for at in range(1, total + 1):

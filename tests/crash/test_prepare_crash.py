@@ -1,6 +1,8 @@
 """Preparation that is killed, raced or tampered with never leaves data that is half or wrong."""
 
+import os
 import signal
+import time
 import warnings
 from pathlib import Path
 
@@ -61,6 +63,18 @@ def test_kill_at_every_operation_leaves_all_or_nothing_and_the_next_try_is_equal
             write(folder)
         assert contents(folder) == golden
     assert disk.count >= 10
+
+
+def test_leftovers_of_killed_preparations_are_removed_after_a_day(tmp_path):
+    left = {age: storage.scratch_path(tmp_path, storage.TEMPORARY, f"key{age}") for age in (0, 25)}
+    for hours, folder in left.items():
+        folder.mkdir()
+        (folder / "train.arrow").write_bytes(b"half")
+        for path in (folder / "train.arrow", folder):
+            os.utime(path, (time.time() - hours * 3600,) * 2)
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "key")
+    assert {path.name for path in tmp_path.iterdir()} == {"key", "other", left[0].name}
 
 
 def prepare(folder: Path, model: Path, sink=None):

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
 from sftcli.config.schema.training import Loss
-from sftcli.data.batches.batch import IGNORED, batches_in_order_of_length, collate
+from sftcli.data.batches.batch import IGNORED, batches_in_order_of_length, collate, collate_packed
 from sftcli.events import NeverStop, Warned
 from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.training import loss as loss_module
@@ -39,6 +39,32 @@ def test_loss_of_a_batch_equals_transformers_own(tie: bool):
     own = model(input_ids=batch.input_ids, labels=labels).loss
     ours = response_nll_sum(model, batch) / batch.response_tokens
     assert ours.item() == pytest.approx(own.item(), abs=1e-4)
+
+
+def by_mask(model, batch, loss=Loss.NLL):
+    """The loss as it is where positions are found by a mask, which a device has to search."""
+    hidden = model.model(**batch.inputs, use_cache=False).last_hidden_state
+    wanted = batch.targets != IGNORED
+    parts = hidden[wanted], model.lm_head.weight, None, batch.targets[wanted]
+    return HeadNllSum.apply(*parts, LogitTransform(), loss)
+
+
+@pytest.mark.parametrize("loss", list(Loss))
+@pytest.mark.parametrize("packed", [False, True])
+def test_positions_that_are_told_give_the_loss_and_gradients_of_a_mask_bit_for_bit(loss: Loss, packed: bool):
+    examples, ends = random_examples(6), []
+    packs = [examples] if packed else [[example] for example in examples]
+    batch = collate_packed(packs, example_ids=range(6), pad_id=PAD_ID)
+    if not packed:
+        batch = replace(batch, documents=None)
+    for compute in (by_mask, response_nll_sum):
+        model = tiny_llama()
+        sums = compute(model, batch, loss)
+        minimized(sums).backward()
+        ends.append((sums, [weight.grad for weight in model.parameters()]))
+    (expected, theirs), (found, ours) = ends
+    assert torch.equal(found, expected)
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 def test_padding_changes_no_loss():

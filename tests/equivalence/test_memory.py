@@ -4,31 +4,29 @@ import pytest
 import torch
 
 from sftcli.config.schema.training import TrainingSettings
-from sftcli.data.batches.batch import BatchPlan, Packing
+from sftcli.data.batches.batch import BatchPlan, Packing, collate
 from sftcli.errors import ResourceError
 from sftcli.events import Ending, MemoryEased, NeverStop, Session, StepDone
 from sftcli.services.train.resume import ResumeRequest, resume_training
 from sftcli.services.train.run import TrainingRun
 from sftcli.training.checkpoint.names import list_checkpoints
+from sftcli.training.loss import score_rows
 from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.state import TrainState
 from sftcli.training.trainer import Trainer
+from tests.support.memory import FAULTS, KERNEL
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
 from tests.support.runs import StopAtStep, events_of, numbers_of, settings_of, tensors_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama
 
-ERRORS = {
-    "cuda": torch.OutOfMemoryError("CUDA out of memory"),
-    "numpy": MemoryError(),
-    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
-}
+ERRORS = FAULTS | {"kernel": KERNEL}
 
 
 class SmallMachine:
     """A loss that has no room for more than ``rows`` rows. The first micro-batch of a step fits: it leaves gradients."""
 
-    def __init__(self, loss, rows, error="cuda", *, from_step=1, trainer=None):
+    def __init__(self, loss, rows, error="torch", *, from_step=1, trainer=None):
         self.loss, self.rows, self.error = loss, rows, ERRORS[error]
         self.from_step, self.trainer, self.calls = from_step, trainer, 0
 
@@ -40,7 +38,7 @@ class SmallMachine:
         return self.loss(batch)
 
 
-def trainer_on(rows, *, micro_batch_size, store=None, error="cuda", dtype=torch.float32, from_step=1):
+def trainer_on(rows, *, micro_batch_size, store=None, error="torch", dtype=torch.float32, from_step=1):
     sink = RecordingSink()
     settings = TrainingSettings(
         max_steps=5,
@@ -58,8 +56,9 @@ def trainer_on(rows, *, micro_batch_size, store=None, error="cuda", dtype=torch.
     return made, sink
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("error", list(ERRORS))
+@pytest.mark.parametrize(
+    ("error", "dtype"), [*((error, torch.float32) for error in ERRORS), ("torch", torch.bfloat16)]
+)
 def test_run_that_was_halved_equals_one_that_was_small_from_the_start_bit_for_bit(error, dtype):
     halved, sink = trainer_on(2, micro_batch_size=4, error=error, dtype=dtype)
     halved.fit(NeverStop())
@@ -101,6 +100,42 @@ def test_last_rung_is_gradient_checkpointing_and_then_the_error_leaves_no_gradie
     assert all(weight.grad is None for weight in made.weights.model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.snapshot().weights.items())
     assert made.state.step == 0
+
+
+def test_heldout_rows_that_do_not_fit_together_are_scored_in_halves():
+    heldout = random_examples(9, seed=3)
+    settings = TrainingSettings(max_steps=1, warmup_steps=0)
+    whole, tight = (
+        build_trainer(settings=settings, store=MemoryStore(), emit=RecordingSink(), heldout=heldout)
+        for _ in range(2)
+    )
+    expected = whole.heldout_loss(NeverStop())
+    tight.weights.model.model.embed_tokens.register_forward_pre_hook(refuse_more_than(2))
+    found = tight.heldout_loss(NeverStop())
+    assert (found.rows, found.response_tokens) == (9, expected.response_tokens)
+    assert found.row_nll == pytest.approx(expected.row_nll, rel=1e-6)
+    assert found.row_tokens == expected.row_tokens
+    assert found.nll == pytest.approx(expected.nll, rel=1e-6)
+
+
+def test_row_that_does_not_fit_alone_is_out_of_memory():
+    model, batch = tiny_llama(), collate(random_examples(3), example_ids=range(3), pad_id=PAD_ID)
+    expected = score_rows(model, [batch], stop=NeverStop())
+    handle = model.model.embed_tokens.register_forward_pre_hook(refuse_more_than(1))
+    found = score_rows(model, [batch], stop=NeverStop())
+    assert [found[row].nll for row in range(3)] == pytest.approx([expected[row].nll for row in range(3)])
+    handle.remove()
+    model.model.embed_tokens.register_forward_pre_hook(refuse_more_than(0))
+    with pytest.raises(torch.OutOfMemoryError):
+        score_rows(model, [batch], stop=NeverStop())
+
+
+def refuse_more_than(rows):
+    def refuse(_module, given):
+        if len(given[0]) > rows:
+            raise FAULTS["torch"]
+
+    return refuse
 
 
 def test_packed_rows_are_told_in_tokens():
@@ -186,6 +221,31 @@ def test_decision_is_logged_reported_and_kept_when_the_run_goes_on(place, monkey
             "ran out of memory: micro-batches of 1 row from here on, 4 in this step"
             in (other / name).read_text()
         )
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "sftcli.training.weights.masters.MasterWeights.__init__",
+        "sftcli.services.train.build.load_model",
+        "sftcli.services.train.build.make_optimizer",
+        "torch.optim.AdamW.step",
+        "sftcli.services.train.build.heldout_nll",
+        "sftcli.training.state.TrainingSnapshot.copied",
+        "sftcli.training.checkpoint.store.write_snapshot",
+        "sftcli.services.train.run.save_model_folder",
+    ],
+)
+def test_wherever_memory_runs_out_the_exit_code_is_71_and_the_way_out_is_named(place, monkeypatch, part):
+    def full(*_, **__):
+        raise FAULTS["runtime"]
+
+    monkeypatch.setattr(part, full)
+    with pytest.raises(ResourceError, match="out of memory") as caught:
+        train(settings_of(place, place / "model", "run.name=full", "training.max_steps=4"), StopAtStep(99))
+    assert caught.value.exit_code == 71
+    assert all(way in caught.value.hint for way in ("optimizer=adafactor", "--lora", "--adapter qlora"))
+    assert "gradient_checkpointing" in caught.value.hint
 
 
 def test_end_of_the_ladder_is_exit_code_71_and_checkpoints_stay(place, monkeypatch):

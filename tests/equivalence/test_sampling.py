@@ -1,5 +1,7 @@
 """Decoding gives what transformers gives, and a row does not feel its neighbors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from sftcli.events import NeverStop
 from sftcli.modeling.decoding.decode import decode
 from sftcli.modeling.decoding.decoder import choose_decoder
 from tests.support.decoding import answers
+from tests.support.memory import FAULTS
 from tests.support.recording import StopAfter
 from tests.support.training import tiny_llama
 
@@ -50,6 +53,52 @@ def test_one_seed_gives_one_answer_and_another_seed_another():
     first, again, other = (run(PROMPTS, temperature=1.0, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
+
+
+class TightRows:
+    """Rows of which memory holds fewer and fewer, as the passes go on."""
+
+    def __init__(self, rows, passes) -> None:
+        self.rows, self.passes = rows, passes
+        self.capacity = rows.capacity
+        self.remove = rows.remove
+
+    def advance(self, tokens, prompts):
+        self.passes.append(len(tokens) + len(prompts))
+        fits = 4 if len(self.passes) < 5 else 2 if len(self.passes) < 9 else 1
+        if self.passes[-1] > fits:
+            self.passes[-1] = 0
+            raise FAULTS["runtime"]
+        return self.rows.advance(tokens, prompts)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 1.0, "repetition_penalty": 1.3, "seed": 4}],
+)
+def test_rows_that_do_not_fit_go_on_with_half_as_many_and_end_as_they_would(settings):
+    decoder, passes = choose_decoder(tiny_llama().eval()), []
+    tight = replace(decoder, make_rows=lambda *asked: TightRows(decoder.make_rows(*asked), passes))
+    given = {"max_new_tokens": 12, "stop_ids": frozenset({2})} | settings
+    assert answers(tight, PROMPTS, **given) == run(PROMPTS, **settings)
+    assert [max(passes[:4]), max(passes[4:8]), max(passes[8:])] == [4, 2, 1]
+
+
+def test_one_row_that_does_not_fit_is_out_of_memory():
+    decoder = choose_decoder(tiny_llama().eval())
+    full = replace(decoder, make_rows=lambda *asked: Full(decoder.make_rows(*asked)))
+    with pytest.raises(torch.AcceleratorError):
+        answers(full, PROMPTS, max_new_tokens=4)
+
+
+class Full(TightRows):
+    """Rows for which there is no memory at all."""
+
+    def __init__(self, rows) -> None:
+        super().__init__(rows, [])
+
+    def advance(self, tokens, prompts):
+        raise FAULTS["runtime"]
 
 
 def test_top_k_of_one_is_greedy():

@@ -2,7 +2,8 @@
 
     python -m tests.fuzz --kind own --count 1000 --seed 0
 
-``own`` are files that this program has written, ``foreign`` those of others. A case fails that ends with 1 or by a signal, takes 30 s or
+``own`` are files that this program has written, ``foreign`` those of others; ``paths`` are odd names in each place that takes a
+text, and nothing is damaged. A case fails that ends with 1 or by a signal, takes 30 s or
 2 GB, says "hit a bug", lets an escape character through, or leaves a scratch file. Each is kept, and printed with what repeats it.
 """
 
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from random import Random
 
 from tests.fuzz import runner
 from tests.fuzz.runner import Case, Result, Runner, Tally
@@ -23,12 +25,11 @@ def main() -> None:
     runner.load()
     from tests.fuzz.foreign import FOREIGN
     from tests.fuzz.own import OWN
+    from tests.fuzz.paths import path_commands
 
-    targets = [
-        target
-        for target in {"own": OWN, "foreign": FOREIGN}[options.kind]
-        if options.only in (None, target.name)
-    ]
+    odd = list(path_commands()) if options.kind == "paths" else []
+    every = {"own": OWN, "foreign": FOREIGN, "paths": [target for target, _ in odd]}[options.kind]
+    targets = [target for target in every if options.only in (None, target.name)]
     if not targets:
         raise SystemExit(f"no target of {options.kind} files is called {options.only}")
     shared = Path("/dev/shm")
@@ -41,8 +42,13 @@ def main() -> None:
         cases = [Case(targets[n % len(targets)], options.seed + n) for n in range(options.count)]
         if options.intact:
             cases = [
-                Case(target, n, command) for target in targets for n, command in enumerate(target.commands)
+                Case(target, n, command, is_good=True)
+                for target in targets
+                for n, command in enumerate(target.commands)
             ]
+        if odd:
+            cases = [Case(target, n, command) for n, (target, command) in enumerate(odd) if target in targets]
+            cases = Random(options.seed).sample(cases, min(options.count, len(cases)))
         for result in running.run(cases):
             tally.add(result)
             if result.fault:
@@ -67,7 +73,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kind", choices=("own", "foreign"), required=True)
+    parser.add_argument("--kind", choices=("own", "foreign", "paths"), required=True)
     parser.add_argument("--count", type=int, default=100, help="cases, over all targets in turn")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the first case; those after it have the next ones"

@@ -1,17 +1,21 @@
 """Files of others: models and adapters in each of their formats, rows in each of theirs, templates, prompts and settings."""
 
 import gzip
+import io
 import json
+import pickle
 import struct
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pyarrow as pa
+import torch
 from pyarrow import ipc, parquet
 from safetensors.torch import load_file, save_file
 
 from tests.fuzz.damage import FORMS
+from tests.fuzz.runner import sft_in_child
 from tests.fuzz.targets import Target
 from tests.support.foreign_adapter import foreign_adapter
 from tests.support.runs import write_rows
@@ -34,6 +38,7 @@ def make_model(folder: Path) -> None:
     write_rows(folder / "rows.jsonl")
     (folder / "model" / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}', encoding="utf-8")
     (folder / "own.jinja").write_bytes((folder / "model" / "chat_template.jinja").read_bytes())
+    sft_in_child("prepare -q rows.jsonl --model model")  # the tokenizer is known then
 
 
 def make_files(folder: Path) -> None:
@@ -42,6 +47,7 @@ def make_files(folder: Path) -> None:
     build_tiny_gguf(folder / "model", folder / "m.gguf")
     build_tiny_pt(folder / "m.pt")
     write_rows(folder / "rows.jsonl")
+    sft_in_child("prepare -q rows.jsonl --model model")
 
 
 def make_rows(folder: Path) -> None:
@@ -72,6 +78,7 @@ def make_rows(folder: Path) -> None:
         (folder / name).write_bytes(content)
     with pa.CompressedOutputStream(pa.OSFile(str(folder / "rows.jsonl.zst"), "wb"), "zstd") as packed:
         packed.write(lines)
+    sft_in_child("prepare -q rows.jsonl --model model")
 
 
 def _split(folder: Path) -> None:
@@ -172,6 +179,28 @@ def _write_gguf(tree: dict[str, Any], content: bytes) -> bytes:
     return head + bytes(-len(head) % 32) + content[end + (-end % 32) :]
 
 
+def _loaded(content: bytes) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+    except (RuntimeError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        raise ValueError("it is damaged already") from error
+    return found
+
+
+_PLAIN_KEYS = ("config", "step", "run_name")  # of a checkpoint: what is beside tensors
+
+
+def _read_pt(content: bytes, random: Random) -> dict[str, Any]:
+    return {"root": {key: value for key, value in _loaded(content).items() if key in _PLAIN_KEYS}}
+
+
+def _write_pt(tree: dict[str, Any], content: bytes) -> bytes:
+    tensors = {key: value for key, value in _loaded(content).items() if key not in _PLAIN_KEYS}
+    written = io.BytesIO()
+    torch.save(tensors | tree["root"], written)
+    return written.getvalue()
+
+
 _READ_TOML, _WRITE_TOML = FORMS[".toml"]
 
 
@@ -184,6 +213,7 @@ def _write_settings(tree: dict[str, Any], content: bytes) -> bytes:
 FORMS |= {
     ".safetensors": (_read_header, _write_header),
     ".gguf": (_read_gguf, _write_gguf),
+    ".pt": (_read_pt, _write_pt),
     ".toml": (_READ_TOML, _write_settings),
 }
 

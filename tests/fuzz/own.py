@@ -24,8 +24,9 @@ _SETS = (
     "data.heldout_fraction=0.2", "checkpoint.every_steps=2",
 )  # fmt: skip
 _FLAGS = " ".join(f"--set {value}" for value in _SETS)
-_TRAIN = f"train -q --data rows.jsonl {_FLAGS}"
-_SIZES = f"{_TRAIN} --model model --max-steps 2 --compare rows=50%,100% --run sizes"
+TRAIN = f"train -q --data rows.jsonl {_FLAGS}"
+_SIZES = f"{TRAIN} --model model --max-steps 2 --compare rows=50%,100% --run sizes"
+ASK = "generate -q -m first --max-new-tokens 2"
 _ANSWER = "generate -q --file prompts.jsonl --out answers.jsonl -m first --max-new-tokens 2"
 
 
@@ -36,9 +37,9 @@ def make_runs(folder: Path) -> None:
     (folder / "prompts.jsonl").write_text(
         "".join(json.dumps({"prompt": f"Hi {n}"}) + "\n" for n in range(12)), encoding="utf-8"
     )
-    sft_in_child(f"{_TRAIN} --model model --max-steps 4 --run first")
+    sft_in_child(f"{TRAIN} --model model --max-steps 4 --run first")
     sft_in_child("eval -q first --max-rows 3")
-    sft_in_child(f"{_TRAIN} --model first --max-steps 2 --lora --rank 2 --replay 20% --run second")
+    sft_in_child(f"{TRAIN} --model first --max-steps 2 --lora --rank 2 --replay 20% --run second")
     sft_in_child("export -q first --to hf --out exported")
     machine = hashlib.sha256(processor().encode()).hexdigest()
     MEASUREMENTS.write(folder / "cache" / REMEMBERED, {machine: Measured(precision="fp32", why="measured")})
@@ -101,20 +102,20 @@ _LOOK = ("runs", "runs --json", "show", "report -q --out page.html")
 _FIRST = (
     *_LOOK, "show first", "show first --json", "report -q first", "report -q first half --out both.html", "diff first half",
     "diff first second --json", "generate Hi -q -m first --max-new-tokens 2", "eval -q first --max-rows 2",
-    "eval -q first --no-base --max-rows 2", "export -q first --to hf --out out", f"{_TRAIN} --model first --max-steps 2 --run third",
+    "eval -q first --no-base --max-rows 2", "export -q first --to hf --out out", f"{TRAIN} --model first --max-steps 2 --run third",
     "resume first", "resume -q first --max-steps 6",
 )  # fmt: skip
 _HALF = (
     *_LOOK, "show half", "resume -q half", "resume -q", "resume half --verify", "resume -q half --checkpoint 2",
-    f"{_TRAIN} --model model --max-steps 6 --run half --resume auto", "diff half first", "generate Hi -q -m half --max-new-tokens 2",
+    f"{TRAIN} --model model --max-steps 6 --run half --resume auto", "diff half first", "generate Hi -q -m half --max-new-tokens 2",
     "eval -q half --no-base --max-rows 2",
 )  # fmt: skip
 _SECOND = (
     *_LOOK, "show second", "report -q second", "diff second first", "generate Hi -q -m second --max-new-tokens 2",
-    "export -q second --to hf --out out", "resume -q second --max-steps 4", f"{_TRAIN} --model second --max-steps 2 --run third",
+    "export -q second --to hf --out out", "resume -q second --max-steps 4", f"{TRAIN} --model second --max-steps 2 --run third",
     "eval -q second --max-rows 2",
 )  # fmt: skip
-_AGAIN = f"{_TRAIN} --model model --max-steps 2 --run third"
+_AGAIN = f"{TRAIN} --model model --max-steps 2 --run third"
 _ANSWERS = (
     _ANSWER,
     "generate -q --file prompts.jsonl --out answers.jsonl -m first --max-new-tokens 2 --json",
@@ -153,7 +154,7 @@ OWN = (
         make=make_runs,
         file="exported/sft_run.json",
         commands=(
-            f"{_TRAIN} --model exported --max-steps 2 --run third",
+            f"{TRAIN} --model exported --max-steps 2 --run third",
             "generate Hi -q -m exported --max-new-tokens 2",
         ),
     ),

@@ -3,6 +3,7 @@
 A child has 30 s and 2 GB of addresses beyond those that it starts with. What it leaves is judged by the parent.
 """
 
+import atexit
 import gc
 import importlib
 import os
@@ -43,17 +44,21 @@ _ASIDE = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One damage to one target, by its seed; none where ``command`` names one that is to be tried on the whole sample."""
+    """One damage to one target, by its seed; none where ``command`` names one that is to be tried on the whole sample.
+
+    With ``is_good`` that command has to end with 0.
+    """
 
     target: Target
     seed: int
-    intact: str | None = None
+    command: str | None = None
+    is_good: bool = False
 
     def make(self, sample: Path, folder: Path) -> tuple[str, str]:
         """Copy ``sample`` to ``folder`` and damage it; return the name of the damage, and the command to run there."""
         shutil.copytree(sample, folder, symlinks=True)
-        if self.intact is not None:
-            return "none", self.intact
+        if self.command is not None:
+            return "none", self.command
         random = Random(f"{self.target.name} {self.seed}")
         command = random.choice(self.target.commands)
         path = self.target.path(folder)
@@ -149,9 +154,7 @@ class Runner:
         fault = (
             f"over {self.seconds:.0f} s"
             if is_late
-            else fault_of(
-                code, text, folder, self.samples[case.target.make], is_intact=case.intact is not None
-            )
+            else fault_of(code, text, folder, self.samples[case.target.make], is_good=case.is_good)
         )
         shutil.rmtree(folder, ignore_errors=True)
         if not fault:
@@ -176,7 +179,7 @@ class Runner:
         )
 
 
-def fault_of(code: int, text: str, folder: Path, sample: Path, *, is_intact: bool = False) -> str:
+def fault_of(code: int, text: str, folder: Path, sample: Path, *, is_good: bool = False) -> str:
     """Say what is wrong with how a command in ``folder``, a copy of ``sample``, has ended; nothing where it may end so."""
     if code < 0:
         return f"died of {signal.Signals(-code).name}"
@@ -189,7 +192,7 @@ def fault_of(code: int, text: str, folder: Path, sample: Path, *, is_intact: boo
         return "escape character"
     if left := sorted(_scratch(folder) - _scratch(sample)):
         return f"left {left[0]}"
-    return f"exit {code} without damage" if is_intact and code else ""
+    return f"exit {code} without damage" if is_good and code else ""
 
 
 def _scratch(folder: Path) -> set[str]:
@@ -296,6 +299,7 @@ def _fork(work: Callable[[], object], output: Path | None) -> int:
     if child:
         return child
     code = 1
+    atexit._clear()  # what the parent has to do at its end is not the child's
     try:
         if output is not None:
             os.setsid()
@@ -312,6 +316,7 @@ def _fork(work: Callable[[], object], output: Path | None) -> int:
     except BaseException:  # noqa: BLE001 - the child must not return
         traceback.print_exc()
     finally:
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -51,6 +51,7 @@ def file(tmp_path: Path) -> Path:
         (Panic("index out of bounds\nbacktrace"), "index out of bounds"),
         (ValueError("field 'a':\n    expected int\nmore"), "field 'a': expected int"),
         (OSError("It looks like a config"), "It looks like a config"),
+        (OSError(errno.EINVAL, "Invalid argument"), "it leads to places that it has not"),
         (StopIteration(), "a check of its content fails (StopIteration)"),
         (ValueError("x" * 999), "x" * 300 + "..."),
     ],

@@ -56,3 +56,18 @@ def test_a_large_file_is_not_read(tmp_path: Path):
         file.truncate(1 << 30)
     with pytest.raises(DataError, match="1024 MB"):
         read_json(tmp_path / "x.json")
+
+
+def test_half_a_character_is_damage_and_a_whole_one_is_not(tmp_path: Path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": "\\ud83d\\ude00"}', encoding="utf-8")
+    assert read_json(path) == {"a": "\N{GRINNING FACE}"}
+    for content in (
+        b'{"a": ["\\ud83d"]}',
+        b'{"\\uDE00": 1}',
+        b'{"a": "\xed\xa0\x80"}',
+        '{"a": 1}'.encode("utf-16"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"x\.json"):
+            read_json(path)

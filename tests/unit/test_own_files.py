@@ -11,6 +11,7 @@ import pytest
 
 from sftcli.errors import DataError, NotFoundError
 from sftcli.own_files import FormError, OwnFile, as_form
+from sftcli.paths import PathText
 
 
 class Kind(StrEnum):
@@ -39,6 +40,12 @@ class Whole:
     names: Sequence[str] = ()
     by_name: Mapping[str, Part] = field(default_factory=dict)
     anything: object = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    run: PathText
+    files: tuple[PathText, ...] = ()
 
 
 FILE = OwnFile(form=Whole, version=2, hint="make it again")
@@ -170,3 +177,18 @@ def test_a_type_that_is_no_form_is_a_fault_of_the_program():
         as_form(1, set[int])
     with pytest.raises(FormError):
         as_form([], str | int)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ({"run": "x" * 256}, "run: .* is too long for a path"),
+        ({"run": "a\0b"}, "run: .* holds a NUL"),
+        ({"run": "a", "files": ["b", "~nosuchuser"]}, r"files\[1\]: .* names the home of an unknown user"),
+        ({"run": 3}, "run is 3, and not text"),
+    ],
+)
+def test_text_that_is_used_as_a_path_can_be_one(value, why):
+    assert as_form({"run": "a/b", "files": ["~/c"]}, Place) == Place(run="a/b", files=("~/c",))
+    with pytest.raises(FormError, match=why):
+        as_form(value, Place)

@@ -22,6 +22,7 @@ from sftcli.cli.session.session import stderr_columns
 from sftcli.cli.session.signals import INTERRUPTED_EXIT_CODE, CommandStopped
 from sftcli.cli.terminal.text import clean, wrapped, writable
 from sftcli.errors import OutputError, ReportedByPeerError, SftError, StorageError, UsageError, redact
+from sftcli.memory_faults import is_out_of_memory, out_of_memory
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -131,6 +132,8 @@ class _Ending:
             case OSError(errno=number) if number in _OF_DISKS:
                 _drop_if_unwritable(sys.stdout)
                 self._show(_disk_error(error))
+            case _ if is_out_of_memory(error):
+                self._show(out_of_memory())
             case _ if (usage := usage_error(error, self.command, sys.argv[1:])) is not None:
                 self._show_usage(usage)
             case _:

@@ -44,6 +44,7 @@ class PrecisionChoice(StrEnum):
 
     AUTO = "auto"
     BF16 = "bf16"
+    FP16 = "fp16"
     FP32 = "fp32"
 
 

@@ -13,10 +13,11 @@ from sftcli.errors import UsageError
 
 
 class Precision(StrEnum):
-    """What the matrix products run in. Weights, optimizer and gradient sums are float32 in either case."""
+    """What the matrix products run in. Weights, optimizer and gradient sums are float32 in any case."""
 
     AUTO = "auto"
     BF16 = "bf16"
+    FP16 = "fp16"  # with loss scaling
     FP32 = "fp32"
 
 
@@ -204,7 +205,18 @@ class TrainingSettings(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     precision: Precision = Field(
         Precision.AUTO,
-        description="bf16 or fp32 matrix products; auto picks the faster one, bf16 if about even; a resumed run keeps its choice.",
+        description="bf16, fp16 (with loss scaling) or fp32 matrix products; auto picks the faster of bf16 and fp32, bf16 if about even, "
+        "and fp16 on GPUs that have matrix units for it alone (V100, T4); a resumed run keeps its choice.",
+    )
+    tf32: bool = Field(
+        False,
+        description="On CUDA, whether float32 products round their factors to 10 bits (TF32), which is faster; "
+        "false keeps them exact.",
+    )
+    deterministic: bool = Field(
+        True,
+        description="On CUDA, whether to use only kernels that give the same bits each time, so that a resumed run ends as one that never "
+        "stopped; false may be faster. A CPU does in any case.",
     )
     neftune_alpha: float = Field(
         0.0,

@@ -8,9 +8,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from sftcli.copies import sent
 from sftcli.data.batches.order import EpochOrder, TextSteps
 from sftcli.data.batches.packing import best_fit_even, group_alike
 from sftcli.data.example import Example
+
+Inputs = dict[str, torch.Tensor | int | tuple[int, ...]]  # of a model, by name
 
 IGNORED = -100  # the target of a position without loss; what torch's cross-entropy ignores by default
 _PIECE_ANSWER = 8  # tokens
@@ -37,20 +40,24 @@ class Documents:
     bounds: (
         torch.Tensor | None
     )  # (documents + 1,) int32: where each begins and the last ends; None with several rows
-    longest: int  # tokens
+    lengths: tuple[int, ...]  # tokens of each, row after row; what is on the host needs no wait for a device
 
     def to(self, device: torch.device) -> "Documents":
         """Return the same with its tensors on ``device``."""
-        bounds = None if self.bounds is None else self.bounds.to(device, non_blocking=True)
-        return replace(self, position_ids=self.position_ids.to(device, non_blocking=True), bounds=bounds)
+        bounds = None if self.bounds is None else sent(self.bounds, device)
+        return replace(self, position_ids=sent(self.position_ids, device), bounds=bounds)
 
     @property
-    def inputs(self) -> dict[str, torch.Tensor | int]:
-        """What a model of transformers is told beside the ids; the names are those of its kernels for packed rows."""
-        arguments: dict[str, torch.Tensor | int] = {"position_ids": self.position_ids}
+    def inputs(self) -> Inputs:
+        """What a model of transformers is told beside the ids; the names are those of its kernels for packed rows.
+
+        ``document_lengths`` is for ``modeling.kernels.document_attention``; other attention does not look at it.
+        """
+        arguments: Inputs = {"position_ids": self.position_ids}
         if self.bounds is not None:
+            longest = max(self.lengths)
             arguments |= {"cu_seq_lens_q": self.bounds, "cu_seq_lens_k": self.bounds}
-            arguments |= {"max_length_q": self.longest, "max_length_k": self.longest}
+            arguments |= {"max_length_q": longest, "max_length_k": longest, "document_lengths": self.lengths}
         return arguments
 
 
@@ -73,12 +80,19 @@ class Batch:
 
     input_ids: torch.Tensor  # (B, T) int64
     targets: torch.Tensor  # (B, T) int64
+    # (N,) int64: where ``targets``, flattened, are not IGNORED, in order. A device that had to search would make its host wait.
+    loss_places: torch.Tensor
     example_ids: tuple[int, ...]  # index of each example in its dataset; pretraining text counts down from -1
     response_tokens: int  # targets that are not IGNORED, at least 1
     fills: tuple[int, ...]  # tokens of each row, padding excluded
     attended_pairs: int  # of positions that attention compares: causal, within an example
     documents: Documents | None = None  # None: each row is one example
     is_text: bool = False  # pretraining text instead of instruction rows
+
+    def __post_init__(self) -> None:
+        # A place of other rows would have a loss too, and a wrong one.
+        if len(self.loss_places) != self.response_tokens:
+            raise ValueError(f"{len(self.loss_places)} places for {self.response_tokens} targets with loss")
 
     @property
     def tokens(self) -> int:
@@ -88,9 +102,15 @@ class Batch:
     @property
     def is_token(self) -> torch.Tensor:
         """Which positions hold no padding, (B, T) bool."""
-        device = self.input_ids.device
-        places = torch.arange(self.input_ids.shape[1], device=device)
-        return places < torch.tensor(self.fills, device=device)[:, None]
+        return sent(torch.from_numpy(self._holds_token()), self.input_ids.device)
+
+    @property
+    def token_places(self) -> torch.Tensor:
+        """Where ``is_token``, flattened, is true, (N,) int64 in order; found on the host."""
+        return sent(torch.from_numpy(np.flatnonzero(self._holds_token())), self.input_ids.device)
+
+    def _holds_token(self) -> np.ndarray:
+        return np.arange(self.input_ids.shape[1]) < np.asarray(self.fills)[:, None]
 
     @property
     def padding_tokens(self) -> int:
@@ -98,16 +118,40 @@ class Batch:
         return self.input_ids.numel() - self.tokens
 
     @property
-    def inputs(self) -> dict[str, torch.Tensor | int]:
+    def inputs(self) -> Inputs:
         """What the model gets, by name."""
         return {"input_ids": self.input_ids, **(self.documents.inputs if self.documents else {})}
+
+    @property
+    def has_halves(self) -> bool:
+        """Whether there are several rows, of one example each."""
+        return self.documents is None and len(self.example_ids) > 1
+
+    def halves(self) -> "tuple[Batch, Batch]":
+        """Return the first half of the rows and the rest, as wide as they are; ``has_halves`` must hold."""
+        middle = len(self.example_ids) // 2
+        return self._rows(0, middle), self._rows(middle, len(self.example_ids))
+
+    def _rows(self, begin: int, end: int) -> "Batch":
+        fills, targets = self.fills[begin:end], self.targets[begin:end]
+        return replace(
+            self,
+            input_ids=self.input_ids[begin:end],
+            targets=targets,
+            loss_places=(places := (targets.flatten() != IGNORED).nonzero()[:, 0]),
+            example_ids=self.example_ids[begin:end],
+            response_tokens=len(places),
+            fills=fills,
+            attended_pairs=sum(count * (count + 1) // 2 for count in fills),
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on ``device``."""
         return replace(
             self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
+            input_ids=sent(self.input_ids, device),
+            targets=sent(self.targets, device),
+            loss_places=sent(self.loss_places, device),
             documents=self.documents.to(device) if self.documents else None,
         )
 
@@ -133,7 +177,7 @@ def collate_packed(packs: Sequence[Sequence[Example]], *, example_ids: Sequence[
         positions[row, : sum(counts)] = np.concatenate([np.arange(count) for count in counts])
     bounds = torch.tensor([0, *np.cumsum(lengths[0])], dtype=torch.int32) if len(packs) == 1 else None
     documents = Documents(
-        position_ids=torch.from_numpy(positions), bounds=bounds, longest=max(map(max, lengths))
+        position_ids=torch.from_numpy(positions), bounds=bounds, lengths=tuple(chain.from_iterable(lengths))
     )
     return replace(batch, documents=documents)
 
@@ -151,11 +195,13 @@ def _lay_out(packs: Sequence[Sequence[Example]], example_ids: Sequence[int], pad
             # The first token of an example has no position that predicts it.
             targets[row, begin : end - 1] = np.where(example.loss_mask[1:], example.input_ids[1:], IGNORED)
             begin = end
+    loss_places = np.flatnonzero(targets != IGNORED)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         targets=torch.from_numpy(targets),
+        loss_places=torch.from_numpy(loss_places),
         example_ids=tuple(example_ids),
-        response_tokens=int((targets != IGNORED).sum()),
+        response_tokens=len(loss_places),
         fills=tuple(fills),
         attended_pairs=sum(count * (count + 1) // 2 for count in chain.from_iterable(lengths)),
     )

@@ -126,7 +126,7 @@ def with_score(
     value = record.fields.get(column)
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # refused below
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         found = f"holds {value!r:.40}" if column in record.fields else "is not there"

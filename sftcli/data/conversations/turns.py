@@ -41,7 +41,7 @@ from sftcli.data.conversations.messages import (
 from sftcli.data.conversations.remedies import FIRST_TURN
 from sftcli.data.conversations.thinking import is_thinking_part, part_text, read_thinking
 from sftcli.data.conversations.traces import chat_turns
-from sftcli.data.reading.json_rows import json_type
+from sftcli.data.reading.json_rows import decode_inner, json_type
 from sftcli.data.reading.record import Origin
 from sftcli.suggest import did_you_mean
 
@@ -93,12 +93,10 @@ def _arguments(value: object, where: str) -> tuple[dict[str, object], str]:
     text = value if isinstance(value, str) else ""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = decode_inner(value)
+        except ValueError as error:
             shown = f"{text[:20]!r}{'...' if len(text) > 20 else ''}"
-            raise RowFault(
-                RejectReason.WRONG_TYPE, f"{where}: the arguments are text that is not JSON: {shown}"
-            ) from None
+            raise RowFault(RejectReason.WRONG_TYPE, f"{where}: the arguments are {error}: {shown}") from None
     if not isinstance(value, dict):
         what = f"JSON text of {json_type(value)}" if text else json_type(value)
         raise RowFault(RejectReason.WRONG_TYPE, f"{where}: the arguments are {what}, expected an object")
@@ -182,9 +180,9 @@ def _dump(value: object) -> str:
 def json_in(value: object, where: str) -> object:
     """Return what a JSON text holds; anything that is not text as it is."""
     try:
-        return json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        raise RowFault(RejectReason.WRONG_TYPE, f"{where} is text that is not JSON") from None
+        return decode_inner(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise RowFault(RejectReason.WRONG_TYPE, f"{where} is {error}") from None
 
 
 _TEXT_PARTS = ("text", "input_text", "output_text")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.own_files import OwnFile, Stamp
+from sftcli.paths import PathText
 
 _AGAIN = "prepare the data again"
 
@@ -23,7 +24,7 @@ class AboutRows:
 
     sources: tuple[str, ...] = ()
     schemas: Mapping[str, str] = field(default_factory=dict)  # by source
-    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # the files of each source
+    paths: Mapping[str, tuple[PathText, ...]] = field(default_factory=dict)  # the files of each source
     template: str = ""
     ends: Ends | None = None
     heldout_fraction: float | None = None  # None where held-out rows have sources of their own
@@ -38,7 +39,7 @@ class AboutRows:
 class EarlierPart:
     """How many rows of one run there are: replayed ones, and those that it held out."""
 
-    run: str
+    run: PathText
     replayed: int
     replayable: int  # different rows that these are drawn from
     heldout: int
@@ -74,5 +75,6 @@ class RunRows(AboutRows):
 
 RUN_ROWS = OwnFile(
     form=RunRows,
-    hint="a start of the same training writes it again: sft train --config RUN/config.toml --run NAME",
+    hint="a start of the same training writes it again: sft train --config RUN/config.toml --run NAME; "
+    "RUN/final can be named in place of RUN",
 )

@@ -26,6 +26,7 @@ Row = tuple[int, dict[str, object]]
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SUSPECT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_TOO_DEEP = f"lists and objects that are nested more than {MAX_DEPTH} deep"
 _DECODER = json.JSONDecoder()
 _NAMES = {
     str: "text",
@@ -201,10 +202,14 @@ def _too_deep(name: str, line: int) -> DataError:
 def _checked(value: object, text: str, name: str, line: int) -> dict[str, object]:
     if not isinstance(value, dict):
         raise data_error(f"the row is {json_type(value)}, expected an object with named columns", name, line)
-    # The walk over all values is slow: it is taken where the text shows that there may be something to find.
-    if _SUSPECT.search(text) or text.count("[") + text.count("{") > MAX_DEPTH:
+    if _may_hold_trouble(text):
         check_values(value, name, line)
     return value
+
+
+def _may_hold_trouble(text: str) -> bool:
+    """Return whether the walk over all values of a row, which is slow, may find something."""
+    return bool(_SUSPECT.search(text)) or text.count("[") + text.count("{") > MAX_DEPTH
 
 
 def check_values(fields: dict[str, object], name: str, line: int) -> None:
@@ -216,18 +221,41 @@ def check_values(fields: dict[str, object], name: str, line: int) -> None:
     for column, value in fields.items():
         if fault := _text_trouble(column):
             raise data_error(f"the name of a column holds {fault}", name, line, hint="remove it from the row")
-        pending = [(value, 2)]
-        while pending:
-            item, depth = pending.pop()
-            if depth > MAX_DEPTH:
+        if fault := _trouble_in(value):
+            if fault == _TOO_DEEP:
                 raise _too_deep(name, line)
-            if isinstance(item, str):
-                if fault := _text_trouble(item):
-                    raise data_error(f'"{column}" holds {fault}', name, line, hint="remove it from the row")
-            elif isinstance(item, dict):
-                pending.extend((inner, depth + 1) for pair in item.items() for inner in pair)
-            elif isinstance(item, list):
-                pending.extend((inner, depth + 1) for inner in item)
+            raise data_error(f'"{column}" holds {fault}', name, line, hint="remove it from the row")
+
+
+def decode_inner(text: str) -> object:
+    """Return what the JSON text inside of a row holds.
+
+    Raises:
+        ValueError: It is none, or holds what no tokenizer can take; what it is then, as in "it is ...".
+    """
+    try:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("text that is not JSON") from None
+    if _may_hold_trouble(text) and (fault := _trouble_in(value)):
+        raise ValueError(f"JSON text that holds {fault}")
+    return value
+
+
+def _trouble_in(value: object) -> str:
+    pending = [(value, 2)]
+    while pending:
+        item, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            return _TOO_DEEP
+        if isinstance(item, str):
+            if fault := _text_trouble(item):
+                return fault
+        elif isinstance(item, dict):
+            pending.extend((inner, depth + 1) for pair in item.items() for inner in pair)
+        elif isinstance(item, list):
+            pending.extend((inner, depth + 1) for inner in item)
+    return ""
 
 
 def _text_trouble(text: str) -> str:

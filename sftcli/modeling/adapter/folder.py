@@ -20,6 +20,7 @@ from sftcli.modeling.formats.folder_check import (
     safetensors_header,
 )
 from sftcli.own_files import OwnFile
+from sftcli.paths import PathText
 
 CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "sft_base.json"
 PREFIX = "base_model.model."  # what names of tensors in files begin with
@@ -51,9 +52,9 @@ _STARTS = (True, False, "gaussian", "eva", "orthogonal", "lora_ga")
 class AdapterBase:
     """The model that an adapter belongs to: its name as ``locate_model`` takes it, and where known its content."""
 
-    name: str
+    name: PathText
     revision: str | None = None
-    tokenizer: str | None = None  # of a .pt file
+    tokenizer: PathText | None = None  # of a .pt file
     content: str | None = None  # see ``identity.numbers_hash``
     new_tokens: tuple[str, ...] = ()  # that it was given before; ``content`` is of the model with their rows
     dropout: float | None = None  # that the adapter was trained with

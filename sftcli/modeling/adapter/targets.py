@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sftcli.config.schema.adapter import AUTO_TARGETS
 from sftcli.errors import UsageError
+from sftcli.memory_faults import Attempt
 from sftcli.modeling.adapter.folder import PREFIX, means
 from sftcli.modeling.architecture import beside_text
 from sftcli.modeling.config_values import config_value
@@ -261,10 +263,9 @@ def _multiplies(layer: nn.Linear | Conv1D) -> bool:
     if not isinstance(layer, nn.Linear):
         return False
     given = torch.linspace(-1, 1, 2 * layer.in_features).view(1, 2, -1).to(layer.weight)
-    try:
+    found: Any = None
+    with Attempt():
         found = layer(given)
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
-        return False
     expected = functional.linear(given, layer.weight, layer.bias)
     is_one = isinstance(found, torch.Tensor) and found.shape == expected.shape
     return is_one and bool((found - expected).norm() <= _ROUNDING * expected.norm())

@@ -6,22 +6,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.errors import DataError, MismatchError
 from sftcli.events import StopFlag
+from sftcli.memory_faults import is_out_of_memory
 from sftcli.modeling.architecture import not_finite
-from sftcli.modeling.config_values import positions_of_model
+from sftcli.modeling.config_values import config_value, positions_of_model
 from sftcli.modeling.decoding.decoder import Decoder
+from sftcli.modeling.decoding.kv_cache import Rows
 from sftcli.modeling.decoding.sampling import RowSampler, logprobs_of, sample
+from sftcli.runtime import memory_bytes, pass_sizes, release_memory, total_memory_bytes
 
-MAX_ROWS = 32  # rows decoded together
-_MAX_READ = (
-    1024  # tokens of prompts that are read in one pass, so that a pass takes about a second on a laptop
-)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_FEWEST_ROWS = 32  # that are decoded together on CUDA, however little memory is free
 _MIN_PREFIX = 8  # tokens that prompts must share for it to be worth a pass of their own
 _SHORTEN = "shorten the prompt, or name a model with more"
 
@@ -70,7 +73,7 @@ def decode(
     settings: SamplingSettings,
     stop_ids: AbstractSet[int],
     stop: StopFlag,
-    max_rows: int = MAX_ROWS,
+    max_rows: int | None = None,
     seeds: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[Row]:
     """Continue every prompt, and yield its row at each new token and where it ends.
@@ -78,11 +81,13 @@ def decode(
     A row ends at a stop token, at ``max_new_tokens``, or where who iterates calls ``Row.end``; once ``stop`` is set all that
     are left end as "stopped", those that were never begun too. So each row comes with a ``finish`` once, the last time.
 
-    Prompts are started in the order given; at most ``max_rows`` run together, and the next one takes the place of each
-    that ends. Each row samples from a generator of its own, seeded by ``settings.seed`` and its entry of ``seeds`` (its
+    Prompts are started in the order given; at most ``max_rows`` (where it is not said, what suits the device) run together, and the
+    next one takes the place of each that ends. Each row samples from a generator of its own, seeded by ``settings.seed`` and its entry of ``seeds`` (its
     number by default), so what is drawn does not depend on which rows share its batch. The logits do, by the rounding of
     products whose shape changes with the batch: in float32 that decides between tokens that are as good as equally likely,
     in bfloat16 now and then between others.
+
+    Where memory runs out half as many rows go on together, and those that ran are read anew with what they have.
 
     An answer that has come to the last of the positions that the model was made for ends as "length".
 
@@ -93,10 +98,24 @@ def decode(
     positions = positions_of_model(decoder.model)
     require_positions(map(len, prompts), positions)
     _require_embeddings(decoder, prompts)
+    if max_rows is None:
+        longest = max(map(len, prompts), default=0) + settings.max_new_tokens
+        max_rows = _most_rows(decoder.model, min(longest, positions or longest))
+    most_tokens = pass_sizes(decoder.model.device).prompt_tokens
     batch = _Batch(decoder, prompts, settings, seeds, max_rows)
     waiting = deque(Row(index=index) for index in range(len(prompts)))
     while (waiting or batch.running) and not stop.requested():
-        for row, token, logprob in batch.step(_next_rows(waiting, prompts, batch.free)):
+        new = _next_rows(waiting, prompts, batch.free, most_tokens)
+        drawn = None
+        try:
+            drawn = batch.step(new)
+        except Exception as error:
+            if not (is_out_of_memory(error) and batch.capacity > 1):
+                raise
+        if drawn is None:  # out here nothing holds the tensors of the failed pass any more
+            waiting.extendleft(reversed(batch.begin_again_smaller(new)))
+            continue
+        for row, token, logprob in drawn:
             # The last token of an answer is not read.
             left = positions - len(prompts[row.index]) + 1 if positions else settings.max_new_tokens
             row.take(token, logprob, stop_ids, min(settings.max_new_tokens, left))
@@ -152,20 +171,42 @@ class _Batch:
         self.seeds = seeds
         self.running: list[Row] = []
         self.samplers: list[RowSampler] = []
+        self.known: dict[int, RowSampler] = {}  # of rows that begin again
         self.without_gradients = torch.no_grad if decoder.goes_on_training else torch.inference_mode
+        self._make_rows = decoder.make_rows
+        self.rows = self._rows(max(1, min(max_rows, len(prompts))))
+
+    def _rows(self, count: int) -> Rows:
         with self.without_gradients():
-            self.rows = decoder.make_rows(max(1, min(max_rows, len(prompts))), _shared_prefix(prompts))
+            return self._make_rows(count, _shared_prefix(self.prompts))
+
+    @property
+    def capacity(self) -> int:
+        """How many rows may run together."""
+        return self.rows.capacity
 
     @property
     def free(self) -> int:
         """How many rows may join."""
-        return self.rows.capacity - len(self.running)
+        return self.capacity - len(self.running)
+
+    def begin_again_smaller(self, new: Sequence[Row]) -> list[Row]:
+        """Let go of all rows, ``new`` ones too, and return them; half as many may join, and each draws on where it was."""
+        rows = {
+            row.index: row for row in (*self.running, *new)
+        }  # of the new ones some may be running already
+        self.known |= {row.index: sampler for row, sampler in zip(self.running, self.samplers, strict=False)}
+        count, self.running, self.samplers = self.capacity // 2, [], []
+        del self.rows
+        release_memory(self.device)
+        self.rows = self._rows(count)
+        return list(rows.values())
 
     def step(self, new: Sequence[Row]) -> list[tuple[Row, int, float]]:
         """Return the next token of every row with its log-probability, after ``new`` ones have joined."""
         with self.without_gradients():
             last = torch.tensor([row.ids[-1] for row in self.running], dtype=torch.int64, device=self.device)
-            logits = self.rows.advance(last, [self.prompts[row.index] for row in new])
+            logits = self.rows.advance(last, [[*self.prompts[row.index], *row.ids] for row in new])
             if not logits.amax(dim=-1).isfinite().all():  # a NaN is the greatest
                 raise not_finite(self.model)
             self.running += new
@@ -185,6 +226,8 @@ class _Batch:
                 self.samplers.pop()
 
     def _sampler(self, index: int, logits: torch.Tensor) -> RowSampler:
+        if index in self.known:
+            return self.known.pop(index)
         own = (index,) if self.seeds is None else self.seeds[index]
         return RowSampler(
             self.settings,
@@ -206,11 +249,34 @@ def _shared_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
     return first[:shared] if shared >= _MIN_PREFIX else ()
 
 
-def _next_rows(waiting: deque[Row], prompts: Sequence[Sequence[int]], places: int) -> list[Row]:
-    """Take the next rows to read the prompts of together, at most ``places``, and at least one where there is a place."""
+def _most_rows(model: "PreTrainedModel", longest: int) -> int:
+    """Return how many rows of up to ``longest`` tokens are decoded together: on CUDA fewer where half of what is free is less."""
+    most, row = pass_sizes(model.device).decode_rows, longest * _cached_bytes(model)
+    if model.device.type != "cuda" or not row:
+        return most
+    free = total_memory_bytes(model.device) - memory_bytes(model.device)
+    return min(most, max(_FEWEST_ROWS, free // (2 * row)))
+
+
+def _cached_bytes(model: "PreTrainedModel") -> int:
+    """Return what keys and values of a token take; 0 where the configuration does not say."""
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    layers, width, heads = (config_value(model, name) or 0 for name in names)
+    kept = config_value(model, "num_key_value_heads") or heads
+    size = config_value(model, "head_dim") or (width // heads if heads else 0)
+    return int(2 * layers * kept * size * model.dtype.itemsize)
+
+
+def _next_rows(
+    waiting: deque[Row], prompts: Sequence[Sequence[int]], places: int, most_tokens: int
+) -> list[Row]:
+    """Take the next rows to read the prompts of together, ``most_tokens`` of them in at most ``places``.
+
+    At least one is taken where there is a place.
+    """
     new: list[Row] = []
     size = 0
-    while waiting and len(new) < places and (not new or size + len(prompts[waiting[0].index]) <= _MAX_READ):
+    while waiting and len(new) < places and (not new or size + len(prompts[waiting[0].index]) <= most_tokens):
         size += len(prompts[waiting[0].index])
         new.append(waiting.popleft())
     return new

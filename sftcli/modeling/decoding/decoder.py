@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sftcli.memory_faults import Attempt
 from sftcli.modeling.attention import is_named
 from sftcli.modeling.decoding.fused_decode import FusedRows, fuse
 from sftcli.modeling.decoding.kv_cache import CachedRows, Rows, SingleRow, UncachedRow, uncached_logits
@@ -62,13 +63,11 @@ def _is_right(
     model: "PreTrainedModel", make_rows: Callable[[int], Rows], coarse: float = _COARSE_TOLERANCE
 ) -> bool:
     tolerance = _TOLERANCE.get(model.dtype, coarse)
-    try:
+    with Attempt(Exception) as attempt:  # a class of others raises what it likes
         distances = _distances(model, make_rows(len(_LENGTHS)))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - a class of others raises what it likes
-        return False
-    return all(prompt <= tolerance and fmean(steps) <= tolerance for prompt, *steps in distances)
+    return not attempt.failed and all(
+        prompt <= tolerance and fmean(steps) <= tolerance for prompt, *steps in distances
+    )
 
 
 def _distances(model: "PreTrainedModel", rows: Rows) -> list[list[float]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sftcli import storage
 from sftcli.own_files import OwnFile
+from sftcli.paths import PathText
 
 SOURCE_FILE = "source.json"
 
@@ -15,13 +16,13 @@ class CachedSource:
     """What a folder was made of: a GGUF file, a ``.pt`` file, or a model with more tokens. A part that is "" or 0 is of another kind."""
 
     files: Mapping[str, int]  # name -> bytes
-    gguf: str = ""
+    gguf: PathText = ""
     gguf_sha256: str = ""
     dtype: str = ""
     exact: bool = False  # it holds the numbers of its file; older folders were all rounded
-    pt: str = ""
+    pt: PathText = ""
     pt_sha256: str = ""
-    model: str = ""
+    model: PathText = ""
     ids: Mapping[str, int] = field(default_factory=dict)  # of the new tokens
     rows: int = 0  # of the embeddings
     rows_before: int = 0

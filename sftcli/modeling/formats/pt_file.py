@@ -19,30 +19,17 @@ from sftcli import storage
 from sftcli.errors import DataError, MismatchError, StorageError
 from sftcli.foreign import damaged, foreign_file
 from sftcli.json_files import read_json, write_json
+from sftcli.memory_faults import is_out_of_memory
+from sftcli.modeling.formats.claims import impossible_claim
+from sftcli.modeling.formats.pt_config import AGAIN, checked_config, file_config, hf_config
 from sftcli.modeling.modern_lm.config import ModernLMConfig
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM, register
-from sftcli.suggest import did_you_mean
 
-_REQUIRED = ("vocab_size", "d_model", "n_layers", "n_heads", "ffn_hidden_size", "max_seq_len")
-_DEFAULTS: Mapping[str, object] = {
-    "rmsnorm_eps": 1e-5, "dropout": 0.0, "initializer_range": 0.02, "rope_theta": 10000.0, "rope_scaling": None,
-    "use_rope": True, "use_attention_sinks": True, "num_attention_sinks": 2, "use_swiglu": True,
-    "swiglu_multiplier": 2.0, "use_gqa": False, "gqa_groups": None, "use_moe": False, "moe_config": None,
-    "tie_embeddings": True,
-}  # fmt: skip
-CONFIG_KEYS = (*_REQUIRED, *_DEFAULTS)
-_RENAMED = {
-    "rope_theta": "rotary_base",
-    "rope_scaling": "rotary_scale",
-    "tie_embeddings": "tie_word_embeddings",
-}
 _TOP_KEYS = ("model_state", "optimizer", "optimizer_state", "config", "step", "run_name", "metadata")
 _COMPILED = "_orig_mod."
 _HEAD = "lm_head.weight"
 _EMBED = "token_embed.weight"
 _SHOWN = 3
-_MAX_SIZE = 2**24
-_AGAIN = "copy or download the file again, or write it again with the original program"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +52,16 @@ def read_pt(path: Path) -> PtCheckpoint:
     content = _load(path)
     if "model_state" not in content or "config" not in content:
         missing = "model_state" if "model_state" not in content else "config"
-        raise DataError(f"{path} is not a Modern LLM checkpoint: it has no {missing!r}", hint=_AGAIN)
+        raise DataError(f"{path} is not a Modern LLM checkpoint: it has no {missing!r}", hint=AGAIN)
     if unknown := [key for key in content if key not in _TOP_KEYS]:
-        raise DataError(f"{path} holds {unknown[0]!r}, which is not a key of such a file", hint=_AGAIN)
-    config = _checked_config(path, content["config"])
+        raise DataError(f"{path} holds {unknown[0]!r}, which is not a key of such a file", hint=AGAIN)
+    config = checked_config(path, content["config"])
     state = content["model_state"]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise DataError(f"{path}: model_state is not a dictionary of tensors", hint=_AGAIN)
+        raise DataError(f"{path}: model_state is not a dictionary of tensors", hint=AGAIN)
     tensors = {str(name).removeprefix(_COMPILED): tensor for name, tensor in state.items()}
-    _check_shapes(path, config, tensors)
+    with foreign_file(path, "holds tensors that cannot be used", hint=AGAIN):
+        _check_shapes(path, config, tensors)
     step, run_name = content.get("step", 0), content.get("run_name", "")
     return PtCheckpoint(
         model_state=tensors,
@@ -90,12 +78,12 @@ def _refuse_packed(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise DataError(
-                f"{path} would unpack to more than its size: its entries are compressed", hint=_AGAIN
+                f"{path} would unpack to more than its size: its entries are compressed", hint=AGAIN
             )
 
 
 def _load(path: Path) -> Mapping[str, object]:
-    with foreign_file(path, "is damaged or cut off", hint=_AGAIN):
+    with foreign_file(path, "is damaged or cut off", hint=AGAIN):
         _refuse_packed(path)
         try:
             with warnings.catch_warnings():
@@ -105,65 +93,11 @@ def _load(path: Path) -> Mapping[str, object]:
             raise damaged(
                 path,
                 "holds more than tensors and plain values, or is damaged; it was not opened, as that could run code",
-                hint=_AGAIN,
+                hint=AGAIN,
             ) from error
     if not isinstance(content, Mapping):
-        raise DataError(f"{path} does not hold a dictionary", hint=_AGAIN)
+        raise DataError(f"{path} does not hold a dictionary", hint=AGAIN)
     return content
-
-
-def _checked_config(path: Path, found: object) -> dict[str, object]:
-    if not isinstance(found, Mapping):
-        raise DataError(f"{path}: config is not a dictionary", hint=_AGAIN)
-    for key in found:
-        if key not in CONFIG_KEYS:
-            raise MismatchError(
-                f"{path}: config has the unknown key {key!r}", hint=did_you_mean(str(key), CONFIG_KEYS)
-            )
-    for key in _REQUIRED:
-        value = found.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _MAX_SIZE:
-            raise MismatchError(f"{path}: config.{key} is {value!r}, expected a whole number above 0")
-    config = {**_DEFAULTS, **found}
-    if config["use_moe"]:
-        raise MismatchError(
-            f"{path}: config.use_moe is true, but this format does not support mixtures of experts",
-            hint="start from a dense checkpoint",
-        )
-    _check_heads(path, config)
-    return config
-
-
-def _check_heads(path: Path, config: Mapping[str, object]) -> None:
-    width, heads, groups = (config[key] for key in ("d_model", "n_heads", "gqa_groups"))
-    assert isinstance(width, int)
-    assert isinstance(heads, int)
-    if width % heads or (width // heads) % 2:
-        raise MismatchError(
-            f"{path}: config.d_model {width} does not divide into {heads} heads of even width"
-        )
-    if config["use_gqa"] and (not isinstance(groups, int) or groups < 1 or heads % groups):
-        raise MismatchError(f"{path}: config.gqa_groups is {groups!r}, which does not divide n_heads {heads}")
-    sinks = config["num_attention_sinks"]
-    if config["use_attention_sinks"] and (not isinstance(sinks, int) or not 0 <= sinks <= _MAX_SIZE):
-        raise MismatchError(f"{path}: config.num_attention_sinks is {sinks!r}, expected a whole number")
-
-
-def hf_config(config: Mapping[str, object]) -> ModernLMConfig:
-    """Return the transformers configuration of a file's."""
-    values = {_RENAMED.get(key, key): value for key, value in config.items()}
-    for dropped in ("use_moe", "moe_config"):
-        values.pop(dropped, None)
-    return ModernLMConfig(**values)  # type: ignore[arg-type]
-
-
-def file_config(config: ModernLMConfig) -> dict[str, object]:
-    """Return the configuration that a file holds, with all of its keys."""
-    dropped = {"use_moe": False, "moe_config": None}
-    return {
-        key: dropped[key] if key in dropped else getattr(config, _RENAMED.get(key, key))
-        for key in CONFIG_KEYS
-    }
 
 
 def model_differences(folder: Path, keys: Mapping[str, object]) -> list[str]:
@@ -188,17 +122,20 @@ def _file_name(name: str) -> str:
 
 
 def _check_shapes(path: Path, config: Mapping[str, object], tensors: Mapping[str, torch.Tensor]) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if claim := impossible_claim(config, shapes):
+        raise MismatchError(f"{path}: config says {claim}", hint=AGAIN)
     with torch.device("meta"):
         model = ModernLMForCausalLM(hf_config(config))
     wanted = {_file_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     wanted.setdefault(_HEAD, wanted[_EMBED])
-    if wrong := [name for name in wanted if name in tensors and tuple(tensors[name].shape) != wanted[name]]:
-        named = [f"{name} is {tuple(tensors[name].shape)}, its config says {wanted[name]}" for name in wrong]
+    if wrong := [name for name in wanted if name in shapes and shapes[name] != wanted[name]]:
+        named = [f"{name} is {shapes[name]}, its config says {wanted[name]}" for name in wrong]
         raise MismatchError(f"{path}: {', '.join(named[:_SHOWN])}{_more(named)}")
     if missing := [f"{name} {shape}" for name, shape in wanted.items() if name not in tensors]:
         raise MismatchError(f"{path} lacks {', '.join(missing[:_SHOWN])}{_more(missing)}")
     if extra := [name for name in tensors if name not in wanted]:
-        shown = [f"{name} {tuple(tensors[name].shape)}" for name in extra[:_SHOWN]]
+        shown = [f"{name} {shapes[name]}" for name in extra[:_SHOWN]]
         raise MismatchError(
             f"{path} holds tensors its config does not define: {', '.join(shown)}{_more(extra)}"
         )
@@ -271,6 +208,8 @@ def write_pt(
             storage.disk.let_library_write(fresh.parent, lambda: torch.save(content, fresh))
             _check_written(fresh, state)
     except (OSError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise StorageError(f"could not write {path}: {error}", hint=hint) from error
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from sftcli.errors import ConsentError, NetworkError, NotFoundError, OutputError, SftError, redact
 from sftcli.events import EventSink, Notice, Progressed
 from sftcli.modeling.hub.process import endpoint, hub_worker, last_line, next_line, number, offline_by
+from sftcli.paths import as_path
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -45,10 +46,10 @@ def hub_cache() -> Path:
     """Return the download cache of the hub's own tools."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if chosen := os.environ.get(name):
-            return Path(chosen).expanduser()
+            return as_path(chosen)
     if home := os.environ.get("HF_HOME"):
-        return Path(home).expanduser() / "hub"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+        return as_path(home) / "hub"
+    return as_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
 
 
 def cached_snapshot(repo: str, revision: str | None) -> HubSnapshot | None:

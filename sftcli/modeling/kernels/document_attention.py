@@ -4,12 +4,10 @@ Everything else in a decoder works on tokens one by one, so one long row of docu
 and attention costs what the documents cost apart.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -19,25 +17,41 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sftcli.modeling.attention import attention_of, is_named, set_attention
+from sftcli.modeling.config_values import config_value
 from sftcli.modeling.kernels.cpu_attention import CpuAttention, can_attend, split_documents
+from sftcli.modeling.kernels.flash_switch import switched_to
 from sftcli.modeling.kernels.state_kernels import has_convolutions
+from sftcli.modeling.kernels.told_positions import spare_search
+from sftcli.modeling.kernels.varlen import Asked, Varlen, varlen_on
 from sftcli.runtime import applied, body_of
 
 NAME = "sft_documents"  # what transformers knows this attention as
 _PLAIN = "sdpa"
 _PLAIN_ATTENTION = cast("Callable[..., tuple[torch.Tensor, None]]", sdpa_attention_forward)
 _PLAIN_MASK = cast("Callable[..., torch.Tensor | None]", sdpa_mask)
-_MOST_HEAD_DIM = 256  # that flash kernels can do
+_LENGTHS = "document_lengths"  # what ``Documents.inputs`` calls them
+_VARLEN, _BY_DOCUMENT = "varlen", "by document"  # one kernel for all, one after the other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """The arguments of one attention call of a model."""
+    """One attention call of a model."""
 
     module: torch.nn.Module
-    window: int | None
-    dropout: float
+    asked: Asked
     has_mask: bool
+    kernel: Varlen | None  # for the documents of the row, where it has some and the device such a kernel
+    lacks: str | None  # what that cannot do of it, in words
+
+    @property
+    def window(self) -> int | None:
+        """How many keys a query sees, itself included; None where it sees all before it."""
+        return self.asked.window
+
+    @property
+    def dropout(self) -> float:
+        """The part of the weights that is dropped."""
+        return self.asked.dropout
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +66,39 @@ class Overheard:
         """Whether every window that no mask says was told to attention itself, by some module."""
         return self.left_out <= {call.window for call in self.calls}
 
+    @property
+    def lacks(self) -> str | None:
+        """Why some call had to go document by document where the device has a kernel for all, in words."""
+        return next((call.lacks for call in self.calls if call.lacks), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """The documents of the row of a pass, and the kernel for them; nothing of it waits for the device in a layer."""
+
+    bounds: torch.Tensor
+    lengths: tuple[int, ...]
+    longest: int
+    kernel: Varlen | None
+
+    @staticmethod
+    def of(bounds: torch.Tensor, lengths: tuple[int, ...] | None) -> "_Row":
+        """Return the row of documents between ``bounds``; without ``lengths`` it waits for the device."""
+        if lengths is None:
+            lengths = tuple(bounds.diff().tolist())
+        return _Row(bounds=bounds, lengths=lengths, longest=max(lengths), kernel=varlen_on(bounds.device))
+
 
 @dataclass(slots=True)
 class _Told:
-    """What the newest pass of a model was told of the documents of its row, by name.
+    """What the newest pass of a model was told of the documents of its row, and what computed attention so far.
 
     Some layers do not hand it on to their attention. It stays until the next pass, since layers are computed again in the
     backward pass, perhaps in another thread.
     """
 
-    newest: Mapping[str, Any] = field(default_factory=dict)
+    newest: _Row | None = None
+    by: set[str] = field(default_factory=set)
     handle: torch.utils.hooks.RemovableHandle | None = None
 
 
@@ -92,12 +129,17 @@ def attend_by_document(model: PreTrainedModel) -> bool:
     AttentionMaskInterface.register(NAME, _mask)
     set_attention(model, NAME)
     _hear(model)
+    return attends_by_document(model)
+
+
+def attends_by_document(model: PreTrainedModel) -> bool:
+    """Return whether ``model`` has been let attend document by document."""
     return attention_of(model) == NAME
 
 
 def attend_as_before(model: PreTrainedModel) -> None:
     """Undo ``attend_by_document``."""
-    if attention_of(model) == NAME:
+    if attends_by_document(model):
         set_attention(model, _PLAIN)
         if (told := _told.get(model)) is not None and told.handle is not None:
             told.handle.remove()
@@ -105,23 +147,44 @@ def attend_as_before(model: PreTrainedModel) -> None:
             _told.pop(module, None)
 
 
+def computed_by(model: PreTrainedModel) -> str:
+    """Return what has computed the attention of packed rows since ``attend_by_document``, in a few words.
+
+    That is "varlen", torch's kernel, with the name of what it was switched to, or "by document", or both in turn.
+    """
+    told = _told.get(model)
+    by = (told.by if told else set()) or {_BY_DOCUMENT}  # fused layers, on a CPU, attend by themselves
+    flash = switched_to()
+    return " and ".join(f"{name} {flash}" if flash and name == _VARLEN else name for name in sorted(by))
+
+
 def _hear(model: PreTrainedModel) -> None:
     """Remember what ``model`` is told of documents, for modules that do not get it, and tell convolutions where they begin."""
-    told, names = _Told(), ("cu_seq_lens_q", "max_length_q")
+    told = _Told()
     # What keeps a state along the row is told by the number of each token's document.
     has_state = has_convolutions(model)
+    # Whose masks are made all the same, and have to keep documents apart.
+    is_chunked = config_value(model, "attention_chunk_size") is not None
 
     def hear(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401 - torch's
-        told.newest = {name: kwargs.get(name) for name in names}
-        bounds: torch.Tensor | None = told.newest[names[0]]
-        if bounds is None or not has_state:
+        bounds: torch.Tensor | None = kwargs.get("cu_seq_lens_q")
+        lengths: tuple[int, ...] | None = kwargs.pop(_LENGTHS, None)  # which only this attention wants
+        told.newest = None if bounds is None else _Row.of(bounds, lengths)
+        if bounds is not None and not is_chunked:
+            spare_search(kwargs.get("position_ids"))
+        if told.newest is None or not has_state:
             return args, kwargs
-        numbers = torch.arange(len(bounds) - 1, dtype=torch.int32, device=bounds.device)
-        return args, kwargs | {"seq_idx": numbers.repeat_interleave(bounds.diff())[None]}
+        return args, kwargs | {"seq_idx": _numbers(told.newest)[None]}
 
     told.handle = body_of(model).register_forward_pre_hook(hear, with_kwargs=True)
     for module in model.modules():
         _told[module] = told
+
+
+def _numbers(row: _Row) -> torch.Tensor:
+    """Return the number of each token's document, (T,) int32."""
+    numbers = torch.arange(len(row.lengths), dtype=torch.int32, device=row.bounds.device)
+    return numbers.repeat_interleave(row.bounds.diff(), output_size=sum(row.lengths))
 
 
 def _mask(
@@ -175,7 +238,7 @@ def _attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
+    document_lengths: tuple[int, ...] | None = None,
     **rest: object,
 ) -> tuple[torch.Tensor, None]:
     """Return (B, T, heads, D) for ``query`` (B, heads, T, D); with ``cu_seq_lens_q`` there is one row."""
@@ -183,30 +246,41 @@ def _attend(
     def one(*parts: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         return _PLAIN_ATTENTION(module, *parts, mask, dropout=dropout, scaling=scaling, **rest)[0]
 
-    if cu_seq_lens_q is None and (told := _told.get(module)) is not None:
-        cu_seq_lens_q, max_length_q = told.newest.get("cu_seq_lens_q"), told.newest.get("max_length_q")
+    told = _told.get(module)
+    row = _row_of(told, cu_seq_lens_q, document_lengths)
+    is_open = (
+        attention_mask is None and query.shape[2] == key.shape[2]
+    )  # else the model or a cache says what is seen
+    asked = Asked.of(query, key, value, scale=scaling, window=sliding_window, dropout=dropout)
+    kernel = row.kernel if row is not None and is_open else None
+    lacks = None if kernel is None else kernel.lacks(asked)
     if (found := _listening.get()) is not None:
         has_mask = attention_mask is not None
-        call = Call(module=module, window=sliding_window, dropout=dropout, has_mask=has_mask)
-        found.calls.append(call)
-    if attention_mask is not None or query.shape[2] != key.shape[2]:  # the model or a cache says what is seen
+        found.calls.append(Call(module=module, asked=asked, has_mask=has_mask, kernel=kernel, lacks=lacks))
+    if not is_open:
         return one(query, key, value, mask=attention_mask), None
-    if cu_seq_lens_q is None:
+    if row is None:
         return one(query, key, value, mask=_window(query, sliding_window)), None
-    if not dropout and (varlen := _varlen(query, value)) is not None:
-        rows = (part[0].transpose(0, 1) for part in (query, key, value))
-        # transformers counts the query itself, the kernel what is left and right of it; -1 is no bound.
-        window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        bounds = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
-        return varlen(*rows, *bounds, scale=scaling, window_size=window, enable_gqa=True)[None], None
-    lengths: list[int] = cu_seq_lens_q.diff().tolist()
-    is_whole = sliding_window is None or max(lengths) <= sliding_window
+    fits = kernel is not None and lacks is None
+    if told is not None:
+        told.by.add(_VARLEN if fits else _BY_DOCUMENT)
+    if kernel is not None and fits:
+        return kernel.attend(query, key, value, bounds=row.bounds, longest=row.longest, asked=asked), None
+    is_whole = sliding_window is None or row.longest <= sliding_window
     if not dropout and is_whole and can_attend(query, key, value):
-        return applied(CpuAttention, query, key, value, lengths, scaling), None
-    documents = split_documents(lengths, query, key, value)
+        return applied(CpuAttention, query, key, value, row.lengths, scaling), None
+    documents = split_documents(row.lengths, query, key, value)
     return torch.cat(
         [one(*parts, mask=_window(parts[0], sliding_window)) for parts in documents], dim=1
     ), None
+
+
+def _row_of(told: _Told | None, bounds: torch.Tensor | None, lengths: tuple[int, ...] | None) -> _Row | None:
+    """Return the row of documents that an attention is in: by ``bounds`` that it was given, or by what its model was told."""
+    newest = None if told is None else told.newest
+    if bounds is None or (newest is not None and newest.bounds is bounds):
+        return newest
+    return _Row.of(bounds, lengths)
 
 
 def _window(query: torch.Tensor, size: int | None) -> torch.Tensor | None:
@@ -217,19 +291,3 @@ def _window(query: torch.Tensor, size: int | None) -> torch.Tensor | None:
     place = torch.arange(width, device=query.device)
     back = place[:, None] - place[None, :]
     return ((back >= 0) & (back < size))[None, None]
-
-
-def _varlen(query: torch.Tensor, value: torch.Tensor) -> Callable[..., torch.Tensor] | None:
-    """Return torch's kernel for rows of documents, where it can do these."""
-    is_fit = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-    return _varlen_kernel() if is_fit and query.shape[-1] == value.shape[-1] <= _MOST_HEAD_DIM else None
-
-
-@cache
-def _varlen_kernel() -> Callable[..., torch.Tensor] | None:
-    from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and later
-
-    # Its first release knew neither windows nor grouped heads.
-    wanted = {"scale", "window_size", "enable_gqa"}
-    knows = inspect.signature(varlen_attn).parameters.keys()
-    return cast("Callable[..., torch.Tensor]", varlen_attn) if wanted <= knows else None

@@ -15,6 +15,7 @@ from types import MethodType
 
 import torch
 
+from sftcli.memory_faults import CANNOT, Attempt
 from sftcli.modeling.architecture import beside_text
 from sftcli.modeling.kernels.fused_layer import (
     GATED,
@@ -169,8 +170,8 @@ class _Trial:
     def _agreed(self, module: torch.nn.Module, part: Part, way: Way, *, whole: bool) -> Forward | None:
         """Return what ``module`` runs in this ``way`` if it gives the same, else None."""
         forward: Forward = way.forward
-        found: Sequence[Sequence[torch.Tensor]]
-        try:
+        found: Sequence[Sequence[torch.Tensor]] | None = None
+        with Attempt(*CANNOT, *faults()):
             if part is Part.ROTARY:
                 found = tried_turns(module, way.forward, self.device)
                 forward = forward_with(module, way.forward)
@@ -181,11 +182,7 @@ class _Trial:
                 found = _tried(module, forward, self.passed[module], whole=whole)
             else:
                 found = _tried(self._in_float32(module, part), forward, whole=whole)
-        except torch.OutOfMemoryError:
-            raise
-        except _faults():
-            return None
-        return forward if _are_close(*found) else None
+        return forward if found is not None and _are_close(*found) else None
 
     def _in_float32(self, module: torch.nn.Module, part: Part) -> torch.nn.Module:
         """Return ``module`` itself, or where rounding or a device stands between, a copy that tells as much.
@@ -211,11 +208,6 @@ class _Trial:
         products = {name: torch.nn.Linear(*size, bias=False).to(self.device) for name, size in sizes.items()}
         made.__dict__["_modules"] = module._modules | products
         return made
-
-
-def _faults() -> tuple[type[BaseException], ...]:
-    """Return what a form that does not fit a module, or the machine, may raise."""
-    return (TypeError, AttributeError, RuntimeError, *faults())
 
 
 def _tried(

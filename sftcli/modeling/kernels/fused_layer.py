@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from sftcli.memory_faults import Attempt
 from sftcli.modeling.attention import attention_of, is_named
 from sftcli.modeling.kernels.cpu_attention import attend, attend_backward
 from sftcli.modeling.kernels.document_attention import (
@@ -241,18 +242,17 @@ def observe_layers(model: torch.nn.Module) -> dict[torch.nn.Module, Passed]:
     arguments: dict[str, object] = {"cu_seq_lens_q": cuts, "cu_seq_lens_k": cuts, "position_ids": positions}
     arguments |= {"max_length_q": longest, "max_length_k": longest}
     try:
-        attend_by_document(model)
-        with overheard() as found:
-            row = _kwargs_of(model, layers, input_ids=ids, **arguments)
-        attend_as_before(model)
-        documents = [
-            _kwargs_of(model, layers, input_ids=part) for part in torch.split(ids, _TRIED_LENGTHS, dim=1)
-        ]
-    except (AttributeError, TypeError, ValueError, RuntimeError, LookupError):
-        return {}
+        with Attempt() as attempt:
+            attend_by_document(model)
+            with overheard() as found:
+                row = _kwargs_of(model, layers, input_ids=ids, **arguments)
+            attend_as_before(model)
+            documents = [
+                _kwargs_of(model, layers, input_ids=part) for part in torch.split(ids, _TRIED_LENGTHS, dim=1)
+            ]
     finally:
         attend_as_before(model)
-    if not found.is_complete:
+    if attempt.failed or not found.is_complete:
         return {}
     passed = {}
     for layer in layers:

@@ -18,11 +18,11 @@ def has_liger() -> bool:
     return all(find_spec(name) is not None for name in _PACKAGES)
 
 
-def faults() -> tuple[type[BaseException], ...]:
+def faults() -> tuple[type[Exception], ...]:
     """Return what a package that does not fit the machine may raise at its first call: it compiles its kernels there."""
     triton: Any = sys.modules.get("triton.errors")
     of_triton = () if triton is None else (triton.TritonError,)
-    return (ImportError, OSError, CalledProcessError, ValueError, LookupError, *of_triton)
+    return (ImportError, OSError, CalledProcessError, *of_triton)
 
 
 def gated_product(gated: torch.Tensor, upped: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,52 @@
 """The configuration of a Modern LLM decoder, as transformers keeps it."""
 
+import math
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from transformers import PreTrainedConfig
 
 MODEL_TYPE = "modern-lm"
+MAX_SIZE = 2**24
+
+Limit = tuple[Callable[[object], bool], str]  # whether a value fits, and how that is said
+
+
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and least <= value <= MAX_SIZE
+
+
+def _number(value: object) -> float:
+    """Return ``value`` where it is a finite number, else NaN, which is in no range."""
+    is_number = type(value) is float or (type(value) is int and abs(value) <= MAX_SIZE**2)
+    return value if is_number and math.isfinite(value) else math.nan  # type: ignore[arg-type, return-value]
+
+
+_SIZE: Limit = (lambda value: _whole(value, 1), "a whole number above 0")
+_POSITIVE: Limit = (lambda value: _number(value) > 0, "a number above 0")
+_FLAG: Limit = (lambda value: isinstance(value, bool), "true or false")
+LIMITS: Mapping[str, Limit] = {
+    **dict.fromkeys(("vocab_size", "d_model", "n_layers", "n_heads", "ffn_hidden_size", "max_seq_len"), _SIZE),
+    "rmsnorm_eps": (lambda value: 0 <= _number(value) < 1, "a number from 0 to below 1"),
+    "dropout": (lambda value: 0 <= _number(value) <= 1, "a number from 0 to 1"),
+    "initializer_range": (lambda value: _number(value) >= 0, "a number that is not below 0"),
+    "rotary_base": _POSITIVE,
+    "rotary_scale": (lambda value: value is None or _number(value) > 0, "a number above 0, or nothing"),
+    "use_rope": _FLAG,
+    "use_attention_sinks": _FLAG,
+    "num_attention_sinks": (lambda value: _whole(value, 0), "a whole number"),
+    "use_swiglu": _FLAG,
+    "swiglu_multiplier": _POSITIVE,
+    "use_gqa": _FLAG,
+    "gqa_groups": (lambda value: value is None or _whole(value, 1), "a whole number above 0, or nothing"),
+    "tie_word_embeddings": _FLAG,
+}  # fmt: skip
+
+
+def misfit(value: object, limit: Limit) -> str:
+    """Return "is VALUE, expected ..." on one line; "" where ``value`` fits."""
+    fits, told = limit
+    return "" if fits(value) else f"is {' '.join(repr(value).split()):.60}, expected {told}"
 
 
 class ModernLMConfig(PreTrainedConfig):
@@ -12,6 +54,9 @@ class ModernLMConfig(PreTrainedConfig):
 
     ``rope_theta`` and ``rope_scaling`` are called ``rotary_base`` and ``rotary_scale``: transformers gives the
     original names another meaning.
+
+    Raises:
+        ValueError: A value is none that a model can be made with (``LIMITS``).
     """
 
     model_type = MODEL_TYPE
@@ -67,6 +112,9 @@ class ModernLMConfig(PreTrainedConfig):
         self.gqa_groups = gqa_groups
         kwargs.setdefault("tie_word_embeddings", True)
         super().__init__(**kwargs)  # type: ignore[arg-type]
+        for key, limit in LIMITS.items():
+            if fault := misfit(getattr(self, key), limit):
+                raise ValueError(f"{key} {fault}")
 
     @property
     def head_dim(self) -> int:

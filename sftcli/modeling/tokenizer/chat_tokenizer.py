@@ -38,6 +38,7 @@ from sftcli.modeling.tokenizer.special_tokens import (
 )
 from sftcli.modeling.tokenizer.template import ChatTemplate, read_template
 from sftcli.modeling.tokenizer.variables import Value, check_known, find_switches, with_defaults
+from sftcli.paths import as_path
 
 Reading = Literal["template", "answer", "text"]
 PrefixSpace = Literal["never", "first", "always"]
@@ -280,7 +281,7 @@ def named_template(text: str) -> ChatTemplate:
     return read_template(
         text,
         builtins=BUILTIN_TEMPLATES,
-        read=lambda path: read_whole_text(Path(path), most_bytes=MAX_TEMPLATE_BYTES),
+        read=lambda path: read_whole_text(as_path(path), most_bytes=MAX_TEMPLATE_BYTES),
     )
 
 

@@ -1,6 +1,7 @@
 """The files of a tokenizer folder, read and checked: what is there, which template, which tokens end an answer."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, Tokenizer
 
 from sftcli.child import try_first
-from sftcli.errors import DataError, NotFoundError
+from sftcli.errors import DataError, Location, NotFoundError
 from sftcli.foreign import foreign_file, refuse_pointer, without_panics
 from sftcli.input_files import read_whole, read_whole_text
 from sftcli.json_files import read_json
@@ -19,6 +20,7 @@ DEFAULT_TEMPLATE = "default"
 _TEMPLATE_FILE = "chat_template.jinja"
 _CONFIGS = ("special_tokens_map.json", "tokenizer_config.json")  # the later one goes before the other
 _AGAIN = "download the model again"
+_MAX_ID = 2**32 - 1  # of the library
 IN_TEXT = "sft_tokens_in_text"  # key of tokenizer_config.json
 
 
@@ -177,11 +179,23 @@ def _read_text(path: Path) -> str:
 
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:
-    """Return the ids at which generation stops by the model's settings."""
+    """Return the ids at which generation stops by the model's settings.
+
+    Raises:
+        DataError: One is none that a token can have.
+    """
     for name in ("generation_config.json", "config.json"):
         value = _read_object(folder / name).get("eos_token_id")
         ids = value if isinstance(value, list) else [value]
-        if found := tuple(token for token in ids if isinstance(token, int)):
+        found = tuple(token for token in ids if isinstance(token, int))
+        if strange := [token for token in found if isinstance(token, bool) or not 0 <= token <= _MAX_ID]:
+            path = folder / name
+            raise DataError(
+                f"{path}: eos_token_id holds {json.dumps(strange[0]):.40}, which is no id of a token",
+                hint="correct it, or download the model again",
+                location=Location(file=str(path), key="eos_token_id"),
+            )
+        if found:
             return found
     return ()
 

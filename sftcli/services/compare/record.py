@@ -12,6 +12,7 @@ from typing import Self
 
 from sftcli.errors import DataError
 from sftcli.own_files import OwnFile
+from sftcli.paths import PathText
 
 FILE = "compare.json"
 
@@ -30,6 +31,12 @@ class RowScores:
     train_rows: int  # that the run was trained on
     seconds: float  # that training and scoring took
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that are not of the rows."""
+        lengths = {len(part) for part in (self.ids, self.nll, self.tokens, self.num_bytes)}
+        if len(lengths) > 1 or len(set(self.ids)) < len(self.ids):
+            raise ValueError("has not one number for each row")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
@@ -46,7 +53,7 @@ class Record:
 
     identity: Mapping[str, str]
     command: str
-    paths: Mapping[str, tuple[str, ...]]
+    paths: Mapping[str, tuple[PathText, ...]]
     trained: Mapping[str, float]
     scored: Mapping[str, RowScores]
     diverged: Mapping[str, str]

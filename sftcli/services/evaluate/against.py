@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.errors import DataError, UsageError
+from sftcli.paths import as_path
 from sftcli.services.diff.answers import Moved, moved_answers, read_answers
 from sftcli.services.report.score import Answered
 from sftcli.services.runs.folder import find_run
@@ -40,7 +41,9 @@ def read_earlier(name: str, root: Path) -> Earlier:
         NotFoundError, DataError: There is none, or it cannot be read.
         UsageError: It does not tell its answers.
     """
-    path = Path(name) if Path(name).is_file() or name.endswith(".json") else find_run(name, root).evaluation
+    path = as_path(name)
+    if not (path.is_file() or name.endswith(".json")):
+        path = find_run(name, root).evaluation
     answers = read_answers(path)
     if answers is None:
         raise UsageError(

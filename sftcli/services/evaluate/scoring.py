@@ -16,7 +16,7 @@ from sftcli.data.example import Example
 from sftcli.errors import StoppedError
 from sftcli.events import EventSink, NeverStop, Progressed, StopFlag
 from sftcli.modeling.architecture import not_finite
-from sftcli.modeling.decoding.decode import MAX_ROWS, Row, decode
+from sftcli.modeling.decoding.decode import Row, decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
 from sftcli.modeling.pass_memory import require_row_memory
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
@@ -301,7 +301,7 @@ def _answer(job: ScoringJob, decoder: Decoder, task: str, emit: EventSink, stop:
         ),
         stop_ids=job.tokenizer.stop_ids,
         stop=stop,
-        max_rows=job.batch_rows or MAX_ROWS,
+        max_rows=job.batch_rows,
     ):
         if row.finish and stop.requested():
             raise StoppedError

@@ -9,7 +9,7 @@ from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
 from sftcli.data.prepared.about import Ends
 from sftcli.data.rendering.encode import encode_prompt
-from sftcli.errors import SftError
+from sftcli.errors import DataError, SftError
 from sftcli.events import EventSink, NeverStop, StopFlag, TextDelta, Warned
 from sftcli.figures import counted
 from sftcli.modeling.config_values import config_value, positions_of_model
@@ -251,9 +251,15 @@ def disagreements(choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFCh
             f"the template puts token {_ids(tail)} after an answer, which is not a stop token "
             f"({_ids(tokenizer.stop_ids)} are); answers may run on"
         )
-    trained = _ends_in_training(choice)
-    if trained is not None and trained != end_tokens(tokenizer):
-        found.append("the template or the stop tokens differ from those the model was trained with")
+    try:
+        trained = _ends_in_training(choice)
+    except DataError as error:
+        found.append(
+            f"{error.message}; so it is not known which template and stop tokens the model was trained with"
+        )
+    else:
+        if trained is not None and trained != end_tokens(tokenizer):
+            found.append("the template or the stop tokens differ from those the model was trained with")
     return found
 
 

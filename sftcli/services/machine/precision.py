@@ -45,14 +45,14 @@ MEASUREMENTS = OwnFile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """bf16 or fp32, and why, in a few words."""
+    """bf16, fp16 or fp32, and why, in a few words."""
 
     name: str
     why: str
 
 
 def decide_precision(setting: str, device: torch.device) -> Precision:
-    """Return the precision of matrix products for a new training with the setting ``setting``: auto, bf16 or fp32.
+    """Return the precision of matrix products for a new training with the setting ``setting``: auto, bf16, fp16 or fp32.
 
     Raises:
         ResourceError: The device cannot multiply in the one that is asked for.
@@ -61,7 +61,8 @@ def decide_precision(setting: str, device: torch.device) -> Precision:
     if setting != "auto":
         return Precision(name=chosen, why="set by training.precision")
     if not has_bf16_products(device):
-        return Precision(name=chosen, why=f"{device.type} has no bfloat16 products")
+        units = ", only matrix units for float16" if chosen == "fp16" else ""
+        return Precision(name=chosen, why=f"{device.type} has no bfloat16 products{units}")
     if device.type != "cpu":
         return Precision(name=chosen, why=f"{device.type} has bfloat16 products")
     if has_matrix_units():

@@ -8,7 +8,7 @@ import torch
 
 from sftcli.config.schema.run import Attention
 from sftcli.config.schema.settings import Settings
-from sftcli.events import EventSink, ModelLoaded, Notice
+from sftcli.events import EventSink, ModelLoaded, Notice, Warned
 from sftcli.modeling.adapter.folder import is_adapter_folder, read_base
 from sftcli.modeling.formats.folder_write import stored_dtype
 from sftcli.modeling.formats.remote_code import allow_code, allow_copied_code
@@ -82,6 +82,12 @@ def choose_model(
         located = locate_model(found.name, revision=None, tokenizer=tokenizer, emit=emit)
         return ModelChoice(name=located.name, folder=located.folder, run=None)
     name, folder, run = found.name, found.folder, found.run
+    if found.fault:
+        emit(
+            Warned(
+                text=f"{found.fault}; {folder} is used without what its run says of it: its base, rows, scores and stop tokens"
+            )
+        )
     if reference is None:
         emit(Notice(text=f"using {folder}"))
     if found.is_adapter:

@@ -3,22 +3,26 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftcli.errors import NotFoundError, UsageError
+from sftcli.errors import DataError, NotFoundError, UsageError
 from sftcli.modeling.adapter.folder import is_adapter_folder
 from sftcli.modeling.locate.locate import check_name
 from sftcli.paths import as_path
-from sftcli.services.runs.folder import RunFolder, list_runs, owner_of
+from sftcli.services.runs.folder import RunFolder, list_runs, owner_of, read_settings
 from sftcli.services.runs.outcome import model_of, newest_finished
 from sftcli.suggest import did_you_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReference:
-    """A model that was named. ``folder`` is None where ``locate_model`` has to find it; ``run`` made the model."""
+    """A model that was named. ``folder`` is None where ``locate_model`` has to find it; ``run`` made the model.
+
+    ``fault`` is why the run that ``folder`` lies in cannot be read: the model is used without what that says of it.
+    """
 
     name: str
     folder: Path | None
     run: RunFolder | None
+    fault: str = ""
 
     @property
     def is_adapter(self) -> bool:
@@ -44,6 +48,11 @@ def find_model(
         DataError, ConsentError: What is there is no model that can be opened.
     """
     found = _find(reference, root)
+    if trusts_code and found.fault:
+        raise DataError(
+            f"{found.fault}: which code {found.name} was trained with is not known",
+            hint="leave --trust-remote-code out",
+        )
     if trusts_code and found.run is None:
         raise UsageError(
             f"--trust-remote-code applies to models trained with it, and {found.name} is not one",
@@ -85,5 +94,20 @@ def _find(reference: str | None, root: Path) -> ModelReference:
             run = RunFolder(path)
             return ModelReference(name=run.name, folder=model_of(run), run=run)
         if (path / "config.json").is_file() or is_adapter_folder(path):
-            return ModelReference(name=reference, folder=path, run=owner_of(path))
+            owner, fault = _readable_owner(path)
+            return ModelReference(name=reference, folder=path, run=owner, fault=fault)
     return ModelReference(name=reference, folder=None, run=None)
+
+
+def _readable_owner(folder: Path) -> tuple[RunFolder | None, str]:
+    """Return the run that a model's ``folder`` lies in, or why that cannot be read."""
+    run = owner_of(folder)
+    if run is None:
+        return None, ""
+    try:
+        run.record()
+        run.rows()
+        read_settings(run)
+    except (DataError, UsageError, NotFoundError) as error:
+        return None, error.message
+    return run, ""

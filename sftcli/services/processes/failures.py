@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from sftcli.errors import Location, ResourceError, SftError, StoppedError
+from sftcli.memory_faults import is_out_of_memory, out_of_memory
 
 _INTERNAL, _MAX_TRACE = "internal", 20_000
 
@@ -27,6 +28,8 @@ def describe_failure(error: BaseException, *, rank: int) -> str:
     """Return ``error`` of process ``rank`` as one line of JSON."""
     if isinstance(error, KeyboardInterrupt):
         error = StoppedError()
+    if is_out_of_memory(error):
+        error = out_of_memory()
     if isinstance(error, SftError):
         about: dict[str, object] = {
             "kind": error.kind,

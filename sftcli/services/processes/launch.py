@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SubprocessContext
 
-from sftcli.errors import STOPPED_EXIT_CODE, ResourceError
+from sftcli.errors import STOPPED_EXIT_CODE, ResourceError, UsageError
 from sftcli.services.processes.failures import describe_failure, error_of, exit_code_of, lost_peer
 from sftcli.services.processes.peers import FAILURE, OVER, PREFIX, prefixed, tcp_store
 from sftcli.services.processes.rank import cpu_count
@@ -24,6 +24,7 @@ from sftcli.services.processes.rank import cpu_count
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
 
+MAX_PROCESSES = 1024  # more than a machine has devices; a damaged setting asks for millions
 UNASKED_SECONDS, GRACE_SECONDS = (
     3,
     5,
@@ -97,12 +98,18 @@ def run_processes(count: int, command: Sequence[str]) -> int:
 
     Raises:
         ResourceError: There are fewer CUDA devices.
+        UsageError: No machine has as many.
         SftError: The first process was killed before it could say what had happened.
     """
     if torch.cuda.is_available() and count > torch.cuda.device_count():
         raise ResourceError(
             f"{count} processes were requested, but this machine has {torch.cuda.device_count()} CUDA devices",
             hint="start one process for each device",
+        )
+    if count > MAX_PROCESSES:
+        raise UsageError(
+            f"{count} processes were requested; one machine takes up to {MAX_PROCESSES:,}",
+            hint="lower training.processes",
         )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     store = tcp_store("127.0.0.1", 0, is_master=True, seconds=5)

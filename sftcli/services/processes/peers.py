@@ -19,6 +19,7 @@ from sftcli.config.auto import with_values
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import MismatchError, ReportedByPeerError, ResourceError, StoppedError
 from sftcli.events import NeverStop, StopFlag
+from sftcli.memory_faults import is_out_of_memory
 from sftcli.services.processes.failures import describe_failure, error_of, exit_code_of, lost_peer
 from sftcli.services.processes.rank import Place
 from sftcli.training.distributed.group import Group
@@ -186,10 +187,11 @@ def with_processes(settings: Settings, peers: Peers) -> Settings:
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Return whether ``error`` is that of a collective whose peer is gone."""
-    return isinstance(error, dist.DistError) or (
+    """Return whether ``error`` is that of a collective whose peer is gone, and not of one that finds no memory."""
+    is_exchange = isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error).lower()
     )
+    return is_exchange and not is_out_of_memory(error)
 
 
 @contextmanager

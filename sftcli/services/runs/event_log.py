@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Self, assert_never, get_args, get_type_hints
 
 from sftcli import storage
 from sftcli.config.schema.run import RunSettings
-from sftcli.errors import ResourceError, SftError, UsageError
+from sftcli.errors import Location, ResourceError, SftError, StorageError, UsageError
 from sftcli.events import (
     CheckpointSaved,
     DataPrepared,
@@ -243,7 +243,7 @@ def lines_up_to(lines: Lines, step: int, *, owes_heldout: bool = False) -> Itera
             is_measured_again = True
         elif kind == "EarlierDone" and event.get("is_end"):
             continue  # it is measured with the model of each end
-        elif not (is_later or kind in {None, "FitEnded"} or (is_measured_again and kind == "Judged")):
+        elif not (is_later or kind in (None, "FitEnded") or (is_measured_again and kind == "Judged")):
             yield text
 
 
@@ -252,15 +252,27 @@ def read_events(run: RunFolder) -> Iterator[Event]:
 
     A line that a crash has torn and an event of a class that is not known are left out. A field that is missing, or of another
     type, is its default; one without a default is NaN, 0, "", or what else is empty.
+
+    Raises:
+        StorageError: The log is there and cannot be read.
     """
+    for line in _lines_so_far(run.events):
+        if (found := _parsed(line, "replace")) and (event := _event_of(found[1])):
+            yield event
+
+
+def _lines_so_far(path: Path) -> Iterator[bytes]:
     try:
-        file = run.events.open("rb")
+        with path.open("rb") as file:
+            yield from file
     except FileNotFoundError:
         return
-    with file:
-        for line in file:
-            if (found := _parsed(line, "replace")) and (event := _event_of(found[1])):
-                yield event
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be read: {error.strerror or error}",
+            hint="see to its permissions and the disk",
+            location=Location(file=str(path)),
+        ) from error
 
 
 def _event_of(record: Mapping[str, object]) -> Event | None:

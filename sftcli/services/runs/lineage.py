@@ -1,6 +1,7 @@
 """The runs that a run trains on from: the one that made its model, the one before that, and so on. Needs no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from sftcli.config.schema.settings import Settings
 from sftcli.errors import DataError, NotFoundError, UsageError
 from sftcli.modeling.locate.default_model import ALIAS
 from sftcli.own_files import OwnFile
-from sftcli.paths import as_path
+from sftcli.paths import PathText, as_path
 from sftcli.services.runs.folder import RunFolder, owner_of, read_settings
 from sftcli.services.runs.record import Ancestor
 
@@ -19,7 +20,7 @@ MARK = "sft_run.json"  # in an exported model folder: the name of its run, and t
 class Mark:
     """What an exported model folder says about the run that it is of: its name, and the hash of its rows."""
 
-    run: str
+    run: PathText
     data: str | None = None
 
 
@@ -64,7 +65,8 @@ def parent_of(settings: Settings) -> Ancestor | None:
     folder = as_path(settings.model.name if start is None else start)
     owner = owner_of(folder)
     if owner is not None:
-        return Ancestor(run=owner.name, path=str(owner.path.absolute()), data=owner.data_fingerprint())
+        with _known_of(owner):
+            return Ancestor(run=owner.name, path=str(owner.path.absolute()), data=owner.data_fingerprint())
     mark = MARKS.find(folder / MARK) if folder.is_dir() else None
     if mark is None or mark.data is None:
         return None
@@ -98,8 +100,23 @@ def require_earlier(settings: Settings) -> None:
         )
 
 
+@contextmanager
+def _known_of(run: RunFolder) -> Iterator[None]:
+    """Let an error about the files of ``run`` say how to train on without them."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            error.message,
+            hint=f"to train on without knowing which rows it and those before it have seen or held out, copy the model's folder "
+            f"out of {run.path.absolute()} and name the copy",
+            location=error.location,
+        ) from error
+
+
 def _before(run: RunFolder) -> tuple[Ancestor, ...]:
-    recorded = run.record().lineage
+    with _known_of(run):
+        recorded = run.record().lineage
     if recorded is not None:
         return recorded
     try:

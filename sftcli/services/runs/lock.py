@@ -100,11 +100,16 @@ class FileLock:
         """Make sure that this process still holds the lock.
 
         Raises:
-            StorageError: The lock is gone, or another process has taken it over.
+            StorageError: The lock or its folder is gone, or another process has taken it over.
         """
         holder = read_holder(self.path)
         if holder == self.me:
             return
+        if not self.path.parent.is_dir():
+            raise StorageError(
+                f"the folder of {self.thing} is gone: {self.path.parent}; nothing more is saved",
+                hint="somebody has removed or moved it: put it back and resume it, or run the same command again",
+            )
         what = "its lock is gone" if holder is None else f"{_describe(holder)} has taken it over"
         raise StorageError(
             f"this process no longer owns {self.thing}: {what}; nothing more is saved",

@@ -7,6 +7,7 @@ from sftcli.config.auto import ORIGIN
 from sftcli.errors import DataError
 from sftcli.figures import duration, whole_duration
 from sftcli.own_files import FormError, OwnFile, as_form
+from sftcli.paths import PathText
 
 TIME = "training.max_minutes"
 
@@ -15,7 +16,7 @@ TIME = "training.max_minutes"
 class Base:
     """The weights that a run starts from; where they are ``needed``, its checkpoints are not all that a model folder holds."""
 
-    name: str = ""
+    name: PathText = ""
     revision: str | None = None
     needed: bool = False
 
@@ -24,8 +25,8 @@ class Base:
 class Ancestor:
     """An earlier run as ``run.json`` of a later one has it: its name, where it was, and the hash of its rows."""
 
-    run: str
-    path: str
+    run: PathText
+    path: PathText
     data: str | None = None
 
 
@@ -36,19 +37,22 @@ class Decisions:
     Whoever decides one takes what is recorded, or refuses: never another.
     """
 
-    precision: str | None = None  # of matrix products: bf16 or fp32
+    precision: str | None = None  # of matrix products: bf16, fp16 or fp32
     precision_why: str | None = None  # in a few words
     attention: str | None = None  # what transformers calls it, before documents are kept apart
     layers: tuple[str, ...] | None = (
         None  # kinds of modules that run in a faster form, and whose; () for none
     )
     packing: str | None = None  # how documents of one row are kept apart (``RowSharing``)
+    kernel: str | None = (
+        None  # what computes attention (``attention_in_words``), which depends on the machine too
+    )
     head: str | None = None  # where the head runs (``HeadLoss``)
     weights: str | None = None  # whether several processes share them out (``WeightSharing``)
 
     def __post_init__(self) -> None:
-        if self.precision not in {None, "bf16", "fp32"}:
-            raise ValueError(f"precision is {self.precision!r}, and not bf16 or fp32")
+        if self.precision not in {None, "bf16", "fp16", "fp32"}:
+            raise ValueError(f"precision is {self.precision!r}, and not bf16, fp16 or fp32")
 
     def to_json(self) -> dict[str, object]:
         """Return it as plain values."""
@@ -124,6 +128,7 @@ class RunRecord:
     base: Base | None = None
     lineage: tuple[Ancestor, ...] | None = None  # None where the run has not got so far, or is older
     decisions: Decisions | None = None
+    machine: Mapping[str, str] = field(default_factory=dict)  # what the newest start found, by name
     trusted_code: Mapping[str, str] = field(
         default_factory=dict
     )  # hashes of what may run of the model's own code

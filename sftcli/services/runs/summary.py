@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from sftcli.errors import DataError
+from sftcli.errors import DataError, StorageError
 from sftcli.events import (
     DataPrepared,
     EarlierDone,
@@ -152,14 +152,20 @@ def summarize_run(run: RunFolder) -> RunSummary:
 def _summarize(run: RunFolder, *, is_one_of_many: bool) -> RunSummary:
     record = RunRecord()
     faults: list[str] = []
+    history = RunHistory(())
     try:
         record = run.record()
     except DataError as error:
         if not is_one_of_many:
             raise
         faults.append(error.message)
+    try:
+        history = RunHistory(read_events(run))
+    except StorageError as error:
+        if not is_one_of_many:
+            raise
+        faults.append(error.message)
     checkpoints = tuple(map(step_of, list_checkpoints(run.checkpoints)))
-    history = RunHistory(read_events(run))
     row_steps, heldout = history.row_steps, history.heldout
     best = min(heldout, key=lambda event: event.rank, default=None)
     given = heldout[-1].given if heldout else None

@@ -22,11 +22,13 @@ def plan_maker(
     *,
     emit: EventSink,
     recorded: str | None = None,
+    kernel: str | None = None,
     ruled_out: RowSharing | None = None,
 ) -> tuple[Callable[[int], BatchPlan], RowSharing]:
     """Return what makes the plan for a micro-batch size, after trying ``model`` with packed rows, and how these are kept apart.
 
-    ``recorded`` is how they were, in a run that goes on; ``ruled_out`` is how they cannot be.
+    ``recorded`` is how they were, and ``kernel`` what computed their attention, in a run that goes on; ``ruled_out`` is how
+    they cannot be.
 
     Raises:
         DataError: There is no text for the share that it is to have.
@@ -44,6 +46,7 @@ def plan_maker(
         pad_id=pad_id,
         emit=emit,
         recorded=recorded,
+        kernel=kernel,
         ruled_out=ruled_out,
     )
     packing = chosen.packing

@@ -15,7 +15,7 @@ from sftcli.events import EventSink, Notice, Progressed, Warned
 from sftcli.figures import duration, whole_duration
 from sftcli.runtime import monotonic
 from sftcli.services.runs.record import TIME, Budget
-from sftcli.services.train.run import Spent, TrainingRun, memory_errors, write_page
+from sftcli.services.train.run import Spent, TrainingRun, write_page
 from sftcli.services.train.start.disk_space import checkpoint_bytes
 from sftcli.services.train.start.inputs import TrainingInputs
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
@@ -137,10 +137,7 @@ def end_in_time(run: TrainingRun) -> Budget | None:
         fewest = FEWEST if spent >= DEAR else USUAL if spent >= CHEAP else MOST
         return len(taken) >= fewest
 
-    with (
-        memory_errors(trainer.tried, resume_command=f"sft resume {run.folder.argument}"),
-        leaving_nothing(trainer),
-    ):
+    with leaving_nothing(trainer):
         taken = time_steps(trainer, last_step=guess, enough=enough, stop=stop)
     if stop.requested():
         raise StoppedError

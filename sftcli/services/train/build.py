@@ -26,6 +26,7 @@ from sftcli.modeling.formats.folder_write import is_part_of_whole, write_model_f
 from sftcli.modeling.formats.source_tensors import SourceTensors, check_names_come_back
 from sftcli.modeling.kernels.fuse import Fusion, fuse_layers
 from sftcli.modeling.kernels.state_kernels import missing_kernels
+from sftcli.modeling.kernels.told_positions import spare_search_of_own_positions
 from sftcli.modeling.load import (
     checkpoint_activations,
     count_parameters,
@@ -37,6 +38,7 @@ from sftcli.runtime import (
     dtype_named,
     keep_freed_memory,
     matmul_flops,
+    pass_sizes,
 )
 from sftcli.services.models.base import tokenizer_folder
 from sftcli.services.models.modern_llm import PtFiles, pt_files
@@ -61,6 +63,7 @@ from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.probes.loss import choose_batch_loss
+from sftcli.training.probes.packing import attention_in_words
 from sftcli.training.selection import select_weights
 from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
 from sftcli.training.trainer import Trainer
@@ -68,9 +71,6 @@ from sftcli.training.utilization import Gauge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-HELDOUT_BATCH_TOKENS = 4096  # positions scored at once; results do not depend on it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +176,7 @@ def assemble(
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
     use_named_attention(model)
+    spare_search_of_own_positions(model)
     attention = attention_of(model)
     peak = matmul_flops(compute.device, compute.dtype)
     emit(_model_loaded(model, inputs.located.name, recorded, compute.device, peak_flops=peak))
@@ -193,7 +194,12 @@ def assemble(
     )
     batch_loss, before_step = _step_loss(model, inputs, head.batch_loss, compute)
     make_plan, sharing = plan_maker(
-        model, inputs, emit=emit, recorded=recorded.packing, ruled_out=tried.ruled_out
+        model,
+        inputs,
+        emit=emit,
+        recorded=recorded.packing,
+        kernel=recorded.kernel,
+        ruled_out=tried.ruled_out,
     )
     named = make_plan(settings.training.micro_batch_size)
     ladder = MemoryLadder(
@@ -239,6 +245,7 @@ def assemble(
         attention=attention,
         layers=compiled or tried.layers,
         packing=sharing,
+        kernel=attention_in_words(model, sharing),
         head=head.kind,
         weights=WeightSharing.SHARED if compute.shares else WeightSharing.WHOLE,
     )
@@ -448,7 +455,7 @@ def _heldout_loss(
         batches = batches_in_order_of_length(
             heldout,
             rows=range(len(heldout)),
-            max_batch_tokens=HELDOUT_BATCH_TOKENS,
+            max_batch_tokens=pass_sizes(compute.device).heldout_positions,
             pad_id=inputs.pad_id,
         )
         batches = with_progress(batches, emit, task="held-out", total=len(heldout))

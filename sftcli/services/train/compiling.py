@@ -9,9 +9,9 @@ from sftcli.config.schema.training import Compile, TrainingSettings
 from sftcli.data.batches.batch import Batch
 from sftcli.errors import Location, ResourceError, UsageError
 from sftcli.events import EventSink, Notice, Warned
+from sftcli.memory_faults import is_out_of_memory
 from sftcli.modeling.kernels.compiled import BY, compile_layers, decoder_layers, names_of, run_as_before
 from sftcli.training.loss import BatchLoss, minimized
-from sftcli.training.out_of_memory import is_out_of_memory
 from sftcli.training.probes.choices import RowSharing
 from sftcli.training.probes.untouched import left_as_it_was
 

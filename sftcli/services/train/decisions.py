@@ -10,12 +10,14 @@ from sftcli.config.schema.training import TrainingSettings
 from sftcli.errors import MismatchError, ResourceError
 from sftcli.events import EventSink, NeverStop, Notice, Warned
 from sftcli.runtime import choose_device, dtype_named
+from sftcli.services.machine.facts import facts_of_run
 from sftcli.services.machine.precision import decide_precision
 from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.record import Decisions
 from sftcli.training.checkpoint.format import read_fingerprints
 
+_NOT_HELD = frozenset({"precision_why", "kernel"})  # what a run may go on without
 _OLDER_PRECISION = "machine precision of products"  # what checkpoints of older runs call it
 
 # The settings that ask for a decision: where the user lets one of them differ, it is made anew.
@@ -26,6 +28,9 @@ ASKED_BY = {
     "attention": frozenset({"model.attention"}),
     "layers": frozenset({"model.attention", "training.compile"}),
     "packing": frozenset({"training.packing", "training.neftune_alpha", "model.attention"}),
+    "kernel": frozenset(
+        {"training.packing", "training.neftune_alpha", "model.attention", "training.precision"}
+    ),
 }
 
 
@@ -92,16 +97,27 @@ def settle_precision(recorded: Decisions, setting: str, device: torch.device) ->
 def record_decisions(run: RunFolder, decisions: Decisions, emit: EventSink) -> None:
     """Write into ``run.json`` what was decided, before the first step that depends on it.
 
-    Another sharing of the weights, which a run may go on with, is told.
+    Another sharing of the weights or another kernel of attention, which a run may go on with, is told.
     """
     before, made = run.record().decisions, decisions
+    told = []
     if before is not None and before.weights not in {None, decisions.weights}:
-        text = f"weights were {before.weights} in each process, are {decisions.weights}"
+        told.append(f"weights were {before.weights} in each process, are {decisions.weights}")
+    if before is not None and before.kernel not in {None, decisions.kernel}:
+        told.append(f"attention was computed {before.kernel!r}, is {decisions.kernel!r}")
+    for text in told:
         emit(Warned(text=f"{text}: the run continues, but not bit for bit as before"))
     if before is not None and before.precision == decisions.precision:
         made = replace(decisions, precision_why=before.precision_why)  # of the start, which decided it
     if before != made:
         run.note(decisions=made)
+
+
+def record_machine(run: RunFolder, decisions: Decisions, settings: TrainingSettings) -> None:
+    """Write into ``run.json`` on what this start trains, and with which attention."""
+    machine = facts_of_run(settings) | {"attention": decisions.kernel or "not known"}
+    if run.record().machine != machine:
+        run.note(machine=machine)
 
 
 def require_same(recorded: Decisions, made: Decisions, *, what: str) -> None:
@@ -111,7 +127,7 @@ def require_same(recorded: Decisions, made: Decisions, *, what: str) -> None:
         MismatchError: Something else was.
     """
     wanted, found = recorded.to_json(), made.to_json()
-    other = [name for name in wanted if wanted[name] not in (None, found[name]) and name != "precision_why"]
+    other = [name for name in wanted if wanted[name] not in (None, found[name]) and name not in _NOT_HELD]
     if other:
         shown = "; ".join(f"{name} was {_shown(wanted[name])}, is {_shown(found[name])}" for name in other)
         raise MismatchError(

@@ -23,6 +23,7 @@ from sftcli.runtime import monotonic
 from sftcli.services.diagnosis.monitor import FitWatch, watched
 from sftcli.services.diagnosis.spike_stop import SpikeStop
 from sftcli.services.diagnosis.verdict import Again
+from sftcli.services.machine.kernels import kernels_as_set
 from sftcli.services.models.base import record_base, record_need
 from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place
@@ -44,7 +45,7 @@ from sftcli.services.runs.lock import RunLock
 from sftcli.services.runs.record import RECORD
 from sftcli.services.trackers.sink import tracked
 from sftcli.services.train.budget import end_in_time, record_budget, spent_by
-from sftcli.services.train.decisions import decide, record_decisions
+from sftcli.services.train.decisions import decide, record_decisions, record_machine
 from sftcli.services.train.resuming.changes import Changes, compare_start, open_again
 from sftcli.services.train.resuming.compatibility import compare, compare_data
 from sftcli.services.train.resuming.longer import end_text, require_steps_left
@@ -200,6 +201,7 @@ def _logged(run: TrainingRun) -> Iterator[tuple[TrainingRun, FitWatch]]:
             owes_heldout=checkpoint is not None and owes_heldout(checkpoint),
         ) as log,
         tracked(run.folder, settings, fan_out(log, run.session.emit), after_step=step) as emit,
+        kernels_as_set(settings.training, emit),
     ):
         if checkpoint is not None:
             for text in log.repaired:
@@ -258,7 +260,9 @@ def _train(
     emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
     run.build(decided, is_verified=run.checkpoint is not None)  # who chose it has verified it
     record_decisions(folder, run.parts.decisions, emit)
-    budget = end_in_time(run)
+    record_machine(folder, run.parts.decisions, training)
+    with run.memory_errors():
+        budget = end_in_time(run)
     if budget is not None:
         record(folder, run.inputs.decided)
         record_budget(run, budget)

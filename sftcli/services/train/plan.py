@@ -4,17 +4,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from sftcli.config.schema.settings import Settings
 from sftcli.events import Notice, Session
 from sftcli.modeling.load import count_parameters
 from sftcli.runtime import (
     choose_device,
     dtype_name,
+    held_peak_bytes,
     memory_bytes,
     monotonic,
-    peak_memory_bytes,
-    total_memory_bytes,
+    reachable_memory_bytes,
 )
+from sftcli.services.machine.kernels import kernels_as_set
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.record import Budget, Decisions
 from sftcli.services.train.budget import (
@@ -68,7 +71,7 @@ class Plan:
     other_bytes: int  # passing tensors of the backward pass, and gaps between blocks: what the peak holds beyond the above
     checkpoint_copy_bytes: int  # the copy that is written while training goes on
     peak_bytes: int
-    total_memory_bytes: int
+    total_memory_bytes: int  # of the machine; on a GPU what is free there, and what this process holds
     checkpoint_bytes: int  # on disk
     step_seconds: float
     evaluations: int
@@ -92,6 +95,12 @@ def plan_training(settings: Settings, session: Session) -> Plan:
     run.take(find_inputs(settings, session))
     if settings.training.max_minutes is None:
         run.inputs.tell_doubts(session.emit, with_replay=_WITH_REPLAY)
+    with kernels_as_set(settings.training, session.emit):
+        return _planned(run)
+
+
+def _planned(run: TrainingRun) -> Plan:
+    session = run.session
     run.build(settle_precision(Decisions(), run.settings.training.precision, choose_device()))
     inputs, settings, trainer, model = run.inputs, run.settings, run.trainer, run.parts.model
     # A probe that went on with smaller micro-batches would measure something else.
@@ -99,7 +108,7 @@ def plan_training(settings: Settings, session: Session) -> Plan:
     start, before = monotonic() - run.begun, 0
     if trainer.device.type == "cpu":
         before = memory_bytes(trainer.device) - _model_bytes(trainer)
-    load_peak = peak_memory_bytes(trainer.device)
+    load_peak = held_peak_bytes(trainer.device)
     session.emit(Notice(text="measuring a few steps, the last one on the longest micro-batch"))
     with memory_errors(trainer.tried, resume_command="sft train --plan"):
         cost = measure_cost(trainer, last_step=settings.training.max_steps)
@@ -116,9 +125,7 @@ def plan_training(settings: Settings, session: Session) -> Plan:
     evaluations = evaluations_of(settings, steps, len(inputs.prepared.dataset.heldout))
     seconds = pace.seconds(steps, settings, evaluations=evaluations)
     peak = cost.peak + (_gaps(cost, model) if trainer.device.type == "cpu" else 0)
-    # It is made in the machine's memory, not in that of a device of its own.
-    copies = _copies(settings, seconds) and trainer.device.type != "cuda"
-    copy = cost.optimizer + 4 * trainable if copies else 0
+    copy = _copy_bytes(cost, trainable, trainer.device) if _copies(settings, seconds) else 0
     return Plan(
         model=inputs.located.name,
         parameters=total,
@@ -143,7 +150,7 @@ def plan_training(settings: Settings, session: Session) -> Plan:
         other_bytes=max(0, peak - max(0, before) - _known(cost)),
         checkpoint_copy_bytes=copy,
         peak_bytes=max(load_peak, peak + copy),
-        total_memory_bytes=total_memory_bytes(trainer.device),
+        total_memory_bytes=reachable_memory_bytes(trainer.device),
         checkpoint_bytes=4 * total + cost.optimizer,
         step_seconds=cost.step_seconds,
         evaluations=evaluations,
@@ -165,6 +172,11 @@ def _gaps(cost: StepCost, model: "PreTrainedModel") -> int:
     vocabulary = int(model.config.get_text_config().vocab_size)
     logits = min(chunk_logits(model.device), cost.longest_tokens * vocabulary)
     return round((SPARE - 1) * cost.peak + _CHUNKS_IN_GAPS * 4 * logits)
+
+
+def _copy_bytes(cost: StepCost, trainable: int, device: torch.device) -> int:
+    """Return what the copy of a checkpoint takes there: it is in the machine's memory, not in that of a device of its own."""
+    return 0 if device.type == "cuda" else cost.optimizer + 4 * trainable
 
 
 def _known(cost: StepCost) -> int:

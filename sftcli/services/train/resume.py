@@ -9,6 +9,7 @@ from pathlib import Path
 from sftcli.config.layers import Override
 from sftcli.errors import NotFoundError, StoppedError
 from sftcli.events import Notice, Session
+from sftcli.services.machine.kernels import kernels_as_set, why_not_equal
 from sftcli.services.processes.peers import Peers, joined, with_processes
 from sftcli.services.processes.rank import find_place
 from sftcli.services.runs.folder import find_recorded, read_settings
@@ -133,8 +134,19 @@ def _verify(request: ResumeRequest, session: Session, peers: Peers) -> VerifyOut
     )
     emit = session.emit
     emit(Notice(text=f"replaying steps {step_of(first) + 1} to {step_of(second)} of {run.folder.name}"))
+    with kernels_as_set(run.settings.training, emit):
+        return _replayed(run, first, second, allowed=recorded.accepted)
+
+
+def _replayed(run: TrainingRun, first: Path, second: Path, *, allowed: Sequence[str]) -> VerifyOutcome:
+    """Take the steps between two checkpoints, and compare what comes out with the second.
+
+    Raises:
+        MismatchError: It is something else.
+    """
+    session, peers, emit = run.session, run.peers, run.session.emit
     run.open()
-    changes = compare(first, run.inputs.fingerprints, allowed=recorded.accepted)
+    changes = compare(first, run.inputs.fingerprints, allowed=allowed)
     for event in changes.message():
         emit(event)
     training = run.settings.training
@@ -144,11 +156,17 @@ def _verify(request: ResumeRequest, session: Session, peers: Peers) -> VerifyOut
     emit(Notice(text=f"Loading pretrained model from {run.inputs.located.folder}"))
     run.build(Decisions.from_json(decided, where=str(run.folder.about)))
     agreed = AgreedStop(stop=session.stop, group=peers.group)
-    while run.trainer.state.step < step_of(second):
-        if agreed.requested():
-            raise StoppedError
-        emit(run.trainer.take_step())
-    compared = count_equal(run.trainer.snapshot(), read_snapshot(second), name=second.name)
+    with run.memory_errors():
+        while run.trainer.state.step < step_of(second):
+            if agreed.requested():
+                raise StoppedError
+            emit(run.trainer.take_step())
+    compared = count_equal(
+        run.trainer.snapshot(),
+        read_snapshot(second),
+        name=second.name,
+        why_other=why_not_equal(training, run.trainer.device),
+    )
     return VerifyOutcome(
         run=run.folder.name,
         first=step_of(first),

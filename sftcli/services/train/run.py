@@ -1,7 +1,6 @@
 """One training, in each of its processes: from its inputs to the model that it leaves behind."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +10,7 @@ from sftcli.config.schema.training import BestBy, TrainingSettings
 from sftcli.data.quality.thresholds import LeftOut
 from sftcli.errors import ResourceError, StoppedError
 from sftcli.events import Ending, EventSink, ModelSaved, NeverStop, Notice, Session, StopFlag, Warned
+from sftcli.memory_faults import MemoryErrors
 from sftcli.modeling.formats.folder_write import save_model_folder
 from sftcli.runtime import monotonic, seed_everything
 from sftcli.services.diagnosis.verdict import Verdict
@@ -29,7 +29,6 @@ from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.distributed.agreed_stop import AgreedStop
-from sftcli.training.out_of_memory import is_out_of_memory
 from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.random_streams import start_stream
 from sftcli.training.state import TrainingSnapshot, TrainState
@@ -129,8 +128,12 @@ class TrainingRun:
 
         Raises:
             MismatchError: Something cannot be had here as it is decided, or as the first process has it.
-            ResourceError: A row takes more memory than there is.
+            ResourceError: A row, or the model with what its training keeps beside it, takes more memory than there is.
         """
+        with MemoryErrors(_too_large):
+            self._build(decided, is_verified=is_verified)
+
+    def _build(self, decided: Decisions, *, is_verified: bool) -> None:
         group, seed = self.peers.group, self.settings.training.seed
         seed_everything(seed)
         self.parts = build_trainer(
@@ -170,17 +173,21 @@ class TrainingRun:
             ResourceError: Memory ran out.
             StoppedError: It was set before the first step.
         """
-        with memory_errors(
-            self.trainer.tried,
-            resume_command=f"sft resume {self.folder.argument}",
-            way_down=self.trainer.way_down,
-        ):
+        with self.memory_errors():
             if self.earlier:
                 self.earlier.begin(AgreedStop(stop=stop, group=self.peers.group))
             ending = self.trainer.fit(stop)
         if not self.trainer.state.step:
             raise StoppedError
         return ending
+
+    def memory_errors(self) -> MemoryErrors:
+        """Turn running out of memory, in the block that is begun with it, into an error that says what to do."""
+        return memory_errors(
+            self.trainer.tried,
+            resume_command=f"sft resume {self.folder.argument}",
+            way_down=self.trainer.way_down,
+        )
 
     def keep_best(self) -> None:
         """Go back to the best checkpoint, if the settings request early stopping.
@@ -189,11 +196,13 @@ class TrainingRun:
 
         Raises:
             DataError: That checkpoint is damaged.
+            ResourceError: Memory ran out.
         """
         self.check_owner()
-        self.peers.rank_zero_first(self._take_best)
-        if self.earlier:
-            self.earlier.end(NeverStop())
+        with self.memory_errors():
+            self.peers.rank_zero_first(self._take_best)
+            if self.earlier:
+                self.earlier.end(NeverStop())
 
     def _take_best(self) -> None:
         emit, state = self.session.emit, self.trainer.state
@@ -232,12 +241,17 @@ class TrainingRun:
         )
 
     def save(self) -> None:
-        """Write the final model; all processes have a part in it."""
+        """Write the final model; all processes have a part in it.
+
+        Raises:
+            ResourceError: Memory ran out.
+        """
         if not self.peers.group.is_writer:
             self.trainer.take_part_in_snapshot()
             return
         self.check_owner()
-        pt = self._write_final(self.trainer.snapshot())
+        with self.memory_errors():
+            pt = self._write_final(self.trainer.snapshot())
         self.session.emit(ModelSaved(path=str(self.folder.final), pt=pt))
 
     def _write_final(self, snapshot: TrainingSnapshot) -> str:
@@ -266,10 +280,19 @@ def _why_best(state: TrainState, settings: TrainingSettings) -> str:
     return f"its held-out loss {state.best_heldout_loss:.4f} is the lowest"
 
 
-@contextmanager
+def _too_large() -> ResourceError:
+    """Return the error of a model that does not fit with what its training keeps beside it."""
+    return ResourceError(
+        "out of memory while the model is loaded and made ready to train",
+        hint="weights, gradients and optimizer of a whole model take up to 18 bytes a weight: train an adapter (--lora, or on CUDA "
+        "--adapter qlora, which packs the model in 4 bits), choose training.optimizer=adafactor, set "
+        "training.gradient_checkpointing, or choose a smaller model; if another program took the memory, run it again",
+    )
+
+
 def memory_errors(
     tried: Callable[[], str], *, resume_command: str, way_down: Callable[[], str] = str
-) -> Iterator[None]:
+) -> MemoryErrors:
     """Turn running out of memory inside the block into an error with flags, the one that costs no quality first.
 
     Args:
@@ -280,23 +303,23 @@ def memory_errors(
     Raises:
         ResourceError: Memory ran out; checkpoints are intact.
     """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
+
+    def told() -> ResourceError:
         setting = way_down()
         smaller = f"{resume_command} --set {setting} --allow-change {setting.partition('=')[0]}"
-        raise ResourceError(
+        return ResourceError(
             f"out of memory with {tried()}; checkpoints are intact",
             hint=(
                 f"resume with smaller micro-batches and the same updates: {smaller}; or " if setting else ""
             )
             + "in a new run lower training.micro_batch_size, or training.micro_batch_tokens if set (the updates stay "
             "the same), set "
-            "training.gradient_checkpointing, choose training.optimizer=adafactor, lower data.max_tokens, or choose a "
+            "training.gradient_checkpointing, choose training.optimizer=adafactor, train an adapter (--lora, or on CUDA "
+            "--adapter qlora), lower data.max_tokens, or choose a "
             f"smaller model; if another program took the memory: {resume_command}",
-        ) from error
+        )
+
+    return MemoryErrors(told)
 
 
 def write_page(run: RunFolder, emit: EventSink) -> None:

@@ -6,6 +6,7 @@ from sftcli.config.auto import is_open
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import MismatchError
 from sftcli.events import Ending, Session, StopFlag, unheard
+from sftcli.services.machine.kernels import kernels_as_set
 from sftcli.services.processes.peers import Peers, with_processes
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.record import Decisions
@@ -42,9 +43,16 @@ def run_worker(peers: Peers, stop: StopFlag, *, asked: Settings | None = None) -
         _require_same(with_processes(asked, peers), run.settings, rank=peers.group.rank)
     if complete_at := int(str(task["complete_at"])):
         return run.outcome(Ending.FINISHED, complete_at)
+    with kernels_as_set(run.settings.training, unheard):
+        return _train(run)
+
+
+def _train(run: TrainingRun) -> TrainOutcome:
+    peers, stop = run.peers, run.session.stop
     run.open()
     run.build(Decisions.from_json(peers.receive(stop), where="the first process"))
-    end_in_time(run)
+    with run.memory_errors():
+        end_in_time(run)
     ending = run.fit(stop)
     ended_at = run.trainer.state.step
     if ending.is_complete:

@@ -12,6 +12,7 @@ from pathlib import Path
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError
 from sftcli.own_files import OwnFile
+from sftcli.paths import PathText
 from sftcli.training.checkpoint.format import verify
 from sftcli.training.checkpoint.names import (
     TAKEN_BACK,
@@ -28,7 +29,7 @@ class TakenBack:
     """A run was taken back to ``step``; ``aside`` are the names of the later checkpoints that it had."""
 
     step: int
-    aside: tuple[str, ...]
+    aside: tuple[PathText, ...]
 
 
 _PLANS = OwnFile(

@@ -140,7 +140,7 @@ class DirectoryCheckpointStore:
                 storage.try_remove_tree(path)
 
     def _full(self, snapshot: TrainingSnapshot) -> StorageError:
-        need, free = snapshot_bytes(snapshot), shutil.disk_usage(self.root).free
+        need, free = snapshot_bytes(snapshot), shutil.disk_usage(storage.nearest_folder(self.root)).free
         return StorageError(
             f"disk full while saving step {snapshot.state.step} to {self.root}: "
             f"need {size(need)}, free {size(free)}. {self._intact()}",

@@ -17,6 +17,7 @@ import torch
 
 from sftcli.data.batches.batch import Batch
 from sftcli.errors import Location, UsageError
+from sftcli.memory_faults import Attempt
 from sftcli.runtime import body_of
 from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss, minimized, nll_of
@@ -122,7 +123,7 @@ def router_logits(model: "PreTrainedModel") -> Iterator[list[torch.Tensor]]:
 
 def probabilities(logits: Sequence[torch.Tensor], batch: Batch) -> list[torch.Tensor]:
     """Return for each router the probabilities of experts (tokens, experts) for the tokens of ``batch`` that are no padding."""
-    tokens = batch.is_token.flatten().nonzero()[:, 0]  # found once: a mask would be searched for each layer
+    tokens = batch.token_places  # found once: a mask would be searched for each layer
     return [layer.flatten(0, -2)[tokens].softmax(-1) for layer in logits]
 
 
@@ -151,7 +152,8 @@ def require_balance(model: "PreTrainedModel", batch: Batch) -> None:
     """
     name, batch = type(model).__name__, batch.to(model.device)
     asked = {"use_cache": False, "output_router_logits": True}
-    try:
+    is_same = False
+    with Attempt():
         outputs: Any = model(**batch.inputs, attention_mask=batch.is_token.long(), **asked)
         with router_logits(model) as logits:
             body_of(model)(**batch.inputs, use_cache=False)
@@ -162,8 +164,6 @@ def require_balance(model: "PreTrainedModel", batch: Batch) -> None:
         is_same = len(logits) == len(routed) and bool(
             torch.isclose(found, outputs.aux_loss.float(), rtol=TOLERANCE)
         )
-    except (AttributeError, TypeError, ValueError, RuntimeError, LookupError):
-        is_same = False
     if not is_same:
         raise UsageError(
             f"training.router_aux_loss is set, and {name} has no load-balancing loss that is known here",

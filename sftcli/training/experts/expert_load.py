@@ -39,10 +39,9 @@ class ExpertMeter:
             yield lambda batch: self._add(chosen, batch)
 
     def _add(self, chosen: Mapping[str, torch.Tensor], batch: Batch) -> None:
-        is_token = batch.is_token.flatten()
-        tokens = is_token.nonzero()[:, 0]
+        tokens = batch.token_places
         for name, counts in self.counts.items():
-            if name in chosen and len(chosen[name]) == len(is_token):
+            if name in chosen and len(chosen[name]) == batch.input_ids.numel():
                 experts = chosen[name][tokens].flatten()
                 # A number behind the last one stands for no expert.
                 counts += torch.bincount(experts, minlength=len(counts))[: len(counts)].cpu()

@@ -8,7 +8,7 @@ import torch
 
 from sftcli.config.schema.training import OptimizerName, TrainingSettings
 from sftcli.training.optim.muon import MuonWithAdamW
-from sftcli.training.weights.placement import full_tensor, placed_as
+from sftcli.training.weights.placement import placed_as
 
 
 def make_optimizer(
@@ -103,13 +103,14 @@ def _adamw_8bit(
     return optimizer
 
 
-def clip_grad_norm(masters: Collection[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
-    """Scale the gradients down to ``max_norm`` where their global norm exceeds it; return the norm before."""
-    norm = torch.nn.utils.get_total_norm([master.grad for master in masters if master.grad is not None])
-    total = full_tensor(norm)
-    if total > max_norm:  # else there is no need to go over all of them again
-        torch.nn.utils.clip_grads_with_norm_(masters, max_norm, norm)
-    return total
+def gradient_norm(masters: Collection[torch.nn.Parameter]) -> torch.Tensor:
+    """Return the norm of all gradients together, a scalar; of sharded masters it is sharded too."""
+    return torch.nn.utils.get_total_norm([master.grad for master in masters if master.grad is not None])
+
+
+def clip_gradients(masters: Collection[torch.nn.Parameter], max_norm: float, norm: torch.Tensor) -> None:
+    """Scale the gradients, whose ``norm`` is as ``gradient_norm`` gave it, down to ``max_norm``."""
+    torch.nn.utils.clip_grads_with_norm_(masters, max_norm, norm)
 
 
 def optimizer_tensors(

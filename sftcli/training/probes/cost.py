@@ -8,7 +8,14 @@ import torch
 
 from sftcli.data.batches.batch import Batch
 from sftcli.events import Progressed
-from sftcli.runtime import body_of, memory_bytes, monotonic, peak_memory_bytes, reset_peak_memory
+from sftcli.runtime import (
+    body_of,
+    held_peak_bytes,
+    memory_bytes,
+    monotonic,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
 from sftcli.training.loss import nll_of
 from sftcli.training.optim.optimizer import optimizer_tensors
 from sftcli.training.probes.pace import TimedStep, step_seconds, time_steps
@@ -76,7 +83,7 @@ def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
     with _marked(trainer) as marks:
         reset_peak_memory(trainer.device)
         trainer.take_step()
-        marks.rise(peak_memory_bytes(trainer.device))
+        marks.rise(held_peak_bytes(trainer.device))
     _tell(trainer, TIMED_STEPS + 1)
     trainer.plan = plan
     masters = trainer.weights.masters

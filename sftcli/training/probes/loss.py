@@ -9,6 +9,7 @@ import torch
 from sftcli.config.schema.training import Loss
 from sftcli.data.batches.batch import Batch
 from sftcli.events import EventSink, Warned
+from sftcli.memory_faults import Attempt
 from sftcli.training.loss import BatchLoss, plain_nll_sum, response_nll_sum
 from sftcli.training.probes.choices import HeadLoss
 
@@ -49,11 +50,9 @@ def choose_batch_loss(
     lean_loss = gathered(lambda part: response_nll_sum(model, part, loss))
     model.train(False)
     plain = whole.batch_loss(batch)
-    try:
-        lean = lean_loss(batch)
-        agree = torch.allclose(lean, plain, rtol=TOLERANCE, atol=TOLERANCE)
-    except (AttributeError, TypeError, RuntimeError):
-        agree = False
+    agree = False
+    with Attempt():
+        agree = torch.allclose(lean_loss(batch), plain, rtol=TOLERANCE, atol=TOLERANCE)
     if agree:
         return ChosenLoss(kind=HeadLoss.LEAN, batch_loss=lean_loss)
     emit(

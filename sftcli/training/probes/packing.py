@@ -12,14 +12,19 @@ from sftcli.config.schema.training import PackRows, TrainingSettings
 from sftcli.data.batches.batch import ExampleSource, Packing, collate_packed
 from sftcli.data.example import Example
 from sftcli.errors import Location, UsageError
-from sftcli.events import EventSink, Notice
+from sftcli.events import EventSink, Notice, Warned
+from sftcli.memory_faults import Attempt
 from sftcli.modeling.attention import attention_of, is_named
 from sftcli.modeling.kernels.document_attention import (
+    Overheard,
     attend_as_before,
     attend_by_document,
+    attends_by_document,
+    computed_by,
     overheard,
 )
 from sftcli.modeling.kernels.experts import experts_by_document
+from sftcli.modeling.kernels.flash_switch import switch_back, switch_flash, switched_to
 from sftcli.training.probes.choices import RowSharing
 from sftcli.training.probes.rows import cut_rows
 from sftcli.training.probes.untouched import left_as_it_was
@@ -36,11 +41,6 @@ Packs = Sequence[Sequence[Example]]
 _TOLERANCE = {torch.float32: 1e-3}
 _COARSE_TOLERANCE = 0.1
 _PASSES = 4  # forward, over the rows that are tried
-_MEASURED = (
-    "cpu",
-    "cuda",
-    "mps",
-)  # devices with an attention for documents that costs what the documents cost apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def sharing_to_try(
         or (is_auto and settings.neftune_alpha)
     ):
         return RowSharing.NONE
-    if recorded != RowSharing.MASK and (not is_auto or model.device.type in _MEASURED):
+    if recorded != RowSharing.MASK:
         has_bounds = attend_by_document(model) or attention_of(model).startswith("flash_attention")
         attend_as_before(model)
         if has_bounds:
@@ -79,21 +79,26 @@ def choose_packing(
     pad_id: int,
     emit: EventSink,
     recorded: str | None = None,
+    kernel: str | None = None,
     ruled_out: RowSharing | None = None,
 ) -> ChosenPacking:
     """Return how examples share rows; prepares the attention of ``model``.
 
     A few of ``examples`` are tried; ``longest`` is the length of the longest one that will ever be packed. Of a run that
-    has ``recorded`` how, only that is tried, and never what is ``ruled_out`` because its gradients are others.
+    has ``recorded`` how, and by which ``kernel`` (``attention_in_words``), only that is tried, and never what is
+    ``ruled_out`` because its gradients are others.
 
     Documents are kept apart by an attention that gets their bounds, or, where packing is asked for and the model has no
     such attention, by the mask that the model makes from positions. On a CPU the mask is slower than padding: 263
-    against 275 tokens/s, and 300 with bounds (SmolLM2-135M in bfloat16 on two cores, 8 rows of 200 tokens a step).
+    against 275 tokens/s, and 300 with bounds (SmolLM2-135M in bfloat16 on two cores, 8 rows of 200 tokens a step). On CUDA
+    bounds are for one kernel: without it each document of each layer is launched by itself, which is done only where packing
+    is asked for.
 
     Raises:
         UsageError: Packing is asked for, and the model lets packed documents attend to each other.
     """
     alone = ChosenPacking(kind=RowSharing.NONE)
+    switch_back()
     if settings.packing is PackRows.OFF or recorded == RowSharing.NONE:
         return alone
     if settings.packing is PackRows.AUTO and settings.neftune_alpha:
@@ -104,7 +109,11 @@ def choose_packing(
     if ruled_out != RowSharing.BOUNDS and sharing_to_try(model, settings, recorded) is RowSharing.BOUNDS:
         attend_by_document(model)
         if probe.keeps_apart([probe.rows]):
-            return _announced(RowSharing.BOUNDS, Packing(row_tokens=budget), emit)
+            must = settings.packing is PackRows.ON or recorded is not None
+            if _has_kernel(model, probe.heard, must=must, recorded=kernel, emit=emit):
+                return _announced(RowSharing.BOUNDS, Packing(row_tokens=budget), emit)
+            attend_as_before(model)
+            return alone
         attend_as_before(model)
     if settings.packing is PackRows.ON:
         if ruled_out != RowSharing.MASK and probe.keeps_apart([probe.rows[:2], probe.rows[2:]]):
@@ -115,13 +124,43 @@ def choose_packing(
             location=Location(key="training.packing"),
         )
     what = f"attention {attention_of(model)}" if is_named(model) else "attention here"
-    emit(
-        Notice(
-            text=f"rows are not packed: {type(model).__name__} has no {what} that keeps documents of one row apart; "
-            "rows of similar length share a micro-batch"
-        )
-    )
+    emit(_not_packed(f"{type(model).__name__} has no {what} that keeps documents of one row apart"))
     return alone
+
+
+def attention_in_words(model: "PreTrainedModel", kind: RowSharing) -> str:
+    """Return what computes the attention of ``model`` whose rows ``choose_packing`` has put together so, for records.
+
+    That is "varlen" (torch's kernel for packed rows), "varlen fa3" or "varlen fa4" (what it was switched to), "by document",
+    or the attention by the name that transformers has for it, with "padded", "masked" or "packed".
+    """
+    name = attention_of(model)
+    if kind is RowSharing.BOUNDS:
+        return computed_by(model) if attends_by_document(model) else f"{name} packed"
+    return f"{name} masked" if kind is RowSharing.MASK else f"{name} padded"
+
+
+def _has_kernel(
+    model: "PreTrainedModel", heard: Overheard, *, must: bool, recorded: str | None, emit: EventSink
+) -> bool:
+    """Return whether rows are packed with the attention that was ``heard``, and take the newest kernel for it.
+
+    On a device whose kernel for packed rows does not fit the model they are packed only if they ``must`` be, and it is said.
+    """
+    kernel = next((call.kernel for call in heard.calls if call.kernel is not None), None)
+    if kernel is None:  # documents one by one are as fast
+        return True
+    if heard.lacks is not None:
+        why = f"torch's kernel for packed rows does not fit {type(model).__name__}: {heard.lacks}"
+        slow = f"rows are packed, but attention takes their documents one by one, which is slow: {why}; without packing: --packing off"
+        emit(Warned(text=slow) if must else _not_packed(why))
+        return must
+    asked = {call.asked for call in heard.calls if call.kernel is not None}
+    for refused in switch_flash(kernel, asked, model.device, recorded=recorded):
+        emit(Notice(text=f"{refused.name} is installed and not used for attention: {refused.why}"))
+    if (name := switched_to()) is not None:
+        emit(Notice(text=f"attention is computed by {name.upper()}, which torch was switched to"))
+    return True
 
 
 class Probe:
@@ -131,6 +170,7 @@ class Probe:
         self._model = model
         self._pad_id = pad_id
         self.rows = cut_rows(model, examples, work=2 * _PASSES)
+        self.heard = Overheard()  # in the newest trial
 
     @torch.no_grad()
     def keeps_apart(self, packs: Packs) -> bool:
@@ -144,13 +184,12 @@ class Probe:
         """
         place = max(0, len(packs[0]) - 2)  # with rows before it, where there are, and behind it
         other = [[*packs[0][:place], _with_other_tokens(packs[0][place]), *packs[0][place + 1 :]], *packs[1:]]
-        try:
-            with left_as_it_was(self._model), overheard() as found:
-                trained, replaced = (self._in_training(each) for each in (packs, other))
-                self._model.train(False)
-                packed = self.by_row(packs)
-                alone = [self.by_row([[row]])[0] for row in chain.from_iterable(packs)]
-        except (AttributeError, TypeError, ValueError, RuntimeError, LookupError):
+        with Attempt() as attempt, left_as_it_was(self._model), overheard() as self.heard:
+            trained, replaced = (self._in_training(each) for each in (packs, other))
+            self._model.train(False)
+            packed = self.by_row(packs)
+            alone = [self.by_row([[row]])[0] for row in chain.from_iterable(packs)]
+        if attempt.failed:
             return False  # a model that cannot be told of documents at all
         is_kept = [index != place for index in range(len(packed))]
         is_apart = all(
@@ -160,7 +199,7 @@ class Probe:
         )
         tolerance = _TOLERANCE.get(packed[0].dtype, _COARSE_TOLERANCE)
         differences = map(difference, packed, alone)
-        return found.is_complete and is_apart and all(part <= tolerance for part in differences)
+        return self.heard.is_complete and is_apart and all(part <= tolerance for part in differences)
 
     def _in_training(self, packs: Packs) -> list[torch.Tensor]:
         """Return the logits of each row as a step makes them, each time with the same random numbers."""
@@ -201,6 +240,10 @@ def _with_other_tokens(example: Example) -> Example:
     places = np.searchsorted(known, example.input_ids)
     other = known[(places + 1) % len(known)] if len(known) > 1 else example.input_ids - 1
     return replace(example, input_ids=np.abs(other).astype(example.input_ids.dtype))
+
+
+def _not_packed(why: str) -> Notice:
+    return Notice(text=f"rows are not packed: {why}; rows of similar length share a micro-batch")
 
 
 def _announced(kind: RowSharing, packing: Packing, emit: EventSink) -> ChosenPacking:

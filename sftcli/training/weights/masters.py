@@ -4,13 +4,13 @@ Master weights, optimizer moments and gradient sums are float32 whatever the pro
 an update is smaller than the spacing of bfloat16 numbers and would be rounded away.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
 
 from sftcli.data.batches.batch import Batch
-from sftcli.errors import DivergedError, MismatchError
+from sftcli.errors import DivergedError, Location, MismatchError, UsageError
 from sftcli.runtime import is_finite
 from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss
@@ -23,16 +23,24 @@ class MasterWeights:
     """Float32 masters of the trainable parameters of a model that computes in ``compute_dtype``.
 
     With ``compute_dtype`` float32 the masters are the parameters themselves. Otherwise each parameter becomes a rounded
-    copy, its gradient is added to the master's float32 gradient as soon as backward has made it, and ``publish`` rounds
-    the updated masters into the copies.
+    copy, whose gradient is added to the master's float32 gradient, and ``publish`` rounds the updated masters into the copies.
+
+    Args:
+        model: It is changed.
+        compute_dtype: Of matrix products.
+        collects_at_once: Add a gradient as soon as the backward pass has made it, so that those of the copies are never there
+            together; else ``collect`` adds all of them behind the pass, which spares a call of Python for each.
     """
 
     is_sharded = False  # whether this process holds a part of them only
     keeps_frozen = True  # whether snapshots hold what does not train
 
-    def __init__(self, model: torch.nn.Module, *, compute_dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: torch.nn.Module, *, compute_dtype: torch.dtype, collects_at_once: bool = True
+    ) -> None:
         self.model = model
         self.compute_dtype = compute_dtype
+        self.collects_at_once = collects_at_once
         self.masters: dict[str, torch.nn.Parameter] = {}
         self._copies: list[tuple[torch.nn.Parameter, torch.nn.Parameter]] = []
         self._frozen: dict[str, torch.Tensor] = {}
@@ -44,31 +52,46 @@ class MasterWeights:
                 parameter.data = parameter.data.float()
                 self.masters[name] = parameter
             else:
-                self.masters[name] = self._split(parameter)
+                self.masters[name] = self._split(name, parameter)
 
     def _round_frozen(self, name: str, parameter: torch.nn.Parameter, *, keep: bool) -> None:
         """Round a weight that does not train. Where that loses something it is kept as it was: what is written is exact."""
-        exact, parameter.data = parameter.data, parameter.data.to(self.compute_dtype)
+        exact, parameter.data = parameter.data, self._rounded(name, parameter.data)
         if keep and not _is_exact(parameter.data, exact):
             half = exact.half()
             self._frozen[name] = (half if _is_exact(half, exact) else exact).cpu()
 
-    def _split(self, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    def _rounded(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return ``weight`` as the products have it.
+
+        Raises:
+            UsageError: It has numbers that float16 has not.
+        """
+        rounded = weight.to(self.compute_dtype)
+        if self.compute_dtype == torch.float16 and not is_finite(rounded):
+            raise UsageError(
+                f"{name} holds numbers above 65504, which float16 has not",
+                hint="train in float32: --set training.precision=fp32, or in bf16 where the device has it",
+                location=Location(key="training.precision"),
+            )
+        return rounded
+
+    def _split(self, name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
         master = torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))
-        parameter.data = parameter.data.to(self.compute_dtype)
+        parameter.data = self._rounded(name, parameter.data)
 
-        def collect(copy: torch.Tensor) -> None:
-            gradient, copy.grad = copy.grad, None  # gone at once: all of them are never there together
-            if gradient is None:
-                return
-            if master.grad is None:
-                master.grad = gradient.float()
-            else:
-                master.grad += gradient
+        def collect(_: torch.Tensor) -> None:
+            _add_gradients([(parameter, master)])
 
-        parameter.register_post_accumulate_grad_hook(collect)
+        if self.collects_at_once:
+            parameter.register_post_accumulate_grad_hook(collect)
         self._copies.append((parameter, master))
         return master
+
+    def collect(self) -> None:
+        """Add the gradients of a backward pass to those of the masters, where the pass has not done so."""
+        if not self.collects_at_once:
+            _add_gradients(self._copies)
 
     def micro_batches(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
         """Yield this process's share of ``batches``, each with the weight of its loss in the sum."""
@@ -116,8 +139,11 @@ class MasterWeights:
         Raises:
             DivergedError: One is not.
         """
-        for name, master in self.masters.items():
-            if not is_finite(master):
+        filled = {name: master.detach() for name, master in self.masters.items() if master.numel()}
+        # The least and the greatest of each; a NaN is both. They are read together, so that a device is waited for once.
+        ends = torch.stack([torch.stack(torch.aminmax(master)) for master in filled.values()])
+        for name, holds in zip(filled, ends.isfinite().all(1).tolist(), strict=True):
+            if not holds:
                 raise DivergedError(
                     f"step {step} is not saved: {name} holds non-finite values",
                     hint="earlier checkpoints are intact; lower training.learning_rate",
@@ -130,9 +156,14 @@ class AdapterWeights(MasterWeights):
     keeps_frozen = False
 
     def __init__(
-        self, model: torch.nn.Module, *, compute_dtype: torch.dtype, file_name: Callable[[str], str]
+        self,
+        model: torch.nn.Module,
+        *,
+        compute_dtype: torch.dtype,
+        file_name: Callable[[str], str],
+        collects_at_once: bool = True,
     ) -> None:
-        super().__init__(model, compute_dtype=compute_dtype)
+        super().__init__(model, compute_dtype=compute_dtype, collects_at_once=collects_at_once)
         self._file_names = {name: file_name(name) for name in self.masters}
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -147,6 +178,23 @@ class AdapterWeights(MasterWeights):
         """
         refuse_other_adapter(self._file_names.values(), tensors)
         super().restore({name: tensors[file] for name, file in self._file_names.items()})
+
+
+@torch.no_grad()
+def _add_gradients(copies: Sequence[tuple[torch.nn.Parameter, torch.nn.Parameter]]) -> None:
+    """Move the gradients of ``copies`` into the float32 gradients of their masters."""
+    made = [(copy.grad, master) for copy, master in copies if copy.grad is not None]
+    first = [(gradient, master) for gradient, master in made if master.grad is None]
+    more = [(gradient, master.grad) for gradient, master in made if master.grad is not None]
+    if first:
+        sums = [torch.empty_like(gradient, dtype=master.dtype) for gradient, master in first]
+        torch._foreach_copy_(sums, [gradient for gradient, _ in first])
+        for total, (_, master) in zip(sums, first, strict=True):
+            master.grad = total
+    if more:
+        torch._foreach_add_([total for _, total in more], [gradient for gradient, _ in more])
+    for copy, _ in copies:
+        copy.grad = None
 
 
 def refuse_other_adapter(needed: Iterable[str], tensors: Mapping[str, torch.Tensor]) -> None:

@@ -46,6 +46,7 @@ class ShardedWeights(MasterWeights):
     """
 
     is_sharded = True
+    collects_at_once = True  # by what shares the weights out
 
     def __init__(
         self,

@@ -166,6 +166,14 @@ def test_a_configuration_of_trl_becomes_settings_with_their_lines(tmp_path):
     assert "without meaning here: gradient_accumulation_steps, report_to, eval_strategy" in notice
 
 
+def test_precisions_of_other_trainers_become_ours(tmp_path):
+    text = "model_name_or_path: org/model\nbf16: false\nfp16: true\ntf32: true\nfull_determinism: false\n"
+    training = settings_of(tmp_path, "trl.yaml", text).settings.training
+    assert (training.precision, training.tf32, training.deterministic) == ("fp16", True, False)
+    text = "model_name_or_path: org/model\ndtype: float16\n"
+    assert settings_of(tmp_path, "trl.yaml", text).settings.training.precision == "fp16"
+
+
 def test_a_configuration_of_axolotl_becomes_settings(tmp_path):
     settings = settings_of(tmp_path, "axolotl.yml", AXOLOTL).settings
     assert (settings.adapter.kind, settings.adapter.quantize, settings.adapter.rank) == ("lora", "4bit", 16)

@@ -43,7 +43,11 @@ def test_several_data_sets_win_over_the_one_among_them(tmp_path):
     assert read(tmp_path, sft_datasets=["rows.jsonl", "b"]).settings.data.sources == ("rows.jsonl", "b")
 
 
+def test_float16_is_taken_as_such(tmp_path):
+    assert read(tmp_path, mixed_precision="fp16").settings.training.precision == "fp16"
+
+
 def test_contradicting_data_sets_and_precisions_are_refused(tmp_path):
-    for wrong in ({"sft_datasets": ["b"]}, {"mixed_precision": "fp16"}):
+    for wrong in ({"sft_datasets": ["b"]}, {"mixed_precision": "fp8"}):
         with pytest.raises(UsageError, match=r"pipeline\.json"):
             read(tmp_path, **wrong)

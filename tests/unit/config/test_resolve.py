@@ -260,7 +260,7 @@ def test_a_wrong_number_is_refused_with_its_key_its_source_and_what_is_allowed(k
         ),
         (
             'training.precision = "bf61"',
-            "my.toml:1: training.precision is 'bf61' but must be one of auto, bf16, fp32 (did you mean 'bf16'?)",
+            "my.toml:1: training.precision is 'bf61' but must be one of auto, bf16, fp16, fp32 (did you mean 'bf16'?)",
         ),
         (
             'data.sources = "rows.jsonl"',

@@ -1,10 +1,10 @@
 """Keys that are dropped on purpose: taken out of rows and turns before they are read."""
 
-import json
 from collections.abc import Iterable, Mapping
 
 from sftcli.data.conversations.formats import CHAT_COLUMNS, RATINGS, TOOL_COLUMNS, RowFormat, known_columns
 from sftcli.data.conversations.keys.meaning import BY_KEY, THINKING_PARTS, TREE
+from sftcli.data.reading.json_rows import decode_inner
 from sftcli.errors import UsageError
 from sftcli.suggest import did_you_mean
 
@@ -39,8 +39,8 @@ def without_keys(fields: Mapping[str, object], ignored: frozenset[str]) -> Mappi
 def _turns_without(value: object, ignored: frozenset[str], *, is_chat: bool) -> object:
     if is_chat and isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = decode_inner(value)
+        except ValueError:  # who reads the turns says why
             return value
     if isinstance(value, list):
         return [_turn_without(item, ignored) for item in value]
@@ -57,6 +57,6 @@ def _turn_without(turn: object, ignored: frozenset[str]) -> object:
             kept[key] = [
                 _turn_without(part, ignored)
                 for part in parts
-                if not (isinstance(part, dict) and part.get("type") in ignored)
+                if not (isinstance(part, dict) and str(part.get("type")) in ignored)
             ]
     return kept

@@ -109,7 +109,11 @@ def _convert(gguf: Path, header: GgufHeader, folder: Path, emit: EventSink) -> N
     ):
         name = "model.gguf"
         _link(gguf, alone / name)
-        with foreign_file(gguf, "cannot be converted", hint=_HINT), without_panics():
+        with (
+            foreign_file(gguf, "cannot be converted", hint=_HINT),
+            without_panics(),
+            _told_of(gguf, alone / name),
+        ):
             loaded: object = AutoModelForCausalLM.from_pretrained(
                 alone,
                 gguf_file=name,
@@ -162,6 +166,19 @@ def _narrow(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
         narrow = tensor.data.to(dtype)
         if narrow.to(tensor.dtype).equal(tensor.data):
             tensor.data = narrow
+
+
+@contextmanager
+def _told_of(gguf: Path, copy: Path) -> Iterator[None]:
+    """Let errors of transformers name ``gguf`` in place of the ``copy`` it reads, and the fault in place of what it takes it for."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__context__ if isinstance(error.__context__, UnicodeDecodeError) else error
+        text = str(cause).replace(str(copy), gguf.name)
+        if text == str(error):
+            raise
+        raise ValueError(text) from error
 
 
 def _link(gguf: Path, place: Path) -> None:

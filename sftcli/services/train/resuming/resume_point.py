@@ -48,8 +48,8 @@ def choose_checkpoint(run: RunFolder, step: int | None, emit: EventSink) -> Path
     return checkpoint
 
 
-def count_equal(replayed: TrainingSnapshot, stored: TrainingSnapshot, *, name: str) -> int:
-    """Return how many tensors of weights, optimizer and random state were compared.
+def count_equal(replayed: TrainingSnapshot, stored: TrainingSnapshot, *, name: str, why_other: str) -> int:
+    """Return how many tensors of weights, optimizer and random state were compared; ``why_other`` says why they may differ.
 
     Raises:
         MismatchError: One of them differs in any bit.
@@ -65,7 +65,7 @@ def count_equal(replayed: TrainingSnapshot, stored: TrainingSnapshot, *, name: s
             if key not in ours or key not in theirs or not torch.equal(ours[key].cpu(), theirs[key]):
                 raise MismatchError(
                     f"the replay does not end at {name}: {key} differs",
-                    hint="the machine, its threads or the library versions differ from those of the run",
+                    hint=why_other,
                 )
             count += 1
     return count

@@ -23,6 +23,7 @@ from sftcli.training.weights.sharded import ShardedWeights
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+GRADIENTS = 1 / 64  # share of a device's memory that the gradients of one pass may take
 ROOM = 0.8  # share of a device's memory that weights and what belongs to them may take; the rest is for activations
 
 
@@ -87,9 +88,19 @@ def make_weights(
             exchange_each_micro_batch=parts + trained > ROOM * _memory(group, device),
             file_name=names,
         )
+    at_once = not _has_room_for_gradients(model, dtype, device)
     if names is not None:
-        return AdapterWeights(model, compute_dtype=dtype, file_name=names)
-    return MasterWeights(model, compute_dtype=dtype)
+        return AdapterWeights(model, compute_dtype=dtype, file_name=names, collects_at_once=at_once)
+    return MasterWeights(model, compute_dtype=dtype, collects_at_once=at_once)
+
+
+def _has_room_for_gradients(model: "PreTrainedModel", dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether all gradients of a pass in ``dtype`` may be there together, beside their sums in float32.
+
+    The calls of Python that this spares matter where a device is done before they are, which takes a small model.
+    """
+    need = dtype.itemsize * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return device.type == "cuda" and need <= GRADIENTS * total_memory_bytes(device)
 
 
 def tell_sharing(trainer: Trainer, emit: EventSink) -> None:

@@ -23,7 +23,7 @@ def test_number_of_the_column_is_the_score(value, score):
     assert with_score(ROW, record(grade=value), "grade").score == score
 
 
-@pytest.mark.parametrize("value", [None, "hard", True, math.nan, math.inf, [1]])
+@pytest.mark.parametrize("value", [None, "hard", True, math.nan, math.inf, [1], 10**400])
 def test_row_without_a_number_is_an_error_with_its_place(value):
     with pytest.raises(DataError, match=r'rows\.jsonl:7: the score column "grade" holds') as caught:
         with_score(ROW, record(grade=value), "grade")

@@ -1,11 +1,14 @@
 """Files that must not be trusted, or do not fit: one error, and nothing of them runs."""
 
+import math
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from sftcli.errors import DataError, MismatchError
+from sftcli.modeling.formats.pt_config import CONFIG_KEYS
 from sftcli.modeling.formats.pt_file import read_pt
 from tests.support.tiny_modern import build_tiny_pt
 
@@ -69,3 +72,56 @@ def test_prefix_of_a_compiled_model_is_stripped(content, tmp_path):
     state = {f"_orig_mod.{name}": tensor for name, tensor in content["model_state"].items()}
     torch.save(content | {"model_state": state}, tmp_path / "compiled.pt")
     assert read_pt(tmp_path / "compiled.pt").model_state.keys() == content["model_state"].keys()
+
+
+_FLAGS = ("use_rope", "use_attention_sinks", "use_swiglu", "use_gqa", "use_moe", "tie_embeddings")
+_NO_NUMBERS = ("x", True, None, [1], math.nan, math.inf, 2**1000, torch.ones(2))
+NONSENSE = {
+    **dict.fromkeys(("vocab_size", "d_model", "n_layers", "n_heads", "ffn_hidden_size", "max_seq_len"), (*_NO_NUMBERS, 0, -1, 1.5, 2**30)),
+    "rmsnorm_eps": (*_NO_NUMBERS, -1e-5, 1),
+    "dropout": (*_NO_NUMBERS, -1, 5),
+    "initializer_range": (*_NO_NUMBERS, -0.02),
+    "rope_theta": (*_NO_NUMBERS, 0, -1.0),
+    "rope_scaling": ("x", True, [1], math.nan, math.inf, 2**1000, torch.ones(2), {"type": "linear"}, 0, -1.0),
+    **dict.fromkeys(_FLAGS, ("x", "", 0, 1, None, [], torch.ones(2))),
+    "num_attention_sinks": (*_NO_NUMBERS, -1, 0.5),
+    "swiglu_multiplier": (*_NO_NUMBERS, 0, -1.0),
+    "gqa_groups": ("x", True, [1], math.nan, 2**1000, torch.ones(2), 0, -1, 1.5),
+    "moe_config": ("x", 0, [1], torch.ones(2)),
+}  # fmt: skip
+
+
+def test_each_key_has_its_nonsense():
+    assert NONSENSE.keys() == {*CONFIG_KEYS}
+
+
+@pytest.mark.parametrize("key", NONSENSE)
+def test_value_that_no_model_can_have_is_refused_by_its_key(content, tmp_path, key):
+    for value in NONSENSE[key]:
+        message = refused(content | {"config": content["config"] | {key: value}}, tmp_path, MismatchError)
+        assert f"config.{key} is " in message, value
+        assert len(message.splitlines()) == 1
+
+
+def test_whole_numbers_in_place_of_fractions_are_taken(content, tmp_path):
+    whole = {
+        "dropout": 0,
+        "rope_theta": 10000,
+        "rope_scaling": 2,
+        "swiglu_multiplier": 2,
+        "moe_config": {"experts": 4},
+    }
+    torch.save(content | {"config": content["config"] | whole}, tmp_path / "whole.pt")
+    assert read_pt(tmp_path / "whole.pt").config["rope_scaling"] == 2
+
+
+def test_layers_that_the_weights_have_not_are_refused_before_they_are_built(content, tmp_path):
+    began = time.monotonic()
+    message = refused(content | {"config": content["config"] | {"n_layers": 2**24}}, tmp_path, MismatchError)
+    assert "config says 16777216 layers, the weights hold 2" in message
+    assert time.monotonic() - began < 5
+
+
+def test_weights_of_another_kind_are_an_error_with_the_file_s_name(content, tmp_path):
+    content["model_state"]["token_embed.weight"] = torch.zeros(514, 32).to_sparse()
+    assert "bad.pt" in refused(content, tmp_path, DataError)

@@ -275,6 +275,17 @@ def test_a_folder_without_a_tokenizer_is_not_found(tmp_path: Path):
         ("tokenizer_config.json", b"{", "is not valid JSON"),
         ("tokenizer_config.json", b"[]", "holds no JSON object"),
         ("generation_config.json", b"nope", "is not valid JSON"),
+        (
+            "generation_config.json",
+            b'{"eos_token_id": 1180591620717411303424}',
+            "generation_config.json: eos_token_id holds 118",
+        ),
+        (
+            "generation_config.json",
+            b'{"eos_token_id": [2, -1]}',
+            "generation_config.json: eos_token_id holds -1, which is no id",
+        ),
+        ("generation_config.json", b'{"eos_token_id": true}', "eos_token_id holds true, which is no id"),
         ("chat_template.jinja", b"\xff", "is not UTF-8"),
         ("chat_template.jinja", b"{% if %}", "is not valid Jinja"),
     ],

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sftcli.errors import DataError, ResourceError
+from sftcli.errors import DataError, ResourceError, UsageError
 from sftcli.services.processes.launch import FORWARDED, run_processes
 
 FAILS = """
@@ -42,6 +42,13 @@ def two(program: str) -> int:
 
 
 @pytest.mark.slow
+def test_millions_of_processes_are_refused_before_anything_is_made_for_them():
+    with pytest.raises(
+        UsageError, match="2147483648 processes were requested; one machine takes up to 1,024"
+    ):
+        run_processes(2**31, ["true"])
+
+
 def test_error_that_the_first_process_had_shown_before_it_was_ended_is_not_shown_again():
     assert two(FAILS + SHOWS_IT_AND_IS_ENDED) == 65
 

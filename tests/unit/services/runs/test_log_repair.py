@@ -51,10 +51,16 @@ def test_log_that_is_cut_at_any_byte_keeps_its_whole_lines(tmp_path):
 
 def test_lines_that_are_not_objects_are_counted_and_left_out(tmp_path):
     path = tmp_path / "events.jsonl"
-    path.write_bytes(b"[]\n{\n\xff\n" + b"[" * 100_000 + b"\n" + encoded(LINES[:2]) + b'{"a": 1}\n')
+    path.write_bytes(
+        b"[]\n{\n\xff\n"
+        + b"[" * 100_000
+        + b"\n"
+        + encoded(LINES[:2])
+        + b'{"a": 1}\n{"event": {"value": "StepDone"}}\n'
+    )
     lines = read_lines(path)
-    assert (len(lines.found), lines.damaged) == (3, 4)
-    assert len(list(lines_up_to(lines, 9))) == 2  # what is no event is none
+    assert (len(lines.found), lines.damaged) == (4, 4)
+    assert len(list(lines_up_to(lines, 9))) == 3  # what is no event is none
 
 
 def test_answers_that_were_cut_at_any_byte_are_answered_again(tmp_path):

@@ -189,6 +189,7 @@ COMPLETE = Decisions(
     attention="sdpa",
     layers=("A",),
     packing="none",
+    kernel="sdpa padded",
     head="lean",
     weights="whole",
 )
@@ -259,3 +260,12 @@ def test_weights_that_are_shared_otherwise_than_before_are_told(cut):
     made = run.record().decisions
     decisions.record_decisions(run, replace(made, weights="whole"), sink)
     assert "weights were shared in each process, are whole" in sink.of(Warned)[0].text
+
+
+def test_attention_that_another_kernel_computes_than_before_is_told_and_no_reason_to_refuse(cut):
+    rewrite(cut, lambda about: about["decisions"].update({"kernel": "varlen fa3"}))
+    outcome, events = resume(cut)
+    assert outcome.ending is Ending.FINISHED
+    told = [event.text for event in events if isinstance(event, Warned)]
+    assert any("attention was computed 'varlen fa3', is 'by document'" in text for text in told)
+    assert json.loads((cut / "run.json").read_text())["decisions"]["kernel"] == "by document"

@@ -25,16 +25,18 @@ from transformers.masking_utils import create_sliding_window_causal_mask
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import Packing, collate, collate_packed
 from sftcli.errors import UsageError
-from sftcli.events import Notice
+from sftcli.events import Notice, Warned
 from sftcli.modeling.attention import attention_of
 from sftcli.modeling.kernels.document_attention import attend_as_before, attend_by_document
 from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.loss import response_nll_sum
-from sftcli.training.probes.packing import choose_packing
+from sftcli.training.probes.choices import RowSharing
+from sftcli.training.probes.packing import attention_in_words, choose_packing
 from tests.support.architectures import ARCHITECTURES, SMALL, build_architecture
 from tests.support.recording import RecordingSink
 from tests.support.tiny_model import tiny_config
 from tests.support.training import PAD_ID, ExampleList, random_examples
+from tests.support.varlen import EXACT, kernel_of
 
 EXAMPLES = random_examples(20)
 LONGEST = max(EXAMPLES.num_tokens)
@@ -335,3 +337,103 @@ def test_tokens_of_a_pass_can_be_set_and_always_hold_one_row():
 def test_packing_of_half_the_micro_batch_has_half_the_tokens():
     assert Packing(row_tokens=96).reduced(2, 4) == Packing(row_tokens=48)
     assert Packing(row_tokens=24, rows=4).reduced(1, 4) == Packing(row_tokens=24, rows=1)
+
+
+def on_device_with(monkeypatch, release="2.12", **changed):
+    """Let the CPU be a device where a kernel for packed rows is what makes them worth it."""
+    monkeypatch.setattr(
+        "sftcli.modeling.kernels.document_attention.varlen_on", lambda device: kernel_of(release, **changed)
+    )
+
+
+def with_dropout():
+    model = seeded(LlamaForCausalLM)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    return model
+
+
+HALF = frozenset({torch.bfloat16, torch.float16})
+WITHOUT_KERNEL = {  # model, release, how the kernel differs from one that can do all, what is said
+    "fp32": (
+        lambda: seeded(LlamaForCausalLM),
+        "2.12",
+        {"dtypes": HALF},
+        "in 16 bits, and this model in fp32",
+    ),
+    "card": (lambda: seeded(LlamaForCausalLM), "2.12", {"capability": (7, 5)}, "this one has 7.5"),
+    "dropout": (with_dropout, "2.12", {}, "it has no dropout"),
+    "window": (lambda: build_architecture("mistral"), "2.10", {}, "it has no windows"),
+    "signature": (lambda: seeded(LlamaForCausalLM), "2.12", {"signature": None}, "takes other arguments"),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_KERNEL)
+def test_rows_are_not_packed_by_themselves_where_the_kernel_of_the_device_does_not_fit(monkeypatch, case):
+    build, release, changed, words = WITHOUT_KERNEL[case]
+    on_device_with(monkeypatch, release, **changed)
+    model = build()
+    packing, (notice,) = choose(model)
+    assert packing is None
+    assert notice.text.startswith("rows are not packed: torch's kernel for packed rows does not fit ")
+    assert words in notice.text
+    assert attention_of(model) == "sdpa"
+    assert attention_in_words(model, RowSharing.NONE) == "sdpa padded"
+
+
+def chosen_with(model, **given):
+    sink = RecordingSink()
+    settings = TrainingSettings(micro_batch_size=4, packing=given.pop("packing", "auto"))
+    chosen = choose_packing(
+        model, EXAMPLES, longest=LONGEST, settings=settings, pad_id=PAD_ID, emit=sink, **given
+    )
+    return chosen.kind, [event.text for event in sink.of(Warned)]
+
+
+@pytest.mark.parametrize("given", [{"packing": "on"}, {"recorded": "bounds"}])
+def test_rows_that_must_be_packed_are_without_a_kernel_too_and_it_is_said_that_this_is_slow(
+    monkeypatch, given
+):
+    on_device_with(monkeypatch, dtypes=HALF)
+    model = seeded(LlamaForCausalLM)
+    kind, (warning,) = chosen_with(model, **given)
+    assert kind is RowSharing.BOUNDS
+    assert "one by one, which is slow" in warning
+    assert "this model in fp32" in warning
+    assert attention_in_words(model, kind) == "by document"
+
+
+def test_a_run_that_goes_on_unpacked_stays_so_where_a_kernel_fits(monkeypatch):
+    on_device_with(monkeypatch)
+    assert chosen_with(seeded(LlamaForCausalLM), recorded="none") == (RowSharing.NONE, [])
+
+
+@pytest.mark.parametrize("release", ["2.10", "2.11", "2.12"])
+def test_rows_are_packed_where_the_kernel_fits(monkeypatch, release):
+    on_device_with(monkeypatch, release)
+    model = seeded(LlamaForCausalLM)
+    assert chosen_with(model) == (RowSharing.BOUNDS, [])
+    assert attention_in_words(model, RowSharing.BOUNDS) == "varlen"
+
+
+def test_a_kernel_that_lets_documents_see_each_other_is_not_used(monkeypatch):
+    own = kernel_of("2.12")
+
+    def attend(query, key, value, bounds, *rest, **told):
+        whole = bounds[[0, -1]].contiguous()
+        return own.function(query, key, value, whole, whole, len(query), len(query), **told)
+
+    monkeypatch.setattr(
+        "sftcli.modeling.kernels.document_attention.varlen_on",
+        lambda device: replace(own, function=attend, dtypes=EXACT),
+    )
+    packing, (notice,) = choose(seeded(LlamaForCausalLM))
+    assert packing is None
+    assert "keeps documents of one row apart" in notice.text
+
+
+def test_what_computes_attention_without_a_kernel_for_it_is_named():
+    model = seeded(LlamaForCausalLM)
+    assert attention_in_words(model, RowSharing.MASK) == "sdpa masked"
+    kind, _ = chosen_with(model)
+    assert attention_in_words(model, kind) == "by document"

@@ -145,6 +145,28 @@ def test_a_cut_gguf_file_is_refused_and_leaves_nothing(
     assert list((cache_folder() / "models").glob("*")) == []
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"<|im_start|>", b"<|im_\xfftart|>", "utf-8"),
+        (b"general.architecture", b"general.architecturf", "architecture"),
+    ],
+)
+def test_a_damaged_text_in_a_gguf_file_is_told_of_that_file_and_of_no_other(
+    tiny_gguf: Path, sink: RecordingSink, old: bytes, new: bytes, words: str
+) -> None:
+    content = tiny_gguf.read_bytes()
+    assert old in content
+    tiny_gguf.write_bytes(content.replace(old, new))
+    with pytest.raises(DataError, match=tiny_gguf.name) as caught:
+        locate_model(str(tiny_gguf), revision=None, emit=sink)
+    message = caught.value.message
+    assert words in message
+    assert ".sft-" not in message
+    assert "JSON" not in message
+    assert list((cache_folder() / "models").glob("*")) == []
+
+
 def test_a_gguf_file_without_all_tensors_is_refused(tiny: Path, tmp_path: Path, sink: RecordingSink) -> None:
     path = build_tiny_gguf(tiny, tmp_path / "x.gguf", leave_out="model.layers.1.mlp.up_proj.weight")
     with pytest.raises(DataError, match=r"lacks 1 tensors.*model\.layers\.1\.mlp\.up_proj\.weight"):

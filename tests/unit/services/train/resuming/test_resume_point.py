@@ -289,6 +289,24 @@ def test_run_that_was_taken_over_stops_before_it_saves(place):
     assert [step_of(path) for path in list_checkpoints(place / "runs" / "exp" / "checkpoints")] == [6, 7]
 
 
+def test_run_whose_folder_is_removed_in_training_ends_with_that_and_the_same_command_makes_it_again(place):
+    run = place / "runs" / "exp"
+
+    class Remover(StopAtStep):
+        def __call__(self, event):
+            super().__call__(event)
+            if type(event).__name__ == "StepDone":
+                shutil.rmtree(run, ignore_errors=True)
+
+    flag = Remover(NEVER)
+    with pytest.raises(StorageError, match=r"the folder of run exp is gone: .*runs/exp") as caught:
+        resume_training(ResumeRequest(root=place / "runs", run="exp"), Session(flag, flag))
+    assert "put it back" in caught.value.hint
+    assert [path.name for path in run.parent.iterdir()] == []
+    outcome = train(settings_of(Path(), Path("model"), "run.name=exp"), StopAtStep(NEVER), auto=True)
+    assert outcome.final is not None
+
+
 @pytest.mark.parametrize(("share", "fits"), [(0.9, False), (1.1, True)])
 def test_room_for_the_checkpoints_is_checked_before_the_model_is_loaded(place, monkeypatch, share, fits):
     run, sink = RunFolder(place / "runs" / "exp"), RecordingSink()
