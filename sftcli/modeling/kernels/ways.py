@@ -146,19 +146,19 @@ def _is_bare_linear(part: torch.nn.Module) -> bool:
 
 
 _OWN_NORM, _OWN_GATE = Way(forward=_own_norm), Way(forward=_own_feed_forward)
-_ELSEWHERE: Mapping[Part, Sequence[Way]] = {
-    Part.NORM: (_OWN_NORM,),
-    Part.GATE: (_OWN_GATE,),
-    Part.LAYER: (Way(forward=layer_forward),),
-}
 WAYS: Mapping[str, Mapping[Part, Sequence[Way]]] = {
+    "cpu": {
+        Part.NORM: (_OWN_NORM,),
+        Part.GATE: (_OWN_GATE,),
+        Part.LAYER: (Way(forward=layer_forward),),
+    },
     "cuda": {
         Part.NORM: (Way(forward=_norm_of_torch, by="torch"), _OWN_NORM),
         Part.GATE: (Way(forward=_feed_forward_by_liger, by="liger", is_there=has_liger), _OWN_GATE),
         Part.ROTARY: (Way(forward=turned, by="liger", is_there=has_liger),),
     },
 }
-"""What is tried on devices of a type; another type has our own forms alone."""
+"""What is tried on devices of a type; another type takes that of a CPU."""
 WITH_ADAPTER = frozenset({"cuda"})
 """Where the same is tried for a model with an adapter. On a CPU it would move the numbers of runs and save little."""
 
@@ -167,4 +167,4 @@ def ways_on(device: torch.device, *, has_adapter: bool) -> Mapping[Part, Sequenc
     """Return what is tried on ``device``, best first."""
     if has_adapter and device.type not in WITH_ADAPTER:
         return {}
-    return WAYS.get(device.type, _ELSEWHERE)
+    return WAYS.get(device.type, WAYS["cpu"])

@@ -242,7 +242,7 @@ def test_a_fault_of_a_thousandth_in_one_layer_is_seen(monkeypatch):
         return made * 1.001 if self is faulty else made
 
     faulty_way = {ways.Part.LAYER: (ways.Way(forward=slightly_off),)}
-    monkeypatch.setattr(ways, "_ELSEWHERE", ways._ELSEWHERE | faulty_way)
+    monkeypatch.setitem(ways.WAYS, "cpu", ways.WAYS["cpu"] | faulty_way)
     assert fuse_layers(model).left_alone == ("LlamaDecoderLayer (1 of 2)",)
 
 
