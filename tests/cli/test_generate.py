@@ -122,7 +122,6 @@ def test_a_run_below_the_home_folder_is_found_behind_an_equals_sign(tiny_model, 
     run = tmp_path / "runs" / "mine"
     (run / "final").mkdir(parents=True)
     (run / "run.json").write_text("{}")
-    (run / "config.toml").write_text("")
     (run / "final" / "config.json").write_text("{}")
     for name in ("~/runs/mine", "~/runs/mine/final"):
         found = find_model(name, root=tmp_path / "elsewhere")
