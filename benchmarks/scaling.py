@@ -95,7 +95,7 @@ def memory_bytes(
     numbers, one = shape.numbers, sum(w.padded(1) for w in shape.layer)
     inputs = 2 * shape.layers * tokens * shape.width
     layer = 34 * tokens * shape.width  # inside one layer, without the scores (Korthikanti et al. 2022, eq. 2)
-    activations = inputs + layer + 3 * 4 * 2**25  # and the head in chunks: loss.MAX_CHUNK_LOGITS
+    activations = inputs + layer + 3 * 4 * 2**25  # and the head in chunks: loss.chunk_logits
     if mode == "ddp" or processes == 1:
         return (2 + 4 + 4 + 8) * numbers + activations
     root = sum(w.padded(1) for w in shape.root)

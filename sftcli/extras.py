@@ -12,6 +12,7 @@ EXTRAS = {
     "qlora": ("bitsandbytes>=0.45",),
     "8bit": ("bitsandbytes>=0.50",),
     "eval": ("rouge-score>=0.1.2", "sacrebleu>=2.5", "lm-eval>=0.4.9", "jsonschema>=4.18"),
+    "gpu": ("liger-kernel>=0.8",),
     "hybrid": ("flash-linear-attention>=0.6", "causal-conv1d>=1.7", "mamba-ssm>=2.3"),
     "track": ("tensorboard>=2.18", "wandb>=0.19", "mlflow-skinny>=2.20"),
 }

@@ -26,13 +26,20 @@ def read_json(path: Path, *, hint: str = "name a folder in the Hugging Face form
     with foreign_file(path, "is not valid JSON", hint=hint):
         text = read_whole(path).decode("utf-8-sig")
         content = json.loads(text)
-        if _HALF.search(text):
-            json_text(
-                content
-            ).encode()  # a library that is handed half a character, or a file of ours, cannot hold it
+    if _HALF.search(text) and not _is_writable(content):
+        raise damaged(path, "holds half of a surrogate pair", hint=hint)
     if not isinstance(content, dict):
         raise damaged(path, "holds no JSON object", hint=hint)
     return content
+
+
+def _is_writable(content: object) -> bool:
+    """Return whether a file of ours, or a library that is handed ``content``, can hold each character of it."""
+    try:
+        json_text(content).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def json_text(value: object) -> str:

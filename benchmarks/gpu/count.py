@@ -6,7 +6,8 @@ and attention; what a cache spares is not known here. Nothing is timed.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from unittest.mock import patch
 
 import numpy as np
@@ -15,16 +16,23 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import PretrainedConfig
 
 from benchmarks.gpu.counter import Counts, DeviceCounter
+from benchmarks.gpu.stand_ins import stand_ins
 from benchmarks.gpu.subjects import config_of, model_of_config
 from benchmarks.gpu.training import trainer_of
 from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin
+from sftcli.modeling.kernels import ways
+from sftcli.modeling.kernels.varlen import Varlen, signature_of
+from sftcli.training import loss
 from tests.support.training import ExampleList
 
 META = torch.device("meta")
+_KERNEL = Varlen(
+    function=varlen_attn, signature=signature_of(varlen_attn), capability=(9, 0), release=torch.__version__
+)
 _FUSED_OPTIMIZERS = "torch.optim.optimizer._get_fused_kernels_supported_devices"
 _LISTS = "torch.utils._foreach_utils._get_foreach_kernels_supported_devices"
-_ATTENTION = "sftcli.modeling.kernels.document_attention._varlen"
+_ATTENTION = "sftcli.modeling.kernels.document_attention.varlen_on"
 _FIRST_ID = 3
 
 
@@ -46,13 +54,27 @@ SUBJECTS = (
 )
 
 
+class Forms(StrEnum):
+    """Whose kernels run."""
+
+    OWN = "our own functions, chunks of 2^25 logits"  # as on other devices
+    TORCH = "torch's norms"  # without the extra
+    LIGER = "torch's norms, Liger's gates and turns"
+
+
 @contextmanager
-def as_on_cuda() -> Iterator[None]:
+def as_on_cuda(forms: Forms = Forms.LIGER) -> Iterator[None]:
     """Let tensors on ``meta`` take the ways of those on CUDA."""
     with ExitStack() as stack:
+        stack.enter_context(stand_ins(has_liger=forms is Forms.LIGER))
+        if forms is not Forms.OWN:
+            stack.enter_context(patch.dict(ways.WAYS, meta=ways.WAYS["cuda"]))
+            stack.enter_context(patch.dict(loss.CHUNK_LOGITS, meta=loss.CHUNK_LOGITS["cuda"]))
+            for module, name in ((ways, "WITH_ADAPTER"), (loss, "_SUMS_IN_PRODUCT")):
+                stack.enter_context(patch.object(module, name, getattr(module, name) | {"meta"}))
         for name in (_FUSED_OPTIMIZERS, _LISTS):
             stack.enter_context(patch(name, lambda: ["meta", "cuda"]))
-        stack.enter_context(patch(_ATTENTION, lambda query, value: varlen_attn))
+        stack.enter_context(patch(_ATTENTION, lambda device: _KERNEL))
         yield
 
 
@@ -63,6 +85,7 @@ def count_step(
     documents: int,
     rank: int = 0,
     passes: int = 0,
+    forms: Forms = Forms.LIGER,
     settings: Mapping[str, object] | None = None,
 ) -> Counts:
     """Return the counts of one step of a model of this ``config``, the second, on one row of ``documents``.
@@ -73,7 +96,7 @@ def count_step(
     rows = _rows(documents, length)
     selected = documents * (length - length // 2)  # positions with loss
     adapter = {"kind": "lora", "rank": rank} if rank else None
-    with as_on_cuda(), DeviceCounter(selected=selected) as counter:
+    with as_on_cuda(forms), DeviceCounter(selected=selected) as counter:
         model = model_of_config(config, device=META, dtype=torch.bfloat16 if rank else torch.float32)
         trainer = trainer_of(
             model,
@@ -102,22 +125,54 @@ def _rows(count: int, length: int) -> ExampleList:
     )
 
 
-def main() -> None:
-    print(f"{'one step':<42}{'kernels':>9}{'GB beside products':>20}{'waits':>7}{'uploads':>9}")
-    for subject in SUBJECTS:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Counts of a whole step."""
+
+    kernels: int
+    other_bytes: int
+    waits: int
+    uploads: int
+
+    @classmethod
+    def of(cls, counts: Counts) -> "Totals":
+        """Return those of ``counts``."""
+        return cls(
+            kernels=counts.total,
+            other_bytes=counts.other_bytes,
+            waits=counts.waits.total(),
+            uploads=counts.uploads.total(),
+        )
+
+    def with_layers(self, more: "Totals", times: int) -> "Totals":
+        """Return these and ``times`` what ``more`` has beyond them."""
+        return Totals(
+            **{name: had + times * (getattr(more, name) - had) for name, had in asdict(self).items()}
+        )
+
+
+def totals_of(subject: Subject, forms: Forms) -> Totals:
+    """Count ``subject`` with one layer and with two, and return what all of its layers come to: each asks for the same."""
+    config = config_of(subject.kind)
+    layers, found = config.num_hidden_layers, []
+    for config.num_hidden_layers in (1, 2):
         counts = count_step(
-            config_of(subject.kind),
-            tokens=subject.tokens,
-            documents=subject.documents,
-            rank=subject.rank,
+            config, tokens=subject.tokens, documents=subject.documents, rank=subject.rank, forms=forms
         )
-        row = f"{subject.name}, {subject.tokens:,} tokens"
-        print(
-            f"{row:<42}{counts.total:>9,}{counts.other_bytes / 1e9:>20.1f}{counts.waits.total():>7}{counts.uploads.total():>9}",
-            flush=True,
-        )
-        for place, times in counts.waits.most_common():
-            print(f"    waits {times} x {place}")
+        found.append(Totals.of(counts))
+    return found[0].with_layers(found[1], layers - 1)
+
+
+def main() -> None:
+    print(f"{'one step':<64}{'kernels':>9}{'GB beside products':>20}{'waits':>7}{'uploads':>9}")
+    for subject in SUBJECTS:
+        print(f"{subject.name}, {subject.tokens:,} tokens")
+        for forms in Forms:
+            found = totals_of(subject, forms)
+            print(
+                f"    {forms:<60}{found.kernels:>9,}{found.other_bytes / 1e9:>20.1f}{found.waits:>7}{found.uploads:>9}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

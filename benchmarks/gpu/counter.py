@@ -92,7 +92,10 @@ class DeviceCounter(TorchDispatchMode):
             args = self._without_mask(args)
         elif name in ("index_put", "index_put_", "_index_put_impl_") and any(map(_is_mask, args[1])):
             self.counts.waits[_place()] += 1
-        made = func(*args, **kwargs)
+        if _names_dtype(func):  # of products, which have no form for this device
+            made = kwargs["out"] if "out" in kwargs else _product(args)
+        else:
+            made = func(*args, **kwargs)
         self._add(func, name, args, kwargs, made)
         return made
 
@@ -139,11 +142,22 @@ class DeviceCounter(TorchDispatchMode):
             self.counts.largest[(tuple(part.shape), part.dtype)] += 1
         moved = _moved(name, inputs, results, kwargs.get("out"))
         if func._overloadpacket in flop_registry:
-            self.counts.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=made)
+            shapes = args[:-1] if _names_dtype(func) else args
+            self.counts.flops += flop_registry[func._overloadpacket](*shapes, **kwargs, out_val=made)
         if func._overloadpacket in flop_registry or name.startswith(_ATTENTION):
             self.counts.product_bytes += moved
         else:
             self.counts.bytes[name] += moved
+
+
+def _names_dtype(func: Any) -> bool:
+    """Return whether the last argument of a product is the dtype of its result."""
+    return func._overloadname.startswith("dtype")
+
+
+def _product(args: tuple[Any, ...]) -> torch.Tensor:
+    *_, left, right, dtype = args
+    return torch.empty(left.shape[0], right.shape[1], dtype=dtype, device=_DEVICE)
 
 
 def _on_device(parts: Any) -> list[torch.Tensor]:

@@ -4,11 +4,9 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from benchmarks.gpu.findings import Check
@@ -20,9 +18,9 @@ from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.events import Event
 from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.modeling.adapter.targets import file_name
+from sftcli.modeling.kernels.compiled import compile_layers
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
-from sftcli.modeling.kernels.fused_math import norm_epsilon
 from sftcli.modeling.kernels.told_positions import spare_search_of_own_positions
 from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.loss import BatchLoss, response_nll_sum
@@ -48,8 +46,6 @@ def trainer_of(
     packs: bool = True,
     emit: Callable[[Event], None] = lambda event: None,
     compiled: bool = False,
-    norms: bool = False,
-    gates: bool = False,
     change_loss: Callable[[BatchLoss], BatchLoss] = lambda loss: loss,
     **changed: Any,
 ) -> Trainer:
@@ -65,8 +61,6 @@ def trainer_of(
         packs: Whether rows are packed; else each is padded.
         emit: Hears events.
         compiled: Whether torch compiles each decoder layer, instead of our own form of it.
-        norms: Whether norms run as torch's own kernel.
-        gates: Whether gates run as Liger's kernel.
         change_loss: Puts something around the loss of a pass.
         changed: Settings of the training.
     """
@@ -79,15 +73,13 @@ def trainer_of(
     }
     settings = TrainingSettings.model_validate(steps | changed)
     weights = _weights(model, adapter, dtype, is_fused=not compiled)
-    _put_kernels(model, norms=norms, gates=gates)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
     spare_search_of_own_positions(model)
     if not attend_by_document(model):
         raise RuntimeError("the model does not attend document by document")
     if compiled:
-        for layer in model.model.layers:
-            layer.compile(dynamic=True)
+        compile_layers(model, traces_attention=device.type == "cuda")
     most = settings.micro_batch_size
     packing = Packing(row_tokens=row_tokens or most * max(rows.num_tokens)) if packs else None
     ladder = MemoryLadder(
@@ -122,29 +114,11 @@ def _weights(
 ) -> MasterWeights:
     if adapter is not None:
         add_adapter(model, AdapterSettings.model_validate(adapter))
-        return AdapterWeights(model, compute_dtype=dtype, file_name=file_name)
     if is_fused:
-        fuse_layers(model)
+        fuse_layers(model, has_adapter=adapter is not None)
+    if adapter is not None:
+        return AdapterWeights(model, compute_dtype=dtype, file_name=file_name)
     return MasterWeights(model, compute_dtype=dtype)
-
-
-def _put_kernels(model: PreTrainedModel, *, norms: bool, gates: bool) -> None:
-    """Let norms and gated feed-forward blocks run as kernels that are not used in training so far."""
-    for module in model.modules():
-        if norms and type(module).__name__.endswith("RMSNorm"):
-            module.forward = MethodType(_kernel_norm, module)
-        elif gates and {"gate_proj", "up_proj", "down_proj"} <= {name for name, _ in module.named_children()}:
-            module.forward = MethodType(_kernel_feed_forward, module)
-
-
-def _kernel_norm(self, x):
-    return functional.rms_norm(x, (x.shape[-1],), self.weight, norm_epsilon(self))
-
-
-def _kernel_feed_forward(self, x):
-    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
-
-    return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 def losses_of(trainer: Trainer, steps: int) -> list[float]:

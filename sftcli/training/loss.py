@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -42,6 +42,9 @@ Found = TypeVar("Found")
 
 _ALIGNED = 8  # columns, which products in bfloat16 want to be a multiple
 MAX_CHUNK_LOGITS = 2**25  # logits alive at once: 128 MB in float32
+# A GPU has memory for more, and each chunk reads the head and adds to its gradient once more.
+CHUNK_LOGITS: Mapping[str, int] = {"cuda": 2**28}  # by type of device
+_SUMS_IN_PRODUCT = frozenset({"cuda"})  # devices whose products of bfloat16 can add to float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +111,8 @@ class HeadNllSum(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight: torch.Tensor | None = None
         grad_bias: torch.Tensor | None = None
-        rows = max(1, MAX_CHUNK_LOGITS // weight.shape[0])
+        rows = max(1, chunk_logits(hidden.device) // weight.shape[0])
+        add_product = _adding(hidden, is_alone=rows >= len(targets))
         for begin in range(0, len(targets), rows):
             chunk, wanted = hidden[begin : begin + rows], targets[begin : begin + rows]
             raw = functional.linear(chunk, weight, bias)
@@ -120,7 +124,7 @@ class HeadNllSum(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(grad_raw, weight, out=grad_hidden[begin : begin + rows])
             if needs_weight:
-                grad_weight = _added(grad_weight, grad_raw.t() @ chunk)
+                grad_weight = add_product(grad_weight, grad_raw.t(), chunk)
             if needs_bias:
                 grad_bias = _added(grad_bias, grad_raw.sum(0))
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
@@ -202,6 +206,41 @@ def _summed(nll: torch.Tensor, loss: Loss) -> torch.Tensor:
     if loss is Loss.NLL:
         return nll.sum()
     return torch.stack(((_weights(nll) * nll).sum(), nll.detach().sum()))
+
+
+def chunk_logits(device: torch.device) -> int:
+    """Return how many logits are alive at once on ``device``."""
+    return CHUNK_LOGITS.get(device.type, MAX_CHUNK_LOGITS)
+
+
+def _adding(
+    hidden: torch.Tensor, *, is_alone: bool
+) -> Callable[[torch.Tensor | None, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return what adds a product of two matrices in the dtype of ``hidden`` to a sum, which is float32 where it has parts.
+
+    A single part needs no copy of the size of a head in another precision.
+    """
+    if is_alone or hidden.device.type not in _SUMS_IN_PRODUCT or not _knows_out_dtype():
+        return lambda total, left, right: _added(total, left @ right)
+    return _added_inside
+
+
+@cache
+def _knows_out_dtype() -> bool:
+    """Return whether products of this torch can have another dtype than what they multiply."""
+    return all("dtype_out" in getattr(torch.ops.aten, name).overloads() for name in ("mm", "addmm"))
+
+
+def _added_inside(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return ``total + left @ right`` in float32, in the place of ``total``: nothing else of its size is made."""
+    if total is None:
+        total = left.new_empty((left.shape[0], right.shape[1]), dtype=torch.float32)
+        if left.dtype == total.dtype:
+            return torch.mm(left, right, out=total)
+        return torch.mm(left, right, out_dtype=total.dtype, out=total)
+    if left.dtype == total.dtype:
+        return total.addmm_(left, right)
+    return torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
 
 
 def _added(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,7 @@ from sftcli.training.stopping import (
     with_heldout,
 )
 from sftcli.training.utilization import Gauge
-from sftcli.training.weights.masters import MasterWeights, stored_buffers
+from sftcli.training.weights.masters import MasterWeights
 from sftcli.training.window_ahead import WindowAhead
 
 
@@ -362,7 +362,7 @@ class Trainer:
             copies = self.make_copies(self.device, [*snapshot.weights.values(), *snapshot.optimizer.values()])
             copy = snapshot.copied(copies)
             self._copies.append(copies)
-            if stored_buffers(self.weights.model):  # which a pass may change
+            if self.weights.has_buffers:  # which a pass may change
                 self._hold_for_copies()
 
             def save() -> str:

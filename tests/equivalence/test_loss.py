@@ -89,6 +89,60 @@ def test_chunked_loss_and_gradients_equal_plain_ones(monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(left.grad, right.grad, atol=1e-6, rtol=1e-5, msg=name)
 
 
+@pytest.fixture
+def _sums_inside_products(monkeypatch):
+    """Let products on the CPU add bfloat16 to float32, as those on CUDA can, and be asked to."""
+
+    def product(left, right, dtype, *, out):
+        return out.copy_(left.float() @ right.float())
+
+    def sum_of(total, left, right, dtype, *, beta=1, alpha=1, out):
+        return out.copy_(total + left.float() @ right.float())
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("mm.dtype_out", product, "CPU")
+    library.impl("addmm.dtype_out", sum_of, "CPU")
+    monkeypatch.setattr(loss_module, "_SUMS_IN_PRODUCT", frozenset({"cpu"}))
+    yield
+    library._destroy()
+
+
+def gradient_of_head(dtype):
+    """Return that of a head of 50 tokens whose 12 positions make three chunks."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.randn(size, 16, generator=generator).to(torch.bfloat16).to(dtype) for size in (12, 50)
+    )
+    weight.requires_grad_()
+    targets = torch.arange(12) % 50
+    HeadNllSum.apply(hidden, weight, None, targets, LogitTransform()).backward()
+    return weight.grad
+
+
+def test_sums_inside_products_are_those_beside_them(monkeypatch, request):
+    monkeypatch.setattr(loss_module, "MAX_CHUNK_LOGITS", 50 * 4)
+    exact, beside = gradient_of_head(torch.float32), gradient_of_head(torch.bfloat16)
+    request.getfixturevalue("_sums_inside_products")
+    torch.testing.assert_close(gradient_of_head(torch.float32), exact)
+    inside = gradient_of_head(torch.bfloat16)
+    errors = [(found.float() - exact).norm() / exact.norm() for found in (inside, beside)]
+    assert errors[0] <= 1.05 * errors[1] < 0.02
+
+
+@pytest.mark.usefixtures("_sums_inside_products")
+def test_a_single_chunk_is_no_sum_and_stays_in_the_dtype_of_the_head(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a sum")
+
+    monkeypatch.setattr(loss_module, "_added_inside", refuse)
+    assert gradient_of_head(torch.bfloat16).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(("device", "logits"), [("cuda", 2**28), ("cpu", 2**25), ("mps", 2**25)])
+def test_a_chunk_is_as_large_as_the_device_has_memory_for(device: str, logits: int):
+    assert loss_module.chunk_logits(torch.device(device)) == logits
+
+
 def with_head_adapter(kind: AdapterKind):
     model = tiny_llama(tie=False)
     with torch.random.fork_rng(devices=[]):

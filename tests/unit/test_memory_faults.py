@@ -14,8 +14,9 @@ from sftcli.errors import ResourceError
 from sftcli.memory_faults import Attempt, MemoryErrors, is_out_of_memory
 from sftcli.modeling.adapter.targets import linear_layers
 from sftcli.modeling.decoding.decoder import checked_decoder
-from sftcli.modeling.kernels import fuse
+from sftcli.modeling.kernels import ways
 from sftcli.modeling.kernels.fuse import fuse_layers
+from sftcli.modeling.kernels.ways import Part, Way
 from sftcli.services.processes.failures import describe_failure, exit_code_of
 from sftcli.services.processes.peers import is_broken_connection
 from sftcli.training.probes.agreement import Ways, agreed_ways
@@ -35,6 +36,7 @@ HAND_ON = {
     "modeling/tokenizer/template.py",
     "training/utilization.py",
     "services/train/run.py",  # the page about a run
+    "training/window_ahead.py",  # the step that needs the window meets it again
 }
 BROAD = {"RuntimeError", "Exception", "BaseException", "OutOfMemoryError", ""}
 
@@ -138,8 +140,8 @@ TRIES = {
     "head": (tried_head, "sftcli.training.probes.loss.response_nll_sum"),
     "packing": (tried_packing, "sftcli.training.probes.packing.Probe.by_row"),
     "agreement": (tried_agreement, "sftcli.training.probes.agreement.response_nll_sum"),
-    "layers": (tried_layers, "sftcli.modeling.kernels.fuse._norm"),
-    "layers as a whole": (tried_layers, "sftcli.modeling.kernels.fuse.layer_forward"),
+    "layers": (tried_layers, "sftcli.modeling.kernels.ways.applied"),
+    "layers as a whole": (tried_layers, "sftcli.modeling.kernels.fused_layer.applied"),
     "documents": (tried_layers, "sftcli.modeling.kernels.fused_layer._kwargs_of"),
     "cache": (checked_decoder, "sftcli.modeling.decoding.decoder._distances"),
 }
@@ -160,7 +162,7 @@ def test_a_try_that_fails_otherwise_is_an_answer(monkeypatch):
     def unable(*_, **__):
         raise RuntimeError("shape")
 
-    monkeypatch.setattr(fuse, "_norm", unable)
+    monkeypatch.setitem(ways.WAYS, "cpu", {Part.NORM: (Way(forward=unable),)})
     assert "LlamaRMSNorm" in fuse_layers(tiny_llama()).left_alone
 
 

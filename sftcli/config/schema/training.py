@@ -80,6 +80,14 @@ class PackRows(StrEnum):
     OFF = "off"
 
 
+class Compile(StrEnum):
+    """Whether torch compiles the decoder layers."""
+
+    OFF = "off"
+    AUTO = "auto"  # where it was measured to be faster, which is nowhere yet
+    ON = "on"
+
+
 class OnSpike(StrEnum):
     """What happens when the loss jumps far above what it was and stays there."""
 
@@ -219,6 +227,11 @@ class TrainingSettings(Section):
         False,
         description="Keep only each layer's input for the backward pass and recompute the rest: less memory, about a "
         "third more time.",
+    )
+    compile: Compile = Field(
+        Compile.AUTO,
+        description="Whether torch compiles each decoder layer, which takes minutes at the start, needs a C++ compiler and moves losses "
+        "by rounding; auto is off until it has been measured on a GPU.",
     )
     max_bad_steps: int = Field(
         3,

@@ -11,6 +11,7 @@ from itertools import accumulate
 import torch
 from torch.nn import attention, functional
 
+from sftcli.memory_faults import is_out_of_memory
 from sftcli.modeling.kernels.varlen import Asked, Varlen
 
 # What cards of a compute capability have kernels for, by its first number; the one that was made for them first.
@@ -68,8 +69,10 @@ def switch_flash(
             agrees = _agrees(name, kernel, cut, device)
         except ImportError:
             continue  # not installed
-        except Exception as error:  # noqa: BLE001 - kernels of others, which may raise anything
+        except Exception as error:
             switch_back()
+            if is_out_of_memory(error):
+                raise
             refused.append(Refused(name=name, why=f"{type(error).__name__}: {error}".splitlines()[0]))
             continue
         if agrees:

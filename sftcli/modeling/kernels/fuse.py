@@ -5,101 +5,34 @@ They are found by what they are made of, not by the name of a model, and each on
 what the model itself passes to it: what does not give the output and the gradients of the module is left alone.
 """
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import MethodType
 
 import torch
-from torch.nn import functional
 
-from sftcli.memory_faults import Attempt
+from sftcli.memory_faults import CANNOT, Attempt
 from sftcli.modeling.architecture import beside_text
 from sftcli.modeling.kernels.fused_layer import (
     GATED,
     Passed,
     is_layer,
-    layer_forward,
     observe_layers,
     try_on_documents,
 )
-from sftcli.modeling.kernels.fused_math import (
-    Activation,
-    KeptActivation,
-    class_forward,
-    feed_forward_backward,
-    gate_and_up,
-    has_dropout,
-    has_hooks,
-    norm_backward,
-    norm_epsilon,
-    norm_scale,
-    normed,
-)
-from sftcli.runtime import Context, applied
+from sftcli.modeling.kernels.fused_math import has_dropout, norm_epsilon
+from sftcli.modeling.kernels.liger import faults
+from sftcli.modeling.kernels.rotary import forward_with, tried_turns, turn_of
+from sftcli.modeling.kernels.ways import Forward, Part, Way, ways_on
 
 _TOLERANCE = 1e-4  # of float32 sums in another order; another formula is off by far more
 _PROBE_SHAPE = (2, 3)
 _LAYER_SHAPE = (1, 5)
-
-Forward = Callable[..., torch.Tensor]  # of a module and its input
-
-
-class RmsNorm(torch.autograd.Function):
-    """``weight * x / rms(x)``, from ``x`` and one number a row kept instead of three tensors of the size of ``x``."""
-
-    @staticmethod
-    def forward(ctx: Context, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """Return the normed ``x`` (..., D)."""
-        scale = norm_scale(x, epsilon)
-        ctx.save_for_backward(x, weight, scale)
-        return normed(x, weight, scale)
-
-    @staticmethod
-    def backward(ctx: Context, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of ``x`` and ``weight``."""
-        x, weight, scale = ctx.saved_tensors
-        grad_x, grad_weight = norm_backward(
-            gradient.flatten(0, -2), x.flatten(0, -2), weight, scale.flatten(0, -2)
-        )
-        return grad_x.view_as(x), grad_weight if ctx.needs_input_grad[1] else None, None
-
-
-class GatedFeedForward(torch.autograd.Function):
-    """``down(act(gate(x)) * up(x))``, with the product made again in the backward pass instead of kept."""
-
-    @staticmethod
-    def forward(
-        ctx: KeptActivation,
-        x: torch.Tensor,
-        gate: torch.Tensor,
-        up: torch.Tensor,
-        down: torch.Tensor,
-        act: Activation,
-    ) -> torch.Tensor:
-        """Return (..., D) for ``x`` (..., D); ``gate`` and ``up`` are (F, D), ``down`` is (D, F)."""
-        gated, upped = gate_and_up(x, gate, up)
-        ctx.save_for_backward(x, gate, up, down, gated, upped)
-        ctx.act = act
-        return functional.linear(act(gated).mul_(upped), down)
-
-    @staticmethod
-    def backward(ctx: KeptActivation, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of ``x`` and of the three weights."""
-        x, gate, up, down, gated, upped = ctx.saved_tensors
-        rows, flat, gated, upped = (part.flatten(0, -2) for part in (gradient, x, gated, upped))
-        grad_x, *weights = feed_forward_backward(
-            rows,
-            flat,
-            (gate, up, down),
-            gated,
-            upped,
-            ctx.act,
-            needs=ctx.needs_input_grad[:4],
-        )
-        return None if grad_x is None else grad_x.view_as(x), *weights, None
+_STAND_IN = (16, 24)  # inputs and middle of a feed-forward block that is tried with other projections
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,33 +58,61 @@ class Fusion:
                 module.forward = MethodType(forward, module)
 
 
-def fuse_layers(model: torch.nn.Module) -> Fusion:
-    """Let those layers, norms and feed-forward blocks of ``model`` run as few operations that give the same so."""
+def fuse_layers(
+    model: torch.nn.Module,
+    *,
+    device: torch.device | None = None,
+    has_adapter: bool = False,
+    recorded: Collection[str] | None = None,
+) -> Fusion:
+    """Let those layers, norms and feed-forward blocks of ``model`` run as few operations that give the same so.
+
+    Args:
+        model: As it was loaded.
+        device: Where it will run, if not where it is.
+        has_adapter: Whether an adapter is around some of its products.
+        recorded: What a run that goes on has fused: no other form is tried.
+    """
+    device = device or next(model.parameters()).device
+    ways = ways_on(device, has_adapter=has_adapter)
+    known = None if recorded is None else {name.partition(" (")[0] for name in recorded}
     was_training = model.training
     model.train()
     with torch.random.fork_rng():
-        passed = observe_layers(model)
-        seen: set[type[torch.nn.Module]] = set()
-        tried = []
-        for module, forward in _candidates(model):
-            tried.append((module, *_judged(module, forward, passed, is_first=type(module) not in seen)))
-            seen.add(type(module))
+        passed = observe_layers(model) if Part.LAYER in ways else {}
+        trial = _Trial(device, passed)
+        tried = [
+            (module, *trial.chosen(module, part, [way for way in there if _is_open(module, way, known)]))
+            for module, part in _candidates(model)
+            if (there := [way for way in ways.get(part, ()) if way.is_there()])
+        ]
     model.train(was_training)
-    for module, forward, is_same in tried:
-        if is_same:
-            module.forward = MethodType(forward, module)
+    parts = [(module, forward) for module, _, forward in tried if forward is not None]
+    for module, forward in parts:
+        module.forward = MethodType(forward, module)
     kinds = Counter(type(module) for module, *_ in tried)
-    names = {
-        verdict: tuple(sorted(_counted(kind, count, kinds[kind]) for kind, count in found.items()))
-        for verdict in (True, False)
-        for found in [Counter(type(module) for module, _, is_same in tried if is_same is verdict)]
-    }
-    parts = [(module, forward) for module, forward, is_same in tried if is_same]
-    return Fusion(fused=names[True], left_alone=names[False], parts=parts)
+    fused = Counter((type(module), way.by) for module, way, _ in tried if way is not None)
+    alone = Counter((type(module), "") for module, way, _ in tried if way is None)
+    return Fusion(fused=_names(fused, kinds), left_alone=_names(alone, kinds), parts=parts)
 
 
-def _counted(kind: type[torch.nn.Module], count: int, total: int) -> str:
-    return kind.__name__ if count == total else f"{kind.__name__} ({count} of {total})"
+def _names(
+    found: Mapping[tuple[type[torch.nn.Module], str], int], kinds: Mapping[type[torch.nn.Module], int]
+) -> tuple[str, ...]:
+    return tuple(
+        sorted(
+            _name(kind, by) + ("" if count == kinds[kind] else f" ({count} of {kinds[kind]})")
+            for (kind, by), count in found.items()
+        )
+    )
+
+
+def _name(kind: type[torch.nn.Module], by: str) -> str:
+    return f"{kind.__name__} by {by}" if by else kind.__name__
+
+
+def _is_open(module: torch.nn.Module, way: Way, known: Collection[str] | None) -> bool:
+    return known is None or _name(type(module), way.by) in known
 
 
 def restore_layers(model: torch.nn.Module) -> None:
@@ -160,32 +121,20 @@ def restore_layers(model: torch.nn.Module) -> None:
         module.__dict__.pop("forward", None)
 
 
-def _judged(
-    module: torch.nn.Module, forward: Forward, passed: dict[torch.nn.Module, Passed], *, is_first: bool
-) -> tuple[Forward, bool]:
-    """Return the faster form of ``module``, and whether it gives the same."""
-    if forward is not layer_forward:
-        is_random = has_dropout(module, attends=False)
-        return forward, not is_random and _gives_the_same(module, forward, whole=is_first)
-    if module not in passed or has_dropout(module, attends=True):
-        return forward, False
-    mine = passed[module]
-    bound = partial(layer_forward, window=mine.window)
-    return bound, _gives_the_same(module, bound, mine, whole=is_first)
-
-
-def _candidates(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Forward]]:
+def _candidates(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Part]]:
     beside = beside_text(model)
     for name, module in model.named_modules():
         if beside and any(f"{name}.{weight}" in beside for weight, _ in module.named_parameters()):
             continue
         children = dict(module.named_children())
         if _is_plain_norm(module):
-            yield module, _norm
+            yield module, Part.NORM
         elif set(GATED) <= set(children) <= {*GATED, "act_fn"} and callable(getattr(module, "act_fn", None)):
-            yield module, _feed_forward
+            yield module, Part.GATE
         elif is_layer(module):
-            yield module, layer_forward
+            yield module, Part.LAYER
+        elif turn_of(module) is not None:
+            yield module, Part.ROTARY
 
 
 def _is_plain_norm(module: torch.nn.Module) -> bool:
@@ -195,30 +144,78 @@ def _is_plain_norm(module: torch.nn.Module) -> bool:
     )
 
 
-def _norm(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-    if not torch.is_grad_enabled():
-        return class_forward(self, hidden_states)
-    return applied(RmsNorm, hidden_states, self.weight, norm_epsilon(self))
+class _Trial:
+    """Tries the faster forms of modules of one model, where they will run."""
+
+    def __init__(self, device: torch.device, passed: Mapping[torch.nn.Module, Passed]) -> None:
+        self.device = device
+        self.passed = passed
+        self.seen: set[type[torch.nn.Module]] = set()
+
+    def chosen(
+        self, module: torch.nn.Module, part: Part, ways: Sequence[Way]
+    ) -> tuple[Way | None, Forward | None]:
+        """Return the first of ``ways`` that gives what ``module`` gives, and what it runs then; None where none does."""
+        is_first = type(module) not in self.seen
+        self.seen.add(type(module))
+        if has_dropout(module, attends=part is Part.LAYER) and part is not Part.ROTARY:
+            return None, None
+        for way in ways:
+            forward = self._agreed(module, part, way, whole=is_first)
+            if forward is not None:
+                return way, forward
+        return None, None
+
+    @torch.enable_grad()
+    def _agreed(self, module: torch.nn.Module, part: Part, way: Way, *, whole: bool) -> Forward | None:
+        """Return what ``module`` runs in this ``way`` if it gives the same, else None."""
+        forward: Forward = way.forward
+        found: Sequence[Sequence[torch.Tensor]] | None = None
+        with Attempt(*CANNOT, *faults()):
+            if part is Part.ROTARY:
+                found = tried_turns(module, way.forward, self.device)
+                forward = forward_with(module, way.forward)
+            elif part is Part.LAYER:
+                if module not in self.passed:
+                    return None
+                forward = partial(forward, window=self.passed[module].window)
+                found = _tried(module, forward, self.passed[module], whole=whole)
+            else:
+                found = _tried(self._in_float32(module, part), forward, whole=whole)
+        return forward if found is not None and _are_close(*found) else None
+
+    def _in_float32(self, module: torch.nn.Module, part: Part) -> torch.nn.Module:
+        """Return ``module`` itself, or where rounding or a device stands between, a copy that tells as much.
+
+        That of a norm has its weight. That of a feed-forward block has small products of its own, whatever is around or in
+        those of ``module``: what runs between them is what is tried.
+        """
+        weights = list(module.parameters())
+        if all(weight.dtype is torch.float32 and weight.device == self.device for weight in weights):
+            return module
+        made = copy.copy(module)
+        if part is Part.NORM:
+            fresh = {
+                name: weight.detach().to(self.device, torch.float32)
+                for name, weight in module.named_parameters()
+            }
+            made.__dict__["_parameters"] = {
+                name: torch.nn.Parameter(weight) for name, weight in fresh.items()
+            }
+            return made
+        width, middle = _STAND_IN
+        sizes = dict(zip(GATED, ((width, middle), (width, middle), (middle, width)), strict=True))
+        products = {name: torch.nn.Linear(*size, bias=False).to(self.device) for name, size in sizes.items()}
+        made.__dict__["_modules"] = module._modules | products
+        return made
 
 
-def _feed_forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    parts = [getattr(self, name) for name in GATED]
-    if not torch.is_grad_enabled() or not all(map(_is_bare_linear, parts)):  # adapters put more around it
-        return class_forward(self, x)
-    return applied(GatedFeedForward, x, *(part.weight for part in parts), self.act_fn)
-
-
-def _is_bare_linear(part: torch.nn.Module) -> bool:
-    return type(part) is torch.nn.Linear and getattr(part, "bias", None) is None and not has_hooks(part)
-
-
-@torch.enable_grad()
-def _gives_the_same(
+def _tried(
     module: torch.nn.Module, forward: Forward, passed: Passed | None = None, *, whole: bool
-) -> bool:
-    """Compare output and gradients, each by its size: what is small, as gradients of queries are, must be right too.
+) -> list[list[torch.Tensor]]:
+    """Return output and gradients of ``module`` by its class, and those of ``forward``.
 
-    Gradients of matrices, which cost the most, are compared for the first of a class (``whole``): one module differs from
+    Gradients of matrices, which cost the most, are among them for the first of a class (``whole``): one module differs from
     another in what it computes, and the gradient of its input tells that.
     """
     weight = next(module.parameters())
@@ -227,13 +224,16 @@ def _gives_the_same(
     x, back = (torch.randn(shape, generator=generator).to(weight) for _ in range(2))
     x.requires_grad_()
     wanted = [x, *(part for part in module.parameters() if part.requires_grad and (whole or part.ndim < 2))]
-    with Attempt() as attempt:
-        if passed is None:
-            made = type(module).forward(module, x), forward(module, x)
-        else:
-            made = try_on_documents(module, forward, x, passed)
-        plain, fused = ((one.detach(), *torch.autograd.grad(one, wanted, back)) for one in made)
-    return not attempt.failed and all(
+    if passed is None:
+        made = type(module).forward(module, x), forward(module, x)
+    else:
+        made = try_on_documents(module, forward, x, passed)
+    return [[one.detach(), *torch.autograd.grad(one, wanted, back)] for one in made]
+
+
+def _are_close(plain: Sequence[torch.Tensor], fused: Sequence[torch.Tensor]) -> bool:
+    """Compare each tensor by its size: what is small, as gradients of queries are, must be right too."""
+    return all(
         left.shape == right.shape and bool((left - right).norm() <= _TOLERANCE * left.norm())
         for left, right in zip(plain, fused, strict=True)
     )

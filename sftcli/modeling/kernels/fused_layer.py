@@ -24,8 +24,9 @@ from sftcli.modeling.kernels.document_attention import (
     overheard,
 )
 from sftcli.modeling.kernels.fused_math import (
-    Activation,
-    KeptActivation,
+    AnyGate,
+    Gate,
+    KeptGate,
     class_forward,
     feed_forward_backward,
     gate_and_up,
@@ -136,13 +137,13 @@ class FeedForwardBlock(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: KeptActivation,
+        ctx: KeptGate,
         x: torch.Tensor,
         gain: torch.Tensor,
         gate: torch.Tensor,
         up: torch.Tensor,
         down: torch.Tensor,
-        act: Activation,
+        gating: Gate,
         epsilon: float,
     ) -> torch.Tensor:
         """Return (1, T, D) for ``x`` (T, D); ``gate`` and ``up`` are (F, D), ``down`` is (D, F).
@@ -152,14 +153,14 @@ class FeedForwardBlock(torch.autograd.Function):
         scale = norm_scale(x, epsilon)
         gated, upped = gate_and_up(normed(x, gain, scale), gate, up)
         ctx.save_for_backward(x, gain, gate, up, down, scale, gated, upped)
-        ctx.act = act
+        ctx.gate = gating
         batch = x.new_empty(1, *x.shape)
-        torch.addmm(x, act(gated).mul_(upped), down.t(), out=batch[0])
+        torch.addmm(x, gating.product(gated, upped), down.t(), out=batch[0])
         return batch
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: KeptActivation, batch_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: KeptGate, batch_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of ``x`` and of the weights."""
         gradient = batch_gradient[0]
         x, gain, gate, up, down, scale, gated, upped = ctx.saved_tensors
@@ -170,7 +171,7 @@ class FeedForwardBlock(torch.autograd.Function):
             (gate, up, down),
             gated,
             upped,
-            ctx.act,
+            ctx.gate,
             needs=(True, *needs),
         )
         assert grad_rows is not None
@@ -322,7 +323,8 @@ def layer_forward(
         *(part.bias for part in projections),
     )
     weights = (getattr(mlp, name).weight for name in GATED)
-    return applied(FeedForwardBlock, made, after.weight, *weights, mlp.act_fn, norm_epsilon(after) or 0.0)
+    gate = AnyGate(mlp.act_fn)
+    return applied(FeedForwardBlock, made, after.weight, *weights, gate, norm_epsilon(after) or 0.0)
 
 
 def _is_plain_pass(

@@ -14,10 +14,53 @@ from sftcli.runtime import Context
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
-class KeptActivation(Context, Protocol):
+Gradients = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Gate(Protocol):
+    """What a gated feed-forward block multiplies: ``act(gated) * upped``, (T, F) each."""
+
+    def product(self, gated: torch.Tensor, upped: torch.Tensor) -> torch.Tensor:
+        """Return the product."""
+        ...
+
+    def again(self, gated: torch.Tensor, upped: torch.Tensor) -> tuple[torch.Tensor, Gradients]:
+        """Return the product in a backward pass, and what makes of its gradient those of ``gated`` and ``upped``.
+
+        That is called once, when nobody needs the product any more; it may overwrite its gradient and all three.
+        """
+        ...
+
+
+class KeptGate(Context, Protocol):
     """What a feed-forward block keeps besides tensors."""
 
-    act: Activation
+    gate: Gate
+
+
+class AnyGate:
+    """``Gate`` of any activation: which one it is, only the model knows, so autograd derives it."""
+
+    def __init__(self, act: Activation) -> None:
+        self.act = act
+
+    def product(self, gated: torch.Tensor, upped: torch.Tensor) -> torch.Tensor:
+        """Return ``act(gated) * upped``."""
+        return self.act(gated).mul_(upped)
+
+    def again(self, gated: torch.Tensor, upped: torch.Tensor) -> tuple[torch.Tensor, Gradients]:
+        """Return the product and its gradients."""
+        with torch.enable_grad():
+            leaf = gated.detach().requires_grad_()
+            activated = self.act(leaf)
+        product = activated.detach() * upped
+
+        def gradients(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            of_upped = torch.mul(activated.detach(), gradient, out=product)
+            (of_gated,) = torch.autograd.grad(activated, leaf, gradient.mul_(upped))
+            return of_gated, of_upped
+
+        return product, gradients
 
 
 def norm_epsilon(norm: torch.nn.Module) -> float | None:
@@ -93,21 +136,16 @@ def feed_forward_backward(
     weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     gated: torch.Tensor,
     upped: torch.Tensor,
-    act: Activation,
+    gating: Gate,
     *,
     needs: tuple[bool, ...],
 ) -> tuple[torch.Tensor | None, ...]:
     """Return the gradients of ``rows`` and of the weights of gate, up and down, where ``needs`` says so."""
     gate, up, down = weights
     needs_rows, needs_gate, needs_up, needs_down = needs
-    with torch.enable_grad():  # which activation it is, only the model knows: autograd derives it
-        leaf = gated.detach().requires_grad_()
-        activated = act(leaf)
-    product = activated.detach() * upped
+    product, gradients = gating.again(gated, upped)
     grad_down = gradient.t() @ product if needs_down else None
-    grad_product = gradient @ down
-    grad_upped = torch.mul(activated.detach(), grad_product, out=product)  # ``product`` is used up
-    (grad_gated,) = torch.autograd.grad(activated, leaf, grad_product.mul_(upped))
+    grad_gated, grad_upped = gradients(gradient @ down)
     grad_rows = (grad_gated @ gate).addmm_(grad_upped, up) if needs_rows else None
     grad_gate = grad_gated.t() @ rows if needs_gate else None
     grad_up = grad_upped.t() @ rows if needs_up else None

@@ -137,7 +137,9 @@ class Varlen:
             factor = _power_of_two(asked.factor)
             assert factor is not None
             query = query * factor  # exact, so that scores are those of the scale to the last bit
-        rows = (part[0].transpose(0, 1) for part in (query, key, value))
+        rows = (
+            part.squeeze(0).transpose(0, 1) for part in (query, key, value)
+        )  # an index would cost two kernels more
         # A window is what is left and right of the query itself; -1 is no bound.
         window = (-1 if asked.window is None else asked.window - 1, 0)
         known: dict[str, Any] = {

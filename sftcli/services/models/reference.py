@@ -108,6 +108,8 @@ def _readable_owner(folder: Path) -> tuple[RunFolder | None, str]:
         run.record()
         run.rows()
         read_settings(run)
-    except (DataError, UsageError, NotFoundError) as error:
+    except NotFoundError:  # whoever needs that file says so
+        return run, ""
+    except (DataError, UsageError) as error:
         return None, error.message
     return run, ""

@@ -40,7 +40,9 @@ class Decisions:
     precision: str | None = None  # of matrix products: bf16, fp16 or fp32
     precision_why: str | None = None  # in a few words
     attention: str | None = None  # what transformers calls it, before documents are kept apart
-    layers: tuple[str, ...] | None = None  # kinds of modules that run in the faster form; () for none
+    layers: tuple[str, ...] | None = (
+        None  # kinds of modules that run in a faster form, and whose; () for none
+    )
     packing: str | None = None  # how documents of one row are kept apart (``RowSharing``)
     kernel: str | None = (
         None  # what computes attention (``attention_in_words``), which depends on the machine too

@@ -47,6 +47,7 @@ from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.record import Decisions
 from sftcli.services.train.adapters import AdapterFiles, adapter_files, load_with_adapter, tell_left_alone
 from sftcli.services.train.batch_plan import plan_maker
+from sftcli.services.train.compiling import try_compiled, wants_compiled
 from sftcli.services.train.decisions import require_same
 from sftcli.services.train.speedups import try_ways
 from sftcli.services.train.start.inputs import TrainingInputs
@@ -226,10 +227,23 @@ def assemble(
         group=group,
         gauge=Gauge.of(model, peak_flops=peak * group.size),
     )
+    compiled = (
+        try_compiled(
+            model,
+            min(named.window(0), key=lambda batch: batch.input_ids.numel()).to(compute.device),
+            head.batch_loss,
+            settings=settings.training,
+            sharing=sharing,
+            discard=trainer.discard_gradients,
+            emit=emit,
+        )
+        if _compiles(settings.training, recorded, compute)
+        else ()
+    )
     decisions = replace(
         recorded,
         attention=attention,
-        layers=tried.layers,
+        layers=compiled or tried.layers,
         packing=sharing,
         kernel=attention_in_words(model, sharing),
         head=head.kind,
@@ -242,6 +256,10 @@ def assemble(
         decisions=decisions,
         is_plain=loaded.source.is_plain,
     )
+
+
+def _compiles(settings: TrainingSettings, recorded: Decisions, compute: Compute) -> bool:
+    return wants_compiled(settings.compile, compute.device, recorded.layers, shares=compute.shares)
 
 
 def _model_loaded(
@@ -310,7 +328,12 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
             tokenizer=inputs.prepared.tokenizer,
             tokenizer_source=tokenizer_folder(settings, located),
         )
-        return LoadedModel(model=model, source=SourceTensors.of(model, located.folder), adapter=files)
+        return LoadedModel(
+            model=model,
+            source=SourceTensors.of(model, located.folder),
+            adapter=files,
+            fusion=_fused(model, inputs, recorded, compute, emit),
+        )
     model = load_model(
         located.folder,
         dtype=torch.float32,
@@ -319,7 +342,7 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
         gradient_checkpointing=settings.training.gradient_checkpointing,
         trusts_code=bool(inputs.trusted_code),
     )
-    fusion = None if recorded.layers == () else _fused(model, emit)
+    fusion = _fused(model, inputs, recorded, compute, emit)
     if not settings.training.train_embeddings:
         freeze_embeddings(model)
     if settings.training.train or settings.training.freeze:
@@ -335,8 +358,22 @@ def _slow_states(model: "PreTrainedModel", missing: Sequence[str]) -> str:
     )
 
 
-def _fused(model: "PreTrainedModel", emit: EventSink) -> Fusion:
-    fusion = fuse_layers(model)
+def _fused(
+    model: "PreTrainedModel",
+    inputs: TrainingInputs,
+    recorded: Decisions,
+    compute: Compute,
+    emit: EventSink,
+) -> Fusion | None:
+    """Fuse the layers of ``model``, if they are not to be compiled: our functions have no graph."""
+    if recorded.layers == () or _compiles(inputs.settings.training, recorded, compute):
+        return None
+    fusion = fuse_layers(
+        model,
+        device=compute.device,
+        has_adapter=inputs.settings.adapter.is_on,
+        recorded=recorded.layers,
+    )
     if fusion.left_alone:
         names = ", ".join(fusion.left_alone)
         emit(Notice(text=f"{names}: using the transformers implementation, not the faster one"))

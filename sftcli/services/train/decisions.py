@@ -26,7 +26,7 @@ ASKED_BY = {
     "precision_why": frozenset({"training.precision"}),
     "weights": frozenset({"training.parallel", "processes"}),
     "attention": frozenset({"model.attention"}),
-    "layers": frozenset({"model.attention"}),
+    "layers": frozenset({"model.attention", "training.compile"}),
     "packing": frozenset({"training.packing", "training.neftune_alpha", "model.attention"}),
     "kernel": frozenset(
         {"training.packing", "training.neftune_alpha", "model.attention", "training.precision"}

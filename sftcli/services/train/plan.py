@@ -32,7 +32,7 @@ from sftcli.services.train.budget import (
 from sftcli.services.train.decisions import settle_precision
 from sftcli.services.train.run import TrainingRun, memory_errors
 from sftcli.services.train.start.inputs import TrainingInputs, find_inputs
-from sftcli.training.loss import MAX_CHUNK_LOGITS
+from sftcli.training.loss import chunk_logits
 from sftcli.training.out_of_memory import SPARE
 from sftcli.training.probes.cost import StepCost, measure_cost
 from sftcli.training.trainer import Trainer
@@ -170,7 +170,7 @@ def _gaps(cost: StepCost, model: "PreTrainedModel") -> int:
     two precisions and their gradient, leave gaps for those of another size.
     """
     vocabulary = int(model.config.get_text_config().vocab_size)
-    logits = min(MAX_CHUNK_LOGITS, cost.longest_tokens * vocabulary)
+    logits = min(chunk_logits(model.device), cost.longest_tokens * vocabulary)
     return round((SPARE - 1) * cost.peak + _CHUNKS_IN_GAPS * 4 * logits)
 
 

@@ -9,7 +9,7 @@ from sftcli.modeling.pass_memory import PassMemory, may_be_short, measure_pass, 
 from sftcli.runtime import free_memory_bytes, stop_keeping_memory
 from sftcli.services.train.build import TrainingParts
 from sftcli.services.train.start.inputs import TrainingInputs
-from sftcli.training.loss import MAX_CHUNK_LOGITS, minimized
+from sftcli.training.loss import chunk_logits, minimized
 from sftcli.training.optim.optimizer import optimizer_tensors
 from sftcli.training.probes.choices import HeadLoss
 from sftcli.training.probes.cost import longest_micro_batch
@@ -100,7 +100,7 @@ def _head_bytes(parts: TrainingParts, tokens: int) -> int:
     """Return what the head takes of a chunk of positions; whole logits are part of what is measured."""
     vocabulary = int(parts.model.config.get_text_config().vocab_size)
     return (
-        4 * _HEAD_COPIES * min(MAX_CHUNK_LOGITS, tokens * vocabulary)
+        4 * _HEAD_COPIES * min(chunk_logits(parts.trainer.device), tokens * vocabulary)
         if parts.decisions.head == HeadLoss.LEAN
         else 0
     )

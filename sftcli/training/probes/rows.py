@@ -7,7 +7,7 @@ import numpy as np
 
 from sftcli.data.batches.batch import ExampleSource
 from sftcli.data.example import Example
-from sftcli.training.loss import MAX_CHUNK_LOGITS
+from sftcli.training.loss import chunk_logits
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ def cut_rows(
     embedding = cast("torch.nn.Embedding", model.get_input_embeddings())
     room = min(
         _MOST_TOKENS,
-        MAX_CHUNK_LOGITS // embedding.weight.shape[0],
+        chunk_logits(model.device) // embedding.weight.shape[0],
         max(_FEWEST_TOKENS, int(operations / (work * weights))),
     )
     order = np.argsort(np.asarray(examples.num_tokens), kind="stable")

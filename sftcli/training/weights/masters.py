@@ -44,6 +44,7 @@ class MasterWeights:
         self.masters: dict[str, torch.nn.Parameter] = {}
         self._copies: list[tuple[torch.nn.Parameter, torch.nn.Parameter]] = []
         self._frozen: dict[str, torch.Tensor] = {}
+        self.has_buffers = bool(stored_buffers(model))
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 if parameter.is_floating_point():  # 4-bit weights are packed in bytes
@@ -213,7 +214,10 @@ def refuse_other_adapter(needed: Iterable[str], tensors: Mapping[str, torch.Tens
 
 
 def stored_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the tensors that files of ``model`` hold besides its parameters, such as the routing bias of experts."""
+    """Return the tensors that files of ``model`` hold besides its parameters, such as the routing bias of experts.
+
+    All processes that share the weights out must ask: whoever does drops what was gathered.
+    """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     state = {name: value for name, value in model.state_dict().items() if name not in parameters}
     return {name: value.detach() for name, value in state.items() if isinstance(value, torch.Tensor)}

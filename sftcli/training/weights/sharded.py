@@ -74,7 +74,9 @@ class ShardedWeights(MasterWeights):
         self.masters = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         weights = (Weight(shape=tuple(master.shape)) for master in self.masters.values())
         self._gradient_bytes = 4 * sum(weight.padded(group.size) for weight in weights)
-        kept = named | stored_buffers(model) if file_name is None else self.masters
+        buffers = stored_buffers(model)
+        self.has_buffers = bool(buffers)
+        kept = named | buffers if file_name is None else self.masters
         self._stored = {(file_name or str)(name): tensor for name, tensor in kept.items()}
         self._trained = {(file_name or str)(name): parameter for name, parameter in self.masters.items()}
 

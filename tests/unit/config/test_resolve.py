@@ -371,7 +371,7 @@ def valid_settings(draw):
         sections.setdefault(section, {})[name] = draw(values(key, FIELDS[key]))
     try:
         settings = Settings.model_validate(sections)
-    except ValidationError:
+    except (ValidationError, UsageError):  # the latter of a path that is none
         assume(False)
     assume(not settings.adapter.is_on or settings.training.learning_rate is not None)  # it brings its own
     return settings

@@ -17,6 +17,7 @@ from sftcli.errors import DataError, NotFoundError
 from sftcli.events import EventSink, Notice, Progressed, Warned
 from sftcli.foreign import damaged, foreign_file, without_panics
 from sftcli.json_files import read_json, write_json
+from sftcli.memory_faults import is_out_of_memory
 from sftcli.modeling.formats.cached_source import SOURCE_FILE, SOURCES, CachedSource, file_sizes, write_source
 from sftcli.modeling.formats.gguf.gguf_header import GGUF_MAGIC, GgufHeader, read_header
 from sftcli.modeling.formats.older_config import with_older_keys, with_older_tokenizer_keys
@@ -176,7 +177,7 @@ def _told_of(gguf: Path, copy: Path) -> Iterator[None]:
     except Exception as error:
         cause = error.__context__ if isinstance(error.__context__, UnicodeDecodeError) else error
         text = str(cause).replace(str(copy), gguf.name)
-        if text == str(error):
+        if text == str(error) or is_out_of_memory(error):
             raise
         raise ValueError(text) from error
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from sftcli.data.batches.batch import collate_packed
-from sftcli.modeling.kernels import fuse as fused
+from sftcli.modeling.kernels import ways
 from sftcli.modeling.kernels.document_attention import attend_as_before, attend_by_document
 from sftcli.modeling.kernels.fuse import Fusion, fuse_layers, restore_layers
 from sftcli.modeling.kernels.fused_layer import layer_forward
@@ -241,7 +241,8 @@ def test_a_fault_of_a_thousandth_in_one_layer_is_seen(monkeypatch):
         made = layer_forward(self, hidden_states, **rest)
         return made * 1.001 if self is faulty else made
 
-    monkeypatch.setattr(fused, "layer_forward", slightly_off)
+    faulty_way = {ways.Part.LAYER: (ways.Way(forward=slightly_off),)}
+    monkeypatch.setitem(ways.WAYS, "cpu", ways.WAYS["cpu"] | faulty_way)
     assert fuse_layers(model).left_alone == ("LlamaDecoderLayer (1 of 2)",)
 
 

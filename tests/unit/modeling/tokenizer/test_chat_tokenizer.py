@@ -264,7 +264,7 @@ def test_a_folder_without_a_tokenizer_is_not_found(tmp_path: Path):
         (
             "tokenizer_config.json",
             b'{"added_tokens_decoder": {"600": {"content": "\\udfff"}}}',
-            "does not fit",
+            "holds half of a surrogate pair",
         ),
         ("chat_template.jinja", b"{% break %}", "is not valid Jinja"),
         (
