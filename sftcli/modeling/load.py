@@ -13,7 +13,7 @@ from sftcli.config.schema.adapter import Quantize
 from sftcli.config.schema.run import Attention
 from sftcli.errors import DataError, Location, MismatchError, ResourceError, UsageError
 from sftcli.foreign import foreign_file
-from sftcli.memory_faults import is_out_of_memory
+from sftcli.memory_faults import MemoryErrors
 from sftcli.modeling.architecture import auto_class, decoder_classes, freeze_beside_text, language_prefix
 from sftcli.modeling.attention import (
     attention_of,
@@ -82,20 +82,19 @@ def load_model(
     if not attention.is_flash:
         use_named_attention(model)
     _train_every_embedding(model)
-    try:
+    with MemoryErrors(lambda: _no_room_on(device)):
         torch.nn.Module.to(model, device)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(
-            f"the model does not fit in the memory of {device}",
-            hint="choose a smaller model or a larger device",
-        ) from error
     _refuse_nonfinite(folder, model)
     freeze_beside_text(model)
     if gradient_checkpointing:
         checkpoint_activations(model)
     return model
+
+
+def _no_room_on(device: torch.device) -> ResourceError:
+    return ResourceError(
+        f"the model does not fit in the memory of {device}", hint="choose a smaller model or a larger device"
+    )
 
 
 def take_names(model: PreTrainedModel, folder: Path) -> None:

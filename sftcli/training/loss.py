@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache, partial
-from itertools import chain
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -360,12 +359,17 @@ def ratio_standard_error(sums: Sequence[float], counts: Sequence[float]) -> floa
     return float(np.sqrt(rows / (rows - 1) * (residuals**2).sum()) / weights.sum())
 
 
-def in_halves(compute: Callable[[Batch], Found], batch: Batch) -> Iterator[tuple[Batch, Found]]:
-    """Yield ``batch`` with what ``compute`` makes of it; where memory runs out, halves of it, and so on down to one row."""
+def in_halves(
+    compute: Callable[[Batch], Found], batch: Batch, *, is_whole: bool = False
+) -> Iterator[tuple[Batch, Found]]:
+    """Yield ``batch`` with what ``compute`` makes of it; where memory runs out, halves of it, and so on down to one row.
+
+    With ``is_whole`` it is not halved, as where a pass is an exchange with processes that would not halve theirs.
+    """
     try:
         found = compute(batch)
     except Exception as error:
-        if not (batch.has_halves and is_out_of_memory(error)):
+        if is_whole or not (batch.has_halves and is_out_of_memory(error)):
             raise
     else:
         yield batch, found
@@ -408,7 +412,7 @@ def heldout_nll(
         if not (is_own or computes_all):
             continue
         batch = batch.to(device) if device else batch
-        parts = [(batch, measured(batch))] if computes_all else in_halves(measured, batch)
+        parts = list(in_halves(measured, batch, is_whole=computes_all))
         for part, (found, heard) in parts if is_own else ():
             if num_rows and heard:
                 lengths = (part.targets != IGNORED).sum(1).tolist()
@@ -428,78 +432,3 @@ def heldout_nll(
         row_nll=tuple(each[:num_rows]),
         row_tokens=tuple(each[num_rows:]),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowScore:
-    """One row: negative log-likelihood in nats summed over its ``tokens`` response tokens, ``correct`` of them guessed."""
-
-    nll: float
-    tokens: int
-    correct: int
-
-
-@torch.inference_mode()
-def score_rows(
-    model: "PreTrainedModel", batches: Iterable[Batch], *, stop: StopFlag
-) -> dict[int, RowScore] | None:
-    """Return the score of every row by its example id; None when ``stop`` was set before the end.
-
-    Sums run in float64, row by row, over the model's own logits.
-    """
-    scores: dict[int, RowScore] = {}
-    for batch in batches:
-        if stop.requested():
-            return None
-        for _, found in in_halves(partial(_scores, model), batch):
-            scores |= found
-    return scores
-
-
-@torch.no_grad()
-def score_rows_together(
-    model: "PreTrainedModel",
-    batches: Iterable[Batch],
-    *,
-    num_rows: int,
-    stop: StopFlag,
-    group: Group,
-    device: torch.device,
-    computes_all: bool,
-) -> list[RowScore] | None:
-    """Return the scores of all rows, whose ids count from 0, in every process of ``group``; as ``heldout_nll`` shares them.
-
-    It is for a model that goes on training: nothing is left behind in it that gradients could not flow through.
-    """
-    found = np.zeros((3, num_rows))
-    for batch, is_own in group.rounds(batches):
-        if stop.requested():
-            return None
-        if not (is_own or computes_all):
-            continue
-        batch = batch.to(device)
-        parts = (
-            [(batch, _scores(model, batch))] if computes_all else in_halves(partial(_scores, model), batch)
-        )
-        for row, score in chain.from_iterable(part.items() for _, part in parts) if is_own else ():
-            found[:, row] = score.nll, score.tokens, score.correct
-    nll, tokens, correct = np.asarray(group.sum(found.ravel().tolist())).reshape(3, num_rows).tolist()
-    return [
-        RowScore(nll=one, tokens=int(count), correct=int(guessed))
-        for one, count, guessed in zip(nll, tokens, correct, strict=True)
-    ]
-
-
-def _scores(model: "PreTrainedModel", batch: Batch) -> dict[int, RowScore]:
-    scores: dict[int, RowScore] = {}
-    logits = model(**batch.inputs, use_cache=False).logits  # (B, T, V)
-    for row, example in enumerate(batch.example_ids):
-        wanted = batch.targets[row] != IGNORED
-        chosen, targets = logits[row][wanted].float(), batch.targets[row][wanted]
-        nll = functional.cross_entropy(chosen, targets, reduction="none").double().sum()
-        scores[example] = RowScore(
-            nll=float(nll),
-            tokens=len(targets),
-            correct=int((chosen.argmax(dim=-1) == targets).sum()),
-        )
-    return scores

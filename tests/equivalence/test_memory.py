@@ -10,8 +10,8 @@ from sftcli.events import Ending, MemoryEased, NeverStop, Session, StepDone
 from sftcli.services.train.resume import ResumeRequest, resume_training
 from sftcli.services.train.run import TrainingRun
 from sftcli.training.checkpoint.names import list_checkpoints
-from sftcli.training.loss import score_rows
 from sftcli.training.out_of_memory import MemoryLadder
+from sftcli.training.row_scores import score_rows
 from sftcli.training.state import TrainState
 from sftcli.training.trainer import Trainer
 from tests.support.memory import FAULTS, KERNEL

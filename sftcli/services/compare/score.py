@@ -14,7 +14,7 @@ from sftcli.services.evaluate.scoring import SCORING_TOKENS, response_bytes
 from sftcli.services.models.choose import choose_model, load_for_inference
 from sftcli.services.prepare.prepare import prepare_rows
 from sftcli.services.runs.folder import RunFolder, read_settings
-from sftcli.training.loss import score_rows
+from sftcli.training.row_scores import score_rows
 
 
 def score_run(run: RunFolder, session: Session, *, seconds: float) -> RowScores:

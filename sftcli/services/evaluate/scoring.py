@@ -36,7 +36,8 @@ from sftcli.services.evaluate.metrics import (
 from sftcli.services.models.choose import ModelChoice, load_for_inference
 from sftcli.services.processes.peers import Peers
 from sftcli.services.report.score import AnsweredRow, Interval, Miss, Score
-from sftcli.training.loss import RowScore, ratio_standard_error, score_rows
+from sftcli.training.loss import ratio_standard_error
+from sftcli.training.row_scores import RowScore, score_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,7 +8,8 @@ import pytest
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import batches_in_order_of_length
 from sftcli.events import HeldoutDone, NeverStop
-from sftcli.training.loss import heldout_nll, plain_nll_sum, response_nll_sum, score_rows
+from sftcli.training.loss import heldout_nll, plain_nll_sum, response_nll_sum
+from sftcli.training.row_scores import score_rows
 from tests.support.recording import RecordingSink
 from tests.support.training import PAD_ID, build_trainer, random_examples, tiny_llama
 

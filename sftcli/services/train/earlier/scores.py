@@ -10,7 +10,8 @@ from sftcli.data.prepared.subset import ChosenRows
 from sftcli.events import EarlierDone, EventSink, StopFlag
 from sftcli.runtime import monotonic
 from sftcli.services.train.earlier.rows import EarlierRows
-from sftcli.training.loss import RowScore, ratio_standard_error, score_rows_together
+from sftcli.training.loss import ratio_standard_error
+from sftcli.training.row_scores import RowScore, score_rows_together
 from sftcli.training.trainer import Trainer
 
 if TYPE_CHECKING:

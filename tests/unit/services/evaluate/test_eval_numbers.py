@@ -21,7 +21,8 @@ from sftcli.services.evaluate.metrics import (
     rouge_l,
 )
 from sftcli.services.evaluate.scoring import question_of
-from sftcli.training.loss import ratio_standard_error, score_rows
+from sftcli.training.loss import ratio_standard_error
+from sftcli.training.row_scores import score_rows
 from tests.support.tiny_tokenizer import build_tiny_tokenizer
 from tests.support.training import PAD_ID, random_examples, tiny_llama
 
