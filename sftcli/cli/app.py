@@ -108,8 +108,9 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> object:
     _check_words(arguments)
-    if any(word.endswith("-completion") for word in arguments):
-        complete.leave_no_space_behind_equals()
+    if arguments and arguments[0] in {"--show-completion", "--install-completion"}:
+        complete.set_up_for_shell(arguments)
+        return None
     return app(arguments, prog_name="sft", standalone_mode=False)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.support.commands import run_command
 
 SECONDS = 60
 READY = "ready>"
@@ -44,20 +47,24 @@ class Shell:
             start_new_session=True,
         )
         os.close(follower)
+        self.shown = ""
         self.read(READY)
-        self.type(". ./completions\n")
+        self.type(". ./completions && echo load''ed\n")  # the echo of the command itself has another spelling
+        self.read("loaded")
         self.read(READY)
 
     def type(self, text: str) -> None:
         os.write(self.leader, text.encode())
 
     def read(self, until: str) -> str:
-        """Return what was shown up to ``until``."""
-        shown, begin = "", time.monotonic()
-        while until not in shown.replace("\x07", ""):
-            assert time.monotonic() - begin < SECONDS, shown
-            shown += os.read(self.leader, 4096).decode()
-        return shown.replace("\x07", "")
+        """Return what was shown up to ``until``; what stands behind it is read next."""
+        end = time.monotonic() + SECONDS
+        while until not in self.shown:
+            ready, _, _ = select.select([self.leader], [], [], max(end - time.monotonic(), 0))
+            assert ready, f"{until!r} did not come within {SECONDS} s: {self.shown!r}"
+            self.shown += os.read(self.leader, 4096).decode().replace("\x07", "")
+        before, _, self.shown = self.shown.partition(until)
+        return before + until
 
     def end(self) -> None:
         self.process.kill()
@@ -81,3 +88,22 @@ def test_no_space_stands_behind_a_setting_and_one_behind_a_word(shell: Shell):
     assert shell.read("X").startswith("X")
     shell.type("sft prese\t")
     shell.read("presets ")
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"),
+    [("bash", "complete -o default"), ("zsh", "#compdef sft"), ("fish", "complete --command sft")],
+)
+def test_the_script_of_the_shell_that_is_named_is_printed_whatever_runs_the_program(
+    shell: str, line: str, tmp_path: Path
+):
+    said = run_command(["--show-completion", shell], tmp_path / "said")
+    assert (said.code, line in said.text) == (0, True), said.text
+
+
+@pytest.mark.parametrize("words", [["tcsh"], ["bash", "zsh"]])
+def test_a_shell_without_completions_is_refused_by_name(words: list[str], tmp_path: Path):
+    said = run_command(["--show-completion", *words], tmp_path / "said")
+    assert said.code == 2
+    assert "no completions for" in said.text
+    assert "sft --show-completion bash" in said.text

@@ -1,9 +1,13 @@
 """What the shell offers after Tab. Reads names from disk and from the schema; never imports torch, never raises."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from textwrap import shorten
+
+import typer
+
+from sftcli.errors import UsageError
 
 HELP_COLUMNS = 70
 ROOT = Path("runs")  # where runs are unless a flag says otherwise
@@ -107,7 +111,7 @@ def _paths(incomplete: str, is_wanted: Callable[[Path], bool]) -> Iterator[str]:
             yield shown
 
 
-def leave_no_space_behind_equals() -> None:
+def _leave_no_space_behind_equals() -> None:
     """Let the script for bash put no space behind ``KEY=``: the value follows. Elsewhere ``--set KEY= VALUE`` is read as well."""
     from typer import _completion_shared
 
@@ -116,3 +120,27 @@ def leave_no_space_behind_equals() -> None:
     scripts["bash"] = scripts["bash"].replace(
         ending, f"    [[ ${{COMPREPLY-}} == *= ]] && compopt -o nospace\n{ending}"
     )
+
+
+def set_up_for_shell(arguments: Sequence[str]) -> None:
+    """Print or install the completions of the shell that is named, else of the one that runs the program.
+
+    Raises:
+        UsageError: There is no shell above the program, or none that is known.
+    """
+    from typer import _completion_shared as shared
+
+    option, *names = arguments
+    known = [shell.value for shell in shared.Shells]
+    shell = " ".join(names) or shared._get_shell_name()
+    if shell not in known:
+        found = f"no completions for {shell}" if shell else "no shell runs this program"
+        raise UsageError(f"{found}; name one of {', '.join(known)}: sft {option} bash")
+    _leave_no_space_behind_equals()
+    if option == "--show-completion":
+        typer.echo(shared.get_completion_script(prog_name="sft", complete_var="_SFT_COMPLETE", shell=shell))
+    else:
+        _, path = shared.install(shell, prog_name="sft", complete_var="_SFT_COMPLETE")
+        typer.echo(
+            f"Completions of {shell} are in {path}. They work in each shell that you open from now on."
+        )
