@@ -244,7 +244,8 @@ def test_code_that_could_run_what_it_reads_is_not_in_the_package():
                     and path.name != "pt_file.py"
                 ):
                     found.append(f"{path.name}: {name}")
-                found += [f"{path.name}: shell" for word in node.keywords if word.arg == "shell"]
+                if name != "shared.get_completion_script":  # a text for the shell of that name
+                    found += [f"{path.name}: shell" for word in node.keywords if word.arg == "shell"]
     assert found == []
 
 

@@ -14,7 +14,7 @@ TEXTS = [(f"{path.relative_to(ROOT)}:{line}", text) for path in SOURCES for line
 # Of pip, hf, torchrun, cp, vllm and Slurm.
 OTHERS = {"--no-deps", "--repo-type", "--local-dir", "--nproc-per-node", "--remove-destination", "--max-lora-rank", "--enable-lora",
           "--lora-modules", "--ntasks", "--signal", "--no-input", "--disable-pip-version-check", "--progress-bar", "--only-binary",
-          "--dest", "--help", "--version"}  # fmt: skip
+          "--dest", "--help", "--version", "--show-completion", "--install-completion"}  # fmt: skip
 
 
 def test_commands_are_found():
