@@ -35,6 +35,7 @@ class OptimizerName(StrEnum):
 
     ADAMW = "adamw"
     ADAFACTOR = "adafactor"
+    ADAMW_LEAN = "adamw_lean"  # moments of 8 bits, and no copy of the weights beside their masters
     ADAMW_8BIT = "adamw_8bit"
     PAGED_ADAMW_8BIT = "paged_adamw_8bit"
     MUON = "muon"  # AdamW for embeddings, head, gains and biases
@@ -51,6 +52,7 @@ class OptimizerFacts:
     has_adamw_moments: bool = (
         False  # two float32 tensors in the shape of each weight, so they can be shared out as it is
     )
+    splits_masters: bool = False  # takes masters that are kept in two halves (``SplitWeights``)
     needs_bitsandbytes: bool = False
     needs_cuda: bool = False
 
@@ -58,7 +60,8 @@ class OptimizerFacts:
 OPTIMIZERS: Mapping[OptimizerName, OptimizerFacts] = {
     OptimizerName.ADAMW: OptimizerFacts(state_share=2.0, has_adamw_moments=True),
     OptimizerName.ADAFACTOR: OptimizerFacts(state_share=0.1),  # means of rows and columns
-    # Two bytes and their scales, except for tensors of less than 4096 numbers.
+    OptimizerName.ADAMW_LEAN: OptimizerFacts(state_share=0.51, splits_masters=True),  # two bytes and their scales
+    # The same, except for tensors of less than 4096 numbers.
     OptimizerName.ADAMW_8BIT: OptimizerFacts(state_share=0.6, needs_bitsandbytes=True),
     OptimizerName.MUON: OptimizerFacts(state_share=1.5),  # one moment of matrices, two of embeddings and head
     OptimizerName.PAGED_ADAMW_8BIT: OptimizerFacts(state_share=0.6, needs_bitsandbytes=True, needs_cuda=True),
@@ -180,7 +183,8 @@ class TrainingSettings(Section):
     )
     optimizer: OptimizerName = Field(
         OptimizerName.ADAMW,
-        description="adamw; muon for the matrices of the layers; or one with less state: adafactor, adamw_8bit, paged_adamw_8bit.",
+        description="adamw; muon for the matrices of the layers; or one with less state: adamw_lean (10 bytes a weight "
+        "with weight and gradient, where adamw has 18), adafactor, adamw_8bit, paged_adamw_8bit.",
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay, on matrices only.")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay of the first moment.")

@@ -215,7 +215,12 @@ def assemble(
         if group.is_writer
         else settings.checkpoint.model_copy(update={"in_background": False}),
         weights=weights,
-        optimizer=make_optimizer(weights.masters, settings.training, embeddings=embedding_names(model)),
+        optimizer=make_optimizer(
+            weights.masters,
+            settings.training,
+            embeddings=embedding_names(model),
+            remainders=weights.remainders,
+        ),
         batch_loss=batch_loss,
         before_step=before_step,
         ladder=ladder,

@@ -184,7 +184,8 @@ def _known(cost: StepCost) -> int:
 
 
 def _model_bytes(trainer: Trainer) -> int:
-    tensors = {*trainer.weights.model.parameters(), *trainer.weights.masters.values()}
+    weights = trainer.weights
+    tensors = {*weights.model.parameters(), *weights.masters.values(), *weights.remainders.values()}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -86,13 +86,13 @@ def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
         marks.rise(held_peak_bytes(trainer.device))
     _tell(trainer, TIMED_STEPS + 1)
     trainer.plan = plan
-    masters = trainer.weights.masters
+    masters, remainders = trainer.weights.masters, trainer.weights.remainders
     state = optimizer_tensors(trainer.optimizer, masters).values()
     return StepCost(
         longest_rows=len(longest.example_ids),
         longest_tokens=longest.input_ids.numel(),
         scanned_steps=scanned,
-        weights=_bytes([*trainer.weights.model.parameters(), *masters.values()]),
+        weights=_bytes([*trainer.weights.model.parameters(), *masters.values(), *remainders.values()]),
         gradients=sum(4 * master.numel() for master in masters.values()),  # summed in float32
         optimizer=_bytes(state),
         activations=max(0, marks.body - marks.before),

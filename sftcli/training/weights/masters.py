@@ -42,6 +42,7 @@ class MasterWeights:
         self.compute_dtype = compute_dtype
         self.collects_at_once = collects_at_once
         self.masters: dict[str, torch.nn.Parameter] = {}
+        self.remainders: dict[str, torch.Tensor] = {}  # of masters that are split, their lower halves
         self._copies: list[tuple[torch.nn.Parameter, torch.nn.Parameter]] = []
         self._frozen: dict[str, torch.Tensor] = {}
         self.has_buffers = bool(stored_buffers(model))
