@@ -206,7 +206,14 @@ class TrainingSettings(Section):
         description="Leave these weights as they are, also those that `train` names: parts of names such as `layers.0-3`.",
         json_schema_extra={"allowed": 'a list of parts of names, such as ["layers.0-3"]'},
     )
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="Gradients are clipped to this norm; 0 leaves them as they are."
+    )
+    release_gradients: bool = Field(
+        False,
+        description="Update each weight in the backward pass and free its gradient, in steps of one micro-batch: less memory, the same "
+        "updates. With `max_grad_norm` the pass is computed twice, for the norm and for the updates; with `max_grad_norm` 0 once.",
+    )
     precision: Precision = Field(
         Precision.AUTO,
         description="bf16, fp16 (with loss scaling) or fp32 matrix products; auto picks the faster of bf16 and fp32, bf16 if about even, "
@@ -320,6 +327,11 @@ class TrainingSettings(Section):
         """``batch_size``, once it is decided."""
         assert self.batch_size is not None
         return self.batch_size
+
+    @property
+    def clips_to(self) -> float:
+        """``max_grad_norm``, infinity where gradients are not clipped."""
+        return self.max_grad_norm or math.inf
 
     @property
     def peak_learning_rate(self) -> float:

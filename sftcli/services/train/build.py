@@ -49,6 +49,7 @@ from sftcli.services.train.adapters import AdapterFiles, adapter_files, load_wit
 from sftcli.services.train.batch_plan import plan_maker
 from sftcli.services.train.compiling import try_compiled, wants_compiled
 from sftcli.services.train.decisions import require_same
+from sftcli.services.train.releasing import gradient_release
 from sftcli.services.train.speedups import try_ways
 from sftcli.services.train.start.inputs import TrainingInputs
 from sftcli.services.train.start.parallelism import make_weights, shares_weights
@@ -209,17 +210,21 @@ def assemble(
     )
     # A process that ran out of memory would leave the others inside an exchange of weights.
     ladder.is_short = compute.shares
+    optimizer = make_optimizer(
+        weights.masters,
+        settings.training,
+        embeddings=embedding_names(model),
+        remainders=weights.remainders,
+    )
     trainer = trainer_type(
         settings=settings.training,
         checkpoint=settings.checkpoint
         if group.is_writer
         else settings.checkpoint.model_copy(update={"in_background": False}),
         weights=weights,
-        optimizer=make_optimizer(
-            weights.masters,
-            settings.training,
-            embeddings=embedding_names(model),
-            remainders=weights.remainders,
+        optimizer=optimizer,
+        release=gradient_release(
+            weights, optimizer, settings.training, group=group, plan=named, emit=emit
         ),
         batch_loss=batch_loss,
         before_step=before_step,

@@ -91,7 +91,7 @@ def make_weights(
         )
     if names is None and dtype == torch.bfloat16 and OPTIMIZERS[settings.training.optimizer].splits_masters:
         return SplitWeights(model)
-    at_once = not _has_room_for_gradients(model, dtype, device)
+    at_once = settings.training.release_gradients or not _has_room_for_gradients(model, dtype, device)
     if names is not None:
         return AdapterWeights(model, compute_dtype=dtype, file_name=names, collects_at_once=at_once)
     return MasterWeights(model, compute_dtype=dtype, collects_at_once=at_once)
