@@ -19,10 +19,14 @@ from tests.support.training import build_trainer, tiny_llama
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def trainer(
-    optimizer="adamw_lean", *, dtype=torch.bfloat16, store=None, sink=None, tie=True, **changes
-):
-    values = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 2}
+def trainer(optimizer="adamw_lean", *, dtype=torch.bfloat16, store=None, sink=None, tie=True, **changes):
+    values = {
+        "max_steps": 6,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "learning_rate": 3e-3,
+        "warmup_steps": 2,
+    }
     settings = TrainingSettings(optimizer=optimizer, packing="off", **(values | changes))
     return build_trainer(
         settings=settings,

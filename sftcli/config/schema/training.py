@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sftcli.config.schema.section import Section, Text
 from sftcli.errors import UsageError
@@ -60,7 +60,9 @@ class OptimizerFacts:
 OPTIMIZERS: Mapping[OptimizerName, OptimizerFacts] = {
     OptimizerName.ADAMW: OptimizerFacts(state_share=2.0, has_adamw_moments=True),
     OptimizerName.ADAFACTOR: OptimizerFacts(state_share=0.1),  # means of rows and columns
-    OptimizerName.ADAMW_LEAN: OptimizerFacts(state_share=0.51, splits_masters=True),  # two bytes and their scales
+    OptimizerName.ADAMW_LEAN: OptimizerFacts(
+        state_share=0.51, splits_masters=True
+    ),  # two bytes and their scales
     # The same, except for tensors of less than 4096 numbers.
     OptimizerName.ADAMW_8BIT: OptimizerFacts(state_share=0.6, needs_bitsandbytes=True),
     OptimizerName.MUON: OptimizerFacts(state_share=1.5),  # one moment of matrices, two of embeddings and head
@@ -89,6 +91,20 @@ class Compile(StrEnum):
     OFF = "off"
     AUTO = "auto"  # where it was measured to be faster, which is nowhere yet
     ON = "on"
+
+
+class Checkpointing(StrEnum):
+    """What layers keep for the backward pass, from most to least; what they do not keep is computed again there."""
+
+    OFF = "false"  # all
+    SELECTIVE = "selective"  # attention and its projections
+    LAYERS = "true"  # their input
+    OFFLOAD = "offload"  # their input, in the memory of the host
+
+    @property
+    def is_on(self) -> bool:
+        """Whether something is computed again."""
+        return self is not Checkpointing.OFF
 
 
 class OnSpike(StrEnum):
@@ -234,10 +250,10 @@ class TrainingSettings(Section):
         ge=0,
         description="Strength of NEFTune noise on embeddings (5 is usual); 0 for none.",
     )
-    gradient_checkpointing: bool = Field(
-        False,
-        description="Keep only each layer's input for the backward pass and recompute the rest: less memory, about a "
-        "third more time.",
+    gradient_checkpointing: Checkpointing = Field(
+        Checkpointing.OFF,
+        description="Keep less for the backward pass and compute the rest again: selective keeps attention and its projections, true "
+        "only each layer's input (about a third more time), offload that input in the memory of the host, for a GPU.",
     )
     compile: Compile = Field(
         Compile.AUTO,
@@ -327,6 +343,12 @@ class TrainingSettings(Section):
         """``batch_size``, once it is decided."""
         assert self.batch_size is not None
         return self.batch_size
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _in_words(cls, value: object) -> object:
+        """Take true and false of TOML and JSON for the words."""
+        return str(value).lower() if isinstance(value, bool) else value
 
     @property
     def clips_to(self) -> float:

@@ -18,9 +18,7 @@ def num_blocks(numbers: int) -> int:
     return -(-numbers // BLOCK)
 
 
-def packed(
-    numbers: torch.Tensor, noise: torch.Tensor, *, signed: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def packed(numbers: torch.Tensor, noise: torch.Tensor, *, signed: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ``numbers`` as codes and their scales.
 
     Args:

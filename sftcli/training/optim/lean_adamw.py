@@ -9,7 +9,10 @@ import torch
 from sftcli.training.optim.eight_bits import BLOCK, num_blocks, packed, unpacked
 from sftcli.training.weights.split import join, split
 
-_AT_ONCE = {"cpu": 2**17, "cuda": 2**26}  # numbers, so that what a step needs besides stays small, and in a CPU's cache
+_AT_ONCE = {
+    "cpu": 2**17,
+    "cuda": 2**26,
+}  # numbers, so that what a step needs besides stays small, and in a CPU's cache
 _NOISE_BITS = 20
 
 
@@ -54,7 +57,9 @@ class LeanAdamW(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     self._update(parameter, parameter.grad, group)
 
-    def _update(self, parameter: torch.nn.Parameter, gradient: torch.Tensor, group: Mapping[str, Any]) -> None:
+    def _update(
+        self, parameter: torch.nn.Parameter, gradient: torch.Tensor, group: Mapping[str, Any]
+    ) -> None:
         state = self.state[parameter]
         if not state:
             state.update(_first_state(parameter))
@@ -95,9 +100,7 @@ class _Moments:
         gradient = _filled(gradient, first.numel())
         first.lerp_(gradient, 1 - beta1)
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        noise = torch.randint(
-            2**30, first.shape, dtype=torch.int32, device=first.device, generator=generator
-        )
+        noise = torch.randint(2**30, first.shape, dtype=torch.int32, device=first.device, generator=generator)
         for (codes, scales, signed), moment, bits in zip(
             self._places, (first, second), (noise & 0x7FFF, noise >> 15), strict=True
         ):
@@ -134,4 +137,6 @@ def _padded(codes: torch.Tensor, scales: torch.Tensor, signed: bool) -> torch.Te
 
 def _filled(numbers: torch.Tensor, size: int) -> torch.Tensor:
     """Return ``numbers`` with zeros up to ``size``."""
-    return torch.nn.functional.pad(numbers, (0, size - numbers.numel())) if numbers.numel() < size else numbers
+    return (
+        torch.nn.functional.pad(numbers, (0, size - numbers.numel())) if numbers.numel() < size else numbers
+    )

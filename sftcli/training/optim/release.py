@@ -26,9 +26,7 @@ class GradientRelease:
         max_norm: What gradients are clipped to; infinity where they are not.
     """
 
-    def __init__(
-        self, weights: MasterWeights, optimizer: torch.optim.Optimizer, *, max_norm: float
-    ) -> None:
+    def __init__(self, weights: MasterWeights, optimizer: torch.optim.Optimizer, *, max_norm: float) -> None:
         self._weights = weights
         self._optimizer = optimizer
         self._max_norm = max_norm
