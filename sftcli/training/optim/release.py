@@ -84,10 +84,12 @@ class GradientRelease:
     def _norm(self) -> torch.Tensor:
         """Return the norm of all gradients, from those of each in the order of the masters: as ``gradient_norm`` has it."""
         found = [self._norms[master] for master in self._weights.masters.values() if master in self._norms]
-        return torch.linalg.vector_norm(torch.stack(found))
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(found))
+        return norm
 
     @torch.no_grad()
     def _measure(self, master: torch.nn.Parameter) -> None:
+        assert master.grad is not None
         (self._norms[master],) = torch._foreach_norm([master.grad])
         master.grad = None
 
