@@ -1,7 +1,10 @@
 """AdamW in 10 bytes a weight: masters in two halves and moments of 8 bits, and what that must not change."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.training import TrainingSettings
@@ -14,6 +17,8 @@ from sftcli.training.optim.optimizer import make_optimizer, optimizer_tensors
 from sftcli.training.weights.masters import MasterWeights
 from sftcli.training.weights.split import SplitWeights, join, split
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
+from tests.support.runs import settings_of, train, write_rows
+from tests.support.tiny_model import build_tiny_model
 from tests.support.training import build_trainer, tiny_llama
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -130,6 +135,20 @@ def test_losses_are_near_those_of_adamw(precision):
     assert lean[0] == pytest.approx(usual[0], rel=1e-4)
     assert usual[-1] < 0.9 * usual[0]
     assert lean[-1] == pytest.approx(usual[-1], rel=0.02)
+
+
+def test_checkpoint_has_float32_weights_and_the_final_model_is_those_rounded_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
+    write_rows(tmp_path / "rows.jsonl")
+    model = build_tiny_model(tmp_path / "model", dtype=torch.bfloat16)
+    changes = ("training.optimizer=adamw_lean", "training.precision=bf16", "training.max_steps=2")
+    outcome = train(settings_of(tmp_path, model, *changes, "data.heldout_fraction=0"), NeverStop())
+    (newest, *_) = list_checkpoints(Path(outcome.path) / "checkpoints")[::-1]
+    exact, written = (load_file(folder / "model.safetensors") for folder in (newest, Path(outcome.final)))
+    assert {tensor.dtype for tensor in exact.values()} == {torch.float32}
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in exact.values())
+    assert exact.keys() == written.keys()
+    assert all(torch.equal(tensor.to(written[name].dtype), written[name]) for name, tensor in exact.items())
 
 
 @pytest.mark.parametrize("stop_at", [1, 4])
