@@ -42,7 +42,7 @@ def time_training(check: Check) -> None:
             if variant != COMPILED:
                 with check.guarded(f"{kind} {variant}"):
                     _time(check, kind, variant, steps=steps, is_profiled=variant in _PROFILED)
-    for changed in ({}, {"gradient_checkpointing": True}):
+    for changed in ({}, *({"gradient_checkpointing": how} for how in ("selective", "true", "offload"))):
         with check.guarded("llama8b, LoRA"):
             _time(check, "llama8b", "as it is", steps=3, warm=2, row_tokens=8192, **_LORA, **changed)
     with check.guarded("smol, LoRA"):
@@ -89,7 +89,7 @@ def _time(
         name = (
             kind
             + ", LoRA" * ("adapter" in changed)
-            + ", checkpointing" * ("gradient_checkpointing" in changed)
+            + (f", checkpointing {how}" if (how := changed.get("gradient_checkpointing")) else "")
         )
         found = timed_steps(check, trainer, warm=warm, steps=steps)
         check.say(f"{name}: {variant}", **found, rung=trainer.state.micro_batch_size)

@@ -16,13 +16,13 @@ from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.events import Event
+from sftcli.modeling.activations import checkpoint_activations, ways_down
 from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.modeling.adapter.targets import file_name
 from sftcli.modeling.kernels.compiled import compile_layers
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.modeling.kernels.told_positions import spare_search_of_own_positions
-from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.loss import BatchLoss, response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
@@ -73,8 +73,8 @@ def trainer_of(
     }
     settings = TrainingSettings.model_validate(steps | changed)
     weights = _weights(model, adapter, dtype, is_fused=not compiled)
-    if settings.gradient_checkpointing:
-        checkpoint_activations(model)
+    if settings.gradient_checkpointing.is_on:
+        checkpoint_activations(model, settings.gradient_checkpointing)
     spare_search_of_own_positions(model)
     if not attend_by_document(model):
         raise RuntimeError("the model does not attend document by document")
@@ -92,7 +92,8 @@ def trainer_of(
             seed=0,
             packing=packing and packing.reduced(size, most),
         ),
-        checkpoint_activations=partial(checkpoint_activations, model),
+        ways=ways_down(model, settings.gradient_checkpointing, device),
+        checkpoint=partial(checkpoint_activations, model),
     )
     return Trainer(
         settings=settings,

@@ -11,9 +11,11 @@ from transformers.core_model_loading import PrefixChange
 
 from sftcli.config.schema.adapter import Quantize
 from sftcli.config.schema.run import Attention
+from sftcli.config.schema.training import Checkpointing
 from sftcli.errors import DataError, Location, MismatchError, ResourceError, UsageError
 from sftcli.foreign import foreign_file
 from sftcli.memory_faults import MemoryErrors
+from sftcli.modeling.activations import checkpoint_activations
 from sftcli.modeling.architecture import auto_class, decoder_classes, freeze_beside_text, language_prefix
 from sftcli.modeling.attention import (
     attention_of,
@@ -49,7 +51,7 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     attention: Attention = Attention.AUTO,
-    gradient_checkpointing: bool = False,
+    checkpointing: Checkpointing = Checkpointing.OFF,
     quantize: Quantize = Quantize.NONE,
     trusts_code: bool = False,
 ) -> PreTrainedModel:
@@ -86,8 +88,8 @@ def load_model(
         torch.nn.Module.to(model, device)
     _refuse_nonfinite(folder, model)
     freeze_beside_text(model)
-    if gradient_checkpointing:
-        checkpoint_activations(model)
+    if checkpointing.is_on:
+        checkpoint_activations(model, checkpointing)
     return model
 
 
@@ -129,21 +131,6 @@ def own_attention(model: PreTrainedModel) -> str:
         f"{type(model).__name__} has no sdpa: its own attention (eager) is used, whose memory grows with the square of "
         "a row's length"
     )
-
-
-def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Keep only the input of each layer for the backward pass and compute the rest again there.
-
-    Raises:
-        UsageError: The model's code cannot do that.
-    """
-    if not model.supports_gradient_checkpointing:
-        raise UsageError(
-            f"{type(model).__name__} does not support gradient checkpointing",
-            hint="leave training.gradient_checkpointing false",
-        )
-    newer = getattr(model, "activation_checkpointing_enable", None)  # the older name is deprecated
-    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _from_pretrained(

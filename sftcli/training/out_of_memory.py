@@ -1,15 +1,21 @@
 """Running out of memory: the ladder of fallbacks that keeps the updates the same, and freed memory that is kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
+from sftcli.config.schema.training import Checkpointing
 from sftcli.events import MemoryEased
 from sftcli.runtime import memory_bytes, release_memory
 from sftcli.training.state import StepPlan, TrainState
 
 SPARE = 1.1
+_WORDS = {
+    Checkpointing.SELECTIVE: "selective gradient checkpointing",
+    Checkpointing.LAYERS: "gradient checkpointing",
+    Checkpointing.OFFLOAD: "gradient checkpointing with activations in the memory of the host",
+}
 
 
 class KeptMemory:
@@ -46,8 +52,9 @@ class KeptMemory:
 
 
 class MemoryLadder:
-    """The rungs: half the micro-batch with more of them, down to one row, then gradient checkpointing.
+    """The rungs: half the micro-batch with more of them, down to one row, then the ways of gradient checkpointing.
 
+    Each of those keeps less than the one before.
     Where rows are packed, half the micro-batch is half its positions, down to the part of them that one of
     ``micro_batch_size`` rows has.
     The global batch stays, so losses and updates are the same up to rounding. The rung is part of the run's state.
@@ -55,7 +62,8 @@ class MemoryLadder:
     Args:
         micro_batch_size: What the settings say.
         make_plan: Returns the plan for a micro-batch size.
-        checkpoint_activations: Turns gradient checkpointing on; None where it is on already, or not known to the model.
+        ways: Those of gradient checkpointing that keep less than the settings say, as far as the model knows them.
+        checkpoint: Makes the model keep what one says.
     """
 
     def __init__(
@@ -63,13 +71,15 @@ class MemoryLadder:
         *,
         micro_batch_size: int,
         make_plan: Callable[[int], StepPlan],
-        checkpoint_activations: Callable[[], None] | None,
+        ways: Sequence[Checkpointing] = (),
+        checkpoint: Callable[[Checkpointing], None] | None = None,
     ) -> None:
         self.micro_batch_size = micro_batch_size
         self.make_plan = make_plan
-        self.checkpoint_activations = checkpoint_activations
+        self.ways = ways
+        self.checkpoint = checkpoint
         self.is_short = False  # whether it ends where it begins
-        self._is_checkpointing = False
+        self._way: Checkpointing | None = None  # that the model was given
 
     def below(self, state: TrainState) -> TrainState | None:
         """Return ``state`` one rung further down; None at the end of the ladder."""
@@ -78,23 +88,26 @@ class MemoryLadder:
             return None
         if size > 1:
             return replace(state, micro_batch_size=size // 2)
-        if self.checkpoint_activations is not None and not state.checkpoints_activations:
-            return replace(state, checkpoints_activations=True)
+        way = _way_of(state)
+        left = self.ways if way is None else [*self.ways][[*self.ways, way].index(way) + 1 :]
+        if left:
+            return replace(state, checkpoints_activations=True, checkpointing=left[0])
         return None
 
     def plan(self, state: TrainState) -> StepPlan:
         """Return the plan of the rung that ``state`` is on, with the model made ready for it."""
-        if state.checkpoints_activations and not self._is_checkpointing and self.checkpoint_activations:
-            self.checkpoint_activations()
-            self._is_checkpointing = True
+        way = _way_of(state)
+        if way is not None and way is not self._way and self.checkpoint is not None:
+            self.checkpoint(way)
+            self._way = way
         return self.make_plan(self._size(state))
 
     def event(self, state: TrainState, plan: StepPlan, *, why: str) -> MemoryEased:
         """Return the event that reports the step-down, and ``why`` the step behind ``state`` needs it."""
         count = len(plan.window(state.step))
         what = f"{self._micro_batches(state, plan)} from here on, {count} in this step"
-        if state.checkpoints_activations:
-            what = "gradient checkpointing from here on"
+        if way := _way_of(state):
+            what = f"{_WORDS[way]} from here on"
         return MemoryEased(
             step=state.step + 1,
             micro_batch_size=0 if plan.micro_batch_tokens else self._size(state),
@@ -107,8 +120,8 @@ class MemoryLadder:
     def tried(self, state: TrainState, plan: StepPlan) -> str:
         """Describe the rung of ``state``, whose plan is ``plan``."""
         micro_batches = self._micro_batches(state, plan)
-        on = state.checkpoints_activations or self.checkpoint_activations is None
-        return f"{micro_batches} and gradient checkpointing" if on else micro_batches
+        way = _way_of(state) or (None if self.ways else Checkpointing.LAYERS)
+        return f"{micro_batches} and {_WORDS[way]}" if way else micro_batches
 
     def way_down(self, state: TrainState, plan: StepPlan) -> str:
         """Return the setting, ``KEY=VALUE``, of the next rung for a run that cannot change rungs itself; empty if none is left."""
@@ -117,7 +130,7 @@ class MemoryLadder:
         size = self._size(state)
         if size > 1 and not plan.micro_batch_tokens:
             return f"training.micro_batch_size={size // 2}"
-        return "training.gradient_checkpointing=true" if self.checkpoint_activations is not None else ""
+        return f"training.gradient_checkpointing={self.ways[0]}" if self.ways else ""
 
     def _micro_batches(self, state: TrainState, plan: StepPlan) -> str:
         if plan.micro_batch_tokens:
@@ -127,3 +140,10 @@ class MemoryLadder:
 
     def _size(self, state: TrainState) -> int:
         return state.micro_batch_size or self.micro_batch_size
+
+
+def _way_of(state: TrainState) -> Checkpointing | None:
+    """Return how ``state`` checkpoints activations; None where it does as the settings say."""
+    if not state.checkpoints_activations:
+        return None
+    return Checkpointing(state.checkpointing or Checkpointing.LAYERS)  # older runs know this one alone

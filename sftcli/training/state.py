@@ -41,6 +41,7 @@ class TrainState:
     first_earlier_right: list[list[bool]] | None = None
     micro_batch_size: int = 0  # rows, where memory ran out with what the settings say; else 0
     checkpoints_activations: bool = False  # the same for gradient checkpointing
+    checkpointing: str = ""  # how, a value of ``Checkpointing``
     # Of float16 products: by what the loss is multiplied, 0 where none was yet, and the steps since it was last changed.
     loss_scale: float = 0.0
     loss_scale_steps: int = 0

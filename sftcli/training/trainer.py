@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 
@@ -29,14 +31,16 @@ from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss, minimized, three_sums
 from sftcli.training.loss_scale import LossScaler
 from sftcli.training.optim.optimizer import optimizer_tensors, restore_optimizer
+from sftcli.training.optim.release import GradientRelease
 from sftcli.training.optim.schedule import learning_rate_at, set_learning_rate
-from sftcli.training.optim.update import launch_update
+from sftcli.training.optim.update import Taken, launch_update
 from sftcli.training.out_of_memory import KeptMemory, MemoryLadder
 from sftcli.training.random_streams import capture_rng, collect_rng, restore_rng, restore_stream
 from sftcli.training.state import (
     AnswerGiver,
     CheckpointStore,
     HeldoutLoss,
+    RngState,
     StepPlan,
     TrainingSnapshot,
     TrainState,
@@ -76,6 +80,7 @@ class Trainer:
         clock: Clock = monotonic,
         group: Group | None = None,
         before_step: Callable[[Sequence[Batch]], None] | None = None,
+        release: GradientRelease | None = None,
     ) -> None:
         self.group = group or Group()
         self.name_row = name_row
@@ -86,6 +91,7 @@ class Trainer:
         self.optimizer = optimizer
         self.batch_loss = batch_loss
         self.before_step = before_step
+        self.release = release
         self.ladder = ladder
         self.heldout_loss = heldout_loss
         self.answer = answer
@@ -172,17 +178,14 @@ class Trainer:
         begin, exchanged = self.clock(), self.group.exchanged_bytes
         if not self.weights.model.training:  # which to say again goes through all modules
             self.weights.model.train()
-        window, sums = self._accumulate()
         learning_rate = learning_rate_at(self.state.step, self.settings)
         set_learning_rate(self.optimizer, learning_rate)
+        if self.release:  # whose pass may be the update
+            self._hold_for_copies()
+        rng = capture_rng()
+        window, sums = self._accumulate(rng)
         self._hold_for_copies()
-        finish = launch_update(
-            self.weights,
-            self.optimizer,
-            sums,
-            max_norm=self.settings.max_grad_norm,
-            asks_device=self.asks_device,
-        )
+        finish = self._launch_update(window, sums, rng)
         if is_followed:
             self._ahead.prepare(self.plan, self.state.step + 1, self.group)
         taken = finish()
@@ -226,19 +229,39 @@ class Trainer:
             router_aux_loss=taken.sums[2] if self.settings.router_aux_loss else None,
         )
 
-    def _accumulate(self) -> tuple[Sequence[Batch], torch.Tensor]:
+    def _launch_update(
+        self, window: Sequence[Batch], sums: torch.Tensor, rng: RngState
+    ) -> Callable[[], Taken]:
+        """Launch the update behind the pass over ``window``, before which the random numbers were ``rng``; return what finishes it."""
+        release = self.release
+        if release is None or not release.is_for(window):
+            return launch_update(
+                self.weights,
+                self.optimizer,
+                sums,
+                max_norm=self.settings.clips_to,
+                asks_device=self.asks_device,
+            )
+
+        def compute_again() -> None:
+            restore_rng(rng)
+            self._backward(window)
+
+        return partial(release.finish, sums, compute_again=compute_again)
+
+    def _accumulate(self, rng: RngState) -> tuple[Sequence[Batch], torch.Tensor]:
         """Sum the gradients of the next step; where memory runs out, from the start in a way that needs less of it.
 
         With float16 products a step whose gradients leave the range is computed again too, from a loss of a smaller scale.
         """
-        rng = capture_rng()
         while True:
             window = self._ahead.take(self.plan, self.state.step)
             try:
-                sums = self._backward(window)
+                with self.release.listening(window) if self.release else nullcontext():
+                    sums = self._backward(window)
             except Exception as error:
                 self.discard_gradients()
-                lower = self._agree_to_ease() if is_out_of_memory(error) else None
+                lower = self._agree_to_ease() if is_out_of_memory(error) and not self._has_begun() else None
                 if lower is None:
                     raise
             else:
@@ -270,6 +293,9 @@ class Trainer:
             return None
         self.group.any(True)
         return self.ladder.below(self.state)
+
+    def _has_begun(self) -> bool:
+        return self.release is not None and self.release.has_begun
 
     def _backward(self, window: Sequence[Batch]) -> torch.Tensor:
         """Add up the gradients of this process's share of ``window``; return its sums, as ``three_sums`` has them."""

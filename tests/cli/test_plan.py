@@ -81,6 +81,11 @@ def test_plan_is_one_json_object_or_a_table(place, monkeypatch):
     assert f"5 of 4 rows, at most {most} tokens at once" in table
     assert " rows packed into " in table
     assert "peak" in table
+    (measured,) = [way for way in json.loads(printed)["ways"] if way["is_measured"]]
+    assert measured["peak_bytes"] == json.loads(printed)["peak_bytes"]
+    assert {way["name"] for way in json.loads(printed)["ways"]} >= {"adamw", "adamw_lean", "adapter"}
+    assert " fits, as set" in table
+    assert "checkpointed" in table
     assert not (place / "runs").exists()
 
 

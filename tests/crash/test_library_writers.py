@@ -12,6 +12,7 @@ import torch
 from sftcli import storage
 from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
 from sftcli.config.schema.run import Attention, ModelSettings
+from sftcli.config.schema.training import Checkpointing
 from sftcli.errors import SftError, StorageError
 from sftcli.modeling.adapter.adapter import merge_adapter
 from sftcli.modeling.adapter.targets import file_name
@@ -65,7 +66,7 @@ class FinalAdapter:
             dtype=torch.float32,
             device=CPU,
             attention=Attention.AUTO,
-            gradient_checkpointing=False,
+            checkpointing=Checkpointing.OFF,
             trusts_code=False,
         )
         weights = AdapterWeights(model, compute_dtype=torch.float32, file_name=file_name)

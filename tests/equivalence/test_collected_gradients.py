@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sftcli.data.batches.batch import collate
-from sftcli.modeling.load import checkpoint_activations
+from sftcli.modeling.activations import checkpoint_activations
 from sftcli.training.loss import response_nll_sum
 from sftcli.training.weights.masters import MasterWeights
 from tests.support.training import PAD_ID, random_examples, tiny_llama

@@ -6,9 +6,9 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen3Config, Qwen3ForCausalLM
 
 from sftcli.data.batches.batch import collate, collate_packed
+from sftcli.modeling.activations import checkpoint_activations
 from sftcli.modeling.kernels.document_attention import attend_by_document, computed_by
 from sftcli.modeling.kernels.varlen import Varlen, signature_of
-from sftcli.modeling.load import checkpoint_activations
 from sftcli.runtime import body_of
 from sftcli.training.loss import response_nll_sum
 from sftcli.training.weights.masters import MasterWeights

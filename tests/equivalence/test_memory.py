@@ -89,13 +89,15 @@ def test_halved_step_has_the_loss_of_the_whole_one_up_to_rounding():
     assert steps[0].response_tokens == steps[1].response_tokens
 
 
-def test_last_rung_is_gradient_checkpointing_and_then_the_error_leaves_no_gradient():
+def test_last_rungs_are_gradient_checkpointing_and_then_the_error_leaves_no_gradient():
     made, sink = trainer_on(0, micro_batch_size=4)
     before = {name: tensor.clone() for name, tensor in made.snapshot().weights.items()}
     with pytest.raises(torch.OutOfMemoryError):
         made.take_step()
     rungs = [(event.micro_batch_size, event.gradient_checkpointing) for event in sink.of(MemoryEased)]
-    assert rungs == [(2, False), (1, False), (1, True)]
+    assert rungs == [(2, False), (1, False), (1, True), (1, True)]
+    assert "selective gradient checkpointing from here on" in sink.of(MemoryEased)[2].text
+    assert ": gradient checkpointing from here on" in sink.of(MemoryEased)[3].text
     assert made.tried() == "micro-batches of 1 row and gradient checkpointing"
     assert all(weight.grad is None for weight in made.weights.model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.snapshot().weights.items())
@@ -147,7 +149,7 @@ def test_packed_rows_are_told_in_tokens():
         )
         for size in (4, 2, 1)
     }  # fmt: skip
-    ladder = MemoryLadder(micro_batch_size=4, make_plan=plans.__getitem__, checkpoint_activations=None)
+    ladder = MemoryLadder(micro_batch_size=4, make_plan=plans.__getitem__)
     lower = ladder.below(TrainState())
     event = ladder.event(lower, ladder.plan(lower), why="ran out of memory")
     passes = plans[2].window(0)

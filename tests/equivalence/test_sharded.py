@@ -10,10 +10,10 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.training import TrainingSettings
+from sftcli.modeling.activations import checkpoint_activations
 from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
-from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore

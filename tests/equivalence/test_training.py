@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sftcli.config.schema.run import CheckpointSettings
-from sftcli.config.schema.training import TrainingSettings
+from sftcli.config.schema.training import Checkpointing, TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, TextShare, collate
 from sftcli.errors import DivergedError
 from sftcli.events import CheckpointSaved, Ending, FitEnded, HeldoutDone, NeverStop, StepDone, Warned
@@ -480,10 +480,8 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_is_off_when_scoring
     folder = build_tiny_model(tmp_path / "model")
     batch = FixedPlan((8,)).window(0)[0]
     gradients, kept = [], []
-    for checkpointing in (False, True):
-        model = load_model(
-            folder, dtype=torch.float32, device=CPU, gradient_checkpointing=checkpointing
-        ).train()
+    for checkpointing in (Checkpointing.OFF, Checkpointing.LAYERS):
+        model = load_model(folder, dtype=torch.float32, device=CPU, checkpointing=checkpointing).train()
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor, saved=saved: saved.append(tensor.numel()) or tensor, lambda tensor: tensor

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sftcli.services.train.plan import Plan
     from sftcli.services.train.resume import VerifyOutcome
     from sftcli.services.train.run import Spent, TrainOutcome
+    from sftcli.services.train.ways import Way
 
 SHOWN_MISSES = 3
 MOST_PROMPT = 200  # characters of the end of a prompt that are shown with its answer
@@ -151,13 +152,39 @@ def show_plan(plan: "Plan", output: options.Output) -> None:
         tables.show_result_json(asdict(plan))
         return
     tables.out(output.color).print(tables.key_value_table(list(_plan_rows(plan))))
+    tables.out(output.color).print()
+    tables.out(output.color).print(ways_table(plan.ways))
     if 0 < plan.total_memory_bytes < plan.peak_bytes and not output.quiet:
         limit = "training.micro_batch_tokens" if plan.micro_batch_tokens else "training.micro_batch_size"
         tables.show_text(
             f"this does not fit in memory: lower {limit} (the updates stay the same), set "
-            "training.gradient_checkpointing=true, or choose training.optimizer=adafactor",
+            "training.gradient_checkpointing=true, or choose a way that fits",
             tables.err(output.color),
+            wrap=True,
         )
+    elif not output.quiet:
+        tables.show_text(
+            "the way that is set is measured, the others are predicted from it",
+            tables.err(output.color),
+            wrap=True,
+        )
+
+
+def ways_table(ways: "Sequence[Way]") -> tables.Grid:
+    """Return the ways of a plan, what each needs and whether it fits, without checkpointing and with it."""
+    columns = sorted({way.checkpointing for way in ways})
+    names = dict.fromkeys(way.name for way in ways)
+    found = {(way.name, way.checkpointing): way for way in ways}
+    return tables.Grid(
+        header=("way", *("checkpointed" if on else "memory" for on in columns)),
+        rows=[[tables.Cell(text=name), *(_need(found[name, on]) for on in columns)] for name in names],
+    )
+
+
+def _need(way: "Way") -> tables.Cell:
+    words = {True: " fits", False: " no", None: ""}[way.fits]
+    text = f"{size(way.peak_bytes)}{words}" + (", as set" if way.is_measured else "")
+    return tables.Cell(text=text, style="" if way.fits is not False else "dim")
 
 
 def _plan_rows(plan: "Plan") -> Iterator[tuple[str, object]]:

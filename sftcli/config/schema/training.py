@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sftcli.config.schema.section import Section, Text
 from sftcli.errors import UsageError
@@ -35,6 +35,7 @@ class OptimizerName(StrEnum):
 
     ADAMW = "adamw"
     ADAFACTOR = "adafactor"
+    ADAMW_LEAN = "adamw_lean"  # moments of 8 bits, and no copy of the weights beside their masters
     ADAMW_8BIT = "adamw_8bit"
     PAGED_ADAMW_8BIT = "paged_adamw_8bit"
     MUON = "muon"  # AdamW for embeddings, head, gains and biases
@@ -51,6 +52,7 @@ class OptimizerFacts:
     has_adamw_moments: bool = (
         False  # two float32 tensors in the shape of each weight, so they can be shared out as it is
     )
+    splits_masters: bool = False  # takes masters that are kept in two halves (``SplitWeights``)
     needs_bitsandbytes: bool = False
     needs_cuda: bool = False
 
@@ -58,7 +60,10 @@ class OptimizerFacts:
 OPTIMIZERS: Mapping[OptimizerName, OptimizerFacts] = {
     OptimizerName.ADAMW: OptimizerFacts(state_share=2.0, has_adamw_moments=True),
     OptimizerName.ADAFACTOR: OptimizerFacts(state_share=0.1),  # means of rows and columns
-    # Two bytes and their scales, except for tensors of less than 4096 numbers.
+    OptimizerName.ADAMW_LEAN: OptimizerFacts(
+        state_share=0.51, splits_masters=True
+    ),  # two bytes and their scales
+    # The same, except for tensors of less than 4096 numbers.
     OptimizerName.ADAMW_8BIT: OptimizerFacts(state_share=0.6, needs_bitsandbytes=True),
     OptimizerName.MUON: OptimizerFacts(state_share=1.5),  # one moment of matrices, two of embeddings and head
     OptimizerName.PAGED_ADAMW_8BIT: OptimizerFacts(state_share=0.6, needs_bitsandbytes=True, needs_cuda=True),
@@ -86,6 +91,20 @@ class Compile(StrEnum):
     OFF = "off"
     AUTO = "auto"  # where it was measured to be faster, which is nowhere yet
     ON = "on"
+
+
+class Checkpointing(StrEnum):
+    """What layers keep for the backward pass, from most to least; what they do not keep is computed again there."""
+
+    OFF = "false"  # all
+    SELECTIVE = "selective"  # attention and its projections
+    LAYERS = "true"  # their input
+    OFFLOAD = "offload"  # their input, in the memory of the host
+
+    @property
+    def is_on(self) -> bool:
+        """Whether something is computed again."""
+        return self is not Checkpointing.OFF
 
 
 class OnSpike(StrEnum):
@@ -180,7 +199,8 @@ class TrainingSettings(Section):
     )
     optimizer: OptimizerName = Field(
         OptimizerName.ADAMW,
-        description="adamw; muon for the matrices of the layers; or one with less state: adafactor, adamw_8bit, paged_adamw_8bit.",
+        description="adamw; muon for the matrices of the layers; or one with less state: adamw_lean (10 bytes a weight "
+        "with weight and gradient, where adamw has 18), adafactor, adamw_8bit, paged_adamw_8bit.",
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay, on matrices only.")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay of the first moment.")
@@ -202,7 +222,14 @@ class TrainingSettings(Section):
         description="Leave these weights as they are, also those that `train` names: parts of names such as `layers.0-3`.",
         json_schema_extra={"allowed": 'a list of parts of names, such as ["layers.0-3"]'},
     )
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="Gradients are clipped to this norm; 0 leaves them as they are."
+    )
+    release_gradients: bool = Field(
+        False,
+        description="Update each weight in the backward pass and free its gradient, in steps of one micro-batch: less memory, the same "
+        "updates. With `max_grad_norm` the pass is computed twice, for the norm and for the updates; with `max_grad_norm` 0 once.",
+    )
     precision: Precision = Field(
         Precision.AUTO,
         description="bf16, fp16 (with loss scaling) or fp32 matrix products; auto picks the faster of bf16 and fp32, bf16 if about even, "
@@ -223,10 +250,10 @@ class TrainingSettings(Section):
         ge=0,
         description="Strength of NEFTune noise on embeddings (5 is usual); 0 for none.",
     )
-    gradient_checkpointing: bool = Field(
-        False,
-        description="Keep only each layer's input for the backward pass and recompute the rest: less memory, about a "
-        "third more time.",
+    gradient_checkpointing: Checkpointing = Field(
+        Checkpointing.OFF,
+        description="Keep less for the backward pass and compute the rest again: selective keeps attention and its projections, true "
+        "only each layer's input (about a third more time), offload that input in the memory of the host, for a GPU.",
     )
     compile: Compile = Field(
         Compile.AUTO,
@@ -316,6 +343,17 @@ class TrainingSettings(Section):
         """``batch_size``, once it is decided."""
         assert self.batch_size is not None
         return self.batch_size
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _in_words(cls, value: object) -> object:
+        """Take true and false of TOML and JSON for the words."""
+        return str(value).lower() if isinstance(value, bool) else value
+
+    @property
+    def clips_to(self) -> float:
+        """``max_grad_norm``, infinity where gradients are not clipped."""
+        return self.max_grad_norm or math.inf
 
     @property
     def peak_learning_rate(self) -> float:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from sftcli.modeling.activations import KEEPS_PRODUCTS
+
 _NAME = "apply_rotary_pos_emb"  # in each of transformers' files of a model
 _TRIED = (2, 3)  # heads of queries and keys that share a head, tokens
 
@@ -43,6 +45,8 @@ def forward_with(module: torch.nn.Module, turn: Turn) -> Callable[..., Any]:
         is_plain = not rest and not named and cos.ndim == 3 and cos.shape[-1] == query.shape[-1]
         if not is_plain or not torch.is_grad_enabled() or cos.dtype != query.dtype:
             return own(query, key, cos, sin, *rest, **named)
+        if vars(module).get(KEEPS_PRODUCTS):
+            query, key = query.clone(), key.clone()  # a kernel may turn them in their place
         return turn(query, key, cos, sin)
 
     # Not the function of its file, which all models of the family share.

@@ -9,6 +9,7 @@ import torch
 from sftcli import storage
 from sftcli.config.schema.adapter import AUTO_TARGETS, AdapterSettings
 from sftcli.config.schema.run import Attention, ModelSettings
+from sftcli.config.schema.training import Checkpointing
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.adapter.adapter import AddedAdapter, add_adapter, check_base, set_adapter
 from sftcli.modeling.adapter.folder import (
@@ -76,7 +77,7 @@ def load_with_adapter(
     dtype: torch.dtype,
     device: torch.device,
     attention: Attention,
-    gradient_checkpointing: bool,
+    checkpointing: Checkpointing,
     trusts_code: bool,
 ) -> "tuple[PreTrainedModel, AddedAdapter]":
     """Load a model in ``dtype``, frozen, with an adapter that trains, new or one to go on from; return both.
@@ -91,7 +92,7 @@ def load_with_adapter(
         dtype=dtype,
         device=device,
         attention=attention,
-        gradient_checkpointing=gradient_checkpointing,
+        checkpointing=checkpointing,
         quantize=settings.quantize,
         trusts_code=trusts_code,
     )

@@ -20,6 +20,7 @@ from sftcli.data.batches.batch import (
 from sftcli.data.batches.progress import with_progress
 from sftcli.events import EventSink, ModelLoaded, Notice, StopFlag
 from sftcli.extras import install_command
+from sftcli.modeling.activations import checkpoint_activations, ways_down
 from sftcli.modeling.architecture import opens_whole, require_causal
 from sftcli.modeling.attention import attention_of, use_named_attention
 from sftcli.modeling.formats.folder_write import is_part_of_whole, write_model_files
@@ -28,7 +29,6 @@ from sftcli.modeling.kernels.fuse import Fusion, fuse_layers
 from sftcli.modeling.kernels.state_kernels import missing_kernels
 from sftcli.modeling.kernels.told_positions import spare_search_of_own_positions
 from sftcli.modeling.load import (
-    checkpoint_activations,
     count_parameters,
     load_model,
     own_attention,
@@ -49,6 +49,7 @@ from sftcli.services.train.adapters import AdapterFiles, adapter_files, load_wit
 from sftcli.services.train.batch_plan import plan_maker
 from sftcli.services.train.compiling import try_compiled, wants_compiled
 from sftcli.services.train.decisions import require_same
+from sftcli.services.train.releasing import gradient_release
 from sftcli.services.train.speedups import try_ways
 from sftcli.services.train.start.inputs import TrainingInputs
 from sftcli.services.train.start.parallelism import make_weights, shares_weights
@@ -205,17 +206,25 @@ def assemble(
     ladder = MemoryLadder(
         micro_batch_size=settings.training.micro_batch_size,
         make_plan=make_plan,
-        checkpoint_activations=_checkpointing(model, settings.training),
+        ways=ways_down(model, settings.training.gradient_checkpointing, compute.device),
+        checkpoint=partial(checkpoint_activations, model),
     )
     # A process that ran out of memory would leave the others inside an exchange of weights.
     ladder.is_short = compute.shares
+    optimizer = make_optimizer(
+        weights.masters,
+        settings.training,
+        embeddings=embedding_names(model),
+        remainders=weights.remainders,
+    )
     trainer = trainer_type(
         settings=settings.training,
         checkpoint=settings.checkpoint
         if group.is_writer
         else settings.checkpoint.model_copy(update={"in_background": False}),
         weights=weights,
-        optimizer=make_optimizer(weights.masters, settings.training, embeddings=embedding_names(model)),
+        optimizer=optimizer,
+        release=gradient_release(weights, optimizer, settings.training, group=group, plan=named, emit=emit),
         batch_loss=batch_loss,
         before_step=before_step,
         ladder=ladder,
@@ -316,7 +325,7 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
             dtype=compute.dtype,
             device=device,
             attention=settings.model.attention,
-            gradient_checkpointing=settings.training.gradient_checkpointing,
+            checkpointing=settings.training.gradient_checkpointing,
             trusts_code=bool(inputs.trusted_code),
         )
         tell_left_alone(added.left_alone, settings.adapter, emit)
@@ -339,7 +348,7 @@ def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: E
         dtype=torch.float32,
         device=device,
         attention=settings.model.attention,
-        gradient_checkpointing=settings.training.gradient_checkpointing,
+        checkpointing=settings.training.gradient_checkpointing,
         trusts_code=bool(inputs.trusted_code),
     )
     fusion = _fused(model, inputs, recorded, compute, emit)
@@ -398,12 +407,6 @@ def _tell_beside(loaded: LoadedModel, folder: Path, emit: EventSink) -> None:
             "unchanged"
         )
     )
-
-
-def _checkpointing(model: "PreTrainedModel", settings: TrainingSettings) -> Callable[[], None] | None:
-    """Return what turns gradient checkpointing on where it is off and the model knows it."""
-    is_known = model.supports_gradient_checkpointing and not settings.gradient_checkpointing
-    return partial(checkpoint_activations, model) if is_known else None
 
 
 def _kept(settings: Settings) -> CheckpointSettings:

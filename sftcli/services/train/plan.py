@@ -8,6 +8,8 @@ import torch
 
 from sftcli.config.schema.settings import Settings
 from sftcli.events import Notice, Session
+from sftcli.modeling.config_values import config_value
+from sftcli.modeling.formats.sizes import adapter_bytes, embedding_bytes
 from sftcli.modeling.load import count_parameters
 from sftcli.runtime import (
     choose_device,
@@ -32,6 +34,7 @@ from sftcli.services.train.budget import (
 from sftcli.services.train.decisions import settle_precision
 from sftcli.services.train.run import TrainingRun, memory_errors
 from sftcli.services.train.start.inputs import TrainingInputs, find_inputs
+from sftcli.services.train.ways import Sizes, Way, ways_beside
 from sftcli.training.loss import chunk_logits
 from sftcli.training.out_of_memory import SPARE
 from sftcli.training.probes.cost import StepCost, measure_cost
@@ -81,6 +84,7 @@ class Plan:
     seconds: float  # in all, from the start to the final model
     budget: Budget | None  # where a time was given
     price: float | None  # of ``seconds``, where an hour has one
+    ways: list[Way]  # this one and others, and whether each fits
 
 
 def plan_training(settings: Settings, session: Session) -> Plan:
@@ -126,6 +130,7 @@ def _planned(run: TrainingRun) -> Plan:
     seconds = pace.seconds(steps, settings, evaluations=evaluations)
     peak = cost.peak + (_gaps(cost, model) if trainer.device.type == "cpu" else 0)
     copy = _copy_bytes(cost, trainable, trainer.device) if _copies(settings, seconds) else 0
+    memory = reachable_memory_bytes(trainer.device)
     return Plan(
         model=inputs.located.name,
         parameters=total,
@@ -150,7 +155,7 @@ def _planned(run: TrainingRun) -> Plan:
         other_bytes=max(0, peak - max(0, before) - _known(cost)),
         checkpoint_copy_bytes=copy,
         peak_bytes=max(load_peak, peak + copy),
-        total_memory_bytes=reachable_memory_bytes(trainer.device),
+        total_memory_bytes=memory,
         checkpoint_bytes=4 * total + cost.optimizer,
         step_seconds=cost.step_seconds,
         evaluations=evaluations,
@@ -160,6 +165,38 @@ def _planned(run: TrainingRun) -> Plan:
         seconds=seconds,
         budget=budget,
         price=price_of(seconds, settings.run.price_per_hour),
+        ways=ways_beside(
+            settings,
+            _sizes(run, cost, total=total, trainable=trainable, copies=copy > 0),
+            peak=max(load_peak, peak + copy),
+            memory=memory,
+            has_cuda=trainer.device.type == "cuda",
+            has_one_pass=len(trainer.plan.window(0)) == 1,
+        ),
+    )
+
+
+def _sizes(run: TrainingRun, cost: StepCost, *, total: int, trainable: int, copies: bool) -> Sizes:
+    settings, model, folder = run.settings, run.parts.model, run.inputs.located.folder
+    is_on, dtype = settings.adapter.is_on, run.trainer.weights.compute_dtype
+    has_checkpointing = settings.training.gradient_checkpointing.is_on
+    adapter = trainable if is_on else adapter_bytes(folder, settings.adapter) // 4
+    layers, hidden = (int(config_value(model, name) or 0) for name in ("num_hidden_layers", "hidden_size"))
+    inputs = layers * cost.longest_tokens * hidden * dtype.itemsize
+    if has_checkpointing:
+        inputs = cost.activations
+    elif inputs and model.supports_gradient_checkpointing:
+        inputs = min(cost.activations, inputs + cost.activations // layers)  # and all of one layer
+    return Sizes(
+        trained=total - adapter if is_on else trainable,
+        total=total - adapter if is_on else total,
+        embeddings=embedding_bytes(folder) // 4,
+        adapter=adapter,
+        itemsize=dtype.itemsize,
+        is_bf16=dtype == torch.bfloat16,
+        pass_bytes=0 if has_checkpointing else cost.activations,
+        inputs_bytes=inputs if model.supports_gradient_checkpointing else 0,
+        copies=copies,
     )
 
 
@@ -184,7 +221,8 @@ def _known(cost: StepCost) -> int:
 
 
 def _model_bytes(trainer: Trainer) -> int:
-    tensors = {*trainer.weights.model.parameters(), *trainer.weights.masters.values()}
+    weights = trainer.weights
+    tensors = {*weights.model.parameters(), *weights.masters.values(), *weights.remainders.values()}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -285,7 +285,7 @@ def _too_large() -> ResourceError:
     return ResourceError(
         "out of memory while the model is loaded and made ready to train",
         hint="weights, gradients and optimizer of a whole model take up to 18 bytes a weight: train an adapter (--lora, or on CUDA "
-        "--adapter qlora, which packs the model in 4 bits), choose training.optimizer=adafactor, set "
+        "--adapter qlora, which packs the model in 4 bits), choose training.optimizer=adafactor or adamw_lean (10 bytes), set "
         "training.gradient_checkpointing, or choose a smaller model; if another program took the memory, run it again",
     )
 
@@ -314,7 +314,7 @@ def memory_errors(
             )
             + "in a new run lower training.micro_batch_size, or training.micro_batch_tokens if set (the updates stay "
             "the same), set "
-            "training.gradient_checkpointing, choose training.optimizer=adafactor, train an adapter (--lora, or on CUDA "
+            "training.gradient_checkpointing, choose training.optimizer=adafactor or adamw_lean, train an adapter (--lora, or on CUDA "
             "--adapter qlora), lower data.max_tokens, or choose a "
             f"smaller model; if another program took the memory: {resume_command}",
         )

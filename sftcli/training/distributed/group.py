@@ -84,7 +84,7 @@ class Group:
         trained = [master for master in masters if master.requires_grad]
         for master in trained:
             if master.grad is None:  # this process had no micro-batch
-                master.grad = torch.zeros_like(master)
+                master.grad = torch.zeros_like(master, dtype=torch.float32)
         self.exchange([master.grad for master in trained if master.grad is not None])
         dist.all_reduce(nll_sum)
         return nll_sum

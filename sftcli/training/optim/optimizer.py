@@ -7,6 +7,7 @@ from typing import Any, assert_never, cast
 import torch
 
 from sftcli.config.schema.training import OptimizerName, TrainingSettings
+from sftcli.training.optim.lean_adamw import LeanAdamW
 from sftcli.training.optim.muon import MuonWithAdamW
 from sftcli.training.weights.placement import placed_as
 
@@ -16,10 +17,12 @@ def make_optimizer(
     settings: TrainingSettings,
     *,
     embeddings: Collection[str] = (),
+    remainders: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.optim.Optimizer:
     """Return the optimizer of ``masters``; weight decay applies to matrices, not to gains and biases.
 
-    ``embeddings`` are the names of token embeddings and output head, whose rows are vectors of their own.
+    ``embeddings`` are the names of token embeddings and output head, whose rows are vectors of their own. ``remainders`` are the
+    lower halves of masters that are split, by name.
     Whether the package and the device that it needs are there is asked before a run begins, by ``check_machine``.
     """
     decayed = [master for master in masters.values() if master.ndim >= 2]
@@ -42,6 +45,15 @@ def make_optimizer(
             return _muon(masters, embeddings, settings)
         case OptimizerName.ADAFACTOR:
             return _adafactor(groups, settings)
+        case OptimizerName.ADAMW_LEAN:
+            return LeanAdamW(
+                groups,
+                remainders={masters[name]: rest for name, rest in (remainders or {}).items()},
+                learning_rate=settings.peak_learning_rate,
+                betas=(settings.beta1, settings.beta2),
+                epsilon=settings.epsilon,
+                seed=settings.seed,
+            )
         case OptimizerName.ADAMW_8BIT:
             return _adamw_8bit(groups, settings, is_paged=False)
         case OptimizerName.PAGED_ADAMW_8BIT:

@@ -77,6 +77,7 @@ def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
     longest, scanned = longest_micro_batch(trainer, last_step, size=lambda batch: batch.input_ids.numel())
     step_seconds = _step_seconds(trainer, last_step)
     plan = trainer.plan
+    releases = trainer.release is not None and trainer.release.is_for(plan.window(0))
     trainer.plan = _Repeated(
         longest, times=min(2, len(plan.window(0))), micro_batch_tokens=plan.micro_batch_tokens
     )
@@ -86,14 +87,14 @@ def measure_cost(trainer: Trainer, *, last_step: int) -> StepCost:
         marks.rise(held_peak_bytes(trainer.device))
     _tell(trainer, TIMED_STEPS + 1)
     trainer.plan = plan
-    masters = trainer.weights.masters
+    masters, remainders = trainer.weights.masters, trainer.weights.remainders
     state = optimizer_tensors(trainer.optimizer, masters).values()
     return StepCost(
         longest_rows=len(longest.example_ids),
         longest_tokens=longest.input_ids.numel(),
         scanned_steps=scanned,
-        weights=_bytes([*trainer.weights.model.parameters(), *masters.values()]),
-        gradients=sum(4 * master.numel() for master in masters.values()),  # summed in float32
+        weights=_bytes([*trainer.weights.model.parameters(), *masters.values(), *remainders.values()]),
+        gradients=0 if releases else sum(4 * master.numel() for master in masters.values()),  # in float32
         optimizer=_bytes(state),
         activations=max(0, marks.body - marks.before),
         head=max(0, marks.head - marks.body),

@@ -61,6 +61,7 @@ def leaving_nothing(trainer: Trainer) -> Iterator[None]:
             state,
             micro_batch_size=trainer.state.micro_batch_size,
             checkpoints_activations=trainer.state.checkpoints_activations,
+            checkpointing=trainer.state.checkpointing,
         )
         restore_rng(rng)
 

@@ -5,6 +5,7 @@ an update is smaller than the spacing of bfloat16 numbers and would be rounded a
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 
 import torch
@@ -42,6 +43,7 @@ class MasterWeights:
         self.compute_dtype = compute_dtype
         self.collects_at_once = collects_at_once
         self.masters: dict[str, torch.nn.Parameter] = {}
+        self.remainders: dict[str, torch.Tensor] = {}  # of masters that are split, their lower halves
         self._copies: list[tuple[torch.nn.Parameter, torch.nn.Parameter]] = []
         self._frozen: dict[str, torch.Tensor] = {}
         self.has_buffers = bool(stored_buffers(model))
@@ -88,6 +90,21 @@ class MasterWeights:
             parameter.register_post_accumulate_grad_hook(collect)
         self._copies.append((parameter, master))
         return master
+
+    def tell_gradients(self, heard: Callable[[torch.nn.Parameter], None]) -> None:
+        """Call ``heard`` with each master as soon as its gradient of a pass is whole; gradients must be collected at once."""
+        assert self.collects_at_once
+        for parameter, master in self._copies or [(master, master) for master in self.masters.values()]:
+            parameter.register_post_accumulate_grad_hook(lambda _, master=master: heard(master))
+
+    def publish_one(self, master: torch.nn.Parameter) -> None:
+        """Round ``master`` into the parameter that the model computes with."""
+        if self._copies:
+            self._copy_of[master].copy_(master)
+
+    @cached_property
+    def _copy_of(self) -> Mapping[torch.nn.Parameter, torch.Tensor]:
+        return {master: copy.detach() for copy, master in self._copies}
 
     def collect(self) -> None:
         """Add the gradients of a backward pass to those of the masters, where the pass has not done so."""

@@ -60,6 +60,7 @@ class ShardedWeights(MasterWeights):
     ) -> None:
         self.model = model
         self.compute_dtype = compute_dtype
+        self.remainders = {}
         self._trains_adapter = file_name is not None
         self._frozen: dict[str, torch.Tensor] = {}
         for name, parameter in model.named_parameters():

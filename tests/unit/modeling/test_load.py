@@ -20,6 +20,7 @@ from transformers import (
 
 from sftcli.config.schema.adapter import Quantize
 from sftcli.config.schema.run import Attention
+from sftcli.config.schema.training import Checkpointing
 from sftcli.errors import ConsentError, DataError, MismatchError, NotFoundError, UsageError
 from sftcli.modeling.attention import attention_of, is_named, use_named_attention
 from sftcli.modeling.formats.folder_write import copy_tokenizer, save_model_folder, write_model_files
@@ -180,7 +181,8 @@ def test_a_class_without_the_attention_of_torch_uses_its_own_and_it_is_said(
 def test_gradient_checkpointing_changes_no_gradient(tiny: Path) -> None:
     gradients, passes = [], []
     for enabled in (False, True):
-        model = _load(tiny, gradient_checkpointing=enabled).train()
+        how = Checkpointing.LAYERS if enabled else Checkpointing.OFF
+        model = _load(tiny, checkpointing=how).train()
         model.model.layers[0].mlp.register_forward_pre_hook(
             lambda *_, enabled=enabled: passes.append(enabled)
         )

@@ -19,6 +19,7 @@ from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.trainer import Trainer
 from sftcli.training.weights.masters import AdapterWeights, MasterWeights
 from sftcli.training.weights.sharded import ShardedWeights
+from sftcli.training.weights.split import SplitWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,7 +89,9 @@ def make_weights(
             exchange_each_micro_batch=parts + trained > ROOM * _memory(group, device),
             file_name=names,
         )
-    at_once = not _has_room_for_gradients(model, dtype, device)
+    if names is None and dtype == torch.bfloat16 and OPTIMIZERS[settings.training.optimizer].splits_masters:
+        return SplitWeights(model)
+    at_once = settings.training.release_gradients or not _has_room_for_gradients(model, dtype, device)
     if names is not None:
         return AdapterWeights(model, compute_dtype=dtype, file_name=names, collects_at_once=at_once)
     return MasterWeights(model, compute_dtype=dtype, collects_at_once=at_once)

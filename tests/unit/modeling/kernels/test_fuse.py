@@ -20,11 +20,11 @@ from transformers import (
 )
 
 from sftcli.data.batches.batch import collate_packed
+from sftcli.modeling.activations import checkpoint_activations
 from sftcli.modeling.kernels import ways
 from sftcli.modeling.kernels.document_attention import attend_as_before, attend_by_document
 from sftcli.modeling.kernels.fuse import Fusion, fuse_layers, restore_layers
 from sftcli.modeling.kernels.fused_layer import layer_forward
-from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.loss import plain_nll_sum
 from tests.support.training import random_examples, tiny_llama
 

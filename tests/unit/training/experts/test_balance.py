@@ -9,8 +9,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from sftcli.config.schema.training import Loss
 from sftcli.data.batches.batch import IGNORED, collate, collate_packed
 from sftcli.errors import UsageError
+from sftcli.modeling.activations import checkpoint_activations
 from sftcli.modeling.kernels.document_attention import attend_by_document
-from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.experts.balance import BalancedLoss, require_balance
 from sftcli.training.loss import minimized, plain_nll_sum, response_nll_sum, three_sums
 from tests.support.tiny_experts import build_experts

@@ -26,9 +26,9 @@ from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import Packing, collate, collate_packed
 from sftcli.errors import UsageError
 from sftcli.events import Notice, Warned
+from sftcli.modeling.activations import checkpoint_activations
 from sftcli.modeling.attention import attention_of
 from sftcli.modeling.kernels.document_attention import attend_as_before, attend_by_document
-from sftcli.modeling.load import checkpoint_activations
 from sftcli.training.loss import response_nll_sum
 from sftcli.training.probes.choices import RowSharing
 from sftcli.training.probes.packing import attention_in_words, choose_packing
