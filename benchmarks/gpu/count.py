@@ -4,6 +4,7 @@ Shapes are real, numbers are not: see ``counter.py``. Bytes are those of tensors
 and attention; what a cache spares is not known here. Nothing is timed.
 """
 
+import argparse
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -34,6 +35,7 @@ _FUSED_OPTIMIZERS = "torch.optim.optimizer._get_fused_kernels_supported_devices"
 _LISTS = "torch.utils._foreach_utils._get_foreach_kernels_supported_devices"
 _ATTENTION = "sftcli.modeling.kernels.document_attention.varlen_on"
 _FIRST_ID = 3
+_MEMORY = 80 * 10**9  # of an H100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,7 @@ def count_step(
             batch_size=documents,
             micro_batch_size=documents // (passes or 1),
             packs=not passes,
+            memory=_MEMORY,
             **(settings or {}),
         )
         trainer.asks_device = True
@@ -163,7 +166,27 @@ def totals_of(subject: Subject, forms: Forms) -> Totals:
     return found[0].with_layers(found[1], layers - 1)
 
 
+def kinds_of(subject: Subject, forms: Forms) -> dict[str, int]:
+    """Return how many kernels of each kind a layer of ``subject`` takes, most first."""
+    config, found = config_of(subject.kind), []
+    for config.num_hidden_layers in (1, 2):
+        counts = count_step(
+            config, tokens=subject.tokens, documents=subject.documents, rank=subject.rank, forms=forms
+        )
+        found.append(counts.kernels)
+    return dict((found[1] - found[0]).most_common())
+
+
 def main() -> None:
+    """Print the table, or with ``--layer`` what a layer of each model consists of."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layer", action="store_true", help="kernels of a layer by kind")
+    if parser.parse_args().layer:
+        for subject in SUBJECTS:
+            kinds = kinds_of(subject, Forms.LIGER)
+            told = ", ".join(f"{count} {name}" for name, count in kinds.items())
+            print(f"{subject.name}: {sum(kinds.values())} a layer: {told}", flush=True)
+        return
     print(f"{'one step':<64}{'kernels':>9}{'GB beside products':>20}{'waits':>7}{'uploads':>9}")
     for subject in SUBJECTS:
         print(f"{subject.name}, {subject.tokens:,} tokens")

@@ -23,6 +23,8 @@ from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.modeling.kernels.told_positions import spare_search_of_own_positions
 from sftcli.modeling.load import checkpoint_activations
+from sftcli.runtime import total_memory_bytes
+from sftcli.services.train.start.parallelism import has_room_for_gradients
 from sftcli.training.loss import BatchLoss, response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
@@ -46,6 +48,7 @@ def trainer_of(
     packs: bool = True,
     emit: Callable[[Event], None] = lambda event: None,
     compiled: bool = False,
+    memory: int | None = None,
     change_loss: Callable[[BatchLoss], BatchLoss] = lambda loss: loss,
     **changed: Any,
 ) -> Trainer:
@@ -61,6 +64,7 @@ def trainer_of(
         packs: Whether rows are packed; else each is padded.
         emit: Hears events.
         compiled: Whether torch compiles each decoder layer, instead of our own form of it.
+        memory: Of the device, which says whether gradients are collected behind a pass; that of ``device`` itself if None.
         change_loss: Puts something around the loss of a pass.
         changed: Settings of the training.
     """
@@ -72,7 +76,9 @@ def trainer_of(
         "learning_rate": 1e-4,
     }
     settings = TrainingSettings.model_validate(steps | changed)
-    weights = _weights(model, adapter, dtype, is_fused=not compiled)
+    if memory is None:
+        memory = total_memory_bytes(device) if device.type == "cuda" else 0
+    weights = _weights(model, adapter, dtype, is_fused=not compiled, memory=memory)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
     spare_search_of_own_positions(model)
@@ -110,15 +116,21 @@ def trainer_of(
 
 
 def _weights(
-    model: PreTrainedModel, adapter: Mapping[str, object] | None, dtype: torch.dtype, *, is_fused: bool
+    model: PreTrainedModel,
+    adapter: Mapping[str, object] | None,
+    dtype: torch.dtype,
+    *,
+    is_fused: bool,
+    memory: int,
 ) -> MasterWeights:
     if adapter is not None:
         add_adapter(model, AdapterSettings.model_validate(adapter))
     if is_fused:
         fuse_layers(model, has_adapter=adapter is not None)
+    at_once = not has_room_for_gradients(model, dtype, memory)
     if adapter is not None:
-        return AdapterWeights(model, compute_dtype=dtype, file_name=file_name)
-    return MasterWeights(model, compute_dtype=dtype)
+        return AdapterWeights(model, compute_dtype=dtype, file_name=file_name, collects_at_once=at_once)
+    return MasterWeights(model, compute_dtype=dtype, collects_at_once=at_once)
 
 
 def losses_of(trainer: Trainer, steps: int) -> list[float]:
