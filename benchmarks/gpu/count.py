@@ -24,6 +24,7 @@ from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin
 from sftcli.modeling.kernels import ways
 from sftcli.modeling.kernels.varlen import Varlen, signature_of
+from sftcli.services.train.start.parallelism import has_room_for_gradients
 from sftcli.training import loss
 from tests.support.training import ExampleList
 
@@ -88,11 +89,13 @@ def count_step(
     rank: int = 0,
     passes: int = 0,
     forms: Forms = Forms.LIGER,
+    memory: int = _MEMORY,
     settings: Mapping[str, object] | None = None,
 ) -> Counts:
     """Return the counts of one step of a model of this ``config``, the second, on one row of ``documents``.
 
-    With ``passes`` the documents are rows of their own, in so many micro-batches.
+    With ``passes`` the documents are rows of their own, in so many micro-batches. By ``memory``, that of the device, gradients
+    are collected behind a pass.
     """
     length = tokens // documents
     rows = _rows(documents, length)
@@ -109,7 +112,7 @@ def count_step(
             batch_size=documents,
             micro_batch_size=documents // (passes or 1),
             packs=not passes,
-            memory=_MEMORY,
+            memory=memory,
             **(settings or {}),
         )
         trainer.asks_device = True
@@ -154,27 +157,35 @@ class Totals:
         )
 
 
-def totals_of(subject: Subject, forms: Forms) -> Totals:
-    """Count ``subject`` with one layer and with two, and return what all of its layers come to: each asks for the same."""
+def counts_of(subject: Subject, forms: Forms) -> tuple[Counts, Counts]:
+    """Count ``subject`` with one layer and with two, as with all of them."""
     config = config_of(subject.kind)
-    layers, found = config.num_hidden_layers, []
+    whole = model_of_config(config, device=META, dtype=torch.bfloat16)
+    is_large = not subject.rank and not has_room_for_gradients(whole, torch.bfloat16, _MEMORY)
+    found = []
     for config.num_hidden_layers in (1, 2):
         counts = count_step(
-            config, tokens=subject.tokens, documents=subject.documents, rank=subject.rank, forms=forms
+            config,
+            tokens=subject.tokens,
+            documents=subject.documents,
+            rank=subject.rank,
+            forms=forms,
+            memory=0 if is_large else _MEMORY,
         )
-        found.append(Totals.of(counts))
-    return found[0].with_layers(found[1], layers - 1)
+        found.append(counts)
+    return found[0], found[1]
+
+
+def totals_of(subject: Subject, forms: Forms) -> Totals:
+    """Return what all layers of ``subject`` come to: each asks for the same."""
+    one, two = map(Totals.of, counts_of(subject, forms))
+    return one.with_layers(two, config_of(subject.kind).num_hidden_layers - 1)
 
 
 def kinds_of(subject: Subject, forms: Forms) -> dict[str, int]:
     """Return how many kernels of each kind a layer of ``subject`` takes, most first."""
-    config, found = config_of(subject.kind), []
-    for config.num_hidden_layers in (1, 2):
-        counts = count_step(
-            config, tokens=subject.tokens, documents=subject.documents, rank=subject.rank, forms=forms
-        )
-        found.append(counts.kernels)
-    return dict((found[1] - found[0]).most_common())
+    one, two = counts_of(subject, forms)
+    return dict((two.kernels - one.kernels).most_common())
 
 
 def main() -> None:

@@ -2,18 +2,21 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from benchmarks.gpu.findings import Check
-from benchmarks.gpu.subjects import PAD_ID, memory_of
+from benchmarks.gpu.subjects import CPU, PAD_ID, copy_on, memory_of, model_of, random_rows
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.config.schema.run import CheckpointSettings
-from sftcli.config.schema.training import TrainingSettings
+from sftcli.config.schema.training import OptimizerFacts, TrainingSettings
 from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.events import Event
 from sftcli.modeling.adapter.adapter import add_adapter
@@ -23,7 +26,7 @@ from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.modeling.kernels.told_positions import spare_search_of_own_positions
 from sftcli.modeling.load import checkpoint_activations
-from sftcli.runtime import total_memory_bytes
+from sftcli.runtime import Kernels, set_kernels, total_memory_bytes, used_kernels
 from sftcli.services.train.start.parallelism import has_room_for_gradients
 from sftcli.training.loss import BatchLoss, response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer
@@ -131,6 +134,44 @@ def _weights(
     if adapter is not None:
         return AdapterWeights(model, compute_dtype=dtype, file_name=file_name, collects_at_once=at_once)
     return MasterWeights(model, compute_dtype=dtype, collects_at_once=at_once)
+
+
+@contextmanager
+def kernels(**changed: bool) -> Iterator[None]:
+    """Let CUDA compute in the block as ``sft train`` does by itself, but for what is ``changed``."""
+    before, defaults = used_kernels(), TrainingSettings(max_steps=1)
+    as_trained = Kernels(
+        deterministic=defaults.deterministic, tf32=defaults.tf32, tf32_convolutions=defaults.tf32
+    )
+    set_kernels(replace(as_trained, **changed))
+    try:
+        yield
+    finally:
+        set_kernels(before)
+
+
+def _tiny_rows(check: Check) -> ExampleList:
+    sizes = {"mean": 30, "longest": 60} if check.is_small else {"mean": 120, "longest": 600}
+    return random_rows(200, vocabulary=1024, **sizes)
+
+
+def tiny_trainer(
+    check: Check, *, device: torch.device | None = None, seed: int = 0, **changed: Any
+) -> Trainer:
+    """Return the trainer of a tiny model whose weights are the same on every device."""
+    device = device or check.device
+    model = copy_on(model_of("tiny", device=CPU, seed=seed), device)
+    steps = {"batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-3}
+    return trainer_of(model, _tiny_rows(check), device=device, **(steps | changed))
+
+
+def cannot_have(check: Check, optimizer: OptimizerFacts) -> str | None:
+    """Return why ``optimizer`` cannot run here; None where it can. On CUDA a package that is missing is a failure."""
+    if optimizer.needs_cuda and check.is_small:
+        return "it needs CUDA"
+    if optimizer.needs_bitsandbytes and check.is_small and find_spec("bitsandbytes") is None:
+        return "bitsandbytes is not installed"
+    return None
 
 
 def losses_of(trainer: Trainer, steps: int) -> list[float]:
