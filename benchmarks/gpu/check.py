@@ -128,21 +128,21 @@ def _run(stage: str, command: list[str], results: Path, log: BinaryIO, *, second
 def _ended(command: list[str], log: BinaryIO, *, seconds: float) -> int:
     """Run ``command`` and return its exit code; what it has started is killed with it after ``seconds``."""
     environ = os.environ | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ, start_new_session=True
-    )
-    assert process.stdout is not None
-    signal.signal(signal.SIGALRM, lambda *_: os.killpg(process.pid, signal.SIGKILL))
-    signal.alarm(int(seconds) or 1)
-    try:
-        for line in process.stdout:
-            log.write(line)
-            log.flush()
-            if line.startswith(b"[") or b"passed" in line or b"FAILED" in line:
-                print(line.decode(errors="replace").rstrip()[:400], flush=True)
-        return process.wait()
-    finally:
-        signal.alarm(0)
+    ) as process:
+        assert process.stdout is not None
+        signal.signal(signal.SIGALRM, lambda *_: os.killpg(process.pid, signal.SIGKILL))
+        signal.alarm(int(seconds) or 1)
+        try:
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                if line.startswith(b"[") or b"passed" in line or b"FAILED" in line:
+                    print(line.decode(errors="replace").rstrip()[:400], flush=True)
+            return process.wait()
+        finally:
+            signal.alarm(0)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch.nn import functional
 from benchmarks.gpu.count import count_step
 from benchmarks.gpu.findings import Check
 from benchmarks.gpu.subjects import CPU, config_of
-from benchmarks.gpu.training import difference, kernels, losses_of, masters_of, tiny_trainer
+from benchmarks.gpu.training import difference, kept_snapshot, kernels, losses_of, masters_of, tiny_trainer
 from sftcli.modeling.kernels.varlen import SIGNATURES, Asked, Varlen, varlen_on
 from tests.support.varlen import kernel_of
 
@@ -140,7 +140,7 @@ def _differences(check: Check, changed: dict[str, object]) -> tuple[float, float
     first, second = tiny_trainer(check, **changed), tiny_trainer(check, **changed)
     losses_of(first, 6)
     losses_of(second, 3)
-    snapshot = second.snapshot().copied()
+    snapshot = kept_snapshot(second)
     losses_of(second, 3)
     resumed = tiny_trainer(check, seed=0 if "adapter" in changed else 1, **changed)
     resumed.restore(snapshot)

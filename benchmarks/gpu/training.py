@@ -17,6 +17,7 @@ from benchmarks.gpu.subjects import CPU, PAD_ID, copy_on, memory_of, model_of, r
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.training import OptimizerFacts, TrainingSettings
+from sftcli.copies import host_copies
 from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.events import Event
 from sftcli.modeling.adapter.adapter import add_adapter
@@ -31,7 +32,7 @@ from sftcli.services.train.start.parallelism import has_room_for_gradients
 from sftcli.training.loss import BatchLoss, response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
-from sftcli.training.state import ForgetfulStore
+from sftcli.training.state import ForgetfulStore, TrainingSnapshot
 from sftcli.training.trainer import Trainer
 from sftcli.training.utilization import Gauge, Workload
 from sftcli.training.weights.masters import AdapterWeights, MasterWeights
@@ -177,6 +178,16 @@ def cannot_have(check: Check, optimizer: OptimizerFacts) -> str | None:
 def losses_of(trainer: Trainer, steps: int) -> list[float]:
     """Take ``steps``."""
     return [trainer.take_step().loss for _ in range(steps)]
+
+
+def kept_snapshot(trainer: Trainer) -> TrainingSnapshot:
+    """Return a snapshot in the host's memory, copied as a save beside the steps copies it."""
+    snapshot = trainer.snapshot()
+    copies = host_copies(trainer.device, [*snapshot.weights.values(), *snapshot.optimizer.values()])
+    copy = snapshot.copied(copies)
+    copies.hold()
+    copies.wait()
+    return copy
 
 
 def masters_of(trainer: Trainer) -> dict[str, torch.Tensor]:
