@@ -5,9 +5,12 @@ import json
 import sys
 
 import pytest
+import torch
 
 from benchmarks.gpu import check
+from benchmarks.gpu.findings import Check
 from benchmarks.gpu.summary import BARS, Results, print_summary
+from benchmarks.gpu.training import timed_steps, tiny_trainer
 
 
 def ended(tmp_path, code, *, seconds):
@@ -40,6 +43,16 @@ def test_later_stages_keep_the_seconds_that_they_begin_with():
     for part in check.PARTS.values():
         assert sum(check.LIMITS[stage].least for stage in part.stages) <= part.budget
         assert part.budget <= 370
+
+
+def test_the_rate_of_products_is_that_of_the_work(tmp_path):
+    cpu = torch.device("cpu")
+    told = Check(stage="speed", device=cpu, out=tmp_path, work=tmp_path, tokenizer=None)
+    trainer = tiny_trainer(told, dtype=torch.float32, batch_size=2, micro_batch_size=2)
+    found = timed_steps(told, trainer, warm=0, steps=2)
+    weights = sum(master.numel() for master in trainer.weights.masters.values() if master.ndim > 1)
+    for_a_token = found["tflops"] * 1e12 / found["tokens_per_s"]
+    assert 3 * weights < for_a_token < 8 * weights  # 6 each, fewer of the head, and attention
 
 
 LINES = [

@@ -1,6 +1,6 @@
 """A linear layer with a low-rank adapter (LoRA, Hu et al. 2021, arXiv:2106.09685) in eight kernels, forward and backward.
 
-peft's own form takes some fifteen: it multiplies and adds in kernels of their own, where a matrix product can do both on its way.
+peft's own form takes twelve: it scales and adds in kernels of their own, where a matrix product can do both on its way.
 The layers are found by what they are made of; nothing of peft is imported here.
 """
 
