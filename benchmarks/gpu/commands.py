@@ -16,7 +16,7 @@ _TEXT = (
     "the ferry leaves harbour seven returns before evening bell please write short answer question give one reason list "
     "holds three names longest first system message tells assistant speak user sort numbers from small to large"
 )
-_SECONDS = 150
+_SECONDS, _SECONDS_ON_CPU = 100, 800  # of a command
 _ON_CUDA = ("qlora", "adamw_8bit")
 _PLANNED = (0.85, 1.15)  # parts of the peak of the run
 
@@ -61,7 +61,7 @@ def _run_name(kind: str) -> str:
 
 
 def _check_env(check: Check) -> None:
-    done = _sft(["env", "--json"])
+    done = _sft(check, ["env", "--json"])
     facts = json.loads(done.stdout) if done.returncode == 0 else {}
     wanted = {"torch", "precision", "device"} | (
         {"gpu memory", "cuda", "driver"} if not check.is_small else set()
@@ -103,7 +103,7 @@ def _judge(check: Check, name: str, commands: list[list[str]]) -> None:
     codes, seconds, tail = [], [], ""
     for command in commands:
         begin = time.perf_counter()
-        done = _sft(command)
+        done = _sft(check, command)
         codes.append(done.returncode)
         seconds.append(time.perf_counter() - begin)
         if done.returncode:
@@ -112,14 +112,15 @@ def _judge(check: Check, name: str, commands: list[list[str]]) -> None:
     check.judge(name, not any(codes), rc=codes, seconds=seconds, tail=tail)
 
 
-def _sft(words: list[str]) -> subprocess.CompletedProcess[str]:
+def _sft(check: Check, words: list[str]) -> subprocess.CompletedProcess[str]:
     environ = os.environ | {"NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "sftcli", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=environ, check=False)
+    seconds = _SECONDS_ON_CPU if check.is_small else _SECONDS
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environ, check=False)
 
 
 def _check_plan(check: Check, common: list[str], run: Path) -> None:
-    done = _sft(["train", *common, "--plan", "--json"])
+    done = _sft(check, ["train", *common, "--plan", "--json"])
     planned = json.loads(done.stdout)["peak_bytes"]
     events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     peak = max(event.get("peak_memory_bytes", 0) for event in events)

@@ -33,6 +33,7 @@ def train(folder, model, run, *words):
     settings = (
         f"training.max_steps={STEPS}", "training.batch_size=4", "training.micro_batch_size=4", "training.warmup_steps=0",
         "training.learning_rate=1e-2", "training.precision=fp32", "training.eval_every_steps=0", "training.eval_answers=0",
+        "checkpoint.every_steps=2",
     )  # fmt: skip
     sets = [word for setting in settings for word in ("--set", setting)]
     rows = write_rows(folder / "rows.jsonl")

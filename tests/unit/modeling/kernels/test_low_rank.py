@@ -103,7 +103,11 @@ def test_in_bfloat16_it_rounds_no_more_than_peft():
         output = forward(layer, inputs)
         return [output.detach(), *torch.autograd.grad(output, wanted, back.to(output))]
 
-    plain, faster, exact = type(layer).forward, low_rank_forward, made(deepcopy(layer).double(), type(layer).forward)
+    plain, faster, exact = (
+        type(layer).forward,
+        low_rank_forward,
+        made(deepcopy(layer).double(), type(layer).forward),
+    )
     ours, theirs = (made(deepcopy(layer).bfloat16(), forward) for forward in (faster, plain))
     for one, other, right in zip(ours, theirs, exact, strict=True):
         assert off(one, right) < 1.1 * off(other, right) < 0.02
