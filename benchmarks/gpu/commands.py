@@ -35,7 +35,7 @@ def run_commands(check: Check) -> None:
         "lora": ["--adapter", "lora"],
         "qlora": ["--adapter", "qlora"],
         "adamw_8bit": ["--set", "training.optimizer=adamw_8bit"],
-        "fp16": ["--precision", "fp16"],
+        "fp16": ["--set", "training.precision=fp16"],
         "not deterministic, TF32": ["--set", "training.deterministic=false", "--set", "training.tf32=true"],
     }
     for kind, words in kinds.items():

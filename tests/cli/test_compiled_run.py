@@ -49,6 +49,7 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not_and_goes_on(tmp_path):
     train(tmp_path, model, "plain", "--set", "training.compile=off")
     told = train(tmp_path, model, "compiled", "--set", "training.compile=on")
     assert "decoder layers (training.compile)" in told
+    assert list((tmp_path / "inductor").rglob("*.so"))
     plain, compiled = (steps_of(tmp_path, run) for run in ("plain", "compiled"))
     assert len(plain) == len(compiled) == STEPS
     for one, other in zip(plain, compiled, strict=True):

@@ -60,20 +60,25 @@ def _scaled_product(left: torch.Tensor, right: torch.Tensor, scale: float) -> to
     return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale)
 
 
+def _has_bias(part: nn.Linear) -> bool:
+    """Return whether ``part`` adds something: torch's stub says that it always does."""
+    return getattr(part, "bias", None) is not None
+
+
 def has_low_rank(module: nn.Module) -> bool:
     """Return whether ``module`` is a plain linear layer with one adapter of two matrices, and nothing else around it."""
     layer: Any = module
     if {name for name, child in module.named_children() if any(True for _ in child.parameters())} != _PARTS:
         return False
-    names = getattr(layer, "active_adapters", ())
-    if list(layer.lora_A) != list(names) or len(names) != 1 or getattr(layer, "lora_variant", None):
+    names: list[str] = list(getattr(layer, "active_adapters", []))
+    if list(layer.lora_A) != names or len(names) != 1 or getattr(layer, "lora_variant", None):
         return False
     parts = _parts(layer)
     is_plain = all(type(part) is nn.Linear for part in parts)
     return (
         is_plain
         and isinstance(layer.lora_dropout[names[0]], nn.Identity)
-        and parts[1].bias is parts[2].bias is None
+        and not any(_has_bias(part) for part in parts[1:])
         and not getattr(layer, "fan_in_fan_out", False)
         and not any(weight.requires_grad for weight in parts[0].parameters())
     )
@@ -98,7 +103,7 @@ def small_low_rank(module: nn.Module, device: torch.device) -> nn.Module:
     width, rank = _STAND_IN
     made = copy.copy(module)
     fresh = {
-        "base_layer": nn.Linear(width, width, bias=layer.base_layer.bias is not None).requires_grad_(False),
+        "base_layer": nn.Linear(width, width, bias=_has_bias(layer.base_layer)).requires_grad_(False),
         "lora_A": nn.ModuleDict({name: nn.Linear(width, rank, bias=False)}),
         "lora_B": nn.ModuleDict({name: nn.Linear(rank, width, bias=False)}),
     }
