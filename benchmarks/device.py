@@ -46,8 +46,14 @@ def rate_of(dtype: torch.dtype, seconds: float = 1.0) -> float:
     device = choose_device()
     side = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    each = min(
-        seconds_of(lambda: left @ right) for _ in range(2)
-    )  # the first one sets up more than it multiplies
-    count = max(1, round(seconds / each))
-    return 2 * side**3 * count / seconds_of(lambda: [left @ right for _ in range(count)])
+
+    def product() -> torch.Tensor:
+        return left @ right
+
+    each = seconds_of(product)
+    if each < seconds:
+        each = seconds_of(product)  # the first one sets up more than it multiplies
+    count = round(seconds / each)
+    if count < 2:
+        return 2 * side**3 / each
+    return 2 * side**3 * count / seconds_of(lambda: [product() for _ in range(count)])
