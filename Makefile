@@ -1,6 +1,7 @@
 PYTHON ?= python
+DEVICE ?= cuda
 
-.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice power-loss disk-errors races stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start pictures clients models models-slice templates
+.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice power-loss disk-errors races stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start gpu-check pictures clients models models-slice templates
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -120,6 +121,10 @@ site:  ## a static site of the README and all pages in build/site; needs `pip in
 
 pictures:  ## redraw the pictures of the README from a real training; needs tmux and chromium
 	$(PYTHON) docs/pictures.py
+
+gpu-check:  ## on a GPU, two commands of six and four minutes: is it right, how fast, beside TRL; DEVICE=cpu tries the check itself
+	$(PYTHON) -m benchmarks.gpu.check --device $(DEVICE) --part first; code=$$?; \
+		$(PYTHON) -m benchmarks.gpu.check --device $(DEVICE) --part second && exit $$code
 
 bench-start:  ## how long one waits at the prompt: first line, help, Tab
 	$(PYTHON) benchmarks/start.py

@@ -32,6 +32,7 @@ from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
 from sftcli.modeling.load import load_model
 from sftcli.modeling.locate.locate import locate_model
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
+from sftcli.runtime import choose_device
 
 ROWS = Path(__file__).parents[1] / "presets" / "quick" / "train.jsonl"
 Prompts = Sequence[Sequence[int]]
@@ -48,8 +49,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200, help="prompts of the file")
     flags = parser.parse_args()
     folder = locate_model(flags.model, revision=None, emit=lambda _event: None).folder
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    ours = load_model(folder, dtype=torch.bfloat16, device=torch.device("cpu"))
+    device = choose_device()
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
+    ours = load_model(folder, dtype=torch.bfloat16, device=device)
     decoder = choose_decoder(ours)
     prompts = prompts_of(folder, flags.prompts)
     weights = sum(parameter.numel() for parameter in theirs.parameters()) * 2
@@ -114,8 +116,8 @@ def decode_theirs(model: PreTrainedModel, prompts: Prompts, lengths: Sequence[in
         ids = torch.tensor([[2] * (width - len(prompt)) + list(prompt) for prompt in group])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in group])
         model.generate(
-            ids,
-            attention_mask=mask,
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
             max_new_tokens=wanted,
             min_new_tokens=wanted,
             do_sample=False,
@@ -126,16 +128,24 @@ def decode_theirs(model: PreTrainedModel, prompts: Prompts, lengths: Sequence[in
 
 def read_rate() -> float:
     """Return bytes a second at which all threads together read memory: the best of ten passes over a gigabyte."""
-    block = torch.ones(1 << 28, dtype=torch.float32)
+    block = torch.ones(1 << 28, dtype=torch.float32, device=choose_device())
     best = min(seconds(block.sum) for _ in range(10))
     return block.numel() * 4 / best
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return how long ``work`` takes."""
+    """Return how long ``work`` takes, what it leaves to the device included."""
+    wait()
     begin = time.perf_counter()
     work()
+    wait()
     return time.perf_counter() - begin
+
+
+def wait() -> None:
+    """Wait until nothing is left to do on the device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

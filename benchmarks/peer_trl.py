@@ -24,6 +24,21 @@ MODES = {
     "pack": {"packing": True},
     "best": GROUP | {"bf16": False},  # where float32 products are faster; the caller sets the allocator
 }
+if torch.cuda.is_available():
+    MODES["best"] = {"packing": True, "use_liger_kernel": True}
+
+
+def wait():
+    """Wait until nothing is left to do on the device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def held_bytes():
+    """Return the most memory that was held: on CUDA what was reserved there, else that of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class StepTimes(TrainerCallback):
@@ -34,10 +49,12 @@ class StepTimes(TrainerCallback):
 
     def on_step_begin(self, *_, **__):
         """Start the clock."""
+        wait()
         self.begin = time.perf_counter()
 
     def on_step_end(self, *_, **__):
         """Stop it."""
+        wait()
         self.seconds.append(time.perf_counter() - self.begin)
 
 
@@ -56,7 +73,8 @@ def heldout_loss(model, path):
     with Path(path).open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            ids, mask = torch.tensor([row["input_ids"]]), torch.tensor(row["completion_mask"])[1:].bool()
+            ids = torch.tensor([row["input_ids"]], device=model.device)
+            mask = torch.tensor(row["completion_mask"], device=model.device)[1:].bool()
             logits = model(input_ids=ids).logits[0, :-1][mask]
             nll += functional.cross_entropy(logits, ids[0, 1:][mask], reduction="sum").item()
             count += int(mask.sum())
@@ -82,7 +100,7 @@ def main():
         max_steps=args.steps,
         per_device_train_batch_size=args.batch_size,
         learning_rate=1e-5,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
         report_to=[],
         max_length=args.max_length,
@@ -106,18 +124,22 @@ def main():
 
     def counting(model, inputs, *rest, **named):
         mask = inputs.get("attention_mask")
-        tokens.append(int(mask.sum()) if mask is not None else inputs["input_ids"].numel())
+        tokens.append(
+            mask.sum() if mask is not None else inputs["input_ids"].numel()
+        )  # read behind all steps
         padded.append(inputs["input_ids"].numel())
         return compute_loss(model, inputs, *rest, **named)
 
     trainer.compute_loss = counting
     trainer.train()
+    passes = len(tokens) // args.steps
+    peak = held_bytes()  # before held-out rows
     print(
         json.dumps(
             {
-                "tokens_per_second": sum(tokens[WARM_UP:]) / sum(times.seconds[WARM_UP:]),
-                "padding_fraction": 1 - sum(tokens) / sum(padded),
-                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "tokens_per_second": sum(map(int, tokens[WARM_UP * passes :])) / sum(times.seconds[WARM_UP:]),
+                "padding_fraction": 1 - sum(map(int, tokens)) / sum(padded),
+                "peak_memory_bytes": peak,
                 "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
                 "heldout_loss": heldout_loss(trainer.model, args.heldout) if args.heldout else None,
             }

@@ -6,12 +6,13 @@ Runs in the environment of the project, from its root.
 """
 
 import argparse
-import time
 from collections import defaultdict
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd import DeviceType
+from torch.profiler import profile
 
+from benchmarks.device import activities, seconds_of, wait
 from benchmarks.setup import materials_of, trainer_of
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::addmm_", "aten::baddbmm", "mkldnn")
@@ -55,23 +56,28 @@ def main() -> None:
         print("\n".join(said))
         for _ in range(2):
             trainer.take_step()
-        begin, tokens = time.perf_counter(), 0
         first = trainer.state.step
-        for _ in range(args.steps):
-            tokens += trainer.take_step().tokens
-        plain = (time.perf_counter() - begin) / args.steps
-        print(f"{args.steps} steps: {plain:.2f} s each, {tokens / plain / args.steps:.0f} tokens/s")
+        done = []
+        plain = seconds_of(lambda: done.extend(trainer.take_step() for _ in range(args.steps))) / args.steps
+        tokens = sum(step.tokens for step in done)
+        print(
+            f"{args.steps} steps on {trainer.device}: {plain:.3f} s each, {tokens / plain / args.steps:.0f} tokens/s"
+        )
         trainer.state = type(trainer.state)(step=first)
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+        with profile(activities=activities(), record_shapes=True) as recorded:
             for _ in range(args.steps):
                 trainer.take_step()
+            wait()
     kinds: dict[str, float] = defaultdict(float)
     events = recorded.key_averages()
+    time = "self_device_time_total" if trainer.device.type == "cuda" else "self_cpu_time_total"
     for event in events:
-        kinds[kind_of(event.key)] += event.self_cpu_time_total / 1e6 / args.steps
+        if event.device_type is not DeviceType.CPU:
+            continue  # a kernel, whose time its operation has too
+        kinds[kind_of(event.key)] += getattr(event, time) / 1e6 / args.steps
     for kind, seconds in sorted(kinds.items(), key=lambda item: -item[1]):
-        print(f"{kind:22} {seconds:6.2f} s {seconds / sum(kinds.values()):6.1%}")
-    print(events.table(sort_by="self_cpu_time_total", row_limit=args.top, max_name_column_width=50))
+        print(f"{kind:22} {seconds:7.3f} s {seconds / sum(kinds.values()):6.1%}")
+    print(events.table(sort_by=time, row_limit=args.top, max_name_column_width=50))
 
 
 if __name__ == "__main__":

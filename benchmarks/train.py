@@ -16,39 +16,26 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.device import begin_memory, held_bytes, rate_of, seconds_of
 from benchmarks.setup import materials_of, trainer_of
 from sftcli.data.batches.batch import BatchPlan, ExampleSource
-from sftcli.events import NeverStop
+from sftcli.events import NeverStop, StepDone
 
 WARM_UP = 3
 PEERS = ("pad", "group", "pack", "best")
 # What TRL gains most from where the first steps wait for the system to clear memory, and what `sft` sets for itself.
 KEEP_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647"}
-PEAK_SHAPE = (2048, 2048, 2048)
 
 
-def peak_flops(seconds: float = 1.0) -> float:
-    """Return the matrix-multiply rate of this machine in flop/s, in float32 or bfloat16, whichever is faster."""
-    return max(rate_of(dtype, seconds) for dtype in (torch.bfloat16, torch.float32))
-
-
-def rate_of(dtype: torch.dtype, seconds: float) -> float:
-    """Return how many flop/s large products make in ``dtype``."""
-    rows, inner, columns = PEAK_SHAPE
-    left, right = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
-    left @ right
-    count, begin = 0, time.perf_counter()
-    while time.perf_counter() - begin < seconds:
-        left @ right
-        count += 1
-    return 2 * rows * inner * columns * count / (time.perf_counter() - begin)
+def peak_flops() -> float:
+    """Return the matrix-multiply rate of the device in flop/s, in float32 or bfloat16, whichever is faster."""
+    return max(rate_of(dtype) for dtype in (torch.bfloat16, torch.float32))
 
 
 def setting_of(pair: str) -> tuple[str, object]:
@@ -66,15 +53,19 @@ def measure_sft(args: argparse.Namespace) -> dict[str, object]:
     peak = peak_flops()
     materials, said = materials_of(**shape(args), training=training)
     with trainer_of(materials, said) as (trainer, model):
-        steps = [trainer.take_step() for _ in range(args.steps)]
-        timed = steps[WARM_UP:]
-        tokens, seconds = sum(step.tokens for step in timed), sum(step.seconds for step in timed)
+        begin_memory()
+        steps = [trainer.take_step() for _ in range(WARM_UP)]
+        timed: list[StepDone] = []
+        seconds = seconds_of(lambda: timed.extend(trainer.take_step() for _ in range(args.steps - WARM_UP)))
+        steps += timed
+        tokens = sum(step.tokens for step in timed)
         assert trainer.gauge is not None
         needed = trainer.gauge.peak_flops * sum((step.utilization or 0) * step.seconds for step in timed)
         result = {
             "tokens_per_second": tokens / seconds,
             "padding_fraction": 1 - tokens / sum(step.tokens + step.padding_tokens for step in timed),
-            "peak_memory_bytes": steps[-1].peak_memory_bytes,
+            "device": str(trainer.device),
+            "peak_memory_bytes": held_bytes(),
             "losses": [step.loss for step in steps],
             "peak_fraction": needed / seconds / peak,
             "peak_tflops": peak / 1e12,

@@ -1,7 +1,9 @@
 """Answers beside those of transformers: the stage ``decode``, and what the stage ``correct`` asks of them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -40,28 +42,42 @@ def check_answers(check: Check) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answering:
+    """A way of answering: ``make`` of a model what ``answer`` is called with, for so ``most`` rows."""
+
+    make: Callable[[PreTrainedModel], Any]
+    answer: Callable[..., list[list[int]]]
+    most: int = 256
+    named: Mapping[str, Any] = field(default_factory=dict)
+
+
 def time_decoding(check: Check) -> None:
-    """Say tokens a second of both, greedy and sampled, for one row and for many."""
+    """Say tokens a second of each way of answering, for one row and for many."""
     count = 8 if check.is_small else 128
     for kind in ("tiny",) if check.is_small else ("smol", "qwen15"):
-        with check.guarded(kind):
-            model = model_of(kind, device=check.device, dtype=torch.bfloat16).eval()
-            decoder = choose_decoder(model)
-            for rows in (1, 4) if check.is_small else (1, 32, 256):
-                prompts = random_prompts(rows, vocabulary=config_of(kind).vocab_size, longest=60)
-                _time(check, f"{kind} {rows} rows", _ours, decoder, prompts, count)
-                _time(check, f"{kind} {rows} rows, sampled", _ours, decoder, prompts, count, temperature=0.8)
-                if rows <= 32:
-                    _time(check, f"{kind} {rows} rows, transformers", _theirs, model, prompts, count)
+        vocabulary = config_of(kind).vocab_size
+        for way, answering in ANSWERING.items():
+            with check.guarded(f"{kind}, {way}"):
+                model = model_of(kind, device=check.device, dtype=torch.bfloat16).eval()
+                made = answering.make(model)
+                for rows in (1, 4) if check.is_small else (1, 32, 256):
+                    if rows <= answering.most:
+                        prompts = random_prompts(rows, vocabulary=vocabulary, longest=60)
+                        _time(check, f"{kind} {rows} rows, {way}", answering, made, prompts, count)
 
 
-def _time(check, name, work, model, prompts, count, **named):
-    work(model, prompts, 4, **named)
+def _time(check: Check, name: str, answering: Answering, made: Any, prompts: Prompts, count: int) -> None:
+    answering.answer(made, prompts, 4, **answering.named)
     check.wait()
     begin = time.perf_counter()
-    work(model, prompts, count, **named)
+    answers = answering.answer(made, prompts, count, **answering.named)
     check.wait()
-    check.say(name, tokens_per_s=len(prompts) * count / (time.perf_counter() - begin))
+    seconds = time.perf_counter() - begin
+    is_whole = all(len(answer) == count for answer in answers)
+    check.judge(
+        name, is_whole, tokens_per_s=len(prompts) * count / seconds, ms_per_step=seconds / count * 1e3
+    )
 
 
 def _ours(
@@ -94,3 +110,11 @@ def _theirs(model: PreTrainedModel, prompts: Prompts, count: int) -> list[list[i
         pad_token_id=PAD_ID,
     )
     return made[:, width:].tolist()
+
+
+ANSWERING: Mapping[str, Answering] = {
+    "sft": Answering(make=choose_decoder, answer=_ours),
+    "sft, sampled": Answering(make=choose_decoder, answer=_ours, named={"temperature": 0.8}),
+    "transformers": Answering(make=lambda model: model, answer=_theirs, most=32),
+}
+"""What the stage ``decode`` times; another way of answering is a row here."""

@@ -42,4 +42,15 @@ for path in Path("gpu-wheels").glob("bitsandbytes-*.whl"):
                 new.writestr(item.filename, data)
     slim.replace(path)
 P
-du -sh --apparent-size gpu-wheels gpu-tokenizer
+"$python" - <<'P'
+import sys
+from pathlib import Path
+
+MOST = 64 * 2**20  # of all that is carried; the tree itself has its part
+sizes = {path: path.stat().st_size for folder in ("gpu-wheels", "gpu-tokenizer") for path in sorted(Path(folder).iterdir())}
+for path, size in sizes.items():
+    print(f"{size:>12,}  {path}")
+total = sum(sizes.values())
+print(f"{total:>12,}  together, of {MOST:,}")
+sys.exit("too much to carry: drop a wheel" if total > MOST else 0)
+P

@@ -4,6 +4,7 @@ Shapes are real, numbers are not: see ``counter.py``. Bytes are those of tensors
 and attention; what a cache spares is not known here. Nothing is timed.
 """
 
+import argparse
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from sftcli.data.example import Example
 from sftcli.data.reading.record import Origin
 from sftcli.modeling.kernels import ways
 from sftcli.modeling.kernels.varlen import Varlen, signature_of
+from sftcli.services.train.start.parallelism import has_room_for_gradients
 from sftcli.training import loss
 from tests.support.training import ExampleList
 
@@ -34,6 +36,7 @@ _FUSED_OPTIMIZERS = "torch.optim.optimizer._get_fused_kernels_supported_devices"
 _LISTS = "torch.utils._foreach_utils._get_foreach_kernels_supported_devices"
 _ATTENTION = "sftcli.modeling.kernels.document_attention.varlen_on"
 _FIRST_ID = 3
+_MEMORY = 80 * 10**9  # of an H100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +89,13 @@ def count_step(
     rank: int = 0,
     passes: int = 0,
     forms: Forms = Forms.LIGER,
+    memory: int = _MEMORY,
     settings: Mapping[str, object] | None = None,
 ) -> Counts:
     """Return the counts of one step of a model of this ``config``, the second, on one row of ``documents``.
 
-    With ``passes`` the documents are rows of their own, in so many micro-batches.
+    With ``passes`` the documents are rows of their own, in so many micro-batches. By ``memory``, that of the device, gradients
+    are collected behind a pass.
     """
     length = tokens // documents
     rows = _rows(documents, length)
@@ -107,6 +112,7 @@ def count_step(
             batch_size=documents,
             micro_batch_size=documents // (passes or 1),
             packs=not passes,
+            memory=memory,
             **(settings or {}),
         )
         trainer.asks_device = True
@@ -151,19 +157,47 @@ class Totals:
         )
 
 
-def totals_of(subject: Subject, forms: Forms) -> Totals:
-    """Count ``subject`` with one layer and with two, and return what all of its layers come to: each asks for the same."""
+def counts_of(subject: Subject, forms: Forms) -> tuple[Counts, Counts]:
+    """Count ``subject`` with one layer and with two, as with all of them."""
     config = config_of(subject.kind)
-    layers, found = config.num_hidden_layers, []
+    whole = model_of_config(config, device=META, dtype=torch.bfloat16)
+    is_large = not subject.rank and not has_room_for_gradients(whole, torch.bfloat16, _MEMORY)
+    found = []
     for config.num_hidden_layers in (1, 2):
         counts = count_step(
-            config, tokens=subject.tokens, documents=subject.documents, rank=subject.rank, forms=forms
+            config,
+            tokens=subject.tokens,
+            documents=subject.documents,
+            rank=subject.rank,
+            forms=forms,
+            memory=0 if is_large else _MEMORY,
         )
-        found.append(Totals.of(counts))
-    return found[0].with_layers(found[1], layers - 1)
+        found.append(counts)
+    return found[0], found[1]
+
+
+def totals_of(subject: Subject, forms: Forms) -> Totals:
+    """Return what all layers of ``subject`` come to: each asks for the same."""
+    one, two = map(Totals.of, counts_of(subject, forms))
+    return one.with_layers(two, config_of(subject.kind).num_hidden_layers - 1)
+
+
+def kinds_of(subject: Subject, forms: Forms) -> dict[str, int]:
+    """Return how many kernels of each kind a layer of ``subject`` takes, most first."""
+    one, two = counts_of(subject, forms)
+    return dict((two.kernels - one.kernels).most_common())
 
 
 def main() -> None:
+    """Print the table, or with ``--layer`` what a layer of each model consists of."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layer", action="store_true", help="kernels of a layer by kind")
+    if parser.parse_args().layer:
+        for subject in SUBJECTS:
+            kinds = kinds_of(subject, Forms.LIGER)
+            told = ", ".join(f"{count} {name}" for name, count in kinds.items())
+            print(f"{subject.name}: {sum(kinds.values())} a layer: {told}", flush=True)
+        return
     print(f"{'one step':<64}{'kernels':>9}{'GB beside products':>20}{'waits':>7}{'uploads':>9}")
     for subject in SUBJECTS:
         print(f"{subject.name}, {subject.tokens:,} tokens")

@@ -37,6 +37,7 @@ _UNREAD = {
 }
 _LOOK_UPS = {"embedding", "index", "index_select", "gather"}
 _ATTENTION = ("_varlen_attn", "_scaled_dot_product")
+_IN_PLACE = {"addmm_": torch.ops.aten.addmm}  # products that torch does not count by this name
 _READERS = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive"}
 # Of lists of tensors, a launch takes so many in 1, 2, ... of them together, and so many blocks of 65536 numbers.
 _LIST_TENSORS, _LIST_BLOCKS, _BLOCK = (110, 64, 48, 36, 30), 320, 65536
@@ -141,10 +142,11 @@ class DeviceCounter(TorchDispatchMode):
         for part in results:
             self.counts.largest[(tuple(part.shape), part.dtype)] += 1
         moved = _moved(name, inputs, results, kwargs.get("out"))
-        if func._overloadpacket in flop_registry:
+        product = _IN_PLACE.get(name, func._overloadpacket)
+        if product in flop_registry:
             shapes = args[:-1] if _names_dtype(func) else args
-            self.counts.flops += flop_registry[func._overloadpacket](*shapes, **kwargs, out_val=made)
-        if func._overloadpacket in flop_registry or name.startswith(_ATTENTION):
+            self.counts.flops += flop_registry[product](*shapes, **kwargs, out_val=made)
+        if product in flop_registry or name.startswith(_ATTENTION):
             self.counts.product_bytes += moved
         else:
             self.counts.bytes[name] += moved

@@ -28,11 +28,15 @@ class Check:
 
     def say(self, name: str, **facts: object) -> None:
         """Print a result and keep it."""
-        line = {"stage": self.stage, "name": name} | facts
+        line = {"stage": self.stage, "name": name, "verdict": "measured"} | facts
         told = "  ".join(f"{key}={_short(value)}" for key, value in facts.items())
         print(f"[{self.stage}] {name}: {told}", flush=True)
         with (self.out / "results.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
+
+    def leave_out(self, name: str, why: str, **facts: object) -> None:
+        """Say that a result cannot be had here."""
+        self.say(name, verdict="left out", why=why, **facts)
 
     def judge(self, name: str, ok: bool, **facts: object) -> None:
         """Say a result with its verdict."""

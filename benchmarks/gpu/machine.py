@@ -4,16 +4,18 @@ import inspect
 import os
 import platform
 import time
+from dataclasses import asdict
 from importlib import metadata
 
 import torch
 
 from benchmarks.gpu.findings import Check
 from sftcli.modeling.kernels.varlen import signature_of, varlen_on
-from sftcli.runtime import matmul_flops
+from sftcli.runtime import matmul_flops, used_kernels
 
 _PACKAGES = (
-    "torch", "triton", "transformers", "tokenizers", "peft", "datasets", "pydantic", "trl", "liger_kernel", "bitsandbytes",
+    "torch", "triton", "transformers", "tokenizers", "peft", "datasets", "pydantic", "accelerate", "trl", "liger_kernel",
+    "bitsandbytes",
 )  # fmt: skip
 
 
@@ -37,12 +39,15 @@ def describe_machine(check: Check) -> None:
         signature = str(list(inspect.signature(varlen_attn).parameters))
         kernel = varlen_on(check.device)
         missing = "" if kernel is None else kernel.missing or ""
+        known = signature_of(varlen_attn)
         check.judge(
             "packed rows get torch's kernel on CUDA",
-            signature_of(varlen_attn) is not None and not missing,
+            known is not None and not missing,
+            form_since_torch=known and known.since,
             signature=signature,
             missing=missing,
         )
+    check.say("kernels", **asdict(used_kernels()), cublas=os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""))
     with check.guarded("peak"):
         check.say(
             "peak",

@@ -11,29 +11,35 @@ from tests.support.smollm2 import VOCABULARY, lay_tokenizer
 
 _GROUPED = {"train_sampling_strategy": "group_by_length"}
 _LIGER = {"use_liger_kernel": True}
+_RANK = 16
 MODES: dict[str, dict[str, Any]] = {
     "grouped": _GROUPED,
     "grouped, Liger": _GROUPED | _LIGER,
+    "packed": {"packing": True},
     "packed, Liger": {"packing": True} | _LIGER,
-    "grouped, Liger, compiled": _GROUPED | _LIGER | {"torch_compile": True},
+    "packed, Liger, compiled": {"packing": True} | _LIGER | {"torch_compile": True},
 }
 
 
+# kind, steps, rank of a LoRA adapter or 0, modes: those that cost compile time last, since the stage may be cut
+_TIMED = (
+    ("smol", 10, 0, ("packed, Liger", "grouped, Liger", "grouped")),
+    ("qwen15", 6, 0, ("packed, Liger", "grouped, Liger")),
+    ("llama8b", 3, _RANK, ("packed, Liger", "grouped, Liger")),
+    ("qwen15", 6, 0, ("packed, Liger, compiled",)),
+)
+_TIMED_SMALL = (("tiny", 2, 0, ("grouped", "packed")), ("tiny", 2, _RANK, ("grouped",)))
+
+
 def time_peer(check: Check) -> None:
-    """Say its speed, memory and last loss, of 135M and 1.5B."""
-    if check.is_small:
-        with check.guarded("grouped"):
-            _time(check, "tiny", "grouped", steps=3, warm=1)
-        return
-    for kind, steps in (("smol", 10), ("qwen15", 6)):
-        for mode in MODES:
-            if mode.endswith("compiled") and kind != "qwen15":
-                continue
+    """Say its speed, memory and last loss: 135M and 1.5B whole, LoRA on 8B."""
+    for kind, steps, rank, modes in _TIMED_SMALL if check.is_small else _TIMED:
+        for mode in modes:
             with check.guarded(f"{kind} {mode}"):
-                _time(check, kind, mode, steps=steps, warm=3)
+                _time(check, kind, mode, rank=rank, steps=steps, warm=1 if check.is_small else 2)
 
 
-def _time(check: Check, kind: str, mode: str, *, steps: int, warm: int) -> None:
+def _time(check: Check, kind: str, mode: str, *, rank: int, steps: int, warm: int) -> None:
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import SFTTrainer
@@ -45,7 +51,7 @@ def _time(check: Check, kind: str, mode: str, *, steps: int, warm: int) -> None:
     vocabulary = min(VOCABULARY, config_of(kind).vocab_size)
     mean = 40 if check.is_small else 250
     rows = random_rows(32 * (steps + warm + 4), vocabulary=vocabulary, mean=mean, longest=longest)
-    model = model_of(kind, device=check.device)
+    model = model_of(kind, device=check.device, dtype=torch.bfloat16 if rank else torch.float32)
     clock = _clock(check)
     trainer = SFTTrainer(
         model=model,
@@ -60,6 +66,7 @@ def _time(check: Check, kind: str, mode: str, *, steps: int, warm: int) -> None:
             lay_tokenizer(check.work / "tokenizer", check.tokenizer)
         ),
         callbacks=[clock],
+        peft_config=_adapter(rank) if rank else None,
     )
     tokens = _counted(trainer)
     trainer.train()
@@ -67,7 +74,7 @@ def _time(check: Check, kind: str, mode: str, *, steps: int, warm: int) -> None:
     seen = sum(map(int, timed))
     seconds = clock.marks[-1] - clock.marks[warm - 1]
     check.say(
-        f"{kind} {mode}",
+        f"{kind} {mode}" + ", LoRA" * bool(rank),
         tokens_per_s=seen / seconds,
         ms_per_step=seconds / steps * 1e3,
         tokens_per_step=seen // steps,
@@ -75,6 +82,12 @@ def _time(check: Check, kind: str, mode: str, *, steps: int, warm: int) -> None:
         attention=model.config._attn_implementation,
         **memory_of(check.device),
     )
+
+
+def _adapter(rank):
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _config(check, options, *, steps, longest):

@@ -13,6 +13,7 @@ from benchmarks.gpu.findings import Check
 from benchmarks.gpu.machine import describe_machine
 from benchmarks.gpu.peer import time_peer
 from benchmarks.gpu.speed import time_compiled, time_training
+from benchmarks.gpu.training import kernels
 
 STAGES = {
     "env": describe_machine,
@@ -46,7 +47,8 @@ def main() -> None:
         tokenizer=args.tokenizer,
     )
     begin = time.perf_counter()
-    STAGES[args.stage](check)
+    with kernels():
+        STAGES[args.stage](check)
     check.say("seconds", seconds=time.perf_counter() - begin)
 
 

@@ -2,18 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from benchmarks.gpu.findings import Check
-from benchmarks.gpu.subjects import PAD_ID, memory_of
+from benchmarks.gpu.subjects import CPU, PAD_ID, copy_on, memory_of, model_of, random_rows
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.config.schema.run import CheckpointSettings
-from sftcli.config.schema.training import TrainingSettings
+from sftcli.config.schema.training import OPTIMIZERS, OptimizerFacts, TrainingSettings
+from sftcli.copies import host_copies
 from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.events import Event
 from sftcli.modeling.activations import checkpoint_activations, ways_down
@@ -23,15 +27,21 @@ from sftcli.modeling.kernels.compiled import compile_layers
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.modeling.kernels.told_positions import spare_search_of_own_positions
+from sftcli.runtime import Kernels, set_kernels, total_memory_bytes, used_kernels
+from sftcli.services.train.start.parallelism import has_room_for_gradients
 from sftcli.training.loss import BatchLoss, response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
-from sftcli.training.state import ForgetfulStore
+from sftcli.training.state import ForgetfulStore, TrainingSnapshot
 from sftcli.training.trainer import Trainer
 from sftcli.training.utilization import Gauge, Workload
 from sftcli.training.weights.masters import AdapterWeights, MasterWeights
+from sftcli.training.weights.split import SplitWeights
 from tests.support.training import ExampleList
 
+_NO_PEAK = (
+    1e18  # operations a second that no device reaches: a step that beats its peak would become the peak
+)
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -46,6 +56,7 @@ def trainer_of(
     packs: bool = True,
     emit: Callable[[Event], None] = lambda event: None,
     compiled: bool = False,
+    memory: int | None = None,
     change_loss: Callable[[BatchLoss], BatchLoss] = lambda loss: loss,
     **changed: Any,
 ) -> Trainer:
@@ -61,6 +72,7 @@ def trainer_of(
         packs: Whether rows are packed; else each is padded.
         emit: Hears events.
         compiled: Whether torch compiles each decoder layer, instead of our own form of it.
+        memory: Of the device, which says whether gradients are collected behind a pass; that of ``device`` itself if None.
         change_loss: Puts something around the loss of a pass.
         changed: Settings of the training.
     """
@@ -72,7 +84,9 @@ def trainer_of(
         "learning_rate": 1e-4,
     }
     settings = TrainingSettings.model_validate(steps | changed)
-    weights = _weights(model, adapter, dtype, is_fused=not compiled)
+    if memory is None:
+        memory = total_memory_bytes(device) if device.type == "cuda" else 0
+    weights = _weights(model, adapter, dtype, settings, is_fused=not compiled, memory=memory)
     if settings.gradient_checkpointing.is_on:
         checkpoint_activations(model, settings.gradient_checkpointing)
     spare_search_of_own_positions(model)
@@ -99,32 +113,89 @@ def trainer_of(
         settings=settings,
         checkpoint=CheckpointSettings(every_steps=0),
         weights=weights,
-        optimizer=make_optimizer(weights.masters, settings),
+        optimizer=make_optimizer(weights.masters, settings, remainders=weights.remainders),
         batch_loss=change_loss(partial(response_nll_sum, model)),
         ladder=ladder,
         heldout_loss=None,
         store=ForgetfulStore(),
         emit=emit,
         device=device,
-        gauge=Gauge(workload=Workload.of(model), peak_flops=1.0),
+        gauge=Gauge(workload=Workload.of(model), peak_flops=_NO_PEAK),
     )
 
 
 def _weights(
-    model: PreTrainedModel, adapter: Mapping[str, object] | None, dtype: torch.dtype, *, is_fused: bool
+    model: PreTrainedModel,
+    adapter: Mapping[str, object] | None,
+    dtype: torch.dtype,
+    settings: TrainingSettings,
+    *,
+    is_fused: bool,
+    memory: int,
 ) -> MasterWeights:
     if adapter is not None:
         add_adapter(model, AdapterSettings.model_validate(adapter))
     if is_fused:
         fuse_layers(model, has_adapter=adapter is not None)
+    at_once = not has_room_for_gradients(model, dtype, memory)
     if adapter is not None:
-        return AdapterWeights(model, compute_dtype=dtype, file_name=file_name)
-    return MasterWeights(model, compute_dtype=dtype)
+        return AdapterWeights(model, compute_dtype=dtype, file_name=file_name, collects_at_once=at_once)
+    if dtype == torch.bfloat16 and OPTIMIZERS[settings.optimizer].splits_masters:
+        return SplitWeights(model)
+    return MasterWeights(model, compute_dtype=dtype, collects_at_once=at_once)
+
+
+@contextmanager
+def kernels(**changed: bool) -> Iterator[None]:
+    """Let CUDA compute in the block as ``sft train`` does by itself, but for what is ``changed``."""
+    before, defaults = used_kernels(), TrainingSettings(max_steps=1)
+    as_trained = Kernels(
+        deterministic=defaults.deterministic, tf32=defaults.tf32, tf32_convolutions=defaults.tf32
+    )
+    set_kernels(replace(as_trained, **changed))
+    try:
+        yield
+    finally:
+        set_kernels(before)
+
+
+def _tiny_rows(check: Check) -> ExampleList:
+    sizes = {"mean": 30, "longest": 60} if check.is_small else {"mean": 120, "longest": 600}
+    return random_rows(200, vocabulary=1024, **sizes)
+
+
+def tiny_trainer(
+    check: Check, *, device: torch.device | None = None, seed: int = 0, **changed: Any
+) -> Trainer:
+    """Return the trainer of a tiny model whose weights are the same on every device."""
+    device = device or check.device
+    model = copy_on(model_of("tiny", device=CPU, seed=seed), device)
+    steps = {"batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-3}
+    return trainer_of(model, _tiny_rows(check), device=device, **(steps | changed))
+
+
+def cannot_have(check: Check, optimizer: OptimizerFacts) -> str | None:
+    """Return why ``optimizer`` cannot run here; None where it can. On CUDA a package that is missing is a failure."""
+    if optimizer.needs_cuda and check.is_small:
+        return "it needs CUDA"
+    if optimizer.needs_bitsandbytes and check.is_small and find_spec("bitsandbytes") is None:
+        return "bitsandbytes is not installed"
+    return None
 
 
 def losses_of(trainer: Trainer, steps: int) -> list[float]:
     """Take ``steps``."""
     return [trainer.take_step().loss for _ in range(steps)]
+
+
+def kept_snapshot(trainer: Trainer) -> TrainingSnapshot:
+    """Return a snapshot in the host's memory, copied as a save beside the steps copies it."""
+    snapshot = trainer.snapshot()
+    copies = host_copies(trainer.device, [*snapshot.weights.values(), *snapshot.optimizer.values()])
+    copy = snapshot.copied(copies)
+    copies.hold()
+    copies.wait()
+    return copy
 
 
 def masters_of(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -152,7 +223,7 @@ def timed_steps(check: Check, trainer: Trainer, *, warm: int, steps: int) -> dic
     check.wait()
     seconds = time.perf_counter() - begin
     tokens = sum(step.tokens for step in done)
-    flops = sum((step.utilization or 0.0) * step.seconds for step in done)  # of a peak of 1 a second
+    flops = sum((step.utilization or 0.0) * step.seconds for step in done) * _NO_PEAK
     return {
         "tokens_per_s": tokens / seconds,
         "ms_per_step": seconds / steps * 1e3,

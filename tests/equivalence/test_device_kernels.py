@@ -52,6 +52,15 @@ def test_with_an_adapter_as_many_are_one_kernel():
     assert found.kernels["one_kernel"] == 2 * norms - 1 + 2 * gates + 2 * turns
 
 
+def test_a_layer_with_an_adapter_takes_eight_kernels_a_product_and_sums_on_the_way():
+    one, two = (counts(Forms.LIGER, rank=4, layers=layers).kernels for layers in (1, 2))
+    layer = two - one
+    assert layer["mm"] + layer["addmm"] + layer["addmm_"] == 7 * 8
+    assert layer["mul"] == 0  # of scaling
+    assert layer["add"] == 4 + 3  # residual sums, and gradients of inputs that products share
+    assert layer.total() <= 75
+
+
 def test_sums_over_chunks_of_the_head_make_nothing_else_of_its_size(monkeypatch):
     """One float32 gradient, which each chunk adds to in its place; bfloat16 of that size are the product's weight alone."""
     rows, config = 16, config_of("tiny")

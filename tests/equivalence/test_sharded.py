@@ -1,5 +1,6 @@
 """Processes that share out the weights take the steps of one process; `test_processes.py` has the fast test of it."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.training import TrainingSettings
+from sftcli.errors import UsageError
 from sftcli.modeling.activations import checkpoint_activations
 from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.modeling.kernels.document_attention import attend_by_document
@@ -20,6 +22,7 @@ from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.distributed.group import Group
 from sftcli.training.distributed.traffic import Weight, sharded_traffic
 from sftcli.training.loss import response_nll_sum
+from sftcli.training.loss_scale import FIRST, LossScaler
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.trainer import Trainer
 from sftcli.training.weights.sharded import ShardedWeights, layers_of
@@ -113,6 +116,58 @@ def rounded_is_near(group: Group) -> None:
     for _ in range(STEPS):
         assert several.take_step().loss == pytest.approx(alone.take_step().loss, abs=1e-2)
     assert all(master.dtype == torch.float32 for master in several.weights.masters.values())
+
+
+def scaled_is_near(group: Group) -> None:
+    said: list[str] = []
+    alone, several = (trainer_of(one, "tied", dtype=torch.float16) for one in (Group(), group))
+    several.scaler = LossScaler(several.weights, group, lambda event: said.append(event.text))
+    several.state = replace(several.state, loss_scale=2.0**40)  # some overflows at the start
+    for _ in range(STEPS):
+        expected, found = alone.take_step(), several.take_step()
+        assert found.applied
+        assert found.loss == pytest.approx(expected.loss, rel=5e-3)
+        assert found.grad_norm == pytest.approx(expected.grad_norm, rel=2e-2)
+    assert 1 < several.state.loss_scale < 2.0**40
+    assert len(said) == 40 - int(several.state.loss_scale).bit_length() + 1
+    assert several.state.loss_scale_steps == STEPS
+    whole, gathered = alone.snapshot(), several.snapshot()
+    for name, tensor in gathered.weights.items():
+        assert tensor.dtype == torch.float32
+        assert (tensor - whole.weights[name]).norm() < 0.01 * tensor.norm(), name
+
+
+@pytest.mark.slow
+def test_products_in_float16_are_scaled_alike_in_all_processes(tmp_path: Path) -> None:
+    run_together(scaled_is_near, size=2, folder=tmp_path)
+
+
+def bad_rows_of_one_process_are_a_bad_step_of_all(group: Group) -> None:
+    several = trainer_of(group, "tied", dtype=torch.float16)
+    several.scaler = LossScaler(several.weights, group, lambda _: None)
+    whole = several.batch_loss
+    factor = float("nan") if group.rank else 1.0
+    several.batch_loss = lambda batch: whole(batch) * factor
+    step = several.take_step()
+    assert (step.applied, several.state.bad_steps, several.state.loss_scale) == (False, 1, FIRST)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_process_moves_no_scale(tmp_path: Path) -> None:
+    run_together(bad_rows_of_one_process_are_a_bad_step_of_all, size=2, folder=tmp_path)
+
+
+def refuses_what_float16_has_not(group: Group) -> None:
+    model = build_model("tied")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = 70_000.0
+    with pytest.raises(UsageError, match=r"up_proj\.weight holds numbers above 65504"):
+        ShardedWeights(model, compute_dtype=torch.float16, group=group, device=CPU)
+
+
+@pytest.mark.slow
+def test_weights_that_float16_has_not_are_refused_before_they_are_shared_out(tmp_path: Path) -> None:
+    run_together(refuses_what_float16_has_not, size=2, folder=tmp_path)
 
 
 @pytest.mark.slow

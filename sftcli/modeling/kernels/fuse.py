@@ -26,6 +26,7 @@ from sftcli.modeling.kernels.fused_layer import (
 )
 from sftcli.modeling.kernels.fused_math import has_dropout, norm_epsilon
 from sftcli.modeling.kernels.liger import faults
+from sftcli.modeling.kernels.low_rank import has_low_rank, small_low_rank
 from sftcli.modeling.kernels.rotary import forward_with, tried_turns, turn_of
 from sftcli.modeling.kernels.ways import Forward, Part, Way, ways_on
 
@@ -135,6 +136,8 @@ def _candidates(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Part]
             yield module, Part.LAYER
         elif turn_of(module) is not None:
             yield module, Part.ROTARY
+        elif has_low_rank(module):
+            yield module, Part.LOW_RANK
 
 
 def _is_plain_norm(module: torch.nn.Module) -> bool:
@@ -180,6 +183,8 @@ class _Trial:
                     return None
                 forward = partial(forward, window=self.passed[module].window)
                 found = _tried(module, forward, self.passed[module], whole=whole)
+            elif part is Part.LOW_RANK:
+                found = _tried(small_low_rank(module, self.device), forward, whole=True)
             else:
                 found = _tried(self._in_float32(module, part), forward, whole=whole)
         return forward if found is not None and _are_close(*found) else None

@@ -72,9 +72,9 @@ def norm_epsilon(norm: torch.nn.Module) -> float | None:
     return None
 
 
-def class_forward(module: torch.nn.Module, x: torch.Tensor, **rest: object) -> torch.Tensor:
+def class_forward(module: torch.nn.Module, x: torch.Tensor, *more: object, **rest: object) -> torch.Tensor:
     """Return what ``module`` makes of ``x`` by its class, whatever stands in the place of its ``forward``."""
-    made: torch.Tensor = type(module).forward(module, x, **rest)
+    made: torch.Tensor = type(module).forward(module, x, *more, **rest)
     return made
 
 

@@ -23,6 +23,7 @@ from sftcli.modeling.kernels.fused_math import (
     normed,
 )
 from sftcli.modeling.kernels.liger import LigerGate, gated_product, has_liger, turned
+from sftcli.modeling.kernels.low_rank import low_rank_forward
 from sftcli.modeling.kernels.rotary import Turn
 from sftcli.runtime import Context, applied
 
@@ -90,6 +91,7 @@ class Part(StrEnum):
     NORM = "norm"
     GATE = "gated feed-forward block"
     ROTARY = "attention with rotary positions"
+    LOW_RANK = "linear layer with an adapter"
     LAYER = "layer"
 
 
@@ -156,6 +158,7 @@ WAYS: Mapping[str, Mapping[Part, Sequence[Way]]] = {
         Part.NORM: (Way(forward=_norm_of_torch, by="torch"), _OWN_NORM),
         Part.GATE: (Way(forward=_feed_forward_by_liger, by="liger", is_there=has_liger), _OWN_GATE),
         Part.ROTARY: (Way(forward=turned, by="liger", is_there=has_liger),),
+        Part.LOW_RANK: (Way(forward=low_rank_forward),),
     },
 }
 """What is tried on devices of a type; another type takes that of a CPU."""

@@ -70,14 +70,21 @@ class MasterWeights:
         Raises:
             UsageError: It has numbers that float16 has not.
         """
-        rounded = weight.to(self.compute_dtype)
-        if self.compute_dtype == torch.float16 and not is_finite(rounded):
+        self._require_range(name, weight)
+        return weight.to(self.compute_dtype)
+
+    def _require_range(self, name: str, weight: torch.Tensor) -> None:
+        """Make sure that the products can have ``weight``.
+
+        Raises:
+            UsageError: It has numbers that float16 has not.
+        """
+        if self.compute_dtype == torch.float16 and not is_finite(weight.half()):
             raise UsageError(
                 f"{name} holds numbers above 65504, which float16 has not",
                 hint="train in float32: --set training.precision=fp32, or in bf16 where the device has it",
                 location=Location(key="training.precision"),
             )
-        return rounded
 
     def _split(self, name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
         master = torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))

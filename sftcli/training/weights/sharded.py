@@ -65,6 +65,7 @@ class ShardedWeights(MasterWeights):
         self._frozen: dict[str, torch.Tensor] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
+                self._require_range(name, parameter.data)
                 parameter.data = parameter.data.float()
             else:
                 self._round_frozen(name, parameter, keep=file_name is None and group.is_writer)

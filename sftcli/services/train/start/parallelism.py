@@ -91,19 +91,21 @@ def make_weights(
         )
     if names is None and dtype == torch.bfloat16 and OPTIMIZERS[settings.training.optimizer].splits_masters:
         return SplitWeights(model)
-    at_once = settings.training.release_gradients or not _has_room_for_gradients(model, dtype, device)
+    memory = total_memory_bytes(device) if device.type == "cuda" else 0
+    at_once = settings.training.release_gradients or not has_room_for_gradients(model, dtype, memory)
     if names is not None:
         return AdapterWeights(model, compute_dtype=dtype, file_name=names, collects_at_once=at_once)
     return MasterWeights(model, compute_dtype=dtype, collects_at_once=at_once)
 
 
-def _has_room_for_gradients(model: "PreTrainedModel", dtype: torch.dtype, device: torch.device) -> bool:
+def has_room_for_gradients(model: "PreTrainedModel", dtype: torch.dtype, memory: int) -> bool:
     """Return whether all gradients of a pass in ``dtype`` may be there together, beside their sums in float32.
 
-    The calls of Python that this spares matter where a device is done before they are, which takes a small model.
+    The calls of Python that this spares matter where a device is done before they are, which takes a small model: elsewhere
+    than on CUDA ``memory`` is 0.
     """
     need = dtype.itemsize * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return device.type == "cuda" and need <= GRADIENTS * total_memory_bytes(device)
+    return need <= GRADIENTS * memory
 
 
 def tell_sharing(trainer: Trainer, emit: EventSink) -> None:
