@@ -210,9 +210,7 @@ class _Batch:
     def step(self, new: Sequence[Row]) -> list[tuple[Row, int, float]]:
         """Return the next token of every row with its log-probability, after ``new`` ones have joined."""
         with self.without_gradients():
-            logits = self.rows.advance(
-                self.last, [[*self.prompts[row.index], *row.ids] for row in new]
-            )
+            logits = self.rows.advance(self.last, [[*self.prompts[row.index], *row.ids] for row in new])
             self.running += new
             self.samplers += [self._sampler(row.index, logits) for row in new]
             self.last = sample(logits, self.samplers)

@@ -16,7 +16,9 @@ from torch.nn import Linear
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
-from sftcli.modeling.decoding.kv_cache import KVCacheState, has_plain_cache
+from sftcli.modeling.decoding.kv_cache import has_plain_cache
+from sftcli.modeling.decoding.kv_state import KVCacheState
+from sftcli.modeling.decoding.recorded import RecordedSteps, Recorder
 from sftcli.runtime import has_bf16_products, total_memory_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ MakeProduct = Callable[[torch.Tensor, torch.Tensor | None], Product]  # of a wei
 Attend = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 Llama = LlamaForCausalLM | Qwen2ForCausalLM
-_TABLE = 512  # positions that the rotary tables grow by
 _LARGEST_SHARE = 0.1  # of the machine's memory that weights may take a second time
 _ROWS = 8  # the number of rows that a layout is made for; it serves any other
 
@@ -98,7 +99,6 @@ class FusedModel:
         product = products_of([module.weight for module in model.modules() if isinstance(module, Linear)])
         self.head = product(model.lm_head.weight, None)
         self.layers = [_fused(layer, product) for layer in body.layers]
-        self.cos = self.sin = torch.empty(0)  # (positions, head size)
 
     def new_caches(self, slots: int, room: int) -> list[torch.Tensor]:
         """Return an empty cache of every layer."""
@@ -110,6 +110,7 @@ class FusedModel:
         tokens: torch.Tensor,
         positions: torch.Tensor,
         slots: torch.Tensor,
+        turns: torch.Tensor,
         caches: Sequence[torch.Tensor],
         attend: Attend,
         last: torch.Tensor | None,
@@ -120,6 +121,7 @@ class FusedModel:
             tokens: (T,) int64.
             positions: Of the tokens in their rows, (T,) int64.
             slots: Of the tokens' rows, (T,) int64.
+            turns: See ``turns``.
             caches: Of every layer, written in place.
             attend: Looks the queries of a layer up in its cache, where the new keys already are.
             last: The tokens whose successors are asked for, (R,) int64; None for all.
@@ -127,7 +129,7 @@ class FusedModel:
         Returns:
             (R, V).
         """
-        cos, sin = self._turns(positions)
+        cos, sin = self._turned(turns[:, positions])
         places = self._places(slots, positions, caches[0].shape[3])
         hidden = F.embedding(tokens, self.embedding)
         for layer, cache in zip(self.layers, caches, strict=True):
@@ -149,25 +151,26 @@ class FusedModel:
         parts = torch.arange(2 * self.kv_heads, device=slots.device)
         return ((slots[:, None] * len(parts) + parts) * room + positions[:, None]).view(-1)
 
-    def _turns(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what turns queries and keys by their positions, (T, heads + 2 kv heads, head size).
+    def turns(self, positions: int) -> torch.Tensor:
+        """Return the cosines and sines of the first ``positions``, (2, positions, head size)."""
+        every = torch.arange(positions, device=self.embedding.device)[None]
+        cos, sin = self.rotary(self.embedding[:1, None], position_ids=every)
+        table = torch.stack((cos[0], sin[0]))
+        table[1, :, : self.head_size // 2].neg_()
+        return table
+
+    def _turned(self, turns: torch.Tensor) -> torch.Tensor:
+        """Return what turns queries and keys by cosine and sine of their positions, (2, T, heads + 2 kv heads, head size).
 
         A vector x becomes ``x * cos + swapped * sin``, with the halves of x swapped. Values stay what they are, with a cosine
         of one and a sine of zero, so that what a projection gives is turned as a whole.
         """
-        self._make_tables(int(positions.max()) + 1)
-        turned = (len(positions), self.heads + self.kv_heads, self.head_size)
-        still = (len(positions), self.kv_heads, self.head_size)
-        cos, sin = (table[positions, None].expand(turned) for table in (self.cos, self.sin))
-        return torch.cat((cos, cos.new_ones(still)), dim=1), torch.cat((sin, sin.new_zeros(still)), dim=1)
-
-    def _make_tables(self, positions: int) -> None:
-        if len(self.cos) >= positions:
-            return
-        every = torch.arange(positions + _TABLE, device=self.embedding.device)[None]
-        cos, sin = self.rotary(self.embedding[:1, None], position_ids=every)
-        self.cos, self.sin = cos[0], sin[0]
-        self.sin[:, : self.head_size // 2].neg_()
+        shape = (*turns.shape[:2], self.heads + 2 * self.kv_heads, self.head_size)
+        every = turns.new_zeros(shape)
+        turned = self.heads + self.kv_heads
+        every[:, :, :turned] = turns[:, :, None]
+        every[0, :, turned:] = 1
+        return every
 
 
 def fuse(model: "PreTrainedModel") -> FusedModel | None:
@@ -252,10 +255,19 @@ class FusedRows:
     What all prompts begin with, such as a system message, is read once and copied.
     """
 
-    def __init__(self, fused: FusedModel, num_slots: int, prefix: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        fused: FusedModel,
+        num_slots: int,
+        prefix: Sequence[int] = (),
+        *,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.fused = fused
         self.prefix = prefix
         self.state = KVCacheState(num_slots, fused.embedding.device)
+        self.steps = RecordedSteps(recorder, self.state, lambda tokens: self._run(tokens, [], []))
+        self.turns = fused.turns(self.state.room)
         # One more slot holds the prefix.
         self.caches = fused.new_caches(num_slots + bool(prefix), self.state.room)
         self._has_prefix = False
@@ -277,7 +289,10 @@ class FusedRows:
             begin += len(prompt) - known
         state.width = max(state.counts, default=0) + 1
         self._make_room(max([state.width, *(read.length + 1 for read in reads)]))
-        logits = self._run(tokens, [prompt[known:] for prompt in prompts], reads)
+        if prompts:
+            logits = self._run(tokens, [prompt[known:] for prompt in prompts], reads)
+        else:
+            logits = self.steps(tokens)
         state.step()
         state.add([read.length for read in reads])
         return logits
@@ -312,6 +327,7 @@ class FusedRows:
             torch.cat(every),
             torch.cat(positions),
             torch.cat(slots),
+            self.turns,
             self.caches,
             attend,
             torch.tensor(last, device=device) if reads else None,
@@ -378,5 +394,7 @@ class FusedRows:
 
     def _make_room(self, positions: int) -> None:
         if self.state.grow(positions):
-            more = self.state.room - self.caches[0].shape[3]
-            self.caches = [F.pad(cache, (0, 0, 0, more)) for cache in self.caches]
+            self.steps.forget()
+            self.turns = self.fused.turns(self.state.room)
+            for layer, cache in enumerate(self.caches):  # one after the other, so that few exist twice
+                self.caches[layer] = F.pad(cache, (0, 0, 0, self.state.room - cache.shape[3]))

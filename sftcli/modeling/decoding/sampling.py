@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sftcli.copies import Reading
 from sftcli.config.schema.run import SamplingSettings
+from sftcli.copies import Reading
 
 _COLDEST = 1e-6  # what is colder leaves the most likely token only, and would divide by 0
 
