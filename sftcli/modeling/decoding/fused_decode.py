@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 from sftcli.modeling.decoding.kv_cache import has_plain_cache
-from sftcli.modeling.decoding.kv_state import KVCacheState
+from sftcli.modeling.decoding.kv_state import KVCacheState, added
 from sftcli.modeling.decoding.recorded import RecordedSteps, Recorder
 from sftcli.runtime import has_bf16_products, total_memory_bytes
 
@@ -169,7 +169,7 @@ class FusedModel:
         every = turns.new_zeros(shape)
         turned = self.heads + self.kv_heads
         every[:, :, :turned] = turns[:, :, None]
-        every[0, :, turned:] = 1
+        every[0, :, turned:].fill_(1)
         return every
 
 
@@ -366,17 +366,14 @@ class FusedRows:
     def _mask(self) -> torch.Tensor | None:
         """Return what to add to the scores of rows that go on, in the type of the scores."""
         mask = self.state.mask()
-        return None if mask is None else self._added(mask)
-
-    def _added(self, visible: torch.Tensor) -> torch.Tensor:
-        zeros = torch.zeros(visible.shape, dtype=self.fused.embedding.dtype, device=visible.device)
-        return zeros.masked_fill_(~visible, -torch.inf)
+        return None if mask is None else added(mask, self.fused.embedding.dtype)
 
     def _read(self, slot: int, begin: int, length: int, known: int) -> _PromptRead:
         tokens, mask = length - known, None
         if known:
             device = self.state.lengths.device
-            mask = self._added(torch.ones(tokens, length, dtype=torch.bool, device=device).tril(known))
+            visible = torch.ones(tokens, length, dtype=torch.bool, device=device).tril(known)
+            mask = added(visible, self.fused.embedding.dtype)
         return _PromptRead(slot=slot, begin=begin, tokens=tokens, length=length, mask=mask)
 
     def _begin_with_prefix(self, count: int) -> None:

@@ -17,7 +17,8 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from sftcli.modeling.architecture import its_own_errors
-from sftcli.modeling.decoding.kv_state import KVCacheState
+from sftcli.modeling.attention import attention_of
+from sftcli.modeling.decoding.kv_state import KVCacheState, added
 from sftcli.modeling.decoding.recorded import RecordedSteps, Recorder
 from sftcli.modeling.decoding.windows import TYPES, has_types, windows_of
 
@@ -133,6 +134,7 @@ class CachedRows:
             raise TypeError(f"layers of {type(model).__name__} keep something other than keys")
         self.model = model
         self.windows = windows
+        self.adds_mask = attention_of(model) == "eager"
         self.cache_argument = cache_argument(model)
         self.state = KVCacheState(num_slots, model.device)
         self.steps = RecordedSteps(recorder, self.state, self._run)
@@ -190,7 +192,7 @@ class CachedRows:
 
     def _mask(self) -> torch.Tensor | dict[str, torch.Tensor | None] | None:
         """Return what rows may look at; of each type of layer, where some have a window."""
-        masks = {window: self.state.mask(window) for window in {*self.windows}}
+        masks = {window: self._form(self.state.mask(window)) for window in {*self.windows}}
         if not any(self.windows):
             return masks[0]
         if not has_types(self.model):
@@ -198,6 +200,10 @@ class CachedRows:
             return mask
         full, sliding = TYPES.values()
         return {sliding if window else full: mask for window, mask in masks.items()}
+
+    def _form(self, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Return ``mask`` as the attention of the model takes it: its own, in steps, adds it to the scores."""
+        return mask if mask is None or not self.adds_mask else added(mask, self.model.dtype)
 
     def _make_room(self, positions: int) -> None:
         if self.state.grow(positions):

@@ -77,3 +77,9 @@ class KVCacheState:
         if window:
             visible &= positions > lengths - window
         return visible[:, None, None]
+
+
+def added(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return what is added to scores of ``dtype`` so that they count where ``visible`` alone."""
+    zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return zeros.masked_fill_(~visible, -torch.inf)
