@@ -18,55 +18,17 @@ from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 from sftcli.modeling.decoding.kv_cache import has_plain_cache
 from sftcli.modeling.decoding.kv_state import KVCacheState, added
+from sftcli.modeling.decoding.products import MakeProduct, Product, products_of
 from sftcli.modeling.decoding.recorded import RecordedSteps, Recorder
-from sftcli.runtime import has_bf16_products, total_memory_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Product = Callable[[torch.Tensor], torch.Tensor]  # (T, in) -> (T, out)
-MakeProduct = Callable[[torch.Tensor, torch.Tensor | None], Product]  # of a weight, (out, in), and a bias
 # (queries (T, heads, head size), what the cache of a layer holds) -> (T, heads * head size)
 Attend = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 Llama = LlamaForCausalLM | Qwen2ForCausalLM
-_LARGEST_SHARE = 0.1  # of the machine's memory that weights may take a second time
-_ROWS = 8  # the number of rows that a layout is made for; it serves any other
-
-
-def products_of(weights: Sequence[torch.Tensor]) -> MakeProduct:
-    """Return what makes the products of a model whose weights are ``weights``.
-
-    A CPU with bfloat16 matrix units reads a weight in blocks of its own, into which each product would copy it first. Where
-    memory has room for a second copy the blocks are made here, once.
-    """
-    device = weights[0].device
-    size = sum(weight.numel() * weight.element_size() for weight in weights)
-    if (
-        device.type == "cpu"
-        and all(weight.dtype == torch.bfloat16 for weight in weights)
-        and has_bf16_products(device)
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and size <= _LARGEST_SHARE * total_memory_bytes(device)
-    ):
-        return _blocked
-    return _plain
-
-
-def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-    return partial(F.linear, weight=weight, bias=bias)
-
-
-def _blocked(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
-    multiply = torch.ops.mkldnn._linear_pointwise
-
-    def product(rows: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = multiply(rows, blocks, bias, "none", [], "")
-        return result
-
-    return product
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,16 +55,20 @@ class FusedModel:
         self.kv_heads = config.num_key_value_heads or self.heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         body = model.model
-        self.embedding, self.norm = body.embed_tokens.weight, _norm(body.norm, config.rms_norm_eps)
+        self.embedding = body.embed_tokens.weight
         self.rotary = body.rotary_emb
-        product = products_of([module.weight for module in model.modules() if isinstance(module, Linear)])
+        product, self.dtype = products_of(
+            [module.weight for module in model.modules() if isinstance(module, Linear)]
+        )
         self.head = product(model.lm_head.weight, None)
-        self.layers = [_fused(layer, product, config.rms_norm_eps) for layer in body.layers]
+        norm = partial(_norm, epsilon=config.rms_norm_eps, dtype=self.dtype)
+        self.norm = norm(body.norm)
+        self.layers = [_fused(layer, product, norm) for layer in body.layers]
 
     def new_caches(self, slots: int, room: int) -> list[torch.Tensor]:
         """Return an empty cache of every layer."""
         shape = (slots, 2, self.kv_heads, room, self.head_size)
-        return [self.embedding.new_zeros(shape) for _ in self.layers]
+        return [self.embedding.new_zeros(shape, dtype=self.dtype) for _ in self.layers]
 
     def run(
         self,
@@ -130,7 +96,7 @@ class FusedModel:
         """
         cos, sin = self._turned(turns[:, positions])
         places = self._places(slots, positions, caches[0].shape[3])
-        hidden = F.embedding(tokens, self.embedding)
+        hidden = F.embedding(tokens, self.embedding).to(self.dtype)
         for layer, cache in zip(self.layers, caches, strict=True):
             normed = layer.attention_norm(hidden)
             qkv = layer.qkv(normed).view(len(tokens), -1, self.head_size)
@@ -153,7 +119,7 @@ class FusedModel:
     def turns(self, positions: int) -> torch.Tensor:
         """Return the cosines and sines of the first ``positions``, (2, positions, head size)."""
         every = torch.arange(positions, device=self.embedding.device)[None]
-        cos, sin = self.rotary(self.embedding[:1, None], position_ids=every)
+        cos, sin = self.rotary(self.embedding[:1, None].to(self.dtype), position_ids=every)
         table = torch.stack((cos[0], sin[0]))
         table[1, :, : self.head_size // 2].neg_()
         return table
@@ -200,17 +166,19 @@ def _is_plain(model: Llama) -> bool:
     )
 
 
-def _fused(layer: torch.nn.Module, product: MakeProduct, epsilon: float) -> FusedLayer:
+def _fused(
+    layer: torch.nn.Module, product: MakeProduct, norm: Callable[[torch.nn.Module], Product]
+) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
     assert isinstance(attention, torch.nn.Module)
     assert isinstance(mlp, torch.nn.Module)
     qkv = _linear(attention, "q_proj", "k_proj", "v_proj")
     has_bias = qkv[0].bias is not None
     return FusedLayer(
-        attention_norm=_norm(layer.input_layernorm, epsilon),
+        attention_norm=norm(layer.input_layernorm),
         qkv=product(_joined(qkv), torch.cat([module.bias for module in qkv]) if has_bias else None),
         out=product(_weight(attention.o_proj), None),
-        mlp_norm=_norm(layer.post_attention_layernorm, epsilon),
+        mlp_norm=norm(layer.post_attention_layernorm),
         gate_up=product(_joined(_linear(mlp, "gate_proj", "up_proj")), None),
         down=product(_weight(mlp.down_proj), None),
     )
@@ -220,13 +188,13 @@ def _linear(module: torch.nn.Module, *names: str) -> list[Linear]:
     return [cast("Linear", getattr(module, name)) for name in names]
 
 
-def _norm(module: "torch.Tensor | torch.nn.Module", epsilon: float) -> Product:
+def _norm(module: torch.nn.Module, epsilon: float, dtype: torch.dtype) -> Product:
     """Return what norms rows. On CUDA that is a kernel of torch, elsewhere nine operations of it, and here four.
 
     ``x / sqrt(mean(x ** 2) + eps)`` is ``sqrt(D) x / hypot(|x|, sqrt(D eps))``, and the first factor is in the weight.
     """
     weight = _weight(module)
-    width, dtype = len(weight), weight.dtype
+    width = len(weight)
     if weight.device.type == "cuda":
         return partial(F.rms_norm, normalized_shape=(width,), weight=weight, eps=epsilon)
     scale = weight.float() * width**0.5
@@ -359,10 +327,17 @@ class FusedRows:
         count, width = len(query), self.state.width
         return F.scaled_dot_product_attention(
             query.view(count, self.fused.kv_heads, -1, self.fused.head_size),
-            cache[:count, 0, :, :width],
-            cache[:count, 1, :, :width],
+            self._parts(cache, 0, count, width),
+            self._parts(cache, 1, count, width),
             attn_mask=mask,
         ).reshape(count, -1)
+
+    @staticmethod
+    def _parts(cache: torch.Tensor, part: int, count: int, width: int) -> torch.Tensor:
+        """Return ``cache[:count, part, :, :width]``, as one operation."""
+        slots, parts, *others = cache.stride()
+        size = (count, cache.shape[2], width, cache.shape[4])
+        return cache.as_strided(size, (slots, *others), part * parts)
 
     def _look_within(self, query: torch.Tensor, cache: torch.Tensor, read: _PromptRead) -> torch.Tensor:
         """Let the queries of a prompt see it up to themselves, (n, heads, head size) -> (n, heads * head size).
@@ -384,14 +359,14 @@ class FusedRows:
     def _mask(self) -> torch.Tensor | None:
         """Return what to add to the scores of rows that go on, in the type of the scores."""
         mask = self.state.mask()
-        return None if mask is None else added(mask, self.fused.embedding.dtype)
+        return None if mask is None else added(mask, self.fused.dtype)
 
     def _read(self, slot: int, begin: int, length: int, known: int) -> _PromptRead:
         tokens, mask = length - known, None
         if known:
             device = self.state.lengths.device
             visible = torch.ones(tokens, length, dtype=torch.bool, device=device).tril(known)
-            mask = added(visible, self.fused.embedding.dtype)
+            mask = added(visible, self.fused.dtype)
         return _PromptRead(slot=slot, begin=begin, tokens=tokens, length=length, mask=mask)
 
     def _begin_with_prefix(self, count: int) -> None:
