@@ -19,12 +19,13 @@ from sftcli.modeling.config_values import config_value, positions_of_model
 from sftcli.modeling.decoding.decoder import Decoder
 from sftcli.modeling.decoding.kv_cache import Rows
 from sftcli.modeling.decoding.sampling import RowSampler, logprobs_of, read, sample
-from sftcli.runtime import memory_bytes, pass_sizes, release_memory, total_memory_bytes
+from sftcli.runtime import memory_bytes, pass_sizes, reachable_memory_bytes, release_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FEWEST_ROWS = 32  # that are decoded together on CUDA, however little memory is free
+_COPIES = 4  # of the logits of a row in float32, while its token is drawn
 _MIN_PREFIX = 8  # tokens that prompts must share for it to be worth a pass of their own
 _SHORTEN = "shorten the prompt, or name a model with more"
 
@@ -260,7 +261,8 @@ def _most_rows(model: "PreTrainedModel", longest: int) -> int:
     most, row = pass_sizes(model.device).decode_rows, longest * _cached_bytes(model)
     if model.device.type != "cuda" or not row:
         return most
-    free = total_memory_bytes(model.device) - memory_bytes(model.device)
+    row += 4 * _COPIES * (config_value(model, "vocab_size") or 0)
+    free = reachable_memory_bytes(model.device) - memory_bytes(model.device)
     return min(most, max(_FEWEST_ROWS, free // (2 * row)))
 
 
