@@ -52,7 +52,7 @@ class PassSizes:
     prompt_tokens: int  # of prompts that are read together
 
 
-_PASS_SIZES = {"cuda": PassSizes(heldout_positions=32_768, decode_rows=256, prompt_tokens=16_384)}
+_PASS_SIZES = {"cuda": PassSizes(heldout_positions=32_768, decode_rows=1024, prompt_tokens=16_384)}
 # A pass over so many tokens of prompts takes about a second on a laptop.
 _PASS_SIZES_ELSEWHERE = PassSizes(heldout_positions=4096, decode_rows=32, prompt_tokens=1024)
 

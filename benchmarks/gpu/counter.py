@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 _DEVICE = "meta"
-_RANDOM = {"uniform_", "normal_", "random_", "trunc_normal_", "bernoulli_"}
+_RANDOM = {"uniform_", "normal_", "random_", "trunc_normal_", "bernoulli_", "exponential_"}
 _VIEWS = {
     "_unsafe_view",
     "lift_fresh",
@@ -154,7 +154,7 @@ class DeviceCounter(TorchDispatchMode):
 
 def _names_dtype(func: Any) -> bool:
     """Return whether the last argument of a product is the dtype of its result."""
-    return func._overloadname.startswith("dtype")
+    return func._overloadname.startswith("dtype") and not func.is_view
 
 
 def _product(args: tuple[Any, ...]) -> torch.Tensor:

@@ -18,13 +18,14 @@ from sftcli.modeling.architecture import not_finite
 from sftcli.modeling.config_values import config_value, positions_of_model
 from sftcli.modeling.decoding.decoder import Decoder
 from sftcli.modeling.decoding.kv_cache import Rows
-from sftcli.modeling.decoding.sampling import RowSampler, logprobs_of, sample
-from sftcli.runtime import memory_bytes, pass_sizes, release_memory, total_memory_bytes
+from sftcli.modeling.decoding.sampling import RowSampler, logprobs_of, read, sample
+from sftcli.runtime import memory_bytes, pass_sizes, reachable_memory_bytes, release_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FEWEST_ROWS = 32  # that are decoded together on CUDA, however little memory is free
+_COPIES = 4  # of the logits of a row in float32, while its token is drawn
 _MIN_PREFIX = 8  # tokens that prompts must share for it to be worth a pass of their own
 _SHORTEN = "shorten the prompt, or name a model with more"
 
@@ -175,10 +176,15 @@ class _Batch:
         self.without_gradients = torch.no_grad if decoder.goes_on_training else torch.inference_mode
         self._make_rows = decoder.make_rows
         self.rows = self._rows(max(1, min(max_rows, len(prompts))))
+        self.last = self._none_drawn()
 
     def _rows(self, count: int) -> Rows:
         with self.without_gradients():
             return self._make_rows(count, _shared_prefix(self.prompts))
+
+    def _none_drawn(self) -> torch.Tensor:
+        """Return the last tokens of no rows. They stay on the device: each sent there would be waited for."""
+        return torch.empty(0, dtype=torch.int64, device=self.device)
 
     @property
     def capacity(self) -> int:
@@ -199,21 +205,20 @@ class _Batch:
         count, self.running, self.samplers = self.capacity // 2, [], []
         del self.rows
         release_memory(self.device)
-        self.rows = self._rows(count)
+        self.rows, self.last = self._rows(count), self._none_drawn()
         return list(rows.values())
 
     def step(self, new: Sequence[Row]) -> list[tuple[Row, int, float]]:
         """Return the next token of every row with its log-probability, after ``new`` ones have joined."""
         with self.without_gradients():
-            last = torch.tensor([row.ids[-1] for row in self.running], dtype=torch.int64, device=self.device)
-            logits = self.rows.advance(last, [[*self.prompts[row.index], *row.ids] for row in new])
-            if not logits.amax(dim=-1).isfinite().all():  # a NaN is the greatest
-                raise not_finite(self.model)
+            logits = self.rows.advance(self.last, [[*self.prompts[row.index], *row.ids] for row in new])
             self.running += new
             self.samplers += [self._sampler(row.index, logits) for row in new]
-            chosen = sample(logits, self.samplers)
-            logprobs = logprobs_of(logits, chosen)
-        return list(zip(self.running, chosen.tolist(), logprobs.tolist(), strict=True))
+            self.last = sample(logits, self.samplers)
+            tokens, logprobs = read(self.last, logprobs_of(logits, self.last))
+        if not all(map(math.isfinite, logprobs)):
+            raise not_finite(self.model)
+        return list(zip(self.running, tokens, logprobs, strict=True))
 
     def drop_ended(self) -> None:
         """Let go of the rows that have ended; the last row takes the place of each."""
@@ -221,6 +226,8 @@ class _Batch:
             if self.running[place].finish:
                 with self.without_gradients():
                     self.rows.remove(place)
+                    self.last[place] = self.last[-1]
+                    self.last = self.last[:-1]
                 self.running[place], self.samplers[place] = self.running[-1], self.samplers[-1]
                 self.running.pop()
                 self.samplers.pop()
@@ -254,7 +261,8 @@ def _most_rows(model: "PreTrainedModel", longest: int) -> int:
     most, row = pass_sizes(model.device).decode_rows, longest * _cached_bytes(model)
     if model.device.type != "cuda" or not row:
         return most
-    free = total_memory_bytes(model.device) - memory_bytes(model.device)
+    row += 4 * _COPIES * (config_value(model, "vocab_size") or 0)
+    free = reachable_memory_bytes(model.device) - memory_bytes(model.device)
     return min(most, max(_FEWEST_ROWS, free // (2 * row)))
 
 

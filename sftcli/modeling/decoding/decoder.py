@@ -12,11 +12,14 @@ from sftcli.memory_faults import Attempt
 from sftcli.modeling.attention import is_named
 from sftcli.modeling.decoding.fused_decode import FusedRows, fuse
 from sftcli.modeling.decoding.kv_cache import CachedRows, Rows, SingleRow, UncachedRow, uncached_logits
+from sftcli.modeling.decoding.recorded import Recorder, recorder_for
+from sftcli.modeling.decoding.windows import narrow_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LENGTHS, _STEPS = (3, 9), 4  # of the prompts that are tried together, and steps behind them
+_WINDOW = 4  # positions that layers with a window see while texts of these lengths are tried
 _STRIDE = 97  # from a token of a tried text to the next
 # Part of the spread of logits by which other shapes of products may move them. In few bits that is a lot, and most where
 # products are other ones too; a cache that is wrong moves them by more in every step, so that the mean of the steps counts.
@@ -37,8 +40,11 @@ class Decoder:
 def choose_decoder(model: "PreTrainedModel") -> Decoder:
     """Return the fastest decoder of ``model``. Its weights may become views of larger tensors: not for training."""
     fused = None if is_named(model) else fuse(model)
-    if fused is not None and _is_right(model, partial(FusedRows, fused), _COARSE_TOLERANCE_FUSED):
-        return Decoder(model=model, make_rows=partial(FusedRows, fused))
+    if fused is not None:
+        for recorder in _recorders(model):
+            make_rows = partial(FusedRows, fused, recorder=recorder)
+            if _is_right(model, make_rows, _COARSE_TOLERANCE_FUSED):
+                return Decoder(model=model, make_rows=make_rows, note=_unrecorded(model, recorder))
     return checked_decoder(model)
 
 
@@ -46,16 +52,44 @@ def checked_decoder(model: "PreTrainedModel", *, goes_on_training: bool = False)
     """Return the fastest decoder with the model's own forward that matches the model on full texts.
 
     That is many rows with a cache of ours, one row with the model's own cache, or one row that is read anew for every token.
+    Steps of a model that goes on training are not recorded: recordings would hold memory meanwhile.
     """
-    kinds = (CachedRows, SingleRow)
-    kind = next((kind for kind in kinds if _is_right(model, partial(kind, model))), UncachedRow)
+    recorders = (None,) if goes_on_training else _recorders(model)
+    for recorder in recorders:
+        make_rows = partial(CachedRows, model, recorder=recorder)
+        with narrow_windows(model, _WINDOW):
+            is_right = _is_right(model, make_rows)
+        if is_right:
+            note = "" if goes_on_training else _unrecorded(model, recorder)
+            return _without_prefix(model, make_rows, note, goes_on_training=goes_on_training)
+    if _is_right(model, partial(SingleRow, model)):
+        return _without_prefix(model, partial(SingleRow, model), "", goes_on_training=goes_on_training)
     note = f"{type(model).__name__} has no usable KV cache here: each new token reprocesses the whole text, which is slow"
+    return _without_prefix(model, partial(UncachedRow, model), note, goes_on_training=goes_on_training)
+
+
+def _without_prefix(
+    model: "PreTrainedModel", make_rows: Callable[[int], Rows], note: str, *, goes_on_training: bool
+) -> Decoder:
     return Decoder(
         model=model,
-        make_rows=lambda count, _prefix: kind(model, count),
-        note=note if kind is UncachedRow else "",
+        make_rows=lambda count, _prefix: make_rows(count),
+        note=note,
         goes_on_training=goes_on_training,
     )
+
+
+def _recorders(model: "PreTrainedModel") -> Sequence[Recorder | None]:
+    """Return what steps are recorded with, best first."""
+    recorder = recorder_for(model.device)
+    return (None,) if recorder is None else (recorder, None)
+
+
+def _unrecorded(model: "PreTrainedModel", recorder: Recorder | None) -> str:
+    """Return what to tell users where steps might have been recorded and are not."""
+    if recorder is not None or len(_recorders(model)) == 1:
+        return ""
+    return f"a step of {type(model).__name__} cannot be recorded as a CUDA graph: its operations are launched one by one"
 
 
 @torch.no_grad()

@@ -16,66 +16,29 @@ from torch.nn import Linear
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
-from sftcli.modeling.decoding.kv_cache import KVCacheState, has_plain_cache
-from sftcli.runtime import has_bf16_products, total_memory_bytes
+from sftcli.modeling.decoding.kv_cache import has_plain_cache
+from sftcli.modeling.decoding.kv_state import KVCacheState, added
+from sftcli.modeling.decoding.products import MakeProduct, Product, products_of
+from sftcli.modeling.decoding.recorded import RecordedSteps, Recorder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Product = Callable[[torch.Tensor], torch.Tensor]  # (T, in) -> (T, out)
-MakeProduct = Callable[[torch.Tensor, torch.Tensor | None], Product]  # of a weight, (out, in), and a bias
 # (queries (T, heads, head size), what the cache of a layer holds) -> (T, heads * head size)
 Attend = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 Llama = LlamaForCausalLM | Qwen2ForCausalLM
-_TABLE = 512  # positions that the rotary tables grow by
-_LARGEST_SHARE = 0.1  # of the machine's memory that weights may take a second time
-_ROWS = 8  # the number of rows that a layout is made for; it serves any other
-
-
-def products_of(weights: Sequence[torch.Tensor]) -> MakeProduct:
-    """Return what makes the products of a model whose weights are ``weights``.
-
-    A CPU with bfloat16 matrix units reads a weight in blocks of its own, into which each product would copy it first. Where
-    memory has room for a second copy the blocks are made here, once.
-    """
-    device = weights[0].device
-    size = sum(weight.numel() * weight.element_size() for weight in weights)
-    if (
-        device.type == "cpu"
-        and all(weight.dtype == torch.bfloat16 for weight in weights)
-        and has_bf16_products(device)
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and size <= _LARGEST_SHARE * total_memory_bytes(device)
-    ):
-        return _blocked
-    return _plain
-
-
-def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-    return partial(F.linear, weight=weight, bias=bias)
-
-
-def _blocked(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
-    multiply = torch.ops.mkldnn._linear_pointwise
-
-    def product(rows: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = multiply(rows, blocks, bias, "none", [], "")
-        return result
-
-    return product
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedLayer:
     """Weights of a layer."""
 
-    attention_norm: torch.Tensor
+    attention_norm: Product
     qkv: Product
     out: Product
-    mlp_norm: torch.Tensor
+    mlp_norm: Product
     gate_up: Product
     down: Product
 
@@ -91,25 +54,28 @@ class FusedModel:
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads or self.heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.eps = config.rms_norm_eps
         body = model.model
-        self.embedding, self.norm = body.embed_tokens.weight, body.norm.weight
+        self.embedding = body.embed_tokens.weight
         self.rotary = body.rotary_emb
-        product = products_of([module.weight for module in model.modules() if isinstance(module, Linear)])
+        product, self.dtype = products_of(
+            [module.weight for module in model.modules() if isinstance(module, Linear)]
+        )
         self.head = product(model.lm_head.weight, None)
-        self.layers = [_fused(layer, product) for layer in body.layers]
-        self.cos = self.sin = torch.empty(0)  # (positions, head size)
+        norm = partial(_norm, epsilon=config.rms_norm_eps, dtype=self.dtype)
+        self.norm = norm(body.norm)
+        self.layers = [_fused(layer, product, norm) for layer in body.layers]
 
     def new_caches(self, slots: int, room: int) -> list[torch.Tensor]:
         """Return an empty cache of every layer."""
         shape = (slots, 2, self.kv_heads, room, self.head_size)
-        return [self.embedding.new_zeros(shape) for _ in self.layers]
+        return [self.embedding.new_zeros(shape, dtype=self.dtype) for _ in self.layers]
 
     def run(
         self,
         tokens: torch.Tensor,
         positions: torch.Tensor,
         slots: torch.Tensor,
+        turns: torch.Tensor,
         caches: Sequence[torch.Tensor],
         attend: Attend,
         last: torch.Tensor | None,
@@ -120,6 +86,7 @@ class FusedModel:
             tokens: (T,) int64.
             positions: Of the tokens in their rows, (T,) int64.
             slots: Of the tokens' rows, (T,) int64.
+            turns: See ``turns``.
             caches: Of every layer, written in place.
             attend: Looks the queries of a layer up in its cache, where the new keys already are.
             last: The tokens whose successors are asked for, (R,) int64; None for all.
@@ -127,47 +94,48 @@ class FusedModel:
         Returns:
             (R, V).
         """
-        cos, sin = self._turns(positions)
+        cos, sin = self._turned(turns[:, positions])
         places = self._places(slots, positions, caches[0].shape[3])
-        hidden = F.embedding(tokens, self.embedding)
+        hidden = F.embedding(tokens, self.embedding).to(self.dtype)
         for layer, cache in zip(self.layers, caches, strict=True):
-            normed = F.rms_norm(hidden, hidden.shape[-1:], layer.attention_norm, self.eps)
+            normed = layer.attention_norm(hidden)
             qkv = layer.qkv(normed).view(len(tokens), -1, self.head_size)
             turned = torch.addcmul(qkv * cos, qkv.roll(self.head_size // 2, -1), sin)
             kept = turned[:, self.heads :].reshape(-1, self.head_size)
             cache.view(-1, self.head_size).index_copy_(0, places, kept)
             hidden = hidden + layer.out(attend(turned[:, : self.heads], cache))
-            normed = F.rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, self.eps)
+            normed = layer.mlp_norm(hidden)
             gate, up = layer.gate_up(normed).chunk(2, dim=-1)
             hidden = hidden + layer.down(F.silu(gate).mul_(up))
         if last is not None:
             hidden = hidden[last]
-        return self.head(F.rms_norm(hidden, hidden.shape[-1:], self.norm, self.eps))
+        return self.head(self.norm(hidden))
 
     def _places(self, slots: torch.Tensor, positions: torch.Tensor, room: int) -> torch.Tensor:
         """Return where keys and values go in a cache seen as (-1, head size), (T * 2 * kv heads,)."""
         parts = torch.arange(2 * self.kv_heads, device=slots.device)
         return ((slots[:, None] * len(parts) + parts) * room + positions[:, None]).view(-1)
 
-    def _turns(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what turns queries and keys by their positions, (T, heads + 2 kv heads, head size).
+    def turns(self, positions: int) -> torch.Tensor:
+        """Return the cosines and sines of the first ``positions``, (2, positions, head size)."""
+        every = torch.arange(positions, device=self.embedding.device)[None]
+        cos, sin = self.rotary(self.embedding[:1, None].to(self.dtype), position_ids=every)
+        table = torch.stack((cos[0], sin[0]))
+        table[1, :, : self.head_size // 2].neg_()
+        return table
+
+    def _turned(self, turns: torch.Tensor) -> torch.Tensor:
+        """Return what turns queries and keys by cosine and sine of their positions, (2, T, heads + 2 kv heads, head size).
 
         A vector x becomes ``x * cos + swapped * sin``, with the halves of x swapped. Values stay what they are, with a cosine
         of one and a sine of zero, so that what a projection gives is turned as a whole.
         """
-        self._make_tables(int(positions.max()) + 1)
-        turned = (len(positions), self.heads + self.kv_heads, self.head_size)
-        still = (len(positions), self.kv_heads, self.head_size)
-        cos, sin = (table[positions, None].expand(turned) for table in (self.cos, self.sin))
-        return torch.cat((cos, cos.new_ones(still)), dim=1), torch.cat((sin, sin.new_zeros(still)), dim=1)
-
-    def _make_tables(self, positions: int) -> None:
-        if len(self.cos) >= positions:
-            return
-        every = torch.arange(positions + _TABLE, device=self.embedding.device)[None]
-        cos, sin = self.rotary(self.embedding[:1, None], position_ids=every)
-        self.cos, self.sin = cos[0], sin[0]
-        self.sin[:, : self.head_size // 2].neg_()
+        shape = (*turns.shape[:2], self.heads + 2 * self.kv_heads, self.head_size)
+        every = turns.new_zeros(shape)
+        turned = self.heads + self.kv_heads
+        every[:, :, :turned] = turns[:, :, None]
+        every[0, :, turned:].fill_(1)
+        return every
 
 
 def fuse(model: "PreTrainedModel") -> FusedModel | None:
@@ -198,17 +166,19 @@ def _is_plain(model: Llama) -> bool:
     )
 
 
-def _fused(layer: torch.nn.Module, product: MakeProduct) -> FusedLayer:
+def _fused(
+    layer: torch.nn.Module, product: MakeProduct, norm: Callable[[torch.nn.Module], Product]
+) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
     assert isinstance(attention, torch.nn.Module)
     assert isinstance(mlp, torch.nn.Module)
     qkv = _linear(attention, "q_proj", "k_proj", "v_proj")
     has_bias = qkv[0].bias is not None
     return FusedLayer(
-        attention_norm=_weight(layer.input_layernorm),
+        attention_norm=norm(layer.input_layernorm),
         qkv=product(_joined(qkv), torch.cat([module.bias for module in qkv]) if has_bias else None),
         out=product(_weight(attention.o_proj), None),
-        mlp_norm=_weight(layer.post_attention_layernorm),
+        mlp_norm=norm(layer.post_attention_layernorm),
         gate_up=product(_joined(_linear(mlp, "gate_proj", "up_proj")), None),
         down=product(_weight(mlp.down_proj), None),
     )
@@ -216,6 +186,25 @@ def _fused(layer: torch.nn.Module, product: MakeProduct) -> FusedLayer:
 
 def _linear(module: torch.nn.Module, *names: str) -> list[Linear]:
     return [cast("Linear", getattr(module, name)) for name in names]
+
+
+def _norm(module: torch.nn.Module, epsilon: float, dtype: torch.dtype) -> Product:
+    """Return what norms rows. On CUDA that is a kernel of torch, elsewhere nine operations of it, and here four.
+
+    ``x / sqrt(mean(x ** 2) + eps)`` is ``sqrt(D) x / hypot(|x|, sqrt(D eps))``, and the first factor is in the weight.
+    """
+    weight = _weight(module)
+    width = len(weight)
+    if weight.device.type == "cuda":
+        return partial(F.rms_norm, normalized_shape=(width,), weight=weight, eps=epsilon)
+    scale = weight.float() * width**0.5
+    least = torch.tensor((width * epsilon) ** 0.5, device=weight.device)
+
+    def norm(rows: torch.Tensor) -> torch.Tensor:
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
+        return (rows / length.hypot_(least)).mul_(scale).to(dtype)
+
+    return norm
 
 
 def _weight(module: "torch.Tensor | torch.nn.Module") -> torch.Tensor:
@@ -252,10 +241,19 @@ class FusedRows:
     What all prompts begin with, such as a system message, is read once and copied.
     """
 
-    def __init__(self, fused: FusedModel, num_slots: int, prefix: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        fused: FusedModel,
+        num_slots: int,
+        prefix: Sequence[int] = (),
+        *,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.fused = fused
         self.prefix = prefix
         self.state = KVCacheState(num_slots, fused.embedding.device)
+        self.steps = RecordedSteps(recorder, self.state, lambda tokens: self._run(tokens, [], []))
+        self.turns = fused.turns(self.state.room)
         # One more slot holds the prefix.
         self.caches = fused.new_caches(num_slots + bool(prefix), self.state.room)
         self._has_prefix = False
@@ -277,7 +275,10 @@ class FusedRows:
             begin += len(prompt) - known
         state.width = max(state.counts, default=0) + 1
         self._make_room(max([state.width, *(read.length + 1 for read in reads)]))
-        logits = self._run(tokens, [prompt[known:] for prompt in prompts], reads)
+        if prompts:
+            logits = self._run(tokens, [prompt[known:] for prompt in prompts], reads)
+        else:
+            logits = self.steps(tokens)
         state.step()
         state.add([read.length for read in reads])
         return logits
@@ -312,6 +313,7 @@ class FusedRows:
             torch.cat(every),
             torch.cat(positions),
             torch.cat(slots),
+            self.turns,
             self.caches,
             attend,
             torch.tensor(last, device=device) if reads else None,
@@ -325,10 +327,17 @@ class FusedRows:
         count, width = len(query), self.state.width
         return F.scaled_dot_product_attention(
             query.view(count, self.fused.kv_heads, -1, self.fused.head_size),
-            cache[:count, 0, :, :width],
-            cache[:count, 1, :, :width],
+            self._parts(cache, 0, count, width),
+            self._parts(cache, 1, count, width),
             attn_mask=mask,
         ).reshape(count, -1)
+
+    @staticmethod
+    def _parts(cache: torch.Tensor, part: int, count: int, width: int) -> torch.Tensor:
+        """Return ``cache[:count, part, :, :width]``, as one operation."""
+        slots, parts, *others = cache.stride()
+        size = (count, cache.shape[2], width, cache.shape[4])
+        return cache.as_strided(size, (slots, *others), part * parts)
 
     def _look_within(self, query: torch.Tensor, cache: torch.Tensor, read: _PromptRead) -> torch.Tensor:
         """Let the queries of a prompt see it up to themselves, (n, heads, head size) -> (n, heads * head size).
@@ -350,17 +359,14 @@ class FusedRows:
     def _mask(self) -> torch.Tensor | None:
         """Return what to add to the scores of rows that go on, in the type of the scores."""
         mask = self.state.mask()
-        return None if mask is None else self._added(mask)
-
-    def _added(self, visible: torch.Tensor) -> torch.Tensor:
-        zeros = torch.zeros(visible.shape, dtype=self.fused.embedding.dtype, device=visible.device)
-        return zeros.masked_fill_(~visible, -torch.inf)
+        return None if mask is None else added(mask, self.fused.dtype)
 
     def _read(self, slot: int, begin: int, length: int, known: int) -> _PromptRead:
         tokens, mask = length - known, None
         if known:
             device = self.state.lengths.device
-            mask = self._added(torch.ones(tokens, length, dtype=torch.bool, device=device).tril(known))
+            visible = torch.ones(tokens, length, dtype=torch.bool, device=device).tril(known)
+            mask = added(visible, self.fused.dtype)
         return _PromptRead(slot=slot, begin=begin, tokens=tokens, length=length, mask=mask)
 
     def _begin_with_prefix(self, count: int) -> None:
@@ -378,5 +384,7 @@ class FusedRows:
 
     def _make_room(self, positions: int) -> None:
         if self.state.grow(positions):
-            more = self.state.room - self.caches[0].shape[3]
-            self.caches = [F.pad(cache, (0, 0, 0, more)) for cache in self.caches]
+            self.steps.forget()
+            self.turns = self.fused.turns(self.state.room)
+            for layer, cache in enumerate(self.caches):  # one after the other, so that few exist twice
+                self.caches[layer] = F.pad(cache, (0, 0, 0, self.state.room - cache.shape[3]))

@@ -9,7 +9,6 @@ nothing is copied per token, and a slot that becomes free is filled again while 
 """
 
 import inspect
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,15 +17,16 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from sftcli.modeling.architecture import its_own_errors
+from sftcli.modeling.attention import attention_of
+from sftcli.modeling.decoding.kv_state import KVCacheState, added
+from sftcli.modeling.decoding.recorded import RecordedSteps, Recorder
+from sftcli.modeling.decoding.windows import TYPES, has_types, windows_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-GROWTH = 128  # positions that a slot grows by, at least
 _CACHE_NAMES = ("cache", "past_key_values", "state")  # the second in older releases of transformers
 _ROPES_OF_LENGTH = {"dynamic", "longrope"}  # rotary positions that the longest text in a pass changes
-# Numbers of a config beyond which a layer does not see everything.
-_SIGHT = re.compile(r"(window|chunk|block)(_size|_len)?$|^index_topk")
 
 
 class Rows(Protocol):
@@ -122,63 +122,23 @@ class KVCacheLayer(CacheLayerMixin):
         return self.keys, self.values
 
 
-class KVCacheState:
-    """Which slots are in use and how long their rows are; shared by the layers of a cache."""
-
-    def __init__(self, num_slots: int, device: torch.device) -> None:
-        self.num_slots = num_slots
-        self.size = 0  # rows in use: slots 0 to size - 1
-        self.room = GROWTH  # positions that a slot has
-        self.width = 0  # of the longest row, the token of the present step included
-        self.counts: list[int] = []  # positions of every row, on the host
-        self.lengths = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self.slots = torch.arange(num_slots, device=device)
-        self.positions = torch.arange(GROWTH, device=device)
-
-    def grow(self, positions: int) -> bool:
-        """Give slots room for ``positions``; return whether they had too little."""
-        if positions <= self.room:
-            return False
-        self.room = max(positions, 2 * self.room)
-        self.positions = torch.arange(self.room, device=self.lengths.device)
-        return True
-
-    def step(self) -> None:
-        """Count one more position of every row."""
-        self.lengths[: self.size] += 1
-        self.counts = [count + 1 for count in self.counts]
-
-    def add(self, lengths: Sequence[int]) -> None:
-        """Count new rows, of ``lengths`` positions, behind the others."""
-        self.lengths[self.size : self.size + len(lengths)] = torch.tensor(lengths, device=self.lengths.device)
-        self.counts += lengths
-        self.size = len(self.counts)
-
-    def drop(self, row: int) -> None:
-        """Forget ``row``; the last row takes its number."""
-        last = self.size - 1
-        self.lengths[row] = self.lengths[last].clone()
-        self.counts[row] = self.counts[last]
-        self.counts.pop()
-        self.size = last
-
-    def mask(self) -> torch.Tensor | None:
-        """Return (B, 1, 1, width), true where a row may look, or None where all rows look at everything."""
-        if all(count + 1 == self.width for count in self.counts):
-            return None
-        return (self.positions[: self.width] <= self.lengths[: self.size, None])[:, None, None]
-
-
 class CachedRows:
-    """Rows of a model with plain attention layers, decoded together whatever their lengths."""
+    """Rows of a model whose layers have keys and values, decoded together whatever their lengths.
 
-    def __init__(self, model: "PreTrainedModel", num_slots: int) -> None:
-        if not has_plain_cache(model):
-            raise TypeError(f"layers of {type(model).__name__} keep something other than all keys")
+    Layers with a window keep all of them, too, and masks say which are seen.
+    """
+
+    def __init__(self, model: "PreTrainedModel", num_slots: int, recorder: Recorder | None = None) -> None:
+        windows = windows_of(model)
+        if windows is None or turns_by_length(model):
+            raise TypeError(f"layers of {type(model).__name__} keep something other than keys")
         self.model = model
+        self.windows = windows
+        self.adds_mask = attention_of(model) == "eager"
         self.cache_argument = cache_argument(model)
         self.state = KVCacheState(num_slots, model.device)
-        self.layers = [KVCacheLayer(self.state) for _ in DynamicCache(config=model.config).layers]
+        self.steps = RecordedSteps(recorder, self.state, self._run)
+        self.layers = [KVCacheLayer(self.state) for _ in windows]
         self.cache = Cache(layers=list(self.layers))
 
     @property
@@ -215,19 +175,39 @@ class CachedRows:
         state = self.state
         state.width = max(state.counts) + 1
         self._make_room(state.width)
+        logits = self.steps(tokens)
+        state.step()
+        return logits
+
+    def _run(self, tokens: torch.Tensor) -> torch.Tensor:
         output = self.model(
             input_ids=tokens[:, None],
-            attention_mask=state.mask(),
-            position_ids=state.lengths[: state.size, None],
+            attention_mask=self._mask(),
+            position_ids=self.state.lengths[: self.state.size, None],
             use_cache=True,
             **{self.cache_argument: self.cache},
         )
-        state.step()
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
+    def _mask(self) -> torch.Tensor | dict[str, torch.Tensor | None] | None:
+        """Return what rows may look at; of each type of layer, where some have a window."""
+        masks = {window: self._form(self.state.mask(window)) for window in {*self.windows}}
+        if not any(self.windows):
+            return masks[0]
+        if not has_types(self.model):
+            (mask,) = masks.values()
+            return mask
+        full, sliding = TYPES.values()
+        return {sliding if window else full: mask for window, mask in masks.items()}
+
+    def _form(self, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Return ``mask`` as the attention of the model takes it: its own, in steps, adds it to the scores."""
+        return mask if mask is None or not self.adds_mask else added(mask, self.model.dtype)
+
     def _make_room(self, positions: int) -> None:
         if self.state.grow(positions):
+            self.steps.forget()
             for layer in self.layers:
                 layer.grow()
 
@@ -306,35 +286,17 @@ def uncached_logits(model: "PreTrainedModel", text: Sequence[int], *, last: int)
 
 
 def has_plain_cache(model: "PreTrainedModel") -> bool:
-    """Return whether every layer keeps all keys and values and looks at all of them, and no row changes another one.
+    """Return whether every layer looks at all keys and values, and no row changes another one.
 
-    Windows that the cache does not know of are not plain, as the mask of a step shows everything. Nor are rotary positions
-    that the longest row of a pass decides.
+    Rotary positions that the longest row of a pass decides would.
     """
-    config = model.config.get_text_config(decoder=True)
-    layers = DynamicCache(config=config).layers
-    return (
-        bool(layers)
-        and all(type(layer) is DynamicLayer for layer in layers)
-        and not _limits_of_sight(config)
-        and not turns_by_length(model)
-    )
+    windows = windows_of(model)
+    return windows is not None and not any(windows) and not turns_by_length(model)
 
 
 def turns_by_length(model: "PreTrainedModel") -> bool:
     """Return whether the longest text so far decides the rotary positions of what comes next, as training would notice."""
     return bool(_kinds_of_rope(model.config.get_text_config(decoder=True)) & _ROPES_OF_LENGTH)
-
-
-def _limits_of_sight(config: "PretrainedConfig") -> list[str]:
-    """Return the keys that let layers see less than they keep; where each layer has a type, the cache knows its window."""
-    found = [
-        key
-        for key, value in vars(config).items()
-        if _SIGHT.search(key) and isinstance(value, int) and value > 0
-    ]
-    has_types = getattr(config, "layer_types", None) is not None
-    return [key for key in found if not has_types or key.startswith("index")]
 
 
 def _kinds_of_rope(config: "PretrainedConfig") -> set[str]:
@@ -363,7 +325,7 @@ def cache_argument(model: "PreTrainedModel") -> str:
 def _read_prompt(
     model: "PreTrainedModel", argument: str, prompt: Sequence[int]
 ) -> tuple[DynamicCache, torch.Tensor]:
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache()  # of no configuration, so that layers with a window keep everything
     output = model(
         input_ids=torch.tensor([list(prompt)], device=model.device),
         use_cache=True,

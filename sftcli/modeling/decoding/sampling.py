@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sftcli.config.schema.run import SamplingSettings
+from sftcli.copies import Reading
 
 _COLDEST = 1e-6  # what is colder leaves the most likely token only, and would divide by 0
 
@@ -23,10 +24,7 @@ class RowSampler:
         device: torch.device,
     ) -> None:
         self.settings = settings
-        self.generator = torch.Generator(device)
-        if settings.temperature:
-            state = np.random.SeedSequence(list(seed)).generate_state(2, np.uint32)
-            self.generator.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+        self.generator = _generator(seed, device) if settings.temperature else None
         self.seen: torch.Tensor | None = None  # (V,) bool; kept only where repetition is penalized
         if settings.repetition_penalty != 1:
             self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
@@ -42,23 +40,43 @@ def sample(logits: torch.Tensor, samplers: Sequence[RowSampler]) -> torch.Tensor
         chosen = logits.max(dim=-1).indices  # the first of equals, as with argmax, in half its time on a CPU
     else:
         probabilities = _filtered(logits.float() / settings.temperature, settings).softmax(dim=-1)
-        chosen = torch.cat(
-            [
-                torch.multinomial(row, 1, generator=sampler.generator)
-                for row, sampler in zip(probabilities, samplers, strict=True)
-            ]
-        )
-    if settings.repetition_penalty != 1:
-        for token, sampler in zip(chosen, samplers, strict=True):
-            if sampler.seen is not None:
-                sampler.seen[token] = True
+        chosen = _drawn(probabilities, samplers)
+    for place, sampler in enumerate(samplers):
+        if sampler.seen is not None:
+            sampler.seen.index_fill_(0, chosen[place : place + 1], True)
     return chosen
 
 
+def _generator(seed: Sequence[int], device: torch.device) -> torch.Generator:
+    state = np.random.SeedSequence(list(seed)).generate_state(2, np.uint32)
+    return torch.Generator(device).manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+
+
+def _drawn(probabilities: torch.Tensor, samplers: Sequence[RowSampler]) -> torch.Tensor:
+    """Draw a token of each row, (B,).
+
+    That is what ``torch.multinomial`` computes for one draw, to the bit, but for its checks: a device would have to answer
+    two of them for each row, and here no row waits.
+    """
+    times = torch.empty_like(probabilities)
+    for row, sampler in zip(times, samplers, strict=True):
+        row.exponential_(generator=sampler.generator)
+    return torch.div(probabilities, times, out=times).argmax(dim=-1)
+
+
 def logprobs_of(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Return the log-probability of each row's ``chosen`` token (B,) under ``logits`` (B, V) as the model gives them."""
+    """Return the log-probability of each row's ``chosen`` token (B,) under ``logits`` (B, V) as the model gives them.
+
+    It is not finite where the greatest logit is not, or one is not a number.
+    """
     logits = logits.float()
     return logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)
+
+
+def read(chosen: torch.Tensor, logprobs: torch.Tensor) -> tuple[list[int], list[float]]:
+    """Return tokens (B,) and their log-probabilities as numbers of the host, which waits for the device once."""
+    both = Reading(torch.stack((chosen.int(), logprobs.view(torch.int32)))).numbers()
+    return both[0].tolist(), both[1].view(torch.float32).tolist()
 
 
 def _penalized(logits: torch.Tensor, samplers: Sequence[RowSampler], penalty: float) -> torch.Tensor:

@@ -22,13 +22,14 @@ def a_model(device: str):
 @pytest.mark.parametrize(
     ("free", "rows"),
     [
-        (64 * GIB, 256),  # 256 rows of 1,024 tokens take half of it
-        (32 * GIB, 128),
+        (64 * GIB, 255),  # of 1,024 tokens, with what drawing a token takes, they take half of it
+        (32 * GIB, 127),
+        (400 * GIB, 1024),  # no more
         (1 * GIB, 32),  # as many as before, whatever is free
     ],
 )
 def test_on_cuda_keys_and_values_take_half_of_what_is_free(free, rows, monkeypatch):
-    monkeypatch.setattr(decode_module, "total_memory_bytes", lambda device: free + 16 * GIB)
+    monkeypatch.setattr(decode_module, "reachable_memory_bytes", lambda device: free + 16 * GIB)
     monkeypatch.setattr(decode_module, "memory_bytes", lambda device: 16 * GIB)
     assert decode_module._most_rows(a_model("cuda"), 1024) == rows
 
