@@ -19,8 +19,15 @@ types:
 layers:
 	lint-imports
 
-test:
-	$(PYTHON) -m pytest -n 2
+test:  ## all that CI runs
+	$(PYTHON) -m pytest -n 2 tests
+
+long:  ## those that `pytest -n 2` leaves out: tests/long.txt
+	$(PYTHON) -m pytest -n 2 --long
+
+long-list:  ## rewrite tests/long.txt by what each test takes
+	$(PYTHON) -m pytest -n 2 tests --junitxml=times.xml
+	$(PYTHON) -m tests.support.long_tests times.xml
 
 slow:  ## minutes long: downloads the default model and trains it
 	$(PYTHON) -m pytest -m slow

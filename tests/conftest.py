@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.support.long_tests import long_tests
+
 torch.set_num_threads(1)
 settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
 settings.load_profile("any machine")
@@ -15,8 +17,26 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the slow ones take their time: only the others have the limit of pyproject.toml."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that say which part of the tests runs; without one all of what is named does, else the short ones."""
+    parser.addoption("--short", action="store_true", help="leave out those of tests/long.txt")
+    parser.addoption("--long", action="store_true", help="run those of tests/long.txt alone")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave long tests out where no file or folder is named; processes of xdist are told of it as of an option."""
+    if config.args_source is config.ArgsSource.TESTPATHS and not config.option.long:
+        config.option.short = True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose the part that is asked for, and let slow tests take their time: only the others have a limit."""
+    short, long = config.option.short, config.option.long
+    if short or long:
+        names = long_tests()
+        chosen = [item for item in items if (item.nodeid.partition("[")[0] in names) is long]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(0))

@@ -142,7 +142,7 @@ def test_checkpoint_has_float32_weights_and_the_final_model_is_those_rounded_onc
     write_rows(tmp_path / "rows.jsonl")
     model = build_tiny_model(tmp_path / "model", dtype=torch.bfloat16)
     changes = ("training.optimizer=adamw_lean", "training.precision=bf16", "training.max_steps=2")
-    outcome = train(settings_of(tmp_path, model, *changes, "data.heldout_fraction=0"), NeverStop())
+    outcome = train(settings_of(tmp_path, model, *changes, "data.heldout_fraction=0"), print, NeverStop())
     (newest, *_) = list_checkpoints(Path(outcome.path) / "checkpoints")[::-1]
     exact, written = (load_file(folder / "model.safetensors") for folder in (newest, Path(outcome.final)))
     assert {tensor.dtype for tensor in exact.values()} == {torch.float32}
