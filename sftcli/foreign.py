@@ -28,6 +28,9 @@ _OURS = (SftError, ReportedByPeerError, KeyboardInterrupt, SystemExit, Generator
 _ALLOCATORS = ("DefaultCPUAllocator", "out of memory")  # torch raises a plain RuntimeError on the CPU
 _POINTER_BYTES = 1024  # which the format sets; a larger file is not read for this
 _HEAD_BYTES = 64 << 10
+_FITS_ANYWHERE = (
+    1 << 20
+)  # bytes; if the memory is not enough for so small a file, what it says of sizes is wrong
 _MOST_CAUSE = 300  # characters
 _STDERR = 2
 _one_at_a_time = RLock()
@@ -161,6 +164,8 @@ def _told(error: BaseException, path: Path, fault: str, name: str, hint: str) ->
     place = Location(file=name)
     text = f"{name} {fault}: {_cause(error)}"
     if isinstance(error, MemoryError) or any(word in str(error) for word in _ALLOCATORS):
+        if sum(file.stat().st_size for file in _suspects(path) if file.is_file()) < _FITS_ANYWHERE:
+            return damaged(path, f"{fault}: it says that it is larger than the memory", name=name, hint=hint)
         return ResourceError(
             f"there is not enough memory to read {name}",
             hint="use a machine with more, or a smaller file",

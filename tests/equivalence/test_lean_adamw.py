@@ -17,7 +17,7 @@ from sftcli.training.optim.optimizer import make_optimizer, optimizer_tensors
 from sftcli.training.weights.masters import MasterWeights
 from sftcli.training.weights.split import SplitWeights, join, split
 from tests.support.recording import MemoryStore, RecordingSink, StopAfter
-from tests.support.runs import settings_of, train, write_rows
+from tests.support.runs import StopAtStep, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 from tests.support.training import build_trainer, tiny_llama
 
@@ -142,7 +142,7 @@ def test_checkpoint_has_float32_weights_and_the_final_model_is_those_rounded_onc
     write_rows(tmp_path / "rows.jsonl")
     model = build_tiny_model(tmp_path / "model", dtype=torch.bfloat16)
     changes = ("training.optimizer=adamw_lean", "training.precision=bf16", "training.max_steps=2")
-    outcome = train(settings_of(tmp_path, model, *changes, "data.heldout_fraction=0"), print, NeverStop())
+    outcome = train(settings_of(tmp_path, model, *changes, "data.heldout_fraction=0"), StopAtStep(99))
     (newest, *_) = list_checkpoints(Path(outcome.path) / "checkpoints")[::-1]
     exact, written = (load_file(folder / "model.safetensors") for folder in (newest, Path(outcome.final)))
     assert {tensor.dtype for tensor in exact.values()} == {torch.float32}

@@ -68,8 +68,6 @@ def test_an_error_of_a_library_names_the_file_and_its_cause_in_a_line(
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (MemoryError(), ResourceError),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), ResourceError),
         (ImportError("needs optimum"), UsageError),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.bin"), NotFoundError),
         (FileNotFoundError("a.bin"), NotFoundError),
@@ -79,6 +77,19 @@ def test_an_error_of_a_library_names_the_file_and_its_cause_in_a_line(
 )
 def test_what_is_not_the_files_fault_keeps_its_kind(file: Path, error: BaseException, kind: type[SftError]):
     assert type(told(error, file)) is kind
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_runs_out_over_a_large_file_and_a_small_one_that_wants_more_than_there_is_is_wrong(
+    file: Path, error: Exception
+):
+    small = told(error, file)
+    assert type(small) is DataError
+    assert "larger than the memory" in small.message
+    os.truncate(file, 2 << 20)
+    assert type(told(error, file)) is ResourceError
 
 
 @pytest.mark.parametrize("error", [MismatchError("shapes"), KeyboardInterrupt(), SystemExit(3)])
