@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sftcli.config.schema.run import SamplingSettings
+from sftcli.errors import DataError
 from sftcli.events import NeverStop
 from sftcli.modeling.decoding.decode import decode
 from sftcli.modeling.decoding.decoder import choose_decoder
@@ -197,3 +198,8 @@ def test_log_probability_equals_transformers_scores():
     scores = model.compute_transition_scores(theirs.sequences, theirs.scores, normalize_logits=True)
     (ours,) = run([prompt])
     assert ours.logprob == pytest.approx(float(scores.sum()), abs=1e-4)
+
+
+def test_a_prompt_without_tokens_is_refused():
+    with pytest.raises(DataError, match="a prompt has no tokens"):
+        run([[5, 6], []], max_new_tokens=1)

@@ -93,11 +93,12 @@ def decode(
     An answer that has come to the last of the positions that the model was made for ends as "length".
 
     Raises:
-        DataError: A prompt is longer than that, or the model gives no finite numbers.
+        DataError: A prompt is longer than that or empty, or the model gives no finite numbers.
         MismatchError: A prompt holds a token that the model has no embedding for.
     """
     positions = positions_of_model(decoder.model)
     require_positions(map(len, prompts), positions)
+    _require_tokens(prompts)
     _require_embeddings(decoder, prompts)
     if max_rows is None:
         longest = max(map(len, prompts), default=0) + settings.max_new_tokens
@@ -138,6 +139,14 @@ def require_positions(
     if positions and (longest := max(lengths, default=0)) > positions:
         raise DataError(
             f"{what} has {longest:,} tokens, and the model was made for {positions:,} positions", hint=hint
+        )
+
+
+def _require_tokens(prompts: Sequence[Sequence[int]]) -> None:
+    if not all(prompts):
+        raise DataError(
+            "a prompt has no tokens: there is nothing to continue",
+            hint="the chat template writes nothing in front of the answer; use the one that the model was trained with",
         )
 
 
