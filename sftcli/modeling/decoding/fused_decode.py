@@ -167,7 +167,7 @@ def _is_plain(model: Llama) -> bool:
 
 
 def _fused(
-    layer: torch.nn.Module, product: MakeProduct, norm: Callable[[torch.nn.Module], Product]
+    layer: torch.nn.Module, product: MakeProduct, norm: "Callable[[torch.Tensor | torch.nn.Module], Product]"
 ) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
     assert isinstance(attention, torch.nn.Module)
@@ -188,7 +188,7 @@ def _linear(module: torch.nn.Module, *names: str) -> list[Linear]:
     return [cast("Linear", getattr(module, name)) for name in names]
 
 
-def _norm(module: torch.nn.Module, epsilon: float, dtype: torch.dtype) -> Product:
+def _norm(module: "torch.Tensor | torch.nn.Module", epsilon: float, dtype: torch.dtype) -> Product:
     """Return what norms rows. On CUDA that is a kernel of torch, elsewhere nine operations of it, and here four.
 
     ``x / sqrt(mean(x ** 2) + eps)`` is ``sqrt(D) x / hypot(|x|, sqrt(D eps))``, and the first factor is in the weight.
@@ -202,7 +202,8 @@ def _norm(module: torch.nn.Module, epsilon: float, dtype: torch.dtype) -> Produc
 
     def norm(rows: torch.Tensor) -> torch.Tensor:
         length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
-        return (rows / length.hypot_(least)).mul_(scale).to(dtype)
+        normed: torch.Tensor = rows / length.hypot_(least)
+        return normed.mul_(scale).to(dtype)
 
     return norm
 
