@@ -1,7 +1,7 @@
 PYTHON ?= python
 DEVICE ?= cuda
 
-.PHONY: lowest newest check format lint types layers test slow distributed crash crash-slice power-loss disk-errors races stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start gpu-check pictures clients models models-slice templates
+.PHONY: lowest newest check format lint types layers test long long-list slow distributed crash crash-slice power-loss disk-errors races stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start gpu-check pictures clients models models-slice templates
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
