@@ -12,7 +12,7 @@ from statistics import mean
 from xml.etree import ElementTree
 
 LIST = Path(__file__).parents[1] / "long.txt"
-SECONDS = 0.35
+SECONDS = 0.3
 
 
 def long_tests() -> frozenset[str]:
@@ -20,15 +20,15 @@ def long_tests() -> frozenset[str]:
     return frozenset(LIST.read_text(encoding="utf-8").split())
 
 
-def main(times: Path, seconds: float) -> None:
-    """Write the list from the ``times`` that pytest has written as XML."""
+def main(files: list[Path]) -> None:
+    """Write the list from the times in ``files``, which pytest has written as XML."""
     found: dict[str, list[float]] = defaultdict(list)
-    for case in ElementTree.parse(times).getroot().iter("testcase"):
+    for case in (case for file in files for case in ElementTree.parse(file).getroot().iter("testcase")):
         name, place = case.attrib["name"].partition("[")[0], case.attrib["classname"].replace(".", "/")
         found[f"{place}.py::{name}"].append(float(case.attrib["time"]))
-    every = sorted(name for name, took in found.items() if mean(took) > seconds)
+    every = sorted(name for name, took in found.items() if mean(took) > SECONDS)
     LIST.write_text("".join(f"{name}\n" for name in every), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else SECONDS)
+    main([Path(name) for name in sys.argv[1:]])
