@@ -23,6 +23,7 @@ from typing import IO
 from sftcli import storage
 from sftcli.cache import cache_folder
 from sftcli.errors import DataError, Location, ResourceError, SftError
+from sftcli.foreign import TooLargeError
 from sftcli.version import __version__
 
 CPU_SECONDS = 20  # of processor time, which a loaded machine does not use up sooner
@@ -185,7 +186,7 @@ def serve(work: str, path: str, seconds: str, room_bytes: str, parent: str) -> N
         code = 0
     except UnfitError as error:
         code = _verdict(str(error))
-    except (MemoryError, ResourceError):
+    except (MemoryError, ResourceError, TooLargeError):
         code = _verdict(limits.too_large)
     except Exception:  # noqa: BLE001 - the command meets it as well
         code = _REFUSED

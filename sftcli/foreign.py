@@ -36,6 +36,10 @@ _STDERR = 2
 _one_at_a_time = RLock()
 
 
+class TooLargeError(DataError):
+    """A small file says that there is more in it than the memory could hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What a file is, whatever its name says, as words behind that name, and what to do about it."""
@@ -165,7 +169,9 @@ def _told(error: BaseException, path: Path, fault: str, name: str, hint: str) ->
     text = f"{name} {fault}: {_cause(error)}"
     if isinstance(error, MemoryError) or any(word in str(error) for word in _ALLOCATORS):
         if sum(file.stat().st_size for file in _suspects(path) if file.is_file()) < _FITS_ANYWHERE:
-            return damaged(path, f"{fault}: it says that it is larger than the memory", name=name, hint=hint)
+            return TooLargeError(
+                f"{name} {fault}: it says that it is larger than the memory", hint=hint, location=place
+            )
         return ResourceError(
             f"there is not enough memory to read {name}",
             hint="use a machine with more, or a smaller file",

@@ -86,7 +86,7 @@ def test_memory_runs_out_over_a_large_file_and_a_small_one_that_wants_more_than_
     file: Path, error: Exception
 ):
     small = told(error, file)
-    assert type(small) is DataError
+    assert isinstance(small, DataError)
     assert "larger than the memory" in small.message
     os.truncate(file, 2 << 20)
     assert type(told(error, file)) is ResourceError
