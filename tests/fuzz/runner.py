@@ -110,9 +110,17 @@ class Runner:
             target.path(self.samples[target.make])  # is there
 
     def run(self, cases: Iterable[Case]) -> Iterator[Result]:
-        """Run ``cases`` and yield their results as they end."""
-        ahead, running = iter(cases), dict[int, tuple[Case, Path, float]]()
-        number = 0
+        """Run ``cases`` and yield their results as they end; who stops asking ends those that run."""
+        running: dict[int, tuple[Case, Path, float]] = {}
+        try:
+            yield from self._run(cases, running)
+        finally:
+            for child in running:
+                _kill(child)
+                os.waitpid(child, 0)
+
+    def _run(self, cases: Iterable[Case], running: dict[int, tuple[Case, Path, float]]) -> Iterator[Result]:
+        ahead, number = iter(cases), 0
         while True:
             while len(running) < self.jobs and (case := next(ahead, None)):
                 number += 1
