@@ -13,8 +13,7 @@ import argparse
 import json
 import os
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `sft` does, before torch is imported
@@ -23,6 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.device import seconds_of
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
 from sftcli.data.rendering.encode import encode_prompt
@@ -72,8 +72,8 @@ def main() -> None:
         tokens = sum(lengths)
         decode_ours(decoder, chosen[:most], [4] * most, most)
         decode_theirs(theirs, chosen[:most], [4] * most, most)
-        slow = tokens / seconds(lambda: decode_theirs(theirs, chosen, lengths, most))  # noqa: B023
-        fast = tokens / seconds(lambda: decode_ours(decoder, chosen, lengths, most))  # noqa: B023
+        slow = tokens / seconds_of(lambda: decode_theirs(theirs, chosen, lengths, most))  # noqa: B023
+        fast = tokens / seconds_of(lambda: decode_ours(decoder, chosen, lengths, most))  # noqa: B023
         print(
             f"{case:<10}{slow:>10.1f} t/s{fast:>6.1f} t/s{fast / slow:>8.2f}{fast / (bound * most):>21.0%}",
             flush=True,
@@ -129,23 +129,8 @@ def decode_theirs(model: PreTrainedModel, prompts: Prompts, lengths: Sequence[in
 def read_rate() -> float:
     """Return bytes a second at which all threads together read memory: the best of ten passes over a gigabyte."""
     block = torch.ones(1 << 28, dtype=torch.float32, device=choose_device())
-    best = min(seconds(block.sum) for _ in range(10))
+    best = min(seconds_of(block.sum) for _ in range(10))
     return block.numel() * 4 / best
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long ``work`` takes, what it leaves to the device included."""
-    wait()
-    begin = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - begin
-
-
-def wait() -> None:
-    """Wait until nothing is left to do on the device."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

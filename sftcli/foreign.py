@@ -28,9 +28,8 @@ _OURS = (SftError, ReportedByPeerError, KeyboardInterrupt, SystemExit, Generator
 _ALLOCATORS = ("DefaultCPUAllocator", "out of memory")  # torch raises a plain RuntimeError on the CPU
 _POINTER_BYTES = 1024  # which the format sets; a larger file is not read for this
 _HEAD_BYTES = 64 << 10
-_FITS_ANYWHERE = (
-    1 << 20
-)  # bytes; if the memory is not enough for so small a file, what it says of sizes is wrong
+# Bytes. If the memory is not enough for so small a file, what it says of sizes is wrong.
+_FITS_ANYWHERE = 1 << 20
 _MOST_CAUSE = 300  # characters
 _STDERR = 2
 _one_at_a_time = RLock()

@@ -16,27 +16,24 @@ from benchmarks.gpu.findings import Check
 from benchmarks.gpu.subjects import CPU, PAD_ID, copy_on, memory_of, model_of, random_rows
 from sftcli.config.schema.adapter import AdapterSettings
 from sftcli.config.schema.run import CheckpointSettings
-from sftcli.config.schema.training import OPTIMIZERS, OptimizerFacts, TrainingSettings
+from sftcli.config.schema.training import OptimizerFacts, TrainingSettings
 from sftcli.copies import host_copies
 from sftcli.data.batches.batch import BatchPlan, Packing
 from sftcli.events import Event
 from sftcli.modeling.activations import checkpoint_activations, ways_down
 from sftcli.modeling.adapter.adapter import add_adapter
-from sftcli.modeling.adapter.targets import file_name
 from sftcli.modeling.kernels.compiled import compile_layers
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.modeling.kernels.told_positions import spare_search_of_own_positions
 from sftcli.runtime import Kernels, set_kernels, total_memory_bytes, used_kernels
-from sftcli.services.train.start.parallelism import has_room_for_gradients
+from sftcli.services.train.start.parallelism import whole_weights
 from sftcli.training.loss import BatchLoss, response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.state import ForgetfulStore, TrainingSnapshot
 from sftcli.training.trainer import Trainer
 from sftcli.training.utilization import Gauge, Workload
-from sftcli.training.weights.masters import AdapterWeights, MasterWeights
-from sftcli.training.weights.split import SplitWeights
 from tests.support.training import ExampleList
 
 _NO_PEAK = (
@@ -86,7 +83,11 @@ def trainer_of(
     settings = TrainingSettings.model_validate(steps | changed)
     if memory is None:
         memory = total_memory_bytes(device) if device.type == "cuda" else 0
-    weights = _weights(model, adapter, dtype, settings, is_fused=not compiled, memory=memory)
+    if adapter is not None:
+        add_adapter(model, AdapterSettings.model_validate(adapter))
+    if not compiled:
+        fuse_layers(model, has_adapter=adapter is not None)
+    weights = whole_weights(model, settings, dtype=dtype, has_adapter=adapter is not None, memory=memory)
     if settings.gradient_checkpointing.is_on:
         checkpoint_activations(model, settings.gradient_checkpointing)
     spare_search_of_own_positions(model)
@@ -122,27 +123,6 @@ def trainer_of(
         device=device,
         gauge=Gauge(workload=Workload.of(model), peak_flops=_NO_PEAK),
     )
-
-
-def _weights(
-    model: PreTrainedModel,
-    adapter: Mapping[str, object] | None,
-    dtype: torch.dtype,
-    settings: TrainingSettings,
-    *,
-    is_fused: bool,
-    memory: int,
-) -> MasterWeights:
-    if adapter is not None:
-        add_adapter(model, AdapterSettings.model_validate(adapter))
-    if is_fused:
-        fuse_layers(model, has_adapter=adapter is not None)
-    at_once = not has_room_for_gradients(model, dtype, memory)
-    if adapter is not None:
-        return AdapterWeights(model, compute_dtype=dtype, file_name=file_name, collects_at_once=at_once)
-    if dtype == torch.bfloat16 and OPTIMIZERS[settings.optimizer].splits_masters:
-        return SplitWeights(model)
-    return MasterWeights(model, compute_dtype=dtype, collects_at_once=at_once)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from sftcli.training.optim.eight_bits import BLOCK, packed, unpacked
 from sftcli.training.optim.optimizer import make_optimizer, optimizer_tensors
 from sftcli.training.weights.masters import MasterWeights
 from sftcli.training.weights.split import SplitWeights, join, split
-from tests.support.recording import MemoryStore, RecordingSink, StopAfter
+from tests.support.recording import MemoryStore, RecordingSink, StopAfter, assert_equal_bits
 from tests.support.runs import StopAtStep, settings_of, train, write_rows
 from tests.support.tiny_model import build_tiny_model
 from tests.support.training import build_trainer, tiny_llama
@@ -162,10 +162,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop_at)
     second = trainer(store=rest)
     second.restore(read_snapshot(list_checkpoints(tmp_path)[-1]))
     second.fit(NeverStop())
-    for part in ("weights", "optimizer"):
-        expected, found = getattr(whole.snapshots[6], part), getattr(rest.snapshots[6], part)
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert_equal_bits(whole.snapshots[6], rest.snapshots[6])
     assert {tensor.dtype for tensor in rest.snapshots[6].weights.values()} == {torch.float32}
 
 

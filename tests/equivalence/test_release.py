@@ -8,7 +8,7 @@ from sftcli.errors import DivergedError, UsageError
 from sftcli.events import MemoryEased, NeverStop, Notice, StepDone
 from sftcli.services.train.releasing import gradient_release
 from sftcli.training.distributed.group import Group
-from tests.support.recording import MemoryStore, RecordingSink
+from tests.support.recording import MemoryStore, RecordingSink, assert_equal_bits
 from tests.support.training import build_trainer, tiny_llama
 
 OFTEN, NEVER = 0.05, 0.0
@@ -52,10 +52,7 @@ def test_run_ends_as_with_all_gradients_kept_bit_for_bit(optimizer, dtype, max_n
         ends.append((steps, trainer.snapshot()))
     (kept, expected), (released, found) = ends
     assert kept == released
-    for part in ("weights", "optimizer"):
-        theirs, ours = getattr(expected, part), getattr(found, part)
-        assert theirs.keys() == ours.keys()
-        assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
+    assert_equal_bits(expected, found)
 
 
 @pytest.mark.parametrize("max_norm", [OFTEN, NEVER])

@@ -18,7 +18,7 @@ from sftcli.training.embeddings import add_embedding_noise, embedding_names, fre
 from sftcli.training.loss import NllSum, response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer, optimizer_tensors
 from sftcli.training.weights.masters import MasterWeights
-from tests.support.recording import MemoryStore, RecordingSink, StopAfter
+from tests.support.recording import MemoryStore, RecordingSink, StopAfter, assert_equal_bits
 from tests.support.tiny_model import build_tiny_model
 from tests.support.training import CPU, PAD_ID, build_trainer, random_examples, tiny_llama
 
@@ -100,10 +100,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop_at:
     second.restore(read_snapshot(list_checkpoints(tmp_path)[-1]))
     assert second.fit(NeverStop()) is Ending.FINISHED
 
-    whole, resumed = whole_store.snapshots[6], second_store.snapshots[6]
-    for part in ("weights", "optimizer"):
-        for name, tensor in getattr(whole, part).items():
-            assert torch.equal(tensor, getattr(resumed, part)[name]), name
+    assert_equal_bits(whole_store.snapshots[6], second_store.snapshots[6])
     losses = [event.loss for event in first_sink.of(StepDone) + second_sink.of(StepDone)]
     assert losses == [event.loss for event in whole_sink.of(StepDone)]
 
@@ -123,10 +120,7 @@ def test_every_optimizer_goes_on_bit_for_bit(tmp_path, optimizer: str, stop_at: 
     second = trainer(rest)
     second.restore(read_snapshot(list_checkpoints(tmp_path)[-1]))
     second.fit(NeverStop())
-    for part in ("weights", "optimizer"):
-        expected, found = getattr(whole.snapshots[6], part), getattr(rest.snapshots[6], part)
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert_equal_bits(whole.snapshots[6], rest.snapshots[6])
     assert not all(
         torch.equal(tensor, tiny_llama().get_parameter(name))
         for name, tensor in whole.snapshots[6].weights.items()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from sftcli.events import Event
 from sftcli.training.state import TrainingSnapshot
 
@@ -32,6 +34,15 @@ class MemoryStore:
             optimizer={name: tensor.clone() for name, tensor in snapshot.optimizer.items()},
         )
         return f"memory:{snapshot.state.step}"
+
+
+def assert_equal_bits(whole: TrainingSnapshot, other: TrainingSnapshot) -> None:
+    """Assert that weights and states of the optimizer have the same names and bits."""
+    for part in ("weights", "optimizer"):
+        expected, found = getattr(whole, part), getattr(other, part)
+        assert expected.keys() == found.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, found[name]), name
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What the shell offers after Tab. Reads names from disk and from the schema; never imports torch, never raises."""
+"""What the shell offers after Tab, and how it is told to ask. Offers read names from disk and from the schema; they never raise."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps

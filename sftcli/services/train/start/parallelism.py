@@ -8,7 +8,7 @@ import torch
 
 from sftcli.config.schema.adapter import Quantize
 from sftcli.config.schema.settings import Settings
-from sftcli.config.schema.training import OPTIMIZERS, Parallel
+from sftcli.config.schema.training import OPTIMIZERS, Parallel, TrainingSettings
 from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.adapter.targets import file_name
@@ -89,12 +89,24 @@ def make_weights(
             exchange_each_micro_batch=parts + trained > ROOM * _memory(group, device),
             file_name=names,
         )
-    if names is None and dtype == torch.bfloat16 and OPTIMIZERS[settings.training.optimizer].splits_masters:
-        return SplitWeights(model)
     memory = total_memory_bytes(device) if device.type == "cuda" else 0
-    at_once = settings.training.release_gradients or not has_room_for_gradients(model, dtype, memory)
-    if names is not None:
-        return AdapterWeights(model, compute_dtype=dtype, file_name=names, collects_at_once=at_once)
+    return whole_weights(model, settings.training, dtype=dtype, has_adapter=names is not None, memory=memory)
+
+
+def whole_weights(
+    model: "PreTrainedModel",
+    training: TrainingSettings,
+    *,
+    dtype: torch.dtype,
+    has_adapter: bool,
+    memory: int,
+) -> MasterWeights:
+    """Return the weights of ``model``, all of them in one process, which they modify; ``memory`` as for ``has_room_for_gradients``."""
+    if not has_adapter and dtype == torch.bfloat16 and OPTIMIZERS[training.optimizer].splits_masters:
+        return SplitWeights(model)
+    at_once = training.release_gradients or not has_room_for_gradients(model, dtype, memory)
+    if has_adapter:
+        return AdapterWeights(model, compute_dtype=dtype, file_name=file_name, collects_at_once=at_once)
     return MasterWeights(model, compute_dtype=dtype, collects_at_once=at_once)
 
 
