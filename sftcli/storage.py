@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -77,7 +78,13 @@ class Disk:
             os.close(handle)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give ``source`` the name ``target``; a file of that name is replaced in the same moment."""
+        """Give ``source`` the name ``target``; a file of that name is replaced in the same moment.
+
+        Raises:
+            OSError: It cannot be done; or ``target`` is no file: a machine whose ``/dev/null`` is one does not work any more.
+        """
+        if what := _what_no_file(target):
+            raise OSError(errno.EINVAL, f"it is {what} and no file", str(target))
         source.replace(target)
 
     def unlink(self, path: Path) -> None:
@@ -115,6 +122,22 @@ class Disk:
             raise
 
 
+def _what_no_file(path: Path) -> str:
+    """Return what ``path`` is where that is neither a file nor a folder nor a link to one; "" also for what is not there."""
+    with suppress(OSError):
+        if path.is_symlink() and path.readlink().is_relative_to("/proc"):
+            return "a name of an open file"  # /dev/stdout
+        for kind, is_that in _NO_FILES.items():
+            if is_that(path.stat().st_mode):
+                return kind
+    return ""
+
+
+_NO_FILES = {
+    "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+    "a pipe": stat.S_ISFIFO,
+    "a socket": stat.S_ISSOCK,
+}
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 CANNOT_BE_MADE = frozenset({
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
@@ -260,8 +283,10 @@ def require_place(path: Path, *, hint: str) -> None:
     """Make sure that ``path`` can be made, before what it is to hold is computed.
 
     Raises:
-        OutputError: What would hold it is a file, or may not be written to.
+        OutputError: What would hold it is a file, or may not be written to; or it is a device.
     """
+    if what := _what_no_file(path):
+        raise OutputError(f"cannot write {path}: it is {what} and no file", hint=hint)
     above = nearest_folder(path.absolute().parent)
     if not above.is_dir():
         raise OutputError(f"cannot write {path}: {above} is not a folder", hint=hint)

@@ -6,9 +6,10 @@ trained (``_HARMLESS``), or it cannot be taken and is named with what to write h
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from sftcli.config.foreign_names import OURS
+from sftcli.paths import as_path
 from sftcli.suggest import aside, did_you_mean
 
 Content = Mapping[str, object]
@@ -109,7 +110,7 @@ def _from_registry(value: object, content: Content) -> object:
     paths = _sources(_listed(value, content), content)
     assert isinstance(paths, list)
     for path in paths:
-        if not (PurePath(path).suffix[1:].isalpha() or Path(path).exists()):
+        if not (PurePath(path).suffix[1:].isalpha() or as_path(path).exists()):
             raise _RefusedError(f"{path!r} is a name of dataset_info.json: name the files with --data")
     return paths
 

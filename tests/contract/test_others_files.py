@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -164,3 +165,42 @@ def test_printed_commands_run_as_printed(sft, rows, flags, tmp_path, root):  # n
         code, _, err = sft(*command, *short)
         assert code == 0, (command, err)
     assert {tuple(command) for command in going_on} == {tuple(going_on[0])}
+
+
+def test_what_is_no_file_stays_what_it_is(sft, rows, flags, tmp_path):  # noqa: F811
+    assert sft("train", "--data", rows, *flags, "--run", "one")[0] == 0
+    pipe, stdout = tmp_path / "pipe", tmp_path / "stdout"
+    os.mkfifo(pipe)
+    stdout.symlink_to("/proc/self/fd/1")
+    before = seen([pipe, stdout])
+    for words in (
+        ["report", "one", "--out"],
+        ["eval", "one", "--max-rows", "2", "--junit"],
+        ["export", "one", "--to", "gguf", "--out"],
+        ["prepare", rows, "--model", "model", "--out"],
+        ["generate", "--file", rows, "--checkpoint", "one", "--max-new-tokens", "2", "--out"],
+    ):
+        for place in (pipe, stdout, "/dev/null"):
+            code, _, err = sft(*words, place)
+            assert code == 73, (words, place, err)
+            assert str(place) in err
+            assert seen([pipe, stdout]) == before, words
+    assert Path(os.devnull).is_char_device()
+
+
+@pytest.mark.parametrize("make", ["mkfifo", "socket", "link"])
+def test_no_rename_takes_the_place_of_what_is_no_file(make: str, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the name of a socket is short
+    source, target = Path("source"), Path("target")
+    source.write_bytes(b"new")
+    if make == "mkfifo":
+        os.mkfifo(target)
+    elif make == "link":
+        target.symlink_to("/dev/null")
+    else:
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(str(target))
+    kind = target.lstat().st_mode
+    with pytest.raises(OSError, match="and no file"):
+        storage.disk.rename(source, target)
+    assert (target.lstat().st_mode, source.read_bytes()) == (kind, b"new")

@@ -232,7 +232,7 @@ def evaluate(
     limits = read_limits(fail.fail_above or (), fail.fail_under or ())
     _check_tasks(asked, scored, processes)
     _check_try(asked, scored, processes)
-    _check_against(compare, asked, scored)
+    _check_compared(compare, asked, scored)
     if asked.tasks is not None:
         check_names(_request(scored, runs), needs_rows=False)
         answered = _ask_tasks(asked.tasks, asked, scored, runs, output)
@@ -261,12 +261,17 @@ def evaluate(
     _judge(outcome, limits, compare, output)
 
 
-def _check_against(compare: CompareFlags, asked: TaskFlags, scored: ScoredFlags) -> None:
-    """Refuse to compare what has no answers to rows.
+def _check_compared(compare: CompareFlags, asked: TaskFlags, scored: ScoredFlags) -> None:
+    """Refuse to compare what has no answers to rows, and a place for the outcome that cannot be written.
 
     Raises:
         UsageError: Tasks or texts are to be compared with an earlier evaluation.
+        OutputError: The file for systems of continuous integration cannot be made.
     """
+    if compare.junit is not None:
+        from sftcli.services.evaluate.junit import check_place
+
+        check_place(compare.junit)
     other = "--tasks" if asked.tasks is not None else "--text" if scored.texts else ""
     if compare.against is not None and other:
         raise UsageError(f"{other} and --against exclude each other", hint="answers to rows are compared")

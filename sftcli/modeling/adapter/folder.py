@@ -20,7 +20,7 @@ from sftcli.modeling.formats.folder_check import (
     safetensors_header,
 )
 from sftcli.own_files import OwnFile
-from sftcli.paths import PathText
+from sftcli.paths import PathText, as_path
 
 CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "sft_base.json"
 PREFIX = "base_model.model."  # what names of tensors in files begin with
@@ -118,6 +118,13 @@ def read_base(folder: Path) -> AdapterBase:
             f"{folder / CONFIG_FILE} does not say which model the adapter belongs to",
             hint="set base_model_name_or_path in it",
         )
+    try:
+        as_path(name)
+    except UsageError as error:
+        raise DataError(
+            f"{folder / CONFIG_FILE} names no model in base_model_name_or_path: {error}",
+            hint="set it to the folder or the hub name of the model",
+        ) from None
     return AdapterBase(name=name, revision=revision)
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from xml.etree import ElementTree as Xml
 
 from sftcli import storage
+from sftcli.errors import OutputError
 from sftcli.services.evaluate.against import Against
 from sftcli.services.evaluate.limits import SCORE_NUMBERS, Limit
 from sftcli.services.report.measures import MEASURES
 
+_HINT = "choose another --junit FILE"
 _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -21,6 +23,17 @@ class Case:
     name: str
     value: str
     failure: str = ""
+
+
+def check_place(path: Path) -> None:
+    """Make sure that ``path`` can be written, before an evaluation.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder", hint=_HINT)
+    storage.require_place(path, hint=_HINT)
 
 
 def cases_of(numbers: Mapping[str, float], limits: Sequence[Limit], against: Against | None) -> list[Case]:
@@ -57,7 +70,7 @@ def write_junit(cases: Sequence[Case], path: Path, *, model: str) -> None:
             Xml.SubElement(element, "failure", {"message": _safe(case.failure), "type": "threshold"})
         Xml.SubElement(element, "system-out").text = _safe(case.value)
     Xml.indent(root)
-    with storage.whole_file(path, hint="choose another --junit FILE") as fresh:
+    with storage.whole_file(path, hint=_HINT) as fresh:
         storage.write_file(fresh, [Xml.tostring(root, encoding="utf-8", xml_declaration=True), b"\n"])
 
 

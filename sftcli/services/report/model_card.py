@@ -15,6 +15,7 @@ from sftcli.figures import NOTHING
 from sftcli.input_files import read_whole
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME, LICENSE
 from sftcli.modeling.locate.locate import known_folder
+from sftcli.paths import as_path
 from sftcli.services.models.choose import ModelChoice, recorded_base
 from sftcli.services.report.checks import checks_of
 from sftcli.services.report.evaluation import read_scores
@@ -170,6 +171,6 @@ def portable(name: str) -> str:
     if name.startswith("preset:"):
         return name
     is_path = name.startswith((".", "~")) or Path(name).is_absolute() or _FILE_NAME.search(name)
-    if not is_path and (_HUB_NAME.match(name) or "/" not in name) and not Path(name).exists():
+    if not is_path and (_HUB_NAME.match(name) or "/" not in name) and not as_path(name).exists():
         return name
     return Path(name).name

@@ -229,6 +229,16 @@ def test_base_is_read_from_peft_where_the_folder_was_made_elsewhere(tied, tmp_pa
         read_base(folder)
 
 
+@pytest.mark.parametrize(
+    ("base", "why"), [("a/" * 2100, "too long"), ("a" * 256, "too long"), ("a\0b", "NUL")]
+)
+def test_a_base_that_can_be_no_path_is_refused_with_its_file(tied, base: str, why: str, tmp_path):
+    folder = foreign_adapter(tied, tmp_path / "adapter", **FORMS["lora"])
+    edit(folder / CONFIG_FILE, base_model_name_or_path=base)
+    with pytest.raises(DataError, match=f"adapter_config.json names no model in base_model_.*{why}"):
+        read_base(folder)
+
+
 def test_what_gets_no_adapter_is_told_as_shares_of_the_layers():
     shape = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
