@@ -148,6 +148,8 @@ def test_screen_json_list_and_report(sft, compared, tmp_path, monkeypatch):
     assert "comparison of rows, all: 3 of 3 runs scored" in err
     code, out, _ = sft("runs", "runs/all")
     assert out.count("scored") == 3
+    code, _, err = sft("show", "all")
+    assert (code, "is a folder of runs, not one run" in err, "sft runs runs/all" in err) == (66, True, True)
     code, out, _ = sft("report", "1-25", "3-100", "--runs", "runs/all", "--out", "page.html")
     assert "3-100" in Path("page.html").read_text(encoding="utf-8")
     code, _, err = sft("resume", "runs/all/1-25")

@@ -344,6 +344,11 @@ def find_run(name: str, root: Path) -> RunFolder:
             return RunFolder(path)
     if (root / name).is_dir() and all(map(_is_ours, (root / name).iterdir())):
         raise _not_begun(RunFolder(root / name))
+    for path in (root / name, as_path(name)):
+        if path != root and list_runs(path):
+            raise NotFoundError(
+                f"{path} is a folder of runs, not one run", hint=f"its runs: sft runs {shlex.quote(str(path))}"
+            )
     names = [run.name for run in list_runs(root)]
     known = f"runs there: {', '.join(names[:12])}" if names else f"there are no runs under {root} yet"
     raise NotFoundError(f"no run {name!r} under {root}", hint=did_you_mean(name, names) or known)
