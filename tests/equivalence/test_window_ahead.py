@@ -8,7 +8,7 @@ from sftcli.events import MemoryEased, NeverStop, StepDone
 from sftcli.training.distributed.group import Group
 from sftcli.training.window_ahead import WindowAhead
 from tests.equivalence.test_memory import trainer_on
-from tests.support.recording import MemoryStore, StopAfter
+from tests.support.recording import MemoryStore, StopAfter, assert_equal_bits
 from tests.support.training import CPU, PAD_ID, random_examples
 
 STEPS = 5
@@ -39,15 +39,6 @@ def steps_one_by_one(made, count):
     return [made.take_step() for _ in range(count)]
 
 
-def ends_equal(found, expected):
-    ours, theirs = found.snapshot(), expected.snapshot()
-    return all(
-        torch.equal(tensor, getattr(ours, part)[name])
-        for part in ("weights", "optimizer")
-        for name, tensor in getattr(theirs, part).items()
-    )
-
-
 @pytest.mark.parametrize("eased_at", [1, 3, 99])
 def test_steps_ahead_equal_steps_one_by_one_bit_for_bit_also_where_memory_eases(eased_at: int):
     ahead, sink = trainer_on(2, micro_batch_size=4, from_step=eased_at)
@@ -58,7 +49,7 @@ def test_steps_ahead_equal_steps_one_by_one_bit_for_bit_also_where_memory_eases(
     assert [(one.loss, one.grad_norm, one.micro_batches) for one in sink.of(StepDone)] == [
         (one.loss, one.grad_norm, one.micro_batches) for one in taken
     ]
-    assert ends_equal(ahead, alone)
+    assert_equal_bits(alone.snapshot(), ahead.snapshot())
 
 
 @pytest.mark.parametrize("stop_at", [1, 3])
@@ -71,7 +62,7 @@ def test_a_run_that_was_stopped_and_goes_on_equals_steps_one_by_one(stop_at: int
     second.fit(NeverStop())
     alone, _ = trainer_on(2, micro_batch_size=4, from_step=3)
     steps_one_by_one(alone, STEPS)
-    assert ends_equal(second, alone)
+    assert_equal_bits(alone.snapshot(), second.snapshot())
 
 
 def test_each_window_of_a_run_is_laid_out_once():
