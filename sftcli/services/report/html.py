@@ -66,8 +66,8 @@ class _Read:
         )
 
 
-def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
-    """Write the page about ``runs`` to ``out``, atomically.
+def write_report(runs: Sequence[RunFolder], out: Path, *, goes_on: bool = False) -> Path:
+    """Write the page about ``runs`` to ``out``, atomically; one that is open renews itself where the run ``goes_on``.
 
     Raises:
         OutputError: The place cannot be written.
@@ -80,6 +80,8 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
         together=_together(found, pages) if len(found) > 1 else None,
         charts=charts_of([(one.run.name, one.history) for one in found]),
         title=", ".join(run.name for run in runs),
+        renewed_every=RENEWED_EVERY if goes_on else 0,
+        now=f"{datetime.now(tz=UTC):%H:%M:%S} UTC",
     )
     with storage.writing(out, "choose another --out"):
         storage.replace_file(out, page.encode(), kind=storage.OUTPUT)

@@ -46,6 +46,7 @@ from sftcli.services.runs.record import RECORD
 from sftcli.services.trackers.sink import tracked
 from sftcli.services.train.budget import end_in_time, record_budget, spent_by
 from sftcli.services.train.decisions import decide, record_decisions, record_machine
+from sftcli.services.train.live_page import LivePage
 from sftcli.services.train.resuming.changes import Changes, compare_start, open_again
 from sftcli.services.train.resuming.compatibility import compare, compare_data
 from sftcli.services.train.resuming.longer import end_text, require_steps_left
@@ -200,7 +201,7 @@ def _logged(run: TrainingRun) -> Iterator[tuple[TrainingRun, FitWatch]]:
             after_step=step,
             owes_heldout=checkpoint is not None and owes_heldout(checkpoint),
         ) as log,
-        tracked(run.folder, settings, fan_out(log, run.session.emit), after_step=step) as emit,
+        tracked(run.folder, settings, fan_out(log, run.session.emit, LivePage(run.folder)), after_step=step) as emit,
         kernels_as_set(settings.training, emit),
     ):
         if checkpoint is not None:
