@@ -63,7 +63,7 @@ class Manifest:
     about: AboutEarlier | AboutRows
 
 
-MANIFESTS = OwnFile(form=Manifest, version=9, oldest=9, hint=_AGAIN)
+MANIFESTS = OwnFile(form=Manifest, version=10, oldest=10, hint=_AGAIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
