@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-from html import unescape
 from pathlib import Path
 
 import pytest

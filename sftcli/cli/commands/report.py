@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli.options import complete
-from sftcli.cli.options.groups import command
 from sftcli.cli.options.flags import RUN_PANEL
+from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
 from sftcli.cli.results.ledger import show_ledger
 from sftcli.cli.session.processes import is_first, is_one_of_several, start_several

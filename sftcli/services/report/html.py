@@ -31,8 +31,8 @@ from sftcli.services.report.comparison import facts_side_by_side, scores_side_by
 from sftcli.services.report.confidence import COLUMNS
 from sftcli.services.report.curves import charts_of
 from sftcli.services.report.evaluation import Evaluation, read_scores
-from sftcli.services.report.ledger import MOST_SHOWN, Ledger, read_ledger
 from sftcli.services.report.facts import main_settings, measured, started, summary_of
+from sftcli.services.report.ledger import MOST_SHOWN, Ledger, read_ledger
 from sftcli.services.report.measures import differences_of, has_base, measures_of
 from sftcli.services.report.samples import samples_of
 from sftcli.services.report.tried import tried_of
@@ -82,7 +82,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
     pages = [{"number": number, **_describe(one)} for number, one in enumerate(found)]
     script = _template("rows.js") if any(one.ledger and one.ledger.shown for one in found) else ""
     page = page_template().render(
-        script=Markup(script),  # noqa: S704 - our own file
+        script=Markup(script),
         script_hash=_script_hash(script),
         runs=pages,
         together=_together(found, pages) if len(found) > 1 else None,
@@ -184,13 +184,15 @@ def _settings(one: _Read) -> Iterator[tuple[str, str, str]]:
 
 
 def _earlier_facts(run: RunFolder, history: RunHistory) -> list[tuple[str, str]]:
-    """Return from which runs this one trained on, how many of their rows were replayed, and what became of the others."""
+    """Return from which runs this one trained on, how many of their rows were replayed, what became of the others, and of fixes."""
     lineage = run.record().lineage or ()
     facts = [("trained on from", ", before that ".join(one.run for one in lineage))] if lineage else []
     replayed = _audits(run).get("replayed")
     if replayed is not None and replayed.sources:
         counts = [f"{counted.kept:,} rows {source}" for source, counted in replayed.sources.items()]
         facts.append(("replay", ", ".join(counts)))
+    if (rows := run.rows()) is not None and rows.fixes is not None:
+        facts.append(("fixes", rows.fixes.in_words()))
     return facts + [("earlier rows", kept.in_words()) for kept in kept_of(history.of(EarlierDone))]
 
 

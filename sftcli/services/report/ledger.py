@@ -9,7 +9,6 @@ from sftcli import storage
 from sftcli.own_files import OwnFile
 from sftcli.services.runs.folder import RunFolder
 
-
 MOST_SHOWN = 100  # rows of each reason that are kept with their texts
 
 

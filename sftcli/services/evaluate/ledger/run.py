@@ -5,7 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,9 @@ import numpy as np
 from sftcli.config.schema.settings import Settings
 from sftcli.data.batches.batch import ExampleSource
 from sftcli.data.batches.progress import Stages
+from sftcli.data.conversations.fixes import read_fixes
 from sftcli.data.example import Example
 from sftcli.data.prepared.store import HELDOUT, TRAIN, ExampleTable, PreparedDataset
-from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError, UsageError
 from sftcli.events import EventSink, Notice, Session, Warned, unheard
 from sftcli.figures import counted, duration
@@ -59,6 +59,15 @@ class LedgerRequest:
     base_model: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    choice: ModelChoice
+    run: RunFolder
+    prepared: PreparedData
+    base: ModelChoice | None
+    kept: frozenset[str]  # hashes of rows
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     split: str
@@ -92,7 +101,7 @@ def run_ledger(request: LedgerRequest, session: Session) -> Ledger:
     """
     with joined(find_place(os.environ)) as peers, ExitStack() as held:
 
-        def find() -> tuple[ModelChoice, RunFolder, Settings, PreparedData, ModelChoice | None]:
+        def find() -> _Found:
             choice = choose_model(
                 request.run,
                 root=request.root,
@@ -110,46 +119,45 @@ def run_ledger(request: LedgerRequest, session: Session) -> Ledger:
             for one in (choice, base):
                 if one is not None:
                     require_room(prepared, one.weights_folder, session.emit if one is choice else unheard)
-            return choice, choice.run, settings, prepared, base
+            kept = _kept_by_fixes(settings)
+            return _Found(choice=choice, run=choice.run, prepared=prepared, base=base, kept=kept)
 
-        choice, run, settings, prepared, base = peers.rank_zero_first(find, session.stop)
-        ledger = _scored(request, choice, run, prepared, base, session, peers)
+        found = peers.rank_zero_first(find, session.stop)
+        ledger = _scored(found, request.most_rows, session, peers)
         if peers.group.is_writer:
-            write_ledger(run, ledger)
+            write_ledger(found.run, ledger)
         return ledger
 
 
-def _scored(
-    request: LedgerRequest,
-    choice: ModelChoice,
-    run: RunFolder,
-    prepared: PreparedData,
-    base: ModelChoice | None,
-    session: Session,
-    peers: Peers,
-) -> Ledger:
+def _kept_by_fixes(settings: Settings) -> frozenset[str]:
+    """Return the rows of which a fix says that they are right as they are."""
+    if settings.data.fixes is None:
+        return frozenset()
+    fixes = read_fixes(settings.data.fixes).by_row.values()
+    return frozenset(fix.row for fix in fixes if fix.fix == "keep")
+
+
+def _scored(found: _Found, most_rows: int, session: Session, peers: Peers) -> Ledger:
+    run, prepared, choice, base = found.run, found.prepared, found.choice, found.base
     if prepared.dataset.fingerprint != run.data_fingerprint():
         text = f"the rows are not those that {run.name} was trained on: their files, or what prepares them, changed since"
         session.emit(Warned(text=text))
     everything = list(_each_once(prepared.dataset))
     if not everything:
         raise DataError(f"{run.name} has no rows", hint="sft prepare tells why")
-    chosen = _Chosen([everything[place] for place in spread(len(everything), request.most_rows)])
+    chosen = _Chosen([everything[place] for place in spread(len(everything), most_rows)])
     models = [choice] if base is None else [base, choice]
     _tell_cost(chosen, len(everything), len(models), RunHistory(read_events(run)), session.emit)
     begin, stages = monotonic(), Stages(STAGES * len(models), session.emit)
     scores = [_score(one, chosen, prepared.tokenizer, stages, session, peers) for one in models]
-    costs = _costs(chosen, scores)
-    sources = tuple(_by_source(chosen, scores))
-    rows = _rows(chosen, costs, prepared.tokenizer)
     return Ledger(
         model=run.inside(choice.folder),
         model_hash=answering_hash(choice.folder),
         base=None if base is None else base.name,
         available=len(everything),
         seconds=monotonic() - begin,
-        sources=sources,
-        rows=tuple(rows),
+        sources=tuple(_by_source(chosen, scores)),
+        rows=tuple(_rows(chosen, _costs(chosen, scores), prepared.tokenizer, found.kept)),
     )
 
 
@@ -237,11 +245,17 @@ def _loss(scores: Sequence[RowScore], rows: Sequence[int]) -> float:
     return math.fsum(scores[row].nll for row in rows) / sum(scores[row].tokens for row in rows)
 
 
-def _rows(chosen: _Chosen, costs: Costs, tokenizer: HFChatTokenizer) -> list[RowLosses]:
-    """Return the rows in the order of doubt, each with its reasons; the first of each reason with their texts."""
+def _rows(chosen: _Chosen, costs: Costs, tokenizer: HFChatTokenizer, kept: frozenset[str]) -> list[RowLosses]:
+    """Return the rows in the order of doubt, each with its reasons; the first of each reason with their texts.
+
+    A row of ``kept`` has none: it was looked at.
+    """
     examples = [chosen[row] for row in range(len(chosen))]
     prompts, answers = _texts(examples, tokenizer)
-    reasons = _reasons(examples, prompts, answers, costs)
+    reasons = [
+        {} if example.row in kept else found
+        for example, found in zip(examples, _reasons(examples, prompts, answers, costs), strict=True)
+    ]
     order = order_of_doubt(costs)
     shown = _shown(order, reasons)
     return [
@@ -259,6 +273,7 @@ def _rows(chosen: _Chosen, costs: Costs, tokenizer: HFChatTokenizer) -> list[Row
             prompt=cut(prompts[row]) if row in shown else "",
             answer=cut(answers[row]) if row in shown else "",
             is_cut=row in shown and cut(answers[row]) != answers[row],
+            is_kept=examples[row].row in kept,
         )
         for row in order
     ]
@@ -280,7 +295,7 @@ def _texts(examples: Sequence[Example], tokenizer: HFChatTokenizer) -> tuple[lis
 def _reasons(
     examples: Sequence[Example], prompts: Sequence[str], answers: Sequence[str], costs: Costs
 ) -> list[dict[Reason, str]]:
-    origins: list[Origin] = [example.origin for example in examples]
+    origins = [example.origin for example in examples]
     asked = [row for row, prompt in enumerate(prompts) if prompt]
     other = contradictions(
         [prompts[row] for row in asked], [answers[row] for row in asked], [origins[row] for row in asked]
