@@ -68,6 +68,7 @@ class Example:
     thinking_tokens: int = 0  # of those with loss; known only as long as the example was not stored
     flags: frozenset[RowFlag] = frozenset()
     score: float | None = None  # what the row was told to be by its source
+    row: str = ""  # the hash of what its source says, by which fixes name it; running text has none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

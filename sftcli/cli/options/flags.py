@@ -234,6 +234,8 @@ _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
              help="Drop a key that is refused because it changes what rows mean, as in `--ignore history`. Repeatable."),
         Flag("--where", "data.where", kind=list[str], metavar="CONDITION",
              help="Use only rows that meet a condition on a column, as in `--where 'quality>=4'`. Repeatable; all must hold."),
+        Flag("--fixes", "data.fixes", metavar="FILE",
+             help="Leave rows out or replace their answers, as the page of `sft report --rows` has written to this file."),
         Flag("--duplicates", "data.duplicates", metavar="keep|drop", checks_words=True,
              help="Keep rows equal to another one, or drop all but one of them."),
         Flag("--near-duplicates", "data.near_duplicates", metavar="keep|drop", checks_words=True,
@@ -319,6 +321,6 @@ FLAGS: Mapping[str, Flag] = {
 
 # Of every command that reads rows to train on.
 ROW_FLAGS = (
-    "--as-text", "--map", "--ignore", "--where", "--duplicates", "--near-duplicates", "--strip-stop-text", "--template",
+    "--as-text", "--map", "--ignore", "--where", "--fixes", "--duplicates", "--near-duplicates", "--strip-stop-text", "--template",
     "--template-var", "--train-on", "--first-turn", "--thinking", "--max-tokens", "--overlong", "--allow-leak", "--strict",
 )  # fmt: skip

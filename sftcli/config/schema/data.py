@@ -153,6 +153,11 @@ class DataSettings(Section):
         description="Conditions that all rows must meet, each COLUMN OP VALUE with ==, !=, <, <=, >, >= or ~ (contains), such as "
         "quality>=4; other rows are left out and counted.",
     )
+    fixes: Text | None = Field(
+        None,
+        description="File of what was decided about rows, each by its hash: leave it out, replace its answer, keep it. "
+        "The page that `sft report --rows` writes makes one.",
+    )
     strip_stop_text: bool = Field(
         False,
         description="Whether to take away the text of a stop token, such as <|endoftext|>, that stands at the end of answers.",

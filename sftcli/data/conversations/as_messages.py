@@ -95,5 +95,5 @@ def _calls(message: Message) -> list[object]:
 
 
 def _bare(row: Conversation | PlainText) -> Conversation | PlainText:
-    """Return ``row`` without what the line does not tell: which turns were cut off, and how hard it is."""
-    return replace(row, num_cut=0, score=None) if isinstance(row, Conversation) else row
+    """Return ``row`` without what the line does not tell: which turns were cut off, how hard it is, and what it was before."""
+    return replace(row, num_cut=0, score=None, row="") if isinstance(row, Conversation) else row

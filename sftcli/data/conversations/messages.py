@@ -62,7 +62,8 @@ class Conversation:
 
     There is at least one trained assistant turn, and the last turn is the assistant's: ``num_cut`` turns that stood
     behind it were cut off, because nothing answers them. ``score`` says how hard it is, where the source does. ``variables`` is
-    JSON text of the variables that the row sets for its chat template, empty where it sets none.
+    JSON text of the variables that the row sets for its chat template, empty where it sets none. ``row`` is the hash of what
+    its source says, where an answer was replaced since; empty where it is that of the conversation itself.
     """
 
     messages: tuple[Message, ...]
@@ -71,6 +72,7 @@ class Conversation:
     variables: str = ""
     num_cut: int = 0
     score: float | None = None
+    row: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from sftcli.data.conversations.fixes import FixesDone
 from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.own_files import OwnFile, Stamp
 from sftcli.paths import PathText
@@ -29,6 +30,7 @@ class AboutRows:
     ends: Ends | None = None
     heldout_fraction: float | None = None  # None where held-out rows have sources of their own
     audit: Mapping[str, AuditSummary]  # by split
+    fixes: FixesDone | None = None  # what became of them; None where there were none
 
     def to_json(self) -> dict[str, object]:
         """Return it as plain values."""
@@ -63,7 +65,7 @@ class Manifest:
     about: AboutEarlier | AboutRows
 
 
-MANIFESTS = OwnFile(form=Manifest, version=9, oldest=9, hint=_AGAIN)
+MANIFESTS = OwnFile(form=Manifest, version=10, oldest=10, hint=_AGAIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Prepared examples on disk: memory-mapped Arrow files and a manifest, whole or absent.
 
 PREPARED/
-  train.arrow     one row an example: input_ids, loss_mask, path, line, kind, score
+  train.arrow     one row an example: input_ids, loss_mask, path, line, kind, score, row
   heldout.arrow   the same
   text.arrow      the same, of plain text that is mixed into training; often without rows
   train.jsonl     the rows as messages, one a line, where they were asked for; heldout.jsonl alike
@@ -121,6 +121,7 @@ class ExampleTable:
             origin=Origin(path=chunk["path"][row].as_py(), line=chunk["line"][row].as_py()),
             flags=frozenset(map(RowFlag, chunk["flags"][row].as_py())),
             kind=chunk["kind"][row].as_py(),
+            row=chunk["row"][row].as_py(),
         )
 
 
@@ -197,6 +198,7 @@ class PreparedWriter:
                 "flags": pa.list_(pa.string()),
                 "kind": pa.string(),
                 "score": pa.float64(),
+                "row": pa.string(),
             }
         )
         self._lines: dict[str, BinaryIO] = {}  # split -> its rows as messages
@@ -327,6 +329,7 @@ class PreparedWriter:
             pa.array([sorted(row.flags) for row in rows], pa.list_(pa.string())),
             pa.array([row.kind for row in rows], pa.string()),
             pa.array([row.score for row in rows], pa.float64()),
+            pa.array([row.row for row in rows], pa.string()),
         ]
         self._writers[split].write_batch(pa.record_batch(columns, schema=self._schema))
 

@@ -53,6 +53,7 @@ class Excluded(StrEnum):
     """Why a row is left out that could be trained on: the user asked for it. The values are a published interface."""
 
     WHERE = "where"
+    FIX = "fix"
     DUPLICATE = "duplicate"
     NEAR_DUPLICATE = "near-duplicate"
 
@@ -66,6 +67,7 @@ TITLES = {
 
 _EXCLUDED_NOTES: Mapping[Excluded, str] = {
     Excluded.WHERE: "{rows} left out by --where",
+    Excluded.FIX: "{rows} left out by --fixes, such as {example}",
     Excluded.DUPLICATE: "{rows} equal to another one left out, such as {example}; the seed draws which one stays",
     Excluded.NEAR_DUPLICATE: "{rows} nearly equal to another one left out, such as {example}; the seed draws which one stays",
 }

@@ -392,6 +392,7 @@ def _settings_of(choice: ModelChoice, request: EvalRequest) -> Settings:
             Override(key=f"data.{key}", value=value, origin="--data")
             for key, value in (
                 ("where", []),
+                ("fixes", None),
                 ("leave_out", []),
                 ("train_share", 1.0),
                 ("duplicates", "keep"),

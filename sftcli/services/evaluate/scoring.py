@@ -148,10 +148,12 @@ def score_model(
     """
     begin = monotonic()
     model = load_for_inference(choice, precision=precision, emit=emit)
-    _require_memory(job, model)
+    require_memory(job.heldout, model, job.tokenizer)
     decoder = choose_decoder(model)
     with stages.next(choice.name) as (task, counted):
-        rows = _score(job, model, task, counted, stop)
+        rows = score_table(
+            job.heldout, model, job.tokenizer, job.peers, task, counted, stop, batch_rows=job.batch_rows
+        )
     with stages.next(choice.name) as (task, counted):
         answered = answer_questions(job, decoder, task, counted, stop)
     answers, texts, matches, cut = answered.rows, answered.texts, answered.matches, answered.cut
@@ -204,11 +206,25 @@ def answer_questions(
     return Answered(rows=tuple(answers), texts=texts, matches=matches)
 
 
-def _score(
-    job: ScoringJob, model: "PreTrainedModel", task: str, emit: EventSink, stop: StopFlag
+def score_table(
+    table: ExampleSource,
+    model: "PreTrainedModel",
+    tokenizer: HFChatTokenizer,
+    peers: Peers,
+    task: str,
+    emit: EventSink,
+    stop: StopFlag,
+    *,
+    batch_rows: int | None = None,
 ) -> tuple[RowScore, ...]:
-    group = job.peers.group
-    batches = with_progress(_batches(job), emit, task=task, total=len(job.heldout))
+    """Return the score of every row of ``table``, in order, in every process; each of them scores its share.
+
+    Raises:
+        StoppedError: ``stop`` was set.
+        DataError: A loss is no number.
+    """
+    group = peers.group
+    batches = with_progress(_batches(table, tokenizer.pad_id, batch_rows), emit, task=task, total=len(table))
     batches = islice(batches, group.rank, None, group.size)
     found = score_rows(model, (batch.to(model.device) for batch in batches), stop=stop)
     if found is None:
@@ -216,12 +232,12 @@ def _score(
     if any(math.isnan(row.nll) for row in found.values()):
         raise not_finite(model)
     own = [(index, row.nll, row.tokens, row.correct) for index, row in found.items()]
-    parts = cast("list[list[tuple[int, float, int, int]]]", job.peers.gather(own, stop))
+    parts = cast("list[list[tuple[int, float, int, int]]]", peers.gather(own, stop))
     rows = {
         index: RowScore(nll=nll, tokens=tokens, correct=correct)
         for index, nll, tokens, correct in chain.from_iterable(parts)
     }
-    return tuple(rows[index] for index in range(len(job.heldout)))
+    return tuple(rows[index] for index in range(len(table)))
 
 
 def loss_difference(first: Scored, second: Scored) -> Interval:
@@ -251,18 +267,18 @@ def samples_of(job: ScoringJob, base: Scored | None, tuned: Scored, *, most: int
     )
 
 
-def _require_memory(job: ScoringJob, model: "PreTrainedModel") -> None:
-    """Make sure that the machine has the memory for the longest row.
+def require_memory(table: ExampleSource, model: "PreTrainedModel", tokenizer: HFChatTokenizer) -> None:
+    """Make sure that the machine has the memory for the longest row of ``table``.
 
     Raises:
         ResourceError: It has not; the row is named.
     """
-    lengths = job.heldout.num_tokens
-    row = max(range(len(job.heldout)), key=lambda index: lengths[index])
-    example, longest = job.heldout[row], int(lengths[row])
+    lengths = table.num_tokens
+    row = max(range(len(table)), key=lambda index: lengths[index])
+    example, longest = table[row], int(lengths[row])
 
     def take(tokens: int) -> None:
-        piece = collate([piece_of(example, tokens)], example_ids=[0], pad_id=job.tokenizer.pad_id)
+        piece = collate([piece_of(example, tokens)], example_ids=[0], pad_id=tokenizer.pad_id)
         score_rows(model, [piece], stop=NeverStop())
 
     require_row_memory(
@@ -277,16 +293,16 @@ def _require_memory(job: ScoringJob, model: "PreTrainedModel") -> None:
     )
 
 
-def _batches(job: ScoringJob) -> Iterator[Batch]:
-    pad_id, count = job.tokenizer.pad_id, len(job.heldout)
-    if job.batch_rows is None:
+def _batches(table: ExampleSource, pad_id: int, batch_rows: int | None) -> Iterator[Batch]:
+    count = len(table)
+    if batch_rows is None:
         yield from batches_in_order_of_length(
-            job.heldout, rows=range(count), max_batch_tokens=SCORING_TOKENS, pad_id=pad_id
+            table, rows=range(count), max_batch_tokens=SCORING_TOKENS, pad_id=pad_id
         )
         return
-    for begin in range(0, count, job.batch_rows):
-        ids = range(begin, min(begin + job.batch_rows, count))
-        yield collate([job.heldout[index] for index in ids], example_ids=ids, pad_id=pad_id)
+    for begin in range(0, count, batch_rows):
+        ids = range(begin, min(begin + batch_rows, count))
+        yield collate([table[index] for index in ids], example_ids=ids, pad_id=pad_id)
 
 
 def _answer(job: ScoringJob, decoder: Decoder, task: str, emit: EventSink, stop: StopFlag) -> list[Row]:

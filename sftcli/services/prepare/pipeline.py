@@ -13,6 +13,7 @@ import numpy as np
 from sftcli.config.auto import ROWS_RULES, rule_for_rows
 from sftcli.config.schema.data import CHECKS, SUBSET, DataSettings, Overlong, Repeats
 from sftcli.data.conversations.detect import DETECTION_ROWS, detect_schema, parse_renames
+from sftcli.data.conversations.fixes import FixesDone, FixingRows
 from sftcli.data.conversations.heldout_split import OverlapFinder, choose_heldout
 from sftcli.data.conversations.keys.dropped_keys import parse_ignored
 from sftcli.data.conversations.messages import RejectReason
@@ -66,7 +67,7 @@ class Preparation:
 
     ``prints`` tells the content of each source from any other. It is found once, before anything is read: the key stands
     for it, and rows of any other content are refused, so that none is ever stored under a key that is not theirs.
-    ``workers`` is how many processes may render, beside this one. ``keeps_messages`` asks for the rows as messages too.
+    ``workers`` is how many processes may render, beside this one. ``keeps_messages`` asks for the rows as messages too. ``fixing`` changes rows as they are read; texts have no fixes.
     """
 
     train: Sequence[Source]
@@ -81,16 +82,18 @@ class Preparation:
     stop: StopFlag
     workers: int = 0
     keeps_messages: bool = False
+    fixing: FixingRows | None = None
     _unwanted: Counter[Source] = field(
         default_factory=Counter, init=False
     )  # rows that do not meet the conditions
+    _left_out: dict[Source, list[str]] = field(default_factory=dict, init=False)  # places, by fixes
 
     def key(self, *, heldout_is_open: bool = False) -> str:
         """Return a hash of all that decides the outcome: rows, settings, tokenizer, template, format, program.
 
         With ``heldout_is_open``, as if the share of held-out rows were still to be decided.
         """
-        data = self.data.model_dump(mode="json", exclude={*CHECKS, *ORDER_ONLY})
+        data = self.data.model_dump(mode="json", exclude={*CHECKS, *ORDER_ONLY, "fixes"})
         if heldout_is_open or self.data.heldout_fraction is None:
             data["heldout_fraction"] = [[rule.below, rule.heldout_fraction] for rule in ROWS_RULES]
         parts = {
@@ -100,7 +103,9 @@ class Preparation:
             "data": data,
             "tokenizer": self.tokenizer.fingerprint,
             "seed": self.seed,
-        } | ({"messages": True} if self.keeps_messages else {})
+        }
+        parts |= {"messages": True} if self.keeps_messages else {}
+        parts |= {"fixes": self.fixing.fixes.content} if self.fixing else {}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def run(self, folder: Path) -> PreparedDataset:
@@ -110,7 +115,7 @@ class Preparation:
         for note in (*self.tokenizer.notes, *map(_repetition, self.train)):
             audits[TRAIN].note(note)
         schemas: dict[str, str] = {}
-        self._unwanted.clear()
+        self._begin()
         with PreparedWriter(folder) as writer, self._render_workers() as workers, rare_collections():
             intake = _Intake(writer, audits)
             if self.keeps_messages:
@@ -128,8 +133,7 @@ class Preparation:
                 self._add_text(writer, audits[TEXT], schemas)
             self._check_lengths(audits)
             self._check_overlap(overlap, audits[HELDOUT])
-            for source, count in self._unwanted.items():
-                audits[TRAIN if source in self.train else HELDOUT].exclude(Excluded.WHERE, count=count)
+            self._count_unread(audits)
             sources = [source.text for side in self._sides() for source in side]
             return writer.finish(
                 AboutRows(
@@ -140,8 +144,25 @@ class Preparation:
                     ends=end_tokens(self.tokenizer),
                     heldout_fraction=fraction,
                     audit={split: audit.summary() for split, audit in audits.items()},
+                    fixes=self._fixes_done(intake),
                 )
             )
+
+    def _begin(self) -> None:
+        """Forget what another attempt has counted."""
+        self._unwanted.clear()
+        self._left_out.clear()
+        if self.fixing:
+            self.fixing.begin()
+
+    def _count_unread(self, audits: Mapping[str, SupervisionAudit]) -> None:
+        """Count the rows that do not meet the conditions, and those that fixes leave out, on the side of their source."""
+        sides = dict.fromkeys(self.heldout, audits[HELDOUT]) | dict.fromkeys(self.train, audits[TRAIN])
+        for source, count in self._unwanted.items():
+            sides[source].exclude(Excluded.WHERE, count=count)
+        for source, places in self._left_out.items():
+            for place in places:
+                sides[source].exclude(Excluded.FIX, place)
 
     def _sides(self) -> tuple[Sequence[Source], ...]:
         return self.train, self.heldout, self.text
@@ -186,6 +207,12 @@ class Preparation:
         del rows_per_prompt  # which is as long as the rows are many
         self._take_back(intake, lambda batch, _: [prompt in chosen for prompt in batch.prompts])
         return fraction
+
+    def _fixes_done(self, intake: "_Intake") -> FixesDone | None:
+        if self.fixing is None:
+            return None
+        is_whole = not self.data.where and not any(source.sample for source in (*self.train, *self.heldout))
+        return self.fixing.done(set[str]().union(*intake.paths.values()), is_whole=is_whole)
 
     @property
     def _drops(self) -> bool:
@@ -328,7 +355,10 @@ class Preparation:
             find_control=None if self.data.allow_control_text else _control_finder(self.tokenizer).search,
             stop=self.stop,
         )
-        return reader.read(chain(first, records))
+        rows = reader.read(chain(first, records))
+        if self.fixing is None or source in self.text:
+            return rows
+        return self.fixing.apply(rows, self._left_out.setdefault(source, []).append)
 
 
 def _control_finder(tokenizer: HFChatTokenizer) -> ControlFinder:

@@ -9,6 +9,7 @@ from sftcli import storage
 from sftcli.cache import cache_folder
 from sftcli.config.schema.data import DataSettings
 from sftcli.config.schema.settings import Settings
+from sftcli.data.conversations.fixes import FixingRows, read_fixes
 from sftcli.data.conversations.formats import RowFormat
 from sftcli.data.conversations.tokenized import LABELS_COLUMN, MASK_COLUMNS
 from sftcli.data.example import Example
@@ -243,6 +244,7 @@ def prepare_data(
         stop=session.stop,
         workers=worker_count() if workers is None else workers,
         keeps_messages=keeps_messages,
+        fixing=None if data.fixes is None else FixingRows(read_fixes(data.fixes)),
     )
     store, key = _store(fallback, emit), job.key()
     dataset = _found(job, key, [store] if fallback in (None, store) else [store, fallback], emit)
@@ -253,6 +255,9 @@ def prepare_data(
         is_cached=dataset is not None,
     )
     emit(prepared.describe())
+    if (fixed := whole.about.fixes) is not None:
+        text = f"{data.fixes}: {fixed.in_words()}"
+        emit(Warned(text=text) if fixed.missing else Notice(text=text))
     if (chosen := len(prepared.dataset.train)) < len(whole.train):
         emit(Notice(text=f"training on {chosen:,} of {len(whole.train):,} rows ({_subset_text(data)})"))
     if not data.as_text and (texts := _texts_among_rows(prepared, sources)):

@@ -1,7 +1,7 @@
 """Rows to examples, batch by batch, with all that is asked about a row later, so that the row itself can be let go."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sftcli.config.schema.data import Thinking, TrainOn
@@ -84,7 +84,10 @@ class BatchRenderer:
             if isinstance(result, Example) and not isinstance(row, Rejected)
         ]
         return RenderedBatch(
-            results=batch.results,
+            results=[
+                replace(result, row=_named(row)) if isinstance(result, Example) else result
+                for row, result in zip(batch.rows, batch.results, strict=True)
+            ],
             prompts=[
                 split_key(row) if isinstance(row, Conversation | TokenRow) else b"" for row in batch.rows
             ],
@@ -95,3 +98,10 @@ class BatchRenderer:
             marks=mark_rows(kept),
             messages=[messages_line(row) for row in kept] if self._keeps_messages else (),
         )
+
+
+def _named(row: Row) -> str:
+    """Return the hash by which fixes name ``row``; running text has none."""
+    if isinstance(row, Conversation):
+        return row.row
+    return row_key(row).hex() if isinstance(row, TokenRow) else ""

@@ -1,9 +1,11 @@
 """One HTML page about a run, or several on one page: summary, settings, losses, scores, answers and data.
 
-The page is one file. It loads nothing, runs no script, and follows the reader's light or dark setting. It is made from
-the run folder alone: no model is needed.
+The page is one file. It loads nothing and follows the reader's light or dark setting. It runs no script but its own, which
+filters the rows of a ledger and writes down what is decided about them. It is made from the run folder alone: no model is needed.
 """
 
+import base64
+import hashlib
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from sftcli.config.resolve import DEFAULT_ORIGIN, Resolved
 from sftcli.data.quality.audit import TITLES
 from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.events import EarlierDone, Judged, MemoryEased, Warned
-from sftcli.figures import count, setting_text
+from sftcli.figures import count, loss_figure, setting_text
 from sftcli.services.diagnosis.judge import judge_run
 from sftcli.services.report.answers import answers_by_step
 from sftcli.services.report.checks import checks_of
@@ -30,6 +32,7 @@ from sftcli.services.report.confidence import COLUMNS
 from sftcli.services.report.curves import charts_of
 from sftcli.services.report.evaluation import Evaluation, read_scores
 from sftcli.services.report.facts import main_settings, measured, started, summary_of
+from sftcli.services.report.ledger import MOST_SHOWN, Ledger, read_ledger
 from sftcli.services.report.measures import differences_of, has_base, measures_of
 from sftcli.services.report.samples import samples_of
 from sftcli.services.report.tried import tried_of
@@ -55,6 +58,7 @@ class _Read:
     history: RunHistory
     resolved: Resolved
     evaluation: Evaluation | None
+    ledger: Ledger | None
 
     @classmethod
     def of(cls, run: RunFolder) -> "_Read":
@@ -63,6 +67,7 @@ class _Read:
             history=RunHistory(read_events(run)),
             resolved=resolve_run(run),
             evaluation=read_scores(run),
+            ledger=read_ledger(run),
         )
 
 
@@ -75,7 +80,10 @@ def write_report(runs: Sequence[RunFolder], out: Path, *, goes_on: bool = False)
     """
     found = [_Read.of(run) for run in runs]
     pages = [{"number": number, **_describe(one)} for number, one in enumerate(found)]
+    script = _template("rows.js") if any(one.ledger and one.ledger.shown for one in found) else ""
     page = page_template().render(
+        script=Markup(script),
+        script_hash=_script_hash(script),
         runs=pages,
         together=_together(found, pages) if len(found) > 1 else None,
         charts=charts_of([(one.run.name, one.history) for one in found]),
@@ -98,12 +106,18 @@ def page_template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"words": _words, "breaks": _breakable, "count": count}
+    environment.filters |= {"words": _words, "breaks": _breakable, "count": count, "loss": loss_figure}
+    environment.filters["split_name"] = lambda split: TITLES.get(split, split)
     return environment.get_template("report.html.jinja")
 
 
 def _template(name: str) -> str:
     return files("sftcli.services.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _script_hash(script: str) -> str:
+    """Return what lets a browser run ``script`` and no other one."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _words(text: object) -> Markup:
@@ -149,6 +163,8 @@ def _describe(one: _Read) -> dict[str, object]:
         "confidence_columns": COLUMNS,
         "can_be_scored": can_be_scored(run),
         "samples": samples,
+        "ledger": one.ledger,
+        "most_rows_shown": MOST_SHOWN,
         "during": answers_by_step(history.heldout),
         "base": evaluation.base.model if evaluation and evaluation.base else "",
         "judgements": history.of(Judged),
@@ -170,13 +186,15 @@ def _settings(one: _Read) -> Iterator[tuple[str, str, str]]:
 
 
 def _earlier_facts(run: RunFolder, history: RunHistory) -> list[tuple[str, str]]:
-    """Return from which runs this one trained on, how many of their rows were replayed, and what became of the others."""
+    """Return from which runs this one trained on, how many of their rows were replayed, what became of the others, and of fixes."""
     lineage = run.record().lineage or ()
     facts = [("trained on from", ", before that ".join(one.run for one in lineage))] if lineage else []
     replayed = _audits(run).get("replayed")
     if replayed is not None and replayed.sources:
         counts = [f"{counted.kept:,} rows {source}" for source, counted in replayed.sources.items()]
         facts.append(("replay", ", ".join(counts)))
+    if (rows := run.rows()) is not None and rows.fixes is not None:
+        facts.append(("fixes", rows.fixes.in_words()))
     return facts + [("earlier rows", kept.in_words()) for kept in kept_of(history.of(EarlierDone))]
 
 

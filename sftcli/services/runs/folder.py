@@ -124,6 +124,11 @@ class RunFolder:
         return self.path / "eval.json"
 
     @property
+    def ledger(self) -> Path:
+        """``rows.json``."""
+        return self.path / "rows.json"
+
+    @property
     def report(self) -> Path:
         """``report.html``."""
         return self.path / "report.html"
@@ -160,7 +165,9 @@ class RunFolder:
     @property
     def results_set_aside(self) -> dict[Path, Path]:
         """Files with the outcome of a run, and where they are kept while a rewound run has not ended again."""
-        return {path: path.with_name(ASIDE + path.name) for path in (self.final, self.evaluation)}
+        return {
+            path: path.with_name(ASIDE + path.name) for path in (self.final, self.evaluation, self.ledger)
+        }
 
     def record(self) -> RunRecord:
         """Return what ``run.json`` says.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sftcli.config.schema.settings import Settings
+from sftcli.data.conversations.fixes import read_fixes
 from sftcli.events import unheard
 from sftcli.modeling.locate.default_model import ALIAS
 from sftcli.modeling.tokenizer.chat_tokenizer import named_template
@@ -30,6 +31,8 @@ def check_inputs(settings: Settings) -> None:
     check_machine(settings)
     require_earlier(settings)
     find_sources(settings.data)  # a slip in a name is told before torch is loaded
+    if settings.data.fixes is not None:
+        read_fixes(settings.data.fixes)
     if settings.data.template is not None:
         named_template(settings.data.template)
     model = settings.model

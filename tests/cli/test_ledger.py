@@ -1,0 +1,142 @@
+"""``sft report --rows``: what rows cost before and after, exactly as ``sft eval`` has it, and what the page makes of that."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sftcli.cli.app import app
+from sftcli.services.report.ledger import LEDGERS
+from tests.cli.conftest import program, short_training
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = '</pre><script>document.title = "broken"</script><b onclick="x">'
+
+
+def write_rows(path: Path) -> Path:
+    """Write forty rows: the same question answered in two ways, an answer in another alphabet, one of markup, one much longer."""
+    answers = {number: f"It is {2 * number}, of course." for number in range(40)}
+    answers |= {
+        5: "Это двенадцать, конечно.",
+        6: HOSTILE,
+        7: "Well. " * 60,
+    }
+    rows = [
+        {"question": f"What is {number} plus {number}?", "answer": text} for number, text in answers.items()
+    ]
+    rows[9]["question"] = rows[8]["question"]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A folder with a run and its ledger, which tests only read, and what was printed."""
+    folder = tmp_path_factory.mktemp("ledger")
+    rows, held = write_rows(folder / "rows.jsonl"), folder / "held.jsonl"
+    lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows.write_text("".join(lines[:30]), encoding="utf-8")
+    held.write_text("".join(lines[30:]), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFT_CACHE_DIR", str(folder / "cache"))
+        flags = [
+            *short_training(tiny_model, folder),
+            "--data",
+            str(rows),
+            "--heldout",
+            str(held),
+            "--run",
+            "one",
+        ]
+        result = CliRunner().invoke(app, ["train", *flags])
+        assert result.exit_code == 0, result.output
+        result = CliRunner().invoke(app, ["report", str(folder / "runs/one"), "--rows", "--json"])
+        assert result.exit_code == 0, result.output
+    (folder / "printed.json").write_text(result.stdout, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def sft_there(place, monkeypatch, capsys):
+    monkeypatch.setenv("SFT_CACHE_DIR", str(place / "cache"))
+    return program(monkeypatch, capsys)
+
+
+@pytest.fixture
+def ledger(place):
+    return json.loads((place / "printed.json").read_text(encoding="utf-8"))["rows"]
+
+
+def test_losses_are_those_of_an_evaluation_of_the_same_rows(place, ledger, sft_there, tmp_path):
+    for name in ("rows.jsonl", "held.jsonl"):
+        _, out, _ = sft_there(
+            "eval", place / "runs/one", "--data", place / name, "--json", "--max-rows", "1", "--check", "none"
+        )
+        scores, (found,) = json.loads(out), [one for one in ledger["sources"] if one["source"].endswith(name)]
+        assert found["rows"] == scores["rows"]
+        assert found["before"] == pytest.approx(scores["base"]["loss"], abs=1e-6)
+        assert found["after"] == pytest.approx(scores["tuned"]["loss"], abs=1e-6)
+    one = ledger["rows"][0]
+    line = Path(one["source"]).read_text(encoding="utf-8").splitlines()[one["line"] - 1]
+    (tmp_path / "row.jsonl").write_text(line + "\n", encoding="utf-8")
+    _, out, _ = sft_there(
+        "eval", place / "runs/one", "--data", tmp_path / "row.jsonl", "--json", "--check", "none"
+    )
+    scores = json.loads(out)
+    assert one["before"] == pytest.approx(scores["base"]["loss"], abs=1e-6)
+    assert one["after"] == pytest.approx(scores["tuned"]["loss"], abs=1e-6)
+    assert one["tokens"] == scores["tuned"]["response_tokens"]
+
+
+def test_every_row_is_there_once_and_the_sums_are_those_of_the_sources(ledger):
+    places = [(row["source"], row["line"]) for row in ledger["rows"]]
+    assert len(places) == len(set(places)) == ledger["available"] == 40
+    for source in ledger["sources"]:
+        rows = [row for row in ledger["rows"] if row["source"] == source["source"]]
+        assert sum(row["tokens"] for row in rows) == source["tokens"]
+        total = sum(row["after"] * row["tokens"] for row in rows)
+        assert total / source["tokens"] == pytest.approx(source["after"], abs=1e-9)
+
+
+def test_rows_that_differ_from_their_neighbors_are_listed_with_the_reason(ledger):
+    found = {Path(row["source"]).name + f":{row['line']}": row["reasons"] for row in ledger["rows"]}
+    assert found["rows.jsonl:6"]["script"] == "most letters are Cyrillic, in 97% of its source Latin"
+    assert found["rows.jsonl:7"]["format"].startswith("it is text with markup")
+    assert "length" in found["rows.jsonl:8"]
+    assert found["rows.jsonl:10"]["contradiction"].endswith(
+        "rows.jsonl:9 asks the same and answers otherwise"
+    )
+    assert not {"script", "format", "length", "contradiction"} & found["rows.jsonl:20"].keys()
+
+
+def test_the_file_is_what_was_printed_and_the_page_shows_it_as_text(place, ledger):
+    kept = LEDGERS.read(place / "runs/one/rows.json")
+    assert json.loads(json.dumps(kept.to_json())) == ledger
+    page = (place / "runs/one/report.html").read_text(encoding="utf-8")
+    assert page.count("<script") == 1
+    assert HOSTILE not in page
+    assert "&lt;/pre&gt;&lt;script" in re.sub("<wbr>", "", page)
+    assert page.count('class="card row"') == len(kept.shown)
+    assert not re.search(r'(?:src|href)="(?!#|data:,)', page)
+
+
+def test_the_cost_is_told_before_it_is_paid_and_rows_are_drawn_above_a_limit(place, sft_there, tmp_path):
+    copy = shutil.copytree(place / "runs", tmp_path / "runs")
+    code, out, err = sft_there("report", copy / "one", "--rows", "--max-rows", "7")
+    assert code == 0, err
+    told = " ".join(err.split())
+    assert "scoring 7 rows of 40, evenly drawn (--max-rows) in 4 passes" in told
+    assert "about 1.3 times as long as to train on these rows once" in told
+    assert "rows.jsonl (trained)" in out
+    found = LEDGERS.read(copy / "one/rows.json")
+    assert (len(found.rows), found.available) == (7, 40)
+
+
+def test_flags_of_rows_need_them(sft_there, place):
+    for flag in (["--max-rows", "3"], ["--processes", "2"], ["--trust-remote-code"]):
+        code, _, err = sft_there("report", place / "runs/one", *flag)
+        assert (code, f"{flag[0]} needs --rows" in err) == (2, True)
+    assert sft_there("report", place / "runs/one", place / "runs/one", "--rows")[0] == 2
