@@ -117,7 +117,9 @@ def test_a_page_has_no_notation_of_python_and_tells_defaults_from_own_values(fin
 
 def test_a_page_begins_with_a_summary_and_the_main_settings(finished):
     page = (finished / "report.html").read_text(encoding="utf-8")
-    top = text_of(page.partition("<h1>")[2].partition("<h2>Curves")[0])
+    top, _, below = page.partition("<h1>")[2].partition("</dl>")
+    assert (top.count("<svg"), below.count("<svg")) == (1, 3)  # the losses, then what else is drawn
+    top = text_of(top)
     assert re.search(r"was trained for 4 steps on 48 rows, 0\.67 epochs, in [\d.]+s\. Held-out loss \d", top)
     assert re.search(r"learning rate\s*1\.0e-02.*batch\s*8 rows a step.*length\s*4 steps", top, re.DOTALL)
     assert re.search(r"started \d{4}-\d\d-\d\d \d\d:\d\d UTC with", top)

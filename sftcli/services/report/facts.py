@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import PurePath
 
 from sftcli.config.schema.settings import Settings
 from sftcli.events import DataPrepared, ExpertLoad, FitEnded, ModelLoaded
@@ -35,9 +36,9 @@ def _story(history: RunHistory) -> str:
     if not history.steps or model is None or data is None:
         return "No step was taken yet."
     step = history.steps[-1]
-    steps = counted(step.step, "step")
+    steps, name = counted(step.step, "step"), PurePath(model.name)
     return (
-        f"{model.name} ({short_count(model.parameters)} parameters) was trained for {steps} on {count(data.train_examples)} "
+        f"{name.name if name.is_absolute() else model.name} ({short_count(model.parameters)} parameters) was trained for {steps} on {count(data.train_examples)} "
         f"rows, {step.epoch:.2g} epochs, in {duration(history.seconds)}."
     )
 

@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -43,6 +44,8 @@ from sftcli.services.runs.summary import RunHistory, can_be_scored
 from sftcli.training.checkpoint.names import list_checkpoints
 
 Fields = Mapping[str, object]
+
+RENEWED_EVERY = 30  # seconds, of an open page about a run that goes on
 
 # Where a path, a name or JSON without spaces may go on in the next line; never inside a number.
 _BREAKS = re.compile(r"(?<=[/_=])(?=\w)|(?<=[.:])(?=[a-zA-Z])|(?<=[,:])(?=[^\s\d])")

@@ -354,7 +354,8 @@ def find_run(name: str, root: Path) -> RunFolder:
     for path in (root / name, as_path(name)):
         if path != root and list_runs(path):
             raise NotFoundError(
-                f"{path} is a folder of runs, not one run", hint=f"its runs: sft runs {shlex.quote(str(path))}"
+                f"{path} is a folder of runs, not one run",
+                hint=f"its runs: sft runs {shlex.quote(str(path))}",
             )
     names = [run.name for run in list_runs(root)]
     known = f"runs there: {', '.join(names[:12])}" if names else f"there are no runs under {root} yet"

@@ -201,7 +201,9 @@ def _logged(run: TrainingRun) -> Iterator[tuple[TrainingRun, FitWatch]]:
             after_step=step,
             owes_heldout=checkpoint is not None and owes_heldout(checkpoint),
         ) as log,
-        tracked(run.folder, settings, fan_out(log, run.session.emit, LivePage(run.folder)), after_step=step) as emit,
+        tracked(
+            run.folder, settings, fan_out(log, run.session.emit, LivePage(run.folder)), after_step=step
+        ) as emit,
         kernels_as_set(settings.training, emit),
     ):
         if checkpoint is not None:
