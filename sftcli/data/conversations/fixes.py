@@ -68,7 +68,7 @@ def read_fixes(name: str) -> Fixes:
         content = read_whole(path, name=name)
     by_row, lines = dict[str, Fix](), dict[str, int]()
     if content.strip():
-        stream = as_utf8(io.BufferedReader(io.BytesIO(content)), name, no_note)  # type: ignore[arg-type]  # raw, without a file
+        stream = as_utf8(io.BufferedReader(io.BytesIO(content)), name, no_note)
         for line, given in json_rows(stream, name, no_note):
             fix = _fix_of(given, name, line)
             if fix.row in lines:
