@@ -133,16 +133,17 @@ def order_of_doubt(costs: Costs) -> list[int]:
 
 
 def _support(costs: Costs) -> Numbers:
-    """Return what speaks for the answer of each row, (rows,) in nats.
+    """Return what speaks for the answer of each row, (rows,) in nats per root of its tokens with loss.
 
     It is the logarithm of a likelihood ratio: of its own prompt against another one. That of the base and that of the tuned model
     are added, the latter less for training rows, the more these were learned by heart: a wrong answer that was learned with its
-    prompt is likely behind it too.
+    prompt is likely behind it too. What chance adds grows with the root of the tokens, so that long answers have more of it.
     """
+    roots = np.sqrt(costs.tokens)
     if costs.support_before is None:
-        return costs.support_after
+        return costs.support_after / roots
     trust = np.where(costs.is_heldout, 1.0, _trust_in_training(costs))
-    found: Numbers = costs.support_before + trust * costs.support_after
+    found: Numbers = (costs.support_before + trust * costs.support_after) / roots
     return found
 
 
