@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+import subprocess
+from html import unescape
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
+from sftcli.data.conversations.fixes import read_fixes
 from sftcli.services.report.ledger import LEDGERS
 from tests.cli.conftest import program, short_training
 
@@ -140,3 +143,67 @@ def test_flags_of_rows_need_them(sft_there, place):
         code, _, err = sft_there("report", place / "runs/one", *flag)
         assert (code, f"{flag[0]} needs --rows" in err) == (2, True)
     assert sft_there("report", place / "runs/one", place / "runs/one", "--rows")[0] == 2
+
+
+# Filters, sorts and decides as a person would, and writes what came of it into the title.
+USE_THE_PAGE = """<script>
+const find = name => document.querySelector(name), seen = {};
+const rows = () => [...document.querySelectorAll(".ledger .row")].filter(row => !row.hidden);
+const set = (name, value) => { find(name).value = value; find(name).dispatchEvent(new Event("input")); };
+seen.all = rows().length;
+set(".why", "script"); seen.script = rows().map(row => row.dataset.place.split("/").pop());
+set(".why", ""); set(".text", "of course"); seen.text = rows().length; set(".text", "");
+set(".order", "place"); seen.sorted = rows().map(row => Number(row.dataset.place.split(":").pop()));
+let file = null;
+URL.createObjectURL = blob => { file = blob; return "#"; };
+const of = (number, fix) => rows().filter(row => row.querySelector("textarea"))[number].querySelector(`[data-fix=${fix}]`);
+of(0, "leave-out").click(); of(1, "replace").click(); of(2, "keep").click(); of(3, "keep").click(); of(3, "keep").click();
+const area = rows()[1].querySelector("textarea");
+area.value = "</scr" + "ipt> \\u00e9"; area.dispatchEvent(new Event("input"));
+seen.told = find(".decided").textContent;
+find(".download").click();
+file.text().then(text => { seen.file = text; document.title = JSON.stringify(seen); });
+</script>"""
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_the_page_filters_sorts_and_writes_fixes_that_are_read_back(place, tmp_path):
+    page = (place / "runs/one/report.html").read_text(encoding="utf-8")
+    page = re.sub("<meta http-equiv[^>]*>", "", page).replace("</body>", USE_THE_PAGE + "</body>")
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    done = opened(tmp_path / "page.html", tmp_path)
+    title = unescape(re.findall("<title>(.*?)</title>", done.stdout, re.DOTALL)[0])
+    seen = json.loads(title)
+    kept = LEDGERS.read(place / "runs/one/rows.json")
+    assert seen["all"] == len(kept.shown)
+    assert seen["script"] == ["rows.jsonl:6"]
+    assert seen["text"] == sum("of course" in row.answer for _, row in kept.shown)
+    assert seen["told"] == "3 decided"
+    (tmp_path / "fixes.jsonl").write_text(seen["file"], encoding="utf-8")
+    fixes = list(read_fixes(str(tmp_path / "fixes.jsonl")).by_row.values())
+    assert [fix.fix for fix in fixes] == ["leave-out", "replace", "keep"]
+    assert fixes[1].answer == "</script> é"
+    by_place = sorted((row for _, row in kept.shown), key=lambda row: (row.source, row.line))
+    assert [(fix.row, fix.place) for fix in fixes] == [(row.row, row.place) for row in by_place[:3]]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_a_browser_runs_the_script_of_the_page_and_no_other(place, tmp_path):
+    page = (place / "runs/one/report.html").read_text(encoding="utf-8")
+    other = '<script>document.title = "another script"</script><img src="x.png" onerror="document.title = 1">'
+    (tmp_path / "page.html").write_text(page.replace("</body>", other + "</body>"), encoding="utf-8")
+    done = opened(tmp_path / "page.html", tmp_path)
+    assert "<title>one</title>" in done.stdout
+    assert re.search(r'class="count muted">\d+ of \d+ rows<', done.stdout)  # which our script has written
+
+
+def opened(page: Path, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+            f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", page.absolute().as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip

@@ -32,6 +32,8 @@ NAMED_BY_DATA = {
     "flagged_rows",
     "flags",
     "parts",
+    "reasons",
+    "counts",
 }
 
 
@@ -82,6 +84,7 @@ def test_keys_of_json_objects_do_not_move(sft, flags, rows, tiny_model, tmp_path
         ("sft eval --text", ["eval", *runs, "--text", text]),
         ("sft export", ["export", "--to", "hf", "--out", "hf", *runs]),
         ("sft report", ["report", *runs]),
+        ("sft report --rows", ["report", *runs, "--rows"]),
         ("sft runs", ["runs", tmp_path / "runs"]),
         ("sft show", ["show", *runs]),
         ("sft diff", ["diff", "one", "one", *runs]),

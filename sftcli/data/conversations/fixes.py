@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
+from sftcli.data.conversations.fixes_done import FixesDone
 from sftcli.data.conversations.heldout_split import KEY_BYTES, row_key
 from sftcli.data.conversations.messages import Conversation, PlainText, Rejected, TokenRow
 from sftcli.data.reading.json_rows import json_rows
 from sftcli.data.reading.text_lines import as_utf8, data_error, no_note
 from sftcli.errors import DataError, Location
-from sftcli.figures import counted
 from sftcli.foreign import foreign_file
 from sftcli.input_files import read_whole
 from sftcli.own_files import FormError, as_form
@@ -55,28 +55,6 @@ class Fixes:
         return hashlib.sha256(json.dumps(changes).encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FixesDone:
-    """What became of fixes. ``missing`` ones name a row that was not read; ``changed`` are the files where it had stood."""
-
-    left_out: int = 0
-    replaced: int = 0
-    kept: int = 0
-    missing: int = 0
-    changed: tuple[str, ...] = ()
-
-    def in_words(self) -> str:
-        """Return it in a line."""
-        files = f" ({', '.join(self.changed)} changed)" if self.changed else ""
-        parts = {
-            f"{counted(self.left_out, 'row')} left out": self.left_out,
-            f"{counted(self.replaced, 'answer')} replaced": self.replaced,
-            f"{self.kept:,} kept": self.kept,
-            f"{self.missing:,} no longer found{files}": self.missing,
-        }
-        return ", ".join(text for text, count in parts.items() if count) or "nothing is changed"
-
-
 def read_fixes(name: str) -> Fixes:
     """Read the file ``name``.
 
@@ -90,7 +68,7 @@ def read_fixes(name: str) -> Fixes:
         content = read_whole(path, name=name)
     by_row, lines = dict[str, Fix](), dict[str, int]()
     if content.strip():
-        stream = as_utf8(io.BufferedReader(io.BytesIO(content)), name, no_note)  # type: ignore[arg-type]  # raw, without a file
+        stream = as_utf8(io.BufferedReader(io.BytesIO(content)), name, no_note)
         for line, given in json_rows(stream, name, no_note):
             fix = _fix_of(given, name, line)
             if fix.row in lines:

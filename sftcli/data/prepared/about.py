@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from sftcli.data.conversations.fixes import FixesDone
+from sftcli.data.conversations.fixes_done import FixesDone
 from sftcli.data.quality.audit_summary import AuditSummary
 from sftcli.own_files import OwnFile, Stamp
 from sftcli.paths import PathText

@@ -13,7 +13,8 @@ import numpy as np
 from sftcli.config.auto import ROWS_RULES, rule_for_rows
 from sftcli.config.schema.data import CHECKS, SUBSET, DataSettings, Overlong, Repeats
 from sftcli.data.conversations.detect import DETECTION_ROWS, detect_schema, parse_renames
-from sftcli.data.conversations.fixes import FixesDone, FixingRows
+from sftcli.data.conversations.fixes import FixingRows
+from sftcli.data.conversations.fixes_done import FixesDone
 from sftcli.data.conversations.heldout_split import OverlapFinder, choose_heldout
 from sftcli.data.conversations.keys.dropped_keys import parse_ignored
 from sftcli.data.conversations.messages import RejectReason

@@ -18,6 +18,7 @@ _CLEAR_RISE = 2.0  # nats of the whole answer: of a short one a tenth of a nat p
 _BY_HEART = 0.1  # nats per token, at most
 _BELOW_HELDOUT = 0.2  # of what half of the held-out rows cost at most
 _FEWEST_HELDOUT = 20
+_MOST_FOREIGN = 0.1  # of all rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,18 +62,17 @@ _Judged = tuple[npt.NDArray[np.bool_], Callable[[int], str]]
 
 
 def _foreign(costs: Costs) -> _Judged:
-    supports = [one for one in (costs.support_before, costs.support_after) if one is not None]
-    # Behind its own prompt a row may have been learned by heart, so that the base alone is enough to list it.
-    is_found = supports[0] <= 0
+    support = _support(costs)
+    rank = np.argsort(np.argsort(support, kind="stable"))
+    # Where neither model has learned what prompts have to do with answers, half of all rows would be found.
+    is_found = (support <= 0) & (rank < max(1, _MOST_FOREIGN * len(support)))
+    before, after = costs.support_before, costs.support_after
 
     def words(row: int) -> str:
-        return f"its answer is {_cheaper(supports[0][row])} behind another row's prompt than behind its own"
+        told = "" if before is None else f"{before[row]:+.1f} nats for the base, "
+        return f"what its own prompt saves against another row's: {told}{after[row]:+.1f} nats for the tuned model"
 
     return is_found, words
-
-
-def _cheaper(support: float) -> str:
-    return f"{-support:.1f} nats cheaper" if support < -0.05 else "as cheap"
 
 
 def _unsaid(costs: Costs) -> _Judged:
@@ -128,17 +128,23 @@ _JUDGES: dict[Reason, Callable[[Costs], _Judged]] = {
 
 
 def order_of_doubt(costs: Costs) -> list[int]:
-    """Return the rows, those first whose answers are most likely those of other rows.
+    """Return the rows, those first whose answers are most likely those of other rows."""
+    return [int(row) for row in np.argsort(_support(costs), kind="stable")]
 
-    What speaks for an answer is the logarithm of a likelihood ratio: of its own prompt against another one. That of the base and
-    that of the tuned model are added, the latter less for training rows, the more these were learned by heart: a wrong answer that
-    was learned with its prompt is likely behind it too.
+
+def _support(costs: Costs) -> Numbers:
+    """Return what speaks for the answer of each row, (rows,) in nats per root of its tokens with loss.
+
+    It is the logarithm of a likelihood ratio: of its own prompt against another one. That of the base and that of the tuned model
+    are added, the latter less for training rows, the more these were learned by heart: a wrong answer that was learned with its
+    prompt is likely behind it too. What chance adds grows with the root of the tokens, so that long answers have more of it.
     """
-    support = costs.support_after
-    if costs.support_before is not None:
-        trust = np.where(costs.is_heldout, 1.0, _trust_in_training(costs))
-        support = costs.support_before + trust * support
-    return [int(row) for row in np.argsort(support, kind="stable")]
+    roots = np.sqrt(costs.tokens)
+    if costs.support_before is None:
+        return costs.support_after / roots
+    trust = np.where(costs.is_heldout, 1.0, _trust_in_training(costs))
+    found: Numbers = (costs.support_before + trust * costs.support_after) / roots
+    return found
 
 
 def _trust_in_training(costs: Costs) -> float:

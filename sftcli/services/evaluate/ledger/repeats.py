@@ -3,6 +3,9 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from sftcli.data.conversations.heldout_split import normalize
 from sftcli.data.conversations.messages import Conversation, Message
 from sftcli.data.quality.duplicates import DuplicateFinder, mark_rows
@@ -32,7 +35,7 @@ def contradictions(
     return found
 
 
-def _first_of(row: int, like: Sequence[int]) -> int:
+def _first_of(row: int, like: npt.NDArray[np.int64]) -> int:
     """Return the row that ``row`` repeats, over the rows between them."""
     while like[row] >= 0:
         row = int(like[row])

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from sftcli.data.conversations.fixes import FixesDone, FixingRows, read_fixes
+from sftcli.data.conversations.fixes import FixingRows, read_fixes
+from sftcli.data.conversations.fixes_done import FixesDone
 from sftcli.data.conversations.heldout_split import row_key
 from sftcli.data.conversations.messages import Conversation, Message, TokenRow
 from sftcli.data.reading.record import Origin

@@ -26,6 +26,7 @@ def table_of(origins) -> ExampleTable:
         "flags": pa.array([[]] * count, pa.list_(pa.string())),
         "kind": pa.array(["conversation"] * count, pa.string()),
         "score": pa.array([float(number) for number in range(count)], pa.float64()),
+        "row": pa.array([""] * count, pa.string()),
     }
     return ExampleTable(pa.table(columns))
 
