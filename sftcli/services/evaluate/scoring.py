@@ -14,7 +14,7 @@ from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_
 from sftcli.data.batches.progress import Stages, with_progress
 from sftcli.data.example import Example
 from sftcli.errors import StoppedError
-from sftcli.events import EventSink, NeverStop, Progressed, StopFlag
+from sftcli.events import EventSink, NeverStop, Progressed, StopFlag, unheard
 from sftcli.modeling.architecture import not_finite
 from sftcli.modeling.decoding.decode import Row, decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
@@ -23,6 +23,7 @@ from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.runtime import monotonic
 from sftcli.services.evaluate.checks.check import AskedRow
 from sftcli.services.evaluate.checks.grading import Answers
+from sftcli.services.evaluate.general import GeneralRows
 from sftcli.services.evaluate.metrics import (
     TrainingSpans,
     chrf,
@@ -68,6 +69,7 @@ class ScoringJob:
     training: TrainingSpans | None  # None where it is not known what the tuned model was trained on
     batch_rows: int | None
     peers: Peers  # they share rows and questions, and all of them get the whole score
+    general: GeneralRows | None = None  # where it is asked what was forgotten
 
     @property
     def most_answer_tokens(self) -> int:
@@ -99,6 +101,7 @@ class Scored:
     misses: tuple[Miss, ...]
     logprobs: tuple[float, ...]  # of the answers
     confidences: tuple[float, ...]  # of the answers, 0 to 1
+    general: tuple[RowScore, ...] = ()
 
     @property
     def answers(self) -> Answers:
@@ -151,7 +154,8 @@ def score_model(
     _require_memory(job, model)
     decoder = choose_decoder(model)
     with stages.next(choice.name) as (task, counted):
-        rows = _score(job, model, task, counted, stop)
+        rows = _score(job, model, job.heldout, task, counted, stop)
+        general = () if job.general is None else _score(job, model, job.general, task, unheard, stop)
     with stages.next(choice.name) as (task, counted):
         answered = answer_questions(job, decoder, task, counted, stop)
     answers, texts, matches, cut = answered.rows, answered.texts, answered.matches, answered.cut
@@ -165,6 +169,7 @@ def score_model(
         misses=_misses(job, texts, cut, matches),
         logprobs=tuple(round(answer.logprob, 4) for answer in answers),
         confidences=tuple(answer.confidence for answer in answers),
+        general=general,
     )
 
 
@@ -205,10 +210,15 @@ def answer_questions(
 
 
 def _score(
-    job: ScoringJob, model: "PreTrainedModel", task: str, emit: EventSink, stop: StopFlag
+    job: ScoringJob,
+    model: "PreTrainedModel",
+    source: ExampleSource,
+    task: str,
+    emit: EventSink,
+    stop: StopFlag,
 ) -> tuple[RowScore, ...]:
     group = job.peers.group
-    batches = with_progress(_batches(job), emit, task=task, total=len(job.heldout))
+    batches = with_progress(_batches(job, source), emit, task=task, total=len(source))
     batches = islice(batches, group.rank, None, group.size)
     found = score_rows(model, (batch.to(model.device) for batch in batches), stop=stop)
     if found is None:
@@ -221,7 +231,7 @@ def _score(
         index: RowScore(nll=nll, tokens=tokens, correct=correct)
         for index, nll, tokens, correct in chain.from_iterable(parts)
     }
-    return tuple(rows[index] for index in range(len(job.heldout)))
+    return tuple(rows[index] for index in range(len(source)))
 
 
 def loss_difference(first: Scored, second: Scored) -> Interval:
@@ -277,16 +287,16 @@ def _require_memory(job: ScoringJob, model: "PreTrainedModel") -> None:
     )
 
 
-def _batches(job: ScoringJob) -> Iterator[Batch]:
-    pad_id, count = job.tokenizer.pad_id, len(job.heldout)
+def _batches(job: ScoringJob, source: ExampleSource) -> Iterator[Batch]:
+    pad_id, count = job.tokenizer.pad_id, len(source)
     if job.batch_rows is None:
         yield from batches_in_order_of_length(
-            job.heldout, rows=range(count), max_batch_tokens=SCORING_TOKENS, pad_id=pad_id
+            source, rows=range(count), max_batch_tokens=SCORING_TOKENS, pad_id=pad_id
         )
         return
     for begin in range(0, count, job.batch_rows):
         ids = range(begin, min(begin + job.batch_rows, count))
-        yield collate([job.heldout[index] for index in ids], example_ids=ids, pad_id=pad_id)
+        yield collate([source[index] for index in ids], example_ids=ids, pad_id=pad_id)
 
 
 def _answer(job: ScoringJob, decoder: Decoder, task: str, emit: EventSink, stop: StopFlag) -> list[Row]:

@@ -76,7 +76,8 @@ def own_numbers(_name: str, own: torch.Tensor) -> torch.Tensor:
 def logits_with(model: "PreTrainedModel", ids: torch.Tensor, read: _Read) -> torch.Tensor:
     """Return the logits of ``model`` with the numbers that ``read`` gives for the name and the own numbers of each weight."""
     with _numbers_of(model, read):
-        return model(input_ids=ids, use_cache=False).logits.float()
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+        return logits.float()
 
 
 @contextmanager

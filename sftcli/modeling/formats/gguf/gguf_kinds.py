@@ -5,7 +5,7 @@ Those that the package ``gguf`` quantizes are written here. k-quants are made by
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import gguf
 import numpy as np
@@ -41,7 +41,7 @@ class Rounding:
         if block > 1:
             largest = sizes.reshape(-1, block).max(axis=1, keepdims=True)
             sizes = np.broadcast_to(largest, (largest.size, block)).reshape(numbers.shape)
-        return sizes * self.part + self.steps * _LEAST_F16
+        return np.asarray(sizes * self.part + self.steps * _LEAST_F16)
 
 
 # A whole number of steps is off by half a step at most: of the largest number / 127 for q8_0, and of the range, which is at most
@@ -86,7 +86,9 @@ NOISES: Mapping[Type, float] = {
     Type.Q2_K: 0.34,
 }
 _FLOAT32_LIMIT = 1e-4  # sums in another order
-_GAIN = 8.0
+# Layers add up what is lost: logits of tiny random models of each family are 2.4 to 6.4 times as far as their numbers, those of
+# SmolLM2-135M, of thirty layers, 7.8 times (q4_0).
+_GAIN = 10.0
 _FAR = 0.9  # at 1.0 logits of zero would be as near
 
 
@@ -117,7 +119,7 @@ def types_of(tensors: Mapping[str, "torch.Tensor"], kind: GgufType) -> dict[str,
 
 def block_of(kind: Type) -> int:
     """Return how many numbers share a scale; 1 where each stands for itself."""
-    return cast("int", gguf.GGML_QUANT_SIZES[kind][0])
+    return gguf.GGML_QUANT_SIZES[kind][0]
 
 
 def is_rounded(numbers: np.ndarray, found: np.ndarray, kind: Type) -> bool:
