@@ -7,6 +7,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from sftcli.json_files import read_json
 from sftcli.modeling.adapter.folder import CONFIG_FILE, is_adapter_folder
+from sftcli.services.report.vllm_ranks import RANKS, room_for
 
 _TEXT, _IMAGES = "text-generation", "image-text-to-text"
 _TRANSFORMERS = """\
@@ -25,7 +26,6 @@ _AS_TRAINED = "\nThe chat template and the stop tokens in this folder are those 
 # What vLLM cannot add to a model that it serves.
 _NOT_SERVED = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "lora_bias")
 _OF_IMAGES = "ForConditionalGeneration"
-_LEAST_RANK = 16  # that vLLM has room for without being told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +70,9 @@ def usage_of_adapter(folder: Path, place: str, base: str) -> Usage:
     )
     config = read_json(folder / CONFIG_FILE)
     rank = config.get("r")
-    if base and isinstance(rank, int) and not any(config.get(key) for key in _NOT_SERVED):
-        room = f" --max-lora-rank {rank}" if rank > _LEAST_RANK else ""
+    is_served = isinstance(rank, int) and rank <= RANKS[-1]
+    if base and is_served and not any(config.get(key) for key in _NOT_SERVED):
+        room = f" --max-lora-rank {told}" if (told := room_for(rank)) else ""
         text += _VLLM.format(f"vllm serve {base} --enable-lora{room} --lora-modules tuned={place}")
     return Usage(
         library="peft",

@@ -13,10 +13,9 @@ from sftcli.config.schema.run import Server
 from sftcli.config.schema.settings import Settings
 from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Warned
+from sftcli.services.report.vllm_ranks import DEFAULT_RANK, RANKS, room_for
 
 KEY = "run.served_by"
-_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes; 16 without it
-_VLLM_DEFAULT = 16
 _ALL = frozenset(Server)
 _OF_LLAMA_CPP = frozenset({Server.LLAMA_CPP, Server.OLLAMA})
 
@@ -52,10 +51,10 @@ REFUSALS = (
         holds=lambda settings: settings.adapter.experts,
     ),
     Refusal(
-        what=f"adapters of a rank above {_VLLM_RANKS[-1]}",
+        what=f"adapters of a rank above {RANKS[-1]}",
         key="adapter.rank",
-        way=f"set --rank {_VLLM_RANKS[-1]} or less",
-        holds=lambda settings: settings.adapter.rank > _VLLM_RANKS[-1],
+        way=f"set --rank {RANKS[-1]} or less",
+        holds=lambda settings: settings.adapter.rank > RANKS[-1],
         servers=frozenset({Server.VLLM}),
     ),
 )
@@ -89,11 +88,10 @@ def require_served_model(settings: Settings, folder: Path, emit: EventSink) -> N
     server, rank = settings.run.served_by, settings.adapter.rank
     if server is Server.VLLM:
         _require_vllm_class(folder)
-        if settings.adapter.is_on and rank > _VLLM_DEFAULT:
-            room = next(one for one in _VLLM_RANKS if one >= rank)
+        if settings.adapter.is_on and (room := room_for(rank)):
             emit(
                 Warned(
-                    text=f"vLLM takes adapters up to rank {_VLLM_DEFAULT} unless it is told otherwise, and this one has {rank}: "
+                    text=f"vLLM takes adapters up to rank {DEFAULT_RANK} unless it is told otherwise, and this one has {rank}: "
                     f"start it with --max-lora-rank {room}"
                 )
             )
