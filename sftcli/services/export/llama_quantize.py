@@ -35,18 +35,18 @@ def quantize(program: str, source: Path, target: Path, *, kind: str, session: Se
         StoppedError: A stop was asked for, and it was ended.
     """
     session.emit(Notice(text=f"making {kind} with {program}"))
-    with TemporaryFile() as said:
+    with TemporaryFile() as stderr:
         try:
             process = subprocess.Popen(
                 [program, str(source.absolute()), str(target.absolute()), kind.upper()],
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=stderr,
+                stderr=stderr,
             )
         except OSError as error:
             raise OutputError(f"{program} cannot be run: {error.strerror}", hint=_HINT) from error
         code = _wait(process, session)
-        last = _last_line(said)
+        last = _last_line(stderr)
     if code or not target.is_file():
         ended = f"failed with {code}" if code else "has written nothing"
         raise OutputError(f"{program} {ended}{last and f': {last}'}", hint=_HINT)
