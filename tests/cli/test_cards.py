@@ -75,6 +75,9 @@ def test_vllm_is_named_only_for_adapters_that_it_adds(tmp_path):
     assert line in usage_of_adapter(adapter_folder(tmp_path / "a"), "me/mine", "owner/base").text
     large = usage_of_adapter(adapter_folder(tmp_path / "b", r=32), "me/mine", "owner/base").text
     assert "--enable-lora --max-lora-rank 32 --lora-modules" in large
+    between = usage_of_adapter(adapter_folder(tmp_path / "d", r=24), "me/mine", "owner/base").text
+    assert "--max-lora-rank 32 " in between  # it takes some numbers only
+    assert "vllm" not in usage_of_adapter(adapter_folder(tmp_path / "e", r=600), "me/mine", "owner/base").text
     for number, key in enumerate(("use_dora", "modules_to_save", "target_parameters")):
         folder = adapter_folder(tmp_path / f"c{number}", **{key: ["x"]})
         assert "vllm" not in usage_of_adapter(folder, "me/mine", "owner/base").text

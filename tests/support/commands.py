@@ -12,7 +12,7 @@ from tests.support.forked import end_forked, start_forked
 HEAVY = (
     "cli.app", "services.compare.run", "services.evaluate.evaluate", "services.evaluate.junit", "services.evaluate.trial.trial",
     "services.export.export", "services.export.push", "services.generate.file", "services.prepare.prepare",
-    "services.report.html", "services.train.lead", "services.train.resume", "modeling.formats.gguf.gguf_export",
+    "services.report.html", "services.train.lead", "services.train.resume", "services.export.gguf",
     "data.prepared.parquet", "training.trainer",
 )  # fmt: skip
 

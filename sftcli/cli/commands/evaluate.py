@@ -94,6 +94,14 @@ class ScoredFlags:
         ),
     ] = None
 
+    forgetting: Annotated[
+        bool,
+        typer.Option(
+            "--forgetting",
+            help="Also score general text, of the program's own, to see what the model has forgotten beside its base.",
+        ),
+    ] = False
+
     is_tried: Annotated[
         bool,
         typer.Option(
@@ -217,6 +225,8 @@ def evaluate(
       sft eval --fail-above loss=1.0 --fail-under match_fraction=0.5
 
       sft eval --check fields --fail-under fields.city=0.9
+
+      sft eval --fail-above forgetting=0.1
 
       sft eval --try --max-rows 60
 
@@ -376,6 +386,7 @@ def _request(scored: ScoredFlags, runs: Path) -> "EvalRequest":
         batch_size=scored.batch_size,
         trusts_code=scored.model.trusts_code,
         precision=scored.precision.value,
+        forgetting=scored.forgetting,
     )
 
 

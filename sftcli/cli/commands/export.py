@@ -23,6 +23,7 @@ class ExportFormat(StrEnum):
     PT = "pt"
     GGUF = "gguf"
     OLLAMA = "ollama"
+    GGUF_ADAPTER = "gguf-adapter"
 
 
 class Dtype(StrEnum):
@@ -32,6 +33,17 @@ class Dtype(StrEnum):
     BF16 = "bf16"
     F16 = "f16"
     Q8_0 = "q8_0"
+    Q5_1 = "q5_1"
+    Q5_0 = "q5_0"
+    Q4_1 = "q4_1"
+    Q4_0 = "q4_0"
+    Q6_K = "q6_k"
+    Q5_K_M = "q5_k_m"
+    Q5_K_S = "q5_k_s"
+    Q4_K_M = "q4_k_m"
+    Q4_K_S = "q4_k_s"
+    Q3_K_M = "q3_k_m"
+    Q2_K = "q2_k"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +54,8 @@ class ExportFlags:
         ExportFormat,
         typer.Option(
             "--to",
-            help="A Hugging Face folder, a .pt file of the Modern LLM pipeline, GGUF, or a folder with GGUF for Ollama.",
+            help="A Hugging Face folder, a .pt file of the Modern LLM pipeline, GGUF, a folder with GGUF for Ollama, or an adapter "
+            "alone as GGUF.",
         ),
     ]
     out: Annotated[
@@ -66,9 +79,26 @@ class ExportFlags:
         Dtype | None,
         typer.Option(
             "--dtype",
-            help="Dtype of the weights; hf keeps the model's (f32 with a merged adapter), gguf uses f16. q8_0 is for gguf.",
+            case_sensitive=False,
+            help="Dtype of the weights; hf keeps the model's (f32 with a merged adapter), gguf uses f16. Those with q are for "
+            "gguf, and those with k need --llama-quantize.",
         ),
     ] = None
+    llama_quantize: Annotated[
+        str | None,
+        typer.Option(
+            "--llama-quantize",
+            metavar="PATH",
+            help="The program llama-quantize of a llama.cpp of yours, which makes q4_k_m and the like.",
+        ),
+    ] = None
+    accept_rounding: Annotated[
+        bool,
+        typer.Option(
+            "--accept-rounding",
+            help="Write also a GGUF that computes something else than its rounding explains.",
+        ),
+    ] = False
     model: Annotated[ModelFlags, "tokenizer", "base_model"]
 
 
@@ -87,6 +117,8 @@ def export(
       sft export my-run --to gguf --dtype q8_0 --out my-model.gguf
 
       sft export my-run --to ollama --out my-model
+
+      sft export my-run --to gguf --dtype q4_k_m --llama-quantize ~/llama.cpp/build/bin/llama-quantize
     """
     from sftcli.services.export.request import ExportFormat, ExportRequest, check_names, default_out
 
@@ -98,6 +130,8 @@ def export(
         out=asked.out or default_out(asked.checkpoint, form, root=runs, **parts),
         root=runs,
         dtype=None if asked.dtype is None else asked.dtype.value,
+        llama_quantize=asked.llama_quantize,
+        accepts_rounding=asked.accept_rounding,
         **parts,
     )
     check_names(request)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 TRAIN_FLAGS = (
     "--data", "--model", "--run", "--lora", "--learning-rate", "--epochs", "--batch-size", "--max-steps", "--max-time", "--heldout", "--replay", *ROW_FLAGS,
     "--adapter", "--rank", "--eval-every", "--save-every", "--packing", "--processes", "--seed", "--trust-remote-code", "--tokenizer",
-    "--runs", "--price", "--track",
+    "--runs", "--price", "--for", "--track",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from enum import StrEnum
 from inspect import Parameter
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -120,8 +121,9 @@ class Flag:
 
     @property
     def parameter_name(self) -> str:
-        """The name of the parameter that the flag is to Typer."""
-        return self.name.removeprefix("--").replace("-", "_")
+        """The name of the parameter that the flag is to Typer: its own, unless Python has the word."""
+        name = self.name.removeprefix("--").replace("-", "_")
+        return f"{name}_" if iskeyword(name) else name
 
     @property
     def option(self) -> "OptionInfo":
@@ -290,6 +292,8 @@ _ROWS: Mapping[str | None, tuple[Flag, ...]] = {
              help="Folder with the run folders."),
         Flag("--price", "run.price_per_hour", kind=float, metavar="X", min=0,
              help="What an hour of the machine costs; the price of the training is stated."),
+        Flag("--for", "run.served_by", metavar="vllm|llama.cpp|ollama", checks_words=True,
+             help="The program that is to serve the model: refuse before training what it does not take."),
         Flag("--track", "run.trackers", kind=list[str], metavar="TRACKER", checks_words=True,
              help="Also log to tensorboard, wandb or mlflow. Repeatable."),
     ),

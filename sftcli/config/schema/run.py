@@ -144,6 +144,14 @@ class Tracker(StrEnum):
     MLFLOW = "mlflow"
 
 
+class Server(StrEnum):
+    """Programs that answer with a model, as people call them."""
+
+    VLLM = "vllm"
+    LLAMA_CPP = "llama.cpp"
+    OLLAMA = "ollama"
+
+
 class RunSettings(Section):
     """Where a run is stored, and the trackers that receive its metrics."""
 
@@ -160,6 +168,10 @@ class RunSettings(Section):
         None,
         ge=0,
         description="What an hour of the machine costs, in any currency: plans and outcomes then state a price.",
+    )
+    served_by: Server | None = Field(
+        None,
+        description="The program that is to serve the model: what it refuses is said before the training. Unset asks for nothing.",
     )
     trackers: tuple[Tracker, ...] = Field(
         (),

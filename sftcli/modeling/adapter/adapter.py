@@ -151,7 +151,7 @@ def set_adapter(model: PreTrainedModel, folder: Path) -> None:
         ConsentError, NotFoundError, DataError: As in ``load_adapter``.
         MismatchError: They are of different shapes or on different layers.
     """
-    _fill(model, _read_tensors(folder), folder)
+    _fill(model, read_tensors(folder), folder)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
@@ -167,7 +167,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
         MismatchError: It does not fit the model.
     """
     form = read_form(folder)
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     rows = {name.removesuffix(ROWS): tensors.pop(name) for name in sorted(tensors) if name.endswith(ROWS)}
     _replace_rows(model, rows, form.token_ids, folder)
     plain = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
@@ -376,7 +376,7 @@ def _renamed_by_peft(model: PreTrainedModel) -> set[str]:
     return {name for name in layers if name.rpartition(".")[2] in renamed}
 
 
-def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of an adapter by their names in the model that peft put it into."""
     path = check_adapter_weights(folder)
     with foreign_file(path):

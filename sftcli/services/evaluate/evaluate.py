@@ -29,7 +29,8 @@ from sftcli.services.evaluate.checks.rows import with_rows
 from sftcli.services.evaluate.checks.table import find_checks, line_of
 from sftcli.services.evaluate.checks.tool import has_schemas
 from sftcli.services.evaluate.confidence import FEWEST_ROWS, find_cuts
-from sftcli.services.evaluate.limits import require_checked
+from sftcli.services.evaluate.general import GeneralRows, forgotten, general_rows
+from sftcli.services.evaluate.limits import FORGETTING, require_checked
 from sftcli.services.evaluate.metrics import TrainingSpans, has_reference_metrics
 from sftcli.services.evaluate.request import KEPT_PRECISION, EvalRequest, no_heldout_of
 from sftcli.services.evaluate.rows import rows_with_room, rows_with_whole_answers, spread
@@ -97,11 +98,18 @@ class EvalReport(Evaluation):
 
     def numbers(self) -> dict[str, float]:
         """Return the numbers of the tuned model."""
-        return {
-            name: float(value)
-            for name, value in self.tuned.to_json().items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        } | numbers_of(self.checks)
+        return (
+            {
+                name: float(value)
+                for name, value in self.tuned.to_json().items()
+                if isinstance(value, int | float) and not isinstance(value, bool)
+            }
+            | numbers_of(self.checks)
+            | self._forgetting_number()
+        )
+
+    def _forgetting_number(self) -> dict[str, float]:
+        return {} if self.forgetting is None else {FORGETTING: self.forgetting.difference.value}
 
 
 _Found = tuple[ModelChoice, Settings, PreparedData, ModelChoice | None]
@@ -164,6 +172,7 @@ def _evaluate(
         batch_rows=request.batch_size,
         training=None if trained is None else TrainingSpans(_training_answers(trained, emit)),
         peers=peers,
+        general=_general_rows(request, choice, base, min(limits, default=0)),
     )
     checks, asked = _find_checks(job, settings, request, emit)
     precision, stages = request.precision, Stages(STAGES if base is None else STAGES * 2, emit)
@@ -183,6 +192,9 @@ def _evaluate(
         base=None if base_score is None else base_score.score,
         loss_difference=None if base_score is None else loss_difference(base_score, tuned),
         match_difference=None if base_score is None else match_difference(base_score, tuned),
+        forgetting=None
+        if job.general is None or base_score is None
+        else forgotten(job.general, base_score.general, tuned.general),
         verdict=None if choice.run is None or request.data else _verdict(choice.run),
         samples=samples_of(job, base_score, tuned, most=KEPT_SAMPLES),
         misses=tuned.misses,
@@ -236,6 +248,24 @@ def _with_examples(
         batch_size=request.batch_size,
     )
     return ask_base(trial, base, prepared, session)
+
+
+def _general_rows(
+    request: EvalRequest, choice: ModelChoice, base: ModelChoice | None, most_tokens: int
+) -> GeneralRows | None:
+    """Return the general text, where it is asked what the model has forgotten.
+
+    Raises:
+        UsageError: There is no base.
+    """
+    if not request.asks_forgetting:
+        return None
+    if base is None:
+        raise UsageError(
+            "what a model has forgotten shows beside its base, and none is known",
+            hint="name it: --base MODEL; or leave --forgetting and its limit out",
+        )
+    return general_rows(choice.tokenizer_folder, most_tokens=most_tokens)
 
 
 def _more_answers(request: EvalRequest, settings: Settings, prepared: PreparedData, *, whole: int) -> str:

@@ -19,6 +19,7 @@ SCORE_NUMBERS = frozenset(
     for field in fields(Score)
     if {int, float} & {field.type, *get_args(field.type)} and field.name != "sources"
 ) | {"perplexity", "match_fraction", "cut_fraction"}
+FORGETTING = "forgetting"  # nats per token that general text is worse by
 SCHEMA_NUMBER = f"{tool.NAME}.{tool.SCHEMA}"
 _PACKAGES = {"rouge_l": ("rouge_score", "rouge-score"), "chrf": ("sacrebleu", "sacrebleu")}
 
@@ -72,11 +73,13 @@ def require_measurable(limits: Iterable[Limit], checks: Sequence[str]) -> None:
         UsageError: There is no such number, or what measures it is not installed.
     """
     for limit in limits:
+        if limit.metric == FORGETTING:
+            continue
         if may_measure(limit.metric, checks):
             if limit.metric == SCHEMA_NUMBER:
                 require_package("jsonschema", extra="eval", needed_by=limit.text)
             continue
-        require_number(limit, [*SCORE_NUMBERS, *known_numbers(checks)])
+        require_number(limit, [*SCORE_NUMBERS, FORGETTING, *known_numbers(checks)])
         if limit.metric in _PACKAGES:
             module, package = _PACKAGES[limit.metric]
             require_package(module, extra="eval", needed_by=limit.text, package=package)
@@ -92,7 +95,9 @@ def require_checked(limits: Iterable[Limit], checks: Iterable[Check]) -> None:
     found = {check.name: check.parts for check in checks}
     for limit in limits:
         name, _, part = limit.metric.partition(".")
-        if limit.metric in SCORE_NUMBERS or (name in found and (not part or found[name] is None)):
+        if limit.metric in {*SCORE_NUMBERS, FORGETTING} or (
+            name in found and (not part or found[name] is None)
+        ):
             continue
         if name not in found:
             raise DataError(

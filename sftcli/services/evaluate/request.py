@@ -6,7 +6,7 @@ from pathlib import Path
 from sftcli.data.reading.source import parse_source
 from sftcli.errors import UsageError
 from sftcli.services.evaluate.checks.table import AUTO
-from sftcli.services.evaluate.limits import Limit
+from sftcli.services.evaluate.limits import FORGETTING, Limit
 from sftcli.services.models.reference import find_model
 from sftcli.services.runs.lock import EvaluationLock
 
@@ -39,7 +39,13 @@ class EvalRequest:
     shots: int | None = (
         None  # examples before each question that the base is asked once more; None asks it alone
     )
+    forgetting: bool = False  # whether general text is scored too; a limit on it asks for that as well
     limits: tuple[Limit, ...] = ()  # that the numbers of checks have to be there for
+
+    @property
+    def asks_forgetting(self) -> bool:
+        """Whether general text is scored, to see what the model has forgotten."""
+        return self.forgetting or any(limit.metric == FORGETTING for limit in self.limits)
 
     @property
     def is_kept(self) -> bool:

@@ -14,7 +14,7 @@ from sftcli.data.batches.batch import Batch, ExampleSource, batches_in_order_of_
 from sftcli.data.batches.progress import Stages, with_progress
 from sftcli.data.example import Example
 from sftcli.errors import StoppedError
-from sftcli.events import EventSink, NeverStop, Progressed, StopFlag
+from sftcli.events import EventSink, NeverStop, Progressed, StopFlag, unheard
 from sftcli.modeling.architecture import not_finite
 from sftcli.modeling.decoding.decode import Row, decode
 from sftcli.modeling.decoding.decoder import Decoder, choose_decoder
@@ -23,6 +23,7 @@ from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.runtime import monotonic
 from sftcli.services.evaluate.checks.check import AskedRow
 from sftcli.services.evaluate.checks.grading import Answers
+from sftcli.services.evaluate.general import GeneralRows
 from sftcli.services.evaluate.metrics import (
     TrainingSpans,
     chrf,
@@ -68,6 +69,7 @@ class ScoringJob:
     training: TrainingSpans | None  # None where it is not known what the tuned model was trained on
     batch_rows: int | None
     peers: Peers  # they share rows and questions, and all of them get the whole score
+    general: GeneralRows | None = None  # where it is asked what was forgotten
 
     @property
     def most_answer_tokens(self) -> int:
@@ -99,6 +101,7 @@ class Scored:
     misses: tuple[Miss, ...]
     logprobs: tuple[float, ...]  # of the answers
     confidences: tuple[float, ...]  # of the answers, 0 to 1
+    general: tuple[RowScore, ...] = ()
 
     @property
     def answers(self) -> Answers:
@@ -154,6 +157,11 @@ def score_model(
         rows = score_table(
             job.heldout, model, job.tokenizer, job.peers, task, counted, stop, batch_rows=job.batch_rows
         )
+        general = ()
+        if job.general is not None:
+            general = score_table(
+                job.general, model, job.tokenizer, job.peers, task, unheard, stop, batch_rows=job.batch_rows
+            )
     with stages.next(choice.name) as (task, counted):
         answered = answer_questions(job, decoder, task, counted, stop)
     answers, texts, matches, cut = answered.rows, answered.texts, answered.matches, answered.cut
@@ -167,6 +175,7 @@ def score_model(
         misses=_misses(job, texts, cut, matches),
         logprobs=tuple(round(answer.logprob, 4) for answer in answers),
         confidences=tuple(answer.confidence for answer in answers),
+        general=general,
     )
 
 

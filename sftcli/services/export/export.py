@@ -1,31 +1,27 @@
-"""Export a trained model: as a Hugging Face folder, as a ``.pt`` file of its pipeline, or as GGUF; adapters merged."""
+"""Export a trained model: as a Hugging Face folder, as a ``.pt`` file of its pipeline, or as GGUF; adapters merged or alone."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
 from sftcli import storage
 from sftcli.errors import StoppedError, UsageError
-from sftcli.events import EventSink, Notice, Session, Warned
-from sftcli.figures import short_count
-from sftcli.json_files import read_json
-from sftcli.modeling.formats.folder_write import exact_dtype, save_model_folder
-from sftcli.modeling.libraries import quiet_libraries
-from sftcli.modeling.load import count_parameters, take_names
+from sftcli.events import EventSink, Notice, Session
+from sftcli.modeling.formats.folder_write import save_model_folder
+from sftcli.modeling.load import take_names
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
-from sftcli.modeling.tokenizer.files import read_tokenizer_files
 from sftcli.runtime import dtype_name
+from sftcli.services.export.load import load_to_write, unrounded_dtype
 from sftcli.services.export.request import HINT, ExportFormat, ExportRequest, check_target
 from sftcli.services.models.base import needed_base
-from sftcli.services.models.choose import ModelChoice, choose_model, handed_on_dtype, load_choice
+from sftcli.services.models.choose import ModelChoice, choose_model, handed_on_dtype
 from sftcli.services.models.modern_llm import export_pt
-from sftcli.services.report.model_card import base_of, license_of, model_card, portable
-from sftcli.services.report.modelfile import Turns, find_shape, modelfile
-from sftcli.services.report.usage import kind_of, usage_of_gguf, usage_of_model
+from sftcli.services.report.model_card import model_card
+from sftcli.services.report.usage import kind_of, usage_of_model
 from sftcli.services.runs.lineage import MARK, mark_of
 from sftcli.services.runs.lock import OutputLock
 from sftcli.training.checkpoint.format import STATE, read_snapshot
@@ -35,8 +31,9 @@ from sftcli.training.state import TrainingSnapshot
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sftcli.modeling.formats.gguf.gguf_export import GgufType
+    from sftcli.modeling.formats.gguf.gguf_compare import Agreement
 
+_Writer = Callable[[ExportRequest, ModelChoice, Session], "tuple[str, Agreement | None]"]
 DTYPES: Mapping[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -49,6 +46,9 @@ class ExportOutcome:
     model: str
     dtype: str
     bytes: int
+    logits: "Agreement | None" = (
+        None  # how near they are to the model's; None where the format rounds nothing
+    )
 
 
 def run_export(request: ExportRequest, session: Session) -> ExportOutcome:
@@ -68,39 +68,42 @@ def run_export(request: ExportRequest, session: Session) -> ExportOutcome:
         emit=session.emit,
         base_model=request.base_model,
     )
-    write = {
-        ExportFormat.HF: _write_hf,
-        ExportFormat.PT: _write_pt,
-        ExportFormat.GGUF: _write_gguf,
-        ExportFormat.OLLAMA: _write_ollama,
-    }
+    write = _writer_of(request.format)
     with OutputLock(request.out, session.emit):
         check_target(request)  # another process may have made it meanwhile
         if session.stop.requested():
             raise StoppedError
-        dtype = write[request.format](request, choice, session)
+        dtype, logits = write(request, choice, session)
     return ExportOutcome(
         path=str(request.out),
         format=request.format.value,
         model=choice.name,
         dtype=dtype,
         bytes=_bytes_of(request.out),
+        logits=logits,
     )
 
 
-def _load(choice: ModelChoice, emit: EventSink, dtype: torch.dtype) -> "PreTrainedModel":
-    quiet_libraries()
-    model = load_choice(choice, dtype=dtype, device=torch.device("cpu"))
-    total, _ = count_parameters(model)
-    # Nothing is computed with it, so neither a device nor a precision of products belongs here.
-    emit(Notice(text=f"model {choice.name}: {short_count(total)} parameters, read as {dtype_name(dtype)}"))
-    return model
+def _writer_of(form: ExportFormat) -> _Writer:
+    """Return what writes the format. The package ``gguf`` and peft are imported where they are needed."""
+    if form is ExportFormat.HF:
+        return _write_hf
+    if form is ExportFormat.PT:
+        return _write_pt
+    from sftcli.services.export.gguf import write_adapter_file, write_gguf_file
+    from sftcli.services.export.ollama import write_ollama_folder
+
+    return {
+        ExportFormat.GGUF: write_gguf_file,
+        ExportFormat.OLLAMA: write_ollama_folder,
+        ExportFormat.GGUF_ADAPTER: write_adapter_file,
+    }[form]
 
 
-def _write_hf(request: ExportRequest, choice: ModelChoice, session: Session) -> str:
+def _write_hf(request: ExportRequest, choice: ModelChoice, session: Session) -> tuple[str, None]:
     tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
     dtype = handed_on_dtype(choice) if request.dtype is None else DTYPES[request.dtype]
-    model = _load(choice, session.emit, _exact(choice) if request.dtype is None else dtype)
+    model = load_to_write(choice, session.emit, unrounded_dtype(choice) if request.dtype is None else dtype)
     if session.stop.requested():
         raise StoppedError
     source = _named_as(choice, model, session.emit)
@@ -123,7 +126,7 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, session: Session) -> 
         hint=HINT,
         is_new=True,
     )
-    return next(name for name, known in DTYPES.items() if known == dtype)
+    return next(name for name, known in DTYPES.items() if known == dtype), None
 
 
 def _named_as(choice: ModelChoice, model: "PreTrainedModel", emit: EventSink) -> Path:
@@ -141,11 +144,6 @@ def _named_as(choice: ModelChoice, model: "PreTrainedModel", emit: EventSink) ->
     return base.folder
 
 
-def _exact(choice: ModelChoice) -> torch.dtype:
-    """Return the dtype in which nothing is rounded before it is written."""
-    return exact_dtype(choice.folder) if choice.base is None else torch.float32
-
-
 def _rounding(choice: ModelChoice, dtype: torch.dtype) -> str:
     """Return what to say of an adapter's sums with its base, which few bits take a part of."""
     if choice.base is None:
@@ -157,83 +155,8 @@ def _rounding(choice: ModelChoice, dtype: torch.dtype) -> str:
     )
 
 
-def _write_gguf(request: ExportRequest, choice: ModelChoice, session: Session) -> str:
-    from sftcli.modeling.formats.gguf.gguf_export import ModelFacts, write_gguf
-    from sftcli.modeling.formats.gguf.gguf_families import check_family
-
-    kind = request.dtype or "f16"
-    tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
-    model = _load(choice, session.emit, _exact(choice))
-    check_family(model)
-    with storage.whole_file(request.out, hint=HINT, is_new=True) as fresh:
-        storage.disk.let_library_write(
-            fresh.parent,
-            lambda: write_gguf(
-                fresh,
-                model,
-                tokenizer,
-                source=choice.tokenizer_folder,
-                kind=cast("GgufType", kind),
-                facts=ModelFacts(
-                    name=choice.run.name if choice.run else portable(choice.name),
-                    license_name=license_of(choice),
-                    base_model=base_of(choice),
-                ),
-                session=session,
-            ),
-        )
-    return kind
-
-
-def _write_ollama(request: ExportRequest, choice: ModelChoice, session: Session) -> str:
-    """Write a folder with a GGUF file, a ``Modelfile`` and a card."""
-    tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
-    bos = read_tokenizer_files(choice.tokenizer_folder).named.get("bos_token", "")
-
-    def render(turns: Turns) -> str:
-        messages = [{"role": role, "content": content} for role, content in turns]
-        return tokenizer.render(messages, tools=None, add_generation_prompt=True)
-
-    found = find_shape(render, bos)
-    if found is None:
-        session.emit(
-            Warned(
-                text="the chat template is of no shape that is written for Ollama, which takes one that it knows or none: "
-                "see `ollama show --template` before you rely on its answers"
-            )
-        )
-    shape, system = found or (None, "")
-    name = f"{request.out.name}.gguf"
-    usage = usage_of_gguf(name, request.out.name, is_on_hub=False)
-    with storage.atomic_folder(request.out, hint=HINT, is_new=True) as fresh:
-        kind = _write_gguf(replace(request, out=fresh / name), choice, session)
-        texts = {
-            "Modelfile": modelfile(
-                name,
-                shape=shape,
-                system=system,
-                stops=[tokenizer.decode([token], skip_special=False) for token in sorted(tokenizer.stop_ids)],
-                sampling=_sampling_of(choice),
-            ),
-            "README.md": model_card(request.out.name, choice, usage),
-        }
-        for file, text in texts.items():
-            storage.write_file(fresh / file, [text.encode()])
-    return kind
-
-
-def _sampling_of(choice: ModelChoice) -> dict[str, float]:
-    """Return what the generation settings of a model say about sampling, as Ollama names it; 0 where they take the likeliest."""
-    path = choice.tokenizer_folder / "generation_config.json"
-    stated = read_json(path) if path.is_file() else {}
-    if not stated.get("do_sample"):
-        return {"temperature": 0.0} if "do_sample" in stated else {}
-    found = {name: stated.get(name) for name in ("temperature", "top_p", "top_k", "min_p")}
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
-
-
-def _write_pt(request: ExportRequest, choice: ModelChoice, session: Session) -> str:
-    model = _load(choice, session.emit, torch.float32)
+def _write_pt(request: ExportRequest, choice: ModelChoice, session: Session) -> tuple[str, None]:
+    model = load_to_write(choice, session.emit, torch.float32)
     if not isinstance(model, ModernLMForCausalLM):
         raise UsageError(
             f"{choice.name} is not a Modern LLM model, and only those have .pt files",
@@ -252,7 +175,7 @@ def _write_pt(request: ExportRequest, choice: ModelChoice, session: Session) -> 
             name=request.out.stem,
             snapshot=snapshot,
         )
-    return "f32"
+    return "f32", None
 
 
 def _state_of(choice: ModelChoice, model: "PreTrainedModel") -> TrainingSnapshot | None:

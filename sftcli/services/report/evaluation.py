@@ -8,7 +8,7 @@ from sftcli.own_files import OwnFile
 from sftcli.services.diagnosis.verdict import Verdict
 from sftcli.services.report.check_results import CheckResult, GradedRow
 from sftcli.services.report.confidence import Confidence
-from sftcli.services.report.score import Answered, AnsweredRow, Interval, Miss, Score, TriedWay
+from sftcli.services.report.score import Answered, AnsweredRow, Forgetting, Interval, Miss, Score, TriedWay
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.overlap import TrainedRows
 
@@ -27,6 +27,7 @@ class Evaluation:
     base: Score | None = None
     loss_difference: Interval | None = None  # tuned minus base, nats per response token
     match_difference: Interval | None = None  # tuned minus base, fraction
+    forgetting: Forgetting | None = None  # on general text, where that was asked for
     verdict: Verdict | None = None  # of the run that made the model, with its own rows
     samples: tuple[AnsweredRow, ...] = ()
     misses: tuple[Miss, ...] = ()

@@ -97,12 +97,14 @@ def measures_of(evaluation: Evaluation) -> list[Compared]:
     return compare_scores(base, evaluation.tuned.to_json(), rows=evaluation.rows)
 
 
-def differences_of(loss: Interval | None, match: Interval | None) -> Iterator[str]:
-    """Describe how a tuned model differs from its base in loss and exact match, with intervals; nothing if not compared."""
-    if loss is not None:
+def differences_of(evaluation: Evaluation) -> Iterator[str]:
+    """Describe how a tuned model differs from its base in what was compared, with intervals; nothing where nothing was."""
+    if (loss := evaluation.loss_difference) is not None:
         yield f"loss: {_difference(loss, '', 1.0, 3, other='the base')}"
-    if match is not None:
+    if (match := evaluation.match_difference) is not None:
         yield f"exact match: {points_text(match, other='the base')}"
+    if (general := evaluation.forgetting) is not None:
+        yield f"general text: {_difference(general.difference, ' nats', 1.0, 3, other='the base')}"
 
 
 def points_text(found: Interval, *, other: str) -> str:

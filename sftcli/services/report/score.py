@@ -23,6 +23,22 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Forgetting:
+    """How much worse a tuned model predicts general text than its base, in nats per token. ``difference`` is tuned minus base.
+
+    ``version`` is that of the texts; numbers of different ones are not compared. ``kinds`` has the difference by kind of text.
+    """
+
+    version: int
+    texts: int
+    tokens: int
+    base: float
+    tuned: float
+    difference: Interval
+    kinds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """How one model did. Losses are nats per response token; ``*_fraction`` is 0 to 1, ROUGE-L and chrF 0 to 100.
 

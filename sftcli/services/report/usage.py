@@ -7,6 +7,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from sftcli.json_files import read_json
 from sftcli.modeling.adapter.folder import CONFIG_FILE, is_adapter_folder
+from sftcli.services.report.vllm_ranks import RANKS, room_for
 
 _TEXT, _IMAGES = "text-generation", "image-text-to-text"
 _TRANSFORMERS = """\
@@ -24,7 +25,7 @@ _VLLM = "\nWith [vLLM](https://docs.vllm.ai):\n\n```sh\n{}\n```\n"
 _AS_TRAINED = "\nThe chat template and the stop tokens in this folder are those that it was trained with.\n"
 # What vLLM cannot add to a model that it serves.
 _NOT_SERVED = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "lora_bias")
-_LEAST_RANK = 16  # that vLLM has room for without being told
+_OF_IMAGES = "ForConditionalGeneration"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +40,12 @@ class Usage:
 
 def usage_of_model(kind: str, place: str) -> Usage:
     """Return the usage of a model folder of the class ``kind`` at ``place``, a folder or a name on the hub."""
-    is_of_images = kind.endswith("ForConditionalGeneration")
+    is_of_images = kind.endswith(_OF_IMAGES)
     opener = "AutoModelForImageTextToText" if is_of_images else "AutoModelForCausalLM"
     text = _TRANSFORMERS.format(
         library="transformers", opener=opener, tokenizer_import=", AutoTokenizer\n", place=place
     )
-    if is_of_images or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+    if is_of_vllm(kind):
         text += _VLLM.format(f"vllm serve {place}")
     return Usage(
         library="transformers",
@@ -52,6 +53,11 @@ def usage_of_model(kind: str, place: str) -> Usage:
         tags=(),
         text=text + _AS_TRAINED,
     )
+
+
+def is_of_vllm(kind: str) -> bool:
+    """Return whether vLLM may have the model class ``kind``: one that transformers has."""
+    return kind.endswith(_OF_IMAGES) or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def usage_of_adapter(folder: Path, place: str, base: str) -> Usage:
@@ -64,8 +70,9 @@ def usage_of_adapter(folder: Path, place: str, base: str) -> Usage:
     )
     config = read_json(folder / CONFIG_FILE)
     rank = config.get("r")
-    if base and isinstance(rank, int) and not any(config.get(key) for key in _NOT_SERVED):
-        room = f" --max-lora-rank {rank}" if rank > _LEAST_RANK else ""
+    is_served = isinstance(rank, int) and rank <= RANKS[-1]
+    if base and is_served and not any(config.get(key) for key in _NOT_SERVED):
+        room = f" --max-lora-rank {told}" if (told := room_for(rank)) else ""
         text += _VLLM.format(f"vllm serve {base} --enable-lora{room} --lora-modules tuned={place}")
     return Usage(
         library="peft",

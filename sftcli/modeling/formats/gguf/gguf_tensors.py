@@ -1,10 +1,11 @@
 """The tensors of a model under the names, and in the order of rows, that GGUF files have."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 import gguf
+import numpy as np
 import torch
 
 from sftcli.errors import UsageError
@@ -47,13 +48,18 @@ def named_tensors(model: "PreTrainedModel", family: Family) -> Iterator[tuple[st
 
 
 def _as_stored(name: str, tensor: torch.Tensor, config: "PretrainedConfig", family: Family) -> torch.Tensor:
-    if family.pairs_side_by_side and ".self_attn.q_proj." in name:
-        return _pairs_side_by_side(tensor, config.num_attention_heads)
-    if family.pairs_side_by_side and ".self_attn.k_proj." in name:
-        return _pairs_side_by_side(tensor, config.num_key_value_heads)
+    if family.pairs_side_by_side and (heads := heads_of(name, config)):
+        return pairs_side_by_side(tensor, heads)
     if family.gain and name.endswith("norm.weight"):
         return tensor.float() + family.gain
     return tensor
+
+
+def heads_of(name: str, config: "PretrainedConfig") -> int:
+    """Return how many heads the rows of a projection to queries or keys belong to; 0 of all else."""
+    if ".self_attn.q_proj." in name:
+        return int(config.num_attention_heads)
+    return int(config.num_key_value_heads) if ".self_attn.k_proj." in name else 0
 
 
 def _experts(layer: int, part: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -79,7 +85,49 @@ def _are_equal(left: torch.Tensor, right: torch.Tensor) -> bool:
     return left.data_ptr() == right.data_ptr() or torch.equal(left, right)
 
 
-def _pairs_side_by_side(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+def pairs_side_by_side(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """Reorder the rows of a rotary projection: a pair that turns together stands side by side, not a half apart."""
     half = tensor.shape[0] // heads // 2
     return tensor.reshape(heads, 2, half, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
+
+
+class StoredNumbers:
+    """The numbers of a GGUF file under the names, and in the order of rows, that a model has: what ``named_tensors`` did, undone."""
+
+    def __init__(
+        self, stored: Mapping[str, gguf.ReaderTensor], config: "PretrainedConfig", family: Family
+    ) -> None:
+        self._stored, self._config, self._family = stored, config, family
+        self._names = gguf.get_tensor_name_map(family.architecture, config.num_hidden_layers)
+
+    def __call__(self, name: str) -> torch.Tensor:
+        """Return the float32 numbers of the model's tensor ``name``.
+
+        Raises:
+            KeyError: The file has none.
+        """
+        if experts := _EXPERTS.fullmatch(name):
+            parts = ("down",) if experts[2] == "down_proj" else ("gate", "up")
+            return torch.cat([self._read(f"blk.{experts[1]}.ffn_{part}_exps.weight") for part in parts], 1)
+        found = self._names.get_name(name, try_suffixes=(".weight", ".bias")) or name
+        if name == _HEAD and found not in self._stored:
+            return self(_EMBEDDING)
+        return _as_model(name, self._read(found), self._config, self._family)
+
+    def _read(self, name: str) -> torch.Tensor:
+        tensor = self._stored[name]
+        return torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+
+
+def _as_model(name: str, tensor: torch.Tensor, config: "PretrainedConfig", family: Family) -> torch.Tensor:
+    if family.pairs_side_by_side and (heads := heads_of(name, config)):
+        return halves_apart(tensor, heads)
+    if family.gain and name.endswith("norm.weight"):
+        return tensor - family.gain
+    return tensor
+
+
+def halves_apart(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Undo ``pairs_side_by_side``."""
+    half = tensor.shape[0] // heads // 2
+    return tensor.reshape(heads, half, 2, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)

@@ -18,12 +18,8 @@ _SHORT_FORMS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: HFChatTokenizer, source: Path, *, rows: int) -> None:
     """Write tokens, merges, template and stop tokens; ``rows`` may exceed the tokens, as in Qwen2."""
     content = read_json(source / "tokenizer.json")
-    ids: dict[str, int] = dict(content["model"].get("vocab", {})) if _is_byte_level(content) else {}
-    if not ids:
-        raise UsageError(
-            f"the tokenizer in {source} is not a byte-level BPE, the only kind that can be written as GGUF here",
-            hint=CONVERT_HINT,
-        )
+    cutter = _word_cutter(content, source)
+    ids: dict[str, int] = dict(content["model"]["vocab"])
     added = {token["content"]: token["id"] for token in content["added_tokens"]}
     ids |= added
     texts = {token: text for text, token in ids.items()}
@@ -33,7 +29,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: HFChatTokenizer, source: P
         for token in added.values()
     }
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_word_cutter(content, source))
+    writer.add_tokenizer_pre(cutter)
     writer.add_token_list([texts.get(token, f"[PAD{token}]") for token in range(rows)])
     writer.add_token_types(
         [
@@ -51,6 +47,15 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: HFChatTokenizer, source: P
             add(token)
     writer.add_pad_token_id(tokenizer.pad_id)
     _add_stop_tokens(writer, tokenizer)
+
+
+def check_tokenizer(source: Path) -> None:
+    """Make sure that the tokenizer in the folder ``source`` can be written.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    _word_cutter(read_json(source / "tokenizer.json"), source)
 
 
 def _add_stop_tokens(writer: gguf.GGUFWriter, tokenizer: HFChatTokenizer) -> None:
@@ -78,8 +83,14 @@ def _word_cutter(content: Mapping[str, Any], source: Path) -> str:
     """Return the format's name of how the tokenizer cuts text into words.
 
     Raises:
-        UsageError: It has none that is known here; another name would give other tokens without a word.
+        UsageError: It is of another kind, or there is none that is known here; another name would give other tokens without a
+            word.
     """
+    if not _is_byte_level(content) or not content["model"].get("vocab"):
+        raise UsageError(
+            f"the tokenizer in {source} is not a byte-level BPE, the only kind that can be written as GGUF here",
+            hint=CONVERT_HINT,
+        )
     outer = content.get("pre_tokenizer")
     steps = outer.get("pretokenizers", [outer]) if isinstance(outer, dict) else []
     found = tuple(_shown_step(step) for step in steps)

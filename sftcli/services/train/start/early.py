@@ -20,6 +20,7 @@ from sftcli.services.train.resuming.kept import checkpoint_of, pair_to_verify
 from sftcli.services.train.resuming.longer import asks_longer
 from sftcli.services.train.start.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.start.requirements import check_machine, check_trackers
+from sftcli.services.train.start.servers import require_served
 
 
 def check_inputs(settings: Settings) -> None:
@@ -29,6 +30,7 @@ def check_inputs(settings: Settings) -> None:
         UsageError, NotFoundError, ConsentError, DataError, ResourceError: Something is not there.
     """
     check_machine(settings)
+    require_served(settings)
     require_earlier(settings)
     find_sources(settings.data)  # a slip in a name is told before torch is loaded
     if settings.data.fixes is not None:

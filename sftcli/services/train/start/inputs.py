@@ -24,6 +24,7 @@ from sftcli.services.train.resuming.changes import REPLAYED_ROWS, named_settings
 from sftcli.services.train.resuming.compatibility import fingerprints
 from sftcli.services.train.start.open_settings import decide, decided_text, doubts, parameters_of
 from sftcli.services.train.start.requirements import check_machine
+from sftcli.services.train.start.servers import require_served, require_served_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,9 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
     check_machine(settings)
     require_earlier(settings)
     sources = find_sources(settings.data)
+    require_served(settings)
     located = locate_base(settings.model, session.emit, run=run)
+    require_served_model(settings, located.folder, session.emit)
     if session.stop.requested():
         raise StoppedError
     prepared = prepare_rows(
