@@ -132,8 +132,8 @@ def _verification(asked: ExportFlags, runs: Path) -> "VerifyRequest | None":
     if asked.server is None:
         if asked.to is None:
             raise UsageError(
-                "nothing is to be written",
-                hint="name a format, such as --to hf, or a server to compare with: --verify-server KIND=URL",
+                f"missing option '--to': one of {', '.join(ExportFormat)}",
+                hint="name a format; or compare with a running server: --verify-server KIND=URL",
             )
         return None
     if asked.to is None and (asked.out is not None or asked.dtype is not None):

@@ -329,12 +329,16 @@ def _answer_file(
     with session(output) as current:
         with current.loading():
             from sftcli.services.generate.file import run_file_generation
-            from sftcli.services.teach.apart import prompts_apart
-            from sftcli.services.teach.rows import TaughtRows
 
         if held is not None:
+            from sftcli.services.teach.apart import prompts_apart
+
             prompts = prompts_apart(prompts, held, current)
-        maker = None if teach is None else TaughtRows(teach, prompts, current.emit)
+        maker = None
+        if teach is not None:
+            from sftcli.services.teach.rows import TaughtRows
+
+            maker = TaughtRows(teach, prompts, current.emit)
         outcome = run_file_generation(request, prompts, out, current.emit, current.stop, gate, maker)
     if gate is not None and outcome.is_whole and not output.quiet:
         sure = outcome.prompts - outcome.unsure

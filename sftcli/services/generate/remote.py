@@ -58,7 +58,7 @@ class ServerAnswerer:
                 raise
 
         waiting = set(range(len(questions)))
-        for number, answer in ask_several(ask, len(questions), stop):
+        for number, answer in ask_several(ask, len(questions), stop, tell=self.server.events.tell):
             waiting.discard(number)
             if emit is not None:
                 emit(TextDelta(text=answer.text))

@@ -19,6 +19,7 @@ from sftcli.services.server.forms import (
     TokenIds,
     TokenLogprob,
 )
+from sftcli.services.server.several import KeptEvents
 
 _FINISHES = {
     "stop": "stop",
@@ -80,8 +81,8 @@ class Server:
         self, address: ServerAddress, emit: EventSink, stop: StopFlag, patience: Patience | None = None
     ) -> None:
         self.address = address
-        self.connection = Connection(address, emit, stop, patience)
-        self._emit = emit
+        self.events = KeptEvents(emit)
+        self.connection = Connection(address, self.events, stop, patience)
         self._left_out: set[str] = set()
         self._limit = "max_tokens"
         self.model = address.model or self._only_model()
@@ -169,7 +170,7 @@ class Server:
             raise error
         if refused not in self._left_out:
             self._left_out.add(refused)
-            self._emit(Notice(text=f"{self.address} takes no {refused}: {_WITHOUT[refused]}"))
+            self.events(Notice(text=f"{self.address} takes no {refused}: {_WITHOUT[refused]}"))
             return
         raise error
 

@@ -3,21 +3,51 @@
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from threading import Event, Thread
+from threading import Event as ThreadEvent
+from threading import Thread, get_ident
 from typing import Generic, TypeVar
 
 from sftcli.errors import StoppedError
-from sftcli.events import StopFlag
+from sftcli.events import Event, EventSink, StopFlag
 
 Answer = TypeVar("Answer")
 
 AT_ONCE = 4  # requests that are under way
+_TELL_SECONDS = 0.2
+
+
+class KeptEvents:
+    """A sink that keeps what other threads say until the one that made it tells it: views take events of one thread."""
+
+    def __init__(self, emit: EventSink) -> None:
+        self._emit, self._owner = emit, get_ident()
+        self._kept: SimpleQueue[Event] = SimpleQueue()
+
+    def __call__(self, event: Event, /) -> None:
+        """Hand ``event`` on, at once or later."""
+        if get_ident() == self._owner:
+            self._emit(event)
+        else:
+            self._kept.put(event)
+
+    def tell(self) -> None:
+        """Hand on what was kept."""
+        with suppress(Empty):
+            while True:
+                self._emit(self._kept.get_nowait())
 
 
 def ask_several(
-    ask: Callable[[int], Answer], count: int, stop: StopFlag, *, at_once: int = AT_ONCE
+    ask: Callable[[int], Answer],
+    count: int,
+    stop: StopFlag,
+    *,
+    tell: Callable[[], None] = lambda: None,
+    at_once: int = AT_ONCE,
 ) -> Iterator[tuple[int, Answer]]:
     """Yield each number below ``count`` with what ``ask`` says of it, as answers come. Once ``stop`` is set no other is begun.
+
+    ``tell`` is called now and then, here and not where ``ask`` is.
 
     Raises:
         Exception: What ``ask`` raised; answers that came before it have been yielded.
@@ -31,7 +61,7 @@ def ask_several(
     failure = None
     try:
         while running:
-            answer = line.answers.get()
+            answer = line.next(tell)
             if answer is None:
                 running -= 1
             elif isinstance(answer, BaseException):
@@ -53,7 +83,18 @@ class _Line(Generic[Answer]):
         for number in range(count):
             self._numbers.put(number)
         self.answers: SimpleQueue[tuple[int, Answer] | BaseException | None] = SimpleQueue()
-        self.is_over = Event()
+        self.is_over = ThreadEvent()
+
+    def next(self, tell: Callable[[], None]) -> tuple[int, Answer] | BaseException | None:
+        """Wait for what a thread says."""
+        while True:
+            try:
+                answer = self.answers.get(timeout=_TELL_SECONDS)
+            except Empty:
+                tell()
+            else:
+                tell()
+                return answer
 
     def work(self) -> None:
         """Ask until nothing waits, or the line is over."""

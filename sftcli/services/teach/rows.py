@@ -43,15 +43,27 @@ class TaughtRows:
             self._checks = _checks(request, self._asked)
             for check in self._checks:
                 emit(Notice(text=line_of(check)))
+                check.grade(
+                    self._asked[0].expected, self._asked[0]
+                )  # what fails does so before anything is asked
 
     def lines(self, teacher: str, given: Sequence[Sequence[Given]]) -> list[str]:
-        """Return a line for each prompt of which an answer is kept; ``given`` has all answers to each."""
+        """Return a line for each prompt of which an answer is kept; ``given`` has all answers to each.
+
+        Raises:
+            DataError: None is, which a check of another kind may change: the answers are there.
+        """
         found = []
         for place, (prompt, answers) in enumerate(zip(self._prompts, given, strict=True)):
             kept = next((one for one in answers if self._is_kept(place, one)), None)
             if kept is not None:
                 found.append(as_line(self._row(prompt, teacher, kept)))
         what = "an answer that passes" if self._checks else "an answer that ended by itself"
+        if not found:
+            raise DataError(
+                f"none of {len(given)} prompts has {what}, so that there is no row",
+                hint="the answers are kept: run the same command with another --check, or with --keep ended",
+            )
         self._emit(Notice(text=f"{share_of(len(found), len(given))} prompts have {what}, and are rows"))
         return found
 

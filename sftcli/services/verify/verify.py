@@ -134,7 +134,7 @@ def _ask_server(server: Server, asked: Sequence[Asked], job: ScoringJob, session
         return server.prompt(turns), server.answer(turns, greedy, seed=0)
 
     found: dict[int, _Reply] = {}
-    for number, reply in ask_several(ask, len(asked), session.stop):
+    for number, reply in ask_several(ask, len(asked), session.stop, tell=server.events.tell):
         found[number] = reply
         session.emit(Progressed(task=f"asking {server.name}", done=len(found), total=len(asked)))
     if len(found) < len(asked):

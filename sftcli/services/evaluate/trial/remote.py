@@ -26,7 +26,7 @@ def ask_server(
         return server.answer(prompts[number].messages, sampling, seed=sampling.seed)
 
     found: dict[int, ServerAnswer] = {}
-    for number, answer in ask_several(ask, len(prompts), session.stop):
+    for number, answer in ask_several(ask, len(prompts), session.stop, tell=server.events.tell):
         found[number] = answer
         session.emit(Progressed(task=task, done=len(found), total=len(prompts)))
     if len(found) < len(prompts):

@@ -9,7 +9,7 @@ from sftcli.errors import NetworkError, StoppedError, UsageError
 from sftcli.events import NeverStop, Warned
 from sftcli.services.server.address import ServerKind, names_server, parse_server
 from sftcli.services.server.connection import KEY_VARIABLE, Connection
-from sftcli.services.server.several import ask_several
+from sftcli.services.server.several import KeptEvents, ask_several
 from tests.support.recording import RecordingSink
 
 
@@ -123,3 +123,16 @@ def test_a_stop_begins_no_other():
 
     assert [number for number, _ in ask_several(ask, 50, stop, at_once=1)] == [0, 1, 2]
     assert asked == [0, 1, 2, 3]
+
+
+def test_what_threads_say_is_told_by_the_one_that_waits():
+    told = []
+    events = KeptEvents(lambda event: told.append((event.text, threading.get_ident())))
+
+    def ask(number: int) -> int:
+        events(Warned(text=f"{number}"))
+        return number
+
+    assert len(list(ask_several(ask, 5, NeverStop(), tell=events.tell))) == 5
+    events(Warned(text="own"))
+    assert sorted(told) == sorted([(text, threading.get_ident()) for text in (*"01234", "own")])
