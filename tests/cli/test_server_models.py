@@ -211,10 +211,15 @@ def test_the_key_is_sent_and_never_shown_or_written(sft, server, faults, tmp_pat
     assert all("Authorization" not in headers for _, _, headers in server.requests)
 
 
-def test_what_a_server_does_not_know_is_left_out_or_refused_by_name(sft, server, faults):
+def test_what_a_server_does_not_know_is_left_out_or_refused_by_name(sft, server, faults, tmp_path):
     faults.refuses = ("logprobs",)
     code, out, err = sft("generate", "Hi", "-m", server.url, "--max-new-tokens", 2, "--json")
     assert (code, json.loads(out)["logprob"], json.loads(out)["confidence"]) == (0, None, None)
+    prompts = prompts_file(tmp_path / "in.jsonl")
+    code, _, err = sft(
+        "generate", "-f", prompts, "-o", tmp_path / "out", "-m", server.url, "--max-new-tokens", 2
+    )
+    assert (code, len(lines_of(tmp_path / "out"))) == (0, 8), err
     code, _, err = sft("generate", "Hi", "-m", server.url, "--top-k", 5)
     assert (code, "--top-k" in err) == (2, True)
     assert sft("generate", "Hi", "-m", f"vllm={server.url}", "--top-k", 5, "--max-new-tokens", 1)[0] == 0

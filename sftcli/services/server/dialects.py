@@ -29,6 +29,11 @@ _FINISHES = {
     "length": "length",
     "max_tokens": "length",
 }
+_LIMIT, _NEWER_LIMIT = "max_tokens", "max_completion_tokens"  # of one meaning; newer models refuse the first
+_WITHOUT = {
+    "logprobs": "answers come without log-probabilities and confidence",
+    "seed": "answers with a temperature differ each time",
+}
 _NAMED = 8  # models that a message lists
 
 
@@ -84,7 +89,7 @@ class Server:
         self.events = KeptEvents(emit)
         self.connection = Connection(address, self.events, stop, patience)
         self._left_out: set[str] = set()
-        self._limit = "max_tokens"
+        self._limit = _LIMIT
         self.model = address.model or self._only_model()
 
     @property
@@ -126,7 +131,7 @@ class Server:
             try:
                 return self._taken(self.connection.post(self.chat_path, body, ChatReply))
             except RefusedError as error:
-                self._adapt(error)
+                self._adapt(error, body)
 
     def prompt(self, messages: Sequence[Message]) -> ServerPrompt | None:  # noqa: ARG002
         """Return what the model reads for ``messages``; None where the server does not tell."""
@@ -154,25 +159,21 @@ class Server:
         body |= {theirs: getattr(sampling, ours) for ours, theirs in self.penalties.items()}
         return {name: value for name, value in body.items() if name not in self._left_out}
 
-    def _adapt(self, error: RefusedError) -> None:
-        """Ask in another way from now on, where the server refuses a name in the request that is not needed.
+    def _adapt(self, error: RefusedError, body: Mapping[str, object]) -> None:
+        """Ask in another way from now on, where the server refuses a name in ``body`` that is not needed.
 
         Raises:
             RefusedError: It refuses something else.
         """
-        if self._limit in error.message and "max_completion_tokens" in error.message:
-            if self._limit == "max_completion_tokens":
-                raise error
-            self._limit = "max_completion_tokens"
+        if _LIMIT in body and _LIMIT in error.message and _NEWER_LIMIT in error.message:
+            self._limit = _NEWER_LIMIT
             return
-        refused = next((name for name in ("logprobs", "seed") if name in error.message), "")
+        refused = next((name for name in _WITHOUT if name in body and name in error.message), "")
         if not refused:
             raise error
-        if refused not in self._left_out:
+        if refused not in self._left_out:  # else another thread has learned it meanwhile
             self._left_out.add(refused)
             self.events(Notice(text=f"{self.address} takes no {refused}: {_WITHOUT[refused]}"))
-            return
-        raise error
 
     def _taken(self, reply: ChatReply) -> ServerAnswer:
         if not reply.choices:
@@ -294,10 +295,6 @@ class OllamaServer(Server):
         return False
 
 
-_WITHOUT = {
-    "logprobs": "answers come without log-probabilities and confidence",
-    "seed": "answers with a temperature differ each time",
-}
 _KINDS: Mapping[ServerKind, Callable[..., Server]] = {
     ServerKind.OPENAI: Server,
     ServerKind.LLAMA_CPP: LlamaCppServer,
