@@ -40,7 +40,7 @@ def test_every_named_flag_is_one_of_some_command():
     [
         "next: sft eval NAME --nothing",
         "help: start it again: sft trian",
-        "upload it: sft export",
+        "upload it: sft push",
         "sft train --set training.nothing=1",
         "lower training.nothing",
         "resume it: sft resume one two",

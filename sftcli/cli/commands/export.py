@@ -4,16 +4,23 @@ import shlex
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sftcli.cli.options import complete
 from sftcli.cli.options.groups import command
 from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
+from sftcli.cli.results.verified import show_verified
 from sftcli.cli.session.session import session
 from sftcli.cli.terminal import tables
+from sftcli.errors import ThresholdError, UsageError
 from sftcli.figures import size
+
+if TYPE_CHECKING:
+    from sftcli.services.export.export import ExportOutcome
+    from sftcli.services.verify.request import VerifyRequest
+    from sftcli.services.verify.verify import VerifyReport
 
 
 class ExportFormat(StrEnum):
@@ -51,13 +58,13 @@ class ExportFlags:
     """What is written, where and as what."""
 
     to: Annotated[
-        ExportFormat,
+        ExportFormat | None,
         typer.Option(
             "--to",
             help="A Hugging Face folder, a .pt file of the Modern LLM pipeline, GGUF, a folder with GGUF for Ollama, or an adapter "
             "alone as GGUF.",
         ),
-    ]
+    ] = None
     out: Annotated[
         Path | None,
         typer.Option(
@@ -100,6 +107,21 @@ class ExportFlags:
         ),
     ] = False
     model: Annotated[ModelFlags, "tokenizer", "base_model"]
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--verify-server",
+            metavar="KIND=URL",
+            help="Ask a running server, llama.cpp=URL, vllm=URL, openai=URL or ollama=NAME, held-out conversations of the run "
+            "and compare prompts and answers with ours; a difference ends with 3. Without --to nothing is written.",
+        ),
+    ] = None
+    server_rows: Annotated[
+        int,
+        typer.Option(
+            "--verify-rows", metavar="N", min=1, help="Maximum number of conversations for --verify-server."
+        ),
+    ] = 20
 
 
 @command
@@ -119,10 +141,54 @@ def export(
       sft export my-run --to ollama --out my-model
 
       sft export my-run --to gguf --dtype q4_k_m --llama-quantize ~/llama.cpp/build/bin/llama-quantize
+
+      sft export my-run --verify-server llama.cpp=http://localhost:8080
     """
+    verification = _verification(asked, runs)
+    outcome = None if asked.to is None else _write(asked, asked.to, runs, output)
+    document: dict[str, object] = {} if outcome is None else asdict(outcome)
+    if verification is not None:
+        report = _verify(verification, output)
+        document |= {"verified": report.to_json()}
+    if output.json:
+        tables.show_result_json(document)
+
+
+def _verification(asked: ExportFlags, runs: Path) -> "VerifyRequest | None":
+    """Return what is compared, if anything is.
+
+    Raises:
+        UsageError: Nothing is asked for, or there is no such server.
+        NotFoundError: There is no such model.
+    """
+    if asked.server is None:
+        if asked.to is None:
+            raise UsageError(
+                f"missing option '--to': one of {', '.join(ExportFormat)}",
+                hint="name a format; or compare with a running server: --verify-server KIND=URL",
+            )
+        return None
+    if asked.to is None and (asked.out is not None or asked.dtype is not None):
+        raise UsageError("--out and --dtype need --to", hint="name a format, such as --to gguf")
+    from sftcli.services.server.address import parse_server
+    from sftcli.services.verify.request import VerifyRequest, check_names
+
+    request = VerifyRequest(
+        checkpoint=asked.checkpoint,
+        server=parse_server(asked.server),
+        root=runs,
+        rows=asked.server_rows,
+        base_model=asked.model.base_model,
+    )
+    check_names(request)
+    return request
+
+
+def _write(asked: ExportFlags, to: ExportFormat, runs: Path, output: Output) -> "ExportOutcome":
+    """Write the model and say where."""
     from sftcli.services.export.request import ExportFormat, ExportRequest, check_names, default_out
 
-    form = ExportFormat(asked.to.value)
+    form = ExportFormat(to.value)
     parts = {"tokenizer": asked.model.tokenizer, "base_model": asked.model.base_model}
     request = ExportRequest(
         checkpoint=asked.checkpoint,
@@ -141,8 +207,7 @@ def export(
 
         outcome = run_export(request, current)
     if output.json:
-        tables.show_result_json(asdict(outcome))
-        return
+        return outcome
     if not output.quiet:
         tables.show_text(
             f"{outcome.model} as {outcome.format}, {outcome.dtype}, {size(outcome.bytes)}",
@@ -153,3 +218,22 @@ def export(
             name = shlex.quote(Path(outcome.path).name)
             tables.show_text(f"next: ollama create {name} -f {file}", tables.err(output.color))
     tables.show_text(outcome.path, tables.out(output.color))
+    return outcome
+
+
+def _verify(request: "VerifyRequest", output: Output) -> "VerifyReport":
+    """Compare, and say what differs.
+
+    Raises:
+        ThresholdError: Something does.
+    """
+    with session(output) as current:
+        with current.loading():
+            from sftcli.services.verify.verify import run_verification
+
+        report = run_verification(request, current)
+    if not output.json:
+        show_verified(report, output)
+    if not report.is_same:
+        raise ThresholdError("; ".join(map(str, report.findings)))
+    return report

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sftcli.services.generate.gate import Gate
     from sftcli.services.generate.request import GenerateRequest
     from sftcli.services.models.reference import ModelReference
+    from sftcli.services.teach.request import TeachRequest
 
 
 MAX_PROMPT_CHARS = 16_000_000  # read from standard input; no model has room for as many
@@ -72,6 +74,45 @@ class AskedFlags:
     ] = 1
 
 
+class Keep(StrEnum):
+    """Which answer to a prompt becomes a row."""
+
+    ENDED = "ended"
+    CHECK = "check"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeachFlags:
+    """Answers as rows to train on."""
+
+    keep: Annotated[
+        Keep | None,
+        typer.Option(
+            "--keep",
+            help="Write rows to train on to --out: for each prompt the first answer that ended, or the first that passes --check.",
+        ),
+    ] = None
+    checks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--check",
+            metavar="NAME",
+            help="Check of --keep check, as in sft eval; by default one that fits the answers that rows have. Repeatable.",
+        ),
+    ] = None
+    apart_from: Annotated[
+        str | None,
+        typer.Option(
+            "--apart-from",
+            metavar="RUN|FILE",
+            help="Leave out prompts that nearly equal a held-out row of this run, or a row of this file.",
+        ),
+    ] = None
+    without_system: Annotated[
+        bool, typer.Option("--without-system", help="Write rows of --keep without their system message.")
+    ] = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnsweringFlags:
     """Who answers, and what is put before a prompt."""
@@ -85,7 +126,7 @@ class AnsweringFlags:
             "-m",
             metavar="MODEL",
             autocompletion=complete.models,
-            help="Run, checkpoint, folder or model name; by default the newest finished run.",
+            help="Run, checkpoint, folder, model name or the URL of a server; by default the newest finished run.",
             rich_help_panel=MAIN_PANEL,
         ),
     ] = None
@@ -101,6 +142,7 @@ class AnsweringFlags:
 def generate(
     *,
     asked: AskedFlags,
+    taught: TeachFlags,
     answering: AnsweringFlags,
     flags: Annotated[Flags, *SAMPLING_FLAGS],
     runs: RunsRoot = Path("runs"),
@@ -114,8 +156,11 @@ def generate(
       sft generate --file prompts.jsonl --out answers.jsonl --checkpoint smollm2-135m --temperature 0.7
 
       sft generate --chat
+
+      sft generate --file prompts.jsonl --out taught.jsonl --model http://localhost:8080/v1 --keep check --samples 4
     """
     _check_kind(asked, output)
+    _check_taught(asked, taught)
     settings = resolve_flags(flags).settings
     text = _read_prompt(asked.prompt)
 
@@ -140,7 +185,7 @@ def generate(
     if asked.chat:
         run_chat(request, output)
     elif asked.file is not None and asked.out is not None:
-        _answer_file(request, asked, found, output)
+        _answer_file(request, asked, taught, found, output)
     else:
         _answer_prompt(request, output)
 
@@ -169,6 +214,24 @@ def _check_kind(asked: AskedFlags, output: Output) -> None:
         raise UsageError(
             "--chat uses one model and one answer per turn", hint="leave out --base, --samples and --json"
         )
+
+
+def _check_taught(asked: AskedFlags, taught: TeachFlags) -> None:
+    """Refuse flags of rows where no rows are written.
+
+    Raises:
+        UsageError: There is such a flag.
+    """
+    if taught.keep is not None and (asked.file is None or asked.base or asked.rest is not None):
+        raise UsageError(
+            "--keep needs --file, and excludes --base and --rest", hint="pass --file and --out alone"
+        )
+    if taught.keep is None and taught.without_system:
+        raise UsageError("--without-system needs --keep", hint="pass --keep ended, or --keep check")
+    if taught.keep is not Keep.CHECK and taught.checks:
+        raise UsageError("--check needs --keep check", hint="pass both")
+    if taught.apart_from is not None and asked.file is None:
+        raise UsageError("--apart-from needs --file", hint="pass both")
 
 
 def _gated(
@@ -216,8 +279,34 @@ def _answer_prompt(request: "GenerateRequest", output: Output) -> None:
         raise typer.Exit(current.stop.exit_code)
 
 
+def _taught(request: "GenerateRequest", asked: AskedFlags, taught: TeachFlags) -> "TeachRequest | None":
+    """Return what becomes of answers, if they become rows.
+
+    Raises:
+        UsageError, NotFoundError: There is no such check.
+    """
+    if taught.keep is None or asked.file is None:
+        return None
+    from sftcli.services.teach.request import Keep, TeachRequest
+
+    teach = TeachRequest(
+        keep=Keep(taught.keep.value),
+        file=asked.file,
+        checks=tuple(taught.checks or ()),
+        with_system=not taught.without_system,
+        ignored=request.ignored,
+        renames=request.renames,
+    )
+    assert teach.check_names
+    return teach
+
+
 def _answer_file(
-    request: "GenerateRequest", asked: AskedFlags, found: "ModelReference", output: Output
+    request: "GenerateRequest",
+    asked: AskedFlags,
+    taught: TeachFlags,
+    found: "ModelReference",
+    output: Output,
 ) -> None:
     from sftcli.services.generate.prompt_file import check_out, read_prompts
     from sftcli.services.runs.lock import OutputLock
@@ -228,6 +317,12 @@ def _answer_file(
     check_out(out)
     OutputLock(out).require_free()
     request, gate = _gated(request, asked, found)
+    teach = _taught(request, asked, taught)
+    held = None
+    if taught.apart_from is not None:
+        from sftcli.services.teach.request import held_place
+
+        held = held_place(taught.apart_from, request.root)
     prompts = read_prompts(
         asked.file, system=request.system, ignored=request.ignored, renames=request.renames
     )
@@ -235,7 +330,16 @@ def _answer_file(
         with current.loading():
             from sftcli.services.generate.file import run_file_generation
 
-        outcome = run_file_generation(request, prompts, out, current.emit, current.stop, gate)
+        if held is not None:
+            from sftcli.services.teach.apart import prompts_apart
+
+            prompts = prompts_apart(prompts, held, current)
+        maker = None
+        if teach is not None:
+            from sftcli.services.teach.rows import TaughtRows
+
+            maker = TaughtRows(teach, prompts, current.emit)
+        outcome = run_file_generation(request, prompts, out, current.emit, current.stop, gate, maker)
     if gate is not None and outcome.is_whole and not output.quiet:
         sure = outcome.prompts - outcome.unsure
         promise = f"; {gate.promise}" if gate.promise else ""

@@ -78,19 +78,24 @@ def trial(
       sft try rows.jsonl --model smollm2-135m
 
       sft try rows.jsonl --shots 4 --max-rows 200
+
+      sft try rows.jsonl --model openai=http://localhost:8080/v1
     """
     flags = flags.with_value("--data", sources)
     resolved = resolve_for_training(flags, or_default_preset(layers, flags))
+    from sftcli.services.evaluate.trial.serving import without_server
     from sftcli.services.train.start.early import check_inputs
 
-    check_inputs(resolved.settings)
+    settings, server = without_server(resolved.settings)
+    check_inputs(settings)
     with session(output) as current:
         current.note(resolved.notices)
         current.emit(LOADING)
         from sftcli.services.evaluate.trial.trial import TrialRequest, run_trial
 
         request = TrialRequest(
-            settings=resolved.settings,
+            settings=settings,
+            server=server,
             shots=asked.shots,
             max_rows=asked.max_rows,
             max_prompt_tokens=asked.max_prompt_tokens,
@@ -98,7 +103,8 @@ def trial(
             batch_size=asked.batch_size,
         )
         report = run_trial(request, current)
-    train = shlex.join(["sft", "train", *flags.words(), *layers.words()])
+    own = flags if server is None else flags.with_value("--model", None).with_value("--tokenizer", None)
+    train = shlex.join(["sft", "train", *own.words(), *layers.words()])
     if output.json:
         tables.show_result_json({**report.to_json(), "train_command": train})
     else:

@@ -34,7 +34,7 @@ def chat(request: "GenerateRequest", output: options.Output) -> None:
             from sftcli.services.generate.chat import Chat
             from sftcli.services.generate.prompt import open_answerers
 
-        (answerer,) = open_answerers(request, current.emit)
+        (answerer,) = open_answerers(request, current.emit, current.stop)
     talk = Chat(answerer=answerer, sampling=request.sampling, system=request.system)
     if not output.quiet:
         tables.show_text(HELP, tables.err(output.color), wrap=True)

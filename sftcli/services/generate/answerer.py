@@ -24,30 +24,37 @@ from sftcli.services.prepare.pipeline import end_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from sftcli.services.generate.remote import ServerAnswerer
+
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _CONTEXT_TOKENS = 6  # decoders look at few tokens before a token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """An answer. ``finish`` is "stop" at a stop token or text, "length" where the budget ran out, "stopped" by the user."""
+    """An answer. ``finish`` is "stop" at a stop token or text, "length" where the budget ran out, "stopped" by the user.
+
+    ``logprob`` and ``confidence`` are None where a server does not tell them, and counts of tokens then 0.
+    """
 
     text: str
     model: str
     prompt_tokens: int
     new_tokens: int
     finish: str
-    logprob: float  # sum over the new tokens and the stop token, as the model gives it without temperature and filters
-    confidence: float  # geometric mean of their probabilities, 0 to 1
+    # Sum over the new tokens and the stop token, as the model gives it without temperature and filters.
+    logprob: float | None
+    confidence: float | None  # geometric mean of their probabilities, 0 to 1
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A prompt: its ids, and the seed that its sampling adds to that of the settings."""
+    """A prompt: its ids, and the seed that its sampling adds to that of the settings; for a server its ``messages``, and no ids."""
 
     ids: tuple[int, ...]
     seed: tuple[int, ...] = (0,)
+    messages: tuple[Message, ...] = ()
 
 
 class AnswerText:
@@ -263,7 +270,9 @@ def disagreements(choice: ModelChoice, model: "PreTrainedModel", tokenizer: HFCh
     return found
 
 
-def tell_room(lengths: Sequence[int], answerer: Answerer, wanted: int, emit: EventSink) -> None:
+def tell_room(
+    lengths: Sequence[int], answerer: "Answerer | ServerAnswerer", wanted: int, emit: EventSink
+) -> None:
     """Tell where the positions of the model end answers to prompts of these ``lengths`` before ``wanted`` new tokens."""
     positions = answerer.positions
     room = [positions - length + 1 for length in lengths]  # the last token of an answer is not read

@@ -10,13 +10,14 @@ from sftcli.data.conversations.messages import Message
 from sftcli.events import EventSink, StopFlag
 from sftcli.modeling.decoding.decode import require_positions
 from sftcli.services.generate.answerer import Answerer, Completion
+from sftcli.services.generate.remote import ServerAnswerer
 
 
 @dataclass(slots=True)
 class Chat:
     """A chat session."""
 
-    answerer: Answerer
+    answerer: Answerer | ServerAnswerer
     sampling: SamplingSettings
     system: str = ""
     turns: list[Message] = field(default_factory=list)

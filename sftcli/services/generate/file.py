@@ -6,10 +6,13 @@ line says what they answer. When all are there, OUT appears, whole, and the jour
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from sftcli import storage
 from sftcli.errors import DataError, MismatchError, OutputError
@@ -21,13 +24,17 @@ from sftcli.services.generate.answerer import Answerer, Completion, Question, te
 from sftcli.services.generate.gate import Gate, journal_of
 from sftcli.services.generate.prompt import model_choices, open_choices
 from sftcli.services.generate.prompt_file import PromptRow, check_out
+from sftcli.services.generate.remote import ServerAnswerer
 from sftcli.services.generate.request import GenerateRequest
 from sftcli.services.models.choose import ModelChoice
 from sftcli.services.runs.event_log import read_lines
 from sftcli.services.runs.lock import OutputLock
+from sftcli.services.server.connection import RefusedError
+from sftcli.services.server.dialects import Server
 
 Key = tuple[int, int, int]  # (model, prompt, sample)
 _SHOWN = 5  # lines that a message names
+REFUSED = "refused"  # how an answer ends that a server would not give
 ANSWER_KEYS = {field.name for field in fields(Completion)} - {"seconds"}
 
 
@@ -42,6 +49,22 @@ class FileOutcome:
     is_whole: bool
     rest: str = ""  # the file of answers that are not sure enough
     unsure: int = 0  # answers in it
+    rows: int = 0  # lines of ``out``; 0 until it is whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """An answer, and the day on which it was given."""
+
+    completion: Completion
+    date: str
+
+
+class RowMaker(Protocol):
+    """Makes other lines of answers than ``sft generate`` does by itself."""
+
+    def lines(self, teacher: str, given: Sequence[Sequence[Given]], /) -> list[str]:
+        """Return the lines of the file; ``given`` has all answers of the model ``teacher`` to each prompt."""
 
 
 class Journal:
@@ -52,6 +75,7 @@ class Journal:
         self.sizes = sizes
         self.repaired = ""  # what was left out of a file that a crash has torn, in words
         self.done: dict[Key, Completion] = {}
+        self.dates: dict[Key, str] = {}
         if path.exists():
             self._read(fingerprint)
         else:
@@ -62,8 +86,15 @@ class Journal:
     def add(self, key: Key, completion: Completion) -> None:
         """Keep an answer; it survives a crash of this program from now on."""
         record = {name: value for name, value in asdict(completion).items() if name in ANSWER_KEYS}
-        storage.append_line(self._file, json.dumps({"key": key, "completion": record}, ensure_ascii=False))
-        self.done[key] = completion
+        date = datetime.now(UTC).date().isoformat()
+        line = {"key": key, "completion": record, "date": date}
+        storage.append_line(self._file, json.dumps(line, ensure_ascii=False))
+        self.done[key], self.dates[key] = completion, date
+
+    def given(self, number: int, prompts: int) -> list[list[Given]]:
+        """Return all answers of model ``number`` to each of ``prompts``."""
+        keys = [[(number, index, sample) for sample in range(self.sizes[2])] for index in range(prompts)]
+        return [[Given(completion=self.done[key], date=self.dates[key]) for key in row] for row in keys]
 
     def close(self) -> None:
         """Close the file."""
@@ -79,7 +110,7 @@ class Journal:
         for _, record in lines.found[1:]:
             key, answer = self._key(record.get("key")), record.get("completion")
             if key is not None and (completion := _completion(answer)) is not None:
-                self.done[key] = completion
+                self.done[key], self.dates[key] = completion, _date(record.get("date"))
         self.repaired = lines.message(self.path)
         if self.repaired:
             whole = "".join(text for text, _ in lines.found)
@@ -106,6 +137,11 @@ def _completion(answer: object) -> Completion | None:
     return found
 
 
+def _date(value: object) -> str:
+    """Return the day that a line of a journal has; "" for anything else."""
+    return value if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value) else ""
+
+
 def run_file_generation(
     request: GenerateRequest,
     prompts: list[PromptRow],
@@ -113,8 +149,9 @@ def run_file_generation(
     emit: EventSink,
     stop: StopFlag,
     gate: Gate | None = None,
+    maker: RowMaker | None = None,
 ) -> FileOutcome:
-    """Answer every prompt into ``out``, a JSON object a line with the row and its answer.
+    """Answer every prompt into ``out``, a JSON object a line with the row and its answer, or the lines of ``maker``.
 
     With ``gate``, rows whose answer it does not let out go to its file in place of ``out``.
 
@@ -127,7 +164,7 @@ def run_file_generation(
     with ExitStack() as held:
         for file in (out, *(() if gate is None else (gate.rest,))):
             held.enter_context(OutputLock(file, emit))
-        return _answer_all(request, prompts, out, emit, stop, gate)
+        return _answer_all(request, prompts, out, emit, stop, gate, maker)
 
 
 def _answer_all(
@@ -137,13 +174,14 @@ def _answer_all(
     emit: EventSink,
     stop: StopFlag,
     gate: Gate | None,
+    maker: RowMaker | None,
 ) -> FileOutcome:
     check_out(out)  # another process may have written it meanwhile
-    names = column_names(request, prompts)
+    names = column_names(request, prompts) if maker is None else {}
     moved = [f"{name} as {new}" for name, new in names.items() if name != new]
     if moved:
         emit(Notice(text=f"the rows' own columns are written under other names: {', '.join(moved)}"))
-    choices = model_choices(request, emit)
+    choices = model_choices(request, emit, stop)
     sizes = (len(choices), len(prompts), request.samples)
     fingerprint = _fingerprint(request, prompts, choices, gate)
     with _writing(out):
@@ -165,15 +203,16 @@ def _answer_all(
         ) from error
     finally:
         journal.close()
-    unsure = 0
+    lines, unsure = list[str](), list[str]()
     if is_whole:
-        rows = list(_rows(request, prompts, names, choices, journal))
-        sure = [gate is None or gate.lets_out(answer.confidence, answer.finish) for _, answer in rows]
-        unsure = sure.count(False)
+        if maker is not None:
+            lines = maker.lines(choices[-1].name, journal.given(len(choices) - 1, len(prompts)))
+        else:
+            lines, unsure = _sorted_out(_rows(request, prompts, names, choices, journal), gate)
         if gate is not None:
-            _write_rest(gate.rest, [row for (row, _), is_sure in zip(rows, sure, strict=True) if not is_sure])
+            _write_rest(gate.rest, unsure)
         check_out(out)  # another program may have written it meanwhile
-        _write(out, [row for (row, _), is_sure in zip(rows, sure, strict=True) if is_sure])
+        _write(out, lines)
         storage.disk.unlink(journal.path)
     return FileOutcome(
         out=str(out),
@@ -182,8 +221,18 @@ def _answer_all(
         kept=kept,
         is_whole=is_whole,
         rest="" if gate is None else str(gate.rest),
-        unsure=unsure,
+        unsure=len(unsure),
+        rows=len(lines),
     )
+
+
+def _sorted_out(rows: Iterable[tuple[str, Completion]], gate: Gate | None) -> tuple[list[str], list[str]]:
+    """Return the lines that go out, and those that ``gate`` keeps back."""
+    lines, unsure = list[str](), list[str]()
+    for row, answer in rows:
+        is_sure = gate is None or gate.lets_out(answer.confidence, answer.finish)
+        (lines if is_sure else unsure).append(row)
+    return lines, unsure
 
 
 def _write(out: Path, lines: list[str]) -> None:
@@ -209,7 +258,7 @@ def _writing(out: Path) -> AbstractContextManager[None]:
 def _answer(
     request: GenerateRequest,
     number: int,
-    answerer: Answerer,
+    answerer: Answerer | ServerAnswerer,
     prompts: list[PromptRow],
     journal: Journal,
     total: int,
@@ -217,24 +266,66 @@ def _answer(
     stop: StopFlag,
 ) -> None:
     """Answer what one model has not answered yet."""
-    keys: list[Key] = []
-    questions: list[Question] = []
-    for index, prompt in enumerate(prompts):
-        for sample in range(request.samples):
-            key = (number, index, sample)
-            if key not in journal.done:
-                keys.append(key)
-                questions.append(answerer.question(prompt.messages, seed=(index, sample)))
+    every = [(number, index, sample) for index in range(len(prompts)) for sample in range(request.samples)]
+    is_told = False
+    while keys := [key for key in every if key not in journal.done]:
+        questions = [
+            answerer.question(prompts[index].messages, seed=(index, sample)) for _, index, sample in keys
+        ]
+        if not is_told:
+            _require_room(request, answerer, prompts, keys, questions, emit)
+        is_told = True
+        try:
+            for question, completion in answerer.answer(questions, request.sampling, stop):
+                if completion.finish != "stopped":
+                    journal.add(keys[question], completion)
+                    emit(Progressed(task="answering", done=len(journal.done), total=total, unit="answers"))
+        except RefusedError as error:
+            if error.question is None or isinstance(answerer, Answerer):
+                raise
+            _keep_refused(keys[error.question], answerer, prompts, journal, error, emit)
+        if stop.requested():
+            return
+
+
+def _require_room(
+    request: GenerateRequest,
+    answerer: Answerer | ServerAnswerer,
+    prompts: list[PromptRow],
+    keys: Sequence[Key],
+    questions: Sequence[Question],
+    emit: EventSink,
+) -> None:
+    """See that the model and the machine have room for each prompt, before long work ends at one of them.
+
+    Raises:
+        DataError, ResourceError: They have not.
+    """
     asked = {index: len(question.ids) for (_, index, _), question in zip(keys, questions, strict=True)}
     _require_positions({prompts[index].line: length for index, length in asked.items()}, answerer.positions)
-    if asked:
-        longest = max(range(len(keys)), key=lambda place: len(questions[place].ids))
-        answerer.require_memory(questions[longest], row=f"line {prompts[keys[longest][1]].line}")
+    longest = max(range(len(keys)), key=lambda place: len(questions[place].ids))
+    answerer.require_memory(questions[longest], row=f"line {prompts[keys[longest][1]].line}")
     tell_room([*asked.values()], answerer, request.sampling.max_new_tokens, emit)
-    for question, completion in answerer.answer(questions, request.sampling, stop):
-        if completion.finish != "stopped":
-            journal.add(keys[question], completion)
-            emit(Progressed(task="answering", done=len(journal.done), total=total, unit="answers"))
+
+
+def _keep_refused(
+    key: Key,
+    answerer: ServerAnswerer,
+    prompts: list[PromptRow],
+    journal: Journal,
+    error: RefusedError,
+    emit: EventSink,
+) -> None:
+    """Keep that the server refused a prompt, so that the others are asked.
+
+    Raises:
+        DataError: It has not answered any, so that not the prompt is at fault.
+    """
+    where = f"line {prompts[key[1]].line}: {error.message}"
+    if all(answer.finish == REFUSED for answer in journal.done.values()):
+        raise DataError(where, hint=error.hint or "no prompt has been answered yet") from error
+    emit(Warned(text=f"{where}; it has no answer, the others are asked"))
+    journal.add(key, answerer.nothing(REFUSED))
 
 
 def _require_positions(lengths: Mapping[int, int], positions: int) -> None:
@@ -276,7 +367,7 @@ def _rows(
     request: GenerateRequest,
     prompts: list[PromptRow],
     names: Mapping[str, str],
-    choices: list[ModelChoice],
+    choices: Sequence[ModelChoice | Server],
     journal: Journal,
 ) -> Iterator[tuple[str, Completion]]:
     """Yield the line of each row with its first answer."""
@@ -313,7 +404,10 @@ def _as_json(answers: list[Completion]) -> object:
 
 
 def _fingerprint(
-    request: GenerateRequest, prompts: list[PromptRow], choices: list[ModelChoice], gate: Gate | None
+    request: GenerateRequest,
+    prompts: list[PromptRow],
+    choices: Sequence[ModelChoice | Server],
+    gate: Gate | None,
 ) -> str:
     """Return a hash of all that decides the answers."""
     parts = {
@@ -323,10 +417,13 @@ def _fingerprint(
         "precision": request.precision,
         "tokenizer": str(request.tokenizer),
         "gate": None if gate is None else [gate.min_confidence, str(gate.rest)],
-        "models": [
-            file_stamps(folder)
-            for choice in choices
-            for folder in dict.fromkeys((choice.folder, choice.weights_folder))
-        ],
+        "models": [stamps for choice in choices for stamps in _stamps(choice)],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _stamps(choice: ModelChoice | Server) -> list[object]:
+    """Return what tells a model from another one: of a server its place and the name of the model."""
+    if isinstance(choice, Server):
+        return [choice.name]
+    return [file_stamps(folder) for folder in dict.fromkeys((choice.folder, choice.weights_folder))]

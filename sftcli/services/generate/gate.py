@@ -28,9 +28,9 @@ class Gate:
     precision: str = ""
     most_tokens: int = 0  # the evaluation cut answers there
 
-    def lets_out(self, confidence: float, finish: str) -> bool:
-        """Return whether an answer goes out."""
-        return finish == "stop" and confidence >= self.min_confidence
+    def lets_out(self, confidence: float | None, finish: str) -> bool:
+        """Return whether an answer goes out; one whose confidence nobody tells does not."""
+        return finish == "stop" and confidence is not None and confidence >= self.min_confidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,10 @@ from sftcli.data.conversations.messages import Message
 from sftcli.events import EventSink, Session, StopFlag
 from sftcli.modeling.decoding.decode import require_positions
 from sftcli.services.generate.answerer import Answerer, Completion, Question, open_answerer, tell_room
+from sftcli.services.generate.remote import ServerAnswerer
 from sftcli.services.generate.request import GenerateRequest, require_prompt, unknown_base
 from sftcli.services.models.choose import ModelChoice, base_of, choose_model
+from sftcli.services.server.dialects import Server, open_server
 
 
 def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) -> list[Completion]:
@@ -22,7 +24,7 @@ def run_generation(request: GenerateRequest, emit: EventSink, stop: StopFlag) ->
     """
     require_prompt(request)
     completions = []
-    for answerer in open_answerers(request, emit):
+    for answerer in open_answerers(request, emit, stop):
         messages = messages_of(request.prompt, system=request.system)
         questions = [answerer.question(messages, seed=(sample,)) for sample in range(request.samples)]
         _require_room(questions[:1], answerer, request, emit)
@@ -43,7 +45,7 @@ def run_prompts(
     """
     if not prompts:
         return []
-    (answerer,) = open_answerers(request, session.emit)
+    (answerer,) = open_answerers(request, session.emit, session.stop)
     questions = [answerer.question(messages) for messages in prompts]
     _require_room(questions, answerer, request, session.emit)
     read_by = session.emit if len(questions) == 1 else None
@@ -52,7 +54,10 @@ def run_prompts(
 
 
 def _require_room(
-    questions: Sequence[Question], answerer: Answerer, request: GenerateRequest, emit: EventSink
+    questions: Sequence[Question],
+    answerer: Answerer | ServerAnswerer,
+    request: GenerateRequest,
+    emit: EventSink,
 ) -> None:
     """See that the model has room for each question, and tell where it has less for an answer than was asked for."""
     lengths = [len(question.ids) for question in questions]
@@ -67,27 +72,38 @@ def messages_of(prompt: str, *, system: str) -> list[Message]:
     return [*opening, Message(role="user", content=prompt)]
 
 
-def open_answerers(request: GenerateRequest, emit: EventSink) -> Iterator[Answerer]:
-    """Load each model of a request when it is its turn: the base first, if it is asked."""
-    yield from open_choices(model_choices(request, emit), request, emit)
+def open_answerers(
+    request: GenerateRequest, emit: EventSink, stop: StopFlag
+) -> Iterator[Answerer | ServerAnswerer]:
+    """Load each model of a request when it is its turn: the base first, if it is asked. ``stop`` ends waiting for a server."""
+    yield from open_choices(model_choices(request, emit, stop), request, emit)
 
 
 def open_choices(
-    choices: Iterable[ModelChoice], request: GenerateRequest, emit: EventSink
-) -> Iterator[Answerer]:
+    choices: Iterable[ModelChoice | Server], request: GenerateRequest, emit: EventSink
+) -> Iterator[Answerer | ServerAnswerer]:
     """Load each of ``choices``, the models of a request, when it is its turn."""
     for choice in choices:
-        yield open_answerer(
-            choice, precision=request.precision, tokenizer_folder=request.tokenizer_folder, emit=emit
+        yield (
+            ServerAnswerer(choice)
+            if isinstance(choice, Server)
+            else open_answerer(
+                choice, precision=request.precision, tokenizer_folder=request.tokenizer_folder, emit=emit
+            )
         )
 
 
-def model_choices(request: GenerateRequest, emit: EventSink) -> list[ModelChoice]:
-    """Return the models of a request, the tuned one last.
+def model_choices(
+    request: GenerateRequest, emit: EventSink, stop: StopFlag
+) -> Sequence[ModelChoice | Server]:
+    """Return the models of a request, the tuned one last; or the server that is asked.
 
     Raises:
         UsageError: The base is asked too, and no run made this model.
+        SftError: As ``open_server``.
     """
+    if request.server is not None:
+        return [open_server(request.server, emit, stop)]
     choice = choose_model(
         request.checkpoint,
         tokenizer=request.tokenizer if request.is_pt else None,

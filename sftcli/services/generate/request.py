@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcli.config.schema.run import SamplingSettings
+from sftcli.config.schema.training import Precision
 from sftcli.errors import UsageError
 from sftcli.modeling.tokenizer.files import read_tokenizer_files
 from sftcli.paths import as_path
 from sftcli.services.models.reference import ModelReference, find_model
+from sftcli.services.server.address import ServerAddress, names_server, parse_server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,16 @@ class GenerateRequest:
         return self.checkpoint is not None and self.checkpoint.endswith(".pt")
 
     @property
+    def server(self) -> ServerAddress | None:
+        """The server that is asked, if it is one.
+
+        Raises:
+            UsageError: It is written wrongly.
+        """
+        named = self.checkpoint is not None and names_server(self.checkpoint)
+        return parse_server(self.checkpoint) if named and self.checkpoint is not None else None
+
+    @property
     def tokenizer_folder(self) -> Path | None:
         """Folder of the tokenizer to use instead of the model's own."""
         return None if self.tokenizer is None or self.is_pt else as_path(self.tokenizer)
@@ -62,12 +74,30 @@ def check_models(request: GenerateRequest) -> ModelReference:
         tokenizer=request.tokenizer if request.is_pt else None,
         trusts_code=request.trusts_code,
         base_model=request.base_model,
+        takes_servers=True,
     )
+    if found.server is not None:
+        _check_server(request, found.server)
     if request.with_base and found.run is None and not found.is_adapter:
         raise unknown_base(found.name)
     if request.tokenizer_folder is not None:
         read_tokenizer_files(request.tokenizer_folder)
     return found
+
+
+def _check_server(request: GenerateRequest, server: ServerAddress) -> None:
+    """Refuse what a server does by itself.
+
+    Raises:
+        UsageError: It is asked for.
+    """
+    given = {
+        "--tokenizer": request.tokenizer is not None,
+        "--precision": request.precision != Precision.AUTO,
+        "--base": request.with_base,
+    }
+    if flag := next((flag for flag, is_given in given.items() if is_given), ""):
+        raise UsageError(f"{flag} is not for a server, and {server} is one", hint="leave it out")
 
 
 def require_prompt(request: GenerateRequest) -> None:

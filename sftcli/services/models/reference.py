@@ -9,6 +9,7 @@ from sftcli.modeling.locate.locate import check_name
 from sftcli.paths import as_path
 from sftcli.services.runs.folder import RunFolder, list_runs, owner_of, read_settings
 from sftcli.services.runs.outcome import model_of, newest_finished
+from sftcli.services.server.address import ServerAddress, names_server, parse_server
 from sftcli.suggest import did_you_mean
 
 
@@ -16,13 +17,14 @@ from sftcli.suggest import did_you_mean
 class ModelReference:
     """A model that was named. ``folder`` is None where ``locate_model`` has to find it; ``run`` made the model.
 
-    ``fault`` is why the run that ``folder`` lies in cannot be read: the model is used without what that says of it.
+    ``server`` has it where it runs elsewhere, and there is no folder then. ``fault`` is why the run that ``folder`` lies in cannot be read: the model is used without what that says of it.
     """
 
     name: str
     folder: Path | None
     run: RunFolder | None
     fault: str = ""
+    server: ServerAddress | None = None
 
     @property
     def is_adapter(self) -> bool:
@@ -37,14 +39,16 @@ def find_model(
     tokenizer: str | None = None,
     trusts_code: bool = False,
     base_model: str | None = None,
+    takes_servers: bool = False,
 ) -> ModelReference:
     """Return what ``reference`` names: by default the newest finished run's final model. Nothing is fetched or converted.
 
-    The arguments are those of ``choose_model``.
+    The arguments are those of ``choose_model``; ``takes_servers`` tells that a server will do, which nobody asks here.
 
     Raises:
         NotFoundError: Nothing is there.
-        UsageError: Code is trusted of a model that no run has made, or a base is named of a model that is no adapter.
+        UsageError: Code is trusted of a model that no run has made, or a base is named of a model that is no adapter; or a server
+            is named where weights are needed.
         DataError, ConsentError: What is there is no model that can be opened.
     """
     found = _find(reference, root)
@@ -65,7 +69,13 @@ def find_model(
                 hint="leave --base-model out",
             )
         check_name(base_model)
-    if found.folder is None:
+    if found.server is not None:
+        if not takes_servers:
+            raise UsageError(
+                f"{found.server} is a server, which gives answers and no weights",
+                hint="sft generate and sft try ask servers; name a run or a folder here",
+            )
+    elif found.folder is None:
         check_model_name(found.name, root=root, tokenizer=tokenizer)
     return found
 
@@ -96,6 +106,9 @@ def _find(reference: str | None, root: Path) -> ModelReference:
         if (path / "config.json").is_file() or is_adapter_folder(path):
             owner, fault = _readable_owner(path)
             return ModelReference(name=reference, folder=path, run=owner, fault=fault)
+    if names_server(reference):
+        server = parse_server(reference)
+        return ModelReference(name=str(server), folder=None, run=None, server=server)
     return ModelReference(name=reference, folder=None, run=None)
 
 

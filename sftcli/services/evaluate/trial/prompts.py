@@ -33,9 +33,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownPrompt:
-    """A question behind its examples."""
+    """A question behind its examples, as ids and as ``messages``."""
 
     question: HeldoutQuestion
+    messages: tuple[Message, ...]
     shots: int
     is_clipped: bool  # there are more examples than had room
 
@@ -115,7 +116,10 @@ def with_examples(
     shots = bisect_right(range(1, len(examples) + 1), room, key=lambda count: len(ids_with(count)))
     ids = ids_with(shots) if shots else asked.question.prompt_ids
     return ShownPrompt(
-        question=replace(asked.question, prompt_ids=ids), shots=shots, is_clipped=shots < len(examples)
+        question=replace(asked.question, prompt_ids=ids),
+        messages=tuple(_messages(asked.row, examples[:shots])),
+        shots=shots,
+        is_clipped=shots < len(examples),
     )
 
 

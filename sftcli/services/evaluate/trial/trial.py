@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 
 from sftcli.config.schema.settings import Settings
+from sftcli.data.conversations.messages import Conversation
 from sftcli.data.prepared.messages import KeptMessages
 from sftcli.data.prepared.store import HELDOUT, TRAIN
 from sftcli.data.quality.thresholds import assess_rows
@@ -22,7 +23,7 @@ from sftcli.services.evaluate.scoring import (
     most_answer_tokens,
     question_of,
 )
-from sftcli.services.evaluate.trial.pool import ExamplePool
+from sftcli.services.evaluate.trial.pool import ExamplePool, question_turns
 from sftcli.services.evaluate.trial.prompts import (
     Asked,
     ShownPrompt,
@@ -31,12 +32,15 @@ from sftcli.services.evaluate.trial.prompts import (
     require_turns,
     with_examples,
 )
+from sftcli.services.evaluate.trial.remote import ask_server
 from sftcli.services.models.choose import ModelChoice, load_for_inference, start_of
 from sftcli.services.prepare.capacity import require_room
 from sftcli.services.prepare.pipeline import NoMessagesError
 from sftcli.services.prepare.prepare import PreparedData, prepare_rows, require_rows
 from sftcli.services.processes.peers import Peers
 from sftcli.services.report.score import Interval
+from sftcli.services.server.address import ServerAddress
+from sftcli.services.server.dialects import Server, open_server
 
 ALONE, RANDOM, NEAREST = "alone", "random", "nearest"
 SHOWN_PROMPTS = 3
@@ -53,6 +57,9 @@ class TrialRequest:
     max_prompt_tokens: int
     precision: str
     batch_size: int | None = None  # questions at once; answers in float32 do not depend on it
+    server: ServerAddress | None = (
+        None  # that is asked in place of the model, whose tokenizer measures rows then
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,12 +127,20 @@ def run_trial(request: TrialRequest, session: Session) -> TrialReport:
         UsageError: The chat template takes no earlier turns.
         StoppedError: A stop was asked for.
     """
+    server = None if request.server is None else open_server(request.server, session.emit, session.stop)
     choice = start_of(request.settings, session.emit)
+    if server is not None:
+        session.emit(
+            Notice(
+                text=f"rows are prepared and measured with the tokenizer of {choice.name}; {server.name} is asked in messages"
+            )
+        )
     prepared = rows_with_messages(request.settings, choice, session)
     prompts = make_prompts(request, choice, prepared, session)
-    ways = tuple(ask(request, choice, prepared, prompts, session))
+    asked = ask(request, choice, prepared, prompts, session, server=server)
+    ways = tuple(asked)
     return TrialReport(
-        model=choice.name,
+        model=choice.name if server is None else server.name,
         rows=len(prepared.dataset.heldout),
         train_rows=len(prepared.dataset.train),
         repeats=prompts.repeats,
@@ -146,8 +161,13 @@ def make_prompts(
         DataError, UsageError, StoppedError: As ``run_trial``.
     """
     positions = positions_of(choice.weights_folder)
-    asked = _questions(prepared, request, positions, session.emit)
-    alone = [ShownPrompt(question=one.question, shots=0, is_clipped=False) for one in asked]
+    asked = find_questions(prepared, request.settings, request.max_rows, positions, session.emit)
+    if request.server is not None:
+        asked = without_tools(asked, session.emit)
+    alone = [
+        ShownPrompt(question=one.question, messages=tuple(question_turns(one.row)), shots=0, is_clipped=False)
+        for one in asked
+    ]
     room = request.max_prompt_tokens
     if positions:  # so that an answer has room behind it
         room = min(room, positions - most_answer_tokens([one.question for one in asked]))
@@ -205,7 +225,9 @@ def rows_with_messages(settings: Settings, choice: ModelChoice, session: Session
     return prepared
 
 
-def _questions(prepared: PreparedData, request: TrialRequest, positions: int, emit: EventSink) -> list[Asked]:
+def find_questions(
+    prepared: PreparedData, settings: Settings, max_rows: int, positions: int, emit: EventSink
+) -> list[Asked]:
     """Return the questions, of the rows that ``sft eval`` answers.
 
     Raises:
@@ -214,9 +236,9 @@ def _questions(prepared: PreparedData, request: TrialRequest, positions: int, em
     heldout, kept = prepared.dataset.heldout, KeptMessages(prepared.dataset, HELDOUT)
     whole = rows_with_whole_answers(heldout, named="DATA")
     whole = rows_with_room(heldout, whole, positions, emit)
-    numbers = [whole[place] for place in spread(len(whole), request.max_rows)]
+    numbers = [whole[place] for place in spread(len(whole), max_rows)]
     tokenizer = prepared.tokenizer
-    encoder = encoder_of(tokenizer, request.settings.data)
+    encoder = encoder_of(tokenizer, settings.data)
     found = [
         asked_of(number, kept[number], question_of(heldout[number], tokenizer), encoder, tokenizer)
         for number in numbers
@@ -231,6 +253,30 @@ def _questions(prepared: PreparedData, request: TrialRequest, positions: int, em
     if left := len(found) - len(asked):
         emit(Notice(text=f"{left} of {len(found)} held-out rows are not asked: {why}"))
     return asked
+
+
+def without_tools(asked: Sequence[Asked], emit: EventSink) -> list[Asked]:
+    """Return the questions that a server can be asked in messages alone.
+
+    Raises:
+        DataError: There is none.
+    """
+    found = [one for one in asked if _is_plain(one.row)]
+    if not found:
+        raise DataError(
+            "every held-out row has tools, thinking in earlier turns, or variables for its template, and a server is not asked such"
+        )
+    if left := len(asked) - len(found):
+        why = "tools, thinking in earlier turns, or variables for their template"
+        emit(Notice(text=f"{left} of {len(asked)} held-out rows have {why}, and are not asked"))
+    return found
+
+
+def _is_plain(row: Conversation) -> bool:
+    """Return whether a prompt is nothing but roles and texts."""
+    turns = question_turns(row)
+    is_more = any(turn.tool_calls or turn.thinking or turn.role == "tool" for turn in turns)
+    return not (row.tools or row.variables or is_more)
 
 
 def _tell_examples(prompts: TrialPrompts, request: TrialRequest, emit: EventSink) -> None:
@@ -272,13 +318,17 @@ def ask(
     prepared: PreparedData,
     prompts: TrialPrompts,
     session: Session,
+    *,
+    server: Server | None = None,
 ) -> Iterator[Way]:
-    """Load the model of ``choice`` and yield what came of each way of asking it.
+    """Load the model of ``choice``, or take ``server`` in its place, and yield what came of each way of asking it.
 
     Raises:
         StoppedError: A stop was asked for.
     """
-    decoder = choose_decoder(load_for_inference(choice, precision=request.precision, emit=session.emit))
+    decoder = None
+    if server is None:
+        decoder = choose_decoder(load_for_inference(choice, precision=request.precision, emit=session.emit))
     alone: Answered | None = None
     for number, (name, made) in enumerate(prompts.ways.items(), 1):
         begin = monotonic()
@@ -291,8 +341,16 @@ def ask(
             batch_rows=request.batch_size,
             peers=Peers(),
         )
-        task = f"{number} of {len(prompts.ways)}: asking, {name} ({choice.name})"
-        answered = answer_questions(job, decoder, task, session.emit, session.stop)
+        who = choice.name if server is None else server.name
+        task = f"{number} of {len(prompts.ways)}: asking, {name} ({who})"
+        if server is not None:
+            greedy = job.sampling.model_copy(
+                update={"max_new_tokens": job.most_answer_tokens, "temperature": 0.0}
+            )
+            answered = ask_server(server, made, greedy, task, session)
+        else:
+            assert decoder is not None
+            answered = answer_questions(job, decoder, task, session.emit, session.stop)
         yield _way(name, made, answered, against=alone, seconds=monotonic() - begin)
         alone = alone or answered
 
