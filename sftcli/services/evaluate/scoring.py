@@ -157,7 +157,7 @@ def score_model(
         rows = score_table(
             job.heldout, model, job.tokenizer, job.peers, task, counted, stop, batch_rows=job.batch_rows
         )
-        general = ()
+        general: tuple[RowScore, ...] = ()
         if job.general is not None:
             general = score_table(
                 job.general, model, job.tokenizer, job.peers, task, unheard, stop, batch_rows=job.batch_rows
