@@ -87,7 +87,6 @@ class HFChatTokenizer:
         self.control_texts: Mapping[str, int] = {
             texts[i]: i for i in sorted(self.control_ids | self.markup_ids)
         }
-        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.stop_ids = find_stop_ids(files, stop_texts)
         self.eos_text = files.named.get("eos_token") or str(self._tokenizer.id_to_token(min(self.stop_ids)))
         if not (first := self._tokenizer.encode(self.eos_text, add_special_tokens=False).ids):
@@ -153,6 +152,11 @@ class HFChatTokenizer:
             add_generation_prompt=add_generation_prompt,
             variables={**self._variables, **variables} if variables else self._variables,
         )
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id; there can be fewer tokens, as some vocabularies leave ids out."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     @functools.cached_property
     def max_chars_per_token(self) -> int:

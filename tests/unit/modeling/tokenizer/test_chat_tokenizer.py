@@ -8,6 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from sftcli.data.conversations.messages import TokenRow
+from sftcli.data.example import Example
+from sftcli.data.reading.record import Origin
+from sftcli.data.rendering.render import Renderer
 from sftcli.errors import DataError, NotFoundError, UsageError
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
 from tests.support.chat import family_tokenizer
@@ -343,3 +347,28 @@ def test_hiding_markup_moves_no_other_token(tmp_path: Path):
     plain.save(str(tmp_path / "tokenizer.json"))
     tokenizer: HFChatTokenizer = load_chat_tokenizer(tmp_path)
     assert tokenizer.encode("<think>word", reading="text")[-1] == plain.token_to_id("word")
+
+
+def test_ids_of_a_vocabulary_that_leaves_some_out_are_all_in_it(tmp_path: Path):
+    build_tiny_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocab = content["model"]["vocab"]
+    largest = max(vocab, key=vocab.get)
+    vocab[largest] += 3
+    for added in content["added_tokens"]:
+        if added["content"] == "<think>":
+            vocab["<think>"] = added["id"] = vocab[largest] + 1
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer: HFChatTokenizer = load_chat_tokenizer(tmp_path)
+    assert tokenizer.markup_ids >= {vocab["<think>"]}
+    assert tokenizer.vocab_size == vocab["<think>"] + 1
+    assert tokenizer.vocab_size > Tokenizer.from_file(str(path)).get_vocab_size()
+    ids = (0, vocab["<think>"])
+    row = TokenRow(
+        origin=Origin(path="rows", line=1), input_ids=ids, loss_mask=(False, True), num_trained_turns=1
+    )
+    (rendered,) = Renderer(tokenizer, max_tokens=8).render_all([[row]])
+    (example,) = rendered.results
+    assert isinstance(example, Example)
+    assert tuple(example.input_ids) == ids
