@@ -138,6 +138,19 @@ def test_the_cost_is_told_before_it_is_paid_and_rows_are_drawn_above_a_limit(pla
     assert (len(found.rows), found.available) == (7, 40)
 
 
+def test_two_processes_find_the_same(place, ledger, sft_there, tmp_path):
+    copy = shutil.copytree(place / "runs", tmp_path / "runs")
+    code, _, err = sft_there("report", copy / "one", "--rows", "--processes", "2")
+    assert code == 0, err
+    found = {row.place: row for row in LEDGERS.read(copy / "one/rows.json").rows}
+    assert len(found) == len(ledger["rows"])
+    for row in ledger["rows"]:
+        other = found[f"{row['source']}:{row['line']}"]
+        for name in ("before", "after", "apart_before", "apart_after"):
+            assert getattr(other, name) == pytest.approx(row[name], abs=1e-6)
+    assert (copy / "one/report.html").is_file()
+
+
 def test_flags_of_rows_need_them(sft_there, place):
     for flag in (["--max-rows", "3"], ["--processes", "2"], ["--trust-remote-code"]):
         code, _, err = sft_there("report", place / "runs/one", *flag)
