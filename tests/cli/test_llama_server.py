@@ -57,7 +57,7 @@ def test_llama_cpp_answers_an_export_as_the_run_and_with_another_template_it_doe
     gguf = tmp_path / "one.gguf"
     assert sft(*run, "--to", "gguf", "--dtype", "f32", "--out", gguf)[0] == 0
     with serving(gguf) as url:
-        code, out, err = sft(*run, "--verify-server", f"openai={url}", "--verify-rows", 6, "--json")
+        code, out, err = sft(*run, "--verify-server", f"llama.cpp={url}", "--verify-rows", 6, "--json")
         assert code == 0, (out, err)
         verified = json.loads(out)["verified"]
         assert (verified["prompts"], verified["findings"]) == ("counts", [])
@@ -66,7 +66,7 @@ def test_llama_cpp_answers_an_export_as_the_run_and_with_another_template_it_doe
         code, out, err = sft("generate", "What is 3 plus 3?", "-m", url, "--max-new-tokens", 12)
         assert (code, out.startswith("It is")) == (0, True), (out, err)
     with serving(gguf, "--chat_format", "llama-2") as url:
-        code, out, _ = sft(*run, "--verify-server", f"openai={url}", "--verify-rows", 6)
+        code, out, _ = sft(*run, "--verify-server", f"llama.cpp={url}", "--verify-rows", 6)
         assert (code, "the server's prompts have another number of tokens" in " ".join(out.split())) == (
             3,
             True,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sftcli.config.schema.run import SamplingSettings
 from sftcli.data.conversations.messages import Message
-from sftcli.errors import NetworkError, UsageError
+from sftcli.errors import NetworkError, NotFoundError, UsageError
 from sftcli.events import EventSink, Notice, StopFlag
 from sftcli.services.server.address import ServerAddress, ServerKind
 from sftcli.services.server.connection import Connection, Patience, RefusedError
@@ -225,10 +225,13 @@ class LlamaCppServer(Server):
     models_path = "/v1/models"
 
     def prompt(self, messages: Sequence[Message]) -> ServerPrompt | None:
-        """Return text and ids: the server tells both, and reads its own text as it does for a chat."""
-        text = self.connection.post(
-            "/apply-template", {"messages": as_turns(messages)}, AppliedTemplate
-        ).prompt
+        """Return text and ids: the server tells both, and reads its own text as it does for a chat; the one of Python does not."""
+        try:
+            text = self.connection.post(
+                "/apply-template", {"messages": as_turns(messages)}, AppliedTemplate
+            ).prompt
+        except NotFoundError:
+            return None
         asked = {"content": text, "add_special": True, "parse_special": True}
         return ServerPrompt(ids=self.connection.post("/tokenize", asked, TokenIds).tokens, text=text)
 
