@@ -103,3 +103,10 @@ def test_the_general_text_is_of_many_kinds_and_no_text_stands_twice() -> None:
     assert (
         len({text.text for text in passages}) == len({text.question for text in texts if text.question}) == 40
     )
+
+
+@pytest.mark.parametrize("other", [("--text", "rows.jsonl"), ("--tasks", "arc_easy")])
+def test_it_is_refused_beside_what_scores_no_rows(other: tuple[str, str]) -> None:
+    refused = invoke("eval", "gentle", "--forgetting", *other)
+    assert isinstance(refused.exception, UsageError), refused.exception
+    assert refused.exception.message == f"{other[0]} and --forgetting exclude each other"

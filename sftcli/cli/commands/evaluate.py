@@ -272,7 +272,7 @@ def evaluate(
 
 
 def _check_compared(compare: CompareFlags, asked: TaskFlags, scored: ScoredFlags) -> None:
-    """Refuse to compare what has no answers to rows, and a place for the outcome that cannot be written.
+    """Refuse to compare what has no scores of rows, and a place for the outcome that cannot be written.
 
     Raises:
         UsageError: Tasks or texts are to be compared with an earlier evaluation.
@@ -283,6 +283,8 @@ def _check_compared(compare: CompareFlags, asked: TaskFlags, scored: ScoredFlags
 
         check_place(compare.junit)
     other = "--tasks" if asked.tasks is not None else "--text" if scored.texts else ""
+    if scored.forgetting and other:
+        raise UsageError(f"{other} and --forgetting exclude each other", hint="run sft eval once for each")
     if compare.against is not None and other:
         raise UsageError(f"{other} and --against exclude each other", hint="answers to rows are compared")
 

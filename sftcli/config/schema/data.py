@@ -153,8 +153,9 @@ class DataSettings(Section):
         description="Conditions that all rows must meet, each COLUMN OP VALUE with ==, !=, <, <=, >, >= or ~ (contains), such as "
         "quality>=4; other rows are left out and counted.",
     )
-    fixes: Text | None = Field(
+    fixes: str | None = Field(
         None,
+        min_length=1,
         description="File of what was decided about rows, each by its hash: leave it out, replace its answer, keep it. "
         "The page that `sft report --rows` writes makes one.",
     )

@@ -48,7 +48,7 @@ def row_key(conversation: Conversation | TokenRow) -> bytes:
 
 def digest_texts(texts: Iterable[str]) -> bytes:
     """Return the hash of a list of texts."""
-    data = [text.encode() for text in texts]
+    data = [text.encode("utf-8", "surrogatepass") for text in texts]  # half a pair is rejected later, by name
     # The length goes first, so that no two lists of texts give the same bytes.
     framed = [part for text in data for part in (len(text).to_bytes(8, "big"), text)]
     return blake2b(b"".join(framed), digest_size=KEY_BYTES).digest()

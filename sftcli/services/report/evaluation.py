@@ -44,6 +44,12 @@ class Evaluation:
         TriedWay, ...
     ] = ()  # the base with and without examples, then the tuned model, where that was asked for
 
+    @property
+    def differences(self) -> tuple[Interval | None, Interval | None, Interval | None]:
+        """Tuned minus base: of the loss, of exact matches, and of the loss of general text."""
+        general = None if self.forgetting is None else self.forgetting.difference
+        return self.loss_difference, self.match_difference, general
+
     def to_json(self) -> dict[str, object]:
         """Return the scores as plain values, with what follows from them."""
         found = asdict(self)

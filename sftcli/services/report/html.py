@@ -156,7 +156,7 @@ def _describe(one: _Read) -> dict[str, object]:
         "defaults": [row for row in rows if row[2] == DEFAULT_ORIGIN],
         "measures": measures,
         "has_base": has_base(measures),
-        "differences": list(differences_of(evaluation)) if evaluation else [],
+        "differences": list(differences_of(*evaluation.differences)) if evaluation else [],
         "trained_on": str(evaluation.trained_on).capitalize() if evaluation and evaluation.trained_on else "",
         "checks": checks_of(evaluation.checks) if evaluation else [],
         "tried": tried_of(evaluation.tried) if evaluation else [],

@@ -97,14 +97,16 @@ def measures_of(evaluation: Evaluation) -> list[Compared]:
     return compare_scores(base, evaluation.tuned.to_json(), rows=evaluation.rows)
 
 
-def differences_of(evaluation: Evaluation) -> Iterator[str]:
+def differences_of(
+    loss: Interval | None, match: Interval | None, general: Interval | None = None
+) -> Iterator[str]:
     """Describe how a tuned model differs from its base in what was compared, with intervals; nothing where nothing was."""
-    if (loss := evaluation.loss_difference) is not None:
+    if loss is not None:
         yield f"loss: {_difference(loss, '', 1.0, 3, other='the base')}"
-    if (match := evaluation.match_difference) is not None:
+    if match is not None:
         yield f"exact match: {points_text(match, other='the base')}"
-    if (general := evaluation.forgetting) is not None:
-        yield f"general text: {_difference(general.difference, ' nats', 1.0, 3, other='the base')}"
+    if general is not None:
+        yield f"general text: {_difference(general, ' nats', 1.0, 3, other='the base')}"
 
 
 def points_text(found: Interval, *, other: str) -> str:

@@ -70,7 +70,12 @@ def usage_of_adapter(folder: Path, place: str, base: str) -> Usage:
     )
     config = read_json(folder / CONFIG_FILE)
     rank = config.get("r")
-    if base and isinstance(rank, int) and rank <= RANKS[-1] and not any(config.get(key) for key in _NOT_SERVED):
+    if (
+        base
+        and isinstance(rank, int)
+        and rank <= RANKS[-1]
+        and not any(config.get(key) for key in _NOT_SERVED)
+    ):
         room = f" --max-lora-rank {told}" if (told := room_for(rank)) else ""
         text += _VLLM.format(f"vllm serve {base} --enable-lora{room} --lora-modules tuned={place}")
     return Usage(

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sftcli.events import Event, FitEnded, HeldoutDone
+from sftcli.events import Event, FitEnded, HeldoutDone, unheard
 from sftcli.runtime import monotonic
-from sftcli.services.report.html import write_report
 from sftcli.services.runs.folder import RunFolder
+from sftcli.services.train.run import write_page
 
 FIRST_AFTER = 60.0  # seconds: who starts a short run waits for its end
 SHARE = 0.005  # of the time of a run goes into its page, at most
@@ -34,10 +34,8 @@ class LivePage:
         begin = self.clock()
         if not isinstance(event, HeldoutDone) or not event.step or begin < self._not_before:
             return
-        try:
-            write_report([self.run], self.run.report, goes_on=True)
-        except Exception:  # noqa: BLE001 - a page about the run must not take the run down
-            self._not_before = float("inf")
-        else:
+        if write_page(self.run, unheard, goes_on=True):
             end = self.clock()
             self._not_before = end + (end - begin) / SHARE
+        else:
+            self._not_before = float("inf")

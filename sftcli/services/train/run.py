@@ -322,9 +322,11 @@ def memory_errors(
     return MemoryErrors(told)
 
 
-def write_page(run: RunFolder, emit: EventSink) -> None:
-    """Write the page about ``run``; a failure is told and no more."""
+def write_page(run: RunFolder, emit: EventSink, *, goes_on: bool = False) -> bool:
+    """Write the page about ``run``, return whether that went well; a failure is told and no more."""
     try:
-        write_report([run], run.report)
+        write_report([run], run.report, goes_on=goes_on)
     except Exception as error:  # noqa: BLE001 - a page about the run must not take the run down
         emit(Warned(text=f"no report was written: {error}"))
+        return False
+    return True

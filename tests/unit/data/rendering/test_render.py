@@ -315,7 +315,7 @@ def test_rows_come_back_in_order_and_none_is_lost():
     ]
     batches = list(Renderer(tokenizer, max_tokens=99).render_all(row_batches(rows)))
     results = [result for batch in batches for result in batch.results]
-    assert [row for batch in batches for row in batch.rows] == rows
+    assert [dataclasses.replace(row, row="") for batch in batches for row in batch.rows] == rows
     assert [result.origin.line for result in results] == list(range(1, 600))
     assert [isinstance(result, Rejected) for result in results] == [line % 7 == 0 for line in range(1, 600)]
 

@@ -51,3 +51,5 @@ def test_rows_that_all_agree_have_no_interval(value, text):
 def test_few_rows_have_no_interval():
     (text,) = differences_of(Interval(value=-0.3184, low=None, high=None, rows=3), None)
     assert text == "loss: -0.3 against the base, no interval: 3 rows are too few"
+    (text,) = differences_of(None, None, Interval(value=0.0412, low=0.0123, high=0.07, rows=80))
+    assert text == "general text: +0.041 nats against the base, 95% interval +0.012 to +0.070"
