@@ -240,9 +240,9 @@ def evaluate(
     from sftcli.services.evaluate.request import check_names
 
     limits = read_limits(fail.fail_above or (), fail.fail_under or ())
+    _check_compared(compare, asked, scored)
     _check_tasks(asked, scored, processes)
     _check_try(asked, scored, processes)
-    _check_compared(compare, asked, scored)
     if asked.tasks is not None:
         check_names(_request(scored, runs), needs_rows=False)
         answered = _ask_tasks(asked.tasks, asked, scored, runs, output)

@@ -59,6 +59,12 @@ REFUSALS = (
     ),
 )
 
+_MERGED = {
+    Server.VLLM: "sft export --to hf",
+    Server.LLAMA_CPP: "sft export --to gguf",
+    Server.OLLAMA: "sft export --to ollama",
+}
+
 
 def require_served(settings: Settings) -> None:
     """Make sure that the server which ``settings`` name takes what they train, as far as they tell.
@@ -73,7 +79,7 @@ def require_served(settings: Settings) -> None:
         if server in row.servers and row.holds(settings):
             raise UsageError(
                 f"{server} takes no {row.what}, and {KEY} is {server}",
-                hint=f"{row.way}; or merge the adapter when it is trained, sft export --to {_merged(server)}, and leave --for out",
+                hint=f"{row.way}; or merge the adapter when it is trained, {_MERGED[server]}, and leave --for out",
                 location=Location(key=row.key),
             )
 
@@ -113,7 +119,3 @@ def _require_vllm_class(folder: Path) -> None:
             hint="train another model, or leave --for out",
             location=Location(key=KEY),
         )
-
-
-def _merged(server: Server) -> str:
-    return {Server.VLLM: "hf", Server.LLAMA_CPP: "gguf", Server.OLLAMA: "ollama"}[server]
