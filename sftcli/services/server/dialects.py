@@ -154,6 +154,8 @@ class Server:
             "seed": seed,
             "logprobs": True,
         }
+        if "logprobs" not in self._left_out:
+            body["top_logprobs"] = 1  # llama-cpp-python tells none without it
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         body |= {theirs: getattr(sampling, ours) for ours, theirs in self.penalties.items()}
