@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer, load_chat_tokenizer
+from tests.support.serving import answering
 
 
 @dataclass
@@ -65,15 +66,8 @@ class ModelServer:
     @contextmanager
     def serving(self) -> Iterator["ModelServer"]:
         server = _QuietServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"owner": self}))
-        self.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
+        with answering(server) as self.url:
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
     def text_of(self, messages: Sequence[Mapping[str, object]]) -> str:
         if self.faults.system and messages[0]["role"] != "system":

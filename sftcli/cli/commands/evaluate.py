@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli.options import complete
-from sftcli.cli.options.flags import FLAGS, RUN_PANEL, PrecisionChoice
+from sftcli.cli.options.flags import FLAGS, PrecisionChoice
 from sftcli.cli.options.groups import command
-from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
+from sftcli.cli.options.shared import ModelFlags, Output, Processes, RunsRoot
 from sftcli.cli.results import results
 from sftcli.cli.results.checks import show_checks
 from sftcli.cli.results.trial import show_tried
@@ -200,16 +200,7 @@ def evaluate(
     fail: LimitFlags,
     compare: CompareFlags,
     asked: TaskFlags,
-    processes: Annotated[
-        int,
-        typer.Option(
-            "--processes",
-            metavar="N",
-            min=1,
-            help="Split the rows across this many processes on this machine; numbers do not depend on it.",
-            rich_help_panel=RUN_PANEL,
-        ),
-    ] = 1,
+    processes: Processes = 1,
     runs: RunsRoot = Path("runs"),
     output: Annotated[Output, "json", "quiet", "color"],
 ) -> None:

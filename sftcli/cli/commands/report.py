@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftcli.cli.options import complete
-from sftcli.cli.options.flags import RUN_PANEL
 from sftcli.cli.options.groups import command
-from sftcli.cli.options.shared import ModelFlags, Output, RunsRoot
+from sftcli.cli.options.shared import ModelFlags, Output, Processes, RunsRoot
 from sftcli.cli.results.ledger import show_ledger
 from sftcli.cli.session.processes import is_first, is_one_of_several, start_several
 from sftcli.cli.session.session import session
@@ -46,16 +45,7 @@ class RowFlags:
         ),
     ] = None
     model: Annotated[ModelFlags, "base_model", "trusts_code"]
-    processes: Annotated[
-        int,
-        typer.Option(
-            "--processes",
-            metavar="N",
-            min=1,
-            help="Split the rows across this many processes on this machine; numbers do not depend on it.",
-            rich_help_panel=RUN_PANEL,
-        ),
-    ] = 1
+    processes: Processes = 1
 
 
 @command

@@ -89,6 +89,16 @@ RunsRoot = Annotated[
     Path,
     typer.Option("--runs", metavar="DIR", help="Folder with the run folders.", rich_help_panel=RUN_PANEL),
 ]
+Processes = Annotated[
+    int,
+    typer.Option(
+        "--processes",
+        metavar="N",
+        min=1,
+        help="Split the rows across this many processes on this machine; numbers do not depend on it.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
