@@ -40,11 +40,12 @@ def main() -> None:
 
 def compare(model: str, tokens: int) -> None:
     """Measure both in turns."""
-    from benchmarks.generate import prompts_of
+    from benchmarks.generate import prompts_of  # sets how threads wait, as `sft` does
     from sftcli.modeling.locate.locate import locate_model
 
-    (prompt,) = prompts_of(locate_model(model, revision=None, emit=lambda _event: None).folder, 1)
-    ours = Ours(model)
+    place = locate_model(model, revision=None, emit=lambda _event: None).folder
+    (prompt,) = prompts_of(place, 1)
+    ours = Ours(place)
     with tempfile.TemporaryDirectory() as folder:
         theirs = {kind: Peer(export(model, kind, Path(folder))) for kind in KINDS}
         found: dict[str, list[float]] = {name: [] for name in ("sft", *KINDS)}
@@ -89,18 +90,14 @@ def export(model: str, kind: str, folder: Path) -> Path:
 class Ours:
     """This program's decoder, with weights of 16 bits."""
 
-    def __init__(self, model: str) -> None:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `sft` does, before torch is imported
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    def __init__(self, place: Path) -> None:
         import torch
 
         from sftcli.modeling.decoding.decoder import choose_decoder
         from sftcli.modeling.load import load_model
-        from sftcli.modeling.locate.locate import locate_model
         from sftcli.runtime import choose_device
 
-        folder = locate_model(model, revision=None, emit=lambda _event: None).folder
-        self.decoder = choose_decoder(load_model(folder, dtype=torch.bfloat16, device=choose_device()))
+        self.decoder = choose_decoder(load_model(place, dtype=torch.bfloat16, device=choose_device()))
         self.threads = torch.get_num_threads()
 
     def rate(self, prompt: list[int], tokens: int) -> float:

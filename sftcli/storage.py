@@ -127,9 +127,8 @@ def _what_no_file(path: Path) -> str:
     with suppress(OSError):
         if path.is_symlink() and path.readlink().is_relative_to("/proc"):
             return "a name of an open file"  # /dev/stdout
-        for kind, is_that in _NO_FILES.items():
-            if is_that(path.stat().st_mode):
-                return kind
+        mode = path.stat().st_mode
+        return next((kind for kind, is_that in _NO_FILES.items() if is_that(mode)), "")
     return ""
 
 

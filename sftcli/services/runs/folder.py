@@ -346,12 +346,13 @@ def find_run(name: str, root: Path) -> RunFolder:
     Raises:
         NotFoundError: There is none; names the nearest.
     """
-    for path in (root / name, as_path(name)):
+    places = (root / name, as_path(name))
+    for path in places:
         if (path / "run.json").is_file():
             return RunFolder(path)
     if (root / name).is_dir() and all(map(_is_ours, (root / name).iterdir())):
         raise _not_begun(RunFolder(root / name))
-    for path in (root / name, as_path(name)):
+    for path in places:
         if path != root and list_runs(path):
             raise NotFoundError(
                 f"{path} is a folder of runs, not one run",

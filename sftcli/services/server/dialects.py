@@ -34,6 +34,7 @@ _WITHOUT = {
     "logprobs": "answers come without log-probabilities and confidence",
     "seed": "answers with a temperature differ each time",
 }
+_FILTERS = {"top_k": "top_k", "min_p": "min_p"}  # our names and those of servers one runs oneself
 _NAMED = 8  # models that a message lists
 
 
@@ -215,16 +216,17 @@ class Server:
         return found[0]
 
 
-class LlamaCppServer(Server):
-    """``llama-server`` of llama.cpp."""
+class _OpenServer(Server):
+    """A program that one runs oneself; its address has no ``/v1``."""
 
-    penalties: Mapping[str, str] = {
-        "top_k": "top_k",
-        "min_p": "min_p",
-        "repetition_penalty": "repeat_penalty",
-    }
     chat_path = "/v1/chat/completions"
     models_path = "/v1/models"
+
+
+class LlamaCppServer(_OpenServer):
+    """``llama-server`` of llama.cpp."""
+
+    penalties: Mapping[str, str] = _FILTERS | {"repetition_penalty": "repeat_penalty"}
 
     def prompt(self, messages: Sequence[Message]) -> ServerPrompt | None:
         """Return text and ids: the server tells both, and reads its own text as it does for a chat; the one of Python does not."""
@@ -238,16 +240,10 @@ class LlamaCppServer(Server):
         return ServerPrompt(ids=self.connection.post("/tokenize", asked, TokenIds).tokens, text=text)
 
 
-class VllmServer(Server):
+class VllmServer(_OpenServer):
     """vLLM."""
 
-    penalties: Mapping[str, str] = {
-        "top_k": "top_k",
-        "min_p": "min_p",
-        "repetition_penalty": "repetition_penalty",
-    }
-    chat_path = "/v1/chat/completions"
-    models_path = "/v1/models"
+    penalties: Mapping[str, str] = _FILTERS | {"repetition_penalty": "repetition_penalty"}
 
     def prompt(self, messages: Sequence[Message]) -> ServerPrompt | None:
         """Return the ids."""
@@ -258,11 +254,7 @@ class VllmServer(Server):
 class OllamaServer(Server):
     """Ollama, by its own API: that for OpenAI's clients has no way to leave its repetition penalty out."""
 
-    penalties: Mapping[str, str] = {
-        "top_k": "top_k",
-        "min_p": "min_p",
-        "repetition_penalty": "repeat_penalty",
-    }
+    penalties: Mapping[str, str] = _FILTERS | {"repetition_penalty": "repeat_penalty"}
 
     def answer(self, messages: Sequence[Message], sampling: SamplingSettings, seed: int) -> ServerAnswer:
         """Return one answer."""
