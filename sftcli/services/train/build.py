@@ -65,6 +65,8 @@ from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.probes.loss import choose_batch_loss
 from sftcli.training.probes.packing import attention_in_words
+from sftcli.training.probes.rows import cut_rows
+from sftcli.training.probes.shared_rows import WORK, share_rows
 from sftcli.training.selection import select_weights
 from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
 from sftcli.training.trainer import Trainer
@@ -135,6 +137,7 @@ def build_trainer(
     """
     device = choose_device()
     keep_freed_memory(device)
+    group.share_rows(inputs.settings.training.context_processes)
     assert recorded.precision is not None
     dtype = dtype_named(recorded.precision, device)
     shares = shares_weights(
@@ -175,7 +178,7 @@ def assemble(
         model, settings, group, dtype=compute.dtype, device=compute.device, shares=compute.shares
     )
     if settings.training.neftune_alpha:
-        add_embedding_noise(model, settings.training.neftune_alpha)
+        add_embedding_noise(model, settings.training.neftune_alpha, parts=group.parts)
     use_named_attention(model)
     spare_search_of_own_positions(model)
     attention = attention_of(model)
@@ -202,6 +205,15 @@ def assemble(
         kernel=recorded.kernel,
         ruled_out=tried.ruled_out,
     )
+    if group.parts > 1:
+        share_rows(
+            model,
+            cut_rows(model, inputs.prepared.dataset.train, work=WORK),
+            group=group,
+            batch_loss=head.batch_loss,
+            sharing=sharing,
+            pad_id=inputs.pad_id,
+        )
     named = make_plan(settings.training.micro_batch_size)
     ladder = MemoryLadder(
         micro_batch_size=settings.training.micro_batch_size,
@@ -209,8 +221,8 @@ def assemble(
         ways=ways_down(model, settings.training.gradient_checkpointing, compute.device),
         checkpoint=partial(checkpoint_activations, model),
     )
-    # A process that ran out of memory would leave the others inside an exchange of weights.
-    ladder.is_short = compute.shares
+    # A process that ran out of memory would leave the others inside an exchange.
+    ladder.is_short = compute.shares or group.parts > 1
     optimizer = make_optimizer(
         weights.masters,
         settings.training,
@@ -268,7 +280,8 @@ def assemble(
 
 
 def _compiles(settings: TrainingSettings, recorded: Decisions, compute: Compute) -> bool:
-    return wants_compiled(settings.compile, compute.device, recorded.layers, shares=compute.shares)
+    shares = compute.shares or compute.group.parts > 1
+    return wants_compiled(settings.compile, compute.device, recorded.layers, shares=shares)
 
 
 def _model_loaded(

@@ -6,7 +6,6 @@ an update is smaller than the spacing of bfloat16 numbers and would be rounded a
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
 
 import torch
 
@@ -120,8 +119,9 @@ class MasterWeights:
 
     def micro_batches(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
         """Yield this process's share of ``batches``, each with the weight of its loss in the sum."""
-        for batch in islice(batches, group.rank, None, group.size):
-            yield batch, 1.0
+        for batch, is_own in group.batches(batches):
+            if is_own:
+                yield batch, 1.0
 
     def gathered(self, batch_loss: BatchLoss) -> BatchLoss:
         """Return ``batch_loss`` with every weight that it reads gathered."""

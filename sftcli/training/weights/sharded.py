@@ -87,7 +87,7 @@ class ShardedWeights(MasterWeights):
 
         Each pass gathers the weights, and all processes must take part in that.
         """
-        rounds = list(group.rounds(batches))
+        rounds = list(group.batches(batches))
         for index, (batch, is_own) in enumerate(rounds):
             exchanges = self.exchange_each_micro_batch or index == len(rounds) - 1
             self._root.set_requires_gradient_sync(exchanges)  # else each process keeps its sums whole
