@@ -112,14 +112,14 @@ class FileWeights:
         together: Together,
         *,
         among: Sequence[nn.Parameter] | None = None,
-    ) -> list[nn.Parameter]:
+    ) -> frozenset[nn.Parameter]:
         """Return those (``among`` some) with a piece that ``is_spoilt``: each process looks at its rows, and all get the same."""
         asked = [*self.tensors] if among is None else among
         tensors = [self.tensors[one] for one in asked]
         flags = [
             float(any(is_spoilt(piece) for _, piece in one.pieces(*one.share(together)))) for one in tensors
         ]
-        return [one for one, flag in zip(asked, together.sum(flags), strict=True) if flag]
+        return frozenset(one for one, flag in zip(asked, together.sum(flags), strict=True) if flag)
 
     def _take(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
         """Return those of ``parameters`` that had no numbers; now they have."""

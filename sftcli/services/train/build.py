@@ -45,7 +45,7 @@ from sftcli.services.train.adapters import AdapterFiles
 from sftcli.services.train.batch_plan import plan_maker
 from sftcli.services.train.compiling import try_compiled
 from sftcli.services.train.decisions import require_same
-from sftcli.services.train.loading import Compute, LoadedModel, compiles, load_for_training
+from sftcli.services.train.loading import Compute, LoadedModel, compiles, load_for_training, streamed
 from sftcli.services.train.releasing import gradient_release
 from sftcli.services.train.speedups import try_ways
 from sftcli.services.train.start.inputs import TrainingInputs
@@ -140,7 +140,7 @@ def assemble(
 ) -> TrainingParts:
     """Try what makes the training of a model faster and build its trainer, with what is ``recorded`` and what is decided here."""
     settings, model, group = inputs.settings, loaded.model, compute.group
-    with loaded.streamed():
+    with streamed(model, loaded.files):
         require_causal(model)
         tried = try_ways(
             model, loaded.fusion, inputs, recorded=recorded, emit=emit, with_gradients=not compute.shares

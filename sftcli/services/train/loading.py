@@ -50,12 +50,6 @@ class LoadedModel:
     fusion: Fusion | None = None
     files: FileWeights | None = None
 
-    @contextmanager
-    def streamed(self) -> Iterator[None]:
-        """Let the model compute inside the block, wherever its weights are."""
-        with _streamed(self.model, self.files):
-            yield
-
 
 def load_for_training(
     inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: EventSink
@@ -137,10 +131,10 @@ def _full_model(
 
 
 @contextmanager
-def _streamed(
+def streamed(
     model: "PreTrainedModel", files: FileWeights | None
 ) -> Iterator[Callable[[torch.nn.Module], None]]:
-    """Let ``model`` compute; yields what gives a module its weights for something else than a pass."""
+    """Let ``model`` compute inside the block, wherever its weights are; yields ``hold`` as ``FileWeights.streamed`` does."""
     if files is None:
         yield lambda _: None
     else:
@@ -159,7 +153,7 @@ def _fused(
     """Fuse the layers of ``model``, if they are not to be compiled: our functions have no graph."""
     if recorded.layers == () or compiles(inputs.settings.training, recorded, compute):
         return None
-    with _streamed(model, files) as hold:
+    with streamed(model, files) as hold:
         fusion = fuse_layers(
             model,
             device=compute.device,

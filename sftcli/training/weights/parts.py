@@ -36,7 +36,7 @@ class WeightsElsewhere(Protocol):
         together: Group,
         *,
         among: Sequence[nn.Parameter] | None = None,
-    ) -> list[nn.Parameter]:
+    ) -> frozenset[nn.Parameter]:
         """Return those (``among`` some) with a piece that ``is_spoilt``, in all processes the same; all must call it."""
 
 
@@ -80,8 +80,7 @@ def take_out(
             raise beyond_float16(first)
     frozen = [one for one in named.values() if writes_frozen and not one.requires_grad]
     rounded, beyond_half = (
-        frozenset(files.spoilt(_loses(dtype), group, among=frozen))
-        for dtype in (compute_dtype, torch.float16)
+        files.spoilt(_loses(dtype), group, among=frozen) for dtype in (compute_dtype, torch.float16)
     )
     fresh = {one: _empty(one, compute_dtype) for one in named.values()}
     replace_parameters(model, fresh)
