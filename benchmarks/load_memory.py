@@ -117,7 +117,9 @@ def measure(rank: int, size: int, way: str, folder: Path, store: Path) -> Found:
                 with_gradients=False,
             )
         trying, whole.most = whole.bytes, 0
-        weights = ShardedWeights(model, compute_dtype=torch.bfloat16, group=group, device=device, files=files)
+        weights = ShardedWeights(
+            model, compute_dtype=torch.bfloat16, group=group, shards=size, device=device, files=files
+        )
         time.sleep(2 * _EVERY)
     kept = sum(local_part(master).nbytes for master in weights.masters.values())
     seconds = time.monotonic() - begun

@@ -42,7 +42,7 @@ def _change(folder: Path, name: str, change: Callable[[torch.Tensor], object]) -
 
 
 def both(
-    group: Group, folder: str, dtype: torch.dtype, freezes: bool
+    group: Group, folder: str, dtype: torch.dtype, freezes: bool, shards: int
 ) -> tuple[ShardedWeights, ShardedWeights]:
     """Return the weights that are shared out of a whole model, and those that are read in parts."""
     whole = load_model(Path(folder), dtype=torch.float32, device=CPU)
@@ -50,12 +50,18 @@ def both(
     if freezes:
         freeze_embeddings(whole)
         freeze_embeddings(model)
-    options = {"compute_dtype": dtype, "group": group, "device": CPU}
+    options = {"compute_dtype": dtype, "group": group, "shards": shards, "device": CPU}
     return ShardedWeights(whole, **options), ShardedWeights(model, **options, files=files)
 
 
-def has_the_same_shards(group: Group, folder: str, dtype: torch.dtype, freezes: bool) -> None:
-    whole, parts = both(group, folder, dtype, freezes)
+def has_the_same_shards_in_replicas(group: Group, folder: str) -> None:
+    has_the_same_shards(group, folder, torch.bfloat16, freezes=True, shards=2)
+
+
+def has_the_same_shards(
+    group: Group, folder: str, dtype: torch.dtype, freezes: bool, shards: int = 0
+) -> None:
+    whole, parts = both(group, folder, dtype, freezes, shards or group.size)
     expected, found = (dict(one.model.named_parameters()) for one in (whole, parts))
     assert [*found] == [*expected]
     assert [*parts.masters] == [*whole.masters]
@@ -83,9 +89,17 @@ def test_each_process_has_the_rows_that_it_would_keep_of_the_whole(tmp_path, siz
         run_together(has_the_same_shards, size=size, folder=tmp_path / f"{tie}", args=arguments)
 
 
+@pytest.mark.slow
+def test_processes_with_the_same_rows_in_other_replicas_read_the_same(tmp_path):
+    folder = build_tiny_model(tmp_path / "model", tie=False)
+    run_together(has_the_same_shards_in_replicas, size=4, folder=tmp_path, args=(str(folder),))
+
+
 def in_parts(group: Group, folder: str) -> ShardedWeights:
     model, files = load_in_parts(Path(folder), dtype=torch.float32, together=group)
-    return ShardedWeights(model, compute_dtype=torch.float16, group=group, device=CPU, files=files)
+    return ShardedWeights(
+        model, compute_dtype=torch.float16, group=group, shards=group.size, device=CPU, files=files
+    )
 
 
 def refuses(group: Group, folder: str, kind: type[Exception], message: str) -> None:

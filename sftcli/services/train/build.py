@@ -49,7 +49,7 @@ from sftcli.services.train.loading import Compute, LoadedModel, compiles, load_f
 from sftcli.services.train.releasing import gradient_release
 from sftcli.services.train.speedups import try_ways
 from sftcli.services.train.start.inputs import TrainingInputs
-from sftcli.services.train.start.parallelism import make_weights, shares_weights
+from sftcli.services.train.start.parallelism import choose_shards, make_weights, sharing_of
 from sftcli.training.checkpoint.format import ADAPTER, MODEL
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.distributed.group import Group
@@ -59,7 +59,6 @@ from sftcli.training.experts.expert_load import ExpertMeter
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
-from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.probes.loss import choose_batch_loss
 from sftcli.training.probes.packing import attention_in_words
 from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
@@ -113,10 +112,10 @@ def build_trainer(
     keep_freed_memory(device)
     assert recorded.precision is not None
     dtype = dtype_named(recorded.precision, device)
-    shares = shares_weights(
+    shards = choose_shards(
         inputs.settings, inputs.located.folder, group, dtype=dtype, device=device, recorded=recorded.weights
     )
-    compute = Compute(device=device, dtype=dtype, group=group, shares=shares)
+    compute = Compute(device=device, dtype=dtype, group=group, shards=shards)
     loaded = load_for_training(inputs, recorded, compute, emit)
     require_positions(loaded.model, inputs.prepared)
     pt = None if loaded.adapter else pt_files(loaded.model, run, inputs.settings)
@@ -154,7 +153,7 @@ def assemble(
         group,
         dtype=compute.dtype,
         device=compute.device,
-        shares=compute.shares,
+        shards=compute.shards,
         files=loaded.files,
     )
     if settings.training.neftune_alpha:
@@ -239,7 +238,7 @@ def assemble(
         packing=sharing,
         kernel=attention_in_words(model, sharing),
         head=head.kind,
-        weights=WeightSharing.SHARED if compute.shares else WeightSharing.WHOLE,
+        weights=sharing_of(compute.shards, group),
     )
     return TrainingParts(
         trainer=trainer,

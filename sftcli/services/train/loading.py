@@ -29,12 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    """Where and in which precision this process multiplies, with whom it trains, and whether they share the weights out."""
+    """Where and in which precision this process multiplies, with whom it trains, and how many of them hold a replica together."""
 
     device: torch.device
     dtype: torch.dtype
     group: Group
-    shares: bool
+    shards: int = 1
+
+    @property
+    def shares(self) -> bool:
+        """Whether this process holds a part of the weights only."""
+        return self.shards > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
