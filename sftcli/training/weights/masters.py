@@ -60,9 +60,9 @@ class MasterWeights:
     def _round_frozen(self, name: str, parameter: torch.nn.Parameter, *, keep: bool) -> None:
         """Round a weight that does not train. Where that loses something it is kept as it was: what is written is exact."""
         exact, parameter.data = parameter.data, self._rounded(name, parameter.data)
-        if keep and not _is_exact(parameter.data, exact):
+        if keep and not is_exact(parameter.data, exact):
             half = exact.half()
-            self._frozen[name] = (half if _is_exact(half, exact) else exact).cpu()
+            self._frozen[name] = (half if is_exact(half, exact) else exact).cpu()
 
     def _rounded(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """Return ``weight`` as the products have it.
@@ -80,11 +80,7 @@ class MasterWeights:
             UsageError: It has numbers that float16 has not.
         """
         if self.compute_dtype == torch.float16 and not is_finite(weight.half()):
-            raise UsageError(
-                f"{name} holds numbers above 65504, which float16 has not",
-                hint="train in float32: --set training.precision=fp32, or in bf16 where the device has it",
-                location=Location(key="training.precision"),
-            )
+            raise beyond_float16(name)
 
     def _split(self, name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
         master = torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))
@@ -222,6 +218,15 @@ def _add_gradients(copies: Sequence[tuple[torch.nn.Parameter, torch.nn.Parameter
         copy.grad = None
 
 
+def beyond_float16(name: str) -> UsageError:
+    """Return the error for a weight ``name`` that float16 has no numbers for."""
+    return UsageError(
+        f"{name} holds numbers above 65504, which float16 has not",
+        hint="train in float32: --set training.precision=fp32, or in bf16 where the device has it",
+        location=Location(key="training.precision"),
+    )
+
+
 def refuse_other_adapter(needed: Iterable[str], tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise unless a checkpoint holds what an adapter needs, and nothing of other layers.
 
@@ -247,5 +252,6 @@ def stored_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-def _is_exact(rounded: torch.Tensor, exact: torch.Tensor) -> bool:
+def is_exact(rounded: torch.Tensor, exact: torch.Tensor) -> bool:
+    """Return whether ``rounded`` lost nothing of ``exact``."""
     return torch.equal(rounded.to(exact.dtype), exact)

@@ -26,6 +26,7 @@ from sftcli.training.distributed.group import Group
 from sftcli.training.distributed.traffic import Weight
 from sftcli.training.loss import BatchLoss
 from sftcli.training.weights.masters import MasterWeights, refuse_other_adapter, stored_buffers
+from sftcli.training.weights.parts import Outside, WeightsElsewhere, read_shards, take_out
 from sftcli.training.weights.placement import full_tensor, local_part
 
 _LOSS = "batch_loss_of_all_weights"
@@ -46,6 +47,7 @@ class ShardedWeights(MasterWeights):
         exchange_each_micro_batch: Exchange gradients after every pass, not once per step: costs traffic, and saves the memory of
             a float32 gradient of the whole model between the micro-batches of a step.
         file_name: Gives the name in checkpoints of what trains, where they hold nothing else (an adapter).
+        files: Those weights of ``model`` that are in its files still: each process reads its part of them.
     """
 
     is_sharded = True
@@ -61,22 +63,33 @@ class ShardedWeights(MasterWeights):
         device: torch.device,
         exchange_each_micro_batch: bool = False,
         file_name: Callable[[str], str] | None = None,
+        files: WeightsElsewhere | None = None,
     ) -> None:
         self.model = model
         self.compute_dtype = compute_dtype
         self.remainders = {}
         self._trains_adapter = file_name is not None
         self._frozen: dict[str, torch.Tensor] = {}
+        keeps = file_name is None and group.is_writer
         for name, parameter in model.named_parameters():
+            if files is not None and parameter in files.tensors:
+                continue
             if parameter.requires_grad:
                 self._require_range(name, parameter.data)
                 parameter.data = parameter.data.float()
             else:
-                self._round_frozen(name, parameter, keep=file_name is None and group.is_writer)
+                self._round_frozen(name, parameter, keep=keeps)
+        outside: Mapping[str, Outside] = {}
+        if files is not None:
+            outside = take_out(
+                model, files, compute_dtype=compute_dtype, group=group, writes_frozen=file_name is None
+            )
         self.group = group
         self.exchange_each_micro_batch = exchange_each_micro_batch
         self._root = _shard(model, compute_dtype, _mesh(group.size, shards, device))
         self.shards = shards
+        read_shards(model, outside, device)
+        self._frozen |= {name: one.exact() for name, one in outside.items() if keeps and one.is_rounded}
         named = dict(model.named_parameters())
         self.masters = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         weights = (Weight(shape=tuple(master.shape)) for master in self.masters.values())
