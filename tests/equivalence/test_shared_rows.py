@@ -91,8 +91,14 @@ def loss_and_gradients(
     if changes.get("checkpointing"):
         checkpoint_activations(model)
     weights = (
-        ShardedWeights(model, compute_dtype=torch.float32, group=group, device=CPU)
-        if parallel == "fsdp" and group.size > 1
+        ShardedWeights(
+            model,
+            compute_dtype=torch.float32,
+            group=group,
+            shards=2 if parallel == "hsdp" else group.size,
+            device=CPU,
+        )
+        if parallel != "ddp" and group.size > 1
         else MasterWeights(model, compute_dtype=torch.float32)
     )
     assert attend_by_document(model)
@@ -145,6 +151,12 @@ def swaps_what_is_predicted(group: Group) -> None:
 @pytest.mark.slow
 def test_exchanged_bytes_are_the_predicted_ones(tmp_path: Path) -> None:
     run_together(swaps_what_is_predicted, size=2, folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [2, 4])
+def test_groups_with_a_replica_each_share_rows(tmp_path: Path, parts: int) -> None:
+    run_together(shared_is_whole, size=4, folder=tmp_path, args=(parts, "qwen3", "hsdp", {}))
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from sftcli.data.batches.batch import Batch
 
 Item = TypeVar("Item")
 
-PIECE_NUMBERS = 2**24  # exchanged at once; a larger tensor travels by itself
 # For one exchange: longer than any save, for a peer whose machine is gone without a word.
 EXCHANGE_SECONDS = 3600
 
@@ -28,6 +27,9 @@ class Group:
 
     rank: int = 0
     size: int = 1
+    per_machine: int = (
+        0  # processes of each machine, which have consecutive ranks; 0 where that is not so, or not known
+    )
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     exchanged_bytes: int = 0  # of what this process gave to be summed or, in attention, to be swapped
     parts: int = 1  # processes that share a row
@@ -102,41 +104,3 @@ class Group:
         found = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(found, tensor)
         return found
-
-    def exchange(self, gradients: Sequence[Tensor]) -> None:
-        """Put the sum over all processes into each of ``gradients``, which are alike in dtype.
-
-        They travel in few large pieces, so that what is copied for it does not grow with the model.
-        """
-        if self.size == 1:
-            return
-        for piece in _pieces(gradients):
-            flat = torch.cat([gradient.reshape(-1) for gradient in piece])
-            dist.all_reduce(flat)
-            self.exchanged_bytes += flat.numel() * flat.element_size()
-            parts = torch.split(flat, [gradient.numel() for gradient in piece])
-            for gradient, part in zip(piece, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
-
-    def gather(self, nll_sum: Tensor, masters: Iterable[Tensor]) -> Tensor:
-        """Return the sum of ``nll_sum``, after the gradients of ``masters`` are those of all processes."""
-        if self.size == 1:
-            return nll_sum
-        trained = [master for master in masters if master.requires_grad]
-        for master in trained:
-            if master.grad is None:  # this process had no micro-batch
-                master.grad = torch.zeros_like(master, dtype=torch.float32)
-        self.exchange([master.grad for master in trained if master.grad is not None])
-        dist.all_reduce(nll_sum)
-        return nll_sum
-
-
-def _pieces(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    piece: list[Tensor] = []
-    for gradient in gradients:
-        if piece and sum(one.numel() for one in piece) + gradient.numel() > PIECE_NUMBERS:
-            yield piece
-            piece = []
-        piece.append(gradient)
-    if piece:
-        yield piece

@@ -4,6 +4,8 @@ from typing import cast
 
 import torch
 
+from sftcli.runtime import share_of
+
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return the full ``tensor``. If it is sharded, all processes must call it."""
@@ -19,8 +21,11 @@ def placed_as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return value.to(like.device)
     with torch.no_grad():
         placed = torch.zeros_like(like)
+        shards = (
+            mesh.ndim - 1
+        )  # the dimension of the mesh along which it is shared out; before it that of its copies
         # Every process has the whole value, so none has to send it; the last ones may have no part of a small one.
-        for part in value.chunk(mesh.size())[mesh.get_local_rank() :][:1]:
+        for part in value.chunk(mesh.size(shards))[mesh.get_local_rank(shards) :][:1]:
             local_part(placed).copy_(part)
     return placed
 
@@ -28,3 +33,9 @@ def placed_as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return this process's shard of ``tensor``."""
     return cast("torch.distributed.tensor.DTensor", tensor).to_local()
+
+
+def rows_of(sharded: torch.Tensor) -> tuple[int, int]:
+    """Return which rows of the full tensor this process has of ``sharded``: first one, and the one behind the last."""
+    mesh = cast("torch.distributed.tensor.DTensor", sharded).device_mesh
+    return share_of(sharded.shape[0], mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1))

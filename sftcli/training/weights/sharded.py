@@ -2,14 +2,18 @@
 
 The engine is ``torch.distributed.fsdp.fully_shard``. Every decoder layer is gathered and dropped by itself; embeddings,
 last norm and head are the root, which stays gathered from the forward pass to the end of the backward pass.
+Groups of processes with consecutive ranks may hold a replica each: weights travel inside a group alone, and once a step the
+processes that hold the same shard sum its gradients.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from types import MethodType
+from typing import cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
     MixedPrecisionPolicy,
@@ -24,6 +28,7 @@ from sftcli.training.distributed.group import Group
 from sftcli.training.distributed.traffic import Weight
 from sftcli.training.loss import BatchLoss
 from sftcli.training.weights.masters import MasterWeights, refuse_other_adapter, stored_buffers
+from sftcli.training.weights.parts import Outside, WeightsElsewhere, read_shards, take_out
 from sftcli.training.weights.placement import full_tensor, local_part
 
 _LOSS = "batch_loss_of_all_weights"
@@ -39,10 +44,12 @@ class ShardedWeights(MasterWeights):
         model: The same whole model in every process; on the CPU where the device has no room for it. It is changed.
         compute_dtype: Of matrix products.
         group: The processes; more than one.
+        shards: How many of them hold a replica together, at least two; they divide the size of ``group``.
         device: Where each keeps its part.
         exchange_each_micro_batch: Exchange gradients after every pass, not once per step: costs traffic, and saves the memory of
             a float32 gradient of the whole model between the micro-batches of a step.
         file_name: Gives the name in checkpoints of what trains, where they hold nothing else (an adapter).
+        files: Those weights of ``model`` that are in its files still: each process reads its part of them.
     """
 
     is_sharded = True
@@ -54,28 +61,42 @@ class ShardedWeights(MasterWeights):
         *,
         compute_dtype: torch.dtype,
         group: Group,
+        shards: int,
         device: torch.device,
         exchange_each_micro_batch: bool = False,
         file_name: Callable[[str], str] | None = None,
+        files: WeightsElsewhere | None = None,
     ) -> None:
         self.model = model
         self.compute_dtype = compute_dtype
         self.remainders = {}
         self._trains_adapter = file_name is not None
         self._frozen: dict[str, torch.Tensor] = {}
+        keeps = file_name is None and group.is_writer
         for name, parameter in model.named_parameters():
+            if files is not None and parameter in files.tensors:
+                continue
             if parameter.requires_grad:
                 self._require_range(name, parameter.data)
                 parameter.data = parameter.data.float()
             else:
-                self._round_frozen(name, parameter, keep=file_name is None and group.is_writer)
+                self._round_frozen(name, parameter, keep=keeps)
+        outside: Mapping[str, Outside] = {}
+        if files is not None:
+            outside = take_out(
+                model, files, compute_dtype=compute_dtype, group=group, writes_frozen=file_name is None
+            )
         self.group = group
         self.exchange_each_micro_batch = exchange_each_micro_batch
-        self._root = _shard(model, compute_dtype, group.size, device)
+        self._root = _shard(model, compute_dtype, _mesh(group.size, shards, device), device)
+        self.shards = shards
+        read_shards(model, outside, device)
+        self._frozen |= {name: one.exact() for name, one in outside.items() if keeps and one.is_rounded}
         named = dict(model.named_parameters())
         self.masters = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         weights = (Weight(shape=tuple(master.shape)) for master in self.masters.values())
-        self._gradient_bytes = 4 * sum(weight.padded(group.size) for weight in weights)
+        self._scattered_bytes = 4 * sum(weight.padded(shards) for weight in weights)
+        self._summed_bytes = self._scattered_bytes // shards if shards < group.size else 0
         buffers = stored_buffers(model)
         self.has_buffers = bool(buffers)
         kept = named | buffers if file_name is None else self.masters
@@ -89,10 +110,13 @@ class ShardedWeights(MasterWeights):
         """
         rounds = list(group.batches(batches))
         for index, (batch, is_own) in enumerate(rounds):
-            exchanges = self.exchange_each_micro_batch or index == len(rounds) - 1
+            is_last = index == len(rounds) - 1
+            exchanges = self.exchange_each_micro_batch or is_last
             self._root.set_requires_gradient_sync(exchanges)  # else each process keeps its sums whole
+            self._root.set_requires_all_reduce(is_last)  # replicas wait for the sums of a step
             yield batch, float(is_own)
-            group.exchanged_bytes += self._gradient_bytes if exchanges else 0
+            group.exchanged_bytes += self._scattered_bytes if exchanges else 0
+            group.exchanged_bytes += self._summed_bytes if is_last else 0
 
     def gather(self, nll_sum: torch.Tensor, group: Group) -> torch.Tensor:  # noqa: ARG002 - it is this one's
         """Return the sum of ``nll_sum``; the last backward pass has exchanged the gradients already."""
@@ -158,19 +182,41 @@ def collect(tensors: Mapping[str, torch.Tensor], group: Group) -> dict[str, torc
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
     """Return the modules that are gathered separately: the entries of the outermost lists of modules."""
-    found: list[torch.nn.Module] = []
+    return [layer for stack in _stacks(model) for layer in stack]
+
+
+def _stacks(model: torch.nn.Module) -> list[list[torch.nn.Module]]:
+    """Return those of each list, in which one follows the other."""
+    found: list[list[torch.nn.Module]] = []
     for child in model.children():
         if isinstance(child, torch.nn.ModuleList):
-            found += [entry for entry in child if any(True for _ in entry.parameters())]
+            found.append([entry for entry in child if any(True for _ in entry.parameters())])
         else:
-            found += layers_of(child)
+            found += _stacks(child)
     return found
 
 
+def _prefetch(model: FSDPModule, device: torch.device) -> None:
+    """Let each layer begin to gather the next one before it computes: two of them are there at once, never more."""
+    for stack in _stacks(cast("torch.nn.Module", model)):
+        layers = [layer for layer in stack if isinstance(layer, FSDPModule)]
+        for layer, following in pairwise(layers):
+            layer.set_modules_to_forward_prefetch([following])
+            following.set_modules_to_backward_prefetch([layer])
+    if device.type == "cpu":  # elsewhere streams do it
+        model._set_unshard_async_op(True)
+
+
+def _mesh(processes: int, shards: int, device: torch.device) -> DeviceMesh:
+    """Return one row of processes that share the weights out, or a row for each replica."""
+    if shards == processes:
+        return init_device_mesh(device.type, (shards,))
+    return init_device_mesh(device.type, (processes // shards, shards), mesh_dim_names=("replicas", "shards"))
+
+
 def _shard(
-    model: torch.nn.Module, compute_dtype: torch.dtype, processes: int, device: torch.device
+    model: torch.nn.Module, compute_dtype: torch.dtype, mesh: DeviceMesh, device: torch.device
 ) -> FSDPModule:
-    mesh = init_device_mesh(device.type, (processes,))
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
@@ -184,4 +230,5 @@ def _shard(
             module.set_force_sum_reduction_for_comms(True)
     if not isinstance(model, FSDPModule):
         raise TypeError(f"{type(model).__name__} was not sharded")
+    _prefetch(model, device)
     return model

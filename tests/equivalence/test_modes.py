@@ -1,0 +1,175 @@
+"""Each way to share the work, with each number of processes: the steps of one process, and the bytes that are predicted."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from sftcli.config.schema.run import CheckpointSettings
+from sftcli.training.checkpoint.format import read_snapshot
+from sftcli.training.checkpoint.names import list_checkpoints
+from sftcli.training.checkpoint.store import DirectoryCheckpointStore
+from sftcli.training.distributed import gradient_exchange
+from sftcli.training.distributed.group import Group
+from sftcli.training.weights.sharded import ShardedWeights
+from tests.support.counting import TrafficCounter
+from tests.support.fed_rows import record_fed, rows_of_steps
+from tests.support.processes import run_together
+from tests.support.several import assert_same_training, make_place, steps, train_here, train_together
+from tests.support.sharing import STEPS, predicted_traffic, trainer_of
+
+pytestmark = pytest.mark.slow
+
+WHOLE = 1
+MODES = {  # the number of processes, and how many hold a replica together
+    "ddp-2": (2, WHOLE),
+    "ddp-3": (3, WHOLE),
+    "ddp-4": (4, WHOLE),
+    "fsdp-2": (2, 2),
+    "fsdp-3": (3, 3),
+    "fsdp-4": (4, 4),
+    "hsdp-4": (4, 2),
+    "hsdp-6": (6, 3),
+}
+MICRO_BATCHES = 3  # of a step
+LAST = 7  # step of a run that goes on several times
+
+
+def same_as_one_process(group: Group, kind: str, shards: int, exchanges_each: bool) -> None:
+    gradient_exchange.BUCKET_NUMBERS = 5000  # several of them, in this process alone
+    alone, several = trainer_of(Group(), kind), trainer_of(group, kind, shards=shards)
+    if isinstance(several.weights, ShardedWeights):
+        several.weights.exchange_each_micro_batch = exchanges_each
+    micro_batches = -(-MICRO_BATCHES // group.size)
+    predicted = predicted_traffic(
+        several, group, micro_batches=micro_batches, exchanges=micro_batches if exchanges_each else 1
+    )
+    for _ in range(STEPS):
+        expected = alone.take_step()
+        with TrafficCounter() as counter:
+            found = several.take_step()
+        assert counter.traffic == predicted
+        assert found.exchanged_bytes == predicted.scattered + predicted.summed
+        assert found.loss == pytest.approx(expected.loss, abs=1e-5)
+        assert found.grad_norm == pytest.approx(expected.grad_norm, abs=1e-5)
+    whole, gathered = alone.snapshot(), several.snapshot()
+    for part in ("weights", "optimizer"):
+        wanted = getattr(whole, part) if group.is_writer else {}
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(getattr(gathered, part)[name], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_losses_weights_and_bytes_are_the_predicted_ones(tmp_path: Path, mode: str) -> None:
+    size, shards = MODES[mode]
+    run_together(same_as_one_process, size=size, folder=tmp_path, args=("tied", shards, False))
+
+
+@pytest.mark.parametrize("kind", ["untied", "lora", "checkpointing"])
+@pytest.mark.parametrize("shards", [WHOLE, 2], ids=["whole", "in-groups"])
+def test_kinds_of_training_are_the_same(tmp_path: Path, kind: str, shards: int) -> None:
+    run_together(same_as_one_process, size=4, folder=tmp_path, args=(kind, shards, False))
+
+
+def test_gradients_of_each_micro_batch_stay_inside_groups(tmp_path: Path) -> None:
+    run_together(exchanges_between_replicas_once, size=2 * 2, folder=tmp_path)
+
+
+def exchanges_between_replicas_once(group: Group) -> None:
+    alone, several = (
+        trainer_of(one, "tied", shards=shards, micro_batch_size=1)
+        for one, shards in ((Group(), WHOLE), (group, 2))
+    )
+    assert isinstance(several.weights, ShardedWeights)
+    several.weights.exchange_each_micro_batch = True
+    predicted = predicted_traffic(
+        several, group, micro_batches=2, exchanges=2
+    )  # six of them for four processes
+    for _ in range(STEPS):
+        expected = alone.take_step()
+        with TrafficCounter() as counter:
+            found = several.take_step()
+        assert counter.traffic == predicted
+        assert found.loss == pytest.approx(expected.loss, abs=1e-5)
+        assert found.grad_norm == pytest.approx(expected.grad_norm, abs=1e-5)
+
+
+def refuses_what_is_not_finite_in_one(group: Group) -> None:
+    from sftcli.errors import DivergedError
+
+    trainer = trainer_of(group, "tied", shards=2)
+    trainer.weights.refuse_nonfinite(1)
+    if group.rank == group.size - 1:
+        with torch.no_grad():
+            next(iter(trainer.weights.masters.values())).to_local()[:1] = float("nan")
+    with pytest.raises(DivergedError):
+        trainer.weights.refuse_nonfinite(1)
+
+
+def test_weights_that_are_not_finite_in_one_process_are_saved_by_none(tmp_path: Path) -> None:
+    run_together(refuses_what_is_not_finite_in_one, size=4, folder=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_place(tmp_path_factory.mktemp("modes"))
+
+
+def train_and_record(place: Path, run: str, *changes: str) -> None:
+    (place / f"fed-{run}").mkdir(exist_ok=True)
+    record_fed(place / f"fed-{run}")
+    train_here(place, place / "model", run, *changes)
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path) -> str:
+    train_together(partial(train_and_record, place, "alone"), size=1)
+    return "alone"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_training_has_the_rows_and_losses_of_one_process(place: Path, alone: str, mode: str) -> None:
+    size, shards = MODES[mode]
+    changes = (f"training.parallel={mode.partition('-')[0]}", f"training.shard_processes={shards}")
+    train_together(partial(train_and_record, place, mode, *changes), size=size)
+    fed, expected = (rows_of_steps(place / f"fed-{one}", place / "model") for one in (mode, alone))
+    assert fed == expected
+    assert_same_training(place, mode, alone)
+    assert len({event["exchanged_bytes"] for event in steps(place, mode)}) == 1
+
+
+def goes_on_and_saves(group: Group, folder: str, shards: int, until: int, losses: list[float]) -> None:
+    """Go on from the newest checkpoint to step ``until``; the steps must have ``losses``, counted from the first."""
+    trainer = trainer_of(group, "tied", shards=shards, max_steps=LAST)
+    store = DirectoryCheckpointStore(
+        Path(folder),
+        settings=CheckpointSettings(keep_last=9),
+        write_model_files=lambda folder: None,
+        fingerprints={},
+    )
+    if found := list_checkpoints(Path(folder)):
+        trainer.restore(read_snapshot(found[-1]))
+    while trainer.state.step < until:
+        assert trainer.take_step().loss == pytest.approx(losses[trainer.state.step - 1], abs=1e-5)
+    snapshot = trainer.snapshot()
+    if group.is_writer:
+        store.save(snapshot)
+    group.sum([0.0])  # none begins to look before it is there
+
+
+def test_a_run_goes_on_with_any_number_of_processes_in_any_mode(tmp_path: Path) -> None:
+    alone = trainer_of(Group(), "tied", max_steps=LAST)
+    losses = [alone.take_step().loss for _ in range(LAST)]
+    folder = str(tmp_path / "run")
+    turns = [(2, 2), (1, WHOLE), (3, 3), (4, 2), (2, WHOLE), (4, 2), (1, WHOLE)]
+    for turn, (size, shards) in enumerate(turns):
+        arguments = (folder, shards, turn + 1, losses)
+        if size == 1:
+            goes_on_and_saves(Group(), *arguments)
+        else:
+            run_together(goes_on_and_saves, size=size, folder=tmp_path / str(turn), args=arguments)
+    assert len(turns) == LAST
+    saved = read_snapshot(list_checkpoints(Path(folder))[-1]).weights
+    for name, weight in alone.snapshot().weights.items():
+        torch.testing.assert_close(saved[name], weight, rtol=0, atol=1e-5)
