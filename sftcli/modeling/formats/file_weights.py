@@ -81,9 +81,10 @@ class FileWeights:
 
     def hold(self, module: nn.Module) -> None:
         """Give ``module`` its numbers, and take those of the module before from it."""
-        wanted = set(module.parameters())
-        self._release(one for one in self._held if one not in wanted)
-        self._held = [*(one for one in self._held if one in wanted), *self._take(module.parameters())]
+        wanted = [one for one in module.parameters() if one in self.tensors]
+        if any(map(_is_stand_in, wanted)):  # else it is a part of what is held
+            self._release(one for one in self._held if one not in {*wanted})
+            self._held = [*(one for one in self._held if one in {*wanted}), *self._take(wanted)]
 
     @contextmanager
     def streamed(
@@ -123,7 +124,8 @@ class FileWeights:
 
     def _take(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
         """Return those of ``parameters`` that had no numbers; now they have."""
-        taken = [one for one in parameters if one in self.tensors and _is_stand_in(one)]
+        missing = (one for one in parameters if one in self.tensors and _is_stand_in(one))
+        taken = [*dict.fromkeys(missing)]  # a tied one comes twice
         for one in taken:
             one.data = self.tensors[one].whole()
         return taken
