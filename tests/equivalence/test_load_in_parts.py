@@ -20,8 +20,11 @@ from sftcli.training.weights.sharded import ShardedWeights
 from tests.support.processes import run_together
 from tests.support.several import (
     checkpoint_bytes,
+    end,
     events,
+    flags,
     make_place,
+    start,
     steps,
     train_here,
     train_together,
@@ -208,3 +211,13 @@ def test_a_training_is_the_same_and_says_the_same(place, request, model, changes
         text for text in theirs if not is_of_whole_loading(text)
     ]
     assert len(reasons) == ("adapter.kind=dora" in changes)
+
+
+@pytest.mark.slow
+def test_numbers_that_the_second_process_alone_reads_end_both_by_name(place):
+    folder = build_tiny_model(place / "spoilt")
+    _change(folder, UP, lambda tensor: tensor[-1].fill_(math.nan))
+    arguments = flags(folder, "spoilt", "training.parallel=fsdp")
+    done = end(start(place, "train", *arguments, "--processes", "2"))
+    assert done.code == DataError.exit_code
+    assert done.err.count("non-finite values in float32: model.layers.1.mlp.up_proj.weight") == 1

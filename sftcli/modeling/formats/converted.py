@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sftcli.modeling.formats.source_tensors import SourceTensors, conversions_of
-from sftcli.modeling.formats.stored_tensors import StoredTensor, read_tensor
+from sftcli.modeling.formats.stored_tensors import StoredTensor, view_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +32,7 @@ class Recipe:
         converter = deepcopy(self.converter)
         for pattern, name, stored in self.parts:
             is_read = device != "meta"
-            part = read_tensor(stored).to(self.dtype) if is_read else torch.empty(stored.shape, device=device)
+            part = view_of(stored).to(self.dtype) if is_read else torch.empty(stored.shape, device=device)
             converter.add_tensor(self.name, name, pattern, part)  # type: ignore[arg-type]  # as for saving
         made = converter.convert(self.name, model=self.model, config=self.model.config)
         return {name: one[0] if isinstance(one, list) else one for name, one in made.items()}

@@ -13,7 +13,7 @@ from torch import nn
 
 from sftcli.modeling.formats.converted import Recipe, recipes
 from sftcli.modeling.formats.source_tensors import SourceTensors
-from sftcli.modeling.formats.stored_tensors import FLOATS, StoredTensor, read_tensor
+from sftcli.modeling.formats.stored_tensors import FLOATS, StoredTensor, view_of
 from sftcli.runtime import replace_parameters, share_of
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class PlainTensor(FileTensor):
 
     def raw(self) -> torch.Tensor:
         """Return a view of the file."""
-        return read_tensor(self.stored)
+        return view_of(self.stored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +197,7 @@ def leave_in_files(model: "PreTrainedModel", folder: Path) -> FileWeights:
     compute_buffers(model)
     for name, buffer in model.named_buffers():
         if name in stored:
-            buffer.copy_(read_tensor(stored[name]))
+            buffer.copy_(view_of(stored[name]))
     return FileWeights(model, tensors)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sftcli.errors import DataError, MismatchError, SftError
+from sftcli.errors import DataError, MismatchError, NotFoundError, SftError
 from sftcli.modeling.formats.file_weights import FileWeights, WholeOnlyError
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.modeling.load import load_in_parts, load_model
@@ -143,6 +143,18 @@ def test_a_damaged_folder_is_refused_in_the_words_of_whole_loading(tmp_path, dam
     with pytest.raises(SftError) as wanted:
         _whole(tmp_path)
     assert (found.value.message, found.value.hint) == (wanted.value.message, wanted.value.hint)
+
+
+def test_a_file_that_is_cut_off_or_gone_by_the_time_it_is_read_is_named(tmp_path):
+    model, files = _in_parts(build_tiny_model(tmp_path))
+    path = tmp_path / "model.safetensors"
+    tensor = files.tensors[model.lm_head.weight]
+    path.write_bytes(path.read_bytes()[:999])
+    with pytest.raises(DataError, match=r"model\.safetensors cannot be read"):
+        tensor.whole()
+    path.unlink()
+    with pytest.raises(NotFoundError, match=r"model\.safetensors does not exist"):
+        [*tensor.pieces(0, 9)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
