@@ -9,10 +9,12 @@ from functools import cached_property
 from itertools import islice
 
 import torch
+import torch.distributed as dist
 
 from sftcli.data.batches.batch import Batch
 from sftcli.errors import DivergedError, Location, MismatchError, UsageError
 from sftcli.runtime import is_finite
+from sftcli.training.distributed.gradient_exchange import GradientExchange
 from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss
 from sftcli.training.weights.placement import placed_as
@@ -35,6 +37,7 @@ class MasterWeights:
 
     is_sharded = False  # whether this process holds a part of them only
     keeps_frozen = True  # whether snapshots hold what does not train
+    _exchange: GradientExchange | None = None  # with other processes
 
     def __init__(
         self, model: torch.nn.Module, *, compute_dtype: torch.dtype, collects_at_once: bool = True
@@ -116,16 +119,42 @@ class MasterWeights:
 
     def micro_batches(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
         """Yield this process's share of ``batches``, each with the weight of its loss in the sum."""
-        for batch in islice(batches, group.rank, None, group.size):
+        if group.size == 1:
+            yield from ((batch, 1.0) for batch in batches)
+            return
+        exchange = self._exchange_in(group)
+        own = list(islice(batches, group.rank, None, group.size))
+        for batch in own[:-1]:
             yield batch, 1.0
+        if self.collects_at_once:
+            exchange.listen()
+        for batch in own[-1:]:
+            yield batch, 1.0
+        exchange.send_rest()
+
+    def _exchange_in(self, group: Group) -> GradientExchange:
+        """Return what sums the gradients; the hooks that it needs are there from the first step of several processes on."""
+        if self._exchange is None:
+            self._exchange = GradientExchange(self.masters.values(), group)
+            if self.collects_at_once:
+                self.tell_gradients(self._exchange.hear)
+        return self._exchange
+
+    def give_up_exchange(self) -> None:
+        """Let the other processes finish the exchange of a step that all of them take again."""
+        if self._exchange is not None:
+            self._exchange.give_up()
 
     def gathered(self, batch_loss: BatchLoss) -> BatchLoss:
         """Return ``batch_loss`` with every weight that it reads gathered."""
         return batch_loss
 
     def gather(self, nll_sum: torch.Tensor, group: Group) -> torch.Tensor:
-        """Return the sum of ``nll_sum`` over the processes, after summing the gradients of the masters."""
-        return group.gather(nll_sum, self.masters.values())
+        """Return the sum of ``nll_sum`` over the processes, when the gradients of the masters are such sums too."""
+        if group.size > 1:
+            self._exchange_in(group).finish()
+            dist.all_reduce(nll_sum)
+        return nll_sum
 
     def publish(self) -> None:
         """Round the masters into the parameters that the model computes with."""

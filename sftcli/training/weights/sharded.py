@@ -7,7 +7,9 @@ processes that hold the same shard sum its gradients.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from types import MethodType
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -86,7 +88,7 @@ class ShardedWeights(MasterWeights):
             )
         self.group = group
         self.exchange_each_micro_batch = exchange_each_micro_batch
-        self._root = _shard(model, compute_dtype, _mesh(group.size, shards, device))
+        self._root = _shard(model, compute_dtype, _mesh(group.size, shards, device), device)
         self.shards = shards
         read_shards(model, outside, device)
         self._frozen |= {name: one.exact() for name, one in outside.items() if keeps and one.is_rounded}
@@ -180,13 +182,29 @@ def collect(tensors: Mapping[str, torch.Tensor], group: Group) -> dict[str, torc
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
     """Return the modules that are gathered separately: the entries of the outermost lists of modules."""
-    found: list[torch.nn.Module] = []
+    return [layer for stack in _stacks(model) for layer in stack]
+
+
+def _stacks(model: torch.nn.Module) -> list[list[torch.nn.Module]]:
+    """Return those of each list, in which one follows the other."""
+    found: list[list[torch.nn.Module]] = []
     for child in model.children():
         if isinstance(child, torch.nn.ModuleList):
-            found += [entry for entry in child if any(True for _ in entry.parameters())]
+            found.append([entry for entry in child if any(True for _ in entry.parameters())])
         else:
-            found += layers_of(child)
+            found += _stacks(child)
     return found
+
+
+def _prefetch(model: FSDPModule, device: torch.device) -> None:
+    """Let each layer begin to gather the next one before it computes: two of them are there at once, never more."""
+    for stack in _stacks(cast("torch.nn.Module", model)):
+        layers = [layer for layer in stack if isinstance(layer, FSDPModule)]
+        for layer, following in pairwise(layers):
+            layer.set_modules_to_forward_prefetch([following])
+            following.set_modules_to_backward_prefetch([layer])
+    if device.type == "cpu":  # elsewhere streams do it
+        model._set_unshard_async_op(True)
 
 
 def _mesh(processes: int, shards: int, device: torch.device) -> DeviceMesh:
@@ -196,7 +214,9 @@ def _mesh(processes: int, shards: int, device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, (processes // shards, shards), mesh_dim_names=("replicas", "shards"))
 
 
-def _shard(model: torch.nn.Module, compute_dtype: torch.dtype, mesh: DeviceMesh) -> FSDPModule:
+def _shard(
+    model: torch.nn.Module, compute_dtype: torch.dtype, mesh: DeviceMesh, device: torch.device
+) -> FSDPModule:
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
@@ -210,4 +230,5 @@ def _shard(model: torch.nn.Module, compute_dtype: torch.dtype, mesh: DeviceMesh)
             module.set_force_sum_reduction_for_comms(True)
     if not isinstance(model, FSDPModule):
         raise TypeError(f"{type(model).__name__} was not sharded")
+    _prefetch(model, device)
     return model

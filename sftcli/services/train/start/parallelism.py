@@ -137,7 +137,8 @@ def make_weights(
             file_name=names,
             files=files,
         )
-    memory = total_memory_bytes(device) if device.type == "cuda" else 0
+    # Several processes exchange gradients as soon as they are made, so they collect them at once.
+    memory = total_memory_bytes(device) if device.type == "cuda" and group.size == 1 else 0
     return whole_weights(model, settings.training, dtype=dtype, has_adapter=names is not None, memory=memory)
 
 
