@@ -234,7 +234,7 @@ def test_decision_is_logged_reported_and_kept_when_the_run_goes_on(place, monkey
         "torch.optim.AdamW.step",
         "sftcli.services.train.build.heldout_nll",
         "sftcli.training.state.TrainingSnapshot.copied",
-        "sftcli.training.checkpoint.store.write_snapshot",
+        "sftcli.training.checkpoint.store.write_part",
         "sftcli.services.train.run.save_model_folder",
     ],
 )

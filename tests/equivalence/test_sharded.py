@@ -1,5 +1,6 @@
 """Processes that share out the weights take the steps of one process; `test_processes.py` has the fast test of it."""
 
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,6 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from sftcli.config.schema.adapter import AdapterSettings
-from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.errors import UsageError
 from sftcli.modeling.activations import checkpoint_activations
@@ -18,7 +18,6 @@ from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints
-from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.distributed.group import Group
 from sftcli.training.distributed.traffic import Weight, sharded_traffic
 from sftcli.training.loss import response_nll_sum
@@ -29,12 +28,13 @@ from sftcli.training.weights.sharded import ShardedWeights, layers_of
 from tests.support.counting import TrafficCounter
 from tests.support.processes import run_together
 from tests.support.recording import MemoryStore
+from tests.support.saving import assert_has_parts_of, store_of
 from tests.support.tiny_modern import tiny_modern
 from tests.support.training import CPU, build_trainer, tiny_llama
 
 SIZES = (2, 3)
 STEPS = 3
-LAST = 6  # step of a run that goes on several times
+LAST = 4  # step of a run that goes on
 
 
 def settings(**changes: object) -> TrainingSettings:
@@ -93,12 +93,7 @@ def same_as_one_process(group: Group, kind: str) -> None:
         expected, found = alone.take_step(), several.take_step()
         assert found.loss == pytest.approx(expected.loss, abs=1e-5)
         assert found.grad_norm == pytest.approx(expected.grad_norm, abs=1e-5)
-    whole, gathered = alone.snapshot(), several.snapshot()
-    for part in ("weights", "optimizer"):
-        wanted = getattr(whole, part) if group.is_writer else {}
-        assert getattr(gathered, part).keys() == wanted.keys()
-        for name, tensor in wanted.items():
-            torch.testing.assert_close(getattr(gathered, part)[name], tensor, rtol=0, atol=1e-5)
+    assert_has_parts_of(several.snapshot(), alone.snapshot(), group, within=1e-5)
 
 
 @pytest.mark.slow
@@ -210,43 +205,56 @@ def test_exchanged_bytes_are_the_predicted_ones(
     run_together(counts_what_is_predicted, size=size, folder=tmp_path, args=(exchange_each_micro_batch,))
 
 
-def goes_on_and_saves(group: Group, folder: str, shards: bool, until: int, losses: list[float]) -> None:
+def goes_on_and_saves(
+    group: Group, folder: str, notes: str, shards: bool, until: int, losses: list[float]
+) -> None:
     """Go on from the newest checkpoint to step ``until``; the steps must have ``losses``, counted from the first."""
     if shards:
         trainer = trainer_of(group, "tied", max_steps=LAST)
     else:
         trainer = trainer_of(Group(), "tied", max_steps=LAST)
         trainer.group = group
-    store = DirectoryCheckpointStore(
-        Path(folder),
-        settings=CheckpointSettings(keep_last=9),
-        write_model_files=lambda folder: None,
-        fingerprints={},
-    )
+    trainer.store = store_of(trainer, Path(folder), Path(notes))
     if found := list_checkpoints(Path(folder)):
         trainer.restore(read_snapshot(found[-1]))
     while trainer.state.step < until:
         assert trainer.take_step().loss == pytest.approx(losses[trainer.state.step - 1], abs=1e-5)
-    snapshot = trainer.snapshot()
-    if group.is_writer:
-        store.save(snapshot)
+    trainer.save()
     group.sum([0.0])  # none begins to look before it is there
 
 
+WAYS = [
+    "1w",
+    "2w",
+    "3w",
+    "4w",
+    "2s",
+    "3s",
+    "4s",
+]  # shared out on two processes is "2s", whole on each of them "2w"
+
+
 @pytest.mark.slow
-def test_a_run_goes_on_with_any_number_of_processes_in_any_mode(tmp_path: Path) -> None:
+@pytest.mark.parametrize("saved", WAYS)
+def test_a_run_goes_on_with_any_number_of_processes_in_any_mode(tmp_path: Path, saved: str) -> None:
     alone = trainer_of(Group(), "tied", max_steps=LAST)
     losses = [alone.take_step().loss for _ in range(LAST)]
-    folder = str(tmp_path / "run")
-    # shared out on 2, one process, shared out on 3, whole on 2, shared out on 2, one process
-    turns = [(2, True), (1, False), (3, True), (2, False), (2, True), (1, False)]
-    for turn, (size, shards) in enumerate(turns):
-        arguments = (folder, shards, turn + 1, losses)
+
+    def go_on(way: str, place: Path, until: int) -> None:
+        size, shards = int(way[0]), way[1] == "s"
+        arguments = (str(place / "run"), str(place / f"notes-{way}-{until}"), shards, until, losses)
         if size == 1:
             goes_on_and_saves(Group(), *arguments)
         else:
-            run_together(goes_on_and_saves, size=size, folder=tmp_path / str(turn), args=arguments)
-    assert len(turns) == LAST
-    saved = read_snapshot(list_checkpoints(Path(folder))[-1]).weights
-    for name, weight in alone.snapshot().weights.items():
-        torch.testing.assert_close(saved[name], weight, rtol=0, atol=1e-5)
+            run_together(goes_on_and_saves, size=size, folder=place / f"{way}-{until}", args=arguments)
+
+    go_on(saved, tmp_path / "first", 2)
+    for resumed in WAYS:
+        place = tmp_path / resumed
+        shutil.copytree(tmp_path / "first" / "run", place / "run")
+        go_on(resumed, place, LAST)
+        last = list_checkpoints(place / "run")[-1]
+        parts = int(resumed[0]) if resumed[1] == "s" else 1
+        assert len([*last.glob("model*.safetensors")]) == len([*last.glob("optimizer*.safetensors")]) == parts
+        for name, weight in alone.snapshot().weights.items():
+            torch.testing.assert_close(read_snapshot(last).weights[name], weight, rtol=0, atol=1e-5)

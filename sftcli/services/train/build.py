@@ -55,6 +55,7 @@ from sftcli.services.train.start.inputs import TrainingInputs
 from sftcli.services.train.start.parallelism import make_weights, shares_weights
 from sftcli.training.checkpoint.format import ADAPTER, MODEL
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
+from sftcli.training.checkpoint.together import Leader, Notes, PartStore
 from sftcli.training.distributed.group import Group
 from sftcli.training.embeddings import add_embedding_noise, embedding_names, freeze_embeddings
 from sftcli.training.experts.balance import BalancedLoss, require_balance
@@ -118,6 +119,7 @@ def build_trainer(
     group: Group,
     recorded: Decisions,
     trainer_type: type[Trainer] = Trainer,
+    notes: Notes | None = None,
 ) -> TrainingParts:
     """Load the model and put the parts of a run together, those of this process in ``group``.
 
@@ -129,6 +131,7 @@ def build_trainer(
         group: The processes that train together.
         recorded: What was decided before: by the run that goes on, or by the first process. Its precision is.
         trainer_type: What takes the steps.
+        notes: By which the processes agree on the checkpoints that they write together, where there are several.
 
     Raises:
         MismatchError: Something that is recorded cannot be had here.
@@ -144,7 +147,21 @@ def build_trainer(
     loaded = _load(inputs, recorded, compute, emit)
     require_positions(loaded.model, inputs.prepared)
     pt = None if loaded.adapter else pt_files(loaded.model, run, inputs.settings)
-    store = _store(run, inputs, loaded, pt, check_owner) if group.is_writer else ForgetfulStore()
+    meeting = (
+        notes if compute.shares and loaded.adapter is None else None
+    )  # an adapter is small, and one file
+    store = (
+        _store(
+            run,
+            inputs,
+            loaded,
+            pt,
+            check_owner,
+            others=None if meeting is None else Leader(meeting, processes=group.size),
+        )
+        if group.is_writer
+        else _store_of_follower(run, meeting, group)
+    )
     parts = assemble(
         loaded, inputs, recorded, compute=compute, store=store, emit=emit, trainer_type=trainer_type
     )
@@ -220,7 +237,7 @@ def assemble(
     trainer = trainer_type(
         settings=settings.training,
         checkpoint=settings.checkpoint
-        if group.is_writer
+        if group.is_writer or weights.saves_parts
         else settings.checkpoint.model_copy(update={"in_background": False}),
         weights=weights,
         optimizer=optimizer,
@@ -292,6 +309,8 @@ def _store(
     loaded: LoadedModel,
     pt: PtFiles | None,
     check_owner: Callable[[], None],
+    *,
+    others: Leader | None,
 ) -> CheckpointStore:
     settings, prepared = inputs.settings, inputs.prepared
     model, adapter = loaded.model, loaded.adapter
@@ -312,7 +331,14 @@ def _store(
         resume_command=f"sft resume {run.argument}",
         check_owner=check_owner,
         write_beside=None if pt is None else pt.write_step,
+        others=others,
     )
+
+
+def _store_of_follower(run: RunFolder, meeting: Notes | None, group: Group) -> CheckpointStore:
+    if meeting is None:
+        return ForgetfulStore()
+    return PartStore(run.checkpoints, meeting, rank=group.rank, weights_name=MODEL)
 
 
 def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: EventSink) -> LoadedModel:
