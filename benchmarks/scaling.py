@@ -8,7 +8,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,16 +50,23 @@ class Shape:
         return sum(w.padded(1) for w in self.layer) * self.layers + sum(w.padded(1) for w in self.root)
 
     def traffic(
-        self, mode: str, processes: int, micro_batches: int, compute_bytes: int, *, each_micro_batch: bool
+        self,
+        processes: int,
+        shards: int,
+        micro_batches: int,
+        compute_bytes: int,
+        *,
+        each_micro_batch: bool,
     ) -> Traffic:
         if processes == 1:
             return Traffic()
-        if mode == "ddp":
+        if shards == 1:
             return replicated_traffic([*self.layer * self.layers, *self.root])
         return sharded_traffic(
             [self.layer] * self.layers,
             self.root,
-            processes=processes,
+            shards=shards,
+            copies=processes // shards,
             micro_batches=micro_batches,
             compute_bytes=compute_bytes,
             exchanges=micro_batches if each_micro_batch else 1,
@@ -89,24 +96,24 @@ class Machine:
 
 
 def memory_bytes(
-    shape: Shape, mode: str, processes: int, micro_batches: int, tokens: int, *, each_micro_batch: bool
+    shape: Shape, shards: int, micro_batches: int, tokens: int, *, each_micro_batch: bool
 ) -> float:
     """Weights, gradients, moments and, with gradient checkpointing, activations of ``tokens`` in a pass."""
     numbers, one = shape.numbers, sum(w.padded(1) for w in shape.layer)
     inputs = 2 * shape.layers * tokens * shape.width
     layer = 34 * tokens * shape.width  # inside one layer, without the scores (Korthikanti et al. 2022, eq. 2)
     activations = inputs + layer + 3 * 4 * 2**25  # and the head in chunks: loss.chunk_logits
-    if mode == "ddp" or processes == 1:
+    if shards == 1:
         return (2 + 4 + 4 + 8) * numbers + activations
     root = sum(w.padded(1) for w in shape.root)
-    gradients = 4 * numbers if micro_batches > 1 and not each_micro_batch else 4 * numbers / processes
-    return (4 + 8) * numbers / processes + gradients + 2 * (2 * one + root) + activations
+    gradients = 4 * numbers if micro_batches > 1 and not each_micro_batch else 4 * numbers / shards
+    return (4 + 8) * numbers / shards + gradients + 2 * (2 * one + root) + activations
 
 
 def step_seconds(
     shape: Shape,
-    mode: str,
     processes: int,
+    shards: int,
     micro_batches: int,
     tokens: int,
     *,
@@ -115,12 +122,20 @@ def step_seconds(
 ) -> tuple[float, float]:
     """Compute, and exchange, of a step; 8 N for a token, as gradient checkpointing computes forward twice."""
     compute = micro_batches * tokens * 8 * shape.numbers / machine.flops
-    traffic = shape.traffic(mode, processes, micro_batches, 2, each_micro_batch=each_micro_batch)
-    wire = traffic.wire_bytes(processes) / machine.bandwidth(processes)
-    calls = (
-        0 if processes == 1 else shape.numbers / 2**24 if mode == "ddp" else micro_batches * 3 * shape.layers
+    if processes == 1:
+        return compute, 0.0
+    traffic, copies = (
+        shape.traffic(processes, shards, micro_batches, 2, each_micro_batch=each_micro_batch),
+        processes // shards,
     )
-    return compute, wire + calls * machine.latency * max(1, processes.bit_length())
+    exchange = traffic.shard_wire_bytes(shards) / machine.bandwidth(shards)
+    exchange += traffic.copy_wire_bytes(copies) / machine.bandwidth(processes)
+    if shards > 1:
+        exchange += micro_batches * 3 * shape.layers * machine.latency * shards.bit_length()
+    if copies > 1:
+        calls = shape.numbers / 2**24 if shards == 1 else shape.layers
+        exchange += calls * machine.latency * copies.bit_length()
+    return compute, exchange
 
 
 def predict(rows: int, tokens: int) -> None:
@@ -132,24 +147,35 @@ def predict(rows: int, tokens: int) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for shape in MODELS:
         for processes in (1, 8, 64, 1024):
-            for mode in ("ddp", "fsdp") if processes > 1 else ("ddp",):
+            for mode, shards in _modes(machine, processes):
                 micro_batches = -(-rows // processes)
-                size = partial(memory_bytes, shape, mode, processes, micro_batches, tokens)
-                each = mode == "fsdp" and size(each_micro_batch=False) > machine.memory
+                size = partial(memory_bytes, shape, shards, micro_batches, tokens)
+                each = shards > 1 and size(each_micro_batch=False) > machine.memory
                 memory = size(each_micro_batch=each)
                 compute, exchange = step_seconds(
-                    shape, mode, processes, micro_batches, tokens, each_micro_batch=each, machine=machine
+                    shape, processes, shards, micro_batches, tokens, each_micro_batch=each, machine=machine
                 )
-                bytes_ = shape.traffic(mode, processes, micro_batches, 2, each_micro_batch=each).wire_bytes(
-                    processes
-                )
+                traffic = shape.traffic(processes, shards, micro_batches, 2, each_micro_batch=each)
+                bytes_ = traffic.shard_wire_bytes(shards) + traffic.copy_wire_bytes(processes // shards)
                 # fully_shard gathers the next layer while one computes; gradients of ddp go after the last pass.
                 seconds = compute + exchange if mode == "ddp" else max(compute, exchange)
                 print(
-                    f"| {shape.name} | {processes} | {mode}{' each pass' if each else ''} | {memory / 1e9:.1f} | "
+                    f"| {shape.name} | {processes} | {mode}{' each micro-batch' if each else ''} | {memory / 1e9:.1f} | "
                     f"{'yes' if memory < machine.memory else 'no'} | {bytes_ / 1e9:.1f} | {compute:.2f} | "
                     f"{exchange:.2f} | {rows * tokens / seconds / processes:.0f} |"
                 )
+                if mode.startswith("hsdp") and memory < machine.memory:
+                    break  # larger groups need less memory and more time
+
+
+def _modes(machine: Machine, processes: int) -> Iterator[tuple[str, int]]:
+    """Modes, and how many processes hold a replica together; inside one machine hsdp is fsdp."""
+    yield "ddp", 1
+    if processes > 1:
+        yield "fsdp", processes
+    for machines in (1, 2, 4):
+        if (shards := machines * machine.per_machine) < processes:
+            yield f"hsdp by {shards}", shards
 
 
 SMALL = Shape(name="small", layers=4, width=256, inner=768, keys=256, vocab=8192, tied=True)
@@ -171,7 +197,9 @@ def _trainer(group: Group, mode: str):
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     if mode == "fsdp" and group.size > 1:
-        weights = ShardedWeights(model, compute_dtype=torch.float32, group=group, device=torch.device("cpu"))
+        weights = ShardedWeights(
+            model, compute_dtype=torch.float32, group=group, shards=group.size, device=torch.device("cpu")
+        )
     else:
         weights = MasterWeights(model, compute_dtype=torch.float32)
     settings = TrainingSettings(max_steps=99, batch_size=ROWS, micro_batch_size=1, learning_rate=1e-5)
@@ -252,7 +280,8 @@ def _one_of_two(rank: int, folder: str) -> None:
     print(f"| 1 | - | {1e3 * (alone + update):.0f} | (gives the terms) | | |")
     groups = SMALL.layers + 1
     for mode, calls in (("ddp", 2), ("fsdp", micro_batches * (groups + SMALL.layers) + groups + 1)):
-        traffic = SMALL.traffic(mode, 2, micro_batches, 4, each_micro_batch=False)
+        shards = 1 if mode == "ddp" else 2
+        traffic = SMALL.traffic(2, shards, micro_batches, 4, each_micro_batch=False)
         exchange = sum(getattr(traffic, kind) / rate for kind, rate in rates.items()) + calls * latency
         predicted = alone / 2 + (update if mode == "ddp" else update / 2) + exchange
         off = predicted / result[mode] - 1

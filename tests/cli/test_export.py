@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
+from sftcli.errors import StorageError
 from sftcli.modeling.formats.pt_file import read_pt
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from tests.support.forked import run_forked
@@ -365,3 +366,39 @@ def test_a_folder_for_ollama_has_template_stops_and_sampling(tiny_model, tmp_pat
     }
     assert stops == set(re.findall(r'PARAMETER stop "(.*)"', written))
     assert "ollama create for-ollama -f Modelfile" in (out / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("dtype", [None, "bf16"])
+def test_a_folder_is_opened_again_and_computes_what_was_written(dtype, trained, tmp_path):
+    flags = [] if dtype is None else ["--dtype", dtype]
+    found = export("first", "--runs", trained, "--to", "hf", *flags, "--out", tmp_path / "new")["logits"]
+    assert found["distance"] < 1e-5
+    assert found["same"] == found["places"] > 0
+
+
+def test_a_folder_with_the_right_numbers_and_another_configuration_gets_no_name(
+    tiny_model, tmp_path, monkeypatch
+):
+    def other(content: dict[str, object]) -> dict[str, object]:
+        return {**content, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}
+
+    monkeypatch.setattr("sftcli.modeling.formats.folder_write.with_older_keys", other)
+    result = invoke("export", tiny_model, "--to", "hf", "--out", tmp_path / "out" / "new")
+    assert isinstance(result.exception, StorageError)
+    assert "new failed verification after writing: logits differ by" in result.exception.message
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_pt_file_is_opened_again(tmp_path):
+    tokenizer = build_tiny_tokenizer(tmp_path / "tokenizer", template=None)
+    flags = ("--tokenizer", tokenizer, "--to", "pt", "--out", tmp_path / "copy.pt")
+    assert export(build_tiny_pt(tmp_path / "start.pt"), *flags)["logits"]["distance"] < 1e-5
+
+
+def test_where_memory_is_short_for_a_second_model_tensors_alone_are_compared(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sftcli.services.export.read_back.free_memory_bytes", lambda: 1000)
+    assert export(tiny_model, "--to", "hf", "--out", tmp_path / "new")["logits"] is None
+    result = invoke("export", tiny_model, "--to", "hf", "--out", tmp_path / "again")
+    assert "read back by its tensors alone" in result.stderr

@@ -226,7 +226,8 @@ def test_what_a_server_does_not_know_is_left_out_or_refused_by_name(sft, server,
     assert server.requests[-1][1]["top_k"] == 5
     for flag in (("--tokenizer", "x"), ("--base",), ("--precision", "fp32")):
         assert sft("generate", "Hi", "-m", server.url, *flag)[0] == 2
-    for command in (("eval", server.url), ("export", server.url, "--to", "hf")):
+    training = ("train", "--data", prompts, "--model", server.url)
+    for command in (("eval", server.url), ("export", server.url, "--to", "hf"), training):
         code, _, err = sft(*command)
         assert (code, "gives answers and no weights" in err) == (2, True), err
 

@@ -49,7 +49,7 @@ def predicted_bytes(model: Path, *, parallel: str, size: int) -> int:
     shapes = [Weight(shape=tuple(weight.shape)) for weight in weights]
     if parallel == "ddp":
         return replicated_traffic(shapes).summed
-    return sharded_traffic([], shapes, processes=size, micro_batches=1, compute_bytes=4).scattered
+    return sharded_traffic([], shapes, shards=size, micro_batches=1, compute_bytes=4).scattered
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

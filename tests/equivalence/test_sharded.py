@@ -1,90 +1,22 @@
 """Processes that share out the weights take the steps of one process; `test_processes.py` has the fast test of it."""
 
-import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
 
-from sftcli.config.schema.adapter import AdapterSettings
-from sftcli.config.schema.training import TrainingSettings
 from sftcli.errors import UsageError
-from sftcli.modeling.activations import checkpoint_activations
-from sftcli.modeling.adapter.adapter import add_adapter
-from sftcli.modeling.kernels.document_attention import attend_by_document
-from sftcli.modeling.kernels.fuse import fuse_layers
-from sftcli.training.checkpoint.format import read_snapshot
-from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.distributed.group import Group
-from sftcli.training.distributed.traffic import Weight, sharded_traffic
-from sftcli.training.loss import response_nll_sum
 from sftcli.training.loss_scale import FIRST, LossScaler
-from sftcli.training.optim.optimizer import make_optimizer
-from sftcli.training.trainer import Trainer
-from sftcli.training.weights.sharded import ShardedWeights, layers_of
+from sftcli.training.weights.sharded import ShardedWeights
 from tests.support.counting import TrafficCounter
 from tests.support.processes import run_together
-from tests.support.recording import MemoryStore
-from tests.support.saving import assert_has_parts_of, store_of
-from tests.support.tiny_modern import tiny_modern
-from tests.support.training import CPU, build_trainer, tiny_llama
+from tests.support.saving import assert_has_parts_of
+from tests.support.sharing import STEPS, build_model, predicted_traffic, trainer_of
+from tests.support.training import CPU
 
 SIZES = (2, 3)
-STEPS = 3
-LAST = 4  # step of a run that goes on
-
-
-def settings(**changes: object) -> TrainingSettings:
-    values: dict[str, object] = {
-        "max_steps": STEPS,
-        "batch_size": 6,
-        "micro_batch_size": 2,
-        "learning_rate": 1e-3,
-        "warmup_steps": 0,
-        "precision": "fp32",
-        "packing": "off",
-    }
-    return TrainingSettings(**(values | changes))
-
-
-def build_model(kind: str) -> torch.nn.Module:
-    torch.manual_seed(0)
-    if kind == "modern":
-        return tiny_modern().train()
-    if kind == "experts":
-        config = MixtralConfig(**tiny_llama().config.to_diff_dict() | {"num_local_experts": 4})
-        model = MixtralForCausalLM(config).train()
-        add_adapter(model, AdapterSettings(kind="lora", rank=2, experts=True))
-        return model
-    model = tiny_llama(tie=kind not in ("untied", "lora"))  # no adapter on a tied head
-    if kind == "fused":
-        fuse_layers(model)
-    if kind == "lora":
-        add_adapter(model, AdapterSettings(kind="lora", rank=4, target_modules=("auto", "lm_head")))
-    if kind == "checkpointing":
-        checkpoint_activations(model)
-    if kind == "packed":
-        assert attend_by_document(model)
-    return model
-
-
-def trainer_of(group: Group, kind: str, *, dtype: torch.dtype = torch.float32, **changes: object) -> Trainer:
-    """Return a trainer that shares out the weights among ``group``, or has them all where it is one process."""
-    model = build_model(kind)
-    if kind == "packed":
-        changes |= {"packing": "on", "micro_batch_tokens": 48}
-    trainer = build_trainer(
-        settings=settings(**changes), store=MemoryStore(), emit=lambda _: None, model=model, dtype=dtype
-    )
-    trainer.group = group
-    if group.size > 1:
-        trainer.weights = ShardedWeights(build_model(kind), compute_dtype=dtype, group=group, device=CPU)
-        trainer.optimizer = make_optimizer(trainer.weights.masters, trainer.settings)
-        trainer.batch_loss = trainer.weights.gathered(partial(response_nll_sum, trainer.weights.model))
-    return trainer
 
 
 def same_as_one_process(group: Group, kind: str) -> None:
@@ -157,7 +89,7 @@ def refuses_what_float16_has_not(group: Group) -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = 70_000.0
     with pytest.raises(UsageError, match=r"up_proj\.weight holds numbers above 65504"):
-        ShardedWeights(model, compute_dtype=torch.float16, group=group, device=CPU)
+        ShardedWeights(model, compute_dtype=torch.float16, group=group, shards=2, device=CPU)
 
 
 @pytest.mark.slow
@@ -174,21 +106,9 @@ def counts_what_is_predicted(group: Group, exchange_each_micro_batch: bool) -> N
     trainer = trainer_of(group, "tied")
     assert isinstance(trainer.weights, ShardedWeights)
     trainer.weights.exchange_each_micro_batch = exchange_each_micro_batch
-    layers = [
-        [Weight(shape=tuple(p.shape)) for p in layer.parameters()]
-        for layer in layers_of(trainer.weights.model)
-    ]
-    inner = {id(p) for layer in layers_of(trainer.weights.model) for p in layer.parameters()}
-    root = [Weight(shape=tuple(p.shape)) for p in trainer.weights.model.parameters() if id(p) not in inner]
     micro_batches = -(-3 // group.size)  # three micro-batches a step
-    expected = sharded_traffic(
-        layers,
-        root,
-        processes=group.size,
-        micro_batches=micro_batches,
-        compute_bytes=4,
-        exchanges=micro_batches if exchange_each_micro_batch else 1,
-    )
+    exchanges = micro_batches if exchange_each_micro_batch else 1
+    expected = predicted_traffic(trainer, group, micro_batches=micro_batches, exchanges=exchanges)
     for _ in range(2):
         with TrafficCounter() as counter:
             trainer.take_step()
@@ -203,58 +123,3 @@ def test_exchanged_bytes_are_the_predicted_ones(
     tmp_path: Path, size: int, exchange_each_micro_batch: bool
 ) -> None:
     run_together(counts_what_is_predicted, size=size, folder=tmp_path, args=(exchange_each_micro_batch,))
-
-
-def goes_on_and_saves(
-    group: Group, folder: str, notes: str, shards: bool, until: int, losses: list[float]
-) -> None:
-    """Go on from the newest checkpoint to step ``until``; the steps must have ``losses``, counted from the first."""
-    if shards:
-        trainer = trainer_of(group, "tied", max_steps=LAST)
-    else:
-        trainer = trainer_of(Group(), "tied", max_steps=LAST)
-        trainer.group = group
-    trainer.store = store_of(trainer, Path(folder), Path(notes))
-    if found := list_checkpoints(Path(folder)):
-        trainer.restore(read_snapshot(found[-1]))
-    while trainer.state.step < until:
-        assert trainer.take_step().loss == pytest.approx(losses[trainer.state.step - 1], abs=1e-5)
-    trainer.save()
-    group.sum([0.0])  # none begins to look before it is there
-
-
-WAYS = [
-    "1w",
-    "2w",
-    "3w",
-    "4w",
-    "2s",
-    "3s",
-    "4s",
-]  # shared out on two processes is "2s", whole on each of them "2w"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("saved", WAYS)
-def test_a_run_goes_on_with_any_number_of_processes_in_any_mode(tmp_path: Path, saved: str) -> None:
-    alone = trainer_of(Group(), "tied", max_steps=LAST)
-    losses = [alone.take_step().loss for _ in range(LAST)]
-
-    def go_on(way: str, place: Path, until: int) -> None:
-        size, shards = int(way[0]), way[1] == "s"
-        arguments = (str(place / "run"), str(place / f"notes-{way}-{until}"), shards, until, losses)
-        if size == 1:
-            goes_on_and_saves(Group(), *arguments)
-        else:
-            run_together(goes_on_and_saves, size=size, folder=place / f"{way}-{until}", args=arguments)
-
-    go_on(saved, tmp_path / "first", 2)
-    for resumed in WAYS:
-        place = tmp_path / resumed
-        shutil.copytree(tmp_path / "first" / "run", place / "run")
-        go_on(resumed, place, LAST)
-        last = list_checkpoints(place / "run")[-1]
-        parts = int(resumed[0]) if resumed[1] == "s" else 1
-        assert len([*last.glob("model*.safetensors")]) == len([*last.glob("optimizer*.safetensors")]) == parts
-        for name, weight in alone.snapshot().weights.items():
-            torch.testing.assert_close(read_snapshot(last).weights[name], weight, rtol=0, atol=1e-5)

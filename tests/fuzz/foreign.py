@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,6 +15,9 @@ import torch
 from pyarrow import ipc, parquet
 from safetensors.torch import load_file, save_file
 
+from sftcli.data.conversations.heldout_split import row_key
+from sftcli.data.conversations.messages import Conversation, Message
+from sftcli.data.reading.record import Origin
 from tests.fuzz.damage import FORMS
 from tests.fuzz.runner import sft_in_child
 from tests.fuzz.targets import Target
@@ -78,7 +82,24 @@ def make_rows(folder: Path) -> None:
         (folder / name).write_bytes(content)
     with pa.CompressedOutputStream(pa.OSFile(str(folder / "rows.jsonl.zst"), "wb"), "zstd") as packed:
         packed.write(lines)
+    (folder / "fixes.jsonl").write_text("".join(json.dumps(fix) + "\n" for fix in _fixes()), encoding="utf-8")
     sft_in_child("prepare -q rows.jsonl --model model")
+
+
+def _fixes() -> Iterator[dict[str, str]]:
+    """Yield a fix of each kind, of the first rows."""
+    kinds = (
+        {"fix": "leave-out"},
+        {"fix": "replace", "answer": "It is none."},
+        {"fix": "keep", "place": "rows.jsonl:3"},
+    )
+    for row, fix in zip(_ROWS, kinds, strict=False):
+        turns = (
+            Message(role="user", content=row["question"]),
+            Message(role="assistant", content=row["answer"], trained=True),
+        )
+        conversation = Conversation(messages=turns, origin=Origin(path="rows.jsonl", line=1))
+        yield {"row": row_key(conversation).hex(), **fix}
 
 
 def _split(folder: Path) -> None:
@@ -269,5 +290,6 @@ FOREIGN = (
     _of_rows("rows.txt", "prepare rows.txt --model model --as-text"),
     _of_rows("prompts.jsonl", "generate --file prompts.jsonl --out answers.jsonl -m model --max-new-tokens 2"),
     _of_rows("prompts.txt", "generate --file prompts.txt --out answers.jsonl -m model --max-new-tokens 2"),
+    _of_rows("fixes.jsonl", "prepare rows.jsonl --model model --fixes fixes.jsonl"),
     *(_of_rows(file, f"train --config {file} --data rows.jsonl --model model {_SHORT}") for file in ("set.toml", "set.yaml", "set.json")),
 )  # fmt: skip

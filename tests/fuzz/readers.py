@@ -95,6 +95,12 @@ def _rows(file: Path) -> None:
         pass
 
 
+def _fixes(file: Path) -> None:
+    from sftcli.data.conversations.fixes import read_fixes
+
+    _ = read_fixes(str(file)).content
+
+
 def _settings(file: Path) -> None:
     from sftcli.config.resolve import resolve
 
@@ -116,6 +122,7 @@ _READERS: dict[str, Callable[[Path], None]] = {
     "adapter/adapter_model.safetensors": lambda file: _adapter(file.parent),
     "GGUF": _gguf,
     "pt": _pt,
+    "fixes.jsonl": _fixes,
     **dict.fromkeys(("set.toml", "set.yaml", "set.json"), _settings),
 }
 

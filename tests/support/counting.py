@@ -14,7 +14,7 @@ _COUNTED = {  # operation -> whether the tensor that is whole is its first argum
 
 
 class TrafficCounter(TorchDispatchMode):
-    """Sums the sizes of the tensors of collectives inside the block, sums of single numbers left out."""
+    """Sums the sizes of the tensors of collectives inside the block, the sums of a step, up to three numbers, left out."""
 
     def __init__(self):
         super().__init__()
@@ -28,5 +28,5 @@ class TrafficCounter(TorchDispatchMode):
         kind, place = _COUNTED.get(func.overloadpacket.__name__, (None, 0))
         if kind is not None:
             tensors = args[place] if isinstance(args[place], list | tuple) else [args[place]]
-            self.bytes[kind] += sum(tensor.nbytes for tensor in tensors if tensor.numel() > 1)
+            self.bytes[kind] += sum(tensor.nbytes for tensor in tensors if tensor.numel() > 3)
         return func(*args, **(kwargs or {}))

@@ -87,7 +87,7 @@ def build_trainer(
         LoadedModel(model=model, source=source),
         inputs,
         Decisions(precision=dtype_name(dtype)),
-        compute=Compute(device=CPU, dtype=dtype, group=Group(), shares=False),
+        compute=Compute(device=CPU, dtype=dtype, group=Group()),
         store=store,
         emit=emit,
     ).trainer

@@ -120,6 +120,7 @@ class Parallel(StrEnum):
     AUTO = "auto"
     DDP = "ddp"  # each holds the whole model
     FSDP = "fsdp"  # each holds a part of it
+    HSDP = "hsdp"  # those of one machine share it out, and each machine has all of it
 
 
 class BestBy(StrEnum):
@@ -303,8 +304,13 @@ class TrainingSettings(Section):
     )
     parallel: Parallel = Field(
         Parallel.AUTO,
-        description="How processes share the work: ddp (full replica) or fsdp (sharded); auto picks fsdp if a replica does not "
-        "fit on the device.",
+        description="How processes share the work: ddp (full replica), fsdp (sharded) or hsdp (sharded inside each machine, replicas "
+        "across machines); auto picks one that shards if a replica does not fit on the device: hsdp if a shard of one machine does.",
+    )
+    shard_processes: int = Field(
+        0,
+        ge=0,
+        description="Processes that hold one replica together in hsdp, consecutive ranks; 0 for those of one machine.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the row order, the split and dropout.")
 

@@ -1,7 +1,7 @@
 """Write a model folder atomically, so that plain transformers opens it as the original model class."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,7 @@ def save_model_folder(
     weights: Mapping[str, torch.Tensor] | None = None,
     unchanged: Collection[str] = (),
     is_new: bool = False,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write ``model`` to ``folder`` atomically; an older folder is replaced, or with ``is_new`` refused.
 
@@ -136,6 +137,7 @@ def save_model_folder(
         weights: By the names of parameters, where others are to be written than ``model`` computes with.
         unchanged: Names of tensors that are no others than those in ``source``, which is proved.
         is_new: Whether nothing may be there.
+        check: Looks at the folder before it gets its name, which it does not where this raises.
 
     Raises:
         StorageError: The disk is full, or the folder is not what was to be written.
@@ -188,6 +190,8 @@ def save_model_folder(
             unchanged={*unchanged, *beside_text(model)},
             is_whole=is_part or opens_whole(model),
         )
+        if check is not None:
+            check(fresh)
 
 
 def whole_state(

@@ -16,6 +16,7 @@ from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from sftcli.runtime import dtype_name
 from sftcli.services.export.load import load_to_write, unrounded_dtype
+from sftcli.services.export.read_back import compare_folder, compare_pt
 from sftcli.services.export.request import HINT, ExportFormat, ExportRequest, check_target
 from sftcli.services.models.base import needed_base
 from sftcli.services.models.choose import ModelChoice, choose_model, handed_on_dtype
@@ -31,7 +32,7 @@ from sftcli.training.state import TrainingSnapshot
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sftcli.modeling.formats.gguf.gguf_compare import Agreement
+    from sftcli.modeling.formats.logits import Agreement
 
 _Writer = Callable[[ExportRequest, ModelChoice, Session], "tuple[str, Agreement | None]"]
 DTYPES: Mapping[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -46,9 +47,7 @@ class ExportOutcome:
     model: str
     dtype: str
     bytes: int
-    logits: "Agreement | None" = (
-        None  # how near they are to the model's; None where the format rounds nothing
-    )
+    logits: "Agreement | None" = None  # how near they are to the model's; None where memory is short for both
 
 
 def run_export(request: ExportRequest, session: Session) -> ExportOutcome:
@@ -100,7 +99,9 @@ def _writer_of(form: ExportFormat) -> _Writer:
     }[form]
 
 
-def _write_hf(request: ExportRequest, choice: ModelChoice, session: Session) -> tuple[str, None]:
+def _write_hf(
+    request: ExportRequest, choice: ModelChoice, session: Session
+) -> "tuple[str, Agreement | None]":
     tokenizer = load_chat_tokenizer(choice.tokenizer_folder)
     dtype = handed_on_dtype(choice) if request.dtype is None else DTYPES[request.dtype]
     model = load_to_write(choice, session.emit, unrounded_dtype(choice) if request.dtype is None else dtype)
@@ -109,13 +110,20 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, session: Session) -> 
     source = _named_as(choice, model, session.emit)
     is_as_it_was = request.dtype is None and source == choice.folder
     session.emit(Notice(text=f"writing {request.out}{_rounding(choice, dtype)}"))
+    written_dtype = None if is_as_it_was else dtype  # None keeps the type of each tensor
+    found: Agreement | None = None
+
+    def check(fresh: Path) -> None:
+        nonlocal found
+        found = compare_folder(fresh, choice, model, dtype=written_dtype, emit=session.emit)
+
     save_model_folder(
         model,
         source=source,
         folder=request.out,
         tokenizer=choice.tokenizer_folder,
         stop_ids=tokenizer.stop_ids,
-        dtype=None if is_as_it_was else dtype,  # None keeps the type of each tensor
+        dtype=written_dtype,
         unchanged=model.state_dict().keys() if is_as_it_was else (),
         texts={
             "README.md": model_card(
@@ -125,8 +133,9 @@ def _write_hf(request: ExportRequest, choice: ModelChoice, session: Session) -> 
         | ({} if choice.run is None else {MARK: mark_of(choice.run)}),
         hint=HINT,
         is_new=True,
+        check=check,
     )
-    return next(name for name, known in DTYPES.items() if known == dtype), None
+    return next(name for name, known in DTYPES.items() if known == dtype), found
 
 
 def _named_as(choice: ModelChoice, model: "PreTrainedModel", emit: EventSink) -> Path:
@@ -155,7 +164,9 @@ def _rounding(choice: ModelChoice, dtype: torch.dtype) -> str:
     )
 
 
-def _write_pt(request: ExportRequest, choice: ModelChoice, session: Session) -> tuple[str, None]:
+def _write_pt(
+    request: ExportRequest, choice: ModelChoice, session: Session
+) -> "tuple[str, Agreement | None]":
     model = load_to_write(choice, session.emit, torch.float32)
     if not isinstance(model, ModernLMForCausalLM):
         raise UsageError(
@@ -175,7 +186,8 @@ def _write_pt(request: ExportRequest, choice: ModelChoice, session: Session) -> 
             name=request.out.stem,
             snapshot=snapshot,
         )
-    return "f32", None
+        found = compare_pt(fresh, choice, model, session.emit)
+    return "f32", found
 
 
 def _state_of(choice: ModelChoice, model: "PreTrainedModel") -> TrainingSnapshot | None:

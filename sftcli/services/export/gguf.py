@@ -7,28 +7,21 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from sftcli import storage
-from sftcli.data.general.general import general_texts
-from sftcli.errors import OutputError, UsageError
-from sftcli.events import Notice, Session, Warned
+from sftcli.errors import UsageError
+from sftcli.events import Session
 from sftcli.foreign import foreign_file
 from sftcli.modeling.adapter.adapter import check_base, load_adapter, merge_in_place
 from sftcli.modeling.adapter.gguf_adapter import StoredChanges, write_gguf_adapter
-from sftcli.modeling.config_values import positions_of
 from sftcli.modeling.formats.folder_write import stored_dtype
-from sftcli.modeling.formats.gguf.gguf_compare import (
-    Agreement,
-    agreement,
-    compare_file,
-    logits_with,
-    own_numbers,
-)
+from sftcli.modeling.formats.gguf.gguf_compare import compare_file
 from sftcli.modeling.formats.gguf.gguf_export import ModelFacts, write_gguf
 from sftcli.modeling.formats.gguf.gguf_families import check_family
 from sftcli.modeling.formats.gguf.gguf_kinds import FILE_TYPES, logits_limit
+from sftcli.modeling.formats.logits import Agreement, agreement, logits_with, own_numbers
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
-from sftcli.modeling.tokenizer.files import read_tokenizer_files
 from sftcli.services.export.llama_quantize import find_program, quantize
 from sftcli.services.export.load import load_to_write, unrounded_dtype
+from sftcli.services.export.read_back import compared_ids, require_near
 from sftcli.services.export.request import HINT, PROGRAM_KINDS, ExportRequest
 from sftcli.services.models.choose import ModelChoice
 from sftcli.services.report.model_card import base_of, license_of, portable
@@ -37,8 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sftcli.modeling.formats.gguf.gguf_kinds import GgufType
-
-_EVERY_PASSAGE, _PLACES = 5, 48  # of the general text that logits are compared on, and tokens of each
 
 
 def write_gguf_file(
@@ -60,7 +51,7 @@ def write_gguf_file(
             _write_plain(choice, model, fresh, cast("GgufType", kind), session)
         with foreign_file(fresh, "cannot be read back"):
             found = compare_file(fresh, model, compared_ids(choice, model))
-        _require_near(found, kind, request, session)
+        require_near(found, kind, request, session)
     return kind, found
 
 
@@ -109,33 +100,6 @@ def _facts(choice: ModelChoice) -> ModelFacts:
     )
 
 
-def compared_ids(choice: ModelChoice, model: "PreTrainedModel") -> torch.Tensor:
-    """Return the tokens that logits are compared on, (rows, places): the beginnings of a few passages of the general text."""
-    tokenizer = read_tokenizer_files(choice.tokenizer_folder).tokenizer
-    texts = [text.text for text in general_texts() if not text.question][::_EVERY_PASSAGE]
-    rows = [encoded.ids for encoded in tokenizer.encode_batch_fast(texts)]
-    places = min(_PLACES, positions_of(choice.weights_folder) or _PLACES, *map(len, rows))
-    embeddings = cast("torch.nn.Embedding", model.get_input_embeddings()).num_embeddings
-    return torch.tensor([row[:places] for row in rows]).clamp(max=embeddings - 1)
-
-
-def _require_near(found: Agreement, kind: str, request: ExportRequest, session: Session) -> None:
-    """Say how near the file is.
-
-    Raises:
-        OutputError: It is further away than its rounding explains, and the user did not say that this is fine.
-    """
-    if found.is_near:
-        session.emit(Notice(text=f"read back: {found.in_words()}"))
-    elif request.accepts_rounding:
-        session.emit(Warned(text=f"as {kind} it computes something else: {found.in_words()}"))
-    else:
-        raise OutputError(
-            f"as {kind} the model would compute something else: {found.in_words()}",
-            hint="choose a --dtype that rounds less, such as q8_0 or bf16; --accept-rounding writes it all the same",
-        )
-
-
 def write_adapter_file(
     request: ExportRequest, choice: ModelChoice, session: Session
 ) -> tuple[str, Agreement | None]:
@@ -159,5 +123,5 @@ def write_adapter_file(
         merge_in_place(model)
         limit = logits_limit({FILE_TYPES[kind][0]})
         found = agreement(logits_with(model, ids, own_numbers), theirs, limit=limit)
-        _require_near(found, kind, request, session)
+        require_near(found, kind, request, session)
     return kind, found

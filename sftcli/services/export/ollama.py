@@ -5,7 +5,7 @@ from dataclasses import replace
 from sftcli import storage
 from sftcli.events import Session, Warned
 from sftcli.json_files import read_json
-from sftcli.modeling.formats.gguf.gguf_compare import Agreement
+from sftcli.modeling.formats.logits import Agreement
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
 from sftcli.modeling.tokenizer.files import read_tokenizer_files
 from sftcli.services.export.gguf import write_gguf_file

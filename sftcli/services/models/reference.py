@@ -71,10 +71,7 @@ def find_model(
         check_name(base_model)
     if found.server is not None:
         if not takes_servers:
-            raise UsageError(
-                f"{found.server} is a server, which gives answers and no weights",
-                hint="sft generate and sft try ask servers; name a run or a folder here",
-            )
+            raise _is_server(found.server)
     elif found.folder is None:
         check_model_name(found.name, root=root, tokenizer=tokenizer)
     return found
@@ -87,12 +84,22 @@ def check_model_name(
 
     Raises:
         NotFoundError, UsageError, ConsentError, DataError: As ``check_name``.
+        UsageError: It names a server.
     """
+    if names_server(name):
+        raise _is_server(parse_server(name))
     try:
         check_name(name, revision=revision, tokenizer=tokenizer)
     except NotFoundError as error:
         near = did_you_mean(name, [run.name for run in list_runs(root)])
         raise NotFoundError(error.message, hint=near or error.hint) from error
+
+
+def _is_server(server: ServerAddress) -> UsageError:
+    return UsageError(
+        f"{server} is a server, which gives answers and no weights",
+        hint="sft generate and sft try ask servers; name a run, a model or a folder here",
+    )
 
 
 def _find(reference: str | None, root: Path) -> ModelReference:

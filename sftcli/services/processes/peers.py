@@ -7,7 +7,7 @@ process fails leaves a description there before its connections break, so that t
 import atexit
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -288,8 +288,10 @@ def _connect(place: Place) -> ConnectedPeers:
             seconds=MEETING_SECONDS,
         )
         words = prefixed(f"{PREFIX}/{place.attempt}", store)
-        words.set(f"here/{place.rank}", "1")
-        words.wait([f"here/{rank}" for rank in range(place.size)], timedelta(seconds=MEETING_SECONDS))
+        words.set(f"here/{place.rank}", f"{place.local_rank} {place.local_size}")
+        here = [f"here/{rank}" for rank in range(place.size)]
+        words.wait(here, timedelta(seconds=MEETING_SECONDS))
+        seats = [(int(rank), int(size)) for rank, size in map(bytes.split, words.multi_get(here))]
     except (dist.DistError, OSError) as error:
         raise ResourceError(
             f"the {place.size} processes did not all connect to {place.address}:{place.port}: {error}",
@@ -302,7 +304,17 @@ def _connect(place: Place) -> ConnectedPeers:
         world_size=place.size,
         timeout=timedelta(seconds=EXCHANGE_SECONDS),
     )
-    return ConnectedPeers(Group(rank=place.rank, size=place.size), words)
+    group = Group(rank=place.rank, size=place.size, per_machine=machine_size(seats))
+    return ConnectedPeers(group, words)
+
+
+def machine_size(seats: Sequence[tuple[int, int]]) -> int:
+    """Return how many processes each machine has; 0 where they differ, or have no consecutive ranks.
+
+    ``seats`` are the local rank of each process and the number of those on its machine, by rank.
+    """
+    _, size = seats[0]
+    return size if list(seats) == [(rank % size, size) for rank in range(len(seats))] else 0
 
 
 def _as_follower(described: str) -> Exception:

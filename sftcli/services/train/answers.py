@@ -33,7 +33,6 @@ from sftcli.services.processes.peers import Peers
 from sftcli.services.report.check_results import Grade
 from sftcli.services.train.build import TrainingParts
 from sftcli.services.train.start.inputs import TrainingInputs
-from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.trainer import Trainer
 
 SHOWN = 8  # answers that are kept as text
@@ -104,8 +103,8 @@ def find_answers(
 
 def _obstacle(parts: TrainingParts) -> str:
     """Return why the model in training cannot be asked; nothing where it can."""
-    if parts.decisions.weights == WeightSharing.SHARED:
-        return "each process holds a part of the weights (fsdp)"
+    if parts.trainer.weights.is_sharded:
+        return "each process holds a part of the weights"
     if turns_by_length(parts.model):
         return "the longest text so far would decide the rotary positions of the next step"
     return ""

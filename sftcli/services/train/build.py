@@ -52,7 +52,7 @@ from sftcli.services.train.decisions import require_same
 from sftcli.services.train.releasing import gradient_release
 from sftcli.services.train.speedups import try_ways
 from sftcli.services.train.start.inputs import TrainingInputs
-from sftcli.services.train.start.parallelism import make_weights, shares_weights
+from sftcli.services.train.start.parallelism import choose_shards, make_weights, sharing_of
 from sftcli.training.checkpoint.format import ADAPTER, MODEL
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.checkpoint.together import Leader, Notes, PartStore
@@ -63,7 +63,6 @@ from sftcli.training.experts.expert_load import ExpertMeter
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
-from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.probes.loss import choose_batch_loss
 from sftcli.training.probes.packing import attention_in_words
 from sftcli.training.selection import select_weights
@@ -92,12 +91,17 @@ class TrainingParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    """Where and in which precision this process multiplies, with whom it trains, and whether they share the weights out."""
+    """Where and in which precision this process multiplies, with whom it trains, and how many of them hold a replica together."""
 
     device: torch.device
     dtype: torch.dtype
     group: Group
-    shares: bool
+    shards: int = 1
+
+    @property
+    def shares(self) -> bool:
+        """Whether this process holds a part of the weights only."""
+        return self.shards > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,25 +144,18 @@ def build_trainer(
     keep_freed_memory(device)
     assert recorded.precision is not None
     dtype = dtype_named(recorded.precision, device)
-    shares = shares_weights(
+    shards = choose_shards(
         inputs.settings, inputs.located.folder, group, dtype=dtype, device=device, recorded=recorded.weights
     )
-    compute = Compute(device=device, dtype=dtype, group=group, shares=shares)
+    compute = Compute(device=device, dtype=dtype, group=group, shards=shards)
     loaded = _load(inputs, recorded, compute, emit)
     require_positions(loaded.model, inputs.prepared)
     pt = None if loaded.adapter else pt_files(loaded.model, run, inputs.settings)
-    meeting = (
-        notes if compute.shares and loaded.adapter is None else None
-    )  # an adapter is small, and one file
+    # An adapter is small, and its weights are one file.
+    meeting = notes if compute.shares and loaded.adapter is None else None
+    leader = None if meeting is None else Leader(meeting, processes=group.size)
     store = (
-        _store(
-            run,
-            inputs,
-            loaded,
-            pt,
-            check_owner,
-            others=None if meeting is None else Leader(meeting, processes=group.size),
-        )
+        _store(run, inputs, loaded, pt, check_owner, others=leader)
         if group.is_writer
         else _store_of_follower(run, meeting, group)
     )
@@ -189,7 +186,7 @@ def assemble(
     if settings.training.router_aux_loss:
         require_balance(model, _padded_rows(inputs))
     weights = make_weights(
-        model, settings, group, dtype=compute.dtype, device=compute.device, shares=compute.shares
+        model, settings, group, dtype=compute.dtype, device=compute.device, shards=compute.shards
     )
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
@@ -273,7 +270,7 @@ def assemble(
         packing=sharing,
         kernel=attention_in_words(model, sharing),
         head=head.kind,
-        weights=WeightSharing.SHARED if compute.shares else WeightSharing.WHOLE,
+        weights=sharing_of(compute.shards, group),
     )
     return TrainingParts(
         trainer=trainer,

@@ -24,7 +24,7 @@ _OLDER_PRECISION = "machine precision of products"  # what checkpoints of older 
 ASKED_BY = {
     "precision": frozenset({"training.precision"}),
     "precision_why": frozenset({"training.precision"}),
-    "weights": frozenset({"training.parallel", "processes"}),
+    "weights": frozenset({"training.parallel", "training.shard_processes", "processes"}),
     "attention": frozenset({"model.attention"}),
     "layers": frozenset({"model.attention", "training.compile"}),
     "packing": frozenset({"training.packing", "training.neftune_alpha", "model.attention"}),
@@ -102,7 +102,7 @@ def record_decisions(run: RunFolder, decisions: Decisions, emit: EventSink) -> N
     before, made = run.record().decisions, decisions
     told = []
     if before is not None and before.weights not in {None, decisions.weights}:
-        told.append(f"weights were {before.weights} in each process, are {decisions.weights}")
+        told.append(f"weights of the processes were {before.weights}, are {decisions.weights}")
     if before is not None and before.kernel not in {None, decisions.kernel}:
         told.append(f"attention was computed {before.kernel!r}, is {decisions.kernel!r}")
     for text in told:

@@ -29,7 +29,6 @@ from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.distributed.agreed_stop import AgreedStop
-from sftcli.training.probes.choices import WeightSharing
 from sftcli.training.random_streams import start_stream
 from sftcli.training.state import Part, TrainingSnapshot, TrainState
 from sftcli.training.trainer import Trainer
@@ -169,7 +168,7 @@ class TrainingRun:
             model=self.parts.model,
             trainer=self.trainer,
             pad_id=self.inputs.pad_id,
-            computes_all=self.parts.decisions.weights == WeightSharing.SHARED,
+            computes_all=self.trainer.weights.is_sharded,
             emit=self.session.emit,
         )
 

@@ -20,6 +20,9 @@ class Group:
 
     rank: int = 0
     size: int = 1
+    per_machine: int = (
+        0  # processes of each machine, which have consecutive ranks; 0 where that is not so, or not known
+    )
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     exchanged_bytes: int = 0  # of the gradients that this process gave to be summed
 

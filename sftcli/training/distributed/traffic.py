@@ -20,15 +20,19 @@ class Weight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Bytes of a step as the collectives see them; over the wire of a process goes ``(N - 1) / N`` of each, or twice that."""
+    """Bytes of a step as the collectives see them; over the wire of one of N processes goes ``(N - 1) / N`` of each, or twice that."""
 
-    gathered: int = 0  # weights, made whole by all-gather
-    scattered: int = 0  # gradients, given to reduce-scatter
-    summed: int = 0  # gradients, given to all-reduce
+    gathered: int = 0  # weights, made whole by all-gather among those that share them out
+    scattered: int = 0  # gradients, given to reduce-scatter among the same
+    summed: int = 0  # gradients, given to all-reduce among those that hold the same weights
 
-    def wire_bytes(self, processes: int) -> float:
-        """Bytes that each process sends with the ring algorithms; an all-reduce is a reduce-scatter and an all-gather."""
-        return (self.gathered + self.scattered + 2 * self.summed) * (processes - 1) / processes
+    def shard_wire_bytes(self, shards: int) -> float:
+        """Bytes that each of ``shards`` processes, which share the weights out, sends the others with the ring algorithms."""
+        return (self.gathered + self.scattered) * (shards - 1) / shards
+
+    def copy_wire_bytes(self, copies: int) -> float:
+        """Bytes that each of ``copies`` processes, which hold the same, sends; an all-reduce is a reduce-scatter and an all-gather."""
+        return 2 * self.summed * (copies - 1) / copies
 
 
 def replicated_traffic(weights: Iterable[Weight]) -> Traffic:
@@ -40,7 +44,8 @@ def sharded_traffic(
     layers: Sequence[Sequence[Weight]],
     root: Sequence[Weight],
     *,
-    processes: int,
+    shards: int,
+    copies: int = 1,
     micro_batches: int,
     compute_bytes: int,
     exchanges: int = 1,
@@ -50,19 +55,21 @@ def sharded_traffic(
     Args:
         layers: Weights of each decoder layer: gathered before its forward pass and again before its backward pass.
         root: All others: gathered once a pass.
-        processes: That share them.
+        shards: Processes that share them.
+        copies: Of the whole of them. More than one sum their shards of the gradients, once in the step.
         micro_batches: Of each process in the step.
         compute_bytes: Of a number in the precision of the products, in which weights travel.
         exchanges: Of gradients in the step, in float32: 1, or as many as there are micro-batches.
     """
     inner = [weight for layer in layers for weight in layer]
-    gathered = 2 * _padded(inner, processes) + _padded(root, processes)
-    trained = [weight for weight in (*inner, *root) if weight.trains]
+    gathered = 2 * _padded(inner, shards) + _padded(root, shards)
+    trained = 4 * _padded((weight for weight in (*inner, *root) if weight.trains), shards)
     return Traffic(
         gathered=micro_batches * compute_bytes * gathered,
-        scattered=exchanges * 4 * _padded(trained, processes),
+        scattered=exchanges * trained,
+        summed=trained // shards if copies > 1 else 0,
     )
 
 
-def _padded(weights: Iterable[Weight], processes: int) -> int:
-    return sum(weight.padded(processes) for weight in weights)
+def _padded(weights: Iterable[Weight], shards: int) -> int:
+    return sum(weight.padded(shards) for weight in weights)

@@ -22,4 +22,4 @@ class WeightSharing(StrEnum):
     """Whether each process holds a replica or a shard."""
 
     WHOLE = "whole"  # all weights
-    SHARED = "shared"  # a part of them
+    SHARED = "shared"  # a part of them; where there are several replicas, "shared by N" processes

@@ -19,8 +19,11 @@ def placed_as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return value.to(like.device)
     with torch.no_grad():
         placed = torch.zeros_like(like)
+        shards = (
+            mesh.ndim - 1
+        )  # the dimension of the mesh along which it is shared out; before it that of its copies
         # Every process has the whole value, so none has to send it; the last ones may have no part of a small one.
-        for part in value.chunk(mesh.size())[mesh.get_local_rank() :][:1]:
+        for part in value.chunk(mesh.size(shards))[mesh.get_local_rank(shards) :][:1]:
             local_part(placed).copy_(part)
     return placed
 

@@ -2,6 +2,8 @@
 
 The engine is ``torch.distributed.fsdp.fully_shard``. Every decoder layer is gathered and dropped by itself; embeddings,
 last norm and head are the root, which stays gathered from the forward pass to the end of the backward pass.
+Groups of processes with consecutive ranks may hold a replica each: weights travel inside a group alone, and once a step the
+processes that hold the same shard sum its gradients.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,7 +11,7 @@ from types import MethodType
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
     MixedPrecisionPolicy,
@@ -40,6 +42,7 @@ class ShardedWeights(MasterWeights):
         model: The same whole model in every process; on the CPU where the device has no room for it. It is changed.
         compute_dtype: Of matrix products.
         group: The processes; more than one.
+        shards: How many of them hold a replica together, at least two; they divide the size of ``group``.
         device: Where each keeps its part.
         exchange_each_micro_batch: Exchange gradients after every pass, not once per step: costs traffic, and saves the memory of
             a float32 gradient of the whole model between the micro-batches of a step.
@@ -55,6 +58,7 @@ class ShardedWeights(MasterWeights):
         *,
         compute_dtype: torch.dtype,
         group: Group,
+        shards: int,
         device: torch.device,
         exchange_each_micro_batch: bool = False,
         file_name: Callable[[str], str] | None = None,
@@ -75,11 +79,13 @@ class ShardedWeights(MasterWeights):
                 self._round_frozen(name, parameter, keep=file_name is None and group.is_writer)
         self.group = group
         self.exchange_each_micro_batch = exchange_each_micro_batch
-        self._root = _shard(model, compute_dtype, group.size, device)
+        self._root = _shard(model, compute_dtype, _mesh(group.size, shards, device))
+        self.shards = shards
         named = dict(model.named_parameters())
         self.masters = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         weights = (Weight(shape=tuple(master.shape)) for master in self.masters.values())
-        self._gradient_bytes = 4 * sum(weight.padded(group.size) for weight in weights)
+        self._scattered_bytes = 4 * sum(weight.padded(shards) for weight in weights)
+        self._summed_bytes = self._scattered_bytes // shards if shards < group.size else 0
         buffers = stored_buffers(model)
         self.has_buffers = bool(buffers)
         kept = named | buffers if file_name is None else self.masters
@@ -93,10 +99,13 @@ class ShardedWeights(MasterWeights):
         """
         rounds = list(group.rounds(batches))
         for index, (batch, is_own) in enumerate(rounds):
-            exchanges = self.exchange_each_micro_batch or index == len(rounds) - 1
+            is_last = index == len(rounds) - 1
+            exchanges = self.exchange_each_micro_batch or is_last
             self._root.set_requires_gradient_sync(exchanges)  # else each process keeps its sums whole
+            self._root.set_requires_all_reduce(is_last)  # replicas wait for the sums of a step
             yield batch, float(is_own)
-            group.exchanged_bytes += self._gradient_bytes if exchanges else 0
+            group.exchanged_bytes += self._scattered_bytes if exchanges else 0
+            group.exchanged_bytes += self._summed_bytes if is_last else 0
 
     def gather(self, nll_sum: torch.Tensor, group: Group) -> torch.Tensor:  # noqa: ARG002 - it is this one's
         """Return the sum of ``nll_sum``; the last backward pass has exchanged the gradients already."""
@@ -165,10 +174,14 @@ def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
     return found
 
 
-def _shard(
-    model: torch.nn.Module, compute_dtype: torch.dtype, processes: int, device: torch.device
-) -> FSDPModule:
-    mesh = init_device_mesh(device.type, (processes,))
+def _mesh(processes: int, shards: int, device: torch.device) -> DeviceMesh:
+    """Return one row of processes that share the weights out, or a row for each replica."""
+    if shards == processes:
+        return init_device_mesh(device.type, (shards,))
+    return init_device_mesh(device.type, (processes // shards, shards), mesh_dim_names=("replicas", "shards"))
+
+
+def _shard(model: torch.nn.Module, compute_dtype: torch.dtype, mesh: DeviceMesh) -> FSDPModule:
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )

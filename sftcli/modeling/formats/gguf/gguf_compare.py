@@ -1,53 +1,18 @@
-"""Whether a GGUF file computes what its model does: the logits with the numbers of the file beside those with its own.
+"""Whether a GGUF file computes what its model does."""
 
-Both are computed in float32, one layer's numbers at a time, so that this takes little memory beside the model.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gguf
 import torch
-from torch import nn
 
 from sftcli.modeling.formats.gguf.gguf_families import check_family
 from sftcli.modeling.formats.gguf.gguf_kinds import logits_limit
 from sftcli.modeling.formats.gguf.gguf_tensors import StoredNumbers
+from sftcli.modeling.formats.logits import Agreement, agreement, logits_with, own_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_Read = Callable[[str, torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
-    """How near the logits of a file are to its model's.
-
-    ``distance`` is the median over the places of a text, as a part of the spread of the model's logits there: at few of them
-    another expert may be chosen. ``limit`` is what the rounding of the file explains. ``same`` of the ``places`` have the same
-    likeliest token.
-    """
-
-    distance: float
-    limit: float
-    same: int
-    places: int
-
-    @property
-    def is_near(self) -> bool:
-        """Whether the rounding of the file explains it; NaN is not near."""
-        return self.distance <= self.limit
-
-    def in_words(self) -> str:
-        """Return it in a line."""
-        return (
-            f"logits differ by {self.distance:.2g} of their spread, up to {self.limit:.2g} is rounding; "
-            f"the likeliest token is the same at {self.same} of {self.places} places"
-        )
 
 
 def compare_file(path: Path, model: "PreTrainedModel", ids: torch.Tensor) -> Agreement:
@@ -57,55 +22,3 @@ def compare_file(path: Path, model: "PreTrainedModel", ids: torch.Tensor) -> Agr
     ours = logits_with(model, ids, own_numbers)
     theirs = logits_with(model, ids, lambda name, _own: numbers(name))
     return agreement(ours, theirs, limit=logits_limit({tensor.tensor_type for tensor in stored.values()}))
-
-
-def agreement(ours: torch.Tensor, theirs: torch.Tensor, *, limit: float) -> Agreement:
-    """Return how near ``theirs`` are to ``ours``, both (rows, places, tokens)."""
-    spread = (ours - ours.mean(-1, keepdim=True)).norm(dim=-1)
-    apart = (theirs - ours).norm(dim=-1) / spread
-    same = ours.argmax(-1) == theirs.argmax(-1)
-    return Agreement(distance=float(apart.median()), limit=limit, same=int(same.sum()), places=same.numel())
-
-
-def own_numbers(_name: str, own: torch.Tensor) -> torch.Tensor:
-    """Return the model's own numbers in float32."""
-    return own.float()
-
-
-@torch.no_grad()
-def logits_with(model: "PreTrainedModel", ids: torch.Tensor, read: _Read) -> torch.Tensor:
-    """Return the logits of ``model`` with the numbers that ``read`` gives for the name and the own numbers of each weight."""
-    with _numbers_of(model, read):
-        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
-        return logits.float()
-
-
-@contextmanager
-def _numbers_of(model: nn.Module, read: _Read) -> Iterator[None]:
-    """Let each layer have the numbers that ``read`` gives while it computes, and its own again behind that."""
-    handles = [
-        handle
-        for name, layer in model.named_modules()
-        if any(True for _ in layer.parameters(recurse=False))
-        for handle in _exchange(name, layer, read)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _exchange(name: str, layer: nn.Module, read: _Read) -> Sequence["torch.utils.hooks.RemovableHandle"]:
-    own: dict[str, torch.Tensor] = {}
-
-    def before(_layer: nn.Module, _inputs: object) -> None:
-        for part, weight in layer.named_parameters(recurse=False):
-            own[part] = weight.data
-            weight.data = read(f"{name}.{part}", weight.data)
-
-    def behind(_layer: nn.Module, _inputs: object, _output: object) -> None:
-        for part, weight in layer.named_parameters(recurse=False):
-            weight.data = own.pop(part)
-
-    return layer.register_forward_pre_hook(before), layer.register_forward_hook(behind, always_call=True)

@@ -24,6 +24,7 @@ _IGNORED = {
     "model.trust_remote_code",  # is asked for anew; the weights and their commit are compared anyway
     "training.processes",  # is told as a fact of the machine
     "training.parallel",  # only where the numbers are
+    "training.shard_processes",
 }
 SETTING, MACHINE = "setting ", "machine "
 # What the stored weights and optimizer fit to: no flag lets it differ.
@@ -78,10 +79,12 @@ class Changes:
 def open_again(changes: Changes, settings: TrainingSettings) -> set[str]:
     """Return the names of changed settings whose decisions are made again.
 
-    ``training.parallel`` is compared nowhere, because a run goes on in any mode: where it is not auto, it has decided.
+    ``training.parallel`` is compared nowhere, because a run goes on in any mode: where it is not auto, it has decided, and
+    so has a size of replicas.
     """
     names = {*changes.forced, *changes.machine}
-    return names if settings.parallel is Parallel.AUTO else names | {"training.parallel"}
+    is_open = settings.parallel is not Parallel.AUTO or settings.shard_processes > 0
+    return names | {"training.parallel"} if is_open else names
 
 
 def check_may_change(names: Sequence[str]) -> None:

@@ -34,16 +34,16 @@ def check_sharing(settings: Settings) -> None:
     Raises:
         UsageError: They cannot.
     """
-    reason = _obstacle(settings)
-    if settings.training.parallel is Parallel.FSDP and reason:
+    reason, parallel = _obstacle(settings), settings.training.parallel
+    if parallel in (Parallel.FSDP, Parallel.HSDP) and reason:
         raise UsageError(
-            f"training.parallel is fsdp, and {reason}",
+            f"training.parallel is {parallel}, and {reason}",
             hint="use training.parallel=ddp, where each process holds a full replica",
             location=Location(key="training.parallel"),
         )
 
 
-def shares_weights(
+def choose_shards(
     settings: Settings,
     folder: Path,
     group: Group,
@@ -51,20 +51,64 @@ def shares_weights(
     dtype: torch.dtype,
     device: torch.device,
     recorded: str | None = None,
-) -> bool:
-    """Return whether weights are sharded: if requested, or with ``auto`` if a replica does not fit.
+) -> int:
+    """Return how many processes hold a replica together: 1 for each by itself, ``group.size`` for all.
 
-    A process alone has nobody to share with. By ``auto`` a run that goes on does as it did, which is ``recorded``: sums in
-    another order round otherwise.
+    With ``auto`` that is 1 if a replica fits, else those of a machine if their shards fit, else all. A process alone has nobody
+    to share with. By ``auto`` a run that goes on does as it did, which is ``recorded``: sums in another order round otherwise.
+
+    Raises:
+        UsageError: Groups of the size that is requested cannot be made.
     """
-    if group.size == 1 or settings.training.parallel is Parallel.DDP:
-        return False
-    if settings.training.parallel is Parallel.FSDP:
-        return True
+    parallel = settings.training.parallel
+    if group.size == 1 or parallel is Parallel.DDP:
+        return 1
+    if parallel is Parallel.FSDP:
+        return group.size
+    if parallel is Parallel.HSDP:
+        return _replica_processes(settings.training, group)
     if recorded is not None:
-        return recorded == WeightSharing.SHARED
-    need = replicated_bytes(settings, folder, dtype)
-    return not _obstacle(settings) and need > ROOM * _memory(group, device)
+        return _recorded_shards(recorded, group)
+    need, room = replicated_bytes(settings, folder, dtype), ROOM * _memory(group, device)
+    if _obstacle(settings) or need <= room:
+        return 1
+    has_machines = settings.training.shard_processes or group.per_machine
+    shards = _replica_processes(settings.training, group) if has_machines else group.size
+    return shards if need <= shards * room else group.size
+
+
+def _replica_processes(training: TrainingSettings, group: Group) -> int:
+    """Return how many processes ``training`` puts into a group with a replica of its own.
+
+    Raises:
+        UsageError: They do not divide all, or machines have different numbers of processes.
+    """
+    shards = training.shard_processes or group.per_machine
+    if not shards:
+        raise UsageError(
+            "training.parallel is hsdp, and the machines have different numbers of processes, or ranks that are not consecutive",
+            hint="start the same number on each, machine by machine, or set training.shard_processes",
+            location=Location(key="training.parallel"),
+        )
+    if group.size % shards:
+        raise UsageError(
+            f"training.shard_processes is {shards}, and {group.size} processes are no multiple of it",
+            hint="use a divisor of their number",
+            location=Location(key="training.shard_processes"),
+        )
+    return shards
+
+
+def sharing_of(shards: int, group: Group) -> str:
+    """Return how a run records that ``shards`` processes of ``group`` hold a replica together."""
+    if shards == 1:
+        return WeightSharing.WHOLE
+    return WeightSharing.SHARED if shards == group.size else f"{WeightSharing.SHARED} by {shards}"
+
+
+def _recorded_shards(recorded: str, group: Group) -> int:
+    kind, _, shards = recorded.partition(" by ")
+    return 1 if kind == WeightSharing.WHOLE else int(shards or group.size)
 
 
 def make_weights(
@@ -74,17 +118,18 @@ def make_weights(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    shares: bool,
+    shards: int,
 ) -> MasterWeights:
     """Return the weights of ``model``, which they modify; before sharding it must be on the CPU."""
     names = file_name if settings.adapter.is_on else None
-    if shares:
+    if shards > 1:
         trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-        parts = (3 * trained + 4 * sum(p.numel() for p in model.parameters())) // group.size
+        parts = (3 * trained + 4 * sum(p.numel() for p in model.parameters())) // shards
         return ShardedWeights(
             model,
             compute_dtype=dtype,
             group=group,
+            shards=shards,
             device=device,
             exchange_each_micro_batch=parts + trained > ROOM * _memory(group, device),
             file_name=names,
@@ -124,8 +169,7 @@ def tell_sharing(trainer: Trainer, emit: EventSink) -> None:
     """Report how several processes share a step, and warn about idle ones."""
     size, micro_batches = trainer.group.size, len(trainer.plan.window(trainer.state.step))
     if size > 1:
-        what = "each step and the weights, and" if trainer.weights.is_sharded else "each step and"
-        emit(Notice(text=f"{size} processes share {what} sum their gradients once"))
+        emit(Notice(text=f"{size} processes share each step{_shared(trainer)} and sum their gradients once"))
     if micro_batches < size:
         emit(
             Warned(
@@ -133,6 +177,14 @@ def tell_sharing(trainer: Trainer, emit: EventSink) -> None:
                 "or training.micro_batch_tokens, or raise training.batch_size"
             )
         )
+
+
+def _shared(trainer: Trainer) -> str:
+    weights = trainer.weights
+    if not isinstance(weights, ShardedWeights):
+        return ""
+    is_grouped = weights.shards < trainer.group.size
+    return f", in groups of {weights.shards} the weights," if is_grouped else " and the weights,"
 
 
 def replicated_bytes(settings: Settings, folder: Path, dtype: torch.dtype) -> int:
@@ -145,9 +197,9 @@ def replicated_bytes(settings: Settings, folder: Path, dtype: torch.dtype) -> in
 
 
 def _memory(group: Group, device: torch.device) -> int:
-    """Return how much memory a process may take; on a CPU all of them are taken to share one machine."""
+    """Return how much memory a process may take; on a CPU those of a machine share it."""
     total = total_memory_bytes(device) or sys.maxsize  # where it cannot be told
-    return total // group.size if device.type == "cpu" else total
+    return total // (group.per_machine or group.size) if device.type == "cpu" else total
 
 
 def _obstacle(settings: Settings) -> str:

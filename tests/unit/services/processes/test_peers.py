@@ -16,7 +16,7 @@ from sftcli.errors import (
 from sftcli.events import NeverStop
 from sftcli.services.processes import peers as processes
 from sftcli.services.processes.failures import PeerBugError, describe_failure, error_of
-from sftcli.services.processes.peers import ConnectedPeers
+from sftcli.services.processes.peers import ConnectedPeers, machine_size
 from sftcli.training.distributed.group import Group
 
 BROKEN = RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer [127.0.0.1]:58722")
@@ -138,3 +138,17 @@ def test_processes_that_found_other_data_are_refused(pair):
     leader.agree_on({"data": "a", "model": "m"})
     with pytest.raises(MismatchError, match="process 1 found a different model than process 0"):
         follower.agree_on({"data": "a", "model": "n"})
+
+
+@pytest.mark.parametrize(
+    ("seats", "size"),
+    [
+        ([(0, 2), (1, 2)], 2),
+        ([(0, 2), (1, 2), (0, 2), (1, 2)], 2),
+        ([(0, 2), (0, 2), (1, 2), (1, 2)], 0),  # dealt out in turn
+        ([(0, 2), (1, 2), (0, 1)], 0),
+        ([(0, 1), (0, 2), (1, 2)], 0),
+    ],
+)
+def test_machines_count_where_they_are_alike(seats, size):
+    assert machine_size(seats) == size

@@ -26,7 +26,7 @@ from sftcli.services.train.decisions import (
 )
 from sftcli.services.train.resume import ResumeRequest, resume_training, verify_resume
 from sftcli.services.train.resuming.changes import Changes, open_again
-from sftcli.services.train.start.parallelism import shares_weights
+from sftcli.services.train.start.parallelism import choose_shards
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.distributed.group import Group
 from tests.support.recording import RecordingSink
@@ -231,10 +231,10 @@ def test_of_several_processes_the_first_decides_and_one_that_cannot_follow_is_na
                 agree_on_decisions(own, second)
 
 
-@pytest.mark.parametrize(("recorded", "shares"), [(None, False), ("whole", False), ("shared", True)])
-def test_by_auto_several_processes_share_the_weights_as_the_run_did(place, recorded, shares):
+@pytest.mark.parametrize(("recorded", "shards"), [(None, 1), ("whole", 1), ("shared", 2)])
+def test_by_auto_several_processes_share_the_weights_as_the_run_did(place, recorded, shards):
     settings = settings_of(place, place / "model").settings
-    found = shares_weights(
+    found = choose_shards(
         settings,
         place / "model",
         Group(size=2),
@@ -242,7 +242,7 @@ def test_by_auto_several_processes_share_the_weights_as_the_run_did(place, recor
         device=torch.device("cpu"),
         recorded=recorded,
     )
-    assert found is shares
+    assert found == shards
 
 
 def test_another_number_of_processes_or_a_mode_that_was_asked_for_shares_anew(place):
@@ -259,7 +259,7 @@ def test_weights_that_are_shared_otherwise_than_before_are_told(cut):
     sink, run = RecordingSink(), RunFolder(cut)
     made = run.record().decisions
     decisions.record_decisions(run, replace(made, weights="whole"), sink)
-    assert "weights were shared in each process, are whole" in sink.of(Warned)[0].text
+    assert "weights of the processes were shared, are whole" in sink.of(Warned)[0].text
 
 
 def test_attention_that_another_kernel_computes_than_before_is_told_and_no_reason_to_refuse(cut):

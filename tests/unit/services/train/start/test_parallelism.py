@@ -5,7 +5,8 @@ import torch
 
 from sftcli.config.schema.adapter import AdapterKind
 from sftcli.errors import UsageError
-from sftcli.services.train.start.parallelism import replicated_bytes, shares_weights
+from sftcli.services.train.start import parallelism
+from sftcli.services.train.start.parallelism import choose_shards, replicated_bytes, sharing_of
 from sftcli.training.distributed.group import Group
 from tests.support.runs import StopAtStep, settings_of, train
 from tests.support.tiny_model import build_tiny_model
@@ -16,28 +17,74 @@ MANY = 10**12  # processes that share this machine's memory: none has room for a
 
 def test_state_that_cannot_be_shared_out_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sets = ("run.name=exp", "training.parallel=fsdp", "training.optimizer=adafactor")
-    with pytest.raises(UsageError, match=r"training\.parallel is fsdp, and adafactor") as caught:
+    sets = ("run.name=exp", "training.parallel=hsdp", "training.optimizer=adafactor")
+    with pytest.raises(UsageError, match=r"training\.parallel is hsdp, and adafactor") as caught:
         train(settings_of(Path(), Path("model"), *sets), StopAtStep(9))
     assert caught.value.exit_code == 2
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("parallel", "size", "shares"),
+    ("parallel", "size", "per_machine", "shards"),
     [
-        ("fsdp", 2, True),
-        ("fsdp", 1, False),
-        ("ddp", MANY, False),
-        ("auto", 2, False),
-        ("auto", MANY, True),
-        ("auto", 1, False),
+        ("fsdp", 2, 2, 2),
+        ("fsdp", 1, 1, 1),
+        ("ddp", MANY, MANY, 1),
+        ("auto", 2, 2, 1),
+        ("auto", MANY, MANY, MANY),
+        ("auto", MANY, 0, MANY),
+        ("auto", 1, 1, 1),
+        ("hsdp", 8, 4, 4),
+        ("hsdp", 4, 4, 4),
+        ("hsdp", 4, 1, 1),
     ],
 )
-def test_auto_shares_weights_out_where_one_process_has_no_room_for_all(tmp_path, parallel, size, shares):
+def test_weights_are_shared_out_as_requested_or_where_a_replica_has_no_room(
+    tmp_path, parallel, size, per_machine, shards
+):
     folder = build_tiny_model(tmp_path / "model")
     settings = settings_of(tmp_path, folder, f"training.parallel={parallel}").settings
-    assert shares_weights(settings, folder, Group(size=size), dtype=torch.float32, device=CPU) is shares
+    group = Group(size=size, per_machine=per_machine)
+    assert choose_shards(settings, folder, group, dtype=torch.float32, device=CPU) == shards
+
+
+@pytest.mark.parametrize(("memory", "shards"), [(1.3, 1), (0.7, 8), (0.17, 8), (0.15, 64)])
+def test_auto_shares_inside_a_machine_where_its_processes_have_room_together(
+    tmp_path, monkeypatch, memory, shards
+):
+    folder = build_tiny_model(tmp_path / "model")
+    settings = settings_of(tmp_path, folder).settings
+    need = replicated_bytes(settings, folder, torch.float32)
+    monkeypatch.setattr(parallelism, "total_memory_bytes", lambda _: int(memory * need))
+    device = torch.device("cuda")
+    found = choose_shards(settings, folder, Group(size=64, per_machine=8), dtype=torch.float32, device=device)
+    assert found == shards
+
+
+@pytest.mark.parametrize("shards", [1, 4, 8])
+def test_a_run_that_goes_on_shares_as_it_recorded(tmp_path, shards):
+    group = Group(size=8, per_machine=2)
+    settings = settings_of(tmp_path, tmp_path).settings
+    recorded = sharing_of(shards, group)
+    assert (
+        choose_shards(settings, tmp_path, group, dtype=torch.float32, device=CPU, recorded=recorded) == shards
+    )
+
+
+@pytest.mark.parametrize(
+    ("shard_processes", "per_machine", "message"),
+    [
+        (3, 4, "shard_processes is 3, and 8 processes are no multiple"),
+        (0, 0, "different numbers of processes"),
+    ],
+)
+def test_groups_that_cannot_be_made_are_refused(tmp_path, shard_processes, per_machine, message):
+    sets = ("training.parallel=hsdp", f"training.shard_processes={shard_processes}")
+    settings = settings_of(tmp_path, tmp_path, *sets).settings
+    with pytest.raises(UsageError, match=message):
+        choose_shards(
+            settings, tmp_path, Group(size=8, per_machine=per_machine), dtype=torch.float32, device=CPU
+        )
 
 
 def test_adapter_needs_far_less_than_all_weights(tmp_path):

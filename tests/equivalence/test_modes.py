@@ -1,0 +1,129 @@
+"""Each way to share the work, with each number of processes: the steps of one process, and the bytes that are predicted."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from sftcli.training.distributed.group import Group
+from sftcli.training.weights.sharded import ShardedWeights
+from tests.support.counting import TrafficCounter
+from tests.support.fed_rows import record_fed, rows_of_steps
+from tests.support.processes import run_together
+from tests.support.saving import assert_has_parts_of
+from tests.support.several import assert_same_training, make_place, steps, train_here, train_together
+from tests.support.sharing import STEPS, predicted_traffic, trainer_of
+
+pytestmark = pytest.mark.slow
+
+WHOLE = 1
+MODES = {  # the number of processes, and how many hold a replica together
+    "ddp-2": (2, WHOLE),
+    "ddp-3": (3, WHOLE),
+    "ddp-4": (4, WHOLE),
+    "fsdp-2": (2, 2),
+    "fsdp-3": (3, 3),
+    "fsdp-4": (4, 4),
+    "hsdp-4": (4, 2),
+    "hsdp-6": (6, 3),
+}
+MICRO_BATCHES = 3  # of a step
+
+
+def same_as_one_process(group: Group, kind: str, shards: int, exchanges_each: bool) -> None:
+    alone, several = trainer_of(Group(), kind), trainer_of(group, kind, shards=shards)
+    if isinstance(several.weights, ShardedWeights):
+        several.weights.exchange_each_micro_batch = exchanges_each
+    micro_batches = -(-MICRO_BATCHES // group.size)
+    predicted = predicted_traffic(
+        several, group, micro_batches=micro_batches, exchanges=micro_batches if exchanges_each else 1
+    )
+    for _ in range(STEPS):
+        expected = alone.take_step()
+        with TrafficCounter() as counter:
+            found = several.take_step()
+        assert counter.traffic == predicted
+        assert found.exchanged_bytes == predicted.scattered + predicted.summed
+        assert found.loss == pytest.approx(expected.loss, abs=1e-5)
+        assert found.grad_norm == pytest.approx(expected.grad_norm, abs=1e-5)
+    holders = group if several.weights.is_sharded else Group()
+    assert_has_parts_of(several.snapshot(), alone.snapshot(), holders, within=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_losses_weights_and_bytes_are_the_predicted_ones(tmp_path: Path, mode: str) -> None:
+    size, shards = MODES[mode]
+    run_together(same_as_one_process, size=size, folder=tmp_path, args=("tied", shards, False))
+
+
+@pytest.mark.parametrize("kind", ["untied", "lora", "checkpointing"])
+def test_kinds_of_training_are_the_same_in_groups(tmp_path: Path, kind: str) -> None:
+    run_together(same_as_one_process, size=4, folder=tmp_path, args=(kind, 2, False))
+
+
+def test_gradients_of_each_micro_batch_stay_inside_groups(tmp_path: Path) -> None:
+    run_together(exchanges_between_replicas_once, size=2 * 2, folder=tmp_path)
+
+
+def exchanges_between_replicas_once(group: Group) -> None:
+    alone, several = (
+        trainer_of(one, "tied", shards=shards, micro_batch_size=1)
+        for one, shards in ((Group(), WHOLE), (group, 2))
+    )
+    assert isinstance(several.weights, ShardedWeights)
+    several.weights.exchange_each_micro_batch = True
+    predicted = predicted_traffic(
+        several, group, micro_batches=2, exchanges=2
+    )  # six of them for four processes
+    for _ in range(STEPS):
+        expected = alone.take_step()
+        with TrafficCounter() as counter:
+            found = several.take_step()
+        assert counter.traffic == predicted
+        assert found.loss == pytest.approx(expected.loss, abs=1e-5)
+        assert found.grad_norm == pytest.approx(expected.grad_norm, abs=1e-5)
+
+
+def refuses_what_is_not_finite_in_one(group: Group) -> None:
+    from sftcli.errors import DivergedError
+
+    trainer = trainer_of(group, "tied", shards=2)
+    trainer.weights.refuse_nonfinite(1)
+    if group.rank == group.size - 1:
+        with torch.no_grad():
+            next(iter(trainer.weights.masters.values())).to_local()[:1] = float("nan")
+    with pytest.raises(DivergedError):
+        trainer.weights.refuse_nonfinite(1)
+
+
+def test_weights_that_are_not_finite_in_one_process_are_saved_by_none(tmp_path: Path) -> None:
+    run_together(refuses_what_is_not_finite_in_one, size=4, folder=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_place(tmp_path_factory.mktemp("modes"))
+
+
+def train_and_record(place: Path, run: str, *changes: str) -> None:
+    (place / f"fed-{run}").mkdir(exist_ok=True)
+    record_fed(place / f"fed-{run}")
+    train_here(place, place / "model", run, *changes)
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path) -> str:
+    train_together(partial(train_and_record, place, "alone"), size=1)
+    return "alone"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_training_has_the_rows_and_losses_of_one_process(place: Path, alone: str, mode: str) -> None:
+    size, shards = MODES[mode]
+    changes = (f"training.parallel={mode.partition('-')[0]}", f"training.shard_processes={shards}")
+    train_together(partial(train_and_record, place, mode, *changes), size=size)
+    fed, expected = (rows_of_steps(place / f"fed-{one}", place / "model") for one in (mode, alone))
+    assert fed == expected
+    assert_same_training(place, mode, alone)
+    assert len({event["exchanged_bytes"] for event in steps(place, mode)}) == 1
