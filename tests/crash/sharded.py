@@ -28,7 +28,8 @@ import torch
 import torch.distributed as dist
 
 from sftcli.errors import DataError, NotFoundError
-from sftcli.services.processes.peers import OVER, PREFIX
+from sftcli.services.processes.failures import describe_failure, lost_peer
+from sftcli.services.processes.peers import FAILURE, OVER, PREFIX
 from sftcli.training.checkpoint.format import newest_good, verify
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from tests.crash.stops import LOGGED, forked
@@ -37,7 +38,20 @@ from tests.support.tiny_model import build_tiny_model
 
 STEPS = 24
 SIZES = (2, 3)
-LOADED = ("sftcli.cli.app", "sftcli.services.train.lead")
+# Loaded once, in the parent.
+LOADED = (
+    "sftcli.cli.app",
+    "sftcli.services.train.lead",
+    "sftcli.services.train.worker",
+    "transformers.models.llama.modeling_llama",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.distributed.checkpoint",
+    "torch._dynamo",
+    "peft",
+    "pandas",
+    "matplotlib.figure",
+)
 _END_SECONDS = 60  # in which what is left of a training ends by itself once a process was killed
 
 
@@ -60,10 +74,12 @@ class Training:
                     dist.PrefixStore(f"{PREFIX}/0", self.store).set(OVER, "1")
 
     def kill(self, ranks: list[int]) -> None:
-        """Kill processes, and the rest once they had the time to end by themselves."""
+        """Kill processes, say so at the store as a launcher does, and wait for the others."""
         for rank in ranks:
             with suppress(ProcessLookupError):
                 os.kill(self.children[rank], signal.SIGKILL)
+        described = describe_failure(lost_peer("a process was killed"), rank=ranks[0] if ranks else 0)
+        dist.PrefixStore(f"{PREFIX}/0", self.store).compare_set(FAILURE, "", described)
         end = time.monotonic() + _END_SECONDS
         while self.children and time.monotonic() < end:
             self.look()
