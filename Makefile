@@ -40,7 +40,7 @@ newest:  ## the fast tests on the newest versions that pip finds, in an environm
 
 distributed:  ## trainings of several processes: the same as of one, signals, kills, faults, resume on other numbers
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/cli/test_processes.py tests/cli/test_process_faults.py \
-		tests/equivalence/test_processes.py tests/equivalence/test_sharded.py tests/unit/training/distributed/test_group.py \
+		tests/equivalence/test_processes.py tests/equivalence/test_sharded.py tests/equivalence/test_load_in_parts.py tests/unit/training/distributed/test_group.py \
 		tests/unit/services/processes/test_launch.py
 
 distributed-matrix:  ## each way to share the work on up to six processes: losses, rows and bytes, and going on in another

@@ -9,7 +9,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -445,3 +445,19 @@ def body_of(model: torch.nn.Module) -> torch.nn.Module:
     if body is model:  # a class that names a part it does not have, as Llama 4's language model does
         body = getattr(model, "model", model)
     return body
+
+
+def share_of(length: int, rank: int, size: int) -> tuple[int, int]:
+    """Return which of ``length`` rows process ``rank`` of ``size`` has, as ``torch.chunk`` gives them out; may be none."""
+    each = -(-length // size)
+    return min(rank * each, length), min((rank + 1) * each, length)
+
+
+def replace_parameters(
+    model: torch.nn.Module, fresh: Mapping[torch.nn.Parameter, torch.nn.Parameter]
+) -> None:
+    """Put other parameters in the place of some of ``model``; one that stands in several places does so afterwards."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter in fresh:
+                module._parameters[name] = fresh[parameter]

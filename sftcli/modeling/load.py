@@ -1,6 +1,6 @@
 """Load a model folder completely or not at all."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, assert_never, cast
@@ -16,7 +16,13 @@ from sftcli.errors import DataError, Location, MismatchError, ResourceError, Usa
 from sftcli.foreign import foreign_file
 from sftcli.memory_faults import MemoryErrors
 from sftcli.modeling.activations import checkpoint_activations
-from sftcli.modeling.architecture import auto_class, decoder_classes, freeze_beside_text, language_prefix
+from sftcli.modeling.architecture import (
+    auto_class,
+    decoder_classes,
+    freeze_beside_text,
+    language_prefix,
+    opens_whole,
+)
 from sftcli.modeling.attention import (
     attention_of,
     check_known,
@@ -26,6 +32,7 @@ from sftcli.modeling.attention import (
     use_named_attention,
 )
 from sftcli.modeling.config_values import config_value
+from sftcli.modeling.formats.file_weights import FileWeights, Together, WholeOnlyError, leave_in_files
 from sftcli.modeling.formats.folder_check import check_model_folder
 from sftcli.modeling.formats.remote_code import refuse_code
 from sftcli.modeling.formats.source_tensors import conversions_of
@@ -78,19 +85,47 @@ def load_model(
     if quantize is not Quantize.NONE:
         refuse_fused_experts(folder, quantize, trusts_code=trusts_code)
     packed = _quantization(quantize, dtype, device)
-    model, info = _from_pretrained(folder, dtype, attention, packed, trusts_code=trusts_code)
-    _refuse_partial(folder, info)
-    name_attention(model, attention)
-    if not attention.is_flash:
-        use_named_attention(model)
-    _train_every_embedding(model)
+    model = _from_pretrained(folder, dtype, attention, packed, trusts_code=trusts_code)
     with MemoryErrors(lambda: _no_room_on(device)):
         torch.nn.Module.to(model, device)
-    _refuse_nonfinite(folder, model)
+    tensors = chain(model.named_parameters(), _bounded_buffers(model))
+    _refuse_nonfinite(folder, model, [name for name, tensor in tensors if not _is_finite(tensor)])
     freeze_beside_text(model)
     if checkpointing.is_on:
         checkpoint_activations(model, checkpointing)
     return model
+
+
+def load_in_parts(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    together: Together,
+    attention: Attention = Attention.AUTO,
+    checkpointing: Checkpointing = Checkpointing.OFF,
+) -> tuple[PreTrainedModel, FileWeights]:
+    """Return the model in ``folder`` as ``load_model`` gives it, on the CPU, with its parameters left in the files.
+
+    Each process of ``together`` looks at its part of the numbers; all of them must call it.
+
+    Raises:
+        WholeOnlyError: It has to be loaded whole.
+        SftError: As ``load_model``.
+    """
+    quiet_libraries()
+    check_model_folder(folder)
+    refuse_code(folder)
+    model = _from_pretrained(folder, dtype, attention, {"device_map": "meta"}, trusts_code=False)
+    if opens_whole(model) or language_prefix(model.config):
+        raise WholeOnlyError("it is a part of a model of text and images")
+    weights = leave_in_files(model, folder)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    spoilt = [names[one] for one in weights.spoilt(lambda piece: not is_finite(piece), together)]
+    spoilt += [name for name, buffer in _bounded_buffers(model) if not _is_finite(buffer)]
+    _refuse_nonfinite(folder, model, spoilt)
+    if checkpointing.is_on:
+        checkpoint_activations(model, checkpointing)
+    return model, weights
 
 
 def _no_room_on(device: torch.device) -> ResourceError:
@@ -135,7 +170,7 @@ def own_attention(model: PreTrainedModel) -> str:
 
 def _from_pretrained(
     folder: Path, dtype: torch.dtype, attention: Attention, packed: Mapping[str, Any], *, trusts_code: bool
-) -> tuple[PreTrainedModel, dict[str, Any]]:
+) -> PreTrainedModel:
     register()
     with foreign_file(folder, _FAULT, hint=_HINT):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code)
@@ -161,7 +196,12 @@ def _from_pretrained(
     _keep_prefix(model, config)
     if prefix := language_prefix(config):  # what is outside of the language model is kept beside it
         info["unexpected_keys"] = {name for name in info["unexpected_keys"] if name.startswith(f"{prefix}.")}
-    return model, info
+    _refuse_partial(folder, info)
+    name_attention(model, attention)
+    if not attention.is_flash:
+        use_named_attention(model)
+    _train_every_embedding(model)
+    return model
 
 
 def _keep_prefix(model: PreTrainedModel, config: PretrainedConfig) -> None:
@@ -241,19 +281,24 @@ def _refuse_partial(folder: Path, info: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_nonfinite(folder: Path, model: PreTrainedModel) -> None:
+def _bounded_buffers(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the buffers with names: masks are among them, and may hold minus infinity."""
+    return ((name, one.clamp(min=0)) for name, one in model.named_buffers() if one.is_floating_point())
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or is_finite(tensor)
+
+
+def _refuse_nonfinite(folder: Path, model: PreTrainedModel, spoilt: Sequence[str]) -> None:
     """Refuse a model that computes nothing: what came of it would look like a result."""
-    # Masks are buffers, and may hold minus infinity.
-    buffers = ((name, one.clamp(min=0)) for name, one in model.named_buffers() if one.is_floating_point())
-    tensors = chain(model.named_parameters(), buffers)
-    spoilt = sorted(name for name, tensor in tensors if tensor.is_floating_point() and not is_finite(tensor))
     if spoilt:
         word = str(model.dtype).removeprefix("torch.")
         hint = "use an earlier checkpoint, or copy or download the folder again"
         if model.dtype == torch.float16:
             hint = f"values above 65504 do not fit in float16: use bf16 or f32; otherwise {hint}"
         raise DataError(
-            f"the weights in {folder} hold non-finite values in {word}: {_some(spoilt)}", hint=hint
+            f"the weights in {folder} hold non-finite values in {word}: {_some(sorted(spoilt))}", hint=hint
         )
 
 

@@ -276,7 +276,7 @@ class Trainer:
                     self.discard_gradients()
                     restore_rng(rng)
                     continue
-                self.discard_gradients()
+                self._give_up_exchange()
                 lower = self.ladder.below(self.state)
                 if lower is None:
                     raise MemoryError("another process is out of memory")
@@ -294,8 +294,13 @@ class Trainer:
         """Tell the other processes, which wait to exchange gradients, that memory ran out here; return one rung down."""
         if self.ladder.is_short:  # others may be inside an exchange of another kind, which its launcher ends
             return None
+        self._give_up_exchange()
         self.group.any(True)
         return self.ladder.below(self.state)
+
+    def _give_up_exchange(self) -> None:
+        self.weights.give_up_exchange()
+        self.discard_gradients()
 
     def _has_begun(self) -> bool:
         return self.release is not None and self.release.has_begun

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sftcli.training.distributed import gradient_exchange
 from sftcli.training.distributed.group import Group
 from sftcli.training.weights.sharded import ShardedWeights
 from tests.support.counting import TrafficCounter
@@ -32,6 +33,7 @@ MICRO_BATCHES = 3  # of a step
 
 
 def same_as_one_process(group: Group, kind: str, shards: int, exchanges_each: bool) -> None:
+    gradient_exchange.BUCKET_NUMBERS = 5000  # several of them, in this process alone
     alone, several = trainer_of(Group(), kind), trainer_of(group, kind, shards=shards)
     if isinstance(several.weights, ShardedWeights):
         several.weights.exchange_each_micro_batch = exchanges_each
@@ -58,8 +60,9 @@ def test_losses_weights_and_bytes_are_the_predicted_ones(tmp_path: Path, mode: s
 
 
 @pytest.mark.parametrize("kind", ["untied", "lora", "checkpointing"])
-def test_kinds_of_training_are_the_same_in_groups(tmp_path: Path, kind: str) -> None:
-    run_together(same_as_one_process, size=4, folder=tmp_path, args=(kind, 2, False))
+@pytest.mark.parametrize("shards", [WHOLE, 2], ids=["whole", "in-groups"])
+def test_kinds_of_training_are_the_same(tmp_path: Path, kind: str, shards: int) -> None:
+    run_together(same_as_one_process, size=4, folder=tmp_path, args=(kind, shards, False))
 
 
 def test_gradients_of_each_micro_batch_stay_inside_groups(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def predicted_traffic(trainer: Trainer, group: Group, *, micro_batches: int, exc
     """Return the traffic of a step of ``trainer``; ``micro_batches`` are those of each process."""
     model = trainer.weights.model
     if not isinstance(trainer.weights, ShardedWeights):
-        return replicated_traffic(map(_weight, model.parameters()))
+        return replicated_traffic(map(_weight, trainer.weights.masters.values()))
     layers = [list(layer.parameters()) for layer in layers_of(model)]
     inner = {id(parameter) for layer in layers for parameter in layer}
     return sharded_traffic(

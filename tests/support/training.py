@@ -16,7 +16,8 @@ from sftcli.events import EventSink
 from sftcli.modeling.formats.source_tensors import SourceTensors
 from sftcli.runtime import dtype_name
 from sftcli.services.runs.record import Decisions
-from sftcli.services.train.build import Compute, LoadedModel, assemble
+from sftcli.services.train.build import assemble
+from sftcli.services.train.loading import Compute, LoadedModel
 from sftcli.services.train.start.inputs import TrainingInputs
 from sftcli.training.distributed.group import Group
 from sftcli.training.state import CheckpointStore

@@ -261,7 +261,7 @@ def show_scores(report: "EvalReport", output: options.Output) -> None:
         if score is not None and score.cut:
             tables.show_text(_cut_text(score), err, wrap=True)
     for text in differences_of(*report.differences):
-        tables.show_text(text, err)
+        tables.show_text(text, err, wrap=True)
     tables.show_text(confidence_text(report), err, wrap=True)
     if report.verdict is not None:
         tables.show_text(_verdict_text(report.verdict), err, wrap=True)

@@ -7,7 +7,7 @@ what the model itself passes to it: what does not give the output and the gradie
 
 import copy
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,6 +65,7 @@ def fuse_layers(
     device: torch.device | None = None,
     has_adapter: bool = False,
     recorded: Collection[str] | None = None,
+    hold: Callable[[torch.nn.Module], None] = lambda _: None,
 ) -> Fusion:
     """Let those layers, norms and feed-forward blocks of ``model`` run as few operations that give the same so.
 
@@ -73,6 +74,7 @@ def fuse_layers(
         device: Where it will run, if not where it is.
         has_adapter: Whether an adapter is around some of its products.
         recorded: What a run that goes on has fused: no other form is tried.
+        hold: Called before a module is tried, so that it has its weights.
     """
     device = device or next(model.parameters()).device
     ways = ways_on(device, has_adapter=has_adapter)
@@ -81,7 +83,7 @@ def fuse_layers(
     model.train()
     with torch.random.fork_rng():
         passed = observe_layers(model) if Part.LAYER in ways else {}
-        trial = _Trial(device, passed)
+        trial = _Trial(device, passed, hold)
         tried = [
             (module, *trial.chosen(module, part, [way for way in there if _is_open(module, way, known)]))
             for module, part in _candidates(model)
@@ -150,9 +152,15 @@ def _is_plain_norm(module: torch.nn.Module) -> bool:
 class _Trial:
     """Tries the faster forms of modules of one model, where they will run."""
 
-    def __init__(self, device: torch.device, passed: Mapping[torch.nn.Module, Passed]) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        passed: Mapping[torch.nn.Module, Passed],
+        hold: Callable[[torch.nn.Module], None],
+    ) -> None:
         self.device = device
         self.passed = passed
+        self.hold = hold
         self.seen: set[type[torch.nn.Module]] = set()
 
     def chosen(
@@ -163,6 +171,8 @@ class _Trial:
         self.seen.add(type(module))
         if has_dropout(module, attends=part is Part.LAYER) and part is not Part.ROTARY:
             return None, None
+        if ways and part is not Part.ROTARY:  # that turns numbers of its own
+            self.hold(module)
         for way in ways:
             forward = self._agreed(module, part, way, whole=is_first)
             if forward is not None:

@@ -10,7 +10,6 @@ import torch
 
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.config.schema.settings import Settings
-from sftcli.config.schema.training import TrainingSettings
 from sftcli.data.batches.batch import (
     Batch,
     ExampleSource,
@@ -24,13 +23,11 @@ from sftcli.modeling.activations import checkpoint_activations, ways_down
 from sftcli.modeling.architecture import opens_whole, require_causal
 from sftcli.modeling.attention import attention_of, use_named_attention
 from sftcli.modeling.formats.folder_write import is_part_of_whole, write_model_files
-from sftcli.modeling.formats.source_tensors import SourceTensors, check_names_come_back
-from sftcli.modeling.kernels.fuse import Fusion, fuse_layers
+from sftcli.modeling.formats.source_tensors import check_names_come_back
 from sftcli.modeling.kernels.state_kernels import missing_kernels
 from sftcli.modeling.kernels.told_positions import spare_search_of_own_positions
 from sftcli.modeling.load import (
     count_parameters,
-    load_model,
     own_attention,
 )
 from sftcli.runtime import (
@@ -40,15 +37,15 @@ from sftcli.runtime import (
     matmul_flops,
     pass_sizes,
 )
-from sftcli.services.models.base import tokenizer_folder
 from sftcli.services.models.modern_llm import PtFiles, pt_files
 from sftcli.services.prepare.capacity import require_positions
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.record import Decisions
-from sftcli.services.train.adapters import AdapterFiles, adapter_files, load_with_adapter, tell_left_alone
+from sftcli.services.train.adapters import AdapterFiles
 from sftcli.services.train.batch_plan import plan_maker
-from sftcli.services.train.compiling import try_compiled, wants_compiled
+from sftcli.services.train.compiling import try_compiled
 from sftcli.services.train.decisions import require_same
+from sftcli.services.train.loading import Compute, LoadedModel, compiles, load_for_training, streamed
 from sftcli.services.train.releasing import gradient_release
 from sftcli.services.train.speedups import try_ways
 from sftcli.services.train.start.inputs import TrainingInputs
@@ -57,7 +54,7 @@ from sftcli.training.checkpoint.format import ADAPTER, MODEL
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.checkpoint.together import Leader, Notes, PartStore
 from sftcli.training.distributed.group import Group
-from sftcli.training.embeddings import add_embedding_noise, embedding_names, freeze_embeddings
+from sftcli.training.embeddings import add_embedding_noise, embedding_names
 from sftcli.training.experts.balance import BalancedLoss, require_balance
 from sftcli.training.experts.expert_load import ExpertMeter
 from sftcli.training.loss import BatchLoss, NllSum, heldout_nll
@@ -65,7 +62,6 @@ from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.probes.loss import choose_batch_loss
 from sftcli.training.probes.packing import attention_in_words
-from sftcli.training.selection import select_weights
 from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
 from sftcli.training.trainer import Trainer
 from sftcli.training.utilization import Gauge
@@ -87,31 +83,6 @@ class TrainingParts:
     decisions: Decisions  # complete
     is_plain: bool
     pt: PtFiles | None = None  # beside its checkpoints, where its model has such files
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compute:
-    """Where and in which precision this process multiplies, with whom it trains, and how many of them hold a replica together."""
-
-    device: torch.device
-    dtype: torch.dtype
-    group: Group
-    shards: int = 1
-
-    @property
-    def shares(self) -> bool:
-        """Whether this process holds a part of the weights only."""
-        return self.shards > 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedModel:
-    """A model in memory, what its adapter's folders hold where one is trained, and the faster form of its layers."""
-
-    model: "PreTrainedModel"
-    source: SourceTensors  # of its folder
-    adapter: AdapterFiles | None = None
-    fusion: Fusion | None = None
 
 
 def build_trainer(
@@ -148,7 +119,7 @@ def build_trainer(
         inputs.settings, inputs.located.folder, group, dtype=dtype, device=device, recorded=recorded.weights
     )
     compute = Compute(device=device, dtype=dtype, group=group, shards=shards)
-    loaded = _load(inputs, recorded, compute, emit)
+    loaded = load_for_training(inputs, recorded, compute, emit)
     require_positions(loaded.model, inputs.prepared)
     pt = None if loaded.adapter else pt_files(loaded.model, run, inputs.settings)
     # An adapter is small, and its weights are one file.
@@ -178,15 +149,22 @@ def assemble(
 ) -> TrainingParts:
     """Try what makes the training of a model faster and build its trainer, with what is ``recorded`` and what is decided here."""
     settings, model, group = inputs.settings, loaded.model, compute.group
-    require_causal(model)
-    tried = try_ways(
-        model, loaded.fusion, inputs, recorded=recorded, emit=emit, with_gradients=not compute.shares
-    )
-    _tell_beside(loaded, inputs.located.folder, emit)
-    if settings.training.router_aux_loss:
-        require_balance(model, _padded_rows(inputs))
+    with streamed(model, loaded.files):
+        require_causal(model)
+        tried = try_ways(
+            model, loaded.fusion, inputs, recorded=recorded, emit=emit, with_gradients=not compute.shares
+        )
+        _tell_beside(loaded, inputs.located.folder, emit)
+        if settings.training.router_aux_loss:
+            require_balance(model, _padded_rows(inputs))
     weights = make_weights(
-        model, settings, group, dtype=compute.dtype, device=compute.device, shards=compute.shards
+        model,
+        settings,
+        group,
+        dtype=compute.dtype,
+        device=compute.device,
+        shards=compute.shards,
+        files=loaded.files,
     )
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
@@ -260,7 +238,7 @@ def assemble(
             discard=trainer.discard_gradients,
             emit=emit,
         )
-        if _compiles(settings.training, recorded, compute)
+        if compiles(settings.training, recorded, compute)
         else ()
     )
     decisions = replace(
@@ -279,10 +257,6 @@ def assemble(
         decisions=decisions,
         is_plain=loaded.source.is_plain,
     )
-
-
-def _compiles(settings: TrainingSettings, recorded: Decisions, compute: Compute) -> bool:
-    return wants_compiled(settings.compile, compute.device, recorded.layers, shares=compute.shares)
 
 
 def _model_loaded(
@@ -338,78 +312,11 @@ def _store_of_follower(run: RunFolder, meeting: Notes | None, group: Group) -> C
     return PartStore(run.checkpoints, meeting, rank=group.rank, weights_name=MODEL)
 
 
-def _load(inputs: TrainingInputs, recorded: Decisions, compute: Compute, emit: EventSink) -> LoadedModel:
-    settings, located = inputs.settings, inputs.located
-    device = torch.device("cpu") if compute.shares else compute.device
-    if settings.adapter.is_on:
-        model, added = load_with_adapter(
-            located,
-            settings.adapter,
-            dtype=compute.dtype,
-            device=device,
-            attention=settings.model.attention,
-            checkpointing=settings.training.gradient_checkpointing,
-            trusts_code=bool(inputs.trusted_code),
-        )
-        tell_left_alone(added.left_alone, settings.adapter, emit)
-        files = adapter_files(
-            model,
-            added.config,
-            settings=settings.model,
-            located=located,
-            tokenizer=inputs.prepared.tokenizer,
-            tokenizer_source=tokenizer_folder(settings, located),
-        )
-        return LoadedModel(
-            model=model,
-            source=SourceTensors.of(model, located.folder),
-            adapter=files,
-            fusion=_fused(model, inputs, recorded, compute, emit),
-        )
-    model = load_model(
-        located.folder,
-        dtype=torch.float32,
-        device=device,
-        attention=settings.model.attention,
-        checkpointing=settings.training.gradient_checkpointing,
-        trusts_code=bool(inputs.trusted_code),
-    )
-    fusion = _fused(model, inputs, recorded, compute, emit)
-    if not settings.training.train_embeddings:
-        freeze_embeddings(model)
-    if settings.training.train or settings.training.freeze:
-        selection = select_weights(model, train=settings.training.train, freeze=settings.training.freeze)
-        emit(Notice(text=selection.in_words()))
-    return LoadedModel(model=model, source=SourceTensors.of(model, located.folder), fusion=fusion)
-
-
 def _slow_states(model: "PreTrainedModel", missing: Sequence[str]) -> str:
     return (
         f"layers of {type(model).__name__} with a state run in their slow form; a GPU with these packages has a faster one, which "
         f"can also keep documents of one row apart: {install_command('hybrid', *missing)}"
     )
-
-
-def _fused(
-    model: "PreTrainedModel",
-    inputs: TrainingInputs,
-    recorded: Decisions,
-    compute: Compute,
-    emit: EventSink,
-) -> Fusion | None:
-    """Fuse the layers of ``model``, if they are not to be compiled: our functions have no graph."""
-    if recorded.layers == () or _compiles(inputs.settings.training, recorded, compute):
-        return None
-    fusion = fuse_layers(
-        model,
-        device=compute.device,
-        has_adapter=inputs.settings.adapter.is_on,
-        recorded=recorded.layers,
-    )
-    if fusion.left_alone:
-        names = ", ".join(fusion.left_alone)
-        emit(Notice(text=f"{names}: using the transformers implementation, not the faster one"))
-    return fusion
 
 
 def _tell_beside(loaded: LoadedModel, folder: Path, emit: EventSink) -> None:

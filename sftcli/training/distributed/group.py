@@ -11,8 +11,6 @@ from torch import Tensor
 
 Item = TypeVar("Item")
 
-PIECE_NUMBERS = 2**24  # exchanged at once; a larger tensor travels by itself
-
 
 @dataclass(slots=True, kw_only=True)
 class Group:
@@ -64,41 +62,3 @@ class Group:
         found = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(found, tensor)
         return found
-
-    def exchange(self, gradients: Sequence[Tensor]) -> None:
-        """Put the sum over all processes into each of ``gradients``, which are alike in dtype.
-
-        They travel in few large pieces, so that what is copied for it does not grow with the model.
-        """
-        if self.size == 1:
-            return
-        for piece in _pieces(gradients):
-            flat = torch.cat([gradient.reshape(-1) for gradient in piece])
-            dist.all_reduce(flat)
-            self.exchanged_bytes += flat.numel() * flat.element_size()
-            parts = torch.split(flat, [gradient.numel() for gradient in piece])
-            for gradient, part in zip(piece, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
-
-    def gather(self, nll_sum: Tensor, masters: Iterable[Tensor]) -> Tensor:
-        """Return the sum of ``nll_sum``, after the gradients of ``masters`` are those of all processes."""
-        if self.size == 1:
-            return nll_sum
-        trained = [master for master in masters if master.requires_grad]
-        for master in trained:
-            if master.grad is None:  # this process had no micro-batch
-                master.grad = torch.zeros_like(master, dtype=torch.float32)
-        self.exchange([master.grad for master in trained if master.grad is not None])
-        dist.all_reduce(nll_sum)
-        return nll_sum
-
-
-def _pieces(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    piece: list[Tensor] = []
-    for gradient in gradients:
-        if piece and sum(one.numel() for one in piece) + gradient.numel() > PIECE_NUMBERS:
-            yield piece
-            piece = []
-        piece.append(gradient)
-    if piece:
-        yield piece

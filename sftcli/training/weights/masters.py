@@ -9,10 +9,12 @@ from functools import cached_property
 from itertools import islice
 
 import torch
+import torch.distributed as dist
 
 from sftcli.data.batches.batch import Batch
 from sftcli.errors import DivergedError, Location, MismatchError, UsageError
 from sftcli.runtime import is_finite
+from sftcli.training.distributed.gradient_exchange import GradientExchange
 from sftcli.training.distributed.group import Group
 from sftcli.training.loss import BatchLoss
 from sftcli.training.weights.placement import placed_as
@@ -36,6 +38,7 @@ class MasterWeights:
     is_sharded = False  # whether this process holds a part of them only
     saves_parts = False  # whether each process has its part of a snapshot, and not the first one all of it
     keeps_frozen = True  # whether snapshots hold what does not train
+    _exchange: GradientExchange | None = None  # with other processes
 
     def __init__(
         self, model: torch.nn.Module, *, compute_dtype: torch.dtype, collects_at_once: bool = True
@@ -61,9 +64,9 @@ class MasterWeights:
     def _round_frozen(self, name: str, parameter: torch.nn.Parameter, *, keep: bool) -> None:
         """Round a weight that does not train. Where that loses something it is kept as it was: what is written is exact."""
         exact, parameter.data = parameter.data, self._rounded(name, parameter.data)
-        if keep and not _is_exact(parameter.data, exact):
+        if keep and not is_exact(parameter.data, exact):
             half = exact.half()
-            self._frozen[name] = (half if _is_exact(half, exact) else exact).cpu()
+            self._frozen[name] = (half if is_exact(half, exact) else exact).cpu()
 
     def _rounded(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """Return ``weight`` as the products have it.
@@ -81,11 +84,7 @@ class MasterWeights:
             UsageError: It has numbers that float16 has not.
         """
         if self.compute_dtype == torch.float16 and not is_finite(weight.half()):
-            raise UsageError(
-                f"{name} holds numbers above 65504, which float16 has not",
-                hint="train in float32: --set training.precision=fp32, or in bf16 where the device has it",
-                location=Location(key="training.precision"),
-            )
+            raise beyond_float16(name)
 
     def _split(self, name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
         master = torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))
@@ -121,16 +120,42 @@ class MasterWeights:
 
     def micro_batches(self, batches: Iterable[Batch], group: Group) -> Iterator[tuple[Batch, float]]:
         """Yield this process's share of ``batches``, each with the weight of its loss in the sum."""
-        for batch in islice(batches, group.rank, None, group.size):
+        if group.size == 1:
+            yield from ((batch, 1.0) for batch in batches)
+            return
+        exchange = self._exchange_in(group)
+        own = list(islice(batches, group.rank, None, group.size))
+        for batch in own[:-1]:
             yield batch, 1.0
+        if self.collects_at_once:
+            exchange.listen()
+        for batch in own[-1:]:
+            yield batch, 1.0
+        exchange.send_rest()
+
+    def _exchange_in(self, group: Group) -> GradientExchange:
+        """Return what sums the gradients; the hooks that it needs are there from the first step of several processes on."""
+        if self._exchange is None:
+            self._exchange = GradientExchange(self.masters.values(), group)
+            if self.collects_at_once:
+                self.tell_gradients(self._exchange.hear)
+        return self._exchange
+
+    def give_up_exchange(self) -> None:
+        """Let the other processes finish the exchange of a step that all of them take again."""
+        if self._exchange is not None:
+            self._exchange.give_up()
 
     def gathered(self, batch_loss: BatchLoss) -> BatchLoss:
         """Return ``batch_loss`` with every weight that it reads gathered."""
         return batch_loss
 
     def gather(self, nll_sum: torch.Tensor, group: Group) -> torch.Tensor:
-        """Return the sum of ``nll_sum`` over the processes, after summing the gradients of the masters."""
-        return group.gather(nll_sum, self.masters.values())
+        """Return the sum of ``nll_sum`` over the processes, when the gradients of the masters are such sums too."""
+        if group.size > 1:
+            self._exchange_in(group).finish()
+            dist.all_reduce(nll_sum)
+        return nll_sum
 
     def publish(self) -> None:
         """Round the masters into the parameters that the model computes with."""
@@ -223,6 +248,15 @@ def _add_gradients(copies: Sequence[tuple[torch.nn.Parameter, torch.nn.Parameter
         copy.grad = None
 
 
+def beyond_float16(name: str) -> UsageError:
+    """Return the error for a weight ``name`` that float16 has no numbers for."""
+    return UsageError(
+        f"{name} holds numbers above 65504, which float16 has not",
+        hint="train in float32: --set training.precision=fp32, or in bf16 where the device has it",
+        location=Location(key="training.precision"),
+    )
+
+
 def refuse_other_adapter(needed: Iterable[str], tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise unless a checkpoint holds what an adapter needs, and nothing of other layers.
 
@@ -248,5 +282,6 @@ def stored_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-def _is_exact(rounded: torch.Tensor, exact: torch.Tensor) -> bool:
+def is_exact(rounded: torch.Tensor, exact: torch.Tensor) -> bool:
+    """Return whether ``rounded`` lost nothing of ``exact``."""
     return torch.equal(rounded.to(exact.dtype), exact)

@@ -4,6 +4,8 @@ from typing import cast
 
 import torch
 
+from sftcli.runtime import share_of
+
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return the full ``tensor``. If it is sharded, all processes must call it."""
@@ -31,3 +33,9 @@ def placed_as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return this process's shard of ``tensor``."""
     return cast("torch.distributed.tensor.DTensor", tensor).to_local()
+
+
+def rows_of(sharded: torch.Tensor) -> tuple[int, int]:
+    """Return which rows of the full tensor this process has of ``sharded``: first one, and the one behind the last."""
+    mesh = cast("torch.distributed.tensor.DTensor", sharded).device_mesh
+    return share_of(sharded.shape[0], mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1))

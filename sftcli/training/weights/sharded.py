@@ -7,7 +7,9 @@ processes that hold the same shard sum its gradients.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from types import MethodType
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -27,6 +29,7 @@ from sftcli.training.distributed.traffic import Weight
 from sftcli.training.loss import BatchLoss
 from sftcli.training.weights.masters import MasterWeights, refuse_other_adapter, stored_buffers
 from sftcli.training.weights.owners import gathered, owners_of, with_held
+from sftcli.training.weights.parts import Outside, WeightsElsewhere, read_shards, take_out
 from sftcli.training.weights.placement import local_part
 
 _LOSS = "batch_loss_of_all_weights"
@@ -47,6 +50,7 @@ class ShardedWeights(MasterWeights):
         exchange_each_micro_batch: Exchange gradients after every pass, not once per step: costs traffic, and saves the memory of
             a float32 gradient of the whole model between the micro-batches of a step.
         file_name: Gives the name in checkpoints of what trains, where they hold nothing else (an adapter).
+        files: Those weights of ``model`` that are in its files still: each process reads its part of them.
     """
 
     is_sharded = True
@@ -62,25 +66,34 @@ class ShardedWeights(MasterWeights):
         device: torch.device,
         exchange_each_micro_batch: bool = False,
         file_name: Callable[[str], str] | None = None,
+        files: WeightsElsewhere | None = None,
     ) -> None:
         self.model = model
         self.compute_dtype = compute_dtype
         self.remainders = {}
         self._trains_adapter = file_name is not None
-        self.saves_parts = (
-            not self._trains_adapter
-        )  # of an adapter, which is small, the first process has all
+        self.saves_parts = file_name is None  # of an adapter, which is small, the first process has all
         self._frozen: dict[str, torch.Tensor] = {}
+        keeps = file_name is None and group.is_writer
         for name, parameter in model.named_parameters():
+            if files is not None and parameter in files.tensors:
+                continue
             if parameter.requires_grad:
                 self._require_range(name, parameter.data)
                 parameter.data = parameter.data.float()
             else:
-                self._round_frozen(name, parameter, keep=file_name is None and group.is_writer)
+                self._round_frozen(name, parameter, keep=keeps)
+        outside: Mapping[str, Outside] = {}
+        if files is not None:
+            outside = take_out(
+                model, files, compute_dtype=compute_dtype, group=group, writes_frozen=file_name is None
+            )
         self.group = group
         self.exchange_each_micro_batch = exchange_each_micro_batch
-        self._root = _shard(model, compute_dtype, _mesh(group.size, shards, device))
+        self._root = _shard(model, compute_dtype, _mesh(group.size, shards, device), device)
         self.shards = shards
+        read_shards(model, outside, device)
+        self._frozen |= {name: one.exact() for name, one in outside.items() if keeps and one.is_rounded}
         named = dict(model.named_parameters())
         self.masters = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         weights = (Weight(shape=tuple(master.shape)) for master in self.masters.values())
@@ -165,13 +178,29 @@ class ShardedWeights(MasterWeights):
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
     """Return the modules that are gathered separately: the entries of the outermost lists of modules."""
-    found: list[torch.nn.Module] = []
+    return [layer for stack in _stacks(model) for layer in stack]
+
+
+def _stacks(model: torch.nn.Module) -> list[list[torch.nn.Module]]:
+    """Return those of each list, in which one follows the other."""
+    found: list[list[torch.nn.Module]] = []
     for child in model.children():
         if isinstance(child, torch.nn.ModuleList):
-            found += [entry for entry in child if any(True for _ in entry.parameters())]
+            found.append([entry for entry in child if any(True for _ in entry.parameters())])
         else:
-            found += layers_of(child)
+            found += _stacks(child)
     return found
+
+
+def _prefetch(model: FSDPModule, device: torch.device) -> None:
+    """Let each layer begin to gather the next one before it computes: two of them are there at once, never more."""
+    for stack in _stacks(cast("torch.nn.Module", model)):
+        layers = [layer for layer in stack if isinstance(layer, FSDPModule)]
+        for layer, following in pairwise(layers):
+            layer.set_modules_to_forward_prefetch([following])
+            following.set_modules_to_backward_prefetch([layer])
+    if device.type == "cpu":  # elsewhere streams do it
+        model._set_unshard_async_op(True)
 
 
 def _mesh(processes: int, shards: int, device: torch.device) -> DeviceMesh:
@@ -181,7 +210,9 @@ def _mesh(processes: int, shards: int, device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, (processes // shards, shards), mesh_dim_names=("replicas", "shards"))
 
 
-def _shard(model: torch.nn.Module, compute_dtype: torch.dtype, mesh: DeviceMesh) -> FSDPModule:
+def _shard(
+    model: torch.nn.Module, compute_dtype: torch.dtype, mesh: DeviceMesh, device: torch.device
+) -> FSDPModule:
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
@@ -195,4 +226,5 @@ def _shard(model: torch.nn.Module, compute_dtype: torch.dtype, mesh: DeviceMesh)
             module.set_force_sum_reduction_for_comms(True)
     if not isinstance(model, FSDPModule):
         raise TypeError(f"{type(model).__name__} was not sharded")
+    _prefetch(model, device)
     return model

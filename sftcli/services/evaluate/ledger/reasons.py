@@ -19,6 +19,7 @@ _BY_HEART = 0.1  # nats per token, at most
 _BELOW_HELDOUT = 0.2  # of what half of the held-out rows cost at most
 _FEWEST_HELDOUT = 20
 _MOST_FOREIGN = 0.1  # of all rows
+_LITTLE = 0.2  # of what the prompt of half of the rows saves at least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +65,9 @@ _Judged = tuple[npt.NDArray[np.bool_], Callable[[int], str]]
 def _foreign(costs: Costs) -> _Judged:
     support = _support(costs)
     rank = np.argsort(np.argsort(support, kind="stable"))
+    limit = max(0.0, _LITTLE * float(np.median(support)))
     # Where neither model has learned what prompts have to do with answers, half of all rows would be found.
-    is_found = (support <= 0) & (rank < max(1, _MOST_FOREIGN * len(support)))
+    is_found = (support <= limit) & (rank < max(1, _MOST_FOREIGN * len(support)))
     before, after = costs.support_before, costs.support_after
 
     def words(row: int) -> str:

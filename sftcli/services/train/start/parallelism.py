@@ -12,6 +12,7 @@ from sftcli.config.schema.training import OPTIMIZERS, Parallel, TrainingSettings
 from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.adapter.targets import file_name
+from sftcli.modeling.formats.file_weights import FileWeights
 from sftcli.modeling.formats.sizes import adapter_bytes, parameters_bytes
 from sftcli.runtime import total_memory_bytes
 from sftcli.training.distributed.group import Group
@@ -119,8 +120,9 @@ def make_weights(
     dtype: torch.dtype,
     device: torch.device,
     shards: int,
+    files: FileWeights | None = None,
 ) -> MasterWeights:
-    """Return the weights of ``model``, which they modify; before sharding it must be on the CPU."""
+    """Return the weights of ``model``, which they modify; before sharding it must be on the CPU, or in ``files``."""
     names = file_name if settings.adapter.is_on else None
     if shards > 1:
         trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -133,8 +135,10 @@ def make_weights(
             device=device,
             exchange_each_micro_batch=parts + trained > ROOM * _memory(group, device),
             file_name=names,
+            files=files,
         )
-    memory = total_memory_bytes(device) if device.type == "cuda" else 0
+    # Several processes exchange gradients as soon as they are made, so they collect them at once.
+    memory = total_memory_bytes(device) if device.type == "cuda" and group.size == 1 else 0
     return whole_weights(model, settings.training, dtype=dtype, has_adapter=names is not None, memory=memory)
 
 

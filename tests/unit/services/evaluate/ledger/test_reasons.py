@@ -77,6 +77,8 @@ def test_each_reason_has_its_row():
     assert changed(ROWS - 1, after=0.01).keys() == set()  # nobody learned a held-out row
     assert changed(0, before=0.02, after=0.01).keys() == set()  # it cost nothing before
     assert changed(0, before_apart=1.0, after_apart=1.0).keys() == {Reason.FOREIGN_ANSWER}
+    assert changed(0, before_apart=2.2, after_apart=1.2).keys() == {Reason.FOREIGN_ANSWER}  # a tenth
+    assert changed(0, before_apart=2.6, after_apart=1.6).keys() == set()  # three tenths of what others save
 
 
 def test_a_reason_says_the_numbers_that_it_is_about():
