@@ -229,7 +229,7 @@ def test_decision_is_logged_reported_and_kept_when_the_run_goes_on(place, monkey
     "part",
     [
         "sftcli.training.weights.masters.MasterWeights.__init__",
-        "sftcli.services.train.adapters.load_model",
+        "sftcli.services.train.loading.load_model",
         "sftcli.services.train.build.make_optimizer",
         "torch.optim.AdamW.step",
         "sftcli.services.train.build.heldout_nll",
