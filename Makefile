@@ -1,7 +1,7 @@
 PYTHON ?= python
 DEVICE ?= cuda
 
-.PHONY: lowest newest check format lint types layers test long long-list slow distributed distributed-matrix crash crash-slice power-loss disk-errors races stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start gpu-check pictures clients models models-slice templates
+.PHONY: lowest newest check format lint types layers test long long-list slow distributed distributed-matrix crash crash-sharded crash-slice power-loss disk-errors races stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start gpu-check pictures clients models models-slice templates
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -45,11 +45,14 @@ distributed:  ## trainings of several processes: the same as of one, signals, ki
 
 distributed-matrix:  ## each mode on up to six processes: losses, rows, bytes, lack of memory, going on in another, and each way to train
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_modes.py \
-		tests/equivalence/test_ways.py
+		tests/equivalence/test_ways.py tests/equivalence/test_ways_to_go_on.py
 
 crash:  ## kill -9 a real training 200 times at random moments; every end must equal the undisturbed one
 	$(PYTHON) -m pytest -q tests/crash -m crash
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.monkey --rounds 200
+
+crash-sharded:  ## kill -9 processes that share the weights out 100 times while they save; every end must equal the undisturbed one
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.crash.sharded --rounds 100
 
 crash-slice:  ## the part of it that CI runs, under 3 minutes
 	$(PYTHON) -m pytest -q tests/crash -m "crash and not slow"

@@ -62,14 +62,26 @@ class RngState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Which of how many parts, counted from 0. There is one for each process."""
+
+    number: int = 0
+    of: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSnapshot:
-    """Everything that a run needs to resume bit for bit, taken between two steps."""
+    """Everything that a run needs to resume bit for bit, taken between two steps.
+
+    Where several processes save it together, each has some of its tensors: its ``part``.
+    """
 
     state: TrainState
     weights: Mapping[str, torch.Tensor]  # by name: float32 masters, the rest and buffers as loaded
     optimizer: Mapping[str, torch.Tensor]
     rng: RngState
     peers: tuple[RngState, ...] = ()  # the random states of the second process and those after it
+    part: Part = Part()
 
     def copied(self, copies: HostCopies) -> "TrainingSnapshot":
         """Return a copy in the CPU's memory by ``copies``, which say what must come before the next update and before it is read."""

@@ -40,6 +40,7 @@ from sftcli.training.state import (
     AnswerGiver,
     CheckpointStore,
     HeldoutLoss,
+    Part,
     RngState,
     StepPlan,
     TrainingSnapshot,
@@ -56,6 +57,8 @@ from sftcli.training.stopping import (
 from sftcli.training.utilization import Gauge
 from sftcli.training.weights.masters import MasterWeights
 from sftcli.training.window_ahead import WindowAhead
+
+OTHERS_SECONDS = 5.0  # that a process that has failed gives the others to end a save that they write together
 
 
 class Trainer:
@@ -133,10 +136,10 @@ class Trainer:
                 self._save_and_go_on()
             self._take_steps(last_step, stop)
         finally:
-            if not isinstance(
-                sys.exception(), KeyboardInterrupt
-            ):  # who is in a hurry does not wait for a save
-                self._saver.finish(wait=True)
+            error = sys.exception()
+            if not isinstance(error, KeyboardInterrupt):  # who is in a hurry does not wait for a save
+                needs_others = self.weights.saves_parts and error is not None  # which may be gone
+                self._saver.finish(wait=True, at_most=OTHERS_SECONDS if needs_others else None)
         if self.state.step and self.group.any(self._saver.saved_step != self.state.step):
             self.save()
         ending = self._ending()
@@ -386,9 +389,12 @@ class Trainer:
 
     def _save_and_go_on(self) -> None:
         self._timed.begun_at = self.clock()
+        self._saver.finish(wait=True)  # so that no two snapshots are there at once
         self.weights.refuse_nonfinite(self.state.step)
         snapshot, step = self.snapshot(), self.state.step
-        if self.checkpoint.in_background:
+        if self.checkpoint.in_background and self.weights.is_sharded:  # what is gathered is a copy already
+            self._saver.begin(step, lambda: self.store.save(snapshot))
+        elif self.checkpoint.in_background:
             copies = self.make_copies(self.device, [*snapshot.weights.values(), *snapshot.optimizer.values()])
             copy = snapshot.copied(copies)
             self._copies.append(copies)
@@ -410,9 +416,9 @@ class Trainer:
         self._copies.clear()
 
     def snapshot(self) -> TrainingSnapshot:
-        """Return the full state. Its tensors are the live ones: write them out before the next step.
+        """Return the full state, or this process's part of it. Its tensors are the live ones: write them out before the next step.
 
-        Every process has to ask for it at the same time.
+        Every process has to ask for it at the same time. Of weights that are shared out they are copies.
         """
         rng, *peers = collect_rng(self.group)
         return TrainingSnapshot(
@@ -421,6 +427,7 @@ class Trainer:
             optimizer=self.weights.gathered_state(optimizer_tensors(self.optimizer, self.weights.masters)),
             rng=rng,
             peers=tuple(peers),
+            part=Part(number=self.group.rank, of=self.group.size) if self.weights.saves_parts else Part(),
         )
 
     def take_part_in_snapshot(self) -> None:

@@ -229,12 +229,12 @@ def test_decision_is_logged_reported_and_kept_when_the_run_goes_on(place, monkey
     "part",
     [
         "sftcli.training.weights.masters.MasterWeights.__init__",
-        "sftcli.services.train.build.load_model",
+        "sftcli.services.train.loading.load_model",
         "sftcli.services.train.build.make_optimizer",
         "torch.optim.AdamW.step",
         "sftcli.services.train.build.heldout_nll",
         "sftcli.training.state.TrainingSnapshot.copied",
-        "sftcli.training.checkpoint.store.write_snapshot",
+        "sftcli.training.checkpoint.store.write_part",
         "sftcli.services.train.run.save_model_folder",
     ],
 )

@@ -6,12 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftcli.config.schema.run import CheckpointSettings
 from sftcli.data.batches.batch import Batch
 from sftcli.services.train.start.parallelism import can_ease_together
-from sftcli.training.checkpoint.format import read_snapshot
-from sftcli.training.checkpoint.names import list_checkpoints
-from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.distributed import gradient_exchange
 from sftcli.training.distributed.group import Group
 from sftcli.training.trainer import Trainer
@@ -19,6 +15,7 @@ from sftcli.training.weights.sharded import ShardedWeights, layers_of
 from tests.support.counting import TrafficCounter
 from tests.support.fed_rows import record_fed, rows_of_steps
 from tests.support.processes import run_together
+from tests.support.saving import assert_has_parts_of
 from tests.support.several import assert_same_training, make_place, steps, train_here, train_together
 from tests.support.sharing import STEPS, predicted_traffic, trainer_of
 
@@ -36,7 +33,6 @@ MODES = {  # the number of processes, and how many hold a replica together
     "hsdp-6": (6, 3),
 }
 MICRO_BATCHES = 3  # of a step
-LAST = 7  # step of a run that goes on several times
 
 
 def same_as_one_process(group: Group, kind: str, shards: int, exchanges_each: bool) -> None:
@@ -56,11 +52,8 @@ def same_as_one_process(group: Group, kind: str, shards: int, exchanges_each: bo
         assert found.exchanged_bytes == predicted.scattered + predicted.summed
         assert found.loss == pytest.approx(expected.loss, abs=1e-5)
         assert found.grad_norm == pytest.approx(expected.grad_norm, abs=1e-5)
-    whole, gathered = alone.snapshot(), several.snapshot()
-    for part in ("weights", "optimizer"):
-        wanted = getattr(whole, part) if group.is_writer else {}
-        for name, tensor in wanted.items():
-            torch.testing.assert_close(getattr(gathered, part)[name], tensor, rtol=0, atol=1e-5)
+    holders = group if several.weights.is_sharded else Group()
+    assert_has_parts_of(several.snapshot(), alone.snapshot(), holders, within=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -208,39 +201,3 @@ def test_a_training_has_the_rows_and_losses_of_one_process(place: Path, alone: s
     assert fed == expected
     assert_same_training(place, mode, alone)
     assert len({event["exchanged_bytes"] for event in steps(place, mode)}) == 1
-
-
-def goes_on_and_saves(group: Group, folder: str, shards: int, until: int, losses: list[float]) -> None:
-    """Go on from the newest checkpoint to step ``until``; the steps must have ``losses``, counted from the first."""
-    trainer = trainer_of(group, "tied", shards=shards, max_steps=LAST)
-    store = DirectoryCheckpointStore(
-        Path(folder),
-        settings=CheckpointSettings(keep_last=9),
-        write_model_files=lambda folder: None,
-        fingerprints={},
-    )
-    if found := list_checkpoints(Path(folder)):
-        trainer.restore(read_snapshot(found[-1]))
-    while trainer.state.step < until:
-        assert trainer.take_step().loss == pytest.approx(losses[trainer.state.step - 1], abs=1e-5)
-    snapshot = trainer.snapshot()
-    if group.is_writer:
-        store.save(snapshot)
-    group.sum([0.0])  # none begins to look before it is there
-
-
-def test_a_run_goes_on_with_any_number_of_processes_in_any_mode(tmp_path: Path) -> None:
-    alone = trainer_of(Group(), "tied", max_steps=LAST)
-    losses = [alone.take_step().loss for _ in range(LAST)]
-    folder = str(tmp_path / "run")
-    turns = [(2, 2), (1, WHOLE), (3, 3), (4, 2), (2, WHOLE), (4, 2), (1, WHOLE)]
-    for turn, (size, shards) in enumerate(turns):
-        arguments = (folder, shards, turn + 1, losses)
-        if size == 1:
-            goes_on_and_saves(Group(), *arguments)
-        else:
-            run_together(goes_on_and_saves, size=size, folder=tmp_path / str(turn), args=arguments)
-    assert len(turns) == LAST
-    saved = read_snapshot(list_checkpoints(Path(folder))[-1]).weights
-    for name, weight in alone.snapshot().weights.items():
-        torch.testing.assert_close(saved[name], weight, rtol=0, atol=1e-5)

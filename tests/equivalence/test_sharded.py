@@ -12,6 +12,7 @@ from sftcli.training.loss_scale import FIRST, LossScaler
 from sftcli.training.weights.sharded import ShardedWeights
 from tests.support.counting import TrafficCounter
 from tests.support.processes import run_together
+from tests.support.saving import assert_has_parts_of
 from tests.support.sharing import STEPS, build_model, predicted_traffic, trainer_of
 from tests.support.training import CPU
 
@@ -24,12 +25,7 @@ def same_as_one_process(group: Group, kind: str) -> None:
         expected, found = alone.take_step(), several.take_step()
         assert found.loss == pytest.approx(expected.loss, abs=1e-5)
         assert found.grad_norm == pytest.approx(expected.grad_norm, abs=1e-5)
-    whole, gathered = alone.snapshot(), several.snapshot()
-    for part in ("weights", "optimizer"):
-        wanted = getattr(whole, part) if group.is_writer else {}
-        assert getattr(gathered, part).keys() == wanted.keys()
-        for name, tensor in wanted.items():
-            torch.testing.assert_close(getattr(gathered, part)[name], tensor, rtol=0, atol=1e-5)
+    assert_has_parts_of(several.snapshot(), alone.snapshot(), group, within=1e-5)
 
 
 @pytest.mark.slow

@@ -42,6 +42,8 @@ _POLL_SECONDS = 0.05
 class Peers:
     """A single process: rank 0 without others."""
 
+    notes: "PeerNotes | None" = None  # where there are others
+
     def __init__(self, group: Group | None = None) -> None:
         self.group = group or Group()
 
@@ -106,6 +108,7 @@ class ConnectedPeers(Peers):
     def __init__(self, group: Group, store: "Store") -> None:
         super().__init__(group)
         self._store = store
+        self.notes = PeerNotes(store, is_writer=group.is_writer)
         self._exchanged = 0  # how many values were exchanged
 
     def broadcast(self, value: Mapping[str, object]) -> None:
@@ -124,9 +127,7 @@ class ConnectedPeers(Peers):
 
     def _take(self, key: str, stop: StopFlag) -> object:
         while not self._store.check([key]):
-            if self._store.check([FAILURE]):
-                described = self._store.get(FAILURE).decode()
-                raise error_of(described) if self.group.is_writer else _as_follower(described)
+            _raise_failure(self._store, is_writer=self.group.is_writer)
             if stop.requested():
                 raise StoppedError
             time.sleep(_POLL_SECONDS)
@@ -141,8 +142,7 @@ class ConnectedPeers(Peers):
         """
         with suppress(dist.DistError):  # the store ends with the process that keeps it
             while not self._store.check([OVER]):
-                if self._store.check([FAILURE]):
-                    raise _as_follower(self._store.get(FAILURE).decode())
+                _raise_failure(self._store, is_writer=False)
                 time.sleep(_POLL_SECONDS)
 
     def say_over(self) -> None:
@@ -179,6 +179,36 @@ class ConnectedPeers(Peers):
     def _next_key(self) -> str:
         self._exchanged += 1
         return f"message/{self._exchanged}"
+
+
+class PeerNotes:
+    """Texts that processes leave for each other from any thread: it asks for what is there, and so blocks no other thread."""
+
+    def __init__(self, store: "Store", *, is_writer: bool) -> None:
+        self._store = store
+        self._is_writer = is_writer
+
+    def leave(self, name: str, text: str) -> None:
+        """Leave ``text``."""
+        self._store.set(f"note/{name}", text)
+
+    def find(self, name: str) -> str | None:
+        """Return the text of that name once it is there.
+
+        Raises:
+            ReportedByPeerError: A process failed; in the first one its error.
+        """
+        if self._store.check([f"note/{name}"]):
+            return str(self._store.get(f"note/{name}").decode())
+        _raise_failure(self._store, is_writer=self._is_writer)
+        return None
+
+
+def _raise_failure(store: "Store", *, is_writer: bool) -> None:
+    """Raise where a process has left that it failed."""
+    if store.check([FAILURE]):
+        described = store.get(FAILURE).decode()
+        raise error_of(described) if is_writer else _as_follower(described)
 
 
 def with_processes(settings: Settings, peers: Peers) -> Settings:

@@ -57,6 +57,7 @@ from sftcli.services.train.start.parallelism import (
 )
 from sftcli.training.checkpoint.format import ADAPTER, MODEL
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
+from sftcli.training.checkpoint.together import Leader, Notes, PartStore
 from sftcli.training.distributed.group import Group
 from sftcli.training.embeddings import add_embedding_noise, embedding_names
 from sftcli.training.experts.balance import BalancedLoss, require_balance
@@ -98,6 +99,7 @@ def build_trainer(
     group: Group,
     recorded: Decisions,
     trainer_type: type[Trainer] = Trainer,
+    notes: Notes | None = None,
 ) -> TrainingParts:
     """Load the model and put the parts of a run together, those of this process in ``group``.
 
@@ -109,6 +111,7 @@ def build_trainer(
         group: The processes that train together.
         recorded: What was decided before: by the run that goes on, or by the first process. Its precision is.
         trainer_type: What takes the steps.
+        notes: By which the processes agree on the checkpoints that they write together, where there are several.
 
     Raises:
         MismatchError: Something that is recorded cannot be had here.
@@ -124,7 +127,14 @@ def build_trainer(
     loaded = load_for_training(inputs, recorded, compute, emit)
     require_positions(loaded.model, inputs.prepared)
     pt = None if loaded.adapter else pt_files(loaded.model, run, inputs.settings)
-    store = _store(run, inputs, loaded, pt, check_owner) if group.is_writer else ForgetfulStore()
+    # An adapter is small, and its weights are one file.
+    meeting = notes if compute.shares and loaded.adapter is None else None
+    leader = None if meeting is None else Leader(meeting, processes=group.size)
+    store = (
+        _store(run, inputs, loaded, pt, check_owner, others=leader)
+        if group.is_writer
+        else _store_of_follower(run, meeting, group)
+    )
     parts = assemble(
         loaded, inputs, recorded, compute=compute, store=store, emit=emit, trainer_type=trainer_type
     )
@@ -208,7 +218,7 @@ def assemble(
     trainer = trainer_type(
         settings=settings.training,
         checkpoint=settings.checkpoint
-        if group.is_writer
+        if group.is_writer or weights.saves_parts
         else settings.checkpoint.model_copy(update={"in_background": False}),
         weights=weights,
         optimizer=optimizer,
@@ -276,6 +286,8 @@ def _store(
     loaded: LoadedModel,
     pt: PtFiles | None,
     check_owner: Callable[[], None],
+    *,
+    others: Leader | None,
 ) -> CheckpointStore:
     settings, prepared = inputs.settings, inputs.prepared
     model, adapter = loaded.model, loaded.adapter
@@ -296,7 +308,14 @@ def _store(
         resume_command=f"sft resume {run.argument}",
         check_owner=check_owner,
         write_beside=None if pt is None else pt.write_step,
+        others=others,
     )
+
+
+def _store_of_follower(run: RunFolder, meeting: Notes | None, group: Group) -> CheckpointStore:
+    if meeting is None:
+        return ForgetfulStore()
+    return PartStore(run.checkpoints, meeting, rank=group.rank, weights_name=MODEL)
 
 
 def _slow_states(model: "PreTrainedModel", missing: Sequence[str]) -> str:

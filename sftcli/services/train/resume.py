@@ -166,6 +166,7 @@ def _replayed(run: TrainingRun, first: Path, second: Path, *, allowed: Sequence[
         read_snapshot(second),
         name=second.name,
         why_other=why_not_equal(training, run.trainer.device),
+        group=peers.group,
     )
     return VerifyOutcome(
         run=run.folder.name,

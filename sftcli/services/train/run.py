@@ -30,7 +30,7 @@ from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.distributed.agreed_stop import AgreedStop
 from sftcli.training.random_streams import start_stream
-from sftcli.training.state import TrainingSnapshot, TrainState
+from sftcli.training.state import Part, TrainingSnapshot, TrainState
 from sftcli.training.trainer import Trainer
 
 
@@ -143,13 +143,20 @@ class TrainingRun:
             group=group,
             recorded=decided,
             trainer_type=self.trainer_type,
+            notes=self.peers.notes,
         )
         self.trainer.answer = find_answers(self.inputs, self.parts, self.peers, self.session.emit)
         start_stream(group, seed=seed)
         if self.checkpoint is not None:
-            self.trainer.restore(read_snapshot(self.checkpoint, is_verified=is_verified))
+            self.trainer.restore(self._read(self.checkpoint, is_verified=is_verified))
         agree_on_decisions(self.parts.decisions, self.peers)
         ease_into_memory(self.parts, self.inputs)
+
+    def _read(self, checkpoint: Path, *, is_verified: bool = False) -> TrainingSnapshot:
+        """Read ``checkpoint``. Processes that share the weights out verify it together, as each reads a part of it only."""
+        group = self.peers.group
+        part = Part(number=group.rank, of=group.size) if self.trainer.weights.is_sharded else None
+        return read_snapshot(checkpoint, is_verified=is_verified, part=part)
 
     @property
     def earlier(self) -> EarlierScorer | None:
@@ -225,7 +232,7 @@ class TrainingRun:
                 Warned(text=f"step {state.best_step} was best but was not saved; final/ holds the last step")
             )
             return
-        self.trainer.restore(read_snapshot(found[0]))
+        self.trainer.restore(self._read(found[0]))
         emit(Notice(text=f"final/ holds step {state.best_step}: {_why_best(state, self.settings.training)}"))
 
     def outcome(self, ending: Ending, step: int) -> TrainOutcome:
@@ -246,12 +253,20 @@ class TrainingRun:
             ResourceError: Memory ran out.
         """
         if not self.peers.group.is_writer:
-            self.trainer.take_part_in_snapshot()
+            if not self.trainer.weights.saves_parts:
+                self.trainer.take_part_in_snapshot()
             return
         self.check_owner()
         with self.memory_errors():
-            pt = self._write_final(self.trainer.snapshot())
+            pt = self._write_final(self._whole())
         self.session.emit(ModelSaved(path=str(self.folder.final), pt=pt))
+
+    def _whole(self) -> TrainingSnapshot:
+        """Return the whole state. Where the processes save it in parts, it is read from the checkpoint of it, which they have written."""
+        if not self.trainer.weights.saves_parts:
+            return self.trainer.snapshot()
+        saved = {step_of(path): path for path in list_checkpoints(self.folder.checkpoints)}
+        return read_snapshot(saved[self.trainer.state.step], is_verified=True)
 
     def _write_final(self, snapshot: TrainingSnapshot) -> str:
         """Return the path of the file for the model's own pipeline, where it has one."""

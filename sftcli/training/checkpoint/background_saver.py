@@ -9,7 +9,7 @@ from sftcli import storage
 from sftcli.environment import is_scheduled
 from sftcli.errors import UnsavedError
 from sftcli.events import CheckpointSaved, EventSink, Progressed, Warned
-from sftcli.runtime import Clock, step_aside
+from sftcli.runtime import Clock, monotonic, step_aside
 
 SIGN_SECONDS = 1.0  # between signs that a save is waited for
 SLOW_SECONDS = 25.0  # schedulers wait about 30 s between SIGTERM and SIGKILL
@@ -46,19 +46,21 @@ class Saver:
         self._run(step, save)
         self._tell(is_last=is_last)
 
-    def finish(self, *, wait: bool) -> None:
-        """Report the outcome of the pending save, if it has ended; ``wait`` for it."""
+    def finish(self, *, wait: bool, at_most: float | None = None) -> None:
+        """Report the outcome of the pending save, if it has ended; ``wait`` for it, but not for longer than ``at_most`` seconds."""
         if self._thread is not None and (wait or not self._thread.is_alive()):
-            self._wait(self._thread)
+            self._wait(self._thread, at_most)
+            has_ended = not self._thread.is_alive()
             self._thread = None
-            self._tell(is_last=False)
+            if has_ended:
+                self._tell(is_last=False)
 
-    def _wait(self, thread: Thread) -> None:
+    def _wait(self, thread: Thread, at_most: float | None) -> None:
         """Wait for ``thread`` with a sign that moves: a slow disk takes minutes."""
         self._is_awaited.set()
-        is_shown = False
+        is_shown, end = False, None if at_most is None else monotonic() + at_most
         thread.join(SIGN_SECONDS)
-        while thread.is_alive():
+        while thread.is_alive() and (end is None or monotonic() < end):
             self.emit(Progressed(task=thread.name, done=0, total=0))
             is_shown = True
             thread.join(SIGN_SECONDS)

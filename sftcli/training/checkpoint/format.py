@@ -1,13 +1,14 @@
 """What is inside a checkpoint folder, written and read: nothing else knows its files.
 
 It holds safetensors files of the weights, of the optimizer's state and of the random states; the counters of the run as JSON;
-the files that make it a model folder or an adapter's; and a manifest, which comes last, with the size and hash of each.
+the files that make it a model folder or an adapter's; and a manifest, which comes last, with the size and hash of each. Weights
+and optimizer may be in several files each, of which every process of a training has written one (see ``layout``).
 """
 
 import hashlib
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -17,17 +18,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sftcli import storage
-from sftcli.errors import DataError, NotFoundError
+from sftcli.errors import DataError, NotFoundError, StorageError
+from sftcli.json_files import json_text
 from sftcli.modeling.formats.folder_check import check_safetensors
-from sftcli.modeling.formats.stored_tensors import file_header
+from sftcli.modeling.formats.stored_tensors import file_header, tensors_of_file
 from sftcli.modeling.formats.written import check_file_written
 from sftcli.own_files import OwnFile, Stamp, stamp_of
+from sftcli.training.checkpoint.layout import are_all_parts, number_of, part_name, part_names
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
-from sftcli.training.state import RngState, TrainingSnapshot, TrainState
+from sftcli.training.state import Part, RngState, TrainingSnapshot, TrainState
 
 MANIFEST, STATE = "manifest.json", "state.json"
 MODEL, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
 ADAPTER = "adapter_model.safetensors"  # in place of MODEL where an adapter is trained
+INDEX = "model.safetensors.index.json"  # says which part of MODEL holds which tensor, where there are parts
+_OTHER_DISK = "check the disk, and run it again"
 _OLDER = "delete this checkpoint, and the run resumes from the one before it"
 
 
@@ -41,65 +46,103 @@ class StoredState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The files of a checkpoint by name, and the hash of all that the manifest says."""
+    """The files of a checkpoint by name, in how many parts its tensors are, and the hash of all that the manifest says."""
 
     step: int
+    parts: int = 1
     files: Mapping[str, Stamp]
     sha256: str
 
 
 STATES = OwnFile(form=StoredState, hint=_OLDER)
-MANIFESTS = OwnFile(form=Manifest, hint=_OLDER)
+MANIFESTS = OwnFile(form=Manifest, version=2, hint=_OLDER)  # 2 has parts; without any 1 is written
 _TYPES = {
     torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.float16: "F16",
     torch.bfloat16: "BF16", torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL",
 }  # fmt: skip
 
 
-def write_snapshot(
-    folder: Path, snapshot: TrainingSnapshot, *, weights_name: str, fingerprints: Mapping[str, str]
-) -> None:
-    """Make a checkpoint of ``folder``, which holds the files of its model but no weights. Each file is synced.
+def write_part(folder: Path, snapshot: TrainingSnapshot, *, weights_name: str) -> dict[str, Stamp]:
+    """Write the tensors of ``snapshot``, or those of its part, into ``folder``; return size and hash of each file, which are synced.
 
     Raises:
-        StorageError: The weights do not read back as they are.
+        StorageError: The weights do not read back as they are; of a part, any byte does not.
     """
-    files: dict[str, Mapping[str, object]] = {
-        path.name: asdict(stamp_of(path)) for path in sorted(folder.iterdir()) if path.is_file()
-    }
-    for name, tensors in (
-        (weights_name, snapshot.weights),
-        (OPTIMIZER, snapshot.optimizer),
-        (RNG, rng_tensors(snapshot)),
-    ):
-        files[name] = storage.write_file(folder / name, tensor_file_parts(tensors))
-    check_file_written(folder / weights_name, snapshot.weights)
+    part, files = snapshot.part, {}
+    for whole, tensors in ((weights_name, snapshot.weights), (OPTIMIZER, snapshot.optimizer)):
+        name = part_name(whole, part)
+        files[name] = _written(folder / name, tensor_file_parts(tensors))
+    check_file_written(folder / part_name(weights_name, part), snapshot.weights)
+    for name, stamp in (
+        files.items() if part.of > 1 else ()
+    ):  # which the process that verifies the whole leaves out
+        if stamp_of(folder / name) != stamp:
+            raise StorageError(f"{folder / name} does not read back as it was written", hint=_OTHER_DISK)
+    return files
+
+
+def write_rest(
+    folder: Path,
+    snapshot: TrainingSnapshot,
+    tensors: Mapping[str, Stamp],
+    *,
+    fingerprints: Mapping[str, str],
+) -> None:
+    """Make a checkpoint of ``folder``, which holds the files of its model and those of its ``tensors``. Each file is synced."""
+    parts = snapshot.part.of
+    beside = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in tensors)
+    files = {**{path.name: stamp_of(path) for path in beside}, **tensors}
+    if parts > 1:
+        files[INDEX] = _written(folder / INDEX, [_index(folder, parts)])
+    files[RNG] = _written(folder / RNG, tensor_file_parts(rng_tensors(snapshot)))
     stored = StoredState(state=snapshot.state, fingerprints=dict(fingerprints))
-    files[STATE] = storage.write_file(folder / STATE, [STATES.text(stored).encode()])
+    files[STATE] = _written(folder / STATE, [STATES.text(stored).encode()])
     storage.disk.sync(folder)
-    storage.write_file(folder / MANIFEST, [manifest_bytes(snapshot.state.step, files)])
+    plain = {name: asdict(stamp) for name, stamp in files.items()}
+    storage.write_file(folder / MANIFEST, [manifest_bytes(snapshot.state.step, plain, parts=parts)])
     storage.disk.sync(folder)
 
 
-def read_snapshot(folder: Path, *, is_verified: bool = False) -> TrainingSnapshot:
-    """Read a checkpoint back, on the CPU. It is verified first, unless this process has done so.
+def _written(path: Path, parts: Iterable[bytes | memoryview]) -> Stamp:
+    found = storage.write_file(path, parts)
+    return Stamp(bytes=int(found["bytes"]), sha256=str(found["sha256"]))
+
+
+def _index(folder: Path, parts: int) -> bytes:
+    """Return the list of weights that transformers and others open several files by."""
+    places = {
+        name: (file, tensor.end - tensor.begin)
+        for file in part_names(MODEL, parts)
+        for name, tensor in tensors_of_file(folder / file).items()
+    }
+    content = {
+        "metadata": {"total_size": sum(size for _, size in places.values())},
+        "weight_map": {name: file for name, (file, _) in sorted(places.items())},
+    }
+    return json_text(content).encode()
+
+
+def read_snapshot(folder: Path, *, is_verified: bool = False, part: Part | None = None) -> TrainingSnapshot:
+    """Read a checkpoint back, whole. It is verified first, unless this process has done so.
+
+    Its tensors are on the CPU, and are read from the disk when their numbers are asked for: whoever copies some rows of each has
+    these in memory, and no more. ``part`` is as in ``verify``.
 
     Raises:
         NotFoundError: ``folder`` is no complete checkpoint.
         DataError: Its content does not verify.
     """
     if not is_verified:
-        verify(folder)
-    weights = MODEL if (folder / MODEL).is_file() else ADAPTER
-    for name in (weights, OPTIMIZER, RNG):
-        check_safetensors(folder / name)
+        verify(folder, part=part)
+    manifest = _read_manifest(folder)
+    weights = ADAPTER if ADAPTER in manifest.files else MODEL
     state = _read_state(folder)
     try:
-        rng, *peers = _rng_states(load_file(folder / RNG))
+        rng, *peers = _rng_states(_tensors(folder, [RNG]))
         return TrainingSnapshot(
             state=state.state,
-            weights=load_file(folder / weights),
-            optimizer=load_file(folder / OPTIMIZER),
+            weights=_tensors(folder, part_names(weights, manifest.parts)),
+            optimizer=_tensors(folder, part_names(OPTIMIZER, manifest.parts)),
             rng=rng,
             peers=tuple(peers),
         )
@@ -107,13 +150,33 @@ def read_snapshot(folder: Path, *, is_verified: bool = False) -> TrainingSnapsho
         raise DataError(f"{folder} was written in another format: {error}") from error
 
 
-def verify(folder: Path) -> None:
+def _tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the tensors of all files together.
+
+    Raises:
+        NotFoundError, DataError: A file is missing or damaged, or two have a tensor of the same name.
+    """
+    found: dict[str, Tensor] = {}
+    for name in names:
+        check_safetensors(folder / name)
+        tensors = load_file(folder / name)
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise DataError(f"{folder / name} holds {twice[0]}, which another part holds")
+        found |= tensors
+    return found
+
+
+def verify(folder: Path, *, part: Part | None = None) -> None:
     """Compare every file of a checkpoint with its manifest.
+
+    With ``part`` this is one of several processes that verify it together: each takes some of the parts of the checkpoint, and of
+    all other files the size.
 
     Raises:
         NotFoundError: A file is missing.
         DataError: A file has another size or another hash, or the manifest cannot be read.
     """
+    own = part or Part()
     for name, wanted in read_manifest(folder).items():
         path = folder / name
         if not path.is_file():
@@ -121,7 +184,7 @@ def verify(folder: Path) -> None:
         size = path.stat().st_size
         if size != wanted.bytes:
             raise DataError(f"{path} has {size} bytes, its manifest says {wanted.bytes}")
-        if storage.file_sha256(path) != wanted.sha256:
+        if number_of(name) % own.of == own.number and storage.file_sha256(path) != wanted.sha256:
             raise DataError(f"{path} was changed after it was saved: its sha256 does not match the manifest")
 
 
@@ -151,9 +214,10 @@ def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
     )
 
 
-def manifest_bytes(step: int, files: Mapping[str, Mapping[str, object]]) -> bytes:
+def manifest_bytes(step: int, files: Mapping[str, Mapping[str, object]], *, parts: int = 1) -> bytes:
     """Return a manifest with its own hash, to distinguish damage to it from damage to the listed files."""
-    content: dict[str, object] = {"format": MANIFESTS.version, "step": step, "files": files}
+    layout = {"format": 1} if parts == 1 else {"format": MANIFESTS.version, "parts": parts}
+    content: dict[str, object] = {**layout, "step": step, "files": files}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=2).encode()
 
@@ -165,22 +229,35 @@ def read_manifest(folder: Path) -> Mapping[str, Stamp]:
         NotFoundError: ``folder`` is no complete checkpoint.
         DataError: The manifest is damaged, or names a file outside of the folder.
     """
+    return _read_manifest(folder).files
+
+
+def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise NotFoundError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}")
     manifest = MANIFESTS.read(path)
     files = manifest.files
-    whole = (
-        path.read_bytes() == manifest_bytes(manifest.step, {name: asdict(one) for name, one in files.items()})
-        and {OPTIMIZER, RNG, STATE} <= set(files)
-        and len({MODEL, ADAPTER} & set(files)) == 1
-    )
-    if not whole:
+    plain = {name: asdict(one) for name, one in files.items()}
+    is_own = path.read_bytes() == manifest_bytes(manifest.step, plain, parts=manifest.parts)
+    if not (is_own and _has_all(files, manifest.parts)):
         raise DataError(f"{path} was changed after it was saved, or does not list all files of a checkpoint")
     for name in files:
         if name != Path(name).name or name in {"", ".", ".."}:  # a manifest is input
             raise DataError(f"{path} names {name!r}, which is outside of the checkpoint")
-    return files
+    return manifest
+
+
+def _has_all(files: Mapping[str, Stamp], parts: int) -> bool:
+    """Return whether ``files`` are all of a checkpoint whose tensors are in so many parts."""
+    if parts == 1:
+        return {OPTIMIZER, RNG, STATE} <= files.keys() and len({MODEL, ADAPTER} & files.keys()) == 1
+    is_adapter = ADAPTER in files
+    return (
+        {INDEX, RNG, STATE} <= files.keys()
+        and not is_adapter
+        and are_all_parts(files, MODEL, OPTIMIZER, parts=parts)
+    )
 
 
 def tensor_file_parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
@@ -195,9 +272,9 @@ def tensor_file_parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | m
 
 
 def snapshot_bytes(snapshot: TrainingSnapshot) -> int:
-    """Return about how much disk a checkpoint of ``snapshot`` takes."""
+    """Return about how much disk a checkpoint of ``snapshot`` takes; its parts are taken to be alike."""
     tensors = (*snapshot.weights.values(), *snapshot.optimizer.values())
-    return sum(tensor.numel() * tensor.element_size() + 128 for tensor in tensors)
+    return snapshot.part.of * sum(tensor.numel() * tensor.element_size() + 128 for tensor in tensors)
 
 
 def rng_tensors(snapshot: TrainingSnapshot) -> dict[str, Tensor]:

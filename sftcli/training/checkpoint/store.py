@@ -3,7 +3,8 @@
 A checkpoint is staged beside its final name, each file is written and synced, the manifest with sizes and hashes comes
 last, and one rename makes it real. It opens as a Hugging Face model folder as well: ``model.safetensors`` holds the
 float32 masters and the buffers, and the model's config and tokenizer lie beside them. Where an adapter is trained, it
-opens as a folder of peft, and holds no weight of the model below.
+opens as a folder of peft, and holds no weight of the model below. Of weights that are shared out each process writes a part
+of the tensors (see ``together``), and the folder has several files of weights with an index, as those of large models have.
 """
 
 import re
@@ -17,10 +18,20 @@ from sftcli import storage
 from sftcli.config.schema.run import CheckpointSettings
 from sftcli.errors import StorageError, UnsavedError
 from sftcli.figures import size
-from sftcli.training.checkpoint.format import MODEL, read_best_step, snapshot_bytes, verify, write_snapshot
+from sftcli.own_files import Stamp
+from sftcli.training.checkpoint.format import (
+    MODEL,
+    read_best_step,
+    read_snapshot,
+    snapshot_bytes,
+    verify,
+    write_part,
+    write_rest,
+)
 from sftcli.training.checkpoint.names import PREFIX, list_checkpoints, step_of
 from sftcli.training.checkpoint.rewind import close
-from sftcli.training.state import TrainingSnapshot
+from sftcli.training.checkpoint.together import Leader
+from sftcli.training.state import Part, TrainingSnapshot
 
 ATTEMPTS = 3
 PAUSE_SECONDS = 0.5  # before the second attempt; doubles
@@ -42,6 +53,7 @@ class DirectoryCheckpointStore:
         pause: Waits that many seconds.
         weights_name: File of the weights: ``MODEL`` or ``ADAPTER``.
         write_beside: Writes what belongs beside a checkpoint, once that is durable.
+        others: The other processes, where each writes a part.
     """
 
     def __init__(
@@ -56,6 +68,7 @@ class DirectoryCheckpointStore:
         pause: Callable[[float], None] = time.sleep,
         weights_name: str = MODEL,
         write_beside: Callable[[TrainingSnapshot], None] | None = None,
+        others: Leader | None = None,
     ) -> None:
         self.root = root
         self.settings = settings
@@ -66,6 +79,7 @@ class DirectoryCheckpointStore:
         self.pause = pause
         self.weights_name = weights_name
         self.write_beside = write_beside
+        self.others = others
 
     def save(self, snapshot: TrainingSnapshot) -> str:
         """Write ``snapshot``, verify it, then delete what the settings do not keep.
@@ -76,13 +90,24 @@ class DirectoryCheckpointStore:
             StorageError: The disk is full; earlier checkpoints are intact.
             UnsavedError: Writing failed for another reason, ``ATTEMPTS`` times if that could help.
         """
+        if self.others is None:
+            return self._save(snapshot)
+        try:
+            path = self._save(snapshot)
+        except Exception as error:
+            self.others.end_with(error)
+            raise
+        self.others.end(path)
+        return path
+
+    def _save(self, snapshot: TrainingSnapshot) -> str:
         attempt = 1
         while (final := self._try_save(snapshot, is_last=attempt == ATTEMPTS)) is None:
             self.pause(PAUSE_SECONDS * 2 ** (attempt - 1))
             attempt += 1
-        self._prune(final)
+        self._prune(final, snapshot.part)
         if self.write_beside is not None:
-            self.write_beside(snapshot)
+            self.write_beside(snapshot if snapshot.part.of == 1 else read_snapshot(final, is_verified=True))
         return str(final)
 
     def _try_save(self, snapshot: TrainingSnapshot, *, is_last: bool) -> Path | None:
@@ -106,7 +131,8 @@ class DirectoryCheckpointStore:
                 storage.make_folders(self.root)
             storage.disk.make_folder(staging)
             self.write_model_files(staging)
-            write_snapshot(staging, snapshot, weights_name=self.weights_name, fingerprints=self.fingerprints)
+            files = self._write_tensors(staging, snapshot)
+            write_rest(staging, snapshot, files, fingerprints=self.fingerprints)
             self.check_owner()
             if final.exists():  # what a damaged or abandoned run left under this name
                 storage.disk.rename(final, storage.scratch_path(self.root, storage.TRASH, name))
@@ -117,9 +143,19 @@ class DirectoryCheckpointStore:
             raise
         return final
 
-    def _prune(self, newest: Path) -> None:
-        """Delete what the settings do not keep, once ``newest`` reads back as it was written."""
-        verify(newest)
+    def _write_tensors(self, staging: Path, snapshot: TrainingSnapshot) -> Mapping[str, Stamp]:
+        if self.others is None:
+            return write_part(staging, snapshot, weights_name=self.weights_name)
+        self.others.ask_for_parts(staging)
+        try:
+            own = write_part(staging, snapshot, weights_name=self.weights_name)
+        finally:
+            parts = self.others.parts()  # after which nobody writes there any more
+        return own | parts
+
+    def _prune(self, newest: Path, own: Part) -> None:
+        """Delete what the settings do not keep, once ``newest`` reads back as it was written: here the files of the part ``own``."""
+        verify(newest, part=own)
         found = list_checkpoints(self.root)
         kept = set(found[-self.settings.keep_last :]) | {newest}
         if every := self.settings.keep_every_steps:

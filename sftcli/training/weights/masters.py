@@ -36,6 +36,7 @@ class MasterWeights:
     """
 
     is_sharded = False  # whether this process holds a part of them only
+    saves_parts = False  # whether each process has its part of a snapshot, and not the first one all of it
     keeps_frozen = True  # whether snapshots hold what does not train
     _exchange: GradientExchange | None = None  # with other processes
 
@@ -175,7 +176,7 @@ class MasterWeights:
         return weights | stored_buffers(self.model)
 
     def gathered_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return full ``tensors`` of the optimizer state in the process that writes. All processes must call it."""
+        """Return those full ``tensors`` of the optimizer state that this process writes. All processes must call it."""
         return dict(tensors)
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -28,8 +28,9 @@ from sftcli.training.distributed.group import Group
 from sftcli.training.distributed.traffic import Weight
 from sftcli.training.loss import BatchLoss
 from sftcli.training.weights.masters import MasterWeights, refuse_other_adapter, stored_buffers
+from sftcli.training.weights.owners import gathered, owners_of, with_held
 from sftcli.training.weights.parts import Outside, WeightsElsewhere, read_shards, take_out
-from sftcli.training.weights.placement import full_tensor, local_part
+from sftcli.training.weights.placement import local_part
 from sftcli.training.weights.rejoining import PassLog
 
 _LOSS = "batch_loss_of_all_weights"
@@ -72,6 +73,7 @@ class ShardedWeights(MasterWeights):
         self.compute_dtype = compute_dtype
         self.remainders = {}
         self._trains_adapter = file_name is not None
+        self.saves_parts = file_name is None  # of an adapter, which is small, the first process has all
         self._frozen: dict[str, torch.Tensor] = {}
         keeps = file_name is None and group.is_writer
         for name, parameter in model.named_parameters():
@@ -179,15 +181,19 @@ class ShardedWeights(MasterWeights):
         self._root.reshard()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return full weights on the CPU by their names in files, in the process that writes; elsewhere nothing.
+        """Return copies on the CPU of the full weights that this process keeps, by their names in files.
 
         All processes must ask.
         """
-        return collect(self._stored, self.group) | self._frozen
+        owners = with_held(self._owners(self._stored), self._frozen.keys(), self.group)
+        return gathered(self._stored, owners, self.group) | self._frozen
 
     def gathered_state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return full ``tensors`` of the optimizer state on the CPU, in the process that writes; elsewhere nothing."""
-        return collect(tensors, self.group)
+        """Return copies on the CPU of the full ``tensors`` of the optimizer state that this process keeps."""
+        return gathered(tensors, self._owners(tensors), self.group)
+
+    def _owners(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        return owners_of(tensors, self.group.size if self.saves_parts else 1)
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Set the masters to their shards of the full ``tensors``, by their names in files, and the buffers."""
@@ -208,16 +214,6 @@ class ShardedWeights(MasterWeights):
                 f"step {step} is not saved: weights hold non-finite values",
                 hint="earlier checkpoints are intact; lower training.learning_rate",
             )
-
-
-def collect(tensors: Mapping[str, torch.Tensor], group: Group) -> dict[str, torch.Tensor]:
-    """Return full ``tensors`` on the CPU in the process that writes, gathered one at a time; elsewhere nothing."""
-    result = {}
-    for name, tensor in tensors.items():
-        all_of_it = full_tensor(tensor.detach())
-        if group.is_writer:
-            result[name] = all_of_it.cpu()
-    return result
 
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -1,6 +1,7 @@
 """Resuming a run: the choice of a checkpoint, and the check that nothing else has changed."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from sftcli.training.checkpoint.rewind import (
     take_back,
 )
 from sftcli.training.checkpoint.store import clear_halves
+from sftcli.training.distributed.group import Group
 from sftcli.training.state import TrainingSnapshot
 
 
@@ -48,27 +50,36 @@ def choose_checkpoint(run: RunFolder, step: int | None, emit: EventSink) -> Path
     return checkpoint
 
 
-def count_equal(replayed: TrainingSnapshot, stored: TrainingSnapshot, *, name: str, why_other: str) -> int:
+def count_equal(
+    replayed: TrainingSnapshot, stored: TrainingSnapshot, *, name: str, why_other: str, group: Group
+) -> int:
     """Return how many tensors of weights, optimizer and random state were compared; ``why_other`` says why they may differ.
+
+    Where ``replayed`` is a part of a snapshot, or nothing of it, the other processes of ``group`` compare the rest. All must call it.
 
     Raises:
         MismatchError: One of them differs in any bit.
     """
-    count = 0
     rng = [
         {key: state for key, state in rng_tensors(snapshot).items() if not key.startswith("device")}
         for snapshot in (replayed, stored)
     ]
     pairs = ((replayed.weights, stored.weights), (replayed.optimizer, stored.optimizer), (rng[0], rng[1]))
     for ours, theirs in pairs:
-        for key in sorted(ours.keys() | theirs.keys()):
-            if key not in ours or key not in theirs or not torch.equal(ours[key].cpu(), theirs[key]):
-                raise MismatchError(
-                    f"the replay does not end at {name}: {key} differs",
-                    hint=why_other,
-                )
-            count += 1
-    return count
+        if key := _first_other(ours, theirs, group):
+            raise MismatchError(f"the replay does not end at {name}: {key} differs", hint=why_other)
+    return sum(len(theirs) for _, theirs in pairs)
+
+
+def _first_other(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor], group: Group) -> str:
+    """Return the first name whose tensor no process has or one has otherwise; "" for none, in every process or in no one."""
+    if group.any(bool(more := sorted(ours.keys() - theirs.keys()))):
+        return next(iter(more), "what another process holds")
+    names = sorted(theirs)
+    same = [key in ours and torch.equal(ours[key].cpu(), theirs[key]) for key in names]
+    found = group.sum([float(is_same) for is_same in same])
+    wrong = group.sum([float(key in ours and not is_same) for key, is_same in zip(names, same, strict=True)])
+    return next((key for key, right, bad in zip(names, found, wrong, strict=True) if bad or not right), "")
 
 
 def clear_leftovers(run: RunFolder, emit: EventSink) -> None:
