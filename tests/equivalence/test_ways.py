@@ -32,7 +32,7 @@ WAYS = {  # settings, and the modes that take them
     "split": (("training.optimizer=adamw_lean", *IN_BFLOAT16), WHOLE_ALONE),  # masters in two halves
 }
 # What makes more of a difference in the last bit: products in bfloat16, those of Muon among them.
-ROUNDED = {"muon": 1e-3, "bf16": 2e-2, "split": 2e-2}
+ROUNDED = {"muon": 5e-3, "bf16": 2e-2, "split": 2e-2}
 
 
 @pytest.fixture(scope="module")
