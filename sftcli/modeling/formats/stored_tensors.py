@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sftcli.foreign import foreign_file
 from sftcli.modeling.formats.folder_check import safetensors_header, weight_files
 
 TYPES = {
@@ -82,6 +83,16 @@ def read_tensor(stored: StoredTensor) -> torch.Tensor:
     """Return the numbers of a floating-point tensor in a file, which are read when they are asked for."""
     raw = np.memmap(stored.path, np.uint8, "c", stored.begin, (_size(stored),))
     return torch.from_numpy(raw).view(FLOATS[stored.dtype]).reshape(stored.shape)
+
+
+def view_of(stored: StoredTensor) -> torch.Tensor:
+    """Return what ``read_tensor`` does.
+
+    Raises:
+        NotFoundError, DataError, StorageError: The file is gone, or is shorter than it was.
+    """
+    with foreign_file(stored.path):
+        return read_tensor(stored)
 
 
 def file_header(tensors: Mapping[str, tuple[str, Sequence[int], int]]) -> bytes:
