@@ -24,6 +24,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from sftcli.modeling.architecture import require_causal
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.modeling.load import load_in_parts, load_model
+from sftcli.runtime import keep_freed_memory, stop_keeping_memory
 from sftcli.services.train.loading import streamed
 from sftcli.training.distributed.group import Group
 from sftcli.training.probes.agreement import WORK, Ways, agreed_ways
@@ -98,6 +99,9 @@ def measure(rank: int, size: int, way: str, folder: Path, store: Path) -> Found:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     group, device = Group(rank=rank, size=size), torch.device("cpu")
     rows = random_examples(20)
+    (stop_keeping_memory if way == "parts" else keep_freed_memory)(
+        device
+    )  # as a training does, then and before
     begun = time.monotonic()
     with Peak() as whole:
         if way == "parts":
@@ -135,6 +139,7 @@ def main() -> None:
     )
     parser.add_argument("--processes", type=int, nargs="+", default=[2])
     parser.add_argument("--ways", nargs="+", choices=["whole", "parts"], default=["whole", "parts"])
+    parser.add_argument("--model", type=Path, help="a folder to load instead")
     parser.add_argument("--hidden", type=int, default=1536)
     parser.add_argument("--middle", type=int, default=8960)
     parser.add_argument("--layers", type=int, default=28)
@@ -143,9 +148,10 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="where the model is written, and deleted afterwards")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.root) as name:
-        folder, spawn = Path(name) / "model", get_context("spawn")
-        with spawn.Pool(1) as pool:
-            pool.apply(write_model, (folder, options))
+        folder, spawn = options.model or Path(name) / "model", get_context("spawn")
+        if options.model is None:
+            with spawn.Pool(1) as pool:
+                pool.apply(write_model, (folder, options))
         print("| processes | way | loading GB | trying GB | sharing out GB | peak GB | shard GB | seconds |")
         print("|---|---|---|---|---|---|---|---|")
         for size in options.processes:

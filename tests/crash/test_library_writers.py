@@ -11,8 +11,7 @@ import torch
 
 from sftcli import storage
 from sftcli.config.schema.adapter import AdapterKind, AdapterSettings
-from sftcli.config.schema.run import Attention, ModelSettings
-from sftcli.config.schema.training import Checkpointing
+from sftcli.config.schema.run import ModelSettings
 from sftcli.errors import SftError, StorageError
 from sftcli.modeling.adapter.adapter import merge_adapter
 from sftcli.modeling.adapter.targets import file_name
@@ -23,7 +22,7 @@ from sftcli.modeling.locate.locate import locate_model
 from sftcli.modeling.modern_lm.config import ModernLMConfig
 from sftcli.modeling.modern_lm.model import ModernLMForCausalLM
 from sftcli.modeling.tokenizer.chat_tokenizer import load_chat_tokenizer
-from sftcli.services.train.adapters import adapter_files, load_with_adapter
+from sftcli.services.train.adapters import adapter_files, put_adapter
 from sftcli.training.random_streams import capture_rng
 from sftcli.training.state import TrainingSnapshot, TrainState
 from sftcli.training.weights.masters import AdapterWeights
@@ -60,15 +59,8 @@ class FinalAdapter:
     def __init__(self, place: Path) -> None:
         folder = build_tiny_model(place / "model")
         located = locate_model(str(folder), revision=None, emit=RecordingSink())
-        model, added = load_with_adapter(
-            located,
-            AdapterSettings(kind=AdapterKind.LORA, rank=2),
-            dtype=torch.float32,
-            device=CPU,
-            attention=Attention.AUTO,
-            checkpointing=Checkpointing.OFF,
-            trusts_code=False,
-        )
+        model = load_model(folder, dtype=torch.float32, device=CPU)
+        added = put_adapter(model, located, AdapterSettings(kind=AdapterKind.LORA, rank=2))
         weights = AdapterWeights(model, compute_dtype=torch.float32, file_name=file_name)
         self.base, self.names = folder, set[str]()
         self.files = adapter_files(

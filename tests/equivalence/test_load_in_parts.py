@@ -20,8 +20,11 @@ from sftcli.training.weights.sharded import ShardedWeights
 from tests.support.processes import run_together
 from tests.support.several import (
     checkpoint_bytes,
+    end,
     events,
+    flags,
     make_place,
+    start,
     steps,
     train_here,
     train_together,
@@ -159,6 +162,12 @@ def said(place: Path, run: str) -> list[str]:
     ]
 
 
+def final_bytes(place: Path, run: str) -> dict[str, bytes]:
+    files = sorted((place / "runs" / run / "final").glob("*.safetensors"))
+    assert files
+    return {path.name: path.read_bytes() for path in files}
+
+
 def decided(place: Path, run: str) -> dict:
     found: dict = json.loads((place / "runs" / run / "run.json").read_text())["decisions"]
     return found
@@ -178,8 +187,10 @@ def is_of_whole_loading(text: str) -> bool:
         ("untied", ["training.train_embeddings=false", "training.precision=bf16"]),
         ("rounded", ["training.gradient_checkpointing=true", "training.train=layers.1"]),
         ("experts", ["training.router_aux_loss=0.5"]),
+        ("rounded", ["adapter.kind=lora", "adapter.rank=4", "training.precision=bf16"]),
+        ("model", ["adapter.kind=dora", "adapter.rank=4"]),
     ],
-    ids=["tied", "packed", "frozen-embeddings", "rounded", "experts"],
+    ids=["tied", "packed", "frozen-embeddings", "rounded", "experts", "lora", "dora"],
 )
 def test_a_training_is_the_same_and_says_the_same(place, request, model, changes, size):
     runs = [f"{request.node.callspec.id}-{size}-{way}" for way in ("whole", "parts")]
@@ -193,11 +204,20 @@ def test_a_training_is_the_same_and_says_the_same(place, request, model, changes
     ]
     assert decided(place, parts) == decided(place, whole)
     assert checkpoint_bytes(place, parts, 8) == checkpoint_bytes(place, whole, 8)
-    final = "final/model.safetensors"
-    assert (place / "runs" / parts / final).read_bytes() == (place / "runs" / whole / final).read_bytes()
+    assert final_bytes(place, parts) == final_bytes(place, whole)
     ours, theirs = said(place, parts), said(place, whole)
     reasons = [text for text in ours if is_of_whole_loading(text)]
     assert [text for text in ours if text not in reasons] == [
         text for text in theirs if not is_of_whole_loading(text)
     ]
-    assert len(reasons) == (model == "experts")
+    assert len(reasons) == ("adapter.kind=dora" in changes)
+
+
+@pytest.mark.slow
+def test_numbers_that_the_second_process_alone_reads_end_both_by_name(place):
+    folder = build_tiny_model(place / "spoilt")
+    _change(folder, UP, lambda tensor: tensor[-1].fill_(math.nan))
+    arguments = flags(folder, "spoilt", "training.parallel=fsdp")
+    done = end(start(place, "train", *arguments, "--processes", "2"))
+    assert done.code == DataError.exit_code
+    assert done.err.count("non-finite values in float32: model.layers.1.mlp.up_proj.weight") == 1

@@ -1,6 +1,7 @@
 """Weights of a model that stay in its files until they are needed: those of a layer while it computes, rows of a process for good."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import nn
 
+from sftcli.modeling.formats.converted import Recipe, recipes
 from sftcli.modeling.formats.source_tensors import SourceTensors
-from sftcli.modeling.formats.stored_tensors import FLOATS, StoredTensor, read_tensor
+from sftcli.modeling.formats.stored_tensors import FLOATS, StoredTensor, view_of
 from sftcli.runtime import replace_parameters, share_of
 
 if TYPE_CHECKING:
@@ -36,26 +38,55 @@ class Together(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileTensor:
-    """The numbers of a weight in a file, and the type that the model has them in."""
+class FileTensor(ABC):
+    """The numbers of a weight in files; its shape, and the type that the model has them in."""
 
-    stored: StoredTensor
+    shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @abstractmethod
+    def raw(self) -> torch.Tensor:
+        """Return all of them, in whatever type; where a file holds them so, as a view of it."""
+
     def whole(self) -> torch.Tensor:
-        """Return all of them; where the file has that type, as a view of the file."""
-        return read_tensor(self.stored).to(self.dtype)
+        """Return all of them; where a file holds them so, as a view of it."""
+        return self.raw().to(self.dtype)
 
     def share(self, together: Together) -> tuple[int, int]:
         """Return which rows are those of this process: first one, and the one behind the last."""
-        return share_of(self.stored.shape[0], together.rank, together.size)
+        return share_of(self.shape[0], together.rank, together.size)
 
     def pieces(self, begin: int, end: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield rows ``begin`` to ``end`` in pieces of a few MB, each with the number of its first row."""
-        rows = read_tensor(self.stored)
+        if begin == end:
+            return
+        rows = self.raw()
         each = max(1, _PIECE_NUMBERS // max(1, rows[:1].numel()))
         for start in range(begin, end, each):
             yield start, rows[start : min(start + each, end)].to(self.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainTensor(FileTensor):
+    """One that a file holds as it is."""
+
+    stored: StoredTensor
+
+    def raw(self) -> torch.Tensor:
+        """Return a view of the file."""
+        return view_of(self.stored)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertedTensor(FileTensor):
+    """One that is put together from others; whoever wants a part of it makes the whole."""
+
+    recipe: Recipe
+    name: str
+
+    def raw(self) -> torch.Tensor:
+        """Put it together."""
+        return self.recipe.made()[self.name]
 
 
 class WholeOnlyError(Exception):
@@ -81,9 +112,10 @@ class FileWeights:
 
     def hold(self, module: nn.Module) -> None:
         """Give ``module`` its numbers, and take those of the module before from it."""
-        wanted = set(module.parameters())
-        self._release(one for one in self._held if one not in wanted)
-        self._held = [*(one for one in self._held if one in wanted), *self._take(module.parameters())]
+        wanted = [one for one in module.parameters() if one in self.tensors]
+        if any(map(_is_stand_in, wanted)):  # else it is a part of what is held
+            self._release(one for one in self._held if one not in {*wanted})
+            self._held = [*(one for one in self._held if one in {*wanted}), *self._take(wanted)]
 
     @contextmanager
     def streamed(
@@ -123,7 +155,8 @@ class FileWeights:
 
     def _take(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
         """Return those of ``parameters`` that had no numbers; now they have."""
-        taken = [one for one in parameters if one in self.tensors and _is_stand_in(one)]
+        missing = (one for one in parameters if one in self.tensors and _is_stand_in(one))
+        taken = [*dict.fromkeys(missing)]  # a tied one comes twice
         for one in taken:
             one.data = self.tensors[one].whole()
         return taken
@@ -142,29 +175,35 @@ def leave_in_files(model: "PreTrainedModel", folder: Path) -> FileWeights:
         WholeOnlyError: Its weights are other than what the files hold.
     """
     source = SourceTensors.of(model, folder)
-    _refuse_changed(source)
-    stored = {place.name: source.stored[name] for name, place in source.places.items()}
+    _refuse_strange(source)
+    stored = {
+        place.name: source.stored[name] for name, place in source.places.items() if not place.is_converted
+    }
+    made = recipes(model, source)
     named: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         named.setdefault(parameter, []).append(name)
-    tensors = {}
+    tensors: dict[nn.Parameter, FileTensor] = {}
     for parameter, names in named.items():
-        found = [name for name in names if name in stored]
+        found = [name for name in names if name in stored or name in made]
         if len(found) != 1 or _has_twin(model, found[0], stored):
             raise WholeOnlyError(f"its files hold {names[0]} under several names")
-        tensors[parameter] = FileTensor(stored=stored[found[0]], dtype=parameter.dtype)
+        name, shape, dtype = found[0], tuple(parameter.shape), parameter.dtype
+        tensors[parameter] = (
+            PlainTensor(stored=stored[name], shape=shape, dtype=dtype)
+            if name in stored
+            else ConvertedTensor(recipe=made[name], name=name, shape=shape, dtype=dtype)
+        )
     compute_buffers(model)
     for name, buffer in model.named_buffers():
         if name in stored:
-            buffer.copy_(read_tensor(stored[name]))
+            buffer.copy_(view_of(stored[name]))
     return FileWeights(model, tensors)
 
 
-def _refuse_changed(source: SourceTensors) -> None:
-    for name, place in source.places.items():
+def _refuse_strange(source: SourceTensors) -> None:
+    for name in source.places:
         stored = source.stored[name]
-        if place.is_converted:
-            raise WholeOnlyError(f"{place.name} is put together from other tensors")
         if stored.dtype not in FLOATS or not all(stored.shape) or not stored.shape:
             raise WholeOnlyError(f"{name} is {stored.dtype} of the shape {stored.shape}")
 

@@ -31,10 +31,15 @@ _MASK_AXES = 4  # of a causal mask, which some wrote under the name of a bias
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The tensor of a model that a tensor in a file becomes; ``is_converted`` if it is a part of it, or turned."""
+    """The tensor of a model that a tensor in a file becomes; ``pattern`` is what a converter knows its name by, if one does."""
 
     name: str
-    is_converted: bool
+    pattern: str | None
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether it is a part of that tensor, or turned."""
+        return self.pattern is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +106,7 @@ def place_finder(model: "PreTrainedModel") -> Callable[[str], Place | None]:
         found, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if found not in state and name in state:  # it has the model's own name already
             found, pattern = rename_source_key(name, [], [], prefix, state)
-        return Place(name=found, is_converted=pattern is not None) if found in state else None
+        return Place(name=found, pattern=pattern) if found in state else None
 
     return place
 

@@ -4,12 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from sftcli import storage
 from sftcli.config.schema.adapter import AUTO_TARGETS, AdapterSettings
-from sftcli.config.schema.run import Attention, ModelSettings
-from sftcli.config.schema.training import Checkpointing
+from sftcli.config.schema.run import ModelSettings
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.adapter.adapter import AddedAdapter, add_adapter, check_base, set_adapter
 from sftcli.modeling.adapter.folder import (
@@ -22,7 +19,6 @@ from sftcli.modeling.formats.folder_write import write_companions
 from sftcli.modeling.formats.identity import numbers_hash
 from sftcli.modeling.formats.written import check_file_written
 from sftcli.modeling.hub.snapshot import is_commit
-from sftcli.modeling.load import load_model
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
 from sftcli.modeling.locate.locate import LocatedModel, is_path
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
@@ -70,37 +66,19 @@ class AdapterFiles:
             self.write(fresh)
 
 
-def load_with_adapter(
-    located: LocatedModel,
-    settings: AdapterSettings,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    attention: Attention,
-    checkpointing: Checkpointing,
-    trusts_code: bool,
-) -> "tuple[PreTrainedModel, AddedAdapter]":
-    """Load a model in ``dtype``, frozen, with an adapter that trains, new or one to go on from; return both.
+def put_adapter(model: "PreTrainedModel", located: LocatedModel, settings: AdapterSettings) -> AddedAdapter:
+    """Put an adapter that trains into ``model``, which is ``located``: a new one, or one to go on from.
 
-    Give it ``AdapterWeights``: there is no float32 copy of the model, only the adapter has masters.
+    Give the model ``AdapterWeights``: there is no float32 copy of it, only the adapter has masters.
 
     Raises:
         MismatchError: The adapter to go on from was trained on other weights, or is of another shape.
     """
-    model = load_model(
-        located.folder,
-        dtype=dtype,
-        device=device,
-        attention=attention,
-        checkpointing=checkpointing,
-        quantize=settings.quantize,
-        trusts_code=trusts_code,
-    )
     added = add_adapter(model, settings, new_ids=[*located.new_tokens.values()])
     if settings.start_from is not None:
         check_base(Path(settings.start_from), located.folder)
         set_adapter(model, Path(settings.start_from))
-    return model, added
+    return added
 
 
 def adapter_files(

@@ -36,6 +36,7 @@ from sftcli.runtime import (
     keep_freed_memory,
     matmul_flops,
     pass_sizes,
+    stop_keeping_memory,
 )
 from sftcli.services.models.modern_llm import PtFiles, pt_files
 from sftcli.services.prepare.capacity import require_positions
@@ -117,13 +118,14 @@ def build_trainer(
         MismatchError: Something that is recorded cannot be had here.
     """
     device = choose_device()
-    keep_freed_memory(device)
     assert recorded.precision is not None
     dtype = dtype_named(recorded.precision, device)
     shards = choose_shards(
         inputs.settings, inputs.located.folder, group, dtype=dtype, device=device, recorded=recorded.weights
     )
     compute = Compute(device=device, dtype=dtype, group=group, shards=shards)
+    # Layers that come and go leave gaps in memory that is kept.
+    (stop_keeping_memory if compute.shares else keep_freed_memory)(device)
     loaded = load_for_training(inputs, recorded, compute, emit)
     require_positions(loaded.model, inputs.prepared)
     pt = None if loaded.adapter else pt_files(loaded.model, run, inputs.settings)
@@ -171,6 +173,8 @@ def assemble(
         shards=compute.shards,
         files=loaded.files,
     )
+    if compute.shares:
+        keep_freed_memory(compute.device)
     if settings.training.neftune_alpha:
         add_embedding_noise(model, settings.training.neftune_alpha)
     use_named_attention(model)

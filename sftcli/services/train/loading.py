@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sftcli.config.schema.adapter import AdapterKind
 from sftcli.config.schema.training import TrainingSettings
 from sftcli.events import EventSink, Notice
 from sftcli.modeling.formats.file_weights import FileWeights, WholeOnlyError
@@ -15,7 +16,7 @@ from sftcli.modeling.kernels.fuse import Fusion, fuse_layers
 from sftcli.modeling.load import load_in_parts, load_model
 from sftcli.services.models.base import tokenizer_folder
 from sftcli.services.runs.record import Decisions
-from sftcli.services.train.adapters import AdapterFiles, adapter_files, load_with_adapter, tell_left_alone
+from sftcli.services.train.adapters import AdapterFiles, adapter_files, put_adapter, tell_left_alone
 from sftcli.services.train.compiling import wants_compiled
 from sftcli.services.train.start.inputs import TrainingInputs
 from sftcli.training.distributed.group import Group
@@ -65,18 +66,13 @@ def load_for_training(
         SftError: As ``load_model``; or an adapter or a choice of weights does not fit to it.
     """
     settings, located = inputs.settings, inputs.located
+    model, weights = _base(inputs, compute, emit)
+    adapter = None
     if settings.adapter.is_on:
-        model, added = load_with_adapter(
-            located,
-            settings.adapter,
-            dtype=compute.dtype,
-            device=_place(compute),
-            attention=settings.model.attention,
-            checkpointing=settings.training.gradient_checkpointing,
-            trusts_code=bool(inputs.trusted_code),
-        )
+        with streamed(model, weights):
+            added = put_adapter(model, located, settings.adapter)
         tell_left_alone(added.left_alone, settings.adapter, emit)
-        files = adapter_files(
+        adapter = adapter_files(
             model,
             added.config,
             settings=settings.model,
@@ -84,55 +80,67 @@ def load_for_training(
             tokenizer=inputs.prepared.tokenizer,
             tokenizer_source=tokenizer_folder(settings, located),
         )
-        return LoadedModel(
-            model=model,
-            source=SourceTensors.of(model, located.folder),
-            adapter=files,
-            fusion=_fused(model, None, inputs, recorded, compute, emit),
-        )
-    model, weights = _full_model(inputs, compute, emit)
     fusion = _fused(model, weights, inputs, recorded, compute, emit)
-    if not settings.training.train_embeddings:
-        freeze_embeddings(model)
-    if settings.training.train or settings.training.freeze:
-        selection = select_weights(model, train=settings.training.train, freeze=settings.training.freeze)
-        emit(Notice(text=selection.in_words()))
-    source = SourceTensors.of(model, located.folder)
-    return LoadedModel(model=model, source=source, fusion=fusion, files=weights)
+    if adapter is None:
+        _freeze(model, settings.training, emit)
+    return LoadedModel(
+        model=model,
+        source=SourceTensors.of(model, located.folder),
+        adapter=adapter,
+        fusion=fusion,
+        files=weights,
+    )
 
 
-def _place(compute: Compute) -> torch.device:
-    return torch.device("cpu") if compute.shares else compute.device
-
-
-def _full_model(
+def _base(
     inputs: TrainingInputs, compute: Compute, emit: EventSink
 ) -> "tuple[PreTrainedModel, FileWeights | None]":
-    """Return the model with all weights in float32, and those that are in its files still: one that is shared out has them there."""
-    folder, settings, code = inputs.located.folder, inputs.settings, bool(inputs.trusted_code)
+    """Return the model, and those of its weights that are in its files still: what is shared out has them there.
+
+    What trains is in float32, and what an adapter is put on as products have it.
+    """
+    settings = inputs.settings
+    folder, attention = inputs.located.folder, settings.model.attention
     checkpointing = settings.training.gradient_checkpointing
+    dtype = compute.dtype if settings.adapter.is_on else torch.float32
     if compute.shares:
         try:
-            if code:
-                raise WholeOnlyError("it runs code of its folder")
+            _refuse_parts(inputs)
             return load_in_parts(
                 folder,
-                dtype=torch.float32,
+                dtype=dtype,
                 together=compute.group,
-                attention=settings.model.attention,
+                attention=attention,
                 checkpointing=checkpointing,
             )
         except WholeOnlyError as why:
             emit(Notice(text=f"each process loads the whole model before weights are shared out: {why}"))
     model = load_model(
         folder,
-        dtype=torch.float32,
-        device=_place(compute),
-        attention=settings.model.attention,
+        dtype=dtype,
+        device=torch.device("cpu") if compute.shares else compute.device,
+        attention=attention,
         checkpointing=checkpointing,
-        trusts_code=code,
+        quantize=settings.adapter.quantize,
+        trusts_code=bool(inputs.trusted_code),
     )
     return model, None
+
+
+def _refuse_parts(inputs: TrainingInputs) -> None:
+    if inputs.trusted_code:
+        raise WholeOnlyError("it runs code of its folder")
+    if inputs.settings.adapter.kind is AdapterKind.DORA:
+        raise WholeOnlyError("DoRA begins with the norms of its weights")
+
+
+def _freeze(model: "PreTrainedModel", training: TrainingSettings, emit: EventSink) -> None:
+    """Leave as they are the weights of ``model`` that the settings name."""
+    if not training.train_embeddings:
+        freeze_embeddings(model)
+    if training.train or training.freeze:
+        selection = select_weights(model, train=training.train, freeze=training.freeze)
+        emit(Notice(text=selection.in_words()))
 
 
 @contextmanager

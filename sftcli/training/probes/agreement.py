@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -96,10 +96,26 @@ def agreed_ways(
     tolerance = _TOLERANCES.get(weight.dtype, _COARSE)
     if not wanted.count:
         return _OWN
-    with left_as_it_was(model):
+    with left_as_it_was(model), nullcontext() if with_gradients else _ends_frozen(model):
         model.train(not has_dropout(model, attends=True))
         trial = _Trial(model, fusion, rows, pad_id, with_gradients=with_gradients)
         return next(ways for ways in wanted.fewer() if not ways.count or trial.agrees(ways, tolerance))
+
+
+@contextmanager
+def _ends_frozen(model: "PreTrainedModel") -> Iterator[None]:
+    """Let embeddings and head have no gradients inside the block: the loss makes that of a head while it is computed."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    trained = [
+        one for layer in layers if layer is not None for one in layer.parameters() if one.requires_grad
+    ]
+    for one in trained:
+        one.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for one in trained:
+            one.requires_grad_(True)
 
 
 class _Trial:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sftcli.errors import DataError, MismatchError, SftError
+from sftcli.errors import DataError, MismatchError, NotFoundError, SftError
 from sftcli.modeling.formats.file_weights import FileWeights, WholeOnlyError
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.modeling.load import load_in_parts, load_model
@@ -17,7 +17,7 @@ from sftcli.runtime import share_of
 from sftcli.training.distributed.group import Group
 from sftcli.training.weights.sharded import layers_of
 from tests.support.architectures import ARCHITECTURES, build_architecture
-from tests.support.tiny_experts import build_experts
+from tests.support.tiny_experts import FAMILIES, build_experts
 from tests.support.tiny_model import build_tiny_model
 
 CPU = torch.device("cpu")
@@ -145,11 +145,33 @@ def test_a_damaged_folder_is_refused_in_the_words_of_whole_loading(tmp_path, dam
     assert (found.value.message, found.value.hint) == (wanted.value.message, wanted.value.hint)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
-def test_weights_that_are_put_together_are_loaded_whole(tmp_path, family):
-    build_experts(family).save_pretrained(tmp_path)
-    with pytest.raises(WholeOnlyError, match=r"experts\.\w+ is put together"):
-        _in_parts(tmp_path)
+def test_a_file_that_is_cut_off_or_gone_by_the_time_it_is_read_is_named(tmp_path):
+    model, files = _in_parts(build_tiny_model(tmp_path))
+    path = tmp_path / "model.safetensors"
+    tensor = files.tensors[model.lm_head.weight]
+    path.write_bytes(path.read_bytes()[:999])
+    with pytest.raises(DataError, match=r"model\.safetensors cannot be read"):
+        tensor.whole()
+    path.unlink()
+    with pytest.raises(NotFoundError, match=r"model\.safetensors does not exist"):
+        [*tensor.pieces(0, 9)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_experts_are_put_together_as_in_the_model_in_memory(tmp_path, family):
+    build_experts(family).to(torch.bfloat16).save_pretrained(tmp_path)
+    model, files = _in_parts(tmp_path)
+    expected = _whole(tmp_path)
+    wanted = dict(expected.named_parameters())
+    for name, weight in model.named_parameters():
+        assert torch.equal(files.tensors[weight].whole(), wanted[name]), name
+        rows = [piece for _, piece in files.tensors[weight].pieces(1, len(weight))]
+        assert not rows or torch.equal(torch.cat(rows), wanted[name][1:]), name
+    buffers = dict(expected.named_buffers())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+    with files.streamed(model, layers_of(model)):
+        logits = model(input_ids=IDS, use_cache=False).logits
+    assert torch.equal(logits, expected(input_ids=IDS, use_cache=False).logits)
 
 
 def test_a_head_that_is_stored_beside_the_embeddings_it_is_tied_to_is_loaded_whole(tmp_path):
