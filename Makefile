@@ -47,8 +47,9 @@ distributed-context:  ## trainings of processes that share rows (training.contex
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_shared_rows.py \
 		tests/equivalence/test_shared_row_runs.py tests/cli/test_shared_rows.py
 
-distributed-matrix:  ## each way to share the work on up to six processes: losses, rows and bytes, and going on in another
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_modes.py tests/equivalence/test_ways_to_go_on.py
+distributed-matrix:  ## each mode on up to six processes: losses, rows, bytes, lack of memory, going on in another, and each way to train
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_modes.py \
+		tests/equivalence/test_ways.py tests/equivalence/test_ways_to_go_on.py
 
 crash:  ## kill -9 a real training 200 times at random moments; every end must equal the undisturbed one
 	$(PYTHON) -m pytest -q tests/crash -m crash
