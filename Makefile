@@ -43,8 +43,9 @@ distributed:  ## trainings of several processes: the same as of one, signals, ki
 		tests/equivalence/test_processes.py tests/equivalence/test_sharded.py tests/equivalence/test_load_in_parts.py tests/unit/training/distributed/test_group.py \
 		tests/unit/services/processes/test_launch.py
 
-distributed-matrix:  ## each way to share the work on up to six processes: losses, rows and bytes, and going on in another
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_modes.py tests/equivalence/test_ways_to_go_on.py
+distributed-matrix:  ## each mode on up to six processes: losses, rows, bytes, lack of memory, going on in another, and each way to train
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_modes.py \
+		tests/equivalence/test_ways.py tests/equivalence/test_ways_to_go_on.py
 
 crash:  ## kill -9 a real training 200 times at random moments; every end must equal the undisturbed one
 	$(PYTHON) -m pytest -q tests/crash -m crash

@@ -1,7 +1,7 @@
 """Write a model folder atomically, so that plain transformers opens it as the original model class."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sftcli.modeling.formats.older_config import with_keys_of, with_older_keys, 
 from sftcli.modeling.formats.remote_code import copy_code
 from sftcli.modeling.formats.source_tensors import SourceTensors
 from sftcli.modeling.formats.stored_tensors import StoredTensor, copied_file_parts, in_parts, stored_tensors
+from sftcli.modeling.formats.streamed import names_to_stream, write_streamed
 from sftcli.modeling.formats.written import check_model_written
 from sftcli.runtime import is_finite
 
@@ -118,6 +119,7 @@ def save_model_folder(
     unchanged: Collection[str] = (),
     is_new: bool = False,
     check: Callable[[Path], None] | None = None,
+    streams: bool = False,
 ) -> None:
     """Write ``model`` to ``folder`` atomically; an older folder is replaced, or with ``is_new`` refused.
 
@@ -138,6 +140,7 @@ def save_model_folder(
         unchanged: Names of tensors that are no others than those in ``source``, which is proved.
         is_new: Whether nothing may be there.
         check: Looks at the folder before it gets its name, which it does not where this raises.
+        streams: Whether ``weights`` are in files, and no more than one of them is to be in memory, if files hold them as they are.
 
     Raises:
         StorageError: The disk is full, or the folder is not what was to be written.
@@ -151,17 +154,15 @@ def save_model_folder(
         for name, tensor in whole_state(model, weights).items()
         if name not in (model._keys_to_ignore_on_save or ())  # the class computes them, and files have none
     }
-    tensors = _cast(state)
+    shapes = {name: tensor.shape for name, (tensor, _) in state.items()}
+    streamed = names_to_stream(model, shapes) if streams else None
+    tensors = _cast(state) if streamed is None else _Rounded(state)
     with storage.atomic_folder(folder, hint=hint, is_new=is_new) as fresh:
-        settings, stored = model.generation_config, model.config.dtype
-        model.generation_config = GenerationConfig()  # theirs may fail validation
-        try:
-            storage.disk.let_library_write(
-                fresh,
-                lambda: model.save_pretrained(fresh, state_dict=dict(tensors), max_shard_size=_SHARD_BYTES),
-            )
-        finally:
-            model.generation_config, model.config.dtype = settings, stored
+        if streamed is None:
+            _let_library_write(model, fresh, tensors)
+        else:
+            about = {name: (_dtype_of(*state[name]), shapes[name]) for name in streamed}
+            write_streamed(fresh, tensors, about, _SHARD_BYTES)
         write_model_files(
             model,
             fresh,
@@ -189,9 +190,22 @@ def save_model_folder(
             origin,
             unchanged={*unchanged, *beside_text(model)},
             is_whole=is_part or opens_whole(model),
+            memory={name: (tensor.data_ptr(), tensor.shape) for name, (tensor, _) in state.items()},
         )
         if check is not None:
             check(fresh)
+
+
+def _let_library_write(model: PreTrainedModel, folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    settings, stored = model.generation_config, model.config.dtype
+    model.generation_config = GenerationConfig()  # theirs may fail validation
+    try:
+        storage.disk.let_library_write(
+            folder,
+            lambda: model.save_pretrained(folder, state_dict=dict(tensors), max_shard_size=_SHARD_BYTES),
+        )
+    finally:
+        model.generation_config, model.config.dtype = settings, stored
 
 
 def whole_state(
@@ -280,6 +294,28 @@ def _cast(tensors: Mapping[str, tuple[torch.Tensor, torch.dtype]]) -> dict[str, 
             made[key] = _rounded(name, tensor, dtype) if tensor.is_floating_point() else tensor
         result[name] = made[key]
     return result
+
+
+class _Rounded(Mapping[str, torch.Tensor]):
+    """As ``_cast``, with each tensor converted when it is asked for, and not kept."""
+
+    def __init__(self, tensors: Mapping[str, tuple[torch.Tensor, torch.dtype]]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor, dtype = self._tensors[name]
+        return _rounded(name, tensor, dtype) if tensor.is_floating_point() else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _dtype_of(tensor: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Return the type of a tensor once it is converted to ``dtype``."""
+    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

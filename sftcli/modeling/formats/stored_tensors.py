@@ -11,6 +11,10 @@ import torch
 from sftcli.foreign import foreign_file
 from sftcli.modeling.formats.folder_check import safetensors_header, weight_files
 
+TYPES = {
+    torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.float16: "F16",
+    torch.bfloat16: "BF16", torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL",
+}  # fmt: skip
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _CHUNK_BYTES = 16 << 20
 
@@ -108,14 +112,19 @@ def file_header(tensors: Mapping[str, tuple[str, Sequence[int], int]]) -> bytes:
 
 def in_parts(tensors: Mapping[str, StoredTensor], most_bytes: int) -> Iterable[dict[str, StoredTensor]]:
     """Return ``tensors`` in groups of at most ``most_bytes``, or of one tensor that is larger."""
-    groups: list[dict[str, StoredTensor]] = []
+    sizes = {name: _size(tensor) for name, tensor in tensors.items()}
+    return [{name: tensors[name] for name in names} for names in grouped(sizes, most_bytes)]
+
+
+def grouped(sizes: Mapping[str, int], most_bytes: int) -> list[list[str]]:
+    """Return the names of ``sizes`` in groups of at most ``most_bytes``, or of one that is larger."""
+    groups: list[list[str]] = []
     room = 0
-    for name, tensor in tensors.items():
-        size = _size(tensor)
+    for name, size in sizes.items():
         if not groups or size > room:
-            groups.append({})
+            groups.append([])
             room = most_bytes
-        groups[-1][name] = tensor
+        groups[-1].append(name)
         room -= size
     return groups
 

@@ -13,15 +13,11 @@ import torch
 
 from sftcli.errors import StorageError
 from sftcli.modeling.formats.source_tensors import SourceTensors, place_finder
-from sftcli.modeling.formats.stored_tensors import StoredTensor, stored_tensors, tensors_of_file
+from sftcli.modeling.formats.stored_tensors import TYPES, StoredTensor, stored_tensors, tensors_of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TYPES = {
-    torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.float16: "F16",
-    torch.bfloat16: "BF16", torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL",
-}  # fmt: skip
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SAMPLES = 256  # numbers of a tensor
 _SEARCHED = 1 << 24  # numbers of tensors that were cut up, among which those of the parts are looked for
@@ -35,6 +31,7 @@ def check_model_written(
     *,
     unchanged: Collection[str],
     is_whole: bool,
+    memory: Mapping[str, object],
 ) -> None:
     """Compare a model folder with its intended tensors, and with the source folder.
 
@@ -45,6 +42,7 @@ def check_model_written(
         source: What lies beside the model there has to be in ``folder`` unchanged.
         unchanged: Names of tensors of the model that have to be bit for bit those of ``source``.
         is_whole: ``folder`` must hold every name that the source's files hold.
+        memory: Of each tensor that of the numbers it was made of: the same for names of one tensor.
 
     Raises:
         StorageError: They differ.
@@ -64,7 +62,7 @@ def check_model_written(
             raise _differs(folder, f"{name} was written, but the model has no such tensor")
         parts.setdefault(of_model.name, []).append(name)
         converted |= {of_model.name} if of_model.is_converted else set()
-    _refuse_absent(folder, tensors, parts)
+    _refuse_absent(folder, memory, parts)
     if is_whole:
         absent = source.places.keys() - written.keys()
         lost = sorted(name for name in absent if source.places[name].name in parts)
@@ -92,15 +90,11 @@ def check_file_written(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         _compare(path, name, written[name], tensor)
 
 
-def _refuse_absent(folder: Path, tensors: Mapping[str, torch.Tensor], parts: Mapping[str, list[str]]) -> None:
-    """Raise where a tensor is in no file; of those that share their memory one is enough."""
-    there = {_identity(tensors[name]) for name in parts}
-    for name, tensor in tensors.items():
-        _require(name in parts or _identity(tensor) in there, folder, f"{name} is missing")
-
-
-def _identity(tensor: torch.Tensor) -> tuple[int, torch.Size]:
-    return tensor.data_ptr(), tensor.shape
+def _refuse_absent(folder: Path, memory: Mapping[str, object], parts: Mapping[str, list[str]]) -> None:
+    """Raise where a tensor is in no file; of those that share their ``memory`` one is enough."""
+    there = {memory[name] for name in parts}
+    for name, numbers in memory.items():
+        _require(name in parts or numbers in there, folder, f"{name} is missing")
 
 
 def _compare(where: Path, name: str, stored: StoredTensor, tensor: torch.Tensor) -> None:
@@ -110,9 +104,9 @@ def _compare(where: Path, name: str, stored: StoredTensor, tensor: torch.Tensor)
         f"{name} is {stored.shape} instead of {tuple(tensor.shape)}",
     )
     _require(
-        stored.dtype == _TYPES[tensor.dtype],
+        stored.dtype == TYPES[tensor.dtype],
         where,
-        f"{name} is {stored.dtype} instead of {_TYPES[tensor.dtype]}",
+        f"{name} is {stored.dtype} instead of {TYPES[tensor.dtype]}",
     )
     chosen = _chosen(tensor.numel())
     values = tensor.detach().reshape(-1)[chosen.to(tensor.device)].cpu().contiguous()
@@ -136,7 +130,7 @@ def _compare_parts(
     count = sum(math.prod(part.shape) for part in parts)
     _require(count == tensor.numel(), where, f"{name} has {count} numbers instead of {tensor.numel()}")
     dtypes = {part.dtype for part in parts}
-    _require(dtypes == {_TYPES[tensor.dtype]}, where, f"{name} is {', '.join(sorted(dtypes))}")
+    _require(dtypes == {TYPES[tensor.dtype]}, where, f"{name} is {', '.join(sorted(dtypes))}")
     if search:
         sampled = np.concatenate([_sampled(part)[:: len(parts)] for part in parts])
         kind = _INTEGERS[tensor.element_size()]

@@ -50,7 +50,12 @@ from sftcli.services.train.loading import Compute, LoadedModel, compiles, load_f
 from sftcli.services.train.releasing import gradient_release
 from sftcli.services.train.speedups import try_ways
 from sftcli.services.train.start.inputs import TrainingInputs
-from sftcli.services.train.start.parallelism import choose_shards, make_weights, sharing_of
+from sftcli.services.train.start.parallelism import (
+    can_ease_together,
+    choose_shards,
+    make_weights,
+    sharing_of,
+)
 from sftcli.training.checkpoint.format import ADAPTER, MODEL
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
 from sftcli.training.checkpoint.together import Leader, Notes, PartStore
@@ -205,8 +210,9 @@ def assemble(
         ways=ways_down(model, settings.training.gradient_checkpointing, compute.device),
         checkpoint=partial(checkpoint_activations, model),
     )
-    # A process that ran out of memory would leave the others inside an exchange of weights.
-    ladder.is_short = compute.shares
+    probe = _probe_batch(inputs.prepared.dataset.train, inputs.pad_id).to(compute.device)
+    # A process that ran out of memory would leave the others inside an exchange of weights, if it could not end that.
+    ladder.is_short = not can_ease_together(weights, head.batch_loss, probe)
     optimizer = make_optimizer(
         weights.masters,
         settings.training,

@@ -282,6 +282,7 @@ class TrainingRun:
             stop_ids=tokenizer.stop_ids,
             template=tokenizer.chosen_template,
             weights=snapshot.weights,
+            streams=self.trainer.weights.saves_parts,
             unchanged={name for name, weight in model.named_parameters() if not weight.requires_grad},
         )
         return pt

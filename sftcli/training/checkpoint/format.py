@@ -21,7 +21,7 @@ from sftcli import storage
 from sftcli.errors import DataError, NotFoundError, StorageError
 from sftcli.json_files import json_text
 from sftcli.modeling.formats.folder_check import check_safetensors
-from sftcli.modeling.formats.stored_tensors import file_header, tensors_of_file
+from sftcli.modeling.formats.stored_tensors import TYPES, file_header, tensors_of_file
 from sftcli.modeling.formats.written import check_file_written
 from sftcli.own_files import OwnFile, Stamp, stamp_of
 from sftcli.training.checkpoint.layout import are_all_parts, number_of, part_name, part_names
@@ -56,10 +56,6 @@ class Manifest:
 
 STATES = OwnFile(form=StoredState, hint=_OLDER)
 MANIFESTS = OwnFile(form=Manifest, version=2, hint=_OLDER)  # 2 has parts; without any 1 is written
-_TYPES = {
-    torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.float16: "F16",
-    torch.bfloat16: "BF16", torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL",
-}  # fmt: skip
 
 
 def write_part(folder: Path, snapshot: TrainingSnapshot, *, weights_name: str) -> dict[str, Stamp]:
@@ -264,7 +260,7 @@ def tensor_file_parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | m
     """Yield the bytes of a safetensors file that holds ``tensors``; each is read when its turn comes."""
     order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     yield file_header(
-        {name: (_TYPES[one.dtype], one.shape, one.numel() * one.element_size()) for name, one in order}
+        {name: (TYPES[one.dtype], one.shape, one.numel() * one.element_size()) for name, one in order}
     )
     for _, tensor in order:
         flat = tensor.detach().cpu().contiguous().reshape(-1)

@@ -124,6 +124,7 @@ class MasterWeights:
             yield from ((batch, 1.0) for batch in batches)
             return
         exchange = self._exchange_in(group)
+        exchange.begin()
         own = list(islice(batches, group.rank, None, group.size))
         for batch in own[:-1]:
             yield batch, 1.0
@@ -140,6 +141,10 @@ class MasterWeights:
             if self.collects_at_once:
                 self.tell_gradients(self._exchange.hear)
         return self._exchange
+
+    def can_give_up(self, group: Group) -> bool:
+        """Return whether a step that broke off in this process can be taken again, as the others find out behind its exchange."""
+        return group.size == 1 or (self._exchange is not None and self._exchange.is_open)
 
     def give_up_exchange(self) -> None:
         """Let the other processes finish the exchange of a step that all of them take again."""

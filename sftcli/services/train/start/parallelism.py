@@ -9,6 +9,7 @@ import torch
 from sftcli.config.schema.adapter import Quantize
 from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OPTIMIZERS, Parallel, TrainingSettings
+from sftcli.data.batches.batch import Batch
 from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.adapter.targets import file_name
@@ -16,7 +17,9 @@ from sftcli.modeling.formats.file_weights import FileWeights
 from sftcli.modeling.formats.sizes import adapter_bytes, parameters_bytes
 from sftcli.runtime import total_memory_bytes
 from sftcli.training.distributed.group import Group
+from sftcli.training.loss import BatchLoss, minimized
 from sftcli.training.probes.choices import WeightSharing
+from sftcli.training.probes.untouched import left_as_it_was
 from sftcli.training.trainer import Trainer
 from sftcli.training.weights.masters import AdapterWeights, MasterWeights
 from sftcli.training.weights.sharded import ShardedWeights
@@ -167,6 +170,17 @@ def has_room_for_gradients(model: "PreTrainedModel", dtype: torch.dtype, memory:
     """
     need = dtype.itemsize * sum(p.numel() for p in model.parameters() if p.requires_grad)
     return need <= GRADIENTS * memory
+
+
+def can_ease_together(weights: MasterWeights, batch_loss: BatchLoss, batch: Batch) -> bool:
+    """Return whether all processes can take a step again in which one ran out of memory.
+
+    Where they share the weights out, a pass over ``batch`` shows what each pass exchanges. All must call it.
+    """
+    if not isinstance(weights, ShardedWeights):
+        return True
+    with left_as_it_was(weights.model):
+        return weights.rehearse(lambda: minimized(batch_loss(batch)).backward())
 
 
 def tell_sharing(trainer: Trainer, emit: EventSink) -> None:
