@@ -1,7 +1,7 @@
 PYTHON ?= python
 DEVICE ?= cuda
 
-.PHONY: lowest newest check format lint types layers test long long-list slow distributed distributed-matrix crash crash-sharded crash-slice power-loss disk-errors races stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start gpu-check pictures clients models models-slice templates
+.PHONY: lowest newest check format lint types layers test long long-list slow distributed distributed-matrix distributed-context crash crash-sharded crash-slice power-loss disk-errors races stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start gpu-check pictures clients models models-slice templates
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -43,8 +43,13 @@ distributed:  ## trainings of several processes: the same as of one, signals, ki
 		tests/equivalence/test_processes.py tests/equivalence/test_sharded.py tests/equivalence/test_load_in_parts.py tests/unit/training/distributed/test_group.py \
 		tests/unit/services/processes/test_launch.py
 
-distributed-matrix:  ## each way to share the work on up to six processes: losses, rows and bytes, and going on in another
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_modes.py tests/equivalence/test_ways_to_go_on.py
+distributed-context:  ## trainings of processes that share rows (training.context_processes): the same as of one
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_shared_rows.py \
+		tests/equivalence/test_shared_row_runs.py tests/cli/test_shared_rows.py
+
+distributed-matrix:  ## each mode on up to six processes: losses, rows, bytes, lack of memory, going on in another, and each way to train
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_modes.py \
+		tests/equivalence/test_ways.py tests/equivalence/test_ways_to_go_on.py
 
 crash:  ## kill -9 a real training 200 times at random moments; every end must equal the undisturbed one
 	$(PYTHON) -m pytest -q tests/crash -m crash

@@ -259,29 +259,27 @@ class Trainer:
         """
         while True:
             window = self._ahead.take(self.plan, self.state.step)
+            lower = None
             try:
                 with self.release.listening(window) if self.release else nullcontext():
                     sums = self._backward(window)
             except Exception as error:
                 self.discard_gradients()
-                lower = self._agree_to_ease() if is_out_of_memory(error) and not self._has_begun() else None
+                lower = self.ladder.below(self.state) if self._can_take_again(error) else None
                 if lower is None:
                     raise
-            else:
-                if not self.group.any(False):
-                    sums = self.weights.gather(sums, self.group)
-                    self.state, holds = self.scaler.settle(self.state, sums)
-                    if holds:
-                        return window, sums
-                    self.discard_gradients()
-                    restore_rng(rng)
-                    continue
-                self._give_up_exchange()
-                lower = self.ladder.below(self.state)
+            # Out here nothing holds the tensors of a failed pass any more.
+            if self._agree_to_ease(lower is not None):
+                lower = lower or self.ladder.below(self.state)
                 if lower is None:
                     raise MemoryError("another process is out of memory")
-            # Out here nothing holds the tensors of the failed pass any more.
-            self.ease(lower, why="ran out of memory")
+                self.ease(lower, why="ran out of memory")
+            else:
+                sums = self.weights.gather(sums, self.group)
+                self.state, holds = self.scaler.settle(self.state, sums)
+                if holds:
+                    return window, sums
+                self.discard_gradients()
             restore_rng(rng)
 
     def ease(self, lower: TrainState, *, why: str) -> None:
@@ -290,20 +288,21 @@ class Trainer:
         release_memory(self.device)
         self.emit(self.ladder.event(lower, self.plan, why=why))
 
-    def _agree_to_ease(self) -> TrainState | None:
-        """Tell the other processes, which wait to exchange gradients, that memory ran out here; return one rung down."""
-        if self.ladder.is_short:  # others may be inside an exchange of another kind, which its launcher ends
-            return None
-        self._give_up_exchange()
-        self.group.any(True)
-        return self.ladder.below(self.state)
+    def _can_take_again(self, error: Exception) -> bool:
+        """Return whether the step that broke off with ``error`` can be taken again, in all processes."""
+        has_begun = self.release is not None and self.release.has_begun
+        return is_out_of_memory(error) and not has_begun and self.weights.can_give_up(self.group)
 
-    def _give_up_exchange(self) -> None:
-        self.weights.give_up_exchange()
-        self.discard_gradients()
-
-    def _has_begun(self) -> bool:
-        return self.release is not None and self.release.has_begun
+    def _agree_to_ease(self, is_short: bool) -> bool:
+        """Return whether memory ran out in one of the processes, in this one if it ``is_short``; then gradients are gone."""
+        if is_short:
+            release_memory(self.device)
+            self.weights.give_up_exchange()  # others wait for it
+        any_is = self.group.any(is_short)
+        if any_is:
+            self.weights.give_up_exchange()
+            self.discard_gradients()
+        return any_is
 
     def _backward(self, window: Sequence[Batch]) -> torch.Tensor:
         """Add up the gradients of this process's share of ``window``; return its sums, as ``three_sums`` has them."""

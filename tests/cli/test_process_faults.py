@@ -169,24 +169,10 @@ def test_nan_of_one_process_makes_all_skip_the_step(place, parallel):
 @pytest.mark.parametrize("fault", ["memory@forward", "memory@backward"])
 def test_memory_that_runs_out_in_one_process_is_met_by_all(place, alone, parallel, fault):
     run = f"{fault.replace('@', '-')}-{parallel}"
-    launcher = start_faulty(place, parallel, run, fault)
-    wait_until(launcher, lambda: len(steps(place, run)) >= GOOD_STEPS)
-    begin = time.monotonic()
-    done = end(launcher)
-    if parallel == "ddp":
-        assert done.code == 0, done.err
-        eased = [event for event in events(place, run) if event["event"] == "MemoryEased"]
-        assert [(event["step"], event["micro_batch_size"]) for event in eased] == [(5, 1)]
-    else:  # the others are inside an exchange of weights
-        assert time.monotonic() - begin < SECONDS
-        assert done.code == 71
-        assert done.err.count("error: out of memory with micro-batches of 2 rows") == 1
-        assert done.err.count("error: ") == 1
-        assert checkpoints(place, run)[-1] == f"step-{GOOD_STEPS:08d}"
-        smaller = ["--set", "training.micro_batch_size=1", "--allow-change", "training.micro_batch_size"]
-        assert f"sft resume {run} {' '.join(smaller)}" in done.err
-        done = sft(place, "resume", run, *smaller)
-        assert done.code == 0, done.err
+    done = end(start_faulty(place, parallel, run, fault))
+    assert done.code == 0, done.err
+    eased = [event for event in events(place, run) if event["event"] == "MemoryEased"]
+    assert [(event["step"], event["micro_batch_size"]) for event in eased] == [(5, 1)]
     assert [event["micro_batches"] for event in steps(place, run)] == [3] * 4 + [6] * 4
     ours, theirs = ([event["loss"] for event in steps(place, one)] for one in (run, alone))
     assert ours == pytest.approx(theirs, abs=1e-5)

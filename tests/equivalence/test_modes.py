@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from sftcli.data.batches.batch import Batch
+from sftcli.services.train.start.parallelism import can_ease_together
 from sftcli.training.distributed import gradient_exchange
 from sftcli.training.distributed.group import Group
-from sftcli.training.weights.sharded import ShardedWeights
+from sftcli.training.trainer import Trainer
+from sftcli.training.weights.sharded import ShardedWeights, layers_of
 from tests.support.counting import TrafficCounter
 from tests.support.fed_rows import record_fed, rows_of_steps
 from tests.support.processes import run_together
@@ -102,6 +105,73 @@ def refuses_what_is_not_finite_in_one(group: Group) -> None:
 
 def test_weights_that_are_not_finite_in_one_process_are_saved_by_none(tmp_path: Path) -> None:
     run_together(refuses_what_is_not_finite_in_one, size=4, folder=tmp_path)
+
+
+class FailsOnce:
+    """Runs out of memory in the last process, in pass ``number`` of a step: where a layer computes, or its gradient."""
+
+    def __init__(self, trainer: Trainer, *, number: int, layer: int, in_backward: bool) -> None:
+        self.left = number
+        self.in_backward = in_backward
+        whole = trainer.batch_loss
+
+        def batch_loss(batch: Batch) -> torch.Tensor:
+            self.left -= 1
+            return whole(batch)
+
+        trainer.batch_loss = batch_loss
+        layers_of(trainer.weights.model)[layer].register_forward_hook(self.fail)
+
+    def fail(self, _: torch.nn.Module, __: object, hidden: torch.Tensor) -> None:
+        if self.left != 0:
+            return
+        if self.in_backward:
+            hidden.register_hook(self.raise_error)
+        else:
+            self.raise_error(hidden)
+
+    def raise_error(self, _: torch.Tensor) -> None:
+        self.left = -1
+        raise torch.OutOfMemoryError("no memory left")
+
+
+def eases_with_all(
+    group: Group, shards: int, exchanges_each: bool, number: int, layer: int, in_backward: bool
+) -> None:
+    alone = trainer_of(Group(), "tied", batch_size=12)
+    several = trainer_of(group, "tied", shards=shards, batch_size=12)
+    weights = several.weights
+    if isinstance(weights, ShardedWeights):
+        weights.exchange_each_micro_batch = exchanges_each
+    batch = several.plan.window(0)[0]
+    assert can_ease_together(weights, several.batch_loss, batch)
+    steps_taken = [several.take_step()]
+    with torch.no_grad():
+        several.batch_loss(batch)  # as held-out losses do
+    if group.rank == group.size - 1:
+        FailsOnce(several, number=number, layer=layer, in_backward=in_backward)
+    steps_taken += [several.take_step() for _ in range(2)]
+    assert [step.micro_batches for step in steps_taken] == [6, 12, 12]
+    for found in steps_taken:
+        expected = alone.take_step()
+        assert found.loss == pytest.approx(expected.loss, abs=1e-5)
+        assert found.grad_norm == pytest.approx(expected.grad_norm, abs=1e-5)
+    holders = group if weights.is_sharded else Group()
+    assert_has_parts_of(several.snapshot(), alone.snapshot(), holders, within=1e-5)
+
+
+@pytest.mark.parametrize("in_backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize(("number", "layer"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("mode", "exchanges_each"),
+    [("ddp-2", False), ("fsdp-2", False), ("fsdp-3", True), ("hsdp-4", False), ("hsdp-4", True)],
+)
+def test_memory_that_runs_out_inside_a_pass_of_one_process_eases_all(
+    tmp_path: Path, mode: str, exchanges_each: bool, number: int, layer: int, in_backward: bool
+) -> None:
+    size, shards = MODES[mode]
+    args = (shards, exchanges_each, number, layer, in_backward)
+    run_together(eases_with_all, size=size, folder=tmp_path, args=args)
 
 
 @pytest.fixture(scope="module")

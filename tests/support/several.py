@@ -135,8 +135,10 @@ def checkpoint_bytes(place: Path, run: str, step: int) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 
-def assert_same_training(place: Path, run: str, other: str, name: str = "final/model.safetensors") -> None:
-    """The same rows in every step, and losses and final weights within 1e-5."""
+def assert_same_training(
+    place: Path, run: str, other: str, name: str = "final/model.safetensors", *, within: float = 1e-5
+) -> None:
+    """The same rows in every step, and losses and final weights ``within`` so much."""
     import pytest
 
     ours, theirs = steps(place, run), steps(place, other)
@@ -157,11 +159,11 @@ def assert_same_training(place: Path, run: str, other: str, name: str = "final/m
         losses = [
             [event["loss"] for event in events(place, one) if event["event"] == kind] for one in (run, other)
         ]
-        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        assert losses[0] == pytest.approx(losses[1], abs=within)
     stored, expected = weights(place, run, name), weights(place, other, name)
     assert stored.keys() == expected.keys()
     for key, tensor in stored.items():
-        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-5)
+        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=within)
 
 
 def make_place(folder: Path) -> Path:

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+
+import torch
 
 from sftcli.training.random_streams import capture_rng, restore_rng
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 @contextmanager
-def left_as_it_was(model: "PreTrainedModel") -> Iterator[None]:
+def left_as_it_was(model: torch.nn.Module) -> Iterator[None]:
     """Put random numbers, buffers, gradients and mode of ``model`` back behind the block."""
     random, was_training = capture_rng(), model.training
     buffers = [

@@ -6,7 +6,6 @@ an update is smaller than the spacing of bfloat16 numbers and would be rounded a
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -124,7 +123,8 @@ class MasterWeights:
             yield from ((batch, 1.0) for batch in batches)
             return
         exchange = self._exchange_in(group)
-        own = list(islice(batches, group.rank, None, group.size))
+        exchange.begin()
+        own = [batch for batch, is_own in group.batches(batches) if is_own]
         for batch in own[:-1]:
             yield batch, 1.0
         if self.collects_at_once:
@@ -140,6 +140,10 @@ class MasterWeights:
             if self.collects_at_once:
                 self.tell_gradients(self._exchange.hear)
         return self._exchange
+
+    def can_give_up(self, group: Group) -> bool:
+        """Return whether a step that broke off in this process can be taken again, as the others find out behind its exchange."""
+        return group.size == 1 or (self._exchange is not None and self._exchange.is_open)
 
     def give_up_exchange(self) -> None:
         """Let the other processes finish the exchange of a step that all of them take again."""

@@ -31,6 +31,7 @@ from sftcli.training.weights.masters import MasterWeights, refuse_other_adapter,
 from sftcli.training.weights.owners import gathered, owners_of, with_held
 from sftcli.training.weights.parts import Outside, WeightsElsewhere, read_shards, take_out
 from sftcli.training.weights.placement import local_part
+from sftcli.training.weights.rejoining import PassLog
 
 _LOSS = "batch_loss_of_all_weights"
 
@@ -90,7 +91,17 @@ class ShardedWeights(MasterWeights):
             )
         self.group = group
         self.exchange_each_micro_batch = exchange_each_micro_batch
-        self._root = _shard(model, compute_dtype, _mesh(group.size, shards, device), device)
+        mesh = _mesh(group.size, shards, device)
+        self._root = _shard(model, compute_dtype, mesh, device)
+        self._log = PassLog(
+            self._root,
+            shards=mesh.get_group(mesh.ndim - 1),
+            replicas=mesh.get_group(0) if mesh.ndim > 1 else None,
+            device=device,
+        )
+        self._left: list[
+            tuple[bool, bool]
+        ] = []  # of the passes of a step: whether they exchange, and sum over replicas
         self.shards = shards
         read_shards(model, outside, device)
         self._frozen |= {name: one.exact() for name, one in outside.items() if keeps and one.is_rounded}
@@ -110,15 +121,44 @@ class ShardedWeights(MasterWeights):
 
         Each pass gathers the weights, and all processes must take part in that.
         """
-        rounds = list(group.rounds(batches))
-        for index, (batch, is_own) in enumerate(rounds):
-            is_last = index == len(rounds) - 1
-            exchanges = self.exchange_each_micro_batch or is_last
-            self._root.set_requires_gradient_sync(exchanges)  # else each process keeps its sums whole
-            self._root.set_requires_all_reduce(is_last)  # replicas wait for the sums of a step
+        self._root.reshard()  # a held-out pass leaves it gathered, and each step exchanges the same
+        rounds = list(group.batches(batches))
+        self._left = [(self.exchange_each_micro_batch, False)] * (len(rounds) - 1) + [(True, True)]
+        for batch, is_own in rounds:
+            exchanges, sums = self._left[0]
+            self._begin_pass(exchanges=exchanges, sums=sums)
             yield batch, float(is_own)
+            self._log.end(exchanges=exchanges)
+            self._left.pop(0)
             group.exchanged_bytes += self._scattered_bytes if exchanges else 0
-            group.exchanged_bytes += self._summed_bytes if is_last else 0
+            group.exchanged_bytes += self._summed_bytes if sums else 0
+
+    def _begin_pass(self, *, exchanges: bool, sums: bool) -> None:
+        self._log.begin()
+        self._root.set_requires_gradient_sync(exchanges)  # else each process keeps its sums whole
+        self._root.set_requires_all_reduce(sums)  # replicas wait for the sums of a step
+
+    def rehearse(self, take: Callable[[], None]) -> bool:
+        """Note what a pass exchanges while ``take`` takes one, in all processes; return whether one that breaks off can be ended."""
+        self._root.reshard()
+        self._begin_pass(exchanges=True, sums=True)
+        take()
+        self._log.keep()
+        return self._log.is_known
+
+    def can_give_up(self, group: Group) -> bool:  # noqa: ARG002 - it is this one's
+        """Return whether this process can end a pass that broke off, and is inside one."""
+        return bool(self._left) and self._log.is_known
+
+    def give_up_exchange(self) -> None:
+        """Give the others zeros for what the passes of a step that broke off here had still to exchange."""
+        if not self._left:
+            return
+        self._log.reset()
+        for exchanges, sums in self._left:
+            self._log.take_rest(exchanges=exchanges, sums=sums)
+            self._log.begin()
+        self._left = []
 
     def gather(self, nll_sum: torch.Tensor, group: Group) -> torch.Tensor:  # noqa: ARG002 - it is this one's
         """Return the sum of ``nll_sum``; the last backward pass has exchanged the gradients already."""

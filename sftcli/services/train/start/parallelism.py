@@ -9,6 +9,7 @@ import torch
 from sftcli.config.schema.adapter import Quantize
 from sftcli.config.schema.settings import Settings
 from sftcli.config.schema.training import OPTIMIZERS, Parallel, TrainingSettings
+from sftcli.data.batches.batch import Batch
 from sftcli.errors import Location, UsageError
 from sftcli.events import EventSink, Notice, Warned
 from sftcli.modeling.adapter.targets import file_name
@@ -16,7 +17,9 @@ from sftcli.modeling.formats.file_weights import FileWeights
 from sftcli.modeling.formats.sizes import adapter_bytes, parameters_bytes
 from sftcli.runtime import total_memory_bytes
 from sftcli.training.distributed.group import Group
+from sftcli.training.loss import BatchLoss, minimized
 from sftcli.training.probes.choices import WeightSharing
+from sftcli.training.probes.untouched import left_as_it_was
 from sftcli.training.trainer import Trainer
 from sftcli.training.weights.masters import AdapterWeights, MasterWeights
 from sftcli.training.weights.sharded import ShardedWeights
@@ -169,15 +172,29 @@ def has_room_for_gradients(model: "PreTrainedModel", dtype: torch.dtype, memory:
     return need <= GRADIENTS * memory
 
 
+def can_ease_together(weights: MasterWeights, batch_loss: BatchLoss, batch: Batch) -> bool:
+    """Return whether all processes can take a step again in which one ran out of memory.
+
+    Where they share the weights out, a pass over ``batch`` shows what each pass exchanges. All must call it.
+    """
+    if not isinstance(weights, ShardedWeights):
+        return True
+    with left_as_it_was(weights.model):
+        return weights.rehearse(lambda: minimized(batch_loss(batch)).backward())
+
+
 def tell_sharing(trainer: Trainer, emit: EventSink) -> None:
     """Report how several processes share a step, and warn about idle ones."""
-    size, micro_batches = trainer.group.size, len(trainer.plan.window(trainer.state.step))
+    group, micro_batches = trainer.group, len(trainer.plan.window(trainer.state.step))
+    size, idle = group.size, (group.turns - micro_batches) * group.parts
     if size > 1:
-        emit(Notice(text=f"{size} processes share each step{_shared(trainer)} and sum their gradients once"))
-    if micro_batches < size:
+        rows = f"; {group.parts} of them share each row" if group.parts > 1 else ""
+        what = f"{size} processes share each step{_shared(trainer)} and sum their gradients once{rows}"
+        emit(Notice(text=what))
+    if idle > 0:
         emit(
             Warned(
-                text=f"a step has {micro_batches} micro-batches for {size} processes: {size - micro_batches} stay idle: lower training.micro_batch_size "
+                text=f"a step has {micro_batches} micro-batches for {size} processes: {idle} stay idle: lower training.micro_batch_size "
                 "or training.micro_batch_tokens, or raise training.batch_size"
             )
         )

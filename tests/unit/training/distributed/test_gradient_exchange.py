@@ -21,6 +21,7 @@ def _exchange(group: Group) -> tuple[list[Parameter], GradientExchange]:
 
 
 def _make(masters: list[Parameter], exchange: GradientExchange, places: list[int], value: float) -> None:
+    exchange.begin()
     exchange.listen()
     for place in places:
         masters[place].grad = torch.full_like(masters[place], value)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sftcli.config.schema.adapter import AdapterKind
+from sftcli.config.schema.training import OPTIMIZERS
 from sftcli.errors import UsageError
 from sftcli.services.train.start import parallelism
 from sftcli.services.train.start.parallelism import choose_shards, replicated_bytes, sharing_of
@@ -15,10 +16,16 @@ CPU = torch.device("cpu")
 MANY = 10**12  # processes that share this machine's memory: none has room for a model
 
 
-def test_state_that_cannot_be_shared_out_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("parallel", ["fsdp", "hsdp"])
+@pytest.mark.parametrize(
+    "optimizer", [name for name, facts in OPTIMIZERS.items() if not facts.has_adamw_moments]
+)
+def test_state_that_cannot_be_shared_out_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch, parallel, optimizer
+):
     monkeypatch.chdir(tmp_path)
-    sets = ("run.name=exp", "training.parallel=hsdp", "training.optimizer=adafactor")
-    with pytest.raises(UsageError, match=r"training\.parallel is hsdp, and adafactor") as caught:
+    sets = ("run.name=exp", f"training.parallel={parallel}", f"training.optimizer={optimizer}")
+    with pytest.raises(UsageError, match=rf"training\.parallel is {parallel}, and {optimizer}") as caught:
         train(settings_of(Path(), Path("model"), *sets), StopAtStep(9))
     assert caught.value.exit_code == 2
     assert list(tmp_path.iterdir()) == []
