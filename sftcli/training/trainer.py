@@ -265,7 +265,8 @@ class Trainer:
                     sums = self._backward(window)
             except Exception as error:
                 self.discard_gradients()
-                lower = self.ladder.below(self.state) if self._can_take_again(error) else None
+                is_over = is_out_of_memory(error) and self._can_take_again()
+                lower = self.ladder.below(self.state) if is_over else None
                 if lower is None:
                     raise
             # Out here nothing holds the tensors of a failed pass any more.
@@ -288,10 +289,10 @@ class Trainer:
         release_memory(self.device)
         self.emit(self.ladder.event(lower, self.plan, why=why))
 
-    def _can_take_again(self, error: Exception) -> bool:
-        """Return whether the step that broke off with ``error`` can be taken again, in all processes."""
+    def _can_take_again(self) -> bool:
+        """Return whether the step that has broken off can be taken again, in all processes."""
         has_begun = self.release is not None and self.release.has_begun
-        return is_out_of_memory(error) and not has_begun and self.weights.can_give_up(self.group)
+        return not has_begun and self.weights.can_give_up(self.group)
 
     def _agree_to_ease(self, is_short: bool) -> bool:
         """Return whether memory ran out in one of the processes, in this one if it ``is_short``; then gradients are gone."""

@@ -31,6 +31,8 @@ PACKAGE = Path(memory_faults.__file__).parent
 # They hand it on: to ``_tell``, and to the parent process. Or they read or draw what needs no memory to speak of.
 HAND_ON = {
     "training/checkpoint/background_saver.py",
+    "training/checkpoint/store.py",  # the others hear how a save has ended; it is raised all the same
+    "training/checkpoint/together.py",
     "modeling/hub/worker.py",
     "modeling/config_values.py",
     "modeling/tokenizer/template.py",
