@@ -1,7 +1,7 @@
 PYTHON ?= python
 DEVICE ?= cuda
 
-.PHONY: lowest newest check format lint types layers test long long-list slow distributed distributed-matrix crash crash-sharded crash-slice power-loss disk-errors races stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start gpu-check pictures clients models models-slice templates
+.PHONY: lowest newest check format lint types layers test long long-list slow distributed distributed-matrix distributed-context crash crash-sharded crash-slice power-loss disk-errors races stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start gpu-check pictures clients models models-slice templates
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -42,6 +42,10 @@ distributed:  ## trainings of several processes: the same as of one, signals, ki
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/cli/test_processes.py tests/cli/test_process_faults.py \
 		tests/equivalence/test_processes.py tests/equivalence/test_sharded.py tests/equivalence/test_load_in_parts.py tests/unit/training/distributed/test_group.py \
 		tests/unit/services/processes/test_launch.py
+
+distributed-context:  ## trainings of processes that share rows (training.context_processes): the same as of one
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_shared_rows.py \
+		tests/equivalence/test_shared_row_runs.py tests/cli/test_shared_rows.py
 
 distributed-matrix:  ## each mode on up to six processes: losses, rows, bytes, lack of memory, going on in another, and each way to train
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_modes.py \

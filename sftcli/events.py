@@ -136,7 +136,9 @@ class StepDone:
     examples: int = 0  # in the global batch
     rows: int = 0  # that the examples were put into; fewer where they are packed
     micro_batches: int = 0
-    exchanged_bytes: int = 0  # of gradients that each of several processes gave to be summed
+    exchanged_bytes: int = (
+        0  # of gradients that each of several processes gave to be summed, and what attention swapped
+    )
     utilization: float | None = (
         None  # share of the measured peak of matrix products; None where there is none
     )

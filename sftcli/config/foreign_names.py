@@ -46,6 +46,9 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "--set training.loss=dft": ("loss_type",),
     "--set training.router_aux_loss=X": ("router_aux_loss_coef", "moe_aux_loss_coef"),
     "--set training.parallel=fsdp with --processes N": ("deepspeed", "fsdp", "fsdp_config"),
+    "--set training.context_processes=N with --processes N": (
+        "context_parallel_size", "sequence_parallel_size", "sequence_parallel_degree", "cp_size",
+    ),
     "--processes N": ("num_processes", "nproc_per_node"),
     "--template NAME": ("chat_template", "prompt_template", "conversation_template"),
     "sft resume RUN, or --resume auto": ("resume_from_checkpoint",),

@@ -27,16 +27,17 @@ def embedding_names(model: "PreTrainedModel") -> frozenset[str]:
     return frozenset(name for name, weight in model.named_parameters() if id(weight) in own)
 
 
-def add_embedding_noise(model: "PreTrainedModel", alpha: float) -> None:
+def add_embedding_noise(model: "PreTrainedModel", alpha: float, *, parts: int = 1) -> None:
     """Add uniform noise of up to ``alpha / sqrt(T * D)`` to embeddings (B, T, D) while the model is in training mode.
 
+    T are all positions of a row, of which this process may have one of ``parts``.
     It comes from torch's generator, whose state a checkpoint holds. Scoring and generating see none.
     """
 
     def noisy(module: torch.nn.Module, _: object, embedded: torch.Tensor) -> torch.Tensor | None:
         if not module.training:
             return None
-        bound = alpha / math.sqrt(embedded.shape[-2] * embedded.shape[-1])
+        bound = alpha / math.sqrt(parts * embedded.shape[-2] * embedded.shape[-1])
         return embedded + torch.empty_like(embedded).uniform_(-bound, bound)
 
     model.get_input_embeddings().register_forward_hook(noisy)

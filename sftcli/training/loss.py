@@ -396,7 +396,7 @@ def heldout_nll(
 
     With ``computes_all`` every process computes as often, as it must where a pass is an exchange. ``after_own`` is called behind
     the pass of each batch that counts here. With ``num_rows``, which the batches hold by their ids, each row has its sum too.
-    Where memory runs out, a batch is computed in halves, which no exchange of weights allows.
+    Where memory runs out, a batch is computed in halves, which no exchange in a pass allows.
     """
 
     def measured(batch: Batch) -> tuple[float, list[torch.Tensor]]:
@@ -406,13 +406,14 @@ def heldout_nll(
     group = group or Group()
     nll, tokens, rows = 0.0, 0, 0
     by_row, counts = np.zeros(num_rows), np.zeros(num_rows)
-    for batch, is_own in group.rounds(batches):
+    is_whole = computes_all or group.parts > 1
+    for batch, is_own in group.batches(batches):
         if stop.requested():
             return None
         if not (is_own or computes_all):
             continue
         batch = batch.to(device) if device else batch
-        parts = list(in_halves(measured, batch, is_whole=computes_all))
+        parts = list(in_halves(measured, batch, is_whole=is_whole))
         for part, (found, heard) in parts if is_own else ():
             if num_rows and heard:
                 lengths = (part.targets != IGNORED).sum(1).tolist()
@@ -423,7 +424,7 @@ def heldout_nll(
                 after_own(part)
             nll += found
             tokens += part.response_tokens
-            rows += len(part.example_ids)
+            rows += 0 if group.part else len(part.example_ids)
     nll, all_tokens, all_rows, *each = group.sum([nll, tokens, rows, *by_row.tolist(), *counts.tolist()])
     return NllSum(
         nll=nll,

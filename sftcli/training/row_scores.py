@@ -61,13 +61,14 @@ def score_rows_together(
     It is for a model that goes on training: nothing is left behind in it that gradients could not flow through.
     """
     found = np.zeros((3, num_rows))
-    for batch, is_own in group.rounds(batches):
+    is_whole = computes_all or group.parts > 1
+    for batch, is_own in group.batches(batches):
         if stop.requested():
             return None
         if not (is_own or computes_all):
             continue
         batch = batch.to(device)
-        parts = list(in_halves(partial(_scores, model), batch, is_whole=computes_all))
+        parts = list(in_halves(partial(_scores, model), batch, is_whole=is_whole))
         for row, score in chain.from_iterable(part.items() for _, part in parts) if is_own else ():
             found[:, row] = score.nll, score.tokens, score.correct
     nll, tokens, correct = np.asarray(group.sum(found.ravel().tolist())).reshape(3, num_rows).tolist()

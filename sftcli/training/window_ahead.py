@@ -31,7 +31,8 @@ class WindowAhead:
         """Lay out the window of the step after ``step`` finished ones, and send this process's part of it to the device."""
         try:
             window = list(plan.window(step))
-            for place, _ in group.rounds(range(len(window))):
+            # Where processes share rows, each is cut on the host.
+            for place, _ in group.rounds(range(len(window))) if group.parts == 1 else ():
                 window[place] = window[place].to(self._device)
         except Exception:  # noqa: BLE001 - the step that needs these rows meets it again, and can be named
             self._prepared = None

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from sftcli.cli.app import app
-from sftcli.events import FitStarted, NeverStop, Session
+from sftcli.events import FitStarted, NeverStop, Notice, Session
 from sftcli.runtime import peak_memory_bytes, reset_peak_memory
 from sftcli.services.train.plan import plan_training
 from tests.support.recording import RecordingSink
@@ -63,6 +63,13 @@ def test_plan_of_several_processes_says_that_one_is_measured(place, monkeypatch)
     arguments = ["train", "--data", "rows.jsonl", "--model", "model", "--max-steps", "2", "--plan"]
     told = CliRunner().invoke(app, [*arguments, "--processes", "3"]).stderr
     assert "one process is measured here, alone; the 3 of the training share the rows of each step" in told
+
+
+def test_plan_of_processes_that_share_rows_measures_whole_ones_and_says_so(place):
+    _, sink = plan_of(place, "training.processes=2", "training.context_processes=2")
+    assert any(
+        "one process computes whole rows here; 2 that share them" in one.text for one in sink.of(Notice)
+    )
 
 
 def test_plan_is_one_json_object_or_a_table(place, monkeypatch):

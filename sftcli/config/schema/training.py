@@ -302,6 +302,12 @@ class TrainingSettings(Section):
         ge=1,
         description="Processes on this machine that share each step; torchrun and srun set it themselves.",
     )
+    context_processes: int = Field(
+        1,
+        ge=1,
+        description="Neighboring processes that share each row, for rows that do not fit on one device; it divides the number of "
+        "processes and of attention heads.",
+    )
     parallel: Parallel = Field(
         Parallel.AUTO,
         description="How processes share the work: ddp (full replica), fsdp (sharded) or hsdp (sharded inside each machine, replicas "

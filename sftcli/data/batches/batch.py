@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from sftcli.copies import sent
 from sftcli.data.batches.order import EpochOrder, TextSteps
@@ -36,11 +37,24 @@ class ExampleSource(Protocol):
 class Documents:
     """Where the documents of packed rows are. Padding counts as documents of one token, so that it sees itself only."""
 
-    position_ids: torch.Tensor  # (B, T) int64, from 0 in each document
+    position_ids: (
+        torch.Tensor
+    )  # (B, T) int64, from 0 in each document; of a part of rows, those of its positions
     bounds: (
         torch.Tensor | None
     )  # (documents + 1,) int32: where each begins and the last ends; None with several rows
     lengths: tuple[int, ...]  # tokens of each, row after row; what is on the host needs no wait for a device
+
+    def part(self, positions: slice, padding: int) -> "Documents":
+        """Return the same documents, behind them ``padding`` positions that fill the rows up, for ``positions`` of the rows alone."""
+        bounds = self.bounds
+        if bounds is not None:
+            bounds = torch.cat([bounds, bounds[-1] + torch.arange(1, padding + 1, dtype=bounds.dtype)])
+        return Documents(
+            position_ids=functional.pad(self.position_ids, (0, padding))[:, positions],
+            bounds=bounds,
+            lengths=self.lengths + (1,) * padding,
+        )
 
     def to(self, device: torch.device) -> "Documents":
         """Return the same with its tensors on ``device``."""
@@ -83,11 +97,12 @@ class Batch:
     # (N,) int64: where ``targets``, flattened, are not IGNORED, in order. A device that had to search would make its host wait.
     loss_places: torch.Tensor
     example_ids: tuple[int, ...]  # index of each example in its dataset; pretraining text counts down from -1
-    response_tokens: int  # targets that are not IGNORED, at least 1
+    response_tokens: int  # targets that are not IGNORED, at least 1 but in a part of rows
     fills: tuple[int, ...]  # tokens of each row, padding excluded
     attended_pairs: int  # of positions that attention compares: causal, within an example
     documents: Documents | None = None  # None: each row is one example
     is_text: bool = False  # pretraining text instead of instruction rows
+    parts: int = 1  # processes that share the rows, of which this one has successive positions
 
     def __post_init__(self) -> None:
         # A place of other rows would have a loss too, and a wrong one.
@@ -119,8 +134,9 @@ class Batch:
 
     @property
     def inputs(self) -> Inputs:
-        """What the model gets, by name."""
-        return {"input_ids": self.input_ids, **(self.documents.inputs if self.documents else {})}
+        """What the model gets, by name; ``row_parts`` is for ``modeling.kernels.document_attention``."""
+        inputs: Inputs = {"input_ids": self.input_ids, **(self.documents.inputs if self.documents else {})}
+        return inputs | {"row_parts": self.parts} if self.parts > 1 else inputs
 
     @property
     def has_halves(self) -> bool:
@@ -143,6 +159,30 @@ class Batch:
             response_tokens=len(places),
             fills=fills,
             attended_pairs=sum(count * (count + 1) // 2 for count in fills),
+        )
+
+    def part(self, index: int, parts: int) -> "Batch":
+        """Return the positions that process ``index`` of ``parts`` computes; rows are filled up so that all get as many.
+
+        Losses of all parts add up to those of the rows, as no target is lost. Attention has to bring the parts together.
+        """
+        if parts == 1:
+            return self
+        width = -(-self.input_ids.shape[1] // parts)
+        padding = parts * width - self.input_ids.shape[1]
+        own = slice(index * width, (index + 1) * width)
+        targets = functional.pad(self.targets, (0, padding), value=IGNORED)[:, own]
+        loss_places = (targets.flatten() != IGNORED).nonzero()[:, 0]
+        return replace(
+            self,
+            input_ids=functional.pad(self.input_ids, (0, padding))[:, own],
+            targets=targets,
+            loss_places=loss_places,
+            response_tokens=len(loss_places),
+            fills=tuple(min(max(fill - own.start, 0), width) for fill in self.fills),
+            attended_pairs=self.attended_pairs // parts,  # each process has a part of the heads
+            documents=(self.documents or _one_in_each_row(self.input_ids)).part(own, padding),
+            parts=parts,
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -324,6 +364,12 @@ def batches_in_order_of_length(
         count = max(1, max_batch_tokens // lengths[order[0]])
         yield _collate(examples, order[:count], pad_id)
         order = order[count:]
+
+
+def _one_in_each_row(input_ids: torch.Tensor) -> Documents:
+    """Return the positions of rows of one example each, which a model numbers itself as long as it sees all of them."""
+    positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+    return Documents(position_ids=positions, bounds=None, lengths=())
 
 
 def _of_text(batch: Batch) -> Batch:

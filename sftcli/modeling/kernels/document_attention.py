@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -20,13 +21,14 @@ from sftcli.modeling.attention import attention_of, is_named, set_attention
 from sftcli.modeling.config_values import config_value
 from sftcli.modeling.kernels.cpu_attention import CpuAttention, can_attend, split_documents
 from sftcli.modeling.kernels.flash_switch import switched_to
+from sftcli.modeling.kernels.shared_rows import Neighbors, by_head, by_position, told_parts
 from sftcli.modeling.kernels.state_kernels import has_convolutions
 from sftcli.modeling.kernels.told_positions import spare_search
 from sftcli.modeling.kernels.varlen import Asked, Varlen, varlen_on
 from sftcli.runtime import applied, body_of
 
 NAME = "sft_documents"  # what transformers knows this attention as
-_PLAIN = "sdpa"
+PLAIN = "sdpa"  # which it is for rows of one document each
 _PLAIN_ATTENTION = cast("Callable[..., tuple[torch.Tensor, None]]", sdpa_attention_forward)
 _PLAIN_MASK = cast("Callable[..., torch.Tensor | None]", sdpa_mask)
 _LENGTHS = "document_lengths"  # what ``Documents.inputs`` calls them
@@ -98,6 +100,8 @@ class _Told:
     """
 
     newest: _Row | None = None
+    neighbors: Neighbors | None = None  # that this process shares rows with
+    is_part: bool = False  # whether the pass has a part of the positions of its rows
     by: set[str] = field(default_factory=set)
     handle: torch.utils.hooks.RemovableHandle | None = None
 
@@ -123,7 +127,7 @@ def attend_by_document(model: PreTrainedModel) -> bool:
     Returns false, and changes nothing, where it does not use torch's attention through transformers' interface, or a user
     named the attention that it uses.
     """
-    if is_named(model) or attention_of(model) != _PLAIN:
+    if is_named(model) or attention_of(model) != PLAIN:
         return False
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _mask)
@@ -137,10 +141,15 @@ def attends_by_document(model: PreTrainedModel) -> bool:
     return attention_of(model) == NAME
 
 
+def attend_together(model: PreTrainedModel, neighbors: Neighbors) -> None:
+    """Let ``model``, which attends by document, bring the parts of rows together that its process and its ``neighbors`` have."""
+    _told[model].neighbors = neighbors
+
+
 def attend_as_before(model: PreTrainedModel) -> None:
     """Undo ``attend_by_document``."""
     if attends_by_document(model):
-        set_attention(model, _PLAIN)
+        set_attention(model, PLAIN)
         if (told := _told.get(model)) is not None and told.handle is not None:
             told.handle.remove()
         for module in model.modules():
@@ -170,7 +179,8 @@ def _hear(model: PreTrainedModel) -> None:
         bounds: torch.Tensor | None = kwargs.get("cu_seq_lens_q")
         lengths: tuple[int, ...] | None = kwargs.pop(_LENGTHS, None)  # which only this attention wants
         told.newest = None if bounds is None else _Row.of(bounds, lengths)
-        if bounds is not None and not is_chunked:
+        told.is_part = told_parts(kwargs, told.neighbors)
+        if (bounds is not None and not is_chunked) or told.is_part:
             spare_search(kwargs.get("position_ids"))
         if told.newest is None or not has_state:
             return args, kwargs
@@ -234,19 +244,40 @@ def _attend(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    **arguments: Any,  # noqa: ANN401 - what each family passes on
+) -> tuple[torch.Tensor, None]:
+    """Return (B, T, heads, D) for ``query`` (B, heads, T, D), of a part of the positions where the pass has no more."""
+    told = _told.get(module)
+    if told is None or told.neighbors is None or not told.is_part:
+        return _attend_rows(module, told, query, key, value, attention_mask, **arguments), None
+    if attention_mask is not None:
+        raise ValueError("a mask for a part of the positions does not say what they see of the others")
+    query, key, value = by_head(told.neighbors, query, key, value)
+    groups = query.shape[1] // key.shape[1]
+    plain = SimpleNamespace(num_key_value_groups=groups, is_causal=getattr(module, "is_causal", True))
+    seen = _attend_rows(plain, told, query, key, value, None, **arguments)
+    return by_position(told.neighbors, seen), None
+
+
+def _attend_rows(
+    module: Any,  # noqa: ANN401 - or what tells as much of its heads
+    told: _Told | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     document_lengths: tuple[int, ...] | None = None,
     **rest: object,
-) -> tuple[torch.Tensor, None]:
-    """Return (B, T, heads, D) for ``query`` (B, heads, T, D); with ``cu_seq_lens_q`` there is one row."""
+) -> torch.Tensor:
+    """Return (B, T, heads, D) for ``query`` (B, heads, T, D) of whole rows; with ``cu_seq_lens_q`` there is one row."""
 
     def one(*parts: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         return _PLAIN_ATTENTION(module, *parts, mask, dropout=dropout, scaling=scaling, **rest)[0]
 
-    told = _told.get(module)
     row = _row_of(told, cu_seq_lens_q, document_lengths)
     is_open = (
         attention_mask is None and query.shape[2] == key.shape[2]
@@ -258,21 +289,19 @@ def _attend(
         has_mask = attention_mask is not None
         found.calls.append(Call(module=module, asked=asked, has_mask=has_mask, kernel=kernel, lacks=lacks))
     if not is_open:
-        return one(query, key, value, mask=attention_mask), None
+        return one(query, key, value, mask=attention_mask)
     if row is None:
-        return one(query, key, value, mask=_window(query, sliding_window)), None
+        return one(query, key, value, mask=_window(query, sliding_window))
     fits = kernel is not None and lacks is None
     if told is not None:
         told.by.add(_VARLEN if fits else _BY_DOCUMENT)
     if kernel is not None and fits:
-        return kernel.attend(query, key, value, bounds=row.bounds, longest=row.longest, asked=asked), None
+        return kernel.attend(query, key, value, bounds=row.bounds, longest=row.longest, asked=asked)
     is_whole = sliding_window is None or row.longest <= sliding_window
     if not dropout and is_whole and can_attend(query, key, value):
-        return applied(CpuAttention, query, key, value, row.lengths, scaling), None
+        return applied(CpuAttention, query, key, value, row.lengths, scaling)
     documents = split_documents(row.lengths, query, key, value)
-    return torch.cat(
-        [one(*parts, mask=_window(parts[0], sliding_window)) for parts in documents], dim=1
-    ), None
+    return torch.cat([one(*parts, mask=_window(parts[0], sliding_window)) for parts in documents], dim=1)
 
 
 def _row_of(told: _Told | None, bounds: torch.Tensor | None, lengths: tuple[int, ...] | None) -> _Row | None:

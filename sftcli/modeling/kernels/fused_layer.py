@@ -293,14 +293,15 @@ def layer_forward(
 ) -> torch.Tensor:
     """Run a layer as two operations for one row of documents on a CPU, otherwise as its class does.
 
-    Documents that are longer than ``window``, which is how far back its attention sees, are left to the class.
+    Documents that are longer than ``window``, which is how far back its attention sees, are left to the class, and so is a part of
+    the positions, whose attention other processes have a share in.
     """
     bounds = cast("torch.Tensor | None", rest.get("cu_seq_lens_q"))
     turns = cast("Sequence[torch.Tensor] | None", rest.get("position_embeddings"))
     if bounds is None or turns is None or not _is_plain_pass(self, hidden_states, turns, rest):
         return class_forward(self, hidden_states, **rest)
     lengths: list[int] = bounds.diff().tolist()
-    if window is not None and max(lengths) > window:
+    if (window is not None and max(lengths) > window) or sum(lengths) != hidden_states.shape[1]:
         return class_forward(self, hidden_states, **rest)
     layer = cast("LlamaDecoderLayer", self)
     attention, mlp = layer.self_attn, layer.mlp

@@ -29,6 +29,7 @@ _REFUSED: Mapping[str, str] = {
     "training.epochs": "is the same for all runs",
     "training.seed": "is compared with --seeds N",
     "training.processes": "changes no loss",
+    "training.context_processes": "changes no loss",
     "training.early_stopping_evals": "would end runs at different steps",
     "data.train_share": "is compared as rows=25%,100%",
     "data.leave_out": "is compared as source=each-left-out",

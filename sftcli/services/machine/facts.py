@@ -68,6 +68,7 @@ def facts_of_training(settings: TrainingSettings) -> dict[str, str]:
         "cpu threads": str(torch.get_num_threads()),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "processes": str(settings.processes),
+        "context processes": str(settings.context_processes),
     } | {name: value for name, value in gpu_facts(device).items() if name in _OF_EQUALITY}
 
 

@@ -17,12 +17,19 @@ import torch.distributed as dist
 
 from sftcli.config.auto import with_values
 from sftcli.config.schema.settings import Settings
-from sftcli.errors import MismatchError, ReportedByPeerError, ResourceError, StoppedError
+from sftcli.errors import (
+    Location,
+    MismatchError,
+    ReportedByPeerError,
+    ResourceError,
+    StoppedError,
+    UsageError,
+)
 from sftcli.events import NeverStop, StopFlag
 from sftcli.memory_faults import is_out_of_memory
 from sftcli.services.processes.failures import describe_failure, error_of, exit_code_of, lost_peer
 from sftcli.services.processes.rank import Place
-from sftcli.training.distributed.group import Group
+from sftcli.training.distributed.group import EXCHANGE_SECONDS, Group
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store, TCPStore
@@ -32,9 +39,6 @@ Result = TypeVar("Result")
 FAILURE, OVER = "failure", "over"  # keys of the store
 PREFIX = "sft"
 MEETING_SECONDS = 600  # in which all have to come
-EXCHANGE_SECONDS = (
-    3600  # for one exchange: longer than any save, for a peer whose machine is gone without a word
-)
 LOST_SECONDS = 2.0  # in which a launcher says which process it was that died
 _POLL_SECONDS = 0.05
 
@@ -212,7 +216,18 @@ def _raise_failure(store: "Store", *, is_writer: bool) -> None:
 
 
 def with_processes(settings: Settings, peers: Peers) -> Settings:
-    """Return ``settings`` with the number of processes that there are, which a launcher may have decided."""
+    """Return ``settings`` with the number of processes that there are, which a launcher may have decided.
+
+    Raises:
+        UsageError: They cannot share rows as ``settings`` ask for.
+    """
+    count, parts = peers.group.size, settings.training.context_processes
+    if count % parts:
+        raise UsageError(
+            f"training.context_processes is {parts}, and {count} {'process' if count == 1 else 'processes'} cannot be divided by it",
+            hint=f"start a multiple of {parts}, such as --processes {parts}, or set training.context_processes=1",
+            location=Location(key="training.context_processes"),
+        )
     return with_values(settings, {"training.processes": peers.group.size})
 
 

@@ -68,6 +68,8 @@ from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.out_of_memory import MemoryLadder
 from sftcli.training.probes.loss import choose_batch_loss
 from sftcli.training.probes.packing import attention_in_words
+from sftcli.training.probes.rows import cut_rows
+from sftcli.training.probes.shared_rows import WORK, share_rows
 from sftcli.training.state import CheckpointStore, ForgetfulStore, HeldoutLoss
 from sftcli.training.trainer import Trainer
 from sftcli.training.utilization import Gauge
@@ -118,6 +120,7 @@ def build_trainer(
         MismatchError: Something that is recorded cannot be had here.
     """
     device = choose_device()
+    group.share_rows(inputs.settings.training.context_processes)
     assert recorded.precision is not None
     dtype = dtype_named(recorded.precision, device)
     shards = choose_shards(
@@ -176,7 +179,7 @@ def assemble(
     if compute.shares:
         keep_freed_memory(compute.device)
     if settings.training.neftune_alpha:
-        add_embedding_noise(model, settings.training.neftune_alpha)
+        add_embedding_noise(model, settings.training.neftune_alpha, parts=group.parts)
     use_named_attention(model)
     spare_search_of_own_positions(model)
     attention = attention_of(model)
@@ -203,6 +206,15 @@ def assemble(
         kernel=recorded.kernel,
         ruled_out=tried.ruled_out,
     )
+    if group.parts > 1:
+        share_rows(
+            model,
+            cut_rows(model, inputs.prepared.dataset.train, work=WORK),
+            group=group,
+            batch_loss=head.batch_loss,
+            sharing=sharing,
+            pad_id=inputs.pad_id,
+        )
     named = make_plan(settings.training.micro_batch_size)
     ladder = MemoryLadder(
         micro_batch_size=settings.training.micro_batch_size,
@@ -211,8 +223,8 @@ def assemble(
         checkpoint=partial(checkpoint_activations, model),
     )
     probe = _probe_batch(inputs.prepared.dataset.train, inputs.pad_id).to(compute.device)
-    # A process that ran out of memory would leave the others inside an exchange of weights, if it could not end that.
-    ladder.is_short = not can_ease_together(weights, head.batch_loss, probe)
+    # A process that ran out of memory would leave the others inside an exchange, if it could not end that.
+    ladder.is_short = group.parts > 1 or not can_ease_together(weights, head.batch_loss, probe)
     optimizer = make_optimizer(
         weights.masters,
         settings.training,

@@ -30,18 +30,18 @@ def wants_compiled(
     """Return whether layers are compiled; by ``auto`` a run that goes on does as it did, which is ``recorded``.
 
     Raises:
-        UsageError: They are to be, and several processes share their weights out.
+        UsageError: They are to be, and several processes share their weights or their rows out.
     """
     if setting is Compile.ON and shares:
         raise UsageError(
-            "training.compile is on, and processes share the weights of a layer out",
-            hint="use training.compile=off, or training.parallel=ddp",
+            "training.compile is on, and processes share the weights of a layer out, or its rows",
+            hint="use training.compile=off, or training.parallel=ddp and training.context_processes=1",
             location=Location(key="training.compile"),
         )
     if setting is not Compile.AUTO:
         return setting is Compile.ON
     if recorded is not None:
-        return any(name.endswith(f" by {BY}") for name in recorded)
+        return not shares and any(name.endswith(f" by {BY}") for name in recorded)
     return device.type in AUTO_COMPILES and not shares
 
 

@@ -182,4 +182,5 @@ def _fused(
 
 def compiles(settings: TrainingSettings, recorded: Decisions, compute: Compute) -> bool:
     """Return whether the layers are to be compiled."""
-    return wants_compiled(settings.compile, compute.device, recorded.layers, shares=compute.shares)
+    shares = compute.shares or compute.group.parts > 1
+    return wants_compiled(settings.compile, compute.device, recorded.layers, shares=shares)

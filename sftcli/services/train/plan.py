@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sftcli.config.auto import with_values
 from sftcli.config.schema.settings import Settings
 from sftcli.events import Notice, Session
 from sftcli.modeling.config_values import config_value
@@ -94,6 +95,11 @@ def plan_training(settings: Settings, session: Session) -> Plan:
         ResourceError: Not even the probe fits into memory.
         UsageError: Not one step fits into the time that is given.
     """
+    if (parts := settings.training.context_processes) > 1:
+        session.emit(
+            Notice(text=f"one process computes whole rows here; {parts} that share them keep a part each")
+        )
+        settings = with_values(settings, {"training.context_processes": 1})
     nowhere = RunFolder(Path(settings.run.root) / "plan")  # nothing is saved there
     run = TrainingRun(folder=nowhere, settings=settings, session=session)
     run.take(find_inputs(settings, session))

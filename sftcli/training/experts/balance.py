@@ -6,7 +6,7 @@ by their number, over the tokens of all layers together. Even routing makes it t
 
 What is balanced are the tokens of a whole step, its prompts and pretraining text included and padding left out. The shares of
 choices have no gradient, and probabilities add up, so that micro-batches, packing and processes move it by rounding alone. Where
-a step has several micro-batches, a pass without gradients counts the choices first.
+a step has several micro-batches, or processes share their rows, a pass without gradients counts the choices first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -62,7 +62,7 @@ class BalancedLoss:
         """Learn what the step is made of, at the same time in all processes; no random number is other than before."""
         self._tokens = sum(batch.tokens for batch in window)
         self._response_tokens = sum(batch.response_tokens for batch in window)
-        self._counts = self._counted(window) if len(window) > 1 else None
+        self._counts = self._counted(window) if len(window) > 1 or self.group.parts > 1 else None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Return the sums for a micro-batch of the step."""
@@ -78,7 +78,7 @@ class BalancedLoss:
     def _counted(self, window: Sequence[Batch]) -> torch.Tensor:
         rng, device = capture_rng(), self._model.device
         counts: torch.Tensor | None = None
-        for batch, is_own in self.group.rounds(window):
+        for batch, is_own in self.group.batches(window):
             if (
                 is_own or self.computes_all or counts is None
             ):  # else it would not know how many experts there are

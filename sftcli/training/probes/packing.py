@@ -16,6 +16,7 @@ from sftcli.events import EventSink, Notice, Warned
 from sftcli.memory_faults import Attempt
 from sftcli.modeling.attention import attention_of, is_named
 from sftcli.modeling.kernels.document_attention import (
+    PLAIN,
     Overheard,
     attend_as_before,
     attend_by_document,
@@ -134,9 +135,11 @@ def attention_in_words(model: "PreTrainedModel", kind: RowSharing) -> str:
     That is "varlen" (torch's kernel for packed rows), "varlen fa3" or "varlen fa4" (what it was switched to), "by document",
     or the attention by the name that transformers has for it, with "padded", "masked" or "packed".
     """
-    name = attention_of(model)
+    if kind is RowSharing.BOUNDS and attends_by_document(model):
+        return computed_by(model)
+    name = PLAIN if attends_by_document(model) else attention_of(model)
     if kind is RowSharing.BOUNDS:
-        return computed_by(model) if attends_by_document(model) else f"{name} packed"
+        return f"{name} packed"
     return f"{name} masked" if kind is RowSharing.MASK else f"{name} padded"
 
 

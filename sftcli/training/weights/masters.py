@@ -6,7 +6,6 @@ an update is smaller than the spacing of bfloat16 numbers and would be rounded a
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -125,7 +124,7 @@ class MasterWeights:
             return
         exchange = self._exchange_in(group)
         exchange.begin()
-        own = list(islice(batches, group.rank, None, group.size))
+        own = [batch for batch, is_own in group.batches(batches) if is_own]
         for batch in own[:-1]:
             yield batch, 1.0
         if self.collects_at_once:

@@ -122,7 +122,7 @@ class ShardedWeights(MasterWeights):
         Each pass gathers the weights, and all processes must take part in that.
         """
         self._root.reshard()  # a held-out pass leaves it gathered, and each step exchanges the same
-        rounds = list(group.rounds(batches))
+        rounds = list(group.batches(batches))
         self._left = [(self.exchange_each_micro_batch, False)] * (len(rounds) - 1) + [(True, True)]
         for batch, is_own in rounds:
             exchanges, sums = self._left[0]

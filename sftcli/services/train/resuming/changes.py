@@ -23,6 +23,7 @@ IGNORED_SECTIONS = ("run.", "sampling.")  # where the run is, and what is done w
 _IGNORED = {
     "model.trust_remote_code",  # is asked for anew; the weights and their commit are compared anyway
     "training.processes",  # is told as a fact of the machine
+    "training.context_processes",  # is too
     "training.parallel",  # only where the numbers are
     "training.shard_processes",
 }

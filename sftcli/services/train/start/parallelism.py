@@ -185,13 +185,16 @@ def can_ease_together(weights: MasterWeights, batch_loss: BatchLoss, batch: Batc
 
 def tell_sharing(trainer: Trainer, emit: EventSink) -> None:
     """Report how several processes share a step, and warn about idle ones."""
-    size, micro_batches = trainer.group.size, len(trainer.plan.window(trainer.state.step))
+    group, micro_batches = trainer.group, len(trainer.plan.window(trainer.state.step))
+    size, idle = group.size, (group.turns - micro_batches) * group.parts
     if size > 1:
-        emit(Notice(text=f"{size} processes share each step{_shared(trainer)} and sum their gradients once"))
-    if micro_batches < size:
+        rows = f"; {group.parts} of them share each row" if group.parts > 1 else ""
+        what = f"{size} processes share each step{_shared(trainer)} and sum their gradients once{rows}"
+        emit(Notice(text=what))
+    if idle > 0:
         emit(
             Warned(
-                text=f"a step has {micro_batches} micro-batches for {size} processes: {size - micro_batches} stay idle: lower training.micro_batch_size "
+                text=f"a step has {micro_batches} micro-batches for {size} processes: {idle} stay idle: lower training.micro_batch_size "
                 "or training.micro_batch_tokens, or raise training.batch_size"
             )
         )

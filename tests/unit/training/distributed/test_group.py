@@ -26,3 +26,14 @@ def test_shares_of_any_number_of_processes_are_all_items_once() -> None:
 def test_a_process_alone_changes_nothing() -> None:
     assert Group().sum([2.0]) == [2.0]
     assert not Group().any(False)
+
+
+def test_neighbors_that_share_rows_get_the_same_ones_and_their_own_part() -> None:
+    groups = [Group(rank=rank, size=4, parts=2) for rank in range(4)]
+    assert [list(group.rounds(range(3))) for group in groups] == [
+        [(0, True), (2, True)],
+        [(0, True), (2, True)],
+        [(1, True), (2, False)],
+        [(1, True), (2, False)],
+    ]
+    assert [group.part for group in groups] == [0, 1, 0, 1]
