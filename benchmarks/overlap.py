@@ -4,6 +4,7 @@ python benchmarks/overlap.py                    # ddp and fsdp on 2 processes
 python benchmarks/overlap.py --processes 4      # and hsdp on 2 x 2
 
 Collectives take their own time and then what the link takes for their bytes, one after the other; waiting for it uses no core.
+Nor do the layers, which sleep for as long as they would compute, backward twice as long as forward: what else the machine does moves little.
 Before: gradients are exchanged behind the last pass, and layers are gathered when they are needed. After: as it is.
 """
 
@@ -26,13 +27,13 @@ from sftcli.data.reading.record import Origin
 from sftcli.training.distributed import gradient_exchange
 from sftcli.training.distributed.group import Group
 from sftcli.training.loss import response_nll_sum
+from sftcli.training.weights import rejoining
 from sftcli.training.weights.masters import MasterWeights
 from sftcli.training.weights.sharded import ShardedWeights, layers_of
 
 CPU = torch.device("cpu")
-MICRO_BATCHES, LENGTH, STEPS = 2, 192, 15  # of each process
-GATHERS = ("all_gather_single", "all_gather_into_tensor")  # names in newer and older torch
-SCATTERS = ("reduce_scatter_single", "reduce_scatter_tensor")
+MICRO_BATCHES, LENGTH, STEPS = 2, 16, 9  # of each process
+LAYER_SECONDS = 0.01  # of a layer's forward pass
 
 
 class Sent(dist.Work):
@@ -73,21 +74,30 @@ class Link:
 
     def install(self) -> None:
         dist.all_reduce = self.slows(dist.all_reduce, 0, 2)
-        for names, place in ((GATHERS, 0), (SCATTERS, 1)):
-            for name in names:
-                if hasattr(dist, name):
-                    setattr(dist, name, self.slows(getattr(dist, name), place, 1))
-                    break
+        rejoining._GATHER = self.slows(rejoining._GATHER, 0, 1)
+        rejoining._SCATTER = self.slows(rejoining._SCATTER, 1, 1)
+
+
+def _compute(_: torch.nn.Module, __: object, hidden: torch.Tensor) -> None:
+    """Take as long as a layer, and have its backward pass do so."""
+
+    def compute_back(_: torch.Tensor) -> None:
+        time.sleep(2 * LAYER_SECONDS)
+
+    time.sleep(LAYER_SECONDS)
+    hidden.register_hook(compute_back)
 
 
 def _weights(group: Group, shards: int, *, overlaps: bool) -> MasterWeights:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4,
+            hidden_size=64, intermediate_size=192, num_hidden_layers=8, num_attention_heads=4,
             num_key_value_heads=4, vocab_size=1024, tie_word_embeddings=False,
         )
     )  # fmt: skip
+    for layer in layers_of(model):
+        layer.register_forward_hook(_compute)
     if shards == 1:
         # Those that do not collect at once exchange behind the passes.
         return MasterWeights(model, compute_dtype=torch.float32, collects_at_once=overlaps)
@@ -137,7 +147,7 @@ class Stepper:
 
 def _measure(rank: int, processes: int, rate: float, folder: str) -> None:
     torch.set_num_threads(1)
-    gradient_exchange.BUCKET_NUMBERS = 2**19  # as many for this model as there would be for a large one
+    gradient_exchange.BUCKET_NUMBERS = 2**15  # as many for this model as there would be for a large one
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     group, link = Group(rank=rank, size=processes), Link(rate=rate)
     link.install()
@@ -145,7 +155,9 @@ def _measure(rank: int, processes: int, rate: float, folder: str) -> None:
     if processes == 4:
         modes["hsdp"] = 2
     if not rank:
-        print(f"{processes} processes, {MICRO_BATCHES} micro-batches each, a link of {rate / 1e6:.0f} MB/s")
+        print(
+            f"{processes} processes, {MICRO_BATCHES} micro-batches each, layers of {1e3 * LAYER_SECONDS:.0f} ms, a link of {rate / 1e6:.0f} MB/s"
+        )
         print(
             "| mode | of the link ms | step before ms | step after ms | hidden of the link |\n|---|---|---|---|---|"
         )
@@ -168,7 +180,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=150e6, help="bytes/s of the link of a process")
+    parser.add_argument("--rate", type=float, default=11e6, help="bytes/s of the link of a process")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         arguments = (chosen.processes, chosen.rate, str(Path(place)))
