@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 _KEPT_KERNELS = 128
 _SCHEDULER_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "KUBERNETES_SERVICE_HOST")
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # which it always sets
+_NO_ID = "none"  # where nobody gave it one
 
 
 def set_defaults() -> None:
@@ -47,3 +49,12 @@ def _let_segments_grow() -> None:
 def is_scheduled(environ: Mapping[str, str]) -> bool:
     """Return whether a scheduler of a cluster started this process, and may end it."""
     return any(name in environ for name in _SCHEDULER_VARIABLES)
+
+
+def job_of(environ: Mapping[str, str]) -> str:
+    """Return the name of the job whose processes are started anew where one was lost, one start at a time; empty for none."""
+    run = environ.get(TORCHRUN, "")
+    if run not in ("", _NO_ID):
+        return f"torchrun {run}"
+    job, step = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_STEP_ID", "")
+    return f"Slurm {job}.{step}" if job and step else ""

@@ -29,7 +29,9 @@ import torch.distributed as dist
 
 from sftcli.errors import DataError, NotFoundError
 from sftcli.services.processes.failures import describe_failure, lost_peer
-from sftcli.services.processes.peers import FAILURE, OVER, PREFIX
+from sftcli.services.processes.meeting import PREFIX
+from sftcli.services.processes.peers import OVER
+from sftcli.services.processes.pulse import FAILURE
 from sftcli.training.checkpoint.format import newest_good, verify
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from tests.crash.stops import LOGGED, forked

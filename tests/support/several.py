@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sftcli.config.resolve import parse_set, resolve
 from sftcli.events import NeverStop, Session
-from sftcli.services.processes.peers import OVER, PREFIX
+from sftcli.services.processes.meeting import PREFIX
+from sftcli.services.processes.peers import OVER
 from sftcli.services.train.lead import TrainRequest, run_training
 from tests.support.forked import end_forked, start_forked
 from tests.support.tiny_model import build_tiny_model
@@ -32,11 +33,11 @@ FLAGS = (
 )  # fmt: skip
 
 
-def train_here(place: Path, model: Path, run: str, *changes: str) -> None:
+def train_here(place: Path, model: Path, run: str, *changes: str, max_steps: int = 8) -> None:
     """Train as ``flags`` say in this process."""
     sets = (
         *FLAGS, *changes, f"run.root={place / 'runs'}", f"run.name={run}", f"model.name={model}",
-        "training.max_steps=8", f"data.sources={place / 'rows.jsonl'}",
+        f"training.max_steps={max_steps}", f"data.sources={place / 'rows.jsonl'}",
     )  # fmt: skip
     resolved = resolve(preset=None, config_file=None, overrides=tuple(map(parse_set, sets)), environ={})
     request = TrainRequest(resolved=resolved, label="run", command="sft train")

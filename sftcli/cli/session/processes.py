@@ -17,10 +17,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def is_one_of_several() -> bool:
-    """Return whether a launcher has started this process together with others."""
-    from sftcli.services.processes.rank import find_place
+    """Return whether a launcher has started this process together with others, of which none may be left."""
+    from sftcli.services.processes.rank import is_launched
 
-    return find_place(os.environ) is not None
+    return is_launched(os.environ)
 
 
 def started() -> float:
@@ -58,10 +58,13 @@ def rank_zero_output(run: Callable[[], object]) -> Callable[[], object]:
     """
 
     def run_here() -> object:
-        from sftcli.services.processes.rank import find_place
+        from sftcli.services.processes.rank import find_place, is_launched
 
+        if not is_launched(os.environ):
+            return run()
         place = find_place(os.environ)
         if place is None:
+            _stop_with_launcher()
             return run()
         os.environ.setdefault("OMP_NUM_THREADS", str(place.threads))
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a broken connection is told in our words

@@ -122,7 +122,7 @@ def run_evaluation(request: EvalRequest, session: Session) -> EvalReport:
         DataError: No row is held out, or the answer of every one is cut.
         OutputError: The scores are to be kept with the run, and another process scores it.
     """
-    with joined(find_place(os.environ)) as peers, ExitStack() as held:
+    with joined(find_place(os.environ), session.emit) as peers, ExitStack() as held:
 
         def find() -> _Found:
             found = _find(request, session)

@@ -18,8 +18,10 @@ from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, Subpr
 
 from sftcli.errors import STOPPED_EXIT_CODE, ResourceError, UsageError
 from sftcli.services.processes.failures import describe_failure, error_of, exit_code_of, lost_peer
-from sftcli.services.processes.peers import FAILURE, OVER, PREFIX, prefixed, tcp_store
-from sftcli.services.processes.rank import cpu_count
+from sftcli.services.processes.meeting import PREFIX, prefixed, tcp_store
+from sftcli.services.processes.peers import OVER
+from sftcli.services.processes.pulse import FAILURE
+from sftcli.services.processes.rank import ATTEMPT, cpu_count
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
@@ -53,7 +55,7 @@ class _Processes(SubprocessContext):
 
     def __init__(self, count: int, command: Sequence[str], store: "TCPStore") -> None:
         self.dead: set[int] = set()  # those that failed first
-        self.words = prefixed(f"{PREFIX}/0", store)
+        self.words = prefixed(f"{PREFIX}/{ATTEMPT}", store)
         super().__init__(
             name="sft",
             entrypoint=command[0],
@@ -172,5 +174,5 @@ def _variables(rank: int, count: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_RUN_ID": "",
     }

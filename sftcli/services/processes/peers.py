@@ -7,8 +7,8 @@ process fails leaves a description there before its connections break, so that t
 import atexit
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -25,20 +25,20 @@ from sftcli.errors import (
     StoppedError,
     UsageError,
 )
-from sftcli.events import NeverStop, StopFlag
+from sftcli.events import EventSink, NeverStop, StopFlag, Warned
 from sftcli.memory_faults import is_out_of_memory
 from sftcli.services.processes.failures import describe_failure, error_of, exit_code_of, lost_peer
+from sftcli.services.processes.meeting import Meeting, meet
+from sftcli.services.processes.pulse import FAILURE, Pulse
 from sftcli.services.processes.rank import Place
 from sftcli.training.distributed.group import EXCHANGE_SECONDS, Group
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store, TCPStore
+    from torch._C._distributed_c10d import Store
 
 Result = TypeVar("Result")
 
-FAILURE, OVER = "failure", "over"  # keys of the store
-PREFIX = "sft"
-MEETING_SECONDS = 600  # in which all have to come
+OVER = "over"  # key of the store
 LOST_SECONDS = 2.0  # in which a launcher says which process it was that died
 _POLL_SECONDS = 0.05
 
@@ -240,8 +240,8 @@ def is_broken_connection(error: BaseException) -> bool:
 
 
 @contextmanager
-def joined(place: Place | None) -> Iterator[Peers]:
-    """Meet the other processes, and end together with them.
+def joined(place: Place | None, emit: EventSink) -> Iterator[Peers]:
+    """Meet the other processes, and end together with them; ``emit`` hears why this one is ended in the middle of an exchange.
 
     Raises:
         ResourceError: They do not all come, one was lost, or there are fewer devices than processes.
@@ -251,13 +251,15 @@ def joined(place: Place | None) -> Iterator[Peers]:
         yield Peers()
         return
     _take_device(place)
-    peers = _connect(place)
+    met = meet(place)
+    peers = _connect(place, met)
     if peers.group.is_writer:
         atexit.register(peers.say_over)
     try:
-        yield peers
-        if not peers.group.is_writer:
-            peers.await_end()
+        with _pulse(place, met, emit):
+            yield peers
+            if not peers.group.is_writer:
+                peers.await_end()
     except ReportedByPeerError:
         raise
     except BaseException as error:
@@ -280,56 +282,27 @@ def _take_device(place: Place) -> None:
         raise ResourceError("several processes cannot share the GPU of a Mac", hint="start one process")
 
 
-def tcp_store(
-    address: str, port: int, size: int | None = None, *, is_master: bool, seconds: float
-) -> "TCPStore":
-    """Return the store at ``address``, which the master opens; an answer may take ``seconds``."""
-    timeout = timedelta(seconds=seconds)
-    return dist.TCPStore(address, port, size, is_master, timeout, wait_for_workers=False)  # type: ignore[attr-defined]
-
-
-def prefixed(prefix: str, store: "Store") -> "Store":
-    """Return the part of ``store`` whose keys begin with ``prefix``."""
-    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
-
-
-def _connect(place: Place) -> ConnectedPeers:
-    try:
-        store = tcp_store(
-            place.address,
-            place.port,
-            place.size,
-            is_master=place.rank == 0 and not place.is_hosted,
-            seconds=MEETING_SECONDS,
-        )
-        words = prefixed(f"{PREFIX}/{place.attempt}", store)
-        words.set(f"here/{place.rank}", f"{place.local_rank} {place.local_size}")
-        here = [f"here/{rank}" for rank in range(place.size)]
-        words.wait(here, timedelta(seconds=MEETING_SECONDS))
-        seats = [(int(rank), int(size)) for rank, size in map(bytes.split, words.multi_get(here))]
-    except (dist.DistError, OSError) as error:
-        raise ResourceError(
-            f"the {place.size} processes did not all connect to {place.address}:{place.port}: {error}",
-            hint="make sure all were started with the same MASTER_ADDR and MASTER_PORT",
-        ) from error
+def _connect(place: Place, met: Meeting) -> ConnectedPeers:
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=prefixed(f"{PREFIX}/{place.attempt}/group", store),
+        store=met.group(),
         rank=place.rank,
         world_size=place.size,
         timeout=timedelta(seconds=EXCHANGE_SECONDS),
     )
-    group = Group(rank=place.rank, size=place.size, per_machine=machine_size(seats))
-    return ConnectedPeers(group, words)
+    return ConnectedPeers(Group(rank=place.rank, size=place.size, per_machine=met.per_machine), met.words())
 
 
-def machine_size(seats: Sequence[tuple[int, int]]) -> int:
-    """Return how many processes each machine has; 0 where they differ, or have no consecutive ranks.
-
-    ``seats`` are the local rank of each process and the number of those on its machine, by rank.
-    """
-    _, size = seats[0]
-    return size if list(seats) == [(rank % size, size) for rank in range(len(seats))] else 0
+def _pulse(place: Place, met: Meeting, emit: EventSink) -> AbstractContextManager[object]:
+    """Return what notices that a machine has vanished; on one machine the launcher sees each process end."""
+    if place.local_size == place.size:
+        return nullcontext()
+    return Pulse(
+        met.words_of_thread(place),
+        rank=place.rank,
+        size=place.size,
+        tell=lambda text: emit(Warned(text=text)),
+    )
 
 
 def _as_follower(described: str) -> Exception:

@@ -5,8 +5,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sftcli.environment import TORCHRUN
 from sftcli.errors import UsageError
 
+ATTEMPT = "0"  # of processes that are started once
 _FIRST_HOST = re.compile(r"([^,\[]*)(?:\[([^,\-\]]+)[^\]]*\])?([^,\[]*)")
 
 
@@ -21,7 +23,9 @@ class Place:
     address: str
     port: int
     is_hosted: bool  # the launcher keeps the meeting point; else the first process does
-    attempt: str  # tells what processes of a launcher's earlier attempt left there from what these leave
+    attempt: (
+        str | None
+    )  # name of what they do together; None where the launcher may start them again at the same store
     threads: int  # that this process may use so that all on this machine have their share
 
 
@@ -48,12 +52,19 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
             address=_text(environ, "MASTER_ADDR"),
             port=_number(environ, "MASTER_PORT"),
             is_hosted=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-            attempt=environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            attempt=None if environ.get(TORCHRUN) else ATTEMPT,
             threads=max(1, cpu_count() // local_size),
         )
+    if environ.get(TORCHRUN):  # which has come down to one process, perhaps in a step of several tasks
+        return None
     if _number(environ, "SLURM_STEP_NUM_TASKS", 1) > 1:
         return _slurm_place(environ)
     return None
+
+
+def is_launched(environ: Mapping[str, str]) -> bool:
+    """Return whether a launcher decides how many processes there are: torchrun may have come down to a single one."""
+    return bool(environ.get(TORCHRUN)) or find_place(environ) is not None
 
 
 def _slurm_place(environ: Mapping[str, str]) -> Place:
@@ -69,7 +80,7 @@ def _slurm_place(environ: Mapping[str, str]) -> Place:
         address=environ.get("MASTER_ADDR") or first_host(_text(environ, "SLURM_STEP_NODELIST")),
         port=_number(environ, "MASTER_PORT", 20000 + (7 * job + step) % 20000),
         is_hosted=False,
-        attempt="0",
+        attempt=ATTEMPT,
         threads=_number(environ, "SLURM_CPUS_PER_TASK", max(1, cpu_count() // local_size)),
     )
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from sftcli import storage
+from sftcli.environment import job_of
 from sftcli.errors import OutputError, StorageError
 from sftcli.events import EventSink, Warned, unheard
 from sftcli.own_files import OwnFile
@@ -26,8 +27,12 @@ LOCK = ".lock"
 GUARD = LOCK + _GUARD_SUFFIX
 BEAT_SECONDS = 60.0
 SILENT_SECONDS = 600.0  # after which the holder on another machine is taken for dead
+# The same where a launcher has started the holder and this process for one job: it does so anew after a machine is lost.
+JOB_BEAT_SECONDS, JOB_SILENT_SECONDS = 5.0, 30.0
+_JOB_WAIT_SECONDS = 2 * JOB_SILENT_SECONDS  # for the holder's end or silence
 _GUARD_SECONDS = 30.0  # the guard is held for milliseconds
 _WAIT_SECONDS = 0.02
+_JOB_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +45,7 @@ class Holder:
     born: str
     since: str
     token: str
+    job: str = ""  # as ``job_of`` returns
 
 
 class FileLock:
@@ -65,19 +71,26 @@ class FileLock:
         self._heart = Thread(target=self._beat, name="lock heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
+        deadline = time.monotonic() + _JOB_WAIT_SECONDS
+        while not self._take(waits=time.monotonic() < deadline):
+            time.sleep(_JOB_POLL_SECONDS)
+        self._heart.start()
+        return self
+
+    def _take(self, *, waits: bool) -> bool:
+        """Return whether the lock is had, or, if ``waits``, that an earlier process of this job has not ended yet."""
         self._take_guard()
         try:
             holder = read_holder(self.path)
-            if holder is not None:
-                self._take_over(holder)
+            if holder is not None and not self._take_over(holder, waits=waits):
+                return False
             _HOLDERS.write(self.path, self.me, kind=self.scratch)
         except OSError:
             storage.try_remove_tree(self.path)  # nobody who lives held it, and this process does not go on
             raise
         finally:
             storage.try_remove_tree(self.guard)
-        self._heart.start()
-        return self
+        return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -93,7 +106,7 @@ class FileLock:
             OutputError: Another process works on it.
         """
         holder = read_holder(self.path)
-        if holder is not None and is_held(self.path):
+        if holder is not None and is_held(self.path) and not is_of_job(holder, self.me):
             raise self._in_use(holder)
 
     def check(self) -> None:
@@ -116,13 +129,16 @@ class FileLock:
             hint="let one process work on it at a time",
         )
 
-    def _take_over(self, holder: Holder) -> None:
+    def _take_over(self, holder: Holder, *, waits: bool) -> bool:
         silent = self.guard.stat().st_mtime - self.path.stat().st_mtime  # both times are the file server's
         state = holder_state(holder, self.me, silent_seconds=silent)
         if state == "alive" and not self.break_lock:
+            if waits and is_of_job(holder, self.me):
+                return False
             raise self._in_use(holder)
         why = "it was declared dead" if state == "alive" else "it ended without a message (killed?)"
         self.emit(Warned(text=f"taking over from {_describe(holder)}: {why}"))
+        return True
 
     def _in_use(self, holder: Holder) -> OutputError:
         return OutputError(
@@ -156,7 +172,7 @@ class FileLock:
             storage.try_remove_tree(probe)
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
+        while not self._ended.wait(JOB_BEAT_SECONDS if self.me.job else BEAT_SECONDS):
             if read_holder(self.path) != self.me:
                 return  # ``check`` says so at the next save
             try:
@@ -228,6 +244,7 @@ def this_process() -> Holder:
         born=process_start(os.getpid()),
         since=time.strftime("%Y-%m-%d %H:%M:%S"),
         token=secrets.token_hex(8),
+        job=job_of(os.environ),
     )
 
 
@@ -246,9 +263,16 @@ def holder_state(holder: Holder, me: Holder, *, silent_seconds: float) -> str:
     is_looked_up = holder.host == me.host and os.name == "posix"
     if is_looked_up and (holder.boot != me.boot or _is_gone(holder)):
         return "dead"
-    if not is_looked_up and silent_seconds > SILENT_SECONDS:
+    if not is_looked_up and silent_seconds > (
+        JOB_SILENT_SECONDS if is_of_job(holder, me) else SILENT_SECONDS
+    ):
         return "dead"
     return "alive"
+
+
+def is_of_job(holder: Holder, me: Holder) -> bool:
+    """Return whether a launcher has started both for one job, which it starts anew only when it has lost what it had started."""
+    return bool(me.job) and holder.job == me.job
 
 
 def is_held(path: Path) -> bool:

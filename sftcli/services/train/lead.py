@@ -61,7 +61,7 @@ from sftcli.services.train.resuming.resume_point import (
 from sftcli.services.train.run import TrainingRun, TrainOutcome, write_page
 from sftcli.services.train.start.disk_space import check_space, checkpoint_bytes
 from sftcli.services.train.start.inputs import find_inputs
-from sftcli.services.train.start.open_settings import recalled, record
+from sftcli.services.train.start.open_settings import as_started, recalled, record
 from sftcli.services.train.start.parallelism import check_sharing, tell_sharing
 from sftcli.services.train.start.started import started
 from sftcli.services.train.worker import assignment, run_worker
@@ -88,7 +88,7 @@ def run_training(request: TrainRequest, session: Session) -> TrainOutcome:
         StoppedError: A stop was asked for before the first step.
     """
     check_sharing(request.resolved.settings)
-    with joined(find_place(os.environ)) as peers:
+    with joined(find_place(os.environ), session.emit) as peers:
         if not peers.group.is_writer:
             return run_worker(peers, session.stop, asked=request.resolved.settings)
         return _lead(request, session, peers)
@@ -114,7 +114,7 @@ def _lead(request: TrainRequest, session: Session, peers: Peers) -> TrainOutcome
         if folder.about.is_file() and list_checkpoints(folder.checkpoints):
             run.checkpoint = choose_checkpoint(folder, None, session.emit)
             return continue_run(run)
-        is_same = _is_as_started(folder, _files_of_start(request, agreed))
+        is_same = _is_as_started(folder, _files_of_start(request, as_started(agreed, folder)))
         if is_same and has_begun(folder):
             return start_over(run, Changes())
         run.settings = settings  # the rows may be others
@@ -141,7 +141,7 @@ def _files_of_start(request: TrainRequest, settings: Settings) -> dict[str, str]
 
 
 def _is_as_started(run: RunFolder, started: Mapping[str, str]) -> bool:
-    """Return whether a run was started with the same settings and says so."""
+    """Return whether a run was started with the settings in the files ``started`` and says so."""
     is_whole = run.about.is_file() and run.origins.is_file() and run.config.is_file()
     return is_whole and run.config.read_text(encoding="utf-8", errors="replace") == started[RunFolder.CONFIG]
 

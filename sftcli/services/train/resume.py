@@ -75,7 +75,7 @@ def resume_training(request: ResumeRequest, session: Session) -> TrainOutcome:
         OutputError: Another process trains it.
     """
     check_may_change(request.allowed)
-    with joined(find_place(os.environ)) as peers:
+    with joined(find_place(os.environ), session.emit) as peers:
         if not peers.group.is_writer:
             return run_worker(peers, session.stop)
         return _lead(request, session, peers)
@@ -112,7 +112,9 @@ def verify_resume(request: ResumeRequest, session: Session) -> VerifyOutcome:
         NotFoundError: The run has no two checkpoints.
         MismatchError: The replay ended elsewhere.
     """
-    with joined(find_place(os.environ)) as peers:  # all of several do the same, and the first one talks
+    with joined(
+        find_place(os.environ), session.emit
+    ) as peers:  # all of several do the same, and the first one talks
         return _verify(request, session, peers)
 
 

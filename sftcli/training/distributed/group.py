@@ -14,7 +14,7 @@ from sftcli.data.batches.batch import Batch
 
 Item = TypeVar("Item")
 
-# For one exchange: longer than any save, for a peer whose machine is gone without a word.
+# For one exchange: longer than any save. A machine that is gone without a word is missed sooner, by `Pulse`.
 EXCHANGE_SECONDS = 3600
 
 

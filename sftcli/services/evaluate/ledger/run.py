@@ -99,7 +99,7 @@ def run_ledger(request: LedgerRequest, session: Session) -> Ledger:
         OutputError: Another process scores the run.
         StoppedError: It was stopped.
     """
-    with joined(find_place(os.environ)) as peers, ExitStack() as held:
+    with joined(find_place(os.environ), session.emit) as peers, ExitStack() as held:
 
         def find() -> _Found:
             choice = choose_model(

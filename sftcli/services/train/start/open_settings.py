@@ -96,7 +96,16 @@ def recalled(settings: Settings, run: RunFolder) -> Settings:
     if "training.batch_size" in open_keys and found.training.batch_size is not None:
         micro = min(found.training.micro_batch_size, found.training.batch_size)
         found = with_values(found, {"training.micro_batch_size": micro})
-    return found if found == recorded else settings
+    return found if as_started(found, run) == recorded else settings
+
+
+def as_started(settings: Settings, run: RunFolder) -> Settings:
+    """Return ``settings`` with the number of processes that ``run`` was started with, which moves nothing."""
+    try:
+        processes = read_settings(run).training.processes
+    except (UsageError, NotFoundError, DataError):  # as above
+        return settings
+    return with_values(settings, {"training.processes": processes})
 
 
 def doubts(

@@ -14,7 +14,9 @@ import os, signal, sys
 import torch.distributed as dist
 from sftcli.errors import DataError
 from sftcli.services.processes.failures import describe_failure
-from sftcli.services.processes.peers import FAILURE, OVER, PREFIX
+from sftcli.services.processes.meeting import PREFIX
+from sftcli.services.processes.peers import OVER
+from sftcli.services.processes.pulse import FAILURE
 
 words = dist.PrefixStore(f"{PREFIX}/0", dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=False))
 if os.environ["RANK"] == "1":

@@ -16,7 +16,8 @@ from sftcli.errors import (
 from sftcli.events import NeverStop
 from sftcli.services.processes import peers as processes
 from sftcli.services.processes.failures import PeerBugError, describe_failure, error_of
-from sftcli.services.processes.peers import ConnectedPeers, machine_size
+from sftcli.services.processes.meeting import machine_size
+from sftcli.services.processes.peers import ConnectedPeers
 from sftcli.training.distributed.group import Group
 
 BROKEN = RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer [127.0.0.1]:58722")

@@ -3,11 +3,11 @@
 import pytest
 
 from sftcli.errors import UsageError
-from sftcli.services.processes.rank import find_place, first_host
+from sftcli.services.processes.rank import find_place, first_host, is_launched
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "gpu01",
-    "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "2",
+    "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none",
 }  # fmt: skip
 SLURM = {
     "SLURM_STEP_NUM_TASKS": "6", "SLURM_PROCID": "4", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "3(x2)",
@@ -21,11 +21,19 @@ def test_no_launcher_means_one_process():
     assert find_place({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
 
 
+def test_single_process_of_torchrun_is_still_its_own():
+    assert not is_launched({"WORLD_SIZE": "1", "RANK": "0"})
+    last = TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"}
+    assert is_launched(last)
+    assert find_place(SLURM | last) is None
+    assert is_launched(SLURM)
+
+
 def test_variables_of_torchrun_are_read():
     place = find_place(TORCHRUN)
     assert place is not None
     assert (place.rank, place.size, place.local_rank, place.local_size) == (5, 8, 1, 4)
-    assert (place.address, place.port, place.is_hosted, place.attempt) == ("gpu01", 29500, True, "2")
+    assert (place.address, place.port, place.is_hosted, place.attempt) == ("gpu01", 29500, True, None)
 
 
 def test_variables_of_srun_are_read_and_all_tasks_meet_at_one_port_of_the_first_node():

@@ -16,6 +16,7 @@ import pytest
 from sftcli import storage
 from sftcli.errors import OutputError, StorageError
 from sftcli.events import Warned
+from sftcli.services.runs import lock as lock_module
 from sftcli.services.runs.folder import RunFolder
 from sftcli.services.runs.lock import (
     GUARD,
@@ -204,3 +205,48 @@ def test_output_in_a_folder_that_may_not_be_written_to_is_an_output_error(tmp_pa
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError):
         OutputLock(tmp_path / "a").__enter__()
+
+
+def test_holder_of_the_same_job_elsewhere_is_dead_after_half_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher starts a job anew only when it has lost what it had started."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night")
+    me = this_process()
+    assert me.job == "torchrun night"
+    earlier, stranger = replace(me, host="elsewhere"), replace(me, host="elsewhere", job="torchrun day")
+    states = [
+        [holder_state(holder, me, silent_seconds=seconds) for seconds in (29.0, 31.0)]
+        for holder in (earlier, stranger)
+    ]
+    assert states == [["alive", "dead"], ["alive", "alive"]]
+
+
+def test_process_of_the_same_job_waits_for_the_earlier_one_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setattr(lock_module, "_JOB_POLL_SECONDS", 0.02)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.15)"])
+    stat = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    forge(tmp_path, pid=child.pid, born=stat[19], job="Slurm 7.0")
+    RunLock(tmp_path, RecordingSink()).require_free()
+    with RunLock(tmp_path, RecordingSink()) as lock:
+        lock.check()
+    assert child.wait() == 0
+    forge(tmp_path, job="Slurm 7.1")  # another step of the job, which may be at work
+    with pytest.raises(OutputError):
+        RunLock(tmp_path, RecordingSink()).__enter__()
+
+
+def test_holder_of_the_same_job_that_stays_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night")
+    monkeypatch.setattr(lock_module, "_JOB_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(lock_module, "_JOB_POLL_SECONDS", 0.02)
+    forge(tmp_path, job="torchrun night")
+    with pytest.raises(OutputError, match="in use by pid"):
+        RunLock(tmp_path, RecordingSink()).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
