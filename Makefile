@@ -1,7 +1,7 @@
 PYTHON ?= python
 DEVICE ?= cuda
 
-.PHONY: lowest newest check format lint types layers test long long-list slow distributed distributed-matrix distributed-context crash crash-sharded crash-slice power-loss disk-errors races stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start gpu-check pictures clients models models-slice templates
+.PHONY: lowest newest check format lint types layers test long long-list slow distributed distributed-matrix distributed-elastic distributed-context crash crash-sharded crash-slice power-loss disk-errors races stop-resume resume-laws fuzz fuzz-slice golden quick-data docs site examples real-files bench-prepare dpo bench-generate bench-start gpu-check pictures clients models models-slice templates
 
 check: lint types layers test  ## all that CI runs, in the current environment
 
@@ -50,6 +50,9 @@ distributed-context:  ## trainings of processes that share rows (training.contex
 distributed-matrix:  ## each mode on up to six processes: losses, rows, bytes, lack of memory, going on in another, and each way to train
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_modes.py \
 		tests/equivalence/test_ways.py tests/equivalence/test_ways_to_go_on.py
+
+distributed-elastic:  ## jobs of torchrun that lose and gain machines, and the files of examples/cluster under stand-ins for Slurm and Kubernetes
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m slow tests/cli/test_elastic.py tests/cli/test_cluster_examples.py
 
 crash:  ## kill -9 a real training 200 times at random moments; every end must equal the undisturbed one
 	$(PYTHON) -m pytest -q tests/crash -m crash

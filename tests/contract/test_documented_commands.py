@@ -21,7 +21,7 @@ PAGES = [
     REPO / "README.md",
     REPO / "CONTRIBUTING.md",
     *sorted((REPO / "docs").glob("*.md")),
-    *sorted((REPO / "examples").glob("*.sh")),
+    *sorted((REPO / "examples").glob("**/*.sh")),
 ]
 MARKDOWN = [page for page in PAGES if page.suffix == ".md"]
 FIELDS = leaf_fields(Settings)

@@ -16,7 +16,7 @@ PAGES = sorted(
 )
 PACKAGES = {path.name for path in (REPO / "sftcli").iterdir() if path.is_dir()}
 HISTORY = {"CHANGELOG.md"}
-PATH = re.compile(r"`((?:sftcli/)?[a-z_]+(?:/[a-z_]+)*(?:/|\.py|/[a-z_]+\.(?:toml|txt|jsonl|sh)))`")
+PATH = re.compile(r"`((?:sftcli/)?[a-z_]+(?:/[a-z_]+)*(?:/|\.py|/[a-z_-]+\.(?:toml|txt|jsonl|sh|yaml)))`")
 
 
 def named(page: Path) -> list[str]:
@@ -26,7 +26,7 @@ def named(page: Path) -> list[str]:
     return [
         path
         for path, first in parts
-        if path.startswith("sftcli/") or first in PACKAGES or first in {"tests", "docs"}
+        if path.startswith("sftcli/") or first in PACKAGES or first in {"tests", "docs", "examples"}
     ]
 
 
