@@ -1,25 +1,17 @@
 """Predicts memory, traffic and time of a step from a small model, and checks the model against processes on this CPU.
 
-python benchmarks/scaling.py                # predictions for GPUs, from data sheets
-python benchmarks/scaling.py --check        # 1 and 2 processes here, measured against predicted
+python -m benchmarks.scaling                # predictions for GPUs, from data sheets
+python -m benchmarks.scaling --model 70B    # one of the models on 8 and 64 GPUs, line by line
+python -m benchmarks.scaling --check        # 1, 2 and 4 processes here, measured against predicted
 """
 
 import argparse
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
-
-from sftcli.config.schema.training import TrainingSettings
-from sftcli.training.distributed.group import Group
 from sftcli.training.distributed.traffic import Traffic, Weight, replicated_traffic, sharded_traffic
+from sftcli.training.loss import CHUNK_LOGITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +87,11 @@ class Machine:
         return self.inside if processes <= self.per_machine else self.between
 
 
+def head_bytes(shape: Shape, tokens: int) -> float:
+    """Logits of a chunk in bfloat16 and in float32, in whose place their gradient is made: ``loss.CHUNK_LOGITS``."""
+    return 6 * min(CHUNK_LOGITS["cuda"], tokens * shape.vocab)
+
+
 def memory_bytes(
     shape: Shape, shards: int, micro_batches: int, tokens: int, *, each_micro_batch: bool
 ) -> float:
@@ -102,7 +99,7 @@ def memory_bytes(
     numbers, one = shape.numbers, sum(w.padded(1) for w in shape.layer)
     inputs = 2 * shape.layers * tokens * shape.width
     layer = 34 * tokens * shape.width  # inside one layer, without the scores (Korthikanti et al. 2022, eq. 2)
-    activations = inputs + layer + 3 * 4 * 2**25  # and the head in chunks: loss.chunk_logits
+    activations = inputs + layer + head_bytes(shape, tokens)
     if shards == 1:
         return (2 + 4 + 4 + 8) * numbers + activations
     root = sum(w.padded(1) for w in shape.root)
@@ -178,132 +175,24 @@ def _modes(machine: Machine, processes: int) -> Iterator[tuple[str, int]]:
             yield f"hsdp by {shards}", shards
 
 
-SMALL = Shape(name="small", layers=4, width=256, inner=768, keys=256, vocab=8192, tied=True)
-ROWS, LENGTH, STEPS = 4, 64, 5
-
-
-def _trainer(group: Group, mode: str):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from sftcli.training.loss import response_nll_sum
-    from sftcli.training.optim.optimizer import make_optimizer
-    from sftcli.training.weights.masters import MasterWeights
-    from sftcli.training.weights.sharded import ShardedWeights
-
-    config = LlamaConfig(
-        hidden_size=SMALL.width, intermediate_size=SMALL.inner, num_hidden_layers=SMALL.layers,
-        num_attention_heads=4, num_key_value_heads=4, vocab_size=SMALL.vocab, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
-    if mode == "fsdp" and group.size > 1:
-        weights = ShardedWeights(
-            model, compute_dtype=torch.float32, group=group, shards=group.size, device=torch.device("cpu")
-        )
-    else:
-        weights = MasterWeights(model, compute_dtype=torch.float32)
-    settings = TrainingSettings(max_steps=99, batch_size=ROWS, micro_batch_size=1, learning_rate=1e-5)
-    optimizer = make_optimizer(weights.masters, settings)
-    return weights, optimizer, weights.gathered(lambda batch: response_nll_sum(model, batch))
-
-
-def _window():
-    from sftcli.data.batches.batch import collate
-    from sftcli.data.example import Example
-    from sftcli.data.reading.record import Origin
-
-    ids = torch.arange(3, 3 + LENGTH, dtype=torch.int32).numpy()
-    example = Example(input_ids=ids, loss_mask=ids > LENGTH // 2, origin=Origin(path="made", line=1))
-    return [collate([example], example_ids=[0], pad_id=2) for _ in range(ROWS)]
-
-
-def _timed_step(group: Group, mode: str) -> tuple[float, float]:
-    """Median seconds of the micro_batches with their exchanges, and of the update."""
-    weights, optimizer, batch_loss = _trainer(group, mode)
-    micro_batches, updates = [], []
-    for _ in range(STEPS + 1):
-        begin = time.monotonic()
-        total = torch.zeros(())
-        for batch, weight in weights.micro_batches(_window(), group):
-            nll = batch_loss(batch) * weight
-            nll.backward()
-            total += nll.detach()
-        weights.gather(total, group)
-        middle = time.monotonic()
-        optimizer.step()
-        weights.publish()
-        optimizer.zero_grad()
-        micro_batches.append(middle - begin)
-        updates.append(time.monotonic() - middle)
-    return statistics.median(micro_batches[1:]), statistics.median(updates[1:])
-
-
-def _median_seconds(call: Callable[[], object]) -> float:
-    found = []
-    for _ in range(8):
-        begin = time.monotonic()
-        call()
-        found.append(time.monotonic() - begin)
-    return statistics.median(found[2:])
-
-
-def _terms() -> tuple[float, dict[str, float]]:
-    """Latency in seconds, and bytes/s of each kind of exchange as ``Traffic`` counts them, of tensors of one layer."""
-    numbers = sum(w.padded(2) for w in SMALL.layer)
-    whole, part, one = torch.zeros(numbers), torch.zeros(numbers // 2), torch.zeros(1)
-    latency = _median_seconds(lambda: dist.all_reduce(one))
-    seconds = {
-        "summed": _median_seconds(lambda: dist.all_reduce(whole)),
-        "gathered": _median_seconds(lambda: dist.all_gather_into_tensor(whole, part)),
-        "scattered": _median_seconds(lambda: dist.reduce_scatter_tensor(part, whole)),
-    }
-    return latency, {kind: whole.nbytes / max(1e-9, spent - latency) for kind, spent in seconds.items()}
-
-
-def _one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    # Both compute at once, as they do in a step of two: cores and memory are shared.
-    alone, update = _timed_step(Group(), "ddp")
-    latency, rates = _terms()
-    result = {mode: sum(_timed_step(Group(rank=rank, size=2), mode)) for mode in ("ddp", "fsdp")}
-    dist.destroy_process_group()
-    if rank:
-        return
-    micro_batches = ROWS // 2
-    print(f"{SMALL.numbers / 1e6:.1f} M weights, {ROWS} micro_batches a step; a pass {1e3 * alone / ROWS:.1f} ms, update "
-          f"{1e3 * update:.1f} ms, exchange {1e6 * latency:.0f} us and MB/s "
-          f"{ {kind: round(rate / 1e6) for kind, rate in rates.items()} }")  # fmt: skip
-    print(
-        "| processes | mode | measured ms | predicted ms | of it exchange ms | off |\n|---|---|---|---|---|---|"
-    )
-    print(f"| 1 | - | {1e3 * (alone + update):.0f} | (gives the terms) | | |")
-    groups = SMALL.layers + 1
-    for mode, calls in (("ddp", 2), ("fsdp", micro_batches * (groups + SMALL.layers) + groups + 1)):
-        shards = 1 if mode == "ddp" else 2
-        traffic = SMALL.traffic(2, shards, micro_batches, 4, each_micro_batch=False)
-        exchange = sum(getattr(traffic, kind) / rate for kind, rate in rates.items()) + calls * latency
-        predicted = alone / 2 + (update if mode == "ddp" else update / 2) + exchange
-        off = predicted / result[mode] - 1
-        print(
-            f"| 2 | {mode} | {1e3 * result[mode]:.0f} | {1e3 * predicted:.0f} | {1e3 * exchange:.0f} | {off:+.0%} |"
-        )
-
-
-def check() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        spawn(_one_of_two, args=(str(Path(folder)),), nprocs=2)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--check", action="store_true", help="measure steps on this machine")
+    parser.add_argument("--rounds", type=int, default=15, help="of --check")
+    parser.add_argument("--model", help="a part of one name, such as 70B")
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=4096)
     chosen = parser.parse_args()
     if chosen.check:
-        check()
+        from benchmarks.scaling_check import check
+
+        check(chosen.rounds)
+    elif chosen.model:
+        from benchmarks.scaling_report import report
+
+        (shape,) = (shape for shape in MODELS if chosen.model in shape.name)
+        report(shape, chosen.rows, chosen.tokens)
     else:
         predict(chosen.rows, chosen.tokens)
