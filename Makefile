@@ -40,16 +40,16 @@ newest:  ## the fast tests on the newest versions that pip finds, in an environm
 
 distributed:  ## trainings of several processes: the same as of one, signals, kills, faults, resume on other numbers
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/cli/test_processes.py tests/cli/test_process_faults.py \
-		tests/equivalence/test_processes.py tests/equivalence/test_sharded.py tests/equivalence/test_load_in_parts.py tests/unit/training/distributed/test_group.py \
+		tests/equivalence/test_processes.py tests/equivalence/test_sharded.py tests/unit/training/distributed/test_group.py \
 		tests/unit/services/processes/test_launch.py
 
 distributed-context:  ## trainings of processes that share rows (training.context_processes): the same as of one
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_shared_rows.py \
 		tests/equivalence/test_shared_row_runs.py tests/cli/test_shared_rows.py
 
-distributed-matrix:  ## each mode on up to six processes: losses, rows, bytes, lack of memory, going on in another, and each way to train
+distributed-matrix:  ## each mode on up to six processes: losses, rows, bytes, lack of memory, going on in another, each way to train, loading in parts
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_modes.py \
-		tests/equivalence/test_ways.py tests/equivalence/test_ways_to_go_on.py
+		tests/equivalence/test_ways.py tests/equivalence/test_ways_to_go_on.py tests/equivalence/test_load_in_parts.py
 
 distributed-elastic:  ## jobs of torchrun that lose and gain machines, and the files of examples/cluster under stand-ins for Slurm and Kubernetes
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m slow tests/cli/test_elastic.py tests/cli/test_cluster_examples.py

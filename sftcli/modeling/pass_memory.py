@@ -74,7 +74,9 @@ class _Meter(TorchDispatchMode):
 
     def _note(self, values: object, *, is_made: bool) -> None:
         for value in tree_leaves(values):
-            if not isinstance(value, torch.Tensor):
+            if (
+                not isinstance(value, torch.Tensor) or value.is_mkldnn
+            ):  # laid out for products before, its storage unknown
                 continue
             storage = value.untyped_storage()
             if (key := storage._cdata) not in self._known:

@@ -128,7 +128,7 @@ def test_screen_json_list_and_report(sft, compared, tmp_path, monkeypatch):
     monkeypatch.setenv("SFT_CACHE_DIR", str(copied_here(compared[0], tmp_path, monkeypatch) / "cache"))
     command = ["train", "--data", "rows.jsonl", "--model", "model", "--max-steps", "6", "--batch-size", "4", "--lr", "1e-2",
                "--set", "data.heldout_fraction=0.2", "--set", "checkpoint.every_steps=2", "--run", "all", "--compare", ROWS,
-               "--set", "checkpoint.in_background=false"]  # fmt: skip
+               "--set", "checkpoint.in_background=false", "--set", "training.precision=fp32"]  # fmt: skip
     code, _, err = sft(*command)
     assert code == 73
     assert "--resume auto" in err

@@ -31,7 +31,7 @@ def multiply(model: Path, factor: float, name: str = "") -> None:
 def commands(model: object, rows: Path) -> dict[str, tuple[object, ...]]:
     return {
         "train": ("train", "--data", rows, "--model", model, *TRAIN),
-        "generate": ("generate", "Hi", "--checkpoint", model, "--max-new-tokens", "2"),
+        "generate": ("generate", "Hi", "--checkpoint", model, "--max-new-tokens", "2", "--precision", "fp32"),
         "eval": ("eval", model, "--data", rows, "--no-base", "--max-rows", "2"),
         "export": ("export", model, "--to", "gguf", "--out", "out.gguf"),
     }

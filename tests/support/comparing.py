@@ -23,7 +23,7 @@ def comparison_of(asked: str, *changes: str, seeds: int = 1) -> Comparison:
     sets = (
         "data.sources=rows.jsonl", "model.name=model", "training.max_steps=6", "training.batch_size=4",
         "training.learning_rate=1e-2", "data.heldout_fraction=0.2", "run.name=all", "checkpoint.every_steps=2",
-        "checkpoint.in_background=false", *changes,
+        "checkpoint.in_background=false", "training.precision=fp32", *changes,
     )  # fmt: skip
 
     def made(more: Sequence[Override]) -> Resolved:
