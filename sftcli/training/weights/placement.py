@@ -16,17 +16,14 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 def placed_as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return ``value`` on the device of ``like``; if ``like`` is sharded, this process's shard of it."""
-    mesh = getattr(like, "device_mesh", None)
-    if mesh is None:
+    if getattr(like, "device_mesh", None) is None:
         return value.to(like.device)
     with torch.no_grad():
         placed = torch.zeros_like(like)
-        shards = (
-            mesh.ndim - 1
-        )  # the dimension of the mesh along which it is shared out; before it that of its copies
-        # Every process has the whole value, so none has to send it; the last ones may have no part of a small one.
-        for part in value.chunk(mesh.size(shards))[mesh.get_local_rank(shards) :][:1]:
-            local_part(placed).copy_(part)
+        begin, end = rows_of(like)
+        local_part(placed).copy_(
+            value[begin:end]
+        )  # every process has the whole value, so none has to send it
     return placed
 
 
@@ -36,6 +33,10 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def rows_of(sharded: torch.Tensor) -> tuple[int, int]:
-    """Return which rows of the full tensor this process has of ``sharded``: first one, and the one behind the last."""
+    """Return which rows of the full tensor this process has of ``sharded``: first one, and the one behind the last.
+
+    The last processes may have none of a small one.
+    """
     mesh = cast("torch.distributed.tensor.DTensor", sharded).device_mesh
-    return share_of(sharded.shape[0], mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1))
+    shards = mesh.ndim - 1  # the dimension along which it is shared out; before it that of its replicas
+    return share_of(sharded.shape[0], mesh.get_local_rank(shards), mesh.size(shards))
