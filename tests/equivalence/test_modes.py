@@ -13,10 +13,10 @@ from sftcli.training.distributed.group import Group
 from sftcli.training.trainer import Trainer
 from sftcli.training.weights.sharded import ShardedWeights, layers_of
 from tests.support.counting import TrafficCounter
-from tests.support.fed_rows import record_fed, rows_of_steps
+from tests.support.fed_rows import rows_of_steps, train_and_record
 from tests.support.processes import run_together
 from tests.support.saving import assert_has_parts_of
-from tests.support.several import assert_same_training, make_place, steps, train_here, train_together
+from tests.support.several import assert_same_training, make_place, steps, train_together
 from tests.support.sharing import STEPS, predicted_traffic, trainer_of
 
 pytestmark = pytest.mark.slow
@@ -189,12 +189,6 @@ def test_memory_that_runs_out_inside_a_pass_of_one_process_eases_all(
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_place(tmp_path_factory.mktemp("modes"))
-
-
-def train_and_record(place: Path, run: str, *changes: str) -> None:
-    (place / f"fed-{run}").mkdir(exist_ok=True)
-    record_fed(place / f"fed-{run}")
-    train_here(place, place / "model", run, *changes)
 
 
 @pytest.fixture(scope="module")

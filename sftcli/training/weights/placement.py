@@ -17,17 +17,14 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 def placed_as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return ``value`` on the device of ``like``; if ``like`` is sharded, this process's shard of it."""
-    mesh = getattr(like, "device_mesh", None)
-    if mesh is None:
+    if getattr(like, "device_mesh", None) is None:
         return value.to(like.device)
     with torch.no_grad():
         placed = torch.zeros_like(like)
-        shards = (
-            mesh.ndim - 1
-        )  # the dimension of the mesh along which it is shared out; before it that of its copies
-        # Every process has the whole value, so none has to send it; the last ones may have no part of a small one.
-        for part in value.chunk(mesh.size(shards))[mesh.get_local_rank(shards) :][:1]:
-            local_part(placed).copy_(part)
+        begin, end = rows_of(like)
+        local_part(placed).copy_(
+            value[begin:end]
+        )  # every process has the whole value, so none has to send it
     return placed
 
 
@@ -38,12 +35,16 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def rows_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return which rows of the full ``tensor`` this process has: first one, and the one behind the last."""
+    """Return which rows of the full ``tensor`` this process has: first one, and the one behind the last.
+
+    The last processes may have none of a small one that is sharded.
+    """
     mesh = getattr(tensor, "device_mesh", None)
     length = tensor.shape[0] if tensor.ndim else 1
     if mesh is None:
         return 0, length
-    return share_of(length, mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1))
+    shards = mesh.ndim - 1  # the dimension along which it is shared out; before it that of its replicas
+    return share_of(length, mesh.get_local_rank(shards), mesh.size(shards))
 
 
 def zeros_by_rows(shape: Sequence[int], *, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
