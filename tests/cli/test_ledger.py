@@ -159,7 +159,6 @@ def test_a_fix_replaces_the_answer_that_the_page_shows_and_no_other(sft, tiny_mo
         ]}
         for n in range(30)
     ]  # fmt: skip
-    rows[4]["messages"][1]["content"] = HOSTILE
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     training = ["train", "--data", "rows.jsonl", *short_training(tiny_model, tmp_path)]
     for train_on, offered in (("all", 1), ("each", 0)):
