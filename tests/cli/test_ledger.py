@@ -221,22 +221,19 @@ def test_the_page_filters_sorts_and_writes_fixes_that_are_read_back(place, tmp_p
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 def test_what_was_decided_before_is_written_again(place, tmp_path):
     page = (place / "runs/one/report.html").read_text(encoding="utf-8")
-    first, second = [
-        row
-        for _, row in LEDGERS.read(place / "runs/one/rows.json").shown
-        if row.line in (6, 7) and row.source.endswith("rows.jsonl")
-    ]
+    shown = [row for _, row in LEDGERS.read(place / "runs/one/rows.json").shown]
+    by_place = sorted(shown, key=lambda row: (row.source, row.line))  # the first four are clicked
+    changed, untouched = by_place[0].row, by_place[-1].row
     before = [
         {"row": "0" * 32, "fix": "leave-out", "place": "rows.jsonl:99"},
-        {"row": first.row, "fix": "keep", "place": "rows.jsonl:6"},
-        {"row": second.row, "fix": "replace", "answer": 'so "it" is', "place": "rows.jsonl:7"},
+        {"row": changed, "fix": "keep"},
+        {"row": untouched, "fix": "replace", "answer": 'so "it" is'},
     ]
     seen = used(page.replace('data-fixes="[]"', f'data-fixes="{escape(json.dumps(before))}"'), tmp_path)
-    assert {fix.row: (fix.fix, fix.answer) for fix in seen["fixes"] if fix.row != second.row}.items() >= {
-        ("0" * 32, ("leave-out", "")),
-        (first.row, ("leave-out", "")),  # which was changed on the page
-    }
-    assert seen["told"] == "4 decided, 1 of them before"
+    found = {fix.row: (fix.fix, fix.answer) for fix in seen["fixes"]}
+    assert found["0" * 32] == found[changed] == ("leave-out", "")
+    assert found[untouched] == ("replace", 'so "it" is')
+    assert (len(found), seen["told"]) == (5, "5 decided, 2 of them before")
 
 
 @pytest.mark.browser
