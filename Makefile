@@ -49,7 +49,8 @@ distributed-context:  ## trainings of processes that share rows (training.contex
 
 distributed-matrix:  ## each mode on up to six processes: losses, rows, bytes, lack of memory, going on in another, each way to train, loading in parts
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "slow or not slow" tests/equivalence/test_modes.py \
-		tests/equivalence/test_ways.py tests/equivalence/test_ways_to_go_on.py tests/equivalence/test_load_in_parts.py
+		tests/equivalence/test_ways.py tests/equivalence/test_ways_to_go_on.py tests/equivalence/test_load_in_parts.py \
+		tests/equivalence/test_sharded_updates.py
 
 distributed-elastic:  ## jobs of torchrun that lose and gain machines, and the files of examples/cluster under stand-ins for Slurm and Kubernetes
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m slow tests/cli/test_elastic.py tests/cli/test_cluster_examples.py

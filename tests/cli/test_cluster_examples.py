@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,12 @@ def wait_until(is_so: Callable[[], bool], said: Callable[[], str]) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """Return a port that no outgoing connection takes: from those a process that waits for the first one may connect to itself."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_768):
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 @pytest.fixture
@@ -117,7 +121,7 @@ def test_job_of_slurm_that_loses_a_node_ends_its_step_and_goes_back_into_the_que
 def test_job_of_slurm_with_torchrun_finishes_on_the_nodes_that_are_left(place, alone, jobs):
     job = jobs("slurm-torchrun.sh", "left")
     start_until_early(job, place, "left")
-    job.lose_node(1)
+    job.lose_node(1 - job.node_that_listens(29500))  # the meeting point has to stay
     assert job.wait(SECONDS) == (0, True), job.log.read_text()
     assert endings(place, "left") == ["finished"]
     assert_same_training(place, "left", alone)

@@ -4,6 +4,8 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,16 @@ def job(place: Path, name: str, *changes: str) -> Job:
     )
 
 
+@contextmanager
+def running(place: Path, run: str, *changes: str, machines: int = 2, early: int = EARLY) -> Iterator[Job]:
+    """Start a job, which has taken so many steps inside the block."""
+    with job(place, run, *changes) as elastic:
+        for _ in range(machines):
+            elastic.add_machine()
+        elastic.wait_until(lambda: len(steps(place, run)) >= early)
+        yield elastic
+
+
 def starts(place: Path, run: str) -> list[int]:
     """Return the step from which each start of the training has gone on."""
     return [event["step"] for event in events(place, run) if event["event"] == "FitStarted"]
@@ -48,10 +60,7 @@ def starts(place: Path, run: str) -> list[int]:
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_machine_that_is_lost_restarts_the_others_and_a_new_one_joins_them(place, alone, parallel):
     run = f"lost-and-added-{parallel}"
-    with job(place, run, f"training.parallel={parallel}") as elastic:
-        for _ in range(3):
-            elastic.add_machine()
-        elastic.wait_until(lambda: len(steps(place, run)) >= EARLY)
+    with running(place, run, f"training.parallel={parallel}", machines=3) as elastic:
         elastic.machine_of(rank=0).lose()  # the one that writes
         elastic.wait_until(lambda: len(starts(place, run)) == 2 and steps(place, run)[-1]["step"] > 2 * EARLY)
         elastic.add_machine()
@@ -65,10 +74,7 @@ def test_machine_that_is_lost_restarts_the_others_and_a_new_one_joins_them(place
 
 def test_last_machine_goes_on_alone(place, alone):
     run = "last"
-    with job(place, run) as elastic:
-        for _ in range(2):
-            elastic.add_machine()
-        elastic.wait_until(lambda: len(steps(place, run)) >= EARLY)
+    with running(place, run) as elastic:
         elastic.machine_of(rank=1).lose()
         assert sorted(elastic.end()) == [-signal.SIGKILL, 0], elastic.said()
     assert_same_training(place, run, alone)
@@ -76,10 +82,7 @@ def test_last_machine_goes_on_alone(place, alone):
 
 def test_machine_that_is_taken_back_with_a_warning_costs_no_step(place, alone):
     run = "taken-back"
-    with job(place, run) as elastic:
-        for _ in range(2):
-            elastic.add_machine()
-        elastic.wait_until(lambda: len(steps(place, run)) >= EARLY)
+    with running(place, run) as elastic:
         elastic.machine_of(rank=0).agent.send_signal(signal.SIGTERM)
         codes = elastic.end()
         said = elastic.said()
@@ -92,10 +95,7 @@ def test_machine_that_is_taken_back_with_a_warning_costs_no_step(place, alone):
 def test_machine_that_is_lost_before_the_first_checkpoint_lets_the_others_start_over(place, alone):
     run = "early"
     late = "checkpoint.every_steps=0"
-    with job(place, run, late) as elastic:
-        for _ in range(2):
-            elastic.add_machine()
-        elastic.wait_until(lambda: len(steps(place, run)) >= 2)
+    with running(place, run, late, early=2) as elastic:
         elastic.machine_of(rank=0).lose()
         assert sorted(elastic.end()) == [-signal.SIGKILL, 0], elastic.said()
         assert "no checkpoint yet: starting over" in elastic.said()
@@ -106,10 +106,7 @@ def test_machine_that_is_lost_before_the_first_checkpoint_lets_the_others_start_
 def test_machine_that_vanishes_without_a_word_is_missed_after_a_minute(place, alone, rank):
     """It answers nothing and closes no connection: stopped processes do the same."""
     run = f"vanished-{rank}"
-    with job(place, run) as elastic:
-        for _ in range(2):
-            elastic.add_machine()
-        elastic.wait_until(lambda: len(steps(place, run)) >= EARLY)
+    with running(place, run) as elastic:
         gone, begin = elastic.machine_of(rank=rank), time.monotonic()
         gone.send(signal.SIGSTOP)
         elastic.wait_until(lambda: len(starts(place, run)) == 2)

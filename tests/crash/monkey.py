@@ -8,7 +8,6 @@ optimizer and events must be those of the undisturbed run. The children are fork
 """
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from sftcli.training.checkpoint.format import newest_good
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
-from tests.support.runs import CLOCKS
+from tests.support.runs import left_by
 from tests.support.tiny_model import build_tiny_model
 
 STEPS = 80
@@ -92,17 +91,8 @@ class Monkey:
 
     def result(self, name: str) -> dict[str, str]:
         """Return hashes of what a finished run has left, and its events without times."""
-        run = self.root / "runs" / name
-        last = run / "checkpoints" / f"step-{STEPS:08d}"
-        files = [last / f"{part}.safetensors" for part in ("model", "optimizer", "rng")]
-        files.append(run / "final" / "model.safetensors")
-        result = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-        kept = []
-        for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines():
-            event = json.loads(line)
-            if event["event"] in {"StepDone", "HeldoutDone"}:
-                kept.append({k: v for k, v in event.items() if k not in CLOCKS})
-        return result | {"events": json.dumps(kept)}
+        hashes, events = left_by(self.root / "runs" / name, STEPS, {"StepDone", "HeldoutDone"})
+        return hashes | {"events": json.dumps(events)}
 
     def attack(self, rounds: int, golden: dict[str, str], seconds: float, deadline: float) -> None:
         """Kill ``rounds`` times, or until ``deadline``."""

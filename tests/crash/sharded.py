@@ -10,7 +10,6 @@ The processes are forked, so that torch is imported once.
 """
 
 import argparse
-import hashlib
 import importlib
 import json
 import os
@@ -35,7 +34,7 @@ from sftcli.services.processes.pulse import FAILURE
 from sftcli.training.checkpoint.format import newest_good, verify
 from sftcli.training.checkpoint.names import list_checkpoints, step_of
 from tests.crash.stops import LOGGED, forked
-from tests.support.runs import CLOCKS
+from tests.support.runs import left_by, write_rows
 from tests.support.tiny_model import build_tiny_model
 
 STEPS = 24
@@ -119,9 +118,7 @@ class Monkey:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
         self.random = random.Random(self.seed)
         self.model = build_tiny_model(self.root / "model", dropout=0.1)
-        self.rows = self.root / "rows.jsonl"
-        rows = [{"question": f"What is {n} plus {n}?", "answer": f"It is {2 * n}."} for n in range(60)]
-        self.rows.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        self.rows = write_rows(self.root / "rows.jsonl", 60)
 
     def start(self, name: str, size: int) -> Training:
         """Fork the processes of ``sft train``, which starts the run or goes on with it."""
@@ -156,14 +153,8 @@ class Monkey:
 
     def result(self, name: str) -> dict[str, str]:
         """Return hashes of what a finished run has left, and its events without times."""
-        run = self.root / "runs" / name
-        last = run / "checkpoints" / f"step-{STEPS:08d}"
-        files = [*sorted(last.glob("*.safetensors")), *sorted((run / "final").glob("*.safetensors"))]
-        lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
-        events = [event for event in map(json.loads, lines) if event["event"] in LOGGED]
-        kept = [{key: value for key, value in event.items() if key not in CLOCKS} for event in events]
-        hashes = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-        return hashes | {"events": json.dumps(kept)}
+        hashes, events = left_by(self.root / "runs" / name, STEPS, LOGGED)
+        return hashes | {"events": json.dumps(events)}
 
     def disturb(self, name: str, size: int, seconds: float, rounds: int) -> None:
         """Train a run to its end through kills, until there were ``rounds`` of all runs."""

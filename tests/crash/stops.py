@@ -9,7 +9,6 @@ of the end must be those of the undisturbed run, bit for bit.
 """
 
 import argparse
-import hashlib
 import importlib
 import json
 import os
@@ -26,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sftcli.training.checkpoint.names import list_checkpoints
-from tests.support.runs import CLOCKS
+from tests.support.runs import left_by, write_rows
 from tests.support.tiny_model import build_tiny_model
 
 STEPS = 24
@@ -67,9 +66,7 @@ class Stops:
         }
         self.random = random.Random(self.seed)
         self.model = build_tiny_model(self.root / "model", dropout=0.1)
-        self.rows = self.root / "rows.jsonl"
-        rows = [{"question": f"What is {n} plus {n}?", "answer": f"It is {2 * n}."} for n in range(60)]
-        self.rows.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        self.rows = write_rows(self.root / "rows.jsonl", 60)
 
     def start(self, name: str, form: str, *, is_contrary: bool = False) -> int:
         """Fork a child that trains or goes on; return its process id."""
@@ -97,14 +94,12 @@ class Stops:
         """Return what a finished run has left, without what a clock decides."""
         run = self.root / "runs" / name
         last = run / "checkpoints" / f"step-{STEPS:08d}"
-        files = [*sorted(last.glob("*.safetensors")), *sorted((run / "final").glob("*.safetensors"))]
-        lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
-        events = [event for event in map(json.loads, lines) if event["event"] in LOGGED]
+        hashes, events = left_by(run, STEPS, LOGGED)
         return {
             "state": json.loads((last / "state.json").read_text(encoding="utf-8"))["state"],
             "decisions": json.loads((run / "run.json").read_text(encoding="utf-8"))["decisions"],
-            "events": [{key: value for key, value in event.items() if key not in CLOCKS} for event in events],
-        } | {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+            "events": events,
+        } | hashes
 
     def undisturbed(self, form: str) -> tuple[dict[str, object], float]:
         """Train to the end; return the result and the seconds it took."""

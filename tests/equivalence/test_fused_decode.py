@@ -1,10 +1,13 @@
 """The decoding step in few operations computes what the model's own forward does."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from sftcli.modeling.decoding.decoder import checked_decoder, choose_decoder
+from sftcli.modeling.decoding import fused_decode
+from sftcli.modeling.decoding.decoder import checked_decoder, choose_decoder, decoder_in_training
 from sftcli.modeling.decoding.fused_decode import FusedRows, fuse
 from sftcli.modeling.decoding.kv_cache import CachedRows
 from tests.support.decoding import answers
@@ -71,6 +74,30 @@ def test_fusing_leaves_weights_and_forward_as_they_were():
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     ids = torch.tensor([PROMPTS[2]])
     assert torch.equal(plain(ids).logits, faster(ids).logits)
+
+
+def test_decoder_in_training_follows_the_weights_and_leaves_them_where_they_are(monkeypatch):
+    monkeypatch.setattr(
+        fused_decode, "are_blocked_in_training", lambda _: True
+    )  # as on processors with bfloat16 units
+    model = build("qwen2")
+    places = {name: weight.data_ptr() for name, weight in model.named_parameters()}
+    decoder = decoder_in_training(model)
+    assert isinstance(decoder.make_rows(2, ()), FusedRows)
+    ask = partial(answers, prompts=PROMPTS, max_new_tokens=20, stop_ids=frozenset(), max_rows=3)
+    before = ask(decoder)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.3)
+    assert ask(decoder) == ask(checked_decoder(model)) != before
+    assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == places
+    model(torch.tensor([PROMPTS[2]])).logits.sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_model_in_training_whose_processor_has_no_layout_for_it_decodes_with_its_own_forward():
+    decoder = decoder_in_training(build("llama"))  # in float32
+    assert isinstance(decoder.make_rows(2, ()), CachedRows)
 
 
 def test_model_with_a_projection_of_another_kind_is_left_to_its_own_forward():

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from sftcli.config.schema.run import CheckpointSettings
@@ -12,7 +14,7 @@ from sftcli.events import NeverStop, StepDone
 from sftcli.training.checkpoint.format import read_snapshot
 from sftcli.training.checkpoint.names import list_checkpoints
 from sftcli.training.checkpoint.store import DirectoryCheckpointStore
-from sftcli.training.optim.eight_bits import BLOCK, packed, unpacked
+from sftcli.training.optim.eight_bits import BLOCK, Blocks, Noise, packed, unpacked
 from sftcli.training.optim.optimizer import make_optimizer, optimizer_tensors
 from sftcli.training.weights.masters import MasterWeights
 from sftcli.training.weights.split import SplitWeights, join, split
@@ -65,29 +67,63 @@ def test_two_halves_are_the_number_to_the_last_bit_and_the_upper_one_is_the_near
 @pytest.mark.parametrize("signed", [True, False])
 def test_moments_of_8_bits_are_right_on_the_average_and_within_an_eighth_each(signed):
     random = torch.Generator().manual_seed(0)
-    numbers = torch.randn(40 * BLOCK, generator=random) * torch.logspace(-12, 12, 40).repeat_interleave(BLOCK)
+    numbers = torch.randn(40, BLOCK, generator=random) * torch.logspace(-12, 12, 40)[:, None]
     numbers = numbers if signed else numbers.abs()
+    blocks = Blocks.of(numbers.shape)
     total = torch.zeros_like(numbers)
     for _ in range(100):
-        noise = torch.randint(2**20, numbers.shape, dtype=torch.int32, generator=random)
+        noise = Noise.drawn(blocks, random).halves(slice(None))[signed]
         codes, scales = packed(numbers, noise, signed=signed)
         found = unpacked(codes, scales, signed=signed)
         total += found
-    is_large = numbers.abs() > 1e-3 * scales.repeat_interleave(BLOCK)
+    is_large = numbers.abs() > 1e-3 * scales[:, None]
     error = (found / numbers - 1)[is_large]
     assert error.abs().max() <= 1 / 8
     assert (total / 100 / numbers - 1)[is_large].mean().abs() < 1e-3
-    assert (codes.dtype, codes.numel(), scales.numel()) == (torch.uint8, numbers.numel(), 40)
+    assert (codes.dtype, codes.shape, scales.shape) == (torch.uint8, numbers.shape, (40,))
 
 
 def test_second_moments_are_never_zero_beside_larger_ones_and_first_ones_are():
-    numbers = torch.zeros(BLOCK)
-    numbers[0] = 1.0
-    noise = torch.full((BLOCK,), 2**20 - 1, dtype=torch.int32)
+    numbers = torch.zeros(1, BLOCK)
+    numbers[0, 0] = 1.0
+    noise = torch.full((1, BLOCK), 2**20 - 1, dtype=torch.int32)
     assert (unpacked(*packed(numbers, noise, signed=False), signed=False) > 0).all()
     assert unpacked(*packed(numbers, noise, signed=True), signed=True).count_nonzero() == 1
-    nothing = torch.zeros(BLOCK)
+    nothing = torch.zeros(1, BLOCK)
     assert not unpacked(*packed(nothing, noise, signed=False), signed=False).any()
+
+
+def test_random_numbers_of_rounding_are_even_and_any_two_of_them_independent():
+    blocks, random = Blocks.of((3, 4)), torch.Generator().manual_seed(0)
+    drawn = [torch.stack(Noise.drawn(blocks, random).halves(slice(None))) for _ in range(20_000)]
+    numbers = torch.stack(drawn).flatten(1).double() / 2**20
+    assert numbers.mean(0).sub(0.5).abs().max() < 0.01
+    assert numbers.var(0).sub(1 / 12).abs().max() < 0.002
+    assert numbers.T.corrcoef().fill_diagonal_(0).abs().max() < 0.03  # 4 times what chance gives
+
+
+SHAPES = st.lists(st.integers(1, 6), min_size=0, max_size=2).flatmap(
+    lambda leading: st.integers(1, 700).map(lambda last: (*leading, last))
+)
+
+
+@given(shape=SHAPES, seed=st.integers(0, 99), signed=st.booleans(), data=st.data())
+def test_rows_that_are_packed_apart_are_those_that_are_packed_together(shape, seed, signed, data):
+    random = torch.Generator().manual_seed(seed)
+    blocks = Blocks.of(shape)
+    numbers = torch.randn(blocks.rows, blocks.columns, generator=random)
+    noise = Noise.drawn(blocks, random)
+    assert blocks.per_row * blocks.width >= blocks.columns > (blocks.per_row - 1) * blocks.width
+    assert torch.equal(blocks.join(blocks.cut(numbers)), numbers)
+
+    def of(own):
+        bits = noise.of(own).halves(slice(None))[signed]
+        return packed(blocks.cut(numbers[own]), blocks.cut(bits), signed=signed)
+
+    at = data.draw(st.integers(0, blocks.rows))
+    whole, before, behind = (of(own) for own in (slice(None), slice(at), slice(at, None)))
+    for together, *apart in zip(whole, before, behind, strict=True):
+        assert torch.equal(together, torch.cat(apart))
 
 
 @pytest.mark.parametrize(("precision", "most"), [("bf16", 10.3), ("fp32", 10.3), ("fp16", 12.3)])

@@ -13,10 +13,10 @@ from sftcli.training.distributed.group import Group
 from sftcli.training.trainer import Trainer
 from sftcli.training.weights.sharded import ShardedWeights, layers_of
 from tests.support.counting import TrafficCounter
-from tests.support.fed_rows import record_fed, rows_of_steps
+from tests.support.fed_rows import rows_of_steps, train_and_record
 from tests.support.processes import run_together
 from tests.support.saving import assert_has_parts_of
-from tests.support.several import assert_same_training, make_place, steps, train_here, train_together
+from tests.support.several import assert_same_training, make_place, steps, train_together
 from tests.support.sharing import STEPS, predicted_traffic, trainer_of
 
 pytestmark = pytest.mark.slow
@@ -35,9 +35,12 @@ MODES = {  # the number of processes, and how many hold a replica together
 MICRO_BATCHES = 3  # of a step
 
 
-def same_as_one_process(group: Group, kind: str, shards: int, exchanges_each: bool) -> None:
+def same_as_one_process(
+    group: Group, kind: str, shards: int, exchanges_each: bool, optimizer: str = "adamw"
+) -> None:
     gradient_exchange.BUCKET_NUMBERS = 5000  # several of them, in this process alone
-    alone, several = trainer_of(Group(), kind), trainer_of(group, kind, shards=shards)
+    alone = trainer_of(Group(), kind, optimizer=optimizer)
+    several = trainer_of(group, kind, shards=shards, optimizer=optimizer)
     if isinstance(several.weights, ShardedWeights):
         several.weights.exchange_each_micro_batch = exchanges_each
     micro_batches = -(-MICRO_BATCHES // group.size)
@@ -49,7 +52,7 @@ def same_as_one_process(group: Group, kind: str, shards: int, exchanges_each: bo
         with TrafficCounter() as counter:
             found = several.take_step()
         assert counter.traffic == predicted
-        assert found.exchanged_bytes == predicted.scattered + predicted.summed
+        assert found.exchanged_bytes == predicted.scattered + predicted.summed + predicted.updated
         assert found.loss == pytest.approx(expected.loss, abs=1e-5)
         assert found.grad_norm == pytest.approx(expected.grad_norm, abs=1e-5)
     holders = group if several.weights.is_sharded else Group()
@@ -66,6 +69,15 @@ def test_losses_weights_and_bytes_are_the_predicted_ones(tmp_path: Path, mode: s
 @pytest.mark.parametrize("shards", [WHOLE, 2], ids=["whole", "in-groups"])
 def test_kinds_of_training_are_the_same(tmp_path: Path, kind: str, shards: int) -> None:
     run_together(same_as_one_process, size=4, folder=tmp_path, args=(kind, shards, False))
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw_lean", "muon"])
+@pytest.mark.parametrize("mode", ["ddp-3", "fsdp-2", "fsdp-3", "fsdp-4", "hsdp-4", "hsdp-6"])
+def test_other_optimizers_have_its_steps_and_the_predicted_bytes(
+    tmp_path: Path, mode: str, optimizer: str
+) -> None:
+    size, shards = MODES[mode]
+    run_together(same_as_one_process, size=size, folder=tmp_path, args=("tied", shards, False, optimizer))
 
 
 def test_gradients_of_each_micro_batch_stay_inside_groups(tmp_path: Path) -> None:
@@ -177,12 +189,6 @@ def test_memory_that_runs_out_inside_a_pass_of_one_process_eases_all(
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_place(tmp_path_factory.mktemp("modes"))
-
-
-def train_and_record(place: Path, run: str, *changes: str) -> None:
-    (place / f"fed-{run}").mkdir(exist_ok=True)
-    record_fed(place / f"fed-{run}")
-    train_here(place, place / "model", run, *changes)
 
 
 @pytest.fixture(scope="module")

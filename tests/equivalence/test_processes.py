@@ -15,7 +15,7 @@ from sftcli.services.runs.folder import RunFolder
 from sftcli.training.distributed.group import Group
 from sftcli.training.distributed.traffic import Weight, replicated_traffic, sharded_traffic
 from tests.support.counting import TrafficCounter
-from tests.support.fed_rows import record_fed, rows_of_steps
+from tests.support.fed_rows import rows_of_steps, train_and_record
 from tests.support.processes import run_together
 from tests.support.recording import MemoryStore
 from tests.support.several import assert_same_training, make_place, steps, train_here, train_together
@@ -30,12 +30,6 @@ BALANCE = ("training.router_aux_loss=0.5",)
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_place(tmp_path_factory.mktemp("together"))
-
-
-def train_and_record(place: Path, run: str, *changes: str) -> None:
-    (place / f"fed-{run}").mkdir(exist_ok=True)
-    record_fed(place / f"fed-{run}")
-    train_here(place, place / "model", run, *changes)
 
 
 @pytest.fixture(scope="module")

@@ -102,8 +102,8 @@ def test_products_in_bfloat16_leave_float32_masters(tmp_path: Path) -> None:
     run_together(rounded_is_near, size=2, folder=tmp_path)
 
 
-def counts_what_is_predicted(group: Group, exchange_each_micro_batch: bool) -> None:
-    trainer = trainer_of(group, "tied")
+def counts_what_is_predicted(group: Group, exchange_each_micro_batch: bool, optimizer: str) -> None:
+    trainer = trainer_of(group, "tied", optimizer=optimizer)
     assert isinstance(trainer.weights, ShardedWeights)
     trainer.weights.exchange_each_micro_batch = exchange_each_micro_batch
     micro_batches = -(-3 // group.size)  # three micro-batches a step
@@ -113,7 +113,8 @@ def counts_what_is_predicted(group: Group, exchange_each_micro_batch: bool) -> N
         with TrafficCounter() as counter:
             trainer.take_step()
         assert counter.traffic == expected
-    assert group.exchanged_bytes == 2 * expected.scattered
+    assert group.exchanged_bytes == 2 * (expected.scattered + expected.updated)
+    assert (expected.updated > 0) == (optimizer in {"muon", "adafactor"})
 
 
 @pytest.mark.slow
@@ -122,4 +123,12 @@ def counts_what_is_predicted(group: Group, exchange_each_micro_batch: bool) -> N
 def test_exchanged_bytes_are_the_predicted_ones(
     tmp_path: Path, size: int, exchange_each_micro_batch: bool
 ) -> None:
-    run_together(counts_what_is_predicted, size=size, folder=tmp_path, args=(exchange_each_micro_batch,))
+    args = (exchange_each_micro_batch, "adamw")
+    run_together(counts_what_is_predicted, size=size, folder=tmp_path, args=args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw_lean", "adafactor", "muon"])
+@pytest.mark.parametrize("size", SIZES)
+def test_bytes_of_updates_are_the_predicted_ones(tmp_path: Path, size: int, optimizer: str) -> None:
+    run_together(counts_what_is_predicted, size=size, folder=tmp_path, args=(False, optimizer))

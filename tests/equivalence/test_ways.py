@@ -16,7 +16,7 @@ MODES = {  # the number of processes, and what they are told
     "fsdp": (2, ("training.parallel=fsdp",)),
     "hsdp": (4, ("training.parallel=hsdp", "training.shard_processes=2", "training.micro_batch_size=1")),
 }
-EVERYWHERE, WHOLE_ALONE = ("ddp", "fsdp", "hsdp"), ("ddp",)
+EVERYWHERE = ("ddp", "fsdp", "hsdp")
 IN_BFLOAT16 = ("training.precision=bf16",)
 WAYS = {  # settings, and the modes that take them
     "lora": (("adapter.kind=lora", "adapter.rank=4"), EVERYWHERE),
@@ -25,12 +25,15 @@ WAYS = {  # settings, and the modes that take them
     "dft": (("training.loss=dft",), EVERYWHERE),
     "part": (("training.train=layers.1", "training.freeze=*.mlp.*"), EVERYWHERE),
     "stopping": (("training.early_stopping_evals=1", "training.eval_every_steps=2"), EVERYWHERE),
-    "adafactor": (("training.optimizer=adafactor",), WHOLE_ALONE),
-    "adamw_lean": (("training.optimizer=adamw_lean",), WHOLE_ALONE),
-    "muon": (("training.optimizer=muon",), WHOLE_ALONE),
+    "adafactor": (("training.optimizer=adafactor",), EVERYWHERE),
+    "adamw_lean": (("training.optimizer=adamw_lean",), EVERYWHERE),
+    "muon": (("training.optimizer=muon",), EVERYWHERE),
     "bf16": (IN_BFLOAT16, EVERYWHERE),
-    "split": (("training.optimizer=adamw_lean", *IN_BFLOAT16), WHOLE_ALONE),  # masters in two halves
+    "split": (("training.optimizer=adamw_lean", *IN_BFLOAT16), EVERYWHERE),  # masters in two halves
 }
+# A moment that is rounded at random goes the other way in a few of a million, where its gradient differs in the last bit: it is
+# an eighth off then, and so is an update of the learning rate, 1e-2.
+STRAYS = {"adamw_lean": 2e-3}
 # What makes more of a difference in the last bit: products in bfloat16, those of Muon among them.
 ROUNDED = {"muon": 5e-3, "bf16": 2e-2, "split": 2e-2}
 
@@ -58,7 +61,7 @@ def test_each_way_to_train_is_that_of_one_process(place: Path, way: str, mode: s
         train_together(partial(here, alone, *changes, *smaller), size=1)
     train_together(partial(here, run, *changes, *told), size=size)
     name = ADAPTER if way == "lora" else MODEL
-    assert_same_training(place, run, alone, name, within=ROUNDED.get(way, 1e-5))
+    assert_same_training(place, run, alone, name, within=ROUNDED.get(way, 1e-5), strays=STRAYS.get(way, 0.0))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -9,6 +9,7 @@ import torch
 
 from sftcli.services.train.run import TrainingRun
 from sftcli.training.trainer import Trainer
+from tests.support.several import train_here
 
 ROW = re.compile(r"Say a (\d+) times")  # what tells the rows of ``several.write_rows`` apart
 
@@ -38,6 +39,13 @@ def record_fed(folder: Path) -> None:
             self.weights.model.get_input_embeddings().register_forward_pre_hook(see)
 
     TrainingRun.trainer_type = RecordingTrainer
+
+
+def train_and_record(place: Path, run: str, *changes: str) -> None:
+    """Train ``run`` on the model in ``place`` in this process, and record what it is fed in ``fed-RUN``."""
+    (place / f"fed-{run}").mkdir(exist_ok=True)
+    record_fed(place / f"fed-{run}")
+    train_here(place, place / "model", run, *changes)
 
 
 def rows_of_steps(folder: Path, model: Path) -> list[list[int]]:

@@ -16,7 +16,9 @@ import yaml
 from tests.support.agents import named_host
 from tests.support.slurm import make_programs
 
-BACKOFF_SECONDS = 1.0  # ten in Kubernetes
+# As in Kubernetes. Sooner than the pods that are left notice it, a worker would meet a master that is about to end, and both of them
+# wait until the limits of torchrun and of the program start them again.
+BACKOFF_SECONDS = 10.0
 
 
 @dataclass

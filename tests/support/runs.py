@@ -1,8 +1,9 @@
 """Whole runs of the service on the tiny model, in this process."""
 
+import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,6 +85,15 @@ def numbers_in(events: Iterable[Mapping[str, object]]) -> list[dict[str, object]
     """Return the same of events that were read already."""
     kept = [event for event in events if event["event"] in {"StepDone", "HeldoutDone", "EarlierDone"}]
     return [{key: value for key, value in event.items() if key not in CLOCKS} for event in kept]
+
+
+def left_by(run: Path, step: int, logged: Collection[str]) -> tuple[dict[str, str], list[dict[str, object]]]:
+    """Return hashes of the tensors that a finished run has left, of its last ``step`` too, and its ``logged`` events without times."""
+    last = run / "checkpoints" / f"step-{step:08d}"
+    files = [*sorted(last.glob("*.safetensors")), *sorted((run / "final").glob("*.safetensors"))]
+    hashes = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    kept = [event for event in events_of(run) if event["event"] in logged]
+    return hashes, [{key: value for key, value in event.items() if key not in CLOCKS} for event in kept]
 
 
 def tensors_of(run: Path, step: int) -> dict[str, bytes]:

@@ -137,9 +137,18 @@ def checkpoint_bytes(place: Path, run: str, step: int) -> dict[str, bytes]:
 
 
 def assert_same_training(
-    place: Path, run: str, other: str, name: str = "final/model.safetensors", *, within: float = 1e-5
+    place: Path,
+    run: str,
+    other: str,
+    name: str = "final/model.safetensors",
+    *,
+    within: float = 1e-5,
+    strays: float = 0.0,
 ) -> None:
-    """The same rows in every step, and losses and final weights ``within`` so much."""
+    """The same rows in every step, and losses and final weights ``within`` so much.
+
+    One weight of a thousand may be further away, but no further than ``strays``.
+    """
     import pytest
 
     ours, theirs = steps(place, run), steps(place, other)
@@ -163,8 +172,9 @@ def assert_same_training(
         assert losses[0] == pytest.approx(losses[1], abs=within)
     stored, expected = weights(place, run, name), weights(place, other, name)
     assert stored.keys() == expected.keys()
-    for key, tensor in stored.items():
-        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=within)
+    apart = torch.cat([(tensor - expected[key]).abs().flatten() for key, tensor in stored.items()])
+    assert apart.max() <= max(within, strays)
+    assert (apart > within).double().mean() <= (1e-3 if strays else 0.0)
 
 
 def make_place(folder: Path) -> Path:

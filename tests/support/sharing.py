@@ -1,18 +1,27 @@
 """Trainers whose processes share the weights out, on tiny models of several kinds."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from sftcli.config.schema.adapter import AdapterSettings
-from sftcli.config.schema.training import TrainingSettings
+from sftcli.config.schema.training import OptimizerName, TrainingSettings
 from sftcli.modeling.activations import checkpoint_activations
 from sftcli.modeling.adapter.adapter import add_adapter
 from sftcli.modeling.kernels.document_attention import attend_by_document
 from sftcli.modeling.kernels.fuse import fuse_layers
 from sftcli.training.distributed.group import Group
-from sftcli.training.distributed.traffic import Traffic, Weight, replicated_traffic, sharded_traffic
+from sftcli.training.distributed.traffic import (
+    Traffic,
+    Weight,
+    adafactor_update_bytes,
+    muon_update_bytes,
+    replicated_traffic,
+    sharded_traffic,
+)
+from sftcli.training.embeddings import embedding_names
 from sftcli.training.loss import response_nll_sum
 from sftcli.training.optim.optimizer import make_optimizer
 from sftcli.training.trainer import Trainer
@@ -74,7 +83,12 @@ def trainer_of(
         trainer.weights = ShardedWeights(
             build_model(kind), compute_dtype=dtype, group=group, shards=shards, device=CPU
         )
-        trainer.optimizer = make_optimizer(trainer.weights.masters, trainer.settings)
+        trainer.optimizer = make_optimizer(
+            trainer.weights.masters,
+            trainer.settings,
+            embeddings=embedding_names(trainer.weights.model),
+            shard_group=trainer.weights.shard_group,
+        )
         trainer.batch_loss = trainer.weights.gathered(partial(response_nll_sum, trainer.weights.model))
     return trainer
 
@@ -86,7 +100,7 @@ def predicted_traffic(trainer: Trainer, group: Group, *, micro_batches: int, exc
         return replicated_traffic(map(_weight, trainer.weights.masters.values()))
     layers = [list(layer.parameters()) for layer in layers_of(model)]
     inner = {id(parameter) for layer in layers for parameter in layer}
-    return sharded_traffic(
+    traffic = sharded_traffic(
         [[_weight(parameter) for parameter in layer] for layer in layers],
         [_weight(parameter) for parameter in model.parameters() if id(parameter) not in inner],
         shards=trainer.weights.shards,
@@ -95,6 +109,19 @@ def predicted_traffic(trainer: Trainer, group: Group, *, micro_batches: int, exc
         compute_bytes=4,
         exchanges=exchanges,
     )
+    return replace(traffic, updated=_updated(trainer, group))
+
+
+def _updated(trainer: Trainer, group: Group) -> int:
+    shards, masters = trainer.weights.shards, trainer.weights.masters
+    match trainer.settings.optimizer:
+        case OptimizerName.MUON:
+            others = embedding_names(trainer.weights.model)
+            matrices = [one for name, one in masters.items() if one.ndim == 2 and name not in others]
+            return muon_update_bytes(map(_weight, matrices), shards=shards, rank=group.rank % shards)
+        case OptimizerName.ADAFACTOR:
+            return adafactor_update_bytes(map(_weight, masters.values()))
+    return 0
 
 
 def _weight(parameter: torch.nn.Parameter) -> Weight:

@@ -74,6 +74,10 @@ class SlurmJob:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def node_that_listens(self, port: int) -> int:
+        """Return the node of the task that listens at ``port``: nodes share one machine here, so it need not be the first."""
+        return next(node for node, pid in enumerate(self.tasks()) if _listens(pid, port))
+
     def wait(self, seconds: float) -> tuple[int, bool]:
         """Return the exit code of the batch script, and whether the job goes back into the queue."""
         code, number = self._batch.wait(seconds), self._environ["SLURM_JOB_ID"]
@@ -96,6 +100,16 @@ class SlurmJob:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self._batch.wait()
+
+
+def _listens(pid: int, port: int) -> bool:
+    sockets = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            address, state, inode = (line.split()[column] for column in (1, 3, 9))
+            if state == "0A" and address.endswith(f":{port:04X}"):  # LISTEN
+                sockets.add(f"socket:[{inode}]")
+    return any(str(file.readlink()) in sockets for file in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def with_children(pid: int) -> list[int]:

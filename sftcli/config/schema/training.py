@@ -49,23 +49,24 @@ class OptimizerFacts:
     """
 
     state_share: float
-    has_adamw_moments: bool = (
-        False  # two float32 tensors in the shape of each weight, so they can be shared out as it is
-    )
+    has_adamw_moments: bool = False  # two float32 tensors in the shape of each weight
+    takes_shards: bool = False  # updates weights that processes share out, as one process would
     splits_masters: bool = False  # takes masters that are kept in two halves (``SplitWeights``)
     needs_bitsandbytes: bool = False
     needs_cuda: bool = False
 
 
 OPTIMIZERS: Mapping[OptimizerName, OptimizerFacts] = {
-    OptimizerName.ADAMW: OptimizerFacts(state_share=2.0, has_adamw_moments=True),
-    OptimizerName.ADAFACTOR: OptimizerFacts(state_share=0.1),  # means of rows and columns
-    OptimizerName.ADAMW_LEAN: OptimizerFacts(
-        state_share=0.51, splits_masters=True
-    ),  # two bytes and their scales
-    # The same, except for tensors of less than 4096 numbers.
+    OptimizerName.ADAMW: OptimizerFacts(state_share=2.0, has_adamw_moments=True, takes_shards=True),
+    OptimizerName.ADAFACTOR: OptimizerFacts(state_share=0.1, takes_shards=True),  # means of rows and columns
+    OptimizerName.ADAMW_LEAN: OptimizerFacts(  # two bytes and their scales
+        state_share=0.51, splits_masters=True, takes_shards=True
+    ),
+    # The same, except for tensors of less than 4096 numbers. Its blocks run through a whole tensor, and across shards.
     OptimizerName.ADAMW_8BIT: OptimizerFacts(state_share=0.6, needs_bitsandbytes=True),
-    OptimizerName.MUON: OptimizerFacts(state_share=1.5),  # one moment of matrices, two of embeddings and head
+    OptimizerName.MUON: OptimizerFacts(  # one moment of matrices, two of embeddings and head
+        state_share=1.5, takes_shards=True
+    ),
     OptimizerName.PAGED_ADAMW_8BIT: OptimizerFacts(state_share=0.6, needs_bitsandbytes=True, needs_cuda=True),
 }
 

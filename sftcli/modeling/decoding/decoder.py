@@ -10,7 +10,7 @@ import torch
 
 from sftcli.memory_faults import Attempt
 from sftcli.modeling.attention import is_named
-from sftcli.modeling.decoding.fused_decode import FusedRows, fuse
+from sftcli.modeling.decoding.fused_decode import FusedRows, can_fuse, fuse
 from sftcli.modeling.decoding.kv_cache import CachedRows, Rows, SingleRow, UncachedRow, uncached_logits
 from sftcli.modeling.decoding.recorded import Recorder, recorder_for
 from sftcli.modeling.decoding.windows import narrow_windows
@@ -35,6 +35,24 @@ class Decoder:
     make_rows: Callable[[int, Sequence[int]], Rows]  # of how many at most, and what all prompts begin with
     note: str = ""  # what to tell users of a model that decodes slowly
     goes_on_training: bool = False  # so that nothing may stay in the model that gradients cannot flow through
+
+
+def decoder_in_training(model: "PreTrainedModel") -> Decoder:
+    """Return the fastest decoder of ``model``, which goes on training: its weights stay as they are.
+
+    Where a processor has a layout of its own for them, each ``make_rows`` makes a copy in it, which goes with the rows.
+    """
+    if not is_named(model) and can_fuse(model, goes_on_training=True):
+        make_rows = partial(_rows_of_copy, model)
+        if _is_right(model, make_rows, _COARSE_TOLERANCE_FUSED):
+            return Decoder(model=model, make_rows=make_rows, goes_on_training=True)
+    return checked_decoder(model, goes_on_training=True)
+
+
+def _rows_of_copy(model: "PreTrainedModel", count: int, prefix: Sequence[int] = ()) -> Rows:
+    fused = fuse(model, goes_on_training=True)
+    assert fused is not None  # as when it was chosen
+    return FusedRows(fused, count, prefix)
 
 
 def choose_decoder(model: "PreTrainedModel") -> Decoder:

@@ -9,7 +9,7 @@ what the model's own ``forward`` does.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, TypeGuard, cast, get_args
 
 import torch
 from torch.nn import Linear
@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 from sftcli.modeling.decoding.kv_cache import has_plain_cache
 from sftcli.modeling.decoding.kv_state import KVCacheState, added
-from sftcli.modeling.decoding.products import MakeProduct, Product, products_of
+from sftcli.modeling.decoding.products import MakeProduct, Product, are_blocked_in_training, products_of
 from sftcli.modeling.decoding.recorded import RecordedSteps, Recorder
 
 if TYPE_CHECKING:
@@ -47,9 +47,13 @@ class FusedModel:
     """The model as a pass needs it.
 
     The cache of a layer is (slots, 2, kv heads, room, head size): keys, then values.
+
+    Args:
+        model: Whose weights become views of larger tensors.
+        goes_on_training: Leave its weights as they are, and hold a copy of those that are laid out.
     """
 
-    def __init__(self, model: Llama) -> None:
+    def __init__(self, model: Llama, *, goes_on_training: bool = False) -> None:
         config = model.config
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads or self.heads
@@ -57,13 +61,12 @@ class FusedModel:
         body = model.model
         self.embedding = body.embed_tokens.weight
         self.rotary = body.rotary_emb
-        product, self.dtype = products_of(
-            [module.weight for module in model.modules() if isinstance(module, Linear)]
-        )
+        product, self.dtype = products_of(_linear_weights(model))
         self.head = product(model.lm_head.weight, None)
         norm = partial(_norm, epsilon=config.rms_norm_eps, dtype=self.dtype)
         self.norm = norm(body.norm)
-        self.layers = [_fused(layer, product, norm) for layer in body.layers]
+        join = _joined if goes_on_training else _merged
+        self.layers = [_fused(layer, product, norm, join) for layer in body.layers]
 
     def new_caches(self, slots: int, room: int) -> list[torch.Tensor]:
         """Return an empty cache of every layer."""
@@ -138,15 +141,26 @@ class FusedModel:
         return every
 
 
-def fuse(model: "PreTrainedModel") -> FusedModel | None:
+def fuse(model: "PreTrainedModel", *, goes_on_training: bool = False) -> FusedModel | None:
     """Return the faster forward of ``model``, or None if its kind is unsupported. Its weights do not change.
 
-    They become views of larger tensors, so that nothing is held twice. Not for models that are trained.
+    They become views of larger tensors, so that nothing is held twice. Those of a model that goes on training are left alone: what
+    is returned holds a copy of them as they are now, laid out for the processor, and there is none where it has no such layout.
     """
-    if isinstance(model, Llama) and type(model) in get_args(Llama) and _is_plain(model):
+    if can_fuse(model, goes_on_training=goes_on_training):
         with torch.no_grad():
-            return FusedModel(model)
+            return FusedModel(model, goes_on_training=goes_on_training)
     return None
+
+
+def can_fuse(model: "PreTrainedModel", *, goes_on_training: bool = False) -> TypeGuard[Llama]:
+    """Return whether ``fuse`` has a forward for ``model``; updates of its weights change nothing about that."""
+    is_known = isinstance(model, Llama) and type(model) in get_args(Llama) and _is_plain(model)
+    return is_known and (not goes_on_training or are_blocked_in_training(_linear_weights(model)))
+
+
+def _linear_weights(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [module.weight for module in model.modules() if isinstance(module, Linear)]
 
 
 def _is_plain(model: Llama) -> bool:
@@ -167,7 +181,10 @@ def _is_plain(model: Llama) -> bool:
 
 
 def _fused(
-    layer: torch.nn.Module, product: MakeProduct, norm: "Callable[[torch.Tensor | torch.nn.Module], Product]"
+    layer: torch.nn.Module,
+    product: MakeProduct,
+    norm: "Callable[[torch.Tensor | torch.nn.Module], Product]",
+    join: Callable[[Sequence[Linear]], torch.Tensor],
 ) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
     assert isinstance(attention, torch.nn.Module)
@@ -176,10 +193,10 @@ def _fused(
     has_bias = qkv[0].bias is not None
     return FusedLayer(
         attention_norm=norm(layer.input_layernorm),
-        qkv=product(_joined(qkv), torch.cat([module.bias for module in qkv]) if has_bias else None),
+        qkv=product(join(qkv), torch.cat([module.bias for module in qkv]) if has_bias else None),
         out=product(_weight(attention.o_proj), None),
         mlp_norm=norm(layer.post_attention_layernorm),
-        gate_up=product(_joined(_linear(mlp, "gate_proj", "up_proj")), None),
+        gate_up=product(join(_linear(mlp, "gate_proj", "up_proj")), None),
         down=product(_weight(mlp.down_proj), None),
     )
 
@@ -213,8 +230,13 @@ def _weight(module: "torch.Tensor | torch.nn.Module") -> torch.Tensor:
 
 
 def _joined(modules: Sequence[Linear]) -> torch.Tensor:
-    """Return the weights of ``modules`` one below the other; each becomes a part of it."""
-    whole = torch.cat([module.weight for module in modules])
+    """Return the weights of ``modules`` one below the other."""
+    return torch.cat([module.weight for module in modules])
+
+
+def _merged(modules: Sequence[Linear]) -> torch.Tensor:
+    """Return what ``_joined`` does; each weight becomes a part of it."""
+    whole = _joined(modules)
     begin = 0
     for module in modules:
         end = begin + len(module.weight)

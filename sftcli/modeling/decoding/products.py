@@ -11,6 +11,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]  # (T, in) -> (T, out)
 MakeProduct = Callable[[torch.Tensor, torch.Tensor | None], Product]  # of a weight, (out, in), and a bias
 
 _LARGEST_SHARE = 0.1  # of the machine's memory that weights may take a second time
+_LARGEST_SHARE_IN_TRAINING = 0.05  # which takes nine times as much already
 _ROWS = 8  # the number of rows that a layout is made for; it serves any other
 _ROUNDING = 2.0**-24  # of float32: what another order of sums moves
 
@@ -34,6 +35,12 @@ def products_of(weights: Sequence[torch.Tensor]) -> tuple[MakeProduct, torch.dty
     if _has_halves() and 2 * numbers <= room and all(map(_are_halves, weights)):
         return _halves, torch.float32
     return _plain, dtype
+
+
+def are_blocked_in_training(weights: Sequence[torch.Tensor]) -> bool:
+    """Return whether ``products_of`` makes blocks of ``weights``, whatever numbers they hold, and few enough beside a training."""
+    room = _LARGEST_SHARE_IN_TRAINING * total_memory_bytes(weights[0].device)
+    return products_of(weights)[0] is _blocked and 2 * sum(weight.numel() for weight in weights) <= room
 
 
 def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:

@@ -20,7 +20,7 @@ CONVERT_HINT = (
 # models stay under 10 MB and 50,000 tensors; tokenizers and lists of shards under 50 MB.
 _HEADER_LIMIT_BYTES = 32 << 20
 _MAX_TENSORS = 200_000
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"  # says which shard of a model holds which tensor
 
 
 def check_model_folder(folder: Path) -> None:
@@ -68,7 +68,7 @@ def weight_files(folder: Path) -> list[Path]:
         ConsentError: There are pickle weights only.
         DataError: The index is damaged or names a file elsewhere.
     """
-    index = folder / _INDEX
+    index = folder / INDEX
     if index.is_file():
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not shards:

@@ -13,10 +13,18 @@ from sftcli import storage
 from sftcli.errors import DataError
 from sftcli.json_files import read_json, write_json
 from sftcli.modeling.architecture import beside_text, opens_whole
+from sftcli.modeling.formats.folder_check import INDEX
 from sftcli.modeling.formats.older_config import with_keys_of, with_older_keys, with_older_tokenizer_keys
 from sftcli.modeling.formats.remote_code import copy_code
 from sftcli.modeling.formats.source_tensors import SourceTensors
-from sftcli.modeling.formats.stored_tensors import StoredTensor, copied_file_parts, in_parts, stored_tensors
+from sftcli.modeling.formats.stored_tensors import (
+    StoredTensor,
+    copied_file_parts,
+    in_parts,
+    index_of,
+    shard_name,
+    stored_tensors,
+)
 from sftcli.modeling.formats.streamed import names_to_stream, write_streamed
 from sftcli.modeling.formats.written import check_model_written
 from sftcli.runtime import is_finite
@@ -27,7 +35,6 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _SHARD_BYTES = 5 * 10**9
-_INDEX = "model.safetensors.index.json"
 TEMPLATE_FOLDER = "additional_chat_templates"
 _MACHINE_KEYS = (
     "_name_or_path",
@@ -246,7 +253,7 @@ def _add_tensors(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
     old = sorted({tensor.path for tensor in there.values()})
     groups = list(in_parts(tensors, _SHARD_BYTES))
     count = len(old) + len(groups)
-    names = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    names = [shard_name("model.safetensors", number, count) for number in range(count)]
     renamed = dict(zip(old, names[: len(old)], strict=True))
     for path in reversed(old):  # the last has the highest new number, so none is in the way of another
         storage.disk.rename(path, folder / renamed[path])
@@ -255,9 +262,7 @@ def _add_tensors(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
         storage.write_file(folder / name, copied_file_parts(group))
         places |= dict.fromkeys(group, name)
     size = sum(tensor.end - tensor.begin for tensor in (*there.values(), *tensors.values()))
-    write_json(
-        folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
-    )
+    write_json(folder / INDEX, index_of(places, size))
 
 
 def copy_tokenizer(source: Path, folder: Path, *, takes_types: bool = False) -> None:

@@ -1,6 +1,7 @@
 """The tensors in the files of a model folder: names, types, shapes and bytes, read from headers without loading any."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ TYPES = {
     torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.float16: "F16",
     torch.bfloat16: "BF16", torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL",
 }  # fmt: skip
+_SUFFIX = ".safetensors"
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _CHUNK_BYTES = 16 << 20
 
@@ -108,6 +110,37 @@ def file_header(tensors: Mapping[str, tuple[str, Sequence[int], int]]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def tensor_file_parts(
+    tensors: Mapping[str, torch.Tensor],
+    about: Mapping[str, tuple[torch.dtype, Sequence[int]]] | None = None,
+) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a safetensors file that holds ``tensors``; each is read when its turn comes.
+
+    With ``about``, type and shape of some, it holds these, and none of ``tensors`` is asked for before its turn.
+    """
+    if about is None:
+        about = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    order = sorted(about, key=lambda name: (-about[name][0].itemsize, name))
+    yield file_header(
+        {
+            name: (TYPES[dtype], shape, dtype.itemsize * math.prod(shape))
+            for name, (dtype, shape) in ((name, about[name]) for name in order)
+        }
+    )
+    for name in order:
+        yield tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def shard_name(whole: str, number: int, of: int) -> str:
+    """Return the file of shard ``number``, counted from 0, of what the file ``whole`` would hold alone."""
+    return whole if of == 1 else f"{whole.removesuffix(_SUFFIX)}-{number + 1:05d}-of-{of:05d}{_SUFFIX}"
+
+
+def index_of(places: Mapping[str, str], total_bytes: int) -> dict[str, object]:
+    """Return what ``INDEX`` says of tensors whose files are ``places``."""
+    return {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(places.items()))}
 
 
 def in_parts(tensors: Mapping[str, StoredTensor], most_bytes: int) -> Iterable[dict[str, StoredTensor]]:

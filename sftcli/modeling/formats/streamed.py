@@ -4,7 +4,7 @@ transformers takes all tensors at once. It is needed where files have other tens
 they are loaded; elsewhere it does no more than to leave out tensors that are tied, and to choose the files.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 
 from sftcli import storage
 from sftcli.json_files import write_json
-from sftcli.modeling.formats.stored_tensors import TYPES, file_header, grouped
-
-_INDEX = "model.safetensors.index.json"
+from sftcli.modeling.formats.folder_check import INDEX
+from sftcli.modeling.formats.stored_tensors import grouped, index_of, shard_name, tensor_file_parts
 
 
 def names_to_stream(model: PreTrainedModel, shapes: Mapping[str, torch.Size]) -> list[str] | None:
@@ -44,28 +43,9 @@ def write_streamed(
     """
     sizes = {name: dtype.itemsize * shape.numel() for name, (dtype, shape) in about.items()}
     groups = grouped(sizes, most_bytes)
-    files = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
-    if len(groups) == 1:
-        files = ["model.safetensors"]
+    files = [shard_name("model.safetensors", number, len(groups)) for number in range(len(groups))]
     for file, names in zip(files, groups, strict=True):
-        storage.write_file(folder / file, _file_parts(names, tensors, about))
+        storage.write_file(folder / file, tensor_file_parts(tensors, {name: about[name] for name in names}))
     if len(groups) > 1:
         places = {name: file for file, names in zip(files, groups, strict=True) for name in names}
-        write_json(
-            folder / _INDEX,
-            {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(places.items()))},
-        )
-
-
-def _file_parts(
-    names: list[str], tensors: Mapping[str, torch.Tensor], about: Mapping[str, tuple[torch.dtype, torch.Size]]
-) -> Iterator[bytes | memoryview]:
-    order = sorted(names, key=lambda name: (-about[name][0].itemsize, name))
-    yield file_header(
-        {
-            name: (TYPES[dtype], shape, dtype.itemsize * shape.numel())
-            for name, (dtype, shape) in ((name, about[name]) for name in order)
-        }
-    )
-    for name in order:
-        yield tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        write_json(folder / INDEX, index_of(places, sum(sizes.values())))

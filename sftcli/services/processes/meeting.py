@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 PREFIX = "sft"
 MEETING_SECONDS = 600  # in which all have to come
+# Agents of torchrun have met before they start processes. One that met an agent about to end waits here for a first process that
+# does not come, and the new agent for it: only starting it again helps.
+HOSTED_MEETING_SECONDS = 300
 HOSTED_SECONDS = 60  # to reach a store that a launcher keeps, which was there before the processes were
 _ATTEMPT, _MET = "attempt", "met"  # keys
 _POLL_SECONDS = 0.1
@@ -85,7 +88,7 @@ def _call(place: Place, store: "Store") -> tuple[str, list[tuple[int, int]]]:
     words.set(_here(0), _card(place))
     store.set(f"{PREFIX}/{_ATTEMPT}", f"{place.size} {attempt}")
     here = [_here(rank) for rank in range(place.size)]
-    words.wait(here, timedelta(seconds=MEETING_SECONDS))
+    words.wait(here, timedelta(seconds=_meeting_seconds(place)))
     cards = [card.decode() for card in words.multi_get(here)]
     words.set(_MET, json.dumps(cards))
     return attempt, [_seat(card) for card in cards]
@@ -94,7 +97,8 @@ def _call(place: Place, store: "Store") -> tuple[str, list[tuple[int, int]]]:
 def _come(place: Place, store: "Store") -> tuple[str, list[tuple[int, int]]]:
     """Follow the attempt that is named, until its first process has seen this one."""
     card, announced, attempt = _card(place), "", ""
-    deadline = time.monotonic() + MEETING_SECONDS
+    seconds = _meeting_seconds(place)
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = _text(store, f"{PREFIX}/{_ATTEMPT}")
         size, _, attempt = found.partition(" ")
@@ -107,7 +111,11 @@ def _come(place: Place, store: "Store") -> tuple[str, list[tuple[int, int]]]:
             if card in cards:  # else those that met are not of this attempt
                 return attempt, [_seat(one) for one in cards]
         time.sleep(_POLL_SECONDS)
-    raise dist.DistStoreError(f"process 0 did not come within {MEETING_SECONDS} s")
+    raise dist.DistStoreError(f"process 0 did not come within {seconds:g} s")
+
+
+def _meeting_seconds(place: Place) -> float:
+    return HOSTED_MEETING_SECONDS if place.is_hosted else MEETING_SECONDS
 
 
 def _here(rank: int) -> str:

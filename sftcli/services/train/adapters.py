@@ -17,13 +17,13 @@ from sftcli.modeling.adapter.folder import (
 from sftcli.modeling.adapter.targets import EXPERTS, ROUTERS, LeftAlone
 from sftcli.modeling.formats.folder_write import write_companions
 from sftcli.modeling.formats.identity import numbers_hash
+from sftcli.modeling.formats.stored_tensors import tensor_file_parts
 from sftcli.modeling.formats.written import check_file_written
 from sftcli.modeling.hub.snapshot import is_commit
 from sftcli.modeling.locate.default_model import ALIAS, HUB_NAME
 from sftcli.modeling.locate.locate import LocatedModel, is_path
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
 from sftcli.paths import as_path
-from sftcli.training.checkpoint.format import tensor_file_parts
 from sftcli.training.state import TrainingSnapshot
 
 if TYPE_CHECKING:

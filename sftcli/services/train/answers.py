@@ -12,7 +12,7 @@ from sftcli.errors import DataError, Location, SftError, StoppedError, UsageErro
 from sftcli.events import EventSink, GivenAnswer, HeldoutAnswers, NeverStop, Notice, Progressed, StopFlag
 from sftcli.figures import counted, percent
 from sftcli.modeling.decoding.decode import decode
-from sftcli.modeling.decoding.decoder import Decoder, checked_decoder
+from sftcli.modeling.decoding.decoder import Decoder, decoder_in_training
 from sftcli.modeling.decoding.kv_cache import turns_by_length
 from sftcli.runtime import body_of, monotonic
 from sftcli.services.diff.answers import EXACT
@@ -157,7 +157,7 @@ class HeldoutQuestions:
     def decoder(self) -> Decoder:
         """What decodes with the model in training; chosen once, and not before it is needed."""
         if self._decoder is None:
-            self._decoder = checked_decoder(self.parts.model, goes_on_training=True)
+            self._decoder = decoder_in_training(self.parts.model)
         return self._decoder
 
     def is_cheap(self, *, evaluations: int) -> bool:

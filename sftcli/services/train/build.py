@@ -230,6 +230,7 @@ def assemble(
         settings.training,
         embeddings=embedding_names(model),
         remainders=weights.remainders,
+        shard_group=weights.shard_group,
     )
     trainer = trainer_type(
         settings=settings.training,

@@ -8,11 +8,10 @@ and optimizer may be in several files each, of which every process of a training
 import hashlib
 import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,8 +19,8 @@ from torch import Tensor
 from sftcli import storage
 from sftcli.errors import DataError, NotFoundError, StorageError
 from sftcli.json_files import json_text
-from sftcli.modeling.formats.folder_check import check_safetensors
-from sftcli.modeling.formats.stored_tensors import TYPES, file_header, tensors_of_file
+from sftcli.modeling.formats.folder_check import INDEX, check_safetensors
+from sftcli.modeling.formats.stored_tensors import index_of, tensor_file_parts, tensors_of_file
 from sftcli.modeling.formats.written import check_file_written
 from sftcli.own_files import OwnFile, Stamp, stamp_of
 from sftcli.training.checkpoint.layout import are_all_parts, number_of, part_name, part_names
@@ -31,7 +30,6 @@ from sftcli.training.state import Part, RngState, TrainingSnapshot, TrainState
 MANIFEST, STATE = "manifest.json", "state.json"
 MODEL, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
 ADAPTER = "adapter_model.safetensors"  # in place of MODEL where an adapter is trained
-INDEX = "model.safetensors.index.json"  # says which part of MODEL holds which tensor, where there are parts
 _OTHER_DISK = "check the disk, and run it again"
 _OLDER = "delete this checkpoint, and the run resumes from the one before it"
 
@@ -111,11 +109,8 @@ def _index(folder: Path, parts: int) -> bytes:
         for file in part_names(MODEL, parts)
         for name, tensor in tensors_of_file(folder / file).items()
     }
-    content = {
-        "metadata": {"total_size": sum(size for _, size in places.values())},
-        "weight_map": {name: file for name, (file, _) in sorted(places.items())},
-    }
-    return json_text(content).encode()
+    files = {name: file for name, (file, _) in places.items()}
+    return json_text(index_of(files, sum(size for _, size in places.values()))).encode()
 
 
 def read_snapshot(folder: Path, *, is_verified: bool = False, part: Part | None = None) -> TrainingSnapshot:
@@ -172,8 +167,11 @@ def verify(folder: Path, *, part: Part | None = None) -> None:
         NotFoundError: A file is missing.
         DataError: A file has another size or another hash, or the manifest cannot be read.
     """
-    own = part or Part()
-    for name, wanted in read_manifest(folder).items():
+    _compare(folder, read_manifest(folder), part or Part())
+
+
+def _compare(folder: Path, files: Mapping[str, Stamp], own: Part) -> None:
+    for name, wanted in files.items():
         path = folder / name
         if not path.is_file():
             raise NotFoundError(f"checkpoint {folder} lacks {name}")
@@ -182,6 +180,22 @@ def verify(folder: Path, *, part: Part | None = None) -> None:
             raise DataError(f"{path} has {size} bytes, its manifest says {wanted.bytes}")
         if number_of(name) % own.of == own.number and storage.file_sha256(path) != wanted.sha256:
             raise DataError(f"{path} was changed after it was saved: its sha256 does not match the manifest")
+
+
+def verify_model(folder: Path) -> None:
+    """Compare the weights of a checkpoint in several parts with its manifest; ``folder`` may be anything else.
+
+    Parts of other steps and runs have the same names, tensors and sizes: together they are a model that nobody has trained.
+
+    Raises:
+        NotFoundError, DataError: As ``verify``.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest = _read_manifest(folder)
+    if manifest.parts > 1:
+        wanted = {INDEX, *part_names(MODEL, manifest.parts)}
+        _compare(folder, {name: stamp for name, stamp in manifest.files.items() if name in wanted}, Part())
 
 
 def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
@@ -254,17 +268,6 @@ def _has_all(files: Mapping[str, Stamp], parts: int) -> bool:
         and not is_adapter
         and are_all_parts(files, MODEL, OPTIMIZER, parts=parts)
     )
-
-
-def tensor_file_parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of a safetensors file that holds ``tensors``; each is read when its turn comes."""
-    order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    yield file_header(
-        {name: (TYPES[one.dtype], one.shape, one.numel() * one.element_size()) for name, one in order}
-    )
-    for _, tensor in order:
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        yield flat.view(torch.uint8).numpy().data
 
 
 def snapshot_bytes(snapshot: TrainingSnapshot) -> int:

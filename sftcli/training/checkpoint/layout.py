@@ -6,17 +6,15 @@ Several are named as the shards of large models on the hub are: ``model-00001-of
 import re
 from collections.abc import Collection
 
+from sftcli.modeling.formats.stored_tensors import shard_name
 from sftcli.training.state import Part
 
 _PART = re.compile(r".+-(?P<number>\d{5})-of-(?P<of>\d{5})\.safetensors")
-_SUFFIX = ".safetensors"
 
 
 def part_name(whole: str, part: Part) -> str:
     """Return the file of a part of what the file ``whole`` would hold alone."""
-    if part.of == 1:
-        return whole
-    return f"{whole.removesuffix(_SUFFIX)}-{part.number + 1:05d}-of-{part.of:05d}{_SUFFIX}"
+    return shard_name(whole, part.number, part.of)
 
 
 def part_names(whole: str, parts: int) -> list[str]:

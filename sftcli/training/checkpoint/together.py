@@ -18,11 +18,9 @@ from sftcli.errors import StorageError, UnsavedError
 from sftcli.own_files import Stamp
 from sftcli.runtime import monotonic
 from sftcli.training.checkpoint.format import write_part
+from sftcli.training.distributed.group import EXCHANGE_SECONDS
 from sftcli.training.state import TrainingSnapshot
 
-LONGEST_SECONDS = (
-    3600.0  # that one waits for another: longer than any save, for one whose machine is gone without a word
-)
 _SOON_SECONDS, _LATER_SECONDS = 0.02, 0.5  # between looks for a note, at first and in the end
 
 
@@ -133,10 +131,10 @@ def _awaited(notes: Notes, name: str, *, of: str) -> dict[str, Any]:
     Raises:
         UnsavedError: It does not come.
     """
-    end, pause = monotonic() + LONGEST_SECONDS, _SOON_SECONDS
+    end, pause = monotonic() + EXCHANGE_SECONDS, _SOON_SECONDS
     while (text := notes.find(name)) is None:
         if monotonic() > end:
-            raise UnsavedError(f"a checkpoint was not saved: {of} said nothing for {LONGEST_SECONDS:.0f} s")
+            raise UnsavedError(f"a checkpoint was not saved: {of} said nothing for {EXCHANGE_SECONDS} s")
         time.sleep(pause)
         pause = min(_LATER_SECONDS, 1.2 * pause)
     found: dict[str, Any] = json.loads(text)

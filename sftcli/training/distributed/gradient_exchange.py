@@ -32,16 +32,11 @@ class GradientExchange:
         self._heard: set[Parameter] | None = None  # in the last pass; None while gradients may still grow
         self._missing: list[int] = []
         self._sent: list[tuple[dist.Work, Tensor]] = []
-        self._is_open = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a step has begun to make gradients and not ended."""
-        return self._is_open
+        self.is_open = False  # whether a step has begun to make gradients and not ended
 
     def begin(self) -> None:
         """Begin a step."""
-        self._is_open = True
+        self.is_open = True
 
     def listen(self) -> None:
         """Begin to send: the pass that follows is the last one of the step."""
@@ -72,11 +67,11 @@ class GradientExchange:
         sent, self._sent = self._sent, []
         for work, _ in sent:
             work.wait()
-        self._is_open = False
+        self.is_open = False
 
     def give_up(self) -> None:
         """Let the others finish the exchange of a step that is taken again; gradients are of no use then."""
-        if self._is_open:
+        if self.is_open:
             self.send_rest()
             self.finish()
 

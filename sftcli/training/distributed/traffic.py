@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sftcli.runtime import share_of
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
@@ -25,10 +27,14 @@ class Traffic:
     gathered: int = 0  # weights, made whole by all-gather among those that share them out
     scattered: int = 0  # gradients, given to reduce-scatter among the same
     summed: int = 0  # gradients, given to all-reduce among those that hold the same weights
+    updated: int = 0  # what the optimizer swaps among those that share the weights out, or lets be summed
 
     def shard_wire_bytes(self, shards: int) -> float:
-        """Bytes that each of ``shards`` processes, which share the weights out, sends the others with the ring algorithms."""
-        return (self.gathered + self.scattered) * (shards - 1) / shards
+        """Bytes that each of ``shards`` processes, which share the weights out, sends the others with the ring algorithms.
+
+        What an optimizer lets be summed is little, and counts once.
+        """
+        return (self.gathered + self.scattered + self.updated) * (shards - 1) / shards
 
     def copy_wire_bytes(self, copies: int) -> float:
         """Bytes that each of ``copies`` processes, which hold the same, sends; an all-reduce is a reduce-scatter and an all-gather."""
@@ -69,6 +75,24 @@ def sharded_traffic(
         scattered=exchanges * trained,
         summed=trained // shards if copies > 1 else 0,
     )
+
+
+def muon_update_bytes(matrices: Iterable[Weight], *, shards: int, rank: int) -> int:
+    """Return what process ``rank`` gives in an update by Muon: its rows in float32, and in bfloat16 what it makes orthogonal.
+
+    The matrices come in the order of the optimizer, as their owners follow from it.
+    """
+    given = 0
+    for place, matrix in enumerate(matrices):
+        begin, end = share_of(matrix.shape[0], rank, shards)
+        given += 4 * (end - begin) * math.prod(matrix.shape[1:])
+        given += 2 * math.prod(matrix.shape) if place % shards == rank else 0
+    return given
+
+
+def adafactor_update_bytes(weights: Iterable[Weight]) -> int:
+    """Return what each process gives to be summed in an update by Adafactor: of each weight a norm, of matrices also the sums of columns."""
+    return 4 * sum(1 + (weight.shape[1] + 1 if len(weight.shape) == 2 else 0) for weight in weights)
 
 
 def _padded(weights: Iterable[Weight], shards: int) -> int:

@@ -5,30 +5,95 @@ A number is divided by the largest of its block and rounded to three bits behind
 the upper neighbor, by random numbers: rounded to the nearest, a mean that moves by less than half of a step would stand still.
 """
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
 import torch
 
-BLOCK = 256
+BLOCK = 256  # numbers, at most
 _DROPPED = 20  # of the 23 bits behind the point that a float32 number has, and its sign bit is not there
 _ONE = 0x3F800000 >> _DROPPED  # the largest of a block, as a code
 _SIGN, _MOST_SIGNED, _MOST = 0x80, 0x7F, 0xFF
+_NOISE_BITS = 30  # of a random number, half of them for each moment
 
 
-def num_blocks(numbers: int) -> int:
-    """Return how many scales so many numbers have."""
-    return -(-numbers // BLOCK)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """The rows of a tensor, along its last dimension, each in blocks of the same width; a vector has rows of one number.
+
+    No block reaches beyond its row. So whoever has some of the rows has whole blocks.
+    """
+
+    rows: int
+    columns: int
+    per_row: int
+
+    @classmethod
+    def of(cls, shape: Sequence[int]) -> Self:
+        """Return those of a tensor of ``shape``."""
+        columns = shape[-1] if len(shape) > 1 else 1
+        return cls(rows=math.prod(shape) // columns, columns=columns, per_row=-(-columns // BLOCK))
+
+    @property
+    def width(self) -> int:
+        """Numbers of a block; those behind the last number of a row are zeros."""
+        return -(-self.columns // self.per_row)
+
+    def cut(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return ``rows`` (R, columns) as blocks (R, per_row, width)."""
+        spare = self.per_row * self.width - self.columns
+        filled = torch.nn.functional.pad(rows, (0, spare)) if spare else rows
+        return filled.view(len(rows), self.per_row, self.width)
+
+    def join(self, blocks: torch.Tensor) -> torch.Tensor:
+        """Return the rows that ``cut`` was given."""
+        return blocks.flatten(1)[:, : self.columns]
 
 
-def packed(numbers: torch.Tensor, noise: torch.Tensor, *, signed: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``numbers`` as codes and their scales.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """Random numbers for each number of a tensor: the sum of one for its row and one for its column.
+
+    Any two of them are independent of each other, so that errors of rounding add up as if all were. Whoever has some of the rows
+    draws one for each row and column, and not for each number of the tensor.
+    """
+
+    of_rows: torch.Tensor  # (rows, 1)
+    of_columns: torch.Tensor  # (columns,)
+
+    @classmethod
+    def drawn(cls, blocks: Blocks, generator: torch.Generator) -> Self:
+        """Return that of a tensor, drawn from ``generator``."""
+        size = (blocks.rows + blocks.columns,)
+        drawn = torch.randint(
+            2**_NOISE_BITS, size, dtype=torch.int32, device=generator.device, generator=generator
+        )
+        return cls(of_rows=drawn[: blocks.rows, None], of_columns=drawn[blocks.rows :])
+
+    def of(self, rows: slice) -> Self:
+        """Return that of some rows."""
+        return replace(self, of_rows=self.of_rows[rows])
+
+    def halves(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return two random numbers of ``_DROPPED`` bits for each number of ``rows``."""
+        half = _NOISE_BITS // 2
+        both = self.of_rows[rows] + self.of_columns
+        first = (both & (2**half - 1)) << (_DROPPED - half)
+        return first, ((both >> half) & (2**half - 1)) << (_DROPPED - half)
+
+
+def packed(blocks: torch.Tensor, noise: torch.Tensor, *, signed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the numbers of ``blocks`` as codes, and the scale of each block.
 
     Args:
-        numbers: Float32, whole blocks in a row.
-        noise: For each a random number of ``_DROPPED`` bits.
+        blocks: Float32; the last dimension is the numbers of a block.
+        noise: For each number a random one of ``_DROPPED`` bits.
         signed: Whether they have signs. Those without are never rounded to zero: they divide.
     """
-    blocks = numbers.view(-1, BLOCK)
-    scales = blocks.abs().amax(1)
-    parts = (blocks / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).view(-1)
+    scales = blocks.abs().amax(-1)
+    parts = blocks / scales.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
     top = _MOST_SIGNED if signed else _MOST
     codes = ((parts.abs().view(torch.int32) + noise) >> _DROPPED) - (_ONE - top)
     codes.clamp_(0, top)
@@ -38,7 +103,7 @@ def packed(numbers: torch.Tensor, noise: torch.Tensor, *, signed: bool) -> tuple
 
 
 def unpacked(codes: torch.Tensor, scales: torch.Tensor, *, signed: bool) -> torch.Tensor:
-    """Return the numbers that ``codes``, whole blocks in a row, and ``scales`` stand for."""
+    """Return the numbers that ``codes``, in blocks along the last dimension, and ``scales`` stand for."""
     found = codes.int()
     if not signed:
         return _scaled(found + (_ONE - _MOST), scales)
@@ -49,5 +114,4 @@ def unpacked(codes: torch.Tensor, scales: torch.Tensor, *, signed: bool) -> torc
 
 
 def _scaled(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    parts = (codes << _DROPPED).view(torch.float32)
-    return parts.view(-1, BLOCK).mul_(scales[:, None]).view(-1)
+    return (codes << _DROPPED).view(torch.float32).mul_(scales[..., None])

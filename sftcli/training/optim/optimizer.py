@@ -7,6 +7,9 @@ from typing import Any, assert_never, cast
 import torch
 
 from sftcli.config.schema.training import OptimizerName, TrainingSettings
+from sftcli.errors import MismatchError
+from sftcli.training.distributed.shard_group import ShardGroup
+from sftcli.training.optim.adafactor import Adafactor
 from sftcli.training.optim.lean_adamw import LeanAdamW
 from sftcli.training.optim.muon import MuonWithAdamW
 from sftcli.training.weights.placement import placed_as
@@ -18,11 +21,12 @@ def make_optimizer(
     *,
     embeddings: Collection[str] = (),
     remainders: Mapping[str, torch.Tensor] | None = None,
+    shard_group: ShardGroup | None = None,
 ) -> torch.optim.Optimizer:
     """Return the optimizer of ``masters``; weight decay applies to matrices, not to gains and biases.
 
     ``embeddings`` are the names of token embeddings and output head, whose rows are vectors of their own. ``remainders`` are the
-    lower halves of masters that are split, by name.
+    lower halves of masters that are split, by name. ``shard_group`` are the processes among which masters are shared out.
     Whether the package and the device that it needs are there is asked before a run begins, by ``check_machine``.
     """
     decayed = [master for master in masters.values() if master.ndim >= 2]
@@ -42,9 +46,10 @@ def make_optimizer(
                 fused=True,
             )
         case OptimizerName.MUON:
-            return _muon(masters, embeddings, settings)
+            return _muon(masters, embeddings, settings, shard_group)
         case OptimizerName.ADAFACTOR:
-            return _adafactor(groups, settings)
+            # Its learning rate is absolute, as AdamW's is.
+            return Adafactor(groups, learning_rate=settings.peak_learning_rate, shard_group=shard_group)
         case OptimizerName.ADAMW_LEAN:
             return LeanAdamW(
                 groups,
@@ -63,7 +68,10 @@ def make_optimizer(
 
 
 def _muon(
-    masters: Mapping[str, torch.nn.Parameter], embeddings: Collection[str], settings: TrainingSettings
+    masters: Mapping[str, torch.nn.Parameter],
+    embeddings: Collection[str],
+    settings: TrainingSettings,
+    shard_group: ShardGroup | None,
 ) -> torch.optim.Optimizer:
     """Updates of matrices whose singular values are all about one (Jordan 2024); experts in one tensor stay with AdamW."""
     matrices = {name for name, master in masters.items() if master.ndim == 2} - {*embeddings}
@@ -85,18 +93,7 @@ def _muon(
         learning_rate=settings.peak_learning_rate,
         betas=(settings.beta1, settings.beta2),
         epsilon=settings.epsilon,
-    )
-
-
-def _adafactor(groups: Sequence[dict[str, object]], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Row and column means of the squared gradients and no first moment (Shazeer and Stern 2018).
-
-    Its learning rate is absolute, as AdamW's is.
-    """
-    from transformers.optimization import Adafactor
-
-    return Adafactor(
-        groups, lr=settings.peak_learning_rate, scale_parameter=False, relative_step=False, warmup_init=False
+        shard_group=shard_group,
     )
 
 
@@ -146,13 +143,37 @@ def restore_optimizer(
     masters: Mapping[str, torch.nn.Parameter],
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
-    """Set the optimizer's state from what ``optimizer_tensors`` returned."""
-    states: dict[str, dict[str, object]] = {}
+    """Set the optimizer's state from what ``optimizer_tensors`` returned.
+
+    Raises:
+        MismatchError: A tensor has another shape than this version gives it.
+    """
+    states: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         moment, _, name = key.partition("/")
-        states.setdefault(name, {})[moment] = _placed(optimizer, masters[name], value)
+        states.setdefault(name, {})[moment] = value
     for name, state in states.items():
-        optimizer.state[masters[name]] = state
+        optimizer.state[masters[name]] = _restored(optimizer, name, masters[name], state)
+
+
+def _restored(
+    optimizer: torch.optim.Optimizer, name: str, master: torch.Tensor, stored: Mapping[str, torch.Tensor]
+) -> dict[str, object]:
+    make_state = getattr(
+        optimizer, "first_state", None
+    )  # those whose state is not all in the shape of weights
+    if make_state is None:
+        return {moment: _placed(optimizer, master, value) for moment, value in stored.items()}
+    state: dict[str, object] = make_state(master)
+    for moment, like in state.items():
+        value = stored[moment]
+        if isinstance(like, torch.Tensor) and value.shape != like.shape:
+            raise MismatchError(
+                f"the checkpoint has {moment} of {name} in the shape {tuple(value.shape)}, not {tuple(like.shape)}",
+                hint="resume with the version that began the run, or train on from it in a new one: sft train --model CHECKPOINT",
+            )
+        state[moment] = placed_as(value, like) if isinstance(like, torch.Tensor) else int(value)
+    return state
 
 
 def _placed(optimizer: torch.optim.Optimizer, master: torch.Tensor, value: torch.Tensor) -> object:

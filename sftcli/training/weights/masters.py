@@ -15,6 +15,7 @@ from sftcli.errors import DivergedError, Location, MismatchError, UsageError
 from sftcli.runtime import is_finite
 from sftcli.training.distributed.gradient_exchange import GradientExchange
 from sftcli.training.distributed.group import Group
+from sftcli.training.distributed.shard_group import ShardGroup
 from sftcli.training.loss import BatchLoss
 from sftcli.training.weights.placement import placed_as
 
@@ -37,6 +38,7 @@ class MasterWeights:
     is_sharded = False  # whether this process holds a part of them only
     saves_parts = False  # whether each process has its part of a snapshot, and not the first one all of it
     keeps_frozen = True  # whether snapshots hold what does not train
+    shard_group: ShardGroup | None = None  # the processes among which masters are shared out
     _exchange: GradientExchange | None = None  # with other processes
 
     def __init__(

@@ -1,5 +1,6 @@
 """Sharded tensors and their full tensors."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -16,26 +17,41 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 def placed_as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return ``value`` on the device of ``like``; if ``like`` is sharded, this process's shard of it."""
-    mesh = getattr(like, "device_mesh", None)
-    if mesh is None:
+    if getattr(like, "device_mesh", None) is None:
         return value.to(like.device)
     with torch.no_grad():
         placed = torch.zeros_like(like)
-        shards = (
-            mesh.ndim - 1
-        )  # the dimension of the mesh along which it is shared out; before it that of its copies
-        # Every process has the whole value, so none has to send it; the last ones may have no part of a small one.
-        for part in value.chunk(mesh.size(shards))[mesh.get_local_rank(shards) :][:1]:
-            local_part(placed).copy_(part)
+        begin, end = rows_of(like)
+        local_part(placed).copy_(
+            value[begin:end]
+        )  # every process has the whole value, so none has to send it
     return placed
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """Return this process's shard of ``tensor``."""
-    return cast("torch.distributed.tensor.DTensor", tensor).to_local()
+    """Return this process's shard of ``tensor``; of one that is not sharded all of it."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else cast("torch.Tensor", to_local())
 
 
-def rows_of(sharded: torch.Tensor) -> tuple[int, int]:
-    """Return which rows of the full tensor this process has of ``sharded``: first one, and the one behind the last."""
-    mesh = cast("torch.distributed.tensor.DTensor", sharded).device_mesh
-    return share_of(sharded.shape[0], mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1))
+def rows_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return which rows of the full ``tensor`` this process has: first one, and the one behind the last.
+
+    The last processes may have none of a small one that is sharded.
+    """
+    mesh = getattr(tensor, "device_mesh", None)
+    length = tensor.shape[0] if tensor.ndim else 1
+    if mesh is None:
+        return 0, length
+    shards = mesh.ndim - 1  # the dimension along which it is shared out; before it that of its replicas
+    return share_of(length, mesh.get_local_rank(shards), mesh.size(shards))
+
+
+def zeros_by_rows(shape: Sequence[int], *, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return zeros of ``shape`` where ``like`` is; if that is sharded, shared out along the first dimension as it is."""
+    if not hasattr(like, "device_mesh"):
+        return torch.zeros(tuple(shape), dtype=dtype, device=like.device)
+    from torch.distributed.tensor import DTensor, zeros
+
+    sharded = cast("DTensor", like)
+    return zeros(*shape, dtype=dtype, device_mesh=sharded.device_mesh, placements=sharded.placements)

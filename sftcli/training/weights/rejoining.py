@@ -105,6 +105,11 @@ class _Noted:
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         return torch.empty(size, dtype=dtype, device=device)
 
+    def note(self, *, is_scatter: bool, whole: torch.Tensor, part: torch.Tensor) -> None:
+        self._seen.append(
+            Collective(is_scatter=is_scatter, whole=whole.numel(), part=part.numel(), dtype=part.dtype)
+        )
+
 
 class _Gather(_Noted):
     def __call__(
@@ -115,14 +120,7 @@ class _Gather(_Noted):
         async_op: bool = False,
     ) -> dist.Work | None:
         work: dist.Work | None = _GATHER(output_tensor, input_tensor, group=group, async_op=async_op)
-        self._seen.append(
-            Collective(
-                is_scatter=False,
-                whole=output_tensor.numel(),
-                part=input_tensor.numel(),
-                dtype=input_tensor.dtype,
-            )
-        )
+        self.note(is_scatter=False, whole=output_tensor, part=input_tensor)
         return work
 
 
@@ -136,14 +134,7 @@ class _Scatter(_Noted):
         async_op: bool = False,
     ) -> dist.Work | None:
         work: dist.Work | None = _SCATTER(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
-        self._seen.append(
-            Collective(
-                is_scatter=True,
-                whole=input_tensor.numel(),
-                part=output_tensor.numel(),
-                dtype=input_tensor.dtype,
-            )
-        )
+        self.note(is_scatter=True, whole=input_tensor, part=output_tensor)
         return work
 
 

@@ -25,6 +25,7 @@ from sftcli.data.batches.batch import Batch
 from sftcli.errors import DivergedError
 from sftcli.runtime import is_finite
 from sftcli.training.distributed.group import Group
+from sftcli.training.distributed.shard_group import ShardGroup
 from sftcli.training.distributed.traffic import Weight
 from sftcli.training.loss import BatchLoss
 from sftcli.training.weights.masters import MasterWeights, refuse_other_adapter, stored_buffers
@@ -93,9 +94,10 @@ class ShardedWeights(MasterWeights):
         self.exchange_each_micro_batch = exchange_each_micro_batch
         mesh = _mesh(group.size, shards, device)
         self._root = _shard(model, compute_dtype, mesh, device)
+        self.shard_group = ShardGroup(group=group, processes=mesh.get_group(mesh.ndim - 1))
         self._log = PassLog(
             self._root,
-            shards=mesh.get_group(mesh.ndim - 1),
+            shards=self.shard_group.processes,
             replicas=mesh.get_group(0) if mesh.ndim > 1 else None,
             device=device,
         )

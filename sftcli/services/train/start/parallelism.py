@@ -129,7 +129,8 @@ def make_weights(
     names = file_name if settings.adapter.is_on else None
     if shards > 1:
         trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-        parts = (3 * trained + 4 * sum(p.numel() for p in model.parameters())) // shards
+        beside = round((1 + OPTIMIZERS[settings.training.optimizer].state_share) * trained)
+        parts = (beside + 4 * sum(p.numel() for p in model.parameters())) // shards
         return ShardedWeights(
             model,
             compute_dtype=dtype,
@@ -209,12 +210,15 @@ def _shared(trainer: Trainer) -> str:
 
 
 def replicated_bytes(settings: Settings, folder: Path, dtype: torch.dtype) -> int:
-    """Return what weights, gradients and AdamW's moments take in a process that holds them all, activations left out."""
+    """Return what weights, gradients and optimizer state take in a process that holds them all, activations left out."""
+    facts = OPTIMIZERS[settings.training.optimizer]
+    times = 2 + facts.state_share  # weights, gradients and state are so often the float32 size of what trains
     whole = parameters_bytes(folder)
     rounded = whole * dtype.itemsize // 4
     if settings.adapter.is_on:
-        return rounded + 4 * adapter_bytes(folder, settings.adapter)
-    return 4 * whole + (rounded if dtype != torch.float32 else 0)
+        return rounded + round(times * adapter_bytes(folder, settings.adapter))
+    has_copies = dtype != torch.float32 and not (facts.splits_masters and dtype == torch.bfloat16)
+    return round(times * whole) + (rounded if has_copies else 0)
 
 
 def _memory(group: Group, device: torch.device) -> int:
@@ -224,7 +228,7 @@ def _memory(group: Group, device: torch.device) -> int:
 
 
 def _obstacle(settings: Settings) -> str:
-    if not OPTIMIZERS[settings.training.optimizer].has_adamw_moments:
+    if not OPTIMIZERS[settings.training.optimizer].takes_shards:
         return f"{settings.training.optimizer} keeps a state that cannot be shared out"
     if settings.adapter.quantize is not Quantize.NONE:
         return "4-bit weights cannot be shared out"

@@ -55,3 +55,9 @@ def test_store_that_is_gone_is_71_and_names_the_variable_of_torchrun(monkeypatch
     with pytest.raises(ResourceError, match="did not all connect to ") as caught:
         meet(place(1, 2, 1))
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caught.value.hint
+
+
+def test_process_whose_first_one_does_not_come_ends_so_that_its_launcher_starts_it_again(store, monkeypatch):
+    monkeypatch.setattr(meeting, "HOSTED_MEETING_SECONDS", 0.3)
+    with pytest.raises(ResourceError, match=r"process 0 did not come within 0\.3 s"):
+        meet(place(1, 2, store.port))

@@ -6,6 +6,7 @@ import torch
 from sftcli.config.schema.adapter import AdapterKind
 from sftcli.config.schema.training import OPTIMIZERS
 from sftcli.errors import UsageError
+from sftcli.modeling.formats.sizes import parameters_bytes
 from sftcli.services.train.start import parallelism
 from sftcli.services.train.start.parallelism import choose_shards, replicated_bytes, sharing_of
 from sftcli.training.distributed.group import Group
@@ -17,9 +18,7 @@ MANY = 10**12  # processes that share this machine's memory: none has room for a
 
 
 @pytest.mark.parametrize("parallel", ["fsdp", "hsdp"])
-@pytest.mark.parametrize(
-    "optimizer", [name for name, facts in OPTIMIZERS.items() if not facts.has_adamw_moments]
-)
+@pytest.mark.parametrize("optimizer", [name for name, facts in OPTIMIZERS.items() if not facts.takes_shards])
 def test_state_that_cannot_be_shared_out_is_refused_before_anything_is_written(
     tmp_path, monkeypatch, parallel, optimizer
 ):
@@ -101,3 +100,16 @@ def test_adapter_needs_far_less_than_all_weights(tmp_path):
         update={"adapter": full.adapter.model_copy(update={"kind": AdapterKind.LORA, "rank": 1})}
     )
     assert replicated_bytes(lora, folder, torch.bfloat16) < replicated_bytes(full, folder, torch.bfloat16) / 2
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "bytes_a_weight"),
+    [("adamw", 18), ("muon", 16), ("adafactor", 10.4), ("adamw_lean", 10.04)],
+)
+def test_a_replica_needs_what_its_optimizer_keeps(tmp_path, optimizer, bytes_a_weight):
+    folder = build_tiny_model(tmp_path / "model")
+    settings = settings_of(tmp_path, folder, f"training.optimizer={optimizer}").settings
+    weights = parameters_bytes(folder) / 4
+    assert replicated_bytes(settings, folder, torch.bfloat16) == pytest.approx(
+        bytes_a_weight * weights, abs=1
+    )
