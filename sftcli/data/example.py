@@ -55,8 +55,8 @@ class Example:
     """A row as the model sees it: ``input_ids`` (n,) int32 and ``loss_mask`` (n,) bool, true where there is loss.
 
     Of kind ``text`` it is a piece of pretraining text, and every token behind its first has loss. ``num_cut`` tokens were left
-    out at the end for the row's length. ``num_trained_turns``, 0 for text, ``num_cut`` and ``flags`` are known only as
-    long as the example was not stored.
+    out at the end for the row's length. ``num_trained_turns``, 0 for text, and ``num_cut`` are known only as long as the
+    example was not stored.
     """
 
     input_ids: npt.NDArray[np.int32]
@@ -80,4 +80,5 @@ class TooLong(Rejected):
 
 CUT_ANSWERS = frozenset({RowFlag.CUT_ANSWER, RowFlag.CUT_STOP})  # the last answer does not end
 CUTS = CUT_ANSWERS | {RowFlag.CUT_TURNS, RowFlag.CUT_END}
+PARTS = frozenset({RowFlag.SPLIT_TURNS, RowFlag.CUT_TURNS})  # not all trained answers of the row are in it
 TROUBLES = frozenset({RowFlag.UNREADABLE, RowFlag.MISREAD, RowFlag.CONTROL_CHARACTER})

@@ -371,10 +371,10 @@ class Trainer:
 
         Whether it does is decided once, and stays: a run that goes on does as it did. No random stream moves.
         """
-        if self.answer is None or self.state.asks is False:
+        if self.answer is None or (self.state.asks is False and self.settings.answers_if_cheap):
             return None
         rng = capture_rng()
-        if self.state.asks is None:
+        if not self.state.asks:  # open, or asked for since
             every = self.settings.eval_every_steps
             evaluations = 1 + (-(-self.settings.max_steps // every) if every else 1)
             self.state = replace(self.state, asks=self.answer.is_cheap(evaluations=evaluations))

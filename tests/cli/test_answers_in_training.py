@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sftcli.config.resolve import parse_set
 from sftcli.errors import UsageError
 from sftcli.events import HeldoutDone, Notice, Session
 from sftcli.services.evaluate.evaluate import run_evaluation
@@ -157,6 +158,20 @@ def test_nobody_is_made_to_wait_for_answers_that_were_not_asked_for(place, monke
     monkeypatch.setattr(HeldoutQuestions, "_seconds", lambda _: 9 - seconds)  # a run that goes on has decided
     resume_training(ResumeRequest(root=run.parent, run=run.name), to_the_end())
     assert [answers is not None for answers in given(RunFolder(run))] == [is_given] * 4
+
+
+@pytest.mark.parametrize("asked", ["training.eval_answers=4", "training.metric_for_best=check"])
+def test_a_run_that_goes_on_gives_the_answers_that_it_is_asked_for_then(place, monkeypatch, asked):
+    monkeypatch.setattr(HeldoutQuestions, "_seconds", lambda _: 10.0)
+    monkeypatch.setattr(HeldoutQuestions, "_training_seconds", lambda _: 8.0)
+    run = place / "runs" / f"asked-{asked[9:13]}"
+    train(labels(place, run.name, "training.eval_answers=none"), StopAtStep(5))
+    change = parse_set(asked)
+    request = ResumeRequest(
+        root=run.parent, run=run.name, overrides=(change,), allowed=(asked.partition("=")[0],)
+    )
+    resume_training(request, to_the_end())
+    assert [answers is not None for answers in given(RunFolder(run))] == [False, False, True, True]
 
 
 def test_the_time_that_answers_take_is_measured(place, monkeypatch):

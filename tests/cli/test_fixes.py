@@ -139,6 +139,29 @@ def test_a_run_says_what_it_was_fixed_by_and_is_resumed_with_the_same_fixes_alon
     assert code == 0, err
 
 
+def test_an_evaluation_tells_that_the_fixes_are_others_and_counts_the_rows_that_were_trained_on(
+    sft, rows, tiny_model, hashes
+):
+    write_fixes({"row": hashes[4], "fix": "leave-out"})
+    training = [*short_training(tiny_model, Path()), "--run", "one", "--fixes", "fixes.jsonl"]
+    assert sft("train", "--data", "rows.jsonl", *training)[0] == 0
+    asked = ["eval", "one", "--no-base", "--check", "none", "--json"]
+    code, out, err = sft(*asked)
+    assert (code, json.loads(out)["trained_on"]["same_row"]) == (0, 0)
+    assert "not those that one was trained on" not in err
+    data = ["--set", "data.heldout_fraction=0.2", "--fixes", "fixes.jsonl"]
+    trained = lines_of(open_prepared(Path(prepared(sft, tiny_model, *data)["folder"])).train)
+    write_fixes(*({"row": row, "fix": "leave-out"} for row in hashes[10:]))
+    held = lines_of(open_prepared(Path(prepared(sft, tiny_model, *data)["folder"])).heldout)
+    code, out, err = sft(*asked)
+    assert "the rows are not those that one was trained on" in " ".join(err.split())
+    assert json.loads(out)["trained_on"]["same_row"] == len(held & trained) > 0
+
+
+def lines_of(table) -> set[int]:
+    return {line for _, line in table.origins()}
+
+
 def test_a_row_that_is_kept_is_listed_no_more(sft, tiny_model, tmp_path):
     data = write_sums(tmp_path / "rows.jsonl")
     lines = data.read_text(encoding="utf-8").splitlines()
@@ -152,6 +175,8 @@ def test_a_row_that_is_kept_is_listed_no_more(sft, tiny_model, tmp_path):
     assert sft(*training, "--run", "two", "--fixes", "fixes.jsonl")[0] == 0
     (kept,) = [row for row in ledger_of(sft, "two") if row["row"] == odd["row"]]
     assert (kept["reasons"], kept["is_kept"]) == ({}, True)
+    (fix,) = json.loads(Path("runs/two/rows.json").read_text(encoding="utf-8"))["fixes"]
+    assert (fix["row"], fix["fix"]) == (odd["row"], "keep")  # for the file that its page writes
 
 
 def ledger_of(sft, run: str) -> list[dict]:

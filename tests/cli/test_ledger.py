@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import subprocess
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 
 import pytest
@@ -151,11 +151,40 @@ def test_two_processes_find_the_same(place, ledger, sft_there, tmp_path):
     assert (copy / "one/report.html").is_file()
 
 
+def test_a_fix_replaces_the_answer_that_the_page_shows_and_no_other(sft, tiny_model, tmp_path):
+    rows = [
+        {"messages": [
+            {"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."},
+            {"role": "user", "content": "And twice?"}, {"role": "assistant", "content": HOSTILE if n == 3 else f"It is {2 * n}."},
+        ]}
+        for n in range(30)
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    training = ["train", "--data", "rows.jsonl", *short_training(tiny_model, tmp_path)]
+    for train_on, offered in (("all", 1), ("each", 0)):
+        run = f"on-{train_on}"
+        assert sft(*training, "--run", run, "--train-on", train_on)[0] == 0
+        code, out, err = sft("report", run, "--rows", "--json")
+        assert code == 0, err
+        listed = [row for row in json.loads(out)["rows"]["rows"] if "format" in row["reasons"]]
+        assert {row["is_part"] for row in listed} == {train_on == "each"}
+        page = (tmp_path / "runs" / run / "report.html").read_text(encoding="utf-8")
+        cards = [card for card in page.split('class="card row"')[1:] if 'data-fix="keep"' in card]
+        assert {card.count('data-fix="replace"') for card in cards} == {offered}
+
+
 def test_flags_of_rows_need_them(sft_there, place):
     for flag in (["--max-rows", "3"], ["--processes", "2"], ["--trust-remote-code"]):
         code, _, err = sft_there("report", place / "runs/one", *flag)
         assert (code, f"{flag[0]} needs --rows" in err) == (2, True)
     assert sft_there("report", place / "runs/one", place / "runs/one", "--rows")[0] == 2
+
+
+def test_a_model_inside_of_a_run_is_refused_before_rows_are_scored(sft_there, place):
+    before = (place / "runs/one/rows.json").read_bytes()
+    code, _, err = sft_there("report", place / "runs/one/final", "--rows")
+    assert (code, "scoring" in err) == (66, False)
+    assert (place / "runs/one/rows.json").read_bytes() == before
 
 
 # Filters, sorts and decides as a person would, and writes what came of it into the title.
@@ -182,23 +211,36 @@ file.text().then(text => { seen.file = text; document.title = JSON.stringify(see
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 def test_the_page_filters_sorts_and_writes_fixes_that_are_read_back(place, tmp_path):
-    page = (place / "runs/one/report.html").read_text(encoding="utf-8")
-    page = re.sub("<meta http-equiv[^>]*>", "", page).replace("</body>", USE_THE_PAGE + "</body>")
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    done = opened(tmp_path / "page.html", tmp_path)
-    title = unescape(re.findall("<title>(.*?)</title>", done.stdout, re.DOTALL)[0])
-    seen = json.loads(title)
+    seen = used((place / "runs/one/report.html").read_text(encoding="utf-8"), tmp_path)
     kept = LEDGERS.read(place / "runs/one/rows.json")
     assert seen["all"] == len(kept.shown)
     assert seen["script"] == ["rows.jsonl:6"]
     assert seen["text"] == sum("of course" in row.answer for _, row in kept.shown)
     assert seen["told"] == "3 decided"
-    (tmp_path / "fixes.jsonl").write_text(seen["file"], encoding="utf-8")
-    fixes = list(read_fixes(str(tmp_path / "fixes.jsonl")).by_row.values())
+    fixes = seen["fixes"]
     assert [fix.fix for fix in fixes] == ["leave-out", "replace", "keep"]
     assert fixes[1].answer == "</script> é"
     by_place = sorted((row for _, row in kept.shown), key=lambda row: (row.source, row.line))
     assert [(fix.row, fix.place) for fix in fixes] == [(row.row, row.place) for row in by_place[:3]]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_what_was_decided_before_is_written_again(place, tmp_path):
+    page = (place / "runs/one/report.html").read_text(encoding="utf-8")
+    shown = [row for _, row in LEDGERS.read(place / "runs/one/rows.json").shown]
+    by_place = sorted(shown, key=lambda row: (row.source, row.line))  # the first four are clicked
+    changed, untouched = by_place[0].row, by_place[-1].row
+    before = [
+        {"row": "0" * 32, "fix": "leave-out", "place": "rows.jsonl:99"},
+        {"row": changed, "fix": "keep"},
+        {"row": untouched, "fix": "replace", "answer": 'so "it" is'},
+    ]
+    seen = used(page.replace('data-fixes="[]"', f'data-fixes="{escape(json.dumps(before))}"'), tmp_path)
+    found = {fix.row: (fix.fix, fix.answer) for fix in seen["fixes"]}
+    assert found["0" * 32] == found[changed] == ("leave-out", "")
+    assert found[untouched] == ("replace", 'so "it" is')
+    assert (len(found), seen["told"]) == (5, "5 decided, 2 of them before")
 
 
 @pytest.mark.browser
@@ -210,6 +252,16 @@ def test_a_browser_runs_the_script_of_the_page_and_no_other(place, tmp_path):
     done = opened(tmp_path / "page.html", tmp_path)
     assert "<title>one</title>" in done.stdout
     assert re.search(r'class="count muted">\d+ of \d+ rows<', done.stdout)  # which our script has written
+
+
+def used(page: str, tmp_path: Path) -> dict:
+    """Return what USE_THE_PAGE saw on ``page``, with the fixes that it wrote."""
+    page = re.sub("<meta http-equiv[^>]*>", "", page).replace("</body>", USE_THE_PAGE + "</body>")
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    done = opened(tmp_path / "page.html", tmp_path)
+    seen = json.loads(unescape(re.findall("<title>(.*?)</title>", done.stdout, re.DOTALL)[0]))
+    (tmp_path / "fixes.jsonl").write_text(seen["file"], encoding="utf-8")
+    return seen | {"fixes": list(read_fixes(str(tmp_path / "fixes.jsonl")).by_row.values())}
 
 
 def opened(page: Path, tmp_path: Path) -> "subprocess.CompletedProcess[str]":

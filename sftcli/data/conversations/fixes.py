@@ -1,7 +1,7 @@
 """What a person decided about rows: leave one out, replace its answer, or keep it as it is.
 
 A file of fixes has a JSON object a line: ``{"row": HASH, "fix": "leave-out", "place": "mails.jsonl:17"}``; ``replace`` brings an
-``answer``. A row is named by the hash of what its source says (``row_key``), so that it is found wherever it stands in its
+``answer``. A row is named by the hash of what its source says (``source_key``), so that it is found wherever it stands in its
 files, and every copy of it too. ``place`` says where it stood, for people. The files of rows stay as they are.
 """
 
@@ -11,10 +11,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
 
-from sftcli.data.conversations.fixes_done import FixesDone
-from sftcli.data.conversations.heldout_split import KEY_BYTES, row_key
+from sftcli.data.conversations.fixes_done import Fix, FixesDone
+from sftcli.data.conversations.heldout_split import KEY_BYTES, source_key
 from sftcli.data.conversations.messages import Conversation, PlainText, Rejected, TokenRow
 from sftcli.data.reading.json_rows import json_rows
 from sftcli.data.reading.text_lines import as_utf8, data_error, no_note
@@ -28,16 +27,6 @@ _FORM = (
     'a line is {"row": HASH, "fix": "leave-out", "replace" or "keep", "answer": TEXT, "place": "FILE:LINE"}'
 )
 _Row = Conversation | PlainText | TokenRow | Rejected
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fix:
-    """What was decided about a row. ``answer`` takes the place of its last trained one."""
-
-    row: str
-    fix: Literal["leave-out", "replace", "keep"]
-    answer: str = ""
-    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +115,7 @@ class FixingRows:
             if not isinstance(row, Conversation | TokenRow):
                 yield row
                 continue
-            key = row_key(row).hex()
+            key = source_key(row).hex()
             fix = self.fixes.by_row.get(key)
             if fix is None:
                 yield row

@@ -1,8 +1,19 @@
-"""What became of fixes, as a value that is kept beside the rows. It stands apart so that whoever reads it loads nothing else."""
+"""A fix, and what became of fixes, as values that are kept. They stand apart so that whoever reads them loads nothing else."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sftcli.figures import counted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fix:
+    """What was decided about a row. ``answer`` takes the place of its last trained one."""
+
+    row: str
+    fix: Literal["leave-out", "replace", "keep"]
+    answer: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

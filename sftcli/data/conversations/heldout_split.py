@@ -46,6 +46,15 @@ def row_key(conversation: Conversation | TokenRow) -> bytes:
     return digest_texts([conversation.tools, *turns])
 
 
+def source_key(row: Conversation | TokenRow) -> bytes:
+    """Return the hash of all that the source says: as ``row_key``, and two rows that think otherwise or set other template variables differ."""
+    key = row_key(row)
+    if isinstance(row, TokenRow):
+        return key
+    thoughts = [turn.thinking and normalize(turn.thinking) for turn in row.messages]
+    return digest_texts([key.hex(), row.variables, *thoughts]) if row.variables or any(thoughts) else key
+
+
 def digest_texts(texts: Iterable[str]) -> bytes:
     """Return the hash of a list of texts."""
     data = [text.encode("utf-8", "surrogatepass") for text in texts]  # half a pair is rejected later, by name

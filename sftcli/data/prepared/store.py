@@ -37,6 +37,7 @@ MANIFEST = "manifest.json"
 TRAIN, HELDOUT, TEXT = "train", "heldout", "text"
 SPLITS = (TRAIN, HELDOUT, TEXT)
 ROWS_PER_CHUNK = 1024
+_MESSAGES = ".jsonl"  # ends the name of a file that has rows as messages
 
 
 class ExampleTable:
@@ -143,7 +144,7 @@ class PreparedDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the content: the hash of all files."""
+        """Identity of the rows: the hash of their files."""
         return fingerprint_of(self.manifest)
 
     @property
@@ -354,12 +355,12 @@ def _stamped(path: Path) -> Stamp:
 
 def messages_file(folder: Path, split: str) -> Path:
     """Return where the rows of a split stand as messages."""
-    return folder / f"{split}.jsonl"
+    return folder / f"{split}{_MESSAGES}"
 
 
 def fingerprint_of(manifest: Manifest) -> str:
-    """Return the identity of the content that ``manifest`` stands for."""
-    files = {name: asdict(stamp) for name, stamp in manifest.files.items()}
+    """Return the identity of the rows that ``manifest`` stands for, whether they are kept as messages too or not."""
+    files = {name: asdict(stamp) for name, stamp in manifest.files.items() if not name.endswith(_MESSAGES)}
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sftcli.config.schema.data import Thinking, TrainOn
-from sftcli.data.conversations.heldout_split import row_key
+from sftcli.data.conversations.heldout_split import source_key
 from sftcli.data.conversations.messages import (
     Conversation,
     PlainText,
@@ -199,7 +199,7 @@ class Renderer:
         if isinstance(row, TokenRow):
             return [(row, self._from_tokens(row))]
         if isinstance(row, Conversation):  # the parts that it may become are found by the hash of the whole
-            row = replace(row, row=row.row or row_key(row).hex())
+            row = replace(row, row=row.row or source_key(row).hex())
         if self._strips_stop_text and isinstance(row, Conversation):
             stripped = self._stop_texts.strip(row)
             if stripped is not row:

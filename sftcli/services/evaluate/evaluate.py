@@ -69,7 +69,7 @@ from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.services.runs.lock import EvaluationLock
 from sftcli.services.runs.summary import RunHistory
-from sftcli.services.runs.trained_rows import count_trained, prepared_rows_of
+from sftcli.services.runs.trained_rows import are_rows_of, count_trained, prepared_rows_of
 
 if TYPE_CHECKING:
     from sftcli.services.evaluate.tasks import TasksRequest
@@ -384,9 +384,11 @@ def _trained_rows(
     """Return the rows that the model was trained on; None where they are not known, which is said."""
     if choice.run is None:
         return None
-    if not request.data:
+    if not request.data and are_rows_of(choice.run, prepared.dataset, emit):
         return prepared.dataset.train
     found = prepared_rows_of(choice.run)
+    if found is None and not request.data:
+        return prepared.dataset.train
     if found is None:
         emit(
             Notice(

@@ -19,6 +19,7 @@ from sftcli.runtime import choose_device, choose_dtype, dtype_name
 from sftcli.services.models.base import locate_adapter_base, locate_base, own_tokenizer
 from sftcli.services.models.reference import find_model
 from sftcli.services.runs.folder import RunFolder, read_settings
+from sftcli.training.checkpoint.format import verify_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,6 +73,7 @@ def choose_model(
 
     Raises:
         NotFoundError: Nothing is there.
+        DataError: A part of a checkpoint is not the one that was saved there.
         ConsentError: The code is not that of the run.
         UsageError: Code is trusted of a model that no run has made, or a base is named of a model that is no adapter.
     """
@@ -82,6 +84,7 @@ def choose_model(
         located = locate_model(found.name, revision=None, tokenizer=tokenizer, emit=emit)
         return ModelChoice(name=located.name, folder=located.folder, run=None)
     name, folder, run = found.name, found.folder, found.run
+    verify_model(folder)
     if found.fault:
         emit(
             Warned(
@@ -119,6 +122,7 @@ def base_of(
         located, runs_code = choice.base, choice.runs_code
     else:
         return None
+    verify_model(located.folder)
     return ModelChoice(name=located.name, folder=located.folder, run=None, runs_code=runs_code)
 
 

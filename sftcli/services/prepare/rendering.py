@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sftcli.config.schema.data import Thinking, TrainOn
 from sftcli.data.conversations.as_messages import messages_line
-from sftcli.data.conversations.heldout_split import row_key, split_key
+from sftcli.data.conversations.heldout_split import row_key, source_key, split_key
 from sftcli.data.conversations.messages import Conversation, Rejected, Role, TokenRow
 from sftcli.data.example import Example
 from sftcli.data.quality.duplicates import Marks, mark_rows
@@ -104,4 +104,4 @@ def _named(row: Row) -> str:
     """Return the hash by which fixes name ``row``; running text has none."""
     if isinstance(row, Conversation):
         return row.row
-    return row_key(row).hex() if isinstance(row, TokenRow) else ""
+    return source_key(row).hex() if isinstance(row, TokenRow) else ""

@@ -1,11 +1,13 @@
 """``rows.json``: what each row of a run cost before and after the training, and why some of them are worth a look."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from sftcli import storage
+from sftcli.data.conversations.fixes_done import Fix
 from sftcli.own_files import OwnFile
 from sftcli.services.runs.folder import RunFolder
 
@@ -56,6 +58,7 @@ class RowLosses:
     answer: str = ""
     is_cut: bool = False
     is_kept: bool = False  # a fix says that it is right as it is
+    is_part: bool = False  # other trained answers of its row are elsewhere, or left out: a fix that replaces means the last of them
 
     @property
     def place(self) -> str:
@@ -91,6 +94,7 @@ class Ledger:
     seconds: float
     sources: tuple[SourceLosses, ...]
     rows: tuple[RowLosses, ...]
+    fixes: tuple[Fix, ...] = ()  # which the rows were prepared with: what is decided now comes on top of them
 
     @property
     def counts(self) -> dict[Reason, int]:
@@ -102,6 +106,11 @@ class Ledger:
     def shown(self) -> list[tuple[int, RowLosses]]:
         """The rows that have their texts, with their places in the ledger, from 1."""
         return [(place, row) for place, row in enumerate(self.rows, 1) if row.is_shown]
+
+    @property
+    def fixes_text(self) -> str:
+        """The fixes as a page reads them, keys without a value left out."""
+        return json.dumps([{key: value for key, value in asdict(one).items() if value} for one in self.fixes])
 
     def to_json(self) -> dict[str, object]:
         """Return it as plain values."""

@@ -14,6 +14,7 @@ from sftcli.data.prepared.store import (
 )
 from sftcli.data.prepared.subset import with_subset
 from sftcli.errors import SftError
+from sftcli.events import EventSink, Warned
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.services.runs.overlap import TrainedRows
 
@@ -33,6 +34,15 @@ def count_trained(trained: ExampleTable, rows: ExampleTable) -> TrainedRows:
         same_row=sum(row in same_rows for row, _ in asked),
         same_prompt=sum(prompt in same_prompts for _, prompt in asked),
     )
+
+
+def are_rows_of(run: RunFolder, dataset: PreparedDataset, emit: EventSink) -> bool:
+    """Return whether ``dataset``, prepared from the settings of ``run``, holds the rows that it was trained on; others are told of."""
+    if run.data_fingerprint() in (None, dataset.fingerprint):
+        return True
+    text = f"the rows are not those that {run.name} was trained on: their files, or what prepares them, changed since"
+    emit(Warned(text=text))
+    return False
 
 
 def prepared_rows_of(run: RunFolder) -> PreparedDataset | None:

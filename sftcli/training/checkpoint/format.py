@@ -167,8 +167,11 @@ def verify(folder: Path, *, part: Part | None = None) -> None:
         NotFoundError: A file is missing.
         DataError: A file has another size or another hash, or the manifest cannot be read.
     """
-    own = part or Part()
-    for name, wanted in read_manifest(folder).items():
+    _compare(folder, read_manifest(folder), part or Part())
+
+
+def _compare(folder: Path, files: Mapping[str, Stamp], own: Part) -> None:
+    for name, wanted in files.items():
         path = folder / name
         if not path.is_file():
             raise NotFoundError(f"checkpoint {folder} lacks {name}")
@@ -177,6 +180,22 @@ def verify(folder: Path, *, part: Part | None = None) -> None:
             raise DataError(f"{path} has {size} bytes, its manifest says {wanted.bytes}")
         if number_of(name) % own.of == own.number and storage.file_sha256(path) != wanted.sha256:
             raise DataError(f"{path} was changed after it was saved: its sha256 does not match the manifest")
+
+
+def verify_model(folder: Path) -> None:
+    """Compare the weights of a checkpoint in several parts with its manifest; ``folder`` may be anything else.
+
+    Parts of other steps and runs have the same names, tensors and sizes: together they are a model that nobody has trained.
+
+    Raises:
+        NotFoundError, DataError: As ``verify``.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest = _read_manifest(folder)
+    if manifest.parts > 1:
+        wanted = {INDEX, *part_names(MODEL, manifest.parts)}
+        _compare(folder, {name: stamp for name, stamp in manifest.files.items() if name in wanted}, Part())
 
 
 def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:

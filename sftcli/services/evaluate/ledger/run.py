@@ -14,10 +14,11 @@ from sftcli.config.schema.settings import Settings
 from sftcli.data.batches.batch import ExampleSource
 from sftcli.data.batches.progress import Stages
 from sftcli.data.conversations.fixes import read_fixes
-from sftcli.data.example import Example
+from sftcli.data.conversations.fixes_done import Fix
+from sftcli.data.example import CUT_ANSWERS, PARTS, Example
 from sftcli.data.prepared.store import HELDOUT, TRAIN, ExampleTable, PreparedDataset
 from sftcli.errors import DataError, UsageError
-from sftcli.events import EventSink, Notice, Session, Warned, unheard
+from sftcli.events import EventSink, Notice, Session, unheard
 from sftcli.figures import counted, duration
 from sftcli.modeling.formats.identity import answering_hash
 from sftcli.modeling.tokenizer.chat_tokenizer import HFChatTokenizer
@@ -40,6 +41,7 @@ from sftcli.services.runs.event_log import read_events
 from sftcli.services.runs.folder import RunFolder, read_settings
 from sftcli.services.runs.lock import EvaluationLock
 from sftcli.services.runs.summary import RunHistory
+from sftcli.services.runs.trained_rows import are_rows_of
 from sftcli.training.row_scores import RowScore
 
 MOST_ROWS = 10_000  # scored where the user says nothing else
@@ -65,7 +67,7 @@ class _Found:
     run: RunFolder
     prepared: PreparedData
     base: ModelChoice | None
-    kept: frozenset[str]  # hashes of rows
+    fixes: tuple[Fix, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +121,8 @@ def run_ledger(request: LedgerRequest, session: Session) -> Ledger:
             for one in (choice, base):
                 if one is not None:
                     require_room(prepared, one.weights_folder, session.emit if one is choice else unheard)
-            kept = _kept_by_fixes(settings)
-            return _Found(choice=choice, run=choice.run, prepared=prepared, base=base, kept=kept)
+            fixes = _fixes_of(settings)
+            return _Found(choice=choice, run=choice.run, prepared=prepared, base=base, fixes=fixes)
 
         found = peers.rank_zero_first(find, session.stop)
         ledger = _scored(found, request.most_rows, session, peers)
@@ -129,19 +131,14 @@ def run_ledger(request: LedgerRequest, session: Session) -> Ledger:
         return ledger
 
 
-def _kept_by_fixes(settings: Settings) -> frozenset[str]:
-    """Return the rows of which a fix says that they are right as they are."""
-    if settings.data.fixes is None:
-        return frozenset()
-    fixes = read_fixes(settings.data.fixes).by_row.values()
-    return frozenset(fix.row for fix in fixes if fix.fix == "keep")
+def _fixes_of(settings: Settings) -> tuple[Fix, ...]:
+    """Return the fixes that the rows are prepared with."""
+    return () if settings.data.fixes is None else tuple(read_fixes(settings.data.fixes).by_row.values())
 
 
 def _scored(found: _Found, most_rows: int, session: Session, peers: Peers) -> Ledger:
     run, prepared, choice, base = found.run, found.prepared, found.choice, found.base
-    if prepared.dataset.fingerprint != run.data_fingerprint():
-        text = f"the rows are not those that {run.name} was trained on: their files, or what prepares them, changed since"
-        session.emit(Warned(text=text))
+    are_rows_of(run, prepared.dataset, session.emit)
     everything = list(_each_once(prepared.dataset))
     if not everything:
         raise DataError(f"{run.name} has no rows", hint="sft prepare tells why")
@@ -150,6 +147,7 @@ def _scored(found: _Found, most_rows: int, session: Session, peers: Peers) -> Le
     _tell_cost(chosen, len(everything), len(models), RunHistory(read_events(run)), session.emit)
     begin, stages = monotonic(), Stages(STAGES * len(models), session.emit)
     scores = [_score(one, chosen, prepared.tokenizer, stages, session, peers) for one in models]
+    kept = frozenset(fix.row for fix in found.fixes if fix.fix == "keep")
     return Ledger(
         model=run.inside(choice.folder),
         model_hash=answering_hash(choice.folder),
@@ -157,7 +155,8 @@ def _scored(found: _Found, most_rows: int, session: Session, peers: Peers) -> Le
         available=len(everything),
         seconds=monotonic() - begin,
         sources=tuple(_by_source(chosen, scores)),
-        rows=tuple(_rows(chosen, _costs(chosen, scores), prepared.tokenizer, found.kept)),
+        rows=tuple(_rows(chosen, _costs(chosen, scores), prepared.tokenizer, kept)),
+        fixes=found.fixes,
     )
 
 
@@ -272,8 +271,10 @@ def _rows(chosen: _Chosen, costs: Costs, tokenizer: HFChatTokenizer, kept: froze
             reasons={reason.value: words for reason, words in reasons[row].items()},
             prompt=cut(prompts[row]) if row in shown else "",
             answer=cut(answers[row]) if row in shown else "",
-            is_cut=row in shown and cut(answers[row]) != answers[row],
+            is_cut=row in shown
+            and (cut(answers[row]) != answers[row] or bool(examples[row].flags & CUT_ANSWERS)),
             is_kept=examples[row].row in kept,
+            is_part=bool(examples[row].flags & PARTS),
         )
         for row in order
     ]

@@ -1,7 +1,9 @@
 "use strict";
 // Texts of rows are read from the page and written as text: nothing here makes markup of them.
 for (const ledger of document.querySelectorAll(".ledger")) {
-  const all = [...ledger.querySelectorAll(".row")], list = ledger.querySelector(".list"), fixes = new Map();
+  const all = [...ledger.querySelectorAll(".row")], list = ledger.querySelector(".list");
+  // What the rows were prepared with is written again, as the new file takes the place of the earlier one.
+  const before = JSON.parse(ledger.dataset.fixes), fixes = new Map(before.map(fix => [fix.row, fix]));
   const find = name => ledger.querySelector(name);
   const number = (row, key) => row.dataset[key] === "" ? -Infinity : Number(row.dataset[key]);
   const orders = {
@@ -26,7 +28,8 @@ for (const ledger of document.querySelectorAll(".ledger")) {
     const ready = [...fixes.values()].filter(fix => fix.fix !== "replace" || fix.answer.trim());
     find(".download").disabled = !ready.length;
     const open = fixes.size - ready.length;
-    find(".decided").textContent = fixes.size ? `${ready.length} decided${open ? `, ${open} without an answer` : ""}` : "nothing decided yet";
+    const old = before.filter(fix => fixes.get(fix.row) === fix).length;
+    find(".decided").textContent = fixes.size ? `${ready.length} decided${old ? `, ${old} of them before` : ""}${open ? `, ${open} without an answer` : ""}` : "nothing decided yet";
     return ready;
   };
   const decide = (row, button) => {
@@ -46,9 +49,19 @@ for (const ledger of document.querySelectorAll(".ledger")) {
     }
     told();
   };
+  const opened = new Set();
   for (const row of all) {
-    for (const button of row.querySelectorAll("button")) button.addEventListener("click", () => decide(row, button));
-    row.querySelector("textarea")?.addEventListener("input", event => {
+    const fix = fixes.get(row.dataset.row), area = row.querySelector("textarea");
+    if (fix?.fix === "replace" && !opened.has(fix)) {
+      opened.add(fix);
+      area.hidden = false;
+      area.value = fix.answer;
+    }
+    for (const button of row.querySelectorAll("button")) {
+      button.setAttribute("aria-pressed", button.dataset.fix === fix?.fix);
+      button.addEventListener("click", () => decide(row, button));
+    }
+    area?.addEventListener("input", event => {
       fixes.get(row.dataset.row).answer = event.target.value;
       told();
     });
@@ -64,4 +77,5 @@ for (const ledger of document.querySelectorAll(".ledger")) {
   find(".order").addEventListener("input", sort);
   for (const tools of ledger.querySelectorAll(".tools")) tools.hidden = false;
   show();
+  told();
 }

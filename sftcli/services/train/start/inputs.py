@@ -25,6 +25,7 @@ from sftcli.services.train.resuming.compatibility import fingerprints
 from sftcli.services.train.start.open_settings import decide, decided_text, doubts, parameters_of
 from sftcli.services.train.start.requirements import check_machine
 from sftcli.services.train.start.servers import require_served, require_served_model
+from sftcli.training.checkpoint.format import verify_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,7 @@ def find_inputs(settings: Settings, session: Session, *, run: RunFolder | None =
     sources = find_sources(settings.data)
     require_served(settings)
     located = locate_base(settings.model, session.emit, run=run)
+    verify_model(located.folder)
     require_served_model(settings, located.folder, session.emit)
     if session.stop.requested():
         raise StoppedError

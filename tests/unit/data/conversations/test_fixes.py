@@ -1,12 +1,13 @@
 """Files of fixes: what is no fix is refused with its file and line, and what they change does not depend on how they are written."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from sftcli.data.conversations.fixes import FixingRows, read_fixes
 from sftcli.data.conversations.fixes_done import FixesDone
-from sftcli.data.conversations.heldout_split import row_key
+from sftcli.data.conversations.heldout_split import row_key, source_key
 from sftcli.data.conversations.messages import Conversation, Message, TokenRow
 from sftcli.data.reading.record import Origin
 from sftcli.errors import DataError, NotFoundError
@@ -100,6 +101,23 @@ def test_rows_are_found_wherever_they_stand_and_their_last_answer_is_replaced(tm
         done.in_words() == "1 row left out, 1 answer replaced, 1 kept, 1 no longer found (rows.jsonl changed)"
     )
     assert fixing.done(["/data/rows.jsonl"], is_whole=False).changed == ()  # it may just not have been read
+
+
+def test_rows_that_differ_in_what_they_think_or_in_their_template_variables_are_told_apart(tmp_path):
+    plain = conversation("q", "a")
+    answer = plain.messages[-1]
+    thinking, other = (
+        replace(plain, messages=(plain.messages[0], replace(answer, thinking=text)))
+        for text in ("well, two.", "well, three.")
+    )
+    rows = [plain, thinking, other, replace(plain, variables='{"mode": "short"}')]
+    for row in rows:
+        name = written(tmp_path / "fixes.jsonl", {"row": source_key(row).hex(), "fix": "leave-out"})
+        left = list(FixingRows(read_fixes(name)).apply(rows, str))
+        assert left == [one for one in rows if one is not row]
+    spaced = replace(thinking, messages=(plain.messages[0], replace(answer, thinking="Well,  two. ")))
+    assert source_key(spaced) == source_key(thinking)
+    assert source_key(plain) == row_key(plain)
 
 
 def test_an_answer_that_no_text_can_replace_is_refused_with_the_line_of_the_fix(tmp_path):
