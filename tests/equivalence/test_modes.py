@@ -100,8 +100,7 @@ def orthogonal_in_float64(
 
 
 def is_muon_of_one_process_but_for_rounding(group: Group, shards: int) -> None:
-    for place in (torch.optim._muon, muon):
-        place._zeropower_via_newtonschulz = orthogonal_in_float64
+    torch.optim._muon._zeropower_via_newtonschulz = orthogonal_in_float64
     muon._MADE_IN = torch.float32
     changes = {"optimizer": "muon", "learning_rate": 1e-2, "max_steps": 8}
     alone, several = (
